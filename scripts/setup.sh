@@ -1,0 +1,30 @@
+# Makes .venv and installs the package; sourced by `quickstart` and `test`. Leaves the interpreter in $PY.
+# PYTHON chooses the interpreter that .venv is made with.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON="${PYTHON:-python3}"
+PY=.venv/bin/python
+
+if [ ! -x "$PY" ] || [ ! -f .venv/ready ]; then
+    if ! command -v "$PYTHON" >/dev/null 2>&1; then
+        echo "$PYTHON is not installed: install Python 3.11 or newer, or name one with PYTHON=python3.12." >&2
+        exit 2
+    fi
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        echo "$PYTHON is $("$PYTHON" --version 2>&1 | tail -1), older than Python 3.11 or not usable: name a newer one with PYTHON=python3.12." >&2
+        exit 2
+    fi
+    if ! "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null; then
+        echo "$PYTHON lacks the module venv: install it (on Debian: apt-get install python3-venv)." >&2
+        exit 2
+    fi
+    "$PYTHON" -m venv .venv
+fi
+# Installed anew whenever pyproject.toml changed since.
+want="$1 $(sha256sum pyproject.toml | cut -d' ' -f1)"
+if [ "$(cat .venv/ready 2>/dev/null)" != "$want" ] && [ "$(cat .venv/ready 2>/dev/null)" != "[dev]${want#"$1"}" ]; then
+    echo "Installing into .venv (about 80 s the first time) ..."
+    rm -f .venv/ready
+    "$PY" -m pip install --quiet --disable-pip-version-check --editable ".$1"
+    echo "$want" >.venv/ready
+fi
