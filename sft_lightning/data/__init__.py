@@ -1,0 +1,1 @@
+"""From a word that names pictures to batches."""

@@ -1,0 +1,357 @@
+"""`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
+from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.sources import Part, open_pictures, open_source, open_unlabeled
+from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits, make_splits, read_manifest, write_manifest
+from sft_lightning.data.views import WeakView, to_float, weak
+from sft_lightning.errors import InputError
+
+MANIFEST = "split.csv"
+SKIPPED = "skipped_images.txt"
+_UNCHANGED = WeakView()
+
+
+class Labeled(NamedTuple):
+    """Pictures with labels.
+
+    Attributes:
+        x: float32 in [0, 1], (B, C, H, W).
+        y: int64, (B,); -1 where a label is unknown.
+        indices: int64, (B,): positions in the split.
+    """
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+
+
+class Unlabeled(NamedTuple):
+    """Pictures without labels.
+
+    Attributes:
+        weak: float32 in [0, 1], (B, C, H, W): the weak view.
+        indices: int64, (B,): positions in the split.
+    """
+
+    weak: Tensor
+    indices: Tensor
+
+
+class ImageDataModule(LightningDataModule):
+    """Labeled and unlabeled pictures.
+
+    A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
+    it needs in `batch_parts`, and only that is loaded. Validation, test and prediction batches are `Labeled`.
+    """
+
+    def __init__(
+        self,
+        source: str = "sample",
+        root: str = "data",
+        download: bool = False,
+        num_labels: int | None = None,
+        labels_per_class: int | None = None,
+        unlabeled_source: str | None = None,
+        seed: int = 0,
+        val_size: int | float = 0.1,
+        test_size: int | float = 0.2,
+        split_file: str | None = None,
+        on_leak: LeakPolicy = "drop",
+        on_bad_image: Literal["raise", "skip"] = "raise",
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        background: tuple[int, int, int] = (255, 255, 255),
+        weak_view: WeakView = _UNCHANGED,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        num_workers: int | None = None,
+        predict_source: str | None = None,
+    ) -> None:
+        """Opens the source; pictures are read by `setup`.
+
+        Args:
+            source: `sample` (shipped with the package), `sample-digits`, a torchvision data set such as `CIFAR10`, a
+                folder of class folders, or a `.csv` / `.parquet` manifest with the columns path,label[,split][,group].
+            root: Folder that holds torchvision data sets.
+            download: Fetch a torchvision data set that is not in `root`.
+            num_labels: How many training labels are used, divided among the classes; 0 for none, null for all.
+            labels_per_class: How many training labels of each class are used, instead of `num_labels`.
+            unlabeled_source: Another source whose training pictures are the unlabeled ones, instead of what is left.
+            seed: Chooses the splits, and the order and views of training batches.
+            val_size: Share (below 1) or number of training examples held out where the source has no validation part.
+            test_size: The same where the source has no test part.
+            split_file: A `split.csv` that an earlier run wrote, instead of choosing anew.
+            on_leak: A picture that is held out for evaluation and stands in training, too, is dropped from training
+                (`drop`) or stops the run (`raise`).
+            on_bad_image: An unreadable picture stops the run (`raise`) or is left out, counted and listed (`skip`).
+            image_size: Side of the square pictures; null keeps that of data sets in memory and makes files 224.
+            channels: 1 for gray, 3 for color; null keeps that of data sets in memory and makes files 3.
+            background: Color under transparent pixels, 0 to 255.
+            weak_view: Random changes of training pictures.
+            batch_size: Training examples of each batch and process.
+            eval_batch_size: The same for validation, test and prediction; null for `batch_size`.
+            steps_per_epoch: Batches of an epoch; null for one pass over the first part that the paradigm needs.
+            num_workers: Processes that decode files; null for one per available core, at most 8.
+            predict_source: What `predict` reads: a folder, manifest, file or data set; null for the test split.
+
+        Raises:
+            InputError: Something of this cannot be.
+        """
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("steps_per_epoch", steps_per_epoch),
+            ("image_size", image_size),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: give a whole number of at least 1")
+        scale = weak_view.crop_scale
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise InputError(f"weak_view.crop_scale is {scale}: give two shares of the area such as [0.08, 1.0]")
+        self.source, self.root, self.download = open_source(source, root, download), root, download
+        self.unlabeled_source, self.predict_source, self.split_file = unlabeled_source, predict_source, split_file
+        self.request = Request(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
+        self.bad = BadImages(on_bad_image)
+        self.weak_view = weak_view
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        shape = self.source.image_shape or (3, 224, 224)
+        self._converts = image_size is not None or channels is not None
+        side = image_size or shape[1]
+        self._image_shape = (channels or shape[0], side, side)
+        self.geometry = Geometry(side, self._image_shape[0], background)
+        self.splits: Splits = {}
+        self._parts: list[Part] = []
+        self._to_predict: Split | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, known before any picture is read."""
+        return len(self.source.class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+        return list(self.source.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what a network sees."""
+        return self._image_shape
+
+    @property
+    def predict_ids(self) -> list[str]:
+        """Path or name of each example that `predict` reads."""
+        return self._predicted().ids
+
+    def labeled_counts(self) -> Tensor:
+        """Number of training labels of each class, int64 of shape (num_classes,)."""
+        return torch.bincount(self.splits["labeled"].labels, minlength=self.num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Reads the source and makes the splits, once.
+
+        Args:
+            stage: fit, validate, test or predict.
+        """
+        if not self.splits:
+            self._make_splits()
+        if stage == "predict":
+            self._predicted()
+        folder = self._run_folder()  # a collective call: on every rank
+        if folder is not None and stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            about = {"source": self.source.name, "unlabeled_source": self.unlabeled_source, "seed": self.request.seed}
+            write_manifest(folder / MANIFEST, self.splits, self._parts, self.class_names, about)
+            self._list_skipped(folder)
+
+    def teardown(self, stage: str) -> None:
+        """Lists pictures that turned out unreadable on the way.
+
+        Args:
+            stage: fit, validate, test or predict.
+        """
+        folder = self._run_folder()
+        if folder is not None:
+            self._list_skipped(folder)
+
+    def _run_folder(self) -> Path | None:
+        folder = None if self.trainer is None or not self.trainer.loggers else self.trainer.log_dir
+        return None if folder is None or getattr(self.trainer, "fast_dev_run", False) else Path(folder)
+
+    def _list_skipped(self, folder: Path) -> None:
+        if self.bad.found and folder.is_dir():
+            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.bad.found.items())]
+            (folder / SKIPPED).write_text("".join(lines), encoding="utf-8")
+
+    def _make_splits(self) -> None:
+        parts = {name: self._readable(part) for name, part in self.source.load().items()}
+        second = None
+        if self.unlabeled_source is not None:
+            second = self._readable(open_unlabeled(self.unlabeled_source, self.root, self.download))
+            self._check_shape(next(iter(parts.values())), second)
+        self._parts = [*parts.values(), *([second] if second is not None else [])]
+        if self.split_file is not None:
+            self.splits = read_manifest(Path(self.split_file), self._parts, self.class_names)
+        else:
+            self.splits = make_splits(parts, second, self.request, self.class_names)
+        if self.bad.found:
+            listed = ", ".join(sorted(self.bad.found)[:5])
+            self.request.messages.append(f"{len(self.bad.found)} unreadable images are skipped: {listed}")
+        for message in self.request.messages:
+            rank_zero_info(f"Data: {message}.")
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        rank_zero_info(f"Data: {self.source.name}: {sizes}.")
+
+    def _readable(self, part: Part) -> Part:
+        """The part without files that are no whole pictures."""
+        if not isinstance(part.images, FileImages):
+            return part
+        broken = part.images.unreadable(range(len(part)))
+        for i, reason in broken.items():
+            self.bad.report(str(part.images.paths[i]), reason)
+        if not broken:
+            return part
+        keep = [i for i in range(len(part)) if i not in broken]
+        ids = [part.ids[i] for i in keep]
+        groups = None if part.groups is None else [part.groups[i] for i in keep]
+        return Part(FileImages([part.images.paths[i] for i in keep], ids), ids, part.labels[keep], groups)
+
+    def _check_shape(self, first: Part, second: Part) -> None:
+        a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, MemoryImages) else None for p in (first, second))
+        if a and b and a != b and not self._converts:
+            raise InputError(
+                f"unlabeled_source {self.unlabeled_source!r} has pictures of shape {b}, source {self.source.name!r} of "
+                f"{a}: set image_size and channels to convert both"
+            )
+
+    def _predicted(self) -> Split:
+        if self._to_predict is None:
+            if self.predict_source is None:
+                self._to_predict = self.splits["test"]
+            else:
+                part = self._readable(open_pictures(self.predict_source, self.root))
+                self._to_predict = Split(part, list(range(len(part))))
+        return self._to_predict
+
+    def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if train and len(split) < world_size:
+            raise InputError(f"there are {len(split)} {name} images for {world_size} processes: use fewer devices")
+        size = self.batch_size if train else self.eval_batch_size
+        # Two streams of one run draw differently.
+        seed = 2 * self.request.seed + (name == "unlabeled")
+        return BatchPlan(len(split), size, seed, train, rank, world_size)
+
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        return getattr(module, "batch_parts", ("labeled",))
+
+    @property
+    def epoch_steps(self) -> int:
+        """Training batches of an epoch of this process."""
+        first = self._needed[0]
+        return self.steps_per_epoch or self._plan(first, self.splits[first], train=True).per_pass
+
+    def _stream(self, name: str, split: Split, train: bool) -> Stream:
+        plan = self._plan(name, split, train)
+        scale = self.weak_view.crop_scale if train else None
+        geometry = Geometry(
+            self.geometry.size,
+            self.geometry.channels,
+            self.geometry.background,
+            scale=None if scale is None else (scale[0], scale[1]),
+        )
+        return Stream(
+            split,
+            plan,
+            geometry,
+            with_labels=name != "unlabeled",
+            workers=self.num_workers,
+            bad=self.bad,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def train_dataloader(self) -> TrainLoader:
+        """The parts that the paradigm needs, side by side."""
+        needed = self._needed
+        if "labeled" in needed and not len(self.splits["labeled"]):
+            raise InputError(
+                f"source {self.source.name!r} gives no label to train on (num_labels is {self.request.num_labels}): "
+                "ask for some, or train without labels"
+            )
+        if "unlabeled" in needed and not len(self.splits["unlabeled"]):
+            raise InputError(
+                f"source {self.source.name!r} gives no unlabeled image: use fewer labels (num_labels), add a folder "
+                "'unlabeled' or lines with a blank label, or name an unlabeled_source"
+            )
+        streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
+        return TrainLoader(streams, self.epoch_steps)
+
+    def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
+        return EvalLoader(self._stream(name, split, train=False)) if len(split) else []
+
+    def val_dataloader(self) -> EvalLoader | list[Any]:
+        """The validation split, or nothing where none is held out."""
+        return self._eval("val", self.splits["val"])
+
+    def test_dataloader(self) -> EvalLoader | list[Any]:
+        """The test split."""
+        if not len(self.splits["test"]):
+            raise InputError(f"source {self.source.name!r} has no test image: set test_size or add a folder 'test'")
+        return self._eval("test", self.splits["test"])
+
+    def predict_dataloader(self) -> EvalLoader | list[Any]:
+        """What is to be predicted."""
+        return self._eval("predict", self._predicted())
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves the uint8 pictures; on the CPU there is nothing to do."""
+        if device.type == "cpu":
+            return batch
+        if isinstance(batch, dict):
+            return {name: _moved(raw, device) for name, raw in batch.items()}
+        return _moved(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Makes the views on the device."""
+        if isinstance(batch, RawBatch):
+            return self._labeled(batch)
+        views: dict[str, Labeled | Unlabeled] = {}
+        if "labeled" in batch:
+            views["labeled"] = self._labeled(batch["labeled"])
+        if "unlabeled" in batch:
+            raw: RawBatch = batch["unlabeled"]
+            views["unlabeled"] = Unlabeled(self._view("unlabeled", raw), raw.indices)
+        return views
+
+    def _labeled(self, raw: RawBatch) -> Labeled:
+        assert raw.labels is not None
+        return Labeled(self._view("labeled", raw), raw.labels, raw.indices)
+
+    def _view(self, name: str, raw: RawBatch) -> Tensor:
+        x = to_float(raw.images, self._image_shape[0], self._image_shape[1])
+        if raw.draw is None:
+            return x
+        view = self.weak_view
+        if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
+            view = WeakView(view.flip, view.crop_padding)  # the worker has cropped while it decoded
+        return weak(x, view, raw.draw)
+
+
+def _moved(raw: RawBatch, device: torch.device) -> RawBatch:
+    labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
+    return RawBatch(raw.images.to(device, non_blocking=True), labels, raw.indices, raw.draw)

@@ -1,0 +1,296 @@
+"""Batches: step-bounded, rank-aware, resumable; a slice of a uint8 tensor, or files decoded by workers.
+
+Everything random about batch number g follows from (seed, g): which examples it holds and the seed of its views. A
+loader that is told g goes on from there, whatever the number of workers, and no global random state is touched.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
+from sft_lightning.data.splits import Split
+from sft_lightning.errors import InputError
+
+_PRIME = 1_000_003
+
+
+class RawBatch(NamedTuple):
+    """What a loader yields: pictures before any view is made.
+
+    Attributes:
+        images: uint8, (B, C, H, W).
+        labels: int64, (B,), or None: labels of unlabeled examples never travel.
+        indices: int64, (B,): positions in the split.
+        draw: Seed of the random views of this batch, None where views are fixed.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+    draw: int | None
+
+
+class BatchPlan:
+    """Which examples batch g of this process holds, as a pure function of g.
+
+    Training passes over the examples in a new order each pass. The batches of all processes together are what one
+    process with the product of batch size and processes would see. A last batch of fewer than two examples for each
+    process is merged into the one before, so that batch normalization always has something to normalize.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Plans the passes.
+
+        Args:
+            count: Number of examples.
+            batch_size: For each process.
+            seed: Of the orders and views.
+            shuffle: A new order each pass (training) or the order as it is (evaluation).
+            rank: Of this process.
+            world_size: Number of processes.
+        """
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        if shuffle:
+            everyone = batch_size * world_size
+            self.per_pass = math.ceil(count / everyone)
+            if self.per_pass > 1 and count - (self.per_pass - 1) * everyone < 2 * world_size:
+                self.per_pass -= 1
+        else:  # evaluation: this process takes every world_size-th example, so none is seen twice
+            self.per_pass = math.ceil(len(range(rank, count, world_size)) / batch_size)
+        self._order: tuple[int, Tensor] | None = None
+
+    def _pass(self, number: int) -> Tensor:
+        if self._order is None or self._order[0] != number:
+            if self.shuffle:
+                generator = torch.Generator().manual_seed(self.seed * _PRIME + number)
+                order = torch.randperm(self.count, generator=generator)
+            else:
+                order = torch.arange(self.rank, self.count, self.world_size)
+            self._order = number, order
+        return self._order[1]
+
+    def __getitem__(self, g: int) -> tuple[Tensor, int]:
+        """The examples of batch g and the seed of its views.
+
+        Args:
+            g: Counts batches from the start of training.
+        """
+        number, k = divmod(g, self.per_pass)
+        order = self._pass(number)
+        draw = (self.seed * _PRIME + g) * self.world_size + self.rank
+        width = self.batch_size * (self.world_size if self.shuffle else 1)
+        chunk = order[k * width : None if k == self.per_pass - 1 else (k + 1) * width]
+        if self.shuffle and self.world_size > 1:
+            chunk = torch.tensor_split(chunk, self.world_size)[self.rank]
+        return chunk, draw
+
+
+class _Decoded(Dataset[Any]):
+    """Reads one file for a worker: (position, seed or None) to (picture or reason, position)."""
+
+    def __init__(self, images: FileImages, indices: Sequence[int], geometry: Geometry) -> None:
+        self.images, self.indices, self.geometry = images, indices, geometry
+
+    def __getitem__(self, request: tuple[int, int | None, int]) -> tuple[Tensor | str, int, int]:
+        position, seed, draw = request
+        try:
+            return self.images.read(self.indices[position], self.geometry, seed), position, draw
+        except (OSError, SyntaxError, ValueError) as error:
+            return f"{error}", position, draw
+
+
+class _Requests:
+    """The batches that a `DataLoader` asks its workers for; where they start and end is set before each pass."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self.plan, self.start, self.stop = plan, 0, 0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int | None, int]]]:
+        for g in range(self.start, self.stop):
+            indices, draw = self.plan[g]
+            crop = [draw * _PRIME + k if self.plan.shuffle else None for k in range(len(indices))]
+            yield [(i, seed, draw) for i, seed in zip(indices.tolist(), crop, strict=True)]
+
+
+def _as_it_is(batch: list[Any]) -> list[Any]:
+    return batch
+
+
+class Stream:
+    """The batches of one split, from any point on."""
+
+    def __init__(
+        self,
+        split: Split,
+        plan: BatchPlan,
+        geometry: Geometry,
+        with_labels: bool = True,
+        workers: int = 0,
+        bad: BadImages | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """Prepares; nothing is read.
+
+        Args:
+            split: What to read.
+            plan: In which order.
+            geometry: How files become pictures of one size.
+            with_labels: Whether labels travel.
+            workers: Processes that decode files.
+            bad: Where unreadable files are reported.
+            pin_memory: Faster copies to a GPU.
+        """
+        self.plan, self.bad = plan, bad or BadImages()
+        self._split = split
+        self._labels = split.labels if with_labels else None
+        self._memory: Tensor | None = None
+        self._indices: Tensor | None = None
+        images = split.part.images
+        if isinstance(images, MemoryImages):
+            self._memory = images.data
+            whole = len(split.indices) == len(images)
+            self._indices = None if whole else torch.tensor(split.indices)
+            self._pin = pin_memory
+        else:
+            assert isinstance(images, FileImages)
+            self._requests = _Requests(plan)
+            self._loader: DataLoader[Any] = DataLoader(
+                _Decoded(images, split.indices, geometry),
+                batch_sampler=self._requests,
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                persistent_workers=workers > 0,
+                pin_memory=False,
+                # Workers need no random numbers, and drawing their seed would move the global state.
+                generator=torch.Generator(),
+            )
+
+    def batches(self, start: int, stop: int) -> Iterator[RawBatch]:
+        """Yields batches start to stop - 1.
+
+        Args:
+            start: Number of the first batch since the start of training.
+            stop: One past the last.
+
+        Raises:
+            InputError: A file cannot be decoded and the policy is `raise`, or nothing of a batch can be.
+        """
+        if self._memory is None:
+            self._requests.start, self._requests.stop = start, stop
+            yield from map(self._collated, self._loader)
+            return
+        shuffled = self.plan.shuffle
+        for g in range(start, stop):
+            index, draw = self.plan[g]
+            images = self._memory[index if self._indices is None else self._indices[index]]
+            yield RawBatch(
+                images.pin_memory() if self._pin else images,
+                None if self._labels is None else self._labels[index],
+                index,
+                draw if shuffled else None,
+            )
+
+    def _collated(self, items: list[tuple[Tensor | str, int, int]]) -> RawBatch:
+        pictures, positions = [], []
+        for picture, position, _ in items:
+            if isinstance(picture, str):
+                self.bad.report(self._split.ids[position], picture)
+            else:
+                pictures.append(picture)
+                positions.append(position)
+        if not pictures:
+            raise InputError(
+                f"no image of a whole batch could be read, {self._split.ids[items[0][1]]!r} among them: "
+                "check the files and the permissions of their folder"
+            )
+        index = torch.tensor(positions)
+        return RawBatch(
+            torch.stack(pictures),
+            None if self._labels is None else self._labels[index],
+            index,
+            items[0][2] if self.plan.shuffle else None,
+        )
+
+
+class TrainLoader:
+    """The parts of a training batch side by side, in epochs of a fixed number of steps.
+
+    Lightning saves `state_dict` in its checkpoints and hands it back, so an interrupted epoch goes on where it stopped.
+    """
+
+    def __init__(self, streams: dict[str, Stream], steps: int) -> None:
+        """Joins the streams.
+
+        Args:
+            streams: `labeled`, `unlabeled` or both.
+            steps: Batches of an epoch.
+        """
+        self.streams, self.steps = streams, steps
+        self.epoch, self.position = 0, 0
+
+    @property
+    def sampler(self) -> "TrainLoader":
+        """Lightning calls `set_epoch` on what it finds here."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Moves to the start of an epoch, or stays inside it after a resume.
+
+        Args:
+            epoch: Counted from 0.
+        """
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, RawBatch]]:
+        start = self.position if self.position < self.steps else 0
+        self.position = start
+        first, last = self.epoch * self.steps + start, (self.epoch + 1) * self.steps
+        parts = [stream.batches(first, last) for stream in self.streams.values()]
+        for together in zip(*parts, strict=True):
+            self.position += 1
+            yield dict(zip(self.streams, together, strict=True))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch would come from."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from a saved place.
+
+        Args:
+            state: From `state_dict`.
+        """
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class EvalLoader:
+    """One pass over a split in its own order."""
+
+    def __init__(self, stream: Stream) -> None:
+        """Wraps the stream.
+
+        Args:
+            stream: With a plan that does not shuffle.
+        """
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.stream.plan.per_pass
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        return self.stream.batches(0, len(self))

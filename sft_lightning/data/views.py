@@ -1,0 +1,86 @@
+"""Views: from uint8 pictures to what a network sees, for a whole batch at once, on its device, random per sample."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class WeakView:
+    """A mild random change that keeps the meaning of a picture. All off: pictures pass unchanged.
+
+    Attributes:
+        flip: Mirror half of the pictures left to right. Digits and letters must not be flipped.
+        crop_padding: Shift by up to so many pixels, with zeros (black) coming in.
+        crop_scale: Smallest and largest share of the area that a random crop keeps, as in [0.08, 1.0], or null.
+    """
+
+    flip: bool = False
+    crop_padding: int = 0
+    crop_scale: list[float] | None = None
+
+
+def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
+    """Pixels in [0, 1] with the wanted number of channels and side.
+
+    Args:
+        images: uint8, (B, C, H, W).
+        channels: 1 or 3.
+        size: Side in pixels, or None to keep it.
+
+    Returns:
+        float32, (B, channels, size, size).
+    """
+    x = images.float().div_(255)
+    if channels == 3 and x.shape[1] == 1:
+        x = x.expand(-1, 3, -1, -1)
+    elif channels == 1 and x.shape[1] == 3:
+        x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)  # luma of ITU-R 601
+    if size is not None and x.shape[-2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return x
+
+
+def weak(x: Tensor, view: WeakView, draw: int | None) -> Tensor:
+    """Applies the random changes of a weak view.
+
+    Args:
+        x: float, (B, C, H, W).
+        view: Which changes.
+        draw: Seed of this batch; None gives the picture as it is.
+    """
+    if draw is None or not (view.flip or view.crop_padding or view.crop_scale):
+        return x
+    # Drawn on the CPU: the same numbers on every device, and only a few of them.
+    generator = torch.Generator().manual_seed(draw)
+    count, _, height, width = x.shape
+    if view.crop_scale is not None:
+        x = _resized_crop(x, view.crop_scale, generator)
+    if view.crop_padding:
+        pad = view.crop_padding
+        top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(x.device)
+        rows = top[:, None] + torch.arange(height, device=x.device)
+        columns = left[:, None] + torch.arange(width, device=x.device)
+        padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+        each = torch.arange(count, device=x.device)[:, None, None]
+        x = padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if view.flip:
+        flipped = torch.rand(count, generator=generator) < 0.5
+        x = torch.where(flipped.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+    return x
+
+
+def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> Tensor:
+    """A random rectangle of each picture, stretched over the whole; area and aspect as in Inception's training."""
+    count = len(x)
+    area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
+    ratio = torch.empty(count).uniform_(-0.2876820724, 0.2876820724, generator=generator).exp()  # 3/4 to 4/3
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    shift_x, shift_y = torch.empty(2, count).uniform_(-1, 1, generator=generator)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
+    theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
+    grid = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

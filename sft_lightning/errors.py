@@ -1,0 +1,35 @@
+"""The one exception that means: the input is wrong, and here is what to do about it."""
+
+import difflib
+
+
+class InputError(Exception):
+    """A mistake in the user's input.
+
+    The message is one sentence that names the file or field, its value and the remedy. The command line prints
+    it without a traceback and exits with code 2.
+    """
+
+
+def cause(error: BaseException) -> InputError | None:
+    """The user's mistake at the root of an exception that a library wrapped around it, or None.
+
+    Args:
+        error: What was caught.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, InputError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
+def near(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """Returns a hint with the known names closest to a misspelled one, or an empty string.
+
+    Args:
+        word: What the user wrote.
+        known: The names that would have been right.
+    """
+    matches = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, n=3, cutoff=0.5)
+    by_lower = {name.lower(): name for name in known}
+    return f" (did you mean {' or '.join(repr(by_lower[m]) for m in matches)}?)" if matches else ""
