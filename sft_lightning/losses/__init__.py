@@ -1,0 +1,1 @@
+"""Losses in plain torch, one idea a file."""

@@ -1,0 +1,46 @@
+"""Reconstruction: how far a drawn picture is from the true one, and how to make the task harder.
+
+Denoising: Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders". Masking of
+patches: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners" (there with a transformer that sees only
+the rest; here hidden patches are zero).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def reconstruction(drawn: Tensor, x: Tensor) -> Tensor:
+    """Mean squared error over pixels and batch.
+
+    Args:
+        drawn: (B, C, H, W).
+        x: (B, C, H, W).
+    """
+    return F.mse_loss(drawn, x)
+
+
+def add_noise(x: Tensor, std: float) -> Tensor:
+    """Adds Gaussian noise and keeps pixels in [0, 1].
+
+    Args:
+        x: (B, C, H, W) in [0, 1].
+        std: Standard deviation in units of the pixel range.
+    """
+    return (x + std * torch.randn_like(x)).clamp(0, 1)
+
+
+def hide_patches(x: Tensor, share: float, patch: int) -> Tensor:
+    """Sets a share of the square patches of each picture to zero.
+
+    Args:
+        x: (B, C, H, W).
+        share: Of the patches that are hidden, 0 to 1.
+        patch: Side of a patch in pixels.
+    """
+    rows, columns = math.ceil(x.shape[2] / patch), math.ceil(x.shape[3] / patch)
+    seen = (torch.rand(len(x), 1, rows, columns, device=x.device) >= share).to(x.dtype)
+    mask = seen.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    return x * mask[:, :, : x.shape[2], : x.shape[3]]

@@ -1,0 +1,168 @@
+"""Weights from files: read without running anything, matched by name and shape, and said aloud."""
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sft_lightning.errors import InputError
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Matched:
+    """What a file gave to a network.
+
+    Attributes:
+        prefix: What stood before the network's own names in the file.
+        taken: Names that were loaded.
+        missing: Names of the network that the file lacks.
+        other_shape: Names in both whose shapes differ.
+        unused: Names of the file that the network lacks.
+    """
+
+    prefix: str
+    taken: list[str]
+    missing: list[str]
+    other_shape: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        total = len(self.taken) + len(self.missing) + len(self.other_shape)
+        text = f"{len(self.taken)} of {total} backbone tensors matched"
+        for words, names in (
+            ("not in the file", self.missing),
+            ("of another shape", self.other_shape),
+            ("in the file but not used", self.unused),
+        ):
+            if names:
+                text += f"; {words}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        return text
+
+
+def find_weights(path: Path) -> Path:
+    """The file with weights that a path means.
+
+    Args:
+        path: A file, or the folder of a run: its `encoder.safetensors`, else its last checkpoint.
+
+    Raises:
+        InputError: There is none.
+    """
+    if path.is_dir():
+        for name in ("encoder.safetensors", "checkpoints/last.ckpt"):
+            if (path / name).is_file():
+                return path / name
+        raise InputError(
+            f"weights {str(path)!r} is a folder without encoder.safetensors or checkpoints/last.ckpt: give the folder "
+            "of a run (lightning_logs/.../version_0) or a file"
+        )
+    if not path.is_file():
+        raise InputError(f"weights {str(path)!r} does not exist: give none, default, a file or the folder of a run")
+    return path
+
+
+def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Reads tensors and what is said about them; nothing in the file is run.
+
+    Args:
+        path: `.safetensors`, or a checkpoint or state dict that `torch.load(weights_only=True)` takes.
+
+    Returns:
+        Tensors by name, and the description that `write_weights` put beside them (or an empty one).
+
+    Raises:
+        InputError: The file is damaged, or holds objects other than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("sft_lightning", "{}"))
+                return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"weights {str(path)!r} is damaged or holds objects other than tensors, which could run code: "
+            "save its state dict as .safetensors"
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"weights {str(path)!r} cannot be read ({reason}): fetch or save it again") from error
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+    if not isinstance(content, Mapping):
+        raise InputError(f"weights {str(path)!r} holds no tensors by name: save a state dict")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, {}
+
+
+def write_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
+    """Writes a module's tensors as safetensors, whole or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        module: Whose `state_dict` is written.
+        about: Primitives that tell how to rebuild the module.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".part")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, staged, metadata={"sft_lightning": json.dumps(about)})
+    staged.replace(path)
+
+
+def load_into(network: nn.Module, tensors: Tensors, source: str) -> Matched:
+    """Copies what fits by name and shape.
+
+    The names of the file may carry any prefix (`backbone.net.`, `module.`, `_orig_mod.`); the one under which most
+    tensors fit is taken.
+
+    Args:
+        network: Changed in place.
+        tensors: From `read_weights`.
+        source: Named in the error.
+
+    Raises:
+        InputError: Nothing fits.
+    """
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    own = network.state_dict()
+    prefixes = {""} | {name[: name.rfind(".", 0, k) + 1] for name in tensors for k in _dots(name)}
+
+    def fits(prefix: str) -> list[str]:
+        return [n for n, t in own.items() if (f := tensors.get(prefix + n)) is not None and f.shape == t.shape]
+
+    prefix = max(sorted(prefixes, key=len), key=lambda p: len(fits(p)))
+    taken = fits(prefix)
+    if not taken:
+        raise InputError(
+            f"weights {source!r} fit nothing: the file has {_some(sorted(tensors))}, the backbone "
+            f"{_some(sorted(own))}; give weights of the same architecture"
+        )
+    network.load_state_dict({n: tensors[prefix + n] for n in taken}, strict=False)
+    rest = [n for n in own if n not in set(taken)]
+    used = {prefix + n for n in own} | {prefix.removesuffix("net.") + n for n in ("mean", "std")}
+    return Matched(
+        prefix,
+        taken,
+        missing=[n for n in rest if prefix + n not in tensors],
+        other_shape=[n for n in rest if prefix + n in tensors],
+        unused=[n for n in tensors if n not in used],
+    )
+
+
+def _dots(name: str) -> list[int]:
+    return [i + 1 for i, letter in enumerate(name) if letter == "."]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -1,0 +1,1 @@
+"""The paradigms: LightningModules, one readable file each."""

@@ -1,0 +1,140 @@
+"""Pre-training without labels: an autoencoder whose encoder any other paradigm can start from.
+
+L_rec = ||x - dec(enc(x))||^2, mean over pixels and batch (Hinton & Salakhutdinov 2006). The denoising and the masked
+variant corrupt what the encoder sees, never what the decoder must draw.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from sft_lightning import __version__
+from sft_lightning.errors import InputError
+from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction
+from sft_lightning.networks.autoencoders import ConvDecoder, MLPDecoder
+from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.weights import write_weights
+from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
+
+ENCODER = "encoder.safetensors"
+_SHOWN = 8
+
+
+class AutoencoderModule(Paradigm):
+    """Learns to redraw pictures from a few features.
+
+    At the end of `fit` the encoder is written as `encoder.safetensors` into the run's folder.
+    """
+
+    batch_parts: ClassVar[tuple[str, ...]] = ("unlabeled",)
+
+    def __init__(
+        self,
+        network: Literal["mlp", "conv"] = "mlp",
+        image_shape: Sequence[int] = (1, 28, 28),
+        noise: float = 0.0,
+        hidden: float = 0.0,
+        patch: int = 4,
+        compile: bool | str = False,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Builds encoder and decoder.
+
+        Args:
+            network: `mlp` (784-128-64-32 and back at 28x28) or `conv` (any image size).
+            image_shape: (C, H, W); the command line takes it from the data.
+            noise: Standard deviation of the noise that the encoder must see through (denoising), in pixel range.
+            hidden: Share of the patches that the encoder does not see (masking).
+            patch: Side of a patch in pixels.
+            compile: Compile the encoder: true, or a mode of `torch.compile`.
+            optimizer: See `Paradigm`.
+            lr_scheduler: See `Paradigm`.
+
+        Raises:
+            InputError: A setting is out of its range.
+        """
+        super().__init__(optimizer, lr_scheduler)
+        if noise < 0 or not 0 <= hidden < 1 or patch < 1:
+            raise InputError(
+                f"noise is {noise}, hidden {hidden}, patch {patch}: give noise >= 0, 0 <= hidden < 1 and patch >= 1"
+            )
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.noise, self.hidden, self.patch = noise, hidden, patch
+        self.encoder, _ = build_backbone(network, image_shape)
+        self.decoder: nn.Module = (
+            MLPDecoder(image_shape) if network == "mlp" else ConvDecoder(image_shape, self.encoder.num_features)
+        )
+        compiled(self.encoder, compile)
+        self._held_out = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
+        self._example: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Redraws pictures.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+
+        Returns:
+            The same shape.
+        """
+        drawn: Tensor = self.decoder(self.encoder(x))
+        return drawn
+
+    def step(self, batch: Any) -> StepResult:
+        """Reconstruction loss of the unlabeled part."""
+        x = batch["unlabeled"].weak
+        seen = add_noise(x, self.noise) if self.noise else x
+        if self.hidden:
+            seen = hide_patches(seen, self.hidden, self.patch)
+        return StepResult(reconstruction(self(seen), x), {})
+
+    def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
+        drawn = self(batch.x)
+        metric: Any = self._held_out[f"{stage}_loss"]
+        metric.update(reconstruction(drawn, batch.x), weight=len(batch.x))
+        if batch_idx == 0:
+            self._example = batch.x[:_SHOWN], drawn[:_SHOWN]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Held-out reconstruction loss, of pictures that are not corrupted."""
+        self._evaluation_step("val", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._evaluation_step("test", batch, batch_idx)
+
+    def evaluate(self, stage: str) -> dict[str, Tensor]:
+        """The mean loss over all pictures."""
+        metric: Any = self._held_out[f"{stage}_loss"]
+        loss: Tensor = metric.compute()
+        metric.reset()
+        return {"loss": loss}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """The reconstruction error of each picture: high where a picture is unlike the training pictures."""
+        error = (self(batch.x) - batch.x).square().flatten(1).mean(1)
+        return {"indices": batch.indices, "reconstruction_error": error}
+
+    def figures(self, stage: str) -> dict[str, Tensor]:
+        """Inputs in the upper row, reconstructions below."""
+        return {} if self._example is None else {"reconstructions": torch.stack(self._example)}
+
+    def on_fit_end(self) -> None:
+        """Saves the encoder by itself."""
+        if self.trainer.is_global_zero and self.trainer.loggers and self.trainer.log_dir is not None:
+            self.save_encoder(Path(self.trainer.log_dir) / ENCODER)
+
+    def save_encoder(self, path: str | Path) -> None:
+        """Writes the encoder with what is needed to rebuild it (`sft_lightning.networks.backbones.rebuild`).
+
+        Args:
+            path: Ends in `.safetensors`.
+        """
+        about = {**self.encoder.about(), "made_by": type(self).__name__, "version": __version__}
+        write_weights(Path(path), self.encoder, about)

@@ -1,0 +1,204 @@
+"""What all paradigms share: optimizer groups, schedules and logging. Hooks only; a paradigm computes a `StepResult`."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import Parameter
+
+from sft_lightning.errors import InputError
+
+
+class StepResult(NamedTuple):
+    """What a training step gives back.
+
+    Attributes:
+        loss: Scalar with gradient.
+        logs: Scalars without gradient, averaged over the steps between two entries of the log.
+    """
+
+    loss: Tensor
+    logs: Mapping[str, Tensor]
+
+
+class Group(NamedTuple):
+    """Parameters that share a learning rate.
+
+    Attributes:
+        name: For the log.
+        parameters: The parameters.
+        scale: Their share of the optimizer's learning rate.
+    """
+
+    name: str
+    parameters: list[Parameter]
+    scale: float
+
+
+class Paradigm(LightningModule):
+    """Base of the four paradigms.
+
+    Attributes:
+        batch_parts: The parts of a training batch that the data module loads for this paradigm.
+        monitor: The validation metric that chooses the best checkpoint, and `min` or `max`.
+    """
+
+    batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
+    monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
+
+    def __init__(self, optimizer: OptimizerCallable | None, lr_scheduler: LRSchedulerCallable | None) -> None:
+        """Keeps what makes the optimizer.
+
+        Args:
+            optimizer: From parameter groups to an optimizer; needed for training only.
+            lr_scheduler: From the optimizer to a schedule, or None for a constant rate.
+        """
+        super().__init__()
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._sums: dict[str, Tensor] = {}
+        self._summed, self._logged_step = 0, -1
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets plain values without torch's search for parameters: Lightning sets some twenty in each step."""
+        if type(value) in (str, int, type(None)):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def step(self, batch: Any) -> StepResult:
+        """The loss of one training batch.
+
+        Args:
+            batch: Mapping with the parts that `batch_parts` names.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define step(batch)")
+
+    def groups(self) -> list[Group]:
+        """All parameters that are ever trained; those released later are in from the start."""
+        return [Group("all", list(self.parameters()), 1.0)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Computes the loss; its parts are summed on the device and read only when the log is due."""
+        result = self.step(batch)
+        for name, value in (("loss", result.loss), *result.logs.items()):
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._summed += 1
+        return result.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Writes the averages of the last steps when the log is due, so that no other step waits for the device."""
+        step = self.trainer.global_step
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step % every or step == self._logged_step:
+            return
+        means = {f"train/{name}": value / self._summed for name, value in self._sums.items()}
+        self.log("train/loss", means.pop("train/loss"), prog_bar=True)
+        self.log_dict(means)
+        self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        self._sums, self._summed, self._logged_step = {}, 0, step
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer over all groups, each with its share of the learning rate.
+
+        Raises:
+            InputError: No optimizer was given.
+        """
+        if self._optimizer is None:
+            raise InputError(
+                f"{type(self).__name__} has no optimizer: set `optimizer` (class_path: torch.optim.Adam, init_args: "
+                "{lr: 0.001} in YAML, a function of the parameters in Python)"
+            )
+        groups = _merged(self.groups())
+        optimizer = self._optimizer([{"params": g.parameters, "name": g.name} for g in groups])
+        for made, asked in zip(optimizer.param_groups, groups, strict=True):
+            made["lr"] = made["lr"] * asked.scale
+        if self._lr_scheduler is None:
+            return optimizer
+        scheduler = self._lr_scheduler(optimizer)
+        if getattr(scheduler, "total_steps", 0) is None:
+            setattr(scheduler, "total_steps", self._total_steps())  # noqa: B010 (not in torch's types)
+        config = {"scheduler": scheduler, "interval": getattr(scheduler, "interval", "epoch")}
+        if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau of LightningCLI
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def _total_steps(self) -> int:
+        """All optimizer steps of this training.
+
+        `trainer.estimated_stepping_batches` would tell, too, but reading it makes Lightning forget where a resumed
+        epoch stood (pl#20550).
+        """
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return int(trainer.max_steps)
+        steps = getattr(getattr(trainer, "datamodule", None), "epoch_steps", None)
+        if steps is None or not trainer.max_epochs or trainer.max_epochs < 0:
+            raise InputError(
+                "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
+                "or trainer.max_steps"
+            )
+        limit = trainer.limit_train_batches
+        steps = min(int(steps), limit) if isinstance(limit, int) else int(steps * (limit or 1.0))
+        return -(-steps // trainer.accumulate_grad_batches) * trainer.max_epochs
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = {f"{stage}/{name}": value for name, value in self.evaluate(stage).items()}
+        shown = {name: value for name, value in values.items() if name == self.monitor[0]}
+        self.log_dict({name: value for name, value in values.items() if name not in shown})
+        self.log_dict(shown, prog_bar=True)
+
+    def evaluate(self, stage: str) -> dict[str, Tensor]:
+        """The metrics over all batches of a stage, equal on all processes; starts over.
+
+        Args:
+            stage: val or test.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define evaluate(stage)")
+
+    def figures(self, stage: str) -> dict[str, Tensor]:
+        """What the log shows of the last evaluation, by name.
+
+        (R, N, C, H, W) in [0, 1] is drawn as R rows of N pictures, (K, K) as a confusion matrix.
+
+        Args:
+            stage: val or test.
+        """
+        return {}
+
+
+def _merged(groups: list[Group]) -> list[Group]:
+    """Groups with the same learning rate as one: a fused optimizer makes one call for each."""
+    by_scale: dict[float, Group] = {}
+    for name, parameters, scale in groups:
+        if parameters:
+            old = by_scale.get(scale)
+            by_scale[scale] = (
+                Group(f"{old.name}+{name}", old.parameters + parameters, scale)
+                if old
+                else Group(name, parameters, scale)
+            )
+    return list(by_scale.values())
+
+
+def compiled(module: torch.nn.Module, mode: bool | str) -> None:
+    """Compiles a backbone in place, which leaves the names of its tensors as they are (pl#21836).
+
+    Args:
+        module: The backbone.
+        mode: False for not at all, True, or a mode of `torch.compile`.
+    """
+    if mode:
+        module.compile(mode=None if mode is True else mode)

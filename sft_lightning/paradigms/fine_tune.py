@@ -1,0 +1,224 @@
+"""Fine-tuning: a backbone that may have learned elsewhere, and a classifier on few labels.
+
+min_theta sum L(y_i, g(f(x_i; theta))) + lambda R(theta), L the cross-entropy. Linear probing first (`head_only_epochs`)
+follows Kumar et al. 2022; layer-wise decay of the learning rate Howard & Ruder 2018.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sft_lightning.errors import InputError
+from sft_lightning.losses.regularizers import l2
+from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.blocks import blocks
+from sft_lightning.networks.weights import Tensors
+from sft_lightning.paradigms.base import Group, Paradigm, StepResult, compiled
+from sft_lightning.paradigms.freezing import rewrap, set_trainable
+from sft_lightning.paradigms.metrics import ClassifierMetrics
+
+
+class FineTuneClassifier(Paradigm):
+    """A classifier on a backbone, from scratch or from weights."""
+
+    class_weight: Tensor
+
+    batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
+    monitor: ClassVar[tuple[str, str]] = ("val/accuracy", "max")
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int = 0,
+        image_shape: Sequence[int] = (3, 224, 224),
+        class_names: list[str] | None = None,
+        weights: str = "none",
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        tune: Literal["head", "last_k_blocks", "all"] = "all",
+        last_k_blocks: int = 1,
+        head_only_epochs: int = 0,
+        backbone_lr_scale: float = 1.0,
+        layer_decay: float = 1.0,
+        l2_penalty: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
+        compile: bool | str = False,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Builds the network and loads its weights.
+
+        Args:
+            backbone: `mlp`, `conv`, or a torchvision or timm name.
+            num_classes: Outputs; the command line takes it from the data.
+            image_shape: (C, H, W); the command line takes it from the data.
+            class_names: For predictions; the command line takes them from the data.
+            weights: `none`, `default` (published, downloaded), or the path of a `.safetensors`, checkpoint or run.
+            mean: Normalization of the pixels; null for that of the weights.
+            std: The same.
+            tune: What is trained: the head, the last k blocks of the backbone and the head, or all.
+            last_k_blocks: k.
+            head_only_epochs: Epochs in which only the head is trained before the rest is released.
+            backbone_lr_scale: Learning rate of the backbone as a share of the head's.
+            layer_decay: Factor of the learning rate from each block to the one before it.
+            l2_penalty: lambda of half the squared norm of all trained parameters, in the loss.
+            label_smoothing: Share of the target spread over all classes.
+            class_weights: Weight of each class in the loss; `balanced` for the inverse of its number of labels.
+            compile: Compile the backbone: true, or a mode of `torch.compile`.
+            optimizer: See `Paradigm`.
+            lr_scheduler: See `Paradigm`.
+
+        Raises:
+            InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
+        """
+        super().__init__(optimizer, lr_scheduler)
+        if num_classes < 2:
+            raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
+        if not 0 <= label_smoothing < 1 or l2_penalty < 0 or backbone_lr_scale < 0 or not 0 < layer_decay <= 1:
+            raise InputError(
+                f"label_smoothing is {label_smoothing}, l2_penalty {l2_penalty}, backbone_lr_scale "
+                f"{backbone_lr_scale}, layer_decay {layer_decay}: give 0 <= label_smoothing < 1, the next two >= 0, the last above 0 and at most 1"
+            )
+        if isinstance(class_weights, list) and len(class_weights) != num_classes:
+            raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
+        self.head = nn.Linear(self.backbone.num_features, num_classes)
+        self._take_head(tensors)
+        self.blocks = blocks(self.backbone.net)
+        if not 1 <= last_k_blocks <= len(self.blocks):
+            raise InputError(f"last_k_blocks is {last_k_blocks}: {backbone!r} has {len(self.blocks)} blocks")
+        self._tuned = {"head": 0, "last_k_blocks": last_k_blocks, "all": len(self.blocks)}[tune]
+        self._all = tune == "all"
+        self.head_only_epochs = head_only_epochs
+        self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
+        self.l2_penalty, self.label_smoothing = l2_penalty, label_smoothing
+        self.class_names = class_names or [str(i) for i in range(num_classes)]
+        self._balanced = class_weights == "balanced"
+        weight = torch.tensor(class_weights) if isinstance(class_weights, list) else torch.ones(num_classes)
+        self.register_buffer("class_weight", weight)
+        self._weighted = class_weights is not None
+        self._metrics = nn.ModuleDict({f"{stage}_metrics": ClassifierMetrics(num_classes) for stage in ("val", "test")})
+        self._released = True
+        self._release(head_only_epochs == 0)
+        compiled(self.backbone, compile)
+
+    def _take_head(self, tensors: Tensors) -> None:
+        """Takes over a head of the same size; says so when it has another."""
+        old = {name: next((t for n, t in tensors.items() if n == f"head.{name}"), None) for name in ("weight", "bias")}
+        if old["weight"] is None or old["bias"] is None:
+            return
+        if old["weight"].shape == self.head.weight.shape:
+            self.head.load_state_dict({name: t for name, t in old.items() if t is not None})
+            rank_zero_info("The head of the weights was taken over, too.")
+        else:
+            there, here = tuple(old["weight"].shape), tuple(self.head.weight.shape)
+            rank_zero_info(f"The head of the weights has shape {there} and was replaced by a new one of {here}.")
+
+    # --- what is trained when
+
+    def _release(self, released: bool) -> bool:
+        """Sets which modules are trained; returns whether that changed."""
+        changed, self._released = released != self._released, released
+        frozen = len(self.blocks) - (self._tuned if released else 0)
+        for i, modules in enumerate(self.blocks):
+            set_trainable(modules, i >= frozen)
+        inside = {id(p) for modules in self.blocks for m in modules for p in m.parameters()}
+        for p in self.backbone.parameters():  # a class token, say
+            if id(p) not in inside:
+                p.requires_grad_(frozen == 0)
+        if frozen == len(self.blocks):  # dropout between blocks, too
+            self.backbone.eval()
+        return changed
+
+    def train(self, mode: bool = True) -> "FineTuneClassifier":
+        """Frozen blocks stay in eval mode."""
+        super().train(mode)
+        if mode:
+            self._release(self._released)
+        return self
+
+    def on_fit_start(self) -> None:
+        """Counts the labels where the class weights depend on them."""
+        if self._balanced:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            counts = data.labeled_counts().clamp(min=1)
+            self.class_weight.copy_(counts.sum() / (len(counts) * counts))
+
+    def on_train_epoch_start(self) -> None:
+        """Releases the backbone when its epoch has come."""
+        if self._release(self.current_epoch >= self.head_only_epochs):
+            rank_zero_info(f"Epoch {self.current_epoch}: the backbone is released.")
+            rewrap(self.trainer)
+
+    def groups(self) -> list[Group]:
+        """The head, then the tuned blocks from the last to the first."""
+        found = [Group("head", list(self.head.parameters()), 1.0)]
+        tuned = self.blocks[len(self.blocks) - self._tuned :]
+        by_block = [[p for m in modules for p in m.parameters()] for modules in tuned]
+        if self._all:
+            inside = {id(p) for block in by_block for p in block}
+            by_block[0] += [p for p in self.backbone.parameters() if id(p) not in inside]
+        if self.layer_decay == 1.0:
+            return [*found, Group("backbone", [p for block in by_block for p in block], self.backbone_lr_scale)]
+        last = len(by_block) - 1
+        return found + [
+            Group(f"block_{i}", by_block[i], self.backbone_lr_scale * self.layer_decay ** (last - i + 1))
+            for i in range(last, -1, -1)
+        ]
+
+    # --- steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes logits.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+
+        Returns:
+            (B, num_classes).
+        """
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
+
+    def step(self, batch: Any) -> StepResult:
+        """Cross-entropy of the labeled part, and the penalty."""
+        x, y, _ = batch["labeled"]
+        weight = self.class_weight if self._weighted else None
+        loss = F.cross_entropy(self(x), y, weight, label_smoothing=self.label_smoothing)
+        if not self.l2_penalty:
+            return StepResult(loss, {})
+        penalty = self.l2_penalty * l2(self.parameters())
+        return StepResult(loss + penalty, {"cross_entropy": loss, "l2_penalty": penalty})
+
+    def _evaluation_step(self, stage: str, batch: Any) -> None:
+        metrics: Any = self._metrics[f"{stage}_metrics"]
+        metrics.update(self(batch.x), batch.y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self._evaluation_step("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        self._evaluation_step("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Class probabilities, float32 of shape (B, num_classes)."""
+        return {"indices": batch.indices, "probabilities": self(batch.x).float().softmax(1)}
+
+    def evaluate(self, stage: str) -> dict[str, Tensor]:
+        """Loss, accuracy, macro-F1 and calibration error."""
+        values: dict[str, Tensor] = self._metrics[f"{stage}_metrics"].compute()  # type: ignore[operator]
+        return values
+
+    def figures(self, stage: str) -> dict[str, Tensor]:
+        """The confusion matrix, rows true and columns predicted."""
+        confusion: Tensor | None = self._metrics[f"{stage}_metrics"].confusion  # type: ignore[assignment]
+        return {} if confusion is None else {"confusion": confusion}

@@ -1,0 +1,54 @@
+"""The metrics of every classifier, from torchmetrics."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+
+class ClassifierMetrics(nn.Module):
+    """Loss, accuracy, macro-F1, calibration error (15 bins, L1) and the confusion matrix of one stage."""
+
+    def __init__(self, num_classes: int) -> None:
+        """Makes the metrics.
+
+        Args:
+            num_classes: At least 2.
+        """
+        super().__init__()
+        self.loss = MeanMetric()
+        self.scores = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "macro_f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
+                "confusion": MulticlassConfusionMatrix(num_classes, validate_args=False),
+            },
+            # Accuracy and F1 average differently: their states are not the same.
+            compute_groups=False,
+        )
+        self.confusion: Tensor | None = None
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Takes one batch.
+
+        Args:
+            logits: (B, num_classes).
+            labels: int64, (B,).
+        """
+        logits = logits.float()
+        self.loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
+        self.scores.update(logits.softmax(1), labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scalars over all batches and processes; the confusion matrix is kept in `confusion`; starts over."""
+        values: dict[str, Tensor] = {"loss": self.loss.compute(), **self.scores.compute()}
+        self.confusion = values.pop("confusion").cpu()
+        self.loss.reset()
+        self.scores.reset()
+        return {name: value.to(torch.float32) for name, value in values.items()}
