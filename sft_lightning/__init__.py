@@ -1,0 +1,30 @@
+"""sft-lightning: learning from few labels and many unlabeled pictures, on PyTorch Lightning."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["AutoencoderModule", "FineTuneClassifier", "ImageDataModule", "WarmupCosine", "WeakView"]
+
+if TYPE_CHECKING:
+    from sft_lightning.data.datamodule import ImageDataModule
+    from sft_lightning.data.views import WeakView
+    from sft_lightning.paradigms.autoencoder import AutoencoderModule
+    from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+    from sft_lightning.schedules import WarmupCosine
+
+_HOMES = {
+    "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
+    "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
+    "ImageDataModule": "sft_lightning.data.datamodule",
+    "WarmupCosine": "sft_lightning.schedules",
+    "WeakView": "sft_lightning.data.views",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for: torch takes seconds, `--help` must not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,70 @@
+"""The command `sft-lightning`, also `python -m sft_lightning`: help and misspellings are answered without torch."""
+
+import sys
+from collections.abc import Sequence
+
+from sft_lightning import __version__
+from sft_lightning.errors import cause, near
+
+COMMANDS = {
+    "fit": "train a model: pre-train without labels or fine-tune on few",
+    "validate": "measure a trained model on the validation split",
+    "test": "measure a trained model on the test split",
+    "predict": "write the class and probabilities of each image to predictions.csv",
+}
+HELP = f"""usage: sft-lightning COMMAND [options]
+
+Learn from few labels and many unlabeled images (version {__version__}).
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+
+examples:
+  sft-lightning fit --config configs/quickstart/fine_tune.yaml
+  sft-lightning fit --config configs/quickstart/fine_tune.yaml --data.init_args.source my_images/
+  sft-lightning test --ckpt_path lightning_logs/fine_tune/version_0
+  sft-lightning predict --ckpt_path lightning_logs/fine_tune/version_0 --data.init_args.predict_source new_images/
+
+'sft-lightning COMMAND --help' lists the options of a command.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: Words after `sft-lightning`; those of the process when None.
+
+    Returns:
+        The exit code: 0, or 2 where the input was wrong.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"sft-lightning {__version__}\n")
+        return 0
+    # Options may stand before the command; then Lightning's own parser must see them.
+    if words[0] not in COMMANDS and not (words[0].startswith("-") and any(word in COMMANDS for word in words)):
+        known = list(COMMANDS)
+        return _refuse(f"{words[0]!r} is no command{near(words[0], known)}; commands: {', '.join(known)}")
+    try:
+        from sft_lightning.cli import run
+
+        run(words)
+    except Exception as error:
+        mistake = cause(error)
+        if mistake is None:
+            raise
+        return _refuse(str(mistake))
+    return 0
+
+
+def _refuse(sentence: str) -> int:
+    sys.stderr.write(f"sft-lightning: {sentence}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Predictions as a CSV, written as they come, so that memory does not grow with the number of examples."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+PREDICTIONS = "predictions.csv"
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes `path`, `predicted` and a probability for each class; other outputs as columns of their own name."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Sets the place.
+
+        Args:
+            folder: Where `predictions.csv` goes; None for the run's folder.
+        """
+        super().__init__("batch")
+        self._folder = folder
+        self._file: TextIO | None = None
+        self._path: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens one file for each process."""
+        folder = Path(self._folder or trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / PREDICTIONS
+        self._file = _piece(self._path, trainer.global_rank).open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        self._header: list[str] | None = None
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Writes the lines of one batch."""
+        if not isinstance(prediction, dict) or self._file is None:
+            return
+        ids: list[str] = trainer.datamodule.predict_ids  # type: ignore[attr-defined]
+        columns: dict[str, list[Any]] = {"path": [ids[i] for i in prediction["indices"].tolist()]}
+        probabilities = prediction.get("probabilities")
+        if probabilities is not None:
+            names: list[str] = pl_module.class_names  # type: ignore[assignment]
+            columns["predicted"] = [names[i] for i in probabilities.argmax(1).tolist()]
+            for name, column in zip(names, probabilities.T.tolist(), strict=True):
+                columns[f"p({name})"] = [f"{p:.6f}" for p in column]
+        for name, value in prediction.items():
+            if name not in ("indices", "probabilities"):
+                columns[name] = [f"{v:.6g}" for v in value.tolist()]
+        if self._header is None:
+            self._header = list(columns)
+            self._writer.writerow(self._header)
+        self._writer.writerows(zip(*columns.values(), strict=True))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins the files of all processes under one header."""
+        if self._file is None or self._path is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        trainer.strategy.barrier("predictions")
+        if not trainer.is_global_zero:
+            return
+        pieces = [_piece(self._path, rank) for rank in range(trainer.world_size)]
+        with pieces[0].open("a", encoding="utf-8") as whole:
+            for piece in pieces[1:]:
+                with piece.open(encoding="utf-8") as part:
+                    part.readline()
+                    whole.writelines(part)
+                piece.unlink()
+        pieces[0].replace(self._path)
+        rank_zero_info(f"Predictions: {self._path}")
+
+
+def _piece(path: Path, rank: int) -> Path:
+    return path.with_name(f"{path.name}.part{rank}")

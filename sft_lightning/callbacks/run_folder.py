@@ -1,0 +1,108 @@
+"""What a run leaves in its folder: the config of each command, the last and the best checkpoint, its final metrics."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """`last.ckpt`, the last iterate, and `best-*.ckpt` by the paradigm's validation metric where there is one.
+
+    Lightning 2.6 writes its own `last.ckpt` only together with a new best, so that it is not the last one.
+    """
+
+    SHARE = 0.02  # of the time that may go into saving the last iterate between epochs
+
+    def __init__(self) -> None:
+        """Keeps one best and the last."""
+        super().__init__(save_top_k=0, auto_insert_metric_name=False, enable_version_counter=False)
+        self._saved_step, self._saved_at, self._seconds = -1, 0.0, 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds out what to monitor."""
+        monitor: tuple[str, str] | None = getattr(pl_module, "monitor", None)
+        splits: Any = getattr(getattr(trainer, "datamodule", None), "splits", {})
+        if monitor and len(splits.get("val", ())) and trainer.limit_val_batches:
+            self.monitor, self.mode = monitor
+            self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+            self.save_top_k = 1
+            self.filename = "best-epoch={epoch}-" + self.monitor.split("/")[-1] + "={" + self.monitor + ":.4f}"
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last iterate, unless epochs are so short that saving would take a noticeable share of the time."""
+        super().on_train_epoch_end(trainer, pl_module)
+        due = self.SHARE * (time.monotonic() - self._saved_at) >= self._seconds
+        if trainer.strategy.broadcast(due):
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last iterate."""
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved_step or trainer.fast_dev_run:
+            return
+        start = time.monotonic()
+        assert self.dirpath is not None
+        self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
+        self._saved_step = trainer.global_step
+        self._save_checkpoint(trainer, self.last_model_path)
+        self._saved_at = time.monotonic()
+        self._seconds = self._saved_at - start
+
+
+class RunFolder(SaveConfigCallback):
+    """One config for each command (`fit.yaml`, `test.yaml`), a word on where results lie, final metrics in TensorBoard.
+
+    Lightning's own callback stops a second `fit` into the same folder (a resumed or requeued one), or lets `test`
+    replace the config of the training. All of this is one callback because each costs every training step some
+    40 microseconds.
+    """
+
+    def __init__(self, parser: Any, config: Any, **kwargs: Any) -> None:
+        """Takes what Lightning's callback takes.
+
+        Args:
+            parser: The command's parser.
+            config: What was parsed.
+            kwargs: For Lightning's callback.
+        """
+        super().__init__(parser, config, **{**kwargs, "overwrite": True})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Names the file after the command."""
+        self.config_filename = f"{trainer.state.fn.value if trainer.state.fn else stage}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Names the run's folder, the size of the network and the device."""
+        folder = trainer.log_dir  # on every rank: it is broadcast
+        count = sum(p.numel() for p in pl_module.parameters())
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        part = "all trained" if trained == count else f"{trained:,} trained at first"
+        where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+        rank_zero_info(f"Model: {type(pl_module).__name__}, {count:,} parameters, {part}; {where}.")
+        rank_zero_info(f"Run: {folder}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the metrics and the ways to go on."""
+        folder = trainer.log_dir
+        if not trainer.is_global_zero or folder is None:
+            return
+        metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("val/", "train/"))}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and metrics:
+                logger.log_hyperparams(dict(pl_module.hparams), {f"final/{n}": v for n, v in metrics.items()})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        rank_zero_info(f"Finished at step {trainer.global_step}{': ' + shown if shown else ''}.")
+        rank_zero_info(f"  results      {folder}")
+        rank_zero_info(f"  test         sft-lightning test --ckpt_path {folder}")
+        rank_zero_info(f"  TensorBoard  tensorboard --logdir {Path(folder).parent.parent}")

@@ -1,0 +1,65 @@
+"""What the user need not read: advertising, and warnings that they cannot act on. Each line has its reason."""
+
+import logging
+import warnings
+
+# Beginnings of log messages.
+_CHATTER = (
+    "💡",  # Lightning's advertising of its cloud services
+    "GPU available",  # the device is told once by the progress display
+    "TPU available",
+    "HPU available",
+    "Seed set to",  # stands in the run's config
+    "`Trainer.fit` stopped",  # the report at the end says how far the training came
+    "Restoring states from",  # the user named the checkpoint
+    "Restored all states",
+    "Loaded model weights",
+    "You are using the plain ModelCheckpoint",
+)
+
+# Patterns of warnings.
+_WARNINGS = (
+    # Our batches carry the positions of their examples; Lightning's way to find them needs its own sampler.
+    r"Couldn't infer the batch indices fetched from your dataloader.*",
+    # The words were taken from the process by our own entry point.
+    r"LightningCLI's args parameter is intended to run from within Python.*",
+    # Our loaders know rank and world size; a batch is a slice, no worker would help it.
+    r"The '.*_dataloader' does not have many workers",
+    # An epoch of a few labels is short; the averages are logged by step number all the same.
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    # Lightning 2.6 calls functions of jsonargparse that version 5 will remove; the requirement is below 5.
+    r".*jsonargparse.*",
+    # A resumed or tested run keeps its folder; our files have one name for each command.
+    r"Checkpoint directory .* exists and is not empty",
+    # torch.utils.data asks for it in Lightning's own code path.
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    # Validation is left out where no example is held out; the data line says so with `0 val`.
+    r"Total length of `list` across ranks is zero.*",
+    r".*`val_dataloader` yielded no data.*",
+    # A split of zero examples gives Lightning an empty list of loaders: meant so.
+    r"You defined a `validation_step` but have no `val_dataloader`.*",
+    # Frozen blocks are in eval mode on purpose.
+    r"Found \d+ module\(s\) in eval mode at the start of training.*",
+    # The precision of matrix products is the user's choice by flag, not a warning at each start.
+    r"You are using a CUDA device .* that has Tensor Cores.*",
+)
+
+
+class _Quiet(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_CHATTER)
+
+
+def quiet() -> None:
+    """Silences the lists above."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for child in (name, f"{name}.utilities.rank_zero", f"{name}.utilities.seed"):
+            logging.getLogger(child).addFilter(_Quiet())
+    for pattern in _WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
+    own = logging.getLogger("sft_lightning")
+    if not own.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        own.addHandler(handler)
+        own.setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""Comparisons of methods: baselines, and the quickstart as the first of them."""
