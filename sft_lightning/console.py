@@ -19,6 +19,8 @@ _CHATTER = (
 
 # Patterns of warnings.
 _WARNINGS = (
+    # A run's folder may be moved; its checkpoints are found from where they lie.
+    r"The dirpath has changed from.*",
     # Our batches carry the positions of their examples; Lightning's way to find them needs its own sampler.
     r"Couldn't infer the batch indices fetched from your dataloader.*",
     # The words were taken from the process by our own entry point.

@@ -3,9 +3,9 @@
     python scripts/bench/pretraining.py --seeds 0 1 2 --out scripts/bench/results/pretraining.json
 
 For each seed (of the split, the initialization and the batches): the network from scratch, and after each variant of
-the autoencoder with all of it tuned and with the encoder frozen; the same steps for all; accuracy of the last iterate on
-the test split of the shipped sample. Logistic regression on the pixels stands beside them. What is in the output file is
-not run again.
+the autoencoder with all of it tuned and with the encoder frozen; the same steps for all; accuracy of the last iterate
+on the test split of the shipped sample. Logistic regression on the pixels stands beside them. What is in the output
+file is not run again.
 """
 
 import argparse

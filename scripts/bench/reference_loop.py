@@ -6,7 +6,8 @@ both can be held against it.
 
     python scripts/bench/reference_loop.py --loop sliced --epochs 100 --seeds 0 1 2 --out result.json
 
-Prints JSON: per seed the final test accuracy, the held-out reconstruction loss and the seconds per epoch of both phases.
+Prints JSON: per seed the final test accuracy, the held-out reconstruction loss and the seconds per epoch of both
+phases.
 """
 
 import argparse

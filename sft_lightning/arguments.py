@@ -1,0 +1,77 @@
+"""The parser of the command line: its errors are one sentence, not a page of usage."""
+
+import importlib
+import inspect
+import re
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+import sft_lightning
+from sft_lightning.errors import InputError, near
+
+_KEY = re.compile(r"Parser key \"([\w.]+)\"")
+# The class that was asked stands behind the unknown option (callables) or before it (modules).
+_OWNER_AFTER = re.compile(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
+_OWNER = re.compile(r"class_path '([\w.]+)'")
+_UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([\w.\-]+)'(?: is not (?:accepted|expected)|$)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+# Lines of jsonargparse that speak of Python types instead of the mistake.
+_NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)")
+
+
+class Parser(LightningArgumentParser):
+    """Raises what the user did wrong as an `InputError`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Shortens a message of jsonargparse.
+
+        Args:
+            message: Several lines, as a rule.
+            ex: What caused it.
+
+        Raises:
+            InputError: Always, but for parsers inside this one.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise InputError(sentence(message)) from ex
+
+
+def sentence(message: str) -> str:
+    """The mistake in one sentence.
+
+    Args:
+        message: Of jsonargparse.
+    """
+    missing = _NO_CLASS.search(message)
+    if missing:
+        name = missing.group(1)
+        return f"class {name!r} is unknown{near(name, sft_lightning.__all__)}: give its name, or package.module.Class"
+    unknown = _UNKNOWN.search(message)
+    if unknown:
+        owners = _OWNER_AFTER.findall(message) or _OWNER.findall(message)
+        group, _, name = unknown.group(1).rpartition(".")
+        owner = owners[-1] if owners else "lightning.pytorch.Trainer" if group == "trainer" else ""
+        if owner:
+            options = _options(owner)
+            listed = f"; its options: {', '.join(options)}" if owners else ""
+            return f"{owner.rpartition('.')[2]} has no option {name!r}{near(name, options)}{listed}"
+        return f"there is no option {unknown.group(1)!r}; 'sft-lightning fit --help' lists all"
+    lines = [line.strip() for line in message.strip().splitlines()]
+    lines = [line for line in lines if line and not _NOISE.match(line)]
+    keys = [key for line in lines for key in _KEY.findall(line)]
+    last = re.sub(r"^- ", "", lines[-1]) if lines else message
+    last = _KEY.sub("", last).strip(": ")
+    last = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", last)
+    where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
+    return f"{where}{last} ('sft-lightning fit --help' explains the options)"
+
+
+def _options(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        cls: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    return [p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs")]

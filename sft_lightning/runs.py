@@ -1,0 +1,80 @@
+"""Runs on disk: `lightning_logs/NAME/version_N` with the configs, checkpoints, split and logs of one training."""
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from sft_lightning.errors import InputError
+
+LOGS = "lightning_logs"
+_VERSION = "SFT_VERSION"
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint lies in, or None.
+
+    Args:
+        checkpoint: RUN/checkpoints/NAME.ckpt.
+    """
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+
+
+def run_logger(checkpoint: str | None, name: str) -> TensorBoardLogger:
+    """The logger of a new version, or of the run that a checkpoint belongs to.
+
+    Args:
+        checkpoint: What the command goes on from, or None.
+        name: Of a new run.
+    """
+    folder = run_folder(Path(checkpoint)) if checkpoint else None
+    if folder is not None:
+        return TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.pop(_VERSION, None)
+    # The processes that DDP starts inherit the version, which they would count differently.
+    logger = TensorBoardLogger(LOGS, name, os.environ.get(_VERSION), default_hp_metric=False)
+    os.environ[_VERSION] = Path(logger.log_dir).name
+    return logger
+
+
+def find_checkpoint(name: str, runs: Path) -> Path:
+    """The checkpoint that the user means.
+
+    Args:
+        name: A file, a run's folder (its last checkpoint), or `last` (the newest run's last checkpoint).
+        runs: Where the runs of this name are.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name == "last":
+        found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda p: int(p.parts[-3].split("_")[1]))
+        if not found:
+            raise InputError(f"ckpt_path is 'last', but no run in {str(runs)!r} has a checkpoint yet: start without it")
+        return found[-1]
+    path = Path(name)
+    if (path / "checkpoints" / "last.ckpt").is_file():
+        return path / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise InputError(f"ckpt_path {name!r} is no checkpoint and no run with checkpoints/last.ckpt: check the path")
+    return path
+
+
+def with_config(args: Sequence[str]) -> list[str]:
+    """Adds the config of the run that --ckpt_path names where no config is given.
+
+    Args:
+        args: Words of the command line, the command first.
+    """
+    words = list(args)
+    if any(word.split("=")[0] in ("--config", "-c", "--help", "-h") for word in words):
+        return words
+    joined = [w.partition("=")[2] for w in words if w.startswith("--ckpt_path=")]
+    given = joined or [b for a, b in pairwise(words) if a == "--ckpt_path"]
+    for folder in [Path(given[-1]), run_folder(Path(given[-1]))] if given else []:
+        if folder is not None and (folder / "fit.yaml").is_file():
+            return [words[0], "--config", str(folder / "fit.yaml"), *words[1:]]
+    return words

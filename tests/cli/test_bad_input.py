@@ -1,0 +1,128 @@
+"""One clear sentence, exit code 2, before the first step: over the real command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sft_lightning.__main__ import main
+from tests.conftest import CONFIGS
+
+FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
+AUTOENCODER = str(CONFIGS / "quickstart" / "autoencoder.yaml")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str, config: str = FINE_TUNE) -> str:
+    """The one sentence on stderr, after checking that it is one and that nothing was trained."""
+    assert main(["fit", "--config", config, *args]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft-lightning: ")]
+    assert len(lines) == 1
+    assert not list(Path().glob("lightning_logs/**/checkpoints"))
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--data.init_args.source", "nowhere"], "source 'nowhere' is neither a folder"),
+        (["--data.init_args.source", "FasionMNIST"], "did you mean 'FashionMNIST'"),
+        (["--data.init_args.source", "CIFAR10"], "'CIFAR10' is not in root 'data'"),
+        (["--data.init_args.num_labels", "20000"], "num_labels is 20000, but only 9000"),
+        (["--data.init_args.num_labels", "null", "--data.init_args.labels_per_class", "5000"], "has only 900"),
+        (["--data.init_args.labels_per_class", "3"], "num_labels and labels_per_class are both set"),
+        (["--data.init_args.num_labels", "0"], "gives no label to train on"),
+        (["--data.init_args.batch_size", "0"], "batch_size is 0"),
+        (["--data.init_args.val_size", "1.5"], "val_size is 1.5"),
+        (["--data.init_args.val_size", "20000"], "val_size asks for 20000 of the 10000"),
+        (["--data.init_args.sorce", "sample"], "no option 'sorce' (did you mean 'source'"),
+        (["--model.init_args.backbone", "resnet81"], "backbone 'resnet81' is unknown (did you mean 'resnet18'"),
+        (["--model.init_args.weights", "nothing.ckpt"], "weights 'nothing.ckpt' does not exist"),
+        (["--model.init_args.weights", "default"], "nobody publishes weights of 'mlp'"),
+        (["--model.init_args.tune", "last_k_blocks", "--model.init_args.last_k_blocks", "9"], "has 3 blocks"),
+        (["--model.init_args.class_weights", "[1.0, 2.0]"], "class_weights has 2 numbers for 10 classes"),
+        (["--model.init_args.tune", "most"], "model.tune"),
+        (["--model.class_path", "FineTuneClasifier"], "did you mean 'FineTuneClassifier'?"),
+        (["--model.init_args.optimizer", "null"], "FineTuneClassifier has no optimizer"),
+        (["--trainer.max_epochss", "1"], "unrecognized arguments: --trainer.max_epochss"),
+        (["--ckpt_path", "gone.ckpt"], "ckpt_path 'gone.ckpt' is no checkpoint"),
+        (["--ckpt_path", "last"], "no run in 'lightning_logs/quickstart/fine_tune' has a checkpoint yet"),
+        (["--data.init_args.split_file", "gone.csv"], "split_file 'gone.csv' is no readable split"),
+    ],
+)
+def test_one_sentence(args: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in refused(capsys, *args)
+
+
+def test_unknown_keys_of_a_file_are_refused_by_name(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path(FINE_TUNE).read_text()
+    for old, new, expected in (
+        ("backbone: mlp", "bakbone: mlp", "FineTuneClassifier has no option 'bakbone' (did you mean 'backbone'"),
+        ("lr: 0.001", "lrr: 0.001", "Adam has no option 'lrr' (did you mean 'lr'?)"),
+        ("max_epochs", "max_epochss", "Trainer has no option 'max_epochss' (did you mean 'max_epochs'"),
+        ("num_labels", "n_labels", "ImageDataModule has no option 'n_labels'"),
+        ("run_name", "runname", "no option 'runname'"),
+    ):
+        Path("bad.yaml").write_text(text.replace(old, new, 1) if old != "run_name" else text.replace("run_name", new))
+        assert expected in refused(capsys, config="bad.yaml")
+
+
+def test_no_unlabeled_images_where_they_are_needed(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "gives no unlabeled image" in refused(capsys, "--data.init_args.num_labels", "null", config=AUTOENCODER)
+
+
+def test_weights_that_fit_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"a.weight": torch.zeros(3)}, "other.safetensors")
+    assert "fit nothing" in refused(capsys, "--model.init_args.weights", "other.safetensors")
+
+
+def test_folders(workdir: Path, capsys: pytest.CaptureFixture[str], write_folder: Callable[..., Path]) -> None:
+    Path("empty").mkdir()
+    assert "folder 'empty' holds no image" in refused(capsys, "--data.init_args.source", "empty")
+    folder = write_folder(Path("images"), {"train": 4, "val": 2})
+    (folder / "train" / "class_9").mkdir()
+    assert "class folder 'images/train/class_9' holds no image" in refused(capsys, "--data.init_args.source", "images")
+    (folder / "train" / "class_9").rmdir()
+    (folder / "val" / "class_1").rename(folder / "val" / "klass_1")
+    assert "class 'klass_1' in 'images/val' does not exist" in refused(capsys, "--data.init_args.source", "images")
+
+
+def test_unreadable_images(
+    workdir: Path, capsys: pytest.CaptureFixture[str], write_folder: Callable[..., Path]
+) -> None:
+    folder = write_folder(Path("images"), {"train": 6, "test": 2})
+    bad = min((folder / "train" / "class_0").iterdir())
+    for content, reason in (
+        (b"", "it has zero bytes"),
+        (bad.read_bytes()[:99], "cannot be read"),
+        (b"x" * 99, "no picture"),
+    ):
+        bad.write_bytes(content)
+        said = refused(capsys, "--data.init_args.source", "images", "--data.init_args.num_labels", "null")
+        assert str(bad) in said
+        assert reason in said
+        assert "on_bad_image: skip" in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["file,label", "a.png,x"], "lacks the column 'path'"),
+        (["path,label", "a.png,x", "gone.png,y"], "line 3: file 'gone.png' does not exist"),
+        (["path,label", "a.png,", "b.png,"], "has no label at all"),
+        (["path,label"], "has no line below its header"),
+    ],
+)
+def test_manifests(lines: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("L", (8, 8)).save(name)
+    Path("images.csv").write_text("\n".join(lines) + "\n")
+    assert expected in refused(capsys, "--data.init_args.source", "images.csv")
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_evaluation_needs_a_trained_model(command: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--config", FINE_TUNE]) == 2
+    assert f"{command} needs a trained model" in capsys.readouterr().err

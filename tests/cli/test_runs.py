@@ -1,0 +1,115 @@
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft_lightning.__main__ import main
+from sft_lightning.cli import run
+from tests.conftest import CONFIGS
+
+FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
+AUTOENCODER = str(CONFIGS / "quickstart" / "autoencoder.yaml")
+SHORT = ["--trainer.max_epochs", "2", "--data.init_args.steps_per_epoch", "5"]
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return loaded
+
+
+def test_pretrain_then_fine_tune_then_test_and_predict(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["fit", "--config", AUTOENCODER, *SHORT, "--run_name", "ae"]) == 0
+    encoder = workdir / "lightning_logs" / "ae" / "version_0"
+    assert (
+        main(["fit", "--config", FINE_TUNE, *SHORT, "--run_name", "ft", "--model.init_args.weights", str(encoder)]) == 0
+    )
+    assert "6 of 6 backbone tensors matched" in caplog.text
+    caplog.clear()
+    tuned = workdir / "lightning_logs" / "ft" / "version_0"
+    assert main(["test", "--ckpt_path", str(tuned)]) == 0
+    assert main(["validate", "--ckpt_path", str(tuned)]) == 0
+    said = caplog.text
+    assert "test/accuracy" in said
+    assert "val/macro_f1" in said
+    assert "matched" not in said  # the checkpoint holds the weights
+    assert main(["predict", "--ckpt_path", str(tuned)]) == 0
+    rows = list(csv.DictReader((tuned / "predictions.csv").open()))
+    assert [row["path"] for row in rows] == [f"test/{i}" for i in range(2000)]
+    for row in rows[:20]:
+        shares = {name[2:-1]: float(value) for name, value in row.items() if name.startswith("p(")}
+        assert row["predicted"] == max(shares, key=lambda name: shares[name])
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_encoder_starts_the_classifier(workdir: Path) -> None:
+    autoencoder = run(["fit", "--config", AUTOENCODER, *SHORT, "--run_name", "ae"]).model
+    start = ["--model.init_args.weights", "lightning_logs/ae/version_0", "--trainer.max_epochs", "0"]
+    classifier = run(["fit", "--config", FINE_TUNE, *start]).model
+    learned = autoencoder.encoder.state_dict()
+    assert all(torch.equal(t, learned[n]) for n, t in classifier.backbone.state_dict().items())
+
+
+def test_a_second_run_is_a_new_version(workdir: Path) -> None:
+    for _ in range(2):
+        assert main(["fit", "--config", FINE_TUNE, *SHORT, "--run_name", "a/b"]) == 0
+    assert {p.name for p in (workdir / "lightning_logs" / "a" / "b").iterdir()} == {"version_0", "version_1"}
+
+
+def test_same_command_same_weights(workdir: Path) -> None:
+    for name in ("a", "b"):
+        assert main(["fit", "--config", FINE_TUNE, *SHORT, "--run_name", name]) == 0
+    a, b = (state(workdir / "lightning_logs" / name / "version_0") for name in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_resumed_run_ends_where_an_uninterrupted_one_does(workdir: Path) -> None:
+    longer = ["--trainer.max_epochs", "4", "--data.init_args.steps_per_epoch", "5"]
+    schedule = ["--model.init_args.lr_scheduler.init_args.total_steps", "20"]
+    assert main(["fit", "--config", FINE_TUNE, *longer, *schedule, "--run_name", "whole"]) == 0
+    assert main(["fit", "--config", FINE_TUNE, *SHORT, *schedule, "--run_name", "parts"]) == 0
+    assert main(["fit", "--config", FINE_TUNE, *longer, *schedule, "--run_name", "parts", "--ckpt_path", "last"]) == 0
+    whole, parts = (state(workdir / "lightning_logs" / name / "version_0") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not (workdir / "lightning_logs" / "parts" / "version_1").exists()
+
+
+def test_predict_reads_new_folders_and_lists_skipped_images(
+    workdir: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(workdir / "images", {"train": 6, "test": 2})
+    new = write_folder(workdir / "new", {"unlabeled": 3})
+    (new / "unlabeled" / "broken.png").write_bytes(b"no picture")
+    given = ["--data.init_args.source", str(folder), "--data.init_args.num_labels", "null"]
+    given += [
+        "--data.init_args.image_size",
+        "28",
+        "--data.init_args.channels",
+        "1",
+        "--data.init_args.num_workers",
+        "0",
+    ]
+    assert main(["fit", "--config", FINE_TUNE, *SHORT, *given, "--run_name", "folder"]) == 0
+    done = workdir / "lightning_logs" / "folder" / "version_0"
+    predict = ["predict", "--ckpt_path", str(done), "--data.init_args.predict_source", str(new)]
+    assert main(predict) == 2
+    assert "broken.png" in capsys.readouterr().err
+    assert main([*predict, "--data.init_args.on_bad_image", "skip"]) == 0
+    rows = list(csv.DictReader((done / "predictions.csv").open()))
+    assert len(rows) == 9
+    assert {row["predicted"] for row in rows} <= {"class_0", "class_1", "class_2"}
+    assert "broken.png" in (done / "skipped_images.txt").read_text()
+
+
+def test_console_shows_no_advertising_and_no_warning(workdir: Path) -> None:
+    command = [sys.executable, "-m", "sft_lightning", "fit", "--config", FINE_TUNE, *SHORT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"})
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "Data:", "Model:", "Run:", "Finished", "results", "test", "TensorBoard"
+    ]  # fmt: skip

@@ -1,0 +1,64 @@
+"""What all tests share: the configs, small real data sets on disk, and a folder of their own to run in."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sft_lightning.data.sources import SAMPLE
+from sft_lightning.data.torchvision_sources import read_idx
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def fashion() -> tuple[Tensor, Tensor]:
+    """2,000 real pictures (N, 28, 28) and their labels."""
+    images, labels = (read_idx(SAMPLE / f"fashion-test-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    return images, labels.long()
+
+
+@pytest.fixture(scope="session")
+def write_folder(fashion: tuple[Tensor, Tensor]) -> Callable[..., Path]:
+    """Writes real pictures as class folders: write_folder(path, {"train": 4}) makes 4 a class for 3 classes."""
+
+    def write(path: Path, per_class: dict[str, int], classes: int = 3) -> Path:
+        images, labels = fashion
+        used = dict.fromkeys(range(classes), 0)
+        for split, count in per_class.items():
+            for c in range(classes):
+                folder = path / split / f"class_{c}" if split != "unlabeled" else path / split
+                folder.mkdir(parents=True, exist_ok=True)
+                for i in (labels == c).nonzero()[used[c] : used[c] + count, 0].tolist():
+                    Image.fromarray(images[i].numpy()).save(folder / f"{i}.png")
+                used[c] += count
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def idx_root(tmp_path_factory: pytest.TempPathFactory, fashion: tuple[Tensor, Tensor]) -> Path:
+    """A root with MNIST, FashionMNIST and CIFAR10 in their true formats, 200 pictures each."""
+    root = tmp_path_factory.mktemp("root")
+    images, labels = fashion
+    for name in ("MNIST", "FashionMNIST"):
+        folder = root / name / "raw"
+        folder.mkdir(parents=True)
+        for k, part in enumerate(("train", "t10k")):
+            chosen = slice(200 * k, 200 * (k + 1))
+            for kind, data in (("images-idx3", images[chosen]), ("labels-idx1", labels[chosen].to(torch.uint8))):
+                header = struct.pack(">HBB", 0, 8, data.ndim) + struct.pack(f">{data.ndim}I", *data.shape)
+                (folder / f"{part}-{kind}-ubyte").write_bytes(header + data.numpy().tobytes())
+    return root

@@ -1,0 +1,46 @@
+"""What the README shows for Python, with a plain Trainer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+
+import sft_lightning
+from sft_lightning import AutoencoderModule, FineTuneClassifier, ImageDataModule
+
+
+def adam(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)  # type: ignore[arg-type]
+
+
+def test_pretrain_and_fine_tune_in_ten_lines(workdir: Path) -> None:
+    data = ImageDataModule("sample", num_labels=100, steps_per_epoch=5)
+    autoencoder = AutoencoderModule("mlp", image_shape=data.image_shape, optimizer=adam)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    trainer.fit(autoencoder, data)
+    autoencoder.save_encoder("encoder.safetensors")
+    classifier = FineTuneClassifier(
+        "mlp", data.num_classes, data.image_shape, weights="encoder.safetensors", optimizer=adam
+    )
+    trainer = Trainer(max_epochs=5, accelerator="cpu", enable_progress_bar=False)
+    trainer.fit(classifier, data)
+    assert trainer.test(classifier, data, verbose=False)[0]["test/accuracy"] > 0.3
+    assert Path(str(trainer.log_dir), "split.csv").is_file()
+
+
+def test_every_public_name_can_be_imported() -> None:
+    assert all(getattr(sft_lightning, name).__doc__ for name in sft_lightning.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = sft_lightning.Nothing
+
+
+def test_a_checkpoint_loads_without_its_optimizer(workdir: Path) -> None:
+    data = ImageDataModule("sample", num_labels=20, steps_per_epoch=2)
+    model = FineTuneClassifier("mlp", data.num_classes, data.image_shape, optimizer=adam)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    trainer.fit(model, data)
+    trainer.save_checkpoint("model.ckpt")
+    loaded = FineTuneClassifier.load_from_checkpoint("model.ckpt", weights_only=True)
+    x = torch.rand(3, 1, 28, 28)
+    assert torch.equal(loaded.eval()(x), model.eval()(x))
