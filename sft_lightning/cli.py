@@ -110,6 +110,7 @@ def run(args: Sequence[str]) -> SFTCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
+            "enable_autolog_hparams": False,  # `RunFolder` logs them with the metrics they led to
             "enable_model_summary": False,  # one line says what a user needs of it
             "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
             "use_distributed_sampler": False,  # our loaders know rank and world size

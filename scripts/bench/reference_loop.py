@@ -53,7 +53,7 @@ def sliced(images: Tensor, labels: Tensor) -> Loader:
 
 
 class PerSample(Dataset[tuple[Tensor, int]]):
-    """What torchvision's MNIST classes do for each picture: PIL image, then `ToTensor`."""
+    """What torchvision's MNIST classes do for each picture (`__getitem__`), without their files: PIL, `ToTensor`."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         """Keeps the tensors.
@@ -72,7 +72,8 @@ class PerSample(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.images[index].numpy())), int(self.labels[index])
+        image, label = self.images[index], int(self.labels[index])
+        return self.transform(Image.fromarray(image.numpy())), label
 
 
 def train(

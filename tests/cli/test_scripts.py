@@ -1,0 +1,45 @@
+"""`scripts/quickstart` and `scripts/test` stop with one sentence where they cannot start."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+OLD = '#!/bin/sh\nif [ "$1" = --version ]; then echo "Python 3.9.2"; else exit 1; fi\n'
+NO_VENV = f'#!/bin/sh\ncase "$2" in *venv*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "clone" / "scripts").mkdir(parents=True)
+    for name in ("scripts/setup.sh", "scripts/quickstart", "scripts/test", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / "clone" / name)
+    for name, text in (("old", OLD), ("bare", NO_VENV)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", ["quickstart", "test"])
+@pytest.mark.parametrize(
+    ("python", "expected"),
+    [("old", "older than Python 3.11"), ("bare", "lacks the module venv"), ("nowhere", "is not installed")],
+)
+def test_one_sentence_and_no_venv(script: str, python: str, expected: str, checkout: Path) -> None:
+    done = subprocess.run(
+        [checkout / "clone" / "scripts" / script],
+        cwd="/",
+        env={**os.environ, "PYTHON": str(checkout / python)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert expected in done.stderr
+    assert not (checkout / "clone" / ".venv").exists()
