@@ -12,7 +12,16 @@ from torch import Tensor
 from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.sources import Part, open_pictures, open_source, open_unlabeled
-from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits, make_splits, read_manifest, write_manifest
+from sft_lightning.data.splits import (
+    LeakPolicy,
+    Request,
+    Split,
+    Splits,
+    make_splits,
+    read_manifest,
+    without_leaks,
+    write_manifest,
+)
 from sft_lightning.data.views import WeakView, to_float, weak
 from sft_lightning.errors import InputError
 
@@ -117,6 +126,11 @@ class ImageDataModule(LightningDataModule):
         ):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: give a whole number of at least 1")
+        for name, least in (("num_workers", num_workers), ("weak_view.crop_padding", weak_view.crop_padding)):
+            if least is not None and least < 0:
+                raise InputError(f"{name} is {least}: give zero or a positive whole number")
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
         scale = weak_view.crop_scale
         if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             raise InputError(f"weak_view.crop_scale is {scale}: give two shares of the area such as [0.08, 1.0]")
@@ -204,12 +218,13 @@ class ImageDataModule(LightningDataModule):
             self._check_shape(next(iter(parts.values())), second)
         self._parts = [*parts.values(), *([second] if second is not None else [])]
         if self.split_file is not None:
-            self.splits = read_manifest(Path(self.split_file), self._parts, self.class_names)
+            listed = read_manifest(Path(self.split_file), self._parts, self.class_names)
+            self.splits = without_leaks(listed, self.request)
         else:
             self.splits = make_splits(parts, second, self.request, self.class_names)
         if self.bad.found:
-            listed = ", ".join(sorted(self.bad.found)[:5])
-            self.request.messages.append(f"{len(self.bad.found)} unreadable images are skipped: {listed}")
+            first = ", ".join(sorted(self.bad.found)[:5])
+            self.request.messages.append(f"{len(self.bad.found)} unreadable images are skipped: {first}")
         for message in self.request.messages:
             rank_zero_info(f"Data: {message}.")
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())

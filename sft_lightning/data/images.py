@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sft_lightning.errors import InputError
 
+# What Pillow raises for a file that is no whole picture.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -96,13 +98,16 @@ class Geometry:
         """
         if seed is not None and self.scale is not None:
             draw = random.Random(seed)
-            for _ in range(10):  # the usual ten attempts before the crop falls back to the center
+            for _ in range(10):  # the usual ten attempts before the crop falls back to the largest that fits
                 area = width * height * draw.uniform(*self.scale)
                 ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
                 w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
                 if w <= width and h <= height:
                     left, top = draw.uniform(0, width - w), draw.uniform(0, height - h)
                     return left, top, left + w, top + h
+            w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
+            left, top = (width - w) / 2, (height - h) / 2
+            return left, top, left + w, top + h
         side = min(width, height) * self.center
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side
@@ -163,7 +168,7 @@ def whole(path: Path) -> str | None:
                 ended = tail is not None and raw.read().endswith(tail)
             if not ended:
                 file.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return _reason(error)
     return None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
+from sft_lightning.data.images import UNREADABLE, BadImages, FileImages, Geometry, MemoryImages
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
 
@@ -103,7 +103,7 @@ class _Decoded(Dataset[Any]):
         position, seed, draw = request
         try:
             return self.images.read(self.indices[position], self.geometry, seed), position, draw
-        except (OSError, SyntaxError, ValueError) as error:
+        except UNREADABLE as error:
             return f"{error}", position, draw
 
 
@@ -188,7 +188,7 @@ class Stream:
         """
         if self._memory is None:
             self._requests.start, self._requests.stop = start, stop
-            yield from map(self._collated, self._loader)
+            yield from (batch for items in self._loader if (batch := self._collated(items)) is not None)
             return
         shuffled = self.plan.shuffle
         for g in range(start, stop):
@@ -201,17 +201,19 @@ class Stream:
                 draw if shuffled else None,
             )
 
-    def _collated(self, items: list[tuple[Tensor | str, int, int]]) -> RawBatch:
+    def _collated(self, items: list[tuple[Tensor | str, int, int]]) -> RawBatch | None:
         pictures, positions = [], []
         for picture, position, _ in items:
             if isinstance(picture, str):
-                self.bad.report(self._split.ids[position], picture)
+                self.bad.report(self._name(position), picture)
             else:
                 pictures.append(picture)
                 positions.append(position)
-        if not pictures:
+        if not pictures and not self.plan.shuffle:
+            return None
+        if not pictures:  # a step of training needs something to train on
             raise InputError(
-                f"no image of a whole batch could be read, {self._split.ids[items[0][1]]!r} among them: "
+                f"no image of a whole batch could be read, {self._name(items[0][1])!r} among them: "
                 "check the files and the permissions of their folder"
             )
         index = torch.tensor(positions)
@@ -221,6 +223,11 @@ class Stream:
             index,
             items[0][2] if self.plan.shuffle else None,
         )
+
+    def _name(self, position: int) -> str:
+        images = self._split.part.images
+        assert isinstance(images, FileImages)
+        return str(images.paths[self._split.indices[position]])
 
 
 class TrainLoader:

@@ -5,6 +5,7 @@ shape is known as soon as it is opened; pictures are only touched by `load`.
 """
 
 import csv
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -292,6 +293,7 @@ class ManifestSource(Source):
             raise InputError(f"{where}: the path is blank")
         if not (self.path.parent / row["path"]).is_file():
             raise InputError(f"{where}: file {row['path']!r} does not exist below {str(self.path.parent)!r}")
+        row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
         row["split"] = row["split"].lower() or ("train" if row["label"] else "unlabeled")
         if row["split"] not in SPLITS:
             raise InputError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)} or blank")
@@ -312,10 +314,20 @@ class ManifestSource(Source):
             if row["group"]:
                 split = "train" if row["split"] == "unlabeled" else row["split"]
                 splits.setdefault(row["group"], {}).setdefault(split, row["line"])
+        self._refuse_untrained()
         for group, found in splits.items():
             if len(found) > 1:
                 places = " and ".join(f"{split} (line {line})" for split, line in found.items())
                 raise InputError(f"manifest {self.name!r}: group {group!r} stands in {places}; keep it in one split")
+
+    def _refuse_untrained(self) -> None:
+        trained = sorted({row["label"] for row in self._rows if row["label"] and row["split"] == "train"})
+        for row in self._rows if trained else []:
+            if row["split"] in ("val", "test") and row["label"] not in trained:
+                raise InputError(
+                    f"manifest {self.name!r}, line {row['line']}: no training image has the class {row['label']!r} of "
+                    f"this {row['split']} image{near(row['label'], trained)}; correct it or add training images"
+                )
 
     def load(self) -> dict[str, Part]:
         """Makes the parts; no picture is read."""
@@ -325,11 +337,11 @@ class ManifestSource(Source):
         for split in SPLITS:
             rows = [row for row in self._rows if row["split"] == split]
             if rows:
-                ids = [Path(row["path"]).as_posix() for row in rows]
+                ids = [row["path"] for row in rows]
                 paths = [self.path.parent / row["path"] for row in rows]
                 # A hidden label of a line marked `unlabeled` is read: it can be measured against, never trained on.
                 labels = torch.tensor([number.get(row["label"], -1) for row in rows])
-                groups = [row["group"] or f"line {row['line']}" for row in rows] if grouped else None
+                groups = [row["group"] or row["path"] for row in rows] if grouped else None
                 parts[split] = Part(FileImages(paths, ids), ids, labels, groups)
         return parts
 
@@ -373,15 +385,16 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise InputError(f"manifest {str(path)!r} is no readable Parquet file: {error}") from error
     _need_columns(path, list(table[0]) if table else [], ("path", "label"))
     for number, row in enumerate(table, start=1):
-        yield number, {n: "" if row.get(n) is None else str(row[n]).strip() for n in _COLUMNS}
+        yield number, {n: "" if row.get(n) in (None, "") or row[n] != row[n] else str(row[n]).strip() for n in _COLUMNS}
 
 
 def _natural(label: str) -> tuple[int, float, str]:
     """Sorts 2 before 10, and numbers before words."""
     try:
-        return 0, float(label), label
+        value = float(label)
     except ValueError:
-        return 1, 0.0, label
+        value = math.nan
+    return (0, value, label) if math.isfinite(value) else (1, 0.0, label)
 
 
 def open_unlabeled(name: str, root: str = "data", download: bool = False) -> Part:
@@ -391,9 +404,14 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False) -> Par
         name: As for `open_source`.
         root: As for `open_source`.
         download: As for `open_source`.
+
+    Raises:
+        InputError: It has neither.
     """
     parts = open_source(name, root, download).load()
     chosen = [parts[split] for split in ("train", "unlabeled") if split in parts]
+    if not chosen:
+        raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")
     part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
     return Part(part.images, [f"{name}:{i}" for i in part.ids], torch.full((len(part),), -1))
 

@@ -7,7 +7,10 @@ of the budget of 100 with the same seed.
 
 import csv
 import hashlib
+import heapq
+import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,7 +28,7 @@ from sft_lightning.errors import InputError
 LeakPolicy = Literal["drop", "raise"]
 NAMES = ("labeled", "unlabeled", "val", "test")
 # Where the same picture stands in two splits, it stays in the first of these.
-_KEEPS = ("test", "val", "labeled", "unlabeled")
+_KEEPS = {"test": 0, "val": 1}
 
 
 @dataclass
@@ -131,22 +134,22 @@ def choose(
 def quotas(counts: dict[int, int], total: int) -> dict[int, int]:
     """Divides a total among classes in proportion to their counts, at least one each where the total allows it.
 
+    Labels are given out one by one, by the rule of Sainte-Laguë after a first one for every class. So no class gets
+    fewer when the total grows, as it could by the largest remainder.
+
     Args:
         counts: Class to the number available.
         total: To be divided; at most the sum of the counts.
     """
-    available = sum(counts.values())
-    floor = 1 if total >= len(counts) else 0
-    shares = {c: max(floor, total * n // available) for c, n in counts.items()}
-    # Largest remainder; ties go to the smaller class number, so the result depends on the counts alone.
-    order = sorted(counts, key=lambda c: (-(total * counts[c] % available), c))
-    while sum(shares.values()) < total:
-        for c in order:
-            if sum(shares.values()) < total and shares[c] < counts[c]:
-                shares[c] += 1
-    while sum(shares.values()) > total:
-        largest = max(shares, key=lambda c: (shares[c], -c))
-        shares[largest] -= 1
+    shares = dict.fromkeys(counts, 0)
+    # Ties go to the larger class, then to the smaller class number: the result depends on the counts alone.
+    queue = [(-math.inf, -n, c) for c, n in counts.items() if n]
+    heapq.heapify(queue)
+    for _ in range(total):
+        _, n, c = heapq.heappop(queue)
+        shares[c] += 1
+        if shares[c] < -n:
+            heapq.heappush(queue, (n / (2 * shares[c] + 1), n, c))
     return shares
 
 
@@ -162,70 +165,74 @@ def make_splits(parts: dict[str, Part], second: Part | None, request: Request, c
     Raises:
         InputError: More labels are asked for than exist, or a split would be empty that must not be.
     """
-    train = parts.get("train")
-    splits: Splits = {}
-    pool: set[int] = set()
-    if train is not None:
-        labels = train.labels.tolist()
-        pool = set(range(len(train)))
-        for name, size in (("test", request.test_size), ("val", request.val_size)):
-            if name not in parts:
-                held = _held_out(train, labels, pool, size, request.seed, name)
-                splits[name] = Split(train, sorted(held))
-                pool -= held
-    for name in ("val", "test"):
-        if name in parts:
-            splits[name] = Split(parts[name], list(range(len(parts[name]))))
-    labeled: set[int] = set()
-    if train is not None:
-        labeled = _labeled(train, labels, pool, request, class_names)
-        splits["labeled"] = Split(train, sorted(labeled))
-    given = parts.get("unlabeled")
+    train, given = parts.get("train"), parts.get("unlabeled")
+    nothing = Split(next(iter(parts.values())), [])
+    splits: Splits = {name: _all(parts[name]) for name in ("test", "val") if name in parts}
+    rest = nothing if train is None else _all(train)
+    for name, size in (("test", request.test_size), ("val", request.val_size)):
+        if name not in parts:
+            splits[name], rest = _held_out(rest, size, request.seed, name)
     if second is not None:
-        splits["unlabeled"] = Split(second, list(range(len(second))))
-    elif given is not None and train is not None:
-        splits["unlabeled"] = _joined(train, sorted(pool - labeled), given, splits, request)
-    elif given is not None:
-        held = _held_out(given, given.labels.tolist(), set(range(len(given))), request.val_size, request.seed, "val")
-        splits.setdefault("val", Split(given, sorted(held)))
-        splits["unlabeled"] = Split(given, sorted(set(range(len(given))) - set(splits["val"].indices)))
-    elif train is not None:
-        splits["unlabeled"] = Split(train, sorted(pool - labeled))
-    for name in NAMES:
-        splits.setdefault(name, Split(next(iter(parts.values())), []))
-    return _without_leaks({name: splits[name] for name in NAMES}, request)
+        unlabeled = _all(second)
+    elif given is None:
+        unlabeled = nothing
+    elif train is None and "val" not in parts:
+        splits["val"], unlabeled = _held_out(_all(given), request.val_size, request.seed, "val")
+    else:
+        unlabeled = _outside_groups(_all(given), splits, request)
+    # Leaks go first: what is dropped does not count toward the budget of labels.
+    splits = without_leaks({**splits, "train": rest, "unlabeled": unlabeled}, request)
+    rest, unlabeled = splits.pop("train"), splits["unlabeled"]
+    splits["labeled"], rest = _labeled(rest, request, class_names)
+    if second is None:
+        splits["unlabeled"] = _joined(rest, unlabeled)
+    return {name: splits[name] for name in NAMES}
 
 
-def _held_out(part: Part, labels: list[int], pool: set[int], size: float, seed: int, purpose: str) -> set[int]:
-    candidates = [i for i in sorted(pool) if labels[i] >= 0] or sorted(pool)
+def _all(part: Part) -> Split:
+    return Split(part, list(range(len(part))))
+
+
+def _divided(split: Split, taken: set[int]) -> tuple[Split, Split]:
+    """What is taken, and the rest."""
+    return Split(split.part, sorted(taken)), Split(split.part, [i for i in split.indices if i not in taken])
+
+
+def _held_out(pool: Split, size: float, seed: int, purpose: str) -> tuple[Split, Split]:
+    """What is held out of a pool, and what is left to train on."""
+    part, labels = pool.part, pool.part.labels.tolist()
+    candidates = [i for i in pool.indices if labels[i] >= 0] or pool.indices
     if size < 0 or (size >= 1 and size != int(size)):
         raise InputError(f"{purpose}_size is {size}: give a share below 1 or a whole number of examples")
     total = int(size) if size >= 1 else round(size * len(candidates))
-    if total >= len(candidates) and total > 0:
+    if total == 0 or not candidates:
+        return _divided(pool, set())
+    if total >= len(candidates):
         raise InputError(
             f"{purpose}_size asks for {total} of the {len(candidates)} training examples: leave some to train on"
         )
-    if total == 0:
-        return set()
-    counts = Counter(labels[i] for i in candidates)
     chosen = choose(
         [part.ids[i] for i in candidates],
         [labels[i] for i in candidates],
         None if part.groups is None else [part.groups[i] for i in candidates],
-        quotas(dict(counts), total),
+        quotas(dict(Counter(labels[i] for i in candidates)), total),
         seed,
         purpose,
     )
-    held = {candidates[k] for k in chosen}
+    held, rest = _divided(pool, {candidates[k] for k in chosen})
     if part.groups is not None:  # the unlabeled members of a held-out group must not be trained on either
-        groups = {part.groups[i] for i in held}
-        pool -= {i for i in pool if part.groups[i] in groups} - held
-    return held
+        groups = {part.groups[i] for i in held.indices}
+        rest = Split(part, [i for i in rest.indices if part.groups[i] not in groups])
+    return held, rest
 
 
-def _labeled(train: Part, labels: list[int], pool: set[int], request: Request, class_names: Sequence[str]) -> set[int]:
-    candidates = [i for i in sorted(pool) if labels[i] >= 0]
+def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple[Split, Split]:
+    """The labels that are used, and the rest of the pool."""
+    part, labels = pool.part, pool.part.labels.tolist()
+    candidates = [i for i in pool.indices if labels[i] >= 0]
     counts = Counter(labels[i] for i in candidates)
+    if min(request.num_labels or 0, request.labels_per_class or 0) < 0:
+        raise InputError("the number of labels is negative: give zero or more")
     if request.num_labels is not None and request.labels_per_class is not None:
         raise InputError("num_labels and labels_per_class are both set: give one of them")
     if request.labels_per_class is not None:
@@ -242,53 +249,55 @@ def _labeled(train: Part, labels: list[int], pool: set[int], request: Request, c
                 f"num_labels is {request.num_labels}, but only {len(candidates)} labeled training images are left "
                 "after validation and test were held out: ask for fewer"
             )
-        quota = quotas(dict(counts), request.num_labels) if request.num_labels else {}
+        quota = quotas(dict(counts), request.num_labels)
     else:
-        return set(candidates)
-    if any(n < 0 for n in quota.values()) or (request.num_labels or 0) < 0:
-        raise InputError("the number of labels is negative: give zero or more")
+        return _divided(pool, set(candidates))
     # Groups keep training apart from evaluation; within training a budget of labels is met exactly.
     chosen = choose(
-        [train.ids[i] for i in candidates], [labels[i] for i in candidates], None, quota, request.seed, "labeled"
+        [part.ids[i] for i in candidates], [labels[i] for i in candidates], None, quota, request.seed, "labeled"
     )
-    return {candidates[k] for k in chosen}
+    return _divided(pool, {candidates[k] for k in chosen})
 
 
-def _joined(train: Part, rest: list[int], given: Part, splits: Splits, request: Request) -> Split:
-    """The source's own unlabeled part, and the training examples whose labels are not used."""
-    keep = list(range(len(given)))
-    if given.groups is not None:
-        held = {
-            split.part.groups[i]
-            for name in ("val", "test")
-            if name in splits and (split := splits[name]).part.groups is not None
-            for i in split.indices
-        }
-        keep = [i for i in keep if given.groups[i] not in held]
-        if len(keep) < len(given):
-            request.messages.append(
-                f"{len(given) - len(keep)} unlabeled images were left out: their group is in validation or test"
-            )
-    if not rest:
-        return Split(given, keep)
-    if not keep:
-        return Split(train, rest)
-    return Split(concatenated((train, rest), (given, keep)), list(range(len(rest) + len(keep))))
+def _outside_groups(given: Split, held: Splits, request: Request) -> Split:
+    """The source's own unlabeled part without the groups that are held out."""
+    groups = {split.part.groups[i] for split in held.values() if split.part.groups is not None for i in split.indices}
+    own = given.part.groups
+    keep = [i for i in given.indices if own is None or own[i] not in groups]
+    if len(keep) < len(given):
+        request.messages.append(
+            f"{len(given) - len(keep)} unlabeled images were left out: their group is in validation or test"
+        )
+    return Split(given.part, keep)
 
 
-def _without_leaks(splits: Splits, request: Request) -> Splits:
-    """Drops or refuses pictures that stand in two splits, by position and by content."""
-    for a in NAMES:
-        for b in NAMES[NAMES.index(a) + 1 :]:
-            if splits[a].part is splits[b].part and set(splits[a].indices) & set(splits[b].indices):
-                raise AssertionError(f"splits {a} and {b} overlap")
-    drop: dict[str, set[int]] = {name: set() for name in NAMES}
+def _joined(rest: Split, given: Split) -> Split:
+    """The training examples whose labels are not used, and the source's own unlabeled part."""
+    if not len(rest) or not len(given):
+        return given if len(given) else rest
+    return _all(concatenated((rest.part, rest.indices), (given.part, given.indices)))
+
+
+def without_leaks(splits: Splits, request: Request) -> Splits:
+    """Drops or refuses training pictures that are held out for evaluation, too.
+
+    Args:
+        splits: `test`, `val` and those to train on.
+        request: Says whether to drop or to refuse; the message goes there.
+
+    Raises:
+        InputError: The same picture stands in two splits and the policy is `raise`.
+    """
+    for a, b in itertools.combinations(splits, 2):
+        if splits[a].part is splits[b].part and set(splits[a].indices) & set(splits[b].indices):
+            raise AssertionError(f"splits {a} and {b} overlap")
+    drop: dict[str, set[int]] = {name: set() for name in splits}
     pairs = []
-    for group in repeated({name: (splits[name].part.images, splits[name].indices) for name in _KEEPS}):
-        keeper = min(group, key=lambda item: _KEEPS.index(item[0]))
+    for group in repeated({name: (split.part.images, split.indices) for name, split in splits.items()}):
+        keeper = min(group, key=lambda item: _KEEPS.get(item[0], len(_KEEPS)))
         for name, index in group:
             # Copies among the training pictures are the data's own weighting; they tell nothing about the test.
-            if name != keeper[0] and keeper[0] in ("test", "val"):
+            if name != keeper[0] and keeper[0] in _KEEPS:
                 drop[name].add(index)
                 pairs.append((keeper[0], _place(splits, keeper), name, _place(splits, (name, index))))
     if not pairs:
@@ -361,9 +370,12 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
     listed = list(parts)
     place = {name: (k, i) for k, part in enumerate(listed) for i, name in enumerate(part.ids)}
     chosen: dict[str, dict[int, list[int]]] = {name: {} for name in NAMES}
+    seen: set[tuple[int, int]] = set()
     try:
         with path.open(newline="", encoding="utf-8") as file:
             head = json.loads(file.readline().removeprefix("# "))
+            if not isinstance(head, dict):
+                raise ValueError("its first line is no JSON object")
             for row in csv.DictReader(file):
                 if row["id"] not in place:
                     raise InputError(
@@ -371,6 +383,9 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
                         "give the source that the file was made from"
                     )
                 k, i = place[row["id"]]
+                if (k, i) in seen:
+                    raise InputError(f"split_file {str(path)!r} lists {row['id']!r} twice: keep one of the two lines")
+                seen.add((k, i))
                 known = int(listed[k].labels[i])
                 if row["label"] and (known < 0 or class_names[known] != row["label"]):
                     raise InputError(

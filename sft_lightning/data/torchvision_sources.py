@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import math
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ def read_idx(path: Path) -> Tensor:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zero, kind, dims = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"file {str(path)!r} is no readable IDX file ({error}): fetch it again") from error
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * dims)
     if zero != 0 or kind != 8 or data.size != math.prod(shape):
@@ -158,7 +159,7 @@ def _construct(name: str, cls: Callable[..., Any], root: Path, download: bool, k
 
 
 def _missing(name: str, root: Path, download: bool, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
     if download and name != "ImageNet":
         return InputError(
             f"source {name!r} could not be downloaded to {str(root)!r} ({reason}): download it on a machine with a "
@@ -172,8 +173,8 @@ def _missing(name: str, root: Path, download: bool, error: Exception) -> InputEr
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
     names = getattr(dataset, "classes", None)
-    if names is None:  # SVHN has digits and no list of names
-        names = [str(i) for i in range(int(max(dataset.labels)) + 1)]
+    if names is None:  # SVHN has ten digits and no list of names
+        names = [str(i) for i in range(10)]
     return tuple(name if isinstance(name, str) else name[0] for name in names)  # ImageNet lists synonyms
 
 

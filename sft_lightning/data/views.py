@@ -76,8 +76,9 @@ def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> 
     """A random rectangle of each picture, stretched over the whole; area and aspect as in Inception's training."""
     count = len(x)
     area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
-    ratio = torch.empty(count).uniform_(-0.2876820724, 0.2876820724, generator=generator).exp()  # 3/4 to 4/3
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    # 3/4 to 4/3, or what fits: a crop of the whole area is the picture itself.
+    ratio = (torch.empty(count).uniform_(-1, 1, generator=generator) * (-area.log()).clamp(max=0.2876820724)).exp()
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     shift_x, shift_y = torch.empty(2, count).uniform_(-1, 1, generator=generator)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)

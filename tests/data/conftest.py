@@ -1,0 +1,69 @@
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+from sft_lightning.data.images import MemoryImages
+from sft_lightning.data.sources import Part
+
+# A deadline would fail on a busy machine; the same examples each time, so that a failure is found again.
+settings.register_profile("data", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("data")
+
+Color = tuple[int, int, int]
+MakeFolder = Callable[..., Path]
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> Path:
+    """Saves noise that no other seed gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def plain(path: Path, color: Color, size: tuple[int, int] = (12, 10)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+    return path
+
+
+def table(path: Path, rows: Sequence[Sequence[str]], encoding: str = "utf-8") -> Path:
+    with path.open("w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def memory_part(labels: Sequence[int], prefix: str = "train", seed: int = 0) -> Part:
+    """Pictures of noise; one seed gives the same ones again."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.randint(0, 256, (len(labels), 1, 4, 4), generator=generator, dtype=torch.uint8)
+    ids = [f"{prefix}/{i}" for i in range(len(labels))]
+    return Part(MemoryImages(data), ids, torch.tensor(labels, dtype=torch.long))
+
+
+def break_middle(path: Path) -> Path:
+    """Spoils the pixels of a PNG and keeps its header and its end."""
+    content = bytearray(path.read_bytes())
+    for k in range(len(content) // 2, len(content) // 2 + 20):
+        content[k] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> MakeFolder:
+    """Makes class folders: `folder("train/a", "train/b", count=3)`."""
+
+    def make(*names: str, count: int = 3) -> Path:
+        for k, name in enumerate(names):
+            for i in range(count):
+                picture(tmp_path / "set" / name / f"{i}.png", seed=1000 * k + i)
+        return tmp_path / "set"
+
+    return make

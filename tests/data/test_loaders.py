@@ -1,0 +1,252 @@
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft_lightning.data.images import BadImages, FileImages, Geometry
+from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.sources import Part
+from sft_lightning.data.splits import Split
+from sft_lightning.errors import InputError
+from tests.data.conftest import break_middle, memory_part, picture
+
+CROPS = Geometry(8, scale=(0.2, 1.0))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Split:
+    paths = [picture(tmp_path / f"{i:02}.png", i, (20, 16)) for i in range(14)]
+    part = Part(FileImages(paths, [path.name for path in paths]), [path.name for path in paths], torch.arange(14) % 3)
+    return Split(part, list(range(2, 14)))  # positions in the split are not positions in the part
+
+
+def stream(split: Split, batch_size: int = 5, shuffle: bool = True, workers: int = 0, seed: int = 0) -> Stream:
+    plan = BatchPlan(len(split), batch_size, seed, shuffle)
+    return Stream(split, plan, CROPS if shuffle else Geometry(8), workers=workers)
+
+
+def same(one: RawBatch, two: RawBatch) -> bool:
+    assert one.labels is not None
+    assert two.labels is not None
+    return (
+        torch.equal(one.images, two.images)
+        and torch.equal(one.labels, two.labels)
+        and torch.equal(one.indices, two.indices)
+        and one.draw == two.draw
+    )
+
+
+def epochs(loader: TrainLoader, numbers: Iterable[int]) -> list[RawBatch]:
+    batches = []
+    for number in numbers:
+        loader.set_epoch(number)
+        batches += [batch["labeled"] for batch in loader]
+    return batches
+
+
+def test_same_seed_same_batches_for_any_number_of_workers(files: Split) -> None:
+    one, two, other = (
+        epochs(TrainLoader({"labeled": stream(files, workers=workers, seed=seed)}, 4), range(3))
+        for workers, seed in ((0, 1), (2, 1), (0, 2))
+    )
+    assert len(one) == len(two) == 12
+    assert all(same(a, b) for a, b in zip(one, two, strict=True))
+    assert not any(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_picture_is_cropped_anew_each_time(files: Split) -> None:
+    batches = epochs(TrainLoader({"labeled": stream(files)}, 3), range(4))
+    seen = [batch.images[k] for batch in batches for k, i in enumerate(batch.indices.tolist()) if i == 3]
+    assert len(seen) == 4
+    assert len({bytes(image.numpy().tobytes()) for image in seen}) == 4
+
+
+def test_equal_pictures_of_one_batch_are_cropped_apart(tmp_path: Path) -> None:
+    path = picture(tmp_path / "x.png", 1, (20, 16))
+    part = Part(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
+    (batch,) = stream(Split(part, list(range(6))), 6).batches(0, 1)
+    assert len({bytes(image.numpy().tobytes()) for image in batch.images}) == 6
+
+
+def test_each_row_belongs_to_its_index_and_label(files: Split) -> None:
+    for batch in EvalLoader(stream(files, shuffle=False)):
+        assert batch.labels is not None
+        assert batch.draw is None
+        for image, label, i in zip(batch.images, batch.labels, batch.indices.tolist(), strict=True):
+            k = files.indices[i]
+            assert isinstance(files.part.images, FileImages)
+            assert torch.equal(image, files.part.images.read(k, Geometry(8), None))
+            assert label == k % 3
+
+
+@pytest.mark.parametrize("indices", [list(range(12)), [11, 3, 4, 7]])
+def test_memory_rows_belong_to_their_index_and_label(indices: list[int]) -> None:
+    part = memory_part([i % 3 for i in range(12)])
+    for batch in epochs(TrainLoader({"labeled": stream(Split(part, indices), 3)}, 4), range(2)):
+        assert batch.labels is not None
+        rows = [indices[i] for i in batch.indices.tolist()]
+        assert torch.equal(batch.images, part.images.data[rows])  # type: ignore[attr-defined]
+        assert batch.labels.tolist() == [row % 3 for row in rows]
+
+
+def test_labels_of_unlabeled_examples_never_travel(files: Split) -> None:
+    for split in (files, Split(memory_part([0, 1, 2]), [0, 1, 2])):
+        loaded = Stream(split, BatchPlan(len(split), 2, shuffle=True), CROPS, with_labels=False)
+        assert [batch.labels for batch in loaded.batches(0, 2)] == [None, None]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_resumed_epoch_goes_on_with_exactly_what_is_left(files: Split, workers: int, stop: int) -> None:
+    whole = epochs(TrainLoader({"labeled": stream(files)}, 5), [0, 1, 2])
+    first = TrainLoader({"labeled": stream(files, workers=workers)}, 5)
+    epochs(first, [0])
+    first.set_epoch(1)
+    batches = iter(first)
+    for _ in range(stop):
+        next(batches)
+    state = first.state_dict()
+    second = TrainLoader({"labeled": stream(files, workers=workers)}, 5)
+    second.load_state_dict(state)
+    rest = epochs(second, [1, 2] if stop < 5 else [2])
+    expected = whole[5 + stop :]
+    assert len(rest) == len(expected)
+    assert all(same(a, b) for a, b in zip(rest, expected, strict=True))
+
+
+def test_an_epoch_left_early_starts_the_next_one_at_its_start(files: Split) -> None:
+    whole = epochs(TrainLoader({"labeled": stream(files)}, 5), [0, 1])
+    loader = TrainLoader({"labeled": stream(files, workers=2)}, 5)
+    loader.set_epoch(0)
+    next(iter(loader))
+    assert all(same(a, b) for a, b in zip(epochs(loader, [1]), whole[5:], strict=True))
+
+
+SIZES = {"count": st.integers(1, 60), "batch_size": st.integers(1, 9), "seed": st.integers(0, 2**33)}
+
+
+@given(**SIZES)
+def test_each_pass_sees_every_example_once(count: int, batch_size: int, seed: int) -> None:
+    plan = BatchPlan(count, batch_size, seed, shuffle=True)
+    batches = [plan[g][0] for g in range(2 * plan.per_pass)]
+    for half in (batches[: plan.per_pass], batches[plan.per_pass :]):
+        assert torch.cat(half).sort().values.tolist() == list(range(count))
+        assert all(len(batch) == batch_size for batch in half[:-1])
+        assert len(half[-1]) <= batch_size + 1
+        assert count == 1 or batch_size == 1 or len(half[-1]) >= 2
+
+
+@given(world=st.integers(2, 4), **SIZES)
+def test_processes_together_see_what_one_sees(count: int, batch_size: int, seed: int, world: int) -> None:
+    count += world
+    ranks = [BatchPlan(count, batch_size, seed, True, rank, world) for rank in range(world)]
+    alone = BatchPlan(count, batch_size * world, seed, shuffle=True)
+    assert len({plan.per_pass for plan in ranks}) == 1
+    passed: list[int] = []
+    draws = set()
+    for g in range(ranks[0].per_pass):
+        pieces = [plan[g] for plan in ranks]
+        assert min(len(indices) for indices, _ in pieces) >= 1
+        together = [i for indices, _ in pieces for i in indices.tolist()]
+        if g < min(ranks[0].per_pass, alone.per_pass) - 1:
+            assert together == alone[g][0].tolist()
+        passed += together
+        draws |= {draw for _, draw in pieces}
+    everything = torch.cat([alone[g][0] for g in range(alone.per_pass)]).tolist()
+    assert passed == everything
+    assert sorted(passed) == list(range(count))
+    assert len(draws) == world * ranks[0].per_pass
+
+
+@given(world=st.integers(1, 4), **SIZES)
+def test_evaluation_shards_hold_each_example_once(count: int, batch_size: int, seed: int, world: int) -> None:
+    plans = [BatchPlan(count, batch_size, seed, False, rank, world) for rank in range(world)]
+    seen = [i for plan in plans for g in range(plan.per_pass) for i in plan[g][0].tolist()]
+    assert sorted(seen) == list(range(count))
+    assert len(seen) == count
+
+
+def test_orders_differ_between_passes_and_seeds() -> None:
+    plan = BatchPlan(50, 50, 0, shuffle=True)
+    orders = [plan[g][0].tolist() for g in range(3)] + [BatchPlan(50, 50, 1, shuffle=True)[0][0].tolist()]
+    assert len({tuple(order) for order in orders}) == 4
+    assert plan[1][0].tolist() == orders[1]
+
+
+def test_fewer_examples_than_a_batch_make_one_batch_a_pass() -> None:
+    split = Split(memory_part([0, 1, 2]), [0, 1, 2])
+    batches = epochs(TrainLoader({"labeled": stream(split, 64)}, 3), [0])
+    assert [sorted(batch.indices.tolist()) for batch in batches] == [[0, 1, 2]] * 3
+
+
+def test_parts_of_unequal_length_run_side_by_side() -> None:
+    few, many = Split(memory_part([0, 1]), [0, 1]), Split(memory_part([-1] * 20), list(range(20)))
+    loader = TrainLoader({"labeled": stream(few, 2), "unlabeled": stream(many, 4)}, 5)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 5
+    assert sorted(i for batch in batches for i in batch["unlabeled"].indices.tolist()) == list(range(20))
+    assert all(sorted(batch["labeled"].indices.tolist()) == [0, 1] for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_global_random_state_alone(files: Split, workers: int) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    epochs(TrainLoader({"labeled": stream(files, workers=workers)}, 3), [0, 1])
+    list(EvalLoader(stream(files, shuffle=False, workers=workers)))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+    assert random.getstate() == before[2]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_batches_do_not_depend_on_the_global_seed(files: Split, seed: int) -> None:
+    expected = epochs(TrainLoader({"labeled": stream(files, workers=2)}, 3), [0])
+    torch.manual_seed(seed)
+    random.seed(seed)
+    found = epochs(TrainLoader({"labeled": stream(files, workers=2)}, 3), [0])
+    assert all(same(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def spoil(split: Split, *positions: int) -> list[str]:
+    assert isinstance(split.part.images, FileImages)
+    return [str(break_middle(split.part.images.paths[split.indices[i]])) for i in positions]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_file_that_fails_on_the_way_stops_the_run_by_name(files: Split, workers: int, shuffle: bool) -> None:
+    (name,) = spoil(files, 6)
+    loaded = stream(files, shuffle=shuffle, workers=workers)
+    with pytest.raises(InputError, match="on_bad_image: skip") as caught:
+        list(loaded.batches(0, 3))
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_fails_on_the_way_is_left_out_and_listed(files: Split, workers: int) -> None:
+    names = spoil(files, 6, 1)
+    bad = BadImages("skip")
+    loaded = Stream(files, BatchPlan(12, 5, shuffle=False), Geometry(8), workers=workers, bad=bad)
+    batches = list(EvalLoader(loaded))
+    assert [batch.indices.tolist() for batch in batches] == [[0, 2, 3, 4], [5, 7, 8, 9], [10, 11]]
+    for batch in batches:
+        assert batch.labels is not None
+        assert batch.labels.tolist() == [(i + 2) % 3 for i in batch.indices.tolist()]
+        assert len(batch.images) == len(batch.indices)
+    assert sorted(bad.found) == sorted(names)
+    assert all(bad.found.values())
+
+
+def test_a_whole_batch_that_fails_is_skipped_in_evaluation_and_refused_in_training(files: Split) -> None:
+    names = spoil(files, 3)
+    evaluated = Stream(files, BatchPlan(12, 1), Geometry(8), bad=BadImages("skip"))
+    assert [batch.indices.item() for batch in EvalLoader(evaluated)] == [i for i in range(12) if i != 3]
+    trained = Stream(files, BatchPlan(12, 1, shuffle=True), CROPS, bad=BadImages("skip"))
+    with pytest.raises(InputError, match="no image of a whole batch could be read") as caught:
+        list(trained.batches(0, 12))
+    assert names[0] in str(caught.value)

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_lightning.data.views import WeakView, to_float, weak
+
+ALL = WeakView(flip=True, crop_padding=3, crop_scale=[0.3, 1.0])
+
+
+def batch(count: int, channels: int = 1, side: int = 12) -> Tensor:
+    return torch.rand((count, channels, side, side), generator=torch.Generator().manual_seed(0))
+
+
+def ramps(count: int, side: int = 64) -> Tensor:
+    """Pixels that tell where they come from: the column and the row, 0 to 1."""
+    at = (torch.arange(side) + 0.5) / side
+    return torch.stack([at.expand(side, side), at[:, None].expand(side, side)]).expand(count, 2, side, side)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("view", [WeakView(flip=True), WeakView(crop_padding=3), WeakView(crop_scale=[0.2, 1.0]), ALL])
+def test_views_are_seeded_and_differ_between_pictures(view: WeakView, channels: int) -> None:
+    x = batch(1, channels).expand(64, -1, -1, -1)
+    one, again, other = weak(x, view, 5), weak(x, view, 5), weak(x, view, 6)
+    assert one.shape == x.shape
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert len({image.numpy().tobytes() for image in one}) > 1
+    assert 0 <= one.min() <= one.max() <= 1
+
+
+@pytest.mark.parametrize(("view", "draw"), [(WeakView(), 5), (ALL, None)])
+def test_nothing_asked_or_no_draw_changes_nothing(view: WeakView, draw: int | None) -> None:
+    x = batch(4)
+    assert weak(x, view, draw) is x
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flip_equals_plain_indexing(channels: int) -> None:
+    x = batch(32, channels)
+    flipped = torch.rand(32, generator=torch.Generator().manual_seed(9)) < 0.5
+    expected = torch.stack([image.flip(-1) if f else image for image, f in zip(x, flipped, strict=True)])
+    assert torch.equal(weak(x, WeakView(flip=True), 9), expected)
+    assert 0 < flipped.sum() < 32
+
+
+def test_half_of_the_pictures_are_flipped() -> None:
+    x = ramps(4000, 2)
+    assert 0.46 < (weak(x, WeakView(flip=True), 1)[:, 0, 0, 0] > 0.5).float().mean() < 0.54
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_padded_crop_equals_plain_indexing(channels: int) -> None:
+    x = batch(16, channels)
+    top, left = torch.randint(0, 7, (2, 16), generator=torch.Generator().manual_seed(4)).tolist()
+    padded = F.pad(x, (3, 3, 3, 3))
+    expected = torch.stack([padded[i, :, top[i] : top[i] + 12, left[i] : left[i] + 12] for i in range(16)])
+    assert torch.equal(weak(x, WeakView(crop_padding=3), 4), expected)
+
+
+def test_all_shifts_are_equally_likely_and_bring_in_zeros() -> None:
+    x = torch.zeros(4900, 1, 9, 9)
+    x[:, :, 4, 4] = 1
+    places = weak(x, WeakView(crop_padding=3), 2).sum(0)[0]
+    assert places.sum() == 4900
+    assert places[1:8, 1:8].min() > 60
+    assert places[1:8, 1:8].max() < 140
+    assert weak(torch.ones(50, 1, 9, 9), WeakView(crop_padding=3), 2).amin() == 0
+
+
+def test_flip_is_drawn_apart_from_the_shift() -> None:
+    both = weak(ramps(2000, 8), WeakView(flip=True, crop_padding=2), 3)
+    mirrored = both[:, 0, 4, 3] > both[:, 0, 4, 4]
+    shift = both[:, 1].amax((1, 2))
+    assert 0.4 < mirrored[shift < 0.9].float().mean() < 0.6
+
+
+def measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Width, height and center of the crop of each ramp picture."""
+    side = x.shape[-1]
+    width = (x[:, 0, side // 2, side - 1] - x[:, 0, side // 2, 0]) * side / (side - 1)
+    height = (x[:, 1, side - 1, side // 2] - x[:, 1, 0, side // 2]) * side / (side - 1)
+    return width, height, (x[:, 0, side // 2, 0] + x[:, 0, side // 2, side - 1]) / 2
+
+
+@pytest.mark.parametrize("scale", [[0.1, 0.4], [0.5, 0.95], [0.9, 1.0]])
+def test_random_crop_keeps_its_share_of_the_area(scale: list[float]) -> None:
+    width, height, center = measured(weak(ramps(1000), WeakView(crop_scale=scale), 8))
+    area, ratio = width * height, width / height
+    assert scale[0] - 0.01 < area.min() < scale[0] + 0.05
+    assert scale[1] - 0.05 < area.max() < scale[1] + 0.01
+    assert abs(area.mean() - sum(scale) / 2) < 0.02
+    assert ratio.min() > 0.74
+    assert ratio.max() < 1.35
+    assert abs(ratio.log().mean()) < 0.02
+    assert width.max() < 1.01
+    assert ((center - width / 2) > -0.01).all()
+    assert ((center + width / 2) < 1.01).all()
+    assert abs(center.mean() - 0.5) < 0.02
+
+
+def test_crop_of_the_whole_area_is_the_picture_itself() -> None:
+    x = batch(8, 3)
+    assert torch.allclose(weak(x, WeakView(crop_scale=[1.0, 1.0]), 1), x, atol=1e-5)
+
+
+def test_places_of_random_crops_fill_the_picture() -> None:
+    _, _, center = measured(weak(ramps(1000), WeakView(crop_scale=[0.1, 0.1]), 8))
+    assert center.min() < 0.22
+    assert center.max() > 0.78
+    assert 0.15 < center.std() < 0.25
+
+
+def test_to_float_scales_bytes() -> None:
+    x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    assert to_float(x, 1, None).flatten().tolist() == pytest.approx([0, 0.2, 1])
+    assert x.flatten().tolist() == [0, 51, 255]
+
+
+def test_to_float_converts_channels() -> None:
+    color = torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert to_float(color, 1, None).item() == pytest.approx(0.299 + 0.114 / 5)
+    assert to_float(color[:, 2:], 3, None).flatten().tolist() == pytest.approx([0.2] * 3)
+    assert to_float(color, 3, None).flatten().tolist() == pytest.approx([1, 0, 0.2])
+
+
+@pytest.mark.parametrize(("size", "shape"), [(None, (2, 1, 6, 8)), (4, (2, 1, 4, 4)), (9, (2, 1, 9, 9))])
+def test_to_float_resizes(size: int | None, shape: tuple[int, ...]) -> None:
+    x = torch.full((2, 1, 6, 8), 51, dtype=torch.uint8)
+    y = to_float(x, 1, size)
+    assert y.shape == shape
+    assert torch.allclose(y, torch.tensor(0.2))
