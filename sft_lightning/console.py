@@ -23,6 +23,8 @@ _WARNINGS = (
     r"The dirpath has changed from.*",
     # Our batches carry the positions of their examples; Lightning's way to find them needs its own sampler.
     r"Couldn't infer the batch indices fetched from your dataloader.*",
+    # Metrics come out of torchmetrics' own synchronization: they are equal on all ranks already.
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`.*",
     # The words were taken from the process by our own entry point.
     r"LightningCLI's args parameter is intended to run from within Python.*",
     # Our loaders know rank and world size; a batch is a slice, no worker would help it.

@@ -2,6 +2,9 @@
 
 import csv
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,8 +51,9 @@ class PredictionWriter(BasePredictionWriter):
         """Writes the lines of one batch."""
         if not isinstance(prediction, dict) or self._file is None:
             return
-        ids: list[str] = trainer.datamodule.predict_ids  # type: ignore[attr-defined]
-        columns: dict[str, list[Any]] = {"path": [ids[i] for i in prediction["indices"].tolist()]}
+        ids: Any = getattr(getattr(trainer, "datamodule", None), "predict_ids", None)
+        indices: list[int] = prediction["indices"].tolist()
+        columns: dict[str, list[Any]] = {"path": [ids[i] if ids else i for i in indices]}
         probabilities = prediction.get("probabilities")
         if probabilities is not None:
             names: list[str] = pl_module.class_names  # type: ignore[assignment]
@@ -65,7 +69,7 @@ class PredictionWriter(BasePredictionWriter):
         self._writer.writerows(zip(*columns.values(), strict=True))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins the files of all processes under one header."""
+        """Joins the files of all processes under one header; each has every world_size-th example."""
         if self._file is None or self._path is None:
             return
         self._file.flush()
@@ -76,14 +80,25 @@ class PredictionWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             return
         pieces = [_piece(self._path, rank) for rank in range(trainer.world_size)]
-        with pieces[0].open("a", encoding="utf-8") as whole:
-            for piece in pieces[1:]:
-                with piece.open(encoding="utf-8") as part:
-                    part.readline()
-                    whole.writelines(part)
-                piece.unlink()
+        if len(pieces) > 1:
+            pieces = [_joined(pieces)]
         pieces[0].replace(self._path)
         rank_zero_info(f"Predictions: {self._path}")
+
+
+def _joined(pieces: Sequence[Path]) -> Path:
+    """One file with the lines of all in the order of the examples: each process has every n-th."""
+    whole = pieces[0].with_suffix(".joined")
+    with ExitStack() as stack:
+        target = csv.writer(stack.enter_context(whole.open("w", newline="", encoding="utf-8")))
+        files = [csv.reader(stack.enter_context(p.open(newline="", encoding="utf-8"))) for p in pieces]
+        headers = [next(file, []) for file in files]
+        target.writerows(header for header in headers[:1] if header)
+        for lines in zip_longest(*files):
+            target.writerows(line for line in lines if line is not None)
+    for piece in pieces:
+        piece.unlink()
+    return whole
 
 
 def _piece(path: Path, rank: int) -> Path:

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 
@@ -48,7 +49,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_last(trainer)
 
     def _save_last(self, trainer: Trainer) -> None:
-        if trainer.global_step == self._saved_step or trainer.fast_dev_run:
+        if trainer.global_step == self._saved_step or getattr(trainer, "fast_dev_run", False):
             return
         start = time.monotonic()
         assert self.dirpath is not None
@@ -57,6 +58,33 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_checkpoint(trainer, self.last_model_path)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - start
+
+
+def settings(config: Any) -> dict[str, int | float | str]:
+    """What distinguishes one run from another, flat, for TensorBoard's table of hyper-parameters.
+
+    Args:
+        config: The command's parsed config.
+    """
+    found: dict[str, int | float | str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            inner = value.get("init_args", value)
+            if "class_path" in value:
+                found[prefix] = str(value["class_path"]).rpartition(".")[2]
+            for key, item in inner.items() if isinstance(inner, dict) else ():
+                if key not in ("class_path", "init_args", "class_names"):
+                    walk(f"{prefix}.{key}", item)
+        elif value is not None:
+            found[prefix] = value if isinstance(value, (int, float, str)) else str(value)
+
+    whole = config.as_dict()
+    for name in ("model", "data", "seed_everything"):
+        walk(name, whole.get(name))
+    for name in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val"):
+        walk(f"trainer.{name}", whole.get("trainer", {}).get(name))
+    return found
 
 
 class RunFolder(SaveConfigCallback):
@@ -85,12 +113,28 @@ class RunFolder(SaveConfigCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Names the run's folder, the size of the network and the device."""
         folder = trainer.log_dir  # on every rank: it is broadcast
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.hparams.update(settings(self.config))
         count = sum(p.numel() for p in pl_module.parameters())
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         part = "all trained" if trained == count else f"{trained:,} trained at first"
         where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         rank_zero_info(f"Model: {type(pl_module).__name__}, {count:,} parameters, {part}; {where}.")
         rank_zero_info(f"Run: {folder}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the metrics of the command `validate`."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._tell(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the metrics of the command `test`."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
+        for name, value in sorted(trainer.callback_metrics.items()):
+            rank_zero_info(f"  {name:<24} {float(value):.4f}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the metrics and the ways to go on."""
@@ -100,7 +144,7 @@ class RunFolder(SaveConfigCallback):
         metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("val/", "train/"))}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and metrics:
-                logger.log_hyperparams(dict(pl_module.hparams), {f"final/{n}": v for n, v in metrics.items()})
+                logger.log_hyperparams(settings(self.config), {f"final/{n}": v for n, v in metrics.items()})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         rank_zero_info(f"Finished at step {trainer.global_step}{': ' + shown if shown else ''}.")
         rank_zero_info(f"  results      {folder}")

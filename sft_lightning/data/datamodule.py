@@ -263,7 +263,7 @@ class ImageDataModule(LightningDataModule):
 
     def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if train and len(split) < world_size:
+        if len(split) < world_size:
             raise InputError(f"there are {len(split)} {name} images for {world_size} processes: use fewer devices")
         size = self.batch_size if train else self.eval_batch_size
         # Two streams of one run draw differently.
@@ -317,7 +317,9 @@ class ImageDataModule(LightningDataModule):
         return TrainLoader(streams, self.epoch_steps)
 
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
-        return EvalLoader(self._stream(name, split, train=False)) if len(split) else []
+        if not len(split):
+            return []
+        return EvalLoader(self._stream(name, split, train=False))
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """The validation split, or nothing where none is held out."""

@@ -210,10 +210,10 @@ def _torchvision_models() -> Any:
 def _torchvision(name: str, model: str, image_shape: Sequence[int], published: bool) -> Backbone:
     from torchvision.models import get_model, get_model_weights
 
-    # Inception's side outputs and input change belong to its own training recipe.
+    # Inception's side outputs belong to its own training recipe.
     extra: dict[str, Any] = {"aux_logits": published} if model in ("googlenet", "inception_v3") else {}
-    if model in ("googlenet", "inception_v3"):
-        extra.update(transform_input=False, init_weights=False)
+    if model in ("googlenet", "inception_v3"):  # the published weights expect another normalization than they say
+        extra.update(transform_input=published, init_weights=False)
     if model.startswith("vit_"):
         extra["image_size"] = image_shape[1]
     mean: Stats = 0.0
@@ -227,30 +227,44 @@ def _torchvision(name: str, model: str, image_shape: Sequence[int], published: b
         net = get_model(model, weights=choice, **extra)
     except (URLError, OSError) as error:
         raise _unreachable(name, error) from error
-    except ValueError as error:
-        raise InputError(f"backbone {name!r} does not take images of side {image_shape[1]} ({error})") from error
+    except (AssertionError, ValueError) as error:
+        raise _wrong_size(name, image_shape, error) from error
     if hasattr(net, "aux_logits"):
         net.aux_logits = False
         for side in ("aux1", "aux2", "AuxLogits"):
             if hasattr(net, side):
                 setattr(net, side, None)
-    return Backbone(name, net, _cut(net), image_shape, mean, std)
+    _cut(net)
+    return Backbone(name, net, _num_features(name, net, image_shape), image_shape, mean, std)
 
 
-def _cut(net: nn.Module) -> int:
-    """Replaces the classifier by nothing and returns the number of features before it."""
-    layers = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)]
+def _cut(net: nn.Module) -> None:
+    """Replaces the classifier by nothing."""
     if type(net).__name__ == "SqueezeNet":  # its classifier is a convolution
-        net.classifier = nn.AdaptiveAvgPool2d(1)
-        return 512
-    path, last = layers[-1]
+        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return
+    path = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, child = path.rpartition(".")
     owner = net.get_submodule(parent)
     if isinstance(owner, nn.Sequential):
         owner[int(child) if child.isdigit() else list(dict(owner.named_children())).index(child)] = nn.Identity()
     else:
         setattr(owner, child, nn.Identity())
-    return last.in_features
+
+
+@torch.no_grad()
+def _num_features(name: str, net: nn.Module, image_shape: Sequence[int]) -> int:
+    """What the network makes of one picture, which is also how to know that it takes pictures of this size."""
+    device = next(net.parameters()).device
+    net.eval()
+    try:
+        features = net(torch.zeros(1, 3, *image_shape[1:], device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _wrong_size(name, image_shape, error) from error
+    net.train()
+    if features.ndim != 2:
+        raise InputError(f"backbone {name!r} gives features of shape {tuple(features.shape[1:])}: take another one")
+    return int(features.shape[1])
 
 
 def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) -> Backbone:
@@ -261,16 +275,25 @@ def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) ->
             net: Any = timm.create_model(model, pretrained=published, num_classes=0, img_size=image_shape[1])
         except TypeError:  # most convolutional networks take any size and no such argument
             net = timm.create_model(model, pretrained=published, num_classes=0)
-    except (OSError, RuntimeError) as error:
-        raise _unreachable(name, error) from error
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        raise (_unreachable(name, error) if published else _wrong_size(name, image_shape, error)) from error
     config: dict[str, Any] = net.pretrained_cfg if published else {}
-    features = int(getattr(net, "head_hidden_size", None) or net.num_features)
+    features = _num_features(name, net, image_shape)
     return Backbone(name, net, features, image_shape, config.get("mean", 0.0), config.get("std", 1.0))
 
 
-def _unreachable(name: str, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _wrong_size(name: str, image_shape: Sequence[int], error: Exception) -> InputError:
     return InputError(
-        f"the published weights of backbone {name!r} could not be fetched ({reason}): give weights: none, or the path "
-        "of a file that was fetched on a machine with a network"
+        f"backbone {name!r} does not take images of side {image_shape[1]} ({_first_line(error)}): set image_size"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _unreachable(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"the published weights of backbone {name!r} could not be fetched ({_first_line(error)}): give weights: none, "
+        "or the path of a file that was fetched on a machine with a network"
     )

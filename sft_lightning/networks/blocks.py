@@ -22,7 +22,7 @@ def blocks(network: nn.Module) -> list[list[nn.Module]]:
     total = sum(p.numel() for p in network.parameters())
     found: list[list[nn.Module]] = []
     for unit in _units(network, total):
-        if found and isinstance(unit, _Norm):
+        if found and _only_norms(unit):
             found[-1].append(unit)
         else:
             found.append([unit])
@@ -41,6 +41,10 @@ def _units(module: nn.Module, total: int) -> list[nn.Module]:
         else:
             units.append(child)
     return units
+
+
+def _only_norms(module: nn.Module) -> bool:
+    return all(isinstance(m, _Norm) for m in module.modules() if any(True for _ in m.parameters(recurse=False)))
 
 
 def _layer(module: nn.Module) -> bool:

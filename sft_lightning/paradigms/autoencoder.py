@@ -127,8 +127,11 @@ class AutoencoderModule(Paradigm):
 
     def on_fit_end(self) -> None:
         """Saves the encoder by itself."""
-        if self.trainer.is_global_zero and self.trainer.loggers and self.trainer.log_dir is not None:
-            self.save_encoder(Path(self.trainer.log_dir) / ENCODER)
+        if not self.trainer.loggers or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = self.trainer.log_dir  # on every rank: it is broadcast
+        if self.trainer.is_global_zero and folder is not None:
+            self.save_encoder(Path(folder) / ENCODER)
 
     def save_encoder(self, path: str | Path) -> None:
         """Writes the encoder with what is needed to rebuild it (`sft_lightning.networks.backbones.rebuild`).

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from sft_lightning.errors import InputError
 
@@ -81,6 +82,10 @@ class Paradigm(LightningModule):
         """All parameters that are ever trained; those released later are in from the start."""
         return [Group("all", list(self.parameters()), 1.0)]
 
+    def on_train_start(self) -> None:
+        """Starts the averages anew, in a resumed training or in a second one of the same module, too."""
+        self._sums, self._summed, self._logged_step = {}, 0, self.trainer.global_step
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss; its parts are summed on the device and read only when the log is due."""
         result = self.step(batch)
@@ -94,8 +99,15 @@ class Paradigm(LightningModule):
         """Writes the averages of the last steps when the log is due, so that no other step waits for the device."""
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step % every or step == self._logged_step:
-            return
+        if step % every == 0 and step != self._logged_step:
+            self._log_training(step)
+
+    def on_train_epoch_end(self) -> None:
+        """Writes what is left at the end, all of it where the training is shorter than the pace of the log."""
+        if self._summed and self.current_epoch + 1 == self.trainer.max_epochs:
+            self._log_training(self.trainer.global_step)
+
+    def _log_training(self, step: int) -> None:
         means = {f"train/{name}": value / self._summed for name, value in self._sums.items()}
         self.log("train/loss", means.pop("train/loss"), prog_bar=True)
         self.log_dict(means)
@@ -122,7 +134,8 @@ class Paradigm(LightningModule):
         scheduler = self._lr_scheduler(optimizer)
         if getattr(scheduler, "total_steps", 0) is None:
             setattr(scheduler, "total_steps", self._total_steps())  # noqa: B010 (not in torch's types)
-        config = {"scheduler": scheduler, "interval": getattr(scheduler, "interval", "epoch")}
+        interval = "step" if isinstance(scheduler, (OneCycleLR, CyclicLR)) else getattr(scheduler, "interval", "epoch")
+        config = {"scheduler": scheduler, "interval": interval}
         if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau of LightningCLI
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
@@ -134,17 +147,19 @@ class Paradigm(LightningModule):
         epoch stood (pl#20550).
         """
         trainer = self.trainer
-        if trainer.max_steps > 0:
-            return int(trainer.max_steps)
+        most = int(trainer.max_steps)
         steps = getattr(getattr(trainer, "datamodule", None), "epoch_steps", None)
-        if steps is None or not trainer.max_epochs or trainer.max_epochs < 0:
+        if steps is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+            if most > 0:
+                return most
             raise InputError(
                 "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
                 "or trainer.max_steps"
             )
         limit = trainer.limit_train_batches
         steps = min(int(steps), limit) if isinstance(limit, int) else int(steps * (limit or 1.0))
-        return -(-steps // trainer.accumulate_grad_batches) * trainer.max_epochs
+        whole = -(-steps // trainer.accumulate_grad_batches) * trainer.max_epochs
+        return min(whole, most) if most > 0 else whole
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""

@@ -83,8 +83,11 @@ class FineTuneClassifier(Paradigm):
         if not 0 <= label_smoothing < 1 or l2_penalty < 0 or backbone_lr_scale < 0 or not 0 < layer_decay <= 1:
             raise InputError(
                 f"label_smoothing is {label_smoothing}, l2_penalty {l2_penalty}, backbone_lr_scale "
-                f"{backbone_lr_scale}, layer_decay {layer_decay}: give 0 <= label_smoothing < 1, the next two >= 0, the last above 0 and at most 1"
+                f"{backbone_lr_scale}, layer_decay {layer_decay}: give 0 <= label_smoothing < 1, the next two "
+                ">= 0, the last above 0 and at most 1"
             )
+        if head_only_epochs < 0:
+            raise InputError(f"head_only_epochs is {head_only_epochs}: give a whole number of at least 0")
         if isinstance(class_weights, list) and len(class_weights) != num_classes:
             raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
@@ -101,7 +104,7 @@ class FineTuneClassifier(Paradigm):
         self.l2_penalty, self.label_smoothing = l2_penalty, label_smoothing
         self.class_names = class_names or [str(i) for i in range(num_classes)]
         self._balanced = class_weights == "balanced"
-        weight = torch.tensor(class_weights) if isinstance(class_weights, list) else torch.ones(num_classes)
+        weight = torch.tensor(class_weights).float() if isinstance(class_weights, list) else torch.ones(num_classes)
         self.register_buffer("class_weight", weight)
         self._weighted = class_weights is not None
         self._metrics = nn.ModuleDict({f"{stage}_metrics": ClassifierMetrics(num_classes) for stage in ("val", "test")})
@@ -127,14 +130,13 @@ class FineTuneClassifier(Paradigm):
         """Sets which modules are trained; returns whether that changed."""
         changed, self._released = released != self._released, released
         frozen = len(self.blocks) - (self._tuned if released else 0)
+        self.backbone.train(frozen < len(self.blocks))  # dropout between blocks, too
         for i, modules in enumerate(self.blocks):
             set_trainable(modules, i >= frozen)
         inside = {id(p) for modules in self.blocks for m in modules for p in m.parameters()}
         for p in self.backbone.parameters():  # a class token, say
             if id(p) not in inside:
                 p.requires_grad_(frozen == 0)
-        if frozen == len(self.blocks):  # dropout between blocks, too
-            self.backbone.eval()
         return changed
 
     def train(self, mode: bool = True) -> "FineTuneClassifier":
@@ -147,9 +149,20 @@ class FineTuneClassifier(Paradigm):
     def on_fit_start(self) -> None:
         """Counts the labels where the class weights depend on them."""
         if self._balanced:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if not hasattr(data, "labeled_counts"):
+                raise InputError("class_weights is 'balanced', but the loaders tell no counts: give a list of weights")
             counts = data.labeled_counts().clamp(min=1)
             self.class_weight.copy_(counts.sum() / (len(counts) * counts))
+
+    def on_train_start(self) -> None:
+        """Releases the backbone where a resumed epoch does not start anew."""
+        super().on_train_start()
+        self.on_train_epoch_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the checkpoint stand alone: it holds the weights, wherever they once came from."""
+        checkpoint["hyper_parameters"]["weights"] = "none"
 
     def on_train_epoch_start(self) -> None:
         """Releases the backbone when its epoch has come."""

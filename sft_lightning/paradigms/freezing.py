@@ -37,4 +37,5 @@ def rewrap(trainer: Trainer) -> None:
     """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
-        strategy.model = strategy._setup_model(strategy.model.module)
+        strategy.model = strategy.model.module
+        strategy.configure_ddp()

@@ -1,0 +1,73 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.paradigms.helpers import ROOT, classifier, moved, sample, state, trainer
+
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ddp")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.paradigms.ddp_worker", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> Found:
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp"])
+def test_backbone_stands_still_before_its_release_and_moves_after(ranks: Found, name: str) -> None:
+    first, *later = ranks[0][name]["states"]
+    assert moved(ranks[0][name]["before"], first) == {"head.weight", "head.bias"}
+    weights = {n for n in first if n.startswith("backbone.net") and n.endswith("weight")}
+    assert weights
+    assert weights <= moved(first, later[0])
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp"])
+def test_replicas_are_equal_to_the_bit_before_and_after_the_release(ranks: Found, name: str) -> None:
+    assert len(ranks[0][name]["after"]) == 3
+    for mine, other in zip(ranks[0][name]["after"], ranks[1][name]["after"], strict=True):
+        assert not moved(mine, other)
+
+
+def test_two_processes_learn_what_one_with_the_whole_batch_learns(ranks: Found) -> None:
+    model, data = classifier("mlp", head_only_epochs=1), sample(val_size=61, batch_size=10, eval_batch_size=10)
+    run = trainer(max_epochs=3)
+    run.fit(model, data)
+    for name, tensor in state(model).items():
+        torch.testing.assert_close(ranks[0]["mlp"]["states"][-1][name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+    alone = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("val/")}
+    for rank in ranks:  # 31 and 30 pictures, in 4 and 3 batches
+        together = {n: v for n, v in rank["mlp"]["metrics"].items() if n.startswith("val/")}
+        assert together == pytest.approx(alone, abs=1e-5)
+    test = run.test(model, data, verbose=False)[0]
+    assert ranks[0]["test"] == pytest.approx(test, abs=1e-5)
+
+
+def test_predictions_of_two_processes_are_one_file_in_the_order_of_the_pictures(folder: Path, ranks: Found) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == ["predictions.csv", "rank0.pt", "rank1.pt"]
+    rows = list(csv.reader((folder / "predictions.csv").open()))
+    data = sample()
+    data.setup("predict")
+    assert [row[0] for row in rows] == ["path", *data.predict_ids]
+    model = classifier("mlp")
+    model.load_state_dict(ranks[0]["mlp"]["states"][-1])
+    batches = [data.on_after_batch_transfer(raw, 0).x for raw in data.predict_dataloader()]
+    with torch.no_grad():
+        expected = model.eval()(torch.cat(batches)).softmax(1)
+    found = torch.tensor([[float(v) for v in row[2:]] for row in rows[1:]])
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
