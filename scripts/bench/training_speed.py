@@ -53,11 +53,11 @@ def framework(config: str, epochs: int = 4) -> float:
         old(self, trainer, *args)
 
     Progress.on_train_epoch_start = timed  # type: ignore[method-assign,assignment]
-    terminal, sys.stderr = sys.stderr, Terminal()
+    terminal, sys.stdout = sys.stdout, Terminal()
     try:
         run(["fit", "--config", str(CONFIGS / config), "--trainer.max_epochs", str(epochs)])
     finally:
-        sys.stderr = terminal
+        sys.stdout = terminal
         Progress.on_train_epoch_start = old  # type: ignore[method-assign]
     return statistics.median(b - a for a, b in pairwise(STARTS[1:]))
 

@@ -19,7 +19,7 @@ class Progress(TQDMProgressBar):
         Args:
             seconds: Shortest time between two lines where there is no terminal.
         """
-        self._bars = sys.stderr.isatty()
+        self._bars = sys.stdout.isatty()
         # A refresh reads metrics from the device; 0 turns all bars off.
         super().__init__(refresh_rate=50 if self._bars else 0)
         self.seconds = seconds

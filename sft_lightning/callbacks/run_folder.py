@@ -26,6 +26,11 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(save_top_k=0, auto_insert_metric_name=False, enable_version_counter=False)
         self._saved_step, self._saved_at, self._seconds = -1, 0.0, 0.0
 
+    @property
+    def state_key(self) -> str:
+        """A constant: Lightning asks in each hook of each step, and would build a text of all settings."""
+        return type(self).__name__
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds out what to monitor."""
         monitor: tuple[str, str] | None = getattr(pl_module, "monitor", None)

@@ -121,6 +121,8 @@ def choose(
     for position, name in enumerate(groups if groups is not None else ids):
         members.setdefault(name, []).append(position)
     missing = Counter(quota)
+    if not missing.total():
+        return set()
     taken: set[int] = set()
     for name in sorted(members, key=lambda name: rank(seed, purpose, name)):
         counts = Counter(labels[i] for i in members[name])

@@ -81,7 +81,7 @@ class ConvEncoder(nn.Sequential):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # two to three times faster on a CPU
+        self.to(memory_format=torch.channels_last)  # two to three times faster on a CPU
 
 
 class ConvDecoder(nn.Module):
@@ -101,7 +101,7 @@ class ConvDecoder(nn.Module):
         self.spread = nn.Sequential(nn.Linear(num_features, 64 * h * w), nn.ReLU(), nn.Unflatten(1, (64, h, w)))
         self.stages = nn.ModuleList([_conv(64, 32), _conv(32, 16)])
         self.last = nn.Conv2d(16, channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Draws pictures from features.
