@@ -25,6 +25,6 @@ want="$1 $(sha256sum pyproject.toml | cut -d' ' -f1)"
 if [ "$(cat .venv/ready 2>/dev/null)" != "$want" ] && [ "$(cat .venv/ready 2>/dev/null)" != "[dev]${want#"$1"}" ]; then
     echo "Installing into .venv (about 80 s the first time) ..."
     rm -f .venv/ready
-    "$PY" -m pip install --quiet --disable-pip-version-check --editable ".$1"
+    "$PY" -m pip install -qq --disable-pip-version-check --editable ".$1"
     echo "$want" >.venv/ready
 fi

@@ -65,6 +65,10 @@ class RunCheckpoint(ModelCheckpoint):
         self._seconds = self._saved_at - start
 
 
+# Taken from the data when the model is made, so the config does not hold their values.
+_LINKED = ("class_path", "init_args", "class_names", "num_classes", "image_shape")
+
+
 def settings(config: Any) -> dict[str, int | float | str]:
     """What distinguishes one run from another, flat, for TensorBoard's table of hyper-parameters.
 
@@ -79,7 +83,7 @@ def settings(config: Any) -> dict[str, int | float | str]:
             if "class_path" in value:
                 found[prefix] = str(value["class_path"]).rpartition(".")[2]
             for key, item in inner.items() if isinstance(inner, dict) else ():
-                if key not in ("class_path", "init_args", "class_names"):
+                if key not in _LINKED:
                     walk(f"{prefix}.{key}", item)
         elif value is not None:
             found[prefix] = value if isinstance(value, (int, float, str)) else str(value)
