@@ -11,16 +11,16 @@ from torch import Tensor
 
 from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
-from sft_lightning.data.sources import Part, open_pictures, open_source, open_unlabeled
+from sft_lightning.data.parts import Part
+from sft_lightning.data.sources import open_pictures, open_source, open_unlabeled
+from sft_lightning.data.split_files import read_manifest, write_manifest
 from sft_lightning.data.splits import (
     LeakPolicy,
     Request,
     Split,
     Splits,
     make_splits,
-    read_manifest,
     without_leaks,
-    write_manifest,
 )
 from sft_lightning.data.views import WeakView, to_float, weak
 from sft_lightning.errors import InputError

@@ -4,62 +4,21 @@
 shape is known as soon as it is opened; pictures are only touched by `load`.
 """
 
-import csv
-import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sft_lightning.data.images import EXTENSIONS, FileImages, Images, MemoryImages
+from sft_lightning.data.images import EXTENSIONS, FileImages, MemoryImages
+from sft_lightning.data.parts import SPLITS, Part, Source, concatenated, relative
+from sft_lightning.data.tables import ManifestSource, csv_rows, parquet_rows
 from sft_lightning.data.torchvision_sources import DATASETS, load_dataset, read_idx
 from sft_lightning.errors import InputError, near
 
-SPLITS = ("train", "val", "test", "unlabeled")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SAMPLE = Path(__file__).parent / "sample"
-
-
-@dataclass
-class Part:
-    """The examples that a source itself puts into one split.
-
-    Attributes:
-        images: The pictures.
-        ids: Name of each, unique within the source and equal on every machine.
-        labels: int64 of shape (N,), -1 where there is none.
-        groups: Patient, video, ... of each, or None.
-    """
-
-    images: Images
-    ids: list[str]
-    labels: Tensor
-    groups: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-class Source(ABC):
-    """A set of pictures, some with labels.
-
-    Attributes:
-        name: What the user wrote.
-        class_names: The classes, in the order of their numbers.
-        image_shape: (C, H, W) when all pictures have one shape, else None.
-    """
-
-    name: str
-    class_names: tuple[str, ...] = ()
-    image_shape: tuple[int, int, int] | None = None
-
-    @abstractmethod
-    def load(self) -> dict[str, Part]:
-        """Reads the parts that exist among `train`, `val`, `test` and `unlabeled`."""
 
 
 def open_source(name: str, root: str = "data", download: bool = False) -> Source:
@@ -158,13 +117,9 @@ class TorchvisionSource(Source):
             if isinstance(pictures, Tensor):
                 parts[split] = _memory_part(pictures, labels, split)
             else:
-                ids = [_relative(path, self._parts.root) for path in pictures]
+                ids = [relative(path, self._parts.root) for path in pictures]
                 parts[split] = Part(FileImages(pictures, ids), ids, torch.as_tensor(labels).long())
         return parts
-
-
-def _relative(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -248,153 +203,11 @@ class FolderSource(Source):
         parts = {}
         for split, files in self._files.items():
             paths = [path for path, _ in files]
-            ids = [_relative(path, self.path) for path in paths]
+            ids = [relative(path, self.path) for path in paths]
             labels = torch.tensor([label for _, label in files], dtype=torch.long)
             if files:
                 parts[split] = Part(FileImages(paths, ids), ids, labels)
         return parts
-
-
-class ManifestSource(Source):
-    """A table with the columns `path,label[,split][,group]`; a blank label means unlabeled.
-
-    Paths are relative to the table's folder. `split` is train, val, test, unlabeled or blank (train).
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Reads the table and checks every line.
-
-        Args:
-            path: `.csv` (UTF-8) or `.parquet` (extra `parquet`).
-
-        Raises:
-            InputError: A column, file or label is missing, or a line contradicts another one; the line is named.
-        """
-        self.path = path
-        self.name = str(path)
-        if not path.is_file():
-            raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
-        rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
-        self._rows = [self._checked(line, row) for line, row in rows]
-        if not self._rows:
-            raise InputError(f"manifest {self.name!r} has no line below its header: list one image per line")
-        self._refuse_contradictions()
-        labels = sorted({row["label"] for row in self._rows if row["label"]}, key=_natural)
-        if not labels:
-            raise InputError(
-                f"manifest {self.name!r} has no label at all: fill the column 'label' for some lines, "
-                "or give the folder itself for training without labels"
-            )
-        self.class_names = tuple(labels)
-
-    def _checked(self, line: int, row: dict[str, str]) -> dict[str, str]:
-        where = f"manifest {self.name!r}, line {line}"
-        if not row["path"]:
-            raise InputError(f"{where}: the path is blank")
-        if not (self.path.parent / row["path"]).is_file():
-            raise InputError(f"{where}: file {row['path']!r} does not exist below {str(self.path.parent)!r}")
-        row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
-        row["split"] = row["split"].lower() or ("train" if row["label"] else "unlabeled")
-        if row["split"] not in SPLITS:
-            raise InputError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)} or blank")
-        if not row["label"] and row["split"] in ("val", "test"):
-            raise InputError(f"{where}: split {row['split']!r} needs a label; leave the split blank for unlabeled")
-        return {**row, "line": str(line)}
-
-    def _refuse_contradictions(self) -> None:
-        paths: dict[str, str] = {}
-        splits: dict[str, dict[str, str]] = {}
-        for row in self._rows:
-            if row["path"] in paths:
-                raise InputError(
-                    f"manifest {self.name!r}, line {row['line']}: {row['path']!r} stands on line "
-                    f"{paths[row['path']]} already; list each image once"
-                )
-            paths[row["path"]] = row["line"]
-            if row["group"]:
-                split = "train" if row["split"] == "unlabeled" else row["split"]
-                splits.setdefault(row["group"], {}).setdefault(split, row["line"])
-        self._refuse_untrained()
-        for group, found in splits.items():
-            if len(found) > 1:
-                places = " and ".join(f"{split} (line {line})" for split, line in found.items())
-                raise InputError(f"manifest {self.name!r}: group {group!r} stands in {places}; keep it in one split")
-
-    def _refuse_untrained(self) -> None:
-        trained = sorted({row["label"] for row in self._rows if row["label"] and row["split"] == "train"})
-        for row in self._rows if trained else []:
-            if row["split"] in ("val", "test") and row["label"] not in trained:
-                raise InputError(
-                    f"manifest {self.name!r}, line {row['line']}: no training image has the class {row['label']!r} of "
-                    f"this {row['split']} image{near(row['label'], trained)}; correct it or add training images"
-                )
-
-    def load(self) -> dict[str, Part]:
-        """Makes the parts; no picture is read."""
-        number = {name: i for i, name in enumerate(self.class_names)}
-        grouped = any(row["group"] for row in self._rows)
-        parts = {}
-        for split in SPLITS:
-            rows = [row for row in self._rows if row["split"] == split]
-            if rows:
-                ids = [row["path"] for row in rows]
-                paths = [self.path.parent / row["path"] for row in rows]
-                # A hidden label of a line marked `unlabeled` is read: it can be measured against, never trained on.
-                labels = torch.tensor([number.get(row["label"], -1) for row in rows])
-                groups = [row["group"] or row["path"] for row in rows] if grouped else None
-                parts[split] = Part(FileImages(paths, ids), ids, labels, groups)
-        return parts
-
-
-_COLUMNS = ("path", "label", "split", "group")
-
-
-def _need_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise InputError(
-            f"manifest {str(path)!r} lacks the column {' and '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, names)) or 'none'}, needed are path,label[,split][,group]"
-        )
-
-
-def _csv_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _need_columns(path, [(name or "").strip() for name in reader.fieldnames or []], needed)
-            reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
-            for row in reader:
-                yield reader.line_num, {name: (row.get(name) or "").strip() for name in _COLUMNS}
-    except UnicodeDecodeError as error:
-        raise InputError(f"manifest {str(path)!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"manifest {str(path)!r} is no readable CSV: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise InputError(
-            f"manifest {str(path)!r} needs the extra 'parquet': pip install 'sft-lightning[parquet]'"
-        ) from error
-    try:
-        table = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise InputError(f"manifest {str(path)!r} is no readable Parquet file: {error}") from error
-    _need_columns(path, list(table[0]) if table else [], ("path", "label"))
-    for number, row in enumerate(table, start=1):
-        yield number, {n: "" if row.get(n) in (None, "") or row[n] != row[n] else str(row[n]).strip() for n in _COLUMNS}
-
-
-def _natural(label: str) -> tuple[int, float, str]:
-    """Sorts 2 before 10, and numbers before words."""
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    return (0, value, label) if math.isfinite(value) else (1, 0.0, label)
 
 
 def open_unlabeled(name: str, root: str = "data", download: bool = False) -> Part:
@@ -429,9 +242,9 @@ def open_pictures(name: str, root: str = "data") -> Part:
     path = Path(name)
     if path.is_dir():
         paths = _pictures(path)
-        ids = [_relative(p, path) for p in paths]
+        ids = [relative(p, path) for p in paths]
     elif path.suffix.lower() in (".csv", ".parquet") and path.is_file():
-        rows = list(_parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path, ("path",)))
+        rows = list(parquet_rows(path) if path.suffix.lower() == ".parquet" else csv_rows(path, ("path",)))
         paths, ids = [path.parent / row["path"] for _, row in rows], [row["path"] for _, row in rows]
         for (line, row), file in zip(rows, paths, strict=True):
             if not file.is_file():
@@ -444,18 +257,3 @@ def open_pictures(name: str, root: str = "data") -> Part:
     if not paths:
         raise InputError(f"predict_source {name!r} holds no image: give a folder or manifest with some")
     return Part(FileImages(paths, ids), ids, torch.full((len(ids),), -1))
-
-
-def concatenated(*pieces: tuple[Part, list[int]]) -> Part:
-    """Some examples of several parts as one part.
-
-    Args:
-        pieces: Part and positions; all in memory or all files.
-    """
-    ids = [part.ids[i] for part, chosen in pieces for i in chosen]
-    labels = torch.cat([part.labels[chosen] for part, chosen in pieces])
-    memory = [(part.images.data, chosen) for part, chosen in pieces if isinstance(part.images, MemoryImages)]
-    if len(memory) == len(pieces):
-        return Part(MemoryImages(torch.cat([data[chosen] for data, chosen in memory])), ids, labels)
-    files = [(part.images.paths, chosen) for part, chosen in pieces if isinstance(part.images, FileImages)]
-    return Part(FileImages([paths[i] for paths, chosen in files for i in chosen], ids), ids, labels)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from PIL import Image
 
 from sft_lightning.data.images import MemoryImages
-from sft_lightning.data.sources import Part
+from sft_lightning.data.parts import Part
 
 # A deadline would fail on a busy machine; the same examples each time, so that a failure is found again.
 settings.register_profile("data", deadline=None, max_examples=60, derandomize=True)

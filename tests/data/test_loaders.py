@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sft_lightning.data.images import BadImages, FileImages, Geometry
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
-from sft_lightning.data.sources import Part
+from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
 from tests.data.conftest import break_middle, memory_part, picture

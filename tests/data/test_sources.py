@@ -10,12 +10,12 @@ from sft_lightning.data.images import FileImages, MemoryImages
 from sft_lightning.data.sources import (
     FASHION,
     FolderSource,
-    ManifestSource,
     SampleSource,
     open_pictures,
     open_source,
     open_unlabeled,
 )
+from sft_lightning.data.tables import ManifestSource
 from sft_lightning.errors import InputError
 from tests.data.conftest import MakeFolder, picture, table
 

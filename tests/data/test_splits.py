@@ -9,18 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_lightning.data.images import FileImages, MemoryImages
-from sft_lightning.data.sources import Part
+from sft_lightning.data.parts import Part
+from sft_lightning.data.split_files import digest, read_manifest, write_manifest
 from sft_lightning.data.splits import (
     NAMES,
     Request,
     Split,
     Splits,
     choose,
-    digest,
     make_splits,
     quotas,
-    read_manifest,
-    write_manifest,
 )
 from sft_lightning.errors import InputError
 from tests.data.conftest import memory_part, picture, plain

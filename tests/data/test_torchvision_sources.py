@@ -15,7 +15,8 @@ from scipy.io import savemat
 
 from sft_lightning.data import torchvision_sources
 from sft_lightning.data.images import FileImages, MemoryImages
-from sft_lightning.data.sources import Part, open_source
+from sft_lightning.data.parts import Part
+from sft_lightning.data.sources import open_source
 from sft_lightning.data.torchvision_sources import DATASETS, read_idx
 from sft_lightning.errors import InputError
 from tests.data.conftest import picture

@@ -1,0 +1,177 @@
+"""Pictures listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from sft_lightning.data.images import FileImages
+from sft_lightning.data.parts import SPLITS, Part, Source
+from sft_lightning.errors import InputError, near
+
+
+class ManifestSource(Source):
+    """A table with the columns `path,label[,split][,group]`; a blank label means unlabeled.
+
+    Paths are relative to the table's folder. `split` is train, val, test, unlabeled or blank (train).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the table and checks every line.
+
+        Args:
+            path: `.csv` (UTF-8) or `.parquet` (extra `parquet`).
+
+        Raises:
+            InputError: A column, file or label is missing, or a line contradicts another one; the line is named.
+        """
+        self.path = path
+        self.name = str(path)
+        if not path.is_file():
+            raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
+        rows = parquet_rows(path) if path.suffix.lower() == ".parquet" else csv_rows(path)
+        self._rows = [self._checked(line, row) for line, row in rows]
+        if not self._rows:
+            raise InputError(f"manifest {self.name!r} has no line below its header: list one image per line")
+        self._refuse_contradictions()
+        labels = sorted({row["label"] for row in self._rows if row["label"]}, key=_natural)
+        if not labels:
+            raise InputError(
+                f"manifest {self.name!r} has no label at all: fill the column 'label' for some lines, "
+                "or give the folder itself for training without labels"
+            )
+        self.class_names = tuple(labels)
+
+    def _checked(self, line: int, row: dict[str, str]) -> dict[str, str]:
+        where = f"manifest {self.name!r}, line {line}"
+        if not row["path"]:
+            raise InputError(f"{where}: the path is blank")
+        if not (self.path.parent / row["path"]).is_file():
+            raise InputError(f"{where}: file {row['path']!r} does not exist below {str(self.path.parent)!r}")
+        row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
+        row["split"] = row["split"].lower() or ("train" if row["label"] else "unlabeled")
+        if row["split"] not in SPLITS:
+            raise InputError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)} or blank")
+        if not row["label"] and row["split"] in ("val", "test"):
+            raise InputError(f"{where}: split {row['split']!r} needs a label; leave the split blank for unlabeled")
+        return {**row, "line": str(line)}
+
+    def _refuse_contradictions(self) -> None:
+        paths: dict[str, str] = {}
+        splits: dict[str, dict[str, str]] = {}
+        for row in self._rows:
+            if row["path"] in paths:
+                raise InputError(
+                    f"manifest {self.name!r}, line {row['line']}: {row['path']!r} stands on line "
+                    f"{paths[row['path']]} already; list each image once"
+                )
+            paths[row["path"]] = row["line"]
+            if row["group"]:
+                split = "train" if row["split"] == "unlabeled" else row["split"]
+                splits.setdefault(row["group"], {}).setdefault(split, row["line"])
+        self._refuse_untrained()
+        for group, found in splits.items():
+            if len(found) > 1:
+                places = " and ".join(f"{split} (line {line})" for split, line in found.items())
+                raise InputError(f"manifest {self.name!r}: group {group!r} stands in {places}; keep it in one split")
+
+    def _refuse_untrained(self) -> None:
+        trained = sorted({row["label"] for row in self._rows if row["label"] and row["split"] == "train"})
+        for row in self._rows if trained else []:
+            if row["split"] in ("val", "test") and row["label"] not in trained:
+                raise InputError(
+                    f"manifest {self.name!r}, line {row['line']}: no training image has the class {row['label']!r} of "
+                    f"this {row['split']} image{near(row['label'], trained)}; correct it or add training images"
+                )
+
+    def load(self) -> dict[str, Part]:
+        """Makes the parts; no picture is read."""
+        number = {name: i for i, name in enumerate(self.class_names)}
+        grouped = any(row["group"] for row in self._rows)
+        parts = {}
+        for split in SPLITS:
+            rows = [row for row in self._rows if row["split"] == split]
+            if rows:
+                ids = [row["path"] for row in rows]
+                paths = [self.path.parent / row["path"] for row in rows]
+                # A hidden label of a line marked `unlabeled` is read: it can be measured against, never trained on.
+                labels = torch.tensor([number.get(row["label"], -1) for row in rows])
+                groups = [row["group"] or row["path"] for row in rows] if grouped else None
+                parts[split] = Part(FileImages(paths, ids), ids, labels, groups)
+        return parts
+
+
+_COLUMNS = ("path", "label", "split", "group")
+
+
+def _need_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise InputError(
+            f"manifest {str(path)!r} lacks the column {' and '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(map(repr, names)) or 'none'}, needed are path,label[,split][,group]"
+        )
+
+
+def csv_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[tuple[int, dict[str, str]]]:
+    """Reads a CSV.
+
+    Args:
+        path: The file, UTF-8.
+        needed: Columns that it must have.
+
+    Yields:
+        The number of a line and its known columns, blank where missing.
+
+    Raises:
+        InputError: A column is missing or the file cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            _need_columns(path, [(name or "").strip() for name in reader.fieldnames or []], needed)
+            reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
+            for row in reader:
+                yield reader.line_num, {name: (row.get(name) or "").strip() for name in _COLUMNS}
+    except UnicodeDecodeError as error:
+        raise InputError(f"manifest {str(path)!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+    except csv.Error as error:
+        raise InputError(f"manifest {str(path)!r} is no readable CSV: {error}") from error
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Reads a Parquet file (extra `parquet`).
+
+    Args:
+        path: The file.
+
+    Yields:
+        The number of a row, from 1, and its known columns, blank where missing.
+
+    Raises:
+        InputError: A column is missing, the file cannot be read, or pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise InputError(
+            f"manifest {str(path)!r} needs the extra 'parquet': pip install 'sft-lightning[parquet]'"
+        ) from error
+    try:
+        table = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise InputError(f"manifest {str(path)!r} is no readable Parquet file: {error}") from error
+    _need_columns(path, list(table[0]) if table else [], ("path", "label"))
+    for number, row in enumerate(table, start=1):
+        yield number, {n: "" if row.get(n) in (None, "") or row[n] != row[n] else str(row[n]).strip() for n in _COLUMNS}
+
+
+def _natural(label: str) -> tuple[int, float, str]:
+    """Sorts 2 before 10, and numbers before words."""
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    return (0, value, label) if math.isfinite(value) else (1, 0.0, label)
