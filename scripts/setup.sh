@@ -21,7 +21,7 @@ if [ ! -x "$PY" ] || [ ! -f .venv/ready ]; then
     "$PYTHON" -m venv .venv
 fi
 # Installed anew whenever pyproject.toml changed since.
-want="$1 $(sha256sum pyproject.toml | cut -d' ' -f1)"
+want="$1 $(cksum <pyproject.toml)"
 if [ "$(cat .venv/ready 2>/dev/null)" != "$want" ] && [ "$(cat .venv/ready 2>/dev/null)" != "[dev]${want#"$1"}" ]; then
     echo "Installing into .venv (about 80 s the first time) ..."
     rm -f .venv/ready

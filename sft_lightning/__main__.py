@@ -22,8 +22,8 @@ commands:
 examples:
   sft-lightning fit --config configs/quickstart/fine_tune.yaml
   sft-lightning fit --config configs/quickstart/fine_tune.yaml --data.init_args.source my_images/
-  sft-lightning test --ckpt_path lightning_logs/fine_tune/version_0
-  sft-lightning predict --ckpt_path lightning_logs/fine_tune/version_0 --data.init_args.predict_source new_images/
+  sft-lightning test --ckpt_path lightning_logs/quickstart/fine_tune/version_0
+  sft-lightning predict --ckpt_path lightning_logs/quickstart/fine_tune/version_0 --data.init_args.predict_source new/
 
 'sft-lightning COMMAND --help' lists the options of a command.
 """
@@ -54,10 +54,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
         run(words)
     except Exception as error:
-        mistake = cause(error)
+        mistake: BaseException | None = cause(error)
+        # What Lightning says of settings that do not go together is a sentence, too.
+        if mistake is None and type(error).__name__ == "MisconfigurationException":
+            mistake = error
         if mistake is None:
             raise
-        return _refuse(str(mistake))
+        return _refuse(" ".join(str(mistake).split()))
     return 0
 
 

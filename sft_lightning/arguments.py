@@ -58,6 +58,12 @@ def sentence(message: str) -> str:
             listed = f"; its options: {', '.join(options)}" if owners else ""
             return f"{owner.rpartition('.')[2]} has no option {name!r}{near(name, options)}{listed}"
         return f"there is no option {unknown.group(1)!r}; 'sft-lightning fit --help' lists all"
+    if '"<unicode string>"' in message:
+        return f"config: a YAML file cannot be read{_line(message)}: check its indentation and quotes"
+    if "Unexpected config" in message:
+        return "config: a YAML file holds no settings: give one such as configs/quickstart/fine_tune.yaml"
+    if "required: " in message and message.rstrip().endswith((".model", ".data")):
+        return "no model or no data: add --config with a YAML file such as configs/quickstart/fine_tune.yaml"
     lines = [line.strip() for line in message.strip().splitlines()]
     lines = [line for line in lines if line and not _NOISE.match(line)]
     keys = [key for line in lines for key in _KEY.findall(line)]
@@ -66,6 +72,11 @@ def sentence(message: str) -> str:
     last = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", last)
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
     return f"{where}{last} ('sft-lightning fit --help' explains the options)"
+
+
+def _line(message: str) -> str:
+    found = re.findall(r"line (\d+), column \d+", message)
+    return f" (line {found[-1]})" if found else ""
 
 
 def _options(class_path: str) -> list[str]:

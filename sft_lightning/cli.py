@@ -18,7 +18,7 @@ from sft_lightning.callbacks.progress import Progress
 from sft_lightning.callbacks.run_folder import RunCheckpoint, RunFolder
 from sft_lightning.console import quiet
 from sft_lightning.errors import InputError
-from sft_lightning.runs import LOGS, find_checkpoint, run_logger, with_config
+from sft_lightning.runs import LOGS, check_checkpoint, find_checkpoint, run_logger, with_config
 
 
 class NoProfiler(PassThroughProfiler):
@@ -62,6 +62,12 @@ class SFTCLI(LightningCLI):
             raise InputError("no model or no data: add --config with a YAML file such as configs/quickstart/*.yaml")
         if config.get("ckpt_path") is not None and "weights" in config.model.get("init_args", {}):
             config.model.init_args.weights = "none"
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses what would only fail inside the Trainer."""
+        checkpoint = self._get(self.config_init, "ckpt_path")
+        if checkpoint is not None:
+            check_checkpoint(Path(checkpoint), self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Gives the run its folder: a new version, or that of the checkpoint it goes on from."""

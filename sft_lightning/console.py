@@ -6,15 +6,14 @@ import warnings
 # Beginnings of log messages.
 _CHATTER = (
     "💡",  # Lightning's advertising of its cloud services
-    "GPU available",  # the device is told once by the progress display
-    "TPU available",
-    "HPU available",
+    "GPU available",  # `RunFolder` tells the device that is used
+    "TPU available",  # the same
+    "HPU available",  # the same
     "Seed set to",  # stands in the run's config
     "`Trainer.fit` stopped",  # the report at the end says how far the training came
     "Restoring states from",  # the user named the checkpoint
-    "Restored all states",
-    "Loaded model weights",
-    "You are using the plain ModelCheckpoint",
+    "Restored all states",  # the same
+    "Loaded model weights",  # the same
 )
 
 # Patterns of warnings.
@@ -54,11 +53,14 @@ class _Quiet(logging.Filter):
         return not record.getMessage().startswith(_CHATTER)
 
 
+_QUIET = _Quiet()
+
+
 def quiet() -> None:
     """Silences the lists above."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         for child in (name, f"{name}.utilities.rank_zero", f"{name}.utilities.seed"):
-            logging.getLogger(child).addFilter(_Quiet())
+            logging.getLogger(child).addFilter(_QUIET)
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     own = logging.getLogger("sft_lightning")

@@ -6,8 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from sft_lightning.errors import InputError
+from sft_lightning.networks.weights import read_weights
 
 LOGS = "lightning_logs"
 _VERSION = "SFT_VERSION"
@@ -63,6 +65,29 @@ def find_checkpoint(name: str, runs: Path) -> Path:
     return path
 
 
+def check_checkpoint(path: Path, model: nn.Module) -> None:
+    """Makes sure that a checkpoint is whole and of this model, before a Trainer stumbles over it.
+
+    Args:
+        path: The checkpoint.
+        model: What it is to be loaded into.
+
+    Raises:
+        InputError: It is damaged, holds objects that could run code, or belongs to another model.
+    """
+    try:
+        tensors, _ = read_weights(path)
+    except InputError as error:
+        raise InputError(str(error).replace("weights", "ckpt_path", 1)) from error
+    own = model.state_dict()
+    differ = sorted({*own} ^ {*tensors}) or [n for n, t in own.items() if t.shape != tensors[n].shape]
+    if differ:
+        raise InputError(
+            f"ckpt_path {str(path)!r} is of another model than the config ({len(differ)} tensors differ, such as "
+            f"{differ[0]!r}): give the config of its run, or leave --config out"
+        )
+
+
 def with_config(args: Sequence[str]) -> list[str]:
     """Adds the config of the run that --ckpt_path names where no config is given.
 
@@ -72,9 +97,17 @@ def with_config(args: Sequence[str]) -> list[str]:
     words = list(args)
     if any(word.split("=")[0] in ("--config", "-c", "--help", "-h") for word in words):
         return words
-    joined = [w.partition("=")[2] for w in words if w.startswith("--ckpt_path=")]
-    given = joined or [b for a, b in pairwise(words) if a == "--ckpt_path"]
-    for folder in [Path(given[-1]), run_folder(Path(given[-1]))] if given else []:
+    given, name = _option(words, "--ckpt_path"), _option(words, "--run_name")
+    if given == "last" and name is not None:
+        given = str(find_checkpoint(given, Path(LOGS) / name))
+    for folder in [Path(given), run_folder(Path(given))] if given is not None else []:
         if folder is not None and (folder / "fit.yaml").is_file():
             return [words[0], "--config", str(folder / "fit.yaml"), *words[1:]]
     return words
+
+
+def _option(words: list[str], name: str) -> str | None:
+    """The last value of an option, written as `--name value` or `--name=value`."""
+    found = [b for a, b in pairwise(words) if a == name]
+    found += [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+    return found[-1] if found else None

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up from 0, then half a cosine down to a share of the full rate (Loshchilov & Hutter 2017).
+    """Linear warm-up from one step's share, then half a cosine down (Loshchilov & Hutter 2017).
 
     Counted in optimizer steps. Without `total_steps` the schedule ends with the training.
     """

@@ -50,7 +50,7 @@ def write_folder(fashion: tuple[Tensor, Tensor]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def idx_root(tmp_path_factory: pytest.TempPathFactory, fashion: tuple[Tensor, Tensor]) -> Path:
-    """A root with MNIST, FashionMNIST and CIFAR10 in their true formats, 200 pictures each."""
+    """A root with MNIST and FashionMNIST in their true format, 200 + 200 pictures each."""
     root = tmp_path_factory.mktemp("root")
     images, labels = fashion
     for name in ("MNIST", "FashionMNIST"):

@@ -1,6 +1,5 @@
 """Pictures of an evaluation in TensorBoard: inputs beside reconstructions, and the confusion matrix."""
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,25 +11,12 @@ from torch import Tensor
 
 
 class Figures(Callback):
-    """Writes what a paradigm's `figures(stage)` gives, at most once in `seconds` and always at the end."""
-
-    def __init__(self, seconds: float = 15.0) -> None:
-        """Sets the pace.
-
-        Args:
-            seconds: Shortest time between two pictures of the same kind.
-        """
-        self.seconds = seconds
-        self._last = -float("inf")
+    """Writes what a paradigm's `figures(stage)` gives, after each validation and test."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the pictures of a validation."""
-        if not trainer.sanity_checking and time.monotonic() - self._last >= self.seconds:
+        if not trainer.sanity_checking:
             self._write(trainer, pl_module, "val")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes those of the last validation."""
-        self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes those of the test."""
@@ -45,7 +31,6 @@ class Figures(Callback):
             picture = matrix(value, getattr(module, "class_names", None)) if value.ndim == 2 else rows(value)
             for logger in loggers:
                 logger.experiment.add_image(f"{stage}/{name}", picture, trainer.global_step)
-        self._last = time.monotonic()
 
 
 def rows(pictures: Tensor) -> Tensor:

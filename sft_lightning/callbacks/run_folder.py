@@ -116,7 +116,10 @@ class RunFolder(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Names the file after the command."""
-        self.config_filename = f"{trainer.state.fn.value if trainer.state.fn else stage}.yaml"
+        command = trainer.state.fn.value if trainer.state.fn else stage
+        # The config that made the run is kept: that of a resumed one names its own checkpoint.
+        resumed = command == "fit" and self.config.get("ckpt_path") is not None
+        self.config_filename = "fit-resumed.yaml" if resumed else f"{command}.yaml"
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

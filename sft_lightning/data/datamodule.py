@@ -1,6 +1,7 @@
 """`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -50,10 +51,12 @@ class Unlabeled(NamedTuple):
     Attributes:
         weak: float32 in [0, 1], (B, C, H, W): the weak view.
         indices: int64, (B,): positions in the split.
+        draw: Seed of what else is random about this batch, so that a resumed run sees the same.
     """
 
     weak: Tensor
     indices: Tensor
+    draw: int = 0
 
 
 class ImageDataModule(LightningDataModule):
@@ -80,6 +83,7 @@ class ImageDataModule(LightningDataModule):
         image_size: int | None = None,
         channels: Literal[1, 3] | None = None,
         background: tuple[int, int, int] = (255, 255, 255),
+        center_crop: float = 1.0,
         weak_view: WeakView = _UNCHANGED,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
@@ -107,6 +111,8 @@ class ImageDataModule(LightningDataModule):
             image_size: Side of the square pictures; null keeps that of data sets in memory and makes files 224.
             channels: 1 for gray, 3 for color; null keeps that of data sets in memory and makes files 3.
             background: Color under transparent pixels, 0 to 255.
+            center_crop: Share of the shorter side of a file's picture that is kept; 0.875 is the usual test view of
+                ImageNet (256 to 224).
             weak_view: Random changes of training pictures.
             batch_size: Training examples of each batch and process.
             eval_batch_size: The same for validation, test and prediction; null for `batch_size`.
@@ -131,6 +137,8 @@ class ImageDataModule(LightningDataModule):
                 raise InputError(f"{name} is {least}: give zero or a positive whole number")
         if not 0 <= seed < 2**32:
             raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
+        if not 0 < center_crop <= 1:
+            raise InputError(f"center_crop is {center_crop}: give a share above 0 and at most 1")
         scale = weak_view.crop_scale
         if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             raise InputError(f"weak_view.crop_scale is {scale}: give two shares of the area such as [0.08, 1.0]")
@@ -141,12 +149,12 @@ class ImageDataModule(LightningDataModule):
         self.weak_view = weak_view
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        self.num_workers = min(8, _cores()) if num_workers is None else num_workers
         shape = self.source.image_shape or (3, 224, 224)
         self._converts = image_size is not None or channels is not None
         side = image_size or shape[1]
         self._image_shape = (channels or shape[0], side, side)
-        self.geometry = Geometry(side, self._image_shape[0], background)
+        self.geometry = Geometry(side, self._image_shape[0], background, center_crop)
         self.splits: Splits = {}
         self._parts: list[Part] = []
         self._to_predict: Split | None = None
@@ -181,7 +189,7 @@ class ImageDataModule(LightningDataModule):
         Args:
             stage: fit, validate, test or predict.
         """
-        if not self.splits:
+        if not self.splits and not (stage == "predict" and self.predict_source is not None):
             self._make_splits()
         if stage == "predict":
             self._predicted()
@@ -284,12 +292,7 @@ class ImageDataModule(LightningDataModule):
     def _stream(self, name: str, split: Split, train: bool) -> Stream:
         plan = self._plan(name, split, train)
         scale = self.weak_view.crop_scale if train else None
-        geometry = Geometry(
-            self.geometry.size,
-            self.geometry.channels,
-            self.geometry.background,
-            scale=None if scale is None else (scale[0], scale[1]),
-        )
+        geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
         return Stream(
             split,
             plan,
@@ -333,6 +336,11 @@ class ImageDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> EvalLoader | list[Any]:
         """What is to be predicted."""
+        if not len(self._predicted()):
+            raise InputError(
+                f"source {self.source.name!r} has no test image to predict: set predict_source to a folder, a manifest "
+                "or a file"
+            )
         return self._eval("predict", self._predicted())
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -352,7 +360,7 @@ class ImageDataModule(LightningDataModule):
             views["labeled"] = self._labeled(batch["labeled"])
         if "unlabeled" in batch:
             raw: RawBatch = batch["unlabeled"]
-            views["unlabeled"] = Unlabeled(self._view("unlabeled", raw), raw.indices)
+            views["unlabeled"] = Unlabeled(self._view("unlabeled", raw), raw.indices, raw.draw or 0)
         return views
 
     def _labeled(self, raw: RawBatch) -> Labeled:
@@ -367,6 +375,11 @@ class ImageDataModule(LightningDataModule):
         if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
             view = WeakView(view.flip, view.crop_padding)  # the worker has cropped while it decoded
         return weak(x, view, raw.draw)
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS and Windows only tell how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _moved(raw: RawBatch, device: torch.device) -> RawBatch:

@@ -78,14 +78,14 @@ class Geometry:
         size: Side of the result in pixels.
         channels: 1 (gray) or 3 (RGB).
         background: Color that shows through transparent pixels, 0 to 255 per channel.
-        center: Share of the shorter side that the central crop keeps (224 / 256 is the usual test view).
+        center: Share of the shorter side that the central crop keeps (224 / 256 is the usual test view of ImageNet).
         scale: Range of the area that a random crop keeps (Inception's augmentation), or None for the central crop.
     """
 
     size: int = 224
     channels: int = 3
     background: tuple[int, int, int] = (255, 255, 255)
-    center: float = 0.875
+    center: float = 1.0
     scale: tuple[float, float] | None = None
 
     def box(self, width: int, height: int, seed: int | None) -> tuple[float, float, float, float]:
@@ -143,7 +143,11 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     full = 65535.0
     if image.mode == "F" and top <= 255.0:
         full = 1.0 if top <= 1.0 else 255.0
-    return Image.fromarray(np.clip(pixels / full * 255.0, 0, 255).round().astype(np.uint8))
+    gray = Image.fromarray(np.clip(pixels / full * 255.0, 0, 255).round().astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # one gray value of a 16-bit PNG that stands for nothing
+        gray.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+    return gray
 
 
 # The last bytes of a whole file, by format: a cheap sign that nothing was cut off.

@@ -230,7 +230,10 @@ def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple
     candidates = [i for i in pool.indices if labels[i] >= 0]
     counts = Counter(labels[i] for i in candidates)
     if min(request.num_labels or 0, request.labels_per_class or 0) < 0:
-        raise InputError("the number of labels is negative: give zero or more")
+        raise InputError(
+            f"num_labels is {request.num_labels}, labels_per_class {request.labels_per_class}: give zero or more, "
+            "or null for all"
+        )
     if request.num_labels is not None and request.labels_per_class is not None:
         raise InputError("num_labels and labels_per_class are both set: give one of them")
     if request.labels_per_class is not None:

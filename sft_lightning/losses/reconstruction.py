@@ -22,25 +22,27 @@ def reconstruction(drawn: Tensor, x: Tensor) -> Tensor:
     return F.mse_loss(drawn, x)
 
 
-def add_noise(x: Tensor, std: float) -> Tensor:
+def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
     """Adds Gaussian noise and keeps pixels in [0, 1].
 
     Args:
         x: (B, C, H, W) in [0, 1].
         std: Standard deviation in units of the pixel range.
+        generator: Of the noise, on the CPU; None for torch's global one.
     """
-    return (x + std * torch.randn_like(x)).clamp(0, 1)
+    return (x + std * torch.randn(x.shape, generator=generator).to(x)).clamp(0, 1)
 
 
-def hide_patches(x: Tensor, share: float, patch: int) -> Tensor:
+def hide_patches(x: Tensor, share: float, patch: int, generator: torch.Generator | None = None) -> Tensor:
     """Sets a share of the square patches of each picture to zero.
 
     Args:
         x: (B, C, H, W).
         share: Of the patches that are hidden, 0 to 1.
         patch: Side of a patch in pixels.
+        generator: Chooses the patches, on the CPU; None for torch's global one.
     """
     rows, columns = math.ceil(x.shape[2] / patch), math.ceil(x.shape[3] / patch)
-    seen = (torch.rand(len(x), 1, rows, columns, device=x.device) >= share).to(x.dtype)
+    seen = (torch.rand(len(x), 1, rows, columns, generator=generator) >= share).to(x)
     mask = seen.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     return x * mask[:, :, : x.shape[2], : x.shape[3]]

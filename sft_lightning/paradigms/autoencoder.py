@@ -89,9 +89,11 @@ class AutoencoderModule(Paradigm):
     def step(self, batch: Any) -> StepResult:
         """Reconstruction loss of the unlabeled part."""
         x = batch["unlabeled"].weak
-        seen = add_noise(x, self.noise) if self.noise else x
-        if self.hidden:
-            seen = hide_patches(seen, self.hidden, self.patch)
+        seen = x
+        if self.noise or self.hidden:
+            draw = torch.Generator().manual_seed(batch["unlabeled"].draw)
+            seen = add_noise(seen, self.noise, draw) if self.noise else seen
+            seen = hide_patches(seen, self.hidden, self.patch, draw) if self.hidden else seen
         return StepResult(reconstruction(self(seen), x), {})
 
     def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:

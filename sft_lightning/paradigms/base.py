@@ -99,12 +99,14 @@ class Paradigm(LightningModule):
         """Writes the averages of the last steps when the log is due, so that no other step waits for the device."""
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step % every == 0 and step != self._logged_step:
+        if every and step % every == 0 and step != self._logged_step:
             self._log_training(step)
 
     def on_train_epoch_end(self) -> None:
         """Writes what is left at the end, all of it where the training is shorter than the pace of the log."""
-        if self._summed and self.current_epoch + 1 == self.trainer.max_epochs:
+        trainer = self.trainer
+        stopped = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+        if self._summed and (stopped or self.current_epoch + 1 == trainer.max_epochs):
             self._log_training(self.trainer.global_step)
 
     def _log_training(self, step: int) -> None:
@@ -129,12 +131,24 @@ class Paradigm(LightningModule):
         optimizer = self._optimizer([{"params": g.parameters, "name": g.name} for g in groups])
         for made, asked in zip(optimizer.param_groups, groups, strict=True):
             made["lr"] = made["lr"] * asked.scale
+        clips = self.trainer.gradient_clip_val is not None and "mixed" in str(self.trainer.precision)
+        if clips and optimizer.defaults.get("fused"):
+            raise InputError(
+                f"gradient_clip_val with precision {self.trainer.precision} needs an optimizer that is not fused: set "
+                "fused: false"
+            )
         if self._lr_scheduler is None:
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
         if getattr(scheduler, "total_steps", 0) is None:
             setattr(scheduler, "total_steps", self._total_steps())  # noqa: B010 (not in torch's types)
-        interval = "step" if isinstance(scheduler, (OneCycleLR, CyclicLR)) else getattr(scheduler, "interval", "epoch")
+        cyclic = isinstance(scheduler, (OneCycleLR, CyclicLR))
+        if cyclic and len(groups) > 1:  # they would set one rate for all groups
+            raise InputError(
+                f"lr_scheduler {type(scheduler).__name__} cannot keep a slower backbone: leave backbone_lr_scale and "
+                "layer_decay at 1, or use WarmupCosine"
+            )
+        interval = "step" if cyclic else getattr(scheduler, "interval", "epoch")
         config = {"scheduler": scheduler, "interval": interval}
         if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau of LightningCLI
             config["monitor"] = scheduler.monitor

@@ -13,17 +13,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def set_trainable(modules: Iterable[nn.Module], trainable: bool, training: bool = True) -> None:
+def set_trainable(modules: Iterable[nn.Module], trainable: bool) -> None:
     """Freezes or releases modules. A frozen module is in eval mode: its running statistics do not move.
 
     Args:
         modules: Whole modules.
         trainable: Whether they are trained.
-        training: The mode of those that are trained.
     """
     for module in modules:
         module.requires_grad_(trainable)
-        module.train(trainable and training)
+        module.train(trainable)
 
 
 def rewrap(trainer: Trainer) -> None:

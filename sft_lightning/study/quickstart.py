@@ -132,7 +132,7 @@ def main(extra: Sequence[str] = ()) -> int:
         "verdict": said,
         "autoencoder": str(encoder),
         "pictures": {name: len(split) for name, split in splits.items()},
-        "seed": 0,
+        "seed": cli.datamodule.request.seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "sft_lightning": sft_lightning.__version__,
@@ -146,6 +146,7 @@ def main(extra: Sequence[str] = ()) -> int:
         staged.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         staged.replace(path)
     _say(f"\nSummary: {LOGS}/quickstart/summary.json")
+    _say("The command: source .venv/bin/activate, then sft-lightning --help")
     _say(f"Curves and pictures: .venv/bin/tensorboard --logdir {LOGS}/quickstart")
     return 0
 

@@ -60,7 +60,8 @@ def test_a_second_fit_goes_on_in_the_same_folder() -> None:
     assert _read("last.ckpt")["global_step"] == 12
     _fit(f"--ckpt_path={RUN}", "--trainer.max_epochs=4")
     assert _read("last.ckpt")["global_step"] == 24
-    assert "max_epochs: 4" in (RUN / "fit.yaml").read_text()
+    assert "max_epochs: 4" in (RUN / "fit-resumed.yaml").read_text()
+    assert "max_epochs: 2" in (RUN / "fit.yaml").read_text()
     assert sorted(p.name for p in RUN.parent.iterdir()) == ["version_0"]
     assert len(list((RUN / "checkpoints").glob("best-*.ckpt"))) == 1
 

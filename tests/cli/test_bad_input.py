@@ -34,6 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, config: str = FINE_T
         (["--data.init_args.num_labels", "null", "--data.init_args.labels_per_class", "5000"], "has only 900"),
         (["--data.init_args.labels_per_class", "3"], "num_labels and labels_per_class are both set"),
         (["--data.init_args.num_labels", "0"], "gives no label to train on"),
+        (["--data.init_args.num_labels", "-3"], "num_labels is -3"),
         (["--data.init_args.batch_size", "0"], "batch_size is 0"),
         (["--data.init_args.val_size", "1.5"], "val_size is 1.5"),
         (["--data.init_args.val_size", "20000"], "val_size asks for 20000 of the 10000"),
@@ -126,3 +127,71 @@ def test_manifests(lines: list[str], expected: str, workdir: Path, capsys: pytes
 def test_evaluation_needs_a_trained_model(command: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--config", FINE_TUNE]) == 2
     assert f"{command} needs a trained model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "other"])
+def test_checkpoints_that_are_damaged_or_of_another_model(
+    damage: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--trainer.max_epochs", "1", "--data.init_args.steps_per_epoch", "2"]
+    assert main(["fit", "--config", FINE_TUNE, *short, "--run_name", "run"]) == 0
+    last = workdir / "lightning_logs" / "run" / "version_0" / "checkpoints" / "last.ckpt"
+    config = FINE_TUNE
+    if damage == "cut":
+        last.write_bytes(last.read_bytes()[:1000])
+    elif damage == "garbage":
+        last.write_bytes(b"nothing")
+    else:
+        config = AUTOENCODER
+    assert main(["test", "--config", config, "--ckpt_path", str(last)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"sft-lightning: ckpt_path {str(last)!r} ")
+
+
+def test_clipping_with_mixed_precision_names_the_fused_optimizer(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"]
+    assert "set fused: false" in refused(capsys, *flags)
+
+
+def test_a_cyclic_schedule_would_undo_the_slower_backbone(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = ["--model.init_args.lr_scheduler", "torch.optim.lr_scheduler.OneCycleLR"]
+    schedule += ["--model.init_args.lr_scheduler.init_args.max_lr", "0.01"]
+    schedule += ["--model.init_args.lr_scheduler.init_args.total_steps", "10"]
+    assert "cannot keep a slower backbone" in refused(capsys, *schedule, "--model.init_args.backbone_lr_scale", "0.1")
+
+
+def test_predict_without_a_picture(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    folder = str(write_folder(Path("images"), {"train": 6}))
+    given = [
+        "--data.init_args.source",
+        folder,
+        "--data.init_args.num_labels",
+        "null",
+        "--data.init_args.test_size",
+        "0",
+    ]
+    given += ["--data.init_args.image_size", "28", "--trainer.max_epochs", "1", "--data.init_args.num_workers", "0"]
+    assert main(["fit", "--config", FINE_TUNE, *given, "--run_name", "run"]) == 0
+    assert main(["predict", "--ckpt_path", "lightning_logs/run/version_0"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: [", "a YAML file cannot be read"),
+        ("", "a YAML file holds no settings"),
+        ("run_name: a", "no model or no data"),
+    ],
+)
+def test_configs_that_are_none(text: str, expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.yaml").write_text(text)
+    assert expected in refused(capsys, config="my.yaml")
+
+
+def test_resuming_with_fewer_epochs_than_were_done(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--data.init_args.steps_per_epoch", "2", "--run_name", "run"]
+    assert main(["fit", "--config", FINE_TUNE, *short, "--trainer.max_epochs", "3"]) == 0
+    assert main(["fit", "--config", FINE_TUNE, *short, "--trainer.max_epochs", "1", "--ckpt_path", "last"]) == 2
+    assert "max_epochs=1" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from sft_lightning.__main__ import main
 from tests.conftest import CONFIGS
 
 SHIPPED = sorted([*(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml")])
+LIMIT = {"validate": "val", "test": "test", "predict": "predict"}
 HEADER = ("sft-lightning fit --config", "Hardware:", "Expect:", "Time:")
 
 
@@ -41,8 +42,8 @@ def test_config_runs_one_batch_of_every_command(
     assert main(["fit", "--config", str(config), *few, *local(config, idx_root, folder)]) == 0
     run = workdir / "lightning_logs" / "shipped" / "version_0"
     assert (run / "checkpoints" / "last.ckpt").is_file()
-    for command in ("test", "predict"):
-        assert main([command, "--ckpt_path", str(run), f"--trainer.limit_{command}_batches", "1"]) == 0
+    for command in ("validate", "test", "predict"):
+        assert main([command, "--ckpt_path", str(run), f"--trainer.limit_{LIMIT[command]}_batches", "1"]) == 0
     assert re.search(r"test/loss +\d+\.\d+", caplog.text)
     assert len((run / "predictions.csv").read_text().splitlines()) > 1
     assert {p.name for p in run.glob("*.yaml")} >= {"fit.yaml", "test.yaml", "predict.yaml"}

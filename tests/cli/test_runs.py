@@ -67,15 +67,19 @@ def test_same_command_same_weights(workdir: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_resumed_run_ends_where_an_uninterrupted_one_does(workdir: Path) -> None:
+@pytest.mark.parametrize("what", ["fine-tuning", "denoising and masked autoencoder"])
+def test_resumed_run_ends_where_an_uninterrupted_one_does(what: str, workdir: Path) -> None:
+    config, schedule = FINE_TUNE, ["--model.init_args.lr_scheduler.init_args.total_steps", "20"]
+    if what != "fine-tuning":
+        config, schedule = AUTOENCODER, ["--model.init_args.noise", "0.2", "--model.init_args.hidden", "0.3"]
     longer = ["--trainer.max_epochs", "4", "--data.init_args.steps_per_epoch", "5"]
-    schedule = ["--model.init_args.lr_scheduler.init_args.total_steps", "20"]
-    assert main(["fit", "--config", FINE_TUNE, *longer, *schedule, "--run_name", "whole"]) == 0
-    assert main(["fit", "--config", FINE_TUNE, *SHORT, *schedule, "--run_name", "parts"]) == 0
-    assert main(["fit", "--config", FINE_TUNE, *longer, *schedule, "--run_name", "parts", "--ckpt_path", "last"]) == 0
+    assert main(["fit", "--config", config, *longer, *schedule, "--run_name", "whole"]) == 0
+    assert main(["fit", "--config", config, *SHORT, *schedule, "--run_name", "parts"]) == 0
+    assert main(["fit", "--config", config, *longer, *schedule, "--run_name", "parts", "--ckpt_path", "last"]) == 0
     whole, parts = (state(workdir / "lightning_logs" / name / "version_0") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not (workdir / "lightning_logs" / "parts" / "version_1").exists()
+    assert main(["test", "--ckpt_path", "last", "--run_name", "parts"]) == 0
 
 
 def test_predict_reads_new_folders_and_lists_skipped_images(

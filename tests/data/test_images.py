@@ -215,11 +215,12 @@ def test_central_crop_is_square_and_keeps_the_middle(tmp_path: Path) -> None:
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, 32:96] = 255  # the middle half
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    read = FileImages([tmp_path / "x.png"], ["x"]).read(0, Geometry(8), None)
+    read = FileImages([tmp_path / "x.png"], ["x"]).read(0, Geometry(8, center=0.875), None)
     assert read.shape == (3, 8, 8)
     assert read.dtype == torch.uint8
     assert read.min() == 255
-    assert Geometry(8).box(128, 64, seed=3) == (36, 4, 92, 60)
+    assert Geometry(8, center=0.875).box(128, 64, seed=3) == (36, 4, 92, 60)
+    assert Geometry(8).box(128, 64, seed=3) == (32, 0, 96, 64)
 
 
 @pytest.mark.parametrize("size", [(100, 100), (150, 100), (80, 160)])
