@@ -8,6 +8,9 @@ accuracy of the last iterate and the held-out reconstruction loss.
 
 import argparse
 import json
+import os
+import platform
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -45,7 +48,10 @@ def main() -> None:
         runs.append(
             {"seed": seed, "test_accuracy": second["test/accuracy"], "test_reconstruction_loss": first["test/loss"]}
         )
-        versions = {"torch": torch.__version__, "sft_lightning": sft_lightning.__version__}
+        versions = {
+            "date": str(date.today()), "cores": os.cpu_count(), "machine": platform.machine(),
+            "torch": torch.__version__, "sft_lightning": sft_lightning.__version__,
+        }  # fmt: skip
         text = json.dumps({"loop": "sft-lightning", "epochs": args.epochs, **versions, "runs": runs}, indent=1)
         if args.out:
             args.out.write_text(text + "\n")

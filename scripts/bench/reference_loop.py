@@ -12,9 +12,12 @@ phases.
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -142,9 +145,11 @@ def main() -> None:
     runs = []
     for seed in args.seeds:
         runs.append(one_seed(seed, args.loop, args.epochs, args.data))
-        text = json.dumps(
-            {"loop": args.loop, "epochs": args.epochs, "torch": torch.__version__, "runs": runs}, indent=1
-        )
+        about = {
+            "loop": args.loop, "epochs": args.epochs, "threads": torch.get_num_threads(), "date": str(date.today()),
+            "cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__,
+        }  # fmt: skip
+        text = json.dumps({**about, "runs": runs}, indent=1)
         if args.out:
             args.out.write_text(text + "\n")
     print(text)

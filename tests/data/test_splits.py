@@ -244,8 +244,8 @@ def test_all_labels_are_used_unless_fewer_are_asked_for() -> None:
         (Request(num_labels=28, val_size=1, test_size=2), "num_labels is 28, but only 27 labeled training images"),
         (Request(labels_per_class=10), "labels_per_class is 10, but class 'ant' has only 7 labeled"),
         (Request(num_labels=1, labels_per_class=1), "are both set"),
-        (Request(num_labels=-1), "is negative"),
-        (Request(labels_per_class=-1), "is negative"),
+        (Request(num_labels=-1), "give zero or more"),
+        (Request(labels_per_class=-1), "give zero or more"),
         (Request(val_size=-0.1), "val_size is -0.1"),
         (Request(test_size=2.5), "test_size is 2.5"),
         (Request(test_size=30), "test_size asks for 30 of the 30 training examples"),
@@ -259,7 +259,7 @@ def test_impossible_requests_are_refused(request_: Request, words: str) -> None:
 def test_labels_of_a_source_without_any_are_refused() -> None:
     with pytest.raises(InputError, match="num_labels is 5, but only 0 labeled"):
         make_splits({"unlabeled": memory_part([-1] * 20)}, None, Request(num_labels=5), [])
-    with pytest.raises(InputError, match="is negative"):
+    with pytest.raises(InputError, match="give zero or more"):
         make_splits({"unlabeled": memory_part([-1] * 20)}, None, Request(num_labels=-5), [])
 
 
