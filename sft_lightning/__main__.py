@@ -50,9 +50,10 @@ def main(args: Sequence[str] | None = None) -> int:
         known = list(COMMANDS)
         return _refuse(f"{words[0]!r} is no command{near(words[0], known)}; commands: {', '.join(known)}")
     try:
-        from sft_lightning.cli import run
+        from sft_lightning.cli import leave, run
 
         run(words)
+        leave()
     except Exception as error:
         mistake: BaseException | None = cause(error)
         # What Lightning says of settings that do not go together is a sentence, too.

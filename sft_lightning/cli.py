@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.profilers import PassThroughProfiler
+from torch import distributed
 
 # Imported so that a config can name them without their module.
 from sft_lightning import AutoencoderModule, FineTuneClassifier, ImageDataModule, WarmupCosine  # noqa: F401
@@ -123,3 +124,9 @@ def run(args: Sequence[str]) -> SFTCLI:
         },
         args=with_config(args),
     )
+
+
+def leave() -> None:
+    """Ends the process group of DDP; left to the interpreter's exit, its threads now and then abort the process."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
