@@ -3,19 +3,30 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AutoencoderModule", "FineTuneClassifier", "ImageDataModule", "WarmupCosine", "WeakView"]
+__all__ = [
+    "AutoencoderModule",
+    "FineTuneClassifier",
+    "ImageDataModule",
+    "SemiSupervisedModule",
+    "StrongView",
+    "WarmupCosine",
+    "WeakView",
+]
 
 if TYPE_CHECKING:
     from sft_lightning.data.datamodule import ImageDataModule
-    from sft_lightning.data.views import WeakView
+    from sft_lightning.data.views import StrongView, WeakView
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
     from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+    from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
     from sft_lightning.schedules import WarmupCosine
 
 _HOMES = {
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
     "ImageDataModule": "sft_lightning.data.datamodule",
+    "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
+    "StrongView": "sft_lightning.data.views",
     "WarmupCosine": "sft_lightning.schedules",
     "WeakView": "sft_lightning.data.views",
 }

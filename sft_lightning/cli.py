@@ -11,14 +11,24 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from torch import distributed
 
 # Imported so that a config can name them without their module.
-from sft_lightning import AutoencoderModule, FineTuneClassifier, ImageDataModule, WarmupCosine  # noqa: F401
+from sft_lightning import (  # noqa: F401
+    AutoencoderModule,
+    FineTuneClassifier,
+    ImageDataModule,
+    SemiSupervisedModule,
+    WarmupCosine,
+)
 from sft_lightning.arguments import Parser
 from sft_lightning.callbacks.figures import Figures
+from sft_lightning.callbacks.health import PseudoLabelHealth
 from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.callbacks.run_folder import RunCheckpoint, RunFolder
 from sft_lightning.console import quiet
+from sft_lightning.cpu import spare_cpu
 from sft_lightning.errors import InputError
+from sft_lightning.lean import LeanEpochLoop
+from sft_lightning.losses import strategies  # noqa: F401
 from sft_lightning.runs import LOGS, check_checkpoint, find_checkpoint, run_logger, with_config
 
 
@@ -80,13 +90,17 @@ class SFTCLI(LightningCLI):
             # A checkpoint that SLURM's signal leaves in the root directory would be taken by every later run.
             kwargs["default_root_dir"] = trainer.default_root_dir or kwargs["logger"].log_dir
         kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        LeanEpochLoop.install(made)
+        return made
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Adds the callbacks that the command needs, and no other: each one costs every step."""
         own: list[Callback] = [RunCheckpoint(), PredictionWriter() if self.subcommand == "predict" else Figures()]
         if config.get("enable_checkpointing") is False:
             own = own[1:]
+        if isinstance(self.model, SemiSupervisedModule):
+            own.append(PseudoLabelHealth())
         if config.get("enable_progress_bar") is not False:
             own.append(Progress())
         return super()._instantiate_trainer(config, [*callbacks, *own])
@@ -108,6 +122,7 @@ def run(args: Sequence[str]) -> SFTCLI:
         InputError: The input is wrong.
     """
     quiet()
+    spare_cpu()
     return SFTCLI(
         LightningModule,
         subclass_mode_model=True,

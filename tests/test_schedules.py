@@ -12,7 +12,7 @@ def _optimizer(*rates: float) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate} for rate in rates], lr=9.0)
 
 
-@given(st.integers(0, 12), st.integers(1, 40), st.floats(0, 0.9))
+@given(st.integers(0, 12), st.integers(1, 40), st.floats(0, 0.9, allow_subnormal=False))
 def test_rates_follow_the_formula(warmup: int, total: int, final: float) -> None:
     optimizer = _optimizer(2.0, 0.5)
     schedule = WarmupCosine(optimizer, warmup, total, final)

@@ -11,17 +11,14 @@ file is not run again.
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
+from about import about
 
-import sft_lightning
 from sft_lightning.cli import run
 from sft_lightning.study.baselines import logistic_regression
 
@@ -69,12 +66,13 @@ def main() -> None:
             name: [round(statistics.mean(v.values()), 4), round(statistics.stdev(v.values()), 4) if len(v) > 1 else 0.0]
             for name, v in done.items()
         }
-        about = {
+        how = {
             "what": "100 labels of the shipped sample, final iterate, test accuracy by seed",
-            "autoencoder_epochs": args.epochs, "date": str(date.today()), "cores": os.cpu_count(),
-            "machine": platform.machine(), "torch": torch.__version__, "sft_lightning": sft_lightning.__version__,
-        }  # fmt: skip
-        out.write_text(json.dumps({**about, "mean_and_deviation": mean, "test_accuracy": done}, indent=1) + "\n")
+            "autoencoder_epochs": args.epochs,
+        }
+        out.write_text(
+            json.dumps({**about(), **how, "mean_and_deviation": mean, "test_accuracy": done}, indent=1) + "\n"
+        )
 
     os.chdir(tempfile.mkdtemp())
     start = time.monotonic()

@@ -8,14 +8,10 @@ accuracy of the last iterate and the held-out reconstruction loss.
 
 import argparse
 import json
-import os
-import platform
-from datetime import date
 from pathlib import Path
 
-import torch
+from about import about
 
-import sft_lightning
 from sft_lightning.cli import run
 from sft_lightning.runs import LOGS
 
@@ -48,11 +44,7 @@ def main() -> None:
         runs.append(
             {"seed": seed, "test_accuracy": second["test/accuracy"], "test_reconstruction_loss": first["test/loss"]}
         )
-        versions = {
-            "date": str(date.today()), "cores": os.cpu_count(), "machine": platform.machine(),
-            "torch": torch.__version__, "sft_lightning": sft_lightning.__version__,
-        }  # fmt: skip
-        text = json.dumps({"loop": "sft-lightning", "epochs": args.epochs, **versions, "runs": runs}, indent=1)
+        text = json.dumps({"loop": "sft-lightning", "epochs": args.epochs, **about(), "runs": runs}, indent=1)
         if args.out:
             args.out.write_text(text + "\n")
     print(text)

@@ -23,12 +23,12 @@ from sft_lightning.data.splits import (
     make_splits,
     without_leaks,
 )
-from sft_lightning.data.views import WeakView, to_float, weak
+from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
 from sft_lightning.errors import InputError
 
 MANIFEST = "split.csv"
 SKIPPED = "skipped_images.txt"
-_UNCHANGED = WeakView()
+_UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
 class Labeled(NamedTuple):
@@ -52,11 +52,15 @@ class Unlabeled(NamedTuple):
         weak: float32 in [0, 1], (B, C, H, W): the weak view.
         indices: int64, (B,): positions in the split.
         draw: Seed of what else is random about this batch, so that a resumed run sees the same.
+        weak_2: A second weak view of its own draw, where the paradigm asks for it.
+        strong: The strong view, where the paradigm asks for it.
     """
 
     weak: Tensor
     indices: Tensor
     draw: int = 0
+    weak_2: Tensor | None = None
+    strong: Tensor | None = None
 
 
 class ImageDataModule(LightningDataModule):
@@ -85,7 +89,10 @@ class ImageDataModule(LightningDataModule):
         background: tuple[int, int, int] = (255, 255, 255),
         center_crop: float = 1.0,
         weak_view: WeakView = _UNCHANGED,
+        strong_view: StrongView = _STRONG,
         batch_size: int = 64,
+        unlabeled_ratio: int = 7,
+        balanced_labels: bool = False,
         eval_batch_size: int | None = None,
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
@@ -114,7 +121,10 @@ class ImageDataModule(LightningDataModule):
             center_crop: Share of the shorter side of a file's picture that is kept; 0.875 is the usual test view of
                 ImageNet (256 to 224).
             weak_view: Random changes of training pictures.
+            strong_view: What a strong view adds, for paradigms that use one.
             batch_size: Training examples of each batch and process.
+            unlabeled_ratio: Unlabeled examples for each labeled one where a paradigm trains on both (mu of FixMatch).
+            balanced_labels: Classes take turns in labeled batches that come beside unlabeled ones.
             eval_batch_size: The same for validation, test and prediction; null for `batch_size`.
             steps_per_epoch: Batches of an epoch; null for one pass over the first part that the paradigm needs.
             num_workers: Processes that decode files; null for one per available core, at most 8.
@@ -129,12 +139,18 @@ class ImageDataModule(LightningDataModule):
             ("eval_batch_size", eval_batch_size),
             ("steps_per_epoch", steps_per_epoch),
             ("image_size", image_size),
+            ("unlabeled_ratio", unlabeled_ratio),
         ):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: give a whole number of at least 1")
         for name, least in (("num_workers", num_workers), ("weak_view.crop_padding", weak_view.crop_padding)):
             if least is not None and least < 0:
                 raise InputError(f"{name} is {least}: give zero or a positive whole number")
+        if strong_view.operations < 0 or not 0 <= strong_view.cutout <= 1:
+            raise InputError(
+                f"strong_view has operations {strong_view.operations} and cutout {strong_view.cutout}: give "
+                "operations >= 0 and a cutout from 0 to 1"
+            )
         if not 0 <= seed < 2**32:
             raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
         if not 0 < center_crop <= 1:
@@ -146,7 +162,8 @@ class ImageDataModule(LightningDataModule):
         self.unlabeled_source, self.predict_source, self.split_file = unlabeled_source, predict_source, split_file
         self.request = Request(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
         self.bad = BadImages(on_bad_image)
-        self.weak_view = weak_view
+        self.weak_view, self.strong_view = weak_view, strong_view
+        self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch = steps_per_epoch
         self.num_workers = min(8, _cores()) if num_workers is None else num_workers
@@ -216,7 +233,9 @@ class ImageDataModule(LightningDataModule):
     def _list_skipped(self, folder: Path) -> None:
         if self.bad.found and folder.is_dir():
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.bad.found.items())]
-            (folder / SKIPPED).write_text("".join(lines), encoding="utf-8")
+            rank = self.trainer.global_rank if self.trainer is not None else 0  # each rank reads files of its own
+            path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
+            path.write_text("".join(lines), encoding="utf-8")
 
     def _make_splits(self) -> None:
         parts = {name: self._readable(part) for name, part in self.source.load().items()}
@@ -274,9 +293,14 @@ class ImageDataModule(LightningDataModule):
         if len(split) < world_size:
             raise InputError(f"there are {len(split)} {name} images for {world_size} processes: use fewer devices")
         size = self.batch_size if train else self.eval_batch_size
+        both = train and len(self._needed) > 1
+        if both and name == "unlabeled":
+            size *= self.unlabeled_ratio
+        beside = both and name == "labeled"
+        balance = split.labels if beside and self.balanced_labels else None
         # Two streams of one run draw differently.
         seed = 2 * self.request.seed + (name == "unlabeled")
-        return BatchPlan(len(split), size, seed, train, rank, world_size)
+        return BatchPlan(len(split), size, seed, train, rank, world_size, endless=beside, balance=balance)
 
     @property
     def _needed(self) -> tuple[str, ...]:
@@ -286,7 +310,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def epoch_steps(self) -> int:
         """Training batches of an epoch of this process."""
-        first = self._needed[0]
+        first = "unlabeled" if "unlabeled" in self._needed else "labeled"
         return self.steps_per_epoch or self._plan(first, self.splits[first], train=True).per_pass
 
     def _stream(self, name: str, split: Split, train: bool) -> Stream:
@@ -317,7 +341,8 @@ class ImageDataModule(LightningDataModule):
                 "'unlabeled' or lines with a blank label, or name an unlabeled_source"
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
-        return TrainLoader(streams, self.epoch_steps)
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        return TrainLoader(streams, self.epoch_steps, getattr(module, "batch_schedule", None))
 
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
         if not len(split):
@@ -359,22 +384,37 @@ class ImageDataModule(LightningDataModule):
         if "labeled" in batch:
             views["labeled"] = self._labeled(batch["labeled"])
         if "unlabeled" in batch:
-            raw: RawBatch = batch["unlabeled"]
-            views["unlabeled"] = Unlabeled(self._view("unlabeled", raw), raw.indices, raw.draw or 0)
+            views["unlabeled"] = self._unlabeled(batch["unlabeled"])
         return views
 
     def _labeled(self, raw: RawBatch) -> Labeled:
         assert raw.labels is not None
         return Labeled(self._view("labeled", raw), raw.labels, raw.indices)
 
+    def _unlabeled(self, raw: RawBatch) -> Unlabeled:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        wanted: tuple[str, ...] = getattr(module, "unlabeled_views", ())
+        x, view, draw = self._float(raw), self._weak_view("unlabeled"), raw.draw or 0
+        return Unlabeled(
+            weak(x, view, raw.draw),
+            raw.indices,
+            draw,
+            weak(x, view, draw, 1) if "weak_2" in wanted else None,
+            strong(x, view, self.strong_view, draw) if "strong" in wanted else None,
+        )
+
     def _view(self, name: str, raw: RawBatch) -> Tensor:
-        x = to_float(raw.images, self._image_shape[0], self._image_shape[1])
-        if raw.draw is None:
-            return x
+        x = self._float(raw)
+        return x if raw.draw is None else weak(x, self._weak_view(name), raw.draw)
+
+    def _float(self, raw: RawBatch) -> Tensor:
+        return to_float(raw.images, self._image_shape[0], self._image_shape[1])
+
+    def _weak_view(self, name: str) -> WeakView:
         view = self.weak_view
         if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
-            view = WeakView(view.flip, view.crop_padding)  # the worker has cropped while it decoded
-        return weak(x, view, raw.draw)
+            return WeakView(view.flip, view.crop_padding)  # the worker has cropped while it decoded
+        return view
 
 
 def _cores() -> int:

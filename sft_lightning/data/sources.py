@@ -21,13 +21,14 @@ FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 SAMPLE = Path(__file__).parent / "sample"
 
 
-def open_source(name: str, root: str = "data", download: bool = False) -> Source:
+def open_source(name: str, root: str = "data", download: bool = False, setting: str = "source") -> Source:
     """Finds out what kind of source a word names, and opens it.
 
     Args:
         name: `sample`, `sample-digits`, a torchvision data set, a folder, or a `.csv` / `.parquet` manifest.
         root: Folder that holds torchvision data sets.
         download: Fetch a torchvision data set that is not there.
+        setting: What the user calls it, for messages.
 
     Raises:
         InputError: Nothing of that name exists, or what exists holds no usable picture.
@@ -43,10 +44,10 @@ def open_source(name: str, root: str = "data", download: bool = False) -> Source
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():
-        raise InputError(f"source {name!r} is a single file: give a folder, a .csv manifest or a .parquet manifest")
+        raise InputError(f"{setting} {name!r} is a single file: give a folder, a .csv manifest or a .parquet manifest")
     known = [*DATASETS, "sample", "sample-digits"]
     raise InputError(
-        f"source {name!r} is neither a folder or manifest that exists nor a known data set{near(name, known)}; "
+        f"{setting} {name!r} is neither a folder or manifest that exists nor a known data set{near(name, known)}; "
         f"known are {', '.join(known)}"
     )
 
@@ -221,7 +222,7 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False) -> Par
     Raises:
         InputError: It has neither.
     """
-    parts = open_source(name, root, download).load()
+    parts = open_source(name, root, download, "unlabeled_source").load()
     chosen = [parts[split] for split in ("train", "unlabeled") if split in parts]
     if not chosen:
         raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")
@@ -252,7 +253,7 @@ def open_pictures(name: str, root: str = "data") -> Part:
     elif path.is_file():
         paths, ids = [path], [path.name]
     else:
-        parts = open_source(name, root).load()
+        parts = open_source(name, root, setting="predict_source").load()
         return parts.get("test") or next(iter(parts.values()))
     if not paths:
         raise InputError(f"predict_source {name!r} holds no image: give a folder or manifest with some")

@@ -104,4 +104,19 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
             f"split_file {str(path)!r} was made from other pictures (their SHA-256 differs): use the same data, "
             "or make a new split"
         )
+    _check_groups(path, splits)
     return splits
+
+
+def _check_groups(path: Path, splits: Splits) -> None:
+    """A group (patient, video) must not stand on both sides of an evaluation, also in a file edited by hand."""
+    owner: dict[str, str] = {}
+    for name in ("test", "val", "labeled", "unlabeled"):
+        split = splits[name]
+        for i in split.indices if split.part.groups is not None else []:
+            group = str(split.part.groups[i])  # type: ignore[index]
+            kind = name if name in ("test", "val") else "training"
+            if owner.setdefault(group, kind) != kind:
+                raise InputError(
+                    f"split_file {str(path)!r} puts group {group!r} into {owner[group]} and {kind}: keep it in one"
+                )

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.data.randaugment import cutout, grayscale, randaugment
+
+_STREAM = 1 << 48  # keeps the draws of the views of one batch apart
+
 
 @dataclass(frozen=True)
 class WeakView:
@@ -20,6 +24,19 @@ class WeakView:
     flip: bool = False
     crop_padding: int = 0
     crop_scale: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class StrongView:
+    """What comes on top of a weak view: RandAugment, then Cutout.
+
+    Attributes:
+        operations: RandAugment's operations for each picture, drawn from fourteen.
+        cutout: Side of the covered square as a share of the picture's, 0 for none.
+    """
+
+    operations: int = 2
+    cutout: float = 0.5
 
 
 def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
@@ -37,24 +54,25 @@ def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
     if channels == 3 and x.shape[1] == 1:
         x = x.expand(-1, 3, -1, -1)
     elif channels == 1 and x.shape[1] == 3:
-        x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)  # luma of ITU-R 601
+        x = grayscale(x)
     if size is not None and x.shape[-2:] != (size, size):
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return x
 
 
-def weak(x: Tensor, view: WeakView, draw: int | None) -> Tensor:
+def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor:
     """Applies the random changes of a weak view.
 
     Args:
         x: float, (B, C, H, W).
         view: Which changes.
         draw: Seed of this batch; None gives the picture as it is.
+        number: Of this view among those of the batch, each drawn by itself.
     """
     if draw is None or not (view.flip or view.crop_padding or view.crop_scale):
         return x
     # Drawn on the CPU: the same numbers on every device, and only a few of them.
-    generator = torch.Generator().manual_seed(draw)
+    generator = torch.Generator().manual_seed(draw + number * _STREAM)
     count, _, height, width = x.shape
     if view.crop_scale is not None:
         x = _resized_crop(x, view.crop_scale, generator)
@@ -70,6 +88,22 @@ def weak(x: Tensor, view: WeakView, draw: int | None) -> Tensor:
         flipped = torch.rand(count, generator=generator) < 0.5
         x = torch.where(flipped.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
     return x
+
+
+def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tensor:
+    """A weak view of its own draw, then RandAugment and Cutout.
+
+    Args:
+        x: float in [0, 1], (B, C, H, W).
+        weak_view: What comes first.
+        view: What comes on top.
+        draw: Seed of this batch.
+    """
+    x = weak(x, weak_view, draw, 2)
+    generator = torch.Generator().manual_seed(draw + 3 * _STREAM)
+    if view.operations:
+        x = randaugment(x, view.operations, generator)
+    return cutout(x, view.cutout, generator) if view.cutout else x
 
 
 def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> Tensor:

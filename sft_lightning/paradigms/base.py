@@ -8,10 +8,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from sft_lightning.errors import InputError
+from sft_lightning.paradigms.optimization import Group, optimizer_and_schedule
 
 
 class StepResult(NamedTuple):
@@ -24,20 +23,6 @@ class StepResult(NamedTuple):
 
     loss: Tensor
     logs: Mapping[str, Tensor]
-
-
-class Group(NamedTuple):
-    """Parameters that share a learning rate.
-
-    Attributes:
-        name: For the log.
-        parameters: The parameters.
-        scale: Their share of the optimizer's learning rate.
-    """
-
-    name: str
-    parameters: list[Parameter]
-    scale: float
 
 
 class Paradigm(LightningModule):
@@ -61,7 +46,8 @@ class Paradigm(LightningModule):
         super().__init__()
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._sums: dict[str, Tensor] = {}
-        self._summed, self._logged_step = 0, -1
+        self._summed: dict[str, int] = {}
+        self._logged_step = -1
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets plain values without torch's search for parameters: Lightning sets some twenty in each step."""
@@ -84,15 +70,18 @@ class Paradigm(LightningModule):
 
     def on_train_start(self) -> None:
         """Starts the averages anew, in a resumed training or in a second one of the same module, too."""
-        self._sums, self._summed, self._logged_step = {}, 0, self.trainer.global_step
+        self._sums, self._summed, self._logged_step = {}, {}, self.trainer.global_step
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss; its parts are summed on the device and read only when the log is due."""
         result = self.step(batch)
         for name, value in (("loss", result.loss), *result.logs.items()):
             value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._summed += 1
+            if name in self._sums:
+                self._sums[name] = self._sums[name] + value
+                self._summed[name] += 1
+            else:
+                self._sums[name], self._summed[name] = value, 1
         return result.loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -110,11 +99,11 @@ class Paradigm(LightningModule):
             self._log_training(self.trainer.global_step)
 
     def _log_training(self, step: int) -> None:
-        means = {f"train/{name}": value / self._summed for name, value in self._sums.items()}
+        means = {f"train/{name}": value / self._summed[name] for name, value in self._sums.items()}
         self.log("train/loss", means.pop("train/loss"), prog_bar=True)
         self.log_dict(means)
         self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
-        self._sums, self._summed, self._logged_step = {}, 0, step
+        self._sums, self._summed, self._logged_step = {}, {}, step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over all groups, each with its share of the learning rate.
@@ -127,53 +116,7 @@ class Paradigm(LightningModule):
                 f"{type(self).__name__} has no optimizer: set `optimizer` (class_path: torch.optim.Adam, init_args: "
                 "{lr: 0.001} in YAML, a function of the parameters in Python)"
             )
-        groups = _merged(self.groups())
-        optimizer = self._optimizer([{"params": g.parameters, "name": g.name} for g in groups])
-        for made, asked in zip(optimizer.param_groups, groups, strict=True):
-            made["lr"] = made["lr"] * asked.scale
-        clips = self.trainer.gradient_clip_val is not None and "mixed" in str(self.trainer.precision)
-        if clips and optimizer.defaults.get("fused"):
-            raise InputError(
-                f"gradient_clip_val with precision {self.trainer.precision} needs an optimizer that is not fused: set "
-                "fused: false"
-            )
-        if self._lr_scheduler is None:
-            return optimizer
-        scheduler = self._lr_scheduler(optimizer)
-        if getattr(scheduler, "total_steps", 0) is None:
-            setattr(scheduler, "total_steps", self._total_steps())  # noqa: B010 (not in torch's types)
-        cyclic = isinstance(scheduler, (OneCycleLR, CyclicLR))
-        if cyclic and len(groups) > 1:  # they would set one rate for all groups
-            raise InputError(
-                f"lr_scheduler {type(scheduler).__name__} cannot keep a slower backbone: leave backbone_lr_scale and "
-                "layer_decay at 1, or use WarmupCosine"
-            )
-        interval = "step" if cyclic else getattr(scheduler, "interval", "epoch")
-        config = {"scheduler": scheduler, "interval": interval}
-        if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau of LightningCLI
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
-
-    def _total_steps(self) -> int:
-        """All optimizer steps of this training.
-
-        `trainer.estimated_stepping_batches` would tell, too, but reading it makes Lightning forget where a resumed
-        epoch stood (pl#20550).
-        """
-        trainer = self.trainer
-        most = int(trainer.max_steps)
-        steps = getattr(getattr(trainer, "datamodule", None), "epoch_steps", None)
-        if steps is None or trainer.max_epochs is None or trainer.max_epochs < 0:
-            if most > 0:
-                return most
-            raise InputError(
-                "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
-                "or trainer.max_steps"
-            )
-        limit = trainer.limit_train_batches
-        steps = min(int(steps), limit) if isinstance(limit, int) else int(steps * (limit or 1.0))
-        whole = -(-steps // trainer.accumulate_grad_batches) * trainer.max_epochs
-        return min(whole, most) if most > 0 else whole
+        return optimizer_and_schedule(self.trainer, self.groups(), self._optimizer, self._lr_scheduler)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""
@@ -206,20 +149,6 @@ class Paradigm(LightningModule):
             stage: val or test.
         """
         return {}
-
-
-def _merged(groups: list[Group]) -> list[Group]:
-    """Groups with the same learning rate as one: a fused optimizer makes one call for each."""
-    by_scale: dict[float, Group] = {}
-    for name, parameters, scale in groups:
-        if parameters:
-            old = by_scale.get(scale)
-            by_scale[scale] = (
-                Group(f"{old.name}+{name}", old.parameters + parameters, scale)
-                if old
-                else Group(name, parameters, scale)
-            )
-    return list(by_scale.values())
 
 
 def compiled(module: torch.nn.Module, mode: bool | str) -> None:

@@ -18,9 +18,10 @@ from sft_lightning.losses.regularizers import l2
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.blocks import blocks
 from sft_lightning.networks.weights import Tensors
-from sft_lightning.paradigms.base import Group, Paradigm, StepResult, compiled
+from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
 from sft_lightning.paradigms.freezing import rewrap, set_trainable
 from sft_lightning.paradigms.metrics import ClassifierMetrics
+from sft_lightning.paradigms.optimization import Group
 
 
 class FineTuneClassifier(Paradigm):
@@ -90,7 +91,8 @@ class FineTuneClassifier(Paradigm):
             raise InputError(f"head_only_epochs is {head_only_epochs}: give a whole number of at least 0")
         if isinstance(class_weights, list) and len(class_weights) != num_classes:
             raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "strategy"])
+        self.num_classes = num_classes
         self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
         self._take_head(tensors)
@@ -203,12 +205,18 @@ class FineTuneClassifier(Paradigm):
     def step(self, batch: Any) -> StepResult:
         """Cross-entropy of the labeled part, and the penalty."""
         x, y, _ = batch["labeled"]
-        weight = self.class_weight if self._weighted else None
-        loss = F.cross_entropy(self(x), y, weight, label_smoothing=self.label_smoothing)
+        loss = self._supervised(y, self(x))
         if not self.l2_penalty:
             return StepResult(loss, {})
-        penalty = self.l2_penalty * l2(self.parameters())
+        penalty = self._penalty()
         return StepResult(loss + penalty, {"cross_entropy": loss, "l2_penalty": penalty})
+
+    def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
+        weight = self.class_weight if self._weighted else None
+        return F.cross_entropy(logits, y, weight, label_smoothing=self.label_smoothing)
+
+    def _penalty(self) -> Tensor:
+        return self.l2_penalty * l2(self.parameters())
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
         metrics: Any = self._metrics[f"{stage}_metrics"]

@@ -148,13 +148,17 @@ def test_a_paradigm_gets_the_parts_it_names_and_no_hidden_label(tmp_path: Path, 
     model = Recorder(*parts)
     data = ImageDataModule(num_labels=20, batch_size=1000, num_workers=0)
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, data)
-    assert len(model.seen) == (1 if parts[0] == "labeled" else 9)
+    # Beside labels an epoch is a pass over the unlabeled pictures, here in batches of 7 x 1,000.
+    assert len(model.seen) == {("labeled",): 1, ("unlabeled",): 9}.get(parts, 2)  # type: ignore[arg-type]
     for batch in model.seen:
         assert set(batch) == set(parts)
         if "unlabeled" in batch:
             assert isinstance(batch["unlabeled"], Unlabeled)
         if "labeled" in batch:
-            assert sorted(batch["labeled"].y.tolist()) == sorted([*range(10)] * 2)
+            times = (
+                2 if len(parts) == 1 else 100
+            )  # full batches beside the unlabeled ones, the 20 labels again and again
+            assert sorted(batch["labeled"].y.tolist()) == sorted([*range(10)] * times)
     raw = next(iter(data.train_dataloader()))
     assert {name: part.labels is None for name, part in raw.items()} == {name: name == "unlabeled" for name in parts}
 
@@ -323,6 +327,29 @@ def test_a_split_file_edited_into_a_leak_is_noticed(folder: MakeFolder, tmp_path
     assert "a/1.png" not in ready(split_file=str(written), **options).splits["labeled"].ids
     with pytest.raises(InputError, match=r"'a/1.png' \(labeled\) equals 'a/0.png' \(test\)"):
         ready(split_file=str(written), on_leak="raise", **options)
+
+
+def test_a_split_file_edited_into_a_straddling_group_is_refused(folder: MakeFolder, tmp_path: Path) -> None:
+    path = folder("a", "b", count=6)
+    rows = [f"{c}/{i}.png,{c},patient{i}" for c in "ab" for i in range(6)]
+    (path / "list.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    options: dict[str, Any] = {"source": str(path / "list.csv"), "val_size": 0, "test_size": 2, "image_size": 8}
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(Recorder("labeled"), ImageDataModule(num_workers=0, **options))
+    assert run.log_dir is not None
+    written = Path(run.log_dir) / MANIFEST
+    whole = ready(split_file=str(written), **options).splits
+    moved = whole["test"].ids[0]
+    written.write_text(written.read_text().replace(f"{moved},test", f"{moved},labeled"))
+    with pytest.raises(InputError, match=r"puts group 'patient\d' into test and training: keep it in one"):
+        ready(split_file=str(written), **options)
+
+
+@pytest.mark.parametrize("setting", ["unlabeled_source", "predict_source"])
+def test_a_wrong_second_source_is_named_by_its_setting(setting: str) -> None:
+    data = ImageDataModule(num_workers=0, **{setting: "nowhere"})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"^{setting} 'nowhere' is neither"):
+        data.setup("predict" if setting == "predict_source" else "fit")
 
 
 @pytest.fixture

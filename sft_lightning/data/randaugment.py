@@ -1,0 +1,194 @@
+"""RandAugment for a whole batch at once: each picture gets operations and magnitudes of its own.
+
+Cubuk et al. 2020, "RandAugment: Practical automated data augmentation with a reduced search space", with the fourteen
+operations and ranges of FixMatch (Sohn et al. 2020, table 12). Pictures that drew the same operation are changed
+together; the five geometric ones share one resampling.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
+
+
+def grayscale(x: Tensor) -> Tensor:
+    """Luma.
+
+    Args:
+        x: (B, C, H, W) with C of 1 or 3.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    if x.shape[1] == 1:
+        return x
+    return (x * x.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _each(m: Tensor) -> Tensor:
+    return m.view(-1, 1, 1, 1)
+
+
+def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """`share` of the picture and the rest of another one."""
+    return torch.lerp(other.expand_as(x), x, _each(share)).clamp_(0, 1)
+
+
+def brightness(x: Tensor, m: Tensor) -> Tensor:
+    """Darkens to a share m of each pixel."""
+    return (x * _each(m)).clamp_(0, 1)
+
+
+def color(x: Tensor, m: Tensor) -> Tensor:
+    """Keeps a share m of the color, the rest becomes gray; gray pictures stay."""
+    return x if x.shape[1] == 1 else _blend(x, grayscale(x), m)
+
+
+def contrast(x: Tensor, m: Tensor) -> Tensor:
+    """Moves all pixels toward the picture's mean gray."""
+    return _blend(x, grayscale(x).mean((1, 2, 3), keepdim=True), m)
+
+
+def sharpness(x: Tensor, m: Tensor) -> Tensor:
+    """Moves all pixels but those of the border toward their smoothed neighborhood."""
+    if min(x.shape[-2:]) < 3:
+        return x
+    kernel = x.new_full((3, 3), 1 / 13)
+    kernel[1, 1] = 5 / 13
+    smooth = x.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
+    return _blend(x, smooth, m)
+
+
+def posterize(x: Tensor, m: Tensor) -> Tensor:
+    """Keeps the m highest of eight bits."""
+    step = _each(torch.pow(2.0, 8 - m.floor()))
+    return (x * 255).round_().div_(step).floor_().mul_(step).div_(255)
+
+
+def solarize(x: Tensor, m: Tensor) -> Tensor:
+    """Inverts pixels of at least m."""
+    return torch.where(x < _each(m), x, 1 - x)
+
+
+def autocontrast(x: Tensor, m: Tensor) -> Tensor:
+    """Stretches each channel over the whole range."""
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    width = high - low
+    return torch.where(width > 0, (x - low) / width.clamp_min(1e-6), x).clamp_(0, 1)
+
+
+def equalize(x: Tensor, m: Tensor) -> Tensor:
+    """Makes each channel's histogram flat, as PIL does on 8-bit pixels."""
+    count, channels, height, width = x.shape
+    pixels = (x * 255).round_().long().view(count * channels, height * width)
+    histogram = torch.zeros(count * channels, 256, dtype=torch.long, device=x.device)
+    histogram.scatter_add_(1, pixels, torch.ones_like(pixels))
+    last = histogram.gather(1, pixels.amax(1, keepdim=True))
+    step = (height * width - last) // 255
+    table = ((histogram.cumsum(1) - histogram + step // 2) // step.clamp_min(1)).clamp_(0, 255)
+    table = torch.where(step > 0, table, torch.arange(256, device=x.device))
+    return table.gather(1, pixels).view_as(x).to(x.dtype) / 255
+
+
+def identity(x: Tensor, m: Tensor) -> Tensor:
+    """Nothing."""
+    return x
+
+
+# Name: the change and the range of its magnitude.
+PIXELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
+    "autocontrast": (autocontrast, 0.0, 1.0),
+    "brightness": (brightness, 0.05, 0.95),
+    "color": (color, 0.05, 0.95),
+    "contrast": (contrast, 0.05, 0.95),
+    "equalize": (equalize, 0.0, 1.0),
+    "identity": (identity, 0.0, 1.0),
+    "posterize": (posterize, 4.0, 9.0),  # 4 to 8 bits, each as likely
+    "sharpness": (sharpness, 0.05, 0.95),
+    "solarize": (solarize, 0.0, 1.0),
+}
+_RANGES = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
+OPERATIONS = (*PIXELS, *GEOMETRIC)
+
+
+def matrices(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel of the result comes from, in `affine_grid`'s coordinates.
+
+    Args:
+        kind: (B,) positions in `GEOMETRIC`.
+        m: (B,): radians clockwise, shear, or share of the side.
+        height: In pixels.
+        width: In pixels.
+
+    Returns:
+        (B, 2, 3).
+    """
+    theta = torch.zeros(len(m), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1
+    turn = kind == 0
+    theta[turn, 0, 0] = theta[turn, 1, 1] = m[turn].cos()
+    # The grid's unit is half a side: a turn of pictures that are not square needs their ratio.
+    theta[turn, 0, 1], theta[turn, 1, 0] = m[turn].sin() * height / width, -m[turn].sin() * width / height
+    for place, row, column, unit in (
+        (1, 0, 1, height / width),
+        (2, 1, 0, width / height),
+        (3, 0, 2, 2.0),
+        (4, 1, 2, 2.0),
+    ):
+        theta[kind == place, row, column] = m[kind == place] * unit
+    return theta
+
+
+def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tensor:
+    """Applies random operations, one after the other.
+
+    Args:
+        x: float in [0, 1], (B, C, H, W) with C of 1 or 3.
+        operations: How many each picture gets.
+        generator: On the CPU.
+
+    Returns:
+        A new tensor of the same shape; what comes in from outside is black.
+    """
+    count, _, height, width = x.shape
+    x = x.clone()
+    for _ in range(operations):
+        chosen = torch.randint(0, len(OPERATIONS), (count,), generator=generator)
+        share = torch.rand(count, generator=generator)
+        for k, (change, low, high) in enumerate(PIXELS.values()):
+            if change is identity:
+                continue
+            own = (chosen == k).nonzero().flatten()
+            if len(own):
+                m = (low + share[own] * (high - low)).to(x.device)
+                own = own.to(x.device)
+                x[own] = change(x[own], m)
+        own = (chosen >= len(PIXELS)).nonzero().flatten()
+        if len(own):
+            kind = chosen[own] - len(PIXELS)
+            m = (2 * share[own] - 1) * torch.tensor([_RANGES[name] for name in GEOMETRIC])[kind]
+            theta, own = matrices(kind, m, height, width).to(x.device), own.to(x.device)
+            grid = F.affine_grid(theta, list(x[own].shape), align_corners=False)
+            x[own] = F.grid_sample(x[own], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return x
+
+
+def cutout(x: Tensor, side: float, generator: torch.Generator) -> Tensor:
+    """Covers a square with gray (DeVries & Taylor 2017); part of it may lie outside.
+
+    Args:
+        x: float, (B, C, H, W).
+        side: Share of the picture's sides.
+        generator: On the CPU.
+    """
+    height, width = x.shape[-2:]
+    center = torch.rand(2, len(x), 1, generator=generator).to(x.device)
+    rows = (torch.arange(height, device=x.device) + 0.5 - center[0] * height).abs() < side * height / 2
+    columns = (torch.arange(width, device=x.device) + 0.5 - center[1] * width).abs() < side * width / 2
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)

@@ -1,0 +1,136 @@
+"""A training step without the hooks that nobody uses: on small networks they take longer than the network.
+
+Between two batches Lightning 2.6 looks for some twenty hooks in the module, the data module, the strategy and each
+callback, which takes 0.3 ms on a CPU whether or not anything is hooked in. Where nothing is, on one device, in full
+precision, without clipping or accumulation, the lines of a plain loop are the same computation. In any other case
+Lightning's own code runs.
+"""
+
+import inspect
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from sft_lightning.paradigms.base import Paradigm
+
+_INSIDE_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_OF_THE_MODULE = (
+    *_INSIDE_A_STEP, "on_train_batch_start", "backward", "optimizer_step", "optimizer_zero_grad",
+    "configure_gradient_clipping", "clip_gradients",
+)  # fmt: skip
+
+
+class LeanEpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over the batches of an epoch, shorter where it may be."""
+
+    _lean = False
+
+    @classmethod
+    def install(cls, trainer: Trainer) -> None:
+        """Takes the place of Lightning's loop.
+
+        Args:
+            trainer: Before its training.
+        """
+        old = trainer.fit_loop.epoch_loop
+        trainer.fit_loop.epoch_loop = cls(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        """Looks at the start of an epoch for what is hooked in.
+
+        Args:
+            data_fetcher: Yields the batches.
+        """
+        super().on_run_start(data_fetcher)
+        trainer = self.trainer
+        self._lean = nothing_hooked(trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        if not self._lean:
+            return
+        self._parameters = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
+        callbacks: list[Callback] = trainer.callbacks
+        self._on_start, self._on_end = (
+            [getattr(callback, hook) for callback in callbacks if _overridden(callback, Callback, hook)]
+            for hook in ("on_train_batch_start", "on_train_batch_end")
+        )
+        selector = trainer._data_connector._datahook_selector
+        assert selector is not None
+        hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        self._transfer = [getattr(selector.get_instance(hook), hook) for hook in hooks]
+
+    def advance(self, data_fetcher: Any) -> None:
+        """One batch.
+
+        Args:
+            data_fetcher: Yields the batches.
+        """
+        trainer = self.trainer
+        if not self._lean or self.restarting or trainer.fit_loop._skip_backward or trainer.accumulate_grad_batches != 1:
+            return super().advance(data_fetcher)
+        module, optimizer = trainer.lightning_module, trainer.optimizers[0]
+        progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
+        self.val_loop.restarting = False
+        raw, _, _ = next(data_fetcher)
+        index = self.batch_idx + 1
+        progress.is_last_batch = data_fetcher.done
+        before, move, after = self._transfer
+        batch = after(move(before(raw, 0), trainer.strategy.root_device, 0), 0)
+        progress.increment_ready()
+        trainer._logger_connector.on_batch_start(batch)
+        module._current_fx_name = "on_train_batch_start"
+        for hook in self._on_start:
+            hook(trainer, module, batch, index)
+        progress.increment_started()
+
+        module._current_fx_name = "training_step"
+        steps.step.increment_ready()
+        loss = module.training_step(batch, index)
+        steps.zero_grad.increment_ready()
+        steps.zero_grad.increment_started()
+        for parameter in self._parameters:
+            parameter.grad = None
+        steps.zero_grad.increment_completed()
+        loss.backward()
+        optimizer.step()
+        steps.step.increment_completed()
+
+        progress.increment_processed()
+        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if self._num_ready_batches_reached():
+            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        output = {"loss": loss.detach()}
+        module._current_fx_name = "on_train_batch_end"
+        for hook in self._on_end:
+            hook(trainer, module, output, batch, index)
+        module.on_train_batch_end(output, batch, index)
+        module._current_fx_name = None
+        trainer._logger_connector.on_batch_end()
+        progress.increment_completed()
+        trainer._logger_connector.update_train_step_metrics()
+
+
+def nothing_hooked(trainer: Trainer) -> bool:
+    """Whether the plain step computes what Lightning's would.
+
+    Args:
+        trainer: In training.
+    """
+    module, strategy = trainer.lightning_module, trainer.strategy
+    return (
+        type(strategy) is SingleDeviceStrategy
+        and type(strategy.precision_plugin) is Precision
+        and trainer.gradient_clip_val is None
+        and not trainer._detect_anomaly
+        and getattr(type(module), "training_step", None) is Paradigm.training_step
+        and not any(_overridden(module, LightningModule, hook) for hook in _OF_THE_MODULE)
+        and not any(_overridden(c, Callback, hook) for c in trainer.callbacks for hook in _INSIDE_A_STEP)  # type: ignore[attr-defined]
+        # LBFGS computes the loss several times in a step.
+        and all(inspect.signature(type(o).step).parameters["closure"].default is None for o in trainer.optimizers)
+    )
+
+
+def _overridden(thing: object, base: type, hook: str) -> bool:
+    return getattr(type(thing), hook) is not getattr(base, hook) or hook in vars(thing)

@@ -1,0 +1,62 @@
+"""AdaMatch: Berthelot et al. 2022, "AdaMatch: A Unified Approach to Semi-Supervised Learning and Domain Adaptation"."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sft_lightning.errors import InputError
+from sft_lightning.losses.unlabeled import About, Consistency, across_ranks, aligned, moved_toward
+
+
+class AdaMatch(Consistency):
+    """Pseudo-labels aligned with the labeled examples' distribution, accepted relative to the labeled confidence.
+
+    The paper's random interpolation of logits is left out.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    known_mean: Tensor
+    unlabeled_mean: Tensor
+    threshold_now: Tensor
+
+    def __init__(self, threshold: float = 0.9, momentum: float = 0.999) -> None:
+        """Sets the threshold.
+
+        Args:
+            threshold: tau, as a share of the mean confidence on labeled examples.
+            momentum: Of the running means of the predictions.
+
+        Raises:
+            InputError: One is no share.
+        """
+        super().__init__()
+        if not (0 <= threshold <= 1 and 0 <= momentum < 1):
+            raise InputError(f"threshold is {threshold}, momentum {momentum}: give shares from 0 to 1")
+        self.threshold, self.momentum = threshold, momentum
+
+    def build(self, about: About) -> None:
+        """Two running means, uniform at first.
+
+        Args:
+            about: Sizes.
+        """
+        uniform = torch.full((about.num_classes,), 1 / about.num_classes)
+        self.register_buffer("known_mean", uniform.clone())
+        self.register_buffer("unlabeled_mean", uniform.clone())
+        self.register_buffer("threshold_now", torch.tensor(self.threshold))
+
+    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The most likely class after alignment, where its probability reaches the relative threshold."""
+        assert known is not None
+        labeled, free = known.softmax(1), logits.softmax(1)
+        moved_toward(self.known_mean, across_ranks(labeled.mean(0)), self.momentum)
+        moved_toward(self.unlabeled_mean, across_ranks(free.mean(0)), self.momentum)
+        self.threshold_now.copy_(self.threshold * across_ranks(labeled.amax(1).mean()))
+        confidence, label = aligned(free, self.known_mean, self.unlabeled_mean).max(1)
+        return label, (confidence >= self.threshold_now).float()
+
+    def told(self) -> Mapping[str, Tensor]:
+        """The threshold in use."""
+        return {"threshold": self.threshold_now}

@@ -1,0 +1,52 @@
+"""DebiasMatch: Wang et al. 2022, "Debiased Learning from Naturally Imbalanced Pseudo-Labels"."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft_lightning.errors import InputError
+from sft_lightning.losses.fixmatch import FixMatch
+from sft_lightning.losses.unlabeled import About, across_ranks, moved_toward
+
+
+class DebiasMatch(FixMatch):
+    """FixMatch with logits corrected by the running mean of the predictions, so that frequent answers win less."""
+
+    prediction_mean: Tensor
+
+    def __init__(self, threshold: float = 0.95, debias: float = 0.5, momentum: float = 0.999) -> None:
+        """Sets the correction.
+
+        Args:
+            threshold: Least probability of an accepted pseudo-label.
+            debias: lambda, how much of log p is subtracted from the weak view's logits (eq. 3) and added to the strong
+                view's as a margin (eq. 5).
+            momentum: Of the running mean p.
+
+        Raises:
+            InputError: One is out of its range.
+        """
+        super().__init__(threshold)
+        if debias < 0 or not 0 <= momentum < 1:
+            raise InputError(f"debias is {debias}, momentum {momentum}: give debias >= 0 and 0 <= momentum < 1")
+        self.debias, self.momentum = debias, momentum
+
+    def build(self, about: About) -> None:
+        """A running mean, uniform at first.
+
+        Args:
+            about: Sizes.
+        """
+        self.register_buffer("prediction_mean", torch.full((about.num_classes,), 1 / about.num_classes))
+
+    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As FixMatch, from corrected logits; then the mean of the uncorrected predictions moves on."""
+        self._correction = self.debias * self.prediction_mean.clamp_min(1e-12).log()
+        label, weight = super().targets(logits - self._correction, unlabeled, known, y)
+        moved_toward(self.prediction_mean, across_ranks(logits.softmax(1).mean(0)), self.momentum)
+        return label, weight
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Adds the margin."""
+        return logits + self._correction

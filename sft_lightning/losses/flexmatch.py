@@ -1,0 +1,74 @@
+"""FlexMatch: Zhang et al. 2021, "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling"."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from sft_lightning.losses.fixmatch import FixMatch
+from sft_lightning.losses.unlabeled import About
+
+
+class FlexMatch(FixMatch):
+    """FixMatch with a threshold for each class, lower for classes that are learned slowly.
+
+    A class's learning status is how many unlabeled examples were last predicted as it with confidence (eq. 5); the
+    threshold is tau * M(beta), beta the status relative to the best class or to the number of examples not yet used
+    (eq. 11), M(x) = x / (2 - x).
+    """
+
+    predicted: Tensor
+    thresholds: Tensor
+
+    def build(self, about: About) -> None:
+        """One threshold a class.
+
+        Args:
+            about: Sizes.
+        """
+        self._classes = about.num_classes
+        self.register_buffer("thresholds", torch.zeros(about.num_classes))
+        self.register_buffer("predicted", torch.empty(0, dtype=torch.long))
+
+    def start(self, num_unlabeled: int) -> None:
+        """Nothing was predicted yet: -1 for all.
+
+        Args:
+            num_unlabeled: Number of unlabeled examples.
+        """
+        if len(self.predicted) != num_unlabeled:
+            self.predicted = torch.full((num_unlabeled,), -1, device=self.thresholds.device)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """The memory has the size of the data, which is not known when the network is built."""
+        saved = state_dict.get(f"{prefix}predicted")
+        if saved is not None:
+            self.predicted = torch.full_like(saved, -1, device=self.thresholds.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As FixMatch with the thresholds of the classes; then the status is brought up to date."""
+        confidence, label = logits.softmax(1).max(1)
+        counts = torch.bincount(self.predicted + 1, minlength=self._classes + 1).float()
+        unused, status = counts[0], counts[1:]
+        beta = status / torch.maximum(status.max(), unused).clamp_min(1)
+        self.thresholds.copy_(self.threshold * beta / (2 - beta))
+        weight = (confidence >= self.thresholds[label]).float()
+        sure = confidence >= self.threshold
+        indices, labels = _of_all_ranks(unlabeled.indices.to(label.device), torch.where(sure, label, -1))
+        known_now = labels >= 0
+        self.predicted[indices[known_now]] = labels[known_now]
+        return label, weight
+
+    def told(self) -> Mapping[str, Tensor]:
+        """The lowest and the highest threshold."""
+        return {"threshold_min": self.thresholds.min(), "threshold_max": self.thresholds.max()}
+
+
+def _of_all_ranks(indices: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return indices, labels
+    pairs: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(pairs, (indices.cpu(), labels.cpu()))  # batches may differ in size
+    return torch.cat([p[0] for p in pairs]).to(labels.device), torch.cat([p[1] for p in pairs]).to(labels.device)

@@ -1,0 +1,93 @@
+"""FreeMatch: Wang et al. 2023, "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning"."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft_lightning.errors import InputError
+from sft_lightning.losses.unlabeled import About, Consistency, Network, Outputs, Result, across_ranks, moved_toward
+
+
+class FreeMatch(Consistency):
+    """Thresholds that follow the network's own confidence, global (eq. 5) and by class (eq. 6 to 8), and fairness."""
+
+    mean_confidence: Tensor
+    mean_prediction: Tensor
+    label_histogram: Tensor
+
+    def __init__(self, momentum: float = 0.999, fairness: float = 0.001) -> None:
+        """Sets both.
+
+        Args:
+            momentum: Of the running means.
+            fairness: w_f, weight of the class fairness (eq. 10 to 12).
+
+        Raises:
+            InputError: One is out of its range.
+        """
+        super().__init__()
+        if not 0 <= momentum < 1 or fairness < 0:
+            raise InputError(f"momentum is {momentum}, fairness {fairness}: give 0 <= momentum < 1 and fairness >= 0")
+        self.momentum, self.fairness = momentum, fairness
+
+    def build(self, about: About) -> None:
+        """Running means, at first as of a network that knows nothing.
+
+        Args:
+            about: Sizes.
+        """
+        uniform = torch.full((about.num_classes,), 1 / about.num_classes)
+        self.register_buffer("mean_confidence", torch.tensor(1 / about.num_classes))
+        self.register_buffer("mean_prediction", uniform.clone())
+        self.register_buffer("label_histogram", uniform.clone())
+
+    @property
+    def thresholds(self) -> Tensor:
+        """(C,): tau(c)."""
+        return self.mean_prediction / self.mean_prediction.max() * self.mean_confidence
+
+    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The most likely class, where its probability reaches the threshold of that class."""
+        probabilities = logits.softmax(1)
+        confidence, label = probabilities.max(1)
+        histogram = torch.bincount(label, minlength=logits.shape[1]).float() / len(label)
+        moved_toward(self.mean_confidence, across_ranks(confidence.mean()), self.momentum)
+        moved_toward(self.mean_prediction, across_ranks(probabilities.mean(0)), self.momentum)
+        moved_toward(self.label_histogram, across_ranks(histogram), self.momentum)
+        return label, (confidence >= self.thresholds[label]).float()
+
+    def loss(
+        self,
+        network: Network,
+        unlabeled: Any,
+        student: Outputs | None,
+        labeled: Any = None,
+        known: Outputs | None = None,
+    ) -> Result:
+        """The consistency loss, and w_f times the fairness."""
+        result = super().loss(network, unlabeled, student, labeled, known)
+        assert student is not None
+        assert result.weight is not None
+        if not self.fairness:
+            return result
+        return result._replace(loss=result.loss + self.fairness * self._fairness(student.logits, result.weight))
+
+    def _fairness(self, logits: Tensor, weight: Tensor) -> Tensor:
+        """Eq. 12: running p / h times log of the accepted strong views' p / h, both normalized, over classes."""
+        chosen = weight > 0
+        if not bool(chosen.any()):
+            return logits.sum() * 0
+        probabilities = logits[chosen].softmax(1)
+        counts = torch.bincount(probabilities.argmax(1), minlength=logits.shape[1]).float()
+        present = counts > 0
+        # A class that no accepted example was predicted as has no modulated share.
+        now = probabilities.mean(0) * torch.where(present, counts.sum() / counts.clamp_min(1), 0.0)
+        running = self.mean_prediction / self.label_histogram.clamp_min(1e-12)
+        now, running = now / now.sum(), running / running.sum()
+        return (running * (now + 1e-12).log()).sum()
+
+    def told(self) -> Mapping[str, Tensor]:
+        """The lowest and the highest threshold."""
+        return {"threshold_min": self.thresholds.min(), "threshold_max": self.thresholds.max()}

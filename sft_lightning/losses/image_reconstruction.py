@@ -1,0 +1,34 @@
+"""Reconstruction as L_u: the features shall still hold the picture."""
+
+from typing import Any
+
+from sft_lightning.losses.reconstruction import reconstruction
+from sft_lightning.losses.unlabeled import About, Network, Outputs, Result, Strategy
+from sft_lightning.networks.autoencoders import ConvDecoder
+
+
+class Reconstruction(Strategy):
+    """A decoder of its own draws the picture from the features: ||x - dec(f(x))||^2, mean over pixels and batch.
+
+    Class logits hold no picture, so the decoder starts at the features. Works on pixels, of any size.
+    """
+
+    def build(self, about: About) -> None:
+        """The decoder.
+
+        Args:
+            about: Sizes.
+        """
+        self.decoder = ConvDecoder(about.image_shape, about.num_features)
+
+    def loss(
+        self,
+        network: Network,
+        unlabeled: Any,
+        student: Outputs | None,
+        labeled: Any = None,
+        known: Outputs | None = None,
+    ) -> Result:
+        """Mean squared error."""
+        assert student is not None
+        return Result(reconstruction(self.decoder(student.features), unlabeled.weak))

@@ -1,0 +1,222 @@
+"""What all losses on unlabeled examples share: the interface of a strategy, masks, sharpening, distribution alignment.
+
+A strategy of one's own is a class of some thirty lines: it derives from `Strategy` (or from `Consistency` where a weak
+view gives the target of a strong one) and is named by its class path in YAML. No strategy but those that must
+(reconstruction, VAT, MixMatch) touches pixels: features and logits come from the paradigm.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+
+class Outputs(NamedTuple):
+    """What a network says of a batch.
+
+    Attributes:
+        features: (B, F).
+        logits: (B, C).
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
+class Network(Protocol):
+    """What a strategy may ask of the paradigm."""
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """Features and logits of the trained network, with gradient where that is enabled."""
+
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        """Logits of the averaged network, without gradient."""
+
+
+class About(NamedTuple):
+    """What a strategy is told before the first step.
+
+    Attributes:
+        num_classes: C.
+        num_features: F.
+        image_shape: (C, H, W).
+    """
+
+    num_classes: int
+    num_features: int
+    image_shape: tuple[int, int, int]
+
+
+class Result(NamedTuple):
+    """What a strategy gives back.
+
+    Attributes:
+        loss: L_u, a scalar with gradient.
+        pseudo_labels: (B,) int64: the class each example is taken for, or None where there is no such thing.
+        weight: (B,) in [0, 1]: how much each counts; 0 is rejected.
+        supervised: L_s where the strategy replaces it (MixMatch), else None.
+        logs: Further scalars, such as thresholds.
+    """
+
+    loss: Tensor
+    pseudo_labels: Tensor | None = None
+    weight: Tensor | None = None
+    supervised: Tensor | None = None
+    logs: Mapping[str, Tensor] = {}
+
+
+class Strategy(nn.Module):
+    """L_u: what is learned from examples without labels.
+
+    Attributes:
+        views: The views of an unlabeled example that the data module makes: `weak`, `weak_2`, `strong`.
+        student: The view that goes through the network together with the labeled examples, or None.
+        needs_labels: Whether the labeled batch takes part in L_u.
+        needs_teacher: Whether `teacher_logits` is used.
+        own_supervised: Whether the strategy computes L_s, too.
+    """
+
+    views: ClassVar[tuple[str, ...]] = ("weak",)
+    student: ClassVar[str | None] = "weak"
+    needs_labels: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
+    own_supervised: ClassVar[bool] = False
+
+    def build(self, about: About) -> None:
+        """Makes buffers and parameters, once, before training.
+
+        Args:
+            about: Sizes.
+        """
+
+    def start(self, num_unlabeled: int) -> None:
+        """Called when the data is known.
+
+        Args:
+            num_unlabeled: Number of unlabeled examples.
+        """
+
+    def loss(
+        self,
+        network: Network,
+        unlabeled: Any,
+        student: Outputs | None,
+        labeled: Any = None,
+        known: Outputs | None = None,
+    ) -> Result:
+        """L_u of one batch.
+
+        Args:
+            network: The paradigm.
+            unlabeled: Has `weak`, `weak_2`, `strong` and `indices`.
+            student: Outputs of the view that `student` names, with gradient.
+            labeled: Has `x` and `y`; only where the step has labels.
+            known: Outputs of the labeled batch, with gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+
+class Consistency(Strategy):
+    """The family of FixMatch: targets from the weak view, without gradient, are learned on the strong view."""
+
+    views: ClassVar[tuple[str, ...]] = ("weak", "strong")
+    student: ClassVar[str | None] = "strong"
+
+    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the strong view shall say, and how much each example counts.
+
+        Args:
+            logits: (B, C) of the weak view, without gradient.
+            unlabeled: The batch.
+            known: (L, C) logits of the labeled batch without gradient, where the strategy needs labels.
+            y: (L,) labels.
+
+        Returns:
+            Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define targets")
+
+    def told(self) -> Mapping[str, Tensor]:
+        """Thresholds and the like for the log."""
+        return {}
+
+    def loss(
+        self,
+        network: Network,
+        unlabeled: Any,
+        student: Outputs | None,
+        labeled: Any = None,
+        known: Outputs | None = None,
+    ) -> Result:
+        """Weighted cross-entropy of the strong view, mean over the whole batch."""
+        assert student is not None
+        with torch.no_grad():
+            logits = network.outputs(unlabeled.weak).logits.float()
+            given = known.logits.detach().float() if known is not None and self.needs_labels else None
+            target, weight = self.targets(logits, unlabeled, given, None if labeled is None else labeled.y)
+        loss = masked_cross_entropy(self.adjusted(student.logits), target, weight)
+        return Result(loss, logits.argmax(1), weight, logs=self.told())
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """The strong view's logits as they enter the loss."""
+        return logits
+
+
+def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy, each example times its weight, divided by the size of the whole batch.
+
+    Args:
+        logits: (B, C).
+        target: (B,) classes or (B, C) probabilities.
+        weight: (B,).
+    """
+    return (F.cross_entropy(logits, target, reduction="none") * weight).mean()
+
+
+def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
+    """p^(1/T), normalized (Berthelot et al. 2019, eq. 7).
+
+    Args:
+        probabilities: (B, C).
+        temperature: Above 0; below 1 sharpens.
+    """
+    powered = probabilities ** (1 / temperature)
+    return powered / powered.sum(1, keepdim=True)
+
+
+def aligned(probabilities: Tensor, toward: Tensor, running: Tensor) -> Tensor:
+    """Distribution alignment: predictions times wanted over running mean, normalized (Berthelot et al. 2020).
+
+    Args:
+        probabilities: (B, C).
+        toward: (C,) the distribution that is wanted.
+        running: (C,) running mean of the predictions.
+    """
+    scaled = probabilities * (toward / running.clamp_min(1e-6))
+    return scaled / scaled.sum(1, keepdim=True)
+
+
+def across_ranks(value: Tensor) -> Tensor:
+    """The mean over all processes, so that a global statistic is the same on each.
+
+    Args:
+        value: Of equal shape on all ranks; not changed.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
+
+
+def moved_toward(running: Tensor, value: Tensor, momentum: float) -> None:
+    """In place: running = momentum * running + (1 - momentum) * value.
+
+    Args:
+        running: A buffer.
+        value: Of its shape.
+        momentum: From 0 to 1.
+    """
+    running.mul_(momentum).add_(value.to(running.dtype), alpha=1 - momentum)

@@ -1,0 +1,91 @@
+"""VAT: Miyato et al. 2018, "Virtual Adversarial Training", arXiv 1704.03976."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sft_lightning.errors import InputError
+from sft_lightning.losses.unlabeled import Network, Outputs, Result, Strategy
+
+
+class VirtualAdversarial(Strategy):
+    """The prediction shall not change in the direction in which it changes most. Works on pixels."""
+
+    def __init__(self, epsilon: float = 2.5, xi: float = 1e-6, steps: int = 1, entropy: float = 0.0) -> None:
+        """Sets the attack.
+
+        Args:
+            epsilon: Euclidean length of the perturbation of a picture with pixels in [0, 1].
+            xi: Length with which the direction is looked for.
+            steps: Power iterations.
+            entropy: Weight of entropy minimization in addition (VAT+EntMin).
+
+        Raises:
+            InputError: One of them is negative or zero.
+        """
+        super().__init__()
+        if epsilon <= 0 or xi <= 0 or steps < 1 or entropy < 0:
+            raise InputError(
+                f"epsilon is {epsilon}, xi {xi}, steps {steps}, entropy {entropy}: give epsilon and xi above 0, steps "
+                ">= 1 and entropy >= 0"
+            )
+        self.epsilon, self.xi, self.steps, self.entropy = epsilon, xi, steps, entropy
+
+    def loss(
+        self,
+        network: Network,
+        unlabeled: Any,
+        student: Outputs | None,
+        labeled: Any = None,
+        known: Outputs | None = None,
+    ) -> Result:
+        """KL divergence from the prediction to that of the perturbed example."""
+        assert student is not None
+        x, logs = unlabeled.weak, student.logits.log_softmax(1)
+        clean = logs.detach()
+        generator = torch.Generator().manual_seed(unlabeled.draw)
+        direction = torch.randn(x.shape, generator=generator).to(x.device)
+        with still_statistics(network):
+            for _ in range(self.steps):
+                r = (self.xi * _unit(direction)).requires_grad_()
+                divergence = _kl(clean, network.outputs(x + r).logits)
+                (direction,) = torch.autograd.grad(divergence, r)
+            attacked = network.outputs(x + self.epsilon * _unit(direction)).logits
+        loss = _kl(clean, attacked)
+        if self.entropy:
+            loss = loss - self.entropy * (logs.exp() * logs).sum(1).mean()
+        return Result(loss, clean.argmax(1))
+
+
+def _unit(direction: Tensor) -> Tensor:
+    return F.normalize(direction.flatten(1), dim=1, eps=1e-20).view_as(direction).detach()
+
+
+def _kl(logs: Tensor, logits: Tensor) -> Tensor:
+    return F.kl_div(logits.log_softmax(1), logs, reduction="batchmean", log_target=True)
+
+
+@contextmanager
+def still_statistics(network: object) -> Iterator[None]:
+    """Keeps running statistics of batch normalization from moving with pictures that are attacks.
+
+    Args:
+        network: A module.
+    """
+    assert isinstance(network, nn.Module)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [(m, m.momentum) for m in norms]
+    counted = [m.num_batches_tracked.clone() if m.num_batches_tracked is not None else None for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for (m, momentum), count in zip(kept, counted, strict=True):
+            m.momentum = momentum
+            if count is not None and m.num_batches_tracked is not None:
+                m.num_batches_tracked.copy_(count)

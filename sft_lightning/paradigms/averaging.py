@@ -1,0 +1,65 @@
+"""A moving average of a network's weights, for evaluation and as a teacher (Tarvainen & Valpola 2017)."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+
+class Average(nn.Module):
+    """A copy of a network that follows it. It is in the checkpoint, always in eval mode, and has no gradient."""
+
+    steps: Tensor
+
+    def __init__(self, parts: Sequence[nn.Module], decay: float) -> None:
+        """Copies.
+
+        Args:
+            parts: One after the other they are the network.
+            decay: Share of the old average that each step keeps. Early steps keep less, (1 + t) / (10 + t), so that
+                the average is right from the first evaluation on.
+        """
+        super().__init__()
+        self.net = nn.Sequential(*(deepcopy(part) for part in parts)).requires_grad_(False).eval()
+        self.decay = decay
+        self.register_buffer("steps", torch.tensor(0))
+
+    def train(self, mode: bool = True) -> "Average":
+        """Stays in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def follow(self, parts: Sequence[nn.Module]) -> None:
+        """One step toward the network; running statistics are averaged, too.
+
+        Args:
+            parts: The same network.
+        """
+        t = int(self.steps)
+        decay = min(self.decay, (1 + t) / (10 + t))
+        self.steps += 1
+        pairs = [
+            (mine, now)
+            for mine_part, part in zip(self.net, parts, strict=True)
+            for mine, now in zip(_tensors(mine_part), _tensors(part), strict=True)
+        ]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in floats], [now for _, now in floats], 1 - decay)
+        for mine, now in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(now)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the average.
+
+        Args:
+            x: What the network takes.
+        """
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*(p.detach() for p in module.parameters()), *module.buffers()]

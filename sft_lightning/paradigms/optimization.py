@@ -1,0 +1,111 @@
+"""From parameter groups to an optimizer and its schedule."""
+
+from typing import NamedTuple
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+
+from sft_lightning.errors import InputError
+
+
+class Group(NamedTuple):
+    """Parameters that share a learning rate.
+
+    Attributes:
+        name: For the log.
+        parameters: The parameters.
+        scale: Their share of the optimizer's learning rate.
+    """
+
+    name: str
+    parameters: list[Parameter]
+    scale: float
+
+
+def optimizer_and_schedule(
+    trainer: Trainer, groups: list[Group], make_optimizer: OptimizerCallable, make_schedule: LRSchedulerCallable | None
+) -> OptimizerLRScheduler:
+    """One optimizer over all groups, each with its share of the learning rate.
+
+    Args:
+        trainer: Tells precision, clipping and length of the training.
+        groups: All parameters that are ever trained.
+        make_optimizer: From parameter groups to an optimizer.
+        make_schedule: From the optimizer to a schedule, or None for a constant rate.
+
+    Returns:
+        What `configure_optimizers` returns.
+
+    Raises:
+        InputError: Two of the settings do not go together.
+    """
+    groups = _merged(groups)
+    optimizer = make_optimizer([{"params": g.parameters, "name": g.name} for g in groups])
+    for made, asked in zip(optimizer.param_groups, groups, strict=True):
+        made["lr"] = made["lr"] * asked.scale
+    clips = trainer.gradient_clip_val is not None and "mixed" in str(trainer.precision)
+    if clips and optimizer.defaults.get("fused"):
+        raise InputError(
+            f"gradient_clip_val with precision {trainer.precision} needs an optimizer that is not fused: set fused: "
+            "false"
+        )
+    if make_schedule is None:
+        return optimizer
+    scheduler = make_schedule(optimizer)
+    if getattr(scheduler, "total_steps", 0) is None:
+        setattr(scheduler, "total_steps", total_steps(trainer))  # noqa: B010 (not in torch's types)
+    cyclic = isinstance(scheduler, (OneCycleLR, CyclicLR))
+    if cyclic and len(groups) > 1:  # they would set one rate for all groups
+        raise InputError(
+            f"lr_scheduler {type(scheduler).__name__} cannot keep a slower backbone: leave backbone_lr_scale and "
+            "layer_decay at 1, or use WarmupCosine"
+        )
+    interval = "step" if cyclic else getattr(scheduler, "interval", "epoch")
+    config = {"scheduler": scheduler, "interval": interval}
+    if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau of LightningCLI
+        config["monitor"] = scheduler.monitor
+    return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+
+def total_steps(trainer: Trainer) -> int:
+    """All optimizer steps of a training.
+
+    `trainer.estimated_stepping_batches` would tell, too, but reading it makes Lightning forget where a resumed epoch
+    stood (pl#20550).
+
+    Args:
+        trainer: With its data module.
+
+    Raises:
+        InputError: Neither the data module nor the trainer tells.
+    """
+    most = int(trainer.max_steps)
+    steps = getattr(getattr(trainer, "datamodule", None), "epoch_steps", None)
+    if steps is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+        if most > 0:
+            return most
+        raise InputError(
+            "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
+            "or trainer.max_steps"
+        )
+    limit = trainer.limit_train_batches
+    steps = min(int(steps), limit) if isinstance(limit, int) else int(steps * (limit or 1.0))
+    whole = -(-steps // trainer.accumulate_grad_batches) * trainer.max_epochs
+    return min(whole, most) if most > 0 else whole
+
+
+def _merged(groups: list[Group]) -> list[Group]:
+    """Groups with the same learning rate as one: a fused optimizer makes one call for each."""
+    by_scale: dict[float, Group] = {}
+    for name, parameters, scale in groups:
+        if parameters:
+            old = by_scale.get(scale)
+            by_scale[scale] = (
+                Group(f"{old.name}+{name}", old.parameters + parameters, scale)
+                if old
+                else Group(name, parameters, scale)
+            )
+    return list(by_scale.values())

@@ -1,0 +1,246 @@
+"""Semi-supervised fine-tuning: argmin L_s(theta) + lambda L_u(theta), L_s on few labels, L_u on many other examples."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from sft_lightning.errors import InputError
+from sft_lightning.losses.unlabeled import About, Outputs, Result, Strategy
+from sft_lightning.paradigms.alternation import Alternation, Ramp, ramp
+from sft_lightning.paradigms.averaging import Average
+from sft_lightning.paradigms.base import StepResult
+from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+from sft_lightning.paradigms.optimization import Group
+
+
+class Guessed(NamedTuple):
+    """What the last unsupervised step took its examples for, for those who watch (`PseudoLabelHealth`).
+
+    Attributes:
+        indices: (B,) positions in the unlabeled split.
+        classes: (B,) pseudo-labels.
+        weight: (B,) in [0, 1], or None where every example counts.
+    """
+
+    indices: Tensor
+    classes: Tensor
+    weight: Tensor | None
+
+
+class SemiSupervisedModule(FineTuneClassifier):
+    """A classifier that learns from unlabeled examples, too; all settings of `FineTuneClassifier` hold.
+
+    `joint` takes L_s + lambda L_u in each step. `alternating` first takes `warmup_steps` on L_s, then turns of
+    `supervised_steps` on L_s and `unsupervised_steps` on lambda L_u; a step loads only the batch that it needs. Both
+    are one optimizer's automatic optimization.
+    """
+
+    batch_parts: ClassVar[tuple[str, ...]] = ("labeled", "unlabeled")
+
+    def __init__(
+        self,
+        backbone: str,
+        strategy: Strategy,
+        num_classes: int = 0,
+        image_shape: Sequence[int] = (3, 224, 224),
+        class_names: list[str] | None = None,
+        schedule: Literal["alternating", "joint"] = "joint",
+        warmup_steps: int = 0,
+        supervised_steps: int = 1,
+        unsupervised_steps: int = 1,
+        lambda_u: float = 1.0,
+        lambda_ramp: Ramp = "constant",
+        ramp_steps: int = 0,
+        ema_decay: float = 0.999,
+        weights: str = "none",
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        tune: Literal["head", "last_k_blocks", "all"] = "all",
+        last_k_blocks: int = 1,
+        head_only_epochs: int = 0,
+        backbone_lr_scale: float = 1.0,
+        layer_decay: float = 1.0,
+        l2_penalty: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
+        compile: bool | str = False,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Builds network and strategy.
+
+        Args:
+            backbone: See `FineTuneClassifier`, as all that is not named here.
+            strategy: L_u, one of `sft_lightning.losses` or a class of your own.
+            num_classes: Outputs; the command line takes it from the data.
+            image_shape: (C, H, W); the command line takes it from the data.
+            class_names: For predictions; the command line takes them from the data.
+            schedule: `joint` or `alternating`.
+            warmup_steps: Supervised optimizer steps before anything else.
+            supervised_steps: k_s of each turn.
+            unsupervised_steps: k_u of each turn.
+            lambda_u: lambda.
+            lambda_ramp: How lambda rises after the warm-up.
+            ramp_steps: Optimizer steps of the rise.
+            ema_decay: Of the averaged weights that are evaluated and teach; 0 for none.
+            weights: Start of the backbone.
+            mean: Normalization.
+            std: Normalization.
+            tune: What is trained.
+            last_k_blocks: k.
+            head_only_epochs: Epochs with the head alone.
+            backbone_lr_scale: Share of the rate.
+            layer_decay: By block.
+            l2_penalty: Of trained parameters.
+            label_smoothing: In L_s.
+            class_weights: In L_s.
+            compile: The backbone.
+            optimizer: See `Paradigm`.
+            lr_scheduler: See `Paradigm`.
+
+        Raises:
+            InputError: A setting is out of its range.
+        """
+        super().__init__(
+            backbone, num_classes, image_shape, class_names, weights, mean, std, tune, last_k_blocks, head_only_epochs,
+            backbone_lr_scale, layer_decay, l2_penalty, label_smoothing, class_weights, False, optimizer, lr_scheduler,
+        )  # fmt: skip
+        for name, value, least in (
+            ("lambda_u", lambda_u, 0), ("warmup_steps", warmup_steps, 0), ("ramp_steps", ramp_steps, 0),
+            ("supervised_steps", supervised_steps, 1), ("unsupervised_steps", unsupervised_steps, 1),
+        ):  # fmt: skip
+            if value < least:
+                raise InputError(f"{name} is {value}: give a number of at least {least}")
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"ema_decay is {ema_decay}: give a share from 0 to below 1")
+        if strategy.needs_teacher and not ema_decay:
+            raise InputError(f"{type(strategy).__name__} learns from the averaged network: set ema_decay, 0.999 say")
+        self.strategy, self.schedule = strategy, schedule
+        shape = (int(image_shape[0]), int(image_shape[1]), int(image_shape[2]))
+        strategy.build(About(num_classes, self.backbone.num_features, shape))
+        self.warmup_steps, self.supervised_steps, self.unsupervised_steps = (
+            warmup_steps, supervised_steps, unsupervised_steps,
+        )  # fmt: skip
+        self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
+        self.average = Average((self.backbone, self.head), ema_decay) if ema_decay else None
+        self._followed = 0
+        self.guessed: Guessed | None = None
+        if compile:
+            self.backbone.compile(mode=None if compile is True else str(compile))
+
+    # --- what the data module asks
+
+    @property
+    def unlabeled_views(self) -> tuple[str, ...]:
+        """The views of unlabeled examples that the strategy uses."""
+        return self.strategy.views
+
+    @property
+    def batch_schedule(self) -> Alternation | None:
+        """Which parts each batch holds; None for all."""
+        accumulate = self.trainer.accumulate_grad_batches
+        if self.schedule == "joint" and not self.warmup_steps:
+            return None
+        supervised = 0 if self.schedule == "joint" else self.supervised_steps
+        labels = self.schedule == "joint" or self.strategy.needs_labels
+        return Alternation(self.warmup_steps, supervised, self.unsupervised_steps, labels, accumulate)
+
+    # --- what a strategy asks
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """Features and logits.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+        """
+        features = self.backbone(x)
+        return Outputs(features, self.head(features))
+
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        """Logits of the averaged weights, without gradient.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+        """
+        assert self.average is not None
+        logits: Tensor = self.average(x)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, in evaluation those of the averaged weights.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+        """
+        return super().forward(x) if self.training or self.average is None else self.teacher_logits(x)
+
+    # --- steps
+
+    def on_fit_start(self) -> None:
+        """Tells the strategy how many unlabeled examples there are."""
+        super().on_fit_start()
+        splits = getattr(getattr(self.trainer, "datamodule", None), "splits", {})
+        self.strategy.start(len(splits["unlabeled"]) if "unlabeled" in splits else 0)
+
+    def on_train_start(self) -> None:
+        """The average follows from here."""
+        super().on_train_start()
+        self._followed = self.trainer.global_step
+
+    def groups(self) -> list[Group]:
+        """Those of the classifier, and what the strategy trains."""
+        return [*super().groups(), Group("strategy", list(self.strategy.parameters()), 1.0)]
+
+    def step(self, batch: Any) -> StepResult:
+        """L_s, lambda L_u or their sum, by what the batch holds and the schedule says."""
+        labeled, unlabeled = batch.get("labeled"), batch.get("unlabeled")
+        if unlabeled is None:
+            return self._finished(self._supervised(labeled.y, self.outputs(labeled.x).logits), None)
+        student, known = self._forward(labeled, unlabeled)
+        result = self.strategy.loss(self, unlabeled, student, labeled, known)
+        if result.pseudo_labels is not None:
+            self.guessed = Guessed(unlabeled.indices, result.pseudo_labels, result.weight)
+        supervised = None
+        if self.schedule == "joint":
+            supervised = result.supervised
+            if supervised is None:
+                assert known is not None
+                supervised = self._supervised(labeled.y, known.logits)
+        elif result.supervised is not None:  # MixMatch: what it mixes in is part of its L_u step
+            supervised = result.supervised
+        return self._finished(supervised, result)
+
+    def _forward(self, labeled: Any, unlabeled: Any) -> tuple[Outputs | None, Outputs | None]:
+        """One pass for all that needs gradient: the student's view and the labeled examples."""
+        view = None if self.strategy.student is None else getattr(unlabeled, self.strategy.student)
+        if labeled is None or self.strategy.own_supervised:
+            return (None if view is None else self.outputs(view)), None
+        if view is None:
+            return None, self.outputs(labeled.x)
+        both = self.outputs(torch.cat([labeled.x, view]))
+        count = len(labeled.x)
+        return Outputs(both.features[count:], both.logits[count:]), Outputs(both.features[:count], both.logits[:count])
+
+    def _finished(self, supervised: Tensor | None, result: Result | None) -> StepResult:
+        share = self.lambda_u * ramp(self.lambda_ramp, max(0, self.global_step - self.warmup_steps), self.ramp_steps)
+        parts = [] if supervised is None else [supervised]
+        logs = {} if supervised is None else {"supervised": supervised}
+        if result is not None:
+            parts.append(share * result.loss)
+            logs.update({"unsupervised": result.loss, **result.logs})
+        if self.l2_penalty:
+            logs["l2_penalty"] = self._penalty()
+            parts.append(logs["l2_penalty"])
+        if self.trainer.world_size > 1:  # DDP waits for the gradient of every parameter
+            parts.append(0 * torch.stack([p.sum() for p in self.strategy.parameters()] or [parts[0]]).sum())
+        return StepResult(torch.stack(parts).sum(), logs)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The average follows after each optimizer step."""
+        if self.average is not None and self.trainer.global_step > self._followed:
+            self.average.follow((self.backbone, self.head))
+            self._followed = self.trainer.global_step
+        super().on_train_batch_end(outputs, batch, batch_idx)

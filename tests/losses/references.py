@@ -1,0 +1,242 @@
+"""Each L_u once more, written from its paper alone: plain functions of plain tensors, nothing shared with the package.
+
+A reference gets a forward function and one batch, and gives (L_u, L_s or None). Features are only asked for where the
+paper's loss needs them.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def cross_entropy(p_target: Tensor, logits: Tensor) -> Tensor:
+    """H(target, softmax(logits)) of each example."""
+    shifted = logits - logits.max(1, keepdim=True).values
+    log_q = shifted - shifted.exp().sum(1, keepdim=True).log()
+    return -(p_target * log_q).sum(1)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    e = (logits - logits.max(1, keepdim=True).values).exp()
+    return e / e.sum(1, keepdim=True)
+
+
+def hot(labels: Tensor, classes: int = 10) -> Tensor:
+    return torch.eye(classes)[labels]
+
+
+class Reference:
+    """Without memory; those that remember override `__init__`."""
+
+    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+        self.s, self.teacher = strategy, teacher
+        self.accepted: list[float] = []
+        self.extra: list[nn.Parameter] = []
+
+    def accept(self, weight: Tensor) -> Tensor:
+        self.accepted += weight.tolist()
+        return weight
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+
+class EntropyMinimization(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        p = probabilities(f(u.weak)[1])
+        return -(p * p.log()).sum() / len(p), None
+
+
+class PseudoLabel(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = f(u.weak)[1]
+        p = probabilities(logits.detach())
+        mask = self.accept((p.max(1).values >= self.s.threshold).float())
+        return (mask * cross_entropy(hot(p.argmax(1)), logits)).sum() / len(p), None
+
+
+class PiModel(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        a, b = probabilities(f(u.weak)[1]), probabilities(f(u.weak_2)[1])
+        return ((a - b) ** 2).sum() / a.numel(), None
+
+
+class MeanTeacher(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        a, b = probabilities(f(u.weak)[1]), probabilities(self.teacher(u.weak_2)).detach()
+        return ((a - b) ** 2).sum() / a.numel(), None
+
+
+class VirtualAdversarial(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        p = probabilities(f(u.weak)[1].detach())
+
+        def divergence(r: Tensor) -> Tensor:
+            q = probabilities(f(u.weak + r)[1])
+            return (p * (p.log() - q.log())).sum() / len(p)
+
+        def unit(d: Tensor) -> Tensor:
+            return d / d.pow(2).sum((1, 2, 3), keepdim=True).sqrt()
+
+        d = torch.randn(u.weak.shape, generator=torch.Generator().manual_seed(u.draw))
+        for _ in range(self.s.steps):
+            r = (self.s.xi * unit(d)).detach().requires_grad_()
+            d = torch.autograd.grad(divergence(r), r)[0]
+        return divergence(self.s.epsilon * unit(d).detach()), None
+
+
+class UDA(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = f(u.weak)[1].detach()
+        mask = self.accept((probabilities(logits).max(1).values >= self.s.threshold).float())
+        target = probabilities(logits / self.s.temperature)
+        return (mask * cross_entropy(target, f(u.strong)[1])).mean(), None
+
+
+class FixMatch(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        q = probabilities(f(u.weak)[1].detach())
+        mask = self.accept((q.max(1).values >= self.s.threshold).float())
+        return (mask * cross_entropy(hot(q.argmax(1)), f(u.strong)[1])).mean(), None
+
+
+class FlexMatch(Reference):
+    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(strategy, teacher)
+        self.memory = dict.fromkeys(range(len(strategy.predicted)), -1)
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        q = probabilities(f(u.weak)[1].detach())
+        sigma = [sum(v == c for v in self.memory.values()) for c in range(10)]
+        unused = len(self.memory) - sum(sigma)
+        beta = [s / max(*sigma, unused) for s in sigma]
+        thresholds = torch.tensor([self.s.threshold * b / (2 - b) for b in beta])
+        mask = self.accept((q.max(1).values >= thresholds[q.argmax(1)]).float())
+        for i, p in zip(u.indices.tolist(), q, strict=True):
+            if p.max() >= self.s.threshold:
+                self.memory[i] = int(p.argmax())
+        return (mask * cross_entropy(hot(q.argmax(1)), f(u.strong)[1])).mean(), None
+
+
+class AdaMatch(Reference):
+    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(strategy, teacher)
+        self.of_known = self.of_free = torch.full((10,), 0.1)
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        known, free = probabilities(f(x)[1].detach()), probabilities(f(u.weak)[1].detach())
+        m = self.s.momentum
+        self.of_known = m * self.of_known + (1 - m) * known.mean(0)
+        self.of_free = m * self.of_free + (1 - m) * free.mean(0)
+        q = free * self.of_known / self.of_free
+        q = q / q.sum(1, keepdim=True)
+        bar = self.s.threshold * known.max(1).values.mean()
+        mask = self.accept((q.max(1).values >= bar).float())
+        return (mask * cross_entropy(hot(q.argmax(1)), f(u.strong)[1])).mean(), None
+
+
+class FreeMatch(Reference):
+    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(strategy, teacher)
+        self.tau, self.p, self.h = torch.tensor(0.1), torch.full((10,), 0.1), torch.full((10,), 0.1)
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        q = probabilities(f(u.weak)[1].detach())
+        m = self.s.momentum
+        self.tau = m * self.tau + (1 - m) * q.max(1).values.mean()
+        self.p = m * self.p + (1 - m) * q.mean(0)
+        self.h = m * self.h + (1 - m) * hot(q.argmax(1)).mean(0)
+        local = self.p / self.p.max() * self.tau
+        mask = self.accept((q.max(1).values >= local[q.argmax(1)]).float())
+        strong = f(u.strong)[1]
+        loss = (mask * cross_entropy(hot(q.argmax(1)), strong)).mean()
+        kept = probabilities(strong)[mask == 1]
+        if len(kept):
+            histogram = hot(kept.argmax(1)).mean(0)
+            now = torch.stack(
+                [kept.mean(0)[c] / histogram[c] if histogram[c] > 0 else torch.tensor(0.0) for c in range(10)]
+            )
+            running = self.p / self.h
+            loss = loss + self.s.fairness * (running / running.sum() * (now / now.sum() + 1e-12).log()).sum()
+        return loss, None
+
+
+class SoftMatch(Reference):
+    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(strategy, teacher)
+        self.mu, self.var, self.p = torch.tensor(0.1), torch.tensor(1.0), torch.full((10,), 0.1)
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        q = probabilities(f(u.weak)[1].detach())
+        m = self.s.momentum
+        self.p = m * self.p + (1 - m) * q.mean(0)
+        level = q * 0.1 / self.p
+        best = (level / level.sum(1, keepdim=True)).max(1).values
+        self.mu = m * self.mu + (1 - m) * best.mean()
+        self.var = m * self.var + (1 - m) * best.var(unbiased=True)
+        gauss = [
+            1.0 if b >= self.mu else math.exp(-((b - self.mu) ** 2) / (2 * self.var / self.s.width**2)) for b in best
+        ]
+        weight = self.accept(torch.tensor(gauss))
+        return (weight * cross_entropy(hot(q.argmax(1)), f(u.strong)[1])).mean(), None
+
+
+class DebiasMatch(Reference):
+    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(strategy, teacher)
+        self.p = torch.full((10,), 0.1)
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = f(u.weak)[1].detach()
+        shift = self.s.debias * self.p.log()
+        q = probabilities(logits - shift)
+        mask = self.accept((q.max(1).values >= self.s.threshold).float())
+        loss = (mask * cross_entropy(hot(q.argmax(1)), f(u.strong)[1] + shift)).mean()
+        self.p = self.s.momentum * self.p + (1 - self.s.momentum) * probabilities(logits).mean(0)
+        return loss, None
+
+
+class DST(Reference):
+    """The gradient reversal as two losses: heads descend on it, features ascend."""
+
+    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(strategy, teacher)
+        heads = [strategy.pseudo_head, strategy.worst_head]
+        self.extra = [nn.Parameter(p.detach().clone()) for head in heads for p in (head.weight, head.bias)]
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        pseudo_w, pseudo_b, worst_w, worst_b = self.extra
+        q = probabilities(f(u.weak)[1].detach())
+        mask = self.accept((q.max(1).values >= self.s.threshold).float())
+        (known_features, known), (features, _) = f(x), f(u.strong)
+        own = features @ pseudo_w.T + pseudo_b
+
+        def worst(a: Tensor, b: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+            right = cross_entropy(hot(known.argmax(1)), a @ w.T + bias).mean()
+            p = probabilities(b @ w.T + bias)[torch.arange(len(b)), own.argmax(1)]
+            return self.s.trade_off * right - (1 - p).log().mean()  # type: ignore[no-any-return]
+
+        heads = worst(known_features.detach(), features.detach(), worst_w, worst_b)
+        body = worst(known_features, features, worst_w.detach(), worst_b.detach())
+        consistency = (mask * cross_entropy(hot(q.argmax(1)), own)).mean()
+        # The value of the loss is that of the heads; of the body only the (negative) gradient counts.
+        return consistency + self.s.worst * (heads - body + body.detach()), None
+
+
+class MixMatch(Reference):
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        mean = (probabilities(f(u.weak)[1].detach()) + probabilities(f(u.weak_2)[1].detach())) / 2
+        guess = mean ** (1 / self.s.temperature)
+        guess = guess / guess.sum(1, keepdim=True)
+        all_x, all_y = torch.cat([x, u.weak, u.weak_2]), torch.cat([hot(y), guess, guess])
+        share, order = self.s.mixture(len(all_x), u.draw)  # the draw itself is checked elsewhere
+        mixed_x = share[:, None, None, None] * all_x + (1 - share)[:, None, None, None] * all_x[order]
+        mixed_y = share[:, None] * all_y + (1 - share)[:, None] * all_y[order]
+        logits = f(mixed_x)[1]
+        supervised = cross_entropy(mixed_y[: len(x)], logits[: len(x)]).mean()
+        return ((probabilities(logits[len(x) :]) - mixed_y[len(x) :]) ** 2).mean(), supervised

@@ -1,0 +1,190 @@
+"""What each strategy makes of a few logits, worked out by hand, and what must not be confused."""
+
+import math
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sft_lightning.losses import strategies
+from sft_lightning.losses.unlabeled import About, Outputs, aligned, masked_cross_entropy, sharpened
+
+LOG = math.log
+# Two classes, with probabilities (0.8, 0.2), (0.4, 0.6) and (0.05, 0.95).
+WEAK = torch.tensor([[LOG(0.8), LOG(0.2)], [LOG(0.4), LOG(0.6)], [LOG(0.05), LOG(0.95)]])
+STRONG = torch.tensor([[LOG(0.5), LOG(0.5)], [LOG(0.1), LOG(0.9)], [LOG(0.25), LOG(0.75)]])
+
+
+class Batch(NamedTuple):
+    weak: Tensor
+    strong: Tensor
+    weak_2: Tensor
+    indices: Tensor
+    draw: int = 0
+
+
+class Net(nn.Module):
+    """Pictures are their own logits, times a parameter that is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def outputs(self, x: Tensor) -> Outputs:
+        return Outputs(x * self.scale, x * self.scale)
+
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        return (x * self.scale).detach()
+
+
+def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
+    """The result, and the gradient that reached the network."""
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.start(3)
+    net = Net()
+    batch = Batch(WEAK, STRONG, STRONG, torch.arange(3))
+    student = net.outputs(getattr(batch, strategy.student))
+    known = None if labeled is None else net.outputs(labeled[0])
+    result = strategy.loss(net, batch, student, None if labeled is None else Labeled(*labeled), known)
+    result.loss.backward()
+    return result, float(net.scale.grad)  # type: ignore[arg-type]
+
+
+class Labeled(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+def test_fixmatch() -> None:
+    result, _ = loss(strategies.FixMatch(threshold=0.75))
+    assert result.pseudo_labels.tolist() == [0, 1, 1]
+    assert result.weight.tolist() == [1, 0, 1]
+    assert result.loss.item() == pytest.approx(-(LOG(0.5) + LOG(0.75)) / 3)
+
+
+def test_fixmatch_takes_what_just_reaches_the_threshold() -> None:
+    exact = float(WEAK.softmax(1)[0, 0])
+    assert loss(strategies.FixMatch(threshold=exact))[0].weight[0] == 1
+
+
+@pytest.mark.parametrize("name", ["FixMatch", "UDA", "FlexMatch", "FreeMatch", "SoftMatch", "DebiasMatch"])
+def test_no_gradient_reaches_the_weak_view(name: str) -> None:
+    """With a student that is constant, the weak view is the only way to the network."""
+    strategy = getattr(strategies, name)()
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.start(3)
+    net = Net()
+    constant = torch.zeros(3, 2, requires_grad=True)
+    strategy.loss(net, Batch(WEAK * 9, STRONG, STRONG, torch.arange(3)), Outputs(constant, constant)).loss.backward()
+    assert net.scale.grad is None
+    assert constant.grad is not None
+
+
+def test_entropy() -> None:
+    result, gradient = loss(strategies.EntropyMinimization())
+    rows = [(0.8, 0.2), (0.4, 0.6), (0.05, 0.95)]
+    assert result.loss.item() == pytest.approx(-sum(p * LOG(p) for row in rows for p in row) / 3, rel=1e-5)
+    assert gradient < 0  # larger logits, less entropy
+
+
+def test_pseudo_label() -> None:
+    result, _ = loss(strategies.PseudoLabel(threshold=0.7))
+    assert result.loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.95)) / 3)
+    assert loss(strategies.PseudoLabel())[0].loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.6) + LOG(0.95)) / 3)
+
+
+def test_pi_model_and_mean_teacher() -> None:
+    expected = (2 * 0.3**2 + 2 * 0.3**2 + 2 * 0.2**2) / 6
+    pi, both = loss(strategies.PiModel())
+    teacher, one = loss(strategies.MeanTeacher())
+    assert pi.loss.item() == pytest.approx(expected) == teacher.loss.item()
+    assert one != 0
+    assert both != pytest.approx(one)  # the Pi-model has gradient on both sides, the teacher has none
+
+
+def test_uda() -> None:
+    result, _ = loss(strategies.UDA(temperature=0.5, threshold=0.7))
+    p = 0.8**2 / (0.8**2 + 0.2**2)
+    q = 0.95**2 / (0.95**2 + 0.05**2)
+    by_hand = -(p * LOG(0.5) + (1 - p) * LOG(0.5)) - ((1 - q) * LOG(0.25) + q * LOG(0.75))
+    assert result.loss.item() == pytest.approx(by_hand / 3, rel=1e-5)
+
+
+def test_flexmatch_counts_what_was_confident() -> None:
+    strategy = strategies.FlexMatch(threshold=0.75)
+    first, _ = loss(strategy)
+    assert first.weight.tolist() == [1, 1, 1]  # nothing learned: all thresholds are 0
+    assert strategy.predicted.tolist() == [0, -1, 1]
+    logits = torch.tensor([[LOG(0.7), LOG(0.3)]])
+    # One example each, one not used: beta = 1 / max(1, 1), M(1) = 1.
+    _, weight = strategy.targets(logits, Batch(logits, logits, logits, torch.tensor([1])), None, None)
+    assert weight.tolist() == [0]
+    strategy.predicted = torch.tensor([0, -1, -1])  # 1 used, 2 not: beta = 1/2 for class 0, M = 1/3
+    _, weight = strategy.targets(logits, Batch(logits, logits, logits, torch.tensor([1])), None, None)
+    assert strategy.thresholds.tolist() == pytest.approx([0.25, 0.0])
+    assert weight.tolist() == [1]
+
+
+def test_adamatch_aligns_and_compares_with_the_labeled() -> None:
+    known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)]])
+    strategy = strategies.AdaMatch(threshold=0.97, momentum=0.0)
+    result, _ = loss(strategy, (known, torch.tensor([0, 0])))
+    mean = torch.tensor([0.8 + 0.4 + 0.05, 0.2 + 0.6 + 0.95]) / 3
+    ratio = torch.tensor([0.8, 0.2]) / mean
+    q = WEAK.softmax(1) * ratio
+    q = q / q.sum(1, keepdim=True)
+    assert strategy.threshold_now.item() == pytest.approx(0.97 * 0.8)
+    assert result.weight.tolist() == (q.amax(1) >= 0.97 * 0.8).float().tolist() == [1, 1, 0]
+    expected = -(LOG(0.5) + LOG(0.1)) / 3  # the second is class 0 after alignment
+    assert result.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_freematch_thresholds() -> None:
+    strategy = strategies.FreeMatch(momentum=0.0, fairness=0.0)
+    result, _ = loss(strategy)
+    tau, p = (0.8 + 0.6 + 0.95) / 3, torch.tensor([1.25, 1.75]) / 3
+    assert strategy.thresholds.tolist() == pytest.approx((p / p.max() * tau).tolist())
+    assert result.weight.tolist() == [1, 0, 1]
+    assert strategy.label_histogram.tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_softmatch_weight() -> None:
+    strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
+    result, _ = loss(strategy)
+    mean = (0.8 + 0.6 + 0.95) / 3
+    variance = sum((c - mean) ** 2 for c in (0.8, 0.6, 0.95)) / 2
+    assert strategy.mean.item() == pytest.approx(mean)
+    assert strategy.variance.item() == pytest.approx(variance, rel=1e-4)
+    expected = [1.0, math.exp(-((0.6 - mean) ** 2) / (2 * variance / 4)), 1.0]
+    assert result.weight.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_debiasmatch_prefers_rare_answers() -> None:
+    strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.prediction_mean = torch.tensor([0.25, 0.75])
+    label, _ = strategy.targets(WEAK, None, None, None)
+    assert label.tolist() == [0, 0, 1]  # 0.4 / 0.25 > 0.6 / 0.75
+    assert strategy.prediction_mean.tolist() == pytest.approx([1.25 / 3, 1.75 / 3])
+    strong = strategy.adjusted(torch.zeros(1, 2))
+    assert strong.tolist()[0] == pytest.approx([LOG(0.25), LOG(0.75)])
+
+
+def test_mixmatch_shares_are_at_least_a_half_and_beta_distributed() -> None:
+    share, order = strategies.MixMatch(alpha=0.75).mixture(20000, 3)
+    assert share.min() >= 0.5
+    assert sorted(order.tolist()) == list(range(20000))
+    # E|X - 1/2| of Beta(a, a) is 2^(1 - 2a) / (2 a B(a, a)).
+    a = 0.75
+    expected = 2 ** (1 - 2 * a) / (2 * a * math.gamma(a) ** 2 / math.gamma(2 * a))
+    assert share.mean().item() - 0.5 == pytest.approx(expected, rel=0.02)
+
+
+def test_what_is_shared() -> None:
+    p = torch.tensor([[0.8, 0.2]])
+    assert sharpened(p, 0.5).tolist()[0] == pytest.approx([0.64 / 0.68, 0.04 / 0.68])
+    assert aligned(p, torch.tensor([0.5, 0.5]), torch.tensor([0.8, 0.2])).tolist()[0] == pytest.approx([0.5, 0.5])
+    logits = torch.zeros(4, 2)
+    value = masked_cross_entropy(logits, torch.zeros(4, dtype=torch.long), torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert value.item() == pytest.approx(LOG(2) / 2)  # divided by the batch, not by what is accepted

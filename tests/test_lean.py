@@ -1,0 +1,106 @@
+"""The lean step computes, counts, logs and saves what Lightning's does, and gives way where something is hooked in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from sft_lightning import lean
+from sft_lightning.callbacks.run_folder import RunCheckpoint
+from sft_lightning.cli import SFTCLI
+from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+from tests.paradigms.helpers import Recorder, cli, state
+
+SCHEDULE = "--model.init_args.lr_scheduler={class_path: WarmupCosine, init_args: {warmup_steps: 3}}"
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, config: str, is_lean: bool, *words: str) -> tuple[SFTCLI, Recorder]:
+    recorder = Recorder()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "SHARE", 1e9)  # saves at the same moments, however long each takes
+        if not is_lean:
+            patch.setattr(lean, "nothing_hooked", lambda trainer: False)
+        install = lean.LeanEpochLoop.install
+        patch.setattr(
+            lean.LeanEpochLoop,
+            "install",
+            lambda t: (t.callbacks.append(recorder), install(t)),
+        )
+        done = cli("fit", config, "--trainer.log_every_n_steps=4", *words)
+    assert done.trainer.fit_loop.epoch_loop._lean is is_lean
+    return done, recorder
+
+
+def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(folder).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("words", [("autoencoder",), ("fine_tune",), ("fine_tune", SCHEDULE)])
+def test_equals_lightnings_step(words: tuple[str, ...], workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (a, seen_a), (b, seen_b) = (trained(monkeypatch, words[0], is_lean, *words[1:]) for is_lean in (True, False))
+    assert len(seen_a.losses) == 12
+    assert seen_a.losses == seen_b.losses
+    assert seen_a.rates == seen_b.rates
+    first, second = state(a.model), state(b.model)
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    told = [scalars(str(done.trainer.log_dir)) for done in (a, b)]
+    assert told[0] == told[1]
+    assert len(told[0]["train/loss"]) == 3
+    saved = [torch.load(Path(str(done.trainer.log_dir)) / "checkpoints" / "last.ckpt") for done in (a, b)]
+    assert saved[0]["loops"] == saved[1]["loops"]
+    assert saved[0]["global_step"] == saved[1]["global_step"] == 12
+
+
+def test_a_resumed_training_is_lean_and_the_same(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = trained(monkeypatch, "fine_tune", True, "--trainer.max_epochs=3")
+    half, _ = trained(monkeypatch, "fine_tune", True, "--trainer.max_epochs=2")
+    go_on = ("--trainer.max_epochs=3", f"--ckpt_path={half.trainer.log_dir}")
+    rest, _ = trained(monkeypatch, "fine_tune", True, *go_on)
+    assert rest.trainer.global_step == whole.trainer.global_step == 18
+    a, b = state(whole.model), state(rest.model)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Hooked(Callback):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def test_what_is_hooked_in_is_called(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooked = Hooked()
+    install = lean.LeanEpochLoop.install
+    monkeypatch.setattr(lean.LeanEpochLoop, "install", lambda t: (t.callbacks.append(hooked), install(t)))
+    cli("fit", "fine_tune")
+    assert hooked.calls == 12
+
+
+def test_a_hook_of_the_module_is_called(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(FineTuneClassifier, "on_after_backward", lambda self: calls.append(1), raising=False)
+    cli("fit", "fine_tune")
+    assert len(calls) == 12
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--trainer.gradient_clip_val=0.1",),
+        ("--trainer.accumulate_grad_batches=2",),
+        ("--trainer.precision=bf16-mixed",),
+        ("--trainer.detect_anomaly=true",),
+        ("--model.init_args.optimizer={class_path: torch.optim.LBFGS, init_args: {lr: 0.01}}",),
+    ],
+)
+def test_settings_that_need_lightnings_step_get_it(words: tuple[str, ...], workdir: Path) -> None:
+    done = cli("fit", "fine_tune", *words)
+    steps = 6 if "accumulate" in words[0] else 12
+    assert done.trainer.global_step == steps
+    if "accumulate" not in words[0]:
+        assert done.trainer.fit_loop.epoch_loop._lean is False
