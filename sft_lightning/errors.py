@@ -11,6 +11,63 @@ class InputError(Exception):
     """
 
 
+def at_least(least: float, **settings: float) -> None:
+    """Checks settings that have a lower bound.
+
+    Args:
+        least: The bound.
+        settings: By name.
+
+    Raises:
+        InputError: One is smaller, or no number.
+    """
+    for name, value in settings.items():
+        if not value >= least:
+            raise InputError(f"{name} is {value}: give a number of at least {least}")
+
+
+def above_zero(**settings: float) -> None:
+    """Checks settings that must be positive.
+
+    Args:
+        settings: By name.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name, value in settings.items():
+        if not value > 0:
+            raise InputError(f"{name} is {value}: give a number above 0")
+
+
+def shares(**settings: float) -> None:
+    """Checks settings that are shares or probabilities.
+
+    Args:
+        settings: By name.
+
+    Raises:
+        InputError: One is not from 0 to 1.
+    """
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} is {value}: give a share from 0 to 1")
+
+
+def decays(**settings: float) -> None:
+    """Checks settings that say how much of an old value each step keeps.
+
+    Args:
+        settings: By name.
+
+    Raises:
+        InputError: One is not from 0 to below 1.
+    """
+    for name, value in settings.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} is {value}: give a share from 0 to below 1")
+
+
 def cause(error: BaseException) -> InputError | None:
     """The user's mistake at the root of an exception that a library wrapped around it, or None.
 

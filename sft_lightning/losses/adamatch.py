@@ -1,13 +1,21 @@
 """AdaMatch: Berthelot et al. 2022, "AdaMatch: A Unified Approach to Semi-Supervised Learning and Domain Adaptation"."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import About, Consistency, across_ranks, aligned, moved_toward
+from sft_lightning.errors import decays, shares
+from sft_lightning.losses.unlabeled import (
+    About,
+    Consistency,
+    Step,
+    across_ranks,
+    aligned,
+    at_least_float32,
+    moved_toward,
+)
 
 
 class AdaMatch(Consistency):
@@ -32,8 +40,8 @@ class AdaMatch(Consistency):
             InputError: One is no share.
         """
         super().__init__()
-        if not (0 <= threshold <= 1 and 0 <= momentum < 1):
-            raise InputError(f"threshold is {threshold}, momentum {momentum}: give shares from 0 to 1")
+        shares(threshold=threshold)
+        decays(momentum=momentum)
         self.threshold, self.momentum = threshold, momentum
 
     def build(self, about: About) -> None:
@@ -47,10 +55,9 @@ class AdaMatch(Consistency):
         self.register_buffer("unlabeled_mean", uniform.clone())
         self.register_buffer("threshold_now", torch.tensor(self.threshold))
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The most likely class after alignment, where its probability reaches the relative threshold."""
-        assert known is not None
-        labeled, free = known.softmax(1), logits.softmax(1)
+        labeled, free = at_least_float32(step.known.logits).softmax(1), logits.softmax(1)
         moved_toward(self.known_mean, across_ranks(labeled.mean(0)), self.momentum)
         moved_toward(self.unlabeled_mean, across_ranks(free.mean(0)), self.momentum)
         self.threshold_now.copy_(self.threshold * across_ranks(labeled.amax(1).mean()))

@@ -1,13 +1,11 @@
 """DebiasMatch: Wang et al. 2022, "Debiased Learning from Naturally Imbalanced Pseudo-Labels"."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from sft_lightning.errors import InputError
+from sft_lightning.errors import at_least, decays
 from sft_lightning.losses.fixmatch import FixMatch
-from sft_lightning.losses.unlabeled import About, across_ranks, moved_toward
+from sft_lightning.losses.unlabeled import About, Step, across_ranks, moved_toward
 
 
 class DebiasMatch(FixMatch):
@@ -28,8 +26,8 @@ class DebiasMatch(FixMatch):
             InputError: One is out of its range.
         """
         super().__init__(threshold)
-        if debias < 0 or not 0 <= momentum < 1:
-            raise InputError(f"debias is {debias}, momentum {momentum}: give debias >= 0 and 0 <= momentum < 1")
+        at_least(0, debias=debias)
+        decays(momentum=momentum)
         self.debias, self.momentum = debias, momentum
 
     def build(self, about: About) -> None:
@@ -40,10 +38,10 @@ class DebiasMatch(FixMatch):
         """
         self.register_buffer("prediction_mean", torch.full((about.num_classes,), 1 / about.num_classes))
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """As FixMatch, from corrected logits; then the mean of the uncorrected predictions moves on."""
         self._correction = self.debias * self.prediction_mean.clamp_min(1e-12).log()
-        label, weight = super().targets(logits - self._correction, unlabeled, known, y)
+        label, weight = super().targets(logits - self._correction, step)
         moved_toward(self.prediction_mean, across_ranks(logits.softmax(1).mean(0)), self.momentum)
         return label, weight
 

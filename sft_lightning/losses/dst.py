@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.errors import InputError
+from sft_lightning.errors import at_least
 from sft_lightning.losses.fixmatch import FixMatch
-from sft_lightning.losses.unlabeled import About, Network, Outputs, Result, masked_cross_entropy
+from sft_lightning.losses.unlabeled import About, Result, Step, at_least_float32, masked_cross_entropy
 
 
 class DST(FixMatch):
@@ -33,8 +33,7 @@ class DST(FixMatch):
             InputError: One is out of its range.
         """
         super().__init__(threshold)
-        if worst < 0 or trade_off < 0:
-            raise InputError(f"worst is {worst}, trade_off {trade_off}: give numbers of at least 0")
+        at_least(0, worst=worst, trade_off=trade_off)
         self.worst, self.trade_off = worst, trade_off
 
     def build(self, about: About) -> None:
@@ -46,25 +45,16 @@ class DST(FixMatch):
         self.pseudo_head = nn.Linear(about.num_features, about.num_classes)
         self.worst_head = nn.Linear(about.num_features, about.num_classes)
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """Cross-entropy of the pseudo head, and the worst case."""
-        assert student is not None
-        assert known is not None
         with torch.no_grad():
-            logits = network.outputs(unlabeled.weak).logits.float()
-            label, weight = self.targets(logits, unlabeled, None, None)
-        own = self.pseudo_head(student.features)
+            logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
+            label, weight = self.targets(logits, step)
+        own = self.pseudo_head(step.student.features)
         consistency = masked_cross_entropy(own, label, weight)
-        on_known = self.worst_head(_reversed(known.features))
-        on_strong = self.worst_head(_reversed(student.features))
-        right = F.cross_entropy(on_known, known.logits.detach().argmax(1))
+        on_known = self.worst_head(_reversed(step.known.features))
+        on_strong = self.worst_head(_reversed(step.student.features))
+        right = F.cross_entropy(on_known, step.known.logits.detach().argmax(1))
         wrong = -torch.log1p(-on_strong.softmax(1).gather(1, own.detach().argmax(1, keepdim=True)).clamp(max=1 - 1e-6))
         worst = self.trade_off * right + wrong.mean()
         logs = {"pseudo_head": consistency.detach(), "worst_head": worst.detach()}

@@ -1,11 +1,9 @@
 """FixMatch: Sohn et al. 2020, "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence"."""
 
-from typing import Any
-
 from torch import Tensor
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import Consistency
+from sft_lightning.errors import shares
+from sft_lightning.losses.unlabeled import Consistency, Step
 
 
 class FixMatch(Consistency):
@@ -21,11 +19,10 @@ class FixMatch(Consistency):
             InputError: It is no probability.
         """
         super().__init__()
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold is {threshold}: give a probability from 0 to 1")
+        shares(threshold=threshold)
         self.threshold = threshold
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The most likely class, where its probability reaches tau."""
         confidence, label = logits.softmax(1).max(1)
         return label, (confidence >= self.threshold).float()

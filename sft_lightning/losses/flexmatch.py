@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed
 
 from sft_lightning.losses.fixmatch import FixMatch
-from sft_lightning.losses.unlabeled import About
+from sft_lightning.losses.unlabeled import About, Step
 
 
 class FlexMatch(FixMatch):
@@ -47,7 +47,7 @@ class FlexMatch(FixMatch):
             self.predicted = torch.full_like(saved, -1, device=self.thresholds.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """As FixMatch with the thresholds of the classes; then the status is brought up to date."""
         confidence, label = logits.softmax(1).max(1)
         counts = torch.bincount(self.predicted + 1, minlength=self._classes + 1).float()
@@ -56,7 +56,7 @@ class FlexMatch(FixMatch):
         self.thresholds.copy_(self.threshold * beta / (2 - beta))
         weight = (confidence >= self.thresholds[label]).float()
         sure = confidence >= self.threshold
-        indices, labels = _of_all_ranks(unlabeled.indices.to(label.device), torch.where(sure, label, -1))
+        indices, labels = _of_all_ranks(step.unlabeled.indices.to(label.device), torch.where(sure, label, -1))
         known_now = labels >= 0
         self.predicted[indices[known_now]] = labels[known_now]
         return label, weight

@@ -1,13 +1,12 @@
 """FreeMatch: Wang et al. 2023, "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning"."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import About, Consistency, Network, Outputs, Result, across_ranks, moved_toward
+from sft_lightning.errors import at_least, decays
+from sft_lightning.losses.unlabeled import About, Consistency, Result, Step, across_ranks, moved_toward
 
 
 class FreeMatch(Consistency):
@@ -28,8 +27,8 @@ class FreeMatch(Consistency):
             InputError: One is out of its range.
         """
         super().__init__()
-        if not 0 <= momentum < 1 or fairness < 0:
-            raise InputError(f"momentum is {momentum}, fairness {fairness}: give 0 <= momentum < 1 and fairness >= 0")
+        decays(momentum=momentum)
+        at_least(0, fairness=fairness)
         self.momentum, self.fairness = momentum, fairness
 
     def build(self, about: About) -> None:
@@ -48,7 +47,7 @@ class FreeMatch(Consistency):
         """(C,): tau(c)."""
         return self.mean_prediction / self.mean_prediction.max() * self.mean_confidence
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The most likely class, where its probability reaches the threshold of that class."""
         probabilities = logits.softmax(1)
         confidence, label = probabilities.max(1)
@@ -58,21 +57,13 @@ class FreeMatch(Consistency):
         moved_toward(self.label_histogram, across_ranks(histogram), self.momentum)
         return label, (confidence >= self.thresholds[label]).float()
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """The consistency loss, and w_f times the fairness."""
-        result = super().loss(network, unlabeled, student, labeled, known)
-        assert student is not None
+        result = super().loss(step)
         assert result.weight is not None
         if not self.fairness:
             return result
-        return result._replace(loss=result.loss + self.fairness * self._fairness(student.logits, result.weight))
+        return result._replace(loss=result.loss + self.fairness * self._fairness(step.student.logits, result.weight))
 
     def _fairness(self, logits: Tensor, weight: Tensor) -> Tensor:
         """Eq. 12: running p / h times log of the accepted strong views' p / h, both normalized, over classes."""

@@ -1,9 +1,7 @@
 """Reconstruction as L_u: the features shall still hold the picture."""
 
-from typing import Any
-
 from sft_lightning.losses.reconstruction import reconstruction
-from sft_lightning.losses.unlabeled import About, Network, Outputs, Result, Strategy
+from sft_lightning.losses.unlabeled import About, Result, Step, Strategy
 from sft_lightning.networks.autoencoders import ConvDecoder
 
 
@@ -21,14 +19,6 @@ class Reconstruction(Strategy):
         """
         self.decoder = ConvDecoder(about.image_shape, about.num_features)
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """Mean squared error."""
-        assert student is not None
-        return Result(reconstruction(self.decoder(student.features), unlabeled.weak))
+        return Result(reconstruction(self.decoder(step.student.features), step.unlabeled.weak))

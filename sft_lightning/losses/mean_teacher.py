@@ -1,10 +1,10 @@
 """Mean Teacher: Tarvainen & Valpola 2017, "Mean teachers are better role models"."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled import Network, Outputs, Result, Strategy
+from sft_lightning.losses.unlabeled import Result, Step, Strategy, at_least_float32
 
 
 class MeanTeacher(Strategy):
@@ -16,15 +16,7 @@ class MeanTeacher(Strategy):
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
     needs_teacher: ClassVar[bool] = True
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """Mean squared difference of the probabilities; the teacher gets no gradient."""
-        assert student is not None
-        target = network.teacher_logits(unlabeled.weak_2).float().softmax(1)
-        return Result(F.mse_loss(student.logits.softmax(1), target), target.argmax(1))
+        target = at_least_float32(step.network.teacher_logits(step.unlabeled.weak_2)).softmax(1)
+        return Result(F.mse_loss(step.student.logits.softmax(1), target), target.argmax(1))

@@ -1,13 +1,13 @@
 """MixMatch: Berthelot et al. 2019, "MixMatch: A Holistic Approach to Semi-Supervised Learning"."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import About, Network, Outputs, Result, Strategy, sharpened
+from sft_lightning.errors import above_zero
+from sft_lightning.losses.unlabeled import About, Result, Step, Strategy, at_least_float32, sharpened
 
 
 class MixMatch(Strategy):
@@ -33,8 +33,7 @@ class MixMatch(Strategy):
             InputError: One is not above 0.
         """
         super().__init__()
-        if temperature <= 0 or alpha <= 0:
-            raise InputError(f"temperature is {temperature}, alpha {alpha}: give numbers above 0")
+        above_zero(temperature=temperature, alpha=alpha)
         self.temperature, self.alpha = temperature, alpha
 
     def build(self, about: About) -> None:
@@ -45,26 +44,20 @@ class MixMatch(Strategy):
         """
         self._classes = about.num_classes
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """Squared error on mixed unlabeled pictures; cross-entropy on mixed labeled ones as L_s."""
         with torch.no_grad():
-            guesses = [network.outputs(x).logits.float().softmax(1) for x in (unlabeled.weak, unlabeled.weak_2)]
+            views = (step.unlabeled.weak, step.unlabeled.weak_2)
+            guesses = [at_least_float32(step.network.outputs(x).logits).softmax(1) for x in views]
             guess = sharpened((guesses[0] + guesses[1]) / 2, self.temperature)
-        x = torch.cat([labeled.x, unlabeled.weak, unlabeled.weak_2])
-        target = torch.cat([F.one_hot(labeled.y, self._classes).to(guess), guess, guess])
-        share, order = self.mixture(len(x), unlabeled.draw)
-        share, order = share.to(x.device), order.to(x.device)
+        x = torch.cat([step.labeled.x, step.unlabeled.weak, step.unlabeled.weak_2])
+        target = torch.cat([F.one_hot(step.labeled.y, self._classes).to(guess), guess, guess])
+        share, order = self.mixture(len(x), step.unlabeled.draw)
+        share, order = share.to(x), order.to(x.device)
         mixed = torch.lerp(x[order], x, share.view(-1, 1, 1, 1))
         mixed_target = torch.lerp(target[order], target, share[:, None])
-        logits = network.outputs(mixed).logits
-        count = len(labeled.x)
+        logits = step.network.outputs(mixed).logits
+        count = len(step.labeled.x)
         supervised = F.cross_entropy(logits[:count], mixed_target[:count])
         loss = F.mse_loss(logits[count:].softmax(1), mixed_target[count:])
         return Result(loss, guess.argmax(1), supervised=supervised)
@@ -81,7 +74,7 @@ class MixMatch(Strategy):
         """
         generator = torch.Generator().manual_seed(draw)
         order = torch.randperm(count, generator=generator)
-        alphas = torch.full((2, count), self.alpha)
+        alphas = torch.full((2, count), self.alpha, dtype=torch.float32)
         gammas = torch._standard_gamma(alphas, generator=generator)
         share = gammas[0] / gammas.sum(0).clamp_min(1e-12)
         return torch.maximum(share, 1 - share), order

@@ -1,10 +1,10 @@
 """Pi-model: Laine & Aila 2017, "Temporal Ensembling for Semi-Supervised Learning"."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled import Network, Outputs, Result, Strategy
+from sft_lightning.losses.unlabeled import Result, Step, Strategy
 
 
 class PiModel(Strategy):
@@ -12,15 +12,7 @@ class PiModel(Strategy):
 
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """Mean squared difference of the probabilities."""
-        assert student is not None
-        one, two = student.logits.softmax(1), network.outputs(unlabeled.weak_2).logits.softmax(1)
+        one, two = step.student.logits.softmax(1), step.network.outputs(step.unlabeled.weak_2).logits.softmax(1)
         return Result(F.mse_loss(one, two), one.detach().argmax(1))

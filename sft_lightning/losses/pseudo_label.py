@@ -1,11 +1,9 @@
 """Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks"."""
 
-from typing import Any
-
 import torch
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import Network, Outputs, Result, Strategy, masked_cross_entropy
+from sft_lightning.errors import shares
+from sft_lightning.losses.unlabeled import Result, Step, Strategy, at_least_float32, masked_cross_entropy
 
 
 class PseudoLabel(Strategy):
@@ -24,21 +22,12 @@ class PseudoLabel(Strategy):
             InputError: It is no probability.
         """
         super().__init__()
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold is {threshold}: give a probability from 0 to 1")
+        shares(threshold=threshold)
         self.threshold = threshold
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """Cross-entropy with the network's own answer, which gets no gradient."""
-        assert student is not None
         with torch.no_grad():
-            confidence, label = student.logits.float().softmax(1).max(1)
+            confidence, label = at_least_float32(step.student.logits).softmax(1).max(1)
             weight = (confidence >= self.threshold).float()
-        return Result(masked_cross_entropy(student.logits, label, weight), label, weight)
+        return Result(masked_cross_entropy(step.student.logits, label, weight), label, weight)

@@ -1,13 +1,12 @@
 """SoftMatch: Chen et al. 2023, "SoftMatch: Addressing the Quantity-Quality Trade-off in Semi-supervised Learning"."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import About, Consistency, across_ranks, aligned, moved_toward
+from sft_lightning.errors import above_zero, decays
+from sft_lightning.losses.unlabeled import About, Consistency, Step, across_ranks, aligned, moved_toward
 
 
 class SoftMatch(Consistency):
@@ -32,8 +31,8 @@ class SoftMatch(Consistency):
             InputError: One is out of its range.
         """
         super().__init__()
-        if not 0 <= momentum < 1 or width <= 0:
-            raise InputError(f"momentum is {momentum}, width {width}: give 0 <= momentum < 1 and a width above 0")
+        decays(momentum=momentum)
+        above_zero(width=width)
         self.momentum, self.width, self.uniform_alignment = momentum, width, uniform_alignment
 
     def build(self, about: About) -> None:
@@ -46,7 +45,7 @@ class SoftMatch(Consistency):
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("prediction_mean", torch.full((about.num_classes,), 1 / about.num_classes))
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The most likely class, and its weight."""
         probabilities = logits.softmax(1)
         label = probabilities.argmax(1)

@@ -1,11 +1,9 @@
 """UDA: Xie et al. 2020, "Unsupervised Data Augmentation for Consistency Training"."""
 
-from typing import Any
-
 from torch import Tensor
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import Consistency
+from sft_lightning.errors import above_zero, shares
+from sft_lightning.losses.unlabeled import Consistency, Step
 
 
 class UDA(Consistency):
@@ -25,13 +23,11 @@ class UDA(Consistency):
             InputError: One is out of its range.
         """
         super().__init__()
-        if temperature <= 0 or not 0 <= threshold <= 1:
-            raise InputError(
-                f"temperature is {temperature}, threshold {threshold}: give a temperature above 0, a threshold 0 to 1"
-            )
+        above_zero(temperature=temperature)
+        shares(threshold=threshold)
         self.temperature, self.threshold = temperature, threshold
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Softmax at low temperature, where the softmax at 1 reaches the threshold."""
         confident = logits.softmax(1).amax(1) >= self.threshold
         return (logits / self.temperature).softmax(1), confident.float()

@@ -5,6 +5,7 @@ view gives the target of a strong one) and is named by its class path in YAML. N
 (reconstruction, VAT, MixMatch) touches pixels: features and logits come from the paradigm.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -49,6 +50,24 @@ class About(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
+class Step(NamedTuple):
+    """What a strategy is given of one training step.
+
+    Attributes:
+        network: The paradigm.
+        unlabeled: The batch: `weak`, `indices`, `draw`, and `weak_2` and `strong` where `views` asks for them.
+        student: Outputs of the view that `student` of the strategy names, with gradient.
+        labeled: `x` and `y`, where the strategy says `needs_labels` or the schedule is joint; else None.
+        known: Outputs of the labeled batch, with gradient; None where `labeled` is.
+    """
+
+    network: Network
+    unlabeled: Any
+    student: Outputs
+    labeled: Any
+    known: Outputs
+
+
 class Result(NamedTuple):
     """What a strategy gives back.
 
@@ -67,7 +86,7 @@ class Result(NamedTuple):
     logs: Mapping[str, Tensor] = {}
 
 
-class Strategy(nn.Module):
+class Strategy(nn.Module, ABC):
     """L_u: what is learned from examples without labels.
 
     Attributes:
@@ -98,24 +117,13 @@ class Strategy(nn.Module):
             num_unlabeled: Number of unlabeled examples.
         """
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    @abstractmethod
+    def loss(self, step: Step) -> Result:
         """L_u of one batch.
 
         Args:
-            network: The paradigm.
-            unlabeled: Has `weak`, `weak_2`, `strong` and `indices`.
-            student: Outputs of the view that `student` names, with gradient.
-            labeled: Has `x` and `y`; only where the step has labels.
-            known: Outputs of the labeled batch, with gradient.
+            step: The batch and what the network makes of it.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define loss")
 
 
 class Consistency(Strategy):
@@ -124,44 +132,42 @@ class Consistency(Strategy):
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
     student: ClassVar[str | None] = "strong"
 
-    def targets(self, logits: Tensor, unlabeled: Any, known: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the strong view shall say, and how much each example counts.
+    @abstractmethod
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """What the strong view shall say, and how much each example counts; called without gradient.
 
         Args:
-            logits: (B, C) of the weak view, without gradient.
-            unlabeled: The batch.
-            known: (L, C) logits of the labeled batch without gradient, where the strategy needs labels.
-            y: (L,) labels.
+            logits: (B, C) of the weak view, float32.
+            step: All else.
 
         Returns:
             Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1].
         """
-        raise NotImplementedError(f"{type(self).__name__} must define targets")
 
     def told(self) -> Mapping[str, Tensor]:
         """Thresholds and the like for the log."""
         return {}
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """Weighted cross-entropy of the strong view, mean over the whole batch."""
-        assert student is not None
         with torch.no_grad():
-            logits = network.outputs(unlabeled.weak).logits.float()
-            given = known.logits.detach().float() if known is not None and self.needs_labels else None
-            target, weight = self.targets(logits, unlabeled, given, None if labeled is None else labeled.y)
-        loss = masked_cross_entropy(self.adjusted(student.logits), target, weight)
+            logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
+            target, weight = self.targets(logits, step)
+        loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
         return Result(loss, logits.argmax(1), weight, logs=self.told())
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The strong view's logits as they enter the loss."""
         return logits
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Raises the half precision of autocast, in which thresholds and running means would be coarse.
+
+    Args:
+        logits: Of any floating type.
+    """
+    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import Network, Outputs, Result, Strategy
+from sft_lightning.errors import above_zero, at_least
+from sft_lightning.losses.unlabeled import Result, Step, Strategy
 
 
 class VirtualAdversarial(Strategy):
@@ -28,33 +27,23 @@ class VirtualAdversarial(Strategy):
             InputError: One of them is negative or zero.
         """
         super().__init__()
-        if epsilon <= 0 or xi <= 0 or steps < 1 or entropy < 0:
-            raise InputError(
-                f"epsilon is {epsilon}, xi {xi}, steps {steps}, entropy {entropy}: give epsilon and xi above 0, steps "
-                ">= 1 and entropy >= 0"
-            )
+        above_zero(epsilon=epsilon, xi=xi)
+        at_least(1, steps=steps)
+        at_least(0, entropy=entropy)
         self.epsilon, self.xi, self.steps, self.entropy = epsilon, xi, steps, entropy
 
-    def loss(
-        self,
-        network: Network,
-        unlabeled: Any,
-        student: Outputs | None,
-        labeled: Any = None,
-        known: Outputs | None = None,
-    ) -> Result:
+    def loss(self, step: Step) -> Result:
         """KL divergence from the prediction to that of the perturbed example."""
-        assert student is not None
-        x, logs = unlabeled.weak, student.logits.log_softmax(1)
+        x, logs = step.unlabeled.weak, step.student.logits.log_softmax(1)
         clean = logs.detach()
-        generator = torch.Generator().manual_seed(unlabeled.draw)
-        direction = torch.randn(x.shape, generator=generator).to(x.device)
-        with still_statistics(network):
+        generator = torch.Generator().manual_seed(step.unlabeled.draw)
+        direction = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
+        with still_statistics(step.network):
             for _ in range(self.steps):
                 r = (self.xi * _unit(direction)).requires_grad_()
-                divergence = _kl(clean, network.outputs(x + r).logits)
+                divergence = _kl(clean, step.network.outputs(x + r).logits)
                 (direction,) = torch.autograd.grad(divergence, r)
-            attacked = network.outputs(x + self.epsilon * _unit(direction)).logits
+            attacked = step.network.outputs(x + self.epsilon * _unit(direction)).logits
         loss = _kl(clean, attacked)
         if self.entropy:
             loss = loss - self.entropy * (logs.exp() * logs).sum(1).mean()

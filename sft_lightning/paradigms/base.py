@@ -1,5 +1,6 @@
 """What all paradigms share: optimizer groups, schedules and logging. Hooks only; a paradigm computes a `StepResult`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,7 +26,7 @@ class StepResult(NamedTuple):
     logs: Mapping[str, Tensor]
 
 
-class Paradigm(LightningModule):
+class Paradigm(LightningModule, ABC):
     """Base of the four paradigms.
 
     Attributes:
@@ -56,13 +57,13 @@ class Paradigm(LightningModule):
         else:
             super().__setattr__(name, value)
 
+    @abstractmethod
     def step(self, batch: Any) -> StepResult:
         """The loss of one training batch.
 
         Args:
             batch: Mapping with the parts that `batch_parts` names.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define step(batch)")
 
     def groups(self) -> list[Group]:
         """All parameters that are ever trained; those released later are in from the start."""
@@ -132,13 +133,13 @@ class Paradigm(LightningModule):
         self.log_dict({name: value for name, value in values.items() if name not in shown})
         self.log_dict(shown, prog_bar=True)
 
+    @abstractmethod
     def evaluate(self, stage: str) -> dict[str, Tensor]:
         """The metrics over all batches of a stage, equal on all processes; starts over.
 
         Args:
             stage: val or test.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define evaluate(stage)")
 
     def figures(self, stage: str) -> dict[str, Tensor]:
         """What the log shows of the last evaluation, by name.

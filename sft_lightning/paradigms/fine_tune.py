@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.errors import InputError
+from sft_lightning.errors import InputError, above_zero, at_least, decays, shares
 from sft_lightning.losses.regularizers import l2
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.blocks import blocks
@@ -81,14 +81,10 @@ class FineTuneClassifier(Paradigm):
         super().__init__(optimizer, lr_scheduler)
         if num_classes < 2:
             raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
-        if not 0 <= label_smoothing < 1 or l2_penalty < 0 or backbone_lr_scale < 0 or not 0 < layer_decay <= 1:
-            raise InputError(
-                f"label_smoothing is {label_smoothing}, l2_penalty {l2_penalty}, backbone_lr_scale "
-                f"{backbone_lr_scale}, layer_decay {layer_decay}: give 0 <= label_smoothing < 1, the next two "
-                ">= 0, the last above 0 and at most 1"
-            )
-        if head_only_epochs < 0:
-            raise InputError(f"head_only_epochs is {head_only_epochs}: give a whole number of at least 0")
+        decays(label_smoothing=label_smoothing)
+        above_zero(layer_decay=layer_decay)
+        shares(layer_decay=layer_decay)
+        at_least(0, l2_penalty=l2_penalty, backbone_lr_scale=backbone_lr_scale, head_only_epochs=head_only_epochs)
         if isinstance(class_weights, list) and len(class_weights) != num_classes:
             raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "strategy"])

@@ -1,14 +1,12 @@
 """Semi-supervised fine-tuning: argmin L_s(theta) + lambda L_u(theta), L_s on few labels, L_u on many other examples."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from sft_lightning.errors import InputError
-from sft_lightning.losses.unlabeled import About, Outputs, Result, Strategy
+from sft_lightning.errors import InputError, at_least, decays
+from sft_lightning.losses.unlabeled import About, Outputs, Result, Step, Strategy
 from sft_lightning.paradigms.alternation import Alternation, Ramp, ramp
 from sft_lightning.paradigms.averaging import Average
 from sft_lightning.paradigms.base import StepResult
@@ -42,11 +40,7 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     def __init__(
         self,
-        backbone: str,
         strategy: Strategy,
-        num_classes: int = 0,
-        image_shape: Sequence[int] = (3, 224, 224),
-        class_names: list[str] | None = None,
         schedule: Literal["alternating", "joint"] = "joint",
         warmup_steps: int = 0,
         supervised_steps: int = 1,
@@ -55,29 +49,12 @@ class SemiSupervisedModule(FineTuneClassifier):
         lambda_ramp: Ramp = "constant",
         ramp_steps: int = 0,
         ema_decay: float = 0.999,
-        weights: str = "none",
-        mean: float | list[float] | None = None,
-        std: float | list[float] | None = None,
-        tune: Literal["head", "last_k_blocks", "all"] = "all",
-        last_k_blocks: int = 1,
-        head_only_epochs: int = 0,
-        backbone_lr_scale: float = 1.0,
-        layer_decay: float = 1.0,
-        l2_penalty: float = 0.0,
-        label_smoothing: float = 0.0,
-        class_weights: Literal["balanced"] | list[float] | None = None,
-        compile: bool | str = False,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **classifier: Any,
     ) -> None:
         """Builds network and strategy.
 
         Args:
-            backbone: See `FineTuneClassifier`, as all that is not named here.
-            strategy: L_u, one of `sft_lightning.losses` or a class of your own.
-            num_classes: Outputs; the command line takes it from the data.
-            image_shape: (C, H, W); the command line takes it from the data.
-            class_names: For predictions; the command line takes them from the data.
+            strategy: L_u, one of `sft_lightning.losses.strategies` or a class of your own.
             schedule: `joint` or `alternating`.
             warmup_steps: Supervised optimizer steps before anything else.
             supervised_steps: k_s of each turn.
@@ -86,50 +63,26 @@ class SemiSupervisedModule(FineTuneClassifier):
             lambda_ramp: How lambda rises after the warm-up.
             ramp_steps: Optimizer steps of the rise.
             ema_decay: Of the averaged weights that are evaluated and teach; 0 for none.
-            weights: Start of the backbone.
-            mean: Normalization.
-            std: Normalization.
-            tune: What is trained.
-            last_k_blocks: k.
-            head_only_epochs: Epochs with the head alone.
-            backbone_lr_scale: Share of the rate.
-            layer_decay: By block.
-            l2_penalty: Of trained parameters.
-            label_smoothing: In L_s.
-            class_weights: In L_s.
-            compile: The backbone.
-            optimizer: See `Paradigm`.
-            lr_scheduler: See `Paradigm`.
+            classifier: All settings of `FineTuneClassifier`, by name.
 
         Raises:
             InputError: A setting is out of its range.
         """
-        super().__init__(
-            backbone, num_classes, image_shape, class_names, weights, mean, std, tune, last_k_blocks, head_only_epochs,
-            backbone_lr_scale, layer_decay, l2_penalty, label_smoothing, class_weights, False, optimizer, lr_scheduler,
-        )  # fmt: skip
-        for name, value, least in (
-            ("lambda_u", lambda_u, 0), ("warmup_steps", warmup_steps, 0), ("ramp_steps", ramp_steps, 0),
-            ("supervised_steps", supervised_steps, 1), ("unsupervised_steps", unsupervised_steps, 1),
-        ):  # fmt: skip
-            if value < least:
-                raise InputError(f"{name} is {value}: give a number of at least {least}")
-        if not 0 <= ema_decay < 1:
-            raise InputError(f"ema_decay is {ema_decay}: give a share from 0 to below 1")
+        super().__init__(**classifier)
+        at_least(0, lambda_u=lambda_u, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
+        at_least(1, supervised_steps=supervised_steps, unsupervised_steps=unsupervised_steps)
+        decays(ema_decay=ema_decay)
         if strategy.needs_teacher and not ema_decay:
             raise InputError(f"{type(strategy).__name__} learns from the averaged network: set ema_decay, 0.999 say")
         self.strategy, self.schedule = strategy, schedule
-        shape = (int(image_shape[0]), int(image_shape[1]), int(image_shape[2]))
-        strategy.build(About(num_classes, self.backbone.num_features, shape))
-        self.warmup_steps, self.supervised_steps, self.unsupervised_steps = (
-            warmup_steps, supervised_steps, unsupervised_steps,
-        )  # fmt: skip
+        channels, height, width = self.backbone.image_shape
+        strategy.build(About(self.num_classes, self.backbone.num_features, (channels, height, width)))
+        self.warmup_steps, self.supervised_steps = warmup_steps, supervised_steps
+        self.unsupervised_steps = unsupervised_steps
         self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
         self.average = Average((self.backbone, self.head), ema_decay) if ema_decay else None
         self._followed = 0
         self.guessed: Guessed | None = None
-        if compile:
-            self.backbone.compile(mode=None if compile is True else str(compile))
 
     # --- what the data module asks
 
@@ -200,17 +153,13 @@ class SemiSupervisedModule(FineTuneClassifier):
         if unlabeled is None:
             return self._finished(self._supervised(labeled.y, self.outputs(labeled.x).logits), None)
         student, known = self._forward(labeled, unlabeled)
-        result = self.strategy.loss(self, unlabeled, student, labeled, known)
+        # None where the strategy did not ask for it: whoever reads it then is told so by the first step.
+        result = self.strategy.loss(Step(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known)))
         if result.pseudo_labels is not None:
             self.guessed = Guessed(unlabeled.indices, result.pseudo_labels, result.weight)
-        supervised = None
-        if self.schedule == "joint":
-            supervised = result.supervised
-            if supervised is None:
-                assert known is not None
-                supervised = self._supervised(labeled.y, known.logits)
-        elif result.supervised is not None:  # MixMatch: what it mixes in is part of its L_u step
-            supervised = result.supervised
+        supervised = result.supervised  # MixMatch: what it mixes in is part of its L_u, in alternation, too
+        if supervised is None and self.schedule == "joint":
+            supervised = self._supervised(labeled.y, cast(Outputs, known).logits)
         return self._finished(supervised, result)
 
     def _forward(self, labeled: Any, unlabeled: Any) -> tuple[Outputs | None, Outputs | None]:

@@ -5,6 +5,7 @@ paper's loss needs them.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ def hot(labels: Tensor, classes: int = 10) -> Tensor:
     return torch.eye(classes)[labels]
 
 
-class Reference:
+class Reference(ABC):
     """Without memory; those that remember override `__init__`."""
 
     def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
@@ -42,8 +43,9 @@ class Reference:
         self.accepted += weight.tolist()
         return weight
 
+    @abstractmethod
     def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        """L_u, and L_s where the method replaces it."""
 
 
 class EntropyMinimization(Reference):

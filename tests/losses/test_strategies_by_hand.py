@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.losses import strategies
-from sft_lightning.losses.unlabeled import About, Outputs, aligned, masked_cross_entropy, sharpened
+from sft_lightning.losses.unlabeled import About, Outputs, Step, aligned, masked_cross_entropy, sharpened
 
 LOG = math.log
 # Two classes, with probabilities (0.8, 0.2), (0.4, 0.6) and (0.05, 0.95).
@@ -38,6 +38,10 @@ class Net(nn.Module):
         return (x * self.scale).detach()
 
 
+def step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: Any = None) -> Step:
+    return Step(net, batch, student, labeled, known)
+
+
 def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
     """The result, and the gradient that reached the network."""
     strategy.build(About(2, 2, (1, 1, 1)))
@@ -46,7 +50,7 @@ def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
     batch = Batch(WEAK, STRONG, STRONG, torch.arange(3))
     student = net.outputs(getattr(batch, strategy.student))
     known = None if labeled is None else net.outputs(labeled[0])
-    result = strategy.loss(net, batch, student, None if labeled is None else Labeled(*labeled), known)
+    result = strategy.loss(step(net, batch, student, None if labeled is None else Labeled(*labeled), known))
     result.loss.backward()
     return result, float(net.scale.grad)  # type: ignore[arg-type]
 
@@ -76,7 +80,8 @@ def test_no_gradient_reaches_the_weak_view(name: str) -> None:
     strategy.start(3)
     net = Net()
     constant = torch.zeros(3, 2, requires_grad=True)
-    strategy.loss(net, Batch(WEAK * 9, STRONG, STRONG, torch.arange(3)), Outputs(constant, constant)).loss.backward()
+    batch = Batch(WEAK * 9, STRONG, STRONG, torch.arange(3))
+    strategy.loss(step(net, batch, Outputs(constant, constant))).loss.backward()
     assert net.scale.grad is None
     assert constant.grad is not None
 
@@ -118,10 +123,10 @@ def test_flexmatch_counts_what_was_confident() -> None:
     assert strategy.predicted.tolist() == [0, -1, 1]
     logits = torch.tensor([[LOG(0.7), LOG(0.3)]])
     # One example each, one not used: beta = 1 / max(1, 1), M(1) = 1.
-    _, weight = strategy.targets(logits, Batch(logits, logits, logits, torch.tensor([1])), None, None)
+    _, weight = strategy.targets(logits, step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
     assert weight.tolist() == [0]
     strategy.predicted = torch.tensor([0, -1, -1])  # 1 used, 2 not: beta = 1/2 for class 0, M = 1/3
-    _, weight = strategy.targets(logits, Batch(logits, logits, logits, torch.tensor([1])), None, None)
+    _, weight = strategy.targets(logits, step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
     assert strategy.thresholds.tolist() == pytest.approx([0.25, 0.0])
     assert weight.tolist() == [1]
 
@@ -164,7 +169,7 @@ def test_debiasmatch_prefers_rare_answers() -> None:
     strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
     strategy.build(About(2, 2, (1, 1, 1)))
     strategy.prediction_mean = torch.tensor([0.25, 0.75])
-    label, _ = strategy.targets(WEAK, None, None, None)
+    label, _ = strategy.targets(WEAK, step(Net(), None))
     assert label.tolist() == [0, 0, 1]  # 0.4 / 0.25 > 0.6 / 0.75
     assert strategy.prediction_mean.tolist() == pytest.approx([1.25 / 3, 1.75 / 3])
     strong = strategy.adjusted(torch.zeros(1, 2))

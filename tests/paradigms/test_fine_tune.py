@@ -254,8 +254,8 @@ def test_a_checkpoint_stands_alone(tmp_path: Path) -> None:
     [
         ({"num_classes": 1}, "num_classes is 1"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ({"layer_decay": 0.0}, "layer_decay 0.0"),
-        ({"l2_penalty": -1.0}, "l2_penalty -1.0"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
+        ({"l2_penalty": -1.0}, "l2_penalty is -1.0"),
         ({"class_weights": [1.0]}, "class_weights has 1 numbers for 10"),
         ({"tune": "last_k_blocks", "last_k_blocks": 9}, "'mlp' has 3 blocks"),
         ({"head_only_epochs": -1}, "head_only_epochs is -1"),
