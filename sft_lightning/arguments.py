@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import sft_lightning
 from sft_lightning.errors import InputError, near
+from sft_lightning.losses import strategies
 
 _KEY = re.compile(r"Parser key \"([\w.]+)\"")
 # The class that was asked stands behind the unknown option (callables) or before it (modules).
@@ -47,12 +48,18 @@ def sentence(message: str) -> str:
     missing = _NO_CLASS.search(message)
     if missing:
         name = missing.group(1)
-        return f"class {name!r} is unknown{near(name, sft_lightning.__all__)}: give its name, or package.module.Class"
+        hint = near(name, [*sft_lightning.__all__, *strategies.__all__])
+        return f"class {name!r} is unknown{hint}: give its name, or package.module.Class"
     unknown = _UNKNOWN.search(message)
     if unknown:
         owners = _OWNER_AFTER.findall(message) or _OWNER.findall(message)
         group, _, name = unknown.group(1).rpartition(".")
         owner = owners[-1] if owners else "lightning.pytorch.Trainer" if group == "trainer" else ""
+        if (owner.rpartition(".")[2], name) == ("LightningModule", "class_path"):
+            return (
+                "model has no class_path: set it, or give the config that does as the first of two "
+                "(--config configs/semi_supervised/shared.yaml --config configs/semi_supervised/fixmatch.yaml)"
+            )
         if owner:
             options = _options(owner)
             listed = f"; its options: {', '.join(options)}" if owners else ""
@@ -85,4 +92,10 @@ def _options(class_path: str) -> list[str]:
         cls: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         return []
-    return [p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs")]
+    found: list[str] = []
+    for base in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
+        parameters = inspect.signature(base).parameters.values()
+        found += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if all(p.kind != p.VAR_KEYWORD for p in parameters):  # else the rest is the next class's
+            break
+    return list(dict.fromkeys(found))

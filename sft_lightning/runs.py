@@ -80,7 +80,9 @@ def check_checkpoint(path: Path, model: nn.Module) -> None:
     except InputError as error:
         raise InputError(str(error).replace("weights", "ckpt_path", 1)) from error
     own = model.state_dict()
-    differ = sorted({*own} ^ {*tensors}) or [n for n, t in own.items() if t.shape != tensors[n].shape]
+    # "Extra state" (torch's term) may have any shape: a strategy's memory of the unlabeled examples.
+    fixed = {n: t for n, t in own.items() if not n.endswith("_extra_state")}
+    differ = sorted({*own} ^ {*tensors}) or [n for n, t in fixed.items() if t.shape != tensors[n].shape]
     if differ:
         raise InputError(
             f"ckpt_path {str(path)!r} is of another model than the config ({len(differ)} tensors differ, such as "

@@ -1,5 +1,6 @@
 """What all tests share: the configs, small real data sets on disk, and a folder of their own to run in."""
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from sft_lightning.data.torchvision_sources import read_idx
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads only get into each other's way
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture

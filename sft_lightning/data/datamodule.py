@@ -3,13 +3,14 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part
@@ -23,44 +24,12 @@ from sft_lightning.data.splits import (
     make_splits,
     without_leaks,
 )
-from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
-from sft_lightning.errors import InputError
+from sft_lightning.data.views import StrongView, WeakView
+from sft_lightning.errors import InputError, above_zero, at_least, shares
 
 MANIFEST = "split.csv"
 SKIPPED = "skipped_images.txt"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
-
-
-class Labeled(NamedTuple):
-    """Pictures with labels.
-
-    Attributes:
-        x: float32 in [0, 1], (B, C, H, W).
-        y: int64, (B,); -1 where a label is unknown.
-        indices: int64, (B,): positions in the split.
-    """
-
-    x: Tensor
-    y: Tensor
-    indices: Tensor
-
-
-class Unlabeled(NamedTuple):
-    """Pictures without labels.
-
-    Attributes:
-        weak: float32 in [0, 1], (B, C, H, W): the weak view.
-        indices: int64, (B,): positions in the split.
-        draw: Seed of what else is random about this batch, so that a resumed run sees the same.
-        weak_2: A second weak view of its own draw, where the paradigm asks for it.
-        strong: The strong view, where the paradigm asks for it.
-    """
-
-    weak: Tensor
-    indices: Tensor
-    draw: int = 0
-    weak_2: Tensor | None = None
-    strong: Tensor | None = None
 
 
 class ImageDataModule(LightningDataModule):
@@ -134,30 +103,13 @@ class ImageDataModule(LightningDataModule):
             InputError: Something of this cannot be.
         """
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-            ("steps_per_epoch", steps_per_epoch),
-            ("image_size", image_size),
-            ("unlabeled_ratio", unlabeled_ratio),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: give a whole number of at least 1")
-        for name, least in (("num_workers", num_workers), ("weak_view.crop_padding", weak_view.crop_padding)):
-            if least is not None and least < 0:
-                raise InputError(f"{name} is {least}: give zero or a positive whole number")
-        if strong_view.operations < 0 or not 0 <= strong_view.cutout <= 1:
-            raise InputError(
-                f"strong_view has operations {strong_view.operations} and cutout {strong_view.cutout}: give "
-                "operations >= 0 and a cutout from 0 to 1"
-            )
+        whole = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch}
+        at_least(1, unlabeled_ratio=unlabeled_ratio, **_given(image_size=image_size, **whole))
+        at_least(0, **_given(num_workers=num_workers))
         if not 0 <= seed < 2**32:
             raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
-        if not 0 < center_crop <= 1:
-            raise InputError(f"center_crop is {center_crop}: give a share above 0 and at most 1")
-        scale = weak_view.crop_scale
-        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-            raise InputError(f"weak_view.crop_scale is {scale}: give two shares of the area such as [0.08, 1.0]")
+        above_zero(center_crop=center_crop)
+        shares(center_crop=center_crop)
         self.source, self.root, self.download = open_source(source, root, download), root, download
         self.unlabeled_source, self.predict_source, self.split_file = unlabeled_source, predict_source, split_file
         self.request = Request(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
@@ -304,8 +256,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def _needed(self) -> tuple[str, ...]:
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        return getattr(module, "batch_parts", ("labeled",))
+        return getattr(self._module, "batch_parts", ("labeled",))
 
     @property
     def epoch_steps(self) -> int:
@@ -340,9 +291,13 @@ class ImageDataModule(LightningDataModule):
                 f"source {self.source.name!r} gives no unlabeled image: use fewer labels (num_labels), add a folder "
                 "'unlabeled' or lines with a blank label, or name an unlabeled_source"
             )
+        if "strong" in getattr(self._module, "unlabeled_views", ()) and not self.strong_view:
+            raise InputError(
+                "strong_view changes nothing (operations and cutout are 0), but the strategy learns from strong views: "
+                "set one of them"
+            )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        return TrainLoader(streams, self.epoch_steps, getattr(module, "batch_schedule", None))
+        return TrainLoader(streams, self.epoch_steps, getattr(self._module, "batch_schedule", None))
 
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
         if not len(split):
@@ -373,55 +328,36 @@ class ImageDataModule(LightningDataModule):
         if device.type == "cpu":
             return batch
         if isinstance(batch, dict):
-            return {name: _moved(raw, device) for name, raw in batch.items()}
-        return _moved(batch, device)
+            return {name: moved(raw, device) for name, raw in batch.items()}
+        return moved(batch, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes the views on the device."""
         if isinstance(batch, RawBatch):
-            return self._labeled(batch)
+            return ViewMaker(self._image_shape, self.weak_view, self.strong_view).labeled(batch)
         views: dict[str, Labeled | Unlabeled] = {}
         if "labeled" in batch:
-            views["labeled"] = self._labeled(batch["labeled"])
+            views["labeled"] = self._maker("labeled").labeled(batch["labeled"])
         if "unlabeled" in batch:
-            views["unlabeled"] = self._unlabeled(batch["unlabeled"])
+            wanted: tuple[str, ...] = getattr(self._module, "unlabeled_views", ())
+            views["unlabeled"] = self._maker("unlabeled").unlabeled(batch["unlabeled"], wanted)
         return views
 
-    def _labeled(self, raw: RawBatch) -> Labeled:
-        assert raw.labels is not None
-        return Labeled(self._view("labeled", raw), raw.labels, raw.indices)
+    @property
+    def _module(self) -> LightningModule | None:
+        return self.trainer.lightning_module if self.trainer is not None else None
 
-    def _unlabeled(self, raw: RawBatch) -> Unlabeled:
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        wanted: tuple[str, ...] = getattr(module, "unlabeled_views", ())
-        x, view, draw = self._float(raw), self._weak_view("unlabeled"), raw.draw or 0
-        return Unlabeled(
-            weak(x, view, raw.draw),
-            raw.indices,
-            draw,
-            weak(x, view, draw, 1) if "weak_2" in wanted else None,
-            strong(x, view, self.strong_view, draw) if "strong" in wanted else None,
-        )
-
-    def _view(self, name: str, raw: RawBatch) -> Tensor:
-        x = self._float(raw)
-        return x if raw.draw is None else weak(x, self._weak_view(name), raw.draw)
-
-    def _float(self, raw: RawBatch) -> Tensor:
-        return to_float(raw.images, self._image_shape[0], self._image_shape[1])
-
-    def _weak_view(self, name: str) -> WeakView:
+    def _maker(self, name: str) -> ViewMaker:
         view = self.weak_view
         if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
-            return WeakView(view.flip, view.crop_padding)  # the worker has cropped while it decoded
-        return view
+            view = WeakView(view.flip, view.crop_padding)  # the worker has cropped while it decoded
+        return ViewMaker(self._image_shape, view, self.strong_view)
+
+
+def _given(**settings: int | None) -> dict[str, int]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _cores() -> int:
     """Cores that this process may use; macOS and Windows only tell how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _moved(raw: RawBatch, device: torch.device) -> RawBatch:
-    labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
-    return RawBatch(raw.images.to(device, non_blocking=True), labels, raw.indices, raw.draw)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.data.randaugment import cutout, grayscale, randaugment
+from sft_lightning.errors import InputError, at_least, shares
 
 _STREAM = 1 << 48  # keeps the draws of the views of one batch apart
 
@@ -25,6 +26,13 @@ class WeakView:
     crop_padding: int = 0
     crop_scale: list[float] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be."""
+        at_least(0, crop_padding=self.crop_padding)
+        scale = self.crop_scale
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise InputError(f"crop_scale is {scale}: give two shares of the area such as [0.08, 1.0]")
+
 
 @dataclass(frozen=True)
 class StrongView:
@@ -37,6 +45,15 @@ class StrongView:
 
     operations: int = 2
     cutout: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be."""
+        at_least(0, operations=self.operations)
+        shares(cutout=self.cutout)
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return self.operations > 0 or self.cutout > 0
 
 
 def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:

@@ -29,7 +29,7 @@ class FlexMatch(FixMatch):
         """
         self._classes = about.num_classes
         self.register_buffer("thresholds", torch.zeros(about.num_classes))
-        self.register_buffer("predicted", torch.empty(0, dtype=torch.long))
+        self.register_buffer("predicted", torch.empty(0, dtype=torch.long), persistent=False)
 
     def start(self, num_unlabeled: int) -> None:
         """Nothing was predicted yet: -1 for all.
@@ -40,12 +40,17 @@ class FlexMatch(FixMatch):
         if len(self.predicted) != num_unlabeled:
             self.predicted = torch.full((num_unlabeled,), -1, device=self.thresholds.device)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """The memory has the size of the data, which is not known when the network is built."""
-        saved = state_dict.get(f"{prefix}predicted")
-        if saved is not None:
-            self.predicted = torch.full_like(saved, -1, device=self.thresholds.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def get_extra_state(self) -> Tensor:
+        """The memory, for the checkpoint: its size is that of the data, which the network is built without."""
+        return self.predicted
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes over the memory of a checkpoint.
+
+        Args:
+            state: From `get_extra_state`.
+        """
+        self.predicted = state.to(self.thresholds.device)
 
     def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """As FixMatch with the thresholds of the classes; then the status is brought up to date."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sft_lightning.errors import InputError, near
 from sft_lightning.networks.autoencoders import ConvEncoder, MLPEncoder
-from sft_lightning.networks.weights import Tensors, find_weights, load_into, read_weights
+from sft_lightning.networks.weights import Tensors, evaluated, find_weights, load_into, read_weights
 
 _log = logging.getLogger(__name__)
 OWN = ("mlp", "conv")
@@ -175,6 +175,7 @@ def _fill(backbone: Backbone, path: Path) -> Tensors:
             f"weights {str(path)!r} are of backbone {about['backbone']!r}, asked for is {backbone.name!r}: set "
             f"backbone: {about['backbone']}"
         )
+    tensors = evaluated(tensors)
     matched = load_into(backbone.net, tensors, str(path))
     prefix = matched.prefix.removesuffix("net.")
     if (prefix + "mean") in tensors and tensors[prefix + "mean"].shape == backbone.mean.shape:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sft_lightning.errors import InputError
 
 Tensors = dict[str, Tensor]
+_AVERAGE = "average."
 
 
 @dataclass
@@ -103,6 +104,17 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     if not isinstance(content, Mapping):
         raise InputError(f"weights {str(path)!r} holds no tensors by name: save a state dict")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, {}
+
+
+def evaluated(tensors: Tensors) -> Tensors:
+    """The averaged weights where a checkpoint has them, since it is them that were evaluated.
+
+    Args:
+        tensors: From `read_weights`; those of an average are named `average.` and the name in the network.
+    """
+    averaged = {n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)}
+    averaged.pop("steps", None)
+    return {**{n: t for n, t in tensors.items() if not n.startswith(_AVERAGE)}, **averaged}
 
 
 def write_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """A moving average of a network's weights, for evaluation and as a teacher (Tarvainen & Valpola 2017)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
@@ -12,17 +12,19 @@ class Average(nn.Module):
 
     steps: Tensor
 
-    def __init__(self, parts: Sequence[nn.Module], decay: float) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module], decay: float) -> None:
         """Copies.
 
         Args:
-            parts: One after the other they are the network.
+            parts: One after the other they are the network; the copies have the same names.
             decay: Share of the old average that each step keeps. Early steps keep less, (1 + t) / (10 + t), so that
                 the average is right from the first evaluation on.
         """
         super().__init__()
-        self.net = nn.Sequential(*(deepcopy(part) for part in parts)).requires_grad_(False).eval()
-        self.decay = decay
+        for name, part in parts.items():
+            self.add_module(name, deepcopy(part))
+        self.requires_grad_(False).eval()
+        self._names, self.decay = tuple(parts), decay
         self.register_buffer("steps", torch.tensor(0))
 
     def train(self, mode: bool = True) -> "Average":
@@ -30,19 +32,19 @@ class Average(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def follow(self, parts: Sequence[nn.Module]) -> None:
+    def follow(self, network: nn.Module) -> None:
         """One step toward the network; running statistics are averaged, too.
 
         Args:
-            parts: The same network.
+            network: Has the parts.
         """
         t = int(self.steps)
         decay = min(self.decay, (1 + t) / (10 + t))
         self.steps += 1
         pairs = [
-            (mine, now)
-            for mine_part, part in zip(self.net, parts, strict=True)
-            for mine, now in zip(_tensors(mine_part), _tensors(part), strict=True)
+            pair
+            for name in self._names
+            for pair in zip(_tensors(self.get_submodule(name)), _tensors(network.get_submodule(name)), strict=True)
         ]
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_([mine for mine, _ in floats], [now for _, now in floats], 1 - decay)
@@ -57,8 +59,9 @@ class Average(nn.Module):
         Args:
             x: What the network takes.
         """
-        logits: Tensor = self.net(x)
-        return logits
+        for name in self._names:
+            x = self.get_submodule(name)(x)
+        return x
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -80,7 +80,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self.warmup_steps, self.supervised_steps = warmup_steps, supervised_steps
         self.unsupervised_steps = unsupervised_steps
         self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
-        self.average = Average((self.backbone, self.head), ema_decay) if ema_decay else None
+        self.average = Average({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
         self._followed = 0
         self.guessed: Guessed | None = None
 
@@ -190,6 +190,6 @@ class SemiSupervisedModule(FineTuneClassifier):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The average follows after each optimizer step."""
         if self.average is not None and self.trainer.global_step > self._followed:
-            self.average.follow((self.backbone, self.head))
+            self.average.follow(self)
             self._followed = self.trainer.global_step
         super().on_train_batch_end(outputs, batch, batch_idx)

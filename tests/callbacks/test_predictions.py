@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sft_lightning.callbacks.predictions import PredictionWriter
-from sft_lightning.data.datamodule import Labeled
+from sft_lightning.data.batches import Labeled
 from tests.paradigms.helpers import SHAPE, batches, classifier, cli, trainer
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
-from sft_lightning.data.datamodule import MANIFEST, SKIPPED, Labeled, Unlabeled
+from sft_lightning.data.batches import Labeled, Unlabeled
+from sft_lightning.data.datamodule import MANIFEST, SKIPPED
 from sft_lightning.data.loaders import EvalLoader
 from sft_lightning.data.sources import FASHION
 from sft_lightning.data.views import WeakView, to_float, weak
@@ -202,14 +203,13 @@ def test_an_unlabeled_source_of_another_shape_is_refused(small_idx: Path) -> Non
         ({"batch_size": 0}, "batch_size is 0"),
         ({"eval_batch_size": 0}, "eval_batch_size is 0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch is 0"),
+        ({"unlabeled_ratio": 0}, "unlabeled_ratio is 0"),
+        ({"center_crop": 0.0}, "center_crop is 0.0"),
+        ({"center_crop": 1.5}, "center_crop is 1.5"),
         ({"image_size": -1}, "image_size is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
-        ({"weak_view": WeakView(crop_padding=-1)}, "crop_padding is -1"),
-        ({"weak_view": WeakView(crop_scale=[0.5])}, "crop_scale is [0.5]"),
-        ({"weak_view": WeakView(crop_scale=[0.0, 1.0])}, "crop_scale is [0.0, 1.0]"),
-        ({"weak_view": WeakView(crop_scale=[0.9, 0.1])}, "crop_scale is [0.9, 0.1]"),
         ({"source": "nowhere"}, "source 'nowhere' is neither"),
     ],
 )

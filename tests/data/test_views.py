@@ -1,9 +1,13 @@
+import re
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.data.views import WeakView, to_float, weak
+from sft_lightning.data.views import StrongView, WeakView, to_float, weak
+from sft_lightning.errors import InputError
 
 ALL = WeakView(flip=True, crop_padding=3, crop_scale=[0.3, 1.0])
 
@@ -131,3 +135,20 @@ def test_to_float_resizes(size: int | None, shape: tuple[int, ...]) -> None:
     y = to_float(x, 1, size)
     assert y.shape == shape
     assert torch.allclose(y, torch.tensor(0.2))
+
+
+@pytest.mark.parametrize(
+    ("view", "settings", "words"),
+    [
+        (WeakView, {"crop_padding": -1}, "crop_padding is -1"),
+        (WeakView, {"crop_scale": [0.5]}, "crop_scale is [0.5]"),
+        (WeakView, {"crop_scale": [0.0, 1.0]}, "crop_scale is [0.0, 1.0]"),
+        (WeakView, {"crop_scale": [0.9, 0.1]}, "crop_scale is [0.9, 0.1]"),
+        (StrongView, {"operations": -1}, "operations is -1"),
+        (StrongView, {"cutout": 1.5}, "cutout is 1.5"),
+        (StrongView, {"cutout": -0.5}, "cutout is -0.5"),
+    ],
+)
+def test_impossible_views_are_refused(view: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        view(**settings)

@@ -45,7 +45,7 @@ def module(name: str, **settings: Any) -> SemiSupervisedModule:
     with torch.no_grad():  # a network with opinions
         for p in made.head.parameters():
             p.mul_(3 if name == "VirtualAdversarial" else 30)  # the direction of an attack is sensitive
-        made.average.net[1].load_state_dict(made.head.state_dict())  # type: ignore[union-attr]
+        made.average.head.load_state_dict(made.head.state_dict())  # type: ignore[union-attr]
     return made.double()
 
 
@@ -122,7 +122,7 @@ def test_20_steps_equal_the_paper(name: str) -> None:
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
     assert model.average is not None
-    for mine, theirs in zip(model.average.net.parameters(), plain.mean.parameters(), strict=True):
+    for mine, theirs in zip(model.average.parameters(), plain.mean.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
     if reference.accepted:
         assert 0.05 < sum(reference.accepted) / len(reference.accepted) < 0.98

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sft_lightning import AutoencoderModule, ImageDataModule
 from sft_lightning.callbacks.predictions import PredictionWriter
-from sft_lightning.data.datamodule import Unlabeled
+from sft_lightning.data.batches import Unlabeled
 from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import rebuild
 from tests.paradigms.helpers import SHAPE, Recorder, batches, cli, moved, sample, state, trainer

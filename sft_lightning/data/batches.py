@@ -1,0 +1,96 @@
+"""What a paradigm gets of a batch, and how it is made of what a loader yields: views, on the device."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.loaders import RawBatch
+from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
+
+
+class Labeled(NamedTuple):
+    """Pictures with labels.
+
+    Attributes:
+        x: float32 in [0, 1], (B, C, H, W).
+        y: int64, (B,); -1 where a label is unknown.
+        indices: int64, (B,): positions in the split.
+    """
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+
+
+class Unlabeled(NamedTuple):
+    """Pictures without labels.
+
+    Attributes:
+        weak: float32 in [0, 1], (B, C, H, W): the weak view.
+        indices: int64, (B,): positions in the split.
+        draw: Seed of what else is random about this batch, so that a resumed run sees the same.
+        weak_2: A second weak view of its own draw, where the paradigm asks for it.
+        strong: The strong view, where the paradigm asks for it.
+    """
+
+    weak: Tensor
+    indices: Tensor
+    draw: int = 0
+    weak_2: Tensor | None = None
+    strong: Tensor | None = None
+
+
+class ViewMaker:
+    """From uint8 pictures to the views of one split."""
+
+    def __init__(self, image_shape: Sequence[int], weak_view: WeakView, strong_view: StrongView) -> None:
+        """Keeps the settings.
+
+        Args:
+            image_shape: (C, H, W) of what comes out.
+            weak_view: Random changes.
+            strong_view: What a strong view adds.
+        """
+        self._channels, self._side = image_shape[0], image_shape[1]
+        self._weak, self._strong = weak_view, strong_view
+
+    def labeled(self, raw: RawBatch) -> Labeled:
+        """Weak views in training, the pictures as they are in evaluation.
+
+        Args:
+            raw: With labels.
+        """
+        assert raw.labels is not None
+        return Labeled(weak(self._float(raw), self._weak, raw.draw), raw.labels, raw.indices)
+
+    def unlabeled(self, raw: RawBatch, wanted: Sequence[str]) -> Unlabeled:
+        """The views that a paradigm wants, each of its own draw.
+
+        Args:
+            raw: Of a training split.
+            wanted: `weak_2`, `strong`; `weak` is always there.
+        """
+        x, draw = self._float(raw), raw.draw or 0
+        return Unlabeled(
+            weak(x, self._weak, raw.draw),
+            raw.indices,
+            draw,
+            weak(x, self._weak, draw, 1) if "weak_2" in wanted else None,
+            strong(x, self._weak, self._strong, draw) if "strong" in wanted else None,
+        )
+
+    def _float(self, raw: RawBatch) -> Tensor:
+        return to_float(raw.images, self._channels, self._side)
+
+
+def moved(raw: RawBatch, device: torch.device) -> RawBatch:
+    """The uint8 pictures and labels on a device; positions stay on the CPU.
+
+    Args:
+        raw: From a loader.
+        device: Where to.
+    """
+    labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
+    return RawBatch(raw.images.to(device, non_blocking=True), labels, raw.indices, raw.draw)

@@ -1,0 +1,308 @@
+"""`SemiSupervisedModule` through the Trainer: what it sees, what it averages, and what the Trainer's flags do to it."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule, StrongView, WarmupCosine, WeakView
+from sft_lightning.callbacks.health import PseudoLabelHealth
+from sft_lightning.errors import InputError
+from sft_lightning.losses import strategies
+from sft_lightning.losses.unlabeled import Result, Step, Strategy
+from sft_lightning.paradigms.alternation import Alternation, ramp
+from sft_lightning.paradigms.averaging import Average
+from tests.paradigms.helpers import SHAPE, Recorder, moved, sample, state, trainer
+
+ALL = sorted(strategies.__all__)
+
+
+def module(strategy: str | Strategy = "FixMatch", lr: float = 0.05, **settings: Any) -> SemiSupervisedModule:
+    torch.manual_seed(0)
+    made = getattr(strategies, strategy)() if isinstance(strategy, str) else strategy
+    fixed: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "image_shape": SHAPE, "ema_decay": 0.9}
+    return SemiSupervisedModule(made, **{**fixed, "optimizer": lambda p: torch.optim.SGD(p, lr), **settings})
+
+
+def data(**settings: Any) -> ImageDataModule:
+    views = {"weak_view": WeakView(flip=True, crop_padding=2), "strong_view": StrongView()}
+    return sample(**{**views, "batch_size": 4, "unlabeled_ratio": 2, "steps_per_epoch": 6, **settings})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_hidden_labels_change_nothing(name: str) -> None:
+    states, seen = [], []
+    for permuted in (False, True):
+        source = data()
+        source.setup("fit")
+        split = source.splits["unlabeled"]
+        if permuted:
+            labels, order = split.part.labels, torch.randperm(len(split), generator=torch.Generator().manual_seed(1))
+            labels[split.indices] = split.labels[order]
+        seen.append(split.labels)
+        model = module(name)
+        trainer([PseudoLabelHealth()], log_every_n_steps=2).fit(model, source)
+        states.append(state(model))
+    assert not torch.equal(*seen)
+    assert not moved(*states)
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternating"])
+def test_unlabeled_batches_carry_no_label(schedule: str) -> None:
+    seen = Recorder()
+    trainer([seen]).fit(module("AdaMatch", schedule=schedule), data())
+    batches = [batch["unlabeled"] for batch in seen.batches if "unlabeled" in batch]
+    assert batches
+    for batch in batches:
+        assert batch._fields == ("weak", "indices", "draw", "weak_2", "strong")
+        assert batch.indices.shape == (8,)
+
+
+def test_alternation_loads_only_what_a_step_needs() -> None:
+    turns: dict[str, Any] = {"warmup_steps": 1, "supervised_steps": 1, "unsupervised_steps": 2}
+    seen = Recorder()
+    trainer([seen]).fit(module(schedule="alternating", **turns), data())
+    asked = [tuple(batch) for batch in seen.batches]
+    assert asked == [("labeled",), ("labeled",), ("unlabeled",), ("unlabeled",), ("labeled",), ("unlabeled",)]
+
+
+@pytest.mark.parametrize("needs_labels", [False, True])
+@pytest.mark.parametrize(("warmup", "k_s", "k_u", "accumulate"), [(0, 1, 1, 1), (3, 2, 5, 1), (2, 1, 3, 4)])
+def test_batches_before_g_are_those_that_the_parts_name(
+    needs_labels: bool, warmup: int, k_s: int, k_u: int, accumulate: int
+) -> None:
+    plan = Alternation(warmup, k_s, k_u, needs_labels, accumulate)
+    for part in ("labeled", "unlabeled"):
+        count = 0
+        for g in range(100):
+            assert plan.before(part, g) == count
+            count += part in plan.parts(g)
+    turns = [plan.is_supervised(g * accumulate) for g in range(warmup + 2 * (k_s + k_u))]
+    assert turns == [True] * warmup + 2 * ([True] * k_s + [False] * k_u)
+
+
+def test_lambda_rises_after_the_warm_up() -> None:
+    seen = Recorder()
+    model = module("EntropyMinimization", lambda_u=4.0, lambda_ramp="linear", ramp_steps=4, warmup_steps=2, lr=0.0)
+    trainer([seen]).fit(model, data())
+    plain = [
+        model._supervised(batch["labeled"].y, model.outputs(batch["labeled"].x).logits).item() for batch in seen.batches
+    ]
+    assert seen.losses[:3] == pytest.approx(plain[:3])  # two of warm-up, then lambda starts at 0
+    for k in (3, 4, 5):
+        logs = model.outputs(seen.batches[k]["unlabeled"].weak).logits.log_softmax(1)
+        entropy = -(logs.exp() * logs).sum(1).mean().item()
+        assert seen.losses[k] - plain[k] == pytest.approx(4 * (k - 2) / 4 * entropy, rel=1e-4)
+
+
+def test_ramps() -> None:
+    assert [ramp("constant", k, 10) for k in (0, 5, 20)] == [1, 1, 1]
+    assert [ramp("linear", k, 10) for k in (0, 5, 20)] == [0, 0.5, 1]
+    assert [ramp("sigmoid", k, 10) for k in (0, 5, 20)] == pytest.approx([math.exp(-5), math.exp(-1.25), 1])
+    assert ramp("linear", 0, 0) == 1
+
+
+# --- the averaged weights
+
+
+def test_the_average_follows_each_step_and_is_what_is_evaluated() -> None:
+    model = module(ema_decay=0.99, backbone="conv")
+    backbone, head = copy.deepcopy(model.backbone), copy.deepcopy(model.head)
+
+    class Follow(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            decay = min(0.99, (1 + batch_idx) / (10 + batch_idx))
+            for mine, part in ((backbone, pl_module.backbone), (head, pl_module.head)):
+                own = part.state_dict()
+                for name, tensor in mine.state_dict().items():
+                    tensor.copy_(decay * tensor + (1 - decay) * own[name] if tensor.is_floating_point() else own[name])
+
+    run, source = trainer([Follow()]), data()
+    run.fit(model, source)
+    assert model.average is not None
+    found = model.average.state_dict()
+    for part, mine in (("backbone", backbone), ("head", head)):
+        for name, tensor in mine.state_dict().items():
+            torch.testing.assert_close(found[f"{part}.{name}"], tensor, msg=name)
+    batches = [source.on_after_batch_transfer(raw, 0) for raw in source.val_dataloader()]
+    with torch.no_grad():
+        right = [(head(backbone.eval()(x)).argmax(1) == y).float().mean() for x, y, _ in batches]
+    assert float(run.callback_metrics["val/accuracy"]) == pytest.approx(float(torch.stack(right).mean()))
+
+
+def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
+    network = nn.Sequential(nn.Linear(1, 1, bias=False))
+    network[0].weight.data.fill_(0.0)
+    average = Average({"0": network[0]}, 0.999)
+    network[0].weight.data.fill_(1.0)
+    for _ in range(20):
+        average.follow(network)
+    weight: Any = average.get_submodule("0").weight
+    assert weight.item() > 0.99  # a plain average of 0.999 would stand at 0.02
+
+
+def test_without_an_average_the_network_itself_is_evaluated() -> None:
+    model = module(ema_decay=0.0)
+    assert model.average is None
+    trainer().fit(model, data())
+    x = torch.rand(3, *SHAPE)
+    model.eval()
+    assert torch.equal(model(x), model.head(model.backbone(x)))
+
+
+def test_the_average_has_no_gradient_and_stays_in_eval_mode() -> None:
+    model = module("MeanTeacher", backbone="conv")
+    trainer().fit(model, data())
+    assert model.average is not None
+    model.train()
+    assert not any(p.requires_grad or p.grad is not None for p in model.average.parameters())
+    assert not any(m.training for m in model.average.modules())
+
+
+def test_another_classifier_starts_from_the_average(tmp_path: Path) -> None:
+    model = module(backbone="conv", ema_decay=0.99)
+    run = trainer()
+    run.fit(model, data())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    started = FineTuneClassifier("conv", 10, SHAPE, weights=str(tmp_path / "a.ckpt"))
+    x = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(started.eval()(x), model.eval()(x))
+    assert not torch.allclose(started(x), model.head(model.backbone(x)))
+
+
+# --- the Trainer's flags
+
+
+@pytest.mark.parametrize("name", ["FixMatch", "MeanTeacher", "VirtualAdversarial", "MixMatch", "DST", "Reconstruction"])
+def test_mixed_precision(name: str) -> None:
+    model, seen = module(name, backbone="conv"), Recorder()
+    trainer([seen], precision="bf16-mixed").fit(model, data())
+    assert all(math.isfinite(loss) for loss in seen.losses)
+    assert all(t.dtype == torch.float32 for t in model.state_dict().values() if t.is_floating_point())
+
+
+def test_clipping_bounds_the_step() -> None:
+    model = module(lr=1.0, ema_decay=0.0)
+    before = state(model)
+    trainer(gradient_clip_val=1e-3, limit_train_batches=1).fit(model, data())
+    step = sum((p - before[n]).square().sum().item() for n, p in model.named_parameters())
+    assert math.sqrt(step) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_accumulation_makes_one_step_of_several_batches() -> None:
+    seen = Recorder()
+    turns: dict[str, Any] = {"schedule": "alternating", "warmup_steps": 1, "unsupervised_steps": 1}
+    model = module(**turns)
+    run = trainer([seen], accumulate_grad_batches=2, max_epochs=1)
+    run.fit(model, data(steps_per_epoch=8))
+    assert run.global_step == 4
+    assert model.average is not None
+    assert int(model.average.steps) == 4
+    assert [tuple(batch) for batch in seen.batches] == [("labeled",)] * 4 + [("unlabeled",)] * 2 + [("labeled",)] * 2
+
+
+def test_cosine_spans_the_training() -> None:
+    seen = Recorder()
+    model = module(lr_scheduler=lambda o: WarmupCosine(o))
+    trainer([seen], max_epochs=2).fit(model, data())
+    expected = [0.05 * 0.5 * (1 + math.cos(math.pi * k / 12)) for k in range(12)]
+    assert [rate for (rate,) in seen.rates] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_strategy_learns_with_few_labels_and_a_ragged_end(name: str) -> None:
+    """Three labels for batches of four; 50 unlabeled ones for batches of eight."""
+    model, seen = module(name), Recorder()
+    source = data(num_labels=3, val_size=9947, steps_per_epoch=None)
+    trainer([seen], max_epochs=2).fit(model, source)
+    assert len(seen.losses) == 14
+    assert all(math.isfinite(loss) for loss in seen.losses)
+
+
+def test_only_the_head_is_tuned() -> None:
+    model = module("FixMatch", tune="head", backbone="conv")
+    before = state(model.backbone)
+    trainer().fit(model, data())
+    assert not moved(before, state(model.backbone))
+
+
+# --- wrong input
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lambda_u": -0.1}, "lambda_u is -0.1"),
+        ({"supervised_steps": 0}, "supervised_steps is 0"),
+        ({"unsupervised_steps": 0}, "unsupervised_steps is 0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"ramp_steps": -1}, "ramp_steps is -1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"strategy": "MeanTeacher", "ema_decay": 0.0}, "MeanTeacher learns from the averaged network"),
+        ({"num_classes": 1}, "num_classes is 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        module(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("FixMatch", {"threshold": 1.1}, "threshold is 1.1"),
+        ("FlexMatch", {"threshold": -0.1}, "threshold is -0.1"),
+        ("PseudoLabel", {"threshold": 2.0}, "threshold is 2.0"),
+        ("UDA", {"temperature": 0.0}, "temperature is 0.0"),
+        ("UDA", {"threshold": 1.5}, "threshold is 1.5"),
+        ("AdaMatch", {"momentum": 1.0}, "momentum is 1.0"),
+        ("AdaMatch", {"threshold": 1.2}, "threshold is 1.2"),
+        ("FreeMatch", {"fairness": -1.0}, "fairness is -1.0"),
+        ("FreeMatch", {"momentum": -1.0}, "momentum is -1.0"),
+        ("SoftMatch", {"width": 0.0}, "width is 0.0"),
+        ("SoftMatch", {"momentum": 1.0}, "momentum is 1.0"),
+        ("DebiasMatch", {"debias": -1.0}, "debias is -1.0"),
+        ("DST", {"worst": -1.0}, "worst is -1.0"),
+        ("MixMatch", {"alpha": 0.0}, "alpha is 0.0"),
+        ("VirtualAdversarial", {"steps": 0}, "steps is 0"),
+        ("VirtualAdversarial", {"epsilon": float("nan")}, "epsilon is nan"),
+    ],
+)
+def test_impossible_strategies_are_refused(name: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        getattr(strategies, name)(**settings)
+
+
+def test_strong_views_that_change_nothing_are_refused() -> None:
+    plain = StrongView(operations=0, cutout=0.0)
+    with pytest.raises(InputError, match="strong_view changes nothing"):
+        trainer().fit(module("FixMatch"), data(strong_view=plain))
+    trainer().fit(module("PseudoLabel"), data(strong_view=plain))  # needs none
+
+
+# --- a strategy of one's own
+
+
+class Rotated(Strategy):
+    """A strategy that needs nothing of ours but the interface."""
+
+    def loss(self, step: Step) -> Result:
+        turned = step.network.outputs(step.unlabeled.weak.rot90(1, (2, 3))).features
+        return Result((turned - step.student.features).square().mean())
+
+
+def test_a_strategy_of_ones_own() -> None:
+    seen = Recorder()
+    model = module(Rotated(), lambda_u=2.0, lr=0.0)
+    trainer([seen]).fit(model, data())
+    batch = seen.batches[0]
+    features: Tensor = model.backbone(batch["unlabeled"].weak)
+    turned = model.backbone(batch["unlabeled"].weak.rot90(1, (2, 3)))
+    supervised = model._supervised(batch["labeled"].y, model.outputs(batch["labeled"].x).logits)
+    expected = supervised + 2 * (turned - features).square().mean()
+    assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-5)
