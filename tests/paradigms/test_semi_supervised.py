@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule, StrongView, WarmupCosine, WeakView
 from sft_lightning.callbacks.health import PseudoLabelHealth
@@ -130,9 +131,12 @@ def test_the_average_follows_each_step_and_is_what_is_evaluated() -> None:
         for name, tensor in mine.state_dict().items():
             torch.testing.assert_close(found[f"{part}.{name}"], tensor, msg=name)
     batches = [source.on_after_batch_transfer(raw, 0) for raw in source.val_dataloader()]
+    x, y = (torch.cat([batch[k] for batch in batches]) for k in (0, 1))
     with torch.no_grad():
-        right = [(head(backbone.eval()(x)).argmax(1) == y).float().mean() for x, y, _ in batches]
-    assert float(run.callback_metrics["val/accuracy"]) == pytest.approx(float(torch.stack(right).mean()))
+        loss = float(F.cross_entropy(head(backbone.eval()(x)), y))
+        other = float(F.cross_entropy(model.head(model.backbone.eval()(x)), y))
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(loss, rel=1e-5)
+    assert abs(loss - other) > 1e-3
 
 
 def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
