@@ -136,11 +136,11 @@ def test_the_average_follows_each_step_and_is_what_is_evaluated() -> None:
         loss = float(F.cross_entropy(head(backbone.eval()(x)), y))
         other = float(F.cross_entropy(model.head(model.backbone.eval()(x)), y))
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(loss, rel=1e-5)
-    assert abs(loss - other) > 1e-3
+    assert abs(loss - other) > 1e-4  # ten times what the line above tolerates
 
 
 def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
-    network = nn.Sequential(nn.Linear(1, 1, bias=False))
+    network: Any = nn.Sequential(nn.Linear(1, 1, bias=False))
     network[0].weight.data.fill_(0.0)
     average = Average({"0": network[0]}, 0.999)
     network[0].weight.data.fill_(1.0)
