@@ -78,7 +78,8 @@ class PseudoLabelHealth(Callback):
 
     def _tell(self, module: LightningModule, steps: int) -> None:
         assert self._seen is not None
-        guessed, accepted, known, right = self._seen.cpu()
+        seen: Tensor = module.trainer.strategy.reduce(self._seen, reduce_op="sum")
+        guessed, accepted, known, right = seen.cpu()
         self._seen = None
         logs = {"accepted": accepted.sum() / guessed.sum()}
         if known.sum() > 0:

@@ -11,9 +11,9 @@ from sft_lightning.losses.unlabeled import (
     About,
     Consistency,
     Step,
-    across_ranks,
     aligned,
     at_least_float32,
+    mean_over_ranks,
     moved_toward,
 )
 
@@ -58,9 +58,9 @@ class AdaMatch(Consistency):
     def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The most likely class after alignment, where its probability reaches the relative threshold."""
         labeled, free = at_least_float32(step.known.logits).softmax(1), logits.softmax(1)
-        moved_toward(self.known_mean, across_ranks(labeled.mean(0)), self.momentum)
-        moved_toward(self.unlabeled_mean, across_ranks(free.mean(0)), self.momentum)
-        self.threshold_now.copy_(self.threshold * across_ranks(labeled.amax(1).mean()))
+        moved_toward(self.known_mean, mean_over_ranks(labeled), self.momentum)
+        moved_toward(self.unlabeled_mean, mean_over_ranks(free), self.momentum)
+        self.threshold_now.copy_(self.threshold * mean_over_ranks(labeled.amax(1)))
         confidence, label = aligned(free, self.known_mean, self.unlabeled_mean).max(1)
         return label, (confidence >= self.threshold_now).float()
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sft_lightning.errors import at_least, decays
 from sft_lightning.losses.fixmatch import FixMatch
-from sft_lightning.losses.unlabeled import About, Step, across_ranks, moved_toward
+from sft_lightning.losses.unlabeled import About, Step, mean_over_ranks, moved_toward
 
 
 class DebiasMatch(FixMatch):
@@ -42,7 +42,7 @@ class DebiasMatch(FixMatch):
         """As FixMatch, from corrected logits; then the mean of the uncorrected predictions moves on."""
         self._correction = self.debias * self.prediction_mean.clamp_min(1e-12).log()
         label, weight = super().targets(logits - self._correction, step)
-        moved_toward(self.prediction_mean, across_ranks(logits.softmax(1).mean(0)), self.momentum)
+        moved_toward(self.prediction_mean, mean_over_ranks(logits.softmax(1)), self.momentum)
         return label, weight
 
     def adjusted(self, logits: Tensor) -> Tensor:

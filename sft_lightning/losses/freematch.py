@@ -4,9 +4,18 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sft_lightning.errors import at_least, decays
-from sft_lightning.losses.unlabeled import About, Consistency, Result, Step, across_ranks, moved_toward
+from sft_lightning.losses.unlabeled import (
+    About,
+    Consistency,
+    Result,
+    Step,
+    mean_over_ranks,
+    moved_toward,
+    sum_over_ranks,
+)
 
 
 class FreeMatch(Consistency):
@@ -51,10 +60,9 @@ class FreeMatch(Consistency):
         """The most likely class, where its probability reaches the threshold of that class."""
         probabilities = logits.softmax(1)
         confidence, label = probabilities.max(1)
-        histogram = torch.bincount(label, minlength=logits.shape[1]).float() / len(label)
-        moved_toward(self.mean_confidence, across_ranks(confidence.mean()), self.momentum)
-        moved_toward(self.mean_prediction, across_ranks(probabilities.mean(0)), self.momentum)
-        moved_toward(self.label_histogram, across_ranks(histogram), self.momentum)
+        moved_toward(self.mean_confidence, mean_over_ranks(confidence), self.momentum)
+        moved_toward(self.mean_prediction, mean_over_ranks(probabilities), self.momentum)
+        moved_toward(self.label_histogram, mean_over_ranks(F.one_hot(label, logits.shape[1]).to(logits)), self.momentum)
         return label, (confidence >= self.thresholds[label]).float()
 
     def loss(self, step: Step) -> Result:
@@ -67,17 +75,15 @@ class FreeMatch(Consistency):
 
     def _fairness(self, logits: Tensor, weight: Tensor) -> Tensor:
         """Eq. 12: running p / h times log of the accepted strong views' p / h, both normalized, over classes."""
-        chosen = weight > 0
-        if not bool(chosen.any()):
-            return logits.sum() * 0
-        probabilities = logits[chosen].softmax(1)
-        counts = torch.bincount(probabilities.argmax(1), minlength=logits.shape[1]).float()
-        present = counts > 0
+        probabilities, chosen = logits.softmax(1), (weight > 0).to(logits)
+        answers = F.one_hot(probabilities.argmax(1), logits.shape[1]) * chosen[:, None]
+        counts, mass = sum_over_ranks(answers.sum(0)), sum_over_ranks((probabilities * chosen[:, None]).sum(0))
         # A class that no accepted example was predicted as has no modulated share.
-        now = probabilities.mean(0) * torch.where(present, counts.sum() / counts.clamp_min(1), 0.0)
+        now = mass * torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
         running = self.mean_prediction / self.label_histogram.clamp_min(1e-12)
-        now, running = now / now.sum(), running / running.sum()
-        return (running * (now + 1e-12).log()).sum()
+        now, running = now / now.sum().clamp_min(1e-12), running / running.sum()
+        any_accepted = counts.sum().clamp(max=1)  # no `if`: that would wait for the device
+        return any_accepted * (running * (now + 1e-12).log()).sum()
 
     def told(self) -> Mapping[str, Tensor]:
         """The lowest and the highest threshold."""

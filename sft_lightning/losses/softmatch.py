@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from sft_lightning.errors import above_zero, decays
-from sft_lightning.losses.unlabeled import About, Consistency, Step, across_ranks, aligned, moved_toward
+from sft_lightning.losses.unlabeled import (
+    About,
+    Consistency,
+    Step,
+    aligned,
+    mean_over_ranks,
+    moved_toward,
+    sum_over_ranks,
+)
 
 
 class SoftMatch(Consistency):
@@ -50,12 +58,12 @@ class SoftMatch(Consistency):
         probabilities = logits.softmax(1)
         label = probabilities.argmax(1)
         if self.uniform_alignment:
-            moved_toward(self.prediction_mean, across_ranks(probabilities.mean(0)), self.momentum)
+            moved_toward(self.prediction_mean, mean_over_ranks(probabilities), self.momentum)
             uniform = torch.full_like(self.prediction_mean, 1 / len(self.prediction_mean))
             probabilities = aligned(probabilities, uniform, self.prediction_mean)
         confidence = probabilities.amax(1)
-        mean, square = across_ranks(confidence.mean()), across_ranks(confidence.square().mean())
-        count = across_ranks(confidence.new_tensor(float(len(confidence)))) * _ranks()
+        mean, square = mean_over_ranks(confidence), mean_over_ranks(confidence.square())
+        count = sum_over_ranks(confidence.new_tensor(float(len(confidence))))
         moved_toward(self.mean, mean, self.momentum)
         moved_toward(self.variance, (square - mean.square()) * count / (count - 1).clamp_min(1), self.momentum)
         below = (confidence - self.mean).clamp(max=0)
@@ -65,9 +73,3 @@ class SoftMatch(Consistency):
     def told(self) -> Mapping[str, Tensor]:
         """Mean and deviation of the confidence."""
         return {"confidence_mean": self.mean, "confidence_deviation": self.variance.sqrt()}
-
-
-def _ranks() -> int:
-    from torch import distributed
-
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

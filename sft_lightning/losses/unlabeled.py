@@ -204,17 +204,30 @@ def aligned(probabilities: Tensor, toward: Tensor, running: Tensor) -> Tensor:
     return scaled / scaled.sum(1, keepdim=True)
 
 
-def across_ranks(value: Tensor) -> Tensor:
-    """The mean over all processes, so that a global statistic is the same on each.
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over all processes; its gradient is that of the sum, too.
 
     Args:
         value: Of equal shape on all ranks; not changed.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return value
-    total = value.detach().clone()
-    distributed.all_reduce(total)
-    return total / distributed.get_world_size()
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+    total: Tensor = all_reduce(value)
+    return total
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean over the examples of all processes, so that a global statistic is the same on each.
+
+    Args:
+        values: (B,) or (B, C); B may differ between ranks.
+
+    Returns:
+        A scalar, or (C,).
+    """
+    return sum_over_ranks(values.detach().sum(0)) / sum_over_ranks(values.new_tensor(float(len(values))))
 
 
 def moved_toward(running: Tensor, value: Tensor, momentum: float) -> None:

@@ -1,0 +1,67 @@
+"""Semi-supervised training on two gloo processes; started by `test_semi_supervised_ddp`, and by DDP for the second."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sft_lightning import ImageDataModule, SemiSupervisedModule
+from sft_lightning.callbacks.health import PseudoLabelHealth
+from sft_lightning.losses import strategies
+from tests.paradigms.helpers import SHAPE, Recorder, state, trainer
+
+GLOBAL = {
+    "FlexMatch": {"threshold": 0.35},
+    "FreeMatch": {"momentum": 0.9, "fairness": 0.05},
+    "SoftMatch": {"momentum": 0.9},
+    "AdaMatch": {"momentum": 0.9},
+    "DebiasMatch": {"momentum": 0.9, "threshold": 0.35},
+}
+
+SCHEDULES: tuple[Literal["joint", "alternating"], ...] = ("joint", "alternating")
+
+
+class SameViews(ImageDataModule):
+    """Views that are a function of the picture alone: random ones are drawn by each process for itself."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        views = super().on_after_batch_transfer(batch, dataloader_idx)
+        if isinstance(views, dict) and "unlabeled" in views:
+            weak: Tensor = views["unlabeled"].weak
+            views["unlabeled"] = views["unlabeled"]._replace(strong=weak.flip(-1) * 0.8)
+        return views
+
+
+def train(name: str, schedule: Literal["joint", "alternating"], devices: int) -> dict[str, Any]:
+    """What 12 steps lead to; the batch of all processes together is 8 labeled and 24 unlabeled pictures."""
+    torch.manual_seed(0)
+    model = SemiSupervisedModule(
+        getattr(strategies, name)(**GLOBAL.get(name, {})), backbone="mlp", num_classes=10, image_shape=SHAPE,
+        ema_decay=0.9, schedule=schedule, optimizer=lambda p: torch.optim.SGD(p, 0.05),
+    )  # fmt: skip
+    with torch.no_grad():  # a network with opinions
+        for p in model.head.parameters():
+            p.mul_(30)
+    data = SameViews("sample", num_labels=40, val_size=9860, batch_size=8 // devices, unlabeled_ratio=3, seed=1,
+                     steps_per_epoch=6, eval_batch_size=1000)  # fmt: skip
+    seen, health = Recorder(), PseudoLabelHealth()
+    settings: dict[str, Any] = {"strategy": "ddp"} if devices > 1 else {}
+    run = trainer([seen, health], devices=devices, max_epochs=2, log_every_n_steps=4, **settings)
+    run.fit(model, data)
+    if devices > 1:
+        run.strategy.barrier()
+    logged = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("pseudo_labels/")}
+    return {"state": state(model), "losses": seen.losses, "health": logged}
+
+
+def main(out: Path) -> None:
+    """Trains all; each process writes what it saw."""
+    found = {f"{name} {kind}": train(name, kind, 2) for name in GLOBAL for kind in SCHEDULES}
+    found.update({f"{name} joint": train(name, "joint", 2) for name in ("DST", "Reconstruction", "MeanTeacher")})
+    torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

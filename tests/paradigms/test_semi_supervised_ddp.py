@@ -1,0 +1,45 @@
+"""Two gloo processes learn what one learns with the same global batch, global statistics included."""
+
+import os
+import subprocess
+import sys
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from tests.paradigms.helpers import ROOT, moved
+from tests.paradigms.semi_worker import GLOBAL, SCHEDULES, train
+
+Schedule = Literal["joint", "alternating"]
+RUNS: list[tuple[str, Schedule]] = [(name, kind) for name in GLOBAL for kind in SCHEDULES]
+RUNS += [("Reconstruction", "joint"), ("MeanTeacher", "joint"), ("DST", "joint")]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("ddp")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.paradigms.semi_worker", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(("name", "schedule"), RUNS)
+def test_replicas_are_equal_to_the_bit(ranks: list[dict[str, Any]], name: str, schedule: Schedule) -> None:
+    first, second = (rank[f"{name} {schedule}"]["state"] for rank in ranks)
+    assert not moved(first, second)
+
+
+@pytest.mark.parametrize(("name", "schedule"), [run for run in RUNS if run[0] != "Reconstruction"])  # has BatchNorm
+def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], name: str, schedule: Schedule) -> None:
+    together, alone = ranks[0][f"{name} {schedule}"], train(name, schedule, 1)
+    for key, tensor in alone["state"].items():
+        torch.testing.assert_close(together["state"][key], tensor, atol=1e-4, rtol=1e-3, msg=key)
+    both = [rank[f"{name} {schedule}"] for rank in ranks]
+    mean = [(a + b) / 2 for a, b in zip(both[0]["losses"], both[1]["losses"], strict=True)]
+    assert mean == pytest.approx(alone["losses"], rel=1e-3)
+    assert "pseudo_labels/accepted" in alone["health"]
+    for rank in both:
+        assert rank["health"] == pytest.approx(alone["health"], rel=1e-3)
