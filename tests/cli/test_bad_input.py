@@ -1,17 +1,22 @@
 """One clear sentence, exit code 2, before the first step: over the real command line."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.io import savemat
+from torchvision.datasets import svhn
 
 from sft_lightning.__main__ import main
 from tests.conftest import CONFIGS
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
+SEMI_SUPERVISED = CONFIGS / "semi_supervised"
 AUTOENCODER = str(CONFIGS / "quickstart" / "autoencoder.yaml")
 
 
@@ -72,6 +77,56 @@ def test_unknown_keys_of_a_file_are_refused_by_name(workdir: Path, capsys: pytes
 
 def test_no_unlabeled_images_where_they_are_needed(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "gives no unlabeled image" in refused(capsys, "--data.init_args.num_labels", "null", config=AUTOENCODER)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--model.init_args.lambda_u=-1"], "lambda_u is -1.0: give a number of at least 0"),
+        (["--model.init_args.supervised_steps=0"], "supervised_steps is 0: give a number of at least 1"),
+        (["--model.init_args.unsupervised_steps=0"], "unsupervised_steps is 0: give a number of at least 1"),
+        (["--model.init_args.ema_decay=1"], "ema_decay is 1.0"),
+        (["--model.init_args.lambda_ramp=cosine"], "model.lambda_ramp"),
+        (["--model.init_args.strategy.class_path=FixMach"], "did you mean 'FixMatch'"),
+        (["--model.init_args.strategy.init_args.treshold=0.9"], "FixMatch has no option 'treshold' (did you mean"),
+        (["--model.init_args.strategy.init_args.threshold=95"], "threshold is 95.0: give a share from 0 to 1"),
+        (["--model.init_args.bakbone=mlp"], "SemiSupervisedModule has no option 'bakbone' (did you mean 'backbone'"),
+        (["--model.init_args.strategy=MeanTeacher", "--model.init_args.ema_decay=0"], "set ema_decay"),
+        (["--data.init_args.num_labels=null"], "gives no unlabeled image"),
+        (["--data.init_args.unlabeled_ratio=0"], "unlabeled_ratio is 0"),
+        (["--data.init_args.strong_view.cutout=3"], "cutout is 3.0: give a share from 0 to 1"),
+        (["--data.init_args.weak_view.crop_padding=-2"], "crop_padding is -2"),
+        (["--data.init_args.strong_view", "{operations: 0, cutout: 0.0}"], "strong_view changes nothing"),
+    ],
+)
+def test_semi_supervised(args: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fixmatch = ["--config", str(SEMI_SUPERVISED / "fixmatch.yaml")]
+    assert expected in refused(capsys, *fixmatch, *args, config=str(SEMI_SUPERVISED / "shared.yaml"))
+
+
+def test_a_strategy_without_the_shared_config(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give the config that does as the first" in refused(capsys, config=str(SEMI_SUPERVISED / "fixmatch.yaml"))
+
+
+def test_an_unlabeled_source_of_another_size_or_channels(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svhn, "check_integrity", lambda path, md5: Path(path).is_file())  # fakes have other checksums
+    Path("root", "MNIST", "raw").mkdir(parents=True)
+    for part in ("train", "t10k"):
+        images = struct.pack(">4B3I", 0, 0, 8, 3, 4, 6, 6) + bytes(4 * 6 * 6)
+        Path("root", "MNIST", "raw", f"{part}-images-idx3-ubyte").write_bytes(images)
+        labels = bytes([0, 0, 8, 1, 0, 0, 0, 4, 0, 1, 2, 3])
+        Path("root", "MNIST", "raw", f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    for part in ("train", "test"):
+        pictures = np.arange(3 * 32 * 32 * 2).astype(np.uint8).reshape(32, 32, 3, 2)
+        savemat(Path("root", f"{part}_32x32.mat"), {"X": pictures, "y": np.array([[1], [2]], np.uint8)})
+    for name, shape in (("MNIST", "(1, 6, 6)"), ("SVHN", "(3, 32, 32)")):
+        words = ["--config", str(SEMI_SUPERVISED / "fixmatch.yaml"), "--data.init_args.root=root"]
+        words += [f"--data.init_args.unlabeled_source={name}"]
+        said = refused(capsys, *words, config=str(SEMI_SUPERVISED / "shared.yaml"))
+        assert f"unlabeled_source {name!r} has pictures of shape {shape}, source 'sample' of (1, 28, 28)" in said
+        assert "set image_size and channels" in said
 
 
 def test_weights_that_fit_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

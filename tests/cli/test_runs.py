@@ -82,6 +82,28 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(what: str, workdir: Pa
     assert main(["test", "--ckpt_path", "last", "--run_name", "parts"]) == 0
 
 
+@pytest.mark.parametrize("schedule", ["joint", "alternating"])
+@pytest.mark.parametrize("strategy", ["FlexMatch", "FreeMatch", "MeanTeacher", "DST", "MixMatch"])
+def test_resumed_semi_supervised_run_ends_where_an_uninterrupted_one_does(
+    strategy: str, schedule: str, workdir: Path
+) -> None:
+    shared = ["fit", "--config", str(CONFIGS / "semi_supervised" / "shared.yaml"), "--model.init_args.backbone=mlp"]
+    shared += [f"--model.init_args.strategy={strategy}", f"--model.init_args.schedule={schedule}"]
+    shared += [
+        "--data.init_args.steps_per_epoch=5",
+        "--model.init_args.warmup_steps=2",
+        "--data.init_args.batch_size=4",
+    ]
+    shared += ["--model.init_args.lr_scheduler.init_args.total_steps=20"]
+    assert main([*shared, "--trainer.max_epochs=4", "--run_name=whole"]) == 0
+    assert main([*shared, "--trainer.max_epochs=2", "--run_name=parts"]) == 0
+    assert main([*shared, "--trainer.max_epochs=4", "--run_name=parts", "--ckpt_path=last"]) == 0
+    whole, parts = (state(workdir / "lightning_logs" / name / "version_0") for name in ("whole", "parts"))
+    assert len([name for name in whole if name.startswith("average.")]) > 6
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert main(["test", "--ckpt_path=last", "--run_name=parts"]) == 0
+
+
 def test_predict_reads_new_folders_and_lists_skipped_images(
     workdir: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
