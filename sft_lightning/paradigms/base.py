@@ -100,11 +100,20 @@ class Paradigm(LightningModule, ABC):
             self._log_training(self.trainer.global_step)
 
     def _log_training(self, step: int) -> None:
-        means = {f"train/{name}": value / self._summed[name] for name, value in self._sums.items()}
-        self.log("train/loss", means.pop("train/loss"), prog_bar=True)
-        self.log_dict(means)
+        means = {name: value / self._summed[name] for name, value in self._sums.items()}
+        means.update(self.derived(means))
+        self.log("train/loss", means.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
         self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         self._sums, self._summed, self._logged_step = {}, {}, step
+
+    def derived(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is worked out from the averages when the log is due.
+
+        Args:
+            means: Of what the steps logged.
+        """
+        return {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over all groups, each with its share of the learning rate.

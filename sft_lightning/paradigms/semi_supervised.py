@@ -1,5 +1,6 @@
 """Semi-supervised fine-tuning: argmin L_s(theta) + lambda L_u(theta), L_s on few labels, L_u on many other examples."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -174,7 +175,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         return Outputs(both.features[count:], both.logits[count:]), Outputs(both.features[:count], both.logits[:count])
 
     def _finished(self, supervised: Tensor | None, result: Result | None) -> StepResult:
-        share = self.lambda_u * ramp(self.lambda_ramp, max(0, self.global_step - self.warmup_steps), self.ramp_steps)
+        share = self._lambda_now()
         parts = [] if supervised is None else [supervised]
         logs = {} if supervised is None else {"supervised": supervised}
         if result is not None:
@@ -186,6 +187,19 @@ class SemiSupervisedModule(FineTuneClassifier):
         if self.trainer.world_size > 1:  # DDP waits for the gradient of every parameter
             parts.append(0 * torch.stack([p.sum() for p in self.strategy.parameters()] or [parts[0]]).sum())
         return StepResult(torch.stack(parts).sum(), logs)
+
+    def _lambda_now(self) -> float:
+        return self.lambda_u * ramp(self.lambda_ramp, max(0, self.global_step - self.warmup_steps), self.ramp_steps)
+
+    def derived(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The ratio lambda L_u / L_s: near 0, the unlabeled part says nothing; far above 1, it drowns the labels.
+
+        Args:
+            means: Of what the steps logged.
+        """
+        if "supervised" not in means or "unsupervised" not in means:
+            return {}
+        return {"ratio": self._lambda_now() * means["unsupervised"] / means["supervised"].clamp_min(1e-8)}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The average follows after each optimizer step."""
