@@ -1,7 +1,7 @@
-"""Backbones by name: `mlp`, `conv`, any torchvision or timm model, with weights from nowhere, a publisher or a file."""
+"""Backbones by name, our own or any torchvision or timm model; weights from nowhere, a publisher or a file."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from sft_lightning.errors import InputError, near
 from sft_lightning.networks.autoencoders import ConvEncoder, MLPEncoder
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, load_into, read_weights
+from sft_lightning.networks.wide_resnet import WideResNet
 
 _log = logging.getLogger(__name__)
-OWN = ("mlp", "conv")
+OWN: dict[str, Callable[[Sequence[int]], nn.Module]] = {"mlp": MLPEncoder, "conv": ConvEncoder, "wrn_28_2": WideResNet}
 Stats = float | Sequence[float]
 
 
@@ -118,8 +119,8 @@ def build_backbone(
     """Builds a backbone and fills it.
 
     Args:
-        name: `mlp`, `conv`, a torchvision or timm name; `torchvision/NAME` or `timm/NAME` where both have it
-            (torchvision's comes first).
+        name: `mlp`, `conv`, `wrn_28_2`, a torchvision or timm name; `torchvision/NAME` or `timm/NAME` where both have
+            it (torchvision's comes first).
         image_shape: (C, H, W) of the pictures.
         weights: `none`, `default` (the published ones, downloaded), or the path of a file or run.
         mean: Normalization; null for that of the weights, or none.
@@ -135,7 +136,7 @@ def build_backbone(
     if name in OWN:
         if published:
             raise InputError(f"weights is 'default', but nobody publishes weights of {name!r}: give none or a path")
-        net: nn.Module = MLPEncoder(image_shape) if name == "mlp" else ConvEncoder(image_shape)
+        net = OWN[name](image_shape)
         backbone = Backbone(name, net, int(net.num_features), image_shape)  # type: ignore[arg-type]
     else:
         if image_shape[0] not in (1, 3):
@@ -198,7 +199,7 @@ def _library(name: str, image_shape: Sequence[int], published: bool) -> Backbone
         return _timm(name, rest, image_shape, published)
     known = [*OWN, *list_models(module=_torchvision_models()), *timm.list_models()]
     raise InputError(
-        f"backbone {name!r} is unknown{near(rest, known)}: give mlp, conv, or a name of torchvision.models or timm"
+        f"backbone {name!r} is unknown{near(rest, known)}: give {', '.join(OWN)} or a name of torchvision or timm"
     )
 
 

@@ -56,7 +56,7 @@ class FineTuneClassifier(Paradigm):
         """Builds the network and loads its weights.
 
         Args:
-            backbone: `mlp`, `conv`, or a torchvision or timm name.
+            backbone: `mlp`, `conv`, `wrn_28_2`, or a torchvision or timm name.
             num_classes: Outputs; the command line takes it from the data.
             image_shape: (C, H, W); the command line takes it from the data.
             class_names: For predictions; the command line takes them from the data.

@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "SoftMatch": {"momentum": 0.9},
     "VirtualAdversarial": {"xi": 0.3},
 }
+SMOOTH = ("MeanTeacher", "PiModel", "VirtualAdversarial")  # their gradient vanishes where a network is too sure
 DECAY, RATE = 0.9, 0.05
 
 
@@ -44,7 +45,7 @@ def module(name: str, **settings: Any) -> SemiSupervisedModule:
     )  # fmt: skip
     with torch.no_grad():  # a network with opinions
         for p in made.head.parameters():
-            p.mul_(3 if name == "VirtualAdversarial" else 30)  # the direction of an attack is sensitive
+            p.mul_(3 if name in SMOOTH else 30)
         made.average.head.load_state_dict(made.head.state_dict())  # type: ignore[union-attr]
     return made.double()
 

@@ -104,8 +104,11 @@ def test_pi_model_and_mean_teacher() -> None:
     pi, both = loss(strategies.PiModel())
     teacher, one = loss(strategies.MeanTeacher())
     assert pi.loss.item() == pytest.approx(expected) == teacher.loss.item()
-    assert one != 0
-    assert both != pytest.approx(one)  # the Pi-model has gradient on both sides, the teacher has none
+    # The logits are scale * z, so dp/dscale = p (z - sum p z); loss = mean (p - q)^2 over 6 numbers.
+    p, q = WEAK.softmax(1), STRONG.softmax(1)
+    dp, dq = (s * (z - (s * z).sum(1, keepdim=True)) for s, z in ((p, WEAK), (q, STRONG)))
+    assert both == pytest.approx(float((2 * (p - q) * (dp - dq)).mean()), rel=1e-4)
+    assert one == pytest.approx(float((2 * (p - q) * dp).mean()), rel=1e-4)  # the teacher has none
 
 
 def test_uda() -> None:

@@ -9,6 +9,8 @@ from torchvision.models.regnet import BlockParams
 
 from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.blocks import blocks
+from sft_lightning.networks.wide_resnet import WideResNet
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
 
@@ -42,11 +44,21 @@ def test_number_of_features_is_what_forward_gives(name: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 29, 37)])
-@pytest.mark.parametrize(("name", "features"), [("mlp", 32), ("conv", 128)])
+@pytest.mark.parametrize(("name", "features"), [("mlp", 32), ("conv", 128), ("wrn_28_2", 128)])
 def test_own_networks_take_any_size(name: str, features: int, shape: tuple[int, int, int]) -> None:
     backbone, _ = build_backbone(name, shape)
     assert backbone.num_features == features
     assert backbone(torch.rand(4, *shape)).shape == (4, features)
+
+
+def test_wide_resnet_has_the_parameters_of_the_paper() -> None:
+    """1.5 million with 10 classes (Oliver et al. 2018, WRN-28-2), 36.5 with WRN-28-10 (Zagoruyko & Komodakis 2016)."""
+    for width, millions in ((2, 1.5), (10, 36.5)):
+        net = WideResNet((3, 32, 32), 28, width)
+        count = sum(p.numel() for p in net.parameters()) + 10 * (net.num_features + 1)
+        assert count / 1e6 == pytest.approx(millions, abs=0.05)
+        assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in net.modules()) == 25
+    assert len(blocks(WideResNet((3, 32, 32)))) == 13  # the first convolution and 3 x 4 residual blocks
 
 
 @pytest.mark.slow
