@@ -15,14 +15,12 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from about import about
+from commands import fit, test
 
-from sft_lightning.cli import run
 from sft_lightning.study.baselines import logistic_regression
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "quickstart"
 VARIANTS: dict[str, list[str]] = {
     "mlp": [],
     "mlp denoising": ["--model.init_args.noise", "0.3"],
@@ -32,21 +30,6 @@ VARIANTS: dict[str, list[str]] = {
     "conv masked": ["--model.init_args.hidden", "0.5"],
     "mlp on digits": ["--data.init_args.unlabeled_source", "sample-digits"],
 }
-
-
-def fit(config: str, name: str, seed: int, *extra: str) -> tuple[Path, Any]:
-    """One `fit`; gives the run's folder and what took part."""
-    cli = run(
-        ["fit", "--config", str(CONFIGS / config), "--run_name", name, "--seed_everything", str(seed),
-         "--data.init_args.seed", str(seed), "--trainer.enable_progress_bar", "false", *extra]
-    )  # fmt: skip
-    return Path(cli.trainer.log_dir or "."), cli
-
-
-def test(folder: Path) -> float:
-    """Test accuracy of a run's last iterate."""
-    cli = run(["test", "--ckpt_path", str(folder), "--trainer.enable_progress_bar", "false"])
-    return float(cli.trainer.callback_metrics["test/accuracy"])
 
 
 def main() -> None:
@@ -80,7 +63,7 @@ def main() -> None:
         for network in sorted({variant.split()[0] for variant in args.variants}):
             backbone = ["--model.init_args.backbone", network]
             if str(seed) not in done.get(f"{network} from scratch", {}):
-                folder, cli = fit("fine_tune.yaml", "scratch", seed, *backbone)
+                folder, cli = fit(["quickstart/fine_tune.yaml"], "scratch", seed, *backbone)
                 record(f"{network} from scratch", seed, test(folder))
                 record("logistic regression", seed, logistic_regression(cli.datamodule))
         for variant in args.variants:
@@ -88,11 +71,13 @@ def main() -> None:
                 continue
             network = variant.split()[0]
             epochs = ["--trainer.max_epochs", str(args.epochs), "--model.init_args.network", network]
-            encoder, _ = fit("autoencoder.yaml", "autoencoder", seed, *epochs, *VARIANTS[variant])
+            encoder, _ = fit(["quickstart/autoencoder.yaml"], "autoencoder", seed, *epochs, *VARIANTS[variant])
             start_from = ["--model.init_args.backbone", network, "--model.init_args.weights", str(encoder)]
-            folder, _ = fit("fine_tune.yaml", "tuned", seed, *start_from)
+            folder, _ = fit(["quickstart/fine_tune.yaml"], "tuned", seed, *start_from)
             record(f"{variant}, all tuned", seed, test(folder))
-            folder, _ = fit("fine_tune.yaml", "frozen", seed, *start_from, "--model.init_args.tune", "head")
+            folder, _ = fit(
+                ["quickstart/fine_tune.yaml"], "frozen", seed, *start_from, "--model.init_args.tune", "head"
+            )
             record(f"{variant}, frozen", seed, test(folder))
     print(json.dumps({"seconds": round(time.monotonic() - start), **json.loads(out.read_text())}, indent=1))
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sft_lightning.data.randaugment import cutout, grayscale, randaugment
 from sft_lightning.errors import InputError, at_least, shares
 
-_STREAM = 1 << 48  # keeps the draws of the views of one batch apart
+_APART = 0x9E3779B9  # between the seeds of the views of one batch; of 32 bits, all that torch's CPU generator knows
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
     if draw is None or not (view.flip or view.crop_padding or view.crop_scale):
         return x
     # Drawn on the CPU: the same numbers on every device, and only a few of them.
-    generator = torch.Generator().manual_seed(draw + number * _STREAM)
+    generator = _generator(draw, number)
     count, _, height, width = x.shape
     if view.crop_scale is not None:
         x = _resized_crop(x, view.crop_scale, generator)
@@ -117,10 +117,14 @@ def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tenso
         draw: Seed of this batch.
     """
     x = weak(x, weak_view, draw, 2)
-    generator = torch.Generator().manual_seed(draw + 3 * _STREAM)
+    generator = _generator(draw, 3)
     if view.operations:
         x = randaugment(x, view.operations, generator)
     return cutout(x, view.cutout, generator) if view.cutout else x
+
+
+def _generator(draw: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed((draw + number * _APART) % 2**32)
 
 
 def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> Tensor:

@@ -1,7 +1,9 @@
 """What every method must beat: logistic regression on the raw pixels."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.images import MemoryImages
@@ -12,12 +14,13 @@ from sft_lightning.errors import InputError
 _MOST = 500_000_000  # numbers; more would not fit beside everything else on a small machine
 
 
-def logistic_regression(data: ImageDataModule, strength: float = 1.0) -> float:
-    """Trains scikit-learn's logistic regression on the labeled pixels and measures it on the test split.
+def logistic_regression(data: ImageDataModule, strength: float = 1.0, backbone: nn.Module | None = None) -> float:
+    """Trains scikit-learn's logistic regression on the labeled pixels or features and measures it on the test split.
 
     Args:
         data: Set up; its labels and splits are used as they are.
         strength: Inverse of the L2 penalty (scikit-learn's C), its default.
+        backbone: From pixels to features, frozen; None for the pixels themselves.
 
     Returns:
         Test accuracy, 0 to 1.
@@ -29,8 +32,18 @@ def logistic_regression(data: ImageDataModule, strength: float = 1.0) -> float:
 
     x, y = _pixels(data, "labeled")
     x_test, y_test = _pixels(data, "test")
+    if backbone is not None:
+        x, x_test = (_features(backbone, pixels, data.image_shape) for pixels in (x, x_test))
+        mean, deviation = x.mean(0), x.std(0).clamp_min(1e-6)  # features have any scale, the penalty has one
+        x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
     model = LogisticRegression(C=strength, max_iter=1000).fit(x.numpy(), y.numpy())
     return float(model.score(x_test.numpy(), y_test.numpy()))
+
+
+@torch.no_grad()
+def _features(backbone: nn.Module, pixels: Tensor, image_shape: Sequence[int]) -> Tensor:
+    backbone.eval()
+    return torch.cat([backbone(chunk.view(-1, *image_shape)) for chunk in pixels.split(500)])
 
 
 def _pixels(data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:

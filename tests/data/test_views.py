@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.data.views import StrongView, WeakView, to_float, weak
+from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
 from sft_lightning.errors import InputError
 
 ALL = WeakView(flip=True, crop_padding=3, crop_scale=[0.3, 1.0])
@@ -135,6 +135,30 @@ def test_to_float_resizes(size: int | None, shape: tuple[int, ...]) -> None:
     y = to_float(x, 1, size)
     assert y.shape == shape
     assert torch.allclose(y, torch.tensor(0.2))
+
+
+@pytest.mark.parametrize("view", [WeakView(flip=True), WeakView(crop_padding=3), WeakView(crop_scale=[0.3, 1.0])])
+def test_each_view_of_a_batch_has_draws_of_its_own(view: WeakView) -> None:
+    x = batch(64)
+    first, second, plain = weak(x, view, 7), weak(x, view, 7, 1), StrongView(operations=0, cutout=0.0)
+    third, next_batch = strong(x, view, plain, 7), weak(x, view, 8)
+    views = [first, second, third, next_batch]
+    for i, a in enumerate(views):
+        for b in views[:i]:
+            same = (a == b).flatten(1).all(1).float().mean()
+            assert same < 0.8  # half of the flips agree by chance
+    assert torch.equal(second, weak(x, view, 7, 1))
+
+
+def test_cutout_and_operations_are_not_drawn_with_the_crop() -> None:
+    """A view that only covers leaves another trace for the same draw than one that shifts."""
+    x = torch.ones(400, 1, 28, 28)
+    shift = WeakView(crop_padding=10)
+    rows = (weak(x, shift, 3)[:, 0].amax(2) > 0).float()  # where rows of zeros came in from above
+    top = rows.argmax(1).float()
+    covered = (strong(x, WeakView(), StrongView(0, 0.3), 3)[:, 0].amin(2) < 1).float().argmax(1).float()
+    correlation = torch.corrcoef(torch.stack([top, covered]))[0, 1]
+    assert abs(float(correlation)) < 0.2  # 4 deviations of independent draws
 
 
 @pytest.mark.parametrize(

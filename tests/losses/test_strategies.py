@@ -126,7 +126,7 @@ def test_20_steps_equal_the_paper(name: str) -> None:
     for mine, theirs in zip(model.average.parameters(), plain.mean.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
     if reference.accepted:
-        assert 0.05 < sum(reference.accepted) / len(reference.accepted) < 0.98
+        assert 0.05 < sum(reference.accepted) / len(reference.accepted) < 0.995
 
 
 @pytest.mark.parametrize("name", ["FixMatch", "AdaMatch", "MixMatch"])
