@@ -1,5 +1,6 @@
 """LightningCLI with our paradigms, a folder for each run, and errors that are sentences."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -123,6 +124,8 @@ def run(args: Sequence[str]) -> SFTCLI:
     """
     quiet()
     spare_cpu()
+    if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
+        sys.path.append("")
     return SFTCLI(
         LightningModule,
         subclass_mode_model=True,

@@ -1,13 +1,17 @@
 """What the README shows for Python, with a plain Trainer."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import sft_lightning
 from sft_lightning import AutoencoderModule, FineTuneClassifier, ImageDataModule
+from tests.conftest import CONFIGS, ROOT
 
 
 def adam(parameters: object) -> torch.optim.Optimizer:
@@ -44,3 +48,22 @@ def test_a_checkpoint_loads_without_its_optimizer(workdir: Path) -> None:
     loaded = FineTuneClassifier.load_from_checkpoint("model.ckpt", weights_only=True)
     x = torch.rand(3, 1, 28, 28)
     assert torch.equal(loaded.eval()(x), model.eval()(x))
+
+
+def test_a_strategy_in_a_file_of_ones_own(workdir: Path) -> None:
+    """The README's example, as it stands there, named by its class path."""
+    text = (ROOT / "README.md").read_text()
+    block = next(b for b in text.split("```python\n")[1:] if b.startswith("# my_strategy.py")).split("```")[0]
+    Path("my_strategy.py").write_text(block)
+    semi_supervised = CONFIGS / "semi_supervised"
+    words = ["fit", "--config", str(semi_supervised / "shared.yaml"), "--data.init_args.steps_per_epoch=3"]
+    words += ["--model.init_args.strategy=my_strategy.TopShare", "--model.init_args.strategy.init_args.share=0.25"]
+    words += ["--trainer.log_every_n_steps=3", "--trainer.max_epochs=1", "--run_name=mine"]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("sft-lightning")), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    events = EventAccumulator(str(workdir / "lightning_logs" / "mine" / "version_0"))
+    events.Reload()
+    (accepted,) = events.Scalars("pseudo_labels/accepted")
+    assert accepted.value == pytest.approx(0.25, abs=0.01)

@@ -196,3 +196,27 @@ def test_what_is_shared() -> None:
     logits = torch.zeros(4, 2)
     value = masked_cross_entropy(logits, torch.zeros(4, dtype=torch.long), torch.tensor([1.0, 1.0, 0.0, 0.0]))
     assert value.item() == pytest.approx(LOG(2) / 2)  # divided by the batch, not by what is accepted
+
+
+def test_an_attack_leaves_the_statistics_of_batch_normalization_alone() -> None:
+    norm = nn.BatchNorm2d(1)
+
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def outputs(self, x: Tensor) -> Outputs:
+            z = self.norm(x).flatten(1)[:, :2]
+            return Outputs(z, z)
+
+    net = Normed()
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    student = net.outputs(x)
+    mean, variance, count = norm.running_mean.clone(), norm.running_var.clone(), int(norm.num_batches_tracked)  # type: ignore[union-attr,arg-type]
+    strategy = strategies.VirtualAdversarial(epsilon=5.0)
+    strategy.loss(step(net, Batch(x, x, x, torch.arange(6)), student)).loss.backward()
+    assert torch.equal(norm.running_mean, mean)  # type: ignore[arg-type]
+    assert torch.equal(norm.running_var, variance)  # type: ignore[arg-type]
+    assert int(norm.num_batches_tracked) == count == 1  # type: ignore[arg-type]
+    assert norm.momentum == 0.1
