@@ -220,3 +220,111 @@ def test_an_attack_leaves_the_statistics_of_batch_normalization_alone() -> None:
     assert torch.equal(norm.running_var, variance)  # type: ignore[arg-type]
     assert int(norm.num_batches_tracked) == count == 1  # type: ignore[arg-type]
     assert norm.momentum == 0.1
+
+
+def test_freematch_fairness() -> None:
+    strategy = strategies.FreeMatch(momentum=0.0, fairness=1.0)
+    result, _ = loss(strategy)
+    plain, _ = loss(strategies.FreeMatch(momentum=0.0, fairness=0.0))
+    # Accepted are the first and the third: strong views (0.5, 0.5), class 0, and (0.25, 0.75), class 1.
+    now = [(0.5 + 0.25) / 1, (0.5 + 0.75) / 1]  # mass over the share of answers, one of each class
+    now = [v / sum(now) for v in now]
+    running = [(1.25 / 3) / (1 / 3), (1.75 / 3) / (2 / 3)]
+    running = [v / sum(running) for v in running]
+    expected = sum(r * LOG(v) for r, v in zip(running, now, strict=True))
+    assert (result.loss - plain.loss).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_virtual_adversarial() -> None:
+    """With two classes the worst direction is (1, -1); which of its two ends the draw decides."""
+    result, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
+    drawn = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for z, d in zip(WEAK.tolist(), drawn.tolist(), strict=True):
+        way = math.copysign(0.5 / math.sqrt(2), d[0] - d[1])
+        p = [math.exp(v) for v in z]  # the logits are logarithms of probabilities
+        q = [math.exp(z[0] + way), math.exp(z[1] - way)]
+        expected += sum(a * LOG(a / (b / sum(q))) for a, b in zip(p, q, strict=True)) / 3
+    assert result.loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_virtual_adversarial_with_entropy() -> None:
+    alone, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
+    both, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01, entropy=2.0))
+    entropy, _ = loss(strategies.EntropyMinimization())
+    assert (both.loss - alone.loss).item() == pytest.approx(2 * entropy.loss.item(), rel=1e-4)
+
+
+def test_dst() -> None:
+    class Fixed(strategies.DST):
+        """Both heads give the features back."""
+
+        def build(self, about: About) -> None:
+            super().build(about)
+            for head in (self.pseudo_head, self.worst_head):
+                head.weight.data.copy_(torch.eye(2))
+                head.bias.data.zero_()
+
+    known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.3), LOG(0.7)]])
+    result, _ = loss(Fixed(threshold=0.75, worst=2.0, trade_off=3.0), (known, torch.tensor([0, 0])))
+    consistency = -(LOG(0.5) + LOG(0.75)) / 3
+    right = -(LOG(0.9) + LOG(0.7)) / 2  # its own answers count, not the labels
+    wrong = -(LOG(0.5) + LOG(0.1) + LOG(0.25)) / 3
+    assert result.weight.tolist() == [1, 0, 1]
+    assert result.loss.item() == pytest.approx(consistency + 2 * (3 * right + wrong), rel=1e-4)
+
+
+def test_reconstruction() -> None:
+    class Half(strategies.Reconstruction):
+        """Draws pictures of half the brightness."""
+
+        def build(self, about: About) -> None:
+            self.decoder = Halved()  # type: ignore[assignment]
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 2
+
+    result, gradient = loss(Half())
+    mean_square = float(WEAK.square().mean())
+    assert result.loss.item() == pytest.approx(mean_square / 4)
+    assert gradient == pytest.approx(-mean_square / 2)  # d/ds (s/2 - 1)^2 at s = 1
+    assert result.pseudo_labels is None
+
+
+def test_mixmatch() -> None:
+    class Swapped(strategies.MixMatch):
+        """Three quarters of each, one of its neighbor."""
+
+        def mixture(self, count: int, draw: int) -> tuple[Tensor, Tensor]:
+            return torch.full((count,), 0.75), torch.arange(count).roll(1)
+
+    strategy = Swapped(temperature=0.5)
+    strategy.build(About(2, 2, (1, 1, 2)))
+    weak, other = (torch.tensor([z]).view(1, 1, 1, 2) for z in ([LOG(0.8), LOG(0.2)], [LOG(0.6), LOG(0.4)]))
+    known = torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)
+
+    class Flat(Net):
+        def outputs(self, x: Tensor) -> Outputs:
+            return super().outputs(x.flatten(1))
+
+    net = Flat()
+    batch = Batch(weak, weak, other, torch.arange(1))
+    result = strategy.loss(step(net, batch, labeled=Labeled(known, torch.tensor([1]))))
+    mean = 0.7
+    guess = [mean**2 / (mean**2 + 0.3**2), 0.3**2 / (mean**2 + 0.3**2)]
+    rows = [([0.0, 2.0], [0.0, 1.0]), ([LOG(0.8), LOG(0.2)], guess), ([LOG(0.6), LOG(0.4)], guess)]
+    mixed = [
+        [[0.75 * a + 0.25 * b for a, b in zip(rows[i][k], rows[i - 1][k], strict=True)] for k in (0, 1)]
+        for i in range(3)
+    ]
+    probabilities, targets = [], []
+    for logits, target in mixed:
+        e = [math.exp(v) for v in logits]
+        probabilities.append([v / sum(e) for v in e])
+        targets.append(target)
+    supervised = -sum(t * LOG(p) for t, p in zip(targets[0], probabilities[0], strict=True))
+    squares = [(t - p) ** 2 for i in (1, 2) for t, p in zip(targets[i], probabilities[i], strict=True)]
+    assert result.supervised is not None
+    assert result.supervised.item() == pytest.approx(supervised, rel=1e-4)
+    assert result.loss.item() == pytest.approx(sum(squares) / 4, rel=1e-4)
