@@ -13,6 +13,7 @@ from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, 
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
+from sft_lightning.paradigms.alternation import Alternation
 from tests.data.conftest import break_middle, memory_part, picture
 
 CROPS = Geometry(8, scale=(0.2, 1.0))
@@ -250,3 +251,79 @@ def test_a_whole_batch_that_fails_is_skipped_in_evaluation_and_refused_in_traini
     with pytest.raises(InputError, match="no image of a whole batch could be read") as caught:
         list(trained.batches(0, 12))
     assert names[0] in str(caught.value)
+
+
+# --- few labels beside many unlabeled examples
+
+
+@given(world=st.integers(1, 3), steps=st.integers(1, 12), **SIZES)
+def test_endless_batches_are_full_and_pass_after_pass(
+    count: int, batch_size: int, seed: int, world: int, steps: int
+) -> None:
+    ranks = [BatchPlan(count, batch_size, seed, True, rank, world, endless=True) for rank in range(world)]
+    seen: list[int] = []
+    for g in range(steps):
+        for plan in ranks:
+            indices, _ = plan[g]
+            assert len(indices) == batch_size
+            seen += indices.tolist()
+    for start in range(0, len(seen) - count + 1, count):
+        assert sorted(seen[start : start + count]) == list(range(count))
+    alone = BatchPlan(count, batch_size * world, seed, True, endless=True)
+    assert seen == [i for g in range(steps) for i in alone[g][0].tolist()]
+    again = BatchPlan(count, batch_size * world, seed, True, endless=True)
+    assert again[steps - 1][0].tolist() == alone[steps - 1][0].tolist()  # whatever was asked before
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_balanced_classes_take_turns(labels: list[int], seed: int) -> None:
+    classes = sorted(set(labels))
+    size, most = len(classes), max(labels.count(c) for c in classes)
+    plan = BatchPlan(len(labels), size, seed, True, endless=True, balance=torch.tensor(labels))
+    batches = [plan[g][0].tolist() for g in range(3 * most)]
+    for batch in batches:
+        assert sorted(labels[i] for i in batch) == classes  # one of each
+    first_pass = [i for batch in batches[:most] for i in batch]
+    assert set(first_pass) == set(range(len(labels)))  # nobody is left out
+
+
+def test_endless_passes_are_shuffled_anew() -> None:
+    plan = BatchPlan(20, 20, 0, True, endless=True)
+    orders = [tuple(plan[g][0].tolist()) for g in range(4)]
+    assert len(set(orders)) == 4
+
+
+@pytest.mark.parametrize("needs_labels", [False, True])
+@pytest.mark.parametrize("stop", [1, 4, 9])
+def test_an_alternating_epoch_goes_on_with_exactly_what_is_left(needs_labels: bool, stop: int) -> None:
+    split = Split(memory_part([i % 3 for i in range(40)]), list(range(40)))
+
+    def loader() -> TrainLoader:
+        plans = {
+            "labeled": BatchPlan(40, 3, 0, True, endless=True),
+            "unlabeled": BatchPlan(40, 7, 1, True),
+        }
+        streams = {name: Stream(split, plan, Geometry(8)) for name, plan in plans.items()}
+        return TrainLoader(streams, 10, Alternation(3, 2, 3, needs_labels))
+
+    def told(batches: list[dict[str, RawBatch]]) -> list[dict[str, tuple[list[int], int | None]]]:
+        return [{name: (raw.indices.tolist(), raw.draw) for name, raw in batch.items()} for batch in batches]
+
+    whole = loader()
+    expected = []
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        expected += told(list(whole))
+    first = loader()
+    first.set_epoch(0)
+    list(first)
+    first.set_epoch(1)
+    iterator = iter(first)
+    seen = [next(iterator) for _ in range(stop)]
+    resumed = loader()
+    resumed.load_state_dict(first.state_dict())
+    resumed.set_epoch(1)
+    seen += list(resumed)
+    resumed.set_epoch(2)
+    seen += list(resumed)
+    assert told(seen) == expected[10:]
