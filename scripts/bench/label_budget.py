@@ -45,18 +45,24 @@ class Results:
         """
         self.path, self.how = path, how
         self.rows: dict[str, dict[str, list[float]]] = {}
-        if path.exists():
-            told = json.loads(path.read_text())
-            if told["how"] != how:
-                raise SystemExit(f"{path} was made with {told['how']}, not {how}: give another --out")
+        self.read()
+
+    def read(self) -> None:
+        """Takes over what is in the file by now: several processes may fill it."""
+        if self.path.exists():
+            told = json.loads(self.path.read_text())
+            if told["how"] != self.how:
+                raise SystemExit(f"{self.path} was made with {told['how']}, not {self.how}: give another --out")
             self.rows = told["accuracy_and_seconds"]
 
     def has(self, row: str, seed: int) -> bool:
         """Whether a row is done for a seed."""
+        self.read()
         return str(seed) in self.rows.get(row, {})
 
     def add(self, row: str, seed: int, accuracy: float, seconds: float) -> None:
         """Adds one figure and writes the file."""
+        self.read()
         self.rows.setdefault(row, {})[str(seed)] = [round(accuracy, 4), round(seconds, 1)]
         mean = {
             row: [
