@@ -350,7 +350,7 @@ class ImageDataModule(LightningDataModule):
     def _maker(self, name: str) -> ViewMaker:
         view = self.weak_view
         if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
-            view = WeakView(view.flip, view.crop_padding)  # the worker has cropped while it decoded
+            view = replace(view, crop_scale=None)  # the worker has cropped while it decoded
         return ViewMaker(self._image_shape, view, self.strong_view)
 
 

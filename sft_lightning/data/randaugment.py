@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.data.affine import resampled
+
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
@@ -117,8 +119,8 @@ _RANGES = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translat
 OPERATIONS = (*PIXELS, *GEOMETRIC)
 
 
-def matrices(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel of the result comes from, in `affine_grid`'s coordinates.
+def sources(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel of the result comes from, in pixels from the center.
 
     Args:
         kind: (B,) positions in `GEOMETRIC`.
@@ -129,20 +131,13 @@ def matrices(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (B, 2, 3).
     """
-    theta = torch.zeros(len(m), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1
+    source = torch.eye(2, 3).repeat(len(m), 1, 1)
     turn = kind == 0
-    theta[turn, 0, 0] = theta[turn, 1, 1] = m[turn].cos()
-    # The grid's unit is half a side: a turn of pictures that are not square needs their ratio.
-    theta[turn, 0, 1], theta[turn, 1, 0] = m[turn].sin() * height / width, -m[turn].sin() * width / height
-    for place, row, column, unit in (
-        (1, 0, 1, height / width),
-        (2, 1, 0, width / height),
-        (3, 0, 2, 2.0),
-        (4, 1, 2, 2.0),
-    ):
-        theta[kind == place, row, column] = m[kind == place] * unit
-    return theta
+    source[turn, 0, 0] = source[turn, 1, 1] = m[turn].cos()
+    source[turn, 0, 1], source[turn, 1, 0] = m[turn].sin(), -m[turn].sin()
+    for place, row, column, unit in ((1, 0, 1, 1), (2, 1, 0, 1), (3, 0, 2, width), (4, 1, 2, height)):
+        source[kind == place, row, column] = m[kind == place] * unit
+    return source
 
 
 def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tensor:
@@ -173,9 +168,8 @@ def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tenso
         if len(own):
             kind = chosen[own] - len(PIXELS)
             m = (2 * share[own] - 1) * torch.tensor([_RANGES[name] for name in GEOMETRIC])[kind]
-            theta, own = matrices(kind, m, height, width).to(x.device), own.to(x.device)
-            grid = F.affine_grid(theta, list(x[own].shape), align_corners=False)
-            x[own] = F.grid_sample(x[own], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            own = own.to(x.device)
+            x[own] = resampled(x[own], sources(kind, m, height, width))
     return x
 
 

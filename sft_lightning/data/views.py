@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.data.affine import random_affine
 from sft_lightning.data.randaugment import cutout, grayscale, randaugment
 from sft_lightning.errors import InputError, at_least, shares
 
@@ -20,18 +21,40 @@ class WeakView:
         flip: Mirror half of the pictures left to right. Digits and letters must not be flipped.
         crop_padding: Shift by up to so many pixels, with zeros (black) coming in.
         crop_scale: Smallest and largest share of the area that a random crop keeps, as in [0.08, 1.0], or null.
+        rotation: Turn by up to so many degrees in either direction.
+        translation: Shift by up to this share of the side in either direction, with black coming in.
+        scale: Smallest and largest factor of a random zoom, as in [0.9, 1.1], or null.
+        shear: Shear by up to so many degrees along the rows.
     """
 
     flip: bool = False
     crop_padding: int = 0
     crop_scale: list[float] | None = None
+    rotation: float = 0.0
+    translation: float = 0.0
+    scale: list[float] | None = None
+    shear: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
-        at_least(0, crop_padding=self.crop_padding)
+        at_least(0, crop_padding=self.crop_padding, rotation=self.rotation, shear=self.shear)
+        shares(translation=self.translation)
+        if self.scale is not None and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
+            raise InputError(f"scale is {self.scale}: give two factors such as [0.9, 1.1]")
+        if self.shear >= 90:
+            raise InputError(f"shear is {self.shear}: give fewer than 90 degrees")
         scale = self.crop_scale
         if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             raise InputError(f"crop_scale is {scale}: give two shares of the area such as [0.08, 1.0]")
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether pictures are turned, shifted, scaled or sheared."""
+        return bool(self.rotation or self.translation or self.scale or self.shear)
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return bool(self.flip or self.crop_padding or self.crop_scale or self.is_affine)
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,7 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
         draw: Seed of this batch; None gives the picture as it is.
         number: Of this view among those of the batch, each drawn by itself.
     """
-    if draw is None or not (view.flip or view.crop_padding or view.crop_scale):
+    if draw is None or not view:
         return x
     # Drawn on the CPU: the same numbers on every device, and only a few of them.
     generator = _generator(draw, number)
@@ -104,6 +127,8 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
     if view.flip:
         flipped = torch.rand(count, generator=generator) < 0.5
         x = torch.where(flipped.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+    if view.is_affine:
+        x = random_affine(x, view.rotation, view.translation, view.scale or (1, 1), view.shear, generator)
     return x
 
 

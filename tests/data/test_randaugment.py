@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from sft_lightning.data.randaugment import GEOMETRIC, OPERATIONS, PIXELS, cutout, matrices, randaugment
+from sft_lightning.data.affine import resampled
+from sft_lightning.data.randaugment import GEOMETRIC, OPERATIONS, PIXELS, cutout, randaugment, sources
 
 
 def pictures(count: int = 6, channels: int = 3, height: int = 24, width: int = 30) -> Tensor:
@@ -64,9 +65,7 @@ def test_geometry_equals_torchvision(name: str, shape: tuple[int, int]) -> None:
     x = (0.5 + 0.4 * torch.sin(rows) * torch.cos(columns)).expand(2, 1, *shape).clone()
     m = torch.tensor([0.2, -0.25])
     kind = torch.full((2,), GEOMETRIC.index(name))
-    theta = matrices(kind, m, *shape)
-    grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
-    ours = torch.nn.functional.grid_sample(x, grid, align_corners=False)
+    ours = resampled(x, sources(kind, m, *shape))
 
     def theirs(one: Tensor, k: float) -> Tensor:
         degrees = torch.tensor(k).rad2deg().item()

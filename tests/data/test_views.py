@@ -1,3 +1,4 @@
+import math
 import re
 from typing import Any
 
@@ -5,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import affine
 
+from sft_lightning.data.affine import inverse, resampled
 from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
 from sft_lightning.errors import InputError
 
@@ -137,7 +141,41 @@ def test_to_float_resizes(size: int | None, shape: tuple[int, ...]) -> None:
     assert torch.allclose(y, torch.tensor(0.2))
 
 
-@pytest.mark.parametrize("view", [WeakView(flip=True), WeakView(crop_padding=3), WeakView(crop_scale=[0.3, 1.0])])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 33)])
+@pytest.mark.parametrize(
+    ("angle", "shift", "factor", "shear"),
+    [(30, (0, 0), 1.0, 0), (0, (3, -2), 1.0, 0), (0, (0, 0), 1.3, 0), (0, (0, 0), 1.0, 20), (-17, (2, 4), 0.8, -12)],
+)
+def test_affine_equals_torchvision(
+    shape: tuple[int, int, int], angle: float, shift: tuple[int, int], factor: float, shear: float
+) -> None:
+    x = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
+    numbers = (math.radians(angle), math.tan(math.radians(shear)), *shift, factor)
+    found = resampled(x, inverse(*(torch.full((2,), float(n)) for n in numbers)))
+    bilinear = InterpolationMode.BILINEAR
+    expected = torch.stack([affine(image, angle, list(shift), factor, [shear, 0.0], bilinear) for image in x])
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+def test_affine_draws_are_uniform_in_their_ranges() -> None:
+    shifted = weak(torch.ones(4000, 1, 16, 16), WeakView(translation=0.25), 3)[:, 0]
+    for over in (1, 2):  # what is left of a white row, and of a column
+        gone = 16 - shifted.sum(over).amax(1)
+        assert 3.9 < gone.max() <= 4.001  # a quarter of 16
+        assert 1.9 < gone.mean() < 2.1
+    turned = weak(batch(8), WeakView(rotation=20.0, scale=[0.8, 1.2], shear=5.0), 3)
+    assert len({image.numpy().tobytes() for image in turned}) == 8
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        WeakView(flip=True),
+        WeakView(crop_padding=3),
+        WeakView(crop_scale=[0.3, 1.0]),
+        WeakView(rotation=9, scale=[1, 2]),
+    ],
+)
 def test_each_view_of_a_batch_has_draws_of_its_own(view: WeakView) -> None:
     x = batch(64)
     first, second, plain = weak(x, view, 7), weak(x, view, 7, 1), StrongView(operations=0, cutout=0.0)
@@ -168,6 +206,10 @@ def test_cutout_and_operations_are_not_drawn_with_the_crop() -> None:
         (WeakView, {"crop_scale": [0.5]}, "crop_scale is [0.5]"),
         (WeakView, {"crop_scale": [0.0, 1.0]}, "crop_scale is [0.0, 1.0]"),
         (WeakView, {"crop_scale": [0.9, 0.1]}, "crop_scale is [0.9, 0.1]"),
+        (WeakView, {"rotation": -5.0}, "rotation is -5.0"),
+        (WeakView, {"translation": 1.5}, "translation is 1.5"),
+        (WeakView, {"scale": [1.1, 0.9]}, "scale is [1.1, 0.9]"),
+        (WeakView, {"shear": 90.0}, "shear is 90.0"),
         (StrongView, {"operations": -1}, "operations is -1"),
         (StrongView, {"cutout": 1.5}, "cutout is 1.5"),
         (StrongView, {"cutout": -0.5}, "cutout is -0.5"),
