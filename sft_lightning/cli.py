@@ -20,6 +20,7 @@ from sft_lightning import (  # noqa: F401
     WarmupCosine,
 )
 from sft_lightning.arguments import Parser
+from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.callbacks.figures import Figures
 from sft_lightning.callbacks.health import PseudoLabelHealth
 from sft_lightning.callbacks.predictions import PredictionWriter
@@ -85,11 +86,10 @@ class SFTCLI(LightningCLI):
         """Gives the run its folder: a new version, or that of the checkpoint it goes on from."""
         trainer = self._get(self.config_init, "trainer")
         if trainer.logger in (None, True):
-            kwargs["logger"] = run_logger(
-                self._get(self.config_init, "ckpt_path"), self._get(self.config_init, "run_name")
-            )
+            logger = run_logger(self._get(self.config_init, "ckpt_path"), self._get(self.config_init, "run_name"))
+            kwargs["logger"] = [logger, MetricsCSV(logger.log_dir)]
             # A checkpoint that SLURM's signal leaves in the root directory would be taken by every later run.
-            kwargs["default_root_dir"] = trainer.default_root_dir or kwargs["logger"].log_dir
+            kwargs["default_root_dir"] = trainer.default_root_dir or logger.log_dir
         kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
         made = super().instantiate_trainer(**kwargs)
         LeanEpochLoop.install(made)

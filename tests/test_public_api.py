@@ -1,5 +1,6 @@
 """What the README shows for Python, with a plain Trainer."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,6 @@ def test_a_strategy_in_a_file_of_ones_own(workdir: Path) -> None:
     events.Reload()
     (accepted,) = events.Scalars("pseudo_labels/accepted")
     assert accepted.value == pytest.approx(0.25, abs=0.01)
+    rows = list(csv.DictReader((workdir / "lightning_logs" / "mine" / "version_0" / "metrics.csv").open()))
+    logged = [float(row["value"]) for row in rows if row["metric"] == "pseudo_labels/accepted"]
+    assert logged == pytest.approx([accepted.value])

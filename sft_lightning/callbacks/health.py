@@ -15,6 +15,9 @@ _LONG = 500  # steps of no accepted pseudo-label, or of collapse, before a word 
 class PseudoLabelHealth(Callback):
     """Logs the health of pseudo-labels under `pseudo_labels/` and warns in words.
 
+    `accepted` is the share of guesses that count, `accuracy` that of the right ones among them, `classes` over how many
+    classes the guesses are spread (exp of the entropy), `distance` how far their distribution is from that of the
+    labels (total variation, 0 to 1), `accepted_class_K` and `share_class_K` the same by class, up to 20 classes.
     Labels that the split hides are looked up here, after the step, and only to measure: no batch carries them.
     """
 
@@ -85,6 +88,8 @@ class PseudoLabelHealth(Callback):
         if known.sum() > 0:
             logs["accuracy"] = right.sum() / known.sum()
         logs["classes"] = torch.tensor(_effective(guessed))
+        if self._labels is not None and self._labels.sum() > 0:
+            logs["distance"] = (guessed / guessed.sum() - self._labels / self._labels.sum()).abs().sum() / 2
         for c in range(len(guessed)) if len(guessed) <= 20 else ():
             logs[f"accepted_class_{c}"] = accepted[c] / guessed[c].clamp_min(1)
             logs[f"share_class_{c}"] = guessed[c] / guessed.sum()

@@ -62,6 +62,7 @@ def test_shares_by_hand() -> None:
     assert logs["accepted_class_3"] == pytest.approx(0.5)
     assert [logs[f"share_class_{c}"] for c in range(4)] == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
     assert logs["classes"] == pytest.approx(3)
+    assert logs["distance"] == pytest.approx(0.25)  # thirds on three of four classes
 
 
 def test_each_entry_counts_the_steps_since_the_last() -> None:

@@ -100,6 +100,12 @@ def test_resumed_semi_supervised_run_ends_where_an_uninterrupted_one_does(
     assert main([*shared, "--trainer.max_epochs=4", "--run_name=parts", "--ckpt_path=last"]) == 0
     whole, parts = (state(workdir / "lightning_logs" / name / "version_0") for name in ("whole", "parts"))
     assert len([name for name in whole if name.startswith("average.")]) > 6
+    validated = []
+    for name in ("whole", "parts"):
+        rows = csv.reader((workdir / "lightning_logs" / name / "version_0" / "metrics.csv").open())
+        validated.append([row for row in rows if row[1].startswith("val/")])
+    assert validated[0] == validated[1]
+    assert len([row for row in validated[1] if row[1] == "val/accuracy"]) == 4
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert main(["test", "--ckpt_path=last", "--run_name=parts"]) == 0
 

@@ -1,0 +1,54 @@
+"""Metrics as a CSV beside TensorBoard's files: step, metric, value; a resumed run goes on where it stopped."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """Appends, unlike Lightning's own, which deletes what an earlier part of the run has written."""
+
+    FILE = "metrics.csv"
+
+    def __init__(self, folder: str) -> None:
+        """Writes nothing yet.
+
+        Args:
+            folder: Of the run.
+        """
+        super().__init__()
+        self.folder = Path(folder)
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> str:
+        """Of the run."""
+        return self.folder.name
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a line for each metric.
+
+        Args:
+            metrics: By name.
+            step: Optimizer step.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / self.FILE
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            if is_new:
+                rows.writerow(["step", "metric", "value"])
+            rows.writerows([step, name, value] for name, value in metrics.items() if name != "epoch")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's folder has its config."""
