@@ -45,25 +45,40 @@ class Unlabeled(NamedTuple):
 class ViewMaker:
     """From uint8 pictures to the views of one split."""
 
-    def __init__(self, image_shape: Sequence[int], weak_view: WeakView, strong_view: StrongView) -> None:
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        weak_view: WeakView,
+        strong_view: StrongView,
+        labeled_views: Sequence[str] = ("weak",),
+    ) -> None:
         """Keeps the settings.
 
         Args:
             image_shape: (C, H, W) of what comes out.
             weak_view: Random changes.
             strong_view: What a strong view adds.
+            labeled_views: `weak`, `strong` or both: what becomes of a labeled picture in training.
         """
+        self._labeled = labeled_views
         self._channels, self._side = image_shape[0], image_shape[1]
         self._weak, self._strong = weak_view, strong_view
 
     def labeled(self, raw: RawBatch) -> Labeled:
-        """Weak views in training, the pictures as they are in evaluation.
+        """The wanted views in training, one after the other, the pictures as they are in evaluation.
 
         Args:
             raw: With labels.
         """
         assert raw.labels is not None
-        return Labeled(weak(self._float(raw), self._weak, raw.draw), raw.labels, raw.indices)
+        x = self._float(raw)
+        if raw.draw is None:
+            return Labeled(x, raw.labels, raw.indices)
+        views = [weak(x, self._weak, raw.draw)] if "weak" in self._labeled else []
+        views += [strong(x, self._weak, self._strong, raw.draw)] if "strong" in self._labeled else []
+        if len(views) == 1:
+            return Labeled(views[0], raw.labels, raw.indices)
+        return Labeled(torch.cat(views), raw.labels.repeat(2), raw.indices.repeat(2))
 
     def unlabeled(self, raw: RawBatch, wanted: Sequence[str]) -> Unlabeled:
         """The views that a paradigm wants, each of its own draw.

@@ -59,6 +59,7 @@ class ImageDataModule(LightningDataModule):
         center_crop: float = 1.0,
         weak_view: WeakView = _UNCHANGED,
         strong_view: StrongView = _STRONG,
+        labeled_view: Literal["weak", "strong", "both"] = "weak",
         batch_size: int = 64,
         unlabeled_ratio: int = 7,
         balanced_labels: bool = False,
@@ -91,6 +92,8 @@ class ImageDataModule(LightningDataModule):
                 ImageNet (256 to 224).
             weak_view: Random changes of training pictures.
             strong_view: What a strong view adds, for paradigms that use one.
+            labeled_view: Which of them labeled training pictures get; `both` makes each batch of them twice as large
+                (as AdaMatch has it).
             batch_size: Training examples of each batch and process.
             unlabeled_ratio: Unlabeled examples for each labeled one where a paradigm trains on both (mu of FixMatch).
             balanced_labels: Classes take turns in labeled batches that come beside unlabeled ones.
@@ -115,6 +118,7 @@ class ImageDataModule(LightningDataModule):
         self.request = Request(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
         self.bad = BadImages(on_bad_image)
         self.weak_view, self.strong_view = weak_view, strong_view
+        self.labeled_views = ("weak", "strong") if labeled_view == "both" else (labeled_view,)
         self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -351,7 +355,7 @@ class ImageDataModule(LightningDataModule):
         view = self.weak_view
         if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
             view = replace(view, crop_scale=None)  # the worker has cropped while it decoded
-        return ViewMaker(self._image_shape, view, self.strong_view)
+        return ViewMaker(self._image_shape, view, self.strong_view, self.labeled_views)
 
 
 def _given(**settings: int | None) -> dict[str, int]:

@@ -452,3 +452,18 @@ def test_setup_does_not_depend_on_or_touch_the_global_random_state() -> None:
     two = ready(num_labels=20, weak_view=VIEW)
     assert one.splits["labeled"].ids == two.splits["labeled"].ids
     assert [b["labeled"].draw for b in batches] == [b["labeled"].draw for b in two.train_dataloader()]
+
+
+def test_labeled_pictures_get_the_views_that_are_asked_for() -> None:
+    def first(**settings: Any) -> Labeled:
+        data = ImageDataModule("sample", num_labels=20, batch_size=10, weak_view=WeakView(crop_padding=3), **settings)
+        data.setup("fit")
+        batch: Labeled = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)["labeled"]
+        return batch
+
+    mild, hard, both = (first(labeled_view=view) for view in ("weak", "strong", "both"))
+    assert torch.equal(mild.x, first().x)  # weak unless asked otherwise
+    assert not torch.equal(mild.x, hard.x)
+    assert torch.equal(both.x, torch.cat([mild.x, hard.x]))
+    assert both.y.tolist() == mild.y.tolist() * 2 == hard.y.tolist() * 2
+    assert both.indices.tolist() == mild.indices.tolist() * 2
