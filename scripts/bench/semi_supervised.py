@@ -3,7 +3,7 @@
     python scripts/bench/semi_supervised.py --pairs 3 --out scripts/bench/results/semi_supervised.json
 
 On the full Fashion-MNIST, each variant in turn and in a process of its own, for the small CNN and WRN-28-2:
-`framework` is the shipped config with logging, progress bar, health, average and checkpoints; `same step` does the
+`framework` is the shipped config (labels with weak views) with logging, progress bar, health, average and checkpoints; `same step` does the
 same mathematics with our batched views in a bare loop, without logging, health and average; `one batch` sends labeled,
 weak and strong pictures through forward and backward together, as most code does; `per sample` makes the views picture
 by picture with PIL in a `DataLoader` with one worker a core. `views` are the weak and strong views alone. Prints JSON:
@@ -58,7 +58,7 @@ def framework(network: str) -> float:
     run(
         ["fit", "--config", shared, "--config", own, "--data", str(CONFIGS / "data/fashion_mnist_semi_supervised.yaml"),
          f"--model.init_args.backbone={network}", f"--data.init_args.steps_per_epoch={STEPS[network]}",
-         "--data.init_args.unlabeled_ratio=7", "--data.init_args.val_size=0", "--trainer.max_epochs=5"]
+         "--data.init_args.labeled_view=weak", "--data.init_args.val_size=0", "--trainer.max_epochs=5"]
     )  # fmt: skip
     return statistics.median(b - a for a, b in pairwise(starts[1:])) / STEPS[network]
 

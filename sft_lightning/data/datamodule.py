@@ -295,9 +295,9 @@ class ImageDataModule(LightningDataModule):
                 f"source {self.source.name!r} gives no unlabeled image: use fewer labels (num_labels), add a folder "
                 "'unlabeled' or lines with a blank label, or name an unlabeled_source"
             )
-        if "strong" in getattr(self._module, "unlabeled_views", ()) and not self.strong_view:
+        if "strong" in (*getattr(self._module, "unlabeled_views", ()), *self.labeled_views) and not self.strong_view:
             raise InputError(
-                "strong_view changes nothing (operations and cutout are 0), but the strategy learns from strong views: "
+                "strong_view changes nothing (operations and cutout are 0), but strong views are to be learned from: "
                 "set one of them"
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
