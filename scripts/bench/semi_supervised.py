@@ -3,11 +3,11 @@
     python scripts/bench/semi_supervised.py --pairs 3 --out scripts/bench/results/semi_supervised.json
 
 On the full Fashion-MNIST, each variant in turn and in a process of its own, for the small CNN and WRN-28-2:
-`framework` is the shipped config (labels with weak views) with logging, progress bar, health, average and checkpoints; `same step` does the
-same mathematics with our batched views in a bare loop, without logging, health and average; `one batch` sends labeled,
-weak and strong pictures through forward and backward together, as most code does; `per sample` makes the views picture
-by picture with PIL in a `DataLoader` with one worker a core. `views` are the weak and strong views alone. Prints JSON:
-unlabeled pictures per second, and the ratios, pair by pair.
+`framework` is the shipped config (labels with weak views) with logging, progress bar, health, average and checkpoints;
+`same step` does the same mathematics with our batched views in a bare loop, without logging, health and average;
+`one batch` sends labeled, weak and strong pictures through forward and backward together, as most code does;
+`per sample` makes the views picture by picture with PIL in a `DataLoader` with one worker a core. `views` are the weak
+and strong views alone. Prints JSON: unlabeled pictures per second, and the ratios, pair by pair.
 """
 
 import argparse
