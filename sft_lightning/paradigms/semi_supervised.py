@@ -184,8 +184,11 @@ class SemiSupervisedModule(FineTuneClassifier):
         if self.l2_penalty:
             logs["l2_penalty"] = self._penalty()
             parts.append(logs["l2_penalty"])
-        if self.trainer.world_size > 1:  # DDP waits for the gradient of every parameter
-            parts.append(0 * torch.stack([p.sum() for p in self.strategy.parameters()] or [parts[0]]).sum())
+        if (
+            self.trainer.world_size > 1
+        ):  # DDP waits for a gradient of each parameter, idle or not
+            idle = [*self.head.parameters(), *self.strategy.parameters()]
+            parts.append(0 * torch.stack([p.sum() for p in idle]).sum())
         return StepResult(torch.stack(parts).sum(), logs)
 
     def _lambda_now(self) -> float:

@@ -59,7 +59,8 @@ def train(name: str, schedule: Literal["joint", "alternating"], devices: int) ->
 def main(out: Path) -> None:
     """Trains all; each process writes what it saw."""
     found = {f"{name} {kind}": train(name, kind, 2) for name in GLOBAL for kind in SCHEDULES}
-    found.update({f"{name} joint": train(name, "joint", 2) for name in ("DST", "Reconstruction", "MeanTeacher")})
+    for name in ("DST", "Reconstruction", "MeanTeacher"):
+        found.update({f"{name} {kind}": train(name, kind, 2) for kind in SCHEDULES})
     torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
 
 

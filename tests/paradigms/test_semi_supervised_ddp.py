@@ -12,8 +12,8 @@ from tests.paradigms.helpers import ROOT, moved
 from tests.paradigms.semi_worker import GLOBAL, SCHEDULES, train
 
 Schedule = Literal["joint", "alternating"]
-RUNS: list[tuple[str, Schedule]] = [(name, kind) for name in GLOBAL for kind in SCHEDULES]
-RUNS += [("Reconstruction", "joint"), ("MeanTeacher", "joint"), ("DST", "joint")]
+NAMES = [*GLOBAL, "Reconstruction", "MeanTeacher", "DST"]
+RUNS: list[tuple[str, Schedule]] = [(name, kind) for name in NAMES for kind in SCHEDULES]
 
 
 @pytest.fixture(scope="module")
