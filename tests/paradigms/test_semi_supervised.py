@@ -310,3 +310,14 @@ def test_a_strategy_of_ones_own() -> None:
     supervised = model._supervised(batch["labeled"].y, model.outputs(batch["labeled"].x).logits)
     expected = supervised + 2 * (turned - features).square().mean()
     assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_compiled_backbone_gives_the_losses_of_the_eager_one() -> None:
+    losses = []
+    for compile in (False, True):
+        seen = Recorder()
+        model = module(compile=compile)
+        assert (model.backbone._compiled_call_impl is not None) is compile
+        trainer([seen], limit_train_batches=3).fit(model, data())
+        losses.append(seen.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
