@@ -184,9 +184,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         if self.l2_penalty:
             logs["l2_penalty"] = self._penalty()
             parts.append(logs["l2_penalty"])
-        if (
-            self.trainer.world_size > 1
-        ):  # DDP waits for a gradient of each parameter, idle or not
+        if self.trainer.world_size > 1:  # DDP waits for a gradient of each parameter, idle or not
             idle = [*self.head.parameters(), *self.strategy.parameters()]
             parts.append(0 * torch.stack([p.sum() for p in idle]).sum())
         return StepResult(torch.stack(parts).sum(), logs)
