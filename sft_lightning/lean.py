@@ -60,6 +60,15 @@ class LeanEpochLoop(_TrainingEpochLoop):
         assert selector is not None
         hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
         self._transfer = [getattr(selector.get_instance(hook), hook) for hook in hooks]
+        self._validates = super()._should_check_val_epoch()
+
+    def _should_check_val_epoch(self) -> bool:
+        """Looked up once an epoch: Lightning searches the module for its validation step in each batch."""
+        return self._validates if self._lean else super()._should_check_val_epoch()
+
+    def _should_accumulate(self) -> bool:
+        """Never where each batch is a step; asked for five times in each."""
+        return self.trainer.accumulate_grad_batches != 1 and super()._should_accumulate()
 
     def advance(self, data_fetcher: Any) -> None:
         """One batch.
@@ -79,7 +88,9 @@ class LeanEpochLoop(_TrainingEpochLoop):
         before, move, after = self._transfer
         batch = after(move(before(raw, 0), trainer.strategy.root_device, 0), 0)
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
+        log, results = trainer._logger_connector, self._results
+        log.on_batch_start(batch)
+        first, log._current_fx = log._first_loop_iter, None
         module._current_fx_name = "on_train_batch_start"
         for hook in self._on_start:
             hook(trainer, module, batch, index)
@@ -107,9 +118,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
             hook(trainer, module, output, batch, index)
         module.on_train_batch_end(output, batch, index)
         module._current_fx_name = None
-        trainer._logger_connector.on_batch_end()
+        if first or log._current_fx is not None:  # something was logged: all that the bar and the callbacks see is new
+            log.on_batch_end()
+        results.batch = results.batch_size = None
         progress.increment_completed()
-        trainer._logger_connector.update_train_step_metrics()
+        if results and log.should_update_logs:
+            log.update_train_step_metrics()
 
 
 def nothing_hooked(trainer: Trainer) -> bool:

@@ -17,7 +17,9 @@ from tests.paradigms.helpers import Recorder, cli, state
 SCHEDULE = "--model.init_args.lr_scheduler={class_path: WarmupCosine, init_args: {warmup_steps: 3}}"
 
 
-def trained(monkeypatch: pytest.MonkeyPatch, config: str, is_lean: bool, *words: str) -> tuple[SFTCLI, Recorder]:
+def trained(
+    monkeypatch: pytest.MonkeyPatch, config: str, is_lean: bool, *words: str, beside: Callback | None = None
+) -> tuple[SFTCLI, Recorder]:
     recorder = Recorder()
     with monkeypatch.context() as patch:
         patch.setattr(RunCheckpoint, "SHARE", 1e9)  # saves at the same moments, however long each takes
@@ -27,7 +29,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, config: str, is_lean: bool, *words:
         patch.setattr(
             lean.LeanEpochLoop,
             "install",
-            lambda t: (t.callbacks.append(recorder), install(t)),
+            lambda t: (t.callbacks.extend([recorder] if beside is None else [recorder, beside]), install(t)),
         )
         done = cli("fit", config, "--trainer.log_every_n_steps=4", *words)
     assert done.trainer.fit_loop.epoch_loop._lean is is_lean
@@ -63,6 +65,38 @@ def test_a_resumed_training_is_lean_and_the_same(workdir: Path, monkeypatch: pyt
     assert rest.trainer.global_step == whole.trainer.global_step == 18
     a, b = state(whole.model), state(rest.model)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Talker(Callback):
+    """Logs by itself, at steps when the log is not due, and reads what others see."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % 3 == 1:
+            module.log("own/start", float(trainer.global_step), prog_bar=True)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % 3 == 2:
+            module.log("own/mean", float(trainer.global_step), on_step=True, on_epoch=True, batch_size=2)
+        shown = (trainer.callback_metrics, trainer.progress_bar_metrics, trainer.logged_metrics)
+        self.seen.append([{name: float(value) for name, value in metrics.items()} for metrics in shown])
+
+
+@pytest.mark.parametrize("words", [(), ("--trainer.val_check_interval=2",), ("--trainer.limit_val_batches=0",)])
+def test_what_callbacks_log_arrives(words: tuple[str, ...], workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talkers = Talker(), Talker()
+    a, b = (
+        trained(monkeypatch, "fine_tune", is_lean, *words, beside=talker)[0]
+        for is_lean, talker in zip((True, False), talkers, strict=True)
+    )
+    assert len(talkers[0].seen) == 12
+    assert talkers[0].seen == talkers[1].seen
+    told = [scalars(str(done.trainer.log_dir)) for done in (a, b)]
+    assert told[0] == told[1]
+    assert {"own/start", "own/mean_step", "own/mean_epoch"} <= set(told[0])
+    assert ("val/accuracy" in told[0]) is (words != ("--trainer.limit_val_batches=0",))
 
 
 class Hooked(Callback):
