@@ -1,8 +1,13 @@
-"""Two settings of the process that spare the CPU work which no result shows."""
+"""Settings of the process that spare the CPU work which no result shows."""
 
+import ctypes
 import os
+import sys
 
 import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_KEPT = 2**31 - 1  # bytes, the most that it takes
 
 
 def spare_cpu() -> None:
@@ -18,3 +23,15 @@ def spare_cpu() -> None:
     torch.set_flush_denormal(True)  # False where the CPU cannot, which is no loss
     if not torch.cuda.is_available():
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
+def keep_memory() -> None:
+    """Keeps the memory that a step frees for the next one, up to 2 GB.
+
+    glibc gives large blocks back to the kernel, which clears each page anew: a FixMatch step of the small CNN took
+    20,000 page faults and a quarter more time. Call it when the data is read, since what is freed before then should
+    go back. Does nothing where the C library is another one.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -15,6 +15,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from sft_lightning.cpu import keep_memory
 from sft_lightning.paradigms.base import Paradigm
 
 _INSIDE_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -40,13 +41,15 @@ class LeanEpochLoop(_TrainingEpochLoop):
         trainer.fit_loop.epoch_loop = cls(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
 
     def on_run_start(self, data_fetcher: Any) -> None:
-        """Looks at the start of an epoch for what is hooked in.
+        """Looks at the start of an epoch for what is hooked in; by then the data has been read.
 
         Args:
             data_fetcher: Yields the batches.
         """
         super().on_run_start(data_fetcher)
         trainer = self.trainer
+        if trainer.strategy.root_device.type == "cpu":
+            keep_memory()
         self._lean = nothing_hooked(trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
         if not self._lean:
             return

@@ -1,5 +1,6 @@
-"""Denormal numbers are zero in all threads of a command, and no step asks for a GPU that is not there."""
+"""In a command denormal numbers are zero in all threads, no step asks for a GPU that is not there, and memory is kept."""
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,26 @@ COMMAND = (
     f"run(['fit', '--config', {str(Path(__file__).parents[1] / 'configs/quickstart/fine_tune.yaml')!r}, "
     "'--trainer.fast_dev_run=true', '--trainer.accelerator=cpu'])"
 )
+
+FAULTS = """
+import resource
+def step():  # 120 MB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [torch.ones(7_500_000) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(*[step() for _ in range(6)])
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+@pytest.mark.parametrize("what", ["from sft_lightning.cpu import keep_memory\nkeep_memory()", COMMAND])
+def test_keeps_memory(what: str, tmp_path: Path) -> None:
+    code = f"import torch\n{what}\n{FAULTS}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *later = map(int, done.stdout.split()[-6:])
+    assert first > 1000  # otherwise this measures nothing
+    assert later[-1] < first / 10, later
 
 
 @pytest.mark.parametrize("what", [CALL, COMMAND])
