@@ -1,4 +1,4 @@
-"""In a command denormal numbers are zero in all threads, no step asks for a GPU that is not there, and memory is kept."""
+"""In a command denormals are zero in all threads, no step asks for a GPU that is not there, and memory is kept."""
 
 import ctypes
 import subprocess
