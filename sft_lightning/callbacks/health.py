@@ -69,10 +69,10 @@ class PseudoLabelHealth(Callback):
 
     def _count(self, guessed: Any, classes: int) -> None:
         """Per class, on the device: guessed, accepted, accepted with a hidden label, of these right."""
-        weight = torch.ones(len(guessed.classes)) if guessed.weight is None else guessed.weight
-        weight = weight.to(guessed.classes.device)
         if self._seen is None:
             self._seen = torch.zeros(4, classes, device=guessed.classes.device)
+        weight = torch.ones(len(guessed.classes)) if guessed.weight is None else guessed.weight
+        weight = weight.to(self._seen)
         hidden = torch.full_like(guessed.indices, -1) if self._hidden is None else self._hidden[guessed.indices.cpu()]
         hidden = hidden.to(guessed.classes.device)
         known = weight * (hidden >= 0)

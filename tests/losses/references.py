@@ -209,25 +209,31 @@ class DST(Reference):
     def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
         super().__init__(strategy, teacher)
         heads = [strategy.pseudo_head, strategy.worst_head]
-        self.extra = [nn.Parameter(p.detach().clone()) for head in heads for p in (head.weight, head.bias)]
+        self.extra = [nn.Parameter(p.detach().clone()) for head in heads for p in head.parameters()]
+        self.t = 0
 
     def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        pseudo_w, pseudo_b, worst_w, worst_b = self.extra
         q = probabilities(f(u.weak)[1].detach())
+        guess = q.argmax(1)
         mask = self.accept((q.max(1).values >= self.s.threshold).float())
         (known_features, known), (features, _) = f(x), f(u.strong)
-        own = features @ pseudo_w.T + pseudo_b
 
-        def worst(a: Tensor, b: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-            right = cross_entropy(hot(known.argmax(1)), a @ w.T + bias).mean()
-            p = probabilities(b @ w.T + bias)[torch.arange(len(b)), own.argmax(1)]
+        def head(a: Tensor, w: Tensor, b: Tensor, v: Tensor, c: Tensor) -> Tensor:
+            hidden = a @ w.T + b
+            return hidden * (hidden > 0) @ v.T + c
+
+        def worst(a: Tensor, b: Tensor, *weights: Tensor) -> Tensor:
+            right = cross_entropy(hot(known.argmax(1)), head(a, *weights)).mean()
+            p = probabilities(head(b, *weights))[torch.arange(len(b)), guess]
             return self.s.trade_off * right - (1 - p).log().mean()  # type: ignore[no-any-return]
 
-        heads = worst(known_features.detach(), features.detach(), worst_w, worst_b)
-        body = worst(known_features, features, worst_w.detach(), worst_b.detach())
-        consistency = (mask * cross_entropy(hot(q.argmax(1)), own)).mean()
+        heads = worst(known_features.detach(), features.detach(), *self.extra[4:])
+        body = worst(known_features, features, *(w.detach() for w in self.extra[4:]))
+        share = self.s.reversal * (2 / (1 + math.exp(-self.t / self.s.reversal_steps)) - 1)
+        self.t += 1
+        consistency = (mask * cross_entropy(hot(guess), head(features, *self.extra[:4]))).mean()
         # The value of the loss is that of the heads; of the body only the (negative) gradient counts.
-        return consistency + self.s.worst * (heads - body + body.detach()), None
+        return consistency + self.s.worst * (heads - share * (body - body.detach())), None
 
 
 class MixMatch(Reference):

@@ -18,7 +18,7 @@ from tests.paradigms.helpers import SHAPE, Recorder, trainer
 
 # Settings under which an untrained network accepts some examples and rejects others.
 SETTINGS: dict[str, dict[str, float]] = {
-    "DST": {"threshold": 0.35},
+    "DST": {"threshold": 0.35, "reversal": 0.5, "reversal_steps": 10, "width": 16},
     "UDA": {"threshold": 0.35},
     "AdaMatch": {"momentum": 0.9},
     "DebiasMatch": {"threshold": 0.35, "momentum": 0.9},

@@ -255,23 +255,65 @@ def test_virtual_adversarial_with_entropy() -> None:
     assert (both.loss - alone.loss).item() == pytest.approx(2 * entropy.loss.item(), rel=1e-4)
 
 
+class PlainHeads(strategies.DST):
+    """Both heads give the features back; many steps have been taken, or none."""
+
+    def __init__(self, taken: int = 0, **settings: float) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.taken = taken
+
+    def build(self, about: About) -> None:
+        super().build(about)
+        self.steps.fill_(self.taken)
+
+    def _head(self, about: About) -> nn.Module:
+        head = nn.Linear(2, 2)
+        head.weight.data.copy_(torch.eye(2))
+        head.bias.data.zero_()
+        return head
+
+
+KNOWN = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.3), LOG(0.7)]])
+
+
 def test_dst() -> None:
-    class Fixed(strategies.DST):
-        """Both heads give the features back."""
-
-        def build(self, about: About) -> None:
-            super().build(about)
-            for head in (self.pseudo_head, self.worst_head):
-                head.weight.data.copy_(torch.eye(2))
-                head.bias.data.zero_()
-
-    known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.3), LOG(0.7)]])
-    result, _ = loss(Fixed(threshold=0.75, worst=2.0, trade_off=3.0), (known, torch.tensor([0, 0])))
+    strategy = PlainHeads(threshold=0.75, worst=2.0, trade_off=3.0)
+    result, _ = loss(strategy, (KNOWN, torch.tensor([0, 0])))
     consistency = -(LOG(0.5) + LOG(0.75)) / 3
     right = -(LOG(0.9) + LOG(0.7)) / 2  # its own answers count, not the labels
     wrong = -(LOG(0.5) + LOG(0.1) + LOG(0.25)) / 3
     assert result.weight.tolist() == [1, 0, 1]
+    assert result.pseudo_labels.tolist() == [0, 1, 1]
     assert result.loss.item() == pytest.approx(consistency + 2 * (3 * right + wrong), rel=1e-4)
+    assert strategy.steps == 1
+
+
+def test_dst_takes_the_labels_of_the_classifier() -> None:
+    """The pseudo head says the opposite, which must not matter to the worst head."""
+    strategy = PlainHeads(threshold=0.99, trade_off=0.0)
+    strategy._head = lambda about: nn.Linear(2, 2)  # type: ignore[method-assign]
+    batch, net = Batch(WEAK, STRONG, STRONG, torch.arange(3)), Net()
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.pseudo_head.weight.data.copy_(-torch.eye(2))  # type: ignore[operator]
+    strategy.worst_head.weight.data.copy_(torch.eye(2))  # type: ignore[operator]
+    strategy.worst_head.bias.data.zero_()  # type: ignore[operator]
+    known = net.outputs(KNOWN)
+    result = strategy.loss(step(net, batch, net.outputs(STRONG), Labeled(KNOWN, torch.tensor([0, 0])), known))
+    assert result.loss.item() == pytest.approx(-(LOG(0.5) + LOG(0.1) + LOG(0.25)) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(("taken", "share"), [(0, 0.0), (10, 0.3 * (2 / (1 + math.exp(-1)) - 1)), (10_000, 0.3)])
+def test_dst_reverses_more_and_more(taken: int, share: float) -> None:
+    strategy = PlainHeads(taken, threshold=0.99, worst=2.0, trade_off=3.0, reversal=0.3, reversal_steps=10)
+    _, gradient = loss(strategy, (KNOWN, torch.tensor([0, 0])))
+
+    def slope(p: list[float], k: int) -> float:
+        """Of the probability of class k where all logits, the logarithms of p, grow alike."""
+        return p[k] * (LOG(p[k]) - sum(q * LOG(q) for q in p))
+
+    right = -(slope([0.9, 0.1], 0) / 0.9 + slope([0.3, 0.7], 1) / 0.7) / 2
+    wrong = (slope([0.5, 0.5], 0) / 0.5 + slope([0.1, 0.9], 1) / 0.1 + slope([0.25, 0.75], 1) / 0.25) / 3
+    assert gradient == pytest.approx(-share * 2 * (3 * right + wrong), rel=1e-4, abs=1e-6)
 
 
 def test_reconstruction() -> None:

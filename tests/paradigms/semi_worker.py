@@ -1,10 +1,14 @@
-"""Semi-supervised training on two gloo processes; started by `test_semi_supervised_ddp`, and by DDP for the second."""
+"""Semi-supervised training on two gloo processes; started by `test_semi_supervised_ddp`, and by DDP for the second.
+
+In double precision: in single, an example at a threshold is accepted on one processor and rejected on another.
+"""
 
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule
@@ -31,7 +35,7 @@ class SameViews(ImageDataModule):
         if isinstance(views, dict) and "unlabeled" in views:
             weak: Tensor = views["unlabeled"].weak
             views["unlabeled"] = views["unlabeled"]._replace(strong=weak.flip(-1) * 0.8)
-        return views
+        return apply_to_collection(views, Tensor, lambda t: t.double() if t.is_floating_point() else t)
 
 
 def train(name: str, schedule: Literal["joint", "alternating"], devices: int) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def train(name: str, schedule: Literal["joint", "alternating"], devices: int) ->
     seen, health = Recorder(), PseudoLabelHealth()
     settings: dict[str, Any] = {"strategy": "ddp"} if devices > 1 else {}
     run = trainer([seen, health], devices=devices, max_epochs=2, log_every_n_steps=4, **settings)
-    run.fit(model, data)
+    run.fit(model.double(), data)
     if devices > 1:
         run.strategy.barrier()
     logged = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("pseudo_labels/")}

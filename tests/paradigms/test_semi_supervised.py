@@ -272,6 +272,8 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str)
         ("SoftMatch", {"momentum": 1.0}, "momentum is 1.0"),
         ("DebiasMatch", {"debias": -1.0}, "debias is -1.0"),
         ("DST", {"worst": -1.0}, "worst is -1.0"),
+        ("DST", {"reversal": 1.5}, "reversal is 1.5"),
+        ("DST", {"reversal_steps": 0}, "reversal_steps is 0"),
         ("MixMatch", {"alpha": 0.0}, "alpha is 0.0"),
         ("VirtualAdversarial", {"steps": 0}, "steps is 0"),
         ("VirtualAdversarial", {"epsilon": float("nan")}, "epsilon is nan"),
