@@ -164,7 +164,29 @@ def main() -> None:
             seconds, validated = time.monotonic() - start, float(cli.trainer.callback_metrics["val/accuracy"])
             results.add(row, seed, test(run), seconds, validated)
         baselines(results, cli, labels, seed, backbone, weights)
-    print(args.out.read_text())
+    results.read()
+    print(table(results.rows))
+
+
+def table(rows: dict[str, dict[str, list[float]]]) -> str:
+    """Mean and deviation of the test accuracy as Markdown, a line for each method, best with 100 labels first."""
+    by_method: dict[str, dict[str, list[float]]] = {}
+    for row, by_seed in rows.items():
+        labels, method = row.split(" ", 1)
+        by_method.setdefault(method, {})[labels] = [figures[0] for figures in by_seed.values()]
+    budgets = sorted({labels for of in by_method.values() for labels in of}, key=int)
+    best = "100" if "100" in budgets else budgets[0]
+    lines = [f"| test accuracy with | {' | '.join(f'{labels} labels' for labels in budgets)} |"]
+    lines.append("|---" * (len(budgets) + 1) + "|")
+    for method, of in sorted(by_method.items(), key=lambda item: -statistics.mean(item[1].get(best, [0.0]))):
+        lines.append(f"| {method.replace('_', ' ')} | {' | '.join(_cell(of.get(labels, [])) for labels in budgets)} |")
+    return "\n".join(lines)
+
+
+def _cell(accuracies: list[float]) -> str:
+    if len(accuracies) < 2:
+        return " ".join(f"{a:.3f} (one seed)" for a in accuracies)
+    return f"{statistics.mean(accuracies):.3f} ± {statistics.stdev(accuracies):.3f}"
 
 
 def baselines(results: Results, cli: Any, labels: int, seed: int, backbone: str, weights: str) -> None:

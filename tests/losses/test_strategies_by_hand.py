@@ -237,7 +237,7 @@ def test_an_attack_is_found_in_full_precision() -> None:
     net = Normed(nn.Linear(16, 4))
     found = strategies.VirtualAdversarial().direction(net, PICTURES, 0)
     exact = strategies.VirtualAdversarial(xi=1e-6).direction(net.double(), PICTURES.double(), 0)
-    assert torch.allclose((found * exact).flatten(1).sum(1), torch.ones(6, dtype=torch.float64), atol=1e-3)
+    assert torch.allclose((found * exact).flatten(1).sum(1), torch.ones(6, dtype=torch.float64), atol=1e-2)
     with torch.autocast("cpu", torch.bfloat16):
         again = strategies.VirtualAdversarial().direction(net.float(), PICTURES, 0)
     assert torch.equal(again, found)
