@@ -10,18 +10,22 @@ from sft_lightning.errors import decays, shares
 from sft_lightning.losses.unlabeled import (
     About,
     Consistency,
+    Result,
     Step,
     aligned,
     at_least_float32,
     mean_over_ranks,
     moved_toward,
+    still_statistics,
 )
 
 
 class AdaMatch(Consistency):
     """Pseudo-labels aligned with the labeled examples' distribution, accepted relative to the labeled confidence.
 
-    The paper's random interpolation of logits is left out.
+    The labeled logits are drawn between those of a pass with the unlabeled examples and those of a pass alone, each
+    logit for itself ("random logit interpolation"): with batch normalization the two differ, and the network learns to
+    be right under the statistics of both.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -29,12 +33,14 @@ class AdaMatch(Consistency):
     unlabeled_mean: Tensor
     threshold_now: Tensor
 
-    def __init__(self, threshold: float = 0.9, momentum: float = 0.999) -> None:
+    def __init__(self, threshold: float = 0.9, momentum: float = 0.999, interpolation: bool = True) -> None:
         """Sets the threshold.
 
         Args:
             threshold: tau, as a share of the mean confidence on labeled examples.
             momentum: Of the running means of the predictions.
+            interpolation: Draw the labeled logits between two passes; a network without batch normalization needs no
+                second one.
 
         Raises:
             InputError: One is no share.
@@ -42,7 +48,7 @@ class AdaMatch(Consistency):
         super().__init__()
         shares(threshold=threshold)
         decays(momentum=momentum)
-        self.threshold, self.momentum = threshold, momentum
+        self.threshold, self.momentum, self.interpolation = threshold, momentum, interpolation
 
     def build(self, about: About) -> None:
         """Two running means, uniform at first.
@@ -54,6 +60,17 @@ class AdaMatch(Consistency):
         self.register_buffer("known_mean", uniform.clone())
         self.register_buffer("unlabeled_mean", uniform.clone())
         self.register_buffer("threshold_now", torch.tensor(self.threshold))
+
+    def loss(self, step: Step) -> Result:
+        """The consistency loss; the labeled logits are replaced by interpolated ones."""
+        if not self.interpolation:
+            return super().loss(step)
+        with still_statistics(step.network):
+            alone = step.network.outputs(step.labeled.x).logits
+        generator = torch.Generator().manual_seed(step.unlabeled.draw)
+        share = torch.rand(alone.shape, generator=generator, dtype=torch.float32).to(alone)
+        known = step.known._replace(logits=torch.lerp(alone, step.known.logits, share))
+        return super().loss(step._replace(known=known))._replace(known=known.logits)
 
     def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The most likely class after alignment, where its probability reaches the relative threshold."""

@@ -6,7 +6,8 @@ view gives the target of a strong one) and is named by its class path in YAML. N
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -76,6 +77,7 @@ class Result(NamedTuple):
         pseudo_labels: (B,) int64: the class each example is taken for, or None where there is no such thing.
         weight: (B,) in [0, 1]: how much each counts; 0 is rejected.
         supervised: L_s where the strategy replaces it (MixMatch), else None.
+        known: (B, C): logits of the labeled batch where the strategy replaces them (AdaMatch), else None.
         logs: Further scalars, such as thresholds.
     """
 
@@ -83,6 +85,7 @@ class Result(NamedTuple):
     pseudo_labels: Tensor | None = None
     weight: Tensor | None = None
     supervised: Tensor | None = None
+    known: Tensor | None = None
     logs: Mapping[str, Tensor] = {}
 
 
@@ -202,6 +205,28 @@ def aligned(probabilities: Tensor, toward: Tensor, running: Tensor) -> Tensor:
     """
     scaled = probabilities * (toward / running.clamp_min(1e-6))
     return scaled / scaled.sum(1, keepdim=True)
+
+
+@contextmanager
+def still_statistics(network: object) -> Iterator[None]:
+    """Keeps running statistics of batch normalization from moving with pictures that are attacks, or seen before.
+
+    Args:
+        network: A module.
+    """
+    assert isinstance(network, nn.Module)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [(m, m.momentum) for m in norms]
+    counted = [m.num_batches_tracked.clone() if m.num_batches_tracked is not None else None for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for (m, momentum), count in zip(kept, counted, strict=True):
+            m.momentum = momentum
+            if count is not None and m.num_batches_tracked is not None:
+                m.num_batches_tracked.copy_(count)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

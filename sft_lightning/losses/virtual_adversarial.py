@@ -1,15 +1,13 @@
 """VAT: Miyato et al. 2018, "Virtual Adversarial Training", arXiv 1704.03976."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.errors import above_zero, at_least
-from sft_lightning.losses.unlabeled import Network, Result, Step, Strategy, at_least_float32
+from sft_lightning.losses.unlabeled import Network, Result, Step, Strategy, at_least_float32, still_statistics
 
 
 class VirtualAdversarial(Strategy):
@@ -80,25 +78,3 @@ def _unit(direction: Tensor) -> Tensor:
 
 def _kl(logs: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), logs, reduction="batchmean", log_target=True)
-
-
-@contextmanager
-def still_statistics(network: object) -> Iterator[None]:
-    """Keeps running statistics of batch normalization from moving with pictures that are attacks.
-
-    Args:
-        network: A module.
-    """
-    assert isinstance(network, nn.Module)
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    kept = [(m, m.momentum) for m in norms]
-    counted = [m.num_batches_tracked.clone() if m.num_batches_tracked is not None else None for m in norms]
-    for m in norms:
-        m.momentum = 0.0
-    try:
-        yield
-    finally:
-        for (m, momentum), count in zip(kept, counted, strict=True):
-            m.momentum = momentum
-            if count is not None and m.num_batches_tracked is not None:
-                m.num_batches_tracked.copy_(count)

@@ -160,7 +160,8 @@ class SemiSupervisedModule(FineTuneClassifier):
             self.guessed = Guessed(unlabeled.indices, result.pseudo_labels, result.weight)
         supervised = result.supervised  # MixMatch: what it mixes in is part of its L_u, in alternation, too
         if supervised is None and self.schedule == "joint":
-            supervised = self._supervised(labeled.y, cast(Outputs, known).logits)
+            logits = cast(Outputs, known).logits if result.known is None else result.known
+            supervised = self._supervised(labeled.y, logits)
         return self._finished(supervised, result)
 
     def _forward(self, labeled: Any, unlabeled: Any) -> tuple[Outputs | None, Outputs | None]:

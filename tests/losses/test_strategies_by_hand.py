@@ -243,6 +243,38 @@ def test_an_attack_is_found_in_full_precision() -> None:
     assert torch.equal(again, found)
 
 
+def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
+    net, still = Normed(), Normed()
+    strategy = strategies.AdaMatch()
+    strategy.build(About(2, 2, (1, 4, 4)))
+    labeled = Labeled(PICTURES + 3, torch.zeros(6, dtype=torch.long))  # far from the others' statistics
+    both = torch.cat([labeled.x, PICTURES])
+    together, student = net.outputs(both).logits.chunk(2)
+    still.outputs(both), still.outputs(PICTURES)  # what may move the statistics: those passes and the weak view's
+    batch = Batch(PICTURES, PICTURES, PICTURES, torch.arange(6), draw=4)
+    known = Outputs(together, together)
+    result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
+    assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
+    alone = still.outputs(labeled.x).logits
+    share = (result.known - alone) / (together - alone)
+    assert torch.allclose(share, torch.rand(6, 2, generator=torch.Generator().manual_seed(4)), atol=1e-3)
+    confidence = result.known.softmax(1).amax(1).mean()
+    assert strategy.threshold_now.item() == pytest.approx(0.9 * confidence.item(), rel=1e-5)
+    result.known.sum().backward()
+    assert net.norm.weight.grad is not None  # L_s learns through both
+    plain = strategies.AdaMatch(interpolation=False)
+    plain.build(About(2, 2, (1, 4, 4)))
+    assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).known is None
+
+
+def test_pi_model_gives_both_views_the_same_statistics() -> None:
+    batch = Batch(PICTURES, PICTURES, PICTURES + 3, torch.arange(6))
+    shifted = strategies.PiModel().loss(step(Normed(), batch)).loss
+    norm = nn.BatchNorm2d(1)
+    one, two = norm(torch.cat([PICTURES, PICTURES + 3])).flatten(1)[:, :2].softmax(1).chunk(2)
+    assert shifted.item() == pytest.approx((one - two).square().mean().item())
+
+
 def test_freematch_fairness() -> None:
     strategy = strategies.FreeMatch(momentum=0.0, fairness=1.0)
     result, _ = loss(strategy)

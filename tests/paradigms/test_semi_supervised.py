@@ -179,6 +179,16 @@ def test_another_classifier_starts_from_the_average(tmp_path: Path) -> None:
     assert not torch.allclose(started(x), model.head(model.backbone(x)))
 
 
+def test_interpolated_logits_are_what_the_labels_teach() -> None:
+    model = module("AdaMatch", backbone="conv")
+    seen: list[Any] = []
+    inner, taught = model.strategy.loss, model._supervised
+    model.strategy.loss = lambda step: seen.append(inner(step)) or seen[-1]  # type: ignore[method-assign,func-returns-value]
+    model._supervised = lambda y, logits: seen.append(logits) or taught(y, logits)  # type: ignore[method-assign,func-returns-value]
+    trainer(limit_train_batches=1).fit(model, data())
+    assert seen[1] is seen[0].known
+
+
 # --- the Trainer's flags
 
 
