@@ -37,7 +37,6 @@ from sft_lightning.study.baselines import logistic_regression
 SHARED = "semi_supervised/shared.yaml"
 SHIPPED = {path.stem for path in (CONFIGS / "semi_supervised").glob("*.yaml")}
 METHODS = ["labels_only", *sorted(SHIPPED - {"shared", "labels_only"})]
-EPOCHS = 4  # the learning rate is set by step; an epoch ends with a validation
 
 
 class Results:
@@ -150,7 +149,7 @@ def main() -> None:
         weights = str(convert(Path("imagenet.safetensors").resolve()))
     words = [f"--data={CONFIGS / 'data/fashion_mnist_semi_supervised.yaml'}"]
     words += [f"--data.init_args.image_size={args.image_size}", f"--data.init_args.unlabeled_ratio={args.ratio}"]
-    words += [f"--data.init_args.steps_per_epoch={args.steps // EPOCHS}", f"--trainer.max_epochs={EPOCHS}"]
+    words += [f"--data.init_args.steps_per_epoch={args.steps}", "--trainer.max_epochs=1"]
     words += [f"--trainer.precision={args.precision}", *args.words.split()]
     words += [f"--model.init_args.backbone={backbone}", f"--model.init_args.weights={weights}"]
     for labels, seed, method in itertools.product(args.labels, args.seeds, args.methods):
