@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import sft_lightning
 from sft_lightning.errors import InputError, near
-from sft_lightning.losses import strategies
+from sft_lightning.losses import feature_losses, strategies
 
 _KEY = re.compile(r"Parser key \"([\w.]+)\"")
 # The class that was asked stands behind the unknown option (callables) or before it (modules).
@@ -48,7 +48,7 @@ def sentence(message: str) -> str:
     missing = _NO_CLASS.search(message)
     if missing:
         name = missing.group(1)
-        hint = near(name, [*sft_lightning.__all__, *strategies.__all__])
+        hint = near(name, [*sft_lightning.__all__, *strategies.__all__, *feature_losses.__all__])
         return f"class {name!r} is unknown{hint}: give its name, or package.module.Class"
     unknown = _UNKNOWN.search(message)
     if unknown:

@@ -1,6 +1,7 @@
 """`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -256,7 +257,13 @@ class ImageDataModule(LightningDataModule):
         balance = split.labels if beside and self.balanced_labels else None
         # Two streams of one run draw differently.
         seed = 2 * self.request.seed + (name == "unlabeled")
-        return BatchPlan(len(split), size, seed, train, rank, world_size, endless=beside, balance=balance)
+        plan = BatchPlan(len(split), size, seed, train, rank, world_size, endless=beside, balance=balance)
+        epoch: int | None = getattr(self._module, "balanced_from_epoch", None) if train and name == "labeled" else None
+        if epoch is None:
+            return plan
+        steps = self.steps_per_epoch or plan.per_pass
+        later = BatchPlan(len(split), size, seed, train, rank, world_size, endless=True, balance=split.labels)
+        return plan.then(later, epoch * steps)
 
     @property
     def _needed(self) -> tuple[str, ...]:
@@ -326,6 +333,21 @@ class ImageDataModule(LightningDataModule):
                 "or a file"
             )
         return self._eval("predict", self._predicted())
+
+    def labeled_batches(self, most: int, device: torch.device) -> Iterator[Labeled]:
+        """Labeled training pictures without random changes, the same on every process, for what is made of features.
+
+        Args:
+            most: Of more, so many evenly spaced ones are taken.
+            device: Where to.
+        """
+        split = self.splits["labeled"]
+        step = max(1.0, len(split) / most)
+        chosen = Split(split.part, [split.indices[int(k * step)] for k in range(min(len(split), most))])
+        plan = BatchPlan(len(chosen), self.eval_batch_size)
+        stream = Stream(chosen, plan, self.geometry, workers=self.num_workers, bad=self.bad)
+        for raw in EvalLoader(stream):
+            yield self.on_after_batch_transfer(self.transfer_batch_to_device(raw, device, 0), 0)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the uint8 pictures; on the CPU there is nothing to do."""

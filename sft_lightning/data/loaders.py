@@ -72,6 +72,17 @@ class BatchPlan:
         else:  # evaluation: this process takes every world_size-th example, so none is seen twice
             self.per_pass = math.ceil(len(range(rank, count, world_size)) / batch_size)
         self._order: tuple[int, Tensor] | None = None
+        self._later: tuple[BatchPlan, int] | None = None
+
+    def then(self, later: "BatchPlan", start: int) -> "BatchPlan":
+        """Another plan takes over.
+
+        Args:
+            later: The other one.
+            start: Its first batch, counted from the start of training.
+        """
+        self._later = later, start
+        return self
 
     def _pass(self, number: int) -> Tensor:
         if self._order is None or self._order[0] != number:
@@ -91,6 +102,8 @@ class BatchPlan:
         Args:
             g: Counts batches from the start of training.
         """
+        if self._later is not None and g >= self._later[1]:
+            return self._later[0][g]
         draw = (self.seed * _PRIME + g) * self.world_size + self.rank
         if self.endless:
             first = (g * self.world_size + self.rank) * self.batch_size

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.errors import decays, shares
+from sft_lightning.losses.ranks import mean_over_ranks
 from sft_lightning.losses.unlabeled import (
     About,
     Consistency,
@@ -14,7 +15,6 @@ from sft_lightning.losses.unlabeled import (
     Step,
     aligned,
     at_least_float32,
-    mean_over_ranks,
     moved_toward,
     still_statistics,
 )

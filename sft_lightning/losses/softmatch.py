@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 
 from sft_lightning.errors import above_zero, decays
-from sft_lightning.losses.unlabeled import (
-    About,
-    Consistency,
-    Step,
-    aligned,
-    mean_over_ranks,
-    moved_toward,
-    sum_over_ranks,
-)
+from sft_lightning.losses.ranks import mean_over_ranks, sum_over_ranks
+from sft_lightning.losses.unlabeled import About, Consistency, Step, aligned, moved_toward
 
 
 class SoftMatch(Consistency):

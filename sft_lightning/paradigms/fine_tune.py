@@ -87,7 +87,7 @@ class FineTuneClassifier(Paradigm):
         at_least(0, l2_penalty=l2_penalty, backbone_lr_scale=backbone_lr_scale, head_only_epochs=head_only_epochs)
         if isinstance(class_weights, list) and len(class_weights) != num_classes:
             raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "strategy"])
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "strategy", "feature_loss"])
         self.num_classes = num_classes
         self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
@@ -163,10 +163,18 @@ class FineTuneClassifier(Paradigm):
         checkpoint["hyper_parameters"]["weights"] = "none"
 
     def on_train_epoch_start(self) -> None:
-        """Releases the backbone when its epoch has come."""
-        if self._release(self.current_epoch >= self.head_only_epochs):
-            rank_zero_info(f"Epoch {self.current_epoch}: the backbone is released.")
+        """Releases or freezes the backbone when its epoch has come."""
+        if self._release(self.backbone_learns(self.current_epoch)):
+            rank_zero_info(f"Epoch {self.current_epoch}: the backbone is {'released' if self._released else 'frozen'}.")
             rewrap(self.trainer)
+
+    def backbone_learns(self, epoch: int) -> bool:
+        """Whether the backbone is trained in an epoch.
+
+        Args:
+            epoch: Counted from 0.
+        """
+        return epoch >= self.head_only_epochs
 
     def groups(self) -> list[Group]:
         """The head, then the tuned blocks from the last to the first."""
@@ -195,7 +203,18 @@ class FineTuneClassifier(Paradigm):
         Returns:
             (B, num_classes).
         """
-        logits: Tensor = self.head(self.backbone(x))
+        return self.classify(self.backbone(x))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The head alone.
+
+        Args:
+            features: (B, F).
+
+        Returns:
+            (B, num_classes).
+        """
+        logits: Tensor = self.head(features)
         return logits
 
     def step(self, batch: Any) -> StepResult:

@@ -256,6 +256,7 @@ def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
     alone = still.outputs(labeled.x).logits
+    assert result.known is not None
     share = (result.known - alone) / (together - alone)
     assert torch.allclose(share, torch.rand(6, 2, generator=torch.Generator().manual_seed(4)), atol=1e-3)
     confidence = result.known.softmax(1).amax(1).mean()
