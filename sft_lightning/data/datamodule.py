@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader, once_in_turn
 from sft_lightning.data.parts import Part
 from sft_lightning.data.sources import open_pictures, open_source, open_unlabeled
 from sft_lightning.data.split_files import read_manifest, write_manifest
@@ -338,12 +338,15 @@ class ImageDataModule(LightningDataModule):
         """Labeled training pictures without random changes, the same on every process, for what is made of features.
 
         Args:
-            most: Of more, so many evenly spaced ones are taken.
+            most: Of more, so many are drawn, classes in turn: all of a small class, and a part of a large one.
             device: Where to.
         """
         split = self.splits["labeled"]
-        step = max(1.0, len(split) / most)
-        chosen = Split(split.part, [split.indices[int(k * step)] for k in range(min(len(split), most))])
+        chosen = split
+        if len(split) > most:
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.request.seed))
+            drawn = once_in_turn(order, split.labels)[:most].sort().values
+            chosen = Split(split.part, [split.indices[k] for k in drawn.tolist()])
         plan = BatchPlan(len(chosen), self.eval_batch_size)
         stream = Stream(chosen, plan, self.geometry, workers=self.num_workers, bad=self.bad)
         for raw in EvalLoader(stream):

@@ -135,6 +135,21 @@ def _in_turn(order: Tensor, labels: Tensor) -> Tensor:
     return rounds.flatten()
 
 
+def once_in_turn(order: Tensor, labels: Tensor) -> Tensor:
+    """The examples such that classes take turns as long as they last, none twice.
+
+    Args:
+        order: int64, (N,): positions.
+        labels: int64, by position.
+    """
+    own = labels[order]
+    turn = torch.empty_like(order)
+    for c in own.unique():
+        here = own == c
+        turn[here] = torch.arange(int(here.sum()))
+    return order[turn.argsort(stable=True)]
+
+
 class _Decoded(Dataset[Any]):
     """Reads one file for a worker: (position, seed or None) to (picture or reason, position)."""
 

@@ -40,14 +40,13 @@ class Center(FeatureLoss):
         """
         self.register_buffer("centers", torch.zeros(num_classes, num_features))
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The loss to the centers as they were; then they move.
 
         Args:
             features: (B, F).
             labels: int64, (B,).
         """
-        features = features.float() if features.dtype.itemsize < 4 else features
         difference = features - self.centers[labels]
         if self.training:
             hot = F.one_hot(labels, len(self.centers)).to(features)

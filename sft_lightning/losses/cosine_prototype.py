@@ -63,14 +63,14 @@ class CosinePrototype(FeatureLoss):
             self.register_buffer("prototypes", first)
             self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean over the batch; running means move first, so that a class's first batch has one.
 
         Args:
             features: (B, F).
             labels: int64, (B,).
         """
-        unit = F.normalize(features.float() if features.dtype.itemsize < 4 else features, dim=1)
+        unit = F.normalize(features, dim=1)
         if self.kind == "mean" and self.training:
             self._follow(unit.detach(), labels)
         return 1 - (unit * F.normalize(self.prototypes, dim=1)[labels]).sum(1).mean()

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,9 +25,8 @@ class FeatureLoss(nn.Module, ABC):
             num_features: F.
         """
 
-    @abstractmethod
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The loss of one batch.
+        """The loss of one batch, in full precision: angles and running means would be coarse in half of it.
 
         Args:
             features: (B, F), with gradient.
@@ -34,4 +34,15 @@ class FeatureLoss(nn.Module, ABC):
 
         Returns:
             A scalar; its mean over processes of equal batches is the loss of all their examples.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self.loss(features.float() if features.dtype.itemsize < 4 else features, labels)
+
+    @abstractmethod
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """As `forward`.
+
+        Args:
+            features: (B, F), float32 or float64.
+            labels: int64, (B,).
         """

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sft_lightning.errors import above_zero, at_least
 from sft_lightning.losses.features import FeatureLoss
-from sft_lightning.losses.ranks import gathered, together
+from sft_lightning.losses.ranks import gathered
 
 
 class SupCon(FeatureLoss):
@@ -43,16 +43,15 @@ class SupCon(FeatureLoss):
             hidden = nn.Linear(num_features, num_features)
             self.project = nn.Sequential(hidden, nn.ReLU(), nn.Linear(num_features, self.width))
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Over the examples of all processes.
 
         Args:
             features: (B, F).
             labels: int64, (B,).
         """
-        projected = self.project(features)
-        z = F.normalize(projected.float() if projected.dtype.itemsize < 4 else projected, dim=1)
-        z, labels = (gathered(z), gathered(labels)) if together() else (z, labels)
+        z = F.normalize(self.project(features), dim=1)
+        z, labels = gathered(z), gathered(labels)
         others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
         similarity = (z @ z.T / self.temperature).masked_fill(~others, -torch.inf)
         log_share = similarity - similarity.logsumexp(1, keepdim=True)

@@ -1,17 +1,17 @@
 """Classifiers made without gradient steps on the features, after Kang et al. 2020 ("Decoupling Representation ...").
 
-All of them are a linear layer in the end, so that any head can be saved, loaded and swapped like any other.
+Each is a linear layer in the end.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_NEVER = -1e4  # a logit that wins against no other, and that half precision can hold
+
 
 def nearest_class_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The linear layer whose largest output is the class with the nearest mean (Euclidean).
-
-    -|f - m|^2 / 2 is f.m - |m|^2 / 2 and a part that all classes share.
+    """The linear layer whose largest output is the class whose mean points most nearly where the features do.
 
     Args:
         features: (N, F).
@@ -19,13 +19,10 @@ def nearest_class_mean(features: Tensor, labels: Tensor, num_classes: int) -> tu
         num_classes: C.
 
     Returns:
-        Weight (C, F) and bias (C,); a class without an example never wins.
+        Weight (C, F), the means at length 1, and bias (C,); a class without an example never wins.
     """
     hot = F.one_hot(labels, num_classes).to(features)
-    counts = hot.sum(0)
-    means = hot.T @ features / counts.clamp_min(1)[:, None]
-    bias = -means.square().sum(1) / 2
-    return means, torch.where(counts > 0, bias, torch.finfo(bias.dtype).min / 2)
+    return F.normalize(hot.T @ features, dim=1), torch.where(hot.sum(0) > 0, 0.0, _NEVER).to(features)
 
 
 def tau_normalized(weight: Tensor, tau: float) -> Tensor:

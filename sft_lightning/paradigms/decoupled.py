@@ -6,11 +6,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from sft_lightning.errors import InputError, at_least, shares
 from sft_lightning.losses.features import FeatureLoss
+from sft_lightning.losses.ranks import together
 from sft_lightning.networks.heads import tau_normalized
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics
@@ -75,7 +76,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         feature_loss.build(self.num_classes, self.backbone.num_features)
         self.scale = nn.Parameter(torch.ones(self.num_classes)) if head == "lws" else None
         self.register_buffer("stage", torch.tensor(1))
-        self._remembered_epoch = -1
+        self._made_at = -1
         size = self.num_classes, self.backbone.num_features, neighbors
         self._feature_metrics = nn.ModuleDict({f"{stage}_features": FeatureMetrics(*size) for stage in ("val", "test")})
         self._set_trained(1)
@@ -96,9 +97,14 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             raise InputError(
                 f"head is {self.head_kind!r}, which a second stage makes: set coupling: two_stage and feature_epochs"
             )
-        if self.head_kind == "nearest_class_mean" and two:
+        if self.head_kind == "nearest_class_mean" and (two or self.head_only_epochs):
             raise InputError(
-                "head is 'nearest_class_mean', which leaves a second stage nothing to train: set coupling: joint"
+                "head is 'nearest_class_mean', which leaves a stage of its own nothing to train: set coupling: joint "
+                "and head_only_epochs: 0"
+            )
+        if self.features_alone and not self._tuned:
+            raise InputError(
+                "tune is 'head', but L_f alone is to train the features: set tune: all, or coupling: joint"
             )
 
     # --- what is trained when
@@ -134,11 +140,20 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
     def on_fit_start(self) -> None:
         """Refuses a second stage that never comes, and says what may collapse."""
         super().on_fit_start()
-        epochs = self.trainer.max_epochs
-        if epochs is not None and 0 <= epochs <= self.feature_epochs and self.coupling == "two_stage":
+        self._made_at = -1
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.head_kind == "nearest_class_mean" and not hasattr(data, "labeled_batches"):
             raise InputError(
-                f"feature_epochs is {self.feature_epochs}, but training ends after {epochs} epochs: raise max_epochs, "
-                "so that the classifier has epochs of its own"
+                "head is 'nearest_class_mean', but the loaders do not give labeled examples as they are: train it with "
+                "a data module that has labeled_batches, as ImageDataModule does"
+            )
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        ends = epochs is not None and 0 <= epochs <= self.feature_epochs
+        ends = ends or 0 < steps <= self.feature_epochs * getattr(data, "epoch_steps", 0)
+        if self.coupling == "two_stage" and ends and not getattr(self.trainer, "fast_dev_run", False):
+            raise InputError(
+                f"feature_epochs is {self.feature_epochs}, but training ends before (max_epochs {epochs}, max_steps "
+                f"{steps}): raise them, so that the classifier has epochs of its own"
             )
         if self.features_alone and not self.feature_loss.separates:
             name = type(self.feature_loss).__name__
@@ -152,6 +167,8 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         """Begins the second stage when its epoch has come."""
         stage = 2 if self.coupling == "two_stage" and self.current_epoch >= self.feature_epochs else 1
         self._set_trained(stage)
+        if stage == 1:  # again, where a module is trained a second time
+            self.stage.fill_(1)
         if stage == 2 and int(self.stage) == 1:  # a resumed run that is in its second stage finds 2 in its checkpoint
             self.stage.fill_(2)
             if self.head_kind == "crt":
@@ -179,6 +196,9 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         """
         if self.scale is not None:
             return F.linear(features, self.head.weight * self.scale[:, None], self.head.bias)
+        if self.head_kind == "nearest_class_mean":
+            with torch.autocast(features.device.type, enabled=False):
+                return super().classify(features.to(self.head.weight))
         if self.head_kind == "tau_normalized" and not self.training:
             return F.linear(features, tau_normalized(self.head.weight, self.tau))
         return super().classify(features)
@@ -206,29 +226,36 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
     @torch.no_grad()
     def _remember(self, stage: str) -> None:
         """Features of labeled examples as they are, for the metrics; the nearest-class-mean head is made of them."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "labeled_batches"):
-            raise InputError(
-                "DecoupledFeatureClassifier compares features with labeled ones: train it with a data module that has "
-                "labeled_batches, as ImageDataModule does"
-            )
-        self._remembered_epoch, mode = self.current_epoch, self.training
-        self.eval()
-        pairs = [(self.backbone(b.x).float(), b.y) for b in data.labeled_batches(self.remembered, self.device)]
-        self.train(mode)
         metrics: Any = self._feature_metrics[f"{stage}_features"]
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "labeled_batches") or not len(data.splits["labeled"]):
+            metrics.forget()
+            return
+        if together():  # each process has running statistics of its own until DDP's next forward
+            for buffer in self.backbone.buffers():
+                distributed.broadcast(buffer, 0)
+        mode = self.training
+        self.eval()
+        with self.trainer.precision_plugin.forward_context():
+            # A copy: a compiled backbone may give the same memory again.
+            pairs = [
+                (self.backbone(batch.x).float().clone(), batch.y)
+                for batch in data.labeled_batches(self.remembered, self.device)
+            ]
+        self.train(mode)
         weight, bias = metrics.remember(torch.cat([f for f, _ in pairs]), torch.cat([y for _, y in pairs]))
         if self.head_kind == "nearest_class_mean" and self.trainer.state.fn == TrainerFn.FITTING:
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)
+            self._made_at = self.trainer.global_step
 
     def on_validation_epoch_start(self) -> None:
         """Remembers labeled features."""
         self._remember("val")
 
     def on_train_epoch_end(self) -> None:
-        """Makes the nearest-class-mean head where no validation did."""
-        if self.head_kind == "nearest_class_mean" and self._remembered_epoch != self.current_epoch:
+        """Makes the nearest-class-mean head where no validation did, of the network as it is now."""
+        if self.head_kind == "nearest_class_mean" and self._made_at != self.trainer.global_step:
             self._remember("val")
         super().on_train_epoch_end()
 

@@ -37,9 +37,10 @@ class Spread(Metric):
             labels: int64, (B,).
         """
         hot = F.one_hot(labels, len(self.counts)).to(features)
-        self.sums += hot.T @ features
-        self.counts += hot.sum(0)
-        self.squares += features.square().sum()
+        # Not in place: states that a `validate` left are inference tensors.
+        self.sums = self.sums + hot.T @ features
+        self.counts = self.counts + hot.sum(0)
+        self.squares = self.squares + features.square().sum()
 
     def compute(self) -> Tensor:
         """Within over between."""
@@ -77,7 +78,7 @@ class FeatureMetrics(nn.Module):
         """Takes the labeled features that the evaluated ones are compared with.
 
         Args:
-            features: (N, F).
+            features: float32, (N, F).
             labels: int64, (N,).
 
         Returns:
@@ -88,6 +89,10 @@ class FeatureMetrics(nn.Module):
         self._means = nearest_class_mean(features, labels, self.num_classes)
         return self._means
 
+    def forget(self) -> None:
+        """Nothing is known: what is left to tell is the spread."""
+        self._known = None
+
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Adds a batch.
 
@@ -95,23 +100,25 @@ class FeatureMetrics(nn.Module):
             features: (B, F).
             labels: int64, (B,).
         """
-        assert self._known is not None
-        features = features.float()
-        known, known_labels = self._known
-        nearest = (F.normalize(features, dim=1) @ known.T).topk(min(self.neighbors, len(known)), 1)
-        votes = features.new_zeros(len(features), self.num_classes)
-        votes.scatter_add_(1, known_labels[nearest.indices], (nearest.values / self._TEMPERATURE).exp())
-        self.knn.update(votes.argmax(1), labels)
-        self.class_mean.update(F.linear(features, *self._means).argmax(1), labels)
-        self.spread.update(features - self._center, labels)
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            if self._known is None:
+                self.spread.update(features, labels)
+                return
+            known, known_labels = self._known
+            nearest = (F.normalize(features, dim=1) @ known.T).topk(min(self.neighbors, len(known)), 1)
+            votes = features.new_zeros(len(features), self.num_classes)
+            votes.scatter_add_(1, known_labels[nearest.indices], (nearest.values / self._TEMPERATURE).exp())
+            self.knn.update(votes.argmax(1), labels)
+            self.class_mean.update(F.linear(features, *self._means).argmax(1), labels)
+            self.spread.update(features - self._center, labels)
 
     def compute(self) -> dict[str, Tensor]:
         """The scalars over all batches and processes; starts over."""
-        values = {
-            "knn_accuracy": self.knn.compute(),
-            "class_mean_accuracy": self.class_mean.compute(),
-            "spread": self.spread.compute(),
-        }
-        for metric in (self.knn, self.class_mean, self.spread):
+        found: dict[str, Metric] = {"spread": self.spread}
+        if self._known is not None:
+            found = {"knn_accuracy": self.knn, "class_mean_accuracy": self.class_mean, **found}
+        values = {name: metric.compute() for name, metric in found.items()}
+        for metric in found.values():
             metric.reset()
         return values

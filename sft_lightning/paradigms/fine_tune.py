@@ -112,9 +112,11 @@ class FineTuneClassifier(Paradigm):
 
     def _take_head(self, tensors: Tensors) -> None:
         """Takes over a head of the same size; says so when it has another."""
-        old = {name: next((t for n, t in tensors.items() if n == f"head.{name}"), None) for name in ("weight", "bias")}
+        old = {name: tensors.get(f"head.{name}") for name in ("weight", "bias")}
         if old["weight"] is None or old["bias"] is None:
             return
+        if (scale := tensors.get("scale")) is not None and len(scale) == len(old["weight"]):  # of an `lws` head
+            old["weight"] = old["weight"] * scale[:, None]
         if old["weight"].shape == self.head.weight.shape:
             self.head.load_state_dict({name: t for name, t in old.items() if t is not None})
             rank_zero_info("The head of the weights was taken over, too.")

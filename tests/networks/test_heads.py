@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -11,15 +12,16 @@ def test_nearest_class_mean_is_the_nearest_mean() -> None:
     weight, bias = nearest_class_mean(FEATURES, LABELS, 4)
     new = torch.randn(100, 6, generator=G)
     means = torch.stack([FEATURES[c == LABELS].mean(0) for c in range(4)])
-    distances = (new[:, None] - means).square().sum(2)
-    assert torch.equal(F.linear(new, weight, bias).argmax(1), distances.argmin(1))
+    cosines = F.cosine_similarity(new[:, None], means, dim=2)
+    assert torch.equal(F.linear(new, weight, bias).argmax(1), cosines.argmax(1))
+    assert weight.norm(dim=1).tolist() == pytest.approx([1] * 4)
 
 
 def test_a_class_without_an_example_never_wins() -> None:
     weight, bias = nearest_class_mean(FEATURES, LABELS, 6)
-    logits = F.linear(1e6 * torch.randn(100, 6, generator=G), weight, bias)
+    logits = F.linear(1e3 * torch.randn(100, 6, generator=G), weight, bias)
     assert int(logits.argmax(1).max()) < 4
-    assert bool(logits.isfinite().all())
+    assert bool(logits.half().isfinite().all())
 
 
 def test_tau_normalized_lengths() -> None:

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning import DecoupledFeatureClassifier
+from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, WeakView
+from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
 from sft_lightning.losses.feature_losses import Center, CosinePrototype, SupCon
 from sft_lightning.losses.features import FeatureLoss
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics, Spread
-from tests.paradigms.helpers import SHAPE, Recorder, moved, sample, state, trainer
+from tests.paradigms.helpers import SHAPE, Recorder, batches, moved, sample, state, trainer
 
 TWO: dict[str, Any] = {"coupling": "two_stage", "feature_epochs": 1}
 
@@ -133,6 +133,28 @@ def test_crt_starts_anew_on_balanced_batches() -> None:
     assert any(len(set(torch.bincount(b["labeled"].y, minlength=10).tolist())) > 1 for b in seen.batches[:4])
 
 
+def test_a_second_training_begins_with_the_first_stage() -> None:
+    model, seen = module(head="crt", **TWO), Recorder()
+    trainer(max_epochs=2).fit(model, sample())
+    assert int(model.stage) == 2
+    trainer([seen], max_epochs=2).fit(model, sample())
+    bound = 1 / model.backbone.num_features**0.5
+    assert seen.states[0]["stage"] == 1
+    assert int(model.stage) == 2
+    assert model.head.weight.abs().max() < bound + 0.1
+
+
+def test_a_later_run_takes_scaled_weights_over(tmp_path: Path) -> None:
+    model = module(head="lws", **TWO)
+    run = trainer(max_epochs=2)
+    run.fit(model, sample())
+    assert not torch.equal(model.scale, torch.ones(10))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    later = FineTuneClassifier("mlp", 10, SHAPE, weights=str(tmp_path / "a.ckpt"))
+    x = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(later.eval()(x), model.eval()(x))
+
+
 def test_lws_learns_only_scales() -> None:
     model, seen, steps = module(head="lws", **TWO), Recorder(), Gradients()
     trainer([seen, steps], max_epochs=2).fit(model, sample())
@@ -155,40 +177,64 @@ def test_tau_normalized_evaluates_with_short_weights() -> None:
     torch.testing.assert_close(model.train().classify(f), model.head(f))
 
 
-@pytest.mark.parametrize("validated", [True, False])
-def test_nearest_class_mean_takes_no_steps_and_is_scikit_learns(validated: bool) -> None:
-    model, steps = module(head="nearest_class_mean"), Gradients()
-    data = sample(num_labels=50, **({} if validated else {"val_size": 0}))
-    trainer([steps], max_epochs=2).fit(model, data)
+def pictures(split: Any) -> Tensor:
+    images: Tensor = split.part.images.data[split.indices]
+    return images.float() / 255
+
+
+def nearest(known: Tensor, labels: Tensor, new: Tensor) -> Tensor:
+    means = torch.stack([known[labels == c].mean(0) for c in range(10)])
+    return F.cosine_similarity(new[:, None], means, dim=2).argmax(1)
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "conv"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"limit_val_batches": 0},
+        {"num_sanity_val_steps": 1, "check_val_every_n_epoch": 3},
+        {"val_check_interval": 2},
+    ],
+)
+def test_nearest_class_mean_takes_no_steps_and_is_of_the_last_network(backbone: str, settings: dict[str, Any]) -> None:
+    model, steps = module(head="nearest_class_mean", backbone=backbone), Gradients()
+    data = sample(num_labels=50, steps_per_epoch=3)
+    trainer().validate(model, data, verbose=False)  # an earlier one must not count
+    untouched = model.head.weight.clone()
+    trainer([steps], **{"max_epochs": 2, **settings}).fit(model, data)
     assert all(s["head"] == 0 and s["backbone"] > 0 for s in steps.seen)
     known, test = data.splits["labeled"], data.splits["test"]
-    pick = lambda split: split.part.images.data[split.indices].float() / 255  # noqa: E731
     with torch.no_grad():
         model.eval()
-        features, new = model.backbone(pick(known)), model.backbone(pick(test)[:300])
-        guess = model(pick(test)[:300]).argmax(1)
-    if validated:  # the last validation came after the last step
-        expected = NearestCentroid().fit(features.numpy(), known.labels.numpy()).predict(new.numpy())
-        assert (guess.numpy() == expected).mean() > 0.99
-    assert guess.unique().numel() > 3
+        features, new = model.backbone(pictures(known)), model.backbone(pictures(test)[:300])
+        guess = model(pictures(test)[:300]).argmax(1)
+    assert torch.equal(guess, nearest(features, known.labels, new))
+    made = model.head.weight.clone()
+    assert not torch.equal(made, untouched)
+    model.backbone.net[-1 if backbone == "mlp" else 0][0].weight.data.mul_(2)
+    trainer().validate(model, data, verbose=False)
+    assert torch.equal(model.head.weight, made)
 
 
 # --- each part judged by itself
 
 
-def test_metrics_of_the_features_against_scikit_learn() -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_metrics_of_the_features_worked_out_again(precision: Any) -> None:
     model, data = module(neighbors=5), sample(num_labels=60)
-    run = trainer()
+    run = trainer(precision=precision)
     run.fit(model, data)
     told = run.test(model, data, verbose=False)[0]
     known, test = data.splits["labeled"], data.splits["test"]
-    pick = lambda split: split.part.images.data[split.indices].float() / 255  # noqa: E731
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
         model.eval()
-        x, new = model.backbone(pick(known)), model.backbone(pick(test))
+        x, new = model.backbone(pictures(known)).float(), model.backbone(pictures(test)).float()
+        guess = model(pictures(test)).argmax(1)
     y = test.labels
-    nearest = NearestCentroid().fit(x.numpy(), known.labels.numpy())
-    assert told["test/class_mean_accuracy"] == pytest.approx(nearest.score(new.numpy(), y.numpy()), abs=2e-3)
+    assert told["test/class_mean_accuracy"] == pytest.approx(
+        float((nearest(x, known.labels, new) == y).float().mean()), abs=2e-3
+    )
     cos = F.normalize(new, dim=1) @ F.normalize(x, dim=1).T
     right = 0
     for row, label in zip(cos, y.tolist(), strict=True):
@@ -201,7 +247,7 @@ def test_metrics_of_the_features_against_scikit_learn() -> None:
     within = (new - means[y]).square().sum(1).mean()
     between = (means[y] - new.mean(0)).square().sum(1).mean()
     assert told["test/spread"] == pytest.approx(float(within / between), rel=1e-3)
-    assert told["test/accuracy"] == pytest.approx((model.classify(new).argmax(1) == y).float().mean().item(), abs=1e-3)
+    assert told["test/accuracy"] == pytest.approx((guess == y).float().mean().item(), abs=1e-3)
 
 
 def test_spread_by_hand_and_over_batches() -> None:
@@ -218,14 +264,32 @@ def test_fewer_examples_than_neighbors() -> None:
     assert metrics.compute()["knn_accuracy"] == 1
 
 
-def test_remembered_examples_are_bounded_and_evenly_taken() -> None:
-    data = sample(num_labels=100)
+def test_remembered_examples_are_bounded_and_no_class_is_left_out() -> None:
+    data = sample(num_labels=100, weak_view=WeakView(crop_padding=4))
     data.setup("fit")
-    few = torch.cat([batch.y for batch in data.labeled_batches(20, torch.device("cpu"))])
-    everything = torch.cat([batch.y for batch in data.labeled_batches(1000, torch.device("cpu"))])
-    assert len(few) == 20
-    assert torch.equal(everything, data.splits["labeled"].labels)
-    assert torch.equal(few, everything[::5])
+    split = data.splits["labeled"]
+    keep = [i for i, y in zip(split.indices, split.labels.tolist(), strict=True) if y < 2] + [
+        next(i for i, y in zip(split.indices, split.labels.tolist(), strict=True) if y == c) for c in range(2, 10)
+    ]
+    data.splits["labeled"] = Split(split.part, keep)  # 10, 10 and one of each of the others
+    known = data.splits["labeled"]
+    y = torch.cat([b.y for b in data.labeled_batches(14, torch.device("cpu"))])
+    assert torch.bincount(y, minlength=10).tolist() == [3, 3, *[1] * 8]
+    everything = list(data.labeled_batches(28, torch.device("cpu")))
+    assert torch.equal(torch.cat([b.y for b in everything]), known.labels)
+    assert torch.equal(torch.cat([b.x for b in everything]), pictures(known))  # no random view
+
+
+def test_data_without_labels_to_compare_with_tells_the_rest() -> None:
+    model, data = module(), sample()
+    trainer().fit(model, data)
+    loader = batches(*data.labeled_batches(10, torch.device("cpu")))
+    told = trainer().test(model, loader, verbose=False)[0]
+    assert "test/spread" in told
+    assert "test/accuracy" in told
+    assert "test/knn_accuracy" not in told
+    with pytest.raises(InputError, match="labeled_batches"):
+        trainer().fit(module(head="nearest_class_mean"), loader)
 
 
 # --- resume, parts, bad input
@@ -281,7 +345,9 @@ def test_swapped_heads_and_backbones_give_the_original_logits() -> None:
         ({**TWO, "head_only_epochs": 1}, "head_only_epochs is 1, but two_stage"),
         ({"head": "crt"}, "head is 'crt', which a second stage makes"),
         ({"head": "lws", "coupling": "detached"}, "head is 'lws', which a second stage makes"),
-        ({**TWO, "head": "nearest_class_mean"}, "leaves a second stage nothing to train"),
+        ({**TWO, "head": "nearest_class_mean"}, "leaves a stage of its own nothing to train"),
+        ({"head_only_epochs": 1, "head": "nearest_class_mean"}, "leaves a stage of its own nothing to train"),
+        ({"tune": "head", "coupling": "detached"}, "tune is 'head', but L_f alone"),
         ({"tau": 1.5}, "tau is 1.5"),
         ({"feature_weight": -1.0}, "feature_weight is -1.0"),
         ({"classifier_weight": float("nan")}, "classifier_weight is nan"),
@@ -295,8 +361,11 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
 
 
 def test_a_second_stage_that_never_comes() -> None:
-    with pytest.raises(InputError, match="feature_epochs is 1, but training ends after 1 epochs"):
+    with pytest.raises(InputError, match=r"feature_epochs is 1, but training ends before \(max_epochs 1"):
         trainer(max_epochs=1).fit(module(**TWO), sample())
+    with pytest.raises(InputError, match="max_steps 2"):
+        trainer(max_epochs=9, max_steps=2).fit(module(**TWO), sample())
+    trainer(fast_dev_run=True).fit(module(**TWO), sample())
 
 
 @pytest.mark.parametrize(
@@ -314,11 +383,3 @@ def test_what_may_collapse_is_said(loss: Any, settings: Any, warned: bool, caplo
     caplog.set_level("INFO")
     trainer(max_epochs=2, limit_train_batches=1, limit_val_batches=0).fit(module(loss, **settings), sample())
     assert ("keeps none apart" in caplog.text) == warned
-
-
-def test_a_data_module_without_labeled_batches() -> None:
-    data = sample()
-    data.setup("fit")
-    model = module()
-    with pytest.raises(InputError, match="labeled_batches"):
-        trainer().validate(model, data.val_dataloader(), verbose=False)
