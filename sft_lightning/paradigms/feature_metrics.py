@@ -7,6 +7,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sft_lightning.networks.heads import nearest_class_mean
+from sft_lightning.paradigms.metrics import restart
 
 
 class Spread(Metric):
@@ -37,10 +38,9 @@ class Spread(Metric):
             labels: int64, (B,).
         """
         hot = F.one_hot(labels, len(self.counts)).to(features)
-        # Not in place: states that a `validate` left are inference tensors.
-        self.sums = self.sums + hot.T @ features
-        self.counts = self.counts + hot.sum(0)
-        self.squares = self.squares + features.square().sum()
+        self.sums += hot.T @ features
+        self.counts += hot.sum(0)
+        self.squares += features.square().sum()
 
     def compute(self) -> Tensor:
         """Within over between."""
@@ -119,6 +119,5 @@ class FeatureMetrics(nn.Module):
         if self._known is not None:
             found = {"knn_accuracy": self.knn, "class_mean_accuracy": self.class_mean, **found}
         values = {name: metric.compute() for name, metric in found.items()}
-        for metric in found.values():
-            metric.reset()
+        restart(*found.values())
         return values
