@@ -261,9 +261,8 @@ class ImageDataModule(LightningDataModule):
         epoch: int | None = getattr(self._module, "balanced_from_epoch", None) if train and name == "labeled" else None
         if epoch is None:
             return plan
-        steps = self.steps_per_epoch or plan.per_pass
         later = BatchPlan(len(split), size, seed, train, rank, world_size, endless=True, balance=split.labels)
-        return plan.then(later, epoch * steps)
+        return plan.then(later, epoch * self._taken(self.steps_per_epoch or plan.per_pass))
 
     @property
     def _needed(self) -> tuple[str, ...]:
@@ -271,13 +270,21 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def epoch_steps(self) -> int:
-        """Training batches of an epoch of this process."""
+        """Training batches of an epoch of this process, after `limit_train_batches`."""
+        return self._taken(self._batches)
+
+    def _taken(self, batches: int) -> int:
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
+
+    @property
+    def _batches(self) -> int:
         first = "unlabeled" if "unlabeled" in self._needed else "labeled"
         return self.steps_per_epoch or self._plan(first, self.splits[first], train=True).per_pass
 
     def _stream(self, name: str, split: Split, train: bool) -> Stream:
         plan = self._plan(name, split, train)
-        scale = self.weak_view.crop_scale if train else None
+        scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
         return Stream(
             split,
@@ -308,7 +315,8 @@ class ImageDataModule(LightningDataModule):
                 "set one of them"
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
-        return TrainLoader(streams, self.epoch_steps, getattr(self._module, "batch_schedule", None))
+        schedule = getattr(self._module, "batch_schedule", None)
+        return TrainLoader(streams, self._batches, schedule, self.epoch_steps)
 
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
         if not len(split):
@@ -376,10 +384,15 @@ class ImageDataModule(LightningDataModule):
     def _module(self) -> LightningModule | None:
         return self.trainer.lightning_module if self.trainer is not None else None
 
+    def _crops_once(self, name: str) -> bool:
+        """Whether a worker may crop while it decodes a file: each view has a crop of its own, and there is just one."""
+        views = self.labeled_views if name == "labeled" else getattr(self._module, "unlabeled_views", ("weak",))
+        return isinstance(self.splits[name].part.images, FileImages) and len(views) == 1
+
     def _maker(self, name: str) -> ViewMaker:
         view = self.weak_view
-        if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
-            view = replace(view, crop_scale=None)  # the worker has cropped while it decoded
+        if view.crop_scale is not None and self._crops_once(name):
+            view = replace(view, crop_scale=None)  # the worker has cropped
         return ViewMaker(self._image_shape, view, self.strong_view, self.labeled_views)
 
 

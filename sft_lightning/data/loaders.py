@@ -313,15 +313,19 @@ class TrainLoader:
     Lightning saves `state_dict` in its checkpoints and hands it back, so an interrupted epoch goes on where it stopped.
     """
 
-    def __init__(self, streams: dict[str, Stream], steps: int, schedule: Schedule | None = None) -> None:
+    def __init__(
+        self, streams: dict[str, Stream], steps: int, schedule: Schedule | None = None, taken: int | None = None
+    ) -> None:
         """Joins the streams.
 
         Args:
             streams: `labeled`, `unlabeled` or both.
             steps: Batches of an epoch.
             schedule: Which of them each batch holds; None for all.
+            taken: So many of them are taken before the next epoch begins (`limit_train_batches`); None for all.
         """
         self.streams, self.steps, self.schedule = streams, steps, schedule
+        self.taken = steps if taken is None else taken
         self.epoch, self.position = 0, 0
 
     @property
@@ -342,9 +346,10 @@ class TrainLoader:
         return self.steps
 
     def __iter__(self) -> Iterator[dict[str, RawBatch]]:
-        start = self.position if self.position < self.steps else 0
+        start = self.position if self.position < self.taken else 0
         self.position = start
-        first, last = self.epoch * self.steps + start, (self.epoch + 1) * self.steps
+        first = self.epoch * self.taken + start
+        last = self.epoch * self.taken + self.steps
         parts = {
             name: stream.batches(self._before(name, first), self._before(name, last))
             for name, stream in self.streams.items()

@@ -58,7 +58,7 @@ class Step(NamedTuple):
         network: The paradigm.
         unlabeled: The batch: `weak`, `indices`, `draw`, and `weak_2` and `strong` where `views` asks for them.
         student: Outputs of the view that `student` of the strategy names, with gradient.
-        labeled: `x` and `y`, where the strategy says `needs_labels` or the schedule is joint; else None.
+        labeled: `x`, `y` and `num_weak`, where the strategy says `needs_labels` or the schedule is joint; else None.
         known: Outputs of the labeled batch, with gradient; None where `labeled` is.
     """
 
@@ -157,7 +157,7 @@ class Consistency(Strategy):
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
             target, weight = self.targets(logits, step)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
-        return Result(loss, logits.argmax(1), weight, logs=self.told())
+        return Result(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.told())
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The strong view's logits as they enter the loss."""

@@ -205,7 +205,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
 
     def step(self, batch: Any) -> StepResult:
         """L_f, L_g or both, by coupling and stage."""
-        x, y, _ = batch["labeled"]
+        x, y, *_ = batch["labeled"]
         features = self.backbone(x)
         logs: dict[str, Tensor] = {}
         parts: list[Tensor] = []

@@ -221,7 +221,7 @@ class FineTuneClassifier(Paradigm):
 
     def step(self, batch: Any) -> StepResult:
         """Cross-entropy of the labeled part, and the penalty."""
-        x, y, _ = batch["labeled"]
+        x, y, *_ = batch["labeled"]
         loss = self._supervised(y, self(x))
         if not self.l2_penalty:
             return StepResult(loss, {})

@@ -57,7 +57,7 @@ def test_20_steps_equal_a_plain_loop(coupling: str) -> None:
     backbone, head, loss = plain
     sgd = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9)
     for batch, theirs in zip(seen.batches, seen.losses, strict=True):
-        x, y, _ = batch["labeled"]
+        x, y, *_ = batch["labeled"]
         f = backbone(x)
         p = loss.prototypes / loss.prototypes.norm(dim=1, keepdim=True)  # type: ignore[operator]
         own = 1 - ((f / f.norm(dim=1, keepdim=True).clamp_min(1e-12)) * p[y]).sum(1).mean()
