@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "AutoencoderModule",
+    "DecoupledFeatureClassifier",
     "FineTuneClassifier",
     "ImageDataModule",
     "SemiSupervisedModule",
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from sft_lightning.data.datamodule import ImageDataModule
     from sft_lightning.data.views import StrongView, WeakView
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
+    from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
     from sft_lightning.paradigms.fine_tune import FineTuneClassifier
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
     from sft_lightning.schedules import WarmupCosine
 
 _HOMES = {
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
+    "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
     "ImageDataModule": "sft_lightning.data.datamodule",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import sft_lightning
 from sft_lightning.errors import InputError, near
-from sft_lightning.losses import strategies
+from sft_lightning.losses import feature_losses, strategies
 
 _KEY = re.compile(r"Parser key \"([\w.]+)\"")
 # The class that was asked stands behind the unknown option (callables) or before it (modules).
@@ -17,6 +17,9 @@ _OWNER_AFTER = re.compile(r"is not accepted\. Got value: Namespace\(class_path='
 _OWNER = re.compile(r"class_path '([\w.]+)'")
 _UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([\w.\-]+)'(?: is not (?:accepted|expected)|$)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_EXPECTED = re.compile(r"Expected a (?!<class 'NoneType'>)(.*)")
+_CHOICE = re.compile(r"typing\.Literal\[(.+?)\]")
+_VALUE = re.compile(r"(?:Got|Given) value: (.*)")
 # Lines of jsonargparse that speak of Python types instead of the mistake.
 _NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)")
 
@@ -48,7 +51,7 @@ def sentence(message: str) -> str:
     missing = _NO_CLASS.search(message)
     if missing:
         name = missing.group(1)
-        hint = near(name, [*sft_lightning.__all__, *strategies.__all__])
+        hint = near(name, [*sft_lightning.__all__, *strategies.__all__, *feature_losses.__all__])
         return f"class {name!r} is unknown{hint}: give its name, or package.module.Class"
     unknown = _UNKNOWN.search(message)
     if unknown:
@@ -74,6 +77,11 @@ def sentence(message: str) -> str:
     lines = [line.strip() for line in message.strip().splitlines()]
     lines = [line for line in lines if line and not _NOISE.match(line)]
     keys = [key for line in lines for key in _KEY.findall(line)]
+    expected, value = _EXPECTED.findall(message), _VALUE.search(message)
+    if len(expected) == 1 and value and (choice := _CHOICE.match(expected[0])):
+        choices = [word.strip(" '") for word in choice.group(1).split(",")]
+        hint = near(value.group(1), choices)
+        return f"{'.'.join(keys)} is {value.group(1)!r}{hint}: give {', '.join(choices[:-1])} or {choices[-1]}"
     last = re.sub(r"^- ", "", lines[-1]) if lines else message
     last = _KEY.sub("", last).strip(": ")
     last = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", last)

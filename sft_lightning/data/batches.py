@@ -17,11 +17,13 @@ class Labeled(NamedTuple):
         x: float32 in [0, 1], (B, C, H, W).
         y: int64, (B,); -1 where a label is unknown.
         indices: int64, (B,): positions in the split.
+        num_weak: So many of them, the first ones, are weak views and the others strong; None where all are alike.
     """
 
     x: Tensor
     y: Tensor
     indices: Tensor
+    num_weak: int | None = None
 
 
 class Unlabeled(NamedTuple):
@@ -78,7 +80,7 @@ class ViewMaker:
         views += [strong(x, self._weak, self._strong, raw.draw)] if "strong" in self._labeled else []
         if len(views) == 1:
             return Labeled(views[0], raw.labels, raw.indices)
-        return Labeled(torch.cat(views), raw.labels.repeat(2), raw.indices.repeat(2))
+        return Labeled(torch.cat(views), raw.labels.repeat(2), raw.indices.repeat(2), len(x))
 
     def unlabeled(self, raw: RawBatch, wanted: Sequence[str]) -> Unlabeled:
         """The views that a paradigm wants, each of its own draw.

@@ -1,6 +1,7 @@
 """`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader, once_in_turn
 from sft_lightning.data.parts import Part
 from sft_lightning.data.sources import open_pictures, open_source, open_unlabeled
 from sft_lightning.data.split_files import read_manifest, write_manifest
@@ -256,7 +257,12 @@ class ImageDataModule(LightningDataModule):
         balance = split.labels if beside and self.balanced_labels else None
         # Two streams of one run draw differently.
         seed = 2 * self.request.seed + (name == "unlabeled")
-        return BatchPlan(len(split), size, seed, train, rank, world_size, endless=beside, balance=balance)
+        plan = BatchPlan(len(split), size, seed, train, rank, world_size, endless=beside, balance=balance)
+        epoch: int | None = getattr(self._module, "balanced_from_epoch", None) if train and name == "labeled" else None
+        if epoch is None:
+            return plan
+        later = BatchPlan(len(split), size, seed, train, rank, world_size, endless=True, balance=split.labels)
+        return plan.then(later, epoch * self._taken(self.steps_per_epoch or plan.per_pass))
 
     @property
     def _needed(self) -> tuple[str, ...]:
@@ -264,13 +270,21 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def epoch_steps(self) -> int:
-        """Training batches of an epoch of this process."""
+        """Training batches of an epoch of this process, after `limit_train_batches`."""
+        return self._taken(self._batches)
+
+    def _taken(self, batches: int) -> int:
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
+
+    @property
+    def _batches(self) -> int:
         first = "unlabeled" if "unlabeled" in self._needed else "labeled"
         return self.steps_per_epoch or self._plan(first, self.splits[first], train=True).per_pass
 
     def _stream(self, name: str, split: Split, train: bool) -> Stream:
         plan = self._plan(name, split, train)
-        scale = self.weak_view.crop_scale if train else None
+        scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
         return Stream(
             split,
@@ -301,7 +315,8 @@ class ImageDataModule(LightningDataModule):
                 "set one of them"
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
-        return TrainLoader(streams, self.epoch_steps, getattr(self._module, "batch_schedule", None))
+        schedule = getattr(self._module, "batch_schedule", None)
+        return TrainLoader(streams, self._batches, schedule, self.epoch_steps)
 
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
         if not len(split):
@@ -327,6 +342,24 @@ class ImageDataModule(LightningDataModule):
             )
         return self._eval("predict", self._predicted())
 
+    def labeled_batches(self, most: int, device: torch.device) -> Iterator[Labeled]:
+        """Labeled training pictures without random changes, the same on every process, for what is made of features.
+
+        Args:
+            most: Of more, so many are drawn, classes in turn: all of a small class, and a part of a large one.
+            device: Where to.
+        """
+        split = self.splits["labeled"]
+        chosen = split
+        if len(split) > most:
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.request.seed))
+            drawn = once_in_turn(order, split.labels)[:most].sort().values
+            chosen = Split(split.part, [split.indices[k] for k in drawn.tolist()])
+        plan = BatchPlan(len(chosen), self.eval_batch_size)
+        stream = Stream(chosen, plan, self.geometry, workers=self.num_workers, bad=self.bad)
+        for raw in EvalLoader(stream):
+            yield self.on_after_batch_transfer(self.transfer_batch_to_device(raw, device, 0), 0)
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the uint8 pictures; on the CPU there is nothing to do."""
         if device.type == "cpu":
@@ -351,10 +384,15 @@ class ImageDataModule(LightningDataModule):
     def _module(self) -> LightningModule | None:
         return self.trainer.lightning_module if self.trainer is not None else None
 
+    def _crops_once(self, name: str) -> bool:
+        """Whether a worker may crop while it decodes a file: each view has a crop of its own, and there is just one."""
+        views = self.labeled_views if name == "labeled" else getattr(self._module, "unlabeled_views", ("weak",))
+        return isinstance(self.splits[name].part.images, FileImages) and len(views) == 1
+
     def _maker(self, name: str) -> ViewMaker:
         view = self.weak_view
-        if view.crop_scale is not None and isinstance(self.splits[name].part.images, FileImages):
-            view = replace(view, crop_scale=None)  # the worker has cropped while it decoded
+        if view.crop_scale is not None and self._crops_once(name):
+            view = replace(view, crop_scale=None)  # the worker has cropped
         return ViewMaker(self._image_shape, view, self.strong_view, self.labeled_views)
 
 

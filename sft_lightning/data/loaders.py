@@ -72,6 +72,17 @@ class BatchPlan:
         else:  # evaluation: this process takes every world_size-th example, so none is seen twice
             self.per_pass = math.ceil(len(range(rank, count, world_size)) / batch_size)
         self._order: tuple[int, Tensor] | None = None
+        self._later: tuple[BatchPlan, int] | None = None
+
+    def then(self, later: "BatchPlan", start: int) -> "BatchPlan":
+        """Another plan takes over.
+
+        Args:
+            later: The other one.
+            start: Its first batch, counted from the start of training.
+        """
+        self._later = later, start
+        return self
 
     def _pass(self, number: int) -> Tensor:
         if self._order is None or self._order[0] != number:
@@ -91,6 +102,8 @@ class BatchPlan:
         Args:
             g: Counts batches from the start of training.
         """
+        if self._later is not None and g >= self._later[1]:
+            return self._later[0][g]
         draw = (self.seed * _PRIME + g) * self.world_size + self.rank
         if self.endless:
             first = (g * self.world_size + self.rank) * self.batch_size
@@ -120,6 +133,21 @@ def _in_turn(order: Tensor, labels: Tensor) -> Tensor:
     most = max(len(own) for own in by_class)
     rounds = torch.stack([own.repeat(-(-most // len(own)))[:most] for own in by_class], 1)
     return rounds.flatten()
+
+
+def once_in_turn(order: Tensor, labels: Tensor) -> Tensor:
+    """The examples such that classes take turns as long as they last, none twice.
+
+    Args:
+        order: int64, (N,): positions.
+        labels: int64, by position.
+    """
+    own = labels[order]
+    turn = torch.empty_like(order)
+    for c in own.unique():
+        here = own == c
+        turn[here] = torch.arange(int(here.sum()))
+    return order[turn.argsort(stable=True)]
 
 
 class _Decoded(Dataset[Any]):
@@ -285,15 +313,19 @@ class TrainLoader:
     Lightning saves `state_dict` in its checkpoints and hands it back, so an interrupted epoch goes on where it stopped.
     """
 
-    def __init__(self, streams: dict[str, Stream], steps: int, schedule: Schedule | None = None) -> None:
+    def __init__(
+        self, streams: dict[str, Stream], steps: int, schedule: Schedule | None = None, taken: int | None = None
+    ) -> None:
         """Joins the streams.
 
         Args:
             streams: `labeled`, `unlabeled` or both.
             steps: Batches of an epoch.
             schedule: Which of them each batch holds; None for all.
+            taken: So many of them are taken before the next epoch begins (`limit_train_batches`); None for all.
         """
         self.streams, self.steps, self.schedule = streams, steps, schedule
+        self.taken = steps if taken is None else taken
         self.epoch, self.position = 0, 0
 
     @property
@@ -314,9 +346,10 @@ class TrainLoader:
         return self.steps
 
     def __iter__(self) -> Iterator[dict[str, RawBatch]]:
-        start = self.position if self.position < self.steps else 0
+        start = self.position if self.position < self.taken else 0
         self.position = start
-        first, last = self.epoch * self.steps + start, (self.epoch + 1) * self.steps
+        first = self.epoch * self.taken + start
+        last = self.epoch * self.taken + self.steps
         parts = {
             name: stream.batches(self._before(name, first), self._before(name, last))
             for name, stream in self.streams.items()

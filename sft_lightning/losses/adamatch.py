@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.errors import decays, shares
+from sft_lightning.losses.ranks import mean_over_ranks
 from sft_lightning.losses.unlabeled import (
     About,
     Consistency,
@@ -14,7 +15,6 @@ from sft_lightning.losses.unlabeled import (
     Step,
     aligned,
     at_least_float32,
-    mean_over_ranks,
     moved_toward,
     still_statistics,
 )
@@ -74,7 +74,9 @@ class AdaMatch(Consistency):
 
     def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The most likely class after alignment, where its probability reaches the relative threshold."""
-        labeled, free = at_least_float32(step.known.logits).softmax(1), logits.softmax(1)
+        # The weak views only, as the unlabeled ones are: strong ones are less sure.
+        labeled = at_least_float32(step.known.logits[: step.labeled.num_weak]).softmax(1)
+        free = logits.softmax(1)
         moved_toward(self.known_mean, mean_over_ranks(labeled), self.momentum)
         moved_toward(self.unlabeled_mean, mean_over_ranks(free), self.momentum)
         self.threshold_now.copy_(self.threshold * mean_over_ranks(labeled.amax(1)))

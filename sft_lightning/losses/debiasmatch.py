@@ -5,7 +5,8 @@ from torch import Tensor
 
 from sft_lightning.errors import at_least, decays
 from sft_lightning.losses.fixmatch import FixMatch
-from sft_lightning.losses.unlabeled import About, Step, mean_over_ranks, moved_toward
+from sft_lightning.losses.ranks import mean_over_ranks
+from sft_lightning.losses.unlabeled import About, Step, moved_toward
 
 
 class DebiasMatch(FixMatch):

@@ -18,7 +18,8 @@ class DST(FixMatch):
     The classifier gives the pseudo-labels but never learns from them (section 4.1). A third head is trained to be right
     on labeled and wrong on unlabeled examples; through a gradient reversal the features learn to leave it no room
     (section 4.2). The reversal starts at zero and rises to a tenth, as in the authors' program: at full strength the
-    features have nothing to learn from, and training fails. Their dropout in the heads is left out.
+    features have nothing to learn from, and training fails. Their dropout in the heads is left out, and the worst head
+    sees strong views of unlabeled examples where theirs sees weak ones, which would need a gradient of their own.
     """
 
     needs_labels = True

@@ -1,12 +1,12 @@
 """FlexMatch: Zhang et al. 2021, "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling"."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from sft_lightning.losses.fixmatch import FixMatch
+from sft_lightning.losses.ranks import gathered
 from sft_lightning.losses.unlabeled import About, Step
 
 
@@ -61,7 +61,7 @@ class FlexMatch(FixMatch):
         self.thresholds.copy_(self.threshold * beta / (2 - beta))
         weight = (confidence >= self.thresholds[label]).float()
         sure = confidence >= self.threshold
-        indices, labels = _of_all_ranks(step.unlabeled.indices.to(label.device), torch.where(sure, label, -1))
+        indices, labels = gathered(step.unlabeled.indices.to(label.device)), gathered(torch.where(sure, label, -1))
         known_now = labels >= 0
         self.predicted[indices[known_now]] = labels[known_now]
         return label, weight
@@ -69,11 +69,3 @@ class FlexMatch(FixMatch):
     def told(self) -> Mapping[str, Tensor]:
         """The lowest and the highest threshold."""
         return {"threshold_min": self.thresholds.min(), "threshold_max": self.thresholds.max()}
-
-
-def _of_all_ranks(indices: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return indices, labels
-    pairs: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(pairs, (indices.cpu(), labels.cpu()))  # batches may differ in size
-    return torch.cat([p[0] for p in pairs]).to(labels.device), torch.cat([p[1] for p in pairs]).to(labels.device)

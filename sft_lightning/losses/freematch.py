@@ -7,15 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.errors import at_least, decays
-from sft_lightning.losses.unlabeled import (
-    About,
-    Consistency,
-    Result,
-    Step,
-    mean_over_ranks,
-    moved_toward,
-    sum_over_ranks,
-)
+from sft_lightning.losses.ranks import mean_over_ranks, sum_over_ranks
+from sft_lightning.losses.unlabeled import About, Consistency, Result, Step, moved_toward
 
 
 class FreeMatch(Consistency):

@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 
 from sft_lightning.errors import above_zero, decays
-from sft_lightning.losses.unlabeled import (
-    About,
-    Consistency,
-    Step,
-    aligned,
-    mean_over_ranks,
-    moved_toward,
-    sum_over_ranks,
-)
+from sft_lightning.losses.ranks import mean_over_ranks, sum_over_ranks
+from sft_lightning.losses.unlabeled import About, Consistency, Step, aligned, moved_toward
 
 
 class SoftMatch(Consistency):
@@ -62,12 +55,13 @@ class SoftMatch(Consistency):
             uniform = torch.full_like(self.prediction_mean, 1 / len(self.prediction_mean))
             probabilities = aligned(probabilities, uniform, self.prediction_mean)
         confidence = probabilities.amax(1)
-        mean, square = mean_over_ranks(confidence), mean_over_ranks(confidence.square())
+        mean = mean_over_ranks(confidence)
+        variance = mean_over_ranks((confidence - mean).square())  # the difference of two means would round below 0
         count = sum_over_ranks(confidence.new_tensor(float(len(confidence))))
         moved_toward(self.mean, mean, self.momentum)
-        moved_toward(self.variance, (square - mean.square()) * count / (count - 1).clamp_min(1), self.momentum)
+        moved_toward(self.variance, variance * count / (count - 1).clamp_min(1), self.momentum)
         below = (confidence - self.mean).clamp(max=0)
-        weight = torch.exp(-below.square() / (2 * self.variance / self.width**2))
+        weight = torch.exp(-below.square() / (2 * self.variance.clamp_min(1e-12) / self.width**2))
         return label, weight
 
     def told(self) -> Mapping[str, Tensor]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -58,7 +58,7 @@ class Step(NamedTuple):
         network: The paradigm.
         unlabeled: The batch: `weak`, `indices`, `draw`, and `weak_2` and `strong` where `views` asks for them.
         student: Outputs of the view that `student` of the strategy names, with gradient.
-        labeled: `x` and `y`, where the strategy says `needs_labels` or the schedule is joint; else None.
+        labeled: `x`, `y` and `num_weak`, where the strategy says `needs_labels` or the schedule is joint; else None.
         known: Outputs of the labeled batch, with gradient; None where `labeled` is.
     """
 
@@ -157,7 +157,7 @@ class Consistency(Strategy):
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
             target, weight = self.targets(logits, step)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
-        return Result(loss, logits.argmax(1), weight, logs=self.told())
+        return Result(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.told())
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The strong view's logits as they enter the loss."""
@@ -227,32 +227,6 @@ def still_statistics(network: object) -> Iterator[None]:
             m.momentum = momentum
             if count is not None and m.num_batches_tracked is not None:
                 m.num_batches_tracked.copy_(count)
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum over all processes; its gradient is that of the sum, too.
-
-    Args:
-        value: Of equal shape on all ranks; not changed.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-    total: Tensor = all_reduce(value)
-    return total
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over the examples of all processes, so that a global statistic is the same on each.
-
-    Args:
-        values: (B,) or (B, C); B may differ between ranks.
-
-    Returns:
-        A scalar, or (C,).
-    """
-    return sum_over_ranks(values.detach().sum(0)) / sum_over_ranks(values.new_tensor(float(len(values))))
 
 
 def moved_toward(running: Tensor, value: Tensor, momentum: float) -> None:

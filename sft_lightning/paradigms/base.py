@@ -82,7 +82,8 @@ class Paradigm(LightningModule, ABC):
                 self._sums[name] = self._sums[name] + value
                 self._summed[name] += 1
             else:
-                self._sums[name], self._summed[name] = value, 1
+                # A copy: a strategy may log a buffer that the next step changes.
+                self._sums[name], self._summed[name] = value.clone(), 1
         return result.loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -87,7 +87,7 @@ class FineTuneClassifier(Paradigm):
         at_least(0, l2_penalty=l2_penalty, backbone_lr_scale=backbone_lr_scale, head_only_epochs=head_only_epochs)
         if isinstance(class_weights, list) and len(class_weights) != num_classes:
             raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "strategy"])
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "strategy", "feature_loss"])
         self.num_classes = num_classes
         self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
@@ -112,9 +112,11 @@ class FineTuneClassifier(Paradigm):
 
     def _take_head(self, tensors: Tensors) -> None:
         """Takes over a head of the same size; says so when it has another."""
-        old = {name: next((t for n, t in tensors.items() if n == f"head.{name}"), None) for name in ("weight", "bias")}
+        old = {name: tensors.get(f"head.{name}") for name in ("weight", "bias")}
         if old["weight"] is None or old["bias"] is None:
             return
+        if (scale := tensors.get("scale")) is not None and len(scale) == len(old["weight"]):  # of an `lws` head
+            old["weight"] = old["weight"] * scale[:, None]
         if old["weight"].shape == self.head.weight.shape:
             self.head.load_state_dict({name: t for name, t in old.items() if t is not None})
             rank_zero_info("The head of the weights was taken over, too.")
@@ -163,10 +165,18 @@ class FineTuneClassifier(Paradigm):
         checkpoint["hyper_parameters"]["weights"] = "none"
 
     def on_train_epoch_start(self) -> None:
-        """Releases the backbone when its epoch has come."""
-        if self._release(self.current_epoch >= self.head_only_epochs):
-            rank_zero_info(f"Epoch {self.current_epoch}: the backbone is released.")
+        """Releases or freezes the backbone when its epoch has come."""
+        if self._release(self.backbone_learns(self.current_epoch)):
+            rank_zero_info(f"Epoch {self.current_epoch}: the backbone is {'released' if self._released else 'frozen'}.")
             rewrap(self.trainer)
+
+    def backbone_learns(self, epoch: int) -> bool:
+        """Whether the backbone is trained in an epoch.
+
+        Args:
+            epoch: Counted from 0.
+        """
+        return epoch >= self.head_only_epochs
 
     def groups(self) -> list[Group]:
         """The head, then the tuned blocks from the last to the first."""
@@ -195,12 +205,23 @@ class FineTuneClassifier(Paradigm):
         Returns:
             (B, num_classes).
         """
-        logits: Tensor = self.head(self.backbone(x))
+        return self.classify(self.backbone(x))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The head alone.
+
+        Args:
+            features: (B, F).
+
+        Returns:
+            (B, num_classes).
+        """
+        logits: Tensor = self.head(features)
         return logits
 
     def step(self, batch: Any) -> StepResult:
         """Cross-entropy of the labeled part, and the penalty."""
-        x, y, _ = batch["labeled"]
+        x, y, *_ = batch["labeled"]
         loss = self._supervised(y, self(x))
         if not self.l2_penalty:
             return StepResult(loss, {})

@@ -2,13 +2,24 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
+
+
+def restart(*metrics: Metric | MetricCollection) -> None:
+    """Resets metrics such that a `fit` can go on with them after a `validate`, whose tensors know no in-place change.
+
+    Args:
+        metrics: Of torchmetrics.
+    """
+    with torch.inference_mode(False):
+        for metric in metrics:
+            metric.reset()
 
 
 class ClassifierMetrics(nn.Module):
@@ -49,6 +60,5 @@ class ClassifierMetrics(nn.Module):
         """The scalars over all batches and processes; the confusion matrix is kept in `confusion`; starts over."""
         values: dict[str, Tensor] = {"loss": self.loss.compute(), **self.scores.compute()}
         self.confusion = values.pop("confusion").cpu()
-        self.loss.reset()
-        self.scores.reset()
+        restart(self.loss, self.scores)
         return {name: value.to(torch.float32) for name, value in values.items()}

@@ -91,9 +91,7 @@ def total_steps(trainer: Trainer) -> int:
             "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
             "or trainer.max_steps"
         )
-    limit = trainer.limit_train_batches
-    steps = min(int(steps), limit) if isinstance(limit, int) else int(steps * (limit or 1.0))
-    whole = -(-steps // trainer.accumulate_grad_batches) * trainer.max_epochs
+    whole = -(-int(steps) // trainer.accumulate_grad_batches) * trainer.max_epochs
     return min(whole, most) if most > 0 else whole
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from sft_lightning.errors import InputError, at_least, decays
@@ -83,6 +84,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
         self.average = Average({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
         self._followed = 0
+        self._followed_there: int | None = None
         self.guessed: Guessed | None = None
 
     # --- what the data module asks
@@ -98,6 +100,12 @@ class SemiSupervisedModule(FineTuneClassifier):
         accumulate = self.trainer.accumulate_grad_batches
         if self.schedule == "joint" and not self.warmup_steps:
             return None
+        steps = getattr(getattr(self.trainer, "datamodule", None), "epoch_steps", 0)
+        if steps % accumulate:
+            raise InputError(
+                f"an epoch has {steps} batches, which accumulate_grad_batches {accumulate} does not divide, so that "
+                "warm-up and turns would lose their step: set steps_per_epoch to a multiple"
+            )
         supervised = 0 if self.schedule == "joint" else self.supervised_steps
         labels = self.schedule == "joint" or self.strategy.needs_labels
         return Alternation(self.warmup_steps, supervised, self.unsupervised_steps, labels, accumulate)
@@ -133,6 +141,16 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     # --- steps
 
+    def setup(self, stage: str) -> None:
+        """Tells DDP that turns leave parameters out, whose gradients are then none on all processes, as on one.
+
+        Args:
+            stage: fit, validate, test or predict.
+        """
+        turns = self.schedule == "alternating" or self.warmup_steps > 0
+        if turns and isinstance(self.trainer.strategy, DDPStrategy):
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
     def on_fit_start(self) -> None:
         """Tells the strategy how many unlabeled examples there are."""
         super().on_fit_start()
@@ -140,9 +158,22 @@ class SemiSupervisedModule(FineTuneClassifier):
         self.strategy.start(len(splits["unlabeled"]) if "unlabeled" in splits else 0)
 
     def on_train_start(self) -> None:
-        """The average follows from here."""
+        """The average follows from here, and makes up for a step that a checkpoint inside an epoch was ahead of it."""
         super().on_train_start()
+        if self.average is not None and self._followed_there is not None:
+            if self._followed_there < self.trainer.global_step:
+                self.average.follow(self)
+            self._followed_there = None
         self._followed = self.trainer.global_step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says which step the average has followed: callbacks that save after a step come before it follows."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["average_followed"] = self._followed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Reads it."""
+        self._followed_there = checkpoint.get("average_followed")
 
     def groups(self) -> list[Group]:
         """Those of the classifier, and what the strategy trains."""
@@ -185,9 +216,6 @@ class SemiSupervisedModule(FineTuneClassifier):
         if self.l2_penalty:
             logs["l2_penalty"] = self._penalty()
             parts.append(logs["l2_penalty"])
-        if self.trainer.world_size > 1:  # DDP waits for a gradient of each parameter, idle or not
-            idle = [*self.head.parameters(), *self.strategy.parameters()]
-            parts.append(0 * torch.stack([p.sum() for p in idle]).sum())
         return StepResult(torch.stack(parts).sum(), logs)
 
     def _lambda_now(self) -> float:

@@ -15,7 +15,7 @@ from sft_lightning.data.batches import Labeled, Unlabeled
 from sft_lightning.data.datamodule import MANIFEST, SKIPPED
 from sft_lightning.data.loaders import EvalLoader
 from sft_lightning.data.sources import FASHION
-from sft_lightning.data.views import WeakView, to_float, weak
+from sft_lightning.data.views import StrongView, WeakView, to_float, weak
 from sft_lightning.errors import InputError
 from tests.data.conftest import MakeFolder, break_middle, picture, table
 
@@ -412,6 +412,26 @@ def test_background_is_kept_by_the_random_crop_and_in_gray(tmp_path: Path) -> No
     data = ready(val_size=0, test_size=0, weak_view=WeakView(crop_scale=[0.2, 0.5]), **options)
     (raw,) = data.train_dataloader()
     assert raw["labeled"].images.unique().tolist() == [100]
+
+
+@pytest.mark.parametrize("views", [("weak", "weak_2"), ("weak", "strong")])
+def test_each_view_of_a_file_has_a_crop_of_its_own(views: tuple[str, ...], tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            picture(tmp_path / name / f"{i}.png", i)
+    options = {"source": str(tmp_path), "image_size": 16, "val_size": 0, "test_size": 0, "num_labels": 4}
+    options.update(batch_size=2, unlabeled_ratio=4, num_workers=0, strong_view=StrongView(operations=0, cutout=0.01))
+    model = Recorder("labeled", "unlabeled")
+    model.unlabeled_views = views  # type: ignore[assignment]
+    data = ImageDataModule(**options, weak_view=WeakView(crop_scale=[0.1, 0.2]), labeled_view="both")  # type: ignore[arg-type]
+    trainer(tmp_path, max_epochs=1, limit_val_batches=0, limit_train_batches=1).fit(model, data)
+    (batch,) = model.seen
+    one, two = (getattr(batch["unlabeled"], view) for view in views)
+    assert not any(torch.allclose(a, b, atol=0.02) for a, b in zip(one, two, strict=True))
+    assert batch["labeled"].num_weak == 2
+    mild, hard = batch["labeled"].x.split(2)
+    assert not any(torch.allclose(a, b, atol=0.02) for a, b in zip(mild, hard, strict=True))
 
 
 def test_predict_reads_the_test_split_or_what_is_named(folder: MakeFolder, tmp_path: Path) -> None:

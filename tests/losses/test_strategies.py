@@ -111,7 +111,7 @@ def test_20_steps_equal_the_paper(name: str) -> None:
     model, seen, plain, reference = run(name)
     assert len(seen.losses) == 20
     for step, batch in enumerate(seen.batches):
-        x, y, _ = batch["labeled"]
+        x, y, *_ = batch["labeled"]
         unsupervised, supervised = reference(plain.forward, batch["unlabeled"], x, y)
         if supervised is None:
             supervised = references.cross_entropy(references.hot(y), plain.forward(x)[1]).mean()
@@ -138,10 +138,10 @@ def test_alternation_takes_turns(name: str) -> None:
         is_supervised = step < 3 or (step - 3) % 3 == 0
         assert set(batch) == ({"labeled"} if is_supervised else {"labeled", "unlabeled"} if needs else {"unlabeled"})
         if is_supervised:
-            x, y, _ = batch["labeled"]
+            x, y, *_ = batch["labeled"]
             loss = references.cross_entropy(references.hot(y), plain.forward(x)[1]).mean()
         else:
-            x, y, _ = batch["labeled"] if needs else (None, None, None)
+            x, y, *_ = batch["labeled"] if needs else (None, None, None)
             unsupervised, mixed = reference(plain.forward, batch["unlabeled"], x, y)
             loss = 0.7 * unsupervised + (0 if mixed is None else mixed)
         assert seen.losses[step] == pytest.approx(loss.item(), rel=1e-6), step
@@ -160,7 +160,7 @@ def test_reconstruction_trains_its_decoder_from_the_features() -> None:
     trainer([seen], max_epochs=1, limit_train_batches=3, precision="64-true").fit(model, datamodule=data())
     sgd = torch.optim.SGD([*start.backbone.parameters(), *start.head.parameters(), *start.strategy.parameters()], RATE)
     for step, batch in enumerate(seen.batches):
-        (x, y, _), weak = batch["labeled"], batch["unlabeled"].weak
+        (x, y, *_), weak = batch["labeled"], batch["unlabeled"].weak
         drawn = start.strategy.decoder(start.backbone(weak))  # type: ignore[operator]
         supervised = references.cross_entropy(references.hot(y), start.head(start.backbone(x))).mean()
         loss = supervised + 2.0 * ((drawn - weak) ** 2).mean()

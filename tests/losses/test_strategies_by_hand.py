@@ -58,6 +58,7 @@ def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
 class Labeled(NamedTuple):
     x: Tensor
     y: Tensor
+    num_weak: int | None = None
 
 
 def test_fixmatch() -> None:
@@ -146,6 +147,27 @@ def test_adamatch_aligns_and_compares_with_the_labeled() -> None:
     assert result.weight.tolist() == (q.amax(1) >= 0.97 * 0.8).float().tolist() == [1, 1, 0]
     expected = -(LOG(0.5) + LOG(0.1)) / 3  # the second is class 0 after alignment
     assert result.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert result.pseudo_labels.tolist() == [0, 0, 1]  # what was learned, not what the network said
+
+
+def test_adamatch_measures_weak_labeled_views_only() -> None:
+    known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)], [LOG(0.5), LOG(0.5)], [LOG(0.4), LOG(0.6)]])
+    strategy = strategies.AdaMatch(momentum=0.0)
+    loss(strategy, (known, torch.tensor([0, 0, 0, 0]), 2))
+    assert strategy.threshold_now.item() == pytest.approx(0.9 * 0.8)
+    assert strategy.known_mean.tolist() == pytest.approx([0.8, 0.2])
+
+
+def test_softmatch_stays_finite_where_all_are_sure() -> None:
+    strategy = strategies.SoftMatch(momentum=0.5, uniform_alignment=False)
+    strategy.build(About(2, 2, (1, 1, 1)))
+    sure = torch.tensor([[9.0, -9.0]]).repeat(64, 1) + torch.linspace(0, 1e-3, 64)[:, None]
+    for _ in range(100):
+        _, weight = strategy.targets(sure, None)  # type: ignore[arg-type]
+    _, weight = strategy.targets(torch.cat([sure, torch.zeros(1, 2)]), None)  # type: ignore[arg-type]
+    assert bool(weight.isfinite().all())
+    assert weight.max() <= 1
+    assert weight[-1] < 0.5
 
 
 def test_freematch_thresholds() -> None:
@@ -256,6 +278,7 @@ def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
     alone = still.outputs(labeled.x).logits
+    assert result.known is not None
     share = (result.known - alone) / (together - alone)
     assert torch.allclose(share, torch.rand(6, 2, generator=torch.Generator().manual_seed(4)), atol=1e-3)
     confidence = result.known.softmax(1).amax(1).mean()

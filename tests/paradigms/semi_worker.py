@@ -43,7 +43,7 @@ def train(name: str, schedule: Literal["joint", "alternating"], devices: int) ->
     torch.manual_seed(0)
     model = SemiSupervisedModule(
         getattr(strategies, name)(**GLOBAL.get(name, {})), backbone="mlp", num_classes=10, image_shape=SHAPE,
-        ema_decay=0.9, schedule=schedule, optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        ema_decay=0.9, schedule=schedule, optimizer=lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
     )  # fmt: skip
     with torch.no_grad():  # a network with opinions
         for p in model.head.parameters():

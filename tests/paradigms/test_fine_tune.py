@@ -275,3 +275,12 @@ def test_whole_numbers_are_class_weights() -> None:
     model = classifier(class_weights=[1, 2] * 5)
     trainer(limit_train_batches=1).fit(model, sample())
     assert model.class_weight.tolist() == [1.0, 2.0] * 5
+
+
+def test_a_fit_after_a_validate() -> None:
+    model, data = classifier(), sample()
+    trainer().validate(model, data, verbose=False)
+    run = trainer()
+    run.fit(model, data)
+    told = run.validate(model, data, verbose=False)[0]
+    assert told == pytest.approx({n: float(v) for n, v in run.callback_metrics.items() if n in told})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -177,6 +178,49 @@ def test_another_classifier_starts_from_the_average(tmp_path: Path) -> None:
     x = torch.rand(3, *SHAPE)
     torch.testing.assert_close(started.eval()(x), model.eval()(x))
     assert not torch.allclose(started(x), model.head(model.backbone(x)))
+
+
+def test_limited_epochs_go_on_where_the_last_one_ended() -> None:
+    seen = Recorder()
+    turns: dict[str, Any] = {"schedule": "alternating", "warmup_steps": 4, "unsupervised_steps": 2}
+    trainer([seen], max_epochs=3, limit_train_batches=3).fit(module(**turns), data(steps_per_epoch=50))
+    parts = ["".join(batch) for batch in seen.batches]
+    assert parts == ["labeled"] * 4 + ["labeled", "unlabeled", "unlabeled"] + ["labeled", "unlabeled"]
+    order = torch.cat([batch["unlabeled"].indices for batch in seen.batches if "unlabeled" in batch])
+    assert len(order.unique()) == len(order)
+
+
+def test_accumulation_must_divide_an_epoch_of_turns() -> None:
+    with pytest.raises(InputError, match="7 batches, which accumulate_grad_batches 2 does not divide"):
+        trainer(accumulate_grad_batches=2).fit(module(schedule="alternating"), data(steps_per_epoch=7))
+    trainer(accumulate_grad_batches=2).fit(module(), data(steps_per_epoch=7))
+
+
+def test_a_checkpoint_after_a_step_loses_no_step_of_the_average(tmp_path: Path) -> None:
+    whole, resumed = module("MeanTeacher"), module("MeanTeacher")
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
+    trainer([keep], enable_checkpointing=True).fit(whole, data())
+    trainer().fit(resumed, data(), ckpt_path=str(tmp_path / "step=4.ckpt"), weights_only=True)
+    assert resumed.average is not None
+    assert int(resumed.average.steps) == 6
+    assert not moved(state(whole), state(resumed))
+
+
+def test_a_buffer_in_the_log_is_averaged_as_it_was() -> None:
+    class Counting(Strategy):
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.tensor(0.0))
+
+        def loss(self, step: Step) -> Result:
+            self.count += 1
+            return Result(0 * step.student.logits.sum(), logs={"count": self.count})
+
+    run = trainer(log_every_n_steps=3)
+    run.fit(module(Counting()), data())
+    assert float(run.callback_metrics["train/count"]) == (4 + 5 + 6) / 3
 
 
 def test_interpolated_logits_are_what_the_labels_teach() -> None:

@@ -1,0 +1,276 @@
+"""Decoupled features and classifier: L = L_f(f(x), y) + L_g(g(f(x)), y), each part trained and judged by itself."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from sft_lightning.errors import InputError, at_least, shares
+from sft_lightning.losses.features import FeatureLoss
+from sft_lightning.losses.ranks import together
+from sft_lightning.networks.heads import tau_normalized
+from sft_lightning.paradigms.base import StepResult
+from sft_lightning.paradigms.feature_metrics import FeatureMetrics
+from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+from sft_lightning.paradigms.optimization import Group
+
+_RETRAINED = ("crt", "lws")  # heads that a second stage makes of a trained classifier
+
+
+class DecoupledFeatureClassifier(FineTuneClassifier):
+    """A feature extractor f with a loss of its own, and a classifier g; all settings of `FineTuneClassifier` hold.
+
+    `joint`: both losses reach f. `detached`: L_g stops at the features. `two_stage`: f learns for `feature_epochs`,
+    then g on frozen features. The heads other than `linear` are those of Kang et al. 2020: the class means or the
+    normalized weights, which take no steps, and `crt` and `lws`, whose first stage is `joint` and whose second
+    re-trains or re-scales the classifier on class-balanced batches.
+    """
+
+    stage: Tensor
+
+    batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
+
+    def __init__(
+        self,
+        feature_loss: FeatureLoss,
+        coupling: Literal["joint", "detached", "two_stage"] = "joint",
+        feature_epochs: int = 0,
+        head: Literal["linear", "nearest_class_mean", "tau_normalized", "crt", "lws"] = "linear",
+        tau: float = 1.0,
+        feature_weight: float = 1.0,
+        classifier_weight: float = 1.0,
+        neighbors: int = 20,
+        remembered: int = 10_000,
+        **classifier: Any,
+    ) -> None:
+        """Builds both parts.
+
+        Args:
+            feature_loss: L_f: `CosinePrototype`, `SupCon`, `Center` or a class of your own.
+            coupling: How far L_g reaches.
+            feature_epochs: Length of the first of two stages.
+            head: Which classifier.
+            tau: Of `tau_normalized`: 0 changes nothing, 1 makes all weights equally long.
+            feature_weight: Of L_f.
+            classifier_weight: Of L_g.
+            neighbors: k of the k-nearest-neighbor accuracy.
+            remembered: So many labeled examples at most are what an evaluation compares features with, and what class
+                means are made of.
+            classifier: All settings of `FineTuneClassifier`, by name.
+
+        Raises:
+            InputError: A setting is out of its range, or two do not go together.
+        """
+        super().__init__(**classifier)
+        at_least(0, feature_weight=feature_weight, classifier_weight=classifier_weight)
+        at_least(1, neighbors=neighbors, remembered=remembered)
+        shares(tau=tau)
+        self.coupling, self.feature_epochs, self.head_kind, self.tau = coupling, feature_epochs, head, tau
+        self.feature_weight, self.classifier_weight, self.remembered = feature_weight, classifier_weight, remembered
+        self._check()
+        self.feature_loss = feature_loss
+        feature_loss.build(self.num_classes, self.backbone.num_features)
+        self.scale = nn.Parameter(torch.ones(self.num_classes)) if head == "lws" else None
+        self.register_buffer("stage", torch.tensor(1))
+        self._made_at = -1
+        size = self.num_classes, self.backbone.num_features, neighbors
+        self._feature_metrics = nn.ModuleDict({f"{stage}_features": FeatureMetrics(*size) for stage in ("val", "test")})
+        self._set_trained(1)
+
+    def _check(self) -> None:
+        two = self.coupling == "two_stage"
+        if two and self.feature_epochs < 1:
+            raise InputError(f"feature_epochs is {self.feature_epochs}: two_stage needs at least 1 for its first stage")
+        if not two and self.feature_epochs:
+            raise InputError(
+                f"feature_epochs is {self.feature_epochs}, but coupling is {self.coupling!r}: set two_stage"
+            )
+        if two and self.head_only_epochs:
+            raise InputError(
+                f"head_only_epochs is {self.head_only_epochs}, but two_stage trains the features first: set it to 0"
+            )
+        if self.head_kind in _RETRAINED and not two:
+            raise InputError(
+                f"head is {self.head_kind!r}, which a second stage makes: set coupling: two_stage and feature_epochs"
+            )
+        if self.head_kind == "nearest_class_mean" and (two or self.head_only_epochs):
+            raise InputError(
+                "head is 'nearest_class_mean', which leaves a stage of its own nothing to train: set coupling: joint "
+                "and head_only_epochs: 0"
+            )
+        if self.features_alone and not self._tuned:
+            raise InputError(
+                "tune is 'head', but L_f alone is to train the features: set tune: all, or coupling: joint"
+            )
+
+    # --- what is trained when
+
+    @property
+    def features_alone(self) -> bool:
+        """Whether L_f alone shapes the features."""
+        if self.head_kind in _RETRAINED:
+            return False
+        return self.coupling != "joint" or self.head_kind == "nearest_class_mean"
+
+    @property
+    def balanced_from_epoch(self) -> int | None:
+        """From which epoch on labeled batches are to hold all classes equally often; the data module asks."""
+        return self.feature_epochs if self.head_kind in _RETRAINED else None
+
+    def backbone_learns(self, epoch: int) -> bool:
+        """Whether the backbone is trained in an epoch: in the first stage, where there are two.
+
+        Args:
+            epoch: Counted from 0.
+        """
+        return epoch < self.feature_epochs if self.coupling == "two_stage" else super().backbone_learns(epoch)
+
+    def _set_trained(self, stage: int) -> None:
+        """The classifier does not move where it does not learn, nor L_f's own parameters in the second stage."""
+        learned = self.head_kind != "nearest_class_mean" and not (self.coupling == "two_stage" and self.features_alone)
+        self.head.requires_grad_(learned if stage == 1 else self.head_kind != "lws")
+        if self.scale is not None:
+            self.scale.requires_grad_(stage == 2)
+        self.feature_loss.requires_grad_(stage == 1)
+
+    def on_fit_start(self) -> None:
+        """Refuses a second stage that never comes, and says what may collapse."""
+        super().on_fit_start()
+        self._made_at = -1
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.head_kind == "nearest_class_mean" and not hasattr(data, "labeled_batches"):
+            raise InputError(
+                "head is 'nearest_class_mean', but the loaders do not give labeled examples as they are: train it with "
+                "a data module that has labeled_batches, as ImageDataModule does"
+            )
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        ends = epochs is not None and 0 <= epochs <= self.feature_epochs
+        ends = ends or 0 < steps <= self.feature_epochs * getattr(data, "epoch_steps", 0)
+        if self.coupling == "two_stage" and ends and not getattr(self.trainer, "fast_dev_run", False):
+            raise InputError(
+                f"feature_epochs is {self.feature_epochs}, but training ends before (max_epochs {epochs}, max_steps "
+                f"{steps}): raise them, so that the classifier has epochs of its own"
+            )
+        if self.features_alone and not self.feature_loss.separates:
+            name = type(self.feature_loss).__name__
+            rank_zero_info(
+                f"Warning: {name} as it is set draws classes together and keeps none apart; where it alone trains the "
+                "features they may become one point (watch val/spread and val/knn_accuracy): use SupCon, "
+                "CosinePrototype with prototypes: simplex, or coupling: joint."
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Begins the second stage when its epoch has come."""
+        stage = 2 if self.coupling == "two_stage" and self.current_epoch >= self.feature_epochs else 1
+        self._set_trained(stage)
+        if stage == 1:  # again, where a module is trained a second time
+            self.stage.fill_(1)
+        if stage == 2 and int(self.stage) == 1:  # a resumed run that is in its second stage finds 2 in its checkpoint
+            self.stage.fill_(2)
+            if self.head_kind == "crt":
+                self.head.reset_parameters()
+                for p in self.head.parameters():  # and no momentum of the old one
+                    self.trainer.optimizers[0].state.pop(p, None)
+        super().on_train_epoch_start()
+
+    def groups(self) -> list[Group]:
+        """Those of the classifier, the scales, and what L_f trains."""
+        scale = [] if self.scale is None else [self.scale]
+        own = [Group("scale", scale, 1.0), Group("feature_loss", list(self.feature_loss.parameters()), 1.0)]
+        return [*super().groups(), *own]
+
+    # --- steps
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The head alone.
+
+        Args:
+            features: (B, F).
+
+        Returns:
+            (B, num_classes).
+        """
+        if self.scale is not None:
+            return F.linear(features, self.head.weight * self.scale[:, None], self.head.bias)
+        if self.head_kind == "nearest_class_mean":
+            with torch.autocast(features.device.type, enabled=False):
+                return super().classify(features.to(self.head.weight))
+        if self.head_kind == "tau_normalized" and not self.training:
+            return F.linear(features, tau_normalized(self.head.weight, self.tau))
+        return super().classify(features)
+
+    def step(self, batch: Any) -> StepResult:
+        """L_f, L_g or both, by coupling and stage."""
+        x, y, *_ = batch["labeled"]
+        features = self.backbone(x)
+        logs: dict[str, Tensor] = {}
+        parts: list[Tensor] = []
+        if self._released or self.coupling != "two_stage":
+            logs["feature"] = self.feature_loss(features, y)
+            parts.append(self.feature_weight * logs["feature"])
+        if self.head.weight.requires_grad or (self.scale is not None and self.scale.requires_grad):
+            seen = features.detach() if self.coupling == "detached" else features
+            logs["classifier"] = self._supervised(y, self.classify(seen))
+            parts.append(self.classifier_weight * logs["classifier"])
+        if self.l2_penalty:
+            logs["l2_penalty"] = self._penalty()
+            parts.append(logs["l2_penalty"])
+        return StepResult(torch.stack(parts).sum(), logs)
+
+    # --- each part judged by itself
+
+    @torch.no_grad()
+    def _remember(self, stage: str) -> None:
+        """Features of labeled examples as they are, for the metrics; the nearest-class-mean head is made of them."""
+        metrics: Any = self._feature_metrics[f"{stage}_features"]
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "labeled_batches") or not len(data.splits["labeled"]):
+            metrics.forget()
+            return
+        if together():  # each process has running statistics of its own until DDP's next forward
+            for buffer in self.backbone.buffers():
+                distributed.broadcast(buffer, 0)
+        mode = self.training
+        self.eval()
+        with self.trainer.precision_plugin.forward_context():
+            # A copy: a compiled backbone may give the same memory again.
+            pairs = [
+                (self.backbone(batch.x).float().clone(), batch.y)
+                for batch in data.labeled_batches(self.remembered, self.device)
+            ]
+        self.train(mode)
+        weight, bias = metrics.remember(torch.cat([f for f, _ in pairs]), torch.cat([y for _, y in pairs]))
+        if self.head_kind == "nearest_class_mean" and self.trainer.state.fn == TrainerFn.FITTING:
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(bias)
+            self._made_at = self.trainer.global_step
+
+    def on_validation_epoch_start(self) -> None:
+        """Remembers labeled features."""
+        self._remember("val")
+
+    def on_train_epoch_end(self) -> None:
+        """Makes the nearest-class-mean head where no validation did, of the network as it is now."""
+        if self.head_kind == "nearest_class_mean" and self._made_at != self.trainer.global_step:
+            self._remember("val")
+        super().on_train_epoch_end()
+
+    def on_test_epoch_start(self) -> None:
+        """The same."""
+        self._remember("test")
+
+    def _evaluation_step(self, stage: str, batch: Any) -> None:
+        features = self.backbone(batch.x)
+        classifier: Any = self._metrics[f"{stage}_metrics"]
+        classifier.update(self.classify(features), batch.y)
+        parts: Any = self._feature_metrics[f"{stage}_features"]
+        parts.update(features, batch.y)
+
+    def evaluate(self, stage: str) -> dict[str, Tensor]:
+        """What the classifier reaches, and what the features are good for without it."""
+        features: Mapping[str, Tensor] = self._feature_metrics[f"{stage}_features"].compute()  # type: ignore[operator]
+        return {**super().evaluate(stage), **features}

@@ -1,0 +1,37 @@
+"""Two gloo processes learn what one learns with the same global batch, prototypes, centers and contrasts included."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.paradigms.decoupled_worker import RUNS, train
+from tests.paradigms.helpers import ROOT, moved
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("ddp")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.paradigms.decoupled_worker", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = (rank[name] for rank in ranks)
+    assert not {n for n in moved(first["state"], second["state"]) if "metrics" not in n}
+    alone = train(name, 1)
+    for key, tensor in alone["state"].items():
+        if "metrics" not in key:
+            torch.testing.assert_close(first["state"][key], tensor, atol=1e-6, rtol=1e-5, msg=key)
+    mean = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
+    assert mean == pytest.approx(alone["losses"], rel=1e-5)
+    assert first["metrics"] == pytest.approx(second["metrics"])
+    assert first["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
+    assert {"val/knn_accuracy", "val/class_mean_accuracy", "val/spread", "val/accuracy"} <= set(alone["metrics"])
