@@ -185,7 +185,8 @@ def table(rows: dict[str, dict[str, list[float]]]) -> str:
 def _cell(accuracies: list[float]) -> str:
     if len(accuracies) < 2:
         return " ".join(f"{a:.3f} (one seed)" for a in accuracies)
-    return f"{statistics.mean(accuracies):.3f} ± {statistics.stdev(accuracies):.3f}"
+    few = "" if len(accuracies) > 2 else f" ({len(accuracies)} seeds)"
+    return f"{statistics.mean(accuracies):.3f} ± {statistics.stdev(accuracies):.3f}{few}"
 
 
 def baselines(results: Results, cli: Any, labels: int, seed: int, backbone: str, weights: str) -> None:

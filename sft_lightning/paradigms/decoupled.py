@@ -172,7 +172,10 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         if stage == 2 and int(self.stage) == 1:  # a resumed run that is in its second stage finds 2 in its checkpoint
             self.stage.fill_(2)
             if self.head_kind == "crt":
-                self.head.reset_parameters()
+                # By the seed of the run, not by what was drawn since.
+                with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                    torch.manual_seed((torch.initial_seed() + 1) % 2**32)
+                    self.head.reset_parameters()
                 for p in self.head.parameters():  # and no momentum of the old one
                     self.trainer.optimizers[0].state.pop(p, None)
         super().on_train_epoch_start()

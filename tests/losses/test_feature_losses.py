@@ -127,6 +127,17 @@ def test_centers_move_by_the_papers_rule_after_the_loss() -> None:
     assert "centers" in loss.state_dict()
 
 
+@pytest.mark.parametrize("make", [CosinePrototype, lambda: CosinePrototype("mean"), SupCon, Center])
+def test_half_precision_ends_before_the_loss(make: Any) -> None:
+    loss, again = (built(make()).float() for _ in range(2))
+    x = FEATURES.float()
+    plain = loss(x, LABELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = again(x, LABELS)
+        assert again(x.bfloat16(), LABELS).dtype == torch.float32
+    assert torch.equal(mixed, plain)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

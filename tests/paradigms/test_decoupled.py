@@ -133,6 +133,21 @@ def test_crt_starts_anew_on_balanced_batches() -> None:
     assert any(len(set(torch.bincount(b["labeled"].y, minlength=10).tolist())) > 1 for b in seen.batches[:4])
 
 
+def test_the_new_classifier_follows_from_the_seed_alone() -> None:
+    class Draw(Callback):
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            torch.rand(self.count)
+
+    one, two = module(head="crt", **TWO), module(head="crt", **TWO)
+    for model, count in ((one, 1), (two, 9)):
+        torch.manual_seed(3)
+        trainer([Draw(count)], max_epochs=2).fit(model, sample())
+    assert torch.equal(one.head.weight, two.head.weight)
+
+
 def test_a_second_training_begins_with_the_first_stage() -> None:
     model, seen = module(head="crt", **TWO), Recorder()
     trainer(max_epochs=2).fit(model, sample())
