@@ -51,7 +51,14 @@ def sentence(message: str) -> str:
     missing = _NO_CLASS.search(message)
     if missing:
         name = missing.group(1)
-        hint = near(name, [*sft_lightning.__all__, *strategies.__all__, *feature_losses.__all__])
+        families = {"strategy": strategies.__all__, "feature_loss": feature_losses.__all__}
+        ours = [*sft_lightning.__all__, *strategies.__all__, *feature_losses.__all__]
+        if name in ours:  # but not here
+            key = _KEY.findall(message)[-1].rpartition(".")[2]
+            fitting = families.get(key, [])
+            those = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if fitting else "a class of that kind"
+            return f"class {name!r} is no {key}: give {those}"
+        hint = near(name, ours)
         return f"class {name!r} is unknown{hint}: give its name, or package.module.Class"
     unknown = _UNKNOWN.search(message)
     if unknown:

@@ -12,19 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
-from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
+from sft_lightning.data.images import BadImages, FileImages, Geometry
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader, once_in_turn
 from sft_lightning.data.parts import Part
+from sft_lightning.data.reading import read_splits, readable
 from sft_lightning.data.sources import open_pictures, open_source, open_unlabeled
-from sft_lightning.data.split_files import read_manifest, write_manifest
-from sft_lightning.data.splits import (
-    LeakPolicy,
-    Request,
-    Split,
-    Splits,
-    make_splits,
-    without_leaks,
-)
+from sft_lightning.data.split_files import write_manifest
+from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
 from sft_lightning.data.views import StrongView, WeakView
 from sft_lightning.errors import InputError, above_zero, at_least, shares
 
@@ -195,53 +189,24 @@ class ImageDataModule(LightningDataModule):
             path.write_text("".join(lines), encoding="utf-8")
 
     def _make_splits(self) -> None:
-        parts = {name: self._readable(part) for name, part in self.source.load().items()}
         second = None
         if self.unlabeled_source is not None:
-            second = self._readable(open_unlabeled(self.unlabeled_source, self.root, self.download))
-            self._check_shape(next(iter(parts.values())), second)
-        self._parts = [*parts.values(), *([second] if second is not None else [])]
-        if self.split_file is not None:
-            listed = read_manifest(Path(self.split_file), self._parts, self.class_names)
-            self.splits = without_leaks(listed, self.request)
-        else:
-            self.splits = make_splits(parts, second, self.request, self.class_names)
-        if self.bad.found:
-            first = ", ".join(sorted(self.bad.found)[:5])
-            self.request.messages.append(f"{len(self.bad.found)} unreadable images are skipped: {first}")
+            name = self.unlabeled_source
+            second = name, open_unlabeled(name, self.root, self.download)
+        self.splits, self._parts = read_splits(
+            self.source, second, self.request, self.split_file, self.bad, self._converts
+        )
         for message in self.request.messages:
             rank_zero_info(f"Data: {message}.")
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
         rank_zero_info(f"Data: {self.source.name}: {sizes}.")
-
-    def _readable(self, part: Part) -> Part:
-        """The part without files that are no whole pictures."""
-        if not isinstance(part.images, FileImages):
-            return part
-        broken = part.images.unreadable(range(len(part)))
-        for i, reason in broken.items():
-            self.bad.report(str(part.images.paths[i]), reason)
-        if not broken:
-            return part
-        keep = [i for i in range(len(part)) if i not in broken]
-        ids = [part.ids[i] for i in keep]
-        groups = None if part.groups is None else [part.groups[i] for i in keep]
-        return Part(FileImages([part.images.paths[i] for i in keep], ids), ids, part.labels[keep], groups)
-
-    def _check_shape(self, first: Part, second: Part) -> None:
-        a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, MemoryImages) else None for p in (first, second))
-        if a and b and a != b and not self._converts:
-            raise InputError(
-                f"unlabeled_source {self.unlabeled_source!r} has pictures of shape {b}, source {self.source.name!r} of "
-                f"{a}: set image_size and channels to convert both"
-            )
 
     def _predicted(self) -> Split:
         if self._to_predict is None:
             if self.predict_source is None:
                 self._to_predict = self.splits["test"]
             else:
-                part = self._readable(open_pictures(self.predict_source, self.root))
+                part = readable(open_pictures(self.predict_source, self.root), self.bad)
                 self._to_predict = Split(part, list(range(len(part))))
         return self._to_predict
 

@@ -90,6 +90,8 @@ def test_no_unlabeled_images_where_they_are_needed(workdir: Path, capsys: pytest
         (["--model.init_args.ema_decay=1"], "ema_decay is 1.0"),
         (["--model.init_args.lambda_ramp=cosine"], "model.lambda_ramp"),
         (["--model.init_args.strategy.class_path=FixMach"], "did you mean 'FixMatch'"),
+        (["--model.init_args.strategy.class_path=SupCon"], "class 'SupCon' is no strategy: give DST, UDA, AdaMatch, "),
+        (["--model.class_path=SupCon"], "class 'SupCon' is no model: give a class of that kind"),
         (["--model.init_args.strategy.init_args.treshold=0.9"], "FixMatch has no option 'treshold' (did you mean"),
         (["--model.init_args.strategy.init_args.threshold=95"], "threshold is 95.0: give a share from 0 to 1"),
         (["--model.init_args.bakbone=mlp"], "SemiSupervisedModule has no option 'bakbone' (did you mean 'backbone'"),

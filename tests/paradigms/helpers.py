@@ -1,5 +1,8 @@
 """What the tests of the paradigms share: a short data module, a quiet trainer, and what passed through it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +75,17 @@ def cli(command: str, config: str, *words: str) -> SFTCLI:
     if command == "fit":
         own += ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=6", "--data.init_args.num_labels=40"]
     return run([command, *own, "--trainer.enable_progress_bar=false", *words])
+
+
+def two_processes(worker: str, out: Path) -> Path:
+    """Runs a worker's two gloo processes; each leaves `rank{rank}.pt` in the folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"tests.paradigms.{worker}", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+def left_by_ranks(folder: Path) -> list[dict[str, Any]]:
+    """What the two processes left."""
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]

@@ -1,31 +1,23 @@
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.paradigms.helpers import ROOT, classifier, moved, sample, state, trainer
+from tests.paradigms.helpers import classifier, left_by_ranks, moved, sample, state, trainer, two_processes
 
 Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("ddp")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.paradigms.ddp_worker", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+    return two_processes("ddp_worker", tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> Found:
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return left_by_ranks(folder)
 
 
 @pytest.mark.parametrize("name", ["conv", "mlp"])

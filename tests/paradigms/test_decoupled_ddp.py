@@ -1,25 +1,17 @@
 """Two gloo processes learn what one learns with the same global batch, prototypes, centers and contrasts included."""
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
 from tests.paradigms.decoupled_worker import RUNS, train
-from tests.paradigms.helpers import ROOT, moved
+from tests.paradigms.helpers import left_by_ranks, moved, two_processes
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    out = tmp_path_factory.mktemp("ddp")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.paradigms.decoupled_worker", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return left_by_ranks(two_processes("decoupled_worker", tmp_path_factory.mktemp("ddp")))
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,0 +1,80 @@
+"""From opened sources to splits: unreadable files, pictures of another shape, and a split that an earlier run wrote."""
+
+from pathlib import Path
+
+from sft_lightning.data.images import BadImages, FileImages, MemoryImages
+from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.split_files import read_manifest
+from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
+from sft_lightning.errors import InputError
+
+
+def read_splits(
+    source: Source,
+    second: tuple[str, Part] | None,
+    request: Request,
+    split_file: str | None,
+    bad: BadImages,
+    converts: bool,
+) -> tuple[Splits, list[Part]]:
+    """Reads the sources and divides them.
+
+    Args:
+        source: Of labeled and unlabeled pictures.
+        second: Name and pictures of another source, which then are the only unlabeled ones.
+        request: Sizes and seed; what is to be said goes into its messages.
+        split_file: A `split.csv` to read instead of choosing anew.
+        bad: What is done with unreadable files.
+        converts: Whether pictures are brought to one size and number of channels.
+
+    Returns:
+        The splits, and all parts that they are of.
+
+    Raises:
+        InputError: The sources do not go together, or do not give what is asked for.
+    """
+    parts = {name: readable(part, bad) for name, part in source.load().items()}
+    listed = list(parts.values())
+    other = None
+    if second is not None:
+        name, other = second[0], readable(second[1], bad)
+        listed.append(other)
+        if not converts:
+            _check_shape(source.name, listed[0], name, other)
+    if split_file is not None:
+        splits = without_leaks(read_manifest(Path(split_file), listed, source.class_names), request)
+    else:
+        splits = make_splits(parts, other, request, source.class_names)
+    if bad.found:
+        first = ", ".join(sorted(bad.found)[:5])
+        request.messages.append(f"{len(bad.found)} unreadable images are skipped: {first}")
+    return splits, listed
+
+
+def readable(part: Part, bad: BadImages) -> Part:
+    """The part without files that are no whole pictures.
+
+    Args:
+        part: Of files, or in memory.
+        bad: Where they are reported, which may refuse them.
+    """
+    if not isinstance(part.images, FileImages):
+        return part
+    broken = part.images.unreadable(range(len(part)))
+    for i, reason in broken.items():
+        bad.report(str(part.images.paths[i]), reason)
+    if not broken:
+        return part
+    keep = [i for i in range(len(part)) if i not in broken]
+    ids = [part.ids[i] for i in keep]
+    groups = None if part.groups is None else [part.groups[i] for i in keep]
+    return Part(FileImages([part.images.paths[i] for i in keep], ids), ids, part.labels[keep], groups)
+
+
+def _check_shape(first_name: str, first: Part, second_name: str, second: Part) -> None:
+    a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, MemoryImages) else None for p in (first, second))
+    if a and b and a != b:
+        raise InputError(
+            f"unlabeled_source {second_name!r} has pictures of shape {b}, source {first_name!r} of {a}: set image_size "
+            "and channels to convert both"
+        )
