@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import sft_lightning
 from sft_lightning.errors import InputError, near
-from sft_lightning.losses import feature_losses, strategies
+from sft_lightning.losses import feature_losses, regularizers, strategies
 
 _KEY = re.compile(r"Parser key \"([\w.]+)\"")
 # The class that was asked stands behind the unknown option (callables) or before it (modules).
@@ -51,8 +51,12 @@ def sentence(message: str) -> str:
     missing = _NO_CLASS.search(message)
     if missing:
         name = missing.group(1)
-        families = {"strategy": strategies.__all__, "feature_loss": feature_losses.__all__}
-        ours = [*sft_lightning.__all__, *strategies.__all__, *feature_losses.__all__]
+        families = {
+            "strategy": strategies.__all__,
+            "feature_loss": feature_losses.__all__,
+            "regularizer": regularizers.__all__,
+        }
+        ours = [*sft_lightning.__all__, *(cls for family in families.values() for cls in family)]
         if name in ours:  # but not here
             key = _KEY.findall(message)[-1].rpartition(".")[2]
             fitting = families.get(key, [])

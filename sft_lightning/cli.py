@@ -31,7 +31,7 @@ from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
 from sft_lightning.errors import InputError
 from sft_lightning.lean import LeanEpochLoop
-from sft_lightning.losses import feature_losses, strategies  # noqa: F401
+from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.runs import LOGS, check_checkpoint, find_checkpoint, run_logger, with_config
 
 

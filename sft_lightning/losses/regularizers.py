@@ -1,23 +1,8 @@
-"""R(theta): what is added to a loss to keep parameters in check."""
+"""All regularizers R(theta) by name, so that a YAML can say `class_path: L2SP`."""
 
-from collections.abc import Iterable
+from sft_lightning.losses.bss import BSS
+from sft_lightning.losses.delta import DELTA
+from sft_lightning.losses.l2 import L2
+from sft_lightning.losses.l2sp import L2SP
 
-import torch
-from torch import Tensor
-from torch.nn import Parameter
-
-
-def l2(parameters: Iterable[Parameter]) -> Tensor:
-    """Half the squared Euclidean norm of all parameters that are being trained.
-
-    Its gradient is the parameter itself. Unlike an optimizer's weight decay it is part of the loss: Adam scales it,
-    and it is logged.
-
-    Args:
-        parameters: Those that do not require gradients are left out.
-
-    Returns:
-        A scalar.
-    """
-    norms = torch._foreach_norm([p for p in parameters if p.requires_grad])
-    return 0.5 * torch.stack(norms).square().sum()
+__all__ = ["BSS", "DELTA", "L2", "L2SP"]

@@ -16,6 +16,7 @@ from sft_lightning.errors import InputError
 
 Tensors = dict[str, Tensor]
 _AVERAGE = "average."
+_START = "regularizer."
 
 
 @dataclass
@@ -107,14 +108,14 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def evaluated(tensors: Tensors) -> Tensors:
-    """The averaged weights where a checkpoint has them, since it is them that were evaluated.
+    """The averaged weights where a checkpoint has them, since it is them that were evaluated; no regularizer's start.
 
     Args:
         tensors: From `read_weights`; those of an average are named `average.` and the name in the network.
     """
     averaged = {n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)}
     averaged.pop("steps", None)
-    return {**{n: t for n, t in tensors.items() if not n.startswith(_AVERAGE)}, **averaged}
+    return {**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _START))}, **averaged}
 
 
 def write_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:

@@ -15,11 +15,12 @@ from torchmetrics import MeanMetric
 
 from sft_lightning import __version__
 from sft_lightning.errors import InputError
+from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction
 from sft_lightning.networks.autoencoders import ConvDecoder, MLPDecoder
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
-from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
+from sft_lightning.paradigms.base import Paradigm, StepResult
 
 ENCODER = "encoder.safetensors"
 _SHOWN = 8
@@ -41,6 +42,8 @@ class AutoencoderModule(Paradigm):
         hidden: float = 0.0,
         patch: int = 4,
         compile: bool | str = False,
+        weights: str = "none",
+        regularizer: Regularizer | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -53,24 +56,26 @@ class AutoencoderModule(Paradigm):
             hidden: Share of the patches that the encoder does not see (masking).
             patch: Side of a patch in pixels.
             compile: Compile the encoder: true, or a mode of `torch.compile`.
+            weights: Of the encoder: `none`, or the path of a `.safetensors`, checkpoint or run.
+            regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: See `Paradigm`.
             lr_scheduler: See `Paradigm`.
 
         Raises:
             InputError: A setting is out of its range.
         """
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(optimizer, lr_scheduler, regularizer)
         if noise < 0 or not 0 <= hidden < 1 or patch < 1:
             raise InputError(
                 f"noise is {noise}, hidden {hidden}, patch {patch}: give noise >= 0, 0 <= hidden < 1 and patch >= 1"
             )
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "regularizer"])
         self.noise, self.hidden, self.patch = noise, hidden, patch
-        self.encoder, _ = build_backbone(network, image_shape)
+        self.encoder, _ = build_backbone(network, image_shape, weights)
         self.decoder: nn.Module = (
             MLPDecoder(image_shape) if network == "mlp" else ConvDecoder(image_shape, self.encoder.num_features)
         )
-        compiled(self.encoder, compile)
+        self.regularize(self.encoder, compile)
         self._held_out = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
         self._example: tuple[Tensor, Tensor] | None = None
 
@@ -94,7 +99,9 @@ class AutoencoderModule(Paradigm):
             draw = torch.Generator().manual_seed(batch["unlabeled"].draw)
             seen = add_noise(seen, self.noise, draw) if self.noise else seen
             seen = hide_patches(seen, self.hidden, self.patch, draw) if self.hidden else seen
-        return StepResult(reconstruction(self(seen), x), {})
+        with self.watched():
+            drawn = self(seen)
+        return StepResult(reconstruction(drawn, x), {})
 
     def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
         drawn = self(batch.x)

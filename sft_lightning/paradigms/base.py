@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from sft_lightning.errors import InputError
+from sft_lightning.losses.penalties import Regularizer
+from sft_lightning.networks.backbones import Backbone
 from sft_lightning.paradigms.optimization import Group, optimizer_and_schedule
 
 
@@ -37,15 +40,23 @@ class Paradigm(LightningModule, ABC):
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
 
-    def __init__(self, optimizer: OptimizerCallable | None, lr_scheduler: LRSchedulerCallable | None) -> None:
-        """Keeps what makes the optimizer.
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None,
+        lr_scheduler: LRSchedulerCallable | None,
+        regularizer: Regularizer | None = None,
+    ) -> None:
+        """Keeps what makes the optimizer, and what keeps the network in check.
 
         Args:
             optimizer: From parameter groups to an optimizer; needed for training only.
             lr_scheduler: From the optimizer to a schedule, or None for a constant rate.
+            regularizer: lambda R(theta), one of `sft_lightning.losses.regularizers` or a class of your own; None for
+                none. `regularize` builds it.
         """
         super().__init__()
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self.regularizer = regularizer
         self._sums: dict[str, Tensor] = {}
         self._summed: dict[str, int] = {}
         self._logged_step = -1
@@ -65,9 +76,35 @@ class Paradigm(LightningModule, ABC):
             batch: Mapping with the parts that `batch_parts` names.
         """
 
+    def regularize(self, backbone: Backbone, compile: bool | str) -> None:
+        """Builds the regularizer and compiles the backbone, whose weights are loaded.
+
+        Args:
+            backbone: From examples to features.
+            compile: False for not at all, True, or a mode of `torch.compile`.
+
+        Raises:
+            InputError: The regularizer looks into a backbone that is compiled.
+        """
+        if self.regularizer is not None:
+            name = type(self.regularizer).__name__
+            if compile and self.regularizer.watches:
+                raise InputError(f"compile is {compile}, but {name} looks into the backbone: set it to false")
+            self.regularizer.build(backbone)
+        compiled(backbone, compile)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """The regularizer looks at the passes inside, if it looks at passes."""
+        return nullcontext() if self.regularizer is None else self.regularizer.watching()
+
     def groups(self) -> list[Group]:
         """All parameters that are ever trained; those released later are in from the start."""
-        return [Group("all", list(self.parameters()), 1.0)]
+        return [Group("all", [p for p in self.parameters() if p.requires_grad], 1.0)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the checkpoint stand alone: it holds the weights, wherever they once came from."""
+        if "weights" in checkpoint.get("hyper_parameters", {}):
+            checkpoint["hyper_parameters"]["weights"] = "none"
 
     def on_train_start(self) -> None:
         """Starts the averages anew, in a resumed training or in a second one of the same module, too."""
@@ -76,6 +113,10 @@ class Paradigm(LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss; its parts are summed on the device and read only when the log is due."""
         result = self.step(batch)
+        if self.regularizer is not None:
+            penalty: Tensor = self.regularizer(self)
+            logs = result.logs or {"task": result.loss}
+            result = StepResult(result.loss + penalty, {**logs, "regularizer": penalty})
         for name, value in (("loss", result.loss), *result.logs.items()):
             value = value.detach()
             if name in self._sums:

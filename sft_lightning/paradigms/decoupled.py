@@ -209,7 +209,8 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
     def step(self, batch: Any) -> StepResult:
         """L_f, L_g or both, by coupling and stage."""
         x, y, *_ = batch["labeled"]
-        features = self.backbone(x)
+        with self.watched():
+            features = self.backbone(x)
         logs: dict[str, Tensor] = {}
         parts: list[Tensor] = []
         if self._released or self.coupling != "two_stage":
@@ -219,9 +220,6 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             seen = features.detach() if self.coupling == "detached" else features
             logs["classifier"] = self._supervised(y, self.classify(seen))
             parts.append(self.classifier_weight * logs["classifier"])
-        if self.l2_penalty:
-            logs["l2_penalty"] = self._penalty()
-            parts.append(logs["l2_penalty"])
         return StepResult(torch.stack(parts).sum(), logs)
 
     # --- each part judged by itself

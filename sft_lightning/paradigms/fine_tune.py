@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.errors import InputError, above_zero, at_least, decays, shares
-from sft_lightning.losses.regularizers import l2
+from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.blocks import blocks
 from sft_lightning.networks.weights import Tensors
-from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
+from sft_lightning.paradigms.base import Paradigm, StepResult
 from sft_lightning.paradigms.freezing import rewrap, set_trainable
 from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.paradigms.optimization import Group
@@ -46,10 +46,10 @@ class FineTuneClassifier(Paradigm):
         head_only_epochs: int = 0,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
-        l2_penalty: float = 0.0,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
         compile: bool | str = False,
+        regularizer: Regularizer | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -68,26 +68,26 @@ class FineTuneClassifier(Paradigm):
             head_only_epochs: Epochs in which only the head is trained before the rest is released.
             backbone_lr_scale: Learning rate of the backbone as a share of the head's.
             layer_decay: Factor of the learning rate from each block to the one before it.
-            l2_penalty: lambda of half the squared norm of all trained parameters, in the loss.
             label_smoothing: Share of the target spread over all classes.
             class_weights: Weight of each class in the loss; `balanced` for the inverse of its number of labels.
             compile: Compile the backbone: true, or a mode of `torch.compile`.
+            regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: See `Paradigm`.
             lr_scheduler: See `Paradigm`.
 
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(optimizer, lr_scheduler, regularizer)
         if num_classes < 2:
             raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
         decays(label_smoothing=label_smoothing)
         above_zero(layer_decay=layer_decay)
         shares(layer_decay=layer_decay)
-        at_least(0, l2_penalty=l2_penalty, backbone_lr_scale=backbone_lr_scale, head_only_epochs=head_only_epochs)
+        at_least(0, backbone_lr_scale=backbone_lr_scale, head_only_epochs=head_only_epochs)
         if isinstance(class_weights, list) and len(class_weights) != num_classes:
             raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "strategy", "feature_loss"])
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "regularizer", "strategy", "feature_loss"])
         self.num_classes = num_classes
         self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
@@ -99,7 +99,7 @@ class FineTuneClassifier(Paradigm):
         self._all = tune == "all"
         self.head_only_epochs = head_only_epochs
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
-        self.l2_penalty, self.label_smoothing = l2_penalty, label_smoothing
+        self.label_smoothing = label_smoothing
         self.class_names = class_names or [str(i) for i in range(num_classes)]
         self._balanced = class_weights == "balanced"
         weight = torch.tensor(class_weights).float() if isinstance(class_weights, list) else torch.ones(num_classes)
@@ -108,7 +108,7 @@ class FineTuneClassifier(Paradigm):
         self._metrics = nn.ModuleDict({f"{stage}_metrics": ClassifierMetrics(num_classes) for stage in ("val", "test")})
         self._released = True
         self._release(head_only_epochs == 0)
-        compiled(self.backbone, compile)
+        self.regularize(self.backbone, compile)
 
     def _take_head(self, tensors: Tensors) -> None:
         """Takes over a head of the same size; says so when it has another."""
@@ -159,10 +159,6 @@ class FineTuneClassifier(Paradigm):
         """Releases the backbone where a resumed epoch does not start anew."""
         super().on_train_start()
         self.on_train_epoch_start()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint stand alone: it holds the weights, wherever they once came from."""
-        checkpoint["hyper_parameters"]["weights"] = "none"
 
     def on_train_epoch_start(self) -> None:
         """Releases or freezes the backbone when its epoch has come."""
@@ -220,20 +216,15 @@ class FineTuneClassifier(Paradigm):
         return logits
 
     def step(self, batch: Any) -> StepResult:
-        """Cross-entropy of the labeled part, and the penalty."""
+        """Cross-entropy of the labeled part."""
         x, y, *_ = batch["labeled"]
-        loss = self._supervised(y, self(x))
-        if not self.l2_penalty:
-            return StepResult(loss, {})
-        penalty = self._penalty()
-        return StepResult(loss + penalty, {"cross_entropy": loss, "l2_penalty": penalty})
+        with self.watched():
+            features = self.backbone(x)
+        return StepResult(self._supervised(y, self.classify(features)), {})
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
         weight = self.class_weight if self._weighted else None
         return F.cross_entropy(logits, y, weight, label_smoothing=self.label_smoothing)
-
-    def _penalty(self) -> Tensor:
-        return self.l2_penalty * l2(self.parameters())
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
         metrics: Any = self._metrics[f"{stage}_metrics"]

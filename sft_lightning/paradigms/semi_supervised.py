@@ -76,6 +76,11 @@ class SemiSupervisedModule(FineTuneClassifier):
         decays(ema_decay=ema_decay)
         if strategy.needs_teacher and not ema_decay:
             raise InputError(f"{type(strategy).__name__} learns from the averaged network: set ema_decay, 0.999 say")
+        if strategy.own_supervised and self.regularizer is not None and self.regularizer.watches:
+            raise InputError(
+                f"regularizer {type(self.regularizer).__name__} looks at the labeled examples' pass, and "
+                f"{type(strategy).__name__} mixes labeled and unlabeled ones: set L2 or L2SP"
+            )
         self.strategy, self.schedule = strategy, schedule
         channels, height, width = self.backbone.image_shape
         strategy.build(About(self.num_classes, self.backbone.num_features, (channels, height, width)))
@@ -183,8 +188,11 @@ class SemiSupervisedModule(FineTuneClassifier):
         """L_s, lambda L_u or their sum, by what the batch holds and the schedule says."""
         labeled, unlabeled = batch.get("labeled"), batch.get("unlabeled")
         if unlabeled is None:
-            return self._finished(self._supervised(labeled.y, self.outputs(labeled.x).logits), None)
-        student, known = self._forward(labeled, unlabeled)
+            with self.watched():
+                outputs = self.outputs(labeled.x)
+            return self._finished(self._supervised(labeled.y, outputs.logits), None)
+        with self.watched():
+            student, known = self._forward(labeled, unlabeled)
         # None where the strategy did not ask for it: whoever reads it then is told so by the first step.
         result = self.strategy.loss(Step(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known)))
         if result.pseudo_labels is not None:
@@ -213,9 +221,6 @@ class SemiSupervisedModule(FineTuneClassifier):
         if result is not None:
             parts.append(share * result.loss)
             logs.update({"unsupervised": result.loss, **result.logs})
-        if self.l2_penalty:
-            logs["l2_penalty"] = self._penalty()
-            parts.append(logs["l2_penalty"])
         return StepResult(torch.stack(parts).sum(), logs)
 
     def _lambda_now(self) -> float:

@@ -41,11 +41,11 @@ def test_classifier_logs_confusion_and_final_metrics_with_its_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = cli("fit", "fine_tune", "--run_name=a", "--model.init_args.l2_penalty=0.01")
+    run = cli("fit", "fine_tune", "--run_name=a", "--model.init_args.regularizer=L2")
     folder = tmp_path / "lightning_logs" / "a" / "version_0"
     cli("test", "fine_tune", f"--ckpt_path={folder}", "--run_name=a")
     events = _events(folder)
-    scalars = {"train/loss", "train/cross_entropy", "train/l2_penalty", "lr"}
+    scalars = {"train/loss", "train/task", "train/regularizer", "lr"}
     scalars |= {f"{s}/{m}" for s in ("val", "test") for m in ("loss", "accuracy", "macro_f1", "calibration_error")}
     assert scalars <= set(events.Tags()["scalars"])
     assert {"val/confusion", "test/confusion"} <= set(events.Tags()["images"])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sft_lightning import FineTuneClassifier
 from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.errors import InputError
+from sft_lightning.losses.regularizers import L2
 from tests.paradigms.helpers import SHAPE, Recorder, batches, classifier, moved, sample, state, trainer
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
@@ -40,7 +41,7 @@ def _by_hand(logits: Tensor, y: Tensor, weight: Tensor, smoothing: float) -> Ten
     [(0.0, None, 0.0), (0.1, None, 0.0), (0.1, [0.5 + 0.1 * k for k in range(10)], 0.01), (0.0, "balanced", 0.01)],
 )
 def test_20_steps_equal_a_plain_loop(optimizer: Optimizer, smoothing: float, weights: Any, penalty: float) -> None:
-    model = classifier(optimizer=optimizer, label_smoothing=smoothing, class_weights=weights, l2_penalty=penalty)
+    model = classifier(optimizer=optimizer, label_smoothing=smoothing, class_weights=weights, regularizer=L2(penalty))
     names = [n for n, _ in model.named_parameters()]
     plain = [p.detach().clone().requires_grad_() for p in model.parameters()]
     seen = Recorder()
@@ -255,7 +256,6 @@ def test_a_checkpoint_stands_alone(tmp_path: Path) -> None:
         ({"num_classes": 1}, "num_classes is 1"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
-        ({"l2_penalty": -1.0}, "l2_penalty is -1.0"),
         ({"class_weights": [1.0]}, "class_weights has 1 numbers for 10"),
         ({"tune": "last_k_blocks", "last_k_blocks": 9}, "'mlp' has 3 blocks"),
         ({"head_only_epochs": -1}, "head_only_epochs is -1"),

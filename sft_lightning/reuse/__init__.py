@@ -1,0 +1,1 @@
+"""Reuse of trained models between tasks: parts, ranking, degree of fine-tuning, lineage."""
