@@ -11,7 +11,12 @@ COMMANDS = {
     "validate": "measure a trained model on the validation split",
     "test": "measure a trained model on the test split",
     "predict": "write the class and probabilities of each image to predictions.csv",
+    "export": "write the backbone, the head or both of a trained model as a file of its own",
+    "lineage": "tell what a run started from, back to the first source",
+    "rank": "compare backbones and past runs as starts for your labels, without training them",
+    "degree": "find by cross-validation how far to fine-tune",
 }
+REUSE = ("export", "lineage", "rank", "degree")  # not Lightning's
 HELP = f"""usage: sft-lightning COMMAND [options]
 
 Learn from few labels and many unlabeled images (version {__version__}).
@@ -50,10 +55,15 @@ def main(args: Sequence[str] | None = None) -> int:
         known = list(COMMANDS)
         return _refuse(f"{words[0]!r} is no command{near(words[0], known)}; commands: {', '.join(known)}")
     try:
-        from sft_lightning.cli import leave, run
+        if words[0] in REUSE:
+            from sft_lightning.reuse.commands import run as reuse
 
-        run(words)
-        leave()
+            reuse(words)
+        else:
+            from sft_lightning.cli import leave, run
+
+            run(words)
+            leave()
     except Exception as error:
         mistake: BaseException | None = cause(error)
         # What Lightning says of settings that do not go together is a sentence, too.

@@ -74,8 +74,10 @@ class SFTCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("model") is None or config.get("data") is None:
             raise InputError("no model or no data: add --config with a YAML file such as configs/quickstart/*.yaml")
-        if config.get("ckpt_path") is not None and "weights" in config.model.get("init_args", {}):
-            config.model.init_args.weights = "none"
+        settings = config.model.get("init_args") or {}
+        for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
+            if name in settings:
+                settings[name] = "none"
 
     def after_instantiate_classes(self) -> None:
         """Refuses what would only fail inside the Trainer."""

@@ -38,7 +38,7 @@ def convert(out: Path) -> Path:
     if len(classifier) != 2 or any(taken[name].shape != own[name].shape for name in own):
         raise SystemExit(f"the package's {len(given)} tensors are not the {len(own)} of {BACKBONE} and a classifier")
     backbone.net.load_state_dict(taken)
-    write_weights(out, backbone, backbone.about())
+    write_weights(out, backbone.state_dict(), backbone.about())
     return out
 
 

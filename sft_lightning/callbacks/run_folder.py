@@ -12,6 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from sft_lightning.lineage import Link, before, file_digest, record
+from sft_lightning.networks.weights import find_weights, read_about
+
 
 class RunCheckpoint(ModelCheckpoint):
     """`last.ckpt`, the last iterate, and `best-*.ckpt` by the paradigm's validation metric where there is one.
@@ -125,6 +128,8 @@ class RunFolder(SaveConfigCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Names the run's folder, the size of the network and the device."""
         folder = trainer.log_dir  # on every rank: it is broadcast
+        if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
+            self._record(Path(folder))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.hparams.update(settings(self.config))
@@ -134,6 +139,29 @@ class RunFolder(SaveConfigCallback):
         where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         rank_zero_info(f"Model: {type(pl_module).__name__}, {count:,} parameters, {part}; {where}.")
         rank_zero_info(f"Run: {folder}")
+
+    def _record(self, folder: Path) -> None:
+        """What the run starts from."""
+        model, data = (self.config.get(name) or {} for name in ("model", "data"))
+        settings, of_data = (dict(told.get("init_args") or {}) for told in (model, data))
+        link = {
+            "model": str(model.get("class_path", "")).rpartition(".")[2],
+            "backbone": settings.get("backbone", settings.get("network")),
+            "data": of_data.get("source"),
+            "unlabeled": of_data.get("unlabeled_source"),
+        }
+        sources: list[Link] = []
+        for name in ("weights", "head_weights"):
+            given = settings.get(name, "none")
+            if given in ("none", None):
+                continue
+            path = None if given == "default" else find_weights(Path(given), "head" if "head" in name else "backbone")
+            about = {} if path is None else read_about(path)
+            link[name] = given if path is None else str(path)
+            if path is not None:
+                link[f"{name}_sha256"] = file_digest(path)
+            sources = sources or before(str(link[name]), about, str(link["backbone"]))
+        record(folder, link, sources)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells the metrics of the command `validate`."""

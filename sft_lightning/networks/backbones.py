@@ -172,6 +172,8 @@ def rebuild(path: str | Path) -> Backbone:
 
 def _fill(backbone: Backbone, path: Path) -> Tensors:
     tensors, about = read_weights(path)
+    if about.get("part") == "head":
+        raise InputError(f"weights {str(path)!r} is a head without a backbone: give it as head_weights")
     if about.get("backbone", backbone.name) != backbone.name:
         raise InputError(
             f"weights {str(path)!r} are of backbone {about['backbone']!r}, asked for is {backbone.name!r}: set "

@@ -3,6 +3,8 @@
 Each is a linear layer in the end.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,3 +36,18 @@ def tau_normalized(weight: Tensor, tau: float) -> Tensor:
     """
     length: Tensor = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
     return weight / length.clamp_min(1e-12).pow(tau)
+
+
+def linear_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head among the tensors of a file.
+
+    Args:
+        tensors: Of a checkpoint, a model or a head: `head.weight`, `head.bias` and, of an `lws` head, `scale`.
+
+    Returns:
+        `weight` (C, F) and `bias` (C,), or nothing.
+    """
+    weight, bias, scale = (tensors.get(name) for name in ("head.weight", "head.bias", "scale"))
+    if weight is None or bias is None:
+        return {}
+    return {"weight": weight if scale is None or len(scale) != len(weight) else weight * scale[:, None], "bias": bias}

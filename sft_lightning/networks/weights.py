@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -50,25 +50,28 @@ class Matched:
         return text
 
 
-def find_weights(path: Path) -> Path:
+def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone") -> Path:
     """The file with weights that a path means.
 
     Args:
-        path: A file, or the folder of a run: its `encoder.safetensors`, else its last checkpoint.
+        path: A file, or the folder of a run: its `encoder.safetensors` where no head is asked for, else its last
+            checkpoint.
+        part: What is asked for.
 
     Raises:
         InputError: There is none.
     """
+    setting = "head_weights" if part == "head" else "weights"
     if path.is_dir():
-        for name in ("encoder.safetensors", "checkpoints/last.ckpt"):
+        for name in ("encoder.safetensors", "checkpoints/last.ckpt")[part == "head" :]:
             if (path / name).is_file():
                 return path / name
         raise InputError(
-            f"weights {str(path)!r} is a folder without encoder.safetensors or checkpoints/last.ckpt: give the folder "
-            "of a run (lightning_logs/.../version_0) or a file"
+            f"{setting} {str(path)!r} is a folder without encoder.safetensors or checkpoints/last.ckpt: give the "
+            "folder of a run (lightning_logs/.../version_0) or a file"
         )
     if not path.is_file():
-        raise InputError(f"weights {str(path)!r} does not exist: give none, default, a file or the folder of a run")
+        raise InputError(f"{setting} {str(path)!r} does not exist: give none, default, a file or the folder of a run")
     return path
 
 
@@ -79,7 +82,8 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
         path: `.safetensors`, or a checkpoint or state dict that `torch.load(weights_only=True)` takes.
 
     Returns:
-        Tensors by name, and the description that `write_weights` put beside them (or an empty one).
+        Tensors by name, and the description that `write_weights` put beside them; of a checkpoint its
+        `hyper_parameters`, its step and nothing more; of any other file an empty one.
 
     Raises:
         InputError: The file is damaged, or holds objects other than tensors.
@@ -88,6 +92,8 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get("sft_lightning", "{}"))
+                if not isinstance(about, dict):
+                    raise ValueError("its description is no mapping")
                 return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -98,13 +104,27 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     except Exception as error:  # torch names no types for damaged files: struct.error, IndexError, AssertionError, ...
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"weights {str(path)!r} cannot be read ({reason}): fetch or save it again") from error
+    about = {}
     if isinstance(content, Mapping):
+        about = {name: content[name] for name in ("hyper_parameters", "global_step") if name in content}
         for key in ("state_dict", "model"):
             if isinstance(content.get(key), Mapping):
                 content = content[key]
     if not isinstance(content, Mapping):
         raise InputError(f"weights {str(path)!r} holds no tensors by name: save a state dict")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, {}
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a `.safetensors` file says of itself, without its tensors; nothing of another file.
+
+    Args:
+        path: That `read_weights` has taken.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return dict(json.loads((file.metadata() or {}).get("sft_lightning", "{}")))
 
 
 def evaluated(tensors: Tensors) -> Tensors:
@@ -118,18 +138,18 @@ def evaluated(tensors: Tensors) -> Tensors:
     return {**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _START))}, **averaged}
 
 
-def write_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
-    """Writes a module's tensors as safetensors, whole or not at all.
+def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+    """Writes tensors as safetensors, whole or not at all.
 
     Args:
         path: The file; its folder is made.
-        module: Whose `state_dict` is written.
-        about: Primitives that tell how to rebuild the module.
+        tensors: By name.
+        about: Primitives that tell how to rebuild what they are of.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".part")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, staged, metadata={"sft_lightning": json.dumps(about)})
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(own, staged, metadata={"sft_lightning": json.dumps(about)})
     staged.replace(path)
 
 

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from sft_lightning import __version__
 from sft_lightning.errors import InputError
+from sft_lightning.lineage import chain_of
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction
 from sft_lightning.networks.autoencoders import ConvDecoder, MLPDecoder
@@ -140,13 +141,14 @@ class AutoencoderModule(Paradigm):
             return
         folder = self.trainer.log_dir  # on every rank: it is broadcast
         if self.trainer.is_global_zero and folder is not None:
-            self.save_encoder(Path(folder) / ENCODER)
+            self.save_encoder(Path(folder) / ENCODER, {"run": folder, "chain": chain_of(Path(folder))})
 
-    def save_encoder(self, path: str | Path) -> None:
+    def save_encoder(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes the encoder with what is needed to rebuild it (`sft_lightning.networks.backbones.rebuild`).
 
         Args:
             path: Ends in `.safetensors`.
+            provenance: What else the file is to say of itself.
         """
-        about = {**self.encoder.about(), "made_by": type(self).__name__, "version": __version__}
-        write_weights(Path(path), self.encoder, about)
+        about = {"part": "backbone", **self.encoder.about(), "made_by": type(self).__name__, "version": __version__}
+        write_weights(Path(path), self.encoder.state_dict(), {**about, **(provenance or {})})

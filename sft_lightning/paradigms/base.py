@@ -103,8 +103,8 @@ class Paradigm(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the checkpoint stand alone: it holds the weights, wherever they once came from."""
-        if "weights" in checkpoint.get("hyper_parameters", {}):
-            checkpoint["hyper_parameters"]["weights"] = "none"
+        settings = checkpoint.get("hyper_parameters", {})
+        settings.update({name: "none" for name in ("weights", "head_weights") if name in settings})
 
     def on_train_start(self) -> None:
         """Starts the averages anew, in a resumed training or in a second one of the same module, too."""

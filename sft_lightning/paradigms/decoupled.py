@@ -177,7 +177,9 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
                     torch.manual_seed((torch.initial_seed() + 1) % 2**32)
                     self.head.reset_parameters()
                 for p in self.head.parameters():  # and no momentum of the old one
-                    self.trainer.optimizers[0].state.pop(p, None)
+                    for kept in self.trainer.optimizers[0].state[p].values():
+                        if isinstance(kept, Tensor):
+                            kept.zero_()
         super().on_train_epoch_start()
 
     def groups(self) -> list[Group]:

@@ -5,6 +5,7 @@ follows Kumar et al. 2022; layer-wise decay of the learning rate Howard & Ruder 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +18,8 @@ from sft_lightning.errors import InputError, above_zero, at_least, decays, share
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.blocks import blocks
-from sft_lightning.networks.weights import Tensors
+from sft_lightning.networks.heads import linear_head
+from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights
 from sft_lightning.paradigms.base import Paradigm, StepResult
 from sft_lightning.paradigms.freezing import rewrap, set_trainable
 from sft_lightning.paradigms.metrics import ClassifierMetrics
@@ -39,6 +41,7 @@ class FineTuneClassifier(Paradigm):
         image_shape: Sequence[int] = (3, 224, 224),
         class_names: list[str] | None = None,
         weights: str = "none",
+        head_weights: str = "none",
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         tune: Literal["head", "last_k_blocks", "all"] = "all",
@@ -61,6 +64,7 @@ class FineTuneClassifier(Paradigm):
             image_shape: (C, H, W); the command line takes it from the data.
             class_names: For predictions; the command line takes them from the data.
             weights: `none`, `default` (published, downloaded), or the path of a `.safetensors`, checkpoint or run.
+            head_weights: `none`, or the path of an exported head or model, or of a run, whose head is attached.
             mean: Normalization of the pixels; null for that of the weights.
             std: The same.
             tune: What is trained: the head, the last k blocks of the backbone and the head, or all.
@@ -89,9 +93,12 @@ class FineTuneClassifier(Paradigm):
             raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "regularizer", "strategy", "feature_loss"])
         self.num_classes = num_classes
+        self.class_names = class_names or [str(i) for i in range(num_classes)]
         self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
         self._take_head(tensors)
+        if head_weights != "none":
+            self._attach_head(Path(head_weights))
         self.blocks = blocks(self.backbone.net)
         if not 1 <= last_k_blocks <= len(self.blocks):
             raise InputError(f"last_k_blocks is {last_k_blocks}: {backbone!r} has {len(self.blocks)} blocks")
@@ -100,7 +107,6 @@ class FineTuneClassifier(Paradigm):
         self.head_only_epochs = head_only_epochs
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
         self.label_smoothing = label_smoothing
-        self.class_names = class_names or [str(i) for i in range(num_classes)]
         self._balanced = class_weights == "balanced"
         weight = torch.tensor(class_weights).float() if isinstance(class_weights, list) else torch.ones(num_classes)
         self.register_buffer("class_weight", weight)
@@ -112,17 +118,39 @@ class FineTuneClassifier(Paradigm):
 
     def _take_head(self, tensors: Tensors) -> None:
         """Takes over a head of the same size; says so when it has another."""
-        old = {name: tensors.get(f"head.{name}") for name in ("weight", "bias")}
-        if old["weight"] is None or old["bias"] is None:
+        old = linear_head(tensors)
+        if not old:
             return
-        if (scale := tensors.get("scale")) is not None and len(scale) == len(old["weight"]):  # of an `lws` head
-            old["weight"] = old["weight"] * scale[:, None]
         if old["weight"].shape == self.head.weight.shape:
-            self.head.load_state_dict({name: t for name, t in old.items() if t is not None})
+            self.head.load_state_dict(old)
             rank_zero_info("The head of the weights was taken over, too.")
         else:
             there, here = tuple(old["weight"].shape), tuple(self.head.weight.shape)
             rank_zero_info(f"The head of the weights has shape {there} and was replaced by a new one of {here}.")
+
+    def _attach_head(self, path: Path) -> None:
+        """Takes a head from a file of its own, which must fit."""
+        tensors, about = read_weights(find_weights(path, "head"))
+        old = linear_head(evaluated(tensors))
+        if not old:
+            raise InputError(f"head_weights {str(path)!r} holds no head: give an exported head or model, or a run")
+        (classes, features), own = old["weight"].shape, self.backbone
+        if features != own.num_features:
+            raise InputError(
+                f"head_weights {str(path)!r} takes {features} features, backbone {own.name!r} gives "
+                f"{own.num_features}: give a head of a backbone with as many features"
+            )
+        if classes != self.num_classes:
+            raise InputError(
+                f"head_weights {str(path)!r} tells {classes} classes apart, the data has {self.num_classes}: give a "
+                "head of the same classes"
+            )
+        self.head.load_state_dict(old)
+        trained_on = about.get("backbone", own.name)
+        other = "" if trained_on == own.name else f" of backbone {trained_on}"
+        names = about.get("class_names") or self.class_names
+        renamed = "" if names == self.class_names else f"; its classes were called {', '.join(names)}"
+        rank_zero_info(f"The head of {path}{other} is attached{renamed}.")
 
     # --- what is trained when
 

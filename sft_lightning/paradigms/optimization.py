@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.nn import Parameter
+from torch.optim import SGD
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from sft_lightning.errors import InputError
@@ -52,6 +54,8 @@ def optimizer_and_schedule(
             f"gradient_clip_val with precision {trainer.precision} needs an optimizer that is not fused: set fused: "
             "false"
         )
+    if isinstance(optimizer, SGD):
+        _start_momentum(optimizer)
     if make_schedule is None:
         return optimizer
     scheduler = make_schedule(optimizer)
@@ -93,6 +97,17 @@ def total_steps(trainer: Trainer) -> int:
         )
     whole = -(-int(steps) // trainer.accumulate_grad_batches) * trainer.max_epochs
     return min(whole, most) if most > 0 else whole
+
+
+def _start_momentum(optimizer: SGD) -> None:
+    """Gives all parameters a momentum of zero, which is where those begin that are released later.
+
+    torch's fused step cannot take some parameters with a momentum beside others without.
+    """
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for p in group["params"]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def _merged(groups: list[Group]) -> list[Group]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sft_lightning.errors import InputError, at_least
 
 _NOISE = 1e-8  # least variance of the labels around a fit: a deviation of 1e-4 where they are 0 or 1
-_RELATIVE = 1e-5  # what is smaller than this share of the largest singular value is float32's rounding
+_ROUNDING = 1e-6  # what is smaller than this share of the features' length may be float32's rounding
 _NEIGHBORS = 5
 _TEMPERATURE = 0.07  # of the neighbors' votes
 
@@ -23,8 +23,8 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
 
     Each class is a regression to 0 or 1 without an intercept. Its weights have the prior N(0, 1/alpha), its labels the
     noise N(0, 1/beta), with the alpha and beta of the largest evidence. For each alpha/beta the best beta has a closed
-    form, which leaves a search along one line; the paper's fixed-point iteration has the same maximum among its fixed
-    points, but often stops at a lower one. Features may have any scale and rank, and N may be smaller than F.
+    form, which leaves a search along one line. The maximum is a fixed point of the paper's iteration, too, but that can
+    stop at a lower one, depending on the features' scale. Features may have any scale and rank, and N may be below F.
 
     Where features of a rank below N fit the labels exactly, the evidence grows with beta without bound: 1/beta is
     never below 1e-8, so that such features score high, yet finitely.
@@ -54,7 +54,8 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
         variance = 1 + power / ratio  # of the labels along u, in units of 1/beta; it is 1 in the other directions
         error = (within.square() / variance).sum(0) + beyond
         beta = (len(x) / error).clamp_max(1 / _NOISE)
-        return len(x) * (beta / (2 * torch.pi)).log() - variance.log().sum(0) - beta * error
+        total: Tensor = len(x) * (beta / (2 * torch.pi)).log() - variance.log().sum(0) - beta * error
+        return total
 
     center, reach = torch.full_like(beyond, -8), 16.0  # log10 of the ratio, from 1e-24 to 1e8
     for _ in range(5):
@@ -68,7 +69,7 @@ def h_score(features: Tensor, labels: Tensor) -> float:
     """The features' variance between classes, as a share of all their variance and summed over directions.
 
     Bao et al. 2019 ("An Information-Theoretic Approach to Transferability ..."): trace(pinv(cov(F)) cov(E[F|Y])).
-    Directions whose deviation is below 1e-5 of the largest one count as rounding: the features are constant there.
+    In a direction where the features vary by less than 1e-6 of their length they count as constant.
 
     Args:
         features: (N, F).
@@ -84,7 +85,7 @@ def h_score(features: Tensor, labels: Tensor) -> float:
     x = _checked(features)
     _, hot = _counted(labels)
     u, singular, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-    u = u[:, singular > _RELATIVE * singular.max()]  # whitened features; N cancels
+    u = u[:, singular > _ROUNDING * x.norm()]  # the whitened features; N cancels
     return float(((u.T @ hot).square() / hot.sum(0)).sum())
 
 
@@ -159,10 +160,12 @@ def cross_validated(
     at_least(2, folds=folds)
     x, y = _checked(features), labels.cpu()
     _check_folds(y, folds, groups)
+    predict = _knn if kind == "knn" else _linear
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     accuracies = []
-    for train, test in splitter(folds, shuffle=True, random_state=seed).split(x, y, groups):
-        predict = _knn if kind == "knn" else _linear
+    for train, test in splitter(folds, shuffle=True, random_state=seed).split(x, y, groups and list(groups)):
+        if len(y[train].unique()) < 2:  # groups of several classes can do this
+            raise InputError(f"a fold would learn from class {y[train][0]} alone: use another seed or smaller groups")
         accuracies.append((predict(x[train], y[train], x[test]) == y[test]).double().mean())
     found = torch.stack(accuracies)
     return float(found.mean()), float(found.std() / folds**0.5)
@@ -180,6 +183,8 @@ def weighted_kendall(scores: Sequence[float], accuracies: Sequence[float]) -> fl
     """
     from scipy.stats import weightedtau
 
+    if len(scores) < 2:
+        return 0.0
     tau = float(weightedtau(scores, accuracies).statistic)
     return 0.0 if tau != tau else tau
 
@@ -207,15 +212,16 @@ def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None) -> No
         raise InputError(f"all {len(labels)} labeled examples are of class {classes[0]}: add labels of another class")
     members = [{i if groups is None else groups[i] for i in column.nonzero()[:, 0].tolist()} for column in hot.T]
     least = min(range(len(members)), key=lambda k: len(members[k]))
-    number, name = len(members[least]), "labeled example" if groups is None else "group with a labeled example"
-    if number >= folds:
-        return
-    many = name if number == 1 else name.replace("example", "examples").replace("group", "groups")
+    number, unit = len(members[least]), "labeled example(s)" if groups is None else "group(s) of labeled examples"
     if number == 1:
-        raise InputError(f"class {classes[least]} has 1 {name}, and cross-validation needs at least 2: add labels")
-    raise InputError(
-        f"class {classes[least]} has {number} {many}, fewer than the {folds} folds: set folds to {number} or add labels"
-    )
+        raise InputError(
+            f"class {classes[least]} has 1 {unit}, and no cross-validation works with fewer than 2: add labels"
+        )
+    if number < folds:
+        raise InputError(
+            f"class {classes[least]} has {number} {unit}, fewer than the {folds} folds: "
+            f"set folds to {number} or add labels"
+        )
 
 
 def _knn(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def test_delta_of_a_convolution_sums_over_positions_and_averages_over_channels()
     handle = block.register_forward_hook(lambda *args: maps.append(args[-1]))
     backbone(x)
     with torch.no_grad():
-        last.bias += 0.1
+        last.bias.add_(0.1)
     with delta.watching():
         backbone(x)
     handle.remove()

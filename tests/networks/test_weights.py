@@ -53,7 +53,7 @@ def test_raw_timm_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 def test_encoder_file_rebuilds_to_identical_features(tmp_path: Path) -> None:
     made, _ = build_backbone("conv", SHAPE, mean=0.3, std=0.4)
     made(torch.rand(8, *SHAPE))  # running statistics that are not those of a new network
-    write_weights(tmp_path / "encoder.safetensors", made, made.about())
+    write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.about())
     again = rebuild(tmp_path)
     x = torch.rand(3, *SHAPE)
     assert torch.equal(again.eval()(x), made.eval()(x))
@@ -116,7 +116,7 @@ def test_a_matching_counter_alone_is_no_match() -> None:
 
 def test_an_encoder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     made, _ = build_backbone("conv", SHAPE)
-    write_weights(tmp_path / "encoder.safetensors", made, made.about())
+    write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.about())
     with pytest.raises(InputError, match="are of backbone 'conv', asked for is 'mlp': set backbone: conv"):
         build_backbone("mlp", SHAPE, str(tmp_path))
 

@@ -284,3 +284,18 @@ def test_a_fit_after_a_validate() -> None:
     run.fit(model, data)
     told = run.validate(model, data, verbose=False)[0]
     assert told == pytest.approx({n: float(v) for n, v in run.callback_metrics.items() if n in told})
+
+
+def test_a_fused_sgd_takes_parameters_that_are_released_later() -> None:
+    def trained(fused: bool) -> dict[str, Tensor]:
+        def make(parameters: Any) -> torch.optim.Optimizer:
+            return torch.optim.SGD(parameters, 0.05, momentum=0.9, nesterov=True, fused=fused)
+
+        model = classifier(optimizer=make, head_only_epochs=1)
+        trainer(max_epochs=3).fit(model, sample(steps_per_epoch=3))
+        return state(model)
+
+    fused, plain = trained(True), trained(False)
+    for name, tensor in plain.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(fused[name], tensor, msg=name)

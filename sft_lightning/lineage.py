@@ -1,0 +1,157 @@
+"""What a run or a part started from, back to the first source: `lineage.json` in the run's folder, a chain of links.
+
+A link is a mapping: `run` (the folder), `model`, `backbone`, `data`, `data_sha256` (of the pictures), `weights` and
+`weights_sha256` (of the file it started from), `date`, `version`. A chain is a list of them, the source first. Each run
+holds its whole chain, so that nothing is forgotten when a folder is moved or removed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sft_lightning import __version__
+from sft_lightning.errors import InputError
+
+LINEAGE = "lineage.json"
+Link = dict[str, Any]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Args:
+        path: Any file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        content: Of JSON's types.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".part")
+    staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    staged.replace(path)
+
+
+def chain_of(run: Path) -> list[Link]:
+    """The chain of a run, the run itself last; of a run that recorded none, the run alone.
+
+    Args:
+        run: Its folder.
+
+    Raises:
+        InputError: Its `lineage.json` is damaged.
+    """
+    path = run / LINEAGE
+    if not path.is_file():
+        return [{"run": str(run)}]
+    try:
+        chain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}): remove it, or train again") from error
+    if not isinstance(chain, list) or not all(isinstance(link, dict) for link in chain):
+        raise InputError(f"{str(path)!r} is no list of links: remove it, or train again")
+    return chain
+
+
+def run_of(file: Path) -> Path | None:
+    """The run whose folder a file of weights lies in, or None.
+
+    Args:
+        file: A checkpoint, or an exported part.
+    """
+    for folder in (file.parent, file.parent.parent):
+        if (folder / "fit.yaml").is_file():
+            return folder
+    return None
+
+
+def before(weights: str, about: Mapping[str, Any], backbone: str) -> list[Link]:
+    """The chain of what a run starts from.
+
+    Args:
+        weights: The setting: `none`, `default` or the path of a file (not of a folder).
+        about: What the file says of itself.
+        backbone: Name of the network, for published weights.
+    """
+    if weights == "none":
+        return []
+    if weights == "default":
+        return [{"published": backbone}]
+    if about.get("chain"):
+        return list(about["chain"])
+    run = run_of(Path(weights))
+    return chain_of(run) if run is not None else [{"file": weights, "sha256": file_digest(Path(weights))}]
+
+
+def data_digest(run: Path) -> str | None:
+    """SHA-256 of the pictures of a run, as its `split.csv` has it.
+
+    Args:
+        run: Its folder.
+    """
+    path = run / "split.csv"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        digest: str | None = json.loads(file.readline().removeprefix("# ")).get("sha256")
+    return digest
+
+
+def record(run: Path, link: Link, sources: list[Link]) -> None:
+    """Writes the chain of a run that starts.
+
+    Args:
+        run: Its folder, with `split.csv`.
+        link: What is to be said of the run.
+        sources: The chain before it.
+    """
+    own = {"run": str(run), **link, "data_sha256": data_digest(run)}
+    own.update({"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": __version__})
+    write_json(run / LINEAGE, [*sources, own])
+
+
+def told(chain: list[Link]) -> str:
+    """A chain in words, the source first, a line for each link.
+
+    Args:
+        chain: Of a run.
+    """
+    lines = []
+    for k, link in enumerate(chain):
+        if "published" in link:
+            what = f"published weights of {link['published']}"
+        elif "file" in link:
+            what = f"file {link['file']} (SHA-256 {link['sha256'][:12]})"
+        else:
+            model, data = link.get("model"), link.get("data")
+            words = [f"{model} ({link['backbone']})" if link.get("backbone") else model, f"on {data}" if data else None]
+            words += [f"[{link['run']}]", str(link.get("date", ""))[:10] or None]
+            what = "  ".join(word for word in words if word)
+        lines.append(f"{'  ' * k}{'-> ' if k else ''}{what}")
+    return "\n".join(lines)
+
+
+def lineage(run: str) -> str:
+    """What `sft-lightning lineage RUN` prints.
+
+    Args:
+        run: Folder of a run, or a file in it.
+
+    Raises:
+        InputError: It is none.
+    """
+    path = Path(run)
+    folder = path if (path / "fit.yaml").is_file() else run_of(path) if path.exists() else None
+    if folder is None:
+        raise InputError(f"run {run!r} is no folder of a run (it has no fit.yaml): give lightning_logs/NAME/version_N")
+    return told(chain_of(folder))

@@ -1,0 +1,51 @@
+"""The commands around training: `export`, `lineage`, `rank` and `degree`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sft_lightning.arguments import Parser
+from sft_lightning.console import quiet
+from sft_lightning.cpu import spare_cpu
+from sft_lightning.lineage import lineage
+from sft_lightning.reuse.parts import export
+
+
+def run(words: Sequence[str]) -> None:
+    """Runs one command and prints what it found.
+
+    Args:
+        words: Of the command line, the command first.
+
+    Raises:
+        InputError: The input is wrong.
+    """
+    quiet()
+    spare_cpu()
+    if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
+        sys.path.append("")
+    command, *rest = words
+    sys.stdout.write(f"{COMMANDS[command](rest)}\n")
+
+
+def _parser(command: str, function: Any, positional: str | None = None) -> Parser:
+    parser = Parser(prog=f"sft-lightning {command}")
+    if positional is not None:
+        parser.add_argument(positional, type=str, help="Folder of a run, or a file in it.")
+    skip: set[str | int] = set() if positional is None else {positional}
+    parser.add_function_arguments(function, skip=skip, fail_untyped=True)
+    return parser
+
+
+def _export(words: list[str]) -> str:
+    given = _parser("export", export, "run").parse_args(words).as_dict()
+    given.pop("config", None)
+    file = export(**given)
+    return f"Written: {file} and {file.with_suffix('.json')}"
+
+
+def _lineage(words: list[str]) -> str:
+    return lineage(_parser("lineage", lineage, "run").parse_args(words).run)
+
+
+COMMANDS = {"export": _export, "lineage": _lineage}

@@ -1,0 +1,296 @@
+import copy
+import sys
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sft_lightning.errors import InputError
+from sft_lightning.networks.adapters import IA3, Adapter, LoRA, merge
+from sft_lightning.networks.backbones import Backbone, build_backbone
+
+VIT = "timm/vit_tiny_patch16_224"
+SIDES = {VIT: 32, "resnet18": 32, "timm/efficientnet_b0": 32, "timm/dla34": 64, "wrn_28_2": 32}
+MAKERS: list[Callable[[], Adapter]] = [lambda: LoRA(rank=3, alpha=5.0), IA3]
+
+every_network = pytest.mark.parametrize("name", SIDES)
+every_adapter = pytest.mark.parametrize("make", MAKERS, ids=["lora", "ia3"])
+
+
+def built(name: str, side: int = 0) -> Backbone:
+    torch.manual_seed(1)
+    side = side or SIDES[name]
+    backbone, _ = build_backbone(name, (3, side, side))
+    with torch.no_grad():
+        for key, p in backbone.net.named_parameters():
+            if key.endswith(".gamma"):  # the scale of a block of ConvNeXt starts near 0
+                p.fill_(1.0)
+        if "efficientnet" in name:  # else next to nothing comes through it, untrained
+            for key, statistic in backbone.net.named_buffers():
+                if key.endswith("running_var"):
+                    statistic.fill_(0.2)
+    return backbone
+
+
+def adapted(name: str, adapter: Adapter, moved: bool = False) -> Backbone:
+    backbone = built(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapter.apply(backbone)
+    if moved:
+        with torch.no_grad():
+            for p in adapter.parameters_of(backbone.net):
+                p.add_(0.05 * torch.randn_like(p))
+    return backbone
+
+
+@torch.no_grad()
+def outputs(backbone: Backbone) -> Tensor:
+    x = torch.rand(2, *backbone.image_shape, generator=torch.Generator().manual_seed(0))
+    return backbone.eval()(x)  # type: ignore[no-any-return]
+
+
+def layers_of(backbone: Backbone, adapter: Adapter) -> set[str]:
+    names = (n for n, _ in backbone.net.named_parameters() if f".{adapter.marker}" in n)
+    return {n.split(f".{adapter.marker}")[0] for n in names}
+
+
+@every_adapter
+@every_network
+def test_changes_nothing_at_first(name: str, make: Callable[[], Adapter]) -> None:
+    assert torch.equal(outputs(adapted(name, make())), outputs(built(name)))
+
+
+@every_adapter
+@every_network
+def test_only_the_adapter_learns(name: str, make: Callable[[], Adapter]) -> None:
+    adapter = make()
+    backbone = adapted(name, adapter)
+    net, start = backbone.net, copy.deepcopy(backbone.net.state_dict())
+    own = {id(p) for p in adapter.parameters_of(net)}
+    assert {id(p) for p in net.parameters() if p.requires_grad} == own
+    assert sum(p.numel() for p in adapter.parameters_of(net)) < 0.1 * sum(p.numel() for p in net.parameters())
+    backbone.train()
+    adapter.release(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    x, target = torch.rand(4, *backbone.image_shape), torch.randn(4, backbone.num_features)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = (backbone(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert {id(p) for p in net.parameters() if p.grad is not None} == own
+    for key, tensor in net.state_dict().items():  # running statistics among them
+        assert torch.equal(tensor, start[key]) is (f".{adapter.marker}" not in key), key
+
+
+@every_adapter
+@every_network
+def test_merged_weights_compute_the_same_in_the_plain_network(name: str, make: Callable[[], Adapter]) -> None:
+    adapter = make()
+    backbone, plain = adapted(name, adapter, moved=True), built(name)
+    before = copy.deepcopy(backbone.net.state_dict())
+    tensors = adapter.merged(backbone.net)
+    plain_names = list(plain.net.state_dict())
+    expected = outputs(backbone)
+    assert not torch.allclose(expected, outputs(plain), rtol=1e-3)
+    plain.net.load_state_dict(tensors)
+    assert list(tensors) == plain_names
+    torch.testing.assert_close(outputs(plain), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    after = backbone.net.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@every_adapter
+@every_network
+def test_merges_as_peft_does(name: str, make: Callable[[], Adapter]) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapter = make()
+    backbone = adapted(name, adapter, moved=True)
+    tensors = adapter.merged(backbone.net)
+    merged = 0
+    for key, module in backbone.net.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            base = module.get_base_layer()
+            for kind, p in base.named_parameters():
+                torch.testing.assert_close(tensors[f"{key}.{kind}"], p.detach(), rtol=0, atol=1e-6)
+            merged += 1
+    assert merged == len(layers_of(backbone, adapter)) > 10
+
+
+def test_merges_by_hand() -> None:
+    a, b, w = torch.randn(2, 3, 5, 5), torch.randn(4, 2, 1, 1), torch.randn(4, 3, 5, 5)
+    names = {"x.net.0.base_layer.weight": w, "x.net.0.lora_A.default.weight": a, "x.net.0.lora_B.default.weight": b}
+    others = {"x.net.0.base_layer.bias": torch.ones(4), "base_layer.1.weight": w, "step": torch.tensor(3)}
+    tensors = merge({**names, **others}, 0.5)
+    expected = w + 0.5 * torch.einsum("or,rihw->oihw", b[:, :, 0, 0], a)
+    assert set(tensors) == {"x.net.0.weight", "x.net.0.bias", "base_layer.1.weight", "step"}
+    torch.testing.assert_close(tensors["x.net.0.weight"], expected, rtol=1e-6, atol=1e-6)
+    assert tensors["base_layer.1.weight"] is w
+
+
+@every_adapter
+@every_network
+def test_a_checkpoint_is_loaded_strictly_into_a_new_network(name: str, make: Callable[[], Adapter]) -> None:
+    backbone = adapted(name, make(), moved=True)
+    torch.manual_seed(2)
+    other, _ = build_backbone(name, backbone.image_shape)
+    make().apply(other)
+    checkpoint = {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
+    nn.ModuleDict({"backbone": other}).load_state_dict(checkpoint)
+    assert torch.equal(outputs(other), outputs(backbone))
+    plain = built(name)
+    merged = {key.removeprefix("backbone."): t for key, t in make().merge(checkpoint).items()}
+    plain.load_state_dict(merged)
+    torch.testing.assert_close(outputs(plain), outputs(backbone), rtol=1e-4, atol=1e-4)
+
+
+def test_scales_by_alpha_over_rank() -> None:
+    one, two = (adapted(VIT, LoRA(rank=4, alpha=alpha), moved=True) for alpha in (4.0, 8.0))
+    deltas = []
+    for backbone, alpha in ((one, 4.0), (two, 8.0)):
+        plain = built(VIT).net.state_dict()["blocks.0.mlp.fc1.weight"]
+        deltas.append(LoRA(rank=4, alpha=alpha).merged(backbone.net)["blocks.0.mlp.fc1.weight"] - plain)
+    torch.testing.assert_close(2 * deltas[0], deltas[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "some", "none", "count"),
+    [
+        (VIT, 32, "blocks.0.attn.qkv", "patch_embed.proj", 48),
+        ("resnet18", 32, "conv1", "fc", 20),
+        ("timm/efficientnet_b0", 32, "conv_stem", "blocks.0.0.conv_dw", 65),
+        ("convnext_atto", 32, "stages.0.blocks.0.mlp.fc1", "stem.0", 24),
+        ("mlp", 8, "1.0", "2", 3),
+        # These take the weights of their attention past the layers.
+        ("vit_b_16", 32, "encoder.layers.encoder_layer_0.mlp.0", "encoder.layers.encoder_layer_0.self_attention", 24),
+        ("swin_t", 32, "features.1.0.mlp.0", "features.1.0.attn.qkv", 27),
+        ("timm/eva02_tiny_patch14_224", 28, "blocks.0.attn.proj", "blocks.0.attn.qkv", 36),
+    ],
+)
+def test_adapts_the_layers_that_can_be(name: str, side: int, some: str, none: str, count: int) -> None:
+    backbone, adapter = built(name, side), LoRA()
+    adapter.apply(backbone)
+    layers = layers_of(backbone, adapter)
+    assert some in layers
+    assert none not in layers
+    assert len(layers) == count
+    with torch.no_grad():
+        for p in adapter.parameters_of(backbone.net):
+            p.fill_(0.01)
+    backbone.requires_grad_(False)
+    changed = outputs(backbone)
+    for layer in layers:  # none is ignored
+        b: Tensor = backbone.net.get_submodule(layer).lora_B["default"].weight  # type: ignore[index, union-attr]
+        b.fill_(-5.0)
+        assert not torch.equal(outputs(backbone), changed), layer
+        b.fill_(0.01)
+
+
+def test_neither_dilated_nor_grouped_nor_circular() -> None:
+    kinds: list[dict[str, object]] = [{}, {"dilation": 2}, {"groups": 3}, {"padding_mode": "circular"}]
+    convs = [nn.Conv2d(3, 3, 3, padding="same", **kind) for kind in kinds]  # type: ignore[arg-type]
+    backbone = Backbone("own", nn.Sequential(*convs, nn.Flatten()), 192, (3, 8, 8))
+    adapter = LoRA()
+    adapter.apply(backbone)
+    assert layers_of(backbone, adapter) == {"0"}
+
+
+def test_targets_are_names_or_their_ends() -> None:
+    for targets, count in (
+        (["qkv"], 12),
+        (["attn.qkv", "fc1"], 24),
+        (["blocks.1.attn.qkv"], 1),
+        (["patch_embed.proj"], 1),
+    ):
+        adapter = LoRA(targets=targets)
+        assert len(layers_of(adapted(VIT, adapter), adapter)) == count
+    adapter = LoRA(targets=["0"])  # of `wrn_28_2` that is one layer, not the first of each block
+    assert layers_of(adapted("wrn_28_2", adapter), adapter) == {"0"}
+
+
+def test_release_keeps_dropout_of_the_adapter_alone() -> None:
+    adapter = LoRA(dropout=0.5)
+    backbone = adapted("resnet18", adapter)
+    net = backbone.net
+    dropouts = [m for m in net.modules() if isinstance(m, nn.Dropout)]
+    assert len(dropouts) == 20
+    for released in (True, False):
+        net.train()
+        net.requires_grad_(True)
+        adapter.release(net, released)
+        assert all(m.p == 0.5 and m.training is released for m in dropouts)
+        assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+        assert {p.requires_grad for p in adapter.parameters_of(net)} == {released}
+        assert sum(p.requires_grad for p in net.parameters()) == 40 * released
+
+
+def test_modes_and_layout_are_kept() -> None:
+    backbone = built("resnet18")
+    backbone.head = nn.Dropout()  # stands for whatever else is there
+    LoRA().apply(backbone)
+    assert backbone.training
+    assert backbone.head.training
+    assert int(backbone.net.bn1.num_batches_tracked) == 0  # type: ignore[union-attr, arg-type]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in backbone.net.parameters() if p.ndim == 4)
+
+
+def test_a_copy_is_independent() -> None:
+    adapter = LoRA()
+    backbone = adapted(VIT, adapter, moved=True)
+    teacher = copy.deepcopy(backbone)
+    expected = outputs(teacher)
+    with torch.no_grad():
+        for p in adapter.parameters_of(backbone.net):
+            p.zero_()
+    assert torch.equal(outputs(teacher), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"rank": 0}, "rank is 0: give a number of at least 1"),
+        ({"alpha": 0.0}, "alpha is 0.0: give a number above 0"),
+        ({"dropout": 1.0}, "dropout is 1.0: give a share from 0 to below 1"),
+        ({"dropout": -0.1}, "dropout is -0.1: give a share from 0 to below 1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, float], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        LoRA(**settings)  # type: ignore[arg-type]
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(("targets", "wrong"), [(["qkv", "query"], "query"), (["kv"], "kv"), ([], "")])
+def test_targets_that_name_no_layer(targets: list[str], wrong: str) -> None:
+    backbone = built(VIT)
+    with pytest.raises(InputError) as caught:
+        LoRA(targets=targets).apply(backbone)
+    assert str(caught.value) == (
+        f"targets is {targets}, but {wrong!r} ends the name of no layer of backbone {VIT!r} that can be adapted: give "
+        "null for all, or some of its 49 layers such as blocks.0.attn.qkv, blocks.0.attn.proj, blocks.0.mlp.fc1, "
+        "blocks.0.mlp.fc2"
+    )
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_a_network_that_cannot_be_adapted() -> None:
+    with pytest.raises(InputError, match=r"^backbone 'nf_resnet26' has no Linear .*: take another backbone"):
+        LoRA().apply(built("nf_resnet26", 32))  # its convolutions normalize their weights
+
+
+@every_adapter
+def test_without_peft(make: Callable[[], Adapter], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    adapter = make()
+    with pytest.raises(InputError) as caught:
+        adapter.apply(built("mlp", 8))
+    name = type(adapter).__name__
+    assert str(caught.value) == f"adapter {name} needs the extra 'lora': pip install 'sft-lightning[lora]'"
