@@ -14,7 +14,7 @@ class Labeled(NamedTuple):
     """Pictures with labels.
 
     Attributes:
-        x: float32 in [0, 1], (B, C, H, W).
+        x: float32 in [0, 1], (B, C, H, W); features (B, F) where the data module was given them (`use_features`).
         y: int64, (B,); -1 where a label is unknown.
         indices: int64, (B,): positions in the split.
         num_weak: So many of them, the first ones, are weak views and the others strong; None where all are alike.
@@ -73,6 +73,8 @@ class ViewMaker:
             raw: With labels.
         """
         assert raw.labels is not None
+        if raw.images.ndim == 2:  # features
+            return Labeled(raw.images, raw.labels, raw.indices)
         x = self._float(raw)
         if raw.draw is None:
             return Labeled(x, raw.labels, raw.indices)

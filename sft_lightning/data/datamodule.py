@@ -1,5 +1,6 @@
 """`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
-from sft_lightning.data.images import BadImages, FileImages, Geometry
+from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader, once_in_turn
 from sft_lightning.data.parts import Part
 from sft_lightning.data.reading import read_splits, readable
@@ -126,6 +127,7 @@ class ImageDataModule(LightningDataModule):
         self.splits: Splits = {}
         self._parts: list[Part] = []
         self._to_predict: Split | None = None
+        self._features: Splits = {}
 
     @property
     def num_classes(self) -> int:
@@ -248,6 +250,7 @@ class ImageDataModule(LightningDataModule):
         return self.steps_per_epoch or self._plan(first, self.splits[first], train=True).per_pass
 
     def _stream(self, name: str, split: Split, train: bool) -> Stream:
+        split = self._features.get(name, split)
         plan = self._plan(name, split, train)
         scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
@@ -320,10 +323,51 @@ class ImageDataModule(LightningDataModule):
             order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.request.seed))
             drawn = once_in_turn(order, split.labels)[:most].sort().values
             chosen = Split(split.part, [split.indices[k] for k in drawn.tolist()])
-        plan = BatchPlan(len(chosen), self.eval_batch_size)
-        stream = Stream(chosen, plan, self.geometry, workers=self.num_workers, bad=self.bad)
-        for raw in EvalLoader(stream):
+        return self._as_they_are(chosen, device)
+
+    def batches_of(self, name: str, device: torch.device) -> Iterator[Labeled]:
+        """All examples of a split in their order, without random changes, the same on every process.
+
+        Args:
+            name: `labeled`, `unlabeled`, `val` or `test`.
+            device: Where to.
+        """
+        return self._as_they_are(self.splits[name], device)
+
+    def _as_they_are(self, split: Split, device: torch.device) -> Iterator[Labeled]:
+        plan = BatchPlan(len(split), self.eval_batch_size)
+        for raw in EvalLoader(Stream(split, plan, self.geometry, workers=self.num_workers, bad=self.bad)):
             yield self.on_after_batch_transfer(self.transfer_batch_to_device(raw, device, 0), 0)
+
+    # --- features instead of pictures
+
+    @property
+    def fixed_views(self) -> bool:
+        """Whether labeled training pictures are the same in every epoch."""
+        return not self.weak_view and self.labeled_views == ("weak",)
+
+    def fingerprint(self, name: str) -> str:
+        """SHA-256 of what goes into a network of a split without random changes: pictures, order and geometry.
+
+        Args:
+            name: `labeled`, `unlabeled`, `val` or `test`.
+        """
+        split = self.splits[name]
+        text = "\n".join([split.part.images.digest(), repr(self.geometry), repr(self._image_shape), *split.ids])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def use_features(self, features: dict[str, Tensor]) -> None:
+        """From now on batches of these splits hold features in place of pictures.
+
+        Args:
+            features: (N, F) by the name of the split, in its order; nothing to read pictures again.
+        """
+        self._features = {
+            name: Split(
+                Part(MemoryImages(made), self.splits[name].ids, self.splits[name].labels), list(range(len(made)))
+            )
+            for name, made in features.items()
+        }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the uint8 pictures; on the CPU there is nothing to do."""

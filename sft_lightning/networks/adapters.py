@@ -78,7 +78,7 @@ class Adapter(ABC):
         for target in self.targets or [""]:
             fitting = {name for name in layers if name == target or name.endswith(f".{target}")}
             if not fitting:
-                some = ", ".join(list(layers)[1:5])
+                some = ", ".join(list(layers)[:4])
                 raise InputError(
                     f"targets is {self.targets}, but {target!r} ends the name of no layer of backbone "
                     f"{backbone.name!r} that can be adapted: give null for all, or some of its {len(layers)} layers "
@@ -93,7 +93,7 @@ class Adapter(ABC):
         `Module.train()` undoes this; call it again after that.
 
         Args:
-            net: An adapted network, or one that contains it.
+            net: An adapted network.
             trainable: False to freeze the adapter, too.
         """
         net.eval()

@@ -212,7 +212,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         """L_f, L_g or both, by coupling and stage."""
         x, y, *_ = batch["labeled"]
         with self.watched():
-            features = self.backbone(x)
+            features = self.features(x)
         logs: dict[str, Tensor] = {}
         parts: list[Tensor] = []
         if self._released or self.coupling != "two_stage":
@@ -267,7 +267,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         self._remember("test")
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
-        features = self.backbone(batch.x)
+        features = self.features(batch.x)
         classifier: Any = self._metrics[f"{stage}_metrics"]
         classifier.update(self.classify(features), batch.y)
         parts: Any = self._feature_metrics[f"{stage}_features"]

@@ -21,6 +21,7 @@ from sft_lightning.networks.blocks import blocks
 from sft_lightning.networks.heads import linear_head
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights
 from sft_lightning.paradigms.base import Paradigm, StepResult
+from sft_lightning.paradigms.feature_cache import features, worth_it
 from sft_lightning.paradigms.freezing import rewrap, set_trainable
 from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.paradigms.optimization import Group
@@ -49,6 +50,7 @@ class FineTuneClassifier(Paradigm):
         head_only_epochs: int = 0,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
+        cache_features: bool = True,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
         compile: bool | str = False,
@@ -72,6 +74,8 @@ class FineTuneClassifier(Paradigm):
             head_only_epochs: Epochs in which only the head is trained before the rest is released.
             backbone_lr_scale: Learning rate of the backbone as a share of the head's.
             layer_decay: Factor of the learning rate from each block to the one before it.
+            cache_features: Where the backbone never learns and views are fixed, compute the features once and keep them
+                in `lightning_logs/features`.
             label_smoothing: Share of the target spread over all classes.
             class_weights: Weight of each class in the loss; `balanced` for the inverse of its number of labels.
             compile: Compile the backbone: true, or a mode of `torch.compile`.
@@ -106,7 +110,7 @@ class FineTuneClassifier(Paradigm):
         self._all = tune == "all"
         self.head_only_epochs = head_only_epochs
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.cache_features = label_smoothing, cache_features
         self._balanced = class_weights == "balanced"
         weight = torch.tensor(class_weights).float() if isinstance(class_weights, list) else torch.ones(num_classes)
         self.register_buffer("class_weight", weight)
@@ -152,6 +156,54 @@ class FineTuneClassifier(Paradigm):
         renamed = "" if names == self.class_names else f"; its classes were called {', '.join(names)}"
         rank_zero_info(f"The head of {path}{other} is attached{renamed}.")
 
+    # --- features that need not be computed again
+
+    @property
+    def _features_stay(self) -> bool:
+        """Whether no step of the training changes what the backbone makes of a picture."""
+        return self._tuned == 0 and self.batch_parts == ("labeled",)
+
+    def _use_cache(self, data: Any) -> None:
+        """Gives the data module features in place of pictures, where training sees each example at least once."""
+        trainer: Any = self.trainer
+        steps, size = data.epoch_steps * (trainer.max_epochs or 1), data.batch_size * trainer.world_size
+        if 0 <= steps * size < len(data.splits["labeled"]):
+            return
+        names = [n for n in ("labeled", "val") if worth_it(data, n, self.backbone.num_features)]
+        if not trainer.limit_val_batches:
+            names = names[:1]
+        made: dict[str, Tensor] = {}
+        for first in (True, False):  # one process computes, then the others read
+            if trainer.is_global_zero == first:
+                for name in names:
+                    context = trainer.precision_plugin.forward_context()
+                    found = features(
+                        self.backbone, data, name, precision=str(trainer.precision), context=context, write=first
+                    )
+                    if found is not None:
+                        made[name] = found.float()
+            trainer.strategy.barrier()
+        data.use_features(made)
+        if made:
+            rank_zero_info(f"The backbone is frozen: the features of {' and '.join(made)} are computed once and kept.")
+
+    def on_fit_end(self) -> None:
+        """Pictures again."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "use_features"):
+            data.use_features({})
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the backbone makes of examples.
+
+        Args:
+            x: (B, C, H, W) in [0, 1]; features (B, F) from the cache, which are given back.
+
+        Returns:
+            (B, F).
+        """
+        return x if x.ndim == 2 else self.backbone(x)
+
     # --- what is trained when
 
     def _release(self, released: bool) -> bool:
@@ -175,9 +227,11 @@ class FineTuneClassifier(Paradigm):
         return self
 
     def on_fit_start(self) -> None:
-        """Counts the labels where the class weights depend on them."""
+        """Counts the labels where the class weights depend on them; looks for features that need no computing."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.cache_features and self._features_stay and getattr(data, "fixed_views", False):
+            self._use_cache(data)
         if self._balanced:
-            data: Any = getattr(self.trainer, "datamodule", None)
             if not hasattr(data, "labeled_counts"):
                 raise InputError("class_weights is 'balanced', but the loaders tell no counts: give a list of weights")
             counts = data.labeled_counts().clamp(min=1)
@@ -229,7 +283,7 @@ class FineTuneClassifier(Paradigm):
         Returns:
             (B, num_classes).
         """
-        return self.classify(self.backbone(x))
+        return self.classify(self.features(x))
 
     def classify(self, features: Tensor) -> Tensor:
         """The head alone.
@@ -247,7 +301,7 @@ class FineTuneClassifier(Paradigm):
         """Cross-entropy of the labeled part."""
         x, y, *_ = batch["labeled"]
         with self.watched():
-            features = self.backbone(x)
+            features = self.features(x)
         return StepResult(self._supervised(y, self.classify(features)), {})
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""Features of a frozen backbone, computed once and kept on disk; what does not change need not be computed again."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sft_lightning.errors import InputError
+from sft_lightning.networks.backbones import Backbone
+from sft_lightning.networks.weights import read_weights, write_weights
+from sft_lightning.runs import LOGS
+
+FOLDER = Path(LOGS) / "features"
+MOST = 4_000_000_000  # bytes of features that are kept; beyond, they are computed in each epoch
+
+
+def key(backbone: Backbone, data: Any, split: str, precision: str = "32-true") -> str:
+    """SHA-256 of all that features depend on: weights, normalization, pictures, their order and size, precision.
+
+    Args:
+        backbone: From pictures to features.
+        data: An `ImageDataModule`, set up.
+        split: Name of the split.
+        precision: Of the computation.
+    """
+    found = hashlib.sha256(repr((backbone.about(), precision, data.fingerprint(split))).encode())
+    for name, tensor in sorted(backbone.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@torch.no_grad()
+def features(
+    backbone: Backbone,
+    data: Any,
+    split: str,
+    folder: Path = FOLDER,
+    precision: str = "32-true",
+    context: AbstractContextManager[Any] | None = None,
+    write: bool = True,
+) -> Tensor | None:
+    """The features of a split, in its order, from the cache or computed and put there.
+
+    Args:
+        backbone: In eval mode while it computes.
+        data: An `ImageDataModule`, set up.
+        split: Name of the split.
+        folder: Where features are kept.
+        precision: Named in the key.
+        context: In which the backbone computes (autocast).
+        write: Whether to put what was computed there.
+
+    Returns:
+        (N, F), on the CPU; None where some examples cannot be read, so that they have no features.
+    """
+    count = len(data.splits[split])
+    path = folder / f"{key(backbone, data, split, precision)}.safetensors"
+    if path.is_file():
+        try:
+            kept = read_weights(path)[0].get("features")
+        except InputError:  # damaged: computed again
+            kept = None
+        if kept is not None and len(kept) == count:
+            return kept
+    made: Tensor | None = None
+    seen = 0
+    with evaluating(backbone), context or nullcontext():
+        for batch in data.batches_of(split, backbone.mean.device):
+            own = backbone(batch.x).cpu()
+            if made is None:
+                made = own.new_empty(count, own.shape[1])
+            made[batch.indices] = own
+            seen += len(own)
+    if made is None or seen < count:
+        return None
+    if write:
+        write_weights(path, {"features": made}, {"split": split, **backbone.about()})
+    return made
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module is in eval mode inside, each part of it in its own mode again afterward.
+
+    Args:
+        module: Any.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def worth_it(data: Any, split: str, num_features: int) -> bool:
+    """Whether the features of a split are few enough to be kept.
+
+    Args:
+        data: An `ImageDataModule`, set up.
+        split: Name of the split.
+        num_features: F.
+    """
+    return 0 < 4 * len(data.splits[split]) * num_features <= MOST

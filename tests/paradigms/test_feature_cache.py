@@ -1,0 +1,142 @@
+"""Features that are computed once train the same head as features that are computed in each step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sft_lightning import DecoupledFeatureClassifier, ImageDataModule, WeakView
+from sft_lightning.losses.feature_losses import SupCon
+from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.paradigms.feature_cache import FOLDER, evaluating, features, key
+from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, sample, trainer
+
+
+class Counter:
+    """Counts the pictures that a network sees."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.pictures = 0
+        network.register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.pictures += len(args[0])
+
+
+def conv() -> Any:
+    torch.manual_seed(1)
+    return build_backbone("conv", SHAPE)[0]
+
+
+def prepared(**settings: Any) -> ImageDataModule:
+    data = sample(**settings)
+    data.setup("fit")
+    return data
+
+
+def fitted(cached: bool, precision: Any = "32-true", model: Any = None, **settings: Any) -> tuple[Recorder, Any, int]:
+    model = model or classifier("conv", tune="head", cache_features=cached)
+    seen, counter = Recorder(), Counter(model.backbone)
+    run = trainer([seen], max_epochs=3, precision=precision)
+    run.fit(model, sample(num_labels=20, batch_size=10, **settings))
+    return seen, run.callback_metrics, counter.pictures
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_same_head_from_one_pass(workdir: Path, precision: str) -> None:
+    with_cache, metrics, pictures = fitted(True, precision)
+    without, expected, all_pictures = fitted(False, precision)
+    tolerance = 1e-5 if precision == "32-true" else 2e-2
+    assert with_cache.losses == pytest.approx(without.losses, rel=tolerance)
+    for name in ("val/loss", "train/loss"):
+        assert float(metrics[name]) == pytest.approx(float(expected[name]), rel=tolerance)
+    assert pictures == 20 + 30  # labeled and val, once
+    assert all_pictures == 3 * (20 + 30)
+    _, _, again = fitted(True, precision)
+    assert again == 0  # from the disk
+
+
+def test_a_decoupled_head_too(workdir: Path) -> None:
+    made = [
+        DecoupledFeatureClassifier(
+            SupCon(), backbone="conv", num_classes=10, image_shape=SHAPE, tune="head", cache_features=cached,
+            optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        )
+        for cached in (True, False)
+    ]  # fmt: skip
+    made[1].load_state_dict(made[0].state_dict())
+    runs = [fitted(False, model=model) for model in made]
+    assert runs[0][0].losses == pytest.approx(runs[1][0].losses, rel=1e-5)
+    assert float(runs[0][1]["val/knn_accuracy"]) == pytest.approx(float(runs[1][1]["val/knn_accuracy"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_data"),
+    [
+        ({"tune": "all"}, {}),
+        ({"tune": "last_k_blocks"}, {}),
+        ({"tune": "head", "cache_features": False}, {}),
+        ({"tune": "head"}, {"weak_view": WeakView(crop_padding=2)}),
+        ({"tune": "head"}, {"labeled_view": "strong"}),
+        ({"tune": "head"}, {"steps_per_epoch": 1, "num_labels": 2000}),  # would see fewer than a pass
+    ],
+)
+def test_where_features_change_or_a_pass_is_too_much(
+    workdir: Path, settings: dict[str, Any], of_data: dict[str, Any]
+) -> None:
+    data = sample(**{"steps_per_epoch": 2, **of_data})
+    trainer(max_epochs=1).fit(classifier("conv", **settings), data)
+    assert not FOLDER.exists()
+
+
+def test_the_key_is_of_weights_pictures_and_transform() -> None:
+    first, second = conv(), conv()
+    data = prepared()
+    assert key(first, data, "labeled") == key(second, prepared(), "labeled")
+    keys = {key(first, data, "labeled"), key(first, data, "val"), key(first, data, "labeled", "bf16-mixed")}
+    keys |= {key(first, prepared(seed=1), "labeled"), key(first, prepared(num_labels=30), "labeled")}
+    keys.add(key(first, prepared(image_size=32), "labeled"))
+    with torch.no_grad():
+        next(second.parameters()).view(-1)[0] += 1e-3
+    keys.add(key(second, data, "labeled"))
+    first.mean.fill_(0.1)
+    keys.add(key(first, data, "labeled"))
+    assert len(keys) == 8
+
+
+def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
+    backbone, data = conv(), prepared()
+    made = features(backbone, data, "labeled", tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    again = features(backbone, data, "labeled", tmp_path)
+    assert made is not None
+    assert again is not None
+    assert torch.equal(made, again)
+    assert file.read_bytes() == whole
+    assert made.shape == (20, backbone.num_features)
+    x = torch.cat([batch.x for batch in data.batches_of("labeled", torch.device("cpu"))])
+    torch.testing.assert_close(backbone.eval()(x), made)
+
+
+def test_modes_come_back() -> None:
+    network = conv()
+    network.net.eval()
+    with evaluating(network):
+        assert not any(m.training for m in network.modules())
+    assert network.training
+    assert not network.net.training
+
+
+def test_over_the_command_line_and_the_next_evaluation_sees_pictures(workdir: Path) -> None:
+    words = ["--run_name=probe", "--model.init_args.tune=head", "--model.init_args.backbone=conv"]
+    run = cli("fit", "fine_tune", *words)
+    assert len(list(FOLDER.iterdir())) == 2
+    tested = cli("test", "fine_tune", *words, f"--ckpt_path={run.trainer.log_dir}")
+    validated = cli("validate", "fine_tune", *words, f"--ckpt_path={run.trainer.log_dir}")
+    assert 2.0 < float(tested.trainer.callback_metrics["test/loss"]) < 2.5
+    there, here = (float(r.trainer.callback_metrics["val/loss"]) for r in (run, validated))
+    assert here == pytest.approx(there, rel=1e-4)
