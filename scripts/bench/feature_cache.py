@@ -55,7 +55,7 @@ def measure(cached: bool, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     done = run(words)
     whole = time.perf_counter() - start
-    (clock,) = (c for c in done.trainer.callbacks if type(c).__name__ == "Clock")
+    (clock,) = (c for c in done.trainer.callbacks if type(c).__name__ == "Clock")  # type: ignore[attr-defined]
     loss = float(done.trainer.callback_metrics["train/loss"])
     return {"epoch": statistics.median(clock.epochs[1:]), "whole": whole, "train_loss": loss}
 
