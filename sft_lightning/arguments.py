@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 import sft_lightning
 from sft_lightning.errors import InputError, near
 from sft_lightning.losses import feature_losses, regularizers, strategies
+from sft_lightning.networks import adapters
 
 _KEY = re.compile(r"Parser key \"([\w.]+)\"")
 # The class that was asked stands behind the unknown option (callables) or before it (modules).
@@ -39,14 +40,16 @@ class Parser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        raise InputError(sentence(message)) from ex
+        named = [word for word in self.prog.split()[1:] if word.isalpha()]  # not "[options]"
+        raise InputError(sentence(message, *named[:1])) from ex
 
 
-def sentence(message: str) -> str:
+def sentence(message: str, command: str = "fit") -> str:
     """The mistake in one sentence.
 
     Args:
         message: Of jsonargparse.
+        command: Whose help explains more.
     """
     missing = _NO_CLASS.search(message)
     if missing:
@@ -55,6 +58,7 @@ def sentence(message: str) -> str:
             "strategy": strategies.__all__,
             "feature_loss": feature_losses.__all__,
             "regularizer": regularizers.__all__,
+            "adapter": adapters.__all__,
         }
         ours = [*sft_lightning.__all__, *(cls for family in families.values() for cls in family)]
         if name in ours:  # but not here
@@ -78,7 +82,7 @@ def sentence(message: str) -> str:
             options = _options(owner)
             listed = f"; its options: {', '.join(options)}" if owners else ""
             return f"{owner.rpartition('.')[2]} has no option {name!r}{near(name, options)}{listed}"
-        return f"there is no option {unknown.group(1)!r}; 'sft-lightning fit --help' lists all"
+        return f"there is no option {unknown.group(1)!r}; 'sft-lightning {command} --help' lists all"
     if '"<unicode string>"' in message:
         return f"config: a YAML file cannot be read{_line(message)}: check its indentation and quotes"
     if "Unexpected config" in message:
@@ -97,7 +101,7 @@ def sentence(message: str) -> str:
     last = _KEY.sub("", last).strip(": ")
     last = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", last)
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
-    return f"{where}{last} ('sft-lightning fit --help' explains the options)"
+    return f"{where}{last} ('sft-lightning {command} --help' explains the options)"
 
 
 def _line(message: str) -> str:

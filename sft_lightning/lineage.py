@@ -36,9 +36,19 @@ def write_json(path: Path, content: Any) -> None:
         path: The file; its folder is made.
         content: Of JSON's types.
     """
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text.
+
+    Args:
+        path: The file; its folder is made.
+        text: Its content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".part")
-    staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    staged.write_text(text, encoding="utf-8", newline="")
     staged.replace(path)
 
 

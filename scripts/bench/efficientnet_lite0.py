@@ -5,7 +5,8 @@
     sft-lightning fit ... --model.init_args.backbone timm/tf_efficientnet_lite0 \
         --model.init_args.weights efficientnet_lite0.safetensors
 
-The tensors of both stand in the same order; every shape is checked. Pixels were normalized with mean and deviation 0.5.
+The tensors of both stand in the same order; every shape is checked. ImageNet's classifier is kept as the head. Pixels
+were normalized with mean and deviation 0.5.
 """
 
 import sys
@@ -38,7 +39,8 @@ def convert(out: Path) -> Path:
     if len(classifier) != 2 or any(taken[name].shape != own[name].shape for name in own):
         raise SystemExit(f"the package's {len(given)} tensors are not the {len(own)} of {BACKBONE} and a classifier")
     backbone.net.load_state_dict(taken)
-    write_weights(out, backbone.state_dict(), backbone.about())
+    head = dict(zip(("head.weight", "head.bias"), (given[name] for name in classifier), strict=True))
+    write_weights(out, {**backbone.state_dict(), **head}, backbone.about())
     return out
 
 

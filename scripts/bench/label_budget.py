@@ -31,7 +31,7 @@ from commands import CONFIGS, fit, test
 from efficientnet_lite0 import BACKBONE, convert
 from filelock import FileLock, Timeout
 
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.backbones import Backbone, build_backbone
 from sft_lightning.study.baselines import logistic_regression
 
 SHARED = "semi_supervised/shared.yaml"
@@ -191,7 +191,7 @@ def _cell(accuracies: list[float]) -> str:
 
 def baselines(results: Results, cli: Any, labels: int, seed: int, backbone: str, weights: str) -> None:
     """Logistic regression on the same split, once for each budget and seed."""
-    rows: dict[str, torch.nn.Module | None] = {f"{labels} logistic regression, pixels": None}
+    rows: dict[str, Backbone | None] = {f"{labels} logistic regression, pixels": None}
     if weights != "none":
         rows[f"{labels} logistic regression, features of the start"] = build_backbone(
             backbone, cli.datamodule.image_shape, weights

@@ -108,6 +108,17 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
     return splits
 
 
+def labeled_ids(path: Path) -> set[str]:
+    """The examples whose labels a run has learned from.
+
+    Args:
+        path: Its `split.csv`.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        file.readline()
+        return {row["id"] for row in csv.DictReader(file) if row["split"] == "labeled"}
+
+
 def _check_groups(path: Path, splits: Splits) -> None:
     """A group (patient, video) must not stand on both sides of an evaluation, also in a file edited by hand."""
     owner: dict[str, str] = {}

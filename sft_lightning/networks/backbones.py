@@ -4,19 +4,19 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.errors import InputError, near
+from sft_lightning.errors import InputError
 from sft_lightning.networks.autoencoders import ConvEncoder, MLPEncoder
+from sft_lightning.networks.heads import linear_head
+from sft_lightning.networks.libraries import Stats, library_net
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, load_into, read_weights
 from sft_lightning.networks.wide_resnet import WideResNet
 
 _log = logging.getLogger(__name__)
 OWN: dict[str, Callable[[Sequence[int]], nn.Module]] = {"mlp": MLPEncoder, "conv": ConvEncoder, "wrn_28_2": WideResNet}
-Stats = float | Sequence[float]
 
 
 class Backbone(nn.Module):
@@ -30,6 +30,7 @@ class Backbone(nn.Module):
         image_shape: (C, H, W) that goes in.
         num_features: Size of what comes out.
         net: The network itself.
+        classifier: Name of the layer that was cut off, under which a file of the library's own may hold it, or None.
     """
 
     mean: Tensor
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
         image_shape: Sequence[int],
         mean: Stats = 0.0,
         std: Stats = 1.0,
+        classifier: str | None = None,
     ) -> None:
         """Wraps a network.
 
@@ -53,9 +55,10 @@ class Backbone(nn.Module):
             image_shape: (C, H, W).
             mean: Subtracted from the pixels, one number or one for each channel.
             std: Divides the pixels.
+            classifier: See above.
         """
         super().__init__()
-        self.name, self.net, self.num_features = name, net, num_features
+        self.name, self.net, self.num_features, self.classifier = name, net, num_features, classifier
         self.image_shape = tuple(image_shape)
         self._channels = image_shape[0] if name in OWN else 3
         self.register_buffer("mean", self._stats(mean))
@@ -141,7 +144,9 @@ def build_backbone(
     else:
         if image_shape[0] not in (1, 3):
             raise InputError(f"backbone {name!r} takes 1 or 3 channels, the pictures have {image_shape[0]}")
-        backbone = _library(name, image_shape, published)
+        backbone = Backbone(
+            name, image_shape=image_shape, **library_net(name, image_shape, published, [*OWN])._asdict()
+        )
         backbone.net.to(memory_format=torch.channels_last)  # a convolutional network takes half the time on a CPU
     tensors: Tensors = {}
     if weights not in ("none", "default"):
@@ -170,6 +175,26 @@ def rebuild(path: str | Path) -> Backbone:
     return build_backbone(about["backbone"], about["image_shape"], str(file))[0]
 
 
+def source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
+    """The classifier that a network had where its weights come from.
+
+    Args:
+        backbone: Of a library, or our own.
+        tensors: All of the file, or of `libraries.published_tensors`.
+
+    Returns:
+        `weight` (S, F) and `bias` (S,) of a linear layer on the features, or nothing.
+    """
+    found = linear_head(tensors)
+    if not found and backbone.classifier is not None:
+        for prefix in ("", "module.", "model."):
+            pair = {n: tensors.get(f"{prefix}{backbone.classifier}.{n}") for n in ("weight", "bias")}
+            found = found or {n: t for n, t in pair.items() if t is not None}
+    weight = found.get("weight")
+    fits = weight is not None and weight.ndim == 2 and weight.shape[1] == backbone.num_features and "bias" in found
+    return found if fits else {}
+
+
 def _fill(backbone: Backbone, path: Path) -> Tensors:
     tensors, about = read_weights(path)
     if about.get("part") == "head":
@@ -186,119 +211,3 @@ def _fill(backbone: Backbone, path: Path) -> Tensors:
         backbone.normalize(tensors[prefix + "mean"], tensors[prefix + "std"])
     _log.info("Weights %s: %s.", path, matched)
     return tensors
-
-
-def _library(name: str, image_shape: Sequence[int], published: bool) -> Backbone:
-    library, _, rest = name.partition("/")
-    if library not in ("torchvision", "timm"):
-        library, rest = "", name
-    from torchvision.models import list_models
-
-    if library != "timm" and rest in list_models(module=_torchvision_models()):
-        return _torchvision(name, rest, image_shape, published)
-    import timm
-
-    if library != "torchvision" and (timm.is_model(rest)):
-        return _timm(name, rest, image_shape, published)
-    known = [*OWN, *list_models(module=_torchvision_models()), *timm.list_models()]
-    raise InputError(
-        f"backbone {name!r} is unknown{near(rest, known)}: give {', '.join(OWN)} or a name of torchvision or timm"
-    )
-
-
-def _torchvision_models() -> Any:
-    import torchvision.models
-
-    return torchvision.models
-
-
-def _torchvision(name: str, model: str, image_shape: Sequence[int], published: bool) -> Backbone:
-    from torchvision.models import get_model, get_model_weights
-
-    # Inception's side outputs belong to its own training recipe.
-    extra: dict[str, Any] = {"aux_logits": published} if model in ("googlenet", "inception_v3") else {}
-    if model in ("googlenet", "inception_v3"):  # the published weights expect another normalization than they say
-        extra.update(transform_input=published, init_weights=False)
-    if model.startswith("vit_"):
-        extra["image_size"] = image_shape[1]
-    mean: Stats = 0.0
-    std: Stats = 1.0
-    try:
-        choice = get_model_weights(model).DEFAULT if published else None
-        if choice is not None:
-            extra.pop("init_weights", None)
-            transform = choice.transforms()
-            mean, std = transform.mean, transform.std
-        net = get_model(model, weights=choice, **extra)
-    except (URLError, OSError) as error:
-        raise _unreachable(name, error) from error
-    except (AssertionError, ValueError) as error:
-        raise _wrong_size(name, image_shape, error) from error
-    if hasattr(net, "aux_logits"):
-        net.aux_logits = False
-        for side in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(net, side):
-                setattr(net, side, None)
-    _cut(net)
-    return Backbone(name, net, _num_features(name, net, image_shape), image_shape, mean, std)
-
-
-def _cut(net: nn.Module) -> None:
-    """Replaces the classifier by nothing."""
-    if type(net).__name__ == "SqueezeNet":  # its classifier is a convolution
-        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return
-    path = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent, _, child = path.rpartition(".")
-    owner = net.get_submodule(parent)
-    if isinstance(owner, nn.Sequential):
-        owner[int(child) if child.isdigit() else list(dict(owner.named_children())).index(child)] = nn.Identity()
-    else:
-        setattr(owner, child, nn.Identity())
-
-
-@torch.no_grad()
-def _num_features(name: str, net: nn.Module, image_shape: Sequence[int]) -> int:
-    """What the network makes of one picture, which is also how to know that it takes pictures of this size."""
-    device = next(net.parameters()).device
-    net.eval()
-    try:
-        features = net(torch.zeros(1, 3, *image_shape[1:], device=device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise _wrong_size(name, image_shape, error) from error
-    net.train()
-    if features.ndim != 2:
-        raise InputError(f"backbone {name!r} gives features of shape {tuple(features.shape[1:])}: take another one")
-    return int(features.shape[1])
-
-
-def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) -> Backbone:
-    import timm
-
-    try:
-        try:
-            net: Any = timm.create_model(model, pretrained=published, num_classes=0, img_size=image_shape[1])
-        except TypeError:  # most convolutional networks take any size and no such argument
-            net = timm.create_model(model, pretrained=published, num_classes=0)
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        raise (_unreachable(name, error) if published else _wrong_size(name, image_shape, error)) from error
-    config: dict[str, Any] = net.pretrained_cfg if published else {}
-    features = _num_features(name, net, image_shape)
-    return Backbone(name, net, features, image_shape, config.get("mean", 0.0), config.get("std", 1.0))
-
-
-def _wrong_size(name: str, image_shape: Sequence[int], error: Exception) -> InputError:
-    return InputError(
-        f"backbone {name!r} does not take images of side {image_shape[1]} ({_first_line(error)}): set image_size"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _unreachable(name: str, error: Exception) -> InputError:
-    return InputError(
-        f"the published weights of backbone {name!r} could not be fetched ({_first_line(error)}): give weights: none, "
-        "or the path of a file that was fetched on a machine with a network"
-    )

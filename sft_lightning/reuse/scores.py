@@ -126,6 +126,45 @@ def nce(source_labels: Tensor, labels: Tensor) -> float:
     return float(torch.xlogy(joint, joint / joint.sum(1, keepdim=True)).sum() / joint.sum())
 
 
+def divided(
+    labels: Tensor,
+    folds: int = 5,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """Stratified folds, each example held out once.
+
+    Args:
+        labels: int64, (N,).
+        folds: At least 2; at most the examples, or groups, of the smallest class.
+        seed: Of the shuffle.
+        groups: One name per example; examples of one group are in one fold.
+        class_names: For messages; without them a class is told by its number.
+
+    Returns:
+        For each fold the positions that are learned from, and those that are held out.
+
+    Raises:
+        InputError: Too few folds, examples, groups or classes.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    at_least(2, folds=folds)
+    y = labels.cpu()
+    _check_folds(y, folds, groups, class_names)
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    found = []
+    for train, test in splitter(folds, shuffle=True, random_state=seed).split(y, y, groups and list(groups)):
+        if len(y[train].unique()) < 2:  # groups of several classes can do this
+            raise InputError(
+                f"a fold would learn from class {_named(y[train][0], class_names)} alone: use another seed or smaller "
+                "groups"
+            )
+        found.append((train.tolist(), test.tolist()))
+    return found
+
+
 def cross_validated(
     features: Tensor,
     labels: Tensor,
@@ -155,18 +194,12 @@ def cross_validated(
     Raises:
         InputError: Too few folds, examples, groups or classes, or a feature that is not finite.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    at_least(2, folds=folds)
     x, y = _checked(features), labels.cpu()
-    _check_folds(y, folds, groups)
     predict = _knn if kind == "knn" else _linear
-    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    accuracies = []
-    for train, test in splitter(folds, shuffle=True, random_state=seed).split(x, y, groups and list(groups)):
-        if len(y[train].unique()) < 2:  # groups of several classes can do this
-            raise InputError(f"a fold would learn from class {y[train][0]} alone: use another seed or smaller groups")
-        accuracies.append((predict(x[train], y[train], x[test]) == y[test]).double().mean())
+    accuracies = [
+        (predict(x[train], y[train], x[test]) == y[test]).double().mean()
+        for train, test in divided(y, folds, seed, groups)
+    ]
     found = torch.stack(accuracies)
     return float(found.mean()), float(found.std() / folds**0.5)
 
@@ -206,22 +239,25 @@ def _counted(labels: Tensor) -> tuple[Tensor, Tensor]:
     return classes, F.one_hot(index).double()
 
 
-def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None) -> None:
+def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None, class_names: Sequence[str] | None) -> None:
     classes, hot = _counted(labels)
     if len(classes) < 2:
-        raise InputError(f"all {len(labels)} labeled examples are of class {classes[0]}: add labels of another class")
+        name = _named(classes[0], class_names)
+        raise InputError(f"all {len(labels)} labeled examples are of class {name}: add labels of another class")
     members = [{i if groups is None else groups[i] for i in column.nonzero()[:, 0].tolist()} for column in hot.T]
     least = min(range(len(members)), key=lambda k: len(members[k]))
     number, unit = len(members[least]), "labeled example(s)" if groups is None else "group(s) of labeled examples"
+    name = _named(classes[least], class_names)
     if number == 1:
-        raise InputError(
-            f"class {classes[least]} has 1 {unit}, and no cross-validation works with fewer than 2: add labels"
-        )
+        raise InputError(f"class {name} has 1 {unit}, and no cross-validation works with fewer than 2: add labels")
     if number < folds:
         raise InputError(
-            f"class {classes[least]} has {number} {unit}, fewer than the {folds} folds: "
-            f"set folds to {number} or add labels"
+            f"class {name} has {number} {unit}, fewer than the {folds} folds: set folds to {number} or add labels"
         )
+
+
+def _named(label: Tensor, class_names: Sequence[str] | None) -> str:
+    return str(int(label)) if class_names is None else repr(class_names[int(label)])
 
 
 def _knn(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:

@@ -1,49 +1,50 @@
 """What every method must beat: logistic regression on the raw pixels."""
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.images import MemoryImages
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, Stream
 from sft_lightning.data.views import to_float
 from sft_lightning.errors import InputError
+from sft_lightning.networks.backbones import Backbone
+from sft_lightning.paradigms.feature_cache import features
 
 _MOST = 500_000_000  # numbers; more would not fit beside everything else on a small machine
 
 
-def logistic_regression(data: ImageDataModule, strength: float = 1.0, backbone: nn.Module | None = None) -> float:
+def logistic_regression(data: ImageDataModule, strength: float = 1.0, backbone: Backbone | None = None) -> float:
     """Trains scikit-learn's logistic regression on the labeled pixels or features and measures it on the test split.
 
     Args:
         data: Set up; its labels and splits are used as they are.
         strength: Inverse of the L2 penalty (scikit-learn's C), its default.
-        backbone: From pixels to features, frozen; None for the pixels themselves.
+        backbone: From pixels to features, frozen, whose features are kept; None for the pixels themselves.
 
     Returns:
         Test accuracy, 0 to 1.
 
     Raises:
-        InputError: The pictures would not fit into memory as numbers.
+        InputError: The pictures would not fit into memory as numbers, or some cannot be read.
     """
     from sklearn.linear_model import LogisticRegression
 
-    x, y = _pixels(data, "labeled")
-    x_test, y_test = _pixels(data, "test")
-    if backbone is not None:
-        x, x_test = (_features(backbone, pixels, data.image_shape) for pixels in (x, x_test))
+    if backbone is None:
+        (x, y), (x_test, y_test) = (_pixels(data, name) for name in ("labeled", "test"))
+    else:
+        (x, y), (x_test, y_test) = (_features(backbone, data, name) for name in ("labeled", "test"))
         mean, deviation = x.mean(0), x.std(0).clamp_min(1e-6)  # features have any scale, the penalty has one
         x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
     model = LogisticRegression(C=strength, max_iter=1000).fit(x.numpy(), y.numpy())
     return float(model.score(x_test.numpy(), y_test.numpy()))
 
 
-@torch.no_grad()
-def _features(backbone: nn.Module, pixels: Tensor, image_shape: Sequence[int]) -> Tensor:
-    backbone.eval()
-    return torch.cat([backbone(chunk.view(-1, *image_shape)) for chunk in pixels.split(500)])
+def _features(backbone: Backbone, data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:
+    found = features(backbone, data, name)
+    if found is None:
+        raise InputError(f"source {data.source.name!r} has {name} images that cannot be read: mend or remove them")
+    return found.float(), data.splits[name].labels
 
 
 def _pixels(data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
+from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.study.baselines import logistic_regression
 
 
@@ -23,3 +26,22 @@ def test_it_reads_files_too(tmp_path: Path, write_folder: Callable[..., Path]) -
     data = ImageDataModule(str(write_folder(tmp_path, {"train": 20, "test": 20})), image_size=28, channels=1)
     data.setup("fit")
     assert logistic_regression(data) > 0.6
+
+
+def test_features_are_standardized_by_the_labels_and_kept(workdir: Path) -> None:
+    data = ImageDataModule("sample", num_labels=50)
+    data.setup("fit")
+    backbone, _ = build_backbone("conv", data.image_shape)
+    backbone.eval()
+    with torch.no_grad():
+        x, x_test = (
+            torch.cat([backbone(batch.x) for batch in data.batches_of(name, torch.device("cpu"))])
+            for name in ("labeled", "test")
+        )
+    scaler = StandardScaler().fit(x.numpy())
+    # The sample's deviation, not the population's.
+    factor = (49 / 50) ** 0.5
+    model = LogisticRegression(max_iter=1000).fit(scaler.transform(x.numpy()) * factor, data.splits["labeled"].labels)
+    expected = model.score(scaler.transform(x_test.numpy()) * factor, data.splits["test"].labels.numpy())
+    assert logistic_regression(data, backbone=backbone) == pytest.approx(expected, abs=2e-3)
+    assert len(list((workdir / "lightning_logs" / "features").iterdir())) == 2
