@@ -116,11 +116,12 @@ class SFTCLI(LightningCLI):
         return {**kwargs, **quieter}
 
 
-def run(args: Sequence[str]) -> SFTCLI:
+def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
     """Runs one command and gives back what took part: `trainer`, `model`, `datamodule`.
 
     Args:
         args: Words of the command line, the command first.
+        kind: What reads them.
 
     Raises:
         InputError: The input is wrong.
@@ -129,7 +130,7 @@ def run(args: Sequence[str]) -> SFTCLI:
     spare_cpu()
     if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
         sys.path.append("")
-    return SFTCLI(
+    return kind(
         LightningModule,
         subclass_mode_model=True,
         datamodule_class=None,

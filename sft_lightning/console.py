@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Beginnings of log messages.
 _CHATTER = (
@@ -69,3 +71,14 @@ def quiet() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         own.addHandler(handler)
         own.setLevel(logging.INFO)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Leaves out what is no warning, for a command that makes many runs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)

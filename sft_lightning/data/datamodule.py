@@ -165,9 +165,18 @@ class ImageDataModule(LightningDataModule):
             self._predicted()
         folder = self._run_folder()  # a collective call: on every rank
         if folder is not None and stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
-            about = {"source": self.source.name, "unlabeled_source": self.unlabeled_source, "seed": self.request.seed}
-            write_manifest(folder / MANIFEST, self.splits, self._parts, self.class_names, about)
+            self.write_splits(folder / MANIFEST, self.splits)
             self._list_skipped(folder)
+
+    def write_splits(self, path: Path, splits: Splits) -> None:
+        """Writes splits of the source's examples, for `split_file`.
+
+        Args:
+            path: The file; its folder is made.
+            splits: Those of this data module, or others of the same examples.
+        """
+        about = {"source": self.source.name, "unlabeled_source": self.unlabeled_source, "seed": self.request.seed}
+        write_manifest(path, splits, self._parts, self.class_names, about)
 
     def teardown(self, stage: str) -> None:
         """Lists pictures that turned out unreadable on the way.

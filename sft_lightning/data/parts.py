@@ -59,11 +59,13 @@ def concatenated(*pieces: tuple[Part, list[int]]) -> Part:
     """
     ids = [part.ids[i] for part, chosen in pieces for i in chosen]
     labels = torch.cat([part.labels[chosen] for part, chosen in pieces])
+    grouped = any(part.groups is not None for part, _ in pieces)  # who has no group is one of its own
+    groups = [(part.groups or part.ids)[i] for part, chosen in pieces for i in chosen] if grouped else None
     memory = [(part.images.data, chosen) for part, chosen in pieces if isinstance(part.images, MemoryImages)]
     if len(memory) == len(pieces):
-        return Part(MemoryImages(torch.cat([data[chosen] for data, chosen in memory])), ids, labels)
+        return Part(MemoryImages(torch.cat([data[chosen] for data, chosen in memory])), ids, labels, groups)
     files = [(part.images.paths, chosen) for part, chosen in pieces if isinstance(part.images, FileImages)]
-    return Part(FileImages([paths[i] for paths, chosen in files for i in chosen], ids), ids, labels)
+    return Part(FileImages([paths[i] for paths, chosen in files for i in chosen], ids), ids, labels, groups)
 
 
 def relative(path: Path, root: Path) -> str:

@@ -42,8 +42,12 @@ class DELTA(FromSource, Watcher):
             InputError: It has fewer blocks than are to be compared.
         """
         super().build(backbone)
-        if self.layers > (count := len(blocks(backbone.net))):
-            raise InputError(f"layers is {self.layers}: the backbone has {count} blocks to compare, give fewer")
+        found = blocks(backbone.net)
+        if self.layers > len(found):
+            raise InputError(f"layers is {self.layers}: the backbone has {len(found)} blocks to compare, give fewer")
+        last = [found[(k + 1) * len(found) // self.layers - 1][-1] for k in range(self.layers)]
+        names = {module: name for name, module in backbone.named_modules()}
+        self._watched = [names[module] for module in last]  # an adapter may take a layer's place, not its name
 
     def watched(self, backbone: Backbone) -> list[nn.Module]:
         """The last module of every n-th block.
@@ -51,8 +55,7 @@ class DELTA(FromSource, Watcher):
         Args:
             backbone: The network or its start.
         """
-        found = blocks(backbone.net)
-        return [found[(k + 1) * len(found) // self.layers - 1][-1] for k in range(self.layers)]
+        return [backbone.get_submodule(name) for name in self._watched]
 
     def of_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
         """Half the distance of the maps of one pass.

@@ -1,18 +1,20 @@
 """Adapters of peft: a frozen backbone learns by a few new parameters beside its layers, which merge into its weights.
 
-With few labels, all weights of a large backbone are more than the labels can determine.
+With few labels, all weights of a large backbone are more than the labels can determine. `merging` is the way back.
 """
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sft_lightning.errors import InputError, above_zero, at_least, decays
 from sft_lightning.networks.backbones import Backbone
+
+__all__ = ["IA3", "LoRA"]  # what a YAML can name
 
 
 class Adapter(ABC):
@@ -37,17 +39,6 @@ class Adapter(ABC):
     @abstractmethod
     def _config(self, target_modules: str) -> Any:
         """The settings for peft."""
-
-    @abstractmethod
-    def merge(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Merges the adapter into the weights.
-
-        Args:
-            tensors: Of an adapted network, under its names with any prefix: a state dict or a checkpoint's part of it.
-
-        Returns:
-            Tensors under the names of the plain network with the same prefix; those without an adapter as they are.
-        """
 
     def apply(self, backbone: Backbone) -> None:
         """Adapts a backbone in place and freezes all else in it. What it computes does not change yet.
@@ -115,14 +106,6 @@ class Adapter(ABC):
     def _is_own(self, name: str) -> bool:
         return f".{self.marker}" in f".{name}"
 
-    def merged(self, net: nn.Module) -> dict[str, Tensor]:
-        """The state dict of the plain network that computes the same in eval mode.
-
-        Args:
-            net: An adapted network, or one that contains it; it is not changed.
-        """
-        return self.merge(net.state_dict())
-
 
 class LoRA(Adapter):
     """W + alpha / rank B A: a trained matrix of low rank on each weight (Hu et al. 2022)."""
@@ -159,9 +142,14 @@ class LoRA(Adapter):
             target_modules=target_modules,
         )
 
-    def merge(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def apply(self, backbone: Backbone) -> None:
         """See `Adapter`."""
-        return merge(tensors, self.alpha / self.rank)
+        super().apply(backbone)
+        for layer in backbone.net.modules():
+            if hasattr(layer, "lora_A"):
+                # So that a checkpoint's tensors say all that it takes to merge them.
+                layer.register_buffer("lora_scale", torch.tensor(layer.scaling["default"]))  # type: ignore[index]
+                layer.register_load_state_dict_post_hook(_check_scale)
 
 
 class IA3(Adapter):
@@ -174,47 +162,15 @@ class IA3(Adapter):
 
         return IA3Config(target_modules=target_modules, feedforward_modules=[])
 
-    def merge(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Adapter`."""
-        merged = {}
-        for name, tensor, layer, kind in _plain(tensors, self.marker):
-            if layer:
-                factor = tensors[f"{layer}.ia3_l.default"].flatten()
-                tensor = tensor * (factor.view(-1, *[1] * (tensor.ndim - 1)) if kind == "weight" else factor)
-            merged[name] = tensor
-        return merged
 
-
-def merge(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Merges LoRA into the weights.
-
-    Args:
-        tensors: Of an adapted network, with any prefix.
-        scale: alpha / rank.
-
-    Returns:
-        Tensors under the names of the plain network with the same prefix; those without an adapter as they are.
-    """
-    merged = {}
-    for name, tensor, layer, kind in _plain(tensors, LoRA.marker):
-        if layer and kind == "weight":
-            a, b = (tensors[f"{layer}.lora_{part}.default.weight"].flatten(1) for part in "AB")
-            tensor = tensor + scale * (b @ a).view_as(tensor)
-        merged[name] = tensor
-    return merged
-
-
-def _plain(tensors: Mapping[str, Tensor], marker: str) -> Iterator[tuple[str, Tensor, str, str]]:
-    """The plain name and the tensor, and, where there is an adapter beside it, the layer and `weight` or `bias`."""
-    adapted = {name.split(f".{marker}")[0] for name in tensors if f".{marker}" in name}
-    for name, tensor in tensors.items():
-        if f".{marker}" in name:
-            continue
-        layer, _, kind = name.rpartition(".base_layer.")
-        if layer in adapted:
-            yield f"{layer}.{kind}", tensor, layer, kind
-        else:  # a network of timm has a `base_layer` of its own
-            yield name, tensor, "", ""
+def _check_scale(layer: Any, _: Any) -> None:
+    """A checkpoint holds the scale that it was trained with, and would compute something else with another."""
+    there, here = float(layer.lora_scale), layer.scaling["default"]
+    if not math.isclose(there, here, rel_tol=0.01):  # half precision rounds it
+        raise InputError(
+            f"adapter LoRA has alpha / rank {here:g}, but the checkpoint was trained with {there:g}: give the alpha of "
+            "its run"
+        )
 
 
 @torch.no_grad()

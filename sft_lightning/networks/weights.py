@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sft_lightning.errors import InputError
+from sft_lightning.networks.merging import merged
 
 Tensors = dict[str, Tensor]
 _AVERAGE = "average."
@@ -128,14 +129,15 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def evaluated(tensors: Tensors) -> Tensors:
-    """The averaged weights where a checkpoint has them, since it is them that were evaluated; no regularizer's start.
+    """The plain network that was evaluated: averaged weights where a checkpoint has them, adapters merged.
 
     Args:
-        tensors: From `read_weights`; those of an average are named `average.` and the name in the network.
+        tensors: From `read_weights`; those of an average are named `average.` and the name in the network, those of a
+            regularizer's start, which are left out, `regularizer.`.
     """
     averaged = {n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)}
     averaged.pop("steps", None)
-    return {**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _START))}, **averaged}
+    return merged({**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _START))}, **averaged})
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> None:

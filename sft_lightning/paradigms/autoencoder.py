@@ -21,7 +21,7 @@ from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconst
 from sft_lightning.networks.autoencoders import ConvDecoder, MLPDecoder
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
-from sft_lightning.paradigms.base import Paradigm, StepResult
+from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
 
 ENCODER = "encoder.safetensors"
 _SHOWN = 8
@@ -77,6 +77,7 @@ class AutoencoderModule(Paradigm):
             MLPDecoder(image_shape) if network == "mlp" else ConvDecoder(image_shape, self.encoder.num_features)
         )
         self.regularize(self.encoder, compile)
+        compiled(self.encoder, compile)
         self._held_out = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
         self._example: tuple[Tensor, Tensor] | None = None
 

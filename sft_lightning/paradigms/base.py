@@ -77,11 +77,11 @@ class Paradigm(LightningModule, ABC):
         """
 
     def regularize(self, backbone: Backbone, compile: bool | str) -> None:
-        """Builds the regularizer and compiles the backbone, whose weights are loaded.
+        """Builds the regularizer on the backbone, whose weights are loaded, and which nothing has changed since.
 
         Args:
             backbone: From examples to features.
-            compile: False for not at all, True, or a mode of `torch.compile`.
+            compile: Whether it will be compiled.
 
         Raises:
             InputError: The regularizer looks into a backbone that is compiled.
@@ -91,7 +91,6 @@ class Paradigm(LightningModule, ABC):
             if compile and self.regularizer.watches:
                 raise InputError(f"compile is {compile}, but {name} looks into the backbone: set it to false")
             self.regularizer.build(backbone)
-        compiled(backbone, compile)
 
     def watched(self) -> AbstractContextManager[None]:
         """The regularizer looks at the passes inside, if it looks at passes."""

@@ -102,7 +102,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
                 "head is 'nearest_class_mean', which leaves a stage of its own nothing to train: set coupling: joint "
                 "and head_only_epochs: 0"
             )
-        if self.features_alone and not self._tuned:
+        if self.features_alone and not self.depth.learns:
             raise InputError(
                 "tune is 'head', but L_f alone is to train the features: set tune: all, or coupling: joint"
             )
@@ -215,7 +215,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             features = self.features(x)
         logs: dict[str, Tensor] = {}
         parts: list[Tensor] = []
-        if self._released or self.coupling != "two_stage":
+        if self.depth.released or self.coupling != "two_stage":
             logs["feature"] = self.feature_loss(features, y)
             parts.append(self.feature_weight * logs["feature"])
         if self.head.weight.requires_grad or (self.scale is not None and self.scale.requires_grad):

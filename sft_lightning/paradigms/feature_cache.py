@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sft_lightning.errors import InputError
@@ -16,6 +17,34 @@ from sft_lightning.runs import LOGS
 
 FOLDER = Path(LOGS) / "features"
 MOST = 4_000_000_000  # bytes of features that are kept; beyond, they are computed in each epoch
+
+
+def use_cache(trainer: Any, data: Any, backbone: Backbone) -> None:
+    """Gives the data module features in place of pictures, where training sees each example at least once.
+
+    Args:
+        trainer: That is about to fit.
+        data: An `ImageDataModule`, set up.
+        backbone: That no step of the training changes.
+    """
+    steps, size = data.epoch_steps * (trainer.max_epochs or 1), data.batch_size * trainer.world_size
+    if 0 <= steps * size < len(data.splits["labeled"]):
+        return
+    names = [n for n in ("labeled", "val") if worth_it(data, n, backbone.num_features)]
+    if not trainer.limit_val_batches:
+        names = names[:1]
+    made: dict[str, Tensor] = {}
+    for first in (True, False):  # one process computes, then the others read
+        if trainer.is_global_zero == first:
+            for name in names:
+                context = trainer.precision_plugin.forward_context()
+                found = features(backbone, data, name, precision=str(trainer.precision), context=context, write=first)
+                if found is not None:
+                    made[name] = found.float()
+        trainer.strategy.barrier()
+    data.use_features(made)
+    if made:
+        rank_zero_info(f"The backbone is frozen: the features of {' and '.join(made)} are computed once and kept.")
 
 
 def key(backbone: Backbone, data: Any, split: str, precision: str = "32-true") -> str:

@@ -8,7 +8,9 @@ from sft_lightning.arguments import Parser
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
 from sft_lightning.lineage import lineage
+from sft_lightning.reuse.degree import degree
 from sft_lightning.reuse.parts import export
+from sft_lightning.reuse.rank import rank
 
 
 def run(words: Sequence[str]) -> None:
@@ -30,6 +32,7 @@ def run(words: Sequence[str]) -> None:
 
 def _parser(command: str, function: Any, positional: str | None = None) -> Parser:
     parser = Parser(prog=f"sft-lightning {command}")
+    parser.add_argument("--config", action="config", help="YAML file with options.")
     if positional is not None:
         parser.add_argument(positional, type=str, help="Folder of a run, or a file in it.")
     skip: set[str | int] = set() if positional is None else {positional}
@@ -44,8 +47,16 @@ def _export(words: list[str]) -> str:
     return f"Written: {file} and {file.with_suffix('.json')}"
 
 
+def _rank(words: list[str]) -> str:
+    parser = _parser("rank", rank)
+    parsed = parser.parse_args(words)
+    given = parser.instantiate_classes(parsed).as_dict()
+    given.pop("config", None)
+    return rank(**given)
+
+
 def _lineage(words: list[str]) -> str:
     return lineage(_parser("lineage", lineage, "run").parse_args(words).run)
 
 
-COMMANDS = {"export": _export, "lineage": _lineage}
+COMMANDS = {"export": _export, "lineage": _lineage, "rank": _rank, "degree": degree}

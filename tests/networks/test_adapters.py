@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.errors import InputError
-from sft_lightning.networks.adapters import IA3, Adapter, LoRA, merge
+from sft_lightning.networks.adapters import IA3, Adapter, LoRA
 from sft_lightning.networks.backbones import Backbone, build_backbone
+from sft_lightning.networks.merging import merged
 
 VIT = "timm/vit_tiny_patch16_224"
 SIDES = {VIT: 32, "resnet18": 32, "regnet_y_400mf": 32, "timm/dla34": 64, "wrn_28_2": 32}
@@ -81,8 +82,9 @@ def test_only_the_adapter_learns(name: str, make: Callable[[], Adapter]) -> None
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert {id(p) for p in net.parameters() if p.grad is not None} == own
-    for key, tensor in net.state_dict().items():  # running statistics among them
-        assert torch.equal(tensor, start[key]) is (f".{adapter.marker}" not in key), key
+    moved = {key for key, tensor in net.state_dict().items() if not torch.equal(tensor, start[key])}
+    assert moved  # not all: a random regnet's gradients are too small for single precision
+    assert all(f".{adapter.marker}" in key for key in moved)  # no running statistics among them
 
 
 @every_adapter
@@ -91,7 +93,7 @@ def test_merged_weights_compute_the_same_in_the_plain_network(name: str, make: C
     adapter = make()
     backbone, plain = adapted(name, adapter, moved=True), built(name)
     before = copy.deepcopy(backbone.net.state_dict())
-    tensors = adapter.merged(backbone.net)
+    tensors = merged(backbone.net.state_dict())
     plain_names = list(plain.net.state_dict())
     expected = outputs(backbone)
     assert not torch.allclose(expected, outputs(plain), rtol=1e-3)
@@ -109,23 +111,24 @@ def test_merges_as_peft_does(name: str, make: Callable[[], Adapter]) -> None:
 
     adapter = make()
     backbone = adapted(name, adapter, moved=True)
-    tensors = adapter.merged(backbone.net)
-    merged = 0
+    tensors = merged(backbone.net.state_dict())
+    count = 0
     for key, module in backbone.net.named_modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
             base = module.get_base_layer()
             for kind, p in base.named_parameters():
                 torch.testing.assert_close(tensors[f"{key}.{kind}"], p.detach(), rtol=0, atol=1e-6)
-            merged += 1
-    assert merged == len(layers_of(backbone, adapter)) > 10
+            count += 1
+    assert count == len(layers_of(backbone, adapter)) > 10
 
 
 def test_merges_by_hand() -> None:
     a, b, w = torch.randn(2, 3, 5, 5), torch.randn(4, 2, 1, 1), torch.randn(4, 3, 5, 5)
     names = {"x.net.0.base_layer.weight": w, "x.net.0.lora_A.default.weight": a, "x.net.0.lora_B.default.weight": b}
+    names["x.net.0.lora_scale"] = torch.tensor(0.5)
     others = {"x.net.0.base_layer.bias": torch.ones(4), "base_layer.1.weight": w, "step": torch.tensor(3)}
-    tensors = merge({**names, **others}, 0.5)
+    tensors = merged({**names, **others})
     expected = w + 0.5 * torch.einsum("or,rihw->oihw", b[:, :, 0, 0], a)
     assert set(tensors) == {"x.net.0.weight", "x.net.0.bias", "base_layer.1.weight", "step"}
     torch.testing.assert_close(tensors["x.net.0.weight"], expected, rtol=1e-6, atol=1e-6)
@@ -143,17 +146,16 @@ def test_a_checkpoint_is_loaded_strictly_into_a_new_network(name: str, make: Cal
     nn.ModuleDict({"backbone": other}).load_state_dict(checkpoint)
     assert torch.equal(outputs(other), outputs(backbone))
     plain = built(name)
-    merged = {key.removeprefix("backbone."): t for key, t in make().merge(checkpoint).items()}
-    plain.load_state_dict(merged)
+    plain.load_state_dict({key.removeprefix("backbone."): t for key, t in merged(checkpoint).items()})
     torch.testing.assert_close(outputs(plain), outputs(backbone), rtol=1e-4, atol=1e-4)
 
 
 def test_scales_by_alpha_over_rank() -> None:
     one, two = (adapted(VIT, LoRA(rank=4, alpha=alpha), moved=True) for alpha in (4.0, 8.0))
     deltas = []
-    for backbone, alpha in ((one, 4.0), (two, 8.0)):
+    for backbone in (one, two):
         plain = built(VIT).net.state_dict()["blocks.0.mlp.fc1.weight"]
-        deltas.append(LoRA(rank=4, alpha=alpha).merged(backbone.net)["blocks.0.mlp.fc1.weight"] - plain)
+        deltas.append(merged(backbone.net.state_dict())["blocks.0.mlp.fc1.weight"] - plain)
     torch.testing.assert_close(2 * deltas[0], deltas[1], rtol=1e-4, atol=1e-5)
 
 
@@ -197,6 +199,16 @@ def test_neither_dilated_nor_grouped_nor_circular() -> None:
     adapter = LoRA()
     adapter.apply(backbone)
     assert layers_of(backbone, adapter) == {"0"}
+
+
+def test_weights_of_another_scale_are_refused() -> None:
+    one, two, half = (adapted("wrn_28_2", LoRA(rank=4, alpha=alpha)) for alpha in (5.3, 8.0, 5.3))
+    with pytest.raises(InputError) as caught:
+        two.load_state_dict(one.state_dict())
+    assert str(caught.value) == (
+        "adapter LoRA has alpha / rank 2, but the checkpoint was trained with 1.325: give the alpha of its run"
+    )
+    half.bfloat16().load_state_dict(one.state_dict())
 
 
 def test_targets_are_names_or_their_ends() -> None:

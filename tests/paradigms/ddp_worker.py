@@ -1,5 +1,6 @@
 """Trains on two gloo processes and leaves what each of them saw; started by `test_ddp`, and by DDP for the second."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.callbacks.predictions import PredictionWriter
-from tests.paradigms.helpers import Recorder, classifier, sample, state, trainer
+from sft_lightning.networks.adapters import LoRA
+from tests.paradigms.helpers import Pictures, Recorder, classifier, sample, state, trainer
+
+RUNS: dict[str, dict[str, Any]] = {
+    "conv": {"head_only_epochs": 1},
+    "mlp": {"head_only_epochs": 1},
+    "lora": {"backbone": "conv", "adapter": LoRA(rank=2), "head_only_epochs": 1},
+    "cached": {"backbone": "conv", "tune": "head"},
+}
 
 
 class Validated(Callback):
@@ -22,12 +31,14 @@ class Validated(Callback):
 
 
 def main(out: Path) -> None:
+    os.chdir(out)  # where the features are kept
     found: dict[str, Any] = {}
-    for name in ("conv", "mlp"):
+    for name, own in RUNS.items():
         seen, after = Recorder(), Validated()
         settings: dict[str, Any] = {"accelerator": "cpu", "strategy": "ddp", "devices": 2, "max_epochs": 3}
         run = trainer([seen, after, PredictionWriter(out)], **settings)
-        model = classifier(name, head_only_epochs=1)
+        model = classifier(**{"backbone": name, **own})
+        pictures = Pictures(model.backbone)
         before = state(model)
         data = sample(val_size=61, batch_size=5, eval_batch_size=10)
         run.fit(model, data)
@@ -35,6 +46,7 @@ def main(out: Path) -> None:
             "before": before,
             "states": seen.states,
             "after": after.states,
+            "pictures": pictures.count,
             "metrics": {n: float(v) for n, v in run.callback_metrics.items()},
         }
         if name == "mlp":

@@ -61,6 +61,17 @@ class Recorder(Callback):
         self.states.append(state(pl_module))
 
 
+class Pictures:
+    """Counts the pictures that a network sees."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.count = 0
+        network.register_forward_pre_hook(self._see)
+
+    def _see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.count += len(args[0])
+
+
 def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 

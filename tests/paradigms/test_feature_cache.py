@@ -5,24 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from sft_lightning import DecoupledFeatureClassifier, ImageDataModule, WeakView
 from sft_lightning.losses.feature_losses import SupCon
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.paradigms.feature_cache import FOLDER, evaluating, features, key
-from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, sample, trainer
-
-
-class Counter:
-    """Counts the pictures that a network sees."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.pictures = 0
-        network.register_forward_pre_hook(self._count)
-
-    def _count(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.pictures += len(args[0])
+from tests.paradigms.helpers import SHAPE, Pictures, Recorder, classifier, cli, sample, trainer
 
 
 def conv() -> Any:
@@ -38,10 +26,10 @@ def prepared(**settings: Any) -> ImageDataModule:
 
 def fitted(cached: bool, precision: Any = "32-true", model: Any = None, **settings: Any) -> tuple[Recorder, Any, int]:
     model = model or classifier("conv", tune="head", cache_features=cached)
-    seen, counter = Recorder(), Counter(model.backbone)
+    seen, pictures = Recorder(), Pictures(model.backbone)
     run = trainer([seen], max_epochs=3, precision=precision)
     run.fit(model, sample(num_labels=20, batch_size=10, **settings))
-    return seen, run.callback_metrics, counter.pictures
+    return seen, run.callback_metrics, pictures.count
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -96,14 +96,14 @@ class Modes(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, FineTuneClassifier)
-        self.seen.append([all(m.training for b in block for m in b.modules()) for block in pl_module.blocks])
+        self.seen.append([all(m.training for b in block for m in b.modules()) for block in pl_module.depth.blocks])
 
 
 def test_frozen_blocks_stay_in_eval_mode_also_after_validation() -> None:
     model, modes = classifier("conv", tune="last_k_blocks", last_k_blocks=2), Modes()
     trainer([modes], max_epochs=2, val_check_interval=1).fit(model, sample())
     model.train()
-    assert [all(m.training for m in block[0].modules()) for block in model.blocks] == [False] * 3 + [True] * 2
+    assert [all(m.training for m in block[0].modules()) for block in model.depth.blocks] == [False] * 3 + [True] * 2
     assert modes.seen == [[False] * 3 + [True] * 2] * 4
 
 
@@ -128,7 +128,7 @@ def test_release_restores_dropout_between_the_blocks() -> None:
     dropout = [m for m in model.backbone.modules() if isinstance(m, torch.nn.Dropout)]
     assert dropout
     assert not any(m.training for m in dropout)
-    model._release(True)
+    model.depth.release(True)
     assert all(m.training for m in model.modules())
 
 

@@ -1,6 +1,7 @@
 """Ranking over the real command line: real runs as candidates, their scores calculated anew here."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
+from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import Backbone, build_backbone, source_head
 from sft_lightning.reuse.candidates import Candidate, resolved
 from sft_lightning.reuse.rank import compare, rank
@@ -236,3 +238,19 @@ def test_bad_input_is_one_sentence(
 def test_the_shipped_config_runs(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rank", "--config", str(CONFIGS / "reuse" / "rank.yaml")]) == 0
     assert "conv (random)" in capsys.readouterr().out
+
+
+def test_groups_stay_together(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(workdir / "images", {"train": 4})
+    lines = ["path,label,split,group"]
+    lines += [f"{p.relative_to(workdir)},{p.parent.name},train,{p.parent.name}{k % 2}" for k, p in
+              enumerate(sorted(folder.glob("train/*/*.png")))]  # fmt: skip
+    (workdir / "grouped.csv").write_text("\n".join(lines))
+
+    def grouped(**changed: Any) -> ImageDataModule:
+        return ImageDataModule("grouped.csv", image_size=28, channels=1, val_size=0, test_size=0, num_workers=0)
+
+    with pytest.raises(InputError, match=r"class 'class_0' has 2 group\(s\) .* fewer than the 3 folds"):
+        compare(grouped, [Candidate("mlp", "none")], 3)
+    (one,) = compare(grouped, [Candidate("mlp", "none")], 2)
+    assert one.scores["knn"] >= 0
