@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from sft_lightning.errors import InputError
+from sft_lightning.errors import InputError, cause
 from sft_lightning.networks.weights import read_weights
 
 LOGS = "lightning_logs"
@@ -106,6 +107,18 @@ def with_config(args: Sequence[str]) -> list[str]:
         if folder is not None and (folder / "fit.yaml").is_file():
             return [words[0], "--config", str(folder / "fit.yaml"), *words[1:]]
     return words
+
+
+def reason(error: Exception) -> str:
+    """What a run failed of, for a command that makes many; a mistake in the program is raised again.
+
+    Args:
+        error: Bad input, or what Lightning or torch say of settings that do not go together or fit into no memory.
+    """
+    found = cause(error) or error
+    if not isinstance(found, (InputError, MisconfigurationException, RuntimeError)):
+        raise error
+    return " ".join(str(found).split())
 
 
 def _option(words: list[str], name: str) -> str | None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -21,18 +20,16 @@ from sft_lightning import ImageDataModule, __version__
 from sft_lightning.cli import SFTCLI, run
 from sft_lightning.console import hushed
 from sft_lightning.data.splits import Split, Splits
-from sft_lightning.errors import InputError, cause
+from sft_lightning.errors import InputError
 from sft_lightning.lineage import file_digest, write_json, write_text
 from sft_lightning.losses.penalties import FromSource, Watcher
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.reuse.candidates import seen
 from sft_lightning.reuse.grid import Degree, Setting, choose, rows, table
 from sft_lightning.reuse.scores import divided
-from sft_lightning.runs import LOGS
+from sft_lightning.runs import LOGS, reason
 
 RESULTS = "degree.json"
-# Bad input, and what Lightning or torch say of settings that do not go together or do not fit into memory.
-_FAILURES = (InputError, MisconfigurationException, RuntimeError)
 _JUDGES = ("EarlyStopping", "ReduceLROnPlateau")
 
 
@@ -236,14 +233,14 @@ def _train(cli: Built, runs: list[Run], folder: Path) -> dict[str, float]:
             with hushed():
                 run(["fit", "--config", _written(cli, one, folder)], Built)
         except Exception as error:
-            raise InputError(f"degree compares {one.setting}, which cannot be: {_reason(error)}") from error
+            raise InputError(f"degree compares {one.setting}, which cannot be: {reason(error)}") from error
     begin = time.monotonic()
     for number, one in enumerate(missing, 1):
         try:
             with hushed():
                 accuracy = _accuracy(_written(cli, one, folder))
         except Exception as error:
-            outcome = f"failed: {_reason(error)}"
+            outcome = f"failed: {reason(error)}"
         else:
             outcome = f"accuracy {accuracy:.4f}"
             accuracies[one.key] = accuracy
@@ -254,14 +251,6 @@ def _train(cli: Built, runs: list[Run], folder: Path) -> dict[str, float]:
         told = f"Run {number} of {len(missing)}: {one.setting}, fold {one.fold}: {outcome}"
         rank_zero_info(f"{told}; {left} left, about {minutes:.1f} min.")
     return accuracies
-
-
-def _reason(error: Exception) -> str:
-    """What a run failed of; a mistake in the program is raised again."""
-    found = cause(error) or error
-    if not isinstance(found, _FAILURES):
-        raise error
-    return " ".join(str(found).split())
 
 
 def _written(cli: Built, one: Run, folder: Path) -> str:

@@ -28,7 +28,7 @@ def test_misspelled_command_gets_the_nearest(capsys: pytest.CaptureFixture[str])
 
 
 def test_module_and_command_are_the_same() -> None:
-    done = subprocess.run([sys.executable, "-m", "sft_lightning", "prdict"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "sft_lightning", "predct"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "did you mean 'predict'?" in done.stderr
 

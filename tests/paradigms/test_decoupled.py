@@ -117,7 +117,7 @@ def test_crt_starts_anew_on_balanced_batches() -> None:
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
             if pl_module.current_epoch == 1 and batch_idx == 0:
                 self.head = pl_module.head.weight.clone()
-                self.momentum = pl_module.head.weight in trainer.optimizers[0].state
+                self.momentum = bool(trainer.optimizers[0].state[pl_module.head.weight]["momentum_buffer"].any())
 
     model, seen, fresh = module(head="crt", backbone="conv", **TWO), Recorder(), Fresh()
     data = sample(num_labels=60, batch_size=20, steps_per_epoch=4)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import confusion_matrix, f1_score
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -173,6 +174,15 @@ def test_layer_decay_begins_at_the_last_tuned_block() -> None:
         "backbone.net.3.0.weight": 0.5,
         "backbone.net.2.0.weight": 0.25,
     }
+
+
+def test_layer_decay_of_a_timm_network_is_that_of_timm() -> None:
+    model = FineTuneClassifier("timm/vit_tiny_patch16_224", 3, (3, 32, 32), layer_decay=0.75)
+    ours = {id(p): group.scale for group in model.groups() for p in group.parameters}
+    theirs = param_groups_layer_decay(model.backbone.net, layer_decay=0.75)
+    expected = {id(p): 0.75 * group["lr_scale"] for group in theirs for p in group["params"]}  # the head is above
+    assert len(set(expected.values())) == 13
+    assert {k: ours[k] for k in expected} == pytest.approx(expected)
 
 
 def test_backbone_lr_scale_is_a_share_of_the_head() -> None:
