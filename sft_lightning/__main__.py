@@ -14,9 +14,10 @@ COMMANDS = {
     "export": "write the backbone, the head or both of a trained model as a file of its own",
     "lineage": "tell what a run started from, back to the first source",
     "rank": "compare backbones and past runs as starts for your labels, without training them",
+    "study": "compare methods over label budgets and seeds: did the unlabeled images help?",
     "degree": "find by cross-validation how far to fine-tune",
 }
-REUSE = ("export", "lineage", "rank", "degree")  # not Lightning's
+OTHERS = ("export", "lineage", "rank", "degree", "study")  # not Lightning's
 HELP = f"""usage: sft-lightning COMMAND [options]
 
 Learn from few labels and many unlabeled images (version {__version__}).
@@ -55,10 +56,10 @@ def main(args: Sequence[str] | None = None) -> int:
         known = list(COMMANDS)
         return _refuse(f"{words[0]!r} is no command{near(words[0], known)}; commands: {', '.join(known)}")
     try:
-        if words[0] in REUSE:
-            from sft_lightning.reuse.commands import run as reuse
+        if words[0] in OTHERS:
+            from sft_lightning.commands import run as other
 
-            reuse(words)
+            other(words)
         else:
             from sft_lightning.cli import leave, run
 

@@ -94,7 +94,10 @@ class SFTCLI(LightningCLI):
             # A checkpoint that SLURM's signal leaves in the root directory would be taken by every later run.
             kwargs["default_root_dir"] = trainer.default_root_dir or logger.log_dir
         kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
-        made = super().instantiate_trainer(**kwargs)
+        try:
+            made = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # Lightning's sentence, such as that there is no such accelerator
+            raise InputError(f"trainer: {error}") from error
         LeanEpochLoop.install(made)
         return made
 

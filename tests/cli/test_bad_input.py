@@ -54,6 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, config: str = FINE_T
         (["--data.init_args.channels", "2"], "data.channels is '2': give 1 or 3"),
         (["--model.class_path", "FineTuneClasifier"], "did you mean 'FineTuneClassifier'"),
         (["--model.init_args.optimizer", "null"], "FineTuneClassifier has no optimizer"),
+        (["--trainer.accelerator", "gpuu"], "trainer: You selected an invalid accelerator name: `accelerator='gpuu'`"),
         (["--trainer.max_epochss", "1"], "unrecognized arguments: --trainer.max_epochss"),
         (["--ckpt_path", "gone.ckpt"], "ckpt_path 'gone.ckpt' is no checkpoint"),
         (["--ckpt_path", "last"], "no run in 'lightning_logs/quickstart/fine_tune' has a checkpoint yet"),

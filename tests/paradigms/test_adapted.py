@@ -103,9 +103,10 @@ def test_only_adapter_and_head_move_and_all_else_is_in_eval_mode(adapter: Adapte
     before = state(model)
     assert any(name.endswith("running_mean") for name in before)
     trainer([modes], max_epochs=2, val_check_interval=1).fit(model, sample(steps_per_epoch=3))
-    assert trained(before, state(model)) == {*own(before), "head.weight", "head.bias"}
     assert len(modes.seen) == 6
-    for names in modes.seen:
+    assert trained(before, state(model)) == {*own(before), "head.weight", "head.bias"}
+    model.train()
+    for names in [*modes.seen, {name for name, m in model.named_modules() if m.training}]:
         inside = {name for name in names if name.startswith("backbone")}
         assert inside == {n for n, _ in model.backbone.named_modules(prefix="backbone") if adapter.marker in n}
 

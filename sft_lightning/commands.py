@@ -1,7 +1,8 @@
-"""The commands around training: `export`, `lineage`, `rank` and `degree`."""
+"""The commands around training: all but those of Lightning."""
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sft_lightning.arguments import Parser
@@ -11,6 +12,7 @@ from sft_lightning.lineage import lineage
 from sft_lightning.reuse.degree import degree
 from sft_lightning.reuse.parts import export
 from sft_lightning.reuse.rank import rank
+from sft_lightning.study.study import study
 
 
 def run(words: Sequence[str]) -> None:
@@ -30,33 +32,34 @@ def run(words: Sequence[str]) -> None:
     sys.stdout.write(f"{COMMANDS[command](rest)}\n")
 
 
-def _parser(command: str, function: Any, positional: str | None = None) -> Parser:
+def _called(command: str, function: Any, words: list[str], positional: str | None = None) -> Any:
+    """What a function gives that is called with the options of the command line."""
     parser = Parser(prog=f"sft-lightning {command}")
     parser.add_argument("--config", action="config", help="YAML file with options.")
     if positional is not None:
         parser.add_argument(positional, type=str, help="Folder of a run, or a file in it.")
     skip: set[str | int] = set() if positional is None else {positional}
     parser.add_function_arguments(function, skip=skip, fail_untyped=True)
-    return parser
+    given = parser.instantiate_classes(parser.parse_args(words)).as_dict()
+    given.pop("config", None)
+    return function(**given)
 
 
 def _export(words: list[str]) -> str:
-    given = _parser("export", export, "run").parse_args(words).as_dict()
-    given.pop("config", None)
-    file = export(**given)
+    file: Path = _called("export", export, words, "run")
     return f"Written: {file} and {file.with_suffix('.json')}"
 
 
 def _rank(words: list[str]) -> str:
-    parser = _parser("rank", rank)
-    parsed = parser.parse_args(words)
-    given = parser.instantiate_classes(parsed).as_dict()
-    given.pop("config", None)
-    return rank(**given)
+    return str(_called("rank", rank, words))
+
+
+def _study(words: list[str]) -> str:
+    return str(_called("study", study, words))
 
 
 def _lineage(words: list[str]) -> str:
-    return lineage(_parser("lineage", lineage, "run").parse_args(words).run)
+    return str(_called("lineage", lineage, words, "run"))
 
 
-COMMANDS = {"export": _export, "lineage": _lineage, "rank": _rank, "degree": degree}
+COMMANDS = {"export": _export, "lineage": _lineage, "rank": _rank, "degree": degree, "study": _study}

@@ -1,0 +1,198 @@
+"""Trains what a study lists: finished runs are kept, interrupted ones go on, a failed one does not stop the rest."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sft_lightning import ImageDataModule
+from sft_lightning.cli import SFTCLI
+from sft_lightning.cli import run as command
+from sft_lightning.console import hushed, quiet
+from sft_lightning.errors import InputError
+from sft_lightning.lineage import chain_of, write_json
+from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.runs import LOGS, reason
+from sft_lightning.study.baselines import logistic_regression
+from sft_lightning.study.recipe import Run
+
+Result = dict[str, Any]
+
+
+class Ledger:
+    """`study.json`: what is known of each run by its key, written whole after each."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there.
+
+        Args:
+            path: The file.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        self.path = path
+        self.results: dict[str, Result] = {}
+        if path.is_file():
+            try:
+                self.results = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
+
+    def add(self, key: str, result: Result) -> None:
+        """Keeps a result.
+
+        Args:
+            key: Of the run.
+            result: What `perform` gave, or `failed` with the reason.
+        """
+        self.results[key] = result
+        write_json(self.path, self.results)
+
+    def done(self, key: str) -> bool:
+        """Whether a run has finished.
+
+        Args:
+            key: Of the run.
+        """
+        return "folder" in self.results.get(key, {})
+
+
+def train(runs: Sequence[Run], ledger: Ledger, folder: str, jobs: int, say: Callable[[str], None]) -> None:
+    """Trains all runs that are not done, each after the one that it starts from.
+
+    Args:
+        runs: From `plan`.
+        ledger: Gets the results.
+        folder: Below `lightning_logs`, where the runs' folders are made.
+        jobs: Processes at the same time; 1 for this one.
+        say: Told a line after each run.
+    """
+    unique: dict[str, Run] = {}
+    for one in runs:
+        unique.setdefault(one.key, one)
+    for one in runs:  # what is the last stage of one method, and not of another, is tested
+        if one.final:
+            unique[one.key] = one
+    waiting = [run for run in unique.values() if not ledger.done(run.key)]
+    total, begin = len(waiting), time.monotonic()
+    for finished, (one, result) in enumerate(_performed(waiting, ledger, folder, jobs), 1):
+        ledger.add(one.key, {**result, "start": one.start})
+        left = (time.monotonic() - begin) / finished * (total - finished) / 60
+        outcome = f"failed: {result['failed']}" if "failed" in result else _told(result)
+        say(f"{finished}/{total}  {one.title}: {outcome}; {total - finished} left, about {left:.0f} min")
+
+
+def _told(result: Result) -> str:
+    return f"test accuracy {result['test_last']:.4f}" if "test_last" in result else f"{result['seconds']:.0f} s"
+
+
+def _performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int) -> Iterator[tuple[Run, Result]]:
+    """Each run with its result, as soon as it has one."""
+    waiting = list(waiting)
+    if jobs == 1:
+        for one in waiting:
+            yield one, _outcome(one, _start(one, ledger), folder)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _prepare, (threads,)) as pool:
+        running: dict[Future[Result], Run] = {}
+        while waiting or running:
+            open_keys = {one.key for one in [*waiting, *running.values()]}
+            ready = [one for one in waiting if one.start not in open_keys]
+            for one in ready[: jobs - len(running)]:
+                waiting.remove(one)
+                running[pool.submit(_outcome, one, _start(one, ledger), folder)] = one
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+
+
+def _prepare(threads: int) -> None:
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _start(one: Run, ledger: Ledger) -> str | None:
+    """The folder of the run that this one starts from; "" where that one failed."""
+    return None if one.start is None else ledger.results.get(one.start, {}).get("folder", "")
+
+
+def _outcome(one: Run, start: str | None, folder: str) -> Result:
+    if start == "":
+        return {"failed": "the stage that it starts from has failed"}
+    try:
+        return perform(one, start, folder)
+    except Exception as error:
+        return {"failed": reason(error)}
+
+
+def perform(one: Run, start: str | None, folder: str) -> Result:
+    """Trains one run, goes on where an earlier attempt stopped, and tests it if it is the last of its method.
+
+    Args:
+        one: The run.
+        start: Folder of the run whose weights it starts from, or None.
+        folder: Below `lightning_logs`.
+
+    Returns:
+        `folder`, `seconds`; of a final run also `test_last` (of the last iterate), `test_best` and `val_best` (of the
+        one that the validation split chose, where there is one), `network`, `steps`, `tested` (pictures), and the test
+        accuracies of `logistic` regressions on the same split by what they see.
+    """
+    quiet()
+    begin = time.monotonic()
+    words = [*one.words, f"--run_name={folder}/{one.folder}", "--trainer.enable_progress_bar=false"]
+    if start is not None:
+        words.append(f"--model.init_args.weights={start}")
+    with hushed():
+        cli = command(["fit", *words, *_resumed(Path(LOGS) / folder / one.folder)])
+        result: Result = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
+        if one.final:
+            result.update(_tested(cli, Path(result["folder"])))
+    return result
+
+
+def _resumed(runs: Path) -> list[str]:
+    """The words that make `fit` go on with an attempt that was stopped."""
+    saved = list(runs.glob("version_*/checkpoints/last.ckpt"))
+    return ["--ckpt_path", str(max(saved, key=lambda path: path.stat().st_mtime))] if saved else []
+
+
+def _tested(cli: SFTCLI, folder: Path) -> Result:
+    data, model, trainer = cli.datamodule, cli.model, cli.trainer
+
+    def accuracy(checkpoint: Path) -> float:
+        tested = command(["test", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar=false"])
+        return round(float(tested.trainer.callback_metrics["test/accuracy"]), 6)
+
+    found: Result = {"test_last": accuracy(folder / "checkpoints" / "last.ckpt"), "steps": trainer.global_step}
+    best = sorted((folder / "checkpoints").glob("best-*.ckpt"))
+    if best:
+        found["test_best"] = accuracy(best[-1])
+        found["val_best"] = float(best[-1].stem.rpartition("=")[2])
+    found["network"] = model.backbone.name
+    found["tested"] = len(data.splits["test"])
+    found["logistic"] = _logistic(cli, folder) if isinstance(data, ImageDataModule) else {}
+    return found
+
+
+def _logistic(cli: SFTCLI, folder: Path) -> dict[str, float]:
+    """Logistic regression on the pixels, and on the features of what the network starts from, where it starts so."""
+    found = {}
+    data = cli.datamodule
+    weights = chain_of(folder)[-1].get("weights", "none")
+    try:
+        found["pixels"] = logistic_regression(data)
+        if weights != "none":
+            backbone, _ = build_backbone(cli.model.backbone.name, data.image_shape, weights)
+            found["its start"] = logistic_regression(data, backbone=backbone)
+    except InputError:  # too large to be done in memory; the study goes on without
+        pass
+    return found

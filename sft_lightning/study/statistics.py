@@ -1,0 +1,280 @@
+"""Whether a method did better than the labels alone, judged over seeds: intervals, verdicts, and their error rates.
+
+**Paired.** Both methods see the same split and seed, so that the difference of each seed is what is averaged.
+
+**Interval.** Student's t, and Hall's correction of it for skewed differences, whichever bound is farther out (P. Hall,
+"On the removal of skewness by transformation", J. R. Stat. Soc. B 54, 1992). Like the studentized bootstrap it accounts
+for skewness, but in closed form, which also works for 3 seeds. A bootstrap of 3 differences does not: the interval of
+its percentiles excludes 0 whenever all three have one sign, by chance in every fourth study.
+
+**Error rates.** How often the verdict was "helped" in 40,000 simulated studies each (4,000 for the bootstrap) where the
+true mean of the differences is 0; for "hurt" turn the signs around. A method that does nothing has symmetric
+differences, however skewed the accuracies are, since it and the labels alone could be exchanged; the last three rows
+are harder than that.
+
+| differences | 3 seeds | 5 seeds | 10 seeds | percentile bootstrap, 3, 5, 10 seeds | t alone, 3, 5, 10 seeds |
+|---|---|---|---|---|---|
+| normal | 1.6 % | 1.7 % | 1.9 % | 15, 8, 5 % | 2.4, 2.6, 2.5 % |
+| uniform | 2.5 % | 1.8 % | 1.4 % | 15, 8, 4 % | 3.7, 3.2, 2.9 % |
+| Student's t with 3 degrees of freedom | 1.3 % | 1.3 % | 1.7 % | 16, 8, 6 % | 1.8, 1.8, 1.9 % |
+| Laplace: of two exponential accuracies | 1.0 % | 1.0 % | 1.9 % | 17, 9, 6 % | 1.5, 1.6, 2.1 % |
+| minus gamma, skewness -1 | 3.3 % | 3.6 % | 3.5 % | 22, 14, 8 % | 5.2, 5.6, 5.2 % |
+| minus log-normal, skewness -1.75 | 4.4 % | 5.1 % | 4.8 % | 25, 16, 10 % | 6.7, 8.1, 7.4 % |
+| minus exponential, skewness -2 | 6.8 % | 6.2 % | 4.6 % | 30, 18, 13 % | 10.6, 11.4, 9.6 % |
+
+No method keeps to 5 % for every distribution. This one does not where one seed in ten collapses and the others gain
+(9 % with 3 seeds, 25 % with 10, as the collapse is often not seen), or where differences are either of two values
+(12 % with 3 seeds, 3 % with 5). The price: of true effects twice as large as the deviation over the seeds, it finds
+32 % with 3 seeds, 70 % with 5, 97 % with 10.
+
+**What it is not.** An interval is about other seeds, on the same test pictures; it does not say how other pictures
+would fare.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from sft_lightning.errors import InputError
+
+LEVEL = 0.05
+LEAST_SEEDS = 3
+HOPELESS = 1000
+_SAME = 1e-6  # accuracies come in float32; one picture of a test split of 100,000 is ten times that
+
+Verdict = Literal["helped", "hurt", "no evidence yet"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against the labels alone at one budget. Accuracies and their differences are shares, not percent.
+
+    Args:
+        method: Its name.
+        budget: Number of labels.
+        seeds: How many both have.
+        mean_difference: Above 0 if the method is better.
+        deviation: Of the differences over the seeds; None for one seed.
+        low: Of the 95 % interval; None for fewer than 3 seeds, or where all differences are the same.
+        high: The same.
+        p_value: Below 0.05 exactly where the interval excludes 0, until `corrected`; None for fewer than 3 seeds.
+        verdict: By the p-value.
+        more_seeds: How many would settle it if the mean and the deviation stay; None if it is settled, if that takes
+            more than 1,000, or for fewer than 3 seeds.
+        together: How many methods the p-value is corrected for.
+    """
+
+    method: str
+    budget: int
+    seeds: int
+    mean_difference: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    verdict: Verdict
+    more_seeds: int | None
+    together: int = 1
+
+
+class _Sample(NamedTuple):
+    """Moments; `deviation` is None for one value, and 0 where all are the same but for rounding."""
+
+    n: int
+    mean: float
+    deviation: float | None
+    skewness: float
+
+    @property
+    def spread(self) -> float | None:
+        """The deviation where an interval can be based on it."""
+        return self.deviation or None if self.n >= LEAST_SEEDS else None
+
+
+def _sample(values: Sequence[float]) -> _Sample:
+    x = np.asarray(values, dtype=np.float64)
+    n, mean = len(x), float(x.mean())
+    if n == 1:
+        return _Sample(n, mean, None, 0.0)
+    deviation = float(x.std(ddof=1))
+    if deviation < _SAME:
+        return _Sample(n, mean, 0.0, 0.0)
+    skewness = float((((x - mean) / deviation) ** 3).sum()) * n / ((n - 1) * (n - 2)) if n > 2 else 0.0
+    return _Sample(n, mean, deviation, skewness)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The mean and its 95 % interval.
+
+    Args:
+        values: Of each seed, at least one.
+
+    Returns:
+        Mean, lower and upper bound; no bounds for fewer than 3 values, or where all are the same.
+    """
+    sample = _sample(values)
+    return sample.mean, *_bounds(sample)
+
+
+def _bounds(sample: _Sample) -> tuple[float | None, float | None]:
+    if sample.spread is None:
+        return None, None
+    reach = float(stdtrit(sample.n - 1, 1 - LEVEL / 2)) / math.sqrt(sample.n)
+    below = max(reach, _unskewed_inverse(reach, sample))
+    above = max(reach, -_unskewed_inverse(-reach, sample))
+    return sample.mean - sample.spread * below, sample.mean + sample.spread * above
+
+
+def _unskewed(ratio: float, sample: _Sample) -> float:
+    """Hall's transformation of mean / deviation, which removes its skewness; it rises everywhere."""
+    g = sample.skewness
+    return ratio + g * ratio**2 / 3 + g**2 * ratio**3 / 27 + g / (6 * sample.n)
+
+
+def _unskewed_inverse(value: float, sample: _Sample) -> float:
+    g = sample.skewness
+    if abs(g) < 1e-6:  # the limit; the formula would divide by 0
+        return value
+    return 3 / g * (math.cbrt(1 + g * (value - g / (6 * sample.n))) - 1)
+
+
+def _p_value(sample: _Sample) -> float | None:
+    """Two-sided; that of the sign test where all differences are the same, for lack of a spread."""
+    if sample.n < LEAST_SEEDS:
+        return None
+    if sample.spread is None:
+        return 1.0 if abs(sample.mean) < _SAME else _sign_test(sample.n)
+    ratio = sample.mean / sample.spread
+    evidence = min(abs(ratio), math.copysign(1, ratio) * _unskewed(ratio, sample))
+    return min(1.0, _student(evidence, sample.n))
+
+
+def _student(ratio: float, n: int) -> float:
+    """The two-sided p-value of mean / deviation."""
+    return 2 * float(stdtr(n - 1, -ratio * math.sqrt(n)))
+
+
+def _sign_test(n: int) -> float:
+    return float(2.0 ** (1 - n))
+
+
+def compare(method: str, budget: int, ours: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison:
+    """Compares two methods on the seeds that both have.
+
+    Args:
+        method: Name of the one that is judged.
+        budget: Number of labels.
+        ours: Its test accuracy by seed.
+        baseline: That of the labels alone.
+
+    Raises:
+        InputError: They have no seed in common.
+    """
+    seeds = sorted(ours.keys() & baseline.keys())
+    if not seeds:
+        raise InputError(f"{method!r} with {budget} labels shares no finished seed with the baseline: run both on one")
+    sample = _sample([ours[seed] - baseline[seed] for seed in seeds])
+    raw = Comparison(
+        method,
+        budget,
+        sample.n,
+        sample.mean,
+        sample.deviation,
+        *_bounds(sample),
+        p_value=_p_value(sample),
+        verdict="no evidence yet",
+        more_seeds=None,
+    )
+    return _judged(raw)
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Holm's correction of the verdicts where several methods are compared at a budget, as chance favors one of them.
+
+    The chance that any of them is called "helped" or "hurt" without an effect is then that of a single one. Intervals
+    stay those of each method by itself.
+
+    Args:
+        comparisons: From `compare`.
+
+    Returns:
+        The same in their order, with corrected p-values and verdicts.
+    """
+    found = list(comparisons)
+    for budget in {c.budget for c in found}:
+        places = [k for k, c in enumerate(found) if c.budget == budget and c.p_value is not None]
+        places.sort(key=lambda k: found[k].p_value or 0.0)
+        at_least = 0.0
+        for rank, k in enumerate(places):
+            at_least = max(at_least, min(1.0, (len(places) - rank) * (found[k].p_value or 0.0)))
+            found[k] = _judged(replace(found[k], p_value=at_least, together=len(places)))
+    return found
+
+
+def _judged(c: Comparison) -> Comparison:
+    """With the verdict and the missing seeds that follow from the rest."""
+    if c.p_value is None:
+        return c
+    if c.p_value < LEVEL:
+        return replace(c, verdict="helped" if c.mean_difference > 0 else "hurt", more_seeds=None)
+    return replace(c, verdict="no evidence yet", more_seeds=_more_seeds(c))
+
+
+def _more_seeds(c: Comparison) -> int | None:
+    """By the t interval alone, or the sign test where there is no spread."""
+    size = abs(c.mean_difference)
+    if size < _SAME:
+        return None
+
+    def clear(more: int) -> bool:
+        n = c.seeds + more
+        chance = _student(size / c.deviation, n) if c.deviation else _sign_test(n)
+        return chance < LEVEL / c.together
+
+    more = bisect_left(range(HOPELESS + 1), True, lo=1, key=clear)
+    return more if more <= HOPELESS else None
+
+
+def sentence(c: Comparison) -> str:
+    """The verdict in words, with differences in percentage points.
+
+    Args:
+        c: From `compare` or `corrected`.
+    """
+    seeds = _count(c.seeds, "seed")
+    told = f"{_points(c.mean_difference)} points"
+    if c.low is not None and c.high is not None:
+        told += f" (95 % interval {_points(c.low)} to {_points(c.high)}, {seeds})"
+    elif c.seeds >= LEAST_SEEDS:
+        told += f" (the same for all {seeds})"
+    else:
+        told += f" ({seeds})"
+    start = f"With {_count(c.budget, 'label')}, "
+    if c.verdict != "no evidence yet":
+        return f"{start}{c.method} {c.verdict}: {told}."
+    return f"{start}no evidence yet for {c.method}: {told}{_remedy(c)}."
+
+
+def _remedy(c: Comparison) -> str:
+    if c.seeds < LEAST_SEEDS:
+        return f"; a verdict needs at least {LEAST_SEEDS} seeds"
+    excluded = c.low is not None and c.high is not None and c.low * c.high > 0
+    chance = f", which chance could give as {c.together} methods were compared" if excluded and c.together > 1 else ""
+    if c.more_seeds is not None:
+        return f"{chance}; about {_count(c.more_seeds, 'more seed')} would settle it if the difference stays"
+    if c.deviation:
+        return f"; to settle so small a difference would take more than {HOPELESS} more seeds"
+    return ""
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+z.1f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,250 @@
+"""`sft-lightning study`: methods, label budgets and seeds in; an honest answer out.
+
+Each training is an ordinary run. Methods are compared with the labels alone on the same splits and seeds, by their test
+accuracy: of the last iterate, and beside it of the one that the validation split chose, never the best on the test.
+"""
+
+import csv
+import io
+import itertools
+import os
+import platform
+import statistics
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sft_lightning import __version__
+from sft_lightning.errors import InputError, at_least, near
+from sft_lightning.lineage import write_json, write_text
+from sft_lightning.runs import LOGS
+from sft_lightning.study.figures import label_efficiency
+from sft_lightning.study.recipe import Run, Stage, plan
+from sft_lightning.study.runner import Ledger, Result, train
+from sft_lightning.study.statistics import Comparison, compare, corrected, sentence
+
+COLUMNS = (
+    "method", "budget", "seed", "test_last", "test_best", "val_best", "network", "steps", "tested", "seconds", "run",
+    "failed",
+)  # fmt: skip
+LOGISTIC = "logistic regression"
+Judged = Literal["last", "best"]
+Row = dict[str, Any]
+
+
+def study(
+    name: str,
+    budgets: list[int],
+    seeds: list[int],
+    methods: dict[str, list[Stage]],
+    baseline: str = "labels_only",
+    data: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    judge: Judged = "last",
+    jobs: int = 1,
+) -> str:
+    """Trains what is missing of a study, and tells what the unlabeled pictures gave.
+
+    Args:
+        name: The study's folder is `lightning_logs/study/NAME`.
+        budgets: Numbers of labels.
+        seeds: Each is a split, an initialization and an order of batches; all methods share them.
+        methods: A list of stages by the name of the method.
+        baseline: The method that learns from the labels alone, with which the others are compared.
+        data: Class path and options of the data module, for all stages; null for that of each stage's config.
+        options: Settings of `fit` for all stages by their full names; a stage's own come after.
+        judge: By which test accuracy methods are compared: of the `last` iterate, or of the `best` on validation.
+        jobs: Trainings at the same time, each in a process of its own if more than 1.
+
+    Returns:
+        The verdict and a table.
+
+    Raises:
+        InputError: The study is not complete, or no run of it finished.
+    """
+    at_least(1, jobs=jobs)
+    if baseline not in methods:
+        raise InputError(
+            f"baseline {baseline!r} is none of the methods{near(baseline, [*methods])}: add a method that learns from "
+            f"the labels alone, or name it ({', '.join(methods)})"
+        )
+    runs = plan(methods, budgets, seeds, data, options or {})
+    folder = Path(LOGS) / "study" / name
+    ledger = Ledger(folder / "study.json")
+    left = len({run.key for run in runs if not ledger.done(run.key)})
+    _say(f"Study {name}: {len({run.key for run in runs})} trainings, {left} to do.")
+    train(runs, ledger, f"study/{name}", jobs, _say)
+    rows = collected([run for run in runs if run.final], ledger)
+    return written(folder, rows, baseline, judge)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def collected(finals: list[Run], ledger: Ledger) -> list[Row]:
+    """The results of a study, a row for each method, budget and seed.
+
+    Args:
+        finals: The last training of each.
+        ledger: With the results.
+    """
+    rows: list[Row] = []
+    for run in finals:
+        result: Result = ledger.results.get(run.key, {})
+        row: Row = dict.fromkeys(COLUMNS, "")
+        row.update({"method": run.method, "budget": run.budget, "seed": run.seed, "run": result.get("folder", "")})
+        row.update({name: result[name] for name in COLUMNS if name in result})
+        row["seconds"] = sum(r.get("seconds", 0.0) for r in _chain(run, ledger))
+        rows.append(row)
+        for what, accuracy in result.get("logistic", {}).items():
+            method = f"{LOGISTIC} on {'pixels' if what == 'pixels' else f'the start of {run.method}'}"
+            new = {"method": method, "budget": run.budget, "seed": run.seed, "tested": row["tested"]}
+            if not any(all(old[k] == v for k, v in new.items()) for old in rows):
+                rows.append({**dict.fromkeys(COLUMNS, ""), **new, "test_last": accuracy, "test_best": accuracy})
+    return rows
+
+
+def _chain(run: Run, ledger: Ledger) -> list[Result]:
+    """The results of a run and of those before it."""
+    found = [ledger.results.get(run.key, {})]
+    start = run.start
+    while start is not None:
+        found.append(ledger.results.get(start, {}))
+        start = found[-1].get("start")
+    return found
+
+
+def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
+    """Writes `results.csv`, `summary.json` and `label_efficiency.png`.
+
+    Args:
+        folder: Of the study.
+        rows: From `collected`.
+        baseline: With which the others are compared.
+        judge: Which test accuracy counts.
+
+    Returns:
+        The verdict and a table as text.
+
+    Raises:
+        InputError: No run finished.
+    """
+    sheet = io.StringIO()
+    writer = csv.DictWriter(sheet, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "results.csv", sheet.getvalue())
+    column = f"test_{judge}"
+    accuracies: dict[str, dict[int, dict[int, float]]] = {}
+    for row in rows:
+        if row[column] != "":
+            accuracies.setdefault(row["method"], {}).setdefault(row["budget"], {})[row["seed"]] = float(row[column])
+    failed = [f"{r['method']}, {r['budget']} labels, seed {r['seed']}: {r['failed']}" for r in rows if r["failed"]]
+    if not accuracies:
+        raise InputError(f"no run of the study finished; the first failed: {failed[0] if failed else 'none was run'}")
+    comparisons = compared(accuracies, baseline)
+    verdict = [sentence(comparison) for comparison in comparisons] + _beaten(accuracies)
+    different = _different(rows, baseline)
+    label_efficiency(
+        folder / "label_efficiency.png",
+        {method: {b: list(of.values()) for b, of in by_budget.items()} for method, by_budget in accuracies.items()},
+        baseline,
+    )
+    summary = {
+        "verdict": verdict,
+        "notes": different,
+        "failed": failed,
+        "judge": judge,
+        "baseline": baseline,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "rows": rows,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"sft_lightning": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+    }
+    write_json(folder / "summary.json", summary)
+    parts = ["\n".join(verdict), table(rows, comparisons, column)]
+    parts += ["\n".join(different)] if different else []
+    parts += ["\n".join(f"failed: {line}" for line in failed)] if failed else []
+    parts.append(f"Study: {folder} (results.csv, summary.json, label_efficiency.png)")
+    return "\n\n".join(parts)
+
+
+def compared(accuracies: dict[str, dict[int, dict[int, float]]], baseline: str) -> list[Comparison]:
+    """Each method with the labels alone, on the seeds that both have, smallest budget first; corrected for their number.
+
+    Args:
+        accuracies: By method, budget and seed.
+        baseline: The labels alone.
+    """
+    others = [method for method in accuracies if method != baseline and not method.startswith(LOGISTIC)]
+    budgets = sorted({budget for by_budget in accuracies.values() for budget in by_budget})
+    found = []
+    for budget, method in itertools.product(budgets, others):
+        ours, alone = (accuracies.get(name, {}).get(budget, {}) for name in (method, baseline))
+        if ours.keys() & alone.keys():
+            found.append(compare(method, budget, ours, alone))
+    return corrected(found)
+
+
+def _beaten(accuracies: dict[str, dict[int, dict[int, float]]]) -> list[str]:
+    """Where logistic regression is better than all networks, which the user must know."""
+    said = []
+    for budget in sorted({budget for by_budget in accuracies.values() for budget in by_budget}):
+        means = {m: statistics.mean(of[budget].values()) for m, of in accuracies.items() if budget in of}
+        best = max(means, key=lambda method: means[method])
+        if best.startswith(LOGISTIC):
+            said.append(f"With {budget} labels, {best} is better than every method: {means[best]:.3f} on average.")
+    return said
+
+
+def _different(rows: list[Row], baseline: str) -> list[str]:
+    """Methods whose last stage has another network or another number of steps than the labels alone."""
+    own = {(r["network"], r["steps"]) for r in rows if r["method"] == baseline and not r["failed"]}
+    said = {}
+    for row in rows:
+        if row["network"] and (row["network"], row["steps"]) not in own and own:
+            network, steps = next(iter(own))
+            said[row["method"]] = (
+                f"{row['method']} is {row['network']} for {row['steps']} steps, {baseline} is {network} for {steps}: "
+                "the difference is not that of the method alone."
+            )
+    return list(said.values())
+
+
+def table(rows: list[Row], comparisons: list[Comparison], column: str) -> str:
+    """Mean and deviation over the seeds, best first within each budget.
+
+    Args:
+        rows: From `collected`.
+        comparisons: From `compared`.
+        column: Which test accuracy the order is by.
+    """
+    lines = [["labels", "method", "seeds", "last iterate", "chosen by validation", "against the labels", "seconds"]]
+    against = {(c.method, c.budget): c for c in comparisons}
+    for budget in sorted({row["budget"] for row in rows}):
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            if row["budget"] == budget and not row["failed"] and row[column] != "":
+                groups.setdefault(row["method"], []).append(row)
+        for method, own in sorted(groups.items(), key=lambda item: -statistics.mean(r[column] for r in item[1])):
+            found = against.get((method, budget))
+            change = "" if found is None else f"{100 * found.mean_difference:+.1f} points: {found.verdict}"
+            seconds = [float(row["seconds"]) for row in own if row["seconds"] != ""]
+            time = f"{statistics.mean(seconds):.0f}" if seconds else ""
+            cells = [_cell([row[name] for row in own if row[name] != ""]) for name in ("test_last", "test_best")]
+            lines.append([str(budget), method, str(len(own)), *cells, change, time])
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"

@@ -1,0 +1,301 @@
+"""A study over the real command line, on the shipped sample and small networks."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from PIL import Image
+
+from sft_lightning.__main__ import main
+from sft_lightning.study import runner
+from sft_lightning.study.recipe import Run, plan
+from sft_lightning.study.runner import perform
+from tests.conftest import CONFIGS, ROOT
+
+QUICK = CONFIGS / "quickstart"
+DATA = {"source": "sample", "batch_size": 20, "eval_batch_size": 500, "steps_per_epoch": 5, "val_size": 100}
+Methods = dict[str, list[dict[str, Any]]]
+PRETRAINED: list[dict[str, Any]] = [
+    {
+        "name": "pretrain",
+        "config": [str(QUICK / "autoencoder.yaml")],
+        "options": {"data.init_args.num_labels": 0, "data.init_args.batch_size": 64},
+    },
+    {"config": [str(QUICK / "fine_tune.yaml")], "weights": "pretrain"},
+]
+METHODS: Methods = {"labels_only": [{"config": [str(QUICK / "fine_tune.yaml")]}], "autoencoder": PRETRAINED}
+
+
+def written(folder: Path, **changed: Any) -> str:
+    """A study as a file; its --config."""
+    study: dict[str, Any] = {
+        "name": "small",
+        "budgets": [20, 40],
+        "seeds": [0, 1],
+        "data": {"class_path": "ImageDataModule", "init_args": DATA},
+        "options": {"trainer.max_epochs": 2, "trainer.accelerator": "cpu"},
+        "methods": METHODS,
+        **changed,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in study.items() if v is not None}, sort_keys=False))
+    return f"--config={path}"
+
+
+def results(folder: Path, name: str = "small") -> list[dict[str, str]]:
+    with (folder / "lightning_logs" / "study" / name / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Performed:
+    """Lets runs through and keeps them; stops or breaks where told."""
+
+    def __init__(self, stop_after: int = 10**9, breaks: str = "") -> None:
+        self.runs: list[Run] = []
+        self.stop_after, self.breaks = stop_after, breaks
+
+    def __call__(self, one: Run, start: str | None, folder: str) -> dict[str, Any]:
+        if len(self.runs) == self.stop_after:
+            raise KeyboardInterrupt
+        self.runs.append(one)
+        if self.breaks and self.breaks in one.title:
+            raise RuntimeError("out of memory")
+        return perform(one, start, folder)
+
+
+def test_a_study_from_its_file_to_its_verdict(
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config, seen = written(workdir), Performed()
+    monkeypatch.setattr(runner, "perform", seen)
+    assert main(["study", config]) == 0
+    shown = capsys.readouterr()
+    # Two budgets and seeds of two methods; the autoencoder once for each seed, since it learns from no label.
+    assert len(seen.runs) == 2 * 2 * 2 + 2
+    assert "10/10" in shown.err
+    rows = results(workdir)
+    by_method: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    assert {method: len(own) for method, own in by_method.items()} == {
+        "labels_only": 4,
+        "autoencoder": 4,
+        "logistic regression on pixels": 4,
+        "logistic regression on the start of autoencoder": 4,
+    }
+    assert {(row["budget"], row["seed"]) for row in by_method["autoencoder"]} == {
+        (budget, seed) for budget in ("20", "40") for seed in ("0", "1")
+    }
+    for row in by_method["labels_only"] + by_method["autoencoder"]:
+        run = workdir / row["run"]
+        lines = (run / "split.csv").read_text().splitlines()
+        assert sum(",labeled," in line for line in lines) == int(row["budget"])
+        assert json.loads(lines[0].removeprefix("# "))["seed"] == int(row["seed"])
+        # Each run can be tested by itself, and has what the table says.
+        caplog.clear()
+        assert main(["test", "--ckpt_path", str(run)]) == 0
+        assert float(caplog.text.split("test/accuracy")[1].split()[0]) == pytest.approx(
+            float(row["test_last"]), abs=1e-4
+        )
+        (best,) = (run / "checkpoints").glob("best-*.ckpt")
+        assert row["val_best"] == str(float(best.stem.rpartition("=")[2]))
+        assert (row["network"], row["steps"], row["tested"]) == ("mlp", "10", "2000")
+    assert len({Path(row["run"]) for row in rows if row["run"]}) == 8
+    # The same split for both methods, and the second starts from the first's encoder.
+    pairs = zip(by_method["labels_only"], by_method["autoencoder"], strict=True)
+    for alone, tuned in pairs:
+        splits = [(workdir / row["run"] / "split.csv").read_text() for row in (alone, tuned)]
+        assert splits[0] == splits[1]
+        chain = json.loads((workdir / tuned["run"] / "lineage.json").read_text())
+        assert [link["model"] for link in chain] == ["AutoencoderModule", "FineTuneClassifier"]
+        assert f"seed_{tuned['seed']}_" in chain[0]["run"]
+
+    folder = workdir / "lightning_logs" / "study" / "small"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [(c["method"], c["budget"], c["seeds"]) for c in summary["comparisons"]] == [
+        ("autoencoder", 20, 2),
+        ("autoencoder", 40, 2),
+    ]
+    for comparison in summary["comparisons"]:
+        own = {
+            method: {
+                r["seed"]: float(r["test_last"]) for r in by_method[method] if r["budget"] == str(comparison["budget"])
+            }
+            for method in ("labels_only", "autoencoder")
+        }
+        difference = sum(own["autoencoder"][s] - own["labels_only"][s] for s in ("0", "1")) / 2
+        assert comparison["mean_difference"] == pytest.approx(difference)
+    assert summary["verdict"][0] in shown.out
+    assert shown.out.index(summary["verdict"][0]) < shown.out.index("against the labels")
+    assert summary["notes"] == summary["failed"] == []
+    with Image.open(folder / "label_efficiency.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = written(workdir, seeds=[0], budgets=[20])
+    first = Performed(stop_after=2)
+    monkeypatch.setattr(runner, "perform", first)
+    with pytest.raises(KeyboardInterrupt):
+        main(["study", config])
+    second = Performed()
+    monkeypatch.setattr(runner, "perform", second)
+    assert main(["study", config]) == 0
+    third = Performed()
+    monkeypatch.setattr(runner, "perform", third)
+    assert main(["study", config]) == 0
+    assert (len(first.runs), len(second.runs), len(third.runs)) == (2, 1, 0)
+    interrupted = results(workdir)
+    # A larger study takes over what it shares; other options are other runs.
+    more = Performed()
+    monkeypatch.setattr(runner, "perform", more)
+    assert main(["study", written(workdir, seeds=[0], budgets=[20, 40])]) == 0
+    assert [run.budget for run in more.runs] == [40, 40]
+    other = Performed()
+    monkeypatch.setattr(runner, "perform", other)
+    options = {"trainer.max_epochs": 1, "trainer.accelerator": "cpu"}
+    assert main(["study", written(workdir, seeds=[0], budgets=[20], options=options)]) == 0
+    assert len(other.runs) == 3
+    assert main(["study", written(workdir, seeds=[0], budgets=[20], name="again")]) == 0
+    timeless = [[(k, v) for k, v in row.items() if k not in ("seconds", "run")] for row in interrupted]
+    again = [[(k, v) for k, v in row.items() if k not in ("seconds", "run")] for row in results(workdir, "again")]
+    assert timeless == again
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> None:
+    methods = {"labels_only": METHODS["labels_only"]}
+    options = {"trainer.max_epochs": 400, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
+    config = written(workdir, seeds=[0], budgets=[20], methods=methods, options=options)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sft_lightning", "study", config], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    saved: list[Path] = []
+    until = time.monotonic() + 120
+    while not saved and time.monotonic() < until:
+        time.sleep(0.05)
+        saved = list(workdir.glob("lightning_logs/study/small/*/version_0/checkpoints/last.ckpt"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert saved
+    assert main(["study", config]) == 0
+    (row,) = (row for row in results(workdir) if row["run"])
+    run = workdir / row["run"]
+    assert run.name == "version_0"
+    assert (run / "fit-resumed.yaml").is_file()
+    assert row["steps"] == "2000"
+
+
+def test_a_failed_run_is_told_and_tried_again(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(workdir, budgets=[20])
+    monkeypatch.setattr(runner, "perform", Performed(breaks="pretrain, seed 1"))
+    assert main(["study", config]) == 0
+    shown = capsys.readouterr()
+    assert "failed: out of memory" in shown.err
+    assert "failed: autoencoder, 20 labels, seed 1: the stage that it starts from has failed" in shown.out
+    rows = results(workdir)
+    assert [r["failed"] != "" for r in rows if r["method"] == "autoencoder"] == [False, True]
+    assert all(r["test_last"] for r in rows if r["method"] == "labels_only")
+    again = Performed()
+    monkeypatch.setattr(runner, "perform", again)
+    assert main(["study", config]) == 0
+    assert [run.title for run in again.runs] == [
+        "autoencoder, pretrain, seed 1",
+        "autoencoder, tune, 20 labels, seed 1",
+    ]
+    assert not any(row["failed"] for row in results(workdir))
+
+
+def test_two_processes_find_what_one_does(workdir: Path) -> None:
+    assert main(["study", written(workdir, budgets=[20])]) == 0
+    assert main(["study", written(workdir, budgets=[20], name="parallel"), "--jobs=2"]) == 0
+    one, two = ([(r["method"], r["seed"], r["test_last"]) for r in results(workdir, n)] for n in ("small", "parallel"))
+    assert one == two
+
+
+def test_other_networks_and_steps_are_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {**METHODS["labels_only"][0], "options": {"model.init_args.backbone": "conv", "trainer.max_epochs": 1}}
+    methods = {**METHODS, "another": [stage]}
+    assert main(["study", written(workdir, seeds=[0], budgets=[20], methods=methods)]) == 0
+    assert "another is conv for 5 steps, labels_only is mlp for 10" in capsys.readouterr().out
+
+
+def test_logistic_regression_that_wins_is_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = {"labels_only": METHODS["labels_only"]}
+    assert main(["study", written(workdir, seeds=[0], budgets=[40], methods=methods)]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith("With 40 labels, logistic regression on pixels is better than every method: 0.")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"budgets": []}, "budgets is empty"),
+        ({"seeds": [1, 1]}, "seeds names one twice: 1, 1"),
+        ({"budgets": [0]}, "budgets has 0"),
+        ({"baseline": "label_only"}, "baseline 'label_only' is none of the methods (did you mean 'labels_only'?)"),
+        ({"methods": {"labels_only": []}}, "method 'labels_only' has no stage"),
+        (
+            {"methods": {**METHODS, "x": [{"config": [str(QUICK / "fine_tune.yaml")], "weights": "pretrian"}]}},
+            "method 'x' starts stage 'tune' from 'pretrian': there is no earlier one",
+        ),
+        (
+            {"methods": {**METHODS, "x": [PRETRAINED[0], {**PRETRAINED[1], "weights": "pretrian"}]}},
+            "from 'pretrian' (did you mean 'pretrain'?): earlier stages: pretrain",
+        ),
+        ({"methods": {"labels_only": METHODS["labels_only"] * 2}}, "has two stages named 'tune'"),
+        ({"methods": {"labels_only": [{"config": ["gone.yaml"]}]}}, "gone.yaml"),
+        ({"methods": None}, "methods"),
+        ({"jobs": 0}, "jobs is 0"),
+        ({"judge": "bset"}, "judge is 'bset' (did you mean 'best' or 'last'?)"),
+        ({"data": {"class_path": "ImageDataModule", "init_args": {"sorce": "sample"}}}, "no run of the study finished"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_sentence(
+    workdir: Path, changed: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", written(workdir, **{"seeds": [0], "budgets": [20], **changed})]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("sft-lightning: ")
+    assert sentence in last
+
+
+def test_a_damaged_ledger_is_named(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = workdir / "lightning_logs" / "study" / "small" / "study.json"
+    ledger.parent.mkdir(parents=True)
+    ledger.write_text("{")
+    assert main(["study", written(workdir)]) == 2
+    assert "study.json' cannot be read" in capsys.readouterr().err
+
+
+def test_a_key_depends_on_all_that_a_result_does(tmp_path: Path) -> None:
+    from jsonargparse.typing import Path_fr
+
+    from sft_lightning.study.recipe import Stage
+
+    config = tmp_path / "a.yaml"
+    config.write_text("model: {}")
+
+    def keys(**options: Any) -> list[str]:
+        stages = [Stage([Path_fr(str(config))], name="a"), Stage([Path_fr(str(config))], options, "a", "b")]
+        return [run.key for run in plan({"x": stages}, [10], [0], None, {})]
+
+    first = keys()
+    assert keys() == first
+    assert keys(y=1)[0] == first[0]
+    assert keys(y=1)[1] != first[1]
+    config.write_text("model: {a: 1}")
+    assert not {*keys()} & {*first}
