@@ -176,7 +176,7 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
 
 
 def compared(accuracies: dict[str, dict[int, dict[int, float]]], baseline: str) -> list[Comparison]:
-    """Each method with the labels alone, on the seeds that both have, smallest budget first; corrected for their number.
+    """Each method with the labels alone, on the seeds that both have, corrected for their number; smallest budget first.
 
     Args:
         accuracies: By method, budget and seed.
