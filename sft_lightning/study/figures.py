@@ -11,7 +11,8 @@ from sft_lightning.study.statistics import LEAST_SEEDS, interval
 
 # M. Okabe, K. Ito, "Color Universal Design"; without black and the yellow that is pale on white
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-_MARKERS = "sD^vPo"
+_MARKERS = "sD^vPo"  # one for each color
+_LINES = ("-", "-.", ":")  # for methods that take a color a second and third time
 _BASELINE = "#666666"
 
 
@@ -43,8 +44,7 @@ def label_efficiency(path: Path, results: Mapping[str, Mapping[int, Sequence[flo
         else:
             k = others.index(method)
             again, color = divmod(k, len(_COLORS))
-            marker = _MARKERS[(k + again) % len(_MARKERS)]
-            style = {"color": _COLORS[color], "linestyle": "-." if again else "-", "marker": marker}
+            style = {"color": _COLORS[color], "linestyle": _LINES[again % len(_LINES)], "marker": _MARKERS[color]}
         bars[method] = axes.errorbar(
             [budget * shift for budget in own],
             means,

@@ -176,7 +176,7 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
 
 
 def compared(accuracies: dict[str, dict[int, dict[int, float]]], baseline: str) -> list[Comparison]:
-    """Each method with the labels alone, on the seeds that both have, corrected for their number; smallest budget first.
+    """Each method with the labels alone, on the seeds that both have, corrected for their number, by budget.
 
     Args:
         accuracies: By method, budget and seed.

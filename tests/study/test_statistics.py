@@ -225,6 +225,19 @@ def test_holm_by_hand() -> None:
     assert max(c.p_value or 0 for c in corrected([replace(base, p_value=0.6)] * 3)) == 1.0
 
 
+def test_after_the_correction_more_seeds_are_missing() -> None:
+    alone = judged([0.03, -0.01, 0.01, 0.02])
+    together = corrected([alone] * 4)[0]
+    assert alone.more_seeds is not None
+    assert together.more_seeds is not None
+    assert alone.deviation is not None
+    n = 4 + together.more_seeds
+    half_widths = [stats.t.ppf(1 - 0.05 / 8, m - 1) * alone.deviation / math.sqrt(m) for m in (n - 1, n)]
+    assert half_widths[0] >= alone.mean_difference > half_widths[1]
+    assert together.more_seeds > alone.more_seeds
+    assert "methods were compared" not in sentence(together)  # the interval alone gives no evidence either
+
+
 def test_holm_keeps_the_chance_of_any_finding_at_5_percent() -> None:
     rng = np.random.default_rng(0)
     plain = any_corrected = 0
