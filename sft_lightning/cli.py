@@ -119,6 +119,13 @@ class SFTCLI(LightningCLI):
         return {**kwargs, **quieter}
 
 
+class Built(SFTCLI):
+    """Takes what a command takes, builds model, data and trainer, and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
 def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
     """Runs one command and gives back what took part: `trainer`, `model`, `datamodule`.
 

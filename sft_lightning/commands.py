@@ -9,6 +9,7 @@ from sft_lightning.arguments import Parser
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
 from sft_lightning.lineage import lineage
+from sft_lightning.report.report import report
 from sft_lightning.reuse.degree import degree
 from sft_lightning.reuse.parts import export
 from sft_lightning.reuse.rank import rank
@@ -50,6 +51,10 @@ def _export(words: list[str]) -> str:
     return f"Written: {file} and {file.with_suffix('.json')}"
 
 
+def _report(words: list[str]) -> str:
+    return f"Written: {_called('report', report, words, 'run')}"
+
+
 def _rank(words: list[str]) -> str:
     return str(_called("rank", rank, words))
 
@@ -62,4 +67,4 @@ def _lineage(words: list[str]) -> str:
     return str(_called("lineage", lineage, words, "run"))
 
 
-COMMANDS = {"export": _export, "lineage": _lineage, "rank": _rank, "degree": degree, "study": _study}
+COMMANDS = {"export": _export, "lineage": _lineage, "rank": _rank, "degree": degree, "study": _study, "report": _report}

@@ -10,6 +10,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _KEPT = 2**31 - 1  # bytes, the most that it takes
 
 
+def cores() -> int:
+    """Cores that this process may use; macOS and Windows only tell how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spare_cpu() -> None:
     """Takes denormal numbers as zero, and stops looking for a GPU in each step where there is none.
 

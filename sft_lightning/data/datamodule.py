@@ -1,8 +1,5 @@
 """`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
 
-import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +9,11 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from sft_lightning.cpu import cores
+from sft_lightning.data.as_they_are import AsTheyAre
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader, once_in_turn
+from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part
 from sft_lightning.data.reading import read_splits, readable
 from sft_lightning.data.sources import open_pictures, open_source, open_unlabeled
@@ -24,11 +23,10 @@ from sft_lightning.data.views import StrongView, WeakView
 from sft_lightning.errors import InputError, above_zero, at_least, shares
 
 MANIFEST = "split.csv"
-SKIPPED = "skipped_images.txt"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(AsTheyAre, LightningDataModule):
     """Labeled and unlabeled pictures.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
@@ -118,7 +116,7 @@ class ImageDataModule(LightningDataModule):
         self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.num_workers = min(8, _cores()) if num_workers is None else num_workers
+        self.num_workers = min(8, cores()) if num_workers is None else num_workers
         shape = self.source.image_shape or (3, 224, 224)
         self._converts = image_size is not None or channels is not None
         side = image_size or shape[1]
@@ -193,11 +191,8 @@ class ImageDataModule(LightningDataModule):
         return None if folder is None or getattr(self.trainer, "fast_dev_run", False) else Path(folder)
 
     def _list_skipped(self, folder: Path) -> None:
-        if self.bad.found and folder.is_dir():
-            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.bad.found.items())]
-            rank = self.trainer.global_rank if self.trainer is not None else 0  # each rank reads files of its own
-            path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
-            path.write_text("".join(lines), encoding="utf-8")
+        if folder.is_dir():
+            self.bad.write(folder, self.trainer.global_rank if self.trainer is not None else 0)
 
     def _make_splits(self) -> None:
         second = None
@@ -319,51 +314,12 @@ class ImageDataModule(LightningDataModule):
             )
         return self._eval("predict", self._predicted())
 
-    def labeled_batches(self, most: int, device: torch.device) -> Iterator[Labeled]:
-        """Labeled training pictures without random changes, the same on every process, for what is made of features.
-
-        Args:
-            most: Of more, so many are drawn, classes in turn: all of a small class, and a part of a large one.
-            device: Where to.
-        """
-        split = self.splits["labeled"]
-        chosen = split
-        if len(split) > most:
-            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.request.seed))
-            drawn = once_in_turn(order, split.labels)[:most].sort().values
-            chosen = Split(split.part, [split.indices[k] for k in drawn.tolist()])
-        return self._as_they_are(chosen, device)
-
-    def batches_of(self, name: str, device: torch.device) -> Iterator[Labeled]:
-        """All examples of a split in their order, without random changes, the same on every process.
-
-        Args:
-            name: `labeled`, `unlabeled`, `val` or `test`.
-            device: Where to.
-        """
-        return self._as_they_are(self.splits[name], device)
-
-    def _as_they_are(self, split: Split, device: torch.device) -> Iterator[Labeled]:
-        plan = BatchPlan(len(split), self.eval_batch_size)
-        for raw in EvalLoader(Stream(split, plan, self.geometry, workers=self.num_workers, bad=self.bad)):
-            yield self.on_after_batch_transfer(self.transfer_batch_to_device(raw, device, 0), 0)
-
     # --- features instead of pictures
 
     @property
     def fixed_views(self) -> bool:
         """Whether labeled training pictures are the same in every epoch."""
         return not self.weak_view and self.labeled_views == ("weak",)
-
-    def fingerprint(self, name: str) -> str:
-        """SHA-256 of what goes into a network of a split without random changes: pictures, order and geometry.
-
-        Args:
-            name: `labeled`, `unlabeled`, `val` or `test`.
-        """
-        split = self.splits[name]
-        text = "\n".join([split.part.images.digest(), repr(self.geometry), repr(self._image_shape), *split.ids])
-        return hashlib.sha256(text.encode()).hexdigest()
 
     def use_features(self, features: dict[str, Tensor]) -> None:
         """From now on batches of these splits hold features in place of pictures.
@@ -416,8 +372,3 @@ class ImageDataModule(LightningDataModule):
 
 def _given(**settings: int | None) -> dict[str, int]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _cores() -> int:
-    """Cores that this process may use; macOS and Windows only tell how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -182,6 +182,9 @@ def _reason(error: BaseException) -> str:
     return "it is no picture that can be read" if "cannot identify" in text else text
 
 
+SKIPPED = "skipped_images.txt"
+
+
 @dataclass
 class BadImages:
     """The unreadable pictures met so far, and what to do with the next one.
@@ -209,6 +212,18 @@ class BadImages:
                 f"image {name!r} cannot be read: {reason}; replace or remove it, or set on_bad_image: skip"
             )
         self.found[name] = reason
+
+    def write(self, folder: Path, rank: int) -> None:
+        """Lists them in `skipped_images.txt`, if there are any.
+
+        Args:
+            folder: Of the run.
+            rank: Of the process, which reads files of its own.
+        """
+        if self.found:
+            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.found.items())]
+            path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
+            path.write_text("".join(lines), encoding="utf-8")
 
 
 class FileImages(Images):

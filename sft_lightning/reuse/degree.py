@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning import ImageDataModule, __version__
-from sft_lightning.cli import SFTCLI, run
+from sft_lightning.cli import Built, run
 from sft_lightning.console import hushed
 from sft_lightning.data.splits import Split, Splits
 from sft_lightning.errors import InputError
@@ -33,8 +33,8 @@ RESULTS = "degree.json"
 _JUDGES = ("EarlyStopping", "ReduceLROnPlateau")
 
 
-class Built(SFTCLI):
-    """Takes what `fit` takes and the group `degree`; builds model, data and trainer, and runs nothing."""
+class DegreeCLI(Built):
+    """Takes what `fit` takes, and the group `degree`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the group."""
@@ -46,9 +46,6 @@ class Built(SFTCLI):
         """The command has a name of its own."""
         super().setup_parser(*args)
         self._subcommand_parsers["fit"].prog = "sft-lightning degree"
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
 
     def with_options(self, options: dict[str, Any]) -> str:
         """The config of `fit` as YAML.
@@ -93,8 +90,8 @@ def degree(words: Sequence[str]) -> str:
     Raises:
         InputError: The input is wrong, or no setting finished.
     """
-    cli = run(["fit", *words], Built)
-    assert isinstance(cli, Built)
+    cli = run(["fit", *words], DegreeCLI)
+    assert isinstance(cli, DegreeCLI)
     _check(cli)
     asked: Degree = cli.config_init.fit.degree
     settings = asked.settings(not isinstance(cli.model.regularizer, FromSource | Watcher))
@@ -158,7 +155,7 @@ def folds(data: ImageDataModule, number: int, unlabeled: bool) -> list[Splits]:
     return made
 
 
-def _check(cli: Built) -> None:
+def _check(cli: DegreeCLI) -> None:
     config = cli.config.fit
     settings = config.model.init_args
     model = config.model.class_path.rpartition(".")[2]
@@ -195,7 +192,7 @@ def _split_file(folder: Path, fold: int) -> Path:
     return folder / f"fold_{fold}.csv"
 
 
-def _runs(cli: Built, settings: list[Setting], held_out: list[Splits], folder: Path) -> list[Run]:
+def _runs(cli: DegreeCLI, settings: list[Setting], held_out: list[Splits], folder: Path) -> list[Run]:
     """All runs, those of one setting after each other."""
     config = cli.config.fit
     given = config.trainer.callbacks or []
@@ -222,7 +219,7 @@ def _runs(cli: Built, settings: list[Setting], held_out: list[Splits], folder: P
     return found
 
 
-def _train(cli: Built, runs: list[Run], folder: Path) -> dict[str, float]:
+def _train(cli: DegreeCLI, runs: list[Run], folder: Path) -> dict[str, float]:
     """Trains what has no result yet; gives back all results by their keys."""
     known = _known(folder / RESULTS)
     accuracies = {key: float(result["accuracy"]) for key, result in known.items()}
@@ -231,7 +228,7 @@ def _train(cli: Built, runs: list[Run], folder: Path) -> dict[str, float]:
     for one in {one.setting: one for one in missing}.values():  # what cannot be is told before the first training
         try:
             with hushed():
-                run(["fit", "--config", _written(cli, one, folder)], Built)
+                run(["fit", "--config", _written(cli, one, folder)], DegreeCLI)
         except Exception as error:
             raise InputError(f"degree compares {one.setting}, which cannot be: {reason(error)}") from error
     begin = time.monotonic()
@@ -253,7 +250,7 @@ def _train(cli: Built, runs: list[Run], folder: Path) -> dict[str, float]:
     return accuracies
 
 
-def _written(cli: Built, one: Run, folder: Path) -> str:
+def _written(cli: DegreeCLI, one: Run, folder: Path) -> str:
     path = folder / "run.yaml"
     write_text(path, cli.with_options(one.options))
     return str(path)

@@ -5,6 +5,7 @@ accuracy: of the last iterate, and beside it of the one that the validation spli
 """
 
 import csv
+import html
 import io
 import itertools
 import os
@@ -21,6 +22,9 @@ import torch
 from sft_lightning import __version__
 from sft_lightning.errors import InputError, at_least, near
 from sft_lightning.lineage import write_json, write_text
+from sft_lightning.report.figures import drawn
+from sft_lightning.report.page import Section, page
+from sft_lightning.report.page import table as html_table
 from sft_lightning.runs import LOGS
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.recipe import Run, Stage, plan
@@ -120,7 +124,7 @@ def _chain(run: Run, ledger: Ledger) -> list[Result]:
 
 
 def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
-    """Writes `results.csv`, `summary.json` and `label_efficiency.png`.
+    """Writes `results.csv`, `summary.json`, `label_efficiency.png` and `report.html`.
 
     Args:
         folder: Of the study.
@@ -168,11 +172,28 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
     }
     write_json(folder / "summary.json", summary)
-    parts = ["\n".join(verdict), table(rows, comparisons, column)]
+    text = table(rows, comparisons, column)
+    write_text(folder / "report.html", _page(folder, verdict, [*different, *failed], text, rows))
+    parts = ["\n".join(verdict), text]
     parts += ["\n".join(different)] if different else []
     parts += ["\n".join(f"failed: {line}" for line in failed)] if failed else []
-    parts.append(f"Study: {folder} (results.csv, summary.json, label_efficiency.png)")
+    parts.append(f"Study: {folder} (results.csv, summary.json, label_efficiency.png, report.html)")
     return "\n\n".join(parts)
+
+
+def _page(folder: Path, verdict: list[str], notes: list[str], text: str, rows: list[Row]) -> str:
+    """`report.html`: the verdict first."""
+    picture = drawn((folder / "label_efficiency.png").read_bytes(), "Test accuracy against the number of labels")
+    columns = ("method", "budget", "seed", "test_last", "test_best", "val_best", "run")
+    listed = [[row[name] for name in columns] for row in rows if row["run"]]
+    sections = [
+        Section("Accuracy and labels", picture),
+        Section("Methods", f'<div class="scroll"><pre>{html.escape(text)}</pre></div>'),
+        Section("To be known", "".join(f"<p>{html.escape(note)}</p>" for note in notes)),
+        Section("Runs", html_table(columns, listed) + "<p>sft-lightning report RUN shows each by itself.</p>"),
+    ]
+    seeds = len({row["seed"] for row in rows})
+    return page(f"Study {folder.name}", f"{seeds} seeds; {folder}", verdict, sections)
 
 
 def compared(accuracies: dict[str, dict[int, dict[int, float]]], baseline: str) -> list[Comparison]:

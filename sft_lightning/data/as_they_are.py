@@ -1,0 +1,88 @@
+"""Pictures of a data module without random changes, for what is made of features."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.batches import Labeled
+from sft_lightning.data.images import BadImages, Geometry
+from sft_lightning.data.loaders import BatchPlan, EvalLoader, Stream, once_in_turn
+from sft_lightning.data.splits import Request, Split, Splits
+
+
+class AsTheyAre(ABC):
+    """A part of `ImageDataModule`, whose attributes these are."""
+
+    splits: Splits
+    request: Request
+    geometry: Geometry
+    bad: BadImages
+    eval_batch_size: int
+    num_workers: int
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what a network sees."""
+
+    @abstractmethod
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """As Lightning has it."""
+
+    @abstractmethod
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """As Lightning has it."""
+
+    def labeled_batches(self, most: int, device: torch.device) -> Iterator[Labeled]:
+        """Labeled training pictures without random changes, the same on every process, for what is made of features.
+
+        Args:
+            most: Of more, so many are drawn, classes in turn: all of a small class, and a part of a large one.
+            device: Where to.
+        """
+        split = self.splits["labeled"]
+        chosen = split
+        if len(split) > most:
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.request.seed))
+            drawn = once_in_turn(order, split.labels)[:most].sort().values
+            chosen = Split(split.part, [split.indices[k] for k in drawn.tolist()])
+        return self._as_they_are(chosen, device)
+
+    def batches_of(self, name: str, device: torch.device) -> Iterator[Labeled]:
+        """All examples of a split in their order, without random changes, the same on every process.
+
+        Args:
+            name: `labeled`, `unlabeled`, `val` or `test`.
+            device: Where to.
+        """
+        return self._as_they_are(self.splits[name], device)
+
+    def pictures_of(self, name: str, positions: list[int]) -> Tensor:
+        """Some examples of a split as networks see them without random changes, (N, C, H, W) in [0, 1].
+
+        Args:
+            name: Of the split.
+            positions: In it.
+        """
+        split = self.splits[name]
+        few = Split(split.part, [split.indices[i] for i in positions])
+        return torch.cat([batch.x for batch in self._as_they_are(few, torch.device("cpu"))])
+
+    def _as_they_are(self, split: Split, device: torch.device) -> Iterator[Labeled]:
+        plan = BatchPlan(len(split), self.eval_batch_size)
+        for raw in EvalLoader(Stream(split, plan, self.geometry, workers=self.num_workers, bad=self.bad)):
+            yield self.on_after_batch_transfer(self.transfer_batch_to_device(raw, device, 0), 0)
+
+    def fingerprint(self, name: str) -> str:
+        """SHA-256 of what goes into a network of a split without random changes: pictures, order and geometry.
+
+        Args:
+            name: `labeled`, `unlabeled`, `val` or `test`.
+        """
+        split = self.splits[name]
+        text = "\n".join([split.part.images.digest(), repr(self.geometry), repr(self.image_shape), *split.ids])
+        return hashlib.sha256(text.encode()).hexdigest()
