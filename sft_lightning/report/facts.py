@@ -80,8 +80,8 @@ class Facts:
         data.setup("test")
         self.data = data
         self.class_names = data.class_names
-        self._backbone = _filled(self.about, trained.backbone)
-        self._head = trained.head
+        self.backbone = _filled(self.about, trained.backbone)
+        self.head = trained.head
         judge = "test" if len(data.splits["test"]) else "val"
         if not len(data.splits[judge]):
             raise InputError(f"run {name!r} has neither a test nor a validation split: there is nothing to judge it by")
@@ -91,11 +91,11 @@ class Facts:
 
     def _seen(self, name: str) -> Judged:
         split = self.data.splits[name]
-        found = features(self._backbone, self.data, name)
+        found = features(self.backbone, self.data, name)
         if found is None:
             raise InputError(f"source {self.data.source.name!r} has {name} images that cannot be read: remove them")
         x = found.float()
-        return Judged(name, split.ids, x, F.linear(x, self._head["weight"], self._head["bias"]), split.labels)
+        return Judged(name, split.ids, x, F.linear(x, self.head["weight"], self.head["bias"]), split.labels)
 
     def unlabeled(self) -> Judged | None:
         """At most 2,000 unlabeled examples, chosen by the seed of the data."""

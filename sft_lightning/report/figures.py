@@ -144,3 +144,15 @@ def picture(x: Tensor, side: int = 96) -> str:
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def heated(x: Tensor, heat: Tensor) -> str:
+    """A picture in gray below what speaks for a class, in red.
+
+    Args:
+        x: (C, H, W) in [0, 1].
+        heat: (H, W), 0 to 1.
+    """
+    gray = 0.7 * x.mean(0)
+    red = torch.stack([gray + 0.9 * heat, gray * (1 - 0.6 * heat), gray * (1 - 0.8 * heat)])
+    return picture(red.clamp(0, 1))

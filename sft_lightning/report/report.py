@@ -17,6 +17,7 @@ from sft_lightning.console import hushed
 from sft_lightning.lineage import chain_of, write_text
 from sft_lightning.lineage import told as chain_in_words
 from sft_lightning.report import figures
+from sft_lightning.report.attention import grad_cam, last_map
 from sft_lightning.report.facts import (
     Facts,
     Judged,
@@ -30,7 +31,7 @@ from sft_lightning.report.facts import (
 )
 from sft_lightning.report.page import Section, folded, matrix, page, table, tiles
 
-_SHOWN, _NEAR, _NEXT = 12, 3, 24
+_SHOWN, _NEAR, _NEXT, _LOOKED = 12, 3, 24, 6
 _HEALTH = ("pseudo_labels/accepted", "pseudo_labels/accuracy", "pseudo_labels/distance")
 
 
@@ -57,6 +58,7 @@ def report(run: str, out: str | None = None) -> Path:
             Section("Can its confidence be trusted?", calibration),
             Section("How it learned", _curves(facts)),
             Section("Its most confident mistakes", _mistakes(facts)),
+            Section("Where it looks", _attention(facts)),
             Section("Map of the features", _map(facts, unlabeled)),
             Section("What to label next", _next(facts, unlabeled, path.with_name("label_next.csv"))),
             Section("Where it comes from", _provenance(facts)),
@@ -152,6 +154,25 @@ def _mistakes(facts: Facts) -> str:
         lines = [f"{names[guess]}, {float(p[i, guess]):.0%} sure", f"is {names[int(judged.labels[i])]}", judged.ids[i]]
         shown.append((f'{figures.picture(x)}<div class="near">{beside}</div>', lines))
     return '<p class="soft">Below each, the three labeled images nearest to it in the features.</p>' + tiles(shown)
+
+
+def _attention(facts: Facts) -> str:
+    """Of its surest hits and mistakes."""
+    module = last_map(facts.backbone)
+    if module is None:
+        return f'<p class="soft">{facts.about["backbone"]} has no map of places to look at (Grad-CAM).</p>'
+    judged, names = facts.judged, facts.class_names
+    sure = judged.logits.softmax(1).max(1).values
+    right = judged.predicted == judged.labels
+    chosen = [i for group in (right, ~right) for i in torch.where(group, sure, -1).topk(_LOOKED).indices.tolist()]
+    chosen = [i for k, i in enumerate(chosen) if bool(right[i]) == (k < _LOOKED)]  # there may be fewer
+    x = facts.data.pictures_of(judged.name, chosen)
+    heat = grad_cam(facts.backbone, facts.head, module, x, judged.predicted[chosen])
+    shown = []
+    for i, image, own in zip(chosen, x, heat, strict=True):
+        truth = "right" if right[i] else f"is {names[int(judged.labels[i])]}"
+        shown.append((figures.heated(image, own), [f"{names[int(judged.predicted[i])]}: {truth}", judged.ids[i]]))
+    return '<p class="soft">Red speaks for the class that it says (Grad-CAM).</p>' + tiles(shown)
 
 
 def _map(facts: Facts, unlabeled: Judged | None) -> str:

@@ -16,6 +16,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
+from sft_lightning.networks.backbones import Backbone
+from sft_lightning.report.attention import grad_cam, last_map
 from sft_lightning.report.facts import Judged, calibration_error, flat, temperature, to_label_next, wilson
 from tests.paradigms.helpers import cli
 
@@ -186,7 +188,32 @@ def test_a_browser_shows_it(workdir: Path) -> None:
         assert len(set(image.convert("L").resize((100, 500)).tobytes())) > 30
 
 
+def test_where_a_convolutional_network_looks(workdir: Path) -> None:
+    run = fitted("run", "--model.init_args.backbone=conv", "--trainer.max_epochs=2")
+    page = reported(run)
+    looked = page[page.index("Where it looks") : page.index("Map of the features")]
+    assert looked.count("<img") == 12
+    assert looked.count(": right") == 6
+    assert "mlp has no map of places" in reported(fitted("flat"))
+
+
 # --- by hand
+
+
+def test_grad_cam_by_hand() -> None:
+    """Features are the means of two maps, of which the class weighs the first: only where that is active it looks."""
+    conv = torch.nn.Conv2d(1, 2, 1, bias=False)
+    conv.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    net = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    backbone = Backbone("conv", net, 2, (1, 4, 4)).requires_grad_(False).eval()
+    module = last_map(backbone)
+    assert module is net[1]
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, :2] = 1.0
+    x[0, 0, 2, 1] = 0.5
+    head = {"weight": torch.tensor([[3.0, 1.0], [-1.0, 0.0]]), "bias": torch.zeros(2)}
+    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([0]))[0], x[0, 0])
+    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([1]))[0], torch.zeros(4, 4))
 
 
 def test_wilson_by_hand() -> None:
