@@ -58,7 +58,7 @@ def rank(
     data: ImageData,
     candidates: list[str | Candidate],
     folds: int = 5,
-    by: Criterion = "linear",
+    by: Criterion = "logme",
     out: str = f"{LOGS}/rank",
 ) -> str:
     """Compares starts on the labeled split and writes `rank.csv` and `rank.png`.
@@ -69,8 +69,9 @@ def rank(
         candidates: Names (with published weights), files, runs or folders of runs; or a mapping of backbone, weights
             and image_size.
         folds: Of the cross-validation of `knn` and `linear`.
-        by: The criterion of the order: `linear` and `knn` (cross-validated accuracy of a classifier on the features),
-            `logme`, `h_score`, or `leep` and `nce`, which need the source's classes.
+        by: The criterion of the order: `logme`, which foretold the fine-tuned accuracy best where that was measured
+            (`scripts/bench/ranking.py`), `linear` and `knn` (cross-validated accuracy of a classifier on the
+            features), `h_score`, or `leep` and `nce`, which need the source's classes.
         out: Folder of both files.
 
     Returns:

@@ -68,8 +68,8 @@ def test_a_folder_of_runs_is_ranked_beside_names(workdir: Path, capsys: pytest.C
         "nonsense (published)",
     }
     rows = [row for row in told(workdir / "found") if not row["failed"]]
-    probes = [float(row["linear"]) for row in rows]
-    assert probes == sorted(probes, reverse=True)
+    evidence = [float(row["logme"]) for row in rows]
+    assert evidence == sorted(evidence, reverse=True)
     lines = shown.out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:4]] == [row["start"] for row in rows]
     assert "left out: nonsense (published): backbone 'nonsense' is unknown" in shown.out
@@ -102,7 +102,7 @@ def test_a_folder_of_runs_is_ranked_beside_names(workdir: Path, capsys: pytest.C
     assert found["conv (random)"]["leep"] == "" == found["lightning_logs/pictures/version_0"]["leep"]
 
 
-@pytest.mark.parametrize("by", ["knn", "logme", "leep"])
+@pytest.mark.parametrize("by", ["knn", "linear", "leep"])
 def test_the_order_is_by_the_criterion_asked_for(workdir: Path, by: str) -> None:
     fitted("digits", *digits())
     given = ["lightning_logs", Candidate("mlp", "none"), Candidate("conv", "none"), Candidate("wrn_28_2", "none")]

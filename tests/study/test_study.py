@@ -1,6 +1,7 @@
 """A study over the real command line, on the shipped sample and small networks."""
 
 import csv
+import html
 import json
 import os
 import signal
@@ -139,6 +140,9 @@ def test_a_study_from_its_file_to_its_verdict(
     assert summary["verdict"][0] in shown.out
     assert shown.out.index(summary["verdict"][0]) < shown.out.index("against the labels")
     assert summary["notes"] == summary["failed"] == []
+    page = (folder / "report.html").read_text()
+    assert html.unescape(page).index(summary["verdict"][0]) < page.index("data:image/png")
+    assert all(row["run"] in page for row in by_method["autoencoder"])
     with Image.open(folder / "label_efficiency.png") as picture:
         assert min(picture.size) > 200
 
