@@ -109,7 +109,7 @@ def test_the_order_is_by_the_criterion_asked_for(workdir: Path, by: str) -> None
     shown = rank(data(), given, by=by, out="found")  # type: ignore[arg-type]
     scores = [float(row[by] or "-inf") for row in told(workdir / "found")]
     assert scores == sorted(scores, reverse=True)
-    assert len(set(scores)) == (2 if by == "leep" else 4)
+    assert len(set(scores)) >= (2 if by == "leep" else 3)
     assert [by.lower() in title.lower().replace("-", "") for title in shown.splitlines()[0].split("  ") if "*" in title]
 
 
