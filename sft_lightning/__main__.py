@@ -16,9 +16,10 @@ COMMANDS = {
     "rank": "compare backbones and past runs as starts for your labels, without training them",
     "study": "compare methods over label budgets and seeds: did the unlabeled images help?",
     "report": "write what a run came to as one page: mistakes, calibration, what to label next",
+    "preview": "draw training images beside their weak and strong views",
     "degree": "find by cross-validation how far to fine-tune",
 }
-OTHERS = ("export", "lineage", "rank", "degree", "study", "report")  # not Lightning's
+OTHERS = ("export", "lineage", "rank", "degree", "study", "report", "preview")  # not Lightning's
 HELP = f"""usage: sft-lightning COMMAND [options]
 
 Learn from few labels and many unlabeled images (version {__version__}).

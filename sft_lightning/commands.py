@@ -9,6 +9,7 @@ from sft_lightning.arguments import Parser
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
 from sft_lightning.lineage import lineage
+from sft_lightning.report.preview import preview
 from sft_lightning.report.report import report
 from sft_lightning.reuse.degree import degree
 from sft_lightning.reuse.parts import export
@@ -67,4 +68,12 @@ def _lineage(words: list[str]) -> str:
     return str(_called("lineage", lineage, words, "run"))
 
 
-COMMANDS = {"export": _export, "lineage": _lineage, "rank": _rank, "degree": degree, "study": _study, "report": _report}
+COMMANDS = {
+    "export": _export,
+    "lineage": _lineage,
+    "rank": _rank,
+    "degree": degree,
+    "study": _study,
+    "report": _report,
+    "preview": preview,
+}

@@ -20,7 +20,7 @@ p { margin: .5rem 0; } .soft, figcaption, small { color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; overflow-wrap: normal; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child, .facts td { text-align: left; } th { color: var(--soft); font-weight: 600; }
 .matrix td { text-align: center; min-width: 2.4rem; border: 1px solid var(--paper); }
 .matrix th { white-space: nowrap; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1rem; }
@@ -67,16 +67,17 @@ def page(title: str, under: str, verdict: Sequence[str], sections: Sequence[Sect
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], kind: str = "") -> str:
     """A table; the first column is text.
 
     Args:
         head: Titles of the columns.
         rows: Cells.
+        kind: `facts` where all columns are text.
     """
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:

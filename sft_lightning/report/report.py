@@ -230,7 +230,7 @@ def _provenance(facts: Facts) -> str:
         ),
         ("report made on", f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"),
     ]
-    parts = [table(("", ""), rows), folded("Lineage, the source first", chain_in_words(chain))]
+    parts = [table(("", ""), rows, "facts"), folded("Lineage, the source first", chain_in_words(chain))]
     config = folder / "fit.yaml"
     if config.is_file():
         parts.append(folded("Config", config.read_text(encoding="utf-8")))

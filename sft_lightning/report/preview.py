@@ -1,0 +1,56 @@
+"""`sft-lightning preview`: what a network will see, before it is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from sft_lightning.callbacks.figures import rows
+from sft_lightning.cli import Built, run
+from sft_lightning.data.datamodule import ImageDataModule
+from sft_lightning.data.views import strong, weak
+from sft_lightning.errors import InputError
+from sft_lightning.runs import LOGS
+
+_COUNT, _DRAWS = 10, 2
+ROWS = ("as they are", *["weak view"] * _DRAWS, *["strong view"] * _DRAWS)
+
+
+def preview(words: Sequence[str]) -> str:
+    """Draws ten training images, two weak views of each, and two strong ones where strong views change something.
+
+    Args:
+        words: What `fit` takes.
+
+    Returns:
+        The rows of the picture, and where it is; TensorBoard shows it, too.
+
+    Raises:
+        InputError: The input is wrong, or there is no training image.
+    """
+    cli = run(["fit", *words], Built)
+    data = cli.datamodule
+    if not isinstance(data, ImageDataModule):
+        raise InputError(f"data is {type(data).__name__}: preview shows those of an ImageDataModule")
+    data.setup("fit")
+    name = "labeled" if len(data.splits["labeled"]) else "unlabeled"
+    if not len(data.splits[name]):
+        raise InputError(f"source {data.source.name!r} has no training image to show")
+    order = torch.randperm(len(data.splits[name]), generator=torch.Generator().manual_seed(data.request.seed))
+    x = data.pictures_of(name, order[:_COUNT].tolist())
+    made = [x] + [weak(x, data.weak_view, draw) for draw in range(_DRAWS)]
+    if data.strong_view:
+        made += [strong(x, data.weak_view, data.strong_view, draw) for draw in range(_DRAWS)]
+    picture = rows(torch.stack(made))
+    folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "preview.png"
+    staged = path.with_name(path.name + ".part")
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(staged, format="PNG")
+    staged.replace(path)
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_image("preview", picture)
+    told = "\n".join(f"row {k}  {row}" for k, row in enumerate(ROWS[: len(made)], 1))
+    return f"{len(x)} {name} images of shape {tuple(x.shape[1:])}\n{told}\nWritten: {path}"
