@@ -30,7 +30,7 @@ def test_misspelled_command_gets_the_nearest(capsys: pytest.CaptureFixture[str])
 def test_module_and_command_are_the_same() -> None:
     done = subprocess.run([sys.executable, "-m", "sft_lightning", "predct"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "did you mean 'predict'?" in done.stderr
+    assert "did you mean 'predict'" in done.stderr
 
 
 def test_command_help_lists_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_the_picture_holds_the_views_that_training_makes(workdir: Path, capsys: 
         drawn = np.asarray(picture.convert("L"), dtype=np.float32) / 255
 
     # Pictures of 28 x 28 are drawn twice as large, with 2 pixels between them.
-    def cell(r: int, c: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def cell(r: int, c: int) -> Any:
         return drawn[58 * r + 2 : 58 * r + 58 : 2, 58 * c + 2 : 58 * c + 58 : 2]
 
     cells = np.stack([[cell(r, c) for c in range(10)] for r in range(5)])
