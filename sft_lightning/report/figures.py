@@ -13,36 +13,46 @@ from PIL import Image
 from torch import Tensor
 
 # Okabe and Ito's colors, which the color-blind can tell apart, without black.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7a00", "#7f7f7f", "#5a3fa0", "#a0522d")
-_INK = "#808080"  # has contrast on white and on black
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7a00", "#7f7f7f", "#8a6fd8", "#a0522d")
+_INK = "#808080"  # stands for the color of the page's text
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def _axes(height: float) -> tuple[Any, Any]:
+    """Of one width: letters are as large in all figures, and legible where a phone shows them at 340 pixels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes: Any = figure.subplots(1, columns, squeeze=False)[0]
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        for spine in one.spines.values():
-            spine.set_color(_INK)
-        one.tick_params(colors=_INK, labelsize=8)
-        one.set_facecolor("none")
+    figure = Figure(figsize=(4.6, height), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(_INK)
+    axes.tick_params(colors=_INK, labelsize=10)
+    axes.set_facecolor("none")
     return figure, axes
 
 
-def _svg(figure: Any, told: str, kind: str = "") -> str:
-    """The figure as an element of a page, named for those who cannot see it."""
+def _svg(figure: Any, told: str, legend: Sequence[tuple[str, str, str]], title: str = "") -> str:
+    """The figure as an element of a page, named for those who cannot see it; the legend is text of the page."""
+    from matplotlib import rc_context
+
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": told}):  # letters stay letters; the same file each time
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue().replace(_INK, "currentColor")
     text = text[text.index("<svg") :]
     # Sizes by the page; links to definitions of its own only.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    return f'<figure class="{kind}" role="img" aria-label="{html.escape(told)}">{text}</figure>'
+    text = re.sub(r' id="[A-Za-z][A-Za-z0-9.]*_\d+"', "", text)  # names that nothing refers to, alike in all figures
+    text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(told)}"', 1)
+    marks = "".join(
+        f'<span><i class="{shape}" style="background:{color}"></i>{html.escape(name)}</span>'
+        for name, color, shape in legend
+    )
+    above = f"<h3>{html.escape(title)}</h3>" if title else ""
+    return f'<figure>{above}{text}<figcaption class="legend">{marks}</figcaption></figure>'
 
 
 def reliability(before: Sequence[tuple[float, float, int]], after: Sequence[tuple[float, float, int]] | None) -> str:
@@ -52,18 +62,19 @@ def reliability(before: Sequence[tuple[float, float, int]], after: Sequence[tupl
         before: Mean confidence, accuracy and count of each bin.
         after: The same after temperature scaling, or None.
     """
-    figure, (axes,) = _axes(4.6, 3.6)
+    figure, axes = _axes(3.8)
     axes.plot([0, 1], [0, 1], color=_INK, linestyle=":", linewidth=1)
-    for name, bins, color in (("as it is", before, COLORS[0]), ("after temperature", after or [], COLORS[1])):
-        if bins:
-            size = [10 + 60 * math.sqrt(n / max(b[2] for b in bins)) for _, _, n in bins]
-            axes.plot([b[0] for b in bins], [b[1] for b in bins], color=color, linewidth=1.2)
-            axes.scatter([b[0] for b in bins], [b[1] for b in bins], s=size, color=color, label=name)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+    lines = [("as it is", before, COLORS[0])]
+    lines += [("after temperature scaling", after, COLORS[1])] if after is not None else []
+    for _, bins, color in lines:
+        confidence, accuracy, counts = zip(*bins, strict=True)
+        axes.plot(confidence, accuracy, color=color, linewidth=1.2)
+        axes.scatter(confidence, accuracy, [10 + 60 * math.sqrt(n / max(counts)) for n in counts], color=color)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_xlabel("confidence", color=_INK)
-    axes.set_ylabel("accuracy", color=_INK)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="upper left")
-    return _svg(figure, "Reliability diagram")
+    axes.set_ylabel("share that is right", color=_INK)
+    legend = [(name, color, "") for name, _, color in lines]
+    return _svg(figure, "Reliability diagram: larger dots are more examples", legend)
 
 
 def curves(found: dict[str, list[tuple[int, float]]], groups: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -73,51 +84,48 @@ def curves(found: dict[str, list[tuple[int, float]]], groups: Sequence[tuple[str
         found: Steps and values by metric.
         groups: Title and metrics of each panel.
     """
-    shown = [(title, [n for n in names if len(found.get(n, ())) > 1]) for title, names in groups]  # a point is no curve
-    shown = [(title, names) for title, names in shown if names]
-    if not shown:
-        return ""
     parts = []
-    for title, names in shown:
-        figure, (axes,) = _axes(4.6, 2.8)
-        for name, color in zip(names, COLORS, strict=False):
+    for title, names in groups:
+        shown = [name for name in names if len(found.get(name, ())) > 1]  # a point is no curve
+        if not shown:
+            continue
+        figure, axes = _axes(3.0)
+        for name, color in zip(shown, COLORS, strict=False):
             steps, values = zip(*sorted(found[name]), strict=True)
             axes.plot(steps, values, color=color, linewidth=1.5, marker="o" if len(steps) < 15 else "", markersize=3)
-            axes.plot([], [], color=color, label=name)
         axes.set_xlabel("step", color=_INK)
-        axes.set_title(title, color=_INK, fontsize=9, loc="left")
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=7)
-        parts.append(_svg(figure, f"{title} over the steps"))
-    return f'<div class="row">{"".join(parts)}</div>'
+        named = [(n.split("/")[-1].replace("_", " "), color, "") for n, color in zip(shown, COLORS, strict=False)]
+        parts.append(_svg(figure, f"{title} over the steps", named, title))
+    return f'<div class="row">{"".join(parts)}</div>' if parts else ""
 
 
 def feature_map(
-    labeled: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, names: Sequence[str], share: Tensor
+    labeled: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, names: Sequence[str], title: str
 ) -> str:
-    """Two directions of the features, colored by class; labeled examples are large and ringed.
+    """Features in the plane, colored by class; labeled examples are large and ringed.
 
     Args:
         labeled: (M, 2).
         labels: int64, (M,).
         others: (N, 2).
-        other_labels: int64, (N,), -1 where unknown.
+        other_labels: int64, (N,).
         names: Of the classes.
-        share: Of the variance in each direction, (2,).
+        title: Above it.
     """
-    figure, (axes,) = _axes(6.4, 4.6)
-    hidden = other_labels < 0
-    if hidden.any():
-        axes.scatter(*others[hidden].T.numpy(), s=5, color=_INK, alpha=0.4, linewidths=0, label="unlabeled")
-    for k, name in enumerate(names[: 2 * len(COLORS)]):
-        color, marker = COLORS[k % len(COLORS)], "o" if k < len(COLORS) else "s"
-        own, known = other_labels == k, labels == k
-        axes.scatter(*others[own].T.numpy(), s=6, color=color, alpha=0.5, linewidths=0, marker=marker)
-        axes.scatter(*labeled[known].T.numpy(), s=26, color=color, marker=marker, linewidths=0.7, edgecolors=_INK)
-        axes.scatter([], [], s=26, color=color, marker=marker, label=name[:24])
-    axes.set_xlabel(f"first direction ({float(share[0]):.0%} of the variance)", color=_INK, fontsize=8)
-    axes.set_ylabel(f"second ({float(share[1]):.0%})", color=_INK, fontsize=8)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _svg(figure, "Map of the features", "wide")
+    figure, axes = _axes(4.0)
+    legend = []
+    for k, name in enumerate(names):
+        color, square = COLORS[k % len(COLORS)], (k // len(COLORS)) % 2 == 1
+        style: dict[str, Any] = {"color": color, "marker": "s" if square else "o", "linewidths": 0}
+        for places, own, more in (
+            (others, other_labels == k, {"s": 7, "alpha": 0.5}),
+            (labeled, labels == k, {"s": 28, "edgecolors": _INK, "linewidths": 0.8}),
+        ):
+            if own.any():
+                axes.scatter(*places[own].T.numpy(), **{**style, **more})
+        legend.append((name, color, "square" if square else ""))
+    axes.set(xticks=[], yticks=[])
+    return _svg(figure, title, legend if len(names) <= 2 * len(COLORS) else [], title)
 
 
 def drawn(png: bytes, told: str) -> str:
@@ -131,28 +139,33 @@ def drawn(png: bytes, told: str) -> str:
     return f'<figure class="wide"><img alt="{html.escape(told)}" src="data:image/png;base64,{data}"></figure>'
 
 
-def picture(x: Tensor, side: int = 96) -> str:
+def picture(x: Tensor, told: str, side: int = 96) -> str:
     """One picture as an `img`.
 
     Args:
         x: (C, H, W) in [0, 1].
+        told: What it is, as plain text: for those who cannot see it, and under the pointer.
         side: Of the longest side, at most; small pictures are enlarged without smoothing by the page.
     """
-    data = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    image = Image.fromarray(data.squeeze(-1) if data.shape[-1] == 1 else data)
+    pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    data = base64.b64encode(file.getvalue()).decode()
+    told = html.escape(told)
+    return f'<img alt="{told}" title="{told}" src="data:image/png;base64,{data}">'
 
 
-def heated(x: Tensor, heat: Tensor) -> str:
-    """A picture in gray below what speaks for a class, in red.
+def heated(x: Tensor, heat: Tensor) -> Tensor:
+    """A picture in gray, and over it what speaks for a class, from red to yellow.
 
     Args:
         x: (C, H, W) in [0, 1].
         heat: (H, W), 0 to 1.
+
+    Returns:
+        (3, H, W).
     """
-    gray = 0.7 * x.mean(0)
-    red = torch.stack([gray + 0.9 * heat, gray * (1 - 0.6 * heat), gray * (1 - 0.8 * heat)])
-    return picture(red.clamp(0, 1))
+    color = torch.stack([torch.ones_like(heat), 0.9 * heat.square(), torch.zeros_like(heat)])
+    return torch.lerp(x.mean(0).expand_as(color), color, 0.65 * heat)

@@ -13,26 +13,42 @@ _STYLE = """
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.25rem 0 .4rem; } figure h3 { margin: .25rem 0; font-size: .9rem; }
 p { margin: .5rem 0; } .soft, figcaption, small { color: var(--soft); }
 .verdict { background: var(--card); border-left: .3rem solid var(--accent); padding: .75rem 1rem; margin: 1rem 0;
-  font-size: 1.1rem; }
+  border-radius: .2rem; } .verdict p:first-child { font-size: 1.2rem; line-height: 1.35; font-weight: 600; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; overflow-wrap: normal; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child, .facts td { text-align: left; } th { color: var(--soft); font-weight: 600; }
-.matrix td { text-align: center; min-width: 2.4rem; border: 1px solid var(--paper); }
+th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
+.matrix td { text-align: center; min-width: 2.1rem; border: 1px solid var(--line); }
 .matrix th { white-space: nowrap; }
+.matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; padding: .6rem .25rem; }
+.matrix thead th:first-child { writing-mode: initial; transform: none; vertical-align: bottom; }
+.matrix tbody th { position: sticky; left: 0; background: var(--paper); text-align: right; }
+.told td:last-child, .told th:last-child { text-align: left; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 1.5rem; } .beside > * { min-width: 0; max-width: 100%; }
+.facts td { text-align: left; overflow-wrap: anywhere; } .facts td:first-child { color: var(--soft); width: 11rem; }
+@media (max-width: 40rem) { .facts td:first-child { width: 6.5rem; } th, td { padding: .25rem .4rem; } }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1rem; }
-figure { margin: .5rem 0; max-width: 34rem; } figure.wide { max-width: 48rem; } figure img { max-width: 100%; }
-figure svg { width: 100%; height: auto; display: block; }
+figure { margin: .5rem 0; max-width: 30rem; } figure.wide { max-width: 48rem; } figure img { max-width: 100%; }
+figure svg { width: 100%; height: auto; display: block; color: var(--soft); }
+figure svg text { font-family: system-ui, sans-serif !important; }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .85rem; color: var(--ink); padding-left: .5rem; }
+.legend i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .35em; }
+.legend i.square { border-radius: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .75rem; }
 .tile { background: var(--card); border-radius: .4rem; padding: .5rem; font-size: .8rem; line-height: 1.35; }
-.tile img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; background: #0002; }
-.tile .near { display: flex; gap: .25rem; margin-top: .35rem; } .tile .near img { width: 33%; }
+.tile div { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
+.tile div:first-of-type { font-weight: 600; } .tile div:last-child { color: var(--soft); }
+.tile img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; background: #8883; }
+.tile .near { display: flex; gap: .25rem; } .tile .near img { width: 0; flex: 1; max-width: 33%; }
+.tile .pair { display: flex; gap: .25rem; margin: 0 0 .35rem; } .tile .pair img { width: 0; flex: 1; }
 pre { background: var(--card); padding: .75rem; overflow-x: auto; font-size: .8rem; overflow-wrap: normal; }
 summary { cursor: pointer; color: var(--accent); }
 """
+_LONG = 18  # letters of a class name beside a matrix
 
 
 class Section(NamedTuple):
@@ -87,17 +103,20 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         counts: Rows true, columns predicted.
         names: Of the classes.
     """
-    top = "".join(f"<th>{html.escape(name[:10])}</th>" for name in names)
+    named = [
+        f'<th title="{html.escape(name)}">{html.escape(name if len(name) <= _LONG else name[:_LONG] + "…")}</th>'
+        for name in names
+    ]
     lines = []
-    for k, (row, name) in enumerate(zip(counts, names, strict=True)):
+    for k, (row, name) in enumerate(zip(counts, named, strict=True)):
         total = max(1, sum(row))
         color = ["0,114,178" if j == k else "213,94,0" for j in range(len(row))]
         cells = "".join(
-            f'<td style="background:rgba({color[j]},{0.85 * n / total:.2f})">{n or ""}</td>' for j, n in enumerate(row)
+            f'<td style="background:rgba({color[j]},{0.7 * n / total:.2f})">{n or ""}</td>' for j, n in enumerate(row)
         )
-        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+        lines.append(f"<tr>{name}{cells}</tr>")
     return (
-        f'<div class="scroll"><table class="matrix"><thead><tr><th>true \\ predicted</th>{top}</tr></thead>'
+        f'<div class="scroll"><table class="matrix"><thead><tr><th>true \\ predicted</th>{"".join(named)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

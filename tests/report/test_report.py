@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,10 +17,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
-from sft_lightning.networks.backbones import Backbone
-from sft_lightning.report.attention import grad_cam, last_map
-from sft_lightning.report.facts import Judged, calibration_error, flat, temperature, to_label_next, wilson
+from sft_lightning.report.measures import temperature, wilson
+from sft_lightning.report.page import Section, folded, matrix, page, table, tiles
+from sft_lightning.report.report import report
 from tests.paradigms.helpers import cli
+from tests.report.test_measures import by_hand
 
 VOID = {"meta", "img", "br", "path", "use"}
 
@@ -61,11 +63,12 @@ def reported(run: Path) -> str:
 
 
 def test_the_page_says_what_the_run_came_to(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = fitted("run", "--data.init_args.num_labels=40")
+    words = ["--data.init_args.num_labels=40", "--data.init_args.val_size=40"]  # few: their T is not that of the test
+    run = fitted("run", *words)
     page = reported(run)
     assert f"Written: {run / 'report.html'}" in capsys.readouterr().out
     text = Parsed(page).text
-    tested = cli("test", "fine_tune", f"--ckpt_path={run}", "--data.init_args.num_labels=40")
+    tested = cli("test", "fine_tune", f"--ckpt_path={run}", *words)
     model, data = tested.model.eval(), tested.datamodule
     metrics = {n: float(v) for n, v in tested.trainer.callback_metrics.items()}
 
@@ -78,38 +81,56 @@ def test_the_page_says_what_the_run_came_to(workdir: Path, capsys: pytest.Captur
     accuracy = float((logits.argmax(1) == y).double().mean())
     assert accuracy == pytest.approx(metrics["test/accuracy"], abs=1e-6)
     assert f"{accuracy:.1%} of 2,000 test images right" in text
-    assert text.index("test images right") < text.index("Classes")
+    assert f"right (95 % interval {wilson(accuracy, 2000)[0]:.1%} to" in text
+    assert text.index("test images right") < text.index("Classes and")
+    assert "This is the last iterate (step 36)." in text
+    assert "does not say whether unlabeled images helped" in text
     # The temperature by a search of its own.
     grid = torch.logspace(-1, 1, 2001, dtype=torch.float64)
     t = float(grid[torch.stack([F.cross_entropy(val_logits.double() / g, val_y) for g in grid]).argmin()])
     said = re.search(r"calibration error is (\S+), (\S+) after its temperature is set to (\S+) ", text)
     assert said is not None
     assert float(said[1]) == pytest.approx(metrics["test/calibration_error"], abs=6e-4)
-    assert float(said[2]) == pytest.approx(calibration_error(logits / t, y), abs=4e-3)
+    assert float(said[2]) == pytest.approx(by_hand(logits / float(said[3]), y), abs=4e-3)  # T is rounded on the page
     assert float(said[3]) == pytest.approx(t, abs=0.011)
+    assert abs(t - temperature(logits, y)) > 0.03  # so that it matters which split it is of
     recall = {data.class_names[c]: float((logits[y == c].argmax(1) == c).double().mean()) for c in range(10)}
     worst = min(recall, key=lambda name: recall[name])
-    assert f"class {worst} is found least often: {recall[worst]:.1%}" in text
+    assert f"Class {worst} is found least often: {recall[worst]:.1%}" in text
     counts = torch.bincount(y * 10 + logits.argmax(1), minlength=100).view(10, 10)
     for name, row in zip(data.class_names, counts.tolist(), strict=True):
-        cells = re.search(rf"<tr><th>{re.escape(name)}</th>(.*?)</tr>", page)
+        cells = re.search(rf'<tr><th title="{re.escape(name)}">[^<]*</th>(.*?)</tr>', page)
         assert cells is not None
         assert re.findall(r">(\d*)</td>", cells[1]) == [str(n or "") for n in row]
-    # The surest mistake is shown first.
-    p = logits.softmax(1)
-    wrong = logits.argmax(1) != y
-    first = int(torch.where(wrong, p.max(1).values, -1).argmax())
-    tile = re.search(r'class="tile">(.*?)</div></div>', page[page.index("Its most confident mistakes") :])
-    assert tile is not None
-    assert data.splits["test"].ids[first] in tile[1]
-    assert f"is {data.class_names[int(y[first])]}" in tile[1]
-    assert tile[1].count("<img") == 4
-    for words in ("lineage", "sft_lightning.FineTuneClassifier", "40 labels", "8,960 unlabeled"):
-        assert words.lower() in text.lower()
+    # The largest loss is shown first, then the surest mistake that is not shown yet.
+    losses = F.cross_entropy(logits, y, reduction="none")
+    sure = torch.where(logits.argmax(1) != y, logits.softmax(1).max(1).values, -1)
+    shown = losses.topk(6).indices.tolist()
+    first = next(i for i in sure.topk(7).indices.tolist() if i not in shown)
+    known = torch.cat([model.backbone(b.x) for b in data.batches_of("labeled", torch.device("cpu"))])
+    for heading, i in (("Largest loss", shown[0]), ("Most confident of the others", first)):
+        tile = re.search(r'class="tile">(.*?)</div></div>', page[page.index(heading) :])
+        assert tile is not None
+        assert tile[1].endswith(f">{data.splits['test'].ids[i]}")
+        assert f">is {data.class_names[int(y[i])]}; loss {losses[i]:.2f}<" in tile[1]
+        beside = re.findall(r'alt="([^"]*)"', tile[1])
+        with torch.no_grad():
+            like = F.cosine_similarity(model.backbone(data.pictures_of("test", [i])), known).topk(3).indices.tolist()
+        names = [f"{data.class_names[int(data.splits['labeled'].labels[j])]}: " for j in like]
+        assert beside[1:] == [name + data.splits["labeled"].ids[j] for name, j in zip(names, like, strict=True)]
+    for phrase in ("lineage", "sft_lightning.FineTuneClassifier", "40 labels", "9,920 unlabeled"):
+        assert phrase.lower() in text.lower()
     with (run / "label_next.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
-    assert len(listed) == 24 == len({row["id"] for row in listed})
-    assert {row["id"] for row in listed} <= {*data.splits["unlabeled"].ids}
+    assert len(listed) == 20 == len({row["id"] for row in listed})
+    place = {name: i for i, name in enumerate(data.splits["unlabeled"].ids)}
+    chosen = data.pictures_of("unlabeled", [place[row["id"]] for row in listed])
+    with torch.no_grad():
+        q = model(chosen).softmax(1)
+    assert [row["predicted"] for row in listed] == [data.class_names[k] for k in q.argmax(1).tolist()]
+    entropy = -(q * q.log()).sum(1) / math.log(10)
+    assert [float(row["uncertainty"]) for row in listed] == pytest.approx(entropy.tolist(), abs=1e-3)
+    assert all(f"{row['order']}. maybe {row['predicted']}" in text for row in listed)
     # Nothing is fetched.
     assert not re.findall(r"""(?:src|href)=["'](?!data:image|#)""", page)
     assert "http" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
@@ -121,12 +142,15 @@ def test_text_of_the_user_is_text(workdir: Path, write_folder: Callable[..., Pat
     folder = write_folder(workdir / "images", {"train": 8, "test": 4})
     for part in ("train", "test"):
         (folder / part / "class_0").rename(folder / part / "<b>&amp;")
+        (folder / part / "class_1").rename(folder / part / "'\"><i>")
     words = ["--data.init_args.source=images", "--data.init_args.image_size=28", "--data.init_args.num_labels=12"]
     run = fitted("run", *words, "--data.init_args.val_size=3", "--data.init_args.num_workers=0")
     page = reported(run)
     parsed = Parsed(page)
-    assert "b" not in parsed.tags
+    assert not {"b", "onload"} & {*parsed.tags}
     assert "<b>&amp;" in parsed.text
+    assert "'\"><i>" in parsed.text
+    assert f"of {parsed.text.split(' unlabeled images.')[0].rsplit(' ', 1)[1]} unlabeled images" in parsed.text
 
 
 def test_without_validation_test_or_unlabeled(workdir: Path) -> None:
@@ -158,16 +182,29 @@ def test_averaged_weights_and_decoupled_heads_are_what_is_judged(workdir: Path) 
     accuracy = float(tested.trainer.callback_metrics["test/accuracy"])
     page = reported(run)
     assert f"{accuracy:.1%} of 2,000 test images right" in page
-    assert "health of the pseudo-labels" in page
+    text = Parsed(page).text
+    assert "Health of the pseudo-labels" in text
+    with (run / "metrics.csv").open(newline="") as file:
+        accepted = [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "pseudo_labels/accepted"]
+    assert f"accepted{accepted[0]:.3g}{accepted[-1]:.3g}share of the guesses" in text
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("gone", "run 'gone' is no checkpoint and no run"), ("encoder", "(AutoencoderModule) has no classifier")],
+    [
+        ("gone", "run 'gone' is no checkpoint and no run"),
+        ("empty", "run 'empty' is no checkpoint and no run"),
+        ("moved", "run 'moved/checkpoints/last.ckpt' has no fit.yaml"),
+        ("damaged", "weights 'damaged/checkpoints/last.ckpt' cannot be read"),
+    ],
 )
 def test_bad_input_is_one_sentence(workdir: Path, name: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if name == "encoder":
-        name = str(cli("fit", "autoencoder", "--trainer.max_epochs=1").trainer.log_dir)
+    Path("empty").mkdir()
+    for folder in ("moved", "damaged"):
+        (Path(folder) / "checkpoints").mkdir(parents=True)
+        (Path(folder) / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 half")
+    (Path("damaged") / "fit.yaml").write_text("{}")
+    name = "moved/checkpoints/last.ckpt" if name == "moved" else name
     assert main(["report", name]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("sft-lightning: ")
@@ -177,12 +214,34 @@ def test_bad_input_is_one_sentence(workdir: Path, name: str, sentence: str, caps
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at the page with")
 def test_a_browser_shows_it(workdir: Path) -> None:
     run = fitted("run")
-    reported(run)
+    page = reported(run)
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,2000"]
     picture = workdir / "page.png"
     address = (run / "report.html").resolve().as_uri()
     dom = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True)
     assert "test images right" in dom.stdout
+    # What was loaded is asked inside, at the width of a phone: a window is at least 500 wide, a frame is not.
+    script = (
+        "<script>const broken = []; addEventListener('error', e => broken.push(e), true);"
+        "addEventListener('load', () => parent.postMessage(["
+        "[...document.images].filter(i => !i.naturalWidth).length + broken.length,"
+        "document.images.length, document.documentElement.scrollWidth, performance.getEntriesByType('resource')"
+        ".filter(e => !e.name.startsWith('data:')).length].join(' '), '*'));</script>"
+    )
+    (workdir / "asked.html").write_text(page.replace("<title>", script + "<title>"), encoding="utf-8")
+    frame = workdir / "frame.html"
+    frame.write_text(
+        "<script>addEventListener('message', e => document.title = e.data)</script>"
+        '<iframe src="asked.html" width="390" height="2000" style="border:0"></iframe>'
+    )
+    asked = [*command, "--virtual-time-budget=9000", "--dump-dom", frame.as_uri()]
+    said = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", said)
+    assert found is not None
+    lost, pictures, width, fetched = map(int, found.groups())
+    assert (lost, fetched) == (0, 0)
+    assert pictures > 40
+    assert width <= 390
     subprocess.run([*command, f"--screenshot={picture}", address], capture_output=True, timeout=120, check=True)
     with Image.open(picture) as image:
         assert len(set(image.convert("L").resize((100, 500)).tobytes())) > 30
@@ -192,59 +251,90 @@ def test_where_a_convolutional_network_looks(workdir: Path) -> None:
     run = fitted("run", "--model.init_args.backbone=conv", "--trainer.max_epochs=2")
     page = reported(run)
     looked = page[page.index("Where it looks") : page.index("Map of the features")]
-    assert looked.count("<img") == 12
+    assert looked.count("<img") == 24  # each beside where it looks
     assert looked.count(": right") == 6
     assert "mlp has no map of places" in reported(fitted("flat"))
 
 
-# --- by hand
+def test_what_an_autoencoder_redraws(workdir: Path) -> None:
+    done = cli("fit", "autoencoder", "--trainer.max_epochs=2")
+    run = Path(str(done.trainer.log_dir))
+    page = reported(run)
+    text = Parsed(page).text
+    assert "pre-training without labels, shown at the last iterate (step 12)" in text
+    assert "images right" not in text
+    x = done.datamodule.pictures_of("test", [*range(6)])
+    with torch.no_grad():
+        error = (done.model.eval()(x) - x).square().flatten(1).mean(1)
+    for k, value in enumerate(error.tolist()):
+        assert f"error {value:.4f}test/{k}" in text
+    assert page.count("<img") == 12
 
 
-def test_grad_cam_by_hand() -> None:
-    """Features are the means of two maps, of which the class weighs the first: only where that is active it looks."""
-    conv = torch.nn.Conv2d(1, 2, 1, bias=False)
-    conv.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
-    net = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    backbone = Backbone("conv", net, 2, (1, 4, 4)).requires_grad_(False).eval()
-    module = last_map(backbone)
-    assert module is net[1]
-    x = torch.zeros(1, 1, 4, 4)
-    x[0, 0, :2] = 1.0
-    x[0, 0, 2, 1] = 0.5
-    head = {"weight": torch.tensor([[3.0, 1.0], [-1.0, 0.0]]), "bias": torch.zeros(2)}
-    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([0]))[0], x[0, 0])
-    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([1]))[0], torch.zeros(4, 4))
+def test_a_run_from_elsewhere_with_a_damaged_log(workdir: Path) -> None:
+    """Trained on GPUs that are not here; `report` of the same run twice is the same page."""
+    run = fitted("run")
+    config = (run / "fit.yaml").read_text()
+    told = re.sub(r"accelerator: .*", "accelerator: gpu", config)
+    told = re.sub(r"( +)devices: .*", r"\1devices: 2\n\1num_nodes: 2", told).replace("strategy: auto", "strategy: ddp")
+    told = re.sub(r"\n +num_nodes: 1", "", told)
+    (run / "fit.yaml").write_text(re.sub(r"precision: .*", "precision: 16-mixed", told))
+    for damaged in ("garbage\n1,2\n", "step,metric,value\n1,train/loss,x\n", "step,metric,value\n1,train/loss\n"):
+        (run / "metrics.csv").write_text(damaged)
+        text = Parsed(page := reported(run)).text
+        assert "There is no metrics.csv in the run's folder, or none that can be read" in text
+    assert re.search(r"duration[\d,]+ s, by the log", text)
+    assert main(["report", str(run), "--label_next=0", "--out=again.html"]) == 0
+    again = Path("again.html").read_text(encoding="utf-8")
+    assert "What to label next" not in again
+    assert page.split("What to label next")[0] == again.split("Where it comes from")[0].rsplit("<h2>", 1)[0] + "<h2>"
+    assert main(["report", str(run), "--label_next=-1"]) == 2
 
 
-def test_wilson_by_hand() -> None:
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    low, high = wilson(0.0, 10)
-    assert low == pytest.approx(0.0, abs=1e-12)
-    assert high == pytest.approx(0.2775, abs=1e-4)
+def test_a_checkpoint_of_other_than_the_last_step_is_named(workdir: Path) -> None:
+    run = fitted("run")
+    (best,) = (run / "checkpoints").glob("best-*.ckpt")
+    assert main(["report", str(best)]) == 0
+    assert f"This is the checkpoint {best.name} (step" in Parsed((run / "report.html").read_text()).text
 
 
-def test_temperature_by_hand() -> None:
-    # Two classes with log-odds of 2 where three of four are right: log(3) is what they should be.
-    logits = torch.tensor([[2.0, 0.0]] * 4)
-    assert temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / math.log(3), abs=1e-4)
+def test_many_classes_have_no_matrix(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fitted("run")
+    assert '<table class="matrix">' in reported(run)
+    monkeypatch.setattr(sys.modules[report.__module__], "_MATRIX", 9)
+    page = reported(run)
+    assert '<table class="matrix">' not in page
+    confused = re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td><td>(\d+)</td></tr>", page)
+    counts = [int(n) for _, _, n in confused]
+    assert len(counts) == 9
+    assert counts == sorted(counts, reverse=True)
+    assert all(true != said for true, said, _ in confused)
 
 
-def test_what_to_label_next_is_uncertain_and_diverse() -> None:
-    features = torch.tensor([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0], [-1.0, 0.0]])
-    logits = torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.2, 0.0], [9.0, 0.0]])
-    pool = Judged("x", list("abcd"), features, logits, torch.full((4,), -1))
-    # Known is near a and b: c and d are far, and d is certain, but the pool is small enough to hold it.
-    assert to_label_next(pool, torch.tensor([[1.0, 0.02]]), 2) == [3, 2]
-    # Of many only the most uncertain are looked at: d is the farthest, yet certain.
-    many = Judged("x", [], features.repeat(10, 1), logits.repeat(10, 1), torch.full((40,), -1))
-    assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 1)} == {1}
-    assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 3)} >= {2}
+def test_a_second_map_where_umap_is_installed(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fitted("run")
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert "UMAP" not in reported(run)
+    Path("umap.py").write_text(
+        "class UMAP:\n    def __init__(self, **_): ...\n    def fit_transform(self, x): return x[:, :2]\n"
+    )
+    monkeypatch.delitem(sys.modules, "umap")
+    monkeypatch.syspath_prepend(workdir)
+    assert "Neighbors stay neighbors (UMAP)" in reported(run)
+    monkeypatch.delitem(sys.modules, "umap")
 
 
-def test_the_map_is_that_of_the_covariance() -> None:
-    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.1, 2.0])
-    places, share = flat(x)
-    values = torch.linalg.eigvalsh(torch.cov(x.double().T)).flip(0)
-    torch.testing.assert_close(places.var(0), values[:2])
-    torch.testing.assert_close(share, values[:2] / values.sum())
-    assert flat(x[:, :1])[0].shape == (50, 2)
+def test_long_names_beside_a_matrix_are_cut_and_escaped() -> None:
+    made = matrix([[1, 0], [2, 3]], ["<i>" + "a" * 30, '"b"'])
+    Parsed(made)
+    assert f'<th title="&lt;i&gt;{"a" * 30}">&lt;i&gt;{"a" * 15}…</th>' in made
+    assert '<th title="&quot;b&quot;">&quot;b&quot;</th>' in made
+
+
+def test_each_part_of_a_page_escapes_what_it_is_given() -> None:
+    bad = "<b>&"
+    body = table((bad,), [(bad,)]) + tiles([("", [bad])]) + folded(bad, bad)
+    parsed = Parsed(page(bad, bad, [bad], [Section(bad, body), Section("left out", "")]))
+    assert "b" not in parsed.tags
+    assert parsed.text.count(bad) == 10  # the title twice
+    assert "left out" not in parsed.text
