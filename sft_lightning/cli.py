@@ -126,6 +126,14 @@ class Built(SFTCLI):
         """Nothing."""
 
 
+def prepare() -> None:
+    """Sets up the process for a command."""
+    quiet()
+    spare_cpu()
+    if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
+        sys.path.append("")
+
+
 def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
     """Runs one command and gives back what took part: `trainer`, `model`, `datamodule`.
 
@@ -136,10 +144,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
     Raises:
         InputError: The input is wrong.
     """
-    quiet()
-    spare_cpu()
-    if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
-        sys.path.append("")
+    prepare()
     return kind(
         LightningModule,
         subclass_mode_model=True,

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.arguments import Parser
-from sft_lightning.console import quiet
-from sft_lightning.cpu import spare_cpu
+from sft_lightning.cli import prepare
 from sft_lightning.lineage import lineage
 from sft_lightning.report.preview import preview
 from sft_lightning.report.report import report
@@ -26,10 +25,7 @@ def run(words: Sequence[str]) -> None:
     Raises:
         InputError: The input is wrong.
     """
-    quiet()
-    spare_cpu()
-    if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
-        sys.path.append("")
+    prepare()
     command, *rest = words
     sys.stdout.write(f"{COMMANDS[command](rest)}\n")
 
