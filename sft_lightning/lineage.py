@@ -1,8 +1,8 @@
 """What a run or a part started from, back to the first source: `lineage.json` in the run's folder, a chain of links.
 
 A link is a mapping: `run` (the folder), `model`, `backbone`, `data`, `data_sha256` (of the pictures), `weights` and
-`weights_sha256` (of the file it started from), `date`, `version`. A chain is a list of them, the source first. Each run
-holds its whole chain, so that nothing is forgotten when a folder is moved or removed.
+`weights_sha256` (of the file it started from), `date`, `version`, `machine`. A chain is a list of them, the source
+first. Each run holds its whole chain, so that nothing is forgotten when a folder is moved or removed.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 from sft_lightning import __version__
 from sft_lightning.errors import InputError
+from sft_lightning.machine import machine
 
 LINEAGE = "lineage.json"
 Link = dict[str, Any]
@@ -127,6 +128,7 @@ def record(run: Path, link: Link, sources: list[Link]) -> None:
     """
     own = {"run": str(run), **link, "data_sha256": data_digest(run)}
     own.update({"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": __version__})
+    own["machine"] = machine()
     write_json(run / LINEAGE, [*sources, own])
 
 

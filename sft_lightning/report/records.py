@@ -2,18 +2,14 @@
 
 import csv
 import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
-
-import lightning
-import torch
 
 from sft_lightning import __version__
 from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.lineage import chain_of
 from sft_lightning.lineage import told as chain_in_words
+from sft_lightning.machine import in_words, machine
 from sft_lightning.report import figures
 from sft_lightning.report.facts import Opened
 from sft_lightning.report.page import folded, table
@@ -106,8 +102,7 @@ def origin(opened: Opened) -> str:
     chain = chain_of(folder)
     counts = ", ".join(f"{len(s):,} {n}" for n, s in opened.data.splits.items() if " " not in n)
     link, took = chain[-1], seconds(folder)
-    here = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    versions = f"sft-lightning {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"
+    trained_on = in_words(link["machine"]) if "machine" in link else "unknown"
     rows = [
         ("run", folder),
         ("checkpoint", f"{opened.checkpoint.name}, step {about['step']:,}"),
@@ -118,7 +113,8 @@ def origin(opened: Opened) -> str:
             f"{link.get('date', 'unknown when')} with sft-lightning {link.get('version', 'of unknown version')}",
         ),
         ("duration", "unknown" if took is None else f"{took:,.0f} s, by the log, from its first entry to its last"),
-        ("report", f"by {versions} on {here}"),
+        ("hardware", trained_on),
+        ("report", f"by sft-lightning {__version__} on {in_words(machine())}"),
     ]
     parts = [table(("", ""), rows, "facts"), folded("Lineage, the source first", chain_in_words(chain))]
     parts.append(folded("Config", (folder / "fit.yaml").read_text(encoding="utf-8")))

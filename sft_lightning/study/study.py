@@ -8,8 +8,6 @@ import csv
 import html
 import io
 import itertools
-import os
-import platform
 import statistics
 import sys
 from dataclasses import asdict
@@ -17,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from sft_lightning import __version__
 from sft_lightning.errors import InputError, at_least, near
 from sft_lightning.lineage import write_json, write_text
+from sft_lightning.machine import machine
 from sft_lightning.report.figures import drawn
 from sft_lightning.report.page import Section, page
 from sft_lightning.report.page import table as html_table
@@ -168,8 +165,8 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "rows": rows,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"sft_lightning": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "version": __version__,
+        "machine": machine(),
     }
     write_json(folder / "summary.json", summary)
     text = table(rows, comparisons, column)

@@ -1,6 +1,7 @@
 """The page of a run, over the real command line: its figures calculated anew, its text escaped, a real browser."""
 
 import csv
+import json
 import math
 import re
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
+from sft_lightning.machine import machine
 from sft_lightning.report.measures import temperature, wilson
 from sft_lightning.report.page import Section, folded, matrix, page, table, tiles
 from sft_lightning.report.report import report
@@ -279,11 +281,16 @@ def test_a_run_from_elsewhere_with_a_damaged_log(workdir: Path) -> None:
     told = re.sub(r"( +)devices: .*", r"\1devices: 2\n\1num_nodes: 2", told).replace("strategy: auto", "strategy: ddp")
     told = re.sub(r"\n +num_nodes: 1", "", told)
     (run / "fit.yaml").write_text(re.sub(r"precision: .*", "precision: 16-mixed", told))
+    chain = json.loads((run / "lineage.json").read_text())
+    assert chain[-1]["machine"] == machine()
+    chain[-1]["machine"].update({"processor": "One of theirs", "cards": "NVIDIA H200"})
+    (run / "lineage.json").write_text(json.dumps(chain))
     for damaged in ("garbage\n1,2\n", "step,metric,value\n1,train/loss,x\n", "step,metric,value\n1,train/loss\n"):
         (run / "metrics.csv").write_text(damaged)
         text = Parsed(page := reported(run)).text
         assert "There is no metrics.csv in the run's folder, or none that can be read" in text
     assert re.search(r"duration[\d,]+ s, by the log", text)
+    assert re.search(r"hardware\S+ \S+, One of theirs, \d+ cores, NVIDIA H200; Python", text)
     assert main(["report", str(run), "--label_next=0", "--out=again.html"]) == 0
     again = Path("again.html").read_text(encoding="utf-8")
     assert "What to label next" not in again
