@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
 
 # Imported so that a config can name them without their module.
@@ -21,18 +22,19 @@ from sft_lightning import (  # noqa: F401
     WarmupCosine,
 )
 from sft_lightning.arguments import Parser
+from sft_lightning.callbacks.checkpoint import RunCheckpoint, WholeFiles
 from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.callbacks.figures import Figures
 from sft_lightning.callbacks.health import PseudoLabelHealth
 from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.callbacks.progress import Progress
-from sft_lightning.callbacks.run_folder import RunCheckpoint, RunFolder
+from sft_lightning.callbacks.run_folder import RunFolder
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
 from sft_lightning.errors import InputError
 from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
-from sft_lightning.runs import LOGS, check_checkpoint, find_checkpoint, run_logger, with_config
+from sft_lightning.runs import LOGS, check_checkpoint, find_checkpoint, newest_whole, run_logger, versions, with_config
 
 
 class NoProfiler(PassThroughProfiler):
@@ -60,11 +62,19 @@ class SFTCLI(LightningCLI):
         command = self.config.subcommand
         config = self.config[command]
         if config.get("ckpt_path") is not None:
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path, Path(LOGS) / config.run_name))
+            config.ckpt_path = self._checkpoint(config.ckpt_path, Path(LOGS) / config.run_name)
         elif command != "fit":
             raise InputError(
                 f"{command} needs a trained model: add --ckpt_path with a run's folder, a checkpoint, or `last`"
             )
+
+    def _checkpoint(self, name: str, runs: Path) -> str | None:
+        """None for a `fit` that goes on from `last` and was stopped before it had one: it starts anew."""
+        newest = versions(runs)[-1:]
+        if name == "last" and self.config.subcommand == "fit" and newest and newest_whole(newest[0]) is None:
+            rank_zero_info(f"Run {newest[0]} was stopped before its first checkpoint: starting anew.")
+            return None
+        return str(find_checkpoint(name, runs))
 
     def _parse_ckpt_path(self) -> None:
         """The config rules. Lightning would let the checkpoint replace it, even the model's class (pl#21116)."""
@@ -98,6 +108,7 @@ class SFTCLI(LightningCLI):
             made = super().instantiate_trainer(**kwargs)
         except ValueError as error:  # Lightning's sentence, such as that there is no such accelerator
             raise InputError(f"trainer: {error}") from error
+        WholeFiles.install(made)
         LeanEpochLoop.install(made)
         return made
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sft_lightning import __version__
 from sft_lightning.errors import InputError
+from sft_lightning.files import write_json
 from sft_lightning.machine import machine
 
 LINEAGE = "lineage.json"
@@ -28,29 +29,6 @@ def file_digest(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file, whole or not at all.
-
-    Args:
-        path: The file; its folder is made.
-        content: Of JSON's types.
-    """
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The same for text.
-
-    Args:
-        path: The file; its folder is made.
-        text: Its content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".part")
-    staged.write_text(text, encoding="utf-8", newline="")
-    staged.replace(path)
 
 
 def chain_of(run: Path) -> list[Link]:

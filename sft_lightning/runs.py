@@ -1,12 +1,14 @@
 """Runs on disk: `lightning_logs/NAME/version_N` with the configs, checkpoints, split and logs of one training."""
 
 import os
+import zipfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from sft_lightning.errors import InputError, cause
@@ -54,16 +56,45 @@ def find_checkpoint(name: str, runs: Path) -> Path:
         InputError: There is none.
     """
     if name == "last":
-        found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda p: int(p.parts[-3].split("_")[1]))
+        found = [path for run in versions(runs) if (path := newest_whole(run)) is not None]
         if not found:
             raise InputError(f"ckpt_path is 'last', but no run in {str(runs)!r} has a checkpoint yet: start without it")
         return found[-1]
     path = Path(name)
-    if (path / "checkpoints" / "last.ckpt").is_file():
-        return path / "checkpoints" / "last.ckpt"
+    if (path / "checkpoints").is_dir() and (checkpoint := newest_whole(path)) is not None:
+        return checkpoint
     if not path.is_file():
         raise InputError(f"ckpt_path {name!r} is no checkpoint and no run with checkpoints/last.ckpt: check the path")
     return path
+
+
+def versions(runs: Path) -> list[Path]:
+    """The folders of the runs of a name, the newest last.
+
+    Args:
+        runs: `lightning_logs/NAME`.
+    """
+    found = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The last checkpoint of a run, or where a crash of the machine has damaged it the newest other one.
+
+    Args:
+        run: Its folder.
+
+    Returns:
+        None where there is none. What is left out is told.
+    """
+    last = run / "checkpoints" / "last.ckpt"
+    others = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in [last, *(other for other in others if other != last)] if others else []:
+        if path.is_file() and zipfile.is_zipfile(path):
+            return path
+        if path.is_file():
+            rank_zero_info(f"Left out: {path}, which is not whole.")
+    return last if last.is_file() else None  # to be refused with its reason
 
 
 def check_checkpoint(path: Path, model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sft_lightning import lean
-from sft_lightning.callbacks.run_folder import RunCheckpoint
+from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from tests.paradigms.helpers import Recorder, cli, state

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from sft_lightning.files import write_text
+
 
 class MetricsCSV(Logger):
     """Appends, unlike Lightning's own, which deletes what an earlier part of the run has written."""
@@ -49,6 +51,20 @@ class MetricsCSV(Logger):
             if is_new:
                 rows.writerow(["step", "metric", "value"])
             rows.writerows([step, name, value] for name, value in metrics.items() if name != "epoch")
+
+    def forget_after(self, step: int) -> None:
+        """Leaves out what was logged after a checkpoint: a run that goes on from there logs it again.
+
+        Args:
+            step: Of the checkpoint; the log counts steps from 0.
+        """
+        path = self.folder / self.FILE
+        if not path.is_file():
+            return
+        head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) < step]
+        if kept != lines:
+            write_text(path, "".join([head, *kept]))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's folder has its config."""

@@ -1,72 +1,18 @@
-"""What a run leaves in its folder: the config of each command, the last and the best checkpoint, its final metrics."""
+"""What a run leaves in its folder: the config of each command, where it comes from, its final metrics."""
 
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.lineage import Link, before, file_digest, record
 from sft_lightning.networks.weights import find_weights, read_about
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """`last.ckpt`, the last iterate, and `best-*.ckpt` by the paradigm's validation metric where there is one.
-
-    Lightning 2.6 writes its own `last.ckpt` only together with a new best, so that it is not the last one.
-    """
-
-    SHARE = 0.02  # of the time that may go into saving the last iterate between epochs
-
-    def __init__(self) -> None:
-        """Keeps one best and the last."""
-        super().__init__(save_top_k=0, auto_insert_metric_name=False, enable_version_counter=False)
-        self._saved_step, self._saved_at, self._seconds = -1, 0.0, 0.0
-
-    @property
-    def state_key(self) -> str:
-        """A constant: Lightning asks in each hook of each step, and would build a text of all settings."""
-        return type(self).__name__
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds out what to monitor."""
-        monitor: tuple[str, str] | None = getattr(pl_module, "monitor", None)
-        splits: Any = getattr(getattr(trainer, "datamodule", None), "splits", {})
-        if monitor and len(splits.get("val", ())) and trainer.limit_val_batches:
-            self.monitor, self.mode = monitor
-            self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
-            self.save_top_k = 1
-            self.filename = "best-epoch={epoch}-" + self.monitor.split("/")[-1] + "={" + self.monitor + ":.4f}"
-        super().setup(trainer, pl_module, stage)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last iterate, unless epochs are so short that saving would take a noticeable share of the time."""
-        super().on_train_epoch_end(trainer, pl_module)
-        due = self.SHARE * (time.monotonic() - self._saved_at) >= self._seconds
-        if trainer.strategy.broadcast(due):
-            self._save_last(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last iterate."""
-        self._save_last(trainer)
-
-    def _save_last(self, trainer: Trainer) -> None:
-        if trainer.global_step == self._saved_step or getattr(trainer, "fast_dev_run", False):
-            return
-        start = time.monotonic()
-        assert self.dirpath is not None
-        self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
-        self._saved_step = trainer.global_step
-        self._save_checkpoint(trainer, self.last_model_path)
-        self._saved_at = time.monotonic()
-        self._seconds = self._saved_at - start
-
 
 # Taken from the data when the model is made, so the config does not hold their values.
 _LINKED = ("class_path", "init_args", "class_names", "num_classes", "image_shape")
@@ -139,6 +85,17 @@ class RunFolder(SaveConfigCallback):
         where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         rank_zero_info(f"Model: {type(pl_module).__name__}, {count:,} parameters, {part}; {where}.")
         rank_zero_info(f"Run: {folder}")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes out of the logs what the steps after the checkpoint have written, which are now done again."""
+        if not trainer.is_global_zero or self.config.get("ckpt_path") is None:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.forget_after(trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                again = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
+                logger.experiment._get_file_writer().add_event(again)
 
     def _record(self, folder: Path) -> None:
         """What the run starts from."""

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sft_lightning.errors import InputError
+from sft_lightning.files import write_text
 
 # What Pillow raises for a file that is no whole picture.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -223,7 +224,7 @@ class BadImages:
         if self.found:
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.found.items())]
             path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
-            path.write_text("".join(lines), encoding="utf-8")
+            write_text(path, "".join(lines))
 
 
 class FileImages(Images):

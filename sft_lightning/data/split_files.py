@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
 from sft_lightning.errors import InputError
+from sft_lightning.files import whole
 
 
 def digest(parts: Iterable[Part]) -> str:
@@ -35,9 +35,7 @@ def write_manifest(
         about: Goes into the comment line, with the counts and the digest.
     """
     head = {**about, "sha256": digest(parts), "counts": {name: len(split) for name, split in splits.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".part")
-    with staged.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {json.dumps(head)}\n")
         writer = csv.writer(file)
         writer.writerow(("id", "split", "label"))
@@ -46,9 +44,6 @@ def write_manifest(
                 # The hidden label of an unlabeled example is nobody's business.
                 shown = class_names[label] if label >= 0 and name != "unlabeled" else ""
                 writer.writerow((example, name, shown))
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
 
 
 def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str]) -> Splits:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sft_lightning.errors import InputError
+from sft_lightning.files import whole
 from sft_lightning.networks.merging import merged
 
 Tensors = dict[str, Tensor]
@@ -148,11 +149,9 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, An
         tensors: By name.
         about: Primitives that tell how to rebuild what they are of.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".part")
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(own, staged, metadata={"sft_lightning": json.dumps(about)})
-    staged.replace(path)
+    with whole(path) as staged:
+        save_file(own, staged, metadata={"sft_lightning": json.dumps(about)})
 
 
 def load_into(network: nn.Module, tensors: Tensors, source: str) -> Matched:

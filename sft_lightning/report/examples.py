@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from sft_lightning.lineage import write_text
+from sft_lightning.files import write_text
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
 from sft_lightning.report.attention import grad_cam, last_map

@@ -12,6 +12,7 @@ from sft_lightning.cli import Built, run
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.views import strong, weak
 from sft_lightning.errors import InputError
+from sft_lightning.files import whole
 from sft_lightning.runs import LOGS
 
 _COUNT, _DRAWS = 10, 2
@@ -45,11 +46,9 @@ def preview(words: Sequence[str]) -> str:
         made += [strong(x, data.weak_view, data.strong_view, draw) for draw in range(_DRAWS)]
     picture = rows(torch.stack(made))
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "preview.png"
-    staged = path.with_name(path.name + ".part")
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(staged, format="PNG")
-    staged.replace(path)
+    with whole(path) as staged:
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(staged, format="PNG")
     with SummaryWriter(str(folder)) as writer:
         writer.add_image("preview", picture)
     told = "\n".join(f"row {k}  {row}" for k, row in enumerate(ROWS[: len(made)], 1))

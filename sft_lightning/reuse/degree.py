@@ -21,7 +21,8 @@ from sft_lightning.cli import Built, run
 from sft_lightning.console import hushed
 from sft_lightning.data.splits import Split, Splits
 from sft_lightning.errors import InputError
-from sft_lightning.lineage import file_digest, write_json, write_text
+from sft_lightning.files import write_json, write_text
+from sft_lightning.lineage import file_digest
 from sft_lightning.losses.penalties import FromSource, Watcher
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.reuse.candidates import seen

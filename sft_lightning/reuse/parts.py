@@ -12,7 +12,8 @@ import torch
 
 from sft_lightning import __version__
 from sft_lightning.errors import InputError, shares
-from sft_lightning.lineage import chain_of, data_digest, run_of, write_json
+from sft_lightning.files import write_json
+from sft_lightning.lineage import chain_of, data_digest, run_of
 from sft_lightning.networks.heads import linear_head, tau_normalized
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
 from sft_lightning.runs import find_checkpoint

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.errors import InputError, cause
-from sft_lightning.lineage import write_text
+from sft_lightning.files import whole, write_text
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.reuse.candidates import Candidate, load, resolved, seen
 from sft_lightning.reuse.scores import cross_validated, divided, h_score, leep, logme, nce
@@ -251,6 +251,5 @@ def _draw(path: Path, ordered: Sequence[Ranked]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(places, [str(one.candidate)[-40:] for one in ordered])
     panels[0].invert_yaxis()
-    staged = path.with_name(path.name + ".part")
-    figure.savefig(staged, format="png")
-    staged.replace(path)
+    with whole(path) as staged:
+        figure.savefig(staged, format="png")

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from sft_lightning.files import whole
 from sft_lightning.study.statistics import LEAST_SEEDS, interval
 
 # M. Okabe, K. Ito, "Color Universal Design"; without black and the yellow that is pale on white
@@ -77,10 +78,8 @@ def label_efficiency(path: Path, results: Mapping[str, Mapping[int, Sequence[flo
         frameon=False,
         fontsize=9,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".part")
-    figure.savefig(staged, format="png")
-    staged.replace(path)
+    with whole(path) as staged:
+        figure.savefig(staged, format="png")
 
 
 def _mean(values: Sequence[float]) -> float:

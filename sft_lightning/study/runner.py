@@ -16,7 +16,8 @@ from sft_lightning.cli import SFTCLI
 from sft_lightning.cli import run as command
 from sft_lightning.console import hushed, quiet
 from sft_lightning.errors import InputError
-from sft_lightning.lineage import chain_of, write_json
+from sft_lightning.files import write_json
+from sft_lightning.lineage import chain_of
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.runs import LOGS, reason
 from sft_lightning.study.baselines import logistic_regression

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from sft_lightning import __version__
 from sft_lightning.errors import InputError, at_least, near
-from sft_lightning.lineage import write_json, write_text
+from sft_lightning.files import write_json, write_text
 from sft_lightning.machine import machine
 from sft_lightning.report.figures import drawn
 from sft_lightning.report.page import Section, page

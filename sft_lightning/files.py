@@ -1,0 +1,97 @@
+"""Files that are whole or not there: staged beside the target, flushed to the disk, renamed.
+
+A process that is killed leaves the old file, or the new one, and at most a staged `NAME.part` that nobody reads and
+that the next writing of NAME replaces.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.errors import InputError
+
+STAGED = ".part"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to be written in place of another, which becomes that other at the end; its folder is made.
+
+    Args:
+        path: What it becomes.
+
+    Yields:
+        The staged file, beside it: a rename across devices would not be one.
+
+    Raises:
+        InputError: The disk is full, or the folder may not be written to.
+    """
+    staged = path.with_name(path.name + STAGED)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield staged
+        with staged.open("rb+") as file:
+            os.fsync(file.fileno())
+        staged.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # its folder is gone, or is no folder: what went wrong is told already
+            staged.unlink(missing_ok=True)
+        found = _of_the_system(error)
+        if found is not None:
+            raise InputError(
+                f"{str(path)!r} cannot be written ({found.strerror}): free space or mend the permissions, and go on"
+            ) from error
+        raise
+
+
+def _of_the_system(error: BaseException) -> OSError | None:
+    """The system's error behind one of torch or safetensors, which do not hand its number on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename outlast a power cut; where a folder cannot be opened, as on Windows, there is no such call."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file.
+
+    Args:
+        path: The file; its folder is made.
+        text: Its content.
+
+    Raises:
+        InputError: As `whole`.
+    """
+    with whole(path) as staged:
+        staged.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file.
+
+    Args:
+        path: The file; its folder is made.
+        content: Of JSON's types.
+
+    Raises:
+        InputError: As `whole`.
+    """
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,134 @@
+"""Trainings that kill themselves, in processes forked from one that has imported everything."""
+
+import json
+import os
+import random
+import signal
+import socket
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from sft_lightning.callbacks import checkpoint
+from sft_lightning.callbacks.checkpoint import RunCheckpoint
+from sft_lightning.cli import SFTCLI, run
+from sft_lightning.losses.penalties import Regularizer
+from sft_lightning.paradigms.base import Paradigm
+
+_FORKS = get_context("forkserver")
+_FORKS.set_forkserver_preload([__name__])
+
+
+class Dice(Regularizer):
+    """Pulls the weights by an amount that all three generators of random numbers have a say in."""
+
+    def penalty(self, network: nn.Module) -> Tensor:
+        lots = random.random() + np.random.rand() + torch.rand(())
+        return lots * torch.stack([p.square().sum() for p in network.parameters() if p.requires_grad]).sum()
+
+
+class Seen(Callback):
+    """Writes down which examples each batch holds."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        parts = {name: part.indices.tolist() for name, part in batch.items()}
+        with self.file.open("a") as file:
+            file.write(json.dumps([trainer.global_step, parts]) + "\n")
+
+
+def die(*_: Any) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+def _kill(moment: str, count: int) -> None:
+    """Lets the process die at a moment when it has come the count-th time."""
+    left = count
+
+    def due() -> bool:
+        nonlocal left
+        left -= 1
+        return left == 0
+
+    if moment == "step":
+        own = Paradigm.training_step
+
+        def training_step(self: Paradigm, batch: Any, batch_idx: int) -> Tensor:
+            loss = own(self, batch, batch_idx)
+            return die() if due() else loss
+
+        Paradigm.training_step = training_step  # type: ignore[method-assign]
+    elif moment == "validation":
+        end = Paradigm.on_validation_epoch_end
+
+        def on_validation_epoch_end(self: Paradigm) -> None:
+            end(self)
+            if due():
+                die()
+
+        Paradigm.on_validation_epoch_end = on_validation_epoch_end  # type: ignore[method-assign]
+    else:
+        assert moment == "save"
+        save = torch.save
+
+        def half(content: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+            save(content, path, *args, **kwargs)
+            if isinstance(path, Path) and due():
+                os.truncate(path, path.stat().st_size // 2)
+                die()
+
+        checkpoint.torch.save = half  # type: ignore[attr-defined]
+
+
+def train(words: Sequence[str], folder: Path, moment: str, count: int, environment: dict[str, str]) -> None:
+    """One training in a process of its own.
+
+    Args:
+        words: Of the command line.
+        folder: Where it runs.
+        moment: Of its death: `step`, `validation`, `save`; "" for none.
+        count: The how manieth.
+        environment: Of the process.
+    """
+    os.chdir(folder)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    RunCheckpoint.EVERY, RunCheckpoint.SHARE = 3, 1e9
+    if moment:
+        _kill(moment, count)
+    own = SFTCLI._instantiate_trainer
+    seen = Seen(folder / f"seen{environment.get('LOCAL_RANK', '0')}.jsonl")
+    SFTCLI._instantiate_trainer = lambda self, config, callbacks: own(self, config, [*callbacks, seen])  # type: ignore[method-assign]
+    run(words)
+
+
+def trained(words: Sequence[str], folder: Path, moment: str = "", count: int = 0, ranks: int = 1) -> list[int]:
+    """Exit codes of the processes; negative for a signal."""
+    folder.mkdir(exist_ok=True)
+    environments: list[dict[str, str]] = [{}]
+    if ranks > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
+        environments = [{**shared, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        words = [*words, "--trainer.strategy=ddp", f"--trainer.devices={ranks}"]
+    processes = [_FORKS.Process(target=train, args=(words, folder, moment, count, own)) for own in environments]
+    for process in processes:
+        process.start()
+    wait([process.sentinel for process in processes], timeout=120)
+    for process in processes:
+        process.join(120 if moment == "" else 1)
+        process.kill()  # that of a killed one waits for it forever
+        process.join()
+    return [process.exitcode if process.exitcode is not None else 999 for process in processes]

@@ -1,0 +1,111 @@
+"""Killed at any moment and started again with `--ckpt_path last`, a run ends where an uninterrupted one does."""
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import CONFIGS
+from tests.promises.killed import trained
+
+KILLED = -signal.SIGKILL
+SHORT = [
+    "--data.init_args.steps_per_epoch=5",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.val_size=50",
+    "--data.init_args.num_labels=40",
+    "--trainer.max_epochs=3",
+    "--trainer.log_every_n_steps=2",
+    "--trainer.accelerator=cpu",
+    "--model.init_args.regularizer=tests.promises.killed.Dice",
+    "--model.init_args.regularizer.init_args.weight=0.001",
+    "--run_name=run",
+]
+SHARED = ["--config", str(CONFIGS / "semi_supervised" / "shared.yaml"), "--model.init_args.ema_decay=0.9"]
+ALTERNATING = ["--model.init_args.schedule=alternating", "--model.init_args.warmup_steps=2"]
+RUNS = {
+    "autoencoder": ["--config", str(CONFIGS / "quickstart" / "autoencoder.yaml"), "--model.init_args.noise=0.2"],
+    "fine-tuning": ["--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--model.init_args.backbone=conv"],
+    "joint": [*SHARED, "--model.init_args.strategy=FreeMatch"],
+    "alternating": [*SHARED, *ALTERNATING, "--model.init_args.strategy=FlexMatch"],
+    "two stages": [
+        "--config", str(CONFIGS / "quickstart" / "decoupled.yaml"), "--model.init_args.coupling=two_stage",
+        "--model.init_args.feature_epochs=2",
+    ],
+}  # fmt: skip
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What the last checkpoint holds, but for the times and the loops' count of restarts."""
+    run = folder / "lightning_logs" / "run" / "version_0"
+    found: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert found["callbacks"]["RunCheckpoint"]["random"]
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    return {**{name: found[name] for name in names}, "random": found["callbacks"]["RunCheckpoint"]["random"]}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def seen(folder: Path, rank: int = 0) -> dict[int, Any]:
+    """What each step was shown the last time."""
+    return dict(map(json.loads, (folder / f"seen{rank}.jsonl").read_text().splitlines()))
+
+
+def metrics(folder: Path) -> list[list[str]]:
+    """Of evaluations, and of training at the end; others are averages of steps that a stop tears apart."""
+    with (folder / "lightning_logs" / "run" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.reader(file) if not row[1].startswith(("train/", "pseudo_labels/"))]
+    assert len({(row[0], row[1]) for row in rows}) == len(rows)
+    return rows
+
+
+def check(words: list[str], tmp_path: Path, deaths: list[tuple[str, int]], ranks: int = 1) -> None:
+    words = ["fit", *words[:2], *SHORT, *words[2:]]
+    assert trained(words, tmp_path / "whole", ranks=ranks) == [0] * ranks
+    for k, (moment, count) in enumerate(deaths):
+        again = ["--ckpt_path=last"] if k else []
+        assert KILLED in trained([*words, *again], tmp_path / "parts", moment, count, ranks)
+    assert trained([*words, "--ckpt_path=last"], tmp_path / "parts", ranks=ranks) == [0] * ranks
+    whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")
+    assert whole["global_step"] >= 15
+    assert [name for name in whole if not same(whole[name], parts[name])] == []
+    for rank in range(ranks):
+        assert seen(tmp_path / "whole", rank) == seen(tmp_path / "parts", rank)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_killed_and_resumed_is_as_never_killed(kind: str, tmp_path: Path) -> None:
+    check(RUNS[kind], tmp_path, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)])
+
+
+def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "images", {"train": 20, "val": 4, "test": 2, "unlabeled": 16})
+    words = [*RUNS["joint"], f"--data.init_args.source={folder}", "--data.init_args.image_size=28"]
+    words += ["--data.init_args.num_workers=2", "--data.init_args.channels=1"]
+    check(words, tmp_path, [("step", 9), ("step", 3)])
+
+
+@pytest.mark.parametrize("kind", ["joint", "alternating", "two stages"])
+def test_two_processes(kind: str, tmp_path: Path) -> None:
+    """The one that lives on is ended by hand, as a cluster does."""
+    check(RUNS[kind], tmp_path, [("step", 9), ("save", 2)], ranks=2)
+
+
+def test_accumulated_gradients_are_not_torn_apart(tmp_path: Path) -> None:
+    """A checkpoint inside an epoch is taken right after an optimizer step, never between two."""
+    words = [*RUNS["fine-tuning"], "--trainer.accumulate_grad_batches=3", "--data.init_args.steps_per_epoch=24"]
+    check(words, tmp_path, [("step", 17)])
