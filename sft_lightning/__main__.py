@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from sft_lightning import __version__
-from sft_lightning.errors import cause, near
+from sft_lightning.errors import Stopped, cause, near
 
 COMMANDS = {
     "fit": "train a model: pre-train without labels or fine-tune on few",
@@ -44,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Words after `sft-lightning`; those of the process when None.
 
     Returns:
-        The exit code: 0, or 2 where the input was wrong.
+        The exit code: 0, 2 where the input was wrong, or 128 and the number of the signal that stopped it.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -67,6 +67,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
             run(words)
             leave()
+    except Stopped as stopped:
+        sys.stderr.write(f"sft-lightning: {stopped}\n")
+        return 128 + stopped.signal
     except Exception as error:
         mistake: BaseException | None = cause(error)
         # What Lightning says of settings that do not go together is a sentence, too.

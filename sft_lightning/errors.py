@@ -11,6 +11,27 @@ class InputError(Exception):
     """
 
 
+class Stopped(Exception):  # noqa: N818  # it is none
+    """A signal ended a training, which has saved; no mistake.
+
+    Attributes:
+        signal: Its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        """Keeps both.
+
+        Args:
+            message: What was saved and how to go on.
+            signal: Its number.
+        """
+        super().__init__(message)
+        self.signal = signal
+
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[str, int]]:
+        return type(self), (str(self), self.signal)
+
+
 def at_least(least: float, **settings: float) -> None:
     """Checks settings that have a lower bound.
 

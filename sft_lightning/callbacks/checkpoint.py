@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
 from sft_lightning.files import whole
+from sft_lightning.preemption import Signals, stop
 
 Place = Literal["inside", "end"]
 
@@ -89,6 +90,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._saved: tuple[int, Place] = -1, "end"
         self._saved_at, self._seconds = 0.0, 0.0
         self._step = -1
+        self._signals = Signals()
         self._random: list[dict[str, Any]] = []
 
     @property
@@ -106,6 +108,12 @@ class RunCheckpoint(ModelCheckpoint):
             self.save_top_k = 1
             self.filename = "best-epoch={epoch}-" + self.monitor.split("/")[-1] + "={" + self.monitor + ":.4f}"
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._signals.listen(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves signals to others."""
+        self._signals.leave()
 
     def state_dict(self) -> dict[str, Any]:
         """Also the random number generators of all processes."""
@@ -135,12 +143,20 @@ class RunCheckpoint(ModelCheckpoint):
         """Saves the last iterate inside an epoch, after an optimizer step."""
         step = trainer.global_step
         stepped, self._step = step != self._step, step
-        if stepped and step % self.EVERY == 0 and not trainer.is_last_batch:
+        if not stepped or trainer.is_last_batch:  # the end of the epoch will see to it
+            return
+        if number := self._signals.agreed():
+            self.save_last_iterate(trainer)
+            stop(trainer, number)
+        if step % self.EVERY == 0:
             self._save_if_due(trainer, "inside")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last iterate, unless epochs are so short that saving would take a noticeable share of the time."""
         super().on_train_epoch_end(trainer, pl_module)
+        if number := self._signals.agreed():
+            self.save_last_iterate(trainer, "end")
+            stop(trainer, number)
         self._save_if_due(trainer, "end")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

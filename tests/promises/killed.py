@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
@@ -16,9 +17,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from sft_lightning.__main__ import main
 from sft_lightning.callbacks import checkpoint
 from sft_lightning.callbacks.checkpoint import RunCheckpoint
-from sft_lightning.cli import SFTCLI, run
+from sft_lightning.cli import SFTCLI
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.paradigms.base import Paradigm
 
@@ -60,12 +62,15 @@ def _kill(moment: str, count: int) -> None:
         left -= 1
         return left == 0
 
-    if moment == "step":
+    if moment == "step" or moment.startswith("SIG"):
         own = Paradigm.training_step
+        asked = die if moment == "step" else lambda: os.kill(os.getpid(), signal.Signals[moment])
 
         def training_step(self: Paradigm, batch: Any, batch_idx: int) -> Tensor:
             loss = own(self, batch, batch_idx)
-            return die() if due() else loss
+            if due():
+                asked()
+            return loss
 
         Paradigm.training_step = training_step  # type: ignore[method-assign]
     elif moment == "validation":
@@ -96,7 +101,8 @@ def train(words: Sequence[str], folder: Path, moment: str, count: int, environme
     Args:
         words: Of the command line.
         folder: Where it runs.
-        moment: Of its death: `step`, `validation`, `save`; "" for none.
+        moment: Of its death: `step`, `validation`, `save`; the name of a signal for a step in which the last of the
+            processes gets it; "" for none.
         count: The how manieth.
         environment: Of the process.
     """
@@ -104,12 +110,13 @@ def train(words: Sequence[str], folder: Path, moment: str, count: int, environme
     os.environ.update(environment)
     torch.set_num_threads(1)
     RunCheckpoint.EVERY, RunCheckpoint.SHARE = 3, 1e9
-    if moment:
+    rank, ranks = (int(environment.get(name, "0")) for name in ("LOCAL_RANK", "WORLD_SIZE"))
+    if moment and (not moment.startswith("SIG") or rank + 1 >= ranks):
         _kill(moment, count)
     own = SFTCLI._instantiate_trainer
-    seen = Seen(folder / f"seen{environment.get('LOCAL_RANK', '0')}.jsonl")
+    seen = Seen(folder / f"seen{rank}.jsonl")
     SFTCLI._instantiate_trainer = lambda self, config, callbacks: own(self, config, [*callbacks, seen])  # type: ignore[method-assign]
-    run(words)
+    sys.exit(main(words))
 
 
 def trained(words: Sequence[str], folder: Path, moment: str = "", count: int = 0, ranks: int = 1) -> list[int]:
@@ -128,7 +135,7 @@ def trained(words: Sequence[str], folder: Path, moment: str = "", count: int = 0
         process.start()
     wait([process.sentinel for process in processes], timeout=120)
     for process in processes:
-        process.join(120 if moment == "" else 1)
-        process.kill()  # that of a killed one waits for it forever
+        process.join(1 if moment in ("step", "validation", "save") else 120)
+        process.kill()  # the partner of a killed one waits for it forever
         process.join()
     return [process.exitcode if process.exitcode is not None else 999 for process in processes]
