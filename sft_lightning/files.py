@@ -6,6 +6,7 @@ that the next writing of NAME replaces.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,11 +50,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _of_the_system(error: BaseException) -> OSError | None:
-    """The system's error behind one of torch or safetensors, which do not hand its number on."""
+    """The system's error behind another; safetensors writes its number into a text."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno is not None:
             return seen
+        if found := re.search(r"\(os error (\d+)\)", str(seen)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
         seen = seen.__cause__ or seen.__context__
     return None
 

@@ -47,9 +47,9 @@ class WholeFiles(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        # Not to a Python file: an error of the system comes back from torch without its number.
-        with whole(Path(path)) as staged:
-            torch.save(checkpoint, staged)
+        # To a Python file: torch's own writing says "unexpected pos" of a full disk.
+        with whole(Path(path)) as staged, staged.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 def random_state() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from io import BufferedWriter
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -24,8 +25,8 @@ from sft_lightning.cli import SFTCLI
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.paradigms.base import Paradigm
 
-_FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
 
 
 class Dice(Regularizer):
@@ -88,8 +89,9 @@ def _kill(moment: str, count: int) -> None:
 
         def half(content: Any, path: Any, *args: Any, **kwargs: Any) -> None:
             save(content, path, *args, **kwargs)
-            if isinstance(path, Path) and due():
-                os.truncate(path, path.stat().st_size // 2)
+            if isinstance(path, BufferedWriter) and due():
+                path.flush()
+                os.truncate(path.name, path.tell() // 2)
                 die()
 
         checkpoint.torch.save = half  # type: ignore[attr-defined]
@@ -130,7 +132,7 @@ def trained(words: Sequence[str], folder: Path, moment: str = "", count: int = 0
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
         environments = [{**shared, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
         words = [*words, "--trainer.strategy=ddp", f"--trainer.devices={ranks}"]
-    processes = [_FORKS.Process(target=train, args=(words, folder, moment, count, own)) for own in environments]
+    processes = [FORKS.Process(target=train, args=(words, folder, moment, count, own)) for own in environments]
     for process in processes:
         process.start()
     wait([process.sentinel for process in processes], timeout=120)
