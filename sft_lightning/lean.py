@@ -9,7 +9,7 @@ Lightning's own code runs.
 import inspect
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
@@ -108,6 +108,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
             parameter.grad = None
         steps.zero_grad.increment_completed()
         loss.backward()
+        module.on_before_optimizer_step(optimizer)
         optimizer.step()
         steps.step.increment_completed()
 
@@ -142,7 +143,7 @@ def nothing_hooked(trainer: Trainer) -> bool:
         and trainer.gradient_clip_val is None
         and not trainer._detect_anomaly
         and getattr(type(module), "training_step", None) is Paradigm.training_step
-        and not any(_overridden(module, LightningModule, hook) for hook in _OF_THE_MODULE)
+        and not any(_overridden(module, Paradigm, hook) for hook in _OF_THE_MODULE)
         and not any(_overridden(c, Callback, hook) for c in trainer.callbacks for hook in _INSIDE_A_STEP)  # type: ignore[attr-defined]
         # LBFGS computes the loss several times in a step.
         and all(inspect.signature(type(o).step).parameters["closure"].default is None for o in trainer.optimizers)

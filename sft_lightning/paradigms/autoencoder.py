@@ -22,6 +22,7 @@ from sft_lightning.networks.autoencoders import ConvDecoder, MLPDecoder
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
 from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
+from sft_lightning.paradigms.nonfinite import OnNonfinite
 
 ENCODER = "encoder.safetensors"
 _SHOWN = 8
@@ -47,6 +48,8 @@ class AutoencoderModule(Paradigm):
         regularizer: Regularizer | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        on_nonfinite: OnNonfinite = "raise",
+        nonfinite_limit: int = 10,
     ) -> None:
         """Builds encoder and decoder.
 
@@ -61,11 +64,14 @@ class AutoencoderModule(Paradigm):
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: See `Paradigm`.
             lr_scheduler: See `Paradigm`.
+            on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
+                out (`skip`); it changes no parameter in either case.
+            nonfinite_limit: So many steps may be left out before the training stops.
 
         Raises:
             InputError: A setting is out of its range.
         """
-        super().__init__(optimizer, lr_scheduler, regularizer)
+        super().__init__(optimizer, lr_scheduler, regularizer, on_nonfinite, nonfinite_limit)
         if noise < 0 or not 0 <= hidden < 1 or patch < 1:
             raise InputError(
                 f"noise is {noise}, hidden {hidden}, patch {patch}: give noise >= 0, 0 <= hidden < 1 and patch >= 1"

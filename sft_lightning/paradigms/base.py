@@ -10,10 +10,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sft_lightning.errors import InputError
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.networks.backbones import Backbone
+from sft_lightning.paradigms.nonfinite import NonfiniteGuard, OnNonfinite
 from sft_lightning.paradigms.optimization import Group, optimizer_and_schedule
 
 
@@ -45,6 +47,8 @@ class Paradigm(LightningModule, ABC):
         optimizer: OptimizerCallable | None,
         lr_scheduler: LRSchedulerCallable | None,
         regularizer: Regularizer | None = None,
+        on_nonfinite: OnNonfinite = "raise",
+        nonfinite_limit: int = 10,
     ) -> None:
         """Keeps what makes the optimizer, and what keeps the network in check.
 
@@ -53,10 +57,14 @@ class Paradigm(LightningModule, ABC):
             lr_scheduler: From the optimizer to a schedule, or None for a constant rate.
             regularizer: lambda R(theta), one of `sft_lightning.losses.regularizers` or a class of your own; None for
                 none. `regularize` builds it.
+            on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
+                out (`skip`); in either case it changes no parameter.
+            nonfinite_limit: So many steps may be left out; one more stops the training.
         """
         super().__init__()
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.regularizer = regularizer
+        self._guard = NonfiniteGuard(on_nonfinite, nonfinite_limit)
         self._sums: dict[str, Tensor] = {}
         self._summed: dict[str, int] = {}
         self._logged_step = -1
@@ -111,11 +119,13 @@ class Paradigm(LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss; its parts are summed on the device and read only when the log is due."""
+        self._guard.before(self)
         result = self.step(batch)
         if self.regularizer is not None:
             penalty: Tensor = self.regularizer(self)
             logs = result.logs or {"task": result.loss}
             result = StepResult(result.loss + penalty, {**logs, "regularizer": penalty})
+        self._guard.after(batch, {"loss": result.loss, **result.logs})
         for name, value in (("loss", result.loss), *result.logs.items()):
             value = value.detach()
             if name in self._sums:
@@ -124,7 +134,20 @@ class Paradigm(LightningModule, ABC):
             else:
                 # A copy: a strategy may log a buffer that the next step changes.
                 self._sums[name], self._summed[name] = value.clone(), 1
+        if self.trainer.world_size > 1:  # gradients that are not finite, so that all processes get to know
+            return result.loss * torch.where(result.loss.detach().isfinite(), 1.0, torch.nan)
         return result.loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Nothing is learned from what is not finite.
+
+        Args:
+            optimizer: About to step.
+
+        Raises:
+            InputError: The training is to stop.
+        """
+        self._guard.allows(self, optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Writes the averages of the last steps when the log is due, so that no other step waits for the device."""

@@ -24,6 +24,7 @@ from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.freezing import Depth, Tune, rewrap
 from sft_lightning.paradigms.heads import attach_head, take_head
 from sft_lightning.paradigms.metrics import ClassifierMetrics
+from sft_lightning.paradigms.nonfinite import OnNonfinite
 from sft_lightning.paradigms.optimization import Group
 
 
@@ -58,6 +59,8 @@ class FineTuneClassifier(Paradigm):
         regularizer: Regularizer | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        on_nonfinite: OnNonfinite = "raise",
+        nonfinite_limit: int = 10,
     ) -> None:
         """Builds the network and loads its weights.
 
@@ -85,11 +88,14 @@ class FineTuneClassifier(Paradigm):
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: See `Paradigm`.
             lr_scheduler: See `Paradigm`.
+            on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
+                out (`skip`); it changes no parameter in either case.
+            nonfinite_limit: So many steps may be left out before the training stops.
 
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
-        super().__init__(optimizer, lr_scheduler, regularizer)
+        super().__init__(optimizer, lr_scheduler, regularizer, on_nonfinite, nonfinite_limit)
         if num_classes < 2:
             raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
         decays(label_smoothing=label_smoothing)

@@ -37,6 +37,22 @@ class Dice(Regularizer):
         return lots * torch.stack([p.square().sum() for p in network.parameters() if p.requires_grad]).sum()
 
 
+class Torn(Regularizer):
+    """Not finite in some steps, on the last process: `value` with sound gradients, or `gradient` with a sound value."""
+
+    def __init__(self, kind: str, steps: list[int]) -> None:
+        super().__init__(1.0)
+        self.kind, self.steps = kind, steps
+
+    def penalty(self, network: nn.Module) -> Tensor:
+        assert isinstance(network, LightningModule)
+        nothing = torch.stack([p.sum() * 0 for p in network.parameters() if p.requires_grad]).sum()
+        trainer = network.trainer
+        if trainer.global_step not in self.steps or trainer.global_rank + 1 < trainer.world_size:
+            return nothing
+        return nothing + torch.inf if self.kind == "value" else nothing.sqrt()
+
+
 class Seen(Callback):
     """Writes down which examples each batch holds."""
 

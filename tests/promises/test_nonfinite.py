@@ -1,0 +1,121 @@
+"""What is not finite changes no parameter, and is told with the step, its examples, its terms and the learning rate."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from sft_lightning import ImageDataModule, SemiSupervisedModule
+from sft_lightning.errors import InputError
+from sft_lightning.losses.strategies import FixMatch
+from sft_lightning.losses.unlabeled import Result, Step
+from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, sample, state, trainer
+from tests.promises.killed import Torn, trained
+from tests.promises.test_exact_resume import RUNS, SHORT
+
+TORN = "--model.init_args.regularizer={class_path: tests.promises.killed.Torn, init_args: {kind: KIND, steps: STEPS}}"
+
+
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize(("kind", "what"), [("value", "regularizer is inf"), ("gradient", "the gradient of backbone.")])
+def test_the_first_one_stops_and_says_where(kind: str, what: str, lean: bool, workdir: Path) -> None:
+    words = ["--data.init_args.steps_per_epoch=6", "--trainer.max_epochs=1", "--model.init_args.backbone=conv"]
+    if not lean:
+        words += ["--trainer.gradient_clip_val=5", "--model.init_args.optimizer.init_args.fused=false"]
+    torn = TORN.replace("KIND", kind).replace("STEPS", "[4]")
+    with pytest.raises(InputError) as stopped:
+        cli("fit", "fine_tune", *words, torn, "--run_name=torn")
+    said = str(stopped.value)
+    folder = Path("lightning_logs/torn/version_0")
+    assert said.startswith(what)
+    assert " at step 4 (learning rate 0.0001, " in said
+    assert f"{folder / 'nonfinite.json'} lists the examples" in said
+    assert "nothing was learned" in said
+    told = json.loads((folder / "nonfinite.json").read_text())
+    assert (told["step"], told["lr"]) == (4, 0.0001)
+    assert 0 < told["terms"][0]["task"] < 10
+    assert bool(told["gradients"]) is (kind == "gradient")
+    whole = cli("fit", "fine_tune", *words, "--run_name=whole", "--trainer.max_steps=5")
+    data = whole.datamodule
+    plan = data.train_dataloader().streams["labeled"].plan
+    assert told["examples"] == [{"labeled": [data.splits["labeled"].ids[i] for i in plan[4][0].tolist()]}]
+
+
+@pytest.mark.parametrize("kind", ["value", "gradient"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_left_out_steps_change_neither_parameters_nor_statistics(kind: str, accumulate: int) -> None:
+    model = classifier("conv", regularizer=Torn(kind, [2, 3]), on_nonfinite="skip", nonfinite_limit=2)
+    states: list[dict[str, torch.Tensor]] = []
+
+    class Before(Recorder):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx % accumulate == 0:
+                states.append(state(pl_module))
+
+    done = trainer([Before()], accumulate_grad_batches=accumulate)
+    done.fit(model, sample(steps_per_epoch=6 * accumulate))
+    assert done.global_step == 6
+    states.append(state(model))
+    changed = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in pairwise(states)]
+    assert [bool(names) for names in changed] == [True, True, False, False, True, True]
+    assert any("running_mean" in name for name in changed[1])
+
+
+def test_one_more_than_may_be_left_out_stops() -> None:
+    model = classifier(regularizer=Torn("value", [1, 2, 4]), on_nonfinite="skip", nonfinite_limit=2)
+    with pytest.raises(InputError, match=r"regularizer is inf at step 4 .* after 2 that were left out: nothing"):
+        trainer().fit(model, sample(steps_per_epoch=6))
+    with pytest.raises(InputError, match="nonfinite_limit is -1"):
+        classifier(nonfinite_limit=-1)
+
+
+class Poisoned(FixMatch):
+    def loss(self, step: Step) -> Result:
+        result = super().loss(step)
+        return result._replace(loss=result.loss + torch.nan)
+
+
+def test_the_unlabeled_part_is_named() -> None:
+    model = SemiSupervisedModule(
+        Poisoned(), backbone="mlp", num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05)
+    )
+    data = ImageDataModule("sample", num_labels=40, batch_size=8, steps_per_epoch=6, val_size=30)
+    with pytest.raises(InputError, match=r"^unsupervised is nan at step 0 \(learning rate 0.05\)"):
+        trainer().fit(model, data)
+
+
+def test_a_learning_rate_that_is_too_high_is_told() -> None:
+    model = classifier(lr=1e20)
+    with pytest.raises(InputError, match=r"at step \d+ \(learning rate 1e\+20\): nothing was learned"):
+        trainer(max_epochs=3).fit(model, sample(steps_per_epoch=6))
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_the_scale_of_half_precision_is_not_mistaken_for_it() -> None:
+    """The scaler finds infinite gradients, leaves out the step and scales less: its business."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    trainer(plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(classifier(), sample(steps_per_epoch=4))
+    assert scaler.get_scale() < 2.0**127
+    torn = classifier(regularizer=Torn("value", [1]))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with pytest.raises(InputError, match="regularizer is inf at step 1"):
+        trainer(plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(torn, sample(steps_per_epoch=4))
+
+
+@pytest.mark.parametrize("kind", ["value", "gradient"])
+def test_two_processes_stop_together(kind: str, tmp_path: Path) -> None:
+    """Only the second has it."""
+    own = [word for word in SHORT if "regularizer" not in word]
+    torn = TORN.replace("KIND", kind).replace("STEPS", "[7]")
+    words = ["fit", *RUNS["joint"][:2], *own, *RUNS["joint"][2:], torn]
+    assert trained(words, tmp_path, ranks=2) == [2, 2]
+    run = tmp_path / "lightning_logs" / "run" / "version_0"
+    told, other = (json.loads((run / name).read_text()) for name in ("nonfinite.rank1.json", "nonfinite.json"))
+    assert told["step"] == 7
+    assert (told["terms"][0]["regularizer"] == float("inf")) is (kind == "value")
+    assert other["terms"][0]["regularizer"] == 0
+    assert other["examples"] != told["examples"]
