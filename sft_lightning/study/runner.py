@@ -24,6 +24,7 @@ from sft_lightning.study.baselines import logistic_regression
 from sft_lightning.study.recipe import Run
 
 Result = dict[str, Any]
+Launch = Callable[[list[Run], "Ledger", str, int], Iterator[tuple[Run, Result]]]
 
 
 class Ledger:
@@ -65,7 +66,14 @@ class Ledger:
         return "folder" in self.results.get(key, {})
 
 
-def train(runs: Sequence[Run], ledger: Ledger, folder: str, jobs: int, say: Callable[[str], None]) -> None:
+def train(
+    runs: Sequence[Run],
+    ledger: Ledger,
+    folder: str,
+    jobs: int,
+    say: Callable[[str], None],
+    launch: Launch | None = None,
+) -> None:
     """Trains all runs that are not done, each after the one that it starts from.
 
     Args:
@@ -74,6 +82,7 @@ def train(runs: Sequence[Run], ledger: Ledger, folder: str, jobs: int, say: Call
         folder: Below `lightning_logs`, where the runs' folders are made.
         jobs: Processes at the same time; 1 for this one.
         say: Told a line after each run.
+        launch: Trains them in this order in another way than here.
     """
     unique: dict[str, Run] = {}
     for one in runs:
@@ -83,7 +92,7 @@ def train(runs: Sequence[Run], ledger: Ledger, folder: str, jobs: int, say: Call
             unique[one.key] = one
     waiting = [run for run in unique.values() if not ledger.done(run.key)]
     total, begin = len(waiting), time.monotonic()
-    for finished, (one, result) in enumerate(_performed(waiting, ledger, folder, jobs), 1):
+    for finished, (one, result) in enumerate((launch or performed)(waiting, ledger, folder, jobs), 1):
         ledger.add(one.key, {**result, "start": one.start})
         left = (time.monotonic() - begin) / finished * (total - finished) / 60
         outcome = f"failed: {result['failed']}" if "failed" in result else _told(result)
@@ -94,38 +103,62 @@ def _told(result: Result) -> str:
     return f"test accuracy {result['test_last']:.4f}" if "test_last" in result else f"{result['seconds']:.0f} s"
 
 
-def _performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int) -> Iterator[tuple[Run, Result]]:
-    """Each run with its result, as soon as it has one."""
+def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int) -> Iterator[tuple[Run, Result]]:
+    """Each run with its result, as soon as it has one, trained on this machine.
+
+    Args:
+        waiting: What is to be trained.
+        ledger: With the results of what runs start from.
+        folder: Below `lightning_logs`.
+        jobs: Processes at the same time; 1 for this one.
+    """
     waiting = list(waiting)
     if jobs == 1:
         for one in waiting:
-            yield one, _outcome(one, _start(one, ledger), folder)
+            yield one, outcome(one, beginning(one, ledger), folder)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _prepare, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, prepare, (threads,)) as pool:
         running: dict[Future[Result], Run] = {}
         while waiting or running:
             open_keys = {one.key for one in [*waiting, *running.values()]}
             ready = [one for one in waiting if one.start not in open_keys]
             for one in ready[: jobs - len(running)]:
                 waiting.remove(one)
-                running[pool.submit(_outcome, one, _start(one, ledger), folder)] = one
+                running[pool.submit(outcome, one, beginning(one, ledger), folder)] = one
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
 
 
-def _prepare(threads: int) -> None:
+def prepare(threads: int) -> None:
+    """Sets up a process for some trainings.
+
+    Args:
+        threads: Of each.
+    """
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def _start(one: Run, ledger: Ledger) -> str | None:
-    """The folder of the run that this one starts from; "" where that one failed."""
+def beginning(one: Run, ledger: Ledger) -> str | None:
+    """The folder of the run that this one starts from, None without one, "" where that one failed.
+
+    Args:
+        one: The run.
+        ledger: With the results.
+    """
     return None if one.start is None else ledger.results.get(one.start, {}).get("folder", "")
 
 
-def _outcome(one: Run, start: str | None, folder: str) -> Result:
+def outcome(one: Run, start: str | None, folder: str) -> Result:
+    """What `perform` gives, or the reason why there is nothing.
+
+    Args:
+        one: The run.
+        start: From `beginning`.
+        folder: Below `lightning_logs`.
+    """
     if start == "":
         return {"failed": "the stage that it starts from has failed"}
     try:

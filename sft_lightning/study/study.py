@@ -12,6 +12,7 @@ import statistics
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from sft_lightning.runs import LOGS
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.runner import Ledger, Result, train
+from sft_lightning.study.slurm import submitted
 from sft_lightning.study.statistics import Comparison, compare, corrected, sentence
 
 COLUMNS = (
@@ -47,6 +49,8 @@ def study(
     options: dict[str, Any] | None = None,
     judge: Judged = "last",
     jobs: int = 1,
+    launcher: Literal["local", "slurm"] = "local",
+    slurm: dict[str, Any] | None = None,
 ) -> str:
     """Trains what is missing of a study, and tells what the unlabeled pictures gave.
 
@@ -59,7 +63,10 @@ def study(
         data: Class path and options of the data module, for all stages; null for that of each stage's config.
         options: Settings of `fit` for all stages by their full names; a stage's own come after.
         judge: By which test accuracy methods are compared: of the `last` iterate, or of the `best` on validation.
-        jobs: Trainings at the same time, each in a process of its own if more than 1.
+        jobs: Trainings at the same time, each in a process of its own if more than 1; with `slurm`, 1 is no limit.
+        launcher: Where they run: here (`local`), or as array jobs of a cluster (`slurm`, with the extra `slurm`).
+        slurm: Settings of sbatch for each training, as submitit names them: partition, time (minutes), cpus_per_task,
+            gpus_per_node, mem, account, ...
 
     Returns:
         The verdict and a table.
@@ -78,7 +85,10 @@ def study(
     ledger = Ledger(folder / "study.json")
     left = len({run.key for run in runs if not ledger.done(run.key)})
     _say(f"Study {name}: {len({run.key for run in runs})} trainings, {left} to do.")
-    train(runs, ledger, f"study/{name}", jobs, _say)
+    if slurm and launcher == "local":
+        raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
+    launch = partial(submitted, settings=slurm or {}) if launcher == "slurm" else None
+    train(runs, ledger, f"study/{name}", jobs, _say, launch)
     rows = collected([run for run in runs if run.final], ledger)
     return written(folder, rows, baseline, judge)
 
