@@ -33,6 +33,7 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--soft); fo
 @media (max-width: 40rem) { .facts td:first-child { width: 6.5rem; } th, td { padding: .25rem .4rem; } }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: .5rem 0; max-width: 30rem; } figure.wide { max-width: 48rem; } figure img { max-width: 100%; }
+.chart figure { min-width: 34rem; max-width: 48rem; }
 figure svg { width: 100%; height: auto; display: block; color: var(--soft); }
 figure svg text { font-family: system-ui, sans-serif !important; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .85rem; color: var(--ink); padding-left: .5rem; }
@@ -73,14 +74,22 @@ def page(title: str, under: str, verdict: Sequence[str], sections: Sequence[Sect
         sections: In order; those without a body are left out.
     """
     parts = [f"<h2>{html.escape(s.title)}</h2>\n{s.body}" for s in sections if s.body]
-    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdict)
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
         f'<h1>{html.escape(title)}</h1>\n<p class="soft">{html.escape(under)}</p>\n'
-        f'<div class="verdict">{said}</div>\n' + "\n".join(parts) + "\n</body>\n</html>\n"
+        f'<div class="verdict">{paragraphs(verdict)}</div>\n' + "\n".join(parts) + "\n</body>\n</html>\n"
     )
+
+
+def paragraphs(sentences: Sequence[str]) -> str:
+    """Each a paragraph.
+
+    Args:
+        sentences: Plain text.
+    """
+    return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], kind: str = "") -> str:

@@ -260,6 +260,24 @@ def sentence(c: Comparison) -> str:
     return f"{start}no evidence yet for {c.method}: {told}{_remedy(c)}."
 
 
+def headline(together: Sequence[Comparison]) -> str:
+    """The verdicts of one budget in a sentence, the largest differences first.
+
+    Args:
+        together: The comparisons of a budget.
+    """
+    parts = []
+    for verdict in ("helped", "hurt", "no evidence yet"):
+        own = sorted((c for c in together if c.verdict == verdict), key=lambda c: -c.mean_difference)
+        told = [f"{c.method} ({_points(c.mean_difference)})" for c in own]
+        listed = " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+        if listed:
+            parts.append(f"{listed} {verdict}" if verdict != "no evidence yet" else f"no evidence yet for {listed}")
+    seeds = sorted({c.seeds for c in together})
+    counted = _count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return f"With {_count(together[0].budget, 'label')} and {counted}: {'; '.join(parts)}."
+
+
 def _remedy(c: Comparison) -> str:
     if c.seeds < LEAST_SEEDS:
         return f"; a verdict needs at least {LEAST_SEEDS} seeds"

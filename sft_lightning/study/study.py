@@ -5,7 +5,6 @@ accuracy: of the last iterate, and beside it of the one that the validation spli
 """
 
 import csv
-import html
 import io
 import itertools
 import statistics
@@ -21,14 +20,14 @@ from sft_lightning.errors import InputError, at_least, near
 from sft_lightning.files import write_json, write_text
 from sft_lightning.machine import machine
 from sft_lightning.report.figures import drawn
-from sft_lightning.report.page import Section, page
+from sft_lightning.report.page import Section, page, paragraphs
 from sft_lightning.report.page import table as html_table
 from sft_lightning.runs import LOGS
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.runner import Ledger, Result, train
 from sft_lightning.study.slurm import submitted
-from sft_lightning.study.statistics import Comparison, compare, corrected, sentence
+from sft_lightning.study.statistics import Comparison, compare, corrected, headline, sentence
 
 COLUMNS = (
     "method", "budget", "seed", "test_last", "test_best", "val_best", "network", "steps", "tested", "seconds", "run",
@@ -159,7 +158,9 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
     if not accuracies:
         raise InputError(f"no run of the study finished; the first failed: {failed[0] if failed else 'none was run'}")
     comparisons = compared(accuracies, baseline)
-    verdict = [sentence(comparison) for comparison in comparisons] + _beaten(accuracies)
+    by_budget = [list(own) for _, own in itertools.groupby(comparisons, key=lambda c: c.budget)]
+    verdict = [headline(own) for own in by_budget] + _beaten(accuracies)
+    details = [sentence(comparison) for comparison in comparisons]
     different = _different(rows, baseline)
     label_efficiency(
         folder / "label_efficiency.png",
@@ -168,6 +169,7 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
     )
     summary = {
         "verdict": verdict,
+        "details": details,
         "notes": different,
         "failed": failed,
         "judge": judge,
@@ -179,25 +181,32 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
         "machine": machine(),
     }
     write_json(folder / "summary.json", summary)
-    text = table(rows, comparisons, column)
-    write_text(folder / "report.html", _page(folder, verdict, [*different, *failed], text, rows))
-    parts = ["\n".join(verdict), text]
+    lines = table(rows, comparisons, column)
+    text = aligned(lines)
+    write_text(folder / "report.html", _page(folder, verdict, details, [*different, *failed], lines, rows))
+    parts = ["\n".join(verdict), text, "\n".join(details)]
     parts += ["\n".join(different)] if different else []
     parts += ["\n".join(f"failed: {line}" for line in failed)] if failed else []
     parts.append(f"Study: {folder} (results.csv, summary.json, label_efficiency.png, report.html)")
     return "\n\n".join(parts)
 
 
-def _page(folder: Path, verdict: list[str], notes: list[str], text: str, rows: list[Row]) -> str:
+def _page(
+    folder: Path, verdict: list[str], details: list[str], notes: list[str], lines: list[list[str]], rows: list[Row]
+) -> str:
     """`report.html`: the verdict first."""
     picture = drawn((folder / "label_efficiency.png").read_bytes(), "Test accuracy against the number of labels")
     columns = ("method", "budget", "seed", "test_last", "test_best", "val_best", "run")
-    listed = [[row[name] for name in columns] for row in rows if row["run"]]
+    listed = [
+        [Path(row[name]).parent.name if name == "run" else row[name] for name in columns] for row in rows if row["run"]
+    ]
+    methods = [[method, labels, *cells] for labels, method, *cells in lines]
+    under = f"Folders are in {folder}; sft-lightning report RUN shows each by itself."
     sections = [
-        Section("Accuracy and labels", picture),
-        Section("Methods", f'<div class="scroll"><pre>{html.escape(text)}</pre></div>'),
-        Section("To be known", "".join(f"<p>{html.escape(note)}</p>" for note in notes)),
-        Section("Runs", html_table(columns, listed) + "<p>sft-lightning report RUN shows each by itself.</p>"),
+        Section("Accuracy and labels", f'<div class="scroll chart">{picture}</div>'),
+        Section("Methods", html_table(methods[0], methods[1:]) + paragraphs(details)),
+        Section("To be known", paragraphs(notes)),
+        Section("Runs", html_table(columns, listed) + paragraphs([under])),
     ]
     seeds = len({row["seed"] for row in rows})
     return page(f"Study {folder.name}", f"{seeds} seeds; {folder}", verdict, sections)
@@ -245,8 +254,8 @@ def _different(rows: list[Row], baseline: str) -> list[str]:
     return list(said.values())
 
 
-def table(rows: list[Row], comparisons: list[Comparison], column: str) -> str:
-    """Mean and deviation over the seeds, best first within each budget.
+def table(rows: list[Row], comparisons: list[Comparison], column: str) -> list[list[str]]:
+    """Mean and deviation over the seeds, best first within each budget; the titles first.
 
     Args:
         rows: From `collected`.
@@ -267,6 +276,15 @@ def table(rows: list[Row], comparisons: list[Comparison], column: str) -> str:
             time = f"{statistics.mean(seconds):.0f}" if seconds else ""
             cells = [_cell([row[name] for row in own if row[name] != ""]) for name in ("test_last", "test_best")]
             lines.append([str(budget), method, str(len(own)), *cells, change, time])
+    return lines
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """A table as text.
+
+    Args:
+        lines: Cells.
+    """
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
