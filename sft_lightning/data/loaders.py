@@ -27,12 +27,14 @@ class RawBatch(NamedTuple):
         labels: int64, (B,), or None: labels of unlabeled examples never travel.
         indices: int64, (B,): positions in the split.
         draw: Seed of the random views of this batch, None where views are fixed.
+        names: Of the examples, where they are to be predicted.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     draw: int | None
+    names: list[str] | None = None
 
 
 class BatchPlan:
@@ -180,7 +182,8 @@ class _Requests:
             yield [(i, seed, draw) for i, seed in zip(indices.tolist(), crop, strict=True)]
 
 
-def _as_it_is(batch: list[Any]) -> list[Any]:
+def as_it_is(batch: list[Any]) -> list[Any]:
+    """For a `DataLoader`, which would make tensors of its items."""
     return batch
 
 
@@ -226,7 +229,7 @@ class Stream:
                 _Decoded(images, split.indices, geometry),
                 batch_sampler=self._requests,
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=as_it_is,
                 persistent_workers=workers > 0,
                 pin_memory=False,
                 # Workers need no random numbers, and drawing their seed would move the global state.

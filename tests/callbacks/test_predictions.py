@@ -16,10 +16,10 @@ def test_columns_and_order_from_the_command_line(tmp_path: Path, monkeypatch: py
     data = cli("predict", "fine_tune", "--run_name=a", f"--ckpt_path={folder}").datamodule
     rows = list(csv.reader((folder / "predictions.csv").open()))
     names = run.model.class_names
-    assert rows[0] == ["path", "predicted", *[f"p({name})" for name in names]]
-    assert [row[0] for row in rows[1:]] == data.predict_ids
+    assert rows[0] == ["path", "predicted", *[f"p({name})" for name in names], "distance_percentile", "unlike_training"]
+    assert [row[0] for row in rows[1:]] == data.splits["test"].ids
     for row in rows[1:]:
-        chances = [float(v) for v in row[2:]]
+        chances = [float(v) for v in row[2:12]]
         assert sum(chances) == pytest.approx(1, abs=1e-5)
         assert row[1] == names[chances.index(max(chances))]
     assert not list(folder.glob("*.part*"))
