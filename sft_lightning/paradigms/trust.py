@@ -41,7 +41,7 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     def loss(log_t: float) -> float:
         return float(F.cross_entropy(x / math.exp(log_t), labels))
 
-    return math.exp(float(minimize_scalar(loss, bounds=(-8, 8), method="bounded").x))
+    return math.exp(float(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
 
 
 def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = False) -> Tensor:
@@ -107,10 +107,8 @@ class Trust:
             said = f"Calibrated on {self.calibrated_on:,} validation images: temperature {self.temperature:.2f}."
         if not len(self.ordinary):
             return said
-        others = f"{len(self.ordinary):,} validation images" if self.held_out else "these from each other"
-        return (
-            f"{said} Unlike the training data is what is farther from {len(self.bank):,} of it than 99 % of {others}."
-        )
+        than = f"{len(self.ordinary):,} validation images" if self.held_out else "these from each other"
+        return f"{said} Marked: farther from {len(self.bank):,} training images than 99 % of {than}."
 
 
 @torch.no_grad()
