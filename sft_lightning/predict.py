@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.errors import InputError
+from sft_lightning.lineage import run_of
 from sft_lightning.networks.weights import read_weights
+from sft_lightning.runs import find_checkpoint
 
 _LONG = ("--ckpt_path", "--data.init_args.predict_source")
 
@@ -18,7 +20,7 @@ def spelled_out(args: Sequence[str]) -> list[str]:
         args: Words of the command line, the command first.
 
     Raises:
-        InputError: A run or source stands there twice.
+        InputError: There is no such run, or a run or source stands there twice.
     """
     command, *rest = args
     given = list(takewhile(lambda word: not word.startswith("-"), rest))
@@ -33,7 +35,19 @@ def spelled_out(args: Sequence[str]) -> list[str]:
     for word, name in zip(given, _LONG, strict=False):
         if any(option.split("=")[0] == name for option in options):
             raise InputError(f"predict is told {word!r} and {name}: give one of them")
-    return [command, *(part for pair in zip(_LONG, given, strict=False) for part in pair), *options]
+    _check_run(given[0], any(option.split("=")[0] in ("--config", "-c") for option in options))
+    return [command, *options, *(part for pair in zip(_LONG, given, strict=False) for part in pair)]
+
+
+def _check_run(name: str, configured: bool) -> None:
+    if name == "last":
+        return
+    try:
+        checkpoint = find_checkpoint(name, Path("."))
+    except InputError as error:
+        raise InputError(str(error).replace("ckpt_path", "run", 1)) from error
+    if run_of(checkpoint) is None and not configured:
+        raise InputError(f"run {name!r} has no fit.yaml beside its checkpoints: add --config with that of its training")
 
 
 def without_source(data: Any, checkpoint: Path) -> None:

@@ -4,8 +4,8 @@
 
 1,000 pictures of the sample are written as PNG, and linked (hard links) until one folder has as many files as asked
 for, and listed in a CSV. Each `predict` is a process of its own, after one that has found out the calibration; told are
-its peak resident set and that of its largest worker (Linux only), in MiB. Growth is that of the larger source's peak from
-the first to the last size, for each million files.
+its peak resident set and that of its largest worker (Linux only), in MiB. Growth is that of the larger source's
+peak from the first to the last size, for each million files.
 """
 
 import argparse

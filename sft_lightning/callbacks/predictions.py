@@ -138,6 +138,8 @@ def _join(path: Path, count: int) -> None:
             _joined(pieces, staged)
             for piece in pieces:
                 piece.unlink()
+        if not staged.stat().st_size:  # no image could be read
+            staged.write_text("path\n", encoding="utf-8")
 
 
 def _joined(pieces: Sequence[Path], target: Path) -> None:

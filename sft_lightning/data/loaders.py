@@ -182,8 +182,7 @@ class _Requests:
             yield [(i, seed, draw) for i, seed in zip(indices.tolist(), crop, strict=True)]
 
 
-def as_it_is(batch: list[Any]) -> list[Any]:
-    """For a `DataLoader`, which would make tensors of its items."""
+def _as_it_is(batch: list[Any]) -> list[Any]:
     return batch
 
 
@@ -229,7 +228,7 @@ class Stream:
                 _Decoded(images, split.indices, geometry),
                 batch_sampler=self._requests,
                 num_workers=workers,
-                collate_fn=as_it_is,
+                collate_fn=_as_it_is,
                 persistent_workers=workers > 0,
                 pin_memory=False,
                 # Workers need no random numbers, and drawing their seed would move the global state.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.images import UNREADABLE, BadImages, Geometry, decode, printable
 from sft_lightning.data.listing import Listing, open_pictures
-from sft_lightning.data.loaders import EvalLoader, RawBatch, as_it_is
+from sft_lightning.data.loaders import EvalLoader, RawBatch
 from sft_lightning.data.parts import Part
 from sft_lightning.data.reading import readable
 from sft_lightning.data.splits import Split, Splits
@@ -22,7 +22,7 @@ _Request = tuple[int, str, str]  # position in the listing, name, path
 
 
 class _Decoded(Dataset[Any]):
-    """Reads one file for a worker: a request to the picture or the reason why there is none, and the request."""
+    """Reads one file for a worker: the picture or the reason why there is none, and the request."""
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
@@ -34,6 +34,14 @@ class _Decoded(Dataset[Any]):
             return "it does not exist", request
         except UNREADABLE as error:
             return str(error), request
+
+
+def _stacked(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None, list[_Request], dict[str, str]]:
+    """The pictures of a batch as one tensor, which a worker hands over at once; reasons of the others by path."""
+    pictures = [picture for picture, _ in items if isinstance(picture, Tensor)]
+    requests = [request for picture, request in items if isinstance(picture, Tensor)]
+    bad = {request[2]: picture for picture, request in items if isinstance(picture, str)}
+    return torch.stack(pictures) if pictures else None, requests, bad
 
 
 class _Requests:
@@ -85,7 +93,7 @@ class FileLoader:
             _Decoded(geometry),
             batch_sampler=self._requests,
             num_workers=workers if listing.count > batch_size * world_size else 0,
-            collate_fn=as_it_is,
+            collate_fn=_stacked,
             generator=torch.Generator(),  # workers need no random numbers, and their seed would move the global state
         )
 
@@ -99,18 +107,13 @@ class FileLoader:
 
     def __iter__(self) -> Iterator[RawBatch]:
         """Batches without labels (-1) and with names; unreadable files are left out, or refused."""
-        for items in self._loader:
-            pictures, requests = [], []
-            for picture, request in items:
-                if isinstance(picture, str):
-                    self.bad.report(printable(request[2]), picture)
-                else:
-                    pictures.append(picture)
-                    requests.append(request)
-            if pictures:
-                positions, names, _ = zip(*requests, strict=True)
-                index = torch.tensor(positions)
-                yield RawBatch(torch.stack(pictures), torch.full_like(index, -1), index, None, list(names))
+        for pictures, requests, bad in self._loader:
+            for path, reason in bad.items():
+                self.bad.report(printable(path), reason)
+            if pictures is not None:
+                index = torch.tensor([position for position, _, _ in requests])
+                names = [name for _, name, _ in requests]
+                yield RawBatch(pictures, torch.full_like(index, -1), index, None, names)
 
 
 class Named:
