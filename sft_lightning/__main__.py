@@ -10,7 +10,7 @@ COMMANDS = {
     "fit": "train a model: pre-train without labels or fine-tune on few",
     "validate": "measure a trained model on the validation split",
     "test": "measure a trained model on the test split",
-    "predict": "write the class and probabilities of each image to predictions.csv",
+    "predict": "write the class and probabilities of each image to predictions.csv: predict RUN IMAGES",
     "export": "write the backbone, the head or both of a trained model as a file of its own",
     "lineage": "tell what a run started from, back to the first source",
     "rank": "compare backbones and past runs as starts for your labels, without training them",
@@ -31,7 +31,7 @@ examples:
   sft-lightning fit --config configs/quickstart/fine_tune.yaml
   sft-lightning fit --config configs/quickstart/fine_tune.yaml --data.init_args.source my_images/
   sft-lightning test --ckpt_path lightning_logs/quickstart/fine_tune/version_0
-  sft-lightning predict --ckpt_path lightning_logs/quickstart/fine_tune/version_0 --data.init_args.predict_source new/
+  sft-lightning predict lightning_logs/quickstart/fine_tune/version_0 new_images/
 
 'sft-lightning COMMAND --help' lists the options of a command.
 """

@@ -34,6 +34,7 @@ from sft_lightning.cpu import spare_cpu
 from sft_lightning.errors import InputError
 from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
+from sft_lightning.predict import spelled_out, without_source
 from sft_lightning.runs import LOGS, check_checkpoint, find_checkpoint, newest_whole, run_logger, versions, with_config
 
 
@@ -88,6 +89,8 @@ class SFTCLI(LightningCLI):
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:
                 settings[name] = "none"
+        if self.subcommand == "predict":
+            without_source(config.data, Path(config.ckpt_path))
 
     def after_instantiate_classes(self) -> None:
         """Refuses what would only fail inside the Trainer."""
@@ -170,7 +173,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
             "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
             "use_distributed_sampler": False,  # our loaders know rank and world size
         },
-        args=with_config(args),
+        args=with_config(spelled_out(args)),
     )
 
 

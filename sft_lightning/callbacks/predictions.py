@@ -1,7 +1,6 @@
 """Predictions as a CSV, written as they come, so that memory does not grow with the number of examples."""
 
 import csv
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import zip_longest
@@ -11,12 +10,21 @@ from typing import Any, TextIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, distributed
+
+from sft_lightning.errors import InputError
+from sft_lightning.files import whole
 
 PREDICTIONS = "predictions.csv"
+# Bytes of a path that are no UTF-8 are written as they are.
+_TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes `path`, `predicted` and a probability for each class; other outputs as columns of their own name."""
+    """Writes `path`, `predicted` and a probability for each class; other outputs as columns of their own name.
+
+    A process writes a file of its own; at the end they become `predictions.csv`, which is whole or not there.
+    """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """Sets the place.
@@ -27,16 +35,21 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__("batch")
         self._folder = folder
         self._file: TextIO | None = None
-        self._path: Path | None = None
+        self._piece = Path()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens one file for each process."""
         folder = Path(self._folder or trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / PREDICTIONS
-        self._file = _piece(self._path, trainer.global_rank).open("w", newline="", encoding="utf-8")
+        self._piece = _piece(self._path, trainer.global_rank)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._piece.open("w", **_TEXT)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
         self._writer = csv.writer(self._file)
         self._header: list[str] | None = None
+        self._counts = [0, 0]  # images, and those of them that are marked
 
     def write_on_batch_end(
         self,
@@ -51,9 +64,8 @@ class PredictionWriter(BasePredictionWriter):
         """Writes the lines of one batch."""
         if not isinstance(prediction, dict) or self._file is None:
             return
-        ids: Any = getattr(getattr(trainer, "datamodule", None), "predict_ids", None)
         indices: list[int] = prediction["indices"].tolist()
-        columns: dict[str, list[Any]] = {"path": [ids[i] if ids else i for i in indices]}
+        columns: dict[str, list[Any]] = {"path": getattr(batch, "names", None) or indices}
         probabilities = prediction.get("probabilities")
         if probabilities is not None:
             names: list[str] = pl_module.class_names  # type: ignore[assignment]
@@ -62,44 +74,84 @@ class PredictionWriter(BasePredictionWriter):
                 columns[f"p({name})"] = [f"{p:.6f}" for p in column]
         for name, value in prediction.items():
             if name not in ("indices", "probabilities"):
-                columns[name] = [f"{v:.6g}" for v in value.tolist()]
-        if self._header is None:
-            self._header = list(columns)
-            self._writer.writerow(self._header)
-        self._writer.writerows(zip(*columns.values(), strict=True))
+                columns[name] = _cells(value)
+        self._counts[0] += len(indices)
+        self._counts[1] += columns.get("unlike_training", []).count("yes")
+        try:
+            if self._header is None:
+                self._header = list(columns)
+                self._writer.writerow(self._header)
+            self._writer.writerows(zip(*columns.values(), strict=True))
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the files of all processes under one header; each has every world_size-th example."""
-        if self._file is None or self._path is None:
+        if self._file is None:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
         self._file = None
-        trainer.strategy.barrier("predictions")
-        if not trainer.is_global_zero:
-            return
-        pieces = [_piece(self._path, rank) for rank in range(trainer.world_size)]
-        if len(pieces) > 1:
-            pieces = [_joined(pieces)]
-        pieces[0].replace(self._path)
-        rank_zero_info(f"Predictions: {self._path}")
+        marks = "unlike_training" in (self._header or ())
+        told = [(*self._counts, marks, getattr(getattr(trainer, "datamodule", None), "predict_listed", (0, 0)))]
+        if trainer.world_size > 1:  # also waits until all files are written
+            told *= trainer.world_size
+            distributed.all_gather_object(told, told[0])
+        listings = {listed for *_, listed in told}
+        if len(listings - {(0, 0)}) > 1:
+            self._piece.unlink()
+            raise InputError(
+                "predict_source changed while it was read, so that processes went through different lists of files: "
+                "predict again, or with --trainer.devices 1"
+            )
+        if trainer.is_global_zero:
+            _join(self._path, trainer.world_size)
+            count, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in told), strict=True))
+            note = f", {marked:,} ({marked / count:.1%}) unlike the training data" if any(t[2] for t in told) else ""
+            rank_zero_info(f"Predictions: {self._path}: {count:,} {'image' if count == 1 else 'images'}{note}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves nothing behind."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._piece.unlink(missing_ok=True)
 
 
-def _joined(pieces: Sequence[Path]) -> Path:
-    """One file with the lines of all in the order of the examples: each process has every n-th."""
-    whole = pieces[0].with_suffix(".joined")
+def _cells(value: Tensor) -> list[str]:
+    return [("yes" if v else "no") if isinstance(v, bool) else f"{v:.6g}" for v in value.tolist()]
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{str(path)!r} cannot be written ({error.strerror}): free space or mend the permissions")
+
+
+def _join(path: Path, count: int) -> None:
+    """Makes one file of those of all processes."""
+    pieces = [_piece(path, rank) for rank in range(count)]
+    with whole(path) as staged:
+        if count == 1:
+            pieces[0].replace(staged)
+        else:
+            _joined(pieces, staged)
+            for piece in pieces:
+                piece.unlink()
+        if not staged.stat().st_size:  # no image could be read
+            staged.write_text("path\n", encoding="utf-8")
+
+
+def _joined(pieces: Sequence[Path], target: Path) -> None:
+    """The lines of all in the order of the examples: each process has every n-th."""
     with ExitStack() as stack:
-        target = csv.writer(stack.enter_context(whole.open("w", newline="", encoding="utf-8")))
-        files = [csv.reader(stack.enter_context(p.open(newline="", encoding="utf-8"))) for p in pieces]
+        written = csv.writer(stack.enter_context(target.open("w", **_TEXT)))
+        files = [csv.reader(stack.enter_context(piece.open(**_TEXT))) for piece in pieces]
         headers = [next(file, []) for file in files]
-        target.writerows(header for header in headers[:1] if header)
+        written.writerows(header for header in [h for h in headers if h][:1])
         for lines in zip_longest(*files):
-            target.writerows(line for line in lines if line is not None)
-    for piece in pieces:
-        piece.unlink()
-    return whole
+            written.writerows(line for line in lines if line is not None)
 
 
 def _piece(path: Path, rank: int) -> Path:
-    return path.with_name(f"{path.name}.part{rank}")
+    return path.with_name(f"{path.name}.rank{rank}")

@@ -52,6 +52,20 @@ class AsTheyAre(ABC):
             chosen = Split(split.part, [split.indices[k] for k in drawn.tolist()])
         return self._as_they_are(chosen, device)
 
+    def training_batches(self, most: int, device: torch.device) -> Iterator[Labeled]:
+        """Training pictures without random changes, the same on every process: labeled ones first, then unlabeled.
+
+        Args:
+            most: Of more, so many are drawn by the seed.
+            device: Where to.
+        """
+        yield from self.labeled_batches(most, device)
+        split, left = self.splits["unlabeled"], most - len(self.splits["labeled"])
+        if left > 0 and len(split):
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.request.seed))
+            chosen = [split.indices[k] for k in order[:left].sort().values.tolist()]
+            yield from self._as_they_are(Split(split.part, chosen), device)
+
     def batches_of(self, name: str, device: torch.device) -> Iterator[Labeled]:
         """All examples of a split in their order, without random changes, the same on every process.
 

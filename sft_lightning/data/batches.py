@@ -18,12 +18,14 @@ class Labeled(NamedTuple):
         y: int64, (B,); -1 where a label is unknown.
         indices: int64, (B,): positions in the split.
         num_weak: So many of them, the first ones, are weak views and the others strong; None where all are alike.
+        names: Of the examples, where they are to be predicted.
     """
 
     x: Tensor
     y: Tensor
     indices: Tensor
     num_weak: int | None = None
+    names: list[str] | None = None
 
 
 class Unlabeled(NamedTuple):
@@ -77,7 +79,7 @@ class ViewMaker:
             return Labeled(raw.images, raw.labels, raw.indices)
         x = self._float(raw)
         if raw.draw is None:
-            return Labeled(x, raw.labels, raw.indices)
+            return Labeled(x, raw.labels, raw.indices, names=raw.names)
         views = [weak(x, self._weak, raw.draw)] if "weak" in self._labeled else []
         views += [strong(x, self._weak, self._strong, raw.draw)] if "strong" in self._labeled else []
         if len(views) == 1:
@@ -112,4 +114,4 @@ def moved(raw: RawBatch, device: torch.device) -> RawBatch:
         device: Where to.
     """
     labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
-    return RawBatch(raw.images.to(device, non_blocking=True), labels, raw.indices, raw.draw)
+    return raw._replace(images=raw.images.to(device, non_blocking=True), labels=labels)

@@ -1,6 +1,8 @@
 """`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
 
+from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +16,12 @@ from sft_lightning.data.as_they_are import AsTheyAre
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
-from sft_lightning.data.parts import Part
-from sft_lightning.data.reading import read_splits, readable
-from sft_lightning.data.sources import open_pictures, open_source, open_unlabeled
+from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.reading import read_splits
+from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.split_files import write_manifest
 from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
+from sft_lightning.data.to_predict import ToPredict
 from sft_lightning.data.views import StrongView, WeakView
 from sft_lightning.errors import InputError, above_zero, at_least, shares
 
@@ -26,7 +29,7 @@ MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(AsTheyAre, LightningDataModule):
+class ImageDataModule(AsTheyAre, ToPredict, LightningDataModule):
     """Labeled and unlabeled pictures.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
@@ -61,6 +64,7 @@ class ImageDataModule(AsTheyAre, LightningDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
         predict_source: str | None = None,
+        class_names: list[str] | None = None,
     ) -> None:
         """Opens the source; pictures are read by `setup`.
 
@@ -95,6 +99,8 @@ class ImageDataModule(AsTheyAre, LightningDataModule):
             steps_per_epoch: Batches of an epoch; null for one pass over the first part that the paradigm needs.
             num_workers: Processes that decode files; null for one per available core, at most 8.
             predict_source: What `predict` reads: a folder, manifest, file or data set; null for the test split.
+            class_names: The classes that the source must have. Where these, `image_size` and `channels` are given, the
+                source is opened only when its pictures are needed, which `predict` can do without.
 
         Raises:
             InputError: Something of this cannot be.
@@ -107,7 +113,7 @@ class ImageDataModule(AsTheyAre, LightningDataModule):
             raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
         above_zero(center_crop=center_crop)
         shares(center_crop=center_crop)
-        self.source, self.root, self.download = open_source(source, root, download), root, download
+        self._named, self.root, self.download, self._class_names = source, root, download, class_names
         self.unlabeled_source, self.predict_source, self.split_file = unlabeled_source, predict_source, split_file
         self.request = Request(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
         self.bad = BadImages(on_bad_image)
@@ -117,35 +123,45 @@ class ImageDataModule(AsTheyAre, LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch = steps_per_epoch
         self.num_workers = min(8, cores()) if num_workers is None else num_workers
-        shape = self.source.image_shape or (3, 224, 224)
         self._converts = image_size is not None or channels is not None
+        told = class_names is not None and image_size is not None and channels is not None
+        shape = (3, 224, 224) if told else self.source.image_shape or (3, 224, 224)
         side = image_size or shape[1]
         self._image_shape = (channels or shape[0], side, side)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop)
         self.splits: Splits = {}
         self._parts: list[Part] = []
-        self._to_predict: Split | None = None
         self._features: Splits = {}
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the examples come from, opened when it is first needed.
+
+        Raises:
+            InputError: It is not there, or has other classes than it must have.
+        """
+        found = open_source(self._named, self.root, self.download)
+        if self._class_names is not None and self._class_names != list(found.class_names):
+            raise InputError(
+                f"source {self._named!r} has the classes {', '.join(found.class_names) or 'none'}, not "
+                f"{', '.join(self._class_names)}: give that of the training, or set class_names: null"
+            )
+        return found
 
     @property
     def num_classes(self) -> int:
         """Number of classes, known before any picture is read."""
-        return len(self.source.class_names)
+        return len(self.class_names)
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the labels."""
-        return list(self.source.class_names)
+        return list(self.source.class_names) if self._class_names is None else self._class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what a network sees."""
         return self._image_shape
-
-    @property
-    def predict_ids(self) -> list[str]:
-        """Path or name of each example that `predict` reads."""
-        return self._predicted().ids
 
     def labeled_counts(self) -> Tensor:
         """Number of training labels of each class, int64 of shape (num_classes,)."""
@@ -160,7 +176,7 @@ class ImageDataModule(AsTheyAre, LightningDataModule):
         if not self.splits and not (stage == "predict" and self.predict_source is not None):
             self._make_splits()
         if stage == "predict":
-            self._predicted()
+            self.open_predicted()
         folder = self._run_folder()  # a collective call: on every rank
         if folder is not None and stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
             self.write_splits(folder / MANIFEST, self.splits)
@@ -207,14 +223,20 @@ class ImageDataModule(AsTheyAre, LightningDataModule):
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
         rank_zero_info(f"Data: {self.source.name}: {sizes}.")
 
-    def _predicted(self) -> Split:
-        if self._to_predict is None:
-            if self.predict_source is None:
-                self._to_predict = self.splits["test"]
-            else:
-                part = readable(open_pictures(self.predict_source, self.root), self.bad)
-                self._to_predict = Split(part, list(range(len(part))))
-        return self._to_predict
+    def as_trained(self, run: Path) -> "ImageDataModule":
+        """The same data in the splits of a run, whatever was chosen or predicted here.
+
+        Args:
+            run: Its folder, with `split.csv`.
+
+        Raises:
+            InputError: The data is no longer there, or has changed since.
+        """
+        other = copy(self)
+        other.split_file, other.request = str(run / MANIFEST), replace(self.request, messages=[])
+        other.bad, other._features = BadImages(self.bad.policy), {}
+        other._make_splits()
+        return other
 
     def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -304,15 +326,6 @@ class ImageDataModule(AsTheyAre, LightningDataModule):
         if not len(self.splits["test"]):
             raise InputError(f"source {self.source.name!r} has no test image: set test_size or add a folder 'test'")
         return self._eval("test", self.splits["test"])
-
-    def predict_dataloader(self) -> EvalLoader | list[Any]:
-        """What is to be predicted."""
-        if not len(self._predicted()):
-            raise InputError(
-                f"source {self.source.name!r} has no test image to predict: set predict_source to a folder, a manifest "
-                "or a file"
-            )
-        return self._eval("predict", self._predicted())
 
     # --- features instead of pictures
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -114,7 +115,7 @@ class Geometry:
         return left, top, left + side, top + side
 
 
-def open_image(path: Path, channels: int = 3, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+def open_image(path: str | Path, channels: int = 3, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
     """Decodes a file to 8-bit gray or RGB, upright, first frame, transparency laid over a background.
 
     Args:
@@ -149,6 +150,36 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if isinstance(clear, int):  # one gray value of a 16-bit PNG that stands for nothing
         gray.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
     return gray
+
+
+def decode(path: str | Path, geometry: Geometry, seed: int | None) -> Tensor:
+    """Decodes one file to a uint8 tensor of shape (C, size, size).
+
+    Args:
+        path: The file.
+        geometry: Size, channels and crop.
+        seed: Of the random crop; None for the central one.
+
+    Raises:
+        OSError: The file cannot be decoded.
+    """
+    image = open_image(path, geometry.channels, geometry.background)
+    square = image.resize(
+        (geometry.size, geometry.size),
+        Image.Resampling.BILINEAR,
+        box=geometry.box(image.width, image.height, seed),
+    )
+    pixels = torch.from_numpy(np.array(square))
+    return pixels[None] if geometry.channels == 1 else pixels.permute(2, 0, 1)
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that every file and console takes; bytes that are no UTF-8 are spelled out.
+
+    Args:
+        path: Of a file.
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 # The last bytes of a whole file, by format: a cheap sign that nothing was cut off.
@@ -283,14 +314,7 @@ class FileImages(Images):
         Raises:
             OSError: The file cannot be decoded.
         """
-        image = open_image(self.paths[index], geometry.channels, geometry.background)
-        square = image.resize(
-            (geometry.size, geometry.size),
-            Image.Resampling.BILINEAR,
-            box=geometry.box(image.width, image.height, seed),
-        )
-        pixels = torch.from_numpy(np.array(square))
-        return pixels[None] if geometry.channels == 1 else pixels.permute(2, 0, 1)
+        return decode(self.paths[index], geometry, seed)
 
 
 def repeated(sets: dict[str, tuple[Images, list[int]]]) -> list[list[tuple[str, int]]]:

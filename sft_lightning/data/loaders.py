@@ -27,12 +27,14 @@ class RawBatch(NamedTuple):
         labels: int64, (B,), or None: labels of unlabeled examples never travel.
         indices: int64, (B,): positions in the split.
         draw: Seed of the random views of this batch, None where views are fixed.
+        names: Of the examples, where they are to be predicted.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     draw: int | None
+    names: list[str] | None = None
 
 
 class BatchPlan:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sft_lightning.data.images import EXTENSIONS, FileImages, MemoryImages
 from sft_lightning.data.parts import SPLITS, Part, Source, concatenated, relative
-from sft_lightning.data.tables import ManifestSource, csv_rows, parquet_rows
+from sft_lightning.data.tables import ManifestSource
 from sft_lightning.data.torchvision_sources import DATASETS, load_dataset, read_idx
 from sft_lightning.errors import InputError, near
 
@@ -228,33 +228,3 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False) -> Par
         raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")
     part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
     return Part(part.images, [f"{name}:{i}" for i in part.ids], torch.full((len(part),), -1))
-
-
-def open_pictures(name: str, root: str = "data") -> Part:
-    """The pictures to predict: all of a folder, those that a manifest lists, one file, or a data set's test part.
-
-    Args:
-        name: What the user wrote.
-        root: Folder that holds torchvision data sets.
-
-    Raises:
-        InputError: There is no picture.
-    """
-    path = Path(name)
-    if path.is_dir():
-        paths = _pictures(path)
-        ids = [relative(p, path) for p in paths]
-    elif path.suffix.lower() in (".csv", ".parquet") and path.is_file():
-        rows = list(parquet_rows(path) if path.suffix.lower() == ".parquet" else csv_rows(path, ("path",)))
-        paths, ids = [path.parent / row["path"] for _, row in rows], [row["path"] for _, row in rows]
-        for (line, row), file in zip(rows, paths, strict=True):
-            if not file.is_file():
-                raise InputError(f"manifest {name!r}, line {line}: file {row['path']!r} does not exist")
-    elif path.is_file():
-        paths, ids = [path], [path.name]
-    else:
-        parts = open_source(name, root, setting="predict_source").load()
-        return parts.get("test") or next(iter(parts.values()))
-    if not paths:
-        raise InputError(f"predict_source {name!r} holds no image: give a folder or manifest with some")
-    return Part(FileImages(paths, ids), ids, torch.full((len(ids),), -1))

@@ -104,6 +104,7 @@ class ManifestSource(Source):
 
 
 _COLUMNS = ("path", "label", "split", "group")
+_ROWS = 4096  # of a Parquet file that are in memory at a time
 
 
 def _need_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
@@ -141,11 +142,12 @@ def csv_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[
         raise InputError(f"manifest {str(path)!r} is no readable CSV: {error}") from error
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Reads a Parquet file (extra `parquet`).
+def parquet_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[tuple[int, dict[str, str]]]:
+    """Reads a Parquet file (extra `parquet`), some thousand rows at a time.
 
     Args:
         path: The file.
+        needed: Columns that it must have.
 
     Yields:
         The number of a row, from 1, and its known columns, blank where missing.
@@ -159,13 +161,22 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise InputError(
             f"manifest {str(path)!r} needs the extra 'parquet': pip install 'sft-lightning[parquet]'"
         ) from error
+    number = 0
     try:
-        table = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            _need_columns(path, file.schema_arrow.names, needed)
+            known = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(_ROWS, columns=known):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {name: _text(row.get(name)) for name in _COLUMNS}
     except (OSError, ValueError) as error:
         raise InputError(f"manifest {str(path)!r} is no readable Parquet file: {error}") from error
-    _need_columns(path, list(table[0]) if table else [], ("path", "label"))
-    for number, row in enumerate(table, start=1):
-        yield number, {n: "" if row.get(n) in (None, "") or row[n] != row[n] else str(row[n]).strip() for n in _COLUMNS}
+
+
+def _text(value: object) -> str:
+    """What a cell says; nothing where it is empty or no number."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def _natural(label: str) -> tuple[int, float, str]:

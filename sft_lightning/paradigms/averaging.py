@@ -53,15 +53,24 @@ class Average(nn.Module):
                 mine.copy_(now)
 
     @torch.no_grad()
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes into the last part of the average, and what comes out: features and logits.
+
+        Args:
+            x: What the network takes.
+        """
+        before = x
+        for name in self._names:
+            before, x = x, self.get_submodule(name)(x)
+        return before, x
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the average.
 
         Args:
             x: What the network takes.
         """
-        for name in self._names:
-            x = self.get_submodule(name)(x)
-        return x
+        return self.outputs(x)[1]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

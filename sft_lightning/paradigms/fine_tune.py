@@ -26,6 +26,7 @@ from sft_lightning.paradigms.heads import attach_head, take_head
 from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.paradigms.nonfinite import OnNonfinite
 from sft_lightning.paradigms.optimization import Group
+from sft_lightning.paradigms.trust import Trust, use_trust
 
 
 class FineTuneClassifier(Paradigm):
@@ -127,6 +128,7 @@ class FineTuneClassifier(Paradigm):
         weight = torch.tensor(class_weights).float() if isinstance(class_weights, list) else torch.ones(num_classes)
         self.register_buffer("class_weight", weight)
         self._weighted = class_weights is not None
+        self.trust = Trust()
         self._metrics = nn.ModuleDict({f"{stage}_metrics": ClassifierMetrics(num_classes) for stage in ("val", "test")})
 
     # --- features that need not be computed again
@@ -241,9 +243,23 @@ class FineTuneClassifier(Paradigm):
         """Adds a batch to the test metrics."""
         self._evaluation_step("test", batch)
 
+    def evaluated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, F) and logits (B, num_classes) as evaluation has them.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+        """
+        features = self.features(x)
+        return features, self.classify(features)
+
+    def on_predict_start(self) -> None:
+        """Finds out how far predictions can be trusted, where there is a run to find it out from."""
+        self.trust = use_trust(self.trainer, self)
+
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities, float32 of shape (B, num_classes)."""
-        return {"indices": batch.indices, "probabilities": self(batch.x).float().softmax(1)}
+        """Class probabilities, float32 of shape (B, num_classes), and what `Trust` adds."""
+        features, logits = self.evaluated(batch.x)
+        return {"indices": batch.indices, **self.trust.of(features.float(), logits.float())}
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
         """Loss, accuracy, macro-F1 and calibration error."""

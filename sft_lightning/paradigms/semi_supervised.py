@@ -144,6 +144,14 @@ class SemiSupervisedModule(FineTuneClassifier):
         """
         return super().forward(x) if self.training or self.average is None else self.teacher_logits(x)
 
+    def evaluated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits, those of the averaged weights.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+        """
+        return super().evaluated(x) if self.average is None else self.average.outputs(x)
+
     # --- steps
 
     def setup(self, stage: str) -> None:

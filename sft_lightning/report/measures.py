@@ -27,23 +27,6 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T of the largest likelihood of softmax(logits / T): Guo et al. 2017.
-
-    Args:
-        logits: (N, C), of a validation split.
-        labels: int64, (N,).
-    """
-    from scipy.optimize import minimize_scalar
-
-    x = logits.double()
-
-    def loss(log_t: float) -> float:
-        return float(F.cross_entropy(x / math.exp(log_t), labels))
-
-    return math.exp(float(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
-
-
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
     """Expected calibration error in 15 bins, as in the metrics of a run.
 

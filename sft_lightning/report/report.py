@@ -9,6 +9,7 @@ from sft_lightning import AutoencoderModule
 from sft_lightning.console import hushed
 from sft_lightning.errors import InputError, at_least
 from sft_lightning.files import write_text
+from sft_lightning.paradigms.trust import temperature
 from sft_lightning.report import figures
 from sft_lightning.report.examples import attention, kind, mistakes, redrawn, to_label
 from sft_lightning.report.facts import Facts, Judged, Opened, some
@@ -17,7 +18,6 @@ from sft_lightning.report.measures import (
     confusion,
     flat,
     reliability,
-    temperature,
     unfolded,
     wilson,
 )

@@ -439,10 +439,10 @@ def test_predict_reads_the_test_split_or_what_is_named(folder: MakeFolder, tmp_p
     path = folder("new", count=5)
     for source, ids in ((None, [f"test/{i}" for i in range(2_000)]), (str(path), [f"new/{i}.png" for i in range(5)])):
         data = ImageDataModule(predict_source=source, eval_batch_size=3 if source else 600, num_workers=0)
-        batches = trainer(tmp_path).predict(Recorder(), data)
-        assert batches is not None
-        indices = torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
-        assert [data.predict_ids[i] for i in indices.tolist()] == ids
+        data.setup("predict")
+        assert data.predict_count == len(ids)
+        names = [name for batch in data.predict_dataloader() for name in batch.names or []]
+        assert names == ids
 
 
 def test_a_manifest_runs_from_end_to_end(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from sft_lightning.data.sources import (
     FASHION,
     FolderSource,
     SampleSource,
-    open_pictures,
     open_source,
     open_unlabeled,
 )
@@ -255,18 +254,3 @@ def test_unlabeled_source_with_nothing_to_train_on_is_refused(images: Path) -> N
     path = table(images / "m.csv", [HEADER, ("a.png", "x", "test")])
     with pytest.raises(InputError, match="has no training or unlabeled image"):
         open_unlabeled(str(path))
-
-
-def test_pictures_to_predict(folder: MakeFolder) -> None:
-    path = folder("deep/er", "")
-    assert open_pictures(str(path)).ids == ["0.png", "1.png", "2.png"] + [f"deep/er/{i}.png" for i in range(3)]
-    assert open_pictures(str(path / "1.png")).ids == ["1.png"]
-    listed = table(path / "m.csv", [("path",), ("2.png",), ("deep/er/0.png",)])
-    assert open_pictures(str(listed)).ids == ["2.png", "deep/er/0.png"]
-    assert len(open_pictures("sample")) == 2_000
-    (path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no image"):
-        open_pictures(str(path / "empty"))
-    table(path / "m.csv", [("path",), ("2.png",), ("gone.png",)])
-    with pytest.raises(InputError, match=r"line 3: file 'gone.png' does not exist"):
-        open_pictures(str(listed))

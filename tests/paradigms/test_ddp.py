@@ -77,10 +77,10 @@ def test_predictions_of_two_processes_are_one_file_in_the_order_of_the_pictures(
     rows = list(csv.reader((folder / "predictions.csv").open()))
     data = sample()
     data.setup("predict")
-    assert [row[0] for row in rows] == ["path", *data.predict_ids]
+    assert [row[0] for row in rows] == ["path", *data.splits["test"].ids]
     model = classifier("mlp")
     model.load_state_dict(ranks[0]["mlp"]["states"][-1])
-    batches = [data.on_after_batch_transfer(raw, 0).x for raw in data.predict_dataloader()]
+    batches = [data.on_after_batch_transfer(raw, 0).x for raw in data.test_dataloader()]
     with torch.no_grad():
         expected = model.eval()(torch.cat(batches)).softmax(1)
     found = torch.tensor([[float(v) for v in row[2:]] for row in rows[1:]])

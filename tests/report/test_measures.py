@@ -1,14 +1,12 @@
 """The numbers of a report, by hand."""
 
-import math
-
 import pytest
 import torch
 
 from sft_lightning.networks.backbones import Backbone
 from sft_lightning.report.attention import grad_cam, last_map
 from sft_lightning.report.facts import Judged, some
-from sft_lightning.report.measures import calibration_error, flat, reliability, temperature, to_label_next, wilson
+from sft_lightning.report.measures import calibration_error, flat, reliability, to_label_next, wilson
 
 
 def by_hand(logits: torch.Tensor, y: torch.Tensor) -> float:
@@ -43,12 +41,6 @@ def test_wilson_by_hand() -> None:
     low, high = wilson(0.0, 10)
     assert low == pytest.approx(0.0, abs=1e-12)
     assert high == pytest.approx(0.2775, abs=1e-4)
-
-
-def test_temperature_by_hand() -> None:
-    # Two classes with log-odds of 2 where three of four are right: log(3) is what they should be.
-    logits = torch.tensor([[2.0, 0.0]] * 4)
-    assert temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / math.log(3), abs=1e-4)
 
 
 def test_calibration_error_by_hand() -> None:

@@ -1,0 +1,102 @@
+"""Does `predict` mark what is unlike the training data? Share marked and AUROC, through the command line.
+
+    python scripts/bench/unlike_training.py --out scripts/bench/results/unlike_training.json
+
+Classifiers of Fashion-MNIST (`source: sample`) predict its test pictures, of which 1 in 100 should be marked, and MNIST
+digits, of which all should be. The AUROC is that of the distance's percentile; 1 minus the largest probability, the
+usual stand-in, is beside it. Calibration errors on the test pictures are those of the probabilities in the CSV, and of
+the network before its temperature (`test`).
+"""
+
+import argparse
+import csv
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from about import about
+from commands import QUIET, fit
+from sklearn.metrics import roc_auc_score
+
+from sft_lightning.cli import run
+from sft_lightning.data.sources import open_source
+from sft_lightning.report.measures import calibration_error
+
+RUNS: dict[str, tuple[list[str], list[str]]] = {
+    "fine_tune (mlp, 100 labels)": (["quickstart/fine_tune.yaml"], []),
+    "fine_tune (conv, 1000 labels)": (
+        ["quickstart/fine_tune.yaml"],
+        [
+            "--model.init_args.backbone=conv",
+            "--data.init_args.num_labels=1000",
+            "--data.init_args.steps_per_epoch=null",
+        ],
+    ),
+    "decoupled (class means)": (
+        ["quickstart/decoupled.yaml"],
+        [
+            "--model.init_args.coupling=joint",
+            "--model.init_args.feature_epochs=0",
+            "--model.init_args.head=nearest_class_mean",
+        ],
+    ),
+    "freematch (conv, 100 labels)": (
+        ["semi_supervised/shared.yaml", "semi_supervised/freematch.yaml"],
+        ["--data.init_args.source=sample", "--data.init_args.num_labels=100"],
+    ),
+}
+
+
+def predicted(folder: Path, source: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Percentiles, probabilities and the share marked of a source."""
+    run(["predict", f"--ckpt_path={folder}", f"--data.init_args.predict_source={source}", *QUIET])
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    percentile = torch.tensor([float(row["distance_percentile"]) for row in rows])
+    p = torch.tensor([[float(v) for name, v in row.items() if name.startswith("p(")] for row in rows])
+    return percentile, p, sum(row["unlike_training"] == "yes" for row in rows) / len(rows)
+
+
+def measure(name: str, seed: int, extra: list[str]) -> dict[str, Any]:
+    """One run."""
+    configs, words = RUNS[name]
+    folder, _ = fit(configs, "bench", seed, *words, *extra)
+    metrics = run(["test", f"--ckpt_path={folder}", *QUIET]).trainer.callback_metrics
+    ordinary, p, marked = predicted(folder, "sample")
+    strange, q, found = predicted(folder, "sample-digits")
+    is_strange = [0] * len(ordinary) + [1] * len(strange)
+    labels = open_source("sample").load()["test"].labels
+    return {
+        "marked_fashion": round(marked, 4),
+        "marked_digits": round(found, 4),
+        "auroc": round(float(roc_auc_score(is_strange, torch.cat([ordinary, strange]))), 4),
+        "auroc_of_confidence": round(float(roc_auc_score(is_strange, 1 - torch.cat([p, q]).max(1).values)), 4),
+        "accuracy": round(float(metrics["test/accuracy"]), 4),
+        "calibration_error": round(calibration_error(p.clamp_min(1e-7).log(), labels), 4),
+        "calibration_error_before": round(float(metrics["test/calibration_error"]), 4),
+    }
+
+
+def main() -> None:
+    """Measures and prints JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", nargs="+", default=list(RUNS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--words", nargs="*", default=[], help="further options of `fit`")
+    args = parser.parse_args()
+    out = None if args.out is None else args.out.resolve()
+    os.chdir(tempfile.mkdtemp())
+    found = {name: [measure(name, seed, args.words) for seed in args.seeds] for name in args.runs}
+    how = {name: value for name, value in vars(args).items() if name != "out"}
+    text = json.dumps({**about(), "how": how, "runs": found}, indent=1) + "\n"
+    print(text)
+    if out is not None:
+        out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Picture files to predict: found one after the other, never all held in memory."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from sft_lightning.data.images import EXTENSIONS, whole
+from sft_lightning.data.parts import Part
+from sft_lightning.data.sources import open_source
+from sft_lightning.data.tables import csv_rows, parquet_rows
+from sft_lightning.errors import InputError
+
+_SORTED = 10_000  # so many entries of a folder are held, to give them in the order of their names
+
+
+class Listing(ABC):
+    """Files in an order that is the same for all processes of a run.
+
+    Attributes:
+        name: What the user wrote.
+        count: Number of files when it was opened; those that come later are given, too.
+    """
+
+    name: str
+    count: int
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """The name of each picture, and the path of its file."""
+
+
+class FolderListing(Listing):
+    """All picture files below a folder; hidden ones are left out.
+
+    Entries of a folder come in the order of their names where there are at most 10,000 of them. Of a larger one the
+    first 10,000 that the system tells do, and the others as the system tells them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Counts.
+
+        Args:
+            path: The folder.
+        """
+        self.name, self.path = str(path), path
+        self.count = sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Paths relative to the folder, and the paths."""
+        return _below(str(self.path), "", frozenset())
+
+
+def _below(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+    """Files below a folder, without those of a link that leads back to a folder above it."""
+    try:
+        here = os.stat(folder)
+        place = here.st_dev, here.st_ino
+        if place in above:
+            return
+        with os.scandir(folder) as entries:
+            for entry in _in_order(entries):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    yield from _below(entry.path, f"{prefix}{entry.name}/", above | {place})
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    yield prefix + entry.name, entry.path
+    except OSError as error:
+        raise InputError(
+            f"folder {folder!r} cannot be listed ({error.strerror}): mend its permissions, or leave it out"
+        ) from error
+
+
+def _in_order(entries: Iterator[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+    yield from sorted(islice(entries, _SORTED), key=lambda entry: entry.name)
+    yield from entries
+
+
+class TableListing(Listing):
+    """The files that a CSV or Parquet file lists in its column `path`, in its order."""
+
+    def __init__(self, path: Path, check: bool) -> None:
+        """Counts.
+
+        Args:
+            path: The table; paths in it are relative to its folder.
+            check: Refuse a file that does not exist now, before anything is predicted.
+
+        Raises:
+            InputError: The table cannot be read, or lists a file that does not exist.
+        """
+        self.name, self.path, self.count = str(path), path, 0
+        for line, name, file in self._lines():
+            if not name:
+                raise InputError(f"manifest {self.name!r}, line {line}: the path is blank")
+            if check and not os.path.isfile(file):
+                raise InputError(
+                    f"manifest {self.name!r}, line {line}: file {name!r} does not exist below "
+                    f"{str(path.parent)!r}: correct the line, or set on_bad_image: skip"
+                )
+            self.count += 1
+
+    def _lines(self) -> Iterator[tuple[int, str, str]]:
+        rows = parquet_rows if self.path.suffix.lower() == ".parquet" else csv_rows
+        for line, row in rows(self.path, ("path",)):
+            yield line, row["path"], os.path.join(self.path.parent, row["path"])
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Paths as they are listed, and where the files lie."""
+        return ((name, file) for _, name, file in self._lines())
+
+
+class OneFile(Listing):
+    """A single picture."""
+
+    def __init__(self, path: Path, setting: str) -> None:
+        """Looks at the file.
+
+        Args:
+            path: The file.
+            setting: What the user calls it.
+
+        Raises:
+            InputError: It is no picture.
+        """
+        self.name, self.path, self.count = str(path), path, 1
+        reason = whole(path)
+        if reason is not None:
+            raise InputError(
+                f"{setting} {self.name!r} cannot be read as an image ({reason}): give an image, a folder, or a .csv "
+                "or .parquet file with a column 'path'"
+            )
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """The file."""
+        return iter([(self.path.name, str(self.path))])
+
+
+def open_pictures(name: str, root: str = "data", check: bool = True) -> Listing | Part:
+    """The pictures to predict: all of a folder, those that a manifest lists, one file, or a data set's test part.
+
+    Args:
+        name: What the user wrote.
+        root: Folder that holds torchvision data sets.
+        check: Whether files that a manifest lists must exist.
+
+    Raises:
+        InputError: There is no picture.
+    """
+    path, setting = Path(name), "predict_source"
+    listing: Listing
+    if path.is_dir():
+        listing = FolderListing(path)
+    elif path.suffix.lower() in (".csv", ".parquet") and path.is_file():
+        listing = TableListing(path, check)
+    elif path.is_file():
+        listing = OneFile(path, setting)
+    else:
+        parts = open_source(name, root, setting=setting).load()
+        return parts.get("test") or next(iter(parts.values()))
+    if not listing.count:
+        raise InputError(f"predict_source {name!r} holds no image: give a folder or manifest with some")
+    return listing
