@@ -14,19 +14,6 @@ from sft_lightning.report.facts import Judged
 BINS = 15
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share: Wilson 1927.
-
-    Args:
-        share: Observed, 0 to 1.
-        count: Of examples.
-    """
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
-
-
 def temperature(logits: Tensor, labels: Tensor) -> float:
     """The T of the largest likelihood of softmax(logits / T): Guo et al. 2017.
 
