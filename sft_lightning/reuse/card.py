@@ -263,7 +263,7 @@ def _limits(told: Told) -> str:
             fewest = min(by_class, key=lambda c: by_class[c])
             limits.append(
                 f"It learned from {told.size('labeled'):,} labels, {by_class[fewest]:,} of class {text(fewest)}: with "
-                "few labels, another choice of them gives another network, and rare kinds of a class are not among them."
+                "few labels, another choice of them gives another network, and rare kinds of a class are not in them."
             )
         unseen = [c for c in by_class if not told.counts["test"][c]]
         if unseen and told.size("test"):

@@ -19,7 +19,7 @@ from sft_lightning.files import write_json, write_text
 from sft_lightning.lineage import run_of
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
 from sft_lightning.reuse.card import Told, card
-from sft_lightning.reuse.measured import measure
+from sft_lightning.reuse.measured import COMPARED, measure
 from sft_lightning.reuse.opened import checkpoint_of, iterate
 from sft_lightning.reuse.programs import check, in_words, write_program
 from sft_lightning.reuse.trained import Trained, read_trained
@@ -72,8 +72,12 @@ def export(
     data = config.get("data") or {}
     data = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
     about: dict[str, Any] = {"part": part, **trained.about, "preprocessing": preprocessing(trained.about, data)}
-    looks = format != "safetensors" or (measure_on > 0 and bool(trained.head) and folder is not None)
-    measured = measure(run, trained, folder, measure_on) if looks else None
+    compared = 0 if format == "safetensors" else COMPARED
+    measured = None
+    if measure_on and trained.head and folder is not None:
+        rank_zero_info(f"Measuring on at most {measure_on:,} images (--measure_on 0 leaves it out).")
+    if compared or (measure_on and trained.head and folder is not None):
+        measured = measure(run, trained, folder, measure_on, compared)
     if measured is not None and measured.metrics:
         about["metrics"] = {"split": measured.kind, "images": measured.count, **measured.metrics}
     if format == "safetensors":

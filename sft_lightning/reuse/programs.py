@@ -96,7 +96,7 @@ def write_program(
         file: To write.
         language: Of the program.
         trained: The network.
-        measured: Images, and what PyTorch computes of them.
+        measured: Images to compare on.
         about: What the program says of itself, with `part`.
 
     Returns:
@@ -107,14 +107,14 @@ def write_program(
     """
     with_head = about["part"] == "model"
     program = Program(trained.network(), trained.head if with_head else {})
-    expected = measured.logits if with_head and measured.logits is not None else measured.features
+    expected = _by_pytorch(trained, measured.images, with_head)
     told = {**about, "format": language, **_contract(about, with_head, expected.shape[1])}
     if language == "onnx":
         told["opset"] = OPSET
     with whole(file) as staged:
         try:
             with warnings.catch_warnings(), torch.no_grad():
-                # The exporters warn of their own insides, and of channels-last weights, which are no plain block of memory.
+                # The exporters warn of their own insides, and that channels-last weights are no plain block of memory.
                 warnings.simplefilter("ignore")
                 {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, staged, told)
                 run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)
@@ -142,6 +142,14 @@ def in_words(parity: dict[str, Any]) -> str:
         f"differs from PyTorch by {parity['largest_difference']:.2g} at most{classes}, on {parity['images']} "
         f"{parity['of']} images in batches of {', '.join(sizes)} and {last} ({parity['runtime']})"
     )
+
+
+@torch.no_grad()
+def _by_pytorch(trained: Trained, images: Tensor, with_head: bool) -> Tensor:
+    """What the run itself computes, not by way of a `Program`: a mistake in it would not show."""
+    network = trained.network()
+    x = torch.cat([network(some.float() / 255) for some in images.split(32)])
+    return F.linear(x, trained.head["weight"], trained.head["bias"]) if with_head else x
 
 
 def _contract(about: dict[str, Any], with_head: bool, size: int) -> dict[str, Any]:
