@@ -11,7 +11,7 @@ COMMANDS = {
     "validate": "measure a trained model on the validation split",
     "test": "measure a trained model on the test split",
     "predict": "write the class and probabilities of each image to predictions.csv: predict RUN IMAGES",
-    "export": "write the backbone, the head or both of a trained model as a file of its own",
+    "export": "write a trained model or a part of it as a file of its own: safetensors, ONNX or pt2",
     "lineage": "tell what a run started from, back to the first source",
     "rank": "compare backbones and past runs as starts for your labels, without training them",
     "study": "compare methods over label budgets and seeds: did the unlabeled images help?",

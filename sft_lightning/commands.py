@@ -11,8 +11,9 @@ from sft_lightning.lineage import lineage
 from sft_lightning.report.preview import preview
 from sft_lightning.report.report import report
 from sft_lightning.reuse.degree import degree
-from sft_lightning.reuse.parts import export
+from sft_lightning.reuse.parts import CARD, export
 from sft_lightning.reuse.rank import rank
+from sft_lightning.reuse.usage import beside
 from sft_lightning.study.study import study
 
 
@@ -45,7 +46,7 @@ def _called(command: str, function: Any, words: list[str], positional: str | Non
 
 def _export(words: list[str]) -> str:
     file: Path = _called("export", export, words, "run")
-    return f"Written: {file} and {file.with_suffix('.json')}"
+    return f"Written: {file}, {beside(file)} and {file.with_name(CARD)}"
 
 
 def _report(words: list[str]) -> str:

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sft_lightning.files import write_text
 
+Curves = dict[str, list[tuple[int, float]]]
+
 
 class MetricsCSV(Logger):
     """Appends, unlike Lightning's own, which deletes what an earlier part of the run has written."""
@@ -68,3 +70,19 @@ class MetricsCSV(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's folder has its config."""
+
+
+def read_curves(folder: Path) -> Curves | None:
+    """Steps and values by metric; None where `metrics.csv` is missing, or no such file.
+
+    Args:
+        folder: Of the run.
+    """
+    found: Curves = {}
+    try:
+        with (folder / MetricsCSV.FILE).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        return None
+    return found

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,26 @@ def labeled_ids(path: Path) -> set[str]:
     with path.open(newline="", encoding="utf-8") as file:
         file.readline()
         return {row["id"] for row in csv.DictReader(file) if row["split"] == "labeled"}
+
+
+def split_counts(path: Path) -> dict[str, Counter[str]]:
+    """How many examples of each class a split file has in each split; the class of an unlabeled one is "".
+
+    Args:
+        path: A run's `split.csv`.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    found: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            file.readline()
+            for row in csv.DictReader(file):
+                found[row["split"]][row["label"]] += 1
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"{str(path)!r} is no readable split ({error}): remove it, or train again") from error
+    return found
 
 
 def _check_groups(path: Path, splits: Splits) -> None:

@@ -1,4 +1,6 @@
-"""The metrics of every classifier, from torchmetrics."""
+"""The metrics of every classifier, from torchmetrics, and how sure a share of few examples is."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,19 @@ def restart(*metrics: Metric | MetricCollection) -> None:
     with torch.inference_mode(False):
         for metric in metrics:
             metric.reset()
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share: Wilson 1927.
+
+    Args:
+        share: Observed, 0 to 1.
+        count: Of examples.
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return middle - half, middle + half
 
 
 class ClassifierMetrics(nn.Module):

@@ -14,9 +14,10 @@ from sft_lightning.files import write_text
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
 from sft_lightning.report.attention import grad_cam, last_map
-from sft_lightning.report.facts import Facts, Judged, Opened
+from sft_lightning.report.facts import Facts, Judged
 from sft_lightning.report.measures import to_label_next
 from sft_lightning.report.page import tiles
+from sft_lightning.reuse.opened import Opened
 
 _SHOWN, _NEAR, _LOOKED = 6, 3, 6
 

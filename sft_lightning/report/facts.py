@@ -1,27 +1,15 @@
 """What there is to say of a trained classifier: its predictions, how far to trust them, and its mistakes."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.cli import SFTCLI, Built, run
-from sft_lightning.data.datamodule import ImageDataModule
-from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
-from sft_lightning.lineage import run_of
-from sft_lightning.networks.backbones import Backbone, build_backbone
 from sft_lightning.paradigms.feature_cache import features
-from sft_lightning.reuse.parts import read_trained
-from sft_lightning.runs import find_checkpoint
+from sft_lightning.reuse.opened import Opened, some_of
 
 _FEW = 2000  # unlabeled examples among which some are chosen to be labeled
-# What the run was trained on need not be here.
-_HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
-_HERE += ["--trainer.precision=32-true", "--trainer.logger=false"]
 
 
 @dataclass
@@ -58,58 +46,6 @@ class Judged:
         return float((self.predicted == self.labels).double().mean())
 
 
-class Opened:
-    """A run with its network and its data, on the CPU.
-
-    Attributes:
-        name: As the user gave it.
-        checkpoint: The file.
-        folder: Of the run.
-        trained: The network apart from its run.
-        data: Set up.
-    """
-
-    def __init__(self, name: str) -> None:
-        """Finds and reads the run.
-
-        Args:
-            name: Folder of a run, or a checkpoint.
-
-        Raises:
-            InputError: It is none, or is damaged, or its data cannot be read.
-        """
-        try:
-            self.checkpoint = find_checkpoint(name, Path("."))
-        except InputError as error:
-            raise InputError(str(error).replace("ckpt_path", "run", 1)) from error
-        folder = run_of(self.checkpoint)
-        if folder is None:
-            raise InputError(
-                f"run {name!r} has no fit.yaml, which says what its data is: give the folder that fit wrote"
-            )
-        self.name, self.folder, self.trained = name, folder, read_trained(self.checkpoint)
-        self.cli: SFTCLI = run(["test", "--ckpt_path", str(self.checkpoint), *_HERE], Built)
-        if not isinstance(self.cli.datamodule, ImageDataModule):
-            kind = type(self.cli.datamodule).__name__
-            raise InputError(f"run {name!r} has data of {kind}: a report needs an ImageDataModule")
-        self.data = self.cli.datamodule
-        self.data.setup("test")
-
-    @property
-    def held_out(self) -> str:
-        """`test`, or `val` where there is no test split.
-
-        Raises:
-            InputError: There is neither.
-        """
-        for name in ("test", "val"):
-            if len(self.data.splits[name]):
-                return name
-        raise InputError(
-            f"run {self.name!r} has neither a test nor a validation split: there is nothing to judge it by"
-        )
-
-
 class Facts:
     """A classifier and what it makes of its splits."""
 
@@ -125,7 +61,7 @@ class Facts:
         trained = opened.trained
         self.folder, self.data, self.about = opened.folder, opened.data, trained.about
         self.class_names = self.data.class_names
-        self.backbone = _filled(self.about, trained.backbone)
+        self.backbone = trained.network()
         self.head = trained.head
         self.judged = self._seen(opened.held_out)
         apart = len(self.data.splits["val"]) and opened.held_out != "val"
@@ -142,26 +78,6 @@ class Facts:
 
     def unlabeled(self) -> Judged | None:
         """At most 2,000 unlabeled examples, chosen by the seed of the data."""
-        split = self.data.splits["unlabeled"]
-        if not len(split):
+        if not len(self.data.splits["unlabeled"]):
             return None
-        chosen = [split.indices[i] for i in some(len(split), _FEW, self.data.request.seed).tolist()]
-        self.data.splits["some unlabeled"] = Split(split.part, chosen)
-        return self._seen("some unlabeled")
-
-
-def _filled(about: dict[str, Any], tensors: dict[str, Tensor]) -> Backbone:
-    backbone, _ = build_backbone(about["backbone"], about["image_shape"])
-    backbone.load_state_dict(tensors)
-    return backbone.eval()
-
-
-def some(count: int, most: int, seed: int) -> Tensor:
-    """Positions of all examples, or of some that a seed draws, in order.
-
-    Args:
-        count: Of examples.
-        most: So many are enough.
-        seed: Draws.
-    """
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        return self._seen(some_of(self.data, "unlabeled", _FEW))

@@ -1,6 +1,5 @@
 """What is calculated from features, logits and labels, and nothing else."""
 
-import math
 import warnings
 from importlib.util import find_spec
 
@@ -12,19 +11,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from sft_lightning.report.facts import Judged
 
 BINS = 15
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share: Wilson 1927.
-
-    Args:
-        share: Observed, 0 to 1.
-        count: Of examples.
-    """
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:

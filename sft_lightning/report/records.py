@@ -1,20 +1,18 @@
 """What a run wrote about itself, without a look at its network: curves, health, and where it comes from."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from sft_lightning import __version__
-from sft_lightning.callbacks.csv_log import MetricsCSV
+from sft_lightning.callbacks.csv_log import Curves, MetricsCSV
 from sft_lightning.lineage import chain_of
 from sft_lightning.lineage import told as chain_in_words
 from sft_lightning.machine import in_words, machine
 from sft_lightning.report import figures
-from sft_lightning.report.facts import Opened
 from sft_lightning.report.page import folded, table
+from sft_lightning.reuse.opened import Opened
 
-Curves = dict[str, list[tuple[int, float]]]
 # Of the pseudo-labels (`PseudoLabelHealth`): what each measure says.
 _HEALTH = {
     "accepted": "share of the guesses that are learned from",
@@ -22,22 +20,6 @@ _HEALTH = {
     "classes": "over how many classes the guesses are spread; far below the number of classes is collapse",
     "distance": "of the guesses' distribution from that of the labels, 0 to 1",
 }
-
-
-def read_curves(folder: Path) -> Curves | None:
-    """Steps and values by metric; None where `metrics.csv` is missing, or no such file.
-
-    Args:
-        folder: Of the run.
-    """
-    found: Curves = {}
-    try:
-        with (folder / MetricsCSV.FILE).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return None
-    return found
 
 
 def training(found: Curves | None) -> str:

@@ -6,23 +6,25 @@ import torch
 from torch import Tensor
 
 from sft_lightning import AutoencoderModule
+from sft_lightning.callbacks.csv_log import read_curves
 from sft_lightning.console import hushed
 from sft_lightning.errors import InputError, at_least
 from sft_lightning.files import write_text
+from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.paradigms.trust import temperature
 from sft_lightning.report import figures
 from sft_lightning.report.examples import attention, kind, mistakes, redrawn, to_label
-from sft_lightning.report.facts import Facts, Judged, Opened, some
+from sft_lightning.report.facts import Facts, Judged
 from sft_lightning.report.measures import (
     calibration_error,
     confusion,
     flat,
     reliability,
     unfolded,
-    wilson,
 )
 from sft_lightning.report.page import Section, matrix, page, table
-from sft_lightning.report.records import health, origin, read_curves, training
+from sft_lightning.report.records import health, origin, training
+from sft_lightning.reuse.opened import Opened, iterate, some
 
 _MAPPED, _MATRIX = 1000, 30  # examples of the map; classes whose confusion matrix can be read
 
@@ -67,8 +69,7 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
 
 
 def _iterate(opened: Opened) -> str:
-    name = "last iterate" if opened.checkpoint.name == "last.ckpt" else f"checkpoint {opened.checkpoint.name}"
-    return f"{name} (step {opened.trained.about['step']:,})"
+    return iterate(opened.checkpoint, opened.trained.about["step"])
 
 
 def _classifier(opened: Opened, path: Path, label_next: int) -> tuple[list[str], list[Section]]:

@@ -11,7 +11,7 @@ from sft_lightning.lineage import chain_of, run_of
 from sft_lightning.networks.backbones import Backbone, build_backbone, source_head
 from sft_lightning.networks.libraries import published_tensors
 from sft_lightning.networks.weights import Tensors, find_weights, read_about, read_weights
-from sft_lightning.reuse.parts import read_trained
+from sft_lightning.reuse.trained import read_trained
 
 
 @dataclass

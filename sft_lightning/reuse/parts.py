@@ -1,123 +1,119 @@
-"""Parts of a trained model as files of their own: the backbone, the head, or both; safetensors with JSON beside.
+"""Parts of a trained model as files of their own: the backbone, the head, or both.
 
-The JSON (also inside the safetensors) says what is needed to use the part elsewhere: architecture, input size,
-normalization, classes, and where it came from.
+safetensors to train on, ONNX or PyTorch's `.pt2` to be run elsewhere. The JSON beside it (also inside the file) says
+what is needed to use the part: architecture, input size, normalization, classes, and where it came from; the model card
+says it to people.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml  # type: ignore[import-untyped]
+from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning import __version__
-from sft_lightning.errors import InputError, shares
-from sft_lightning.files import write_json
-from sft_lightning.lineage import chain_of, data_digest, run_of
-from sft_lightning.networks.heads import linear_head, tau_normalized
+from sft_lightning.data.datamodule import MANIFEST
+from sft_lightning.data.split_files import split_counts
+from sft_lightning.errors import InputError, at_least, shares
+from sft_lightning.files import write_json, write_text
+from sft_lightning.lineage import run_of
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
-from sft_lightning.runs import find_checkpoint
+from sft_lightning.reuse.card import Told, card
+from sft_lightning.reuse.measured import COMPARED, measure
+from sft_lightning.reuse.opened import checkpoint_of, iterate
+from sft_lightning.reuse.programs import check, in_words, write_program
+from sft_lightning.reuse.trained import Trained, read_trained
+from sft_lightning.reuse.usage import beside, preprocessing
 
-Kind = Literal["backbone", "head", "model"]
-
-
-@dataclass
-class Trained:
-    """A trained network apart from its run.
-
-    Attributes:
-        backbone: Tensors under the names of `Backbone` (`net....`, `mean`, `std`).
-        head: `weight` (C, F) and `bias` (C,) of a linear layer, or nothing.
-        about: What a part says of itself.
-    """
-
-    backbone: Tensors
-    head: Tensors
-    about: dict[str, Any]
-
-
-def read_trained(path: Path) -> Trained:
-    """Reads a checkpoint of any paradigm; averaged weights where there are some, the head as one linear layer.
-
-    Args:
-        path: A checkpoint.
-
-    Raises:
-        InputError: It is not one of ours.
-    """
-    tensors, told = read_weights(path)
-    settings = told.get("hyper_parameters", {})
-    name = settings.get("backbone", settings.get("network"))
-    prefix = "encoder." if "network" in settings else "backbone."
-    if name is None or not any(n.startswith(f"{prefix}net.") for n in tensors):
-        raise InputError(f"checkpoint {str(path)!r} is of no paradigm of this package: give one that `fit` wrote")
-    tensors = evaluated(tensors)
-    backbone = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    head = linear_head(tensors)
-    if head and settings.get("head") == "tau_normalized":
-        head = {"weight": tau_normalized(head["weight"], settings["tau"]), "bias": torch.zeros_like(head["bias"])}
-    about: dict[str, Any] = {
-        "backbone": name,
-        "image_shape": list(settings["image_shape"]),
-        "mean": backbone["mean"].flatten().tolist(),
-        "std": backbone["std"].flatten().tolist(),
-        "class_names": list(settings.get("class_names") or []),
-        "made_by": str(settings.get("_class_path", "")).rpartition(".")[2] or None,
-        "step": told.get("global_step"),
-        "version": __version__,
-    }
-    if head:
-        about["num_features"] = head["weight"].shape[1]
-    run = run_of(path)
-    if run is not None:
-        about.update({"run": str(run), "data_sha256": data_digest(run), "chain": chain_of(run)})
-    return Trained(backbone, head, about)
+Part = Literal["backbone", "head", "model"]
+Format = Literal["safetensors", "onnx", "pt2"]
+CARD = "model_card.md"
 
 
 def export(
-    run: str, part: Kind = "model", format: Literal["safetensors"] = "safetensors", out: str | None = None,
-    wise: float = 1.0,
+    run: str, part: Part = "model", format: Format = "safetensors", out: str | None = None, wise: float = 1.0,
+    measure_on: int = 2000,
 ) -> Path:  # fmt: skip
-    """Writes a part of a trained model, and a JSON of the same name beside it.
+    """Writes a part of a trained model, a JSON of the same name and a model card beside it.
+
+    A program (`onnx`, `pt2`) takes uint8 images and gives logits, of a backbone features. It is read back and compared
+    with PyTorch on images of the run; one that differs is not written.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
         part: `backbone`, `head` or `model`, which is both.
-        format: Of the file.
-        out: The file; null for PART.safetensors in the run's folder.
+        format: Of the file; `onnx` needs the extra `export`.
+        out: The file; null for PART.FORMAT in the run's folder.
         wise: alpha of WiSE-FT: weights (1 - alpha) * start + alpha * tuned, the start being what the run started from.
+        measure_on: Images of the test split (validation, where there is none) that the card's metrics are measured on,
+            drawn by the seed of the data; 0 for a card without.
 
     Returns:
         The file.
 
     Raises:
-        InputError: There is no such run or part.
+        InputError: There is no such run or part, or it cannot be written so.
     """
-    try:
-        checkpoint = find_checkpoint(run, Path("."))
-    except InputError as error:
-        raise InputError(str(error).replace("ckpt_path", "run", 1)) from error
+    checkpoint = checkpoint_of(run)
     trained = read_trained(checkpoint)
     if part != "backbone" and not trained.head:
         raise InputError(f"run {run!r} ({trained.about['made_by']}) has no head: give --part backbone")
     shares(wise=wise)
-    if wise < 1:
-        _interpolate(trained, wise, run)
-    tensors = {
-        "backbone": trained.backbone,
-        "head": {f"head.{n}": t for n, t in trained.head.items()},
-        "model": {
-            **{f"backbone.{n}": t for n, t in trained.backbone.items()},
-            **{f"head.{n}": t for n, t in trained.head.items()},
-        },
-    }[part]
-    file = Path(out) if out is not None else (run_of(checkpoint) or checkpoint.parent) / f"{part}.{format}"
+    at_least(0, measure_on=measure_on)
+    folder = run_of(checkpoint)
+    file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
-    about = {"part": part, **trained.about}
-    write_weights(file, tensors, about)
-    write_json(file.with_suffix(".json"), about)
+    if format != "safetensors":
+        check(part, format)
+    if wise < 1:
+        _interpolate(trained, wise, run)
+    config = {} if folder is None else _config(folder / "fit.yaml")
+    data = config.get("data") or {}
+    data = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
+    about: dict[str, Any] = {"part": part, **trained.about, "preprocessing": preprocessing(trained.about, data)}
+    compared = 0 if format == "safetensors" else COMPARED
+    measured = None
+    if measure_on and trained.head and folder is not None:
+        rank_zero_info(f"Measuring on at most {measure_on:,} images (--measure_on 0 leaves it out).")
+    if compared or (measure_on and trained.head and folder is not None):
+        measured = measure(run, trained, folder, measure_on, compared)
+    if measured is not None and measured.metrics:
+        about["metrics"] = {"split": measured.kind, "images": measured.count, **measured.metrics}
+    if format == "safetensors":
+        write_weights(file, _tensors(trained, part), about)
+    else:
+        assert measured is not None
+        about = write_program(file, format, trained, measured, about)
+        rank_zero_info(f"Parity: {file.name} {in_words(about['parity'])}.")
+        if measured.why_not is not None:
+            rank_zero_info(f"The images are random ones, since {measured.why_not}.")
+    write_json(beside(file), about)
+    name = checkpoint.name if folder is None else "/".join(folder.resolve().parts[-2:])
+    state = iterate(checkpoint, about["step"]) + (f", {wise:.0%} of the way from its start" if wise < 1 else "")
+    manifest = None if folder is None else folder / MANIFEST
+    counts = split_counts(manifest) if manifest is not None and manifest.is_file() else {}
+    write_text(file.with_name(CARD), card(Told(file, about, name, state, folder, config, counts, measured)))
     return file
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}): mend it") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _tensors(trained: Trained, part: Part) -> Tensors:
+    head = {f"head.{n}": t for n, t in trained.head.items()}
+    if part == "head":
+        return head
+    return (
+        trained.backbone
+        if part == "backbone"
+        else {**{f"backbone.{n}": t for n, t in trained.backbone.items()}, **head}
+    )
 
 
 def _interpolate(trained: Trained, alpha: float, run: str) -> None:

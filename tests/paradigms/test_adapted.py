@@ -23,7 +23,8 @@ from sft_lightning.networks.adapters import IA3, Adapter, LoRA
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.weights import evaluated
 from sft_lightning.paradigms.feature_cache import FOLDER
-from sft_lightning.reuse.parts import export, read_trained
+from sft_lightning.reuse.parts import export
+from sft_lightning.reuse.trained import read_trained
 from tests.paradigms.helpers import ROOT, SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
 
 RESNET = "timm/resnet10t"

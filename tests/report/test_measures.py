@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from sft_lightning.networks.backbones import Backbone
+from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report.attention import grad_cam, last_map
-from sft_lightning.report.facts import Judged, some
-from sft_lightning.report.measures import calibration_error, flat, reliability, to_label_next, wilson
+from sft_lightning.report.facts import Judged
+from sft_lightning.report.measures import calibration_error, flat, reliability, to_label_next
+from sft_lightning.reuse.opened import some
 
 
 def by_hand(logits: torch.Tensor, y: torch.Tensor) -> float:

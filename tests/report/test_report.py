@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
 from sft_lightning.machine import machine
+from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.paradigms.trust import temperature
-from sft_lightning.report.measures import wilson
 from sft_lightning.report.page import Section, folded, matrix, page, table, tiles
 from sft_lightning.report.report import report
 from tests.paradigms.helpers import cli
