@@ -125,6 +125,12 @@ class RunFolder(SaveConfigCallback):
         self.config_filename = "fit-resumed.yaml" if resumed else f"{command}.yaml"
         super().setup(trainer, pl_module, stage)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts what is measured of a checkpoint at its step; Lightning would put it at 0, before the whole curve."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            # A validation inside a training is logged at the last step that was done, counted from 0.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, int(checkpoint["global_step"]) - 1)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Names the run's folder, the size of the network and the device."""
         folder = trainer.log_dir  # on every rank: it is broadcast
