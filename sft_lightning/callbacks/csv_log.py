@@ -8,20 +8,23 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from sft_lightning.callbacks.validation_log import validated
+
 
 class MetricsCSV(Logger):
     """Appends, unlike Lightning's own, which deletes what an earlier part of the run has written."""
 
     FILE = "metrics.csv"
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, apart: bool = False) -> None:
         """Writes nothing yet.
 
         Args:
             folder: Of the run.
+            apart: Whether validation metrics are to stand apart from those of the training (the command `validate`).
         """
         super().__init__()
-        self.folder = Path(folder)
+        self.folder, self._apart = Path(folder), apart
 
     @property
     def name(self) -> str:
@@ -48,7 +51,8 @@ class MetricsCSV(Logger):
             rows = csv.writer(file)
             if is_new:
                 rows.writerow(["step", "metric", "value"])
-            rows.writerows([step, name, value] for name, value in metrics.items() if name != "epoch")
+            named = validated(metrics) if self._apart else metrics
+            rows.writerows([step, name, value] for name, value in named.items() if name != "epoch")
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's folder has its config."""

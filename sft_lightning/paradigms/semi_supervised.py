@@ -136,6 +136,17 @@ class SemiSupervisedModule(FineTuneClassifier):
         logits: Tensor = self.average(x)
         return logits
 
+    def features(self, x: Tensor) -> Tensor:
+        """Features, in evaluation those of the averaged weights.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+        """
+        if self.training or self.average is None:
+            return super().features(x)
+        averaged: Tensor = self.average.get_submodule("backbone")(x)
+        return averaged
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits, in evaluation those of the averaged weights.
 

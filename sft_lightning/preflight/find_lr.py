@@ -58,7 +58,7 @@ class Sweep(Callback):
         rate = optimizer.defaults.get("lr")
         if not rate or len(trainer.optimizers) > 1:
             raise InputError(
-                f"optimizer is {type(optimizer).__name__} with lr {rate}: find-lr needs one optimizer with a rate above 0"
+                f"optimizer {type(optimizer).__name__} has lr {rate}: find-lr needs one optimizer, with an lr above 0"
             )
         # A schedule that has begun says in `initial_lr` what the rate was before.
         self._shares = [float(group.get("initial_lr", group["lr"]) / rate) for group in optimizer.param_groups]
@@ -118,8 +118,8 @@ class Finder(Built):
         given = self.config.fit
         if given.get("ckpt_path") is not None:
             raise InputError(
-                f"ckpt_path is {given.ckpt_path!r}: find-lr looks at the start of a training, so leave it out (and give "
-                "its config with --config)"
+                f"ckpt_path is {given.ckpt_path!r}: find-lr looks at the start of a training, so leave it out "
+                "(and give its config with --config)"
             )
         above_zero(min_lr=given.min_lr)
         at_least(10, steps=given.steps)
@@ -128,12 +128,19 @@ class Finder(Built):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         kept = {name: config[name] for name in _KEPT if name in config}
-        nothing = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
-        shown = [] if config.get("enable_progress_bar") is False else [Progress()]
+        shown: list[Callback] = [] if config.get("enable_progress_bar") is False else [Progress()]
         return self.trainer_class(
-            **kept, **nothing, callbacks=shown, limit_val_batches=0, max_steps=-1, num_sanity_val_steps=0,
-            use_distributed_sampler=False, profiler=NoProfiler(),
-        )  # fmt: skip
+            **kept,
+            callbacks=shown,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            max_steps=-1,
+            profiler=NoProfiler(),
+        )
 
 
 def find_lr(words: Sequence[str]) -> str:

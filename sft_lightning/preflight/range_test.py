@@ -102,8 +102,8 @@ def averages(values: Sequence[float], keep: float) -> list[float]:
 def judge(curve: Curve) -> Found | None:
     """The rate at which the smoothed loss falls fastest by the logarithm of the rate, up to its lowest point.
 
-    There each step still gains the most. The lowest point itself is too late: what earlier, smaller rates have won makes
-    it low, and at that rate gain and damage are in balance. A tenth of it, another common rule, has its factor from
+    There each step gains the most. The lowest point itself is too late: what earlier, smaller rates have won makes it
+    low, and at that rate gain and damage are in balance. A tenth of it, another common rule, has its factor from
     nowhere, and where the loss rises slowly the lowest point is anywhere.
 
     Args:
