@@ -91,6 +91,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self._followed = 0
         self._followed_there: int | None = None
         self.guessed: Guessed | None = None
+        self.supervised_loss: Tensor | None = None  # L_s of the last step, for those who watch
 
     # --- what the data module asks
 
@@ -228,6 +229,7 @@ class SemiSupervisedModule(FineTuneClassifier):
     def _finished(self, supervised: Tensor | None, result: Result | None) -> StepResult:
         share = self._lambda_now()
         parts = [] if supervised is None else [supervised]
+        self.supervised_loss = None if supervised is None else supervised.detach()
         logs = {} if supervised is None else {"supervised": supervised}
         if result is not None:
             parts.append(share * result.loss)

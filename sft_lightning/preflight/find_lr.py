@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
 
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.cli import Built, NoProfiler, leave, run
@@ -42,7 +43,8 @@ class Sweep(Callback):
             turn: Optimizer steps at each rate.
         """
         self.curve, self._turn = curve, turn
-        self._sum, self._count = torch.tensor(0.0), 0
+        self._losses: list[Tensor] = []
+        self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes each group's share of the optimizer's rate, and leaves the schedule out.
@@ -81,6 +83,9 @@ class Sweep(Callback):
     ) -> None:
         """Takes the loss, the mean over the batches of a rate and over all processes.
 
+        Of a semi-supervised step it is L_s. The network itself makes the targets of L_u, which may fall because they
+        become easy, and rise because more of them are accepted.
+
         Args:
             trainer: In training.
             pl_module: Unused.
@@ -89,11 +94,14 @@ class Sweep(Callback):
             batch_idx: Unused.
         """
         every = trainer.accumulate_grad_batches
-        self._sum, self._count = self._sum.to(outputs["loss"]) + outputs["loss"] * every, self._count + 1
-        if self._count < self._turn * every:
+        loss: Tensor | None = getattr(pl_module, "supervised_loss", outputs["loss"] * every)
+        self._batches += 1
+        if loss is not None:
+            self._losses.append(loss)
+        if self._batches < self._turn * every:
             return
-        mean = trainer.strategy.reduce(self._sum / self._count, reduce_op="mean")
-        self._sum, self._count = torch.tensor(0.0), 0
+        mean = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        self._losses, self._batches = [], 0
         if self.curve.add(float(mean)):
             trainer.should_stop = True
 
