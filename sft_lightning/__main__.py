@@ -17,9 +17,10 @@ COMMANDS = {
     "study": "compare methods over label budgets and seeds: did the unlabeled images help?",
     "report": "write what a run came to as one page: mistakes, calibration, what to label next",
     "preview": "draw training images beside their weak and strong views",
+    "find-lr": "try rising learning rates for some steps and suggest one",
     "degree": "find by cross-validation how far to fine-tune",
 }
-OTHERS = ("export", "lineage", "rank", "degree", "study", "report", "preview")  # not Lightning's
+OTHERS = ("export", "lineage", "rank", "degree", "study", "report", "preview", "find-lr")  # not Lightning's
 HELP = f"""usage: sft-lightning COMMAND [options]
 
 Learn from few labels and many unlabeled images (version {__version__}).

@@ -1,7 +1,7 @@
 """LightningCLI with our paradigms, a folder for each run, and errors that are sentences."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sft_lightning.callbacks.checkpoint import RunCheckpoint, WholeFiles
 from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.callbacks.figures import Figures
 from sft_lightning.callbacks.health import PseudoLabelHealth
+from sft_lightning.callbacks.other_loggers import go_on
 from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.callbacks.run_folder import RunFolder
@@ -35,7 +36,16 @@ from sft_lightning.errors import InputError
 from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.predict import spelled_out, without_source
-from sft_lightning.runs import LOGS, check_checkpoint, find_checkpoint, newest_whole, run_logger, versions, with_config
+from sft_lightning.runs import (
+    LOGS,
+    check_checkpoint,
+    find_checkpoint,
+    newest_whole,
+    run_folder,
+    run_logger,
+    versions,
+    with_config,
+)
 
 
 class NoProfiler(PassThroughProfiler):
@@ -91,6 +101,18 @@ class SFTCLI(LightningCLI):
                 settings[name] = "none"
         if self.subcommand == "predict":
             without_source(config.data, Path(config.ckpt_path))
+        checkpoint = config.get("ckpt_path")
+        go_on(config.trainer.get("logger"), None if checkpoint is None else run_folder(Path(checkpoint)))
+
+    def instantiate_classes(self) -> None:
+        """Names the extra that a logger needs."""
+        try:
+            super().instantiate_classes()
+        except ModuleNotFoundError as error:
+            for name in ("mlflow", "wandb"):
+                if name in str(error):
+                    raise InputError(f"trainer.logger needs {name}: pip install 'sft-lightning[{name}]'") from error
+            raise
 
     def after_instantiate_classes(self) -> None:
         """Refuses what would only fail inside the Trainer."""
@@ -101,9 +123,14 @@ class SFTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Gives the run its folder: a new version, or that of the checkpoint it goes on from."""
         trainer = self._get(self.config_init, "trainer")
-        if trainer.logger in (None, True):
-            logger = run_logger(self._get(self.config_init, "ckpt_path"), self._get(self.config_init, "run_name"))
-            kwargs["logger"] = [logger, MetricsCSV(logger.log_dir)]
+        if trainer.logger is not False:
+            given = [] if trainer.logger in (None, True) else trainer.logger
+            apart = self.subcommand == "validate"
+            checkpoint, name = (self._get(self.config_init, key) for key in ("ckpt_path", "run_name"))
+            logger = run_logger(checkpoint, name, apart)
+            # Further loggers come after ours: Lightning asks the first one where the run's folder is.
+            others = list(given) if isinstance(given, Iterable) else [given]
+            kwargs["logger"] = [logger, MetricsCSV(logger.log_dir, apart), *others]
             # A checkpoint that SLURM's signal leaves in the root directory would be taken by every later run.
             kwargs["default_root_dir"] = trainer.default_root_dir or logger.log_dir
         kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
@@ -168,7 +195,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
-            "enable_autolog_hparams": False,  # `RunFolder` logs them with the metrics they led to
+            "enable_autolog_hparams": False,  # `RunFolder` logs all settings of the config
             "enable_model_summary": False,  # one line says what a user needs of it
             "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
             "use_distributed_sampler": False,  # our loaders know rank and world size

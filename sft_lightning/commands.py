@@ -8,6 +8,7 @@ from typing import Any
 from sft_lightning.arguments import Parser
 from sft_lightning.cli import prepare
 from sft_lightning.lineage import lineage
+from sft_lightning.preflight.find_lr import find_lr
 from sft_lightning.report.preview import preview
 from sft_lightning.report.report import report
 from sft_lightning.reuse.degree import degree
@@ -28,7 +29,8 @@ def run(words: Sequence[str]) -> None:
     """
     prepare()
     command, *rest = words
-    sys.stdout.write(f"{COMMANDS[command](rest)}\n")
+    if found := COMMANDS[command](rest):  # of a process beside the first: nothing
+        sys.stdout.write(f"{found}\n")
 
 
 def _called(command: str, function: Any, words: list[str], positional: str | None = None) -> Any:
@@ -73,4 +75,5 @@ COMMANDS = {
     "study": _study,
     "report": _report,
     "preview": preview,
+    "find-lr": find_lr,
 }

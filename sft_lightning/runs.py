@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from sft_lightning.callbacks.validation_log import ValidationLogger
 from sft_lightning.errors import InputError, cause
 from sft_lightning.networks.weights import read_weights
 
@@ -27,20 +28,22 @@ def run_folder(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
 
 
-def run_logger(checkpoint: str | None, name: str) -> TensorBoardLogger:
+def run_logger(checkpoint: str | None, name: str, apart: bool = False) -> TensorBoardLogger:
     """The logger of a new version, or of the run that a checkpoint belongs to.
 
     Args:
         checkpoint: What the command goes on from, or None.
         name: Of a new run.
+        apart: Whether validation metrics are to stand apart from those of the training.
     """
+    kind = ValidationLogger if apart else TensorBoardLogger
     folder = run_folder(Path(checkpoint)) if checkpoint else None
     if folder is not None:
-        return TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
+        return kind(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop(_VERSION, None)
     # The processes that DDP starts inherit the version, which they would count differently.
-    logger = TensorBoardLogger(LOGS, name, os.environ.get(_VERSION), default_hp_metric=False)
+    logger = kind(LOGS, name, os.environ.get(_VERSION), default_hp_metric=False)
     os.environ[_VERSION] = Path(logger.log_dir).name
     return logger
 

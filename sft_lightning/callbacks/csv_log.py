@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from sft_lightning.callbacks.validation_log import validated
 from sft_lightning.files import write_text
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -18,14 +19,15 @@ class MetricsCSV(Logger):
 
     FILE = "metrics.csv"
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, apart: bool = False) -> None:
         """Writes nothing yet.
 
         Args:
             folder: Of the run.
+            apart: Whether validation metrics are to stand apart from those of the training (the command `validate`).
         """
         super().__init__()
-        self.folder = Path(folder)
+        self.folder, self._apart = Path(folder), apart
 
     @property
     def name(self) -> str:
@@ -52,7 +54,8 @@ class MetricsCSV(Logger):
             rows = csv.writer(file)
             if is_new:
                 rows.writerow(["step", "metric", "value"])
-            rows.writerows([step, name, value] for name, value in metrics.items() if name != "epoch")
+            named = validated(metrics) if self._apart else metrics
+            rows.writerows([step, name, value] for name, value in named.items() if name != "epoch")
 
     def forget_after(self, step: int) -> None:
         """Leaves out what was logged after a checkpoint: a run that goes on from there logs it again.

@@ -1,36 +1,88 @@
-"""Pictures of an evaluation in TensorBoard: inputs beside reconstructions, and the confusion matrix."""
+"""An evaluation in TensorBoard: pictures, precision-recall curves, and examples in the projector."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from sft_lightning.callbacks.pr_curves import write_curves
+from sft_lightning.callbacks.projector import examples, write_examples
+from sft_lightning.callbacks.validation_log import VALIDATE
 
 
 class Figures(Callback):
-    """Writes what a paradigm's `figures(stage)` gives, after each validation and test."""
+    """Writes what a paradigm's `figures(stage)` gives after each validation and test.
+
+    What takes longer, precision-recall curves and the projector's examples, comes once, at the end of a training, of
+    the command `validate` and (the curves) of `test`: the curves from what the last evaluation has counted, the
+    examples from a look at some hundred pictures.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been evaluated yet."""
+        self._validated: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the pictures of a validation."""
-        if not trainer.sanity_checking:
-            self._write(trainer, pl_module, "val")
+        if trainer.sanity_checking:
+            return
+        self._validated = _step(trainer)
+        self._write(trainer, pl_module, "val")
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write_once(trainer, pl_module, "val")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is written once, of the last validation; later hooks find the network off its device."""
+        if self._validated is not None:
+            self._write_once(trainer, pl_module, "val", self._validated)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes those of the test."""
+        """Writes the pictures and curves of the test."""
         self._write(trainer, pl_module, "test")
+        self._write_once(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not trainer.is_global_zero or not loggers or not hasattr(module, "figures"):
-            return
-        figures: Callable[[str], dict[str, Tensor]] = module.figures  # type: ignore[assignment]
-        for name, value in figures(stage).items():
+        figures: Callable[[str], dict[str, Tensor]] | None = getattr(module, "figures", None)
+        writers = _writers(trainer)
+        for name, value in figures(stage).items() if figures is not None and writers else ():
             picture = matrix(value, getattr(module, "class_names", None)) if value.ndim == 2 else rows(value)
-            for logger in loggers:
-                logger.experiment.add_image(f"{stage}/{name}", picture, trainer.global_step)
+            for writer in writers:
+                writer.add_image(f"{_named(trainer, stage)}/{name}", picture, _step(trainer))
+
+    def _write_once(self, trainer: Trainer, module: LightningModule, stage: str, step: int | None = None) -> None:
+        at = _step(trainer) if step is None else step
+        counts: Callable[[str], Tensor | None] | None = getattr(module, "score_counts", None)
+        found = counts(stage) if counts is not None else None
+        writers = _writers(trainer)
+        seen = examples(trainer, module) if stage == "val" and writers else None
+        for writer in writers:
+            if found is not None:
+                names: Sequence[str] = module.class_names  # type: ignore[assignment]
+                write_curves(writer, f"{_named(trainer, stage)}/pr", found, names, at)
+            if seen is not None:
+                write_examples(Path(writer.log_dir), f"{_named(trainer, stage)} at step {at}", *seen)
+
+
+def _writers(trainer: Trainer) -> list[SummaryWriter]:
+    """Those of TensorBoard, on the first process."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in loggers] if trainer.is_global_zero else []
+
+
+def _step(trainer: Trainer) -> int:
+    """Where Lightning puts the metrics of the same evaluation."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def _named(trainer: Trainer, stage: str) -> str:
+    return VALIDATE if trainer.state.fn == TrainerFn.VALIDATING else stage
 
 
 def rows(pictures: Tensor) -> Tensor:

@@ -11,42 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sft_lightning.callbacks.csv_log import MetricsCSV
+from sft_lightning.callbacks.other_loggers import remember
+from sft_lightning.callbacks.settings import settings, write_end, write_settings
 from sft_lightning.lineage import Link, before, file_digest, record
 from sft_lightning.networks.weights import find_weights, read_about
 
-# Taken from the data when the model is made, so the config does not hold their values.
-_LINKED = ("class_path", "init_args", "class_names", "num_classes", "image_shape")
-
-
-def settings(config: Any) -> dict[str, int | float | str]:
-    """What distinguishes one run from another, flat, for TensorBoard's table of hyper-parameters.
-
-    Args:
-        config: The command's parsed config.
-    """
-    found: dict[str, int | float | str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            inner = value.get("init_args", value)
-            if "class_path" in value:
-                found[prefix] = str(value["class_path"]).rpartition(".")[2]
-            for key, item in inner.items() if isinstance(inner, dict) else ():
-                if key not in _LINKED:
-                    walk(f"{prefix}.{key}", item)
-        elif value is not None:
-            found[prefix] = value if isinstance(value, (int, float, str)) else str(value)
-
-    whole = config.as_dict()
-    for name in ("model", "data", "seed_everything"):
-        walk(name, whole.get(name))
-    for name in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val"):
-        walk(f"trainer.{name}", whole.get("trainer", {}).get(name))
-    return found
-
 
 class RunFolder(SaveConfigCallback):
-    """One config for each command (`fit.yaml`, `test.yaml`), a word on where results lie, final metrics in TensorBoard.
+    """One config for each command (`fit.yaml`, `test.yaml`), a word on where results lie, settings for the loggers.
 
     Lightning's own callback stops a second `fit` into the same folder (a resumed or requeued one), or lets `test`
     replace the config of the training. All of this is one callback because each costs every training step some
@@ -71,14 +43,21 @@ class RunFolder(SaveConfigCallback):
         self.config_filename = "fit-resumed.yaml" if resumed else f"{command}.yaml"
         super().setup(trainer, pl_module, stage)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts what is measured of a checkpoint at its step and epoch; Lightning would put it at 0, before all else."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            trainer.fit_loop.epoch_progress.current.completed = int(checkpoint["epoch"])
+            # A validation inside a training is logged at the last step that was done, counted from 0.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, int(checkpoint["global_step"]) - 1)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Names the run's folder, the size of the network and the device."""
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
             self._record(Path(folder))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.hparams.update(settings(self.config))
+        if trainer.is_global_zero:
+            write_settings(trainer.loggers, settings(self.config), str(folder))
+            remember(trainer.loggers, folder)
         count = sum(p.numel() for p in pl_module.parameters())
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         part = "all trained" if trained == count else f"{trained:,} trained at first"
@@ -134,14 +113,12 @@ class RunFolder(SaveConfigCallback):
             rank_zero_info(f"  {name:<24} {float(value):.4f}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the metrics and the ways to go on."""
+        """Tells the last metrics and the ways to go on."""
         folder = trainer.log_dir
         if not trainer.is_global_zero or folder is None:
             return
         metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("val/", "train/"))}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and metrics:
-                logger.log_hyperparams(settings(self.config), {f"final/{n}": v for n, v in metrics.items()})
+        write_end(trainer.loggers)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         rank_zero_info(f"Finished at step {trainer.global_step}{': ' + shown if shown else ''}.")
         rank_zero_info(f"  results      {folder}")

@@ -37,14 +37,15 @@ class AsTheyAre(ABC):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """As Lightning has it."""
 
-    def labeled_batches(self, most: int, device: torch.device) -> Iterator[Labeled]:
+    def labeled_batches(self, most: int, device: torch.device, name: str = "labeled") -> Iterator[Labeled]:
         """Labeled training pictures without random changes, the same on every process, for what is made of features.
 
         Args:
             most: Of more, so many are drawn, classes in turn: all of a small class, and a part of a large one.
             device: Where to.
+            name: Of another split, whose pictures are wanted in their place.
         """
-        split = self.splits["labeled"]
+        split = self.splits[name]
         chosen = split
         if len(split) > most:
             order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.request.seed))

@@ -99,6 +99,18 @@ class AutoencoderModule(Paradigm):
         drawn: Tensor = self.decoder(self.encoder(x))
         return drawn
 
+    def features(self, x: Tensor) -> Tensor:
+        """What the encoder makes of pictures.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+
+        Returns:
+            (B, F).
+        """
+        encoded: Tensor = self.encoder(x)
+        return encoded
+
     def step(self, batch: Any) -> StepResult:
         """Reconstruction loss of the unlabeled part."""
         x = batch["unlabeled"].weak

@@ -224,6 +224,16 @@ class Paradigm(LightningModule, ABC):
         """
         return {}
 
+    def score_counts(self, stage: str) -> Tensor | None:
+        """How many examples of other classes, and of a class, have which predicted probability of it; None for nothing.
+
+        int64, (2, K, T), of the last evaluation, the probabilities in T equal steps from 0 to 1.
+
+        Args:
+            stage: val or test.
+        """
+        return None
+
 
 def compiled(module: torch.nn.Module, mode: bool | str) -> None:
     """Compiles a backbone in place, which leaves the names of its tensors as they are (pl#21836).

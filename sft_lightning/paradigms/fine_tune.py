@@ -270,3 +270,8 @@ class FineTuneClassifier(Paradigm):
         """The confusion matrix, rows true and columns predicted."""
         confusion: Tensor | None = self._metrics[f"{stage}_metrics"].confusion  # type: ignore[assignment]
         return {} if confusion is None else {"confusion": confusion}
+
+    def score_counts(self, stage: str) -> Tensor | None:
+        """Of all classes."""
+        counted: Tensor | None = self._metrics[f"{stage}_metrics"].counted  # type: ignore[assignment]
+        return counted

@@ -37,6 +37,48 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+class ScoreCounts(Metric):
+    """How many examples of each class, and of the others, have which predicted probability of it, in 127 steps.
+
+    All precision-recall curves of a stage follow from these counts, whose size is not that of the data.
+    """
+
+    STEPS = 127  # TensorBoard draws so many thresholds at most
+    MOST_CLASSES = 100  # more curves than these nobody reads
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        """Starts at nothing.
+
+        Args:
+            num_classes: K.
+        """
+        super().__init__()
+        self.wanted = num_classes <= self.MOST_CLASSES
+        shape = (2, num_classes, self.STEPS) if self.wanted else (0,)
+        self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            probabilities: (B, K).
+            labels: int64, (B,).
+        """
+        if self.wanted:
+            own = nn.functional.one_hot(labels, probabilities.shape[1])
+            place = own * probabilities.shape[1] + torch.arange(probabilities.shape[1], device=labels.device)
+            steps = (probabilities * (self.STEPS - 1)).long().clamp(0, self.STEPS - 1)
+            cells = (place * self.STEPS + steps).flatten()
+            self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+
+    def compute(self) -> Tensor:
+        """int64, (2, K, 127): examples of other classes, and of the class, by its probability."""
+        return self.counts
+
+
 class ClassifierMetrics(nn.Module):
     """Loss, accuracy, macro-F1, calibration error (15 bins, L1) and the confusion matrix of one stage."""
 
@@ -58,7 +100,9 @@ class ClassifierMetrics(nn.Module):
             # Accuracy and F1 average differently: their states are not the same.
             compute_groups=False,
         )
+        self.score_counts = ScoreCounts(num_classes)
         self.confusion: Tensor | None = None
+        self.counted: Tensor | None = None
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Takes one batch.
@@ -69,11 +113,14 @@ class ClassifierMetrics(nn.Module):
         """
         logits = logits.float()
         self.loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
-        self.scores.update(logits.softmax(1), labels)
+        probabilities = logits.softmax(1)
+        self.scores.update(probabilities, labels)
+        self.score_counts.update(probabilities, labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scalars over all batches and processes; the confusion matrix is kept in `confusion`; starts over."""
+        """The scalars over all batches and processes; `confusion` and `counted` keep the matrices; starts over."""
         values: dict[str, Tensor] = {"loss": self.loss.compute(), **self.scores.compute()}
         self.confusion = values.pop("confusion").cpu()
-        restart(self.loss, self.scores)
+        self.counted = self.score_counts.compute().cpu() if self.score_counts.wanted else None
+        restart(self.loss, self.scores, self.score_counts)
         return {name: value.to(torch.float32) for name, value in values.items()}

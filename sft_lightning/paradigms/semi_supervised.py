@@ -91,6 +91,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self._followed = 0
         self._followed_there: int | None = None
         self.guessed: Guessed | None = None
+        self.supervised_loss: Tensor | None = None  # L_s of the last step, for those who watch
 
     # --- what the data module asks
 
@@ -135,6 +136,17 @@ class SemiSupervisedModule(FineTuneClassifier):
         assert self.average is not None
         logits: Tensor = self.average(x)
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features, in evaluation those of the averaged weights.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+        """
+        if self.training or self.average is None:
+            return super().features(x)
+        averaged: Tensor = self.average.get_submodule("backbone")(x)
+        return averaged
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, in evaluation those of the averaged weights.
@@ -225,6 +237,7 @@ class SemiSupervisedModule(FineTuneClassifier):
     def _finished(self, supervised: Tensor | None, result: Result | None) -> StepResult:
         share = self._lambda_now()
         parts = [] if supervised is None else [supervised]
+        self.supervised_loss = None if supervised is None else supervised.detach()
         logs = {} if supervised is None else {"supervised": supervised}
         if result is not None:
             parts.append(share * result.loss)

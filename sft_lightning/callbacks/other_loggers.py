@@ -1,0 +1,43 @@
+"""Loggers beside TensorBoard that keep runs of their own: a resumed or tested run goes on in the one it has there."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from sft_lightning.files import write_json
+
+LOGGERS = "loggers.json"
+# By class: the argument that names a run to go on with.
+_ID = {"MLFlowLogger": "run_id", "WandbLogger": "id"}
+
+
+def remember(loggers: Sequence[Logger], folder: str | None) -> None:
+    """Notes in the run's folder what the run is called elsewhere.
+
+    Args:
+        loggers: Of the trainer, started.
+        folder: Of the run.
+    """
+    known = {type(logger).__name__: str(logger.version) for logger in loggers if type(logger).__name__ in _ID}
+    if known and folder is not None:
+        write_json(Path(folder) / LOGGERS, known)
+
+
+def go_on(config: Any, folder: Path | None) -> None:
+    """Makes the loggers of a config go on with the runs of a folder.
+
+    Args:
+        config: `trainer.logger` as parsed: a class, a list of them, or none.
+        folder: Of the run, or None.
+    """
+    path = None if folder is None else folder / LOGGERS
+    if path is None or not path.is_file():
+        return
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    for one in config if isinstance(config, list) else [config]:
+        name = str(one.get("class_path", "")).rpartition(".")[2] if hasattr(one, "get") else ""
+        if name in known and not one.init_args.get(_ID[name]):
+            one.init_args[_ID[name]] = known[name]
