@@ -25,6 +25,7 @@ REMEMBERED = 5000  # training examples at most whose features are kept
 NEIGHBOR = 10  # k, and one in a hundred of the remembered examples where that is fewer
 UNLIKE = 0.99  # percentile from which on an input is marked
 _NONE = torch.empty(0)
+_PAIRS = 2**17  # of inputs and remembered examples that are compared at a time
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
@@ -55,10 +56,12 @@ def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = F
     Returns:
         (N,).
     """
-    k = max(1, min(NEIGHBOR, len(bank) // 100)) + among_themselves
+    k = min(max(1, min(NEIGHBOR, len(bank) // 100)) + among_themselves, len(bank))
     with torch.autocast(features.device.type, enabled=False):
-        cosine = F.normalize(features.float(), dim=1) @ bank.T
-        return (2 - 2 * cosine.topk(min(k, len(bank)), 1).values[:, -1]).clamp_min(0).sqrt()
+        # In pieces: blocks of many megabytes, taken and freed in each batch, leave holes in the memory of the process.
+        pieces = F.normalize(features.float(), dim=1).split(max(1, _PAIRS // len(bank)))
+        cosine = torch.cat([(piece @ bank.T).topk(k, 1).values[:, -1] for piece in pieces])
+        return (2 - 2 * cosine).clamp_min(0).sqrt()
 
 
 @dataclass(eq=False)
@@ -140,9 +143,8 @@ def find_trust(module: Any, training: Iterable[Any], held_out: Iterable[Any], pl
     logits, labels = logits[labels >= 0], labels[labels >= 0]
     trust = Trust(bank=bank, held_out=len(features) > 0)
     if len(bank) > 1:
-        pieces = (features if trust.held_out else known).split(1024)
-        distances = [neighbor_distance(piece, bank, among_themselves=not trust.held_out) for piece in pieces]
-        trust.ordinary = torch.cat(distances).sort().values
+        ordinary = features if trust.held_out else known
+        trust.ordinary = neighbor_distance(ordinary, bank, among_themselves=not trust.held_out).sort().values
     if not len(labels):
         trust.because = "the run has no validation image"
     elif bool((logits.argmax(1) == labels).all()):
