@@ -1,9 +1,12 @@
 import csv
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +21,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.cli import run as run_command
 from sft_lightning.data.batches import Labeled
+from sft_lightning.errors import InputError
 from sft_lightning.lineage import file_digest
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import SHAPE, batches, classifier, cli, trainer
@@ -396,9 +400,39 @@ def test_two_processes_write_every_file_once(place: Path) -> None:
     by_path = {row["path"]: row for row in alone}
     torch.testing.assert_close(chances(both), chances([by_path[row["path"]] for row in both]), atol=2e-6, rtol=0)
     assert [p.name for p in Path(RUN).glob("predictions*")] == ["predictions.csv"]
-    # One image for two processes.
-    assert main(["predict", RUN, str(paths[0])]) == 0
-    one = written()
-    done = subprocess.run([*command[:5], str(paths[0]), *two], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [row["predicted"] for row in written()] == [row["predicted"] for row in one]
+
+
+@pytest.mark.parametrize(("theirs", "differ"), [((3, 5), False), ((0, 0), False), ((4, 5), True), ((3, 6), True)])
+def test_processes_that_saw_different_files_write_nothing(
+    theirs: tuple[int, int], differ: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gathered(told: list[object], own: object) -> None:
+        told[1] = (1, 1, True, theirs)
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    data = SimpleNamespace(predict_listed=(3, 5))
+    two: Any = SimpleNamespace(global_rank=0, world_size=2, is_global_zero=True, datamodule=data)
+    model: Any = SimpleNamespace(class_names=["a", "b"])
+    (tmp_path / "predictions.csv.rank1").write_text("path,predicted,p(a),p(b),unlike_training\n2.png,a,1,0,yes\n")
+    writer = PredictionWriter(tmp_path)
+    writer.on_predict_start(two, model)
+    said = {
+        "indices": torch.tensor([0, 2]),
+        "probabilities": torch.eye(2),
+        "unlike_training": torch.tensor([False, True]),
+    }
+    batch = SimpleNamespace(names=["1.png", "3.png"])
+    writer.write_on_batch_end(two, model, said, None, batch, 0, 0)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    if differ:
+        with pytest.raises(InputError, match="predict_source changed while it was read"):
+            writer.on_predict_end(two, model)
+        assert not (tmp_path / "predictions.csv").exists()
+        return
+    writer.on_predict_end(two, model)
+    assert [(row["path"], row["unlike_training"]) for row in written(tmp_path)] == [
+        ("1.png", "no"), ("2.png", "yes"), ("3.png", "yes")
+    ]  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
+    assert synced == [str(tmp_path / "predictions.csv.part"), str(tmp_path)]

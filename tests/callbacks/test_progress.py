@@ -2,6 +2,8 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -47,3 +49,13 @@ def test_a_bar_counts_images(
     assert "7/7 " in shown
     assert (bar.predict_progress_bar.n, bar.predict_progress_bar.total) == (7, 7)
     assert "Predicted" not in caplog.text
+
+
+def test_a_process_counts_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    two: Any = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(predict_count=1000))
+    progress = Progress(seconds=0)
+    progress.on_predict_start(two, classifier())
+    for k in range(2):
+        progress.on_predict_batch_end(two, classifier(), {"indices": torch.zeros(3)}, None, k)
+    said = [record.getMessage() for record in caplog.records if "Predicted" in record.getMessage()]
+    assert said == ["Predicted 6 of 1,000 images.", "Predicted 12 of 1,000 images."]

@@ -52,6 +52,8 @@ def main(out: Path) -> None:
         if name == "mlp":
             found["test"] = run.test(model, data, verbose=False)[0]
             run.predict(model, data, return_predictions=False)
+            one = sample(predict_source=str(out / "one.png"))  # fewer files than processes
+            trainer([PredictionWriter(out / "one")], **settings).predict(model, one, return_predictions=False)
     torch.save(found, out / f"rank{run.global_rank}.pt")
 
 

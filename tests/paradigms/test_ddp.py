@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from sft_lightning.paradigms.feature_cache import FOLDER
 from tests.paradigms.ddp_worker import RUNS
@@ -13,8 +15,10 @@ Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return two_processes("ddp_worker", tmp_path_factory.mktemp("ddp"))
+def folder(tmp_path_factory: pytest.TempPathFactory, fashion: tuple[Tensor, Tensor]) -> Path:
+    out = tmp_path_factory.mktemp("ddp")
+    Image.fromarray(fashion[0][0].numpy()).save(out / "one.png")
+    return two_processes("ddp_worker", out)
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +89,10 @@ def test_predictions_of_two_processes_are_one_file_in_the_order_of_the_pictures(
         expected = model.eval()(torch.cat(batches)).softmax(1)
     found = torch.tensor([[float(v) for v in row[2:]] for row in rows[1:]])
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+def test_one_file_for_two_processes(folder: Path, ranks: Found) -> None:
+    (row,) = csv.DictReader((folder / "one" / "predictions.csv").open())
+    with (folder / "predictions.csv").open() as file:
+        first = next(csv.DictReader(file))  # the same picture is the first of the test split
+    assert row == {**first, "path": "one.png"}
