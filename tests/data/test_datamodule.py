@@ -488,3 +488,24 @@ def test_labeled_pictures_get_the_views_that_are_asked_for() -> None:
     assert torch.equal(both.x, torch.cat([mild.x, hard.x]))
     assert both.y.tolist() == mild.y.tolist() * 2 == hard.y.tolist() * 2
     assert both.indices.tolist() == mild.indices.tolist() * 2
+
+
+def test_training_pictures_as_they_are_labeled_first_and_the_others_drawn_by_the_seed() -> None:
+    def seen(most: int, seed: int = 0, labels: int = 20) -> list[bytes]:
+        data = ImageDataModule("sample", num_labels=labels, seed=seed, eval_batch_size=64, num_workers=0)
+        data.setup("fit")
+        found = [x.numpy().tobytes() for b in data.training_batches(most, torch.device("cpu")) for x in b.x]
+        own, other = (
+            {p.numpy().tobytes() for b in data.batches_of(n, torch.device("cpu")) for p in b.x} for n in parts
+        )
+        assert all(x in own for x in found[:labels])
+        assert all(x in other for x in found[labels:])
+        return found
+
+    parts = ("labeled", "unlabeled")
+    few = seen(300)
+    assert len(few) == 300
+    assert few == seen(300)
+    assert set(few[20:]) != set(seen(300, seed=1)[20:])
+    assert len(seen(15)) == 15
+    assert len(seen(20_000)) == 9000
