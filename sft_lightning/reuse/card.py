@@ -230,8 +230,8 @@ def _metrics(told: Told) -> str:
         said.append("\n".join(["| metric | value |", "| --- | --- |", *rows]))
         if measured.calibrated_on:
             said.append(
-                f"Probabilities are best trusted with all logits divided by the temperature {measured.temperature:.3f}, "
-                f"which fits {measured.calibrated_on:,} validation images best."
+                f"`predict` divides the logits by the temperature {measured.temperature:.3f}, under which the labels "
+                f"of {measured.calibrated_on:,} validation images are likeliest."
             )
         if measured.kind != "test":
             said.append("There is no test split: where the validation split chose anything, this is too good.")

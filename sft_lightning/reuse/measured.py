@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sft_lightning.console import hushed
 from sft_lightning.data.datamodule import MANIFEST, ImageDataModule
-from sft_lightning.errors import InputError
+from sft_lightning.errors import InputError, cause
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.paradigms.trust import temperature
@@ -55,8 +55,8 @@ def measure(run: str, trained: Trained, folder: Path | None, most: int, compared
         run: Folder of a run, or a checkpoint.
         trained: Its network, which may have been changed since.
         folder: Of the run, if there is one.
-        most: Images of the held-out split that metrics are measured on, and of the validation split that the temperature
-            is fitted to, drawn by the data's seed; 0 for neither.
+        most: Images of the held-out split that metrics are measured on, and of validation that the temperature fits,
+            drawn by the data's seed; 0 for neither.
         compared: Images that are wanted for themselves.
     """
     manifest = None if folder is None else folder / MANIFEST
@@ -64,10 +64,13 @@ def measure(run: str, trained: Trained, folder: Path | None, most: int, compared
     try:
         with hushed():
             return _of_the_run(Opened(run, *own), trained, most, compared)
-    except InputError as error:  # the data was moved, changed or damaged since
+    except Exception as error:
+        reason = cause(error)  # the data was moved, changed or damaged since
+        if reason is None:
+            raise
         drawn = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (compared, *trained.about["image_shape"]), dtype=torch.uint8, generator=drawn)
-        return Measured("random", images, why_not=str(error))
+        return Measured("random", images, why_not=str(reason))
 
 
 def _of_the_run(opened: Opened, trained: Trained, most: int, compared: int) -> Measured:

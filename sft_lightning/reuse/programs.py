@@ -1,9 +1,9 @@
 """A trained network as one program for elsewhere: ONNX, or PyTorch's own `.pt2`.
 
 uint8 images go in, as every decoder gives them: a program that divides by 255 and normalizes itself cannot be fed with
-pixels in another range, and a float is refused by its type. Logits come out, not probabilities: a temperature is
-applied to them, and a difference between two programs shows in them where probabilities hide it near 0
-and 1. The number of images of a batch is free, their size is not.
+pixels in another range, and a float is refused by its type. Logits come out, not probabilities: a temperature divides
+them, and a difference between two programs shows in them where probabilities hide it near 0 and 1. The number of images
+of a batch is free, their size is not.
 """
 
 import json
