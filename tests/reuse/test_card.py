@@ -151,7 +151,7 @@ def test_what_the_user_wrote_is_text(workdir: Path, write_folder: Callable[..., 
     assert text("a|b <i>*x*_") == escaped
     assert f"| {escaped} | 5 | 2 | 2 |" in card
     assert not re.search(r"(?<!\\)<i>", card)
-    assert "15 labels were used (labels_per_class: 5). The 13 unlabeled images" in card
+    assert "15 labels were used (labels_per_class: 5). The 21 unlabeled images" in card
     assert "Without an image in the test split: class\\_1." in card
     assert "color pixels" in card
 
