@@ -17,7 +17,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.machine import in_words
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.paradigms.trust import temperature
-from sft_lightning.reuse.card import BLANK, Told, _data, text
+from sft_lightning.reuse.card import BLANK, Told, _data, _limits, text
 from sft_lightning.reuse.parts import export
 from tests.paradigms.helpers import cli
 
@@ -191,11 +191,15 @@ def test_a_checkpoint_without_its_run(workdir: Path) -> None:
 
 def test_many_classes_have_no_table() -> None:
     names = [f"c{k}" for k in range(101)]
-    about = {"class_names": names, "data_sha256": "0"}
+    about: dict[str, Any] = {"class_names": names, "data_sha256": "0"}
     told = Told(Path("a.onnx"), about, Path("last.ckpt"), None, "last iterate", {}, None)
     told.counts = {n: Counter(dict.fromkeys(names, 3)) for n in ("labeled", "val", "test")}
     told.counts["labeled"].update({"c7": 4})
     assert "- classes: 101, with 3 to 7 labels each" in _data(told)
     assert "|" not in _data(told)
+    about.update({"part": "model", "image_shape": [3, 5, 4]})
+    told.counts["labeled"]["c9"] = 1
+    assert "from 305 labels, 1 of class c9:" in _limits(told)
+    assert "It sees 4 x 5 color pixels" in _limits(told)
     about["class_names"] = names[:100]
     assert "| c7 | 7 | 3 | 3 |" in _data(told)

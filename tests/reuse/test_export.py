@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import sft_lightning
 from sft_lightning.__main__ import main
 from sft_lightning.errors import InputError
-from sft_lightning.reuse import programs
+from sft_lightning.reuse import measured, programs
 from sft_lightning.reuse.measured import COMPARED, Measured
 from sft_lightning.reuse.parts import export
 from sft_lightning.reuse.programs import Program
@@ -339,6 +339,7 @@ def test_images_of_validation_or_training_where_there_is_no_test(workdir: Path) 
         assert told.get("metrics", {}).get("split") == (kind if val_size else None)
         card = (run / "model_card.md").read_text(encoding="utf-8")
         assert ("There is no test split" in card) == bool(val_size)
+        assert "model-index" not in card  # hubs rank by it
         assert ("Not measured at export." in card) == (not val_size)
 
 
@@ -364,6 +365,17 @@ def test_wrong_combinations(workdir: Path, monkeypatch: pytest.MonkeyPatch, caps
     said = refused(str(run), "--format=onnx")
     assert "(onnxscript is missing): pip install 'sft-lightning[export]'" in said
     assert main(["export", str(run), "--format=pt2", "--measure_on=0"]) == 0  # which needs no extra
+
+
+def test_a_mistake_of_the_program_is_no_missing_data(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = fitted("run")
+
+    def broken(*words: str) -> None:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(measured, "Opened", broken)
+    with pytest.raises(KeyError, match="a mistake"):
+        export(str(run), format="pt2")
 
 
 @pytest.mark.slow
