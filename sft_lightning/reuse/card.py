@@ -5,7 +5,8 @@ Plain Markdown after Mitchell et al. 2019 ("Model Cards for Model Reporting"), w
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import yaml  # type: ignore[import-untyped]
 
 from sft_lightning import __version__
 from sft_lightning.callbacks.csv_log import read_curves
+from sft_lightning.data.datamodule import MANIFEST
+from sft_lightning.data.split_files import split_counts
+from sft_lightning.errors import InputError
 from sft_lightning.lineage import told as chain_in_words
 from sft_lightning.machine import in_words as machine_in_words
 from sft_lightning.paradigms.metrics import wilson
@@ -26,6 +30,7 @@ _METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "calibration_error": "expected calibration error (15 bins)",
+    "calibrated_error": "the same with the temperature",
     "loss": "cross-entropy",
 }
 _TABLED = {"labeled": "labeled", "val": "validation", "test": "test"}
@@ -38,22 +43,32 @@ class Told:
     Attributes:
         file: What was exported.
         about: What its JSON says.
-        name: Of the run.
-        iterate: Which state of the training it is.
+        checkpoint: What it was made of.
         folder: Of the run, or None.
+        iterate: Which state of the training it is.
         config: What `fit` was asked for; empty where that is unknown.
-        counts: Examples by split and class; empty where they are unknown.
         measured: What the network makes of images; None where none were looked at.
+        name: Of the run.
+        counts: Examples by split and class; empty where they are unknown.
     """
 
     file: Path
     about: dict[str, Any]
-    name: str
-    iterate: str
+    checkpoint: Path
     folder: Path | None
+    iterate: str
     config: dict[str, Any]
-    counts: dict[str, Counter[str]]
     measured: Measured | None
+    name: str = field(init=False)
+    counts: dict[str, Counter[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Reads how the data was split."""
+        self.name = self.checkpoint.name if self.folder is None else "/".join(self.folder.resolve().parts[-2:])
+        self.counts = {}
+        if self.folder is not None:
+            with suppress(InputError):  # the card says that they are unknown
+                self.counts = split_counts(self.folder / MANIFEST)
 
     def setting(self, part: str, name: str) -> Any:
         """A setting of the run's `model` or `data`, or None; of a class its name.
@@ -143,9 +158,7 @@ def _use(told: Told) -> str:
         )
         if not about["preprocessing"]["known"]:
             said.append("The data of the run is unknown: crop and background below are guesses.")
-        said.append(f"The written file, read back, {in_words(about['parity'])}.")
-        if about["parity"]["why_random"]:
-            said.append(f"The images were random ones, since {text(about['parity']['why_random'])}.")
+        said.append(f"The written file, read back, {text(in_words(about['parity']))}.")
         if about["format"] == "pt2":
             said.append("PyTorch reads `.pt2` files of its own version; of another one it may refuse them.")
     return "\n\n".join(said)
@@ -170,7 +183,7 @@ def _data(told: Told) -> str:
         lines.append(f"- source of the unlabeled images: {text(told.setting('data', 'unlabeled_source'))}")
     lines.append(f"- SHA-256: {told.about.get('data_sha256') or 'unknown'}")
     if not told.counts:
-        return "\n".join([*lines, "- counts: unknown, since there is no `split.csv`"])
+        return "\n".join([*lines, "- counts: unknown, since there is no `split.csv` that can be read"])
     lines.append(
         f"- splits: {', '.join(f'{told.size(n):,} {n}' for n in told.counts)} (chosen by seed, in `split.csv`)"
     )
@@ -187,7 +200,7 @@ def _data(told: Told) -> str:
 def _labels(told: Told) -> str:
     made_by, labeled, others = told.about["made_by"], told.size("labeled"), told.size("unlabeled")
     if not told.counts:
-        return "Unknown, since there is no `split.csv`."
+        return "Unknown, since there is no `split.csv` that can be read."
     if made_by == "AutoencoderModule":
         return f"None was used: it learned to redraw {others:,} images."
     budget = [f"{n}: {v}" for n in ("num_labels", "labels_per_class") if (v := told.setting("data", n)) is not None]
@@ -212,9 +225,14 @@ def _metrics(told: Told) -> str:
         which = f"all {count:,}" if count == measured.total else f"{count:,} of the {measured.total:,}"
         said = [f"Measured at export, with PyTorch, on {which} images of the {measured.kind} split: {told.iterate}."]
         low, high = wilson(m["accuracy"], count)
-        rows = [f"| {words} | {m[name]:.4f} |" for name, words in _METRICS.items()]
+        rows = [f"| {words} | {m[name]:.4f} |" for name, words in _METRICS.items() if name in m]
         rows[0] = f"| accuracy | {m['accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f}) |"
         said.append("\n".join(["| metric | value |", "| --- | --- |", *rows]))
+        if measured.calibrated_on:
+            said.append(
+                f"`predict` divides the logits by the temperature {measured.temperature:.3f}, under which the labels "
+                f"of {measured.calibrated_on:,} validation images are likeliest."
+            )
         if measured.kind != "test":
             said.append("There is no test split: where the validation split chose anything, this is too good.")
         return "\n\n".join(said)

@@ -12,8 +12,6 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.data.datamodule import MANIFEST
-from sft_lightning.data.split_files import split_counts
 from sft_lightning.errors import InputError, at_least, shares
 from sft_lightning.files import write_json, write_text
 from sft_lightning.lineage import run_of
@@ -70,30 +68,25 @@ def export(
         _interpolate(trained, wise, run)
     config = {} if folder is None else _config(folder / "fit.yaml")
     data = config.get("data") or {}
-    data = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
-    about: dict[str, Any] = {"part": part, **trained.about, "preprocessing": preprocessing(trained.about, data)}
+    known = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
+    about: dict[str, Any] = {"part": part, **trained.about, "preprocessing": preprocessing(trained.about, known)}
+    most = measure_on if trained.head and folder is not None else 0
+    if most:
+        rank_zero_info(f"Measuring on at most {most:,} images (--measure_on 0 leaves it out).")
     compared = 0 if format == "safetensors" else COMPARED
-    measured = None
-    if measure_on and trained.head and folder is not None:
-        rank_zero_info(f"Measuring on at most {measure_on:,} images (--measure_on 0 leaves it out).")
-    if compared or (measure_on and trained.head and folder is not None):
-        measured = measure(run, trained, folder, measure_on, compared)
+    measured = measure(run, trained, folder, most, compared) if most or compared else None
     if measured is not None and measured.metrics:
         about["metrics"] = {"split": measured.kind, "images": measured.count, **measured.metrics}
-    if format == "safetensors":
+    if measured is not None and measured.calibrated_on:
+        about["temperature"] = {"value": measured.temperature, "validation_images": measured.calibrated_on}
+    if format == "safetensors" or measured is None:
         write_weights(file, _tensors(trained, part), about)
     else:
-        assert measured is not None
         about = write_program(file, format, trained, measured, about)
         rank_zero_info(f"Parity: {file.name} {in_words(about['parity'])}.")
-        if measured.why_not is not None:
-            rank_zero_info(f"The images are random ones, since {measured.why_not}.")
     write_json(beside(file), about)
-    name = checkpoint.name if folder is None else "/".join(folder.resolve().parts[-2:])
     state = iterate(checkpoint, about["step"]) + (f", {wise:.0%} of the way from its start" if wise < 1 else "")
-    manifest = None if folder is None else folder / MANIFEST
-    counts = split_counts(manifest) if manifest is not None and manifest.is_file() else {}
-    write_text(file.with_name(CARD), card(Told(file, about, name, state, folder, config, counts, measured)))
+    write_text(file.with_name(CARD), card(Told(file, about, checkpoint, folder, state, config, measured)))
     return file
 
 
@@ -109,11 +102,9 @@ def _tensors(trained: Trained, part: Part) -> Tensors:
     head = {f"head.{n}": t for n, t in trained.head.items()}
     if part == "head":
         return head
-    return (
-        trained.backbone
-        if part == "backbone"
-        else {**{f"backbone.{n}": t for n, t in trained.backbone.items()}, **head}
-    )
+    if part == "backbone":
+        return trained.backbone
+    return {**{f"backbone.{n}": t for n, t in trained.backbone.items()}, **head}
 
 
 def _interpolate(trained: Trained, alpha: float, run: str) -> None:

@@ -1,9 +1,9 @@
 """A trained network as one program for elsewhere: ONNX, or PyTorch's own `.pt2`.
 
 uint8 images go in, as every decoder gives them: a program that divides by 255 and normalizes itself cannot be fed with
-pixels in another range, and a float is refused by its type. Logits come out, not probabilities: a temperature (see
-`report`) is applied to them, and a difference between two programs shows in them where probabilities hide it near 0
-and 1. The number of images of a batch is free, their size is not.
+pixels in another range, and a float is refused by its type. Logits come out, not probabilities: a temperature divides
+them, and a difference between two programs shows in them where probabilities hide it near 0 and 1. The number of images
+of a batch is free, their size is not.
 """
 
 import json
@@ -136,11 +136,12 @@ def in_words(parity: dict[str, Any]) -> str:
     Args:
         parity: From `write_program`.
     """
+    why = f", which are random since {parity['why_random']}" if parity["why_random"] else ""
     classes = "" if parity["equal_classes"] is None else f", {parity['equal_classes']:.1%} of the classes are equal"
     *sizes, last = map(str, parity["batch_sizes"])
     return (
         f"differs from PyTorch by {parity['largest_difference']:.2g} at most{classes}, on {parity['images']} "
-        f"{parity['of']} images in batches of {', '.join(sizes)} and {last} ({parity['runtime']})"
+        f"{parity['of']} images in batches of {', '.join(sizes)} and {last} ({parity['runtime']}){why}"
     )
 
 
@@ -231,7 +232,7 @@ def _compared(
         "equal_classes": equal,
         "images": len(measured.images),
         "of": measured.kind,
-        "why_random": measured.why_not,
+        "why_random": measured.why_not if measured.kind == "random" else None,
         "batch_sizes": sorted({len(batch) for batch in batches}),
         "tolerance": f"{TOLERANCE} of each output and of the mean output, the latter not above 1",
         "runtime": f"onnxruntime {version('onnxruntime')}" if language == "onnx" else f"torch {torch.__version__}",

@@ -63,6 +63,8 @@ def as_code(file: Path, about: dict[str, Any]) -> str:
         lines.append(f'program = torch.export.load("{file.name}").module()')
         lines.append(f"{name} = program(torch.from_numpy(pixels.copy())).numpy()")
     if about["part"] == "model":
+        scale = about.get("temperature", {}).get("value", 1.0)
+        lines.append(f"logits = logits / {scale}  # the temperature")
         lines.append("probabilities = np.exp(logits - logits.max(1, keepdims=True))")
         lines.append("probabilities /= probabilities.sum(1, keepdims=True)")
         lines.append(f'names = json.load(open("{beside(file).name}", encoding="utf-8"))["class_names"]')

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from sft_lightning.errors import InputError
 from sft_lightning.lineage import chain_of, lineage
 from sft_lightning.losses.feature_losses import SupCon
 from sft_lightning.losses.strategies import PseudoLabel
-from sft_lightning.reuse.parts import export
+from sft_lightning.reuse import parts
 from tests.paradigms.helpers import ROOT, SHAPE, cli
 
+export = partial(parts.export, measure_on=0)
 X = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
