@@ -1,5 +1,6 @@
 """LightningCLI with our paradigms, a folder for each run, and errors that are sentences."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -86,10 +87,12 @@ class SFTCLI(LightningCLI):
         """Names the extra that a logger needs."""
         try:
             super().instantiate_classes()
-        except ModuleNotFoundError as error:
-            for name in ("mlflow", "wandb"):
-                if name in str(error):
-                    raise InputError(f"trainer.logger needs {name}: pip install 'sft-lightning[{name}]'") from error
+        except (ModuleNotFoundError, ValueError) as error:  # as jsonargparse wraps it
+            if missing := re.search(r"Requirement '(mlflow|wandb)\b", str(error)):
+                name = missing[1]
+                raise InputError(f"trainer.logger needs {name}: pip install 'sft-lightning[{name}]'") from error
+            if said := re.search(r"loggers\.logger\.Logger'.*?\n +- (.*?)\n +- ", str(error), re.DOTALL):
+                raise InputError(f"trainer.logger cannot be made: {said[1]}") from error
             raise
 
     def after_instantiate_classes(self) -> None:
