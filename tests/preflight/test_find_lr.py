@@ -123,7 +123,7 @@ def test_the_rates_rise_by_one_factor_from_the_first_to_the_last() -> None:
 
 
 def test_words_for_a_range_that_begins_too_late_or_ends_too_early() -> None:
-    early = told(curve(lambda rate: valley(rate, 1e-7)), "--lr")
+    early = told(curve(lambda rate: valley(rate, 6e-7)), "--lr")
     assert "a lower --min_lr may find a better one" in early
     late = told(curve(lambda rate: valley(rate, 1.0)), "--lr")
     assert "a higher --max_lr may find a better one" in late
