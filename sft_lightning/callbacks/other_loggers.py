@@ -14,16 +14,27 @@ LOGGERS = "loggers.json"
 _ID = {"MLFlowLogger": "run_id", "WandbLogger": "id"}
 
 
-def remember(loggers: Sequence[Logger], folder: str | None) -> None:
+def remember(loggers: Sequence[Logger], folder: Path) -> None:
     """Notes in the run's folder what the run is called elsewhere.
 
     Args:
         loggers: Of the trainer, started.
         folder: Of the run.
     """
-    known = {type(logger).__name__: str(logger.version) for logger in loggers if type(logger).__name__ in _ID}
-    if known and folder is not None:
-        write_json(Path(folder) / LOGGERS, known)
+    names = {type(logger).__name__: str(logger.version) for logger in loggers if type(logger).__name__ in _ID}
+    if names:
+        write_json(folder / LOGGERS, {**known(folder), **names})
+
+
+def known(folder: Path) -> dict[str, str]:
+    """What a run is called elsewhere, by the class of the logger.
+
+    Args:
+        folder: Of the run.
+    """
+    path = folder / LOGGERS
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def go_on(config: Any, folder: Path | None) -> None:
@@ -33,11 +44,8 @@ def go_on(config: Any, folder: Path | None) -> None:
         config: `trainer.logger` as parsed: a class, a list of them, or none.
         folder: Of the run, or None.
     """
-    path = None if folder is None else folder / LOGGERS
-    if path is None or not path.is_file():
-        return
-    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    names = {} if folder is None else known(folder)
     for one in config if isinstance(config, list) else [config]:
         name = str(one.get("class_path", "")).rpartition(".")[2] if hasattr(one, "get") else ""
-        if name in known and not one.init_args.get(_ID[name]):
-            one.init_args[_ID[name]] = known[name]
+        if name in names and not one.init_args.get(_ID[name]):
+            one.init_args[_ID[name]] = names[name]

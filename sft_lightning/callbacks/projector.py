@@ -83,7 +83,7 @@ def write_examples(run: Path, name: str, features: Tensor, pictures: Tensor, cla
     write_text(folder / "tensors.tsv", _lines("\t".join(f"{v:.6g}" for v in row) for row in features.tolist()))
     write_text(folder / "metadata.tsv", _lines(" ".join(one.split()) for one in classes))
     staged = folder / "sprite.png.part"
-    _sheet(pictures).save(staged, format="PNG")
+    _sheet(pictures).save(staged, format="PNG", compress_level=1)  # the slowest part otherwise
     staged.replace(folder / "sprite.png")
     height, width = pictures.shape[-2:]
     config = f"""embeddings {{
@@ -106,7 +106,9 @@ def _lines(lines: Any) -> str:
 
 def _sheet(pictures: Tensor) -> Image.Image:
     """All pictures in a square, row by row."""
-    from torchvision.utils import make_grid
-
-    grid = make_grid(pictures, nrow=math.ceil(len(pictures) ** 0.5), padding=0)
-    return Image.fromarray((grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    count, _, height, width = pictures.shape
+    side = math.ceil(count**0.5)
+    cells = torch.zeros(side * side, 3, height, width, dtype=torch.uint8)
+    cells[:count] = (pictures * 255).round().to(torch.uint8)  # one channel for all three, where there is one
+    rows = cells.view(side, side, 3, height, width).permute(0, 3, 1, 4, 2)
+    return Image.fromarray(rows.reshape(side * height, side * width, 3).numpy())

@@ -55,9 +55,9 @@ class RunFolder(SaveConfigCallback):
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
             self._record(Path(folder))
-        if trainer.is_global_zero:
-            write_settings(trainer.loggers, settings(self.config), str(folder))
-            remember(trainer.loggers, folder)
+        if trainer.is_global_zero and folder is not None:
+            write_settings(trainer.loggers, settings(self.config), Path(folder))
+            remember(trainer.loggers, Path(folder))
         count = sum(p.numel() for p in pl_module.parameters())
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         part = "all trained" if trained == count else f"{trained:,} trained at first"

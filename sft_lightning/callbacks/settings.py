@@ -1,11 +1,14 @@
 """The settings of a run for its loggers; in TensorBoard as a row of the HPARAMS tab, beside what they led to."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
+
+from sft_lightning.callbacks.other_loggers import known
 
 Settings = dict[str, int | float | str]
 # Taken from the data when the model is made, so the config does not hold their values.
@@ -47,7 +50,7 @@ def settings(config: Any) -> Settings:
     return found
 
 
-def write_settings(loggers: Sequence[Logger], found: Settings, folder: str) -> None:
+def write_settings(loggers: Sequence[Logger], found: Settings, folder: Path) -> None:
     """Gives the settings to all loggers, when a training starts.
 
     TensorBoard's metrics are those that are logged anyway, by their last value: `test` in the same folder fills its own
@@ -58,6 +61,7 @@ def write_settings(loggers: Sequence[Logger], found: Settings, folder: str) -> N
         found: From `settings`.
         folder: Of the run, which other loggers are told.
     """
+    started = known(folder)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(found)  # hparams.yaml
@@ -69,8 +73,8 @@ def write_settings(loggers: Sequence[Logger], found: Settings, folder: str) -> N
                 info.differs = info.name in _FIRST  # those that do are shown first
             plugin.content = told.SerializeToString()
             _summaries(logger, columns, row)
-        else:
-            logger.log_hyperparams({**found, "run_folder": folder})
+        elif type(logger).__name__ not in started:  # MLflow refuses settings that a resumed run has changed
+            logger.log_hyperparams({**found, "run_folder": str(folder)})
 
 
 def write_end(loggers: Sequence[Logger]) -> None:

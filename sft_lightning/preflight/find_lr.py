@@ -7,6 +7,7 @@ gives all parameter groups one rate, so that a slow backbone would be as fast as
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,7 @@ from sft_lightning.runs import LOGS
 # What shapes a step of training. The rest of the Trainer's settings writes files, or ends the test before its time.
 _KEPT = (
     "accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm", "deterministic",
-    "benchmark", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "enable_progress_bar",
-    "max_epochs",
+    "benchmark", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs",
 )  # fmt: skip
 
 
@@ -136,10 +136,12 @@ class Finder(Built):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         kept = {name: config[name] for name in _KEPT if name in config}
-        shown: list[Callback] = [] if config.get("enable_progress_bar") is False else [Progress()]
+        # A bar or nothing: the lines that a file gets count epochs, of which this is none.
+        bar = config.get("enable_progress_bar") is not False and sys.stdout.isatty()
         return self.trainer_class(
             **kept,
-            callbacks=shown,
+            callbacks=[Progress()] if bar else [],
+            enable_progress_bar=bar,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -14,6 +14,7 @@ _WIDTH = math.log(10) * 0.7  # of the smoothing, in log rate: however many the s
 _WORSE = 3.0  # the loss has diverged when it is so many times its best value above it
 _BEGUN = 0.1  # share of the whole fall from which on a rate is called usable
 _SURE = 4.0  # times the noise: where nothing is learned the loss falls so far in 1 of 100 tests with 30 to 100 steps
+_LEAST = 0.01  # share of the loss that the fall must be: without noise, the least of rates lowers the loss a little
 NAME = "find_lr"
 
 
@@ -126,7 +127,7 @@ def judge(curve: Curve) -> Found | None:
     lowest = smoothed.index(min(smoothed))
     fall = smoothed[0] - smoothed[lowest]
     noise = median(abs(loss - near) for loss, near in zip(curve.losses, curve.medians, strict=True))
-    if fall <= _SURE * noise or lowest == 0:
+    if fall <= max(_SURE * noise, _LEAST * abs(smoothed[0])) or lowest == 0:
         return None
     # The rates are equally far apart in the logarithm: differences are slopes.
     slopes = [smoothed[min(k + 1, lowest)] - smoothed[max(k - 1, 0)] for k in range(lowest + 1)]

@@ -37,9 +37,7 @@ def test_autoencoder_logs_reconstructions_scalars_and_settings(tmp_path: Path, m
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
-def test_classifier_logs_confusion_and_final_metrics_with_its_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classifier_logs_confusion_and_metrics_by_their_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = cli("fit", "fine_tune", "--run_name=a", "--model.init_args.regularizer=L2")
     folder = tmp_path / "lightning_logs" / "a" / "version_0"
@@ -50,8 +48,9 @@ def test_classifier_logs_confusion_and_final_metrics_with_its_settings(
     assert scalars <= set(events.Tags()["scalars"])
     assert {"val/confusion", "test/confusion"} <= set(events.Tags()["images"])
     assert _picture(events, "test/confusion").width > 440
-    final = events.Scalars("final/val/accuracy")[-1].value
-    assert final == pytest.approx(float(run.trainer.callback_metrics["val/accuracy"]))
+    assert {tag.split("/")[0] for tag in events.Tags()["scalars"]} == {"train", "val", "test", "lr", "epoch"}
+    last = events.Scalars("val/accuracy")[-1].value
+    assert last == pytest.approx(float(run.trainer.callback_metrics["val/accuracy"]))
 
 
 def test_averages_of_the_log_are_over_all_steps_since_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
