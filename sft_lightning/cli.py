@@ -153,7 +153,7 @@ class SFTCLI(LightningCLI):
         except ValueError as error:
             if named := re.search(r"invalid (accelerator|strategy) name: `\w+='(\w+)'`", str(error)):
                 known = {"accelerator": AcceleratorRegistry, "strategy": StrategyRegistry}[named[1]]
-                hint = near(named[2], list(known))
+                hint = near(named[2], [*known, "gpu"] if named[1] == "accelerator" else list(known))
                 raise InputError(
                     f"trainer.{named[1]} is {named[2]!r}{hint}: give auto, {', '.join(sorted(known, key=len)[:4])}, ..."
                 ) from error

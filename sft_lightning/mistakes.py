@@ -123,7 +123,7 @@ def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
     head, _, rest = path.partition(".")
     if head == "trainer" and not owner:
         owner, head = "lightning.pytorch.Trainer", rest
-    if (owner.rpartition(".")[2], path) == ("LightningModule", "class_path"):
+    if owner.rpartition(".")[2] == "LightningModule":
         return (
             "model has no class_path: set it, or give the config that does as the first of two "
             "(--config configs/semi_supervised/shared.yaml --config configs/semi_supervised/fixmatch.yaml)"

@@ -140,7 +140,7 @@ def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixtur
         ([RUN, "gone.csv"], "manifest 'gone.csv', line 3: file 'gone.png' does not exist"),
         (
             [RUN, "new", "more", "--seed_everything=1"],
-            "'more' is one word too many: give sft-lightning predict RUN IMAGES",
+            "'more' is one word too many: give sft-lightning predict",
         ),
         ([RUN, "new", "--ckpt_path=b"], f"predict is told '{RUN}' and --ckpt_path: give one of them"),
         ([RUN, "new", "--data.init_args.predict_source", "x"], "told 'new' and --data.init_args.predict_source"),

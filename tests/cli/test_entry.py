@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -57,17 +58,24 @@ def test_module_and_command_are_the_same() -> None:
     assert "did you mean 'predict'" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["{}", "--help"], ["{}", "stray", "words", "-h"], ["help", "{}"], ["--help", "{}"]])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command(name: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def helped(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main([word.format(name) for word in words])
+        main(words)
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    command = COMMANDS[name]
-    assert shown.startswith(
-        f"usage: {' '.join(['sft-lightning', name, *command.words, '[options]'])}\n\n{command.does}\n"
-    )
+    return capsys.readouterr().out
+
+
+def test_help_may_be_asked_for_in_many_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = helped(capsys, "lineage", "--help")
+    for words in (["help", "lineage"], ["--help", "lineage"], ["lineage", "some", "stray", "words", "-h"]):
+        assert helped(capsys, *words) == shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown, command = helped(capsys, name, "--help"), COMMANDS[name]
+    usage = " ".join(["sft-lightning", name, *command.words, "[options]"])
+    assert shown.startswith(f"usage: {usage}\n\n{command.does}\n")
     assert command.examples
     assert all(f"\n  sft-lightning {example}\n" in shown for example in command.examples)
     assert all(f"--{option}" in shown for what, option in command.words.items() if what != "IMAGES")
@@ -130,12 +138,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in which both examples of `completion` were pasted, with some files to complete."""
     home = tmp_path_factory.mktemp("home")
     (home / "bin").mkdir()
-    (home / "bin" / "sft-lightning").write_text(f'#!/bin/sh\nexec {sys.executable} -m sft_lightning "$@"\n')
+    for shell in ("bash", "zsh"):
+        with (home / "bin" / shell).open("w") as file, redirect_stdout(file):
+            assert main(["completion", shell]) == 0
+    (home / "bin" / "sft-lightning").write_text('#!/bin/sh\n[ "$1" = completion ] && cat ~/bin/"$2"\n')
     (home / "bin" / "sft-lightning").chmod(0o755)
     (home / "my_configs").mkdir()
     (home / "my_configs" / "a b.yaml").touch()
     environment = {**os.environ, "HOME": str(home), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
-    environment["PYTHONPATH"] = str(CONFIGS.parent)
     for example in COMMANDS["completion"].examples:
         subprocess.run(["bash", "-c", f"sft-lightning {example}"], env=environment, check=True, cwd=home)
     return home
@@ -186,7 +196,7 @@ def test_bash_completes(home: Path) -> None:
 
 def test_zsh_finds_the_completion(home: Path) -> None:
     script = (home / ".sft-lightning.zsh").read_text()
-    assert all(f'"{name}:{command.does}' in script for name, command in COMMANDS.items())
+    assert all(f"{name}:'{command.does}'" in script for name, command in COMMANDS.items())
     assert "--model.init_args.lambda_u" in script
     if shutil.which("zsh"):
         shell = ["zsh", "-ic", "print -r -- ${_comps[sft-lightning]}"]
