@@ -4,38 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from sft_lightning import __version__
-from sft_lightning.errors import Stopped, cause, near
+from sft_lightning.commands import COMMANDS, arranged, opening, page
+from sft_lightning.errors import Found, InputError, Stopped, cause, near
 
-COMMANDS = {
-    "fit": "train a model: pre-train without labels or fine-tune on few",
-    "validate": "measure a trained model on the validation split",
-    "test": "measure a trained model on the test split",
-    "predict": "write the class and probabilities of each image to predictions.csv: predict RUN IMAGES",
-    "export": "write a trained model or a part of it as a file of its own: safetensors, ONNX or pt2",
-    "lineage": "tell what a run started from, back to the first source",
-    "rank": "compare backbones and past runs as starts for your labels, without training them",
-    "study": "compare methods over label budgets and seeds: did the unlabeled images help?",
-    "report": "write what a run came to as one page: mistakes, calibration, what to label next",
-    "preview": "draw training images beside their weak and strong views",
-    "find-lr": "try rising learning rates for some steps and suggest one",
-    "degree": "find by cross-validation how far to fine-tune",
-}
-OTHERS = ("export", "lineage", "rank", "degree", "study", "report", "preview", "find-lr")  # not Lightning's
-HELP = f"""usage: sft-lightning COMMAND [options]
-
-Learn from few labels and many unlabeled images (version {__version__}).
-
-commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
-
-examples:
-  sft-lightning fit --config configs/quickstart/fine_tune.yaml
-  sft-lightning fit --config configs/quickstart/fine_tune.yaml --data.init_args.source my_images/
-  sft-lightning test --ckpt_path lightning_logs/quickstart/fine_tune/version_0
-  sft-lightning predict lightning_logs/quickstart/fine_tune/version_0 new_images/
-
-'sft-lightning COMMAND --help' lists the options of a command.
-"""
+_HELP = ("-h", "--help", "help")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -45,32 +17,26 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Words after `sft-lightning`; those of the process when None.
 
     Returns:
-        The exit code: 0, 2 where the input was wrong, or 128 and the number of the signal that stopped it.
+        The exit code: 0, 1 where a command found what it was to look for, 2 where the input was wrong, or 128 and the
+        number of the signal that stopped it.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help", "help"):
-        sys.stdout.write(HELP)
+    if not words or (len(words) == 1 and words[0] in _HELP):
+        sys.stdout.write(page())
         return 0
     if words[0] == "--version":
         sys.stdout.write(f"sft-lightning {__version__}\n")
         return 0
-    # Options may stand before the command; then Lightning's own parser must see them.
-    if words[0] not in COMMANDS and not (words[0].startswith("-") and any(word in COMMANDS for word in words)):
-        known = list(COMMANDS)
-        return _refuse(f"{words[0]!r} is no command{near(words[0], known)}; commands: {', '.join(known)}")
+    if words[0] in _HELP:  # `help fit`
+        words = [words[1], "--help"]
     try:
-        if words[0] in OTHERS:
-            from sft_lightning.commands import run as other
-
-            other(words)
-        else:
-            from sft_lightning.cli import leave, run
-
-            run(words)
-            leave()
+        _run(words)
     except Stopped as stopped:
         sys.stderr.write(f"sft-lightning: {stopped}\n")
         return 128 + stopped.signal
+    except Found as found:
+        sys.stdout.write(f"{found}\n")
+        return 1
     except Exception as error:
         mistake: BaseException | None = cause(error)
         # What Lightning says of settings that do not go together is a sentence, too.
@@ -78,13 +44,32 @@ def main(args: Sequence[str] | None = None) -> int:
             mistake = error
         if mistake is None:
             raise
-        return _refuse(" ".join(str(mistake).split()))
+        sys.stderr.write(f"sft-lightning: {' '.join(str(mistake).split())}\n")
+        return 2
     return 0
 
 
-def _refuse(sentence: str) -> int:
-    sys.stderr.write(f"sft-lightning: {sentence}\n")
-    return 2
+def _run(words: list[str]) -> None:
+    name = words[0]
+    if name not in COMMANDS:
+        if name.startswith("-") and (later := [word for word in words if word in COMMANDS]):
+            raise InputError(f"{name!r} stands before the command: give 'sft-lightning {later[0]} {name} ...'")
+        raise InputError(f"{name!r} is no command{near(name, list(COMMANDS))}; commands: {', '.join(COMMANDS)}")
+    if any(word in _HELP[:2] for word in words):
+        # Told at once; the options follow when all is imported.
+        sys.stdout.write(opening(name))
+        sys.stdout.flush()
+        words = [name, "--help"]
+    words = arranged(words)
+    if COMMANDS[name].function:
+        from sft_lightning.calls import call
+
+        call(words)
+    else:
+        from sft_lightning.cli import leave, run
+
+        run(words)
+        leave()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
 
@@ -31,12 +33,13 @@ from sft_lightning.callbacks.other_loggers import go_on
 from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.callbacks.run_folder import RunFolder
+from sft_lightning.commands import arranged
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
-from sft_lightning.errors import InputError
+from sft_lightning.errors import InputError, near
 from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
-from sft_lightning.predict import spelled_out, without_source
+from sft_lightning.predict import without_source
 from sft_lightning.runs import (
     LOGS,
     check_checkpoint,
@@ -61,6 +64,14 @@ class NoProfiler(PassThroughProfiler):
 
 class SFTCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` over any paradigm and data module."""
+
+    command: str | None = None  # whose help it shows, where it is another one
+
+    def setup_parser(self, *args: Any) -> None:
+        """Names the parsers as the user called them."""
+        super().setup_parser(*args)
+        for name, parser in self._subcommand_parsers.items():
+            parser.prog = f"sft-lightning {self.command or name}"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name, and takes from the data what a model needs to know of it."""
@@ -139,8 +150,14 @@ class SFTCLI(LightningCLI):
         kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
         try:
             made = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # Lightning's sentence, such as that there is no such accelerator
-            raise InputError(f"trainer: {error}") from error
+        except ValueError as error:
+            if named := re.search(r"invalid (accelerator|strategy) name: `\w+='(\w+)'`", str(error)):
+                known = {"accelerator": AcceleratorRegistry, "strategy": StrategyRegistry}[named[1]]
+                hint = near(named[2], [*known, "gpu"] if named[1] == "accelerator" else list(known))
+                raise InputError(
+                    f"trainer.{named[1]} is {named[2]!r}{hint}: give auto, {', '.join(sorted(known, key=len)[:4])}, ..."
+                ) from error
+            raise InputError(f"trainer: {error}") from error  # Lightning's sentence
         WholeFiles.install(made)
         LeanEpochLoop.install(made)
         return made
@@ -203,7 +220,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
             "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
             "use_distributed_sampler": False,  # our loaders know rank and world size
         },
-        args=with_config(spelled_out(args)),
+        args=with_config(arranged(args)),
     )
 
 

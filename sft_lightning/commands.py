@@ -1,79 +1,218 @@
-"""The commands around training: all but those of Lightning."""
+"""The commands: their names, sentences and examples stand here and nowhere else. Nothing heavy is imported.
 
-import sys
+A new command is one entry of `COMMANDS` and the function that it names. The function's parameters become options, its
+docstring their help (Google style, typed); it returns what is printed: text, or the path that it wrote. Where
+`takes_fit` is set, it is given the words of the command line instead and hands them to `cli.run` with a subclass of
+`cli.Built` whose `command` is its name. A mistake of the user is an `InputError` (exit code 2); a result that scripts
+shall stop at is a `Found` (exit code 1).
+"""
+
+import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from itertools import groupby
+from typing import NamedTuple
 
-from sft_lightning.arguments import Parser
-from sft_lightning.cli import prepare
-from sft_lightning.lineage import lineage
-from sft_lightning.preflight.find_lr import find_lr
-from sft_lightning.report.preview import preview
-from sft_lightning.report.report import report
-from sft_lightning.reuse.degree import degree
-from sft_lightning.reuse.parts import CARD, export
-from sft_lightning.reuse.rank import rank
-from sft_lightning.reuse.usage import beside
-from sft_lightning.study.study import study
+from sft_lightning import __version__
+from sft_lightning.errors import InputError
+
+FINE_TUNE = "configs/quickstart/fine_tune.yaml"
+RUN = "lightning_logs/quickstart/fine_tune/version_0"  # what `fit` makes of it
 
 
-def run(words: Sequence[str]) -> None:
-    """Runs one command and prints what it found.
+class Command(NamedTuple):
+    """What is known of a command before it is imported.
 
-    Args:
-        words: Of the command line, the command first.
-
-    Raises:
-        InputError: The input is wrong.
+    Attributes:
+        group: Of the general help.
+        does: A sentence.
+        examples: Words after `sft-lightning`; each can be pasted, in this order, in a checkout.
+        function: `package.module:name` of what does it; empty for the four of Lightning.
+        takes_fit: Whether it takes the settings of `fit`.
+        words: Options that may stand without their names, by what the help calls them, in order.
     """
-    prepare()
-    command, *rest = words
-    if found := COMMANDS[command](rest):  # of a process beside the first: nothing
-        sys.stdout.write(f"{found}\n")
 
-
-def _called(command: str, function: Any, words: list[str], positional: str | None = None) -> Any:
-    """What a function gives that is called with the options of the command line."""
-    parser = Parser(prog=f"sft-lightning {command}")
-    parser.add_argument("--config", action="config", help="YAML file with options.")
-    if positional is not None:
-        parser.add_argument(positional, type=str, help="Folder of a run, or a file in it.")
-    skip: set[str | int] = set() if positional is None else {positional}
-    parser.add_function_arguments(function, skip=skip, fail_untyped=True)
-    given = parser.instantiate_classes(parser.parse_args(words)).as_dict()
-    given.pop("config", None)
-    return function(**given)
-
-
-def _export(words: list[str]) -> str:
-    file: Path = _called("export", export, words, "run")
-    return f"Written: {file}, {beside(file)} and {file.with_name(CARD)}"
-
-
-def _report(words: list[str]) -> str:
-    return f"Written: {_called('report', report, words, 'run')}"
-
-
-def _rank(words: list[str]) -> str:
-    return str(_called("rank", rank, words))
-
-
-def _study(words: list[str]) -> str:
-    return str(_called("study", study, words))
-
-
-def _lineage(words: list[str]) -> str:
-    return str(_called("lineage", lineage, words, "run"))
+    group: str
+    does: str
+    examples: tuple[str, ...]
+    function: str = ""
+    takes_fit: bool = False
+    words: dict[str, str] = {}  # noqa: RUF012 - never changed
 
 
 COMMANDS = {
-    "export": _export,
-    "lineage": _lineage,
-    "rank": _rank,
-    "degree": degree,
-    "study": _study,
-    "report": _report,
-    "preview": preview,
-    "find-lr": find_lr,
+    "fit": Command(
+        "train and use",
+        "Trains a model: pre-trains without labels, fine-tunes on few, or learns from both.",
+        (
+            f"fit --config {FINE_TUNE}",
+            f"fit --config {FINE_TUNE} --data.init_args.source my_images/ --data.init_args.num_labels null "
+            "--data.init_args.image_size 64 --run_name mine",
+            "fit --model.help SemiSupervisedModule",
+        ),
+        takes_fit=True,
+    ),
+    "test": Command(
+        "train and use",
+        "Measures a trained model on the test split.",
+        (f"test {RUN}",),
+        takes_fit=True,
+        words={"RUN": "ckpt_path"},
+    ),
+    "predict": Command(
+        "train and use",
+        "Writes the class and probabilities of each image to predictions.csv.",
+        (f"predict {RUN} my_images/", f"predict {RUN}"),
+        takes_fit=True,
+        words={"RUN": "ckpt_path", "IMAGES": "data.init_args.predict_source"},
+    ),
+    "report": Command(
+        "train and use",
+        "Writes what a run came to as one page: mistakes, calibration, what to label next.",
+        (f"report {RUN}",),
+        "sft_lightning.report.report:report",
+        words={"RUN": "run"},
+    ),
+    "preview": Command(
+        "before a training",
+        "Draws training images beside their weak and strong views.",
+        ("preview --config configs/semi_supervised/shared.yaml --config configs/semi_supervised/fixmatch.yaml",),
+        "sft_lightning.report.preview:preview",
+        takes_fit=True,
+    ),
+    "find-lr": Command(
+        "before a training",
+        "Tries rising learning rates for some steps and suggests one.",
+        (f"find-lr --config {FINE_TUNE}", f"find-lr --config {FINE_TUNE} --min_lr 1e-5 --max_lr 1 --steps 200"),
+        "sft_lightning.preflight.find_lr:find_lr",
+        takes_fit=True,
+    ),
+    "study": Command(
+        "compare",
+        "Compares methods over label budgets and seeds: did the unlabeled images help?",
+        ("study --config configs/study/quickstart.yaml --jobs 2",),
+        "sft_lightning.study.study:study",
+    ),
+    "rank": Command(
+        "compare",
+        "Compares backbones and past runs as starts for your labels, without training them.",
+        (
+            "rank --config configs/reuse/rank.yaml",
+            "rank --config configs/reuse/rank.yaml --candidates+=lightning_logs --by linear",
+        ),
+        "sft_lightning.reuse.rank:rank",
+    ),
+    "degree": Command(
+        "compare",
+        "Finds by cross-validation how far to fine-tune.",
+        (f"degree --config {FINE_TUNE} --config configs/reuse/degree.yaml",),
+        "sft_lightning.reuse.degree:degree",
+        takes_fit=True,
+    ),
+    "validate": Command(
+        "afterwards",
+        "Measures a trained model on the validation split.",
+        (f"validate {RUN}",),
+        takes_fit=True,
+        words={"RUN": "ckpt_path"},
+    ),
+    "export": Command(
+        "afterwards",
+        "Writes a trained model or a part of it as a file of its own: safetensors, ONNX or pt2.",
+        (f"export {RUN}", f"export {RUN} --part backbone --format pt2"),
+        "sft_lightning.reuse.parts:export",
+        words={"RUN": "run"},
+    ),
+    "lineage": Command(
+        "afterwards",
+        "Tells what a run started from, back to the first source.",
+        (f"lineage {RUN}",),
+        "sft_lightning.lineage:lineage",
+        words={"RUN": "run"},
+    ),
+    "completion": Command(
+        "shell",
+        "Prints a script that completes commands, options and files at the TAB key.",
+        (
+            "completion bash > ~/.sft-lightning.bash; echo 'source ~/.sft-lightning.bash' >> ~/.bashrc",
+            "completion zsh > ~/.sft-lightning.zsh; "
+            "echo 'autoload -U compinit; compinit; eval \"$(<~/.sft-lightning.zsh)\"' >> ~/.zshrc",
+        ),
+        "sft_lightning.completion:completion",
+        words={"SHELL": "shell"},
+    ),
 }
+_NUMBER = re.compile(r"-\.?\d")
+_FLAGS = ("-h", "--help", "--print_config")  # no value follows them
+
+
+def usage(name: str) -> str:
+    """How a command is called.
+
+    Args:
+        name: Of the command.
+    """
+    return " ".join(["sft-lightning", name, *COMMANDS[name].words, "[options]"])
+
+
+def opening(name: str) -> str:
+    """How the help of a command begins.
+
+    Args:
+        name: Of the command.
+    """
+    command = COMMANDS[name]
+    told = [f"usage: {usage(name)}", "", command.does]
+    if command.takes_fit and name != "fit":
+        told.append("It takes the settings of fit, too.")
+    told += [f"{what} is short for --{option}." for what, option in command.words.items()]
+    told += ["", "examples:", *(f"  sft-lightning {example}" for example in command.examples)]
+    return "\n".join(told) + "\n\n"
+
+
+def page() -> str:
+    """The general help."""
+    told = ["usage: sft-lightning COMMAND [options]", ""]
+    told += [f"Learn from few labels and many unlabeled images (version {__version__}).", ""]
+    for group, names in groupby(COMMANDS, lambda name: COMMANDS[name].group):
+        told += [f"{group}:", *(f"  {name:<11}{COMMANDS[name].does}" for name in names), ""]
+    shown = [COMMANDS[name].examples[0] for name in ("fit", "test", "predict", "report")]
+    told += ["examples:", *(f"  sft-lightning {example}" for example in shown), ""]
+    return "\n".join([*told, "'sft-lightning COMMAND --help' lists the options of a command.", ""])
+
+
+def arranged(words: Sequence[str]) -> list[str]:
+    """The words of a command with configs first, so that options win over files, and bare words by their names.
+
+    Args:
+        words: The command first.
+
+    Raises:
+        InputError: A word has no place.
+    """
+    name, *rest = words
+    free = dict(COMMANDS[name].words)
+    configs: list[str] = []
+    others: list[str] = []
+    taker: list[str] | None = None  # where the value of the option before goes
+    for word in rest:
+        if word.startswith("-") and not _NUMBER.match(word):
+            group = configs if word.partition("=")[0] in ("-c", "--config") else others
+            group.append(word)
+            taker = None if "=" in word or word in _FLAGS else group
+        elif taker is not None:
+            taker.append(word)
+            taker = None
+        elif not free:
+            raise InputError(_one_too_many(name, word))
+        else:
+            option = f"--{free.pop(next(iter(free)))}"
+            if any(other.partition("=")[0] == option for other in rest):
+                raise InputError(f"{name} is told {word!r} and {option}: give one of them")
+            others.append(f"{option}={word}")
+    return [name, *configs, *others]
+
+
+def _one_too_many(name: str, word: str) -> str:
+    if word.endswith((".yaml", ".yml")):
+        return f"{word!r} stands alone: give it as --config {word}"
+    return f"{word!r} is one word too many: give {usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"

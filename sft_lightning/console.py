@@ -45,6 +45,8 @@ _WARNINGS = (
     r"You defined a `validation_step` but have no `val_dataloader`.*",
     # Frozen blocks are in eval mode on purpose.
     r"Found \d+ module\(s\) in eval mode at the start of training.*",
+    # On a machine of a cluster, a command without `srun` is meant to run there and then.
+    r"The `srun` command is available on your system but is not used.*",
     # The precision of matrix products is the user's choice by flag, not a warning at each start.
     r"You are using a CUDA device .* that has Tensor Cores.*",
 )

@@ -1,6 +1,7 @@
 """The one exception that means: the input is wrong, and here is what to do about it."""
 
 import difflib
+from collections.abc import Sequence
 
 
 class InputError(Exception):
@@ -30,6 +31,13 @@ class Stopped(Exception):  # noqa: N818  # it is none
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[str, int]]:
         return type(self), (str(self), self.signal)
+
+
+class Found(Exception):  # noqa: N818  # it is no error
+    """A command found what it was to look for; scripts shall stop.
+
+    The message is what the command prints; the exit code is 1.
+    """
 
 
 def at_least(least: float, **settings: float) -> None:
@@ -101,13 +109,26 @@ def cause(error: BaseException) -> InputError | None:
     return seen
 
 
-def near(word: str, known: list[str] | tuple[str, ...]) -> str:
+def near(word: str, known: Sequence[str]) -> str:
     """Returns a hint with the known names closest to a misspelled one, or an empty string.
 
     Args:
         word: What the user wrote.
         known: The names that would have been right.
     """
-    matches = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, n=3, cutoff=0.5)
+    found = nearest(word, known)
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
+
+
+def nearest(word: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:
+    """Up to three names that a misspelled one may mean, those that are about as close as the closest.
+
+    Args:
+        word: What the user wrote.
+        known: The names that would have been right.
+        cutoff: Similarity from 0 to 1 that is needed.
+    """
     by_lower = {name.lower(): name for name in known}
-    return f" (did you mean {' or '.join(repr(by_lower[m]) for m in matches)}?)" if matches else ""
+    matches = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=cutoff)
+    ratios = [difflib.SequenceMatcher(None, match, word.lower()).ratio() for match in matches]
+    return [by_lower[match] for match, ratio in zip(matches, ratios, strict=True) if ratio > max(ratios) - 0.12]

@@ -130,6 +130,9 @@ def with_config(args: Sequence[str]) -> list[str]:
 
     Args:
         args: Words of the command line, the command first.
+
+    Raises:
+        InputError: There is no such run.
     """
     words = list(args)
     if any(word.split("=")[0] in ("--config", "-c", "--help", "-h") for word in words):
@@ -137,10 +140,14 @@ def with_config(args: Sequence[str]) -> list[str]:
     given, name = _option(words, "--ckpt_path"), _option(words, "--run_name")
     if given == "last" and name is not None:
         given = str(find_checkpoint(given, Path(LOGS) / name))
-    for folder in [Path(given), run_folder(Path(given))] if given is not None else []:
-        if folder is not None and (folder / "fit.yaml").is_file():
-            return [words[0], "--config", str(folder / "fit.yaml"), *words[1:]]
-    return words
+    if given is None or given == "last":
+        return words
+    folder = run_folder(find_checkpoint(given, Path(LOGS)))
+    if folder is not None and (folder / "fit.yaml").is_file():
+        return [words[0], "--config", str(folder / "fit.yaml"), *words[1:]]
+    raise InputError(
+        f"ckpt_path {given!r} has no fit.yaml beside its checkpoints: add --config with that of its training"
+    )
 
 
 def reason(error: Exception) -> str:

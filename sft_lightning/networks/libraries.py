@@ -51,9 +51,12 @@ def library_net(name: str, image_shape: Sequence[int], published: bool, others: 
 
     if library != "torchvision" and timm.is_model(rest):
         return _timm(name, rest, image_shape, published)
-    known = [*others, *list_models(module=_torchvision_models()), *timm.list_models()]
+    libraries = {"torchvision": list_models(module=_torchvision_models()), "timm": timm.list_models()}
+    known = [*others, *(model for models in libraries.values() for model in models)]
+    if "/" in name:
+        known = [f"{given}/{model}" for given, models in libraries.items() for model in models]
     raise InputError(
-        f"backbone {name!r} is unknown{near(rest, known)}: give {', '.join(others)} or a name of torchvision or timm"
+        f"backbone {name!r} is unknown{near(name, known)}: give {', '.join(others)} or a name of torchvision or timm"
     )
 
 

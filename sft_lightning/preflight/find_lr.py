@@ -109,6 +109,8 @@ class Sweep(Callback):
 class Finder(Built):
     """`fit` with the range of the rates, and a Trainer that leaves nothing behind."""
 
+    command = "find-lr"
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the range.
 

@@ -19,6 +19,12 @@ _COUNT, _DRAWS = 10, 2
 ROWS = ("as they are", *["weak view"] * _DRAWS, *["strong view"] * _DRAWS)
 
 
+class Preview(Built):
+    """Takes what `fit` takes."""
+
+    command = "preview"
+
+
 def preview(words: Sequence[str]) -> str:
     """Draws ten training images, two weak views of each, and two strong ones where strong views change something.
 
@@ -31,7 +37,7 @@ def preview(words: Sequence[str]) -> str:
     Raises:
         InputError: The input is wrong, or there is no training image.
     """
-    cli = run(["fit", *words], Built)
+    cli = run(["fit", *words], Preview)
     data = cli.datamodule
     if not isinstance(data, ImageDataModule):
         raise InputError(f"data is {type(data).__name__}: preview shows those of an ImageDataModule")

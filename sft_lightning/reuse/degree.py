@@ -37,16 +37,12 @@ _JUDGES = ("EarlyStopping", "ReduceLROnPlateau")
 class DegreeCLI(Built):
     """Takes what `fit` takes, and the group `degree`."""
 
+    command = "degree"
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the group."""
         super().add_arguments_to_parser(parser)
-        parser.description = "Finds by cross-validation how far to fine-tune; takes the settings of fit, too."
         parser.add_class_arguments(Degree, "degree")
-
-    def setup_parser(self, *args: Any) -> None:
-        """The command has a name of its own."""
-        super().setup_parser(*args)
-        self._subcommand_parsers["fit"].prog = "sft-lightning degree"
 
     def with_options(self, options: dict[str, Any]) -> str:
         """The config of `fit` as YAML.

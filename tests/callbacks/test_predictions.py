@@ -142,12 +142,15 @@ def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixtur
         ([RUN, "notes.txt"], "predict_source 'notes.txt' cannot be read as an image (it is no picture"),
         ([RUN, "bad.csv"], "manifest 'bad.csv' lacks the column 'path'"),
         ([RUN, "gone.csv"], "manifest 'gone.csv', line 3: file 'gone.png' does not exist"),
-        ([RUN, "new", "more", "--seed_everything=1"], "a run and one source, 'more' is one too many: give a folder"),
+        (
+            [RUN, "new", "more", "--seed_everything=1"],
+            "'more' is one word too many: give sft-lightning predict",
+        ),
         ([RUN, "new", "--ckpt_path=b"], f"predict is told '{RUN}' and --ckpt_path: give one of them"),
         ([RUN, "new", "--data.init_args.predict_source", "x"], "told 'new' and --data.init_args.predict_source"),
-        (["nowhere", "new"], "run 'nowhere' is no checkpoint"),
-        (["new", "new"], "run 'new' is no checkpoint and no run"),
-        (["alone.ckpt", "new"], "run 'alone.ckpt' has no fit.yaml beside its checkpoints: add --config"),
+        (["nowhere", "new"], "ckpt_path 'nowhere' is no checkpoint"),
+        (["new", "new"], "ckpt_path 'new' is no checkpoint and no run"),
+        (["alone.ckpt", "new"], "ckpt_path 'alone.ckpt' has no fit.yaml beside its checkpoints: add --config"),
     ],
 )
 def test_one_sentence(words: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

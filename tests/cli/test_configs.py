@@ -46,7 +46,6 @@ def test_config_runs_one_batch_of_every_command(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = write_folder(workdir / "images", {"train": 4, "val": 1, "test": 2, "unlabeled": 2})
-    # `limit_train_batches 1` would be read as 1.0, all of them.
     few = ["--trainer.max_epochs", "1", "--data.init_args.steps_per_epoch", "1", "--run_name", "shipped"]
     few += ["--data.init_args.num_workers", "0"]
     assert main(["fit", *given_to_fit(config), *few, *local(config, idx_root, folder)]) == 0

@@ -139,6 +139,33 @@ def test_predict_reads_new_folders_and_lists_skipped_images(
     assert "broken.png" in (done / "skipped_images.txt").read_text()
 
 
+def test_options_win_over_files_wherever_they_stand(workdir: Path) -> None:
+    assert main(["fit", *SHORT, "--run_name=a", "--config", FINE_TUNE]) == 0
+    place = "lightning_logs/a/version_0"
+    assert "max_epochs: 2\n" in Path(place, "fit.yaml").read_text()
+    for config in (["--config", f"{place}/fit.yaml"], ["-c", f"{place}/fit.yaml"], [f"--config={place}/fit.yaml"]):
+        assert run(["test", "--ckpt_path", place, *config]).config.test.ckpt_path == f"{place}/checkpoints/last.ckpt"
+    # Of two files, the second still rules, and a number below zero is a value.
+    Path("more.yaml").write_text("run_name: b")
+    words = ["fit", "--config", FINE_TUNE, "--trainer.max_steps", "-1", "--config", "more.yaml"]
+    done = run([*words, "--trainer.max_epochs=0"])
+    assert done.config.fit.run_name == "b"
+    assert done.trainer.max_steps == -1
+
+
+def test_a_run_may_stand_without_its_option(workdir: Path) -> None:
+    assert main(["fit", "--config", FINE_TUNE, *SHORT, "--run_name=a"]) == 0
+    for command in ("test", "validate"):
+        assert main([command, "--trainer.enable_progress_bar", "false", "lightning_logs/a/version_0"]) == 0
+    assert Path("lightning_logs/a/version_0/test.yaml").is_file()
+
+
+def test_one_batch_is_one_batch_and_not_all(workdir: Path) -> None:
+    words = ["--trainer.max_epochs=2", "--trainer.limit_train_batches", "1"]
+    assert run(["fit", "--config", FINE_TUNE, *words]).trainer.global_step == 2
+    assert run(["fit", "--config", FINE_TUNE, *SHORT, "--trainer.limit_train_batches=1.0"]).trainer.global_step == 10
+
+
 def test_console_shows_no_advertising_and_no_warning(workdir: Path) -> None:
     command = [sys.executable, "-m", "sft_lightning", "fit", "--config", FINE_TUNE, *SHORT]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"})

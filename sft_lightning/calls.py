@@ -1,0 +1,49 @@
+"""Calls the functions behind commands with the options of the command line."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.arguments import Parser
+from sft_lightning.cli import prepare
+from sft_lightning.commands import COMMANDS
+
+
+def call(words: Sequence[str]) -> None:
+    """Runs one command and prints what it found.
+
+    Args:
+        words: Of the command line, the command first.
+
+    Raises:
+        InputError: The input is wrong.
+    """
+    prepare()
+    name, *rest = words
+    module, _, attribute = COMMANDS[name].function.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
+    found = function(rest) if COMMANDS[name].takes_fit else function(**_options(name, function, rest))
+    if found:  # of a process beside the first: nothing
+        sys.stdout.write(f"{_told(name, found)}\n")
+
+
+def _options(name: str, function: Any, words: list[str]) -> dict[str, Any]:
+    parser = Parser(prog=f"sft-lightning {name}")
+    parser.add_argument("--config", action="config", help="YAML file with options.")
+    parser.add_function_arguments(function, fail_untyped=True)
+    given: dict[str, Any] = parser.instantiate_classes(parser.parse_args(words)).as_dict()
+    given.pop("config", None)
+    return given
+
+
+def _told(name: str, found: Any) -> str:
+    if not isinstance(found, Path):
+        return str(found)
+    if name != "export":
+        return f"Written: {found}"
+    from sft_lightning.reuse.parts import CARD
+    from sft_lightning.reuse.usage import beside
+
+    return f"Written: {found}, {beside(found)} and {found.with_name(CARD)}"

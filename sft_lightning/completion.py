@@ -1,0 +1,86 @@
+"""`sft-lightning completion SHELL`: a script that needs no Python at the TAB key.
+
+jsonargparse's own script holds every class of every library that is imported (80 MB); this one holds what the help of
+the commands lists and the settings of our classes.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from jsonargparse import capture_parser
+
+from sft_lightning.calls import call
+from sft_lightning.cli import run
+from sft_lightning.commands import COMMANDS
+from sft_lightning.errors import InputError
+from sft_lightning.options import OURS, settings
+
+# Last parts of options whose value is a file or folder.
+_PATHS = {
+    "config", "data", "ckpt_path", "weights", "head_weights", "source", "unlabeled_source", "predict_source", "root",
+    "split_file", "default_root_dir", "run", "out", "candidates",
+}  # fmt: skip
+
+
+def completion(shell: Literal["bash", "zsh"]) -> str:
+    """Prints a script that completes commands, options and files at the TAB key.
+
+    Args:
+        shell: `bash` or `zsh`.
+
+    Returns:
+        The script.
+
+    Raises:
+        InputError: The extra is missing.
+    """
+    try:
+        import shtab
+    except ImportError as error:
+        raise InputError("completion needs shtab: pip install 'sft-lightning[completion]'") from error
+    root = argparse.ArgumentParser("sft-lightning")
+    root.add_argument("--version", action="store_true", help="Print the version.")
+    commands = root.add_subparsers()
+    fit = settings()
+    for name, command in COMMANDS.items():
+        parser = commands.add_parser(name, help=command.does)
+        options = list(_options(name))
+        options += [(f"--{option}", told, []) for option, told in fit.items()] if command.takes_fit else []
+        for option, told, choices in options:
+            added = parser.add_argument(option, help=" ".join(told.replace("%", "").split()), choices=choices or None)
+            _complete(added, option.strip("-+").rpartition(".")[2], shtab.FILE)
+        for what, option in command.words.items():
+            word = parser.add_argument(what, nargs="?", choices=("bash", "zsh") if what == "SHELL" else None)
+            _complete(word, option.rpartition(".")[2], shtab.FILE)
+    script: str = shtab.complete(root, shell)
+    return script
+
+
+def _complete(action: argparse.Action, last: str, files: Any) -> None:
+    if last in _PATHS:
+        action.complete = files  # type: ignore[attr-defined]
+    elif last in OURS and not action.choices:
+        action.choices = OURS[last]
+    elif last == "backbone":
+        from torchvision.models import list_models
+
+        action.choices = ["mlp", "conv", "wrn_28_2", *(f"torchvision/{name}" for name in list_models())]
+
+
+def _options(name: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Options, help and choices of a command's own parser."""
+    parser: Any = capture_parser(lambda: (call if COMMANDS[name].function else run)([name]))
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parser = action.choices.get(name, action.choices["fit"])
+    for action in parser._actions:
+        for option in action.option_strings:
+            shown = option != "--help" and not (option.startswith("--trainer.") and option.endswith(".help"))
+            if option.startswith("--") and shown:
+                yield option, action.help or "", _choices(action)
+
+
+def _choices(action: argparse.Action) -> list[str]:
+    shown = action.metavar if isinstance(action.metavar, str) else ""
+    return shown[1:-1].split(",") if shown.startswith("{") else []
