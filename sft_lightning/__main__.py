@@ -17,9 +17,10 @@ COMMANDS = {
     "study": "compare methods over label budgets and seeds: did the unlabeled images help?",
     "report": "write what a run came to as one page: mistakes, calibration, what to label next",
     "preview": "draw training images beside their weak and strong views",
+    "audit": "find leaks, duplicates, broken files and wrong labels before training; --strict: exit code 1 on leaks",
     "degree": "find by cross-validation how far to fine-tune",
 }
-OTHERS = ("export", "lineage", "rank", "degree", "study", "report", "preview")  # not Lightning's
+OTHERS = ("export", "lineage", "rank", "degree", "study", "report", "preview", "audit")  # not Lightning's
 HELP = f"""usage: sft-lightning COMMAND [options]
 
 Learn from few labels and many unlabeled images (version {__version__}).
@@ -44,7 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Words after `sft-lightning`; those of the process when None.
 
     Returns:
-        The exit code: 0, 2 where the input was wrong, or 128 and the number of the signal that stopped it.
+        The exit code: 0, 1 where `audit --strict` finds leaks, 2 where the input was wrong, or 128 and the number of
+        the signal that stopped it.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -61,12 +63,11 @@ def main(args: Sequence[str] | None = None) -> int:
         if words[0] in OTHERS:
             from sft_lightning.commands import run as other
 
-            other(words)
-        else:
-            from sft_lightning.cli import leave, run
+            return other(words)
+        from sft_lightning.cli import leave, run
 
-            run(words)
-            leave()
+        run(words)
+        leave()
     except Stopped as stopped:
         sys.stderr.write(f"sft-lightning: {stopped}\n")
         return 128 + stopped.signal

@@ -1,13 +1,14 @@
 """The commands around training: all but those of Lightning."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sft_lightning.arguments import Parser
 from sft_lightning.cli import prepare
 from sft_lightning.lineage import lineage
+from sft_lightning.preflight.audit import audit
 from sft_lightning.report.preview import preview
 from sft_lightning.report.report import report
 from sft_lightning.reuse.degree import degree
@@ -16,18 +17,24 @@ from sft_lightning.reuse.rank import rank
 from sft_lightning.study.study import study
 
 
-def run(words: Sequence[str]) -> None:
+def run(words: Sequence[str]) -> int:
     """Runs one command and prints what it found.
 
     Args:
         words: Of the command line, the command first.
+
+    Returns:
+        The exit code: 0, or what the command gives beside its text.
 
     Raises:
         InputError: The input is wrong.
     """
     prepare()
     command, *rest = words
-    sys.stdout.write(f"{COMMANDS[command](rest)}\n")
+    given = COMMANDS[command](rest)
+    text, code = given if isinstance(given, tuple) else (given, 0)
+    sys.stdout.write(f"{text}\n")
+    return code
 
 
 def _called(command: str, function: Any, words: list[str], positional: str | None = None) -> Any:
@@ -64,7 +71,7 @@ def _lineage(words: list[str]) -> str:
     return str(_called("lineage", lineage, words, "run"))
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[list[str]], str | tuple[str, int]]] = {
     "export": _export,
     "lineage": _lineage,
     "rank": _rank,
@@ -72,4 +79,5 @@ COMMANDS = {
     "study": _study,
     "report": _report,
     "preview": preview,
+    "audit": audit,
 }
