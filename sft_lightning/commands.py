@@ -79,6 +79,13 @@ COMMANDS = {
         "sft_lightning.report.preview:preview",
         takes_fit=True,
     ),
+    "audit": Command(
+        "before a training",
+        "Finds leaks, duplicates, broken files and wrong labels; with --strict, exit code 1 where the test leaks.",
+        (f"audit --config {FINE_TUNE}",),
+        "sft_lightning.preflight.audit:audit",
+        takes_fit=True,
+    ),
     "find-lr": Command(
         "before a training",
         "Tries rising learning rates for some steps and suggests one.",
@@ -142,7 +149,7 @@ COMMANDS = {
     ),
 }
 _NUMBER = re.compile(r"-\.?\d")
-_FLAGS = ("-h", "--help", "--print_config")  # no value follows them
+_FLAGS = ("-h", "--help", "--print_config", "--strict")  # no value follows them
 
 
 def usage(name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sft_lightning.data.faults import UNTRAINED, fault
 from sft_lightning.data.images import EXTENSIONS, FileImages, MemoryImages
 from sft_lightning.data.parts import SPLITS, Part, Source, concatenated, relative
 from sft_lightning.data.tables import ManifestSource
@@ -163,7 +164,8 @@ class FolderSource(Source):
         for split in SPLITS:
             folder = self._train if split == "train" else path / split
             if folder.is_dir():
-                self._files[split] = list(self._labeled(folder) if split != "unlabeled" else self._bare(folder))
+                files = self._labeled(folder, split) if split != "unlabeled" else self._bare(folder)
+                self._files[split] = list(files)
         if not any(self._files.values()):
             raise InputError(
                 f"folder {self.name!r} holds no image: expected CLASS/picture.png, train/CLASS/picture.png or "
@@ -176,26 +178,31 @@ class FolderSource(Source):
     def _bare(self, folder: Path) -> Iterator[tuple[Path, int]]:
         return ((path, -1) for path in _pictures(folder))
 
-    def _labeled(self, folder: Path) -> Iterator[tuple[Path, int]]:
+    def _labeled(self, folder: Path, split: str) -> Iterator[tuple[Path, int]]:
         classes = [p for p in _subfolders(folder) if not self._reserved(p)]
         loose = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in EXTENSIONS]
         if not classes and folder == self._train:  # a folder of pictures without classes
             yield from ((path, -1) for path in sorted(loose))
             return
-        if loose:
-            raise InputError(
-                f"image {str(min(loose))!r} lies beside the class folders: move it into a class folder or to "
+        for path in sorted(loose):
+            sentence = (
+                f"image {str(path)!r} lies beside the class folders: move it into a class folder or to "
                 f"{str(self.path / 'unlabeled')!r}"
             )
+            fault("images beside the class folders", split, relative(path, self.path), "without a class", sentence)
         for child in classes:
+            pictures = _pictures(child)
             if child.name not in self.class_names:
-                raise InputError(
+                sentence = (
                     f"class {child.name!r} in {str(folder)!r} does not exist in {str(self._train)!r}"
                     f"{near(child.name, self.class_names)}: rename it or add training images"
                 )
-            pictures = _pictures(child)
+                for path in pictures or [child]:
+                    fault(UNTRAINED, split, relative(path, self.path), f"class {child.name!r}", sentence)
+                continue
             if not pictures:
-                raise InputError(f"class folder {str(child)!r} holds no image: add some or remove the folder")
+                sentence = f"class folder {str(child)!r} holds no image: add some or remove the folder"
+                fault("class folders without an image", split, relative(child, self.path), "empty", sentence)
             label = self.class_names.index(child.name)
             yield from ((path, label) for path in pictures)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_lightning.data.faults import STRADDLING, fault
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
 from sft_lightning.errors import InputError
@@ -144,6 +145,6 @@ def _check_groups(path: Path, splits: Splits) -> None:
             group = str(split.part.groups[i])  # type: ignore[index]
             kind = name if name in ("test", "val") else "training"
             if owner.setdefault(group, kind) != kind:
-                raise InputError(
-                    f"split_file {str(path)!r} puts group {group!r} into {owner[group]} and {kind}: keep it in one"
-                )
+                places = f"{owner[group]} and {kind}"
+                sentence = f"split_file {str(path)!r} puts group {group!r} into {places}: keep it in one"
+                fault(STRADDLING, places, group, f"in {split.part.ids[i]!r}", sentence)

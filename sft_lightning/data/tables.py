@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sft_lightning.data.faults import STRADDLING, UNTRAINED, fault
 from sft_lightning.data.images import FileImages
 from sft_lightning.data.parts import SPLITS, Part, Source
 from sft_lightning.errors import InputError, near
@@ -32,10 +33,11 @@ class ManifestSource(Source):
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
         rows = parquet_rows(path) if path.suffix.lower() == ".parquet" else csv_rows(path)
-        self._rows = [self._checked(line, row) for line, row in rows]
+        self._rows = self._once([self._checked(line, row) for line, row in rows])
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one image per line")
-        self._refuse_contradictions()
+        self._refuse_untrained()
+        self._refuse_straddling()
         labels = sorted({row["label"] for row in self._rows if row["label"]}, key=_natural)
         if not labels:
             raise InputError(
@@ -48,43 +50,55 @@ class ManifestSource(Source):
         where = f"manifest {self.name!r}, line {line}"
         if not row["path"]:
             raise InputError(f"{where}: the path is blank")
-        if not (self.path.parent / row["path"]).is_file():
-            raise InputError(f"{where}: file {row['path']!r} does not exist below {str(self.path.parent)!r}")
-        row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
         row["split"] = row["split"].lower() or ("train" if row["label"] else "unlabeled")
+        file = self.path.parent / row["path"]
+        if not file.is_file():
+            what = "a folder" if file.is_dir() else "a broken link" if file.is_symlink() else "missing"
+            sentence = f"{where}: file {row['path']!r} does not exist below {str(self.path.parent)!r}"
+            fault("lines without a file", row["split"], row["path"], f"{what}, line {line}", sentence)
+        row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
         if row["split"] not in SPLITS:
             raise InputError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)} or blank")
         if not row["label"] and row["split"] in ("val", "test"):
             raise InputError(f"{where}: split {row['split']!r} needs a label; leave the split blank for unlabeled")
         return {**row, "line": str(line)}
 
-    def _refuse_contradictions(self) -> None:
-        paths: dict[str, str] = {}
-        splits: dict[str, dict[str, str]] = {}
-        for row in self._rows:
-            if row["path"] in paths:
-                raise InputError(
-                    f"manifest {self.name!r}, line {row['line']}: {row['path']!r} stands on line "
-                    f"{paths[row['path']]} already; list each image once"
+    def _once(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The rows, each picture once."""
+        first: dict[str, dict[str, str]] = {}
+        for row in rows:
+            twin = first.setdefault(row["path"], row)
+            if twin is not row:
+                sentence = (
+                    f"manifest {self.name!r}, line {row['line']}: {row['path']!r} stands on line {twin['line']} "
+                    "already; list each image once"
                 )
-            paths[row["path"]] = row["line"]
+                detail = f"line {row['line']} repeats line {twin['line']}"
+                fault("lines that name an image again", row["split"], row["path"], detail, sentence)
+        return list(first.values())
+
+    def _refuse_straddling(self) -> None:
+        """A group must not stand in two of training, validation and test."""
+        places: dict[str, dict[str, str]] = {}
+        for row in self._rows:
             if row["group"]:
                 split = "train" if row["split"] == "unlabeled" else row["split"]
-                splits.setdefault(row["group"], {}).setdefault(split, row["line"])
-        self._refuse_untrained()
-        for group, found in splits.items():
+                places.setdefault(row["group"], {}).setdefault(split, row["line"])
+        for group, found in places.items():
             if len(found) > 1:
-                places = " and ".join(f"{split} (line {line})" for split, line in found.items())
-                raise InputError(f"manifest {self.name!r}: group {group!r} stands in {places}; keep it in one split")
+                told = " and ".join(f"{split} (line {line})" for split, line in found.items())
+                sentence = f"manifest {self.name!r}: group {group!r} stands in {told}; keep it in one split"
+                fault(STRADDLING, " and ".join(found), group, f"in {told}", sentence)
 
     def _refuse_untrained(self) -> None:
         trained = sorted({row["label"] for row in self._rows if row["label"] and row["split"] == "train"})
         for row in self._rows if trained else []:
             if row["split"] in ("val", "test") and row["label"] not in trained:
-                raise InputError(
+                sentence = (
                     f"manifest {self.name!r}, line {row['line']}: no training image has the class {row['label']!r} of "
                     f"this {row['split']} image{near(row['label'], trained)}; correct it or add training images"
                 )
+                fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
 
     def load(self) -> dict[str, Part]:
         """Makes the parts; no picture is read."""

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from sft_lightning.__main__ import main
 from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.callbacks.other_loggers import LOGGERS, go_on, known, remember
-from sft_lightning.lineage import write_json
+from sft_lightning.files import write_json
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import cli
 

@@ -1,0 +1,243 @@
+"""`sft-lightning audit`: what is wrong with the data, before anything is trained."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from sft_lightning.cli import Built, run
+from sft_lightning.data.datamodule import ImageDataModule
+from sft_lightning.data.faults import STRADDLING, Fault, listing
+from sft_lightning.data.images import FileImages
+from sft_lightning.data.sources import FolderSource
+from sft_lightning.data.splits import Request
+from sft_lightning.errors import Found, InputError
+from sft_lightning.files import write_json, write_text
+from sft_lightning.networks.backbones import Backbone
+from sft_lightning.preflight import classes, files, labels
+from sft_lightning.preflight.duplicates import FIELD, WHOLE, duplicates
+from sft_lightning.preflight.findings import Finding, Row, sheet
+from sft_lightning.preflight.looks import Seen, look_at, reason
+from sft_lightning.preflight.overlap import dropped, overlaps
+from sft_lightning.runs import LOGS
+
+
+@dataclass
+class Audit:
+    """What was found.
+
+    Attributes:
+        source: Name of the data.
+        request: Of the run, whose seed makes the splits.
+        names: Of the classes.
+        totals: Examples of each split.
+        counts: Of each class, by split.
+        facts: Sizes and modes of files.
+        labels: How labels were looked at.
+        topics: All that was looked for, found or not, by topic.
+        seconds: That it took.
+    """
+
+    source: str
+    request: Request
+    names: list[str]
+    totals: dict[str, int]
+    counts: classes.Counts
+    facts: dict[str, object]
+    labels: str
+    topics: dict[str, list[Finding]]
+    seconds: float
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found."""
+        return [finding for topic in self.topics.values() for finding in topic if finding.rows]
+
+    @property
+    def contaminated(self) -> bool:
+        """Whether figures of the test or validation split cannot be trusted."""
+        return any(finding.contaminates for finding in self.findings)
+
+
+class Auditing(Built):
+    """Takes what `fit` takes, and `--strict`."""
+
+    command = "audit"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the option."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--strict", action="store_true", help="Exit code 1 where test or validation leaks.")
+
+
+def audit(words: Sequence[str]) -> str:
+    """Looks at the data of a config and writes `audit.json` and `findings.csv`.
+
+    Args:
+        words: What `fit` takes, and `--strict`.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        InputError: The input is wrong in another way than an audit is for.
+        Found: The same words, where with `--strict` the test or validation split is contaminated.
+    """
+    found, folder, strict = examine(words)
+    write_text(folder / "findings.csv", sheet(found.findings))
+    write_json(folder / "audit.json", _about(found))
+    text = f"{told(found)}\nWritten: {folder / 'audit.json'} and {folder / 'findings.csv'}"
+    if strict and found.contaminated:
+        raise Found(text)
+    return text
+
+
+def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
+    """The audit itself.
+
+    Args:
+        words: What `fit` takes, and `--strict`.
+
+    Returns:
+        What was found, the folder for it, and whether it was asked to be strict.
+
+    Raises:
+        InputError: As `audit`.
+    """
+    began = time.perf_counter()
+    with listing() as faults:
+        cli = run(["fit", *words], Auditing)
+        data = cli.datamodule
+        if not isinstance(data, ImageDataModule):
+            raise InputError(f"data is {type(data).__name__}: audit looks at that of an ImageDataModule")
+        request, policy = data.request, data.bad.policy
+        data.bad.policy = "skip"  # to find them all
+        refused = _set_up(data)
+    seen = [
+        look_at(name, data.splits[name], data.geometry.channels, data.geometry.background)
+        for name in ("test", "val", "labeled", "unlabeled")
+    ]
+    exact, near = duplicates(seen)
+    weights = getattr(cli.config.fit.model.get("init_args"), "weights", "none")
+    backbone = getattr(cli.model, "backbone", None)
+    start = backbone if weights != "none" and isinstance(backbone, Backbone) else None
+    judged = labels.judge(seen, data, start, request.seed)
+    counts = classes.counted(seen, data.num_classes)
+    topics = {
+        "refused settings": refused,
+        "refused data": _of_faults(faults),
+        "unreadable images": [_unreadable(data, seen, policy, faults)],
+        **overlaps(exact, near, dropped(seen, request), request, data.class_names),
+        "missing or uneven classes": classes.uneven(counts, data.class_names),
+        "odd images": files.oddities(seen, data.geometry),
+        "odd files": _strays(data, faults),
+        "wrong labels": [labels.finding(judged, data.class_names)],
+    }
+    shown = {one.name: one for one in seen}
+    done = Audit(
+        data.source.name,
+        request,
+        data.class_names,
+        {name: len(shown[name].looks) for name in ("labeled", "unlabeled", "val", "test")},
+        counts,
+        files.tables(seen, data.geometry),
+        judged.told,
+        topics,
+        time.perf_counter() - began,
+    )
+    return done, Path(LOGS) / f"{cli.config.fit.run_name}_audit", bool(cli.config.fit.strict)
+
+
+def _set_up(data: ImageDataModule) -> list[Finding]:
+    """Makes the splits as they are before leaks are dropped; what a run would refuse to make is told and made less."""
+    data.request = replace(data.request, on_leak="keep")
+    refused = []
+    for less in ({"num_labels": None, "labels_per_class": None}, {"val_size": 0.0, "test_size": 0.0}, None):
+        try:
+            data.setup("fit")
+            break
+        except InputError as error:
+            if less is None:
+                raise
+            refused.append(Row("", data.source.name, str(error)))
+            data.request = replace(data.request, **less)
+    return [Finding("settings that fit refuses", "Looked at without them: correct them", refused)]
+
+
+def _of_faults(faults: Sequence[Fault]) -> list[Finding]:
+    kinds = {STRADDLING: [], **{fault.kind: [] for fault in faults}}  # type: dict[str, list[Row]]
+    for fault in faults:
+        kinds[fault.kind].append(Row(fault.split, fault.name, fault.detail))
+    advice = {fault.kind: f"fit stops at the first: {fault.sentence}" for fault in reversed(faults)}
+    return [Finding(kind, advice.get(kind, ""), rows, kind == STRADDLING) for kind, rows in kinds.items()]
+
+
+def _unreadable(data: ImageDataModule, seen: Sequence[Seen], policy: str, faults: Sequence[Fault]) -> Finding:
+    """Files that were left out before there were splits, and those that turned out broken when decoded."""
+    told = {fault.name for fault in faults}
+    rows = []
+    for name, part in (data.source.load() if data.bad.found else {}).items():
+        for path, known in zip(part.images.paths, part.ids, strict=True) if isinstance(part.images, FileImages) else []:
+            if known not in told and (said := data.bad.found.pop(str(path), None)) is not None:
+                rows.append(Row(name, known, reason(said, path)))
+            elif known in told:
+                data.bad.found.pop(str(path), None)
+    rows += [Row("unlabeled", name, reason(said, Path(name))) for name, said in sorted(data.bad.found.items())]
+    rows += [
+        Row(one.name, one.id(i), look) for one in seen for i, look in enumerate(one.looks) if isinstance(look, str)
+    ]
+    does = "stops at the first (on_bad_image: raise)" if policy == "raise" else "leaves them out (on_bad_image: skip)"
+    return Finding("images that cannot be read", f"fit {does}: replace or remove them", rows)
+
+
+def _strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding]:
+    if not isinstance(data.source, FolderSource):
+        return []
+    folder = data.source.path
+    known = {folder / fault.name for fault in faults}
+    read = {path for part in data.source.load().values() for path in part.images.paths}  # type: ignore[attr-defined]
+    return files.strays(folder, known | read)
+
+
+# --- what is shown
+
+
+def told(found: Audit) -> str:
+    """The audit as text.
+
+    Args:
+        found: The audit.
+    """
+    lines = [f"Audit of {found.source}, splits of seed {found.request.seed}, before leaks are dropped", ""]
+    lines += [*classes.table(found.counts, found.totals, found.names), ""]
+    lines += [*files.told(found.facts), f"labels   {found.labels}", ""]
+    if found.findings:
+        lines += [f"{len(found.findings)} findings:", *(f"- {finding}" for finding in found.findings)]
+    else:
+        lines.append("The data is clean.")
+    clean = [topic for topic, of in found.topics.items() if not any(finding.rows for finding in of)]
+    if clean:
+        lines.append(f"Looked for and not found: {', '.join(clean)}.")
+    if found.contaminated:
+        lines.append("The test or validation split is contaminated: its figures would be too good.")
+    return "\n".join(lines)
+
+
+def _about(found: Audit) -> dict[str, object]:
+    """The audit in types of JSON."""
+    asked = {name: value for name, value in asdict(found.request).items() if name != "messages"}
+    return {
+        "source": found.source,
+        "request": asked,
+        "contaminated": found.contaminated,
+        "splits": found.totals,
+        "classes": {name: dict(zip(found.names, own, strict=True)) for name, own in found.counts.items()},
+        "files": found.facts,
+        "labels": found.labels,
+        "near_duplicates": {"difference": WHOLE, "difference_of_a_field": FIELD},
+        "findings": [finding.about() for finding in found.findings],
+        "not_found": [finding.name for topic in found.topics.values() for finding in topic if not finding.rows],
+        "seconds": round(found.seconds, 1),
+    }

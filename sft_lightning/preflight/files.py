@@ -1,0 +1,183 @@
+"""What is odd about files and pictures by themselves."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from sft_lightning.data.images import EXTENSIONS, UNREADABLE, Geometry
+from sft_lightning.data.parts import relative
+from sft_lightning.preflight.findings import Finding, Row
+from sft_lightning.preflight.looks import Header, Look, Seen
+
+# Gray levels; a JPEG of one color has up to 1, the darkest of Fashion-MNIST's 70,000 pictures has 7.
+CONSTANT = 2.0
+_TABLE = 5
+
+
+def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
+    """Readable pictures that may not be what they seem.
+
+    Args:
+        seen: All splits.
+        geometry: How files become pictures of one size.
+    """
+    gray = sum(look.gray for one in seen for _, look in one.readable)
+    colored = sum(not look.gray for one in seen for _, look in one.readable)
+    few = geometry.channels == 3 and 0 < gray < colored
+
+    def of(test: Callable[[Seen, int, Look], str | None], name: str, advice: str) -> Finding:
+        rows = []
+        for one in seen:
+            for i, look in one.readable:
+                detail = test(one, i, look)
+                if detail is not None:
+                    rows.append(Row(one.name, one.id(i), detail))
+        return Finding(name, advice, rows)
+
+    def header(test: Callable[[Header], str | None]) -> Callable[[Seen, int, Look], str | None]:
+        return lambda one, i, look: None if look.header is None else test(look.header)
+
+    def misnamed(one: Seen, i: int, look: Look) -> str | None:
+        if look.header is None:
+            return None
+        promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
+        # An MPO of a camera is a JPEG that is followed by others.
+        return None if promised == look.header.format.replace("MPO", "JPEG") else f"is {look.header.format}"
+
+    def constant(one: Seen, i: int, look: Look) -> str | None:
+        return f"deviation {look.spread:.1f} of 255 gray levels" if look.spread < CONSTANT else None
+
+    return [
+        of(
+            misnamed,
+            "files whose extension does not match their content",
+            "They are read by their content: rename them for other tools",
+        ),
+        of(constant, "images that are (nearly) of one color", "They show nothing: remove them"),
+        of(
+            lambda one, i, look: "" if few and look.gray else None,
+            "gray images among colored ones",
+            "They are read with three equal channels: a class that is gray more often is told by that, so check which",
+        ),
+        of(
+            header(lambda h: h.mode if h.transparent else None),
+            "images with transparent pixels",
+            f"They are laid over the color {list(geometry.background)}: set background to what the others have",
+        ),
+        of(
+            header(lambda h: h.mode if h.mode == "CMYK" else None),
+            "images in CMYK",
+            "They are converted without their color profile, and colors may be off: save them as RGB",
+        ),
+        of(
+            header(lambda h: h.mode if h.mode.startswith(("I", "F")) else None),
+            "images of more than 8 bits",
+            "Their full range is scaled to 0-255, which makes data of 10 or 12 bits dark: convert them yourself",
+        ),
+        of(
+            header(lambda h: f"{h.frames} frames" if h.frames > 1 and h.format != "MPO" else None),
+            "animations or stacks of pages",
+            "Only the first frame is read: save the others as files of their own if they matter",
+        ),
+        of(
+            header(lambda h: "EXIF" if h.turned else None),
+            "images with an EXIF orientation",
+            "They are turned upright here, not by every other tool: save them upright",
+        ),
+    ]
+
+
+def strays(folder: Path, taken: set[Path]) -> list[Finding]:
+    """What lies in a folder and is not read: folders and links that are named like pictures, pictures named otherwise.
+
+    Args:
+        folder: Of the source.
+        taken: Files that are read, or whose fault is told elsewhere.
+    """
+    named: list[Row] = []
+    others: list[Row] = []
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        place = relative(Path(here), folder).split("/")[0]
+        for name in folders:
+            if name.lower().endswith(EXTENSIONS):
+                named.append(Row(place, relative(Path(here, name), folder), "a folder"))
+        for name in sorted(files):
+            path = Path(here, name)
+            if path in taken or name.startswith("."):
+                continue
+            if path.is_symlink() and not path.exists():
+                named.append(Row(place, relative(path, folder), "a broken link"))
+            elif (kind := _kind(path)) is not None:
+                others.append(Row(place, relative(path, folder), kind))
+    return [
+        Finding("folders and links that are no images", "They are passed over: rename or remove them", named),
+        Finding(
+            "images that are not read",
+            f"Give them one of the extensions {', '.join(EXTENSIONS)}, or a place in a class folder",
+            others,
+        ),
+    ]
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        with Image.open(path) as file:
+            return file.format
+    except UNREADABLE:
+        return None
+
+
+def tables(seen: Sequence[Seen], geometry: Geometry) -> dict[str, object]:
+    """Sizes and modes of the files, in types of JSON; nothing for pictures in memory.
+
+    Args:
+        seen: All splits.
+        geometry: How files become pictures of one size.
+    """
+    headers = [look.header for one in seen for _, look in one.readable if look.header is not None]
+    if not headers:
+        return {}
+    sizes = Counter((h.width, h.height) for h in headers)
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    enlarged = sum(min(h.width, h.height) * geometry.center < geometry.size for h in headers)
+    return {
+        "files": len(headers),
+        "sizes": {_size(size): count for size, count in sizes.most_common(_TABLE)},
+        "different_sizes": len(sizes),
+        "smallest": _size(by_area[0]),
+        "largest": _size(by_area[-1]),
+        "modes": dict(Counter(h.mode for h in headers).most_common()),
+        "formats": dict(Counter(h.format for h in headers).most_common()),
+        "enlarged": enlarged,
+        "image_size": geometry.size,
+    }
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def told(facts: dict[str, object]) -> list[str]:
+    """The tables as lines.
+
+    Args:
+        facts: From `tables`.
+    """
+    if not facts:
+        return []
+
+    def listed(name: str) -> str:
+        of = facts[name]
+        assert isinstance(of, dict)
+        return ", ".join(f"{key} ({count:,})" for key, count in of.items())
+
+    more = ", ..." if facts["different_sizes"] != len(list(facts["sizes"])) else ""  # type: ignore[call-overload]
+    return [
+        f"sizes    {listed('sizes')}{more}; smallest {facts['smallest']}, largest {facts['largest']}",
+        f"modes    {listed('modes')}; formats {listed('formats')}",
+        f"scale    {facts['enlarged']:,} of {facts['files']:,} are enlarged to {facts['image_size']} pixels a side",
+    ]

@@ -1,0 +1,210 @@
+"""One look at every picture: everything that an audit needs to know of it, from decoding it once."""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sft_lightning.cpu import cores
+from sft_lightning.data.images import FileImages, Images, MemoryImages, open_image
+from sft_lightning.data.splits import Split
+
+SIDE = 32  # of the small picture
+Pixels = NDArray[np.uint8]
+_ORIENTATION = 0x0112  # EXIF's tag
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture.
+
+    Attributes:
+        format: As Pillow calls it: JPEG, PNG, ...
+        mode: The same: L, RGB, RGBA, CMYK, I;16, ...
+        width: In pixels.
+        height: In pixels.
+        turned: Whether EXIF says that it is to be turned or mirrored.
+        transparent: Whether some pixels are transparent, or one of the palette's colors is.
+        frames: Of an animation or a stack; 1 as a rule.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    turned: bool
+    transparent: bool
+    frames: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """One readable picture.
+
+    Attributes:
+        digest: Of the decoded pixels: upright, in color, over the background. Other bytes can mean the same picture.
+        small: (32, 32, C), squeezed to a square.
+        spread: Standard deviation of the gray levels, 0 to 127.5.
+        gray: Whether no pixel has a color.
+        header: Of a file; None in memory.
+    """
+
+    digest: bytes
+    small: Pixels
+    spread: float
+    gray: bool
+    header: Header | None
+
+
+@dataclass
+class Seen:
+    """A split and the looks at its pictures.
+
+    Attributes:
+        name: Of the split.
+        split: Its examples.
+        looks: By position; where a picture cannot be read, the reason.
+    """
+
+    name: str
+    split: Split
+    looks: list[Look | str]
+
+    @property
+    def readable(self) -> Iterator[tuple[int, Look]]:
+        """Positions and looks of the pictures that can be read."""
+        return ((i, look) for i, look in enumerate(self.looks) if isinstance(look, Look))
+
+    def label(self, position: int) -> int:
+        """The label that a run can learn from or measure with, or -1.
+
+        Args:
+            position: In the split.
+        """
+        return -1 if self.name == "unlabeled" else int(self.split.part.labels[self.split.indices[position]])
+
+    def id(self, position: int) -> str:
+        """The name of an example.
+
+        Args:
+            position: In the split.
+        """
+        return self.split.part.ids[self.split.indices[position]]
+
+
+def look_at(name: str, split: Split, channels: int, background: tuple[int, int, int]) -> Seen:
+    """Decodes every picture of a split.
+
+    Args:
+        name: Of the split.
+        split: Its examples.
+        channels: C of the small pictures, 1 or 3.
+        background: Color under transparent pixels.
+    """
+    images = split.part.images
+
+    def look(index: int) -> Look | str:
+        try:
+            return _look(images, index, channels, background)
+        except Exception as error:  # whatever a decoder makes of a broken file: it is found, and no reason to stop
+            return reason(error, images.paths[index] if isinstance(images, FileImages) else None)
+
+    with _silent(), ThreadPoolExecutor(cores()) as pool:
+        found: list[Look | str] = []
+        for first in range(0, len(split), _BATCH):  # the pool would make a task of each at once
+            found += pool.map(look, split.indices[first : first + _BATCH])
+    return Seen(name, split, found)
+
+
+def reason(error: Exception | str, path: Path | None) -> str:
+    """Why a picture cannot be read, in a few words.
+
+    Args:
+        error: What the decoder says.
+        path: Of the file.
+    """
+    if path is not None and path.is_symlink() and not path.exists():
+        return "a broken link"
+    if path is not None and path.is_file() and path.stat().st_size == 0:
+        return "it has zero bytes"
+    said = str(error).strip().splitlines()
+    text = said[0] if said else type(error).__name__
+    return "it is no picture that can be read" if "cannot identify" in text else text
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Pillow warns of damaged metadata and of large pictures, file by file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _look(images: Images, index: int, channels: int, background: tuple[int, int, int]) -> Look:
+    header = None
+    if isinstance(images, FileImages):
+        header = _header(images.paths[index])
+        image = open_image(images.paths[index], 3, background)
+    else:
+        assert isinstance(images, MemoryImages)
+        pixels = images.data[index].permute(1, 2, 0).numpy()
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)).convert("RGB")
+    colors: Pixels = np.asarray(image)
+    luma = image.convert("L")
+    whole = hashlib.blake2b(repr(colors.shape).encode(), digest_size=16)
+    whole.update(colors.data)
+    shrunk = (luma if channels == 1 else image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return Look(
+        whole.digest(),
+        np.asarray(shrunk).reshape(SIDE, SIDE, channels),
+        _spread(luma),
+        bool((colors[..., 0] == colors[..., 1]).all() and (colors[..., 0] == colors[..., 2]).all()),
+        header,
+    )
+
+
+def _spread(luma: Image.Image) -> float:
+    counts = np.array(luma.histogram(), dtype=np.float64)
+    levels = np.arange(len(counts))
+    mean = np.average(levels, weights=counts)
+    return float(np.average((levels - mean) ** 2, weights=counts) ** 0.5)
+
+
+def _header(path: Path) -> Header:
+    with Image.open(path) as file:
+        return Header(
+            file.format or "",
+            file.mode,
+            *file.size,
+            file.getexif().get(_ORIENTATION, 1) not in (0, 1),
+            _transparent(file),
+            getattr(file, "n_frames", 1),
+        )
+
+
+def _transparent(file: Image.Image) -> bool:
+    if file.mode in ("RGBA", "LA"):  # as often as not, all of it is opaque
+        return file.getchannel("A").getextrema() != (255, 255)
+    return file.has_transparency_data
+
+
+def small(seen: Seen, positions: Sequence[int]) -> Pixels:
+    """The small pictures of some readable examples.
+
+    Args:
+        seen: Where they are.
+        positions: Of readable ones.
+
+    Returns:
+        (N, 32, 32, C).
+    """
+    looks = [seen.looks[i] for i in positions]
+    return np.stack([look.small for look in looks if isinstance(look, Look)])

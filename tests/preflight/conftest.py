@@ -1,0 +1,81 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from sft_lightning.__main__ import main
+from tests.conftest import CONFIGS
+
+FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
+Crop = Callable[[int], Image.Image]
+
+
+@pytest.fixture(scope="session")
+def crop() -> Crop:
+    """Real photographs: crop(7) is a part of one, 96 pixels a side, that no other number gives; odd ones are flowers.
+
+    Both photographs have places where nothing is to be seen, which are left out.
+    """
+    whole = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+
+    def make(number: int) -> Image.Image:
+        draw = np.random.default_rng(number)
+        picture = whole[number % 2]
+        while True:
+            x, y = (int(draw.integers(0, picture.shape[k] - 96)) for k in (0, 1))
+            part = picture[x : x + 96, y : y + 96]
+            if part.std() > 40:
+                return Image.fromarray(part)
+
+    return make
+
+
+@pytest.fixture
+def photos(workdir: Path, crop: Crop) -> Path:
+    """Class folders of photographs, none like another: 8 a class for training, 3 for validation and for test."""
+    folder = workdir / "photos"
+    number = 0
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        for i in range(count):
+            for kind in ("china", "flower"):
+                (folder / split / kind).mkdir(parents=True, exist_ok=True)
+                crop(number).save(folder / split / kind / f"{i}.png")
+                number += 1
+    return folder
+
+
+class Told(NamedTuple):
+    """What an audit gave: exit code, text, `audit.json`, and the rows of `findings.csv` by finding."""
+
+    code: int
+    text: str
+    about: dict[str, Any]
+    rows: dict[str, list[tuple[str, str, str]]]
+
+
+@pytest.fixture
+def audited(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+    """Runs `audit` on a source: audited("photos", "--strict")."""
+
+    def run(source: object, *words: str) -> Told:
+        given = [f"--data.init_args.source={source}", "--data.init_args.num_labels=null", "--run_name=mine"]
+        given += ["--data.init_args.image_size=32", "--data.init_args.num_workers=0", *words]
+        code = main(["audit", "--config", FINE_TUNE, *given])
+        folder = workdir / "lightning_logs" / "mine_audit"
+        with (folder / "findings.csv").open(newline="", encoding="utf-8") as file:
+            rows: dict[str, list[tuple[str, str, str]]] = {}
+            for row in csv.DictReader(file):
+                rows.setdefault(row["finding"], []).append((row["split"], row["id"], row["detail"]))
+        about = json.loads((folder / "audit.json").read_text())
+        assert {finding["finding"]: finding["count"] for finding in about["findings"]} == {
+            name: len(own) for name, own in rows.items()
+        }
+        return Told(code, capsys.readouterr().out, about, rows)
+
+    return run
