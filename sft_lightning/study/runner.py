@@ -24,7 +24,7 @@ from sft_lightning.study.baselines import logistic_regression
 from sft_lightning.study.recipe import Run
 
 Result = dict[str, Any]
-Launch = Callable[[list[Run], "Ledger", str, int], Iterator[tuple[Run, Result]]]
+Launch = Callable[[list[Run], "Ledger", str, int | None], Iterator[tuple[Run, Result]]]
 
 
 class Ledger:
@@ -70,7 +70,7 @@ def train(
     runs: Sequence[Run],
     ledger: Ledger,
     folder: str,
-    jobs: int,
+    jobs: int | None,
     say: Callable[[str], None],
     launch: Launch | None = None,
 ) -> None:
@@ -80,9 +80,9 @@ def train(
         runs: From `plan`.
         ledger: Gets the results.
         folder: Below `lightning_logs`, where the runs' folders are made.
-        jobs: Processes at the same time; 1 for this one.
+        jobs: So many at the same time; None for what `launch` does by itself.
         say: Told a line after each run.
-        launch: Trains them in this order in another way than here.
+        launch: Trains them in another way than `performed`.
     """
     unique: dict[str, Run] = {}
     for one in runs:
@@ -103,17 +103,17 @@ def _told(result: Result) -> str:
     return f"test accuracy {result['test_last']:.4f}" if "test_last" in result else f"{result['seconds']:.0f} s"
 
 
-def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int) -> Iterator[tuple[Run, Result]]:
+def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None) -> Iterator[tuple[Run, Result]]:
     """Each run with its result, as soon as it has one, trained on this machine.
 
     Args:
         waiting: What is to be trained.
         ledger: With the results of what runs start from.
         folder: Below `lightning_logs`.
-        jobs: Processes at the same time; 1 for this one.
+        jobs: Processes at the same time; 1 or None for this one.
     """
     waiting = list(waiting)
-    if jobs == 1:
+    if jobs is None or jobs == 1:
         for one in waiting:
             yield one, outcome(one, beginning(one, ledger), folder)
         return

