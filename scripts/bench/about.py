@@ -1,8 +1,11 @@
 """What a raw result says of itself: when, on what, with which code."""
 
+import json
 import subprocess
+from argparse import Namespace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 
 def about() -> dict[str, str | int]:
@@ -21,3 +24,17 @@ def about() -> dict[str, str | int]:
         "sft-lightning": __version__,
         "commit": told.stdout.strip() or "unknown",
     }
+
+
+def publish(args: Namespace, found: dict[str, Any]) -> None:
+    """Prints a result with what it was asked for, and writes it where `--out` says.
+
+    Args:
+        args: With `out`, a path or None.
+        found: By name.
+    """
+    how = {name: value for name, value in vars(args).items() if name != "out"}
+    text = json.dumps({**about(), "how": how, **found}, indent=1) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text)

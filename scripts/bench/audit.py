@@ -11,7 +11,6 @@ false alarms.
 
 import argparse
 import io
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from about import about
+from about import publish
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
@@ -172,17 +171,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     told = {
-        **about(),
         "Fashion-MNIST": alarms("FashionMNIST"),
         "digits (every alarm is a false one)": alarms("sample-digits"),
         "changed copies found": copies("FashionMNIST"),
         "flipped labels, Fashion-MNIST": flipped("FashionMNIST"),
         "flipped labels, sample": flipped("sample"),
     }
-    text = json.dumps(told, indent=1) + "\n"
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    publish(args, told)
 
 
 if __name__ == "__main__":

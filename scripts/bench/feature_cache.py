@@ -7,7 +7,6 @@ the one pass that fills the cache takes stands beside them.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from about import about
+from about import publish
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.cli import run
@@ -72,21 +71,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    out = None if args.out is None else args.out.resolve()
+    args.out = None if args.out is None else args.out.resolve()
     os.chdir(tempfile.mkdtemp())
     recomputed, cached = measure(False, args), measure(True, args)
-    how = {name: value for name, value in vars(args).items() if name != "out"}
-    told = {
-        **about(),
-        "how": how,
-        "recomputed": recomputed,
-        "cached": cached,
-        "times_faster_per_epoch": round(recomputed["epoch"] / cached["epoch"], 1),
-    }
-    text = json.dumps(told, indent=1) + "\n"
-    print(text)
-    if out is not None:
-        out.write_text(text)
+    faster = round(recomputed["epoch"] / cached["epoch"], 1)
+    publish(args, {"recomputed": recomputed, "cached": cached, "times_faster_per_epoch": faster})
 
 
 if __name__ == "__main__":

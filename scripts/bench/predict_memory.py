@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from about import about
+from about import publish
 from commands import fit
 from PIL import Image
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    out = None if args.out is None else args.out.resolve()
+    args.out = None if args.out is None else args.out.resolve()
     place = Path(tempfile.mkdtemp())
     os.chdir(place)
     small = ["--trainer.max_epochs=1", f"--data.init_args.eval_batch_size={args.batch_size}"]
@@ -101,13 +101,8 @@ def main() -> None:
         max(found[f"{kind} of {count:,}"]["main_mib"] for kind in ("folder", "CSV"))
         for count in (args.files[0], args.files[-1])
     )
-    how = {name: value for name, value in vars(args).items() if name != "out"}
     growth = round((last - first) / (args.files[-1] - args.files[0]) * 1e6, 1)
-    told = {**about(), "how": how, "peaks": found, "mib_for_each_million_files": growth}
-    text = json.dumps(told, indent=1) + "\n"
-    print(text)
-    if out is not None:
-        out.write_text(text)
+    publish(args, {"peaks": found, "mib_for_each_million_files": growth})
 
 
 if __name__ == "__main__":

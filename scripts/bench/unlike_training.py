@@ -10,14 +10,13 @@ the network before its temperature (`test`).
 
 import argparse
 import csv
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from about import about
+from about import publish
 from commands import QUIET, fit
 from sklearn.metrics import roc_auc_score
 
@@ -88,14 +87,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--words", nargs="*", default=[], help="further options of `fit`")
     args = parser.parse_args()
-    out = None if args.out is None else args.out.resolve()
+    args.out = None if args.out is None else args.out.resolve()
     os.chdir(tempfile.mkdtemp())
     found = {name: [measure(name, seed, args.words) for seed in args.seeds] for name in args.runs}
-    how = {name: value for name, value in vars(args).items() if name != "out"}
-    text = json.dumps({**about(), "how": how, "runs": found}, indent=1) + "\n"
-    print(text)
-    if out is not None:
-        out.write_text(text)
+    publish(args, {"runs": found})
 
 
 if __name__ == "__main__":
