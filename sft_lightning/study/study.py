@@ -90,6 +90,8 @@ def study(
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
     launch = partial(submitted, settings=slurm or {}, say=_say) if launcher == "slurm" else None
     there = still_there(folder / "slurm") if launch is None else {}
+    # A job whose result is known may take a while to leave the queue.
+    there = {key: job for key, job in there.items() if not ledger.done(key)}
     if there:
         raise InputError(
             f"jobs of Slurm still train for study {name!r}: add --launcher slurm to wait for them, or end them first "

@@ -51,6 +51,8 @@ def test_config_runs_one_batch_of_every_command(
     assert main(["fit", *given_to_fit(config), *few, *local(config, idx_root, folder)]) == 0
     run = workdir / "lightning_logs" / "shipped" / "version_0"
     assert (run / "checkpoints" / "last.ckpt").is_file()
+    if config in STRATEGIES and config.stem != "fixmatch":  # they differ in training alone
+        return
     for command in ("validate", "test", "predict"):
         assert main([command, "--ckpt_path", str(run)]) == 0
     assert re.search(r"test/loss +\d+\.\d+", caplog.text)

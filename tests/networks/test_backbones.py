@@ -127,7 +127,7 @@ def test_impossible_normalization_is_refused(mean: Any, std: Any, words: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("resnet81", "resnet18"), ("timm/eficientnet_b0", "efficientnet_b0"), ("mlpp", "mlp")]
+    ("name", "near"), [("resnet81", "resnet18"), ("timm/eficientnet_b0", "timm/efficientnet_b0"), ("mlpp", "mlp")]
 )
 def test_unknown_backbone_gives_near_names(name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' is unknown.*'{near}'"):

@@ -92,6 +92,7 @@ def test_killed_and_resumed_is_as_never_killed(kind: str, tmp_path: Path) -> Non
     check(RUNS[kind], tmp_path, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)])
 
 
+@pytest.mark.slow
 def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
     folder = write_folder(tmp_path / "images", {"train": 20, "val": 4, "test": 2, "unlabeled": 16})
     words = [*RUNS["joint"], f"--data.init_args.source={folder}", "--data.init_args.image_size=28"]
@@ -99,7 +100,9 @@ def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path]) ->
     check(words, tmp_path, [("step", 9), ("step", 3)])
 
 
-@pytest.mark.parametrize("kind", ["joint", "alternating", "two stages"])
+@pytest.mark.parametrize(
+    "kind", ["joint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("alternating", "two stages"))]
+)
 def test_two_processes(kind: str, tmp_path: Path) -> None:
     """The one that lives on is ended by hand, as a cluster does."""
     check(RUNS[kind], tmp_path, [("step", 9), ("save", 2)], ranks=2)

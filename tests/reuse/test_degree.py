@@ -400,7 +400,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, **given: Any) -> st
         (["--degree.depth=[head,9]"], "degree compares depth 9, backbone_lr_scale 0.5, which cannot be: last_k_blocks"),
         (["--degree.depth=[]"], "degree.depth is an empty list"),
         (["--degree.backbone_lr_scale=[-1]"], "backbone_lr_scale is -1.0: give a number of at least 0"),
-        (["--degree.backbone_lr_scale=[fast]"], "degree.backbone_lr_scale: Expected a float"),
+        (["--degree.backbone_lr_scale=[fast]"], "degree.backbone_lr_scale is 'fast': give a number"),
         (["--degree.regularizer_weight=[0.1]"], "the model has no regularizer"),
         (["--trainer.devices=2"], "trainer.devices gives 2 processes"),
         (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/loss"], "EarlyStopping looks at"),

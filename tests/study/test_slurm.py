@@ -120,6 +120,7 @@ def test_a_study_as_jobs_in_their_order(workdir: Path, here: Here, capsys: pytes
     }
 
 
+@pytest.mark.slow
 def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     config = written(workdir, budgets=[20], seeds=[0])
 
@@ -157,6 +158,7 @@ def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys:
     assert len(asked()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_job_that_was_killed_is_told_and_goes_on_the_next_time(
     workdir: Path, here: Here, how: signal.Signals, capsys: pytest.CaptureFixture[str]
