@@ -16,8 +16,7 @@ from sft_lightning.errors import InputError
 from sft_lightning.files import whole
 
 PREDICTIONS = "predictions.csv"
-# Bytes of a path that are no UTF-8 are written as they are.
-_TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+_TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -14,7 +14,8 @@ from torch import Tensor
 from sft_lightning.cpu import cores
 from sft_lightning.data.as_they_are import AsTheyAre
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
-from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages
+from sft_lightning.data.broken import BadImages
+from sft_lightning.data.images import FileImages, Geometry, MemoryImages
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part, Source
 from sft_lightning.data.reading import read_splits
@@ -140,7 +141,7 @@ class ImageDataModule(AsTheyAre, ToPredict, LightningDataModule):
         Raises:
             InputError: It is not there, or has other classes than it must have.
         """
-        found = open_source(self._named, self.root, self.download)
+        found = open_source(self._named, self.root, self.download, skip=self.bad.policy == "skip")
         if self._class_names is not None and self._class_names != list(found.class_names):
             raise InputError(
                 f"source {self._named!r} has the classes {', '.join(found.class_names) or 'none'}, not "
@@ -193,12 +194,14 @@ class ImageDataModule(AsTheyAre, ToPredict, LightningDataModule):
         write_manifest(path, splits, self._parts, self.class_names, about)
 
     def teardown(self, stage: str) -> None:
-        """Lists pictures that turned out unreadable on the way.
+        """Counts and lists pictures that turned out unreadable on the way.
 
         Args:
             stage: fit, validate, test or predict.
         """
         folder = self._run_folder()
+        if self.bad.untold:
+            rank_zero_info(f"Data: {self.bad.told()}.")
         if folder is not None:
             self._list_skipped(folder)
 
@@ -214,7 +217,7 @@ class ImageDataModule(AsTheyAre, ToPredict, LightningDataModule):
         second = None
         if self.unlabeled_source is not None:
             name = self.unlabeled_source
-            second = name, open_unlabeled(name, self.root, self.download)
+            second = name, open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")
         self.splits, self._parts = read_splits(
             self.source, second, self.request, self.split_file, self.bad, self._converts
         )

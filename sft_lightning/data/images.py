@@ -2,13 +2,12 @@
 
 import hashlib
 import math
-import os
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sft_lightning.errors import InputError
-from sft_lightning.files import write_text
-
-# What Pillow raises for a file that is no whole picture.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+from sft_lightning.data.broken import check_file, whole
 
 
 class Images(ABC):
@@ -124,8 +118,9 @@ def open_image(path: str | Path, channels: int = 3, background: tuple[int, int, 
         background: Color under transparent pixels.
 
     Raises:
-        OSError: The file is missing, empty, truncated or no picture.
+        OSError: The file is missing, empty, truncated or no picture. Decoders raise others, too: see `UNREADABLE`.
     """
+    check_file(path)
     with Image.open(path) as file:
         file.load()
         image: Image.Image = ImageOps.exif_transpose(file)
@@ -171,91 +166,6 @@ def decode(path: str | Path, geometry: Geometry, seed: int | None) -> Tensor:
     )
     pixels = torch.from_numpy(np.array(square))
     return pixels[None] if geometry.channels == 1 else pixels.permute(2, 0, 1)
-
-
-def printable(path: str | Path) -> str:
-    """A path as text that every file and console takes; bytes that are no UTF-8 are spelled out.
-
-    Args:
-        path: Of a file.
-    """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-# The last bytes of a whole file, by format: a cheap sign that nothing was cut off.
-_TAILS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
-
-
-def whole(path: Path) -> str | None:
-    """Says why a file is no whole picture, or None when it is.
-
-    The header is parsed; where the end of the file does not look like the format's own, everything is decoded.
-
-    Args:
-        path: The file.
-    """
-    try:
-        if path.stat().st_size == 0:
-            return "it has zero bytes"
-        with Image.open(path) as file:
-            tail = _TAILS.get(file.format or "")
-            with path.open("rb") as raw:
-                raw.seek(-min(16, path.stat().st_size), 2)
-                ended = tail is not None and raw.read().endswith(tail)
-            if not ended:
-                file.load()
-    except UNREADABLE as error:
-        return _reason(error)
-    return None
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return "it is no picture that can be read" if "cannot identify" in text else text
-
-
-SKIPPED = "skipped_images.txt"
-
-
-@dataclass
-class BadImages:
-    """The unreadable pictures met so far, and what to do with the next one.
-
-    Attributes:
-        policy: `raise` stops at the first, `skip` leaves it out, counts and lists it.
-        found: Name and reason of each.
-    """
-
-    policy: str = "raise"
-    found: dict[str, str] = field(default_factory=dict)
-
-    def report(self, name: str, reason: str) -> None:
-        """Records one unreadable picture.
-
-        Args:
-            name: Its path.
-            reason: Why it cannot be read.
-
-        Raises:
-            InputError: The policy is `raise`.
-        """
-        if self.policy == "raise":
-            raise InputError(
-                f"image {name!r} cannot be read: {reason}; replace or remove it, or set on_bad_image: skip"
-            )
-        self.found[name] = reason
-
-    def write(self, folder: Path, rank: int) -> None:
-        """Lists them in `skipped_images.txt`, if there are any.
-
-        Args:
-            folder: Of the run.
-            rank: Of the process, which reads files of its own.
-        """
-        if self.found:
-            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.found.items())]
-            path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
-            write_text(path, "".join(lines))
 
 
 class FileImages(Images):

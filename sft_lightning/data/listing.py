@@ -3,10 +3,10 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
-from sft_lightning.data.images import EXTENSIONS, whole
+from sft_lightning.data.broken import printable, text, whole
+from sft_lightning.data.folders import pictures
 from sft_lightning.data.parts import Part
 from sft_lightning.data.sources import open_source
 from sft_lightning.data.tables import csv_rows, parquet_rows
@@ -49,33 +49,7 @@ class FolderListing(Listing):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Paths relative to the folder, and the paths."""
-        return _below(str(self.path), "", frozenset())
-
-
-def _below(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    """Files below a folder, without those of a link that leads back to a folder above it."""
-    try:
-        here = os.stat(folder)
-        place = here.st_dev, here.st_ino
-        if place in above:
-            return
-        with os.scandir(folder) as entries:
-            for entry in _in_order(entries):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    yield from _below(entry.path, f"{prefix}{entry.name}/", above | {place})
-                elif entry.name.lower().endswith(EXTENSIONS):
-                    yield prefix + entry.name, entry.path
-    except OSError as error:
-        raise InputError(
-            f"folder {folder!r} cannot be listed ({error.strerror}): mend its permissions, or leave it out"
-        ) from error
-
-
-def _in_order(entries: Iterator[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
-    yield from sorted(islice(entries, _SORTED), key=lambda entry: entry.name)
-    yield from entries
+        return pictures(str(self.path), _SORTED)
 
 
 class TableListing(Listing):
@@ -129,13 +103,13 @@ class OneFile(Listing):
         reason = whole(path)
         if reason is not None:
             raise InputError(
-                f"{setting} {self.name!r} cannot be read as an image ({reason}): give an image, a folder, or a .csv "
-                "or .parquet file with a column 'path'"
+                f"{setting} '{printable(path)}' cannot be read as an image ({reason}): give an image, a folder, or a "
+                ".csv or .parquet file with a column 'path'"
             )
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """The file."""
-        return iter([(self.path.name, str(self.path))])
+        return iter([(text(self.path.name), str(self.path))])
 
 
 def open_pictures(name: str, root: str = "data", check: bool = True) -> Listing | Part:

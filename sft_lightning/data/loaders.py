@@ -6,13 +6,15 @@ loader that is told g goes on from there, whatever the number of workers, and no
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.images import UNREADABLE, BadImages, FileImages, Geometry, MemoryImages
+from sft_lightning.data.broken import UNREADABLE, BadImages, printable, reason
+from sft_lightning.data.images import FileImages, Geometry, MemoryImages
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
 
@@ -163,7 +165,7 @@ class _Decoded(Dataset[Any]):
         try:
             return self.images.read(self.indices[position], self.geometry, seed), position, draw
         except UNREADABLE as error:
-            return f"{error}", position, draw
+            return reason(error), position, draw
 
 
 class _Requests:
@@ -265,7 +267,7 @@ class Stream:
         pictures, positions = [], []
         for picture, position, _ in items:
             if isinstance(picture, str):
-                self.bad.report(self._name(position), picture)
+                self.bad.report(self._path(position), picture)
             else:
                 pictures.append(picture)
                 positions.append(position)
@@ -273,7 +275,7 @@ class Stream:
             return None
         if not pictures:  # a step of training needs something to train on
             raise InputError(
-                f"no image of a whole batch could be read, {self._name(items[0][1])!r} among them: "
+                f"no image of a whole batch could be read, '{printable(self._path(items[0][1]))}' among them: "
                 "check the files and the permissions of their folder"
             )
         index = torch.tensor(positions)
@@ -284,10 +286,10 @@ class Stream:
             items[0][2] if self.plan.shuffle else None,
         )
 
-    def _name(self, position: int) -> str:
+    def _path(self, position: int) -> Path:
         images = self._split.part.images
         assert isinstance(images, FileImages)
-        return str(images.paths[self._split.indices[position]])
+        return images.paths[self._split.indices[position]]
 
 
 class Schedule(Protocol):

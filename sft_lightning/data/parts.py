@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sft_lightning.data.broken import text
 from sft_lightning.data.images import FileImages, Images, MemoryImages
 
 SPLITS = ("train", "val", "test", "unlabeled")
@@ -75,4 +76,4 @@ def relative(path: Path, root: Path) -> str:
         path: To name.
         root: Folder that the name is relative to.
     """
-    return Path(os.path.relpath(path, root)).as_posix()
+    return text(Path(os.path.relpath(path, root)).as_posix())

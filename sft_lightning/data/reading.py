@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sft_lightning.data.images import BadImages, FileImages, MemoryImages
+from sft_lightning.data.broken import BadImages
+from sft_lightning.data.images import FileImages, MemoryImages
 from sft_lightning.data.parts import Part, Source
 from sft_lightning.data.split_files import read_manifest
 from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
@@ -45,9 +46,8 @@ def read_splits(
         splits = without_leaks(read_manifest(Path(split_file), listed, source.class_names), request)
     else:
         splits = make_splits(parts, other, request, source.class_names)
-    if bad.found:
-        first = ", ".join(sorted(bad.found)[:5])
-        request.messages.append(f"{len(bad.found)} unreadable images are skipped: {first}")
+    if bad.untold:
+        request.messages.append(bad.told())
     return splits, listed
 
 
@@ -62,7 +62,7 @@ def readable(part: Part, bad: BadImages) -> Part:
         return part
     broken = part.images.unreadable(range(len(part)))
     for i, reason in broken.items():
-        bad.report(str(part.images.paths[i]), reason)
+        bad.report(part.images.paths[i], reason)
     if not broken:
         return part
     keep = [i for i in range(len(part)) if i not in broken]

@@ -4,15 +4,16 @@
 shape is known as soon as it is opened; pictures are only touched by `load`.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sft_lightning.data.broken import EXTENSIONS, printable, text
 from sft_lightning.data.faults import UNTRAINED, fault
-from sft_lightning.data.images import EXTENSIONS, FileImages, MemoryImages
+from sft_lightning.data.folders import pictures
+from sft_lightning.data.images import FileImages, MemoryImages
 from sft_lightning.data.parts import SPLITS, Part, Source, concatenated, relative
 from sft_lightning.data.tables import ManifestSource
 from sft_lightning.data.torchvision_sources import DATASETS, load_dataset, read_idx
@@ -22,7 +23,9 @@ FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 SAMPLE = Path(__file__).parent / "sample"
 
 
-def open_source(name: str, root: str = "data", download: bool = False, setting: str = "source") -> Source:
+def open_source(
+    name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False
+) -> Source:
     """Finds out what kind of source a word names, and opens it.
 
     Args:
@@ -30,6 +33,7 @@ def open_source(name: str, root: str = "data", download: bool = False, setting: 
         root: Folder that holds torchvision data sets.
         download: Fetch a torchvision data set that is not there.
         setting: What the user calls it, for messages.
+        skip: Files that a manifest lists may be missing.
 
     Raises:
         InputError: Nothing of that name exists, or what exists holds no usable picture.
@@ -41,7 +45,7 @@ def open_source(name: str, root: str = "data", download: bool = False, setting: 
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ManifestSource(path)
+        return ManifestSource(path, skip)
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():
@@ -115,30 +119,32 @@ class TorchvisionSource(Source):
     def load(self) -> dict[str, Part]:
         """Reads the parts; the shared tensors are not copied."""
         parts = {}
-        for split, (pictures, labels) in self._parts.splits().items():
-            if isinstance(pictures, Tensor):
-                parts[split] = _memory_part(pictures, labels, split)
+        for split, (images, labels) in self._parts.splits().items():
+            if isinstance(images, Tensor):
+                parts[split] = _memory_part(images, labels, split)
             else:
-                ids = [relative(path, self._parts.root) for path in pictures]
-                parts[split] = Part(FileImages(pictures, ids), ids, torch.as_tensor(labels).long())
+                ids = [relative(path, self._parts.root) for path in images]
+                parts[split] = Part(FileImages(images, ids), ids, torch.as_tensor(labels).long())
         return parts
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """All picture files below a folder, in the order of their names; hidden ones are left out."""
-    found = []
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(here) / name
-            for name in sorted(files)
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return found
+    """All that is named like a picture below a folder, in the order of the names; see `pictures`."""
+    return [Path(path) for _, path in pictures(str(folder))]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in the order of the names, without what is hidden."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"folder '{printable(folder)}' cannot be listed ({error.strerror}): mend its permissions, or leave it out"
+        ) from error
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [path for path in _entries(folder) if path.is_dir()]
 
 
 class FolderSource(Source):
@@ -159,7 +165,7 @@ class FolderSource(Source):
         self.path = path
         self.name = str(path)
         self._train = path / "train" if (path / "train").is_dir() else path
-        self.class_names = tuple(p.name for p in _subfolders(self._train) if not self._reserved(p))
+        self.class_names = tuple(text(p.name) for p in _subfolders(self._train) if not self._reserved(p))
         self._files: dict[str, list[tuple[Path, int]]] = {}
         for split in SPLITS:
             folder = self._train if split == "train" else path / split
@@ -180,30 +186,31 @@ class FolderSource(Source):
 
     def _labeled(self, folder: Path, split: str) -> Iterator[tuple[Path, int]]:
         classes = [p for p in _subfolders(folder) if not self._reserved(p)]
-        loose = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in EXTENSIONS]
+        loose = [p for p in _entries(folder) if not p.is_dir() and p.suffix.lower() in EXTENSIONS]
         if not classes and folder == self._train:  # a folder of pictures without classes
-            yield from ((path, -1) for path in sorted(loose))
+            yield from ((path, -1) for path in loose)
             return
-        for path in sorted(loose):
+        for path in loose:
             sentence = (
-                f"image {str(path)!r} lies beside the class folders: move it into a class folder or to "
+                f"image '{printable(path)}' lies beside the class folders: move it into a class folder or to "
                 f"{str(self.path / 'unlabeled')!r}"
             )
             fault("images beside the class folders", split, relative(path, self.path), "without a class", sentence)
         for child in classes:
             pictures = _pictures(child)
-            if child.name not in self.class_names:
+            name = text(child.name)
+            if name not in self.class_names:
                 sentence = (
-                    f"class {child.name!r} in {str(folder)!r} does not exist in {str(self._train)!r}"
-                    f"{near(child.name, self.class_names)}: rename it or add training images"
+                    f"class {name!r} in {str(folder)!r} does not exist in {str(self._train)!r}"
+                    f"{near(name, self.class_names)}: rename it or add training images"
                 )
                 for path in pictures or [child]:
-                    fault(UNTRAINED, split, relative(path, self.path), f"class {child.name!r}", sentence)
+                    fault(UNTRAINED, split, relative(path, self.path), f"class {name!r}", sentence)
                 continue
             if not pictures:
                 sentence = f"class folder {str(child)!r} holds no image: add some or remove the folder"
                 fault("class folders without an image", split, relative(child, self.path), "empty", sentence)
-            label = self.class_names.index(child.name)
+            label = self.class_names.index(name)
             yield from ((path, label) for path in pictures)
 
     def load(self) -> dict[str, Part]:
@@ -218,18 +225,19 @@ class FolderSource(Source):
         return parts
 
 
-def open_unlabeled(name: str, root: str = "data", download: bool = False) -> Part:
+def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: bool = False) -> Part:
     """All training and unlabeled pictures of a source, without their labels.
 
     Args:
         name: As for `open_source`.
         root: As for `open_source`.
         download: As for `open_source`.
+        skip: As for `open_source`.
 
     Raises:
         InputError: It has neither.
     """
-    parts = open_source(name, root, download, "unlabeled_source").load()
+    parts = open_source(name, root, download, "unlabeled_source", skip).load()
     chosen = [parts[split] for split in ("train", "unlabeled") if split in parts]
     if not chosen:
         raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")

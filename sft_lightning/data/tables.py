@@ -19,16 +19,17 @@ class ManifestSource(Source):
     Paths are relative to the table's folder. `split` is train, val, test, unlabeled or blank (train).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, skip: bool = False) -> None:
         """Reads the table and checks every line.
 
         Args:
             path: `.csv` (UTF-8) or `.parquet` (extra `parquet`).
+            skip: Lines without a file are let through; whoever reads them leaves them out.
 
         Raises:
             InputError: A column, file or label is missing, or a line contradicts another one; the line is named.
         """
-        self.path = path
+        self.path, self._skip = path, skip
         self.name = str(path)
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
@@ -52,7 +53,7 @@ class ManifestSource(Source):
             raise InputError(f"{where}: the path is blank")
         row["split"] = row["split"].lower() or ("train" if row["label"] else "unlabeled")
         file = self.path.parent / row["path"]
-        if not file.is_file():
+        if not self._skip and not file.is_file():
             what = "a folder" if file.is_dir() else "a broken link" if file.is_symlink() else "missing"
             sentence = f"{where}: file {row['path']!r} does not exist below {str(self.path.parent)!r}"
             fault("lines without a file", row["split"], row["path"], f"{what}, line {line}", sentence)

@@ -1,6 +1,5 @@
 """What a data module predicts: files as they are found, or the examples of a split; each batch carries their names."""
 
-import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.images import UNREADABLE, BadImages, Geometry, decode, printable
+from sft_lightning.data.broken import UNREADABLE, BadImages, reason
+from sft_lightning.data.images import Geometry, decode
 from sft_lightning.data.listing import Listing, open_pictures
 from sft_lightning.data.loaders import EvalLoader, RawBatch
 from sft_lightning.data.parts import Part
@@ -30,10 +30,8 @@ class _Decoded(Dataset[Any]):
     def __getitem__(self, request: _Request) -> tuple[Tensor | str, _Request]:
         try:
             return decode(request[2], self.geometry, None), request
-        except FileNotFoundError:
-            return "it does not exist", request
         except UNREADABLE as error:
-            return str(error), request
+            return reason(error), request
 
 
 def _stacked(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None, list[_Request], dict[str, str]]:
@@ -55,7 +53,7 @@ class _Requests:
         batch: list[_Request] = []
         count, check = 0, 0
         for position, (name, path) in enumerate(self.listing):
-            count, check = position + 1, zlib.crc32(os.fsencode(name), check)
+            count, check = position + 1, zlib.crc32(name.encode(), check)
             if position % self.world_size == self.rank:
                 batch.append((position, name, path))
             if len(batch) == self.batch_size:
@@ -108,8 +106,8 @@ class FileLoader:
     def __iter__(self) -> Iterator[RawBatch]:
         """Batches without labels (-1) and with names; unreadable files are left out, or refused."""
         for pictures, requests, bad in self._loader:
-            for path, reason in bad.items():
-                self.bad.report(printable(path), reason)
+            for path, why in bad.items():
+                self.bad.report(path, why)
             if pictures is not None:
                 index = torch.tensor([position for position, _, _ in requests])
                 names = [name for _, name, _ in requests]

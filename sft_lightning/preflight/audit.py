@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sft_lightning.cli import Built, run
+from sft_lightning.data.broken import printable
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.faults import STRADDLING, Fault, listing
 from sft_lightning.data.images import FileImages
@@ -19,7 +20,7 @@ from sft_lightning.networks.backbones import Backbone
 from sft_lightning.preflight import classes, files, labels
 from sft_lightning.preflight.duplicates import FIELD, WHOLE, duplicates
 from sft_lightning.preflight.findings import Finding, Row, sheet
-from sft_lightning.preflight.looks import Seen, look_at, reason
+from sft_lightning.preflight.looks import Seen, look_at
 from sft_lightning.preflight.overlap import dropped, overlaps
 from sft_lightning.runs import LOGS
 
@@ -180,11 +181,11 @@ def _unreadable(data: ImageDataModule, seen: Sequence[Seen], policy: str, faults
     rows = []
     for name, part in (data.source.load() if data.bad.found else {}).items():
         for path, known in zip(part.images.paths, part.ids, strict=True) if isinstance(part.images, FileImages) else []:
-            if known not in told and (said := data.bad.found.pop(str(path), None)) is not None:
-                rows.append(Row(name, known, reason(said, path)))
+            if known not in told and (said := data.bad.found.pop(printable(path), None)) is not None:
+                rows.append(Row(name, known, said))
             elif known in told:
-                data.bad.found.pop(str(path), None)
-    rows += [Row("unlabeled", name, reason(said, Path(name))) for name, said in sorted(data.bad.found.items())]
+                data.bad.found.pop(printable(path), None)
+    rows += [Row("unlabeled", name, said) for name, said in sorted(data.bad.found.items())]
     rows += [
         Row(one.name, one.id(i), look) for one in seen for i, look in enumerate(one.looks) if isinstance(look, str)
     ]

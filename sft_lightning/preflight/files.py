@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sft_lightning.data.images import EXTENSIONS, UNREADABLE, Geometry
+from sft_lightning.data.broken import EXTENSIONS, UNREADABLE, check_file
+from sft_lightning.data.images import Geometry
 from sft_lightning.data.parts import relative
 from sft_lightning.preflight.findings import Finding, Row
 from sft_lightning.preflight.looks import Header, Look, Seen
@@ -99,11 +100,17 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
     """
     named: list[Row] = []
     others: list[Row] = []
+    been: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
+        place_of = os.stat(here)
+        if (known := (place_of.st_dev, place_of.st_ino)) in been:  # a link has led back
+            folders.clear()
+            continue
+        been.add(known)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         place = relative(Path(here), folder).split("/")[0]
         for name in folders:
-            if name.lower().endswith(EXTENSIONS):
+            if name.lower().endswith(EXTENSIONS) and Path(here, name) not in taken:
                 named.append(Row(place, relative(Path(here, name), folder), "a folder"))
         for name in sorted(files):
             path = Path(here, name)
@@ -125,6 +132,7 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
 
 def _kind(path: Path) -> str | None:
     try:
+        check_file(path)
         with Image.open(path) as file:
             return file.format
     except UNREADABLE:

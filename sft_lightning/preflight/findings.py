@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sft_lightning.data.broken import printable
+
 _EXAMPLES = 3
 COLUMNS = ("split", "id", "finding", "detail")
 
@@ -42,7 +44,8 @@ class Finding:
 
     def __str__(self) -> str:
         """One line: how many, some of them, what to do."""
-        shown = [f"{row.name} ({row.detail})" if row.detail else row.name for row in self.rows[:_EXAMPLES]]
+        names = [(printable(row.name), row.detail) for row in self.rows[:_EXAMPLES]]
+        shown = [f"{name} ({detail})" if detail else name for name, detail in names]
         more = f" and {len(self.rows) - _EXAMPLES:,} more" if len(self.rows) > _EXAMPLES else ""
         return f"{self.name} ({len(self.rows):,}): {', '.join(shown)}{more}. {self.advice}."
 

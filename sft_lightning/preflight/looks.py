@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sft_lightning.cpu import cores
+from sft_lightning.data.broken import check_file, reason
 from sft_lightning.data.images import FileImages, Images, MemoryImages, open_image
 from sft_lightning.data.splits import Split
 
@@ -115,29 +116,13 @@ def look_at(name: str, split: Split, channels: int, background: tuple[int, int, 
         try:
             return _look(images, index, channels, background)
         except Exception as error:  # whatever a decoder makes of a broken file: it is found, and no reason to stop
-            return reason(error, images.paths[index] if isinstance(images, FileImages) else None)
+            return reason(error)
 
     with _silent(), ThreadPoolExecutor(cores()) as pool:
         found: list[Look | str] = []
         for first in range(0, len(split), _BATCH):  # the pool would make a task of each at once
             found += pool.map(look, split.indices[first : first + _BATCH])
     return Seen(name, split, found)
-
-
-def reason(error: Exception | str, path: Path | None) -> str:
-    """Why a picture cannot be read, in a few words.
-
-    Args:
-        error: What the decoder says.
-        path: Of the file.
-    """
-    if path is not None and path.is_symlink() and not path.exists():
-        return "a broken link"
-    if path is not None and path.is_file() and path.stat().st_size == 0:
-        return "it has zero bytes"
-    said = str(error).strip().splitlines()
-    text = said[0] if said else type(error).__name__
-    return "it is no picture that can be read" if "cannot identify" in text else text
 
 
 @contextmanager
@@ -179,6 +164,7 @@ def _spread(luma: Image.Image) -> float:
 
 
 def _header(path: Path) -> Header:
+    check_file(path)
     with Image.open(path) as file:
         return Header(
             file.format or "",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.data.batches import Labeled, Unlabeled
+from sft_lightning.data.broken import SKIPPED
 from sft_lightning.data.datamodule import MANIFEST
-from sft_lightning.data.images import SKIPPED
 from sft_lightning.data.loaders import EvalLoader
 from sft_lightning.data.sources import FASHION
 from sft_lightning.data.views import StrongView, WeakView, to_float, weak

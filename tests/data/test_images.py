@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sft_lightning.data.images import BadImages, FileImages, Geometry, MemoryImages, open_image, repeated, whole
+from sft_lightning.data.broken import BadImages, whole
+from sft_lightning.data.images import FileImages, Geometry, MemoryImages, open_image, repeated
 from sft_lightning.errors import InputError
 from tests.data.conftest import break_middle, picture, plain
 
@@ -193,7 +194,7 @@ def test_reason_of_what_is_no_picture(tmp_path: Path, content: bytes, reason: st
 
 
 def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
-    assert "No such file" in str(whole(tmp_path / "gone.png"))
+    assert whole(tmp_path / "gone.png") == "it does not exist"
 
 
 def test_a_picture_spoiled_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:

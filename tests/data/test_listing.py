@@ -10,6 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from sft_lightning.data import listing, tables
+from sft_lightning.data.broken import whole
 from sft_lightning.data.listing import FolderListing, Listing, open_pictures
 from sft_lightning.data.parts import Part
 from sft_lightning.errors import InputError
@@ -94,7 +95,28 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.raises(InputError, match=r"locked' cannot be listed \(Permission denied\): mend its permissions"):
-        open_pictures(str(tmp_path))
+        open_pictures(str(tmp_path / "locked"))
+    picture(tmp_path / "a.png", 1)
+    inside = list(FolderListing(tmp_path))  # read as a picture, which it is not
+    assert inside == [("a.png", str(tmp_path / "a.png")), ("locked", str(tmp_path / "locked"))]
+    assert whole(tmp_path / "locked") == "permission denied"
+
+
+def test_what_is_named_like_a_picture_and_is_none_is_given_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg" / "empty").mkdir(parents=True)
+    (tmp_path / "full.jpg").mkdir()
+    picture(tmp_path / "full.jpg" / "1.png", 1)
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    given = dict(FolderListing(tmp_path))
+    assert {name: whole(Path(path)) for name, path in given.items()} == {
+        "circle.png": "it is a link to itself",
+        "folder.jpg": "it is a folder",
+        "full.jpg/1.png": None,
+        "gone.png": "it is a broken link",
+        "pipe.png": "it is no file but a pipe, socket or device",
+    }
 
 
 def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lightning.data.images import BadImages, FileImages, Geometry
+from sft_lightning.data.broken import BadImages
+from sft_lightning.data.images import FileImages, Geometry
 from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split

@@ -81,18 +81,18 @@ def test_every_broken_file_is_named_and_what_is_left_is_looked_at(
     assert sorted(told.rows["images that cannot be read"]) == [
         ("labeled", "train/china/middle.png", told.rows["images that cannot be read"][-1][2]),
         ("train", "train/china/cut.jpg", told.rows["images that cannot be read"][0][2]),
-        ("train", "train/china/link.png", "a broken link"),
+        ("train", "train/china/folder.jpg", "it is a folder"),
+        ("train", "train/china/link.png", "it is a broken link"),
         ("train", "train/china/text.png", "it is no picture that can be read"),
         ("train", "train/china/zero.jpg", "it has zero bytes"),
     ]
     assert "truncated" in told.rows["images that cannot be read"][0][2]
-    assert "images that cannot be read (5): train/china/cut.jpg (image file is truncated" in told.text
-    assert " and 2 more. fit stops at the first (on_bad_image: raise): replace or remove them." in told.text
+    assert "images that cannot be read (6): train/china/cut.jpg (image file is truncated" in told.text
+    assert " and 3 more. fit stops at the first (on_bad_image: raise): replace or remove them." in told.text
     assert told.rows["files whose extension does not match their content"] == [
         ("labeled", "train/china/wrong.png", "is JPEG")
     ]
     assert told.rows["folders and links that are no images"] == [
-        ("train", "train/china/folder.jpg", "a folder"),
         ("train", "train/china/link", "a broken link"),
     ]
     assert told.rows["images that are not read"] == [
