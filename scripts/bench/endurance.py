@@ -1,4 +1,4 @@
-"""A long training of a small semi-supervised config: memory, open files, threads and the size of the logs as it goes on.
+"""A long training of a small semi-supervised config: memory, open files, threads, size of the logs.
 
     OMP_NUM_THREADS=1 python scripts/bench/endurance.py --out scripts/bench/results/endurance.json
 
@@ -132,7 +132,7 @@ def main() -> None:
     words += [f"--model.init_args.backbone={args.backbone}", "--data.init_args.batch_size=4"]
     words += ["--data.init_args.unlabeled_ratio=2", "--trainer.max_epochs=-1", f"--trainer.max_steps={args.steps}"]
     words += ["--trainer.callbacks=endurance.Samples", "--trainer.accelerator=cpu"]
-    terminal, sys.stdout = sys.stdout, Terminal()  # type: ignore[assignment]
+    terminal, sys.stdout = sys.stdout, Terminal()
     try:
         done = run(words)
     finally:
