@@ -51,8 +51,9 @@ class Comparison(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The new run has written its own record by now."""
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            differ = differences(self.then, read_circumstances(Path(trainer.log_dir)))
+        folder = trainer.log_dir  # on every rank: it is broadcast
+        if trainer.is_global_zero and folder is not None:
+            differ = differences(self.then, read_circumstances(Path(folder)))
             if differ:
                 rank_zero_info(f"Warning: not as it was: {'; '.join(differ)}.")
 

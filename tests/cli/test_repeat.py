@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sft_lightning.circumstances import LARGEST, code_of, differences, in_shell,
 from sft_lightning.machine import machine
 from sft_lightning.paradigms.base import Paradigm
 from sft_lightning.repeat import compared, outcome
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, ROOT
 
 FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run_name=a", "--trainer.max_epochs=2"]
 FIT += ["--data.init_args.steps_per_epoch=4", "--data.init_args.num_labels=40", "--trainer.log_every_n_steps=2"]
@@ -233,6 +234,19 @@ def test_without_git_or_a_record(here: Path, tmp_path: Path, monkeypatch: pytest
     assert main(["repeat", str(again)]) == 0
     assert recorded(RUN.with_name("version_2"))["code"]["dirty"]
     assert not RUN.with_name("version_2").joinpath("uncommitted.patch").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_are_repeated_by_two(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    for words in ([*FIT, *ddp], ["repeat", str(RUN)]):
+        command = [sys.executable, "-m", "sft_lightning", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("The same bit for bit: ") == 1
+    assert recorded(tmp_path / RUN.with_name("version_1"))["processes"] == 2
+    assert sorted(path.name for path in (tmp_path / RUN.parent).iterdir()) == ["version_0", "version_1"]
 
 
 @pytest.mark.parametrize(
