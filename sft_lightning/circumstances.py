@@ -146,7 +146,7 @@ def differences(then: Circumstances, now: Circumstances) -> list[str]:
     if not then:
         return [f"unknown, as the run has no {RUN}"]
     found = [
-        f"{word} ({_short(then.get(name))} then, {_short(now.get(name))} now)"
+        f"{word} ({short(then.get(name))} then, {short(now.get(name))} now)"
         for name, word in _TELLING.items()
         if then.get(name) != now.get(name)
     ]
@@ -160,7 +160,12 @@ def differences(then: Circumstances, now: Circumstances) -> list[str]:
     return found
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of the record in a few words.
+
+    Args:
+        value: Any; a digest or commit is cut.
+    """
     if isinstance(value, dict):  # of the code
         changed = f" with changes {value['patch_sha256'][:_SHOWN]}" if value["dirty"] else ""
         return f"commit {value['commit'][:_SHOWN]}{changed}"
