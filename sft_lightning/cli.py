@@ -213,6 +213,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
         subclass_mode_model=True,
         datamodule_class=None,
         save_config_callback=RunFolder,
+        save_config_kwargs={"words": list(args)},
         parser_class=Parser,
         seed_everything_default=0,
         auto_configure_optimizers=False,
