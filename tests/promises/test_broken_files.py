@@ -49,7 +49,7 @@ class Corpus(NamedTuple):
     reasons: dict[bytes, str]
 
 
-def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:  # type: ignore[type-arg]
+def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
     written = io.BytesIO()
     Image.fromarray(pixels).resize((64, 64)).save(written, kind, **options)
     return written.getvalue()
@@ -69,7 +69,7 @@ def bomb(side: int) -> bytes:
     )
 
 
-def spoil(folder: Path, pixels: np.ndarray, huge: bytes) -> dict[bytes, str]:  # type: ignore[type-arg]
+def spoil(folder: Path, pixels: np.ndarray, huge: bytes) -> dict[bytes, str]:
     """Puts one broken file of each kind into a folder: name to what is wrong."""
     found: dict[bytes, str] = {}
 
@@ -105,7 +105,7 @@ def spoil(folder: Path, pixels: np.ndarray, huge: bytes) -> dict[bytes, str]:  #
     return found
 
 
-def oddities(folder: Path, pictures: Iterator[np.ndarray]) -> None:  # type: ignore[type-arg]
+def oddities(folder: Path, pictures: Iterator[np.ndarray]) -> None:
     """Whole pictures that may be taken for broken ones."""
     (folder / "really_png.jpg").write_bytes(encoded(next(pictures), "PNG"))
     (folder / os.fsdecode(b"good \xfe.png")).write_bytes(encoded(next(pictures), "PNG"))
