@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
     real = os.scandir
 
     def refuses(path: str) -> object:
-        if path.endswith("locked"):
+        if str(path).endswith("locked"):
             raise PermissionError(13, "Permission denied")
         return real(path)
 
