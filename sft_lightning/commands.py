@@ -93,6 +93,13 @@ COMMANDS = {
         "sft_lightning.preflight.find_lr:find_lr",
         takes_fit=True,
     ),
+    "find-batch-size": Command(
+        "before a training",
+        "Measures images a second by batch size until memory runs out, and suggests one.",
+        (f"find-batch-size --config {FINE_TUNE}", f"find-batch-size --config {FINE_TUNE} --max 64 --seconds 3"),
+        "sft_lightning.preflight.find_batch_size:find_batch_size",
+        takes_fit=True,
+    ),
     "study": Command(
         "compare",
         "Compares methods over label budgets and seeds: did the unlabeled images help?",
@@ -188,7 +195,7 @@ def page() -> str:
     told = ["usage: sft-lightning COMMAND [options]", ""]
     told += [f"Learn from few labels and many unlabeled images (version {__version__}).", ""]
     for group, names in groupby(COMMANDS, lambda name: COMMANDS[name].group):
-        told += [f"{group}:", *(f"  {name:<11}{COMMANDS[name].does}" for name in names), ""]
+        told += [f"{group}:", *(f"  {name:<17}{COMMANDS[name].does}" for name in names), ""]
     shown = [COMMANDS[name].examples[0] for name in ("fit", "test", "predict", "report")]
     told += ["examples:", *(f"  sft-lightning {example}" for example in shown), ""]
     return "\n".join([*told, "'sft-lightning COMMAND --help' lists the options of a command.", ""])

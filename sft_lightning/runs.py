@@ -157,9 +157,9 @@ def reason(error: Exception) -> str:
         error: Bad input, or what Lightning or torch say of settings that do not go together or fit into no memory.
     """
     found = cause(error) or error
-    if not isinstance(found, (InputError, MisconfigurationException, RuntimeError)):
+    if not isinstance(found, (InputError, MisconfigurationException, RuntimeError, MemoryError)):
         raise error
-    return " ".join(str(found).split())
+    return " ".join(str(found).split()) or "memory ran out"  # of which Python says no more
 
 
 def _option(words: list[str], name: str) -> str | None:

@@ -16,6 +16,7 @@ from sft_lightning.callbacks.other_loggers import remember
 from sft_lightning.callbacks.settings import settings, write_end, write_settings
 from sft_lightning.circumstances import write_circumstances
 from sft_lightning.lineage import Link, before, file_digest, record
+from sft_lightning.memory import explain
 from sft_lightning.networks.weights import find_weights, read_about
 
 
@@ -116,6 +117,10 @@ class RunFolder(SaveConfigCallback):
     def _tell(self, trainer: Trainer) -> None:
         for name, value in sorted(trainer.callback_metrics.items()):
             rank_zero_info(f"  {name:<24} {float(value):.4f}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says what to lower where memory ran out; the stage is known here, and later no more."""
+        explain(exception, trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells the last metrics and the ways to go on."""

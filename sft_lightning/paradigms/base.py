@@ -116,6 +116,7 @@ class Paradigm(LightningModule, ABC):
     def on_train_start(self) -> None:
         """Starts the averages anew, in a resumed training or in a second one of the same module, too."""
         self._sums, self._summed, self._logged_step = {}, {}, self.trainer.global_step
+        self._guard.start()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss; its parts are summed on the device and read only when the log is due."""

@@ -40,6 +40,10 @@ class NonfiniteGuard:
         self._seen: list[tuple[Any, dict[str, Tensor]]] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
+    def start(self) -> None:
+        """Forgets the batches of a step that was never made: one that memory ran out in, in a search for a size."""
+        self._seen, self._buffers = [], []
+
     def before(self, module: LightningModule) -> None:
         """Before a batch: running statistics are kept where the batch may be left out.
 

@@ -7,7 +7,6 @@ gives all parameter groups one rate, so that a slow backbone would be as fast as
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
-from sft_lightning.callbacks.progress import Progress
-from sft_lightning.cli import Built, NoProfiler, leave, run
+from sft_lightning.cli import leave, run
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.errors import InputError, above_zero, at_least
-from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
+from sft_lightning.memory import explain
 from sft_lightning.preflight.range_test import NAME, Curve, told, write
+from sft_lightning.preflight.trial import Trial, all_in_turn
 from sft_lightning.runs import LOGS
-
-# What shapes a step of training. The rest of the Trainer's settings writes files, or ends the test before its time.
-_KEPT = (
-    "accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm", "deterministic",
-    "benchmark", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs",
-)  # fmt: skip
 
 
 class Sweep(Callback):
@@ -105,9 +98,19 @@ class Sweep(Callback):
         if self.curve.add(float(mean)):
             trainer.should_stop = True
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says what to lower where memory ran out.
 
-class Finder(Built):
-    """`fit` with the range of the rates, and a Trainer that leaves nothing behind."""
+        Args:
+            trainer: In training.
+            pl_module: Unused.
+            exception: Any.
+        """
+        explain(exception, trainer)
+
+
+class Finder(Trial):
+    """A trial with the range of the rates."""
 
     command = "find-lr"
 
@@ -126,33 +129,10 @@ class Finder(Built):
         """Checks the range before the data is opened."""
         super().before_instantiate_classes()
         given = self.config.fit
-        if given.get("ckpt_path") is not None:
-            raise InputError(
-                f"ckpt_path is {given.ckpt_path!r}: find-lr looks at the start of a training, so leave it out "
-                "(and give its config with --config)"
-            )
         above_zero(min_lr=given.min_lr)
         at_least(10, steps=given.steps)
         if not given.min_lr < given.max_lr < math.inf:
             raise InputError(f"max_lr is {given.max_lr}: give a number above min_lr, which is {given.min_lr}")
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        kept = {name: config[name] for name in _KEPT if name in config}
-        # A bar or nothing: the lines that a file gets count epochs, of which this is none.
-        bar = config.get("enable_progress_bar") is not False and sys.stdout.isatty()
-        return self.trainer_class(
-            **kept,
-            callbacks=[Progress()] if bar else [],
-            enable_progress_bar=bar,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            max_steps=-1,
-            profiler=NoProfiler(),
-        )
 
 
 def find_lr(words: Sequence[str]) -> str:
@@ -173,10 +153,7 @@ def find_lr(words: Sequence[str]) -> str:
     """
     cli = run(["fit", *words], Finder)
     given, model, data, trainer = cli.config.fit, cli.model, cli.datamodule, cli.trainer
-    turn = 1
-    if isinstance(model, SemiSupervisedModule):
-        model.warmup_steps, model.ramp_steps = 0, 0
-        turn = model.supervised_steps + model.unsupervised_steps if model.schedule == "alternating" else 1
+    turn = all_in_turn(model)
     if isinstance(data, ImageDataModule):  # one epoch, in which no stage ends
         data.steps_per_epoch = given.steps * turn * trainer.accumulate_grad_batches
     else:

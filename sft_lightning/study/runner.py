@@ -1,5 +1,6 @@
 """Trains what a study lists: finished runs are kept, interrupted ones go on, a failed one does not stop the rest."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -164,7 +165,9 @@ def outcome(one: Run, start: str | None, folder: str) -> Result:
     try:
         return perform(one, start, folder)
     except Exception as error:
-        return {"failed": reason(error)}
+        failed = reason(error)
+    gc.collect()  # trainer and module know each other, and the memory that they hold may be what the next run needs
+    return {"failed": failed}
 
 
 def perform(one: Run, start: str | None, folder: str) -> Result:
