@@ -16,6 +16,7 @@ _CHATTER = (
     "Restoring states from",  # the user named the checkpoint
     "Restored all states",  # the same
     "Loaded model weights",  # the same
+    "`weights_only` was not set",  # of a file that Lightning's batch-size finder has just written
 )
 
 # Patterns of warnings.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sft_lightning.cpu import cores
 from sft_lightning.data.as_they_are import AsTheyAre
+from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.images import FileImages, Geometry, MemoryImages
@@ -30,7 +31,7 @@ MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(AsTheyAre, ToPredict, LightningDataModule):
+class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
     """Labeled and unlabeled pictures.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what

@@ -21,6 +21,7 @@ TINY = {
     "fit": "--trainer.max_epochs 1 --data.init_args.steps_per_epoch 2 --data.init_args.num_workers 0",
     "predict": "--data.init_args.num_workers 0",
     "find-lr": "--steps 10",
+    "find-batch-size": "--max 4 --seconds 0.001",
     "rank": "--data.init_args.num_labels 20 --folds 2",
     "study": None,
     "degree": None,
@@ -39,7 +40,7 @@ def test_help_and_mistakes_import_no_torch(args: list[str], code: int) -> None:
 def test_help_names_every_command_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name:<11}{command.does}\n" in shown for name, command in COMMANDS.items())
+    assert all(f"  {name:<17}{command.does}\n" in shown for name, command in COMMANDS.items())
     assert __version__ in shown
     groups = list(dict.fromkeys(command.group for command in COMMANDS.values()))
     assert [line[:-1] for line in shown.splitlines() if line.endswith(":")] == [*groups, "examples"]
