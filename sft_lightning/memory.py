@@ -17,7 +17,7 @@ _SAID = re.compile(
     r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|bad_alloc", re.IGNORECASE
 )
 _ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
-_STAGES = {RunningStage.TESTING: "testing", RunningStage.PREDICTING: "prediction"}
+_STAGES: dict[Any, str] = {RunningStage.TESTING: "testing", RunningStage.PREDICTING: "prediction"}
 
 
 def ran_out(error: BaseException) -> bool:
@@ -47,14 +47,12 @@ def explain(error: BaseException, trainer: Trainer) -> None:
 def _told(error: BaseException, trainer: Trainer) -> str:
     data: Any = getattr(trainer, "datamodule", None)
     fits = trainer.state.fn == TrainerFn.FITTING
-    where = f"training at step {trainer.global_step}"
-    if not trainer.training:
-        where = _STAGES.get(trainer.state.stage, "validation") if trainer.state.stage else "validation"
-        where += f" after step {trainer.global_step}" if fits else ""
+    where = _STAGES.get(trainer.state.stage, "validation") + (f" after step {trainer.global_step}" if fits else "")
+    if trainer.training:
+        where = f"training at step {trainer.global_step}"
     kind = "GPU memory" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "Memory"
     asked = _ASKED.search(str(error))
     more = f", for {_size(*asked.groups())} more" if asked else ""
-
     sizes, lower = _batch(trainer, data)
     if (shape := getattr(data, "image_shape", None)) is not None:
         sizes.append(f"image_size {shape[-1]}")

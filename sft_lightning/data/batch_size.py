@@ -9,7 +9,7 @@ class BatchSize:
     """What a data module needs so that Lightning's `BatchSizeFinder` can look for its size.
 
     The finder of Lightning 2.6 makes its first trial with the loaders from before it has set a size
-    (`_adjust_batch_size` in `tuner/batch_size_scaling.py`), so that the config's size is tried in place of the smallest.
+    (`_adjust_batch_size` in `tuner/batch_size_scaling.py`): it is the config's size that is tried, not the smallest.
     Where not even one image fits it goes on to 0, and what is raised then hinders it in removing its checkpoint.
     """
 

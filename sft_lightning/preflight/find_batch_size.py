@@ -5,7 +5,6 @@ needed, since from some size on a batch only takes longer, and on a CPU, where L
 much, it is no search at all.
 """
 
-import gc
 import time
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -202,8 +201,7 @@ def _tried(cli: SFTCLI, size: int, pace: Pace, rows: list[Row]) -> str:
             raise
         end = f"memory ran out at {size}"
     model.zero_grad()
-    gc.collect()  # outside of the exception, whose traceback holds the step's tensors
-    garbage_collection_cuda()
+    garbage_collection_cuda()  # outside of the exception, whose traceback holds the step's tensors
     if not end and rows and pace.images <= rows[-1].images:
         end = "the data has no more images for a batch"
     if not end:
