@@ -12,14 +12,18 @@ import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
+from sft_lightning.errors import InputError
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.memory import ran_out
+from sft_lightning.paradigms.base import StepResult
 from sft_lightning.runs import reason
 from tests.conftest import CONFIGS
+from tests.paradigms.helpers import SHAPE, sample, trainer
 
 ME = "tests.promises.test_memory"
 FINE_TUNE = f"--config={CONFIGS / 'quickstart' / 'fine_tune.yaml'}"
@@ -130,6 +134,30 @@ def test_in_other_stages(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(Limited, "error", RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(["predict", str(run)])
+
+
+class Backward(FineTuneClassifier):
+    """Has no memory for the gradients, and when it has, no gradients."""
+
+    full = True
+
+    def step(self, batch: Any) -> StepResult:
+        loss = super().step(batch).loss
+        if not self.full:
+            return StepResult(loss * torch.nan, {})
+        loss.register_hook(lambda _: torch.empty(10**15))
+        return StepResult(loss, {})
+
+
+def test_a_step_that_memory_ran_out_in_is_no_part_of_the_next(workdir: Path) -> None:
+    model = Backward("mlp", 10, SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        trainer().fit(model, sample(steps_per_epoch=2))
+    model.full = False
+    with pytest.raises(InputError, match="loss is nan at step 0"):
+        trainer(logger=CSVLogger(".")).fit(model, sample(steps_per_epoch=2))
+    (told,) = workdir.rglob("nonfinite.json")
+    assert len(json.loads(told.read_text())["terms"]) == 1
 
 
 def hungry_array() -> None:
