@@ -82,7 +82,9 @@ def _batch(trainer: Trainer, data: Any) -> tuple[list[str], list[str]]:
 
 
 def _size(number: str, unit: str) -> str:
-    return f"{float(number) / 2**30:,.2f} GiB" if unit == "bytes" else f"{number} {unit}"
+    if unit != "bytes":
+        return f"{number} {unit}"
+    return f"{float(number) / 2**30:,.2f} GiB" if float(number) >= 2**30 else f"{float(number) / 2**20:,.1f} MiB"
 
 
 def _kept(trainer: Trainer) -> str:

@@ -90,7 +90,7 @@ def test_both_loaders_grow_by_the_ratio_nothing_is_learned_and_fit_takes_the_opt
 
     monkeypatch.setattr(module, "run", kept)
     monkeypatch.setattr(module, "GAIN", 1e-9)  # each is better than the one before
-    words = [*FIXMATCH, *SMALL, "--data.init_args.unlabeled_ratio=3"]
+    words = [*FIXMATCH, *SMALL, "--data.init_args.unlabeled_ratio=3", "--model.init_args.head_only_epochs=1"]
     assert main(["find-batch-size", *words, "--max=20"]) == 0
     shown = capsys.readouterr().out
     assert {size: images for size, (images, _) in rows(shown).items()} == {2: 8, 4: 16, 8: 32, 16: 64}
@@ -98,6 +98,7 @@ def test_both_loaders_grow_by_the_ratio_nothing_is_learned_and_fit_takes_the_opt
     assert "ended      --max is 20\nsuggested  16: " in shown
     assert files(workdir) == []
     model = made[0].model
+    assert model.depth.released  # the backbone would be only in the second epoch
     assert model.trainer.global_step >= 5
     assert model.trainer.optimizers[0].state  # it has stepped
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

@@ -122,6 +122,8 @@ def test_in_other_stages(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ("validate", ["validate", str(run)], RuntimeError("CUDA error: out of memory"),
          f"GPU memory ran out in validation ({sizes}): {advice}"),
         ("test", ["test", str(run)], MemoryError(), f"Memory ran out in testing ({sizes}): {advice}"),
+        ("test", ["test", str(run)], RuntimeError("not enough memory: you tried to allocate 9633792 bytes."),
+         f"Memory ran out in testing, for 9.2 MiB more ({sizes}): {advice}"),
         ("predict", ["predict", str(run)], OSError(errno.ENOMEM, "Cannot allocate memory"),
          f"Memory ran out in prediction ({sizes}): {advice}"),
     ]  # fmt: skip
