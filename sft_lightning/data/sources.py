@@ -27,7 +27,7 @@ def open_source(name: str, root: str = "data", download: bool = False, setting: 
 
     Args:
         name: `sample`, `sample-digits`, a torchvision data set, a folder, or a `.csv` / `.parquet` manifest.
-        root: Folder that holds torchvision data sets.
+        root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
         download: Fetch a torchvision data set that is not there.
         setting: What the user calls it, for messages.
 
@@ -41,7 +41,7 @@ def open_source(name: str, root: str = "data", download: bool = False, setting: 
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ManifestSource(path)
+        return ManifestSource(path, root)
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():
