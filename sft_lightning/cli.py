@@ -52,6 +52,7 @@ from sft_lightning.runs import (
     versions,
     with_config,
 )
+from sft_lightning.sync_batch_norm import SyncBatchNormsOnCPU
 
 
 class NoProfiler(PassThroughProfiler):
@@ -166,6 +167,7 @@ class SFTCLI(LightningCLI):
         WholeFiles.install(made)
         restoring.install(made)
         LeanEpochLoop.install(made)
+        SyncBatchNormsOnCPU.install(made)
         return made
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -218,6 +220,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
         subclass_mode_model=True,
         datamodule_class=None,
         save_config_callback=RunFolder,
+        save_config_kwargs={"words": list(args)},
         parser_class=Parser,
         seed_everything_default=0,
         auto_configure_optimizers=False,

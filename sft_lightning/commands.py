@@ -136,6 +136,13 @@ COMMANDS = {
         "sft_lightning.lineage:lineage",
         words={"RUN": "run"},
     ),
+    "repeat": Command(
+        "afterwards",
+        "Trains a run again and says whether it comes to the same bit for bit; exit code 1 if not.",
+        (f"repeat {RUN}",),
+        "sft_lightning.repeat:repeat",
+        words={"RUN": "run"},
+    ),
     "completion": Command(
         "shell",
         "Prints a script that completes commands, options and files at the TAB key.",

@@ -88,6 +88,22 @@ def run_of(file: Path) -> Path | None:
     return None
 
 
+def folder_of(run: str) -> Path:
+    """The folder of the run that the user means.
+
+    Args:
+        run: The folder, or a file in it.
+
+    Raises:
+        InputError: It is none.
+    """
+    path = Path(run)
+    folder = path if (path / "fit.yaml").is_file() else run_of(path) if path.exists() else None
+    if folder is None:
+        raise InputError(f"run {run!r} is no folder of a run (it has no fit.yaml): give lightning_logs/NAME/version_N")
+    return folder
+
+
 def before(weights: str, about: Mapping[str, Any], backbone: str) -> list[Link]:
     """The chain of what a run starts from.
 
@@ -170,8 +186,4 @@ def lineage(run: str) -> str:
     Raises:
         InputError: It is none.
     """
-    path = Path(run)
-    folder = path if (path / "fit.yaml").is_file() else run_of(path) if path.exists() else None
-    if folder is None:
-        raise InputError(f"run {run!r} is no folder of a run (it has no fit.yaml): give lightning_logs/NAME/version_N")
-    return told(chain_of(folder))
+    return told(chain_of(folder_of(run)))

@@ -1,5 +1,6 @@
 """What a run leaves in its folder: the config of each command, where it comes from, its final metrics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.callbacks.other_loggers import remember
 from sft_lightning.callbacks.settings import settings, write_end, write_settings
+from sft_lightning.circumstances import write_circumstances
 from sft_lightning.lineage import Link, before, file_digest, record
 from sft_lightning.networks.weights import find_weights, read_about
 
@@ -25,15 +27,17 @@ class RunFolder(SaveConfigCallback):
     40 microseconds.
     """
 
-    def __init__(self, parser: Any, config: Any, **kwargs: Any) -> None:
+    def __init__(self, parser: Any, config: Any, words: Sequence[str] = (), **kwargs: Any) -> None:
         """Takes what Lightning's callback takes.
 
         Args:
             parser: The command's parser.
             config: What was parsed.
+            words: Of the command line, the command first.
             kwargs: For Lightning's callback.
         """
         super().__init__(parser, config, **{**kwargs, "overwrite": True})
+        self.words = words
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Names the file after the command."""
@@ -55,6 +59,7 @@ class RunFolder(SaveConfigCallback):
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
             self._record(Path(folder))
+            write_circumstances(Path(folder), self.words, self.config.get("seed_everything"), trainer)
         if trainer.is_global_zero and folder is not None:
             write_settings(trainer.loggers, settings(self.config), Path(folder))
             remember(trainer.loggers, Path(folder))

@@ -88,7 +88,7 @@ def autocontrast(x: Tensor, m: Tensor) -> Tensor:
 def equalize(x: Tensor, m: Tensor) -> Tensor:
     """Makes each channel's histogram flat, as PIL does on 8-bit pixels."""
     count, channels, height, width = x.shape
-    pixels = (x * 255).round_().long().view(count * channels, height * width)
+    pixels = (x * 255).round_().long().reshape(count * channels, height * width)
     histogram = torch.zeros(count * channels, 256, dtype=torch.long, device=x.device)
     histogram.scatter_add_(1, pixels, torch.ones_like(pixels))
     last = histogram.gather(1, pixels.amax(1, keepdim=True))

@@ -1,7 +1,23 @@
 """Statistics over the examples of all processes, so that two processes learn what one would."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
+
+
+class _Sum(torch.autograd.Function):
+    """torch deprecates its own sum with a gradient, and its replacement is private."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
 
 
 def together() -> bool:
@@ -17,9 +33,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     """
     if not together():
         return value
-    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-    total: Tensor = all_reduce(value)
+    total: Tensor = _Sum.apply(value)
     return total
 
 
@@ -43,17 +57,11 @@ def gathered(values: Tensor) -> Tensor:
     """
     if not together():
         return values
-    from torch.distributed.nn.functional import all_gather
-
-    counts = [torch.zeros((), dtype=torch.long, device=values.device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, torch.tensor(len(values), device=values.device))
-    sizes = [int(count) for count in counts]
-    padded = torch.cat([values, values.new_zeros(max(sizes) - len(values), *values.shape[1:])])
-    pieces = all_gather(padded) if values.requires_grad else _plain_gather(padded)
-    return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
-
-
-def _plain_gather(values: Tensor) -> list[Tensor]:
-    pieces = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(pieces, values.contiguous())
-    return pieces
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    sizes = sum_over_ranks(len(values) * (torch.arange(world, device=values.device) == rank))
+    # Each puts its own between zeros, so that the sum is all of them.
+    most = int(sizes.max())
+    mine = torch.cat([values, values.new_zeros(most - len(values), *values.shape[1:])])
+    before, after = (values.new_zeros(n * most, *values.shape[1:]) for n in (rank, world - 1 - rank))
+    pieces = sum_over_ranks(torch.cat([before, mine, after])).split(most)
+    return torch.cat([piece[:size] for piece, size in zip(pieces, sizes.tolist(), strict=True)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sft_lightning import __version__
 from sft_lightning.callbacks.csv_log import Curves, MetricsCSV
+from sft_lightning.circumstances import in_shell, read_circumstances, short
 from sft_lightning.lineage import chain_of
 from sft_lightning.lineage import told as chain_in_words
 from sft_lightning.machine import in_words, machine
@@ -83,7 +84,7 @@ def origin(opened: Opened) -> str:
     folder, about = opened.folder, opened.trained.about
     chain = chain_of(folder)
     counts = ", ".join(f"{len(s):,} {n}" for n, s in opened.data.splits.items() if " " not in n)
-    link, took = chain[-1], seconds(folder)
+    link, took, record = chain[-1], seconds(folder), read_circumstances(folder)
     trained_on = in_words(link["machine"]) if "machine" in link else "unknown"
     rows = [
         ("run", folder),
@@ -96,6 +97,7 @@ def origin(opened: Opened) -> str:
         ),
         ("duration", "unknown" if took is None else f"{took:,.0f} s, by the log, from its first entry to its last"),
         ("hardware", trained_on),
+        *((("command", in_shell(record["command"])), ("code", short(record["code"]))) if record else ()),
         ("report", f"by sft-lightning {__version__} on {in_words(machine())}"),
     ]
     parts = [table(("", ""), rows, "facts"), folded("Lineage, the source first", chain_in_words(chain))]

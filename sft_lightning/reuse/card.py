@@ -260,7 +260,7 @@ def _training(told: Told) -> str:
         f"- when: {link.get('date', 'unknown')}, by sft-lightning {link.get('version', 'of an unknown version')}",
         f"- hardware: {hardware}",
         f"- steps: {told.about['step'] if told.about['step'] is not None else 'unknown'}",
-        f"- repeated by: `sft-lightning fit --config {told.folder / 'fit.yaml'}`" if told.folder is not None else "",
+        f"- repeated by: `sft-lightning repeat {told.folder}`" if told.folder is not None else "",
     ]
     tree = chain_in_words(chain) if told.folder is not None else "unknown"
     return "\n".join(line for line in lines if line) + f"\n\nLineage, the source first:\n\n```text\n{tree}\n```"

@@ -138,9 +138,10 @@ def _result(file: Path) -> Result:
 
 
 def _end(number: str, log: Path) -> str:
-    """Why a job has no result; Slurm's own word on it is the last of the log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing is logged")
+    """Why a job has no result: Slurm's own word on it, which stands between asterisks, or the last of the log."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    last = next((line for line in reversed(lines) if "***" in line), (lines or ["nothing is logged"])[-1])
     return f"Slurm job {number} ended without a result ({last}): see {log}"
 
 

@@ -1,13 +1,20 @@
 """Every shipped config runs over the real command line; those that download or name the user's data get local data."""
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Callback
 
 from sft_lightning.__main__ import main
 from sft_lightning.losses import strategies
+from sft_lightning.networks.weights import read_weights
+from sft_lightning.repeat import compared, outcome
 from tests.conftest import CONFIGS
 
 SHARED = CONFIGS / "semi_supervised" / "shared.yaml"
@@ -31,6 +38,22 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
     if "weights: default" in text:
         given += ["--model.init_args.weights", "none"]
     return given
+
+
+# A config for each paradigm; the others are repeated in a slow test.
+ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "fine_tune", "decoupled")]
+ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
+SHORT = ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=2", "--trainer.log_every_n_steps=1"]
+SHORT += ["--data.init_args.batch_size=8", "--data.init_args.val_size=40", "--data.init_args.num_workers=0"]
+
+
+class Kernels(Callback):
+    """Keeps whether steps were confined to deterministic kernels."""
+
+    seen: ClassVar[set[bool]] = set()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.seen.add(torch.are_deterministic_algorithms_enabled())
 
 
 def given_to_fit(config: Path) -> list[str]:
@@ -58,6 +81,61 @@ def test_config_runs_one_batch_of_every_command(
     assert re.search(r"test/loss +\d+\.\d+", caplog.text)
     assert len((run / "predictions.csv").read_text().splitlines()) > 1
     assert {p.name for p in run.glob("*.yaml")} >= {"fit.yaml", "test.yaml", "predict.yaml"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [c if c in ONE_OF_EACH else pytest.param(c, marks=pytest.mark.slow) for c in SHIPPED],
+    ids=lambda p: p.stem,
+)
+def test_config_gives_the_same_metrics_twice(
+    config: Path, workdir: Path, idx_root: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeded once, before all else; `deterministic: true` confines every step to deterministic kernels."""
+    folder = write_folder(workdir / "images", {"train": 9, "val": 2, "test": 2, "unlabeled": 9})
+    words = ["fit", *given_to_fit(config), *SHORT, *local(config, idx_root, folder), "--run_name=twice"]
+    seeds: list[int] = []
+    own = torch.manual_seed
+
+    def manual_seed(seed: int) -> torch.Generator:
+        seeds.append(seed)
+        return own(seed)
+
+    monkeypatch.setattr(torch, "manual_seed", manual_seed)
+    words += ["--trainer.accelerator=cpu", f"--trainer.callbacks={__name__}.Kernels"]
+    for number, deterministic in enumerate((True, False, False)):
+        seeds.clear()
+        Kernels.seen.clear()
+        assert main([*words, f"--trainer.deterministic={str(deterministic).lower()}"]) == 0
+        assert (seeds, Kernels.seen) == ([0], {deterministic})
+        assert (workdir / "lightning_logs" / "twice" / f"version_{number}" / "metrics.csv").is_file()
+        torch.rand(3), random.random(), np.random.rand()  # what was drawn before a run is nothing to it
+    first, second = (outcome(workdir / "lightning_logs" / "twice" / f"version_{number}") for number in (1, 2))
+    assert {step for step, _ in first.metrics} == {0, 1, 2, 3}
+    assert any(metric.startswith("train/") for _, metric in first.metrics)
+    same, told = compared(first, second)
+    assert same, told
+    assert f"tensors of the last iterate, of step {first.step}, are the same" in told
+
+
+def test_workers_bar_and_logging_change_no_result(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(workdir / "images", {"train": 9, "val": 2, "test": 2, "unlabeled": 9})
+    words = ["fit", *given_to_fit(ONE_OF_EACH[-1]), *SHORT, "--run_name=ways", "--trainer.accelerator=cpu"]
+    words += ["--data.init_args.source", str(folder), "--data.init_args.image_size=28", "--data.init_args.num_labels=9"]
+    words += [
+        "--data.init_args.batch_size=4",
+        "--data.init_args.val_size=0.1",
+        "--data.init_args.weak_view.crop_scale=[0.5, 1]",
+    ]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.logger=false", "--trainer.limit_val_batches=0"]
+    ends = []
+    for way in ([], ["--data.init_args.num_workers=2", "--trainer.log_every_n_steps=50"], quiet):
+        assert main([*words, *way]) == 0
+        ends.append(read_weights(max(workdir.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime_ns))[0])
+    assert ends[0].keys() == ends[1].keys() == ends[2].keys()
+    assert [
+        n for n in ends[0] if not torch.equal(ends[0][n], ends[1][n]) or not torch.equal(ends[0][n], ends[2][n])
+    ] == []
 
 
 @pytest.mark.parametrize("schedule", ["joint", "alternating"])

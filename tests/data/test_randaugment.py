@@ -43,6 +43,8 @@ def test_pixels_equal_torchvision(name: str, channels: int) -> None:
     if name == "solarize":
         m = (m * 255).round() / 255
     ours = change(x.float() / 255, m) * 255
+    other_layout = x.contiguous(memory_format=torch.channels_last)  # that of decoded files
+    torch.testing.assert_close(change(other_layout.float() / 255, m) * 255, ours)
     theirs = torch.stack([THEIRS[name](one, float(k)) for one, k in zip(x, m, strict=True)]).float()
     off = (ours - theirs).abs().max()
     exact = name in ("posterize", "equalize", "identity")

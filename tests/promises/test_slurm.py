@@ -1,5 +1,6 @@
-"""Two processes on a real Slurm (scripts/slurm/one_node): asked to make way, the job is requeued and ends the same."""
+"""The scripts for a cluster on a real Slurm (scripts/slurm/one_node): what is requeued ends as if it had not been."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,19 +11,31 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.promises.test_exact_resume import RUNS, same
+from tests.study.test_study import written
 
-STEPS = ["--trainer.max_epochs=3", "--data.init_args.steps_per_epoch=60", "--data.init_args.batch_size=8"]
+SCRIPTS = ROOT / "scripts" / "slurm"
+TWO = ["--ntasks-per-node=2"]
+STEPS = ["--data.init_args.batch_size=8", "--data.init_args.steps_per_epoch=60", "--trainer.accelerator=cpu"]
 
 
-def submitted(folder: Path, out: str) -> str:
-    words = ["sbatch", "--parsable", "--ntasks-per-node=2", f"--output={folder / out}", f"--chdir={folder}"]
-    words += [str(ROOT / "scripts" / "slurm" / "fit.sbatch"), *RUNS["joint"], *STEPS, "--trainer.accelerator=cpu"]
+def submitted(script: str, folder: Path, out: str, ours: list[str], given: list[str]) -> str:
+    """The number of a job.
+
+    Args:
+        script: Its file.
+        folder: Where it runs.
+        out: The file for what it says.
+        ours: Options of sbatch.
+        given: Options of the command.
+    """
+    words = ["sbatch", "--parsable", f"--output={folder / out}", f"--chdir={folder}", *ours]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words += [str(SCRIPTS / script), *given]
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def wait_for(path: Path, text: str, seconds: int = 300) -> str:
+def wait_for(path: Path, text: str, seconds: int = 400) -> str:
     for _ in range(seconds):
         time.sleep(1)
         if path.is_file() and text in path.read_text():
@@ -35,7 +48,8 @@ def wait_for(path: Path, text: str, seconds: int = 300) -> str:
 def test_a_requeued_job_ends_where_an_undisturbed_one_does(how: str, tmp_path: Path) -> None:
     import torch
 
-    whole, parts = submitted(tmp_path, "whole.txt"), submitted(tmp_path, "parts.txt")
+    given = [*RUNS["joint"], *STEPS, "--trainer.max_epochs=3"]
+    whole, parts = (submitted("fit.sbatch", tmp_path, out, TWO, given) for out in ("whole.txt", "parts.txt"))
     wait_for(tmp_path / "whole.txt", "Finished at step 180")
     runs = [tmp_path / "lightning_logs" / "slurm" / job / "version_0" for job in (whole, parts)]
     for _ in range(300):
@@ -51,3 +65,34 @@ def test_a_requeued_job_ends_where_an_undisturbed_one_does(how: str, tmp_path: P
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in runs]
     for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert same(states[0][name], states[1][name])
+
+
+@pytest.mark.slurm
+def test_a_job_ends_across_its_time_limits(tmp_path: Path) -> None:
+    given = [*RUNS["joint"], *STEPS, "--trainer.max_epochs=200", "--trainer.limit_val_batches=0"]
+    job = submitted("fit.sbatch", tmp_path, "out.txt", [*TWO, "--time=2", "--signal=USR1@20"], given)
+    said = wait_for(tmp_path / "out.txt", "Finished at step 12000", 1500)
+    times = said.count("All distributed processes registered")
+    assert times > 1
+    assert said.count(f"saved, requeued job {job}") == times - 1
+    assert "DUE TO TIME LIMIT" not in said
+    assert [path.name for path in (tmp_path / "lightning_logs" / "slurm" / job).iterdir()] == ["version_0"]
+
+
+@pytest.mark.slurm
+def test_a_study_goes_on_where_its_job_is_requeued(tmp_path: Path) -> None:
+    options = {"trainer.max_epochs": 200, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
+    config = written(tmp_path, budgets=[20], seeds=[0], options=options)
+    job = submitted("study.sbatch", tmp_path, "out.txt", ["--time=30"], [config, "--slurm={time: 10}"])
+    folder = tmp_path / "lightning_logs" / "study" / "small"
+    for _ in range(300):
+        time.sleep(0.2)
+        if list((folder / "slurm").glob("*_submitted.pkl")):
+            break
+    subprocess.run(["scancel", "--signal=USR1", "--batch", job], check=True)  # as Slurm does ahead of the limit
+    said = wait_for(tmp_path / "out.txt", "report.html")
+    assert said.count("Study small: 3 trainings") == 2
+    assert said.count("report.html") == 1
+    assert len(list((folder / "slurm").glob("*_submitted.pkl"))) == 3  # nothing is trained twice
+    results = json.loads((folder / "study.json").read_text())
+    assert [Path(result["folder"]).name for result in results.values()] == ["version_0"] * 3

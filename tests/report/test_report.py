@@ -291,6 +291,8 @@ def test_a_run_from_elsewhere_with_a_damaged_log(workdir: Path) -> None:
         text = Parsed(page := reported(run)).text
         assert "There is no metrics.csv in the run's folder, or none that can be read" in text
     assert re.search(r"duration[\d,]+ s, by the log", text)
+    assert "commandsft-lightning fit --config " in text
+    assert "--run_name=run --trainer.max_epochs=6" in text
     assert re.search(r"hardware\S+ \S+, One of theirs, \d+ cores, NVIDIA H200; Python", text)
     assert main(["report", str(run), "--label_next=0", "--out=again.html"]) == 0
     again = Path("again.html").read_text(encoding="utf-8")

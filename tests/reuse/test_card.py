@@ -101,6 +101,7 @@ def test_its_figures_are_those_of_the_run(workdir: Path, capsys: pytest.CaptureF
     assert f"- hardware: {in_words(link['machine'])}" in trained
     assert f"- when: {link['date']}, by sft-lightning {link['version']}" in trained
     assert "- steps: 24" in trained
+    assert f"- repeated by: `sft-lightning repeat {run}`" in trained
     assert f"FineTuneClassifier (mlp)  on sample  [{run}]" in trained
     limits = section(card, "Limits")
     assert "It sees 28 x 28 gray pixels" in limits

@@ -51,7 +51,7 @@ def answers(file: Path, images: Tensor) -> Tensor:
 
 def nothing_is_left(folder: Path) -> bool:
     kinds = ("*.onnx*", "*.pt2*", "*.json", "*.md", "*.part")
-    return {file.name for kind in kinds for file in folder.glob(kind)} <= {"lineage.json"}
+    return {file.name for kind in kinds for file in folder.glob(kind)} <= {"lineage.json", "run.json"}
 
 
 def awkward(path: Path, seed: int) -> Path:

@@ -376,7 +376,7 @@ def test_at_its_time_limit_a_job_is_requeued_and_goes_on(
     (job,) = asked()
     subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as Slurm does ahead of the limit
     assert study.wait(timeout=400) == 0
-    assert f"Requeued job {job}" in (STUDY / "slurm" / f"{job}_0_log.out").read_text()
+    assert (STUDY / "slurm" / f"{job}_0_log.out").read_text().count("Starting with JobEnvironment") == 2
     assert len(asked()) == 1
     (row,) = (row for row in results(workdir) if row["run"])
     assert (Path(row["run"]).name, row["steps"]) == ("version_0", "5000")
@@ -396,4 +396,4 @@ def test_several_tasks_train_one_run_and_a_study_may_run_in_a_job(workdir: Path,
     assert (Path(row["run"]).name, row["steps"], row["tested"]) == ("version_0", "10", "2000")
     (job,) = asked()
     logs = [(STUDY / "slurm" / f"{job}_{rank}_log.err").read_text() for rank in (0, 1)]
-    print(logs)
+    assert all(f"MEMBER: {rank + 1}/2" in log for rank, log in enumerate(logs))
