@@ -77,6 +77,9 @@ def _told(trainer: Trainer, restore: Callable[..., None]) -> Callable[..., None]
     def told(*args: Any, **kwargs: Any) -> None:
         try:
             restore(*args, **kwargs)
+            for made in trainer.lr_scheduler_configs:  # a schedule takes over whatever it is given
+                if not isinstance(made.scheduler.state_dict().get("last_epoch", 0), int):
+                    raise TypeError("last_epoch of a schedule is no number")
         except Exception as error:
             if trainer.ckpt_path is None or isinstance(error, MisconfigurationException) or cause(error) is not None:
                 raise
