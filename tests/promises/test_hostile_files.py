@@ -136,7 +136,9 @@ READERS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "reader", [slow(r) if r in ("validated", "found a rate", "head_weights") else r for r in READERS]
+)
 def test_pickles_are_refused_wherever_they_are_read(
     reader: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +350,7 @@ def test_a_deep_description_and_the_file_beside_a_part(place: Path, capsys: pyte
         ("split.csv", "# {\n", ["export", "report"]),
         ("loggers.json", '{"WandbLogger": {"class_path": "evil.Evil"}}', ["test"]),
         ("loggers.json", "[]", ["test"]),
+        ("run.json", "[" * 100_000, ["repeat", "report"]),
     ],
 )
 def test_records_of_a_run(
@@ -358,10 +361,34 @@ def test_records_of_a_run(
         refused([command, str(RUN)], RUN / name, capsys)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("command", "touch ran"),
+        ("command", [["touch", "ran"]]),
+        ("threads", "touch ran"),
+        ("threads", 0),
+        ("machine", "evil.Evil"),
+        ("versions", ["evil.Evil"]),
+        ("seed", {"class_path": "evil.Evil"}),
+        ("code", "evil.Evil"),
+        ("code", {"commit": "0", "dirty": "no"}),
+        ("code", {"commit": "0", "dirty": True}),
+    ],
+)
+def test_a_record_with_other_types(field: str, value: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((RUN / "run.json").read_text())
+    (RUN / "run.json").write_text(json.dumps({**record, field: value}))
+    refused(["repeat", str(RUN)], RUN / "run.json", capsys)
+
+
 def test_a_report_takes_nothing_from_logs_that_are_none(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (RUN / "metrics.csv").write_text("step,metric,value\n1,train/loss,__import__('os').system('touch ran')\n")
     link = {"run": "<script>ran()</script>", "model": "<img src=x onerror=ran()>", "data": "<b>"}
     (RUN / "lineage.json").write_text(json.dumps([link]))
+    words, code = ["fit", "<script>ran()</script>", "$(touch ran)"], {"commit": "<img src=x>", "dirty": False}
+    record = json.loads((RUN / "run.json").read_text())
+    (RUN / "run.json").write_text(json.dumps({**record, "command": words, "code": code}))
     for events in RUN.glob("events.out.tfevents.*"):
         events.write_bytes(header(os.urandom(200)))
     assert main(["report", str(RUN)]) == 0
@@ -369,6 +396,11 @@ def test_a_report_takes_nothing_from_logs_that_are_none(place: Path, capsys: pyt
     assert "<script>ran" not in page
     assert "<img src=x" not in page
     assert not Path("ran").exists()
+
+
+def test_a_run_does_not_go_on_with_a_damaged_log(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (RUN / "metrics.csv").write_text("step,metric,value\ntouch ran,x,1\n")
+    refused([*FIT, "--trainer.max_epochs=2", f"--ckpt_path={LAST}"], RUN / "metrics.csv", capsys)
 
 
 def test_a_config_with_tags_of_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
