@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
+from sft_lightning.callbacks.checkpoint import WholeFiles
 from sft_lightning.data.tables import check_inside
 from sft_lightning.errors import InputError
 from sft_lightning.networks.weights import read_about, read_weights
@@ -112,6 +113,8 @@ def test_the_payload_is_real(place: Path) -> None:
         Path("ran").unlink()
         with pytest.raises(InputError, match="could run code"):
             read_weights(Path("bad.ckpt"))
+        with pytest.raises(pickle.UnpicklingError):  # behind the check of the command line, should it be passed by
+            WholeFiles().load_checkpoint("bad.ckpt", weights_only=False)
         assert not Path("ran").exists()
 
 
