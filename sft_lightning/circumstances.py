@@ -93,11 +93,30 @@ def read_circumstances(run: Path) -> Circumstances:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it") from error
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not _is_record(found):
         raise InputError(f"{str(path)!r} is no record of a run: remove it")
     return found
+
+
+def _is_record(found: Circumstances) -> bool:
+    words, threads, code = found.get("command"), found.get("threads"), found.get("code", "missing")
+    return (
+        isinstance(words, list)
+        and all(isinstance(word, str) for word in words)
+        and type(threads) is int
+        and threads > 0
+        and all(isinstance(found.get(name), dict) for name in ("versions", "machine"))
+        and not any(isinstance(found.get(name), dict) for name in _TELLING if name != "code")
+        and (code is None or (isinstance(code, dict) and _is_state(code)))
+    )
+
+
+def _is_state(code: dict[str, Any]) -> bool:
+    dirty = code.get("dirty")
+    texts = ("commit", "patch_sha256") if dirty else ("commit",)
+    return isinstance(dirty, bool) and all(isinstance(code.get(name), str) for name in texts)
 
 
 def code_of(folder: Path) -> tuple[dict[str, Any] | None, bytes]:

@@ -25,6 +25,7 @@ from sft_lightning import (  # noqa: F401
     WarmupCosine,
 )
 from sft_lightning.arguments import Parser
+from sft_lightning.callbacks import restoring
 from sft_lightning.callbacks.checkpoint import RunCheckpoint, WholeFiles
 from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.callbacks.figures import Figures
@@ -43,6 +44,7 @@ from sft_lightning.predict import without_source
 from sft_lightning.runs import (
     LOGS,
     check_checkpoint,
+    check_name,
     find_checkpoint,
     newest_whole,
     run_folder,
@@ -85,6 +87,9 @@ class SFTCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
+        check_name("run_name", config.run_name)
+        if config.get("weights_only") is False:
+            raise InputError("weights_only is False, with which a checkpoint could run code: leave it out")
         if config.get("ckpt_path") is not None:
             config.ckpt_path = self._checkpoint(config.ckpt_path, Path(LOGS) / config.run_name)
         elif command != "fit":
@@ -160,6 +165,7 @@ class SFTCLI(LightningCLI):
                 ) from error
             raise InputError(f"trainer: {error}") from error  # Lightning's sentence
         WholeFiles.install(made)
+        restoring.install(made)
         LeanEpochLoop.install(made)
         SyncBatchNormsOnCPU.install(made)
         return made
@@ -179,7 +185,8 @@ class SFTCLI(LightningCLI):
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         # Predictions go to a file, not to memory; metrics are told by `RunFolder`.
         quieter = {"predict": {"return_predictions": False}, "fit": {}}.get(subcommand, {"verbose": False})
-        return {**kwargs, **quieter}
+        # Of the environment would depend, with Lightning's own default, whether a checkpoint may run code.
+        return {**kwargs, **quieter, "weights_only": True}
 
 
 class Built(SFTCLI):

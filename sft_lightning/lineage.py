@@ -19,6 +19,8 @@ from sft_lightning.machine import machine
 
 LINEAGE = "lineage.json"
 Link = dict[str, Any]
+_TEXTS = ("run", "published", "file", "sha256", "model", "weights", "head_weights", "date")
+_MACHINE = {"system", "processor", "cores", "python", "torch", "lightning"}
 
 
 def file_digest(path: Path) -> str:
@@ -45,11 +47,33 @@ def chain_of(run: Path) -> list[Link]:
         return [{"run": str(run)}]
     try:
         chain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it, or train again") from error
-    if not isinstance(chain, list) or not all(isinstance(link, dict) for link in chain):
-        raise InputError(f"{str(path)!r} is no list of links: remove it, or train again")
+    return checked(chain, str(path)) or [{"run": str(run)}]
+
+
+def checked(chain: Any, where: str) -> list[Link]:
+    """A chain that was read from a file.
+
+    Args:
+        chain: What stood there.
+        where: The file.
+
+    Raises:
+        InputError: It is none that a run records.
+    """
+    if not isinstance(chain, list) or not all(map(_is_link, chain)):
+        raise InputError(f"{where!r} is no list of links: remove it, or train again")
     return chain
+
+
+def _is_link(link: Any) -> bool:
+    if not isinstance(link, dict) or not any(isinstance(link.get(name), str) for name in ("run", "published", "file")):
+        return False
+    machine_told = link.get("machine", {})
+    known = not machine_told or (isinstance(machine_told, dict) and machine_told.keys() >= _MACHINE)
+    texts = all(link.get(name) is None or isinstance(link[name], str) for name in _TEXTS)
+    return known and texts and ("file" not in link or isinstance(link.get("sha256"), str))
 
 
 def run_of(file: Path) -> Path | None:
@@ -93,7 +117,7 @@ def before(weights: str, about: Mapping[str, Any], backbone: str) -> list[Link]:
     if weights == "default":
         return [{"published": backbone}]
     if about.get("chain"):
-        return list(about["chain"])
+        return list(checked(about["chain"], weights))
     run = run_of(Path(weights))
     return chain_of(run) if run is not None else [{"file": weights, "sha256": file_digest(Path(weights))}]
 
@@ -103,13 +127,19 @@ def data_digest(run: Path) -> str | None:
 
     Args:
         run: Its folder.
+
+    Raises:
+        InputError: That file is damaged.
     """
     path = run / "split.csv"
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8") as file:
-        digest: str | None = json.loads(file.readline().removeprefix("# ")).get("sha256")
-    return digest
+    try:
+        with path.open(encoding="utf-8") as file:
+            digest: str | None = json.loads(file.readline().removeprefix("# ")).get("sha256")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} is no readable split ({error}): remove it, or train again") from error
+    return str(digest) if digest is not None else None
 
 
 def record(run: Path, link: Link, sources: list[Link]) -> None:

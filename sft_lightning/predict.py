@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.networks.weights import read_weights
+from sft_lightning.networks.weights import read_weights, settings_of
 
 
 def without_source(data: Any, checkpoint: Path) -> None:
@@ -18,7 +18,7 @@ def without_source(data: Any, checkpoint: Path) -> None:
         n in settings for n in ("class_names", "image_size", "channels")
     ):
         return
-    learned = read_weights(checkpoint)[1].get("hyper_parameters", {})
+    learned = settings_of(read_weights(checkpoint)[1], checkpoint)
     shape = learned.get("image_shape")
     if shape is None or ("num_classes" in learned and not learned.get("class_names")):
         return

@@ -19,6 +19,30 @@ LOGS = "lightning_logs"
 _VERSION = "SFT_VERSION"
 
 
+def below_logs(name: str) -> bool:
+    """Whether a name leads to a folder below `lightning_logs`, and to none beside or above it.
+
+    Args:
+        name: Relative to it.
+    """
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def check_name(setting: str, name: str) -> None:
+    """Makes sure that what a run or a study writes lies below `lightning_logs`.
+
+    Args:
+        setting: That names it.
+        name: As the user wrote it.
+
+    Raises:
+        InputError: It does not.
+    """
+    if not below_logs(name):
+        raise InputError(f"{setting} is {name!r}, which leads out of {LOGS}/: give a name without '..' and a leading /")
+
+
 def run_folder(checkpoint: Path) -> Path | None:
     """The run that a checkpoint lies in, or None.
 

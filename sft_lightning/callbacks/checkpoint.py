@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
+from sft_lightning.callbacks.restoring import check_content, check_paths
 from sft_lightning.files import whole
 from sft_lightning.preemption import Signals, stop
 
@@ -24,7 +25,7 @@ Place = Literal["inside", "end"]
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all."""
+    """Writes checkpoints whole or not at all, and reads them without running anything."""
 
     @classmethod
     def install(cls, trainer: Trainer) -> None:
@@ -50,6 +51,23 @@ class WholeFiles(TorchCheckpointIO):
         # To a Python file: torch's own writing says "unexpected pos" of a full disk.
         with whole(Path(path)) as staged, staged.open("wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads one, of which nothing is run.
+
+        Args:
+            path: Of the file.
+            map_location: As torch has it.
+            weights_only: Always true here.
+
+        Raises:
+            InputError: It is no checkpoint of a training.
+        """
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+        check_content(checkpoint, path)
+        return checkpoint
 
 
 def random_state() -> dict[str, Any]:
@@ -123,6 +141,10 @@ class RunCheckpoint(ModelCheckpoint):
             every = [own] * distributed.get_world_size()
             distributed.all_gather_object(every, own)
         return {**super().state_dict(), "random": every}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses one that names files elsewhere."""
+        check_paths(checkpoint["callbacks"].get(self.state_key, {}), self.dirpath, trainer.ckpt_path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps them until the first step."""

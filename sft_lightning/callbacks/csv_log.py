@@ -9,6 +9,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sft_lightning.callbacks.validation_log import validated
+from sft_lightning.errors import InputError
 from sft_lightning.files import write_text
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -62,12 +63,18 @@ class MetricsCSV(Logger):
 
         Args:
             step: Of the checkpoint; the log counts steps from 0.
+
+        Raises:
+            InputError: The file is damaged.
         """
         path = self.folder / self.FILE
         if not path.is_file():
             return
-        head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) < step]
+        try:
+            head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) < step]
+        except ValueError as error:
+            raise InputError(f"{str(path)!r} is damaged ({error}): remove it to go on without") from error
         if kept != lines:
             write_text(path, "".join([head, *kept]))
 

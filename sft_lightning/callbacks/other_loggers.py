@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from sft_lightning.errors import InputError
 from sft_lightning.files import write_json
 
 LOGGERS = "loggers.json"
@@ -31,9 +32,17 @@ def known(folder: Path) -> dict[str, str]:
 
     Args:
         folder: Of the run.
+
+    Raises:
+        InputError: `loggers.json` is damaged.
     """
     path = folder / LOGGERS
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not all(isinstance(name, str) for name in found.values()):
+            raise ValueError("a name is no text")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to begin new ones") from error
     return found
 
 

@@ -73,7 +73,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         Args:
             source: `sample` (shipped with the package), `sample-digits`, a torchvision data set such as `CIFAR10`, a
                 folder of class folders, or a `.csv` / `.parquet` manifest with the columns path,label[,split][,group].
-            root: Folder that holds torchvision data sets.
+            root: Folder that holds torchvision data sets; a manifest may name files in it, beside those in its own.
             download: Fetch a torchvision data set that is not in `root`.
             num_labels: How many training labels are used, divided among the classes; 0 for none, null for all.
             labels_per_class: How many training labels of each class are used, instead of `num_labels`.

@@ -9,7 +9,7 @@ from sft_lightning.data.broken import printable, text, whole
 from sft_lightning.data.folders import pictures
 from sft_lightning.data.parts import Part
 from sft_lightning.data.sources import open_source
-from sft_lightning.data.tables import csv_rows, parquet_rows
+from sft_lightning.data.tables import check_inside, csv_rows, parquet_rows
 from sft_lightning.errors import InputError
 
 _SORTED = 10_000  # so many entries of a folder are held, to give them in the order of their names
@@ -55,17 +55,18 @@ class FolderListing(Listing):
 class TableListing(Listing):
     """The files that a CSV or Parquet file lists in its column `path`, in its order."""
 
-    def __init__(self, path: Path, check: bool) -> None:
+    def __init__(self, path: Path, check: bool, root: str = "data") -> None:
         """Counts.
 
         Args:
-            path: The table; paths in it are relative to its folder.
+            path: The table; paths in it are relative to its folder, and lead to files in it or in `root`.
+            root: A second folder.
             check: Refuse a file that does not exist now, before anything is predicted.
 
         Raises:
-            InputError: The table cannot be read, or lists a file that does not exist.
+            InputError: The table cannot be read, or lists a file elsewhere or one that does not exist.
         """
-        self.name, self.path, self.count = str(path), path, 0
+        self.name, self.path, self.root, self.count = str(path), path, root, 0
         for line, name, file in self._lines():
             if not name:
                 raise InputError(f"manifest {self.name!r}, line {line}: the path is blank")
@@ -79,6 +80,8 @@ class TableListing(Listing):
     def _lines(self) -> Iterator[tuple[int, str, str]]:
         rows = parquet_rows if self.path.suffix.lower() == ".parquet" else csv_rows
         for line, row in rows(self.path, ("path",)):
+            if row["path"]:
+                check_inside(self.path, line, row["path"], self.root)
             yield line, row["path"], os.path.join(self.path.parent, row["path"])
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -117,7 +120,7 @@ def open_pictures(name: str, root: str = "data", check: bool = True) -> Listing 
 
     Args:
         name: What the user wrote.
-        root: Folder that holds torchvision data sets.
+        root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
         check: Whether files that a manifest lists must exist.
 
     Raises:
@@ -128,7 +131,7 @@ def open_pictures(name: str, root: str = "data", check: bool = True) -> Listing 
     if path.is_dir():
         listing = FolderListing(path)
     elif path.suffix.lower() in (".csv", ".parquet") and path.is_file():
-        listing = TableListing(path, check)
+        listing = TableListing(path, check, root)
     elif path.is_file():
         listing = OneFile(path, setting)
     else:

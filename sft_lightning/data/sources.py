@@ -30,7 +30,7 @@ def open_source(
 
     Args:
         name: `sample`, `sample-digits`, a torchvision data set, a folder, or a `.csv` / `.parquet` manifest.
-        root: Folder that holds torchvision data sets.
+        root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
         download: Fetch a torchvision data set that is not there.
         setting: What the user calls it, for messages.
         skip: Files that a manifest lists may be missing.
@@ -45,7 +45,7 @@ def open_source(
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ManifestSource(path, skip)
+        return ManifestSource(path, root, skip)
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():

@@ -85,7 +85,7 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
                         f"{class_names[known] if known >= 0 else 'nothing'!r}: the data changed"
                     )
                 chosen[row["split"]].setdefault(k, []).append(i)
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, RecursionError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"split_file {str(path)!r} is no readable split ({error}): give a run's split.csv") from error
@@ -110,10 +110,16 @@ def labeled_ids(path: Path) -> set[str]:
 
     Args:
         path: Its `split.csv`.
+
+    Raises:
+        InputError: It is damaged.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        file.readline()
-        return {row["id"] for row in csv.DictReader(file) if row["split"] == "labeled"}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            file.readline()
+            return {row["id"] for row in csv.DictReader(file) if row["split"] == "labeled"}
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise _unreadable(path, error) from error
 
 
 def split_counts(path: Path) -> dict[str, Counter[str]]:
@@ -132,8 +138,12 @@ def split_counts(path: Path) -> dict[str, Counter[str]]:
             for row in csv.DictReader(file):
                 found[row["split"]][row["label"]] += 1
     except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise InputError(f"{str(path)!r} is no readable split ({error}): remove it, or train again") from error
+        raise _unreadable(path, error) from error
     return found
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{str(path)!r} is no readable split ({error}): remove it, or train again")
 
 
 def _check_groups(path: Path, splits: Splits) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,21 +17,25 @@ from sft_lightning.errors import InputError, near
 class ManifestSource(Source):
     """A table with the columns `path,label[,split][,group]`; a blank label means unlabeled.
 
-    Paths are relative to the table's folder. `split` is train, val, test, unlabeled or blank (train).
+    Paths are relative to the table's folder, and lead to files in it or in `root`. `split` is train, val, test,
+    unlabeled or blank (train).
     """
 
-    def __init__(self, path: Path, skip: bool = False) -> None:
+    def __init__(self, path: Path, root: str = "data", skip: bool = False) -> None:
         """Reads the table and checks every line.
 
         Args:
             path: `.csv` (UTF-8) or `.parquet` (extra `parquet`).
+            root: A second folder that its files may lie in.
             skip: Lines without a file are let through; whoever reads them leaves them out.
 
         Raises:
-            InputError: A column, file or label is missing, or a line contradicts another one; the line is named.
+            InputError: A path leads elsewhere, a column, file or label is missing, or a line contradicts another one;
+                the line is named.
         """
         self.path, self._skip = path, skip
         self.name = str(path)
+        self._root = root
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
         rows = parquet_rows(path) if path.suffix.lower() == ".parquet" else csv_rows(path)
@@ -51,6 +56,7 @@ class ManifestSource(Source):
         where = f"manifest {self.name!r}, line {line}"
         if not row["path"]:
             raise InputError(f"{where}: the path is blank")
+        check_inside(self.path, line, row["path"], self._root)
         row["split"] = row["split"].lower() or ("train" if row["label"] else "unlabeled")
         file = self.path.parent / row["path"]
         if not self._skip and not file.is_file():
@@ -116,6 +122,33 @@ class ManifestSource(Source):
                 groups = [row["group"] or row["path"] for row in rows] if grouped else None
                 parts[split] = Part(FileImages(paths, ids), ids, labels, groups)
         return parts
+
+
+def check_inside(table: Path, line: int, name: str, root: str) -> None:
+    """Makes sure that a path of a table leads into a folder that the user named: the table's own, or `root`.
+
+    Paths are compared as they are written. A link inside these folders is followed wherever it leads: whoever may put
+    one there could put the file there, too, and data sets are often linked.
+
+    Args:
+        table: The file.
+        line: Of the path.
+        name: The path.
+        root: The second folder.
+
+    Raises:
+        InputError: It leads elsewhere.
+    """
+    file = os.path.abspath(os.path.join(table.parent, name))
+    if not any(_is_below(file, os.path.abspath(folder)) for folder in (table.parent, root)):
+        raise InputError(
+            f"manifest {str(table)!r}, line {line}: path {name!r} leads out of the folder {str(table.parent)!r}: "
+            "correct it, or name the folder of its files by root"
+        )
+
+
+def _is_below(file: str, folder: str) -> bool:
+    return file.startswith(os.path.join(folder, ""))
 
 
 _COLUMNS = ("path", "label", "split", "group")

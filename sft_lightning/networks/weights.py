@@ -1,7 +1,7 @@
 """Weights from files: read without running anything, matched by name and shape, and said aloud."""
 
 import json
-import pickle
+import pickle  # noqa: TID251  # for the name of its error
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from sft_lightning.errors import InputError
 from sft_lightning.files import whole
+from sft_lightning.networks.described import described
 from sft_lightning.networks.merging import merged
 
 Tensors = dict[str, Tensor]
 _AVERAGE = "average."
 _START = "regularizer."
+_SETTINGS = "hyper_parameters"
 
 
 @dataclass
@@ -93,11 +95,9 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("sft_lightning", "{}"))
-                if not isinstance(about, dict):
-                    raise ValueError("its description is no mapping")
+                about = described(json.loads((file.metadata() or {}).get("sft_lightning", "{}")), "its description")
                 return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, and safely
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights {str(path)!r} is damaged or holds objects other than tensors, which could run code: "
@@ -108,13 +108,32 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise InputError(f"weights {str(path)!r} cannot be read ({reason}): fetch or save it again") from error
     about = {}
     if isinstance(content, Mapping):
-        about = {name: content[name] for name in ("hyper_parameters", "global_step") if name in content}
+        about = {name: content[name] for name in (_SETTINGS, "global_step") if name in content}
         for key in ("state_dict", "model"):
             if isinstance(content.get(key), Mapping):
                 content = content[key]
     if not isinstance(content, Mapping):
         raise InputError(f"weights {str(path)!r} holds no tensors by name: save a state dict")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, about
+
+
+def settings_of(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of the model in a checkpoint of ours; nothing where it has none.
+
+    Args:
+        about: From `read_weights`.
+        path: Named in the error.
+
+    Raises:
+        InputError: They are of other types than a training writes.
+    """
+    try:
+        described({"step": about.get("global_step")}, "it")
+        return described(about.get(_SETTINGS, {}), _SETTINGS)
+    except ValueError as error:
+        raise InputError(
+            f"checkpoint {str(path)!r} is none that `fit` wrote ({error}): fetch or make it again"
+        ) from error
 
 
 def read_about(path: Path) -> dict[str, Any]:

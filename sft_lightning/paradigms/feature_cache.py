@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from sft_lightning.errors import InputError
@@ -92,10 +92,11 @@ def features(
     if path.is_file():
         try:
             kept = read_weights(path)[0].get("features")
-        except InputError:  # damaged: computed again
-            kept = None
-        if kept is not None and len(kept) == count:
+            if kept is None or kept.shape != (count, backbone.num_features) or not kept.is_floating_point():
+                raise InputError(f"{str(path)!r} does not hold {count} x {backbone.num_features} features")
             return kept
+        except InputError as error:
+            rank_zero_warn(f"Left out, and computed anew: {error}")
     made: Tensor | None = None
     seen = 0
     with evaluating(backbone), context or nullcontext():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,6 +104,26 @@ class Trust:
             found.update({"distance_percentile": share, "unlike_training": share > UNLIKE})
         return found
 
+    def check(self, num_features: int) -> None:
+        """Makes sure that what was read from a file can be used.
+
+        Args:
+            num_features: F.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        kinds = {"temperature": float, "calibrated_on": int, "held_out": bool, "because": str}
+        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
+        if not wrong and not 0 < self.temperature < math.inf:
+            wrong.append("temperature")
+        if self.bank.ndim != 2 or self.bank.shape[1] != num_features or self.bank.dtype != torch.float32:
+            wrong.append("bank")
+        if self.ordinary.ndim != 1 or self.ordinary.dtype != torch.float32:
+            wrong.append("ordinary")
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot be that")
+
     def __str__(self) -> str:
         said = f"Not calibrated: {self.because}."
         if self.calibrated_on:
@@ -180,7 +200,7 @@ def use_trust(trainer: Any, module: Any) -> Trust:
         about["geometry"] = repr(data.geometry)
         for first in (True, False):  # one process finds out, then the others read
             if trainer.is_global_zero == first:
-                trust = _kept(run / FILE, about) or _found(trainer, module, data, run)
+                trust = _kept(run / FILE, about, module.backbone.num_features) or _found(trainer, module, data, run)
                 if first and len(trust.bank):
                     _keep(run / FILE, about, trust)
             trainer.strategy.barrier()
@@ -203,14 +223,20 @@ def _keep(path: Path, about: dict[str, Any], trust: Trust) -> None:
     write_weights(path, {"bank": trust.bank, "ordinary": trust.ordinary}, {**about, **told})
 
 
-def _kept(path: Path, about: dict[str, Any]) -> Trust | None:
-    """None where nothing is kept, or what is kept is of another checkpoint or damaged."""
+def _kept(path: Path, about: dict[str, Any], num_features: int) -> Trust | None:
+    """None where nothing is kept, or what is kept is of another checkpoint; or damaged, which is told."""
     if not path.is_file():
         return None
     try:
         tensors, told = read_weights(path)
         if {name: told.pop(name) for name in about} != about:
             return None
-        return Trust(bank=tensors["bank"], ordinary=tensors["ordinary"], **told)
-    except (InputError, KeyError, TypeError):
+        trust = Trust(bank=tensors["bank"], ordinary=tensors["ordinary"], **told)
+        trust.check(num_features)
+    except InputError as error:
+        rank_zero_warn(f"Left out, and found out anew: {error}")
         return None
+    except (KeyError, TypeError, ValueError) as error:
+        rank_zero_warn(f"Left out, and found out anew: {str(path)!r} is none that `predict` wrote ({error}).")
+        return None
+    return trust

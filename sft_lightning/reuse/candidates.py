@@ -7,7 +7,7 @@ from pathlib import Path
 from sft_lightning.data.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.data.split_files import labeled_ids
 from sft_lightning.errors import InputError
-from sft_lightning.lineage import chain_of, run_of
+from sft_lightning.lineage import chain_of, checked, run_of
 from sft_lightning.networks.backbones import Backbone, build_backbone, source_head
 from sft_lightning.networks.libraries import published_tensors
 from sft_lightning.networks.weights import Tensors, find_weights, read_about, read_weights
@@ -116,7 +116,7 @@ def seen(weights: str, data: ImageDataModule) -> int:
     """
     path = _file(weights)
     run = run_of(path)
-    chain = chain_of(run) if run is not None else read_about(path).get("chain") or []
+    chain = chain_of(run) if run is not None else checked(read_about(path).get("chain") or [], str(path))
     known: set[str] = set()
     for link in chain:
         manifest = Path(link.get("run", "")) / MANIFEST

@@ -267,7 +267,7 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
     try:
         found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return {key: {**result, "accuracy": float(result["accuracy"])} for key, result in found.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
 
 

@@ -93,7 +93,7 @@ def export(
 def _config(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}): mend it") from error
     return found if isinstance(found, dict) else {}
 

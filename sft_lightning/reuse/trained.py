@@ -11,7 +11,7 @@ from sft_lightning.errors import InputError
 from sft_lightning.lineage import chain_of, data_digest, run_of
 from sft_lightning.networks.backbones import Backbone, build_backbone
 from sft_lightning.networks.heads import linear_head, tau_normalized
-from sft_lightning.networks.weights import Tensors, evaluated, read_weights
+from sft_lightning.networks.weights import Tensors, evaluated, read_weights, settings_of
 
 
 @dataclass
@@ -31,7 +31,13 @@ class Trained:
     def network(self) -> Backbone:
         """The backbone with its weights, in eval mode."""
         made, _ = build_backbone(self.about["backbone"], self.about["image_shape"])
-        made.load_state_dict(self.backbone)
+        try:
+            made.load_state_dict(self.backbone)
+        except RuntimeError as error:  # torch lists each tensor on a line of its own
+            raise InputError(
+                f"the weights of backbone {made.name!r} have not its shape (at {str(error).splitlines()[-1].strip()}): "
+                "give a checkpoint that `fit` wrote"
+            ) from error
         return made.eval()
 
 
@@ -45,10 +51,12 @@ def read_trained(path: Path) -> Trained:
         InputError: It is not one of ours.
     """
     tensors, told = read_weights(path)
-    settings = told.get("hyper_parameters", {})
+    settings = settings_of(told, path)
     name = settings.get("backbone", settings.get("network"))
     prefix = "encoder." if "network" in settings else "backbone."
-    if name is None or not any(n.startswith(f"{prefix}net.") for n in tensors):
+    needed = {"image_shape", *(["tau"] if settings.get("head") == "tau_normalized" else [])}
+    whole = {f"{prefix}mean", f"{prefix}std"} <= tensors.keys() and any(n.startswith(f"{prefix}net.") for n in tensors)
+    if name is None or not needed <= settings.keys() or not whole:
         raise InputError(f"checkpoint {str(path)!r} is of no paradigm of this package: give one that `fit` wrote")
     tensors = evaluated(tensors)
     backbone = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -20,11 +21,13 @@ from sft_lightning.errors import InputError
 from sft_lightning.files import write_json
 from sft_lightning.lineage import chain_of
 from sft_lightning.networks.backbones import build_backbone
-from sft_lightning.runs import LOGS, reason
+from sft_lightning.runs import LOGS, below_logs, reason
 from sft_lightning.study.baselines import logistic_regression
 from sft_lightning.study.recipe import Run
 
 Result = dict[str, Any]
+_NUMBERS = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")
+_WORDS = ("folder", "failed", "network", "start", "job")
 Launch = Callable[[list[Run], "Ledger", str, int | None], Iterator[tuple[Run, Result]]]
 
 
@@ -44,8 +47,9 @@ class Ledger:
         self.results: dict[str, Result] = {}
         if path.is_file():
             try:
-                self.results = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
+                found = dict(json.loads(path.read_text(encoding="utf-8")))
+                self.results = {key: checked_result(result) for key, result in found.items()}
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
 
     def add(self, key: str, result: Result) -> None:
@@ -65,6 +69,33 @@ class Ledger:
             key: Of the run.
         """
         return "folder" in self.results.get(key, {})
+
+
+def checked_result(found: Any) -> Result:
+    """A result that was read from a file.
+
+    Args:
+        found: What stood there.
+
+    Raises:
+        ValueError: It is none that `outcome` gives.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"a result is {found!r:.40}, no mapping")
+    numbers = {name: found[name] for name in _NUMBERS if name in found}
+    words = {name: found[name] for name in _WORDS if found.get(name) is not None}
+    shares = found.get("logistic", {})
+    if not isinstance(shares, dict):
+        raise ValueError("logistic is no mapping")
+    for name, value in {**numbers, **shares}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r:.40}, no number")
+    for name, value in words.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r:.40}, no text")
+    if "folder" in found and not below_logs(found["folder"].removeprefix(f"{LOGS}/")):
+        raise ValueError(f"folder is {found['folder']!r:.80}, which does not lie in {LOGS}")
+    return found
 
 
 def train(

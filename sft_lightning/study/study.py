@@ -22,7 +22,7 @@ from sft_lightning.machine import machine
 from sft_lightning.report.figures import drawn
 from sft_lightning.report.page import Section, page, paragraphs
 from sft_lightning.report.page import table as html_table
-from sft_lightning.runs import LOGS
+from sft_lightning.runs import LOGS, check_name
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.runner import Ledger, Result, train
@@ -76,6 +76,7 @@ def study(
     """
     if jobs is not None:
         at_least(1, jobs=jobs)
+    check_name("name", name)
     if baseline not in methods:
         raise InputError(
             f"baseline {baseline!r} is none of the methods{near(baseline, [*methods])}: add a method that learns from "
