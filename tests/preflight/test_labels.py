@@ -58,19 +58,21 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
     test = seen("test", {"trouser": 4, "bag": 1}, [f"patient {k}" for k in range(5)], begin=20)
     asked: list[Any] = []
     own = labels.out_of_fold
-    monkeypatch.setattr(
-        labels, "out_of_fold", lambda x, y, groups, seed: asked.append(groups) or own(x, y, groups, seed)
-    )
-    judged = labels.judge(
-        [test, labeled, seen("unlabeled", {"bag": 9}, begin=30)], SimpleNamespace(num_classes=3), None, 0
-    )  # type: ignore[arg-type]
+
+    def watched(x: Any, y: Any, groups: Any, seed: int) -> Any:
+        asked.append(groups)
+        return own(x, y, groups, seed)
+
+    monkeypatch.setattr(labels, "out_of_fold", watched)
+    data: Any = SimpleNamespace(num_classes=3)
+    judged = labels.judge([test, labeled, seen("unlabeled", {"bag": 9}, begin=30)], data, None, 0)
     assert [one.id(i) for one, i in judged.places] == [
         *(f"test {k}" for k in range(4)), *(f"labeled {k}" for k in range(20) if k != 3),
     ]  # fmt: skip
     assert asked == [[*(f"patient {k}" for k in range(4)), *(f"labeled {k}" for k in range(20) if k != 3)]]
     assert judged.told.startswith("23 looked at with ")
     assert judged.told.endswith(
-        "logistic regression on the pixels is right in 95.7%; 1 classes with fewer than 5 labels were left out"
+        "logistic regression on the pixels is right in 95.7%; left out for fewer than 5 labels: 1 of 3 classes"
     )
     (row,) = labels.finding(judged, names).rows
     assert row[:2] == ("labeled", "labeled 2")
@@ -78,5 +80,5 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
     # Sure enough to be doubted, though the label is still the likeliest.
     unsure = replace(judged, suspects=[0], probabilities=np.array([[0.1, 0.5, 0.4]]), labels=np.array([1]))
     assert labels.finding(unsure, names).rows[0].detail == "'trouser', looks like 'bag', p 0.50 and 0.40"
-    five = labels.judge([seen("labeled", {"boot": 5, "trouser": 5})], SimpleNamespace(num_classes=3), None, 0)  # type: ignore[arg-type]
+    five = labels.judge([seen("labeled", {"boot": 5, "trouser": 5})], data, None, 0)
     assert len(five.places) == 10

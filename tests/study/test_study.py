@@ -254,15 +254,15 @@ def test_a_failed_run_is_told_and_tried_again(
 def test_two_processes_find_what_one_does_though_a_third_is_killed(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["study", written(workdir, budgets=[20])]) == 0
+    assert main(["study", written(workdir, budgets=[20], seeds=[0])]) == 0
     (workdir / "killer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     killed = [{**METHODS["labels_only"][0], "options": {"model.init_args.backbone": "mlp", "data": "killer.Data"}}]
     methods = {"killed": killed, **METHODS}
-    assert main(["study", written(workdir, budgets=[20], name="parallel", methods=methods), "--jobs=2"]) == 0
+    assert main(["study", written(workdir, budgets=[20], seeds=[0], name="parallel", methods=methods), "--jobs=2"]) == 0
     one, two = ([(r["method"], r["seed"], r["test_last"]) for r in results(workdir, n)] for n in ("small", "parallel"))
     assert one == [row for row in two if row[0] != "killed"]
     assert (
-        "failed: killed, 20 labels, seed 1: its process was killed, for want of memory perhaps"
+        "failed: killed, 20 labels, seed 0: its process was killed, for want of memory perhaps"
         in capsys.readouterr().out
     )
     assert not multiprocessing.active_children()
