@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,18 @@ def test_a_study_that_is_killed_takes_its_processes_with_it(workdir: Path) -> No
     while alive():
         time.sleep(0.1)
         assert time.monotonic() < until
+
+
+@pytest.mark.slow
+def test_processes_that_decode_files_end_with_their_training(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    write_folder(workdir / "images", {"train": 20, "test": 4})
+    given = {"source": "images", "image_size": 28, "channels": 1, "val_size": 6, "steps_per_epoch": 2, "num_workers": 1}
+    runs = plan(
+        {"labels_only": [Stage([Path_fr(str(QUICK / "fine_tune.yaml"))])]}, [6], [0, 1],
+        {"class_path": "ImageDataModule", "init_args": given}, {"trainer.max_epochs": 1, "trainer.accelerator": "cpu"},
+    )  # fmt: skip
+    assert all("test_last" in perform(one, None, "study/small") for one in runs)
+    assert len(multiprocessing.active_children()) <= 1  # of the last loader; without an end to them there were 8
 
 
 def by_hand(tmp_path: Path) -> tuple[list[Run], Ledger]:
