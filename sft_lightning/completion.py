@@ -22,6 +22,27 @@ _PATHS = {
     "split_file", "default_root_dir", "run", "out", "candidates",
 }  # fmt: skip
 
+# bash gives `--config=a` as three words, of which the last may be missing.
+_EQUALS = """
+_sft_lightning() {
+  local k at=$COMP_CWORD
+  local -a words=()
+  for k in "${!COMP_WORDS[@]}"; do
+    if [[ ${COMP_WORDS[k]} != "=" ]]; then
+      words+=("${COMP_WORDS[k]}")
+    elif (( k == COMP_CWORD )); then
+      words+=("")
+    elif (( k < COMP_CWORD )); then
+      (( at -= 1 ))
+    fi
+  done
+  local -a COMP_WORDS=("${words[@]}")
+  local COMP_CWORD=$at
+  _shtab_sft_lightning "$@"
+}
+complete -o bashdefault -F _sft_lightning sft-lightning
+"""
+
 
 def completion(shell: Literal["bash", "zsh"]) -> str:
     """Prints a script that completes commands, options and files at the TAB key.
@@ -54,7 +75,7 @@ def completion(shell: Literal["bash", "zsh"]) -> str:
             word = parser.add_argument(what, nargs="?", choices=("bash", "zsh") if what == "SHELL" else None)
             _complete(word, option.rpartition(".")[2], shtab.FILE)
     script: str = shtab.complete(root, shell)
-    return script
+    return script + _EQUALS if shell == "bash" else script
 
 
 def _complete(action: argparse.Action, last: str, files: Any) -> None:

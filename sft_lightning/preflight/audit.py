@@ -162,7 +162,8 @@ def _set_up(data: ImageDataModule) -> list[Finding]:
         except InputError as error:
             if less is None:
                 raise
-            refused.append(Row("", data.source.name, str(error)))
+            row = Row("", data.source.name, str(error))
+            refused += [row] if row not in refused else []
             data.request = replace(data.request, **less)
     return [Finding("settings that fit refuses", "Looked at without them: correct them", refused)]
 

@@ -77,7 +77,7 @@ def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None
     suspects, by = issues(np.searchsorted(kept, y), p[:, kept])
     accuracy = float((p.argmax(1) == y).mean())
     on = "pixels" if backbone is None else f"features of {backbone.name}"
-    left = f"; {len(classes) - len(kept)} classes with fewer than {FOLDS} labels were left out"
+    left = f"; left out for fewer than {FOLDS} labels: {len(classes) - len(kept)} of {len(classes)} classes"
     told = f"{len(y):,} looked at with {by}; logistic regression on the {on} is right in {accuracy:.1%}"
     return Judged(places, y, p, suspects, told + (left if len(kept) < len(classes) else ""))
 

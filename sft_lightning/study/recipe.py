@@ -65,7 +65,12 @@ class Run(NamedTuple):
     @property
     def folder(self) -> str:
         """Part of the run's name."""
-        return f"{re.sub('[^a-zA-Z0-9]+', '_', self.title)}_{self.key[:8]}"
+        return f"{re.sub('[^a-zA-Z0-9]+', '_', self.title)}_{self.digest}"
+
+    @property
+    def digest(self) -> str:
+        """The end of the folder's name."""
+        return self.key[:8]
 
 
 def plan(

@@ -5,9 +5,12 @@ import json
 import math
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.cli import SFTCLI
 from sft_lightning.cli import run as command
 from sft_lightning.console import hushed, quiet
-from sft_lightning.errors import InputError
+from sft_lightning.errors import InputError, Stopped
 from sft_lightning.files import write_json
 from sft_lightning.lineage import chain_of
 from sft_lightning.networks.backbones import build_backbone
@@ -62,13 +65,15 @@ class Ledger:
         self.results[key] = result
         write_json(self.path, self.results)
 
-    def done(self, key: str) -> bool:
+    def done(self, key: str, final: bool = False) -> bool:
         """Whether a run has finished.
 
         Args:
             key: Of the run.
+            final: Whether it has to be tested, too: it may have been a stage of a method that is no more.
         """
-        return "folder" in self.results.get(key, {})
+        result = self.results.get(key, {})
+        return "folder" in result and (not final or "test_last" in result)
 
 
 def checked_result(found: Any) -> Result:
@@ -115,6 +120,32 @@ def train(
         jobs: So many at the same time; None for what `launch` does by itself.
         say: Told a line after each run.
         launch: Trains them in another way than `performed`.
+
+    Raises:
+        Stopped: By a signal.
+    """
+    waiting = left(runs, ledger)
+    total, begin = len(waiting), time.monotonic()
+    try:
+        for finished, (one, result) in enumerate((launch or performed)(waiting, ledger, folder, jobs), 1):
+            ledger.add(one.key, {**result, "start": one.start})
+            minutes = (time.monotonic() - begin) / finished * (total - finished) / 60
+            outcome = f"failed: {result['failed']}" if "failed" in result else _told(result)
+            say(f"{finished}/{total}  {one.title}: {outcome}; {total - finished} left, about {minutes:.0f} min")
+    except (Stopped, KeyboardInterrupt) as error:
+        if launch is not None:
+            raise
+        number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        name = signal.Signals(number).name
+        raise Stopped(f"{name}: start the study again to go on", number) from error
+
+
+def left(runs: Sequence[Run], ledger: Ledger) -> list[Run]:
+    """The runs that are to be trained, each once, however many methods share it.
+
+    Args:
+        runs: From `plan`.
+        ledger: With the results.
     """
     unique: dict[str, Run] = {}
     for one in runs:
@@ -122,13 +153,7 @@ def train(
     for one in runs:  # what is the last stage of one method, and not of another, is tested
         if one.final:
             unique[one.key] = one
-    waiting = [run for run in unique.values() if not ledger.done(run.key)]
-    total, begin = len(waiting), time.monotonic()
-    for finished, (one, result) in enumerate((launch or performed)(waiting, ledger, folder, jobs), 1):
-        ledger.add(one.key, {**result, "start": one.start})
-        left = (time.monotonic() - begin) / finished * (total - finished) / 60
-        outcome = f"failed: {result['failed']}" if "failed" in result else _told(result)
-        say(f"{finished}/{total}  {one.title}: {outcome}; {total - finished} left, about {left:.0f} min")
+    return [run for run in unique.values() if not ledger.done(run.key, run.final)]
 
 
 def _told(result: Result) -> str:
@@ -149,18 +174,34 @@ def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None)
         for one in waiting:
             yield one, outcome(one, beginning(one, ledger), folder)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, prepare, (threads,)) as pool:
-        running: dict[Future[Result], Run] = {}
+    # Each process is a pool of its own: one that is killed takes no other training with it.
+    pools = [_pool(jobs) for _ in range(jobs)]
+    running: dict[Future[Result], tuple[Run, int]] = {}
+    try:
         while waiting or running:
-            open_keys = {one.key for one in [*waiting, *running.values()]}
+            open_keys = {one.key for one in [*waiting, *(one for one, _ in running.values())]}
             ready = [one for one in waiting if one.start not in open_keys]
-            for one in ready[: jobs - len(running)]:
+            idle = {*range(jobs)} - {k for _, k in running.values()}
+            for one, k in zip(ready, sorted(idle), strict=False):
                 waiting.remove(one)
-                running[pool.submit(outcome, one, beginning(one, ledger), folder)] = one
+                running[pools[k].submit(outcome, one, beginning(one, ledger), folder)] = one, k
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+                one, k = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    result = {"failed": "its process was killed, for want of memory perhaps: give fewer --jobs"}
+                    pools[k].shutdown()
+                    pools[k] = _pool(jobs)
+                yield one, result
+    finally:
+        for pool in pools:
+            pool.shutdown()
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, (threads,))
 
 
 def prepare(threads: int) -> None:
@@ -171,6 +212,14 @@ def prepare(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this process when the study is killed: started again, it would train the same run in the same folder."""
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def beginning(one: Run, ledger: Ledger) -> str | None:
@@ -220,17 +269,19 @@ def perform(one: Run, start: str | None, folder: str) -> Result:
     if start is not None:
         words.append(f"--model.init_args.weights={start}")
     with hushed():
-        cli = command(["fit", *words, *_resumed(Path(LOGS) / folder / one.folder)])
+        cli = command(["fit", *words, *_resumed(Path(LOGS) / folder, one)])
         result: Result = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
         if one.final:
             result.update(_tested(cli, Path(result["folder"])))
+    del cli
+    gc.collect()  # ends the processes that decoded files
     return result
 
 
-def _resumed(runs: Path) -> list[str]:
-    """The words that make `fit` go on with an attempt that was stopped."""
-    saved = list(runs.glob("version_*/checkpoints/last.ckpt"))
-    return ["--ckpt_path", str(max(saved, key=lambda path: path.stat().st_mtime))] if saved else []
+def _resumed(runs: Path, one: Run) -> list[str]:
+    """The words that make `fit` go on with an attempt that was stopped, also of a method that was called otherwise."""
+    saved = list(runs.glob(f"*_{one.digest}/version_*/checkpoints/last.ckpt"))
+    return ["--ckpt_path", str(max(saved, key=lambda path: path.stat().st_mtime).parents[1])] if saved else []
 
 
 def _tested(cli: SFTCLI, folder: Path) -> Result:

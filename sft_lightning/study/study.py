@@ -25,7 +25,7 @@ from sft_lightning.report.page import table as html_table
 from sft_lightning.runs import LOGS, check_name
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.recipe import Run, Stage, plan
-from sft_lightning.study.runner import Ledger, Result, train
+from sft_lightning.study.runner import Ledger, Result, left, train
 from sft_lightning.study.slurm import still_there, submitted
 from sft_lightning.study.statistics import Comparison, compare, corrected, headline, sentence
 
@@ -73,6 +73,7 @@ def study(
 
     Raises:
         InputError: The study is not complete, or no run of it finished.
+        Stopped: By a signal.
     """
     if jobs is not None:
         at_least(1, jobs=jobs)
@@ -85,8 +86,7 @@ def study(
     runs = plan(methods, budgets, seeds, data, options or {})
     folder = Path(LOGS) / "study" / name
     ledger = Ledger(folder / "study.json")
-    left = len({run.key for run in runs if not ledger.done(run.key)})
-    _say(f"Study {name}: {len({run.key for run in runs})} trainings, {left} to do.")
+    _say(f"Study {name}: {len({run.key for run in runs})} trainings, {len(left(runs, ledger))} to do.")
     if slurm and launcher == "local":
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
     launch = partial(submitted, settings=slurm or {}, say=_say) if launcher == "slurm" else None

@@ -156,7 +156,7 @@ def completed(home: Path, *words: str) -> list[str]:
     """What bash offers for the last word; without a PATH, so that nothing is started."""
     code = (
         'source ~/.bashrc; PATH=; COMP_WORDS=(sft-lightning "$@"); COMP_CWORD=$#; '
-        '_shtab_sft_lightning sft-lightning "${@: -1}" "${@: -2:1}"; printf "%s\\n" "${COMPREPLY[@]}"'
+        '_sft_lightning sft-lightning "${@: -1}" "${@: -2:1}"; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "-c", code, "bash", *words],
@@ -191,6 +191,9 @@ def test_bash_completes(home: Path) -> None:
     assert completed(home, "export", "--part", "") == ["backbone", "head", "model"]
     assert completed(home, "study", "--ju") == ["--judge"]
     assert completed(home, "completion", "") == ["bash", "zsh"]
+    assert completed(home, "fit", "--config", "=", "my_configs/") == ["my_configs/a b.yaml"]
+    assert completed(home, "fit", "--run_name", "=", "a", "--config", "=") == completed(home, "fit", "--config", "")
+    assert completed(home, "export", "--part", "=", "h", "--format", "=", "o") == ["onnx"]
     assert "--min_lr" not in completed(home, "fit", "--")
     assert "--trainer.max_epochs" not in completed(home, "export", "--")
 

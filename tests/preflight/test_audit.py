@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from sft_lightning import AutoencoderModule
 from sft_lightning.__main__ import main
 from tests.preflight.conftest import FINE_TUNE, Crop, Told
 
@@ -53,6 +54,14 @@ def test_clean_data_says_so(clean: Path, audited: Audited) -> None:
     assert told.about["classes"]["labeled"] == {"boot": 12, "trouser": 12}
     assert "sizes    28x28 (36); smallest 28x28, largest 28x28" in told.text
     assert "36 of 36 are enlarged to 32 pixels a side" in told.text
+    assert "; logistic regression on the pixels is right in " in told.text
+
+
+def test_labels_are_judged_on_the_features_of_a_start(clean: Path, workdir: Path, audited: Audited) -> None:
+    AutoencoderModule("mlp", image_shape=(1, 28, 28)).save_encoder("encoder.safetensors")
+    words = ["--data.init_args.image_size=28", "--data.init_args.channels=1"]
+    told = audited(clean, *words, "--model.init_args.weights=encoder.safetensors")
+    assert "; logistic regression on the features of mlp is right in " in told.text
 
 
 def test_every_broken_file_is_named_and_what_is_left_is_looked_at(
@@ -178,7 +187,10 @@ def test_what_fit_drops_and_what_it_does_not_see(photos: Path, audited: Audited)
     # `fit` itself, which drops one of the 16.
     assert main(["fit", "--config", FINE_TUNE, "--data.init_args.source=photos", "--data.init_args.num_labels=null",
                  "--data.init_args.image_size=8", "--trainer.fast_dev_run=true"]) == 0  # fmt: skip
+    (photos / "unlabeled").mkdir()
+    Image.open(photos / "test" / "china" / "0.png").save(photos / "unlabeled" / "again.webp", lossless=True)
     told = audited(photos, "--data.init_args.on_leak=raise")
+    assert "(equals unlabeled/again.webp). fit does not see them: remove one of each two." in told.text
     assert "fit stops here (on_leak: raise): remove one of each two." in told.text
     assert told.rows[LEAK][0][1] == "test/flower/copy.png"
 
@@ -316,6 +328,12 @@ def test_labels_that_cannot_be_had_are_told_and_all_are_taken(photos: Path, audi
     ]  # fmt: skip
     assert told.about["splits"]["labeled"] == 16
     assert "settings that fit refuses" not in audited(photos, "--data.init_args.num_labels=4").rows
+    shutil.rmtree(photos / "val")
+    told = audited(photos, "--data.init_args.val_size=500")
+    assert told.rows["settings that fit refuses"] == [
+        ("", str(photos), "val_size asks for 500 of the 16 training examples: leave some to train on"),
+    ]  # fmt: skip
+    assert told.about["splits"] == {"labeled": 16, "unlabeled": 0, "val": 0, "test": 6}
 
 
 def test_other_mistakes_are_one_sentence(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

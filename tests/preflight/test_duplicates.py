@@ -14,7 +14,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.data.images import MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
-from sft_lightning.preflight.duplicates import Pair, duplicates
+from sft_lightning.preflight.duplicates import Pair, _coefficients, _differences, duplicates
 from sft_lightning.preflight.looks import Seen, look_at
 from tests.preflight.conftest import Crop
 
@@ -97,6 +97,18 @@ def test_another_color_makes_another_picture_where_there_are_colors(crop: Crop) 
     assert duplicates([split("test", [crop(5)]), split("labeled", [turned(crop(5))])])[1] == []
     assert duplicates([split("test", [gray]), split("labeled", [Image.fromarray(colored)])])[1] == []
     assert len(duplicates([split("test", [gray], 1), split("labeled", [Image.fromarray(colored)], 1)])[1]) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_candidates_are_never_farther_apart_than_their_pictures(channels: int, crop: Crop) -> None:
+    seen = split("test", [crop(k) for k in range(20)], channels)
+    photos = np.stack([look.small for _, look in seen.readable])
+    ramp = np.tile(np.linspace(0, 255, 32), (32, 1))[..., None].repeat(channels, 2).astype(np.uint8)
+    one, other = np.concatenate([photos, ramp[None]]), np.concatenate([photos[::-1], ramp.swapaxes(0, 1)[None]])
+    apart = np.linalg.norm(_coefficients(one) - _coefficients(other), axis=1)
+    whole = _differences(one, other)[0]
+    assert (apart <= whole + 1e-4).all()
+    assert apart[-1] == pytest.approx(whole[-1], rel=0.05)  # two ramps have next to no high frequencies
 
 
 def test_exact_ones_within_and_between_splits_each_told_once(crop: Crop) -> None:

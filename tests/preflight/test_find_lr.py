@@ -99,8 +99,13 @@ def test_what_falls_apart_at_the_end_does_not_hide_what_came_before() -> None:
 
 
 def test_the_noise_of_a_loss_near_zero_does_not_end_the_test() -> None:
-    made = curve(lambda rate: 1.0 if rate < 1e-4 else 1e-6 if rate < 1e-2 else 0.1)
+    made = curve(lambda rate: 1.0 if rate < 1e-5 else 1e-6 if rate < 1e-1 else 0.1)
     assert (made.end, len(made.losses)) == ("", 100)
+
+
+def test_one_bad_batch_does_not_end_the_test() -> None:
+    made = Curve(1e-6, 10.0, 100)
+    assert not any(made.add(12.0 if k == 40 else 2.3) for k in range(99))
 
 
 @pytest.mark.parametrize("end", [math.nan, math.inf])

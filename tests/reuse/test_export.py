@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -290,6 +291,8 @@ def test_the_comparison_by_hand() -> None:
     assert compared([[4e-6, 0], [0.0] * 2], False, small)["equal_classes"] is None
     with pytest.raises(InputError, match="more than is allowed"):
         compared([[6e-6, 0], [0.0] * 2], False, small)
+    with pytest.raises(InputError, match="differs from PyTorch by nan at most"):
+        compared([[math.nan, 0], [0.0] * 2], False, small)
     with pytest.raises(InputError, match=r"50\.0% of the classes are equal"):
         compared([[0.0, -0.0004, 0.0004], [0.0] * 3])  # another class, by little
     with pytest.raises(InputError, match="its training diverged"):

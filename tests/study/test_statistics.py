@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sft_lightning.errors import InputError
-from sft_lightning.study.statistics import Comparison, compare, corrected, interval, sentence
+from sft_lightning.study.statistics import Comparison, compare, corrected, headline, interval, sentence
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
 STUDIES = 1000
@@ -206,6 +206,11 @@ def test_sentences() -> None:
         "about 9 more seeds would settle it if the difference stays."
     )
     assert "about 1 more seed would" in sentence(replace(open_, more_seeds=1))
+    together = [open_, hurt, replace(open_, method="c", mean_difference=0.2), replace(c, method="a")]
+    assert headline(together) == (
+        "With 100 labels and 3 to 5 seeds: a (+2.1) helped; autoencoder (-2.1) hurt; no evidence yet for c (+20.0) and "
+        "autoencoder (+0.9)."
+    )
 
 
 def test_holm_by_hand() -> None:

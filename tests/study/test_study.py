@@ -3,26 +3,39 @@
 import csv
 import html
 import json
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from jsonargparse.typing import Path_fr
 from PIL import Image
 
+from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.study import runner
-from sft_lightning.study.recipe import Run, plan
-from sft_lightning.study.runner import perform
+from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.study import runner, study
+from sft_lightning.study.baselines import logistic_regression
+from sft_lightning.study.recipe import Run, Stage, plan
+from sft_lightning.study.runner import Ledger, left, perform
 from tests.conftest import CONFIGS, ROOT
 
 QUICK = CONFIGS / "quickstart"
-DATA = {"source": "sample", "batch_size": 20, "eval_batch_size": 500, "steps_per_epoch": 5, "val_size": 100}
+DATA: dict[str, Any] = {
+    "source": "sample",
+    "batch_size": 20,
+    "eval_batch_size": 500,
+    "steps_per_epoch": 5,
+    "val_size": 100,
+}
 Methods = dict[str, list[dict[str, Any]]]
 PRETRAINED: list[dict[str, Any]] = [
     {
@@ -111,6 +124,7 @@ def test_a_study_from_its_file_to_its_verdict(
         )
         (best,) = (run / "checkpoints").glob("best-*.ckpt")
         assert row["val_best"] == str(float(best.stem.rpartition("=")[2]))
+        assert yaml.safe_load((run / "fit.yaml").read_text())["seed_everything"] == int(row["seed"])
         assert (row["network"], row["steps"], row["tested"]) == ("mlp", "10", "2000")
     assert len({Path(row["run"]) for row in rows if row["run"]}) == 8
     # The same split for both methods, and the second starts from the first's encoder.
@@ -121,6 +135,17 @@ def test_a_study_from_its_file_to_its_verdict(
         chain = json.loads((workdir / tuned["run"] / "lineage.json").read_text())
         assert [link["model"] for link in chain] == ["AutoencoderModule", "FineTuneClassifier"]
         assert f"seed_{tuned['seed']}_" in chain[0]["run"]
+
+    # Logistic regression on what the last of them starts from.
+    (row,) = (
+        r
+        for r in by_method["logistic regression on the start of autoencoder"]
+        if (r["budget"], r["seed"]) == ("40", "1")
+    )
+    data = ImageDataModule(**DATA, num_labels=40, seed=1)
+    data.setup("fit")
+    backbone, _ = build_backbone("mlp", data.image_shape, str(workdir / chain[0]["run"]))
+    assert float(row["test_last"]) == pytest.approx(logistic_regression(data, backbone=backbone), abs=1e-3)
 
     folder = workdir / "lightning_logs" / "study" / "small"
     summary = json.loads((folder / "summary.json").read_text())
@@ -147,15 +172,18 @@ def test_a_study_from_its_file_to_its_verdict(
         assert min(picture.size) > 200
 
 
-def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = written(workdir, seeds=[0], budgets=[20])
     first = Performed(stop_after=2)
     monkeypatch.setattr(runner, "perform", first)
-    with pytest.raises(KeyboardInterrupt):
-        main(["study", config])
+    assert main(["study", config]) == 128 + signal.SIGINT
+    assert "sft-lightning: SIGINT: start the study again to go on" in capsys.readouterr().err
     second = Performed()
     monkeypatch.setattr(runner, "perform", second)
     assert main(["study", config]) == 0
+    assert "Study small: 3 trainings, 1 to do." in capsys.readouterr().err
     third = Performed()
     monkeypatch.setattr(runner, "perform", third)
     assert main(["study", config]) == 0
@@ -178,9 +206,9 @@ def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(workdir: Path, mo
 
 
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> None:
-    methods = {"labels_only": METHODS["labels_only"]}
+    alone = METHODS["labels_only"]
     options = {"trainer.max_epochs": 400, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
-    config = written(workdir, seeds=[0], budgets=[20], methods=methods, options=options)
+    config = written(workdir, seeds=[0], budgets=[20], methods={"labels_only": alone}, options=options)
     process = subprocess.Popen(
         [sys.executable, "-m", "sft_lightning", "study", config], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -192,6 +220,8 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> Non
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert saved
+    # Another name is another folder, but no other training.
+    config = written(workdir, seeds=[0], budgets=[20], methods={"a": alone}, baseline="a", options=options)
     assert main(["study", config]) == 0
     (row,) = (row for row in results(workdir) if row["run"])
     run = workdir / row["run"]
@@ -222,11 +252,120 @@ def test_a_failed_run_is_told_and_tried_again(
     assert not any(row["failed"] for row in results(workdir))
 
 
-def test_two_processes_find_what_one_does(workdir: Path) -> None:
-    assert main(["study", written(workdir, budgets=[20])]) == 0
-    assert main(["study", written(workdir, budgets=[20], name="parallel"), "--jobs=2"]) == 0
+def test_two_processes_find_what_one_does_though_a_third_is_killed(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", written(workdir, budgets=[20], seeds=[0])]) == 0
+    (workdir / "killer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    killed = [{**METHODS["labels_only"][0], "options": {"model.init_args.backbone": "mlp", "data": "killer.Data"}}]
+    methods = {"killed": killed, **METHODS}
+    assert main(["study", written(workdir, budgets=[20], seeds=[0], name="parallel", methods=methods), "--jobs=2"]) == 0
     one, two = ([(r["method"], r["seed"], r["test_last"]) for r in results(workdir, n)] for n in ("small", "parallel"))
-    assert one == two
+    assert one == [row for row in two if row[0] != "killed"]
+    assert (
+        "failed: killed, 20 labels, seed 0: its process was killed, for want of memory perhaps"
+        in capsys.readouterr().out
+    )
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_takes_its_processes_with_it(workdir: Path) -> None:
+    options = {"trainer.max_epochs": 4000, "trainer.accelerator": "cpu"}
+    config = written(workdir, budgets=[20], methods={"labels_only": METHODS["labels_only"]}, options=options)
+    words = [sys.executable, "-m", "sft_lightning", "study", config, "--jobs=2"]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+
+    def alive() -> list[str]:
+        said = subprocess.run(["ps", "-o", "pid=,stat=", "--sid", str(process.pid)], capture_output=True, text=True)
+        return [line for line in said.stdout.splitlines() if not line.split()[1].startswith("Z")]
+
+    until = time.monotonic() + 240
+    while len(list(workdir.glob("lightning_logs/study/small/*/*/checkpoints/last.ckpt"))) < 2:
+        time.sleep(0.1)
+        assert time.monotonic() < until
+    assert len(alive()) >= 3
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 30
+    while alive():
+        time.sleep(0.1)
+        assert time.monotonic() < until
+
+
+@pytest.mark.slow
+def test_processes_that_decode_files_end_with_their_training(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    write_folder(workdir / "images", {"train": 20, "test": 4})
+    given = {"source": "images", "image_size": 28, "channels": 1, "val_size": 6, "steps_per_epoch": 2, "num_workers": 1}
+    runs = plan(
+        {"labels_only": [Stage([Path_fr(str(QUICK / "fine_tune.yaml"))])]}, [6], [0, 1],
+        {"class_path": "ImageDataModule", "init_args": given}, {"trainer.max_epochs": 1, "trainer.accelerator": "cpu"},
+    )  # fmt: skip
+    assert all("test_last" in perform(one, None, "study/small") for one in runs)
+    assert len(multiprocessing.active_children()) <= 1  # of the last loader; without an end to them there were 8
+
+
+def by_hand(tmp_path: Path) -> tuple[list[Run], Ledger]:
+    """Three seeds of four methods, of which one has two stages; what is not said is the same for all."""
+    ledger, runs = Ledger(tmp_path / "study.json"), []
+    accuracies = {  # of the last iterate, of the chosen one, network, steps
+        "labels_only": ([0.5, 0.6, 0.4], [0.5, 0.6, 0.4], "mlp", 10),
+        "ours": ([0.5327, 0.65, 0.4673], [0.4, 0.49, 0.31], "mlp", 10),
+        "longer": ([0.4, 0.7, 0.4], [0.4, 0.7, 0.4], "mlp", 20),
+        "wider": ([0.45, 0.6, 0.35], [0.45, 0.6, 0.35], "conv", 10),
+    }
+    for method, (last, best, network, steps) in accuracies.items():
+        for seed in range(3):
+            start = f"start {seed}" if method == "ours" else None
+            if start is not None:
+                runs.append(Run(method, Stage([], name="start"), 10, seed, start, (), None, False))
+                ledger.results[start] = {"folder": "f", "seconds": 5.0, "start": None}
+            runs.append(Run(method, Stage([]), 10, seed, f"{method} {seed}", (), start, True))
+            ledger.results[runs[-1].key] = {
+                "folder": "runs/a/version_0", "seconds": 2.0, "start": start, "test_last": last[seed],
+                "test_best": best[seed], "network": network, "steps": steps, "tested": 100, "logistic": {"pixels": 0.7},
+            }  # fmt: skip
+    return runs, ledger
+
+
+def test_the_table_and_the_verdict_by_hand(tmp_path: Path) -> None:
+    runs, ledger = by_hand(tmp_path)
+    rows = study.collected([run for run in runs if run.final], ledger)
+    assert sum(row["method"] == "logistic regression on pixels" for row in rows) == 3
+    said = study.written(tmp_path, rows, "labels_only", "last").splitlines()
+    # By itself `ours` would have helped with p = 0.038; as one of three it has not.
+    assert said[:2] == [
+        "With 10 labels and 3 seeds: no evidence yet for ours (+5.0), longer (+0.0) and wider (-3.3).",
+        "With 10 labels, logistic regression on pixels is better than every method: 0.700 on average.",
+    ]
+    assert [re.split("  +", line) for line in said if "±" in line] == [
+        ["10", "logistic regression on pixels", "3", "0.700 ± 0.000", "0.700 ± 0.000"],
+        ["10", "ours", "3", "0.550 ± 0.093", "0.400 ± 0.090", "+5.0 points: no evidence yet", "7"],
+        ["10", "labels_only", "3", "0.500 ± 0.100", "0.500 ± 0.100", "2"],
+        ["10", "longer", "3", "0.500 ± 0.173", "0.500 ± 0.173", "+0.0 points: no evidence yet", "2"],
+        ["10", "wider", "3", "0.467 ± 0.126", "0.467 ± 0.126", "-3.3 points: no evidence yet", "2"],
+    ]
+    assert [line.partition(":")[0] for line in said if "the method alone" in line] == [
+        "longer is mlp for 20 steps, labels_only is mlp for 10",
+        "wider is conv for 10 steps, labels_only is mlp for 10",
+    ]
+    said = study.written(tmp_path, rows, "labels_only", "best").splitlines()
+    assert (
+        said[0] == "With 10 labels and 3 seeds: ours (-10.0) hurt; no evidence yet for longer (+0.0) and wider (-3.3)."
+    )
+    assert [line.split()[1] for line in said if "±" in line] == ["logistic", "labels_only", "longer", "wider", "ours"]
+
+
+def test_what_is_left_to_do(tmp_path: Path) -> None:
+    runs, ledger = by_hand(tmp_path)
+    assert left(runs, ledger) == []
+    del ledger.results["wider 1"]["folder"]
+    assert [run.key for run in left(runs, ledger)] == ["wider 1"]
+    # A stage of one method that is all of another is trained once, and tested; also where it has finished untested.
+    also = Run("also", Stage([]), 10, 2, "start 2", (), None, True)
+    assert left([*runs, also], ledger)[0] == also
+    del ledger.results["start 2"]
+    assert [run.method for run in left([*runs, also], ledger) if run.key == "start 2"] == ["also"]
 
 
 def test_other_networks_and_steps_are_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,21 +424,23 @@ def test_a_damaged_ledger_is_named(workdir: Path, capsys: pytest.CaptureFixture[
     assert "study.json' cannot be read" in capsys.readouterr().err
 
 
-def test_a_key_depends_on_all_that_a_result_does(tmp_path: Path) -> None:
-    from jsonargparse.typing import Path_fr
-
-    from sft_lightning.study.recipe import Stage
-
+def test_a_key_depends_on_all_that_a_result_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "a.yaml"
     config.write_text("model: {}")
 
-    def keys(**options: Any) -> list[str]:
-        stages = [Stage([Path_fr(str(config))], name="a"), Stage([Path_fr(str(config))], options, "a", "b")]
-        return [run.key for run in plan({"x": stages}, [10], [0], None, {})]
+    def keys(first: dict[str, Any] | None = None, data: Any = None, **options: Any) -> list[str]:
+        of = [Path_fr(str(config))]
+        stages = [Stage(of, first or {}, name="a"), Stage(of, options, "a", "b")]
+        return [run.key for run in plan({"x": stages}, [10], [0], data, {})]
 
-    first = keys()
-    assert keys() == first
-    assert keys(y=1)[0] == first[0]
-    assert keys(y=1)[1] != first[1]
+    before = keys()
+    assert keys() == before
+    assert keys(y=1)[0] == before[0]
+    assert keys(y=1)[1] != before[1]
+    assert not {*keys({"y": 1})} & {*before}  # the second by what it starts from
+    assert not {*keys(data={"class_path": "A"})} & {*before}
+    with monkeypatch.context() as patch:
+        patch.setattr("sft_lightning.study.recipe.__version__", "another")
+        assert not {*keys()} & {*before}
     config.write_text("model: {a: 1}")
-    assert not {*keys()} & {*first}
+    assert not {*keys()} & {*before}

@@ -1,0 +1,84 @@
+"""Which labels are doubted, by hand and on a few real pictures."""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sft_lightning.data.images import MemoryImages
+from sft_lightning.data.parts import Part
+from sft_lightning.data.splits import Split
+from sft_lightning.preflight import labels
+from sft_lightning.preflight.looks import Seen, look_at
+
+
+def test_confident_learning_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = np.array([0, 0, 0, 1, 1, 1, 1, 0])
+    first = np.array([0.9, 0.8, 0.2, 0.1, 0.3, 0.9, 0.5, 0.48])
+    p = np.stack([first, 1 - first], 1)
+    # Sure of class 0 from 0.595 on, of class 1 from 0.55 on: the last two are sure of none.
+    assert labels.confident(y, p) == [5, 2]
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
+    assert labels.issues(y, p) == ([5, 2], "confident learning")
+
+
+def test_no_label_is_judged_by_what_has_learned_from_it_or_from_its_group() -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(60, 80)).astype(np.float32), draw.integers(0, 2, 60)  # nothing but noise to learn
+    twice, labels_twice = x.repeat(2, 0), y.repeat(2)
+
+    def right(p: Any, y: Any) -> float:
+        return float((p.argmax(1) == y).mean())
+
+    assert right(labels.out_of_fold(x, y, None, 0), y) < 0.7
+    assert right(labels.out_of_fold(twice, labels_twice, None, 0), labels_twice) > 0.8
+    groups = [str(k // 2) for k in range(120)]
+    assert right(labels.out_of_fold(twice, labels_twice, groups, 0), labels_twice) < 0.7
+
+
+def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    images, truth = fashion
+    names = ["boot", "trouser", "bag"]
+    of = {name: (truth == c).nonzero()[:, 0] for name, c in zip(names, (9, 1, 8), strict=True)}
+
+    def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> Seen:
+        rows = torch.cat([of[kind][begin : begin + count] for kind, count in counts.items()])
+        y = torch.tensor([names.index(kind) for kind, count in counts.items() for _ in range(count)])
+        part = Part(MemoryImages(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)
+        return look_at(name, Split(part, list(range(len(rows)))), 1, (255, 255, 255))
+
+    labeled = seen("labeled", {"boot": 12, "trouser": 8, "bag": 3})
+    labeled.split.part.labels[2] = 1  # a boot
+    labeled.split.part.labels[3] = -1
+    test = seen("test", {"trouser": 4, "bag": 1}, [f"patient {k}" for k in range(5)], begin=20)
+    asked: list[Any] = []
+    own = labels.out_of_fold
+
+    def watched(x: Any, y: Any, groups: Any, seed: int) -> Any:
+        asked.append(groups)
+        return own(x, y, groups, seed)
+
+    monkeypatch.setattr(labels, "out_of_fold", watched)
+    data: Any = SimpleNamespace(num_classes=3)
+    judged = labels.judge([test, labeled, seen("unlabeled", {"bag": 9}, begin=30)], data, None, 0)
+    assert [one.id(i) for one, i in judged.places] == [
+        *(f"test {k}" for k in range(4)), *(f"labeled {k}" for k in range(20) if k != 3),
+    ]  # fmt: skip
+    assert asked == [[*(f"patient {k}" for k in range(4)), *(f"labeled {k}" for k in range(20) if k != 3)]]
+    assert judged.told.startswith("23 looked at with ")
+    assert judged.told.endswith(
+        "logistic regression on the pixels is right in 95.7%; left out for fewer than 5 labels: 1 of 3 classes"
+    )
+    (row,) = labels.finding(judged, names).rows
+    assert row[:2] == ("labeled", "labeled 2")
+    assert row.detail.startswith("'trouser', looks like 'boot', p 0.0")
+    # Sure enough to be doubted, though the label is still the likeliest.
+    unsure = replace(judged, suspects=[0], probabilities=np.array([[0.1, 0.5, 0.4]]), labels=np.array([1]))
+    assert labels.finding(unsure, names).rows[0].detail == "'trouser', looks like 'bag', p 0.50 and 0.40"
+    five = labels.judge([seen("labeled", {"boot": 5, "trouser": 5})], data, None, 0)
+    assert len(five.places) == 10
