@@ -39,6 +39,7 @@ from sft_lightning.cpu import spare_cpu
 from sft_lightning.errors import InputError, near
 from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
+from sft_lightning.mistakes import NOTHING
 from sft_lightning.predict import without_source
 from sft_lightning.runs import (
     LOGS,
@@ -51,6 +52,10 @@ from sft_lightning.runs import (
     with_config,
 )
 from sft_lightning.sync_batch_norm import SyncBatchNormsOnCPU
+
+
+class FitParser(Parser, LightningArgumentParser):
+    """The parser of what LightningCLI takes."""
 
 
 class NoProfiler(PassThroughProfiler):
@@ -107,7 +112,7 @@ class SFTCLI(LightningCLI):
         """Spares reading the weights that a run started from: its checkpoint holds what became of them."""
         config = self.config[self.config.subcommand]
         if config.get("model") is None or config.get("data") is None:
-            raise InputError("no model or no data: add --config with a YAML file such as configs/quickstart/*.yaml")
+            raise InputError(NOTHING)
         settings = config.model.get("init_args") or {}
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:
@@ -213,7 +218,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
         subclass_mode_model=True,
         datamodule_class=None,
         save_config_callback=RunFolder,
-        parser_class=Parser,
+        parser_class=FitParser,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
