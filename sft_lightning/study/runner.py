@@ -118,7 +118,10 @@ def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None)
             yield one, outcome(one, beginning(one, ledger), folder)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
+    # Forked from one process that has imported all, and has touched no GPU; Windows has no such way.
+    forked = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forked else "spawn")
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(jobs, context, prepare, (threads,)) as pool:
         running: dict[Future[Result], Run] = {}
         while waiting or running:

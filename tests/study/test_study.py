@@ -3,10 +3,7 @@
 import csv
 import html
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from sft_lightning.__main__ import main
 from sft_lightning.study import runner
 from sft_lightning.study.recipe import Run, plan
 from sft_lightning.study.runner import perform
-from tests.conftest import CONFIGS, ROOT
+from tests.conftest import CONFIGS
+from tests.forks import started
 
 QUICK = CONFIGS / "quickstart"
 DATA = {"source": "sample", "batch_size": 20, "eval_batch_size": 500, "steps_per_epoch": 5, "val_size": 100}
@@ -181,16 +179,15 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> Non
     methods = {"labels_only": METHODS["labels_only"]}
     options = {"trainer.max_epochs": 400, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
     config = written(workdir, seeds=[0], budgets=[20], methods=methods, options=options)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sft_lightning", "study", config], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    process = started(main, ["study", config], folder=workdir, files=workdir / "output")
     saved: list[Path] = []
     until = time.monotonic() + 120
     while not saved and time.monotonic() < until:
         time.sleep(0.05)
         saved = list(workdir.glob("lightning_logs/study/small/*/version_0/checkpoints/last.ckpt"))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert saved
     assert main(["study", config]) == 0
     (row,) = (row for row in results(workdir) if row["run"])
