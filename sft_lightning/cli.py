@@ -55,7 +55,16 @@ from sft_lightning.sync_batch_norm import SyncBatchNormsOnCPU
 
 
 class FitParser(Parser, LightningArgumentParser):
-    """The parser of what LightningCLI takes."""
+    """The parser of what LightningCLI takes. It writes a config without checking it again, which takes 0.1 s."""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """As jsonargparse's."""
+        text: str = super().dump(*args, **{"skip_validation": True, **kwargs})
+        return text
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """As jsonargparse's."""
+        super().save(*args, **{"skip_validation": True, **kwargs})
 
 
 class NoProfiler(PassThroughProfiler):
