@@ -69,9 +69,9 @@ def test_a_requeued_job_ends_where_an_undisturbed_one_does(how: str, tmp_path: P
 
 @pytest.mark.slurm
 def test_a_job_ends_across_its_time_limits(tmp_path: Path) -> None:
-    given = [*RUNS["joint"], *STEPS, "--trainer.max_epochs=100", "--trainer.limit_val_batches=0"]
-    job = submitted("fit.sbatch", tmp_path, "out.txt", [*TWO, "--time=1", "--signal=USR1@30"], given)
-    said = wait_for(tmp_path / "out.txt", "Finished at step 6000", 1500)
+    given = [*RUNS["joint"], *STEPS, "--trainer.max_epochs=200", "--trainer.limit_val_batches=0"]
+    job = submitted("fit.sbatch", tmp_path, "out.txt", [*TWO, "--time=2", "--signal=USR1@20"], given)
+    said = wait_for(tmp_path / "out.txt", "Finished at step 12000", 1500)
     times = said.count("All distributed processes registered")
     assert times > 1
     assert said.count(f"saved, requeued job {job}") == times - 1
@@ -81,7 +81,8 @@ def test_a_job_ends_across_its_time_limits(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_a_study_goes_on_where_its_job_is_requeued(tmp_path: Path) -> None:
-    config = written(tmp_path, budgets=[20], seeds=[0])
+    options = {"trainer.max_epochs": 200, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
+    config = written(tmp_path, budgets=[20], seeds=[0], options=options)
     job = submitted("study.sbatch", tmp_path, "out.txt", ["--time=30"], [config, "--slurm={time: 10}"])
     folder = tmp_path / "lightning_logs" / "study" / "small"
     for _ in range(300):
@@ -90,8 +91,8 @@ def test_a_study_goes_on_where_its_job_is_requeued(tmp_path: Path) -> None:
             break
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], check=True)  # as Slurm does ahead of the limit
     said = wait_for(tmp_path / "out.txt", "report.html")
-    assert "DUE TO JOB REQUEUE" in said
-    assert "3/3" in said
+    assert said.count("Study small: 3 trainings") == 2
+    assert said.count("report.html") == 1
     assert len(list((folder / "slurm").glob("*_submitted.pkl"))) == 3  # nothing is trained twice
     results = json.loads((folder / "study.json").read_text())
     assert [Path(result["folder"]).name for result in results.values()] == ["version_0"] * 3
