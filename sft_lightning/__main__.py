@@ -60,7 +60,11 @@ def _run(words: list[str]) -> None:
         sys.stdout.write(opening(name))
         sys.stdout.flush()
         words = [name, "--help"]
-    words = arranged(words)
+    else:
+        from sft_lightning.early import refuse
+
+        words = arranged(words)
+        refuse(words)
     if COMMANDS[name].function:
         from sft_lightning.calls import call
 

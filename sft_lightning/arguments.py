@@ -4,13 +4,13 @@ import argparse
 import re
 from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
 from sft_lightning.errors import InputError
 from sft_lightning.mistakes import sentence
 
 
-class Parser(LightningArgumentParser):
+class Parser(ArgumentParser):
     """Raises what the user did wrong as an `InputError`, and takes no abbreviated option."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.arguments import Parser
-from sft_lightning.cli import prepare
 from sft_lightning.commands import COMMANDS
+from sft_lightning.console import quiet
 
 
 def call(words: Sequence[str]) -> None:
@@ -20,11 +20,16 @@ def call(words: Sequence[str]) -> None:
     Raises:
         InputError: The input is wrong.
     """
-    prepare()
+    quiet()
     name, *rest = words
     module, _, attribute = COMMANDS[name].function.partition(":")
     function = getattr(importlib.import_module(module), attribute)
-    found = function(rest) if COMMANDS[name].takes_fit else function(**_options(name, function, rest))
+    given = {} if COMMANDS[name].takes_fit else _options(name, function, rest)
+    if "torch" in sys.modules:  # else the command needs none of it, and answers before it would be imported
+        from sft_lightning.cli import prepare
+
+        prepare()
+    found = function(rest) if COMMANDS[name].takes_fit else function(**given)
     if found:  # of a process beside the first: nothing
         sys.stdout.write(f"{_told(name, found)}\n")
 

@@ -9,7 +9,7 @@ shall stop at is a `Found` (exit code 1).
 
 import re
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from sft_lightning import __version__
@@ -190,6 +190,27 @@ def opening(name: str) -> str:
     return "\n".join(told) + "\n\n"
 
 
+def no_option(shown: str, hint: str, name: str) -> str:
+    """The sentence about an option that a command does not have.
+
+    Args:
+        shown: The option, as the user gave it.
+        hint: What may be meant, or empty.
+        name: Of the command.
+    """
+    return f"there is no option {shown}{hint}; 'sft-lightning {name} --help' lists all"
+
+
+def needs(name: str, what: str) -> str:
+    """The sentence about what a command was not given.
+
+    Args:
+        name: Of the command.
+        what: Options or words.
+    """
+    return f"{name} needs {what}: give {usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"
+
+
 def page() -> str:
     """The general help."""
     told = ["usage: sft-lightning COMMAND [options]", ""]
@@ -231,6 +252,17 @@ def arranged(words: Sequence[str]) -> list[str]:
                 raise InputError(f"{name} is told {word!r} and {option}: give one of them")
             others.append(f"{option}={word}")
     return [name, *configs, *others]
+
+
+def values(words: Sequence[str], *options: str) -> list[str]:
+    """What an option is given, as `--option value` or `--option=value`.
+
+    Args:
+        words: Of the command line.
+        options: Names of the option, with their dashes.
+    """
+    found = [value for option, value in pairwise(words) if option in options]
+    return found + [word.partition("=")[2] for word in words if word.startswith(tuple(f"{name}=" for name in options))]
 
 
 def _one_too_many(name: str, word: str) -> str:

@@ -94,7 +94,7 @@ def _options(name: str) -> Iterator[tuple[str, str, list[str]]]:
     parser: Any = capture_parser(lambda: (call if COMMANDS[name].function else run)([name]))
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            parser = action.choices.get(name, action.choices["fit"])
+            (parser,) = action.choices.values()
     for action in parser._actions:
         for option in action.option_strings:
             shown = option != "--help" and not (option.startswith("--trainer.") and option.endswith(".help"))

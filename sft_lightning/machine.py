@@ -4,12 +4,13 @@ import os
 import platform
 from pathlib import Path
 
-import lightning
-import torch
-
 
 def machine() -> dict[str, str | int]:
     """Processor, cores, graphics cards and versions, for records that outlive the machine."""
+    # Here, since `lineage` only reads such records, and answers before torch would be imported.
+    import lightning
+    import torch
+
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,6 +1,7 @@
 """What the user did wrong, in one sentence, from the pages of text that jsonargparse has for it.
 
 Each reader knows one kind of mistake and gives nothing where a message is of another; the first that knows answers.
+The names of classes are imported where they are used: most mistakes are told without torch.
 """
 
 import ast
@@ -9,9 +10,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_lightning.commands import COMMANDS, usage
+from sft_lightning.commands import COMMANDS, needs, no_option
 from sft_lightning.errors import near, nearest
-from sft_lightning.options import OURS, classes, owners, parameters, settings
 
 _KEY = re.compile(r"(?:Parser key|Key) \"([\w.]+)\"")
 # The class that was asked stands behind the unknown option (callables) or before it (modules).
@@ -26,6 +26,7 @@ _REQUIRED = re.compile(r"arguments are required: (.+)|[Kk]ey \"?'?([\w.]+)\"?'? 
 _EXPECTED = re.compile(r"Expected a (?!<class 'NoneType'>)(.*)")
 _CHOICE = re.compile(r"typing\.Literal\[(.+?)\]")
 _VALUE = re.compile(r"(?:Got|Given) value: (.*)")
+NOTHING = "no model or no data: add --config with a YAML file such as configs/quickstart/fine_tune.yaml"
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 _TYPES = {
     "int": "a whole number",
@@ -70,10 +71,20 @@ def _no_file(message: str) -> str | None:
     path = found[1] if found else next((word for word in _named(message) if word.endswith((".yaml", ".yml"))), None)
     if path is None:
         return None
+    return absent(path, _key(message))
+
+
+def absent(path: str, key: str = "") -> str:
+    """The sentence about a file that does not exist.
+
+    Args:
+        path: Of the file.
+        key: Of the setting that names it.
+    """
     shown = Path(os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path)
     place = next(p for p in (shown, *shown.parents) if p.parent.exists())  # the first part that is not there
     others = [str(p) for p in place.parent.iterdir() if p.is_dir() or place != shown or p.suffix == shown.suffix]
-    return f"{_key(message)} {str(shown)!r} does not exist{near(str(place), others)}: check the path"
+    return f"{key} {str(shown)!r} does not exist{near(str(place), others)}: check the path".lstrip()
 
 
 def _named(message: str) -> list[str]:
@@ -84,6 +95,8 @@ def _unknown_class(message: str) -> str | None:
     missing, absent = _named(message), _NO_ATTRIBUTE.search(message)
     if not missing and not absent:
         return None
+    from sft_lightning.options import OURS, classes
+
     name = missing[0] if missing else f"{absent[1]}.{absent[2]}" if absent else ""
     key = _key(message).rpartition(".")[2]
     if name in {one for names in OURS.values() for one in names}:  # but not here
@@ -116,7 +129,7 @@ def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
     owner = (_OWNER_AFTER.findall(message) or _OWNER.findall(message) or [""])[-1]
     if word:
         name = f"{_key(message)}.{word[1]}".lstrip(".")
-        return f"there is no option --{name}{_right_option(name, known)}; 'sft-lightning {command} --help' lists all"
+        return no_option(f"--{name}", _right_option(name, known), command)
     if not unknown:
         return None
     path = unknown[1]
@@ -130,16 +143,20 @@ def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
         )
     if not owner:
         tops = list(dict.fromkeys(name.partition(".")[0] for name in known))
-        return f"there is no option {head!r}{near(head, tops)}; 'sft-lightning {command} --help' lists all"
+        return no_option(repr(head), near(head, tops), command)
+    from sft_lightning.options import parameters
+
     return _unknown_setting(owner, head if head not in parameters(owner) else path.rpartition(".")[2])
 
 
 def _unknown_setting(owner: str, name: str) -> str:
+    from sft_lightning.options import OURS, owners, parameters
+
     cls, options = owner.rpartition(".")[2], parameters(owner)
     if cls in OURS["model"] and (elsewhere := owners(name)):
         return f"{cls} has no option {name!r}, which is one of {' and '.join(elsewhere)}"
     if hint := near(name, options):
-        return f"{cls} has no option {name!r}{hint}"
+        return no_setting(cls, name, hint)
     others = [option for other in OURS["model"] for option in parameters(f"sft_lightning.{other}")]
     found = nearest(name, others)[:1] if cls in OURS["model"] else []
     if found:
@@ -147,9 +164,24 @@ def _unknown_setting(owner: str, name: str) -> str:
     return f"{cls} has no option {name!r}; its options: {', '.join(options)}"
 
 
+def no_setting(cls: str, name: str, hint: str) -> str:
+    """The sentence about a setting that a class does not have.
+
+    Args:
+        cls: Its name.
+        name: Of the setting.
+        hint: What may be meant.
+    """
+    return f"{cls} has no option {name!r}{hint}"
+
+
 def _right_option(name: str, known: list[str]) -> str:
     """The option that is nearest, by its full name or, where just one word was given, by its last part."""
-    every = [*known, *(settings() if "trainer.max_epochs" in known else [])]
+    every = list(known)
+    if "trainer.max_epochs" in known:
+        from sft_lightning.options import settings
+
+        every += settings()
     parts = slice(None) if "." in name else slice(-1, None)
     short = {option: ".".join(option.replace("init_args.", "").split(".")[parts]) for option in every}
     word = name.replace("init_args.", "")
@@ -163,22 +195,32 @@ def _right_option(name: str, known: list[str]) -> str:
 def _unreadable(message: str) -> str | None:
     if '"<unicode string>"' in message:
         line = re.findall(r"line (\d+), column \d+", message)
-        place = f" (line {line[-1]})" if line else ""
-        return f"config: a YAML file cannot be read{place}: check its indentation and quotes"
+        return unreadable("", int(line[-1]) if line else None)
     if "Unexpected config" in message:
         return "config: a YAML file holds no settings: give one such as configs/quickstart/fine_tune.yaml"
     return None
 
 
+def unreadable(path: str, line: int | None) -> str:
+    """The sentence about a config that is no YAML.
+
+    Args:
+        path: Of the file; empty where it is not known.
+        line: Where it is wrong, from 1.
+    """
+    name, place = f" {path!r}" if path else "", f" (line {line})" if line else ""
+    return f"config{name}: a YAML file cannot be read{place}: check its indentation and quotes"
+
+
 def _missing(message: str, command: str) -> str | None:
     if "required: " in message and message.rstrip().endswith((".model", ".data")):
-        return "no model or no data: add --config with a YAML file such as configs/quickstart/fine_tune.yaml"
+        return NOTHING
     found = _REQUIRED.search(message)
     if not found or command not in COMMANDS:
         return None
     words = {option: what for what, option in COMMANDS[command].words.items()}
     names = ", ".join(words.get(name.strip(), f"--{name.strip()}") for name in (found[1] or found[2]).split(","))
-    return f"{command} needs {names}: give {usage(command)}, such as 'sft-lightning {COMMANDS[command].examples[0]}'"
+    return needs(command, names)
 
 
 def _wrong_value(message: str) -> str | None:

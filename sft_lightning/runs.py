@@ -1,19 +1,20 @@
-"""Runs on disk: `lightning_logs/NAME/version_N` with the configs, checkpoints, split and logs of one training."""
+"""Runs on disk: `lightning_logs/NAME/version_N` with the configs, checkpoints, split and logs of one training.
+
+What is heavy is imported where it is used: a path that is wrong is told before torch is imported.
+"""
 
 import os
 import zipfile
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
-
-from sft_lightning.callbacks.validation_log import ValidationLogger
+from sft_lightning.commands import values
 from sft_lightning.errors import InputError, cause
-from sft_lightning.networks.weights import read_weights
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from torch import nn
 
 LOGS = "lightning_logs"
 _VERSION = "SFT_VERSION"
@@ -52,7 +53,7 @@ def run_folder(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
 
 
-def run_logger(checkpoint: str | None, name: str, apart: bool = False) -> TensorBoardLogger:
+def run_logger(checkpoint: str | None, name: str, apart: bool = False) -> "TensorBoardLogger":
     """The logger of a new version, or of the run that a checkpoint belongs to.
 
     Args:
@@ -60,6 +61,10 @@ def run_logger(checkpoint: str | None, name: str, apart: bool = False) -> Tensor
         name: Of a new run.
         apart: Whether validation metrics are to stand apart from those of the training.
     """
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from sft_lightning.callbacks.validation_log import ValidationLogger
+
     kind = ValidationLogger if apart else TensorBoardLogger
     folder = run_folder(Path(checkpoint)) if checkpoint else None
     if folder is not None:
@@ -95,6 +100,21 @@ def find_checkpoint(name: str, runs: Path) -> Path:
     return path
 
 
+def checkpoint_of(name: str) -> Path:
+    """The checkpoint that the user means by a run.
+
+    Args:
+        name: Folder of a run (its last checkpoint), or a checkpoint.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        return find_checkpoint(name, Path("."))
+    except InputError as error:
+        raise InputError(str(error).replace("ckpt_path", "run", 1)) from error
+
+
 def versions(runs: Path) -> list[Path]:
     """The folders of the runs of a name, the newest last.
 
@@ -120,11 +140,13 @@ def newest_whole(run: Path) -> Path | None:
         if path.is_file() and zipfile.is_zipfile(path):
             return path
         if path.is_file():
+            from lightning.pytorch.utilities import rank_zero_info
+
             rank_zero_info(f"Left out: {path}, which is not whole.")
     return last if last.is_file() else None  # to be refused with its reason
 
 
-def check_checkpoint(path: Path, model: nn.Module) -> None:
+def check_checkpoint(path: Path, model: "nn.Module") -> None:
     """Makes sure that a checkpoint is whole and of this model, before a Trainer stumbles over it.
 
     Args:
@@ -134,6 +156,8 @@ def check_checkpoint(path: Path, model: nn.Module) -> None:
     Raises:
         InputError: It is damaged, holds objects that could run code, or belongs to another model.
     """
+    from sft_lightning.networks.weights import read_weights
+
     try:
         tensors, _ = read_weights(path)
     except InputError as error:
@@ -161,9 +185,9 @@ def with_config(args: Sequence[str]) -> list[str]:
     words = list(args)
     if any(word.split("=")[0] in ("--config", "-c", "--help", "-h") for word in words):
         return words
-    given, name = _option(words, "--ckpt_path"), _option(words, "--run_name")
-    if given == "last" and name is not None:
-        given = str(find_checkpoint(given, Path(LOGS) / name))
+    given = next(reversed(values(words, "--ckpt_path")), None)
+    if given == "last" and (names := values(words, "--run_name")):
+        given = str(find_checkpoint(given, Path(LOGS) / names[-1]))
     if given is None or given == "last":
         return words
     folder = run_folder(find_checkpoint(given, Path(LOGS)))
@@ -180,14 +204,9 @@ def reason(error: Exception) -> str:
     Args:
         error: Bad input, or what Lightning or torch say of settings that do not go together or fit into no memory.
     """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     found = cause(error) or error
     if not isinstance(found, (InputError, MisconfigurationException, RuntimeError, MemoryError)):
         raise error
     return " ".join(str(found).split()) or "memory ran out"  # of which Python says no more
-
-
-def _option(words: list[str], name: str) -> str | None:
-    """The last value of an option, written as `--name value` or `--name=value`."""
-    found = [b for a, b in pairwise(words) if a == name]
-    found += [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
-    return found[-1] if found else None

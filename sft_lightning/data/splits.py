@@ -121,10 +121,11 @@ def choose(
         return set()
     taken: set[int] = set()
     for name in sorted(members, key=lambda name: rank(seed, purpose, name)):
-        counts = Counter(labels[i] for i in members[name])
+        own = members[name]
+        counts = {labels[own[0]]: 1} if len(own) == 1 else Counter(labels[i] for i in own)  # a Counter is slow to make
         gain = sum(abs(missing[c]) - abs(missing[c] - n) for c, n in counts.items())
         if gain > 0:
-            taken.update(members[name])
+            taken.update(own)
             missing.subtract(counts)
     return taken
 

@@ -11,7 +11,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
 from sft_lightning.lineage import run_of
 from sft_lightning.reuse.trained import read_trained
-from sft_lightning.runs import find_checkpoint
+from sft_lightning.runs import checkpoint_of
 
 # What the run was trained on need not be here.
 _HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
@@ -66,21 +66,6 @@ class Opened:
         raise InputError(
             f"run {self.name!r} has neither a test nor a validation split: there is nothing to judge it by"
         )
-
-
-def checkpoint_of(name: str) -> Path:
-    """The checkpoint that the user means by a run.
-
-    Args:
-        name: Folder of a run (its last checkpoint), or a checkpoint.
-
-    Raises:
-        InputError: There is none.
-    """
-    try:
-        return find_checkpoint(name, Path("."))
-    except InputError as error:
-        raise InputError(str(error).replace("ckpt_path", "run", 1)) from error
 
 
 def iterate(checkpoint: Path, step: int | None) -> str:

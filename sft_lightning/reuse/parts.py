@@ -18,10 +18,11 @@ from sft_lightning.lineage import run_of
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
 from sft_lightning.reuse.card import Told, card
 from sft_lightning.reuse.measured import COMPARED, measure
-from sft_lightning.reuse.opened import checkpoint_of, iterate
+from sft_lightning.reuse.opened import iterate
 from sft_lightning.reuse.programs import check, in_words, write_program
 from sft_lightning.reuse.trained import Trained, read_trained
 from sft_lightning.reuse.usage import beside, preprocessing
+from sft_lightning.runs import checkpoint_of
 
 Part = Literal["backbone", "head", "model"]
 Format = Literal["safetensors", "onnx", "pt2"]

@@ -201,7 +201,11 @@ def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None)
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, (threads,))
+    # Forked from one process that has imported all, and has touched no GPU; Windows has no such way.
+    forked = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forked else "spawn")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(1, context, prepare, (threads,))
 
 
 def prepare(threads: int) -> None:

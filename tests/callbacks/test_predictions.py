@@ -1,8 +1,6 @@
 import csv
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +22,7 @@ from sft_lightning.data.batches import Labeled
 from sft_lightning.errors import InputError
 from sft_lightning.lineage import file_digest
 from tests.conftest import CONFIGS
+from tests.forks import both_ranks
 from tests.paradigms.helpers import SHAPE, batches, classifier, cli, trainer
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
@@ -380,23 +379,24 @@ def test_an_autoencoder_has_no_classes(place: Path, caplog: pytest.LogCaptureFix
 # --- several processes
 
 
-def test_two_processes_write_every_file_once(place: Path) -> None:
+def test_two_processes_write_every_file_once(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     paths = sorted(Path("new").rglob("*.png"))
     paths[4].write_bytes(b"no picture")
     paths[11].unlink()
-    command = [sys.executable, "-m", "sft_lightning", "predict", RUN, "new", "--data.init_args.on_bad_image=skip"]
+    words = ["predict", RUN, "new", "--data.init_args.on_bad_image=skip"]
     two = [
         "--trainer.accelerator=cpu",
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
         "--data.init_args.eval_batch_size=3",
     ]
-    done = subprocess.run([*command, *two], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = both_ranks(main, [*words, *two], folder=Path.cwd(), files=tmp_path_factory.mktemp("output"))
+    assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
+    told = done[0].stderr + done[1].stderr
     both = written()
-    assert "predictions.csv: 10 images" in done.stderr
-    assert done.stderr.count("Calibrated on 60") == 1
-    assert main([*command[3:]]) == 0
+    assert "predictions.csv: 10 images" in told
+    assert told.count("Calibrated on 60") == 1
+    assert main(words) == 0
     alone = written()
     assert {row["path"]: row["predicted"] for row in both} == {row["path"]: row["predicted"] for row in alone}
     assert len(both) == len(alone) == 10

@@ -1,9 +1,6 @@
 """What TensorBoard's tabs beside the curves and pictures get, and where a command puts what it measures."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,8 @@ from sft_lightning.callbacks.figures import Figures
 from sft_lightning.callbacks.pr_curves import curves
 from sft_lightning.callbacks.projector import examples, small, write_examples
 from sft_lightning.paradigms.metrics import ClassifierMetrics, ScoreCounts
-from tests.conftest import CONFIGS, ROOT
+from tests.conftest import CONFIGS
+from tests.forks import both_ranks
 from tests.paradigms.helpers import classifier, cli, sample
 
 RUN = Path("lightning_logs", "a", "version_0")
@@ -342,12 +340,11 @@ def test_validate_and_test_stand_at_the_step_of_the_checkpoint_beside_the_curves
     assert _projected()[3].tensor_name == f"validate at step {step}"
 
 
-def test_two_processes_write_once_and_of_all_examples() -> None:
+def test_two_processes_write_once_and_of_all_examples(tmp_path_factory: pytest.TempPathFactory) -> None:
     words = ["--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), *FEW, "--data.init_args.val_size=61"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sft_lightning", "fit", *words, "--trainer.strategy=ddp", "--trainer.devices=2"]
-    done = subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words += ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    done = both_ranks(main, ["fit", *words], folder=Path.cwd(), files=tmp_path_factory.mktemp("output"))
+    assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
     assert len(list(RUN.glob("events.*"))) == 1
     found = _curves(_events())
     assert sum(make_ndarray(events[0].tensor_proto)[0, 0] for events in found.values()) == 61

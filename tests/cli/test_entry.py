@@ -12,10 +12,11 @@ import pytest
 from sft_lightning import __version__, lineage
 from sft_lightning.__main__ import main
 from sft_lightning.commands import COMMANDS, RUN
+from sft_lightning.completion import _options
+from sft_lightning.early import _meant, known
 from sft_lightning.errors import Found
 from tests.conftest import CONFIGS
 
-LIGHT = "import sys; from sft_lightning.__main__ import main; code = main({args}); print('torch' in sys.modules, code)"
 # What makes an example cheap; None where it is parsed alone.
 TINY = {
     "fit": "--trainer.max_epochs 1 --data.init_args.steps_per_epoch 2 --data.init_args.num_workers 0",
@@ -28,13 +29,79 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize(
-    ("args", "code"),
-    [([], 0), (["--help"], 0), (["help"], 0), (["fti"], 2), (["--version"], 0), (["fit", "a.yaml"], 2)],
-)
-def test_help_and_mistakes_import_no_torch(args: list[str], code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", LIGHT.format(args=args)], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"False {code}"
+EARLY = {
+    "": "usage: sft-lightning COMMAND",
+    "--help": "usage: sft-lightning COMMAND",
+    "help": "usage: sft-lightning COMMAND",
+    "--version": "sft-lightning ",
+    "lineage --help": "Folder of a run, or a file in it.",
+    "lineage run": "model",
+    "fti": "'fti' is no command (did you mean 'fit'?)",
+    "fit": "no model or no data: add --config",
+    "test": "test needs RUN: give sft-lightning test RUN [options]",
+    "export": "export needs RUN: give sft-lightning export RUN [options]",
+    "fit a.yaml": "'a.yaml' stands alone: give it as --config a.yaml",
+    "fit --confg a.yaml": "there is no option --confg (did you mean --config?); 'sft-lightning fit --help' lists all",
+    "fit --trainer.max_epoch=3": "no option --trainer.max_epoch (did you mean --trainer.max_epochs?)",
+    "fit --trainer.callback+=EarlyStopping": "no option --trainer.callback (did you mean --trainer.callbacks?)",
+    "study --budget 3": "there is no option --budget (did you mean --budgets?); 'sft-lightning study --help'",
+    "degree --run_nam x": "there is no option --run_nam (did you mean --run_name?)",
+    "fit --config rigt.yaml": "'rigt.yaml' does not exist (did you mean 'right.yaml'?): check the path",
+    "fit -c=gone/b.yaml": "'gone/b.yaml' does not exist: check the path",
+    "fit --config right.yaml --config torn.yaml": "config 'torn.yaml': a YAML file cannot be read (line 3)",
+    "fit --config modle.yaml": "there is no option 'modle' (did you mean 'model'?); 'sft-lightning fit --help'",
+    "fit --config epoch.yaml": "Trainer has no option 'max_epoch' (did you mean 'max_epochs'?)",
+    "test gone": "ckpt_path 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
+    "predict gone images/": "ckpt_path 'gone' is no checkpoint and no run with checkpoints/last.ckpt",
+    "fit --ckpt_path last --run_name gone": "ckpt_path is 'last', but no run in 'lightning_logs/gone' has a checkpoint",
+    "report gone": "run 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
+    "export --run=gone": "run 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
+    "lineage gone": "run 'gone' is no folder of a run (it has no fit.yaml)",
+}  # fmt: skip
+RIGHT = {"", "--help", "help", "--version", "lineage --help", "lineage run"}
+LIGHT = """
+import sys
+from contextlib import redirect_stderr
+from sft_lightning.__main__ import main
+for words in sys.argv[1:]:
+    print("\\n##")
+    with redirect_stderr(sys.stdout):
+        try:
+            code = main(words.split())
+        except SystemExit as stop:
+            code = stop.code
+    print(sorted({"torch", "lightning", "numpy"} & {*sys.modules}), code)
+"""
+
+
+def test_help_and_mistakes_import_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "right.yaml").write_text("model: {}")
+    (tmp_path / "torn.yaml").write_text("model:\n  a: 1\n b: 2")
+    (tmp_path / "modle.yaml").write_text("modle: {}")
+    (tmp_path / "epoch.yaml").write_text("trainer: {max_epoch: 3}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "fit.yaml").touch()
+    (tmp_path / "run" / "lineage.json").write_text('[{"run": "run", "model": "model"}]')
+    command = [sys.executable, "-c", LIGHT, *EARLY]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = done.stdout.split("\n##\n")[1:]
+    for (words, expected), said in zip(EARLY.items(), told, strict=True):
+        assert expected in said
+        assert said.splitlines()[-1] == f"[] {0 if words in RIGHT else 2}", words
+
+
+def test_what_is_refused_early_is_no_option_of_any_command() -> None:
+    for name, command in COMMANDS.items():
+        real = {option.lstrip("-").rstrip("+") for option, _, _ in _options(name)}
+        options = known(name)
+        assert {*options} - real <= {"help"}
+        assert not [option for option in real if _meant(option, options)]
+        if not command.takes_fit or not command.function:  # all that it has, but for what stands below a setting
+            assert {option for option in real if not option.endswith(".help") and "init_args" not in option} <= {
+                *options,
+                "print_config",
+                "print_shtab",
+            }
 
 
 def test_help_names_every_command_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:

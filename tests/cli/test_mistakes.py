@@ -137,6 +137,7 @@ def said(words: str, capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_words(words: str, expected: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("study.yaml").write_text(STUDY_YAML)
+    Path("x").touch()  # stands for a checkpoint
     assert expected in said(words, capsys)
 
 

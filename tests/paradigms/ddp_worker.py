@@ -1,7 +1,6 @@
-"""Trains on two gloo processes and leaves what each of them saw; started by `test_ddp`, and by DDP for the second."""
+"""Trains on two gloo processes and leaves what each of them saw; for `test_ddp`."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,3 @@ def main(out: Path) -> None:
             one = sample(predict_source=str(out / "one.png"))  # fewer files than processes
             trainer([PredictionWriter(out / "one")], **settings).predict(model, one, return_predictions=False)
     torch.save(found, out / f"rank{run.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,6 +1,5 @@
-"""Decoupled training on two gloo processes; started by `test_decoupled_ddp`, and by DDP for the second."""
+"""Decoupled training on two gloo processes; for `test_decoupled_ddp`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,3 @@ def main(out: Path) -> None:
     """Trains all; each process writes what it saw."""
     found = {name: train(name, 2) for name in RUNS}
     torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,8 +1,5 @@
 """What the tests of the paradigms share: a short data module, a quiet trainer, and what passed through it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from sft_lightning import FineTuneClassifier, ImageDataModule
 from sft_lightning.cli import SFTCLI, run
+from tests.forks import both_ranks, work
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (1, 28, 28)
@@ -90,10 +88,8 @@ def cli(command: str, config: str, *words: str) -> SFTCLI:
 
 def two_processes(worker: str, out: Path) -> Path:
     """Runs a worker's two gloo processes; each leaves `rank{rank}.pt` in the folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"tests.paradigms.{worker}", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = both_ranks(work, f"tests.paradigms.{worker}", out, folder=ROOT, files=out)
+    assert [rank.code for rank in done] == [0, 0], "".join(rank.stderr[-4000:] for rank in done)
     return out
 
 

@@ -1,9 +1,8 @@
-"""Semi-supervised training on two gloo processes; started by `test_semi_supervised_ddp`, and by DDP for the second.
+"""Semi-supervised training on two gloo processes; for `test_semi_supervised_ddp`.
 
 In double precision: in single, an example at a threshold is accepted on one processor and rejected on another.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,7 +65,3 @@ def main(out: Path) -> None:
     for name in ("DST", "Reconstruction", "MeanTeacher"):
         found.update({f"{name} {kind}": train(name, kind, 2) for kind in SCHEDULES})
     torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,6 +1,5 @@
-"""Batch normalization over two gloo processes, in double precision; started by `test_synced_ddp`, and by DDP."""
+"""Batch normalization over two gloo processes, in double precision; for `test_synced_ddp`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,3 @@ def main(out: Path) -> None:
     """Trains all; each process writes what it saw."""
     found = {**{name: train(name, 2) for name in MODELS}, "refused": refused()}
     torch.save(found, out / f"rank{torch.distributed.get_rank()}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,9 +1,6 @@
 import csv
 import math
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ from sft_lightning.__main__ import main
 from sft_lightning.losses.strategies import FixMatch
 from sft_lightning.preflight.find_lr import Finder, Sweep, find_lr
 from sft_lightning.preflight.range_test import Curve, averages, judge, told
-from tests.conftest import CONFIGS, ROOT
+from tests.conftest import CONFIGS
+from tests.forks import both_ranks
 from tests.paradigms.helpers import SHAPE, Recorder, classifier, sample, trainer
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
@@ -385,14 +383,15 @@ def test_a_checkpoint_is_refused_with_the_way_out(workdir: Path, capsys: pytest.
     assert "find-lr looks at the start of a training, so leave it out" in capsys.readouterr().err
 
 
-def test_two_processes_try_the_same_rates_and_one_tells(workdir: Path) -> None:
+def test_two_processes_try_the_same_rates_and_one_tells(
+    workdir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     words = ["--config", FINE_TUNE, *SMALL, "--trainer.strategy=ddp", "--trainer.devices=2", "--max_lr=1e-3"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sft_lightning", "find-lr", *words, "--steps=12"]
-    done = subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == len(done.stdout.strip().splitlines())
-    assert done.stdout.count("Written: ") == 1
+    done = both_ranks(main, ["find-lr", *words, "--steps=12"], folder=workdir, files=tmp_path_factory.mktemp("output"))
+    assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
+    told = done[0].stdout + done[1].stdout
+    assert len(told.splitlines()) == len(told.strip().splitlines())
+    assert told.count("Written: ") == 1
     assert len(table(workdir)) == 12
 
 

@@ -4,11 +4,9 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from io import BufferedWriter
-from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,9 +22,7 @@ from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.paradigms.base import Paradigm
-
-FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])
+from tests.forks import FORKS, environments
 
 
 class Dice(Regularizer):
@@ -140,15 +136,10 @@ def train(words: Sequence[str], folder: Path, moment: str, count: int, environme
 def trained(words: Sequence[str], folder: Path, moment: str = "", count: int = 0, ranks: int = 1) -> list[int]:
     """Exit codes of the processes; negative for a signal."""
     folder.mkdir(exist_ok=True)
-    environments: list[dict[str, str]] = [{}]
     if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = str(free.getsockname()[1])
-        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
-        environments = [{**shared, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
         words = [*words, "--trainer.strategy=ddp", f"--trainer.devices={ranks}"]
-    processes = [FORKS.Process(target=train, args=(words, folder, moment, count, own)) for own in environments]
+    owns = environments(ranks) if ranks > 1 else [{}]
+    processes = [FORKS.Process(target=train, args=(words, folder, moment, count, own)) for own in owns]
     for process in processes:
         process.start()
     wait([process.sentinel for process in processes], timeout=120)

@@ -17,7 +17,7 @@ from sft_lightning.errors import InputError
 from sft_lightning.files import whole, write_text
 from sft_lightning.networks.weights import read_weights, write_weights
 from tests.conftest import CONFIGS
-from tests.promises.killed import FORKS
+from tests.forks import FORKS
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
 SHORT = ["--trainer.max_epochs=1", "--data.init_args.steps_per_epoch=2", "--run_name=run"]

@@ -27,6 +27,7 @@ from sft_lightning.study.baselines import logistic_regression
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.runner import Ledger, left, perform
 from tests.conftest import CONFIGS, ROOT
+from tests.forks import started
 
 QUICK = CONFIGS / "quickstart"
 DATA: dict[str, Any] = {
@@ -209,16 +210,15 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> Non
     alone = METHODS["labels_only"]
     options = {"trainer.max_epochs": 400, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
     config = written(workdir, seeds=[0], budgets=[20], methods={"labels_only": alone}, options=options)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sft_lightning", "study", config], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    process = started(main, ["study", config], folder=workdir, files=workdir / "output")
     saved: list[Path] = []
     until = time.monotonic() + 120
     while not saved and time.monotonic() < until:
         time.sleep(0.05)
         saved = list(workdir.glob("lightning_logs/study/small/*/version_0/checkpoints/last.ckpt"))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert saved
     # Another name is another folder, but no other training.
     config = written(workdir, seeds=[0], budgets=[20], methods={"a": alone}, baseline="a", options=options)
