@@ -136,6 +136,7 @@ def test_features_that_an_adapter_changes_are_not_kept(workdir: Path) -> None:
     assert not FOLDER.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), IA3()], ids=["lora", "ia3"])
 def test_a_compiled_backbone_gives_the_losses_of_the_eager_one(adapter: Adapter) -> None:
     losses = []

@@ -100,7 +100,8 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
-    again = features(backbone, data, "labeled", tmp_path)
+    with pytest.warns(UserWarning, match=f"Left out, and computed anew: .*{file.name}"):
+        again = features(backbone, data, "labeled", tmp_path)
     assert made is not None
     assert again is not None
     assert torch.equal(made, again)

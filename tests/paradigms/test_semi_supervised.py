@@ -276,7 +276,7 @@ def test_cosine_spans_the_training() -> None:
 def test_every_strategy_learns_with_few_labels_and_a_ragged_end(name: str) -> None:
     """Three labels for batches of four; 50 unlabeled ones for batches of eight."""
     model, seen = module(name), Recorder()
-    source = data(num_labels=3, val_size=9947, steps_per_epoch=None)
+    source = data(num_labels=3, val_size=9947, steps_per_epoch=None, eval_batch_size=5000)
     trainer([seen], max_epochs=2).fit(model, source)
     assert len(seen.losses) == 14
     assert all(math.isfinite(loss) for loss in seen.losses)
@@ -368,6 +368,7 @@ def test_a_strategy_of_ones_own() -> None:
     assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_backbone_gives_the_losses_of_the_eager_one() -> None:
     losses = []
     for compile in (False, True):

@@ -42,6 +42,7 @@ def test_mixed_precision(config: str) -> None:
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_two_processes() -> None:
     words = ["--config", str(ROOT / "configs" / "quickstart" / "autoencoder.yaml"), "--run_name=two"]
     words += ["--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]

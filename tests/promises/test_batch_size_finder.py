@@ -51,6 +51,7 @@ def test_the_training_is_one_of_the_size_that_was_found(workdir: Path) -> None:
     assert all(torch.equal(found["state_dict"][name], value) for name, value in expected["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_it_halves_where_the_first_size_is_too_large(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The config's size would be tried for that, and `binsearch` would end at 1."""
     words = ["--trainer.callbacks.init_args.mode=binsearch", "--trainer.callbacks.init_args.margin=0"]

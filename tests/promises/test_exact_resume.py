@@ -87,7 +87,9 @@ def check(words: list[str], tmp_path: Path, deaths: list[tuple[str, int]], ranks
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ("joint", "two stages") else pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS]
+)
 def test_killed_and_resumed_is_as_never_killed(kind: str, tmp_path: Path) -> None:
     check(RUNS[kind], tmp_path, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)])
 

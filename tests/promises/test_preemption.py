@@ -10,7 +10,13 @@ from tests.promises.test_exact_resume import RUNS, SHORT, everything, same, seen
 
 
 @pytest.mark.parametrize(
-    ("name", "step", "ranks"), [("SIGTERM", 7, 1), ("SIGUSR1", 5, 1), ("SIGINT", 8, 1), ("SIGTERM", 7, 2)]
+    ("name", "step", "ranks"),
+    [
+        pytest.param("SIGTERM", 7, 1, marks=pytest.mark.slow),
+        ("SIGUSR1", 5, 1),
+        ("SIGINT", 8, 1),
+        ("SIGTERM", 7, 2),
+    ],
 )
 def test_a_signal_saves_and_ends(name: str, step: int, ranks: int, tmp_path: Path) -> None:
     """With two processes only the second gets it. Step 5 is the last of an epoch."""

@@ -89,6 +89,7 @@ def here(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
         subprocess.run(["kill", "-KILL", job, *children(job)], check=True)
 
 
+@pytest.mark.slow
 def test_a_study_as_jobs_in_their_order(workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     broken = {**METHODS["autoencoder"][0], "options": {"model.init_args.network": "mlpp"}}
     methods = {**METHODS, "broken": [broken, METHODS["autoencoder"][1]]}
