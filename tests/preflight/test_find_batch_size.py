@@ -173,7 +173,10 @@ def test_what_is_left_is_told_by_the_machine() -> None:
     assert 2**20 < left < total
 
 
-def test_it_ends_where_the_data_has_no_more(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_ends_where_the_data_has_no_more(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "GAIN", 1e-9)
     words = [*FINE_TUNE, *SMALL, "--data.init_args.num_labels=20", "--model.init_args.tune=head"]
     words += ["--model.init_args.head_only_epochs=1", "--data.init_args.weak_view={flip: false, crop_padding: 0}"]
     assert main(["find-batch-size", *words]) == 0
