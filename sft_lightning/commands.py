@@ -100,6 +100,13 @@ COMMANDS = {
         "sft_lightning.preflight.find_batch_size:find_batch_size",
         takes_fit=True,
     ),
+    "find-precision": Command(
+        "before a training",
+        "Measures whether half precision is faster on this machine.",
+        (f"find-precision --config {FINE_TUNE}", f"find-precision --config {FINE_TUNE} --rounds 5 --seconds 5"),
+        "sft_lightning.preflight.find_precision:find_precision",
+        takes_fit=True,
+    ),
     "study": Command(
         "compare",
         "Compares methods over label budgets and seeds: did the unlabeled images help?",

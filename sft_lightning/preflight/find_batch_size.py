@@ -5,96 +5,22 @@ needed, since from some size on a batch only takes longer, and on a CPU, where L
 much, it is no search at all.
 """
 
-import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
 from sft_lightning.cli import SFTCLI, run
-from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.errors import InputError, above_zero, at_least
-from sft_lightning.memory import available, explain, peak, ran_out
-from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from sft_lightning.preflight.trial import Trial, all_in_turn
+from sft_lightning.memory import available, peak, ran_out
+from sft_lightning.preflight.pace import Pace, paced, whole_turn
+from sft_lightning.preflight.trial import Trial
 
 FIRST = 2  # batch normalization has nothing to normalize in one image
 GAIN = 1.05  # a larger size is better when it is so many times as fast
 PATIENCE = 2  # doublings without such a gain that end the search
-_WARM, _LEAST = 2, 3  # turns before the clock starts, and the fewest that are timed
-_ENDLESS = 10**6  # steps of an epoch, which no trial comes to the end of
-
-
-class Pace(Callback):
-    """Times the steps of one size, and ends the training. The rates are 0, so that nothing is learned.
-
-    Attributes:
-        images: Of a batch, on average.
-        rate: Images a second.
-    """
-
-    def __init__(self, turn: int, seconds: float) -> None:
-        """Prepares.
-
-        Args:
-            turn: Batches in which all is done that is done in turn.
-            seconds: So long the steps are timed, at least.
-        """
-        self.images, self.rate = 0.0, 0.0
-        self._turn, self._seconds = turn, seconds
-        self._batches, self._seen, self._begin = 0, 0, 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets the rates to 0, and leaves the schedule out.
-
-        Args:
-            trainer: In training.
-            pl_module: Unused.
-        """
-        trainer.strategy.lr_scheduler_configs = []
-        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            group["lr"] = 0.0
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Counts the images, and looks at the clock after each turn, when the device has done it.
-
-        Args:
-            trainer: In training.
-            pl_module: Unused.
-            outputs: Unused.
-            batch: Parts by their names.
-            batch_idx: Unused.
-        """
-        views = len(getattr(getattr(trainer, "datamodule", None), "labeled_views", "1"))  # of which each has its place
-        self._seen += sum(len(part.indices) // (views if name == "labeled" else 1) for name, part in batch.items())
-        self._batches += 1
-        turns, inside = divmod(self._batches, self._turn)
-        if inside:
-            return
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        if turns == _WARM:
-            self._begin, self._seen = now, 0
-        elif turns >= _WARM + _LEAST and now - self._begin >= self._seconds:
-            self.images, self.rate = self._seen / (turns - _WARM) / self._turn, self._seen / (now - self._begin)
-            trainer.should_stop = True
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says what to lower where memory ran out.
-
-        Args:
-            trainer: In training.
-            pl_module: Unused.
-            exception: Any.
-        """
-        explain(exception, trainer)
 
 
 class SizeFinder(Trial):
@@ -151,7 +77,7 @@ def find_batch_size(words: Sequence[str]) -> str:
         InputError: The input is wrong, or not even the smallest size fits into memory.
     """
     cli = run(["fit", *words], SizeFinder)
-    given, model, data = cli.config.fit, cli.model, cli.datamodule
+    given, data = cli.config.fit, cli.datamodule
     if cli.trainer.world_size > 1:
         raise InputError(
             f"trainer.devices is {cli.trainer.world_size}: batch_size is that of each process, so find it with "
@@ -159,9 +85,7 @@ def find_batch_size(words: Sequence[str]) -> str:
         )
     if not isinstance(getattr(data, "batch_size", None), int):
         raise InputError(f"data {type(data).__name__} has no whole number batch_size, which find-batch-size is to set")
-    turn = all_in_turn(model) * cli.trainer.accumulate_grad_batches
-    if isinstance(model, FineTuneClassifier):
-        model.head_only_epochs, model.cache_features = 0, False
+    turn = whole_turn(cli)
     rows: list[Row] = []
     best, size, memory = 0, FIRST, peak()
     while True:
@@ -187,20 +111,14 @@ def find_batch_size(words: Sequence[str]) -> str:
 def _tried(cli: SFTCLI, size: int, pace: Pace, rows: list[Row]) -> str:
     """Adds a row, or says why there is none."""
     rank_zero_info(f"batch_size {size} ...")
-    model, data, trainer, end = cli.model, cli.datamodule, cli.instantiate_trainer(), ""
-    data.batch_size = size
-    trainer.callbacks.append(pace)  # type: ignore[attr-defined]
-    if isinstance(data, ImageDataModule):
-        data.steps_per_epoch = _ENDLESS
-    else:
-        trainer.fit_loop.max_epochs = -1
+    end, cli.datamodule.batch_size = "", size
     try:
-        trainer.fit(model, data)
+        paced(cli, pace)
     except Exception as error:
         if not rows or not ran_out(error):
             raise
         end = f"memory ran out at {size}"
-    model.zero_grad()
+    cli.model.zero_grad()
     garbage_collection_cuda()  # outside of the exception, whose traceback holds the step's tensors
     if not end and rows and pace.images <= rows[-1].images:
         end = "the data has no more images for a batch"

@@ -23,6 +23,7 @@ TINY = {
     "predict": "--data.init_args.num_workers 0",
     "find-lr": "--steps 10",
     "find-batch-size": "--max 4 --seconds 0.001",
+    "find-precision": "--rounds 1 --seconds 0.001",
     "rank": "--data.init_args.num_labels 20 --folds 2",
     "study": None,
     "degree": None,

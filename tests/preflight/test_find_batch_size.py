@@ -14,6 +14,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.cli import SFTCLI, run
 from sft_lightning.memory import available
 from sft_lightning.preflight import find_batch_size as module
+from sft_lightning.preflight import pace
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import state
 
@@ -72,7 +73,7 @@ class Large(FineTuneClassifier):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    monkeypatch.setattr(module, "time", CLOCK)
+    monkeypatch.setattr(pace, "time", CLOCK)
     CLOCK.takes = {}
     return CLOCK
 
@@ -151,6 +152,7 @@ def test_where_not_even_the_first_size_fits(
     assert files(workdir) == []
 
 
+@pytest.mark.slow
 def test_on_a_cpu_it_ends_before_linux_would_kill_it(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,7 +193,7 @@ def test_a_turn_of_both_kinds_and_accumulated_batches_are_timed_together(
 ) -> None:
     words = [*FIXMATCH, *SMALL, "--data.init_args.unlabeled_ratio=5", "--model.init_args.schedule=alternating"]
     words += ["--model.init_args.warmup_steps=50", "--model.init_args.supervised_steps=2"]
-    monkeypatch.setattr(module.Pace, "__init__", counted := Counted(module.Pace.__init__))
+    monkeypatch.setattr(pace.Pace, "__init__", counted := Counted(pace.Pace.__init__))
     clock.perf_counter = lambda: setattr(clock, "now", clock.now + 1) or clock.now  # type: ignore[method-assign, func-returns-value]
     words += ["--trainer.accumulate_grad_batches=2", "--max=2"]
     assert main(["find-batch-size", *words]) == 0
@@ -206,10 +208,10 @@ class Counted:
     def __init__(self, real: Any) -> None:
         self.real, self.turns = real, list[int]()
 
-    def __get__(self, pace: Any, kind: Any) -> Any:
+    def __get__(self, one: Any, kind: Any) -> Any:
         def init(turn: int, seconds: float) -> None:
             self.turns.append(turn)
-            self.real(pace, turn, seconds)
+            self.real(one, turn, seconds)
 
         return init
 
