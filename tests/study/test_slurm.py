@@ -396,5 +396,6 @@ def test_several_tasks_train_one_run_and_a_study_may_run_in_a_job(workdir: Path,
     (row,) = (row for row in results(workdir) if row["run"])
     assert (Path(row["run"]).name, row["steps"], row["tested"]) == ("version_0", "10", "2000")
     (job,) = asked()
-    logs = [(STUDY / "slurm" / f"{job}_{rank}_log.err").read_text() for rank in (0, 1)]
-    assert all(f"MEMBER: {rank + 1}/2" in log for rank, log in enumerate(logs))
+    logs = [(STUDY / "slurm" / f"{job}_{rank}_log.out").read_text() for rank in (0, 1)]
+    assert all(f"global_rank={rank}(2)" in log for rank, log in enumerate(logs))
+    assert all("Job completed successfully" in log for log in logs)
