@@ -159,13 +159,19 @@ def decode(path: str | Path, geometry: Geometry, seed: int | None) -> Tensor:
         OSError: The file cannot be decoded.
     """
     image = open_image(path, geometry.channels, geometry.background)
-    square = image.resize(
-        (geometry.size, geometry.size),
-        Image.Resampling.BILINEAR,
-        box=geometry.box(image.width, image.height, seed),
-    )
-    pixels = torch.from_numpy(np.array(square))
-    return pixels[None] if geometry.channels == 1 else pixels.permute(2, 0, 1)
+    return cut_out(image, geometry.size, geometry.box(image.width, image.height, seed))
+
+
+def cut_out(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
+    """A rectangle of a picture as uint8 tensor of shape (C, size, size).
+
+    Args:
+        image: Gray or RGB.
+        size: Side of the result in pixels.
+        box: Left, top, right, bottom in pixels of the picture; parts of pixels count.
+    """
+    pixels = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box)))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 class FileImages(Images):

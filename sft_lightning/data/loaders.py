@@ -95,7 +95,7 @@ class Stream:
             bad: Where unreadable files are reported.
             pin_memory: Faster copies to a GPU.
         """
-        self.plan, self.bad = plan, bad or BadImages()
+        self.plan, self.bad, self._pin = plan, bad or BadImages(), pin_memory
         self._split = split
         self._labels = split.labels if with_labels else None
         self._memory: Tensor | None = None
@@ -105,7 +105,6 @@ class Stream:
             self._memory = images.data
             whole = len(split.indices) == len(images)
             self._indices = None if whole else torch.tensor(split.indices)
-            self._pin = pin_memory
         else:
             assert isinstance(images, FileImages)
             self._requests = _Requests(plan)
@@ -161,9 +160,9 @@ class Stream:
                 f"no image of a whole batch could be read, '{printable(self._path(items[0][1]))}' among them: "
                 "check the files and the permissions of their folder"
             )
-        index = torch.tensor(positions)
+        index, images = torch.tensor(positions), torch.stack(pictures)
         return RawBatch(
-            torch.stack(pictures),
+            images.pin_memory() if self._pin else images,
             None if self._labels is None else self._labels[index],
             index,
             items[0][2] if self.plan.shuffle else None,
