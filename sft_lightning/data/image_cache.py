@@ -42,6 +42,7 @@ from sft_lightning.files import locked, write_json
 _DECODING = 1  # to be raised where files become other pixels than before
 _ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the file's picture; 0: not stored
 _SYNC = 60.0  # seconds of work that a killed builder may lose
+_BATCH = 16  # files that a worker decodes before it answers
 _DETAIL = 2  # pixels of a stored picture for each pixel of a random crop that is made of it
 _Found = tuple[int, int, int] | str | OSError
 
@@ -167,7 +168,7 @@ class ImageCache:
                 missing = self._missing(rows)
                 if len(missing):
                     self._check_room(len(missing))
-                    self._store(missing, file, workers if len(missing) > 64 else 0, bad)
+                    self._store(missing, file, workers if len(missing) > _BATCH else 0, bad)
         except OSError as error:
             raise InputError(
                 f"cache {str(self.folder)!r} cannot be written ({error.strerror}): free space or mend the "
@@ -214,7 +215,7 @@ class ImageCache:
     def _store(self, missing: NDArray[np.int64], rows: FileIO, workers: int, bad: BadImages) -> None:
         loader: DataLoader[Any] = DataLoader(
             _Storing(self, missing),
-            batch_size=16,
+            batch_size=_BATCH,
             num_workers=workers,
             collate_fn=list,
             generator=torch.Generator(),  # workers need no random numbers, and their seed would move the global state

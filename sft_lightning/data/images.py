@@ -170,8 +170,21 @@ def cut_out(image: Image.Image, size: int, box: tuple[float, float, float, float
         size: Side of the result in pixels.
         box: Left, top, right, bottom in pixels of the picture; parts of pixels count.
     """
-    pixels = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box)))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def stacked(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures of one shape as one tensor, copied by this thread alone.
+
+    `torch.stack` divides each among its threads; where others want the cores, too, they wait for each other: 2 seconds
+    for 384 pictures of 3 x 224 x 224 on two busy cores, instead of 13 milliseconds.
+
+    Args:
+        pictures: uint8, on the CPU; at least one.
+    """
+    made = np.empty((len(pictures), *pictures[0].shape), np.uint8)
+    return torch.from_numpy(np.stack([picture.numpy() for picture in pictures], out=made))
 
 
 class FileImages(Images):

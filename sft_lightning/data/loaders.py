@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.broken import UNREADABLE, BadImages, printable, reason
-from sft_lightning.data.images import FileImages, Geometry, MemoryImages
+from sft_lightning.data.images import FileImages, Geometry, MemoryImages, stacked
 from sft_lightning.data.plans import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
@@ -67,8 +67,20 @@ class _Requests:
             yield [(i, seed, draw) for i, seed in zip(indices.tolist(), crop, strict=True)]
 
 
-def _as_it_is(batch: list[Any]) -> list[Any]:
-    return batch
+class _Read(NamedTuple):
+    """What a worker hands over at once: pictures as one tensor, where they are in the split, and why others are not."""
+
+    images: Tensor | None
+    positions: list[int]
+    bad: list[tuple[int, str]]
+    draw: int
+
+
+def _stacked(items: list[tuple[Tensor | str, int, int]]) -> _Read:
+    pictures = [picture for picture, _, _ in items if isinstance(picture, Tensor)]
+    positions = [position for picture, position, _ in items if isinstance(picture, Tensor)]
+    bad = [(position, picture) for picture, position, _ in items if isinstance(picture, str)]
+    return _Read(stacked(pictures) if pictures else None, positions, bad, items[0][2])
 
 
 class Stream:
@@ -112,7 +124,7 @@ class Stream:
                 _Decoded(images, split.indices, geometry),
                 batch_sampler=self._requests,
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=_stacked,
                 persistent_workers=workers > 0,
                 pin_memory=False,
                 # Workers need no random numbers, and drawing their seed would move the global state.
@@ -131,7 +143,7 @@ class Stream:
         """
         if self._memory is None:
             self._requests.start, self._requests.stop = start, stop
-            yield from (batch for items in self._loader if (batch := self._collated(items)) is not None)
+            yield from (batch for read in self._loader if (batch := self._collated(read)) is not None)
             return
         shuffled = self.plan.shuffle
         for g in range(start, stop):
@@ -145,27 +157,22 @@ class Stream:
                 draw if shuffled else None,
             )
 
-    def _collated(self, items: list[tuple[Tensor | str, int, int]]) -> RawBatch | None:
-        pictures, positions = [], []
-        for picture, position, _ in items:
-            if isinstance(picture, str):
-                self.bad.report(self._path(position), picture)
-            else:
-                pictures.append(picture)
-                positions.append(position)
-        if not pictures and not self.plan.shuffle:
+    def _collated(self, read: _Read) -> RawBatch | None:
+        for position, why in read.bad:
+            self.bad.report(self._path(position), why)
+        if read.images is None and not self.plan.shuffle:
             return None
-        if not pictures:  # a step of training needs something to train on
+        if read.images is None:  # a step of training needs something to train on
             raise InputError(
-                f"no image of a whole batch could be read, '{printable(self._path(items[0][1]))}' among them: "
+                f"no image of a whole batch could be read, '{printable(self._path(read.bad[0][0]))}' among them: "
                 "check the files and the permissions of their folder"
             )
-        index, images = torch.tensor(positions), torch.stack(pictures)
+        index = torch.tensor(read.positions)
         return RawBatch(
-            images.pin_memory() if self._pin else images,
+            read.images.pin_memory() if self._pin else read.images,
             None if self._labels is None else self._labels[index],
             index,
-            items[0][2] if self.plan.shuffle else None,
+            read.draw if self.plan.shuffle else None,
         )
 
     def _path(self, position: int) -> Path:
