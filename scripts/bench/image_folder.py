@@ -56,11 +56,15 @@ def write_pictures(folder: Path, count: int) -> None:
         photo = photographs[i % 2]
         width = int(draw.integers(300, photo.width))
         height = width * 3 // 4 if width * 3 // 4 < photo.height else photo.height
-        left, top = draw.integers(0, photo.width - width + 1), draw.integers(0, photo.height - height + 1)
+        left, top = int(draw.integers(0, photo.width - width + 1)), int(draw.integers(0, photo.height - height + 1))
         part = photo.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         noisy = np.asarray(part) + draw.normal(0, 3, (375, 500, 3))
-        path = folder / "train" / "ab"[i % 2] / (f"{i:07}.jpg" if i // 2 % 2 else f"{i:07}.png")
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, **({"quality": 90} if i // 2 % 2 else {}))
+        picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        path = folder / "train" / "ab"[i % 2] / f"{i:07}"
+        if i // 2 % 2:
+            picture.save(path.with_suffix(".jpg"), quality=90)
+        else:
+            picture.save(path.with_suffix(".png"))
 
 
 def link_pictures(folder: Path, larger: Path, times: int) -> None:

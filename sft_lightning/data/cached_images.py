@@ -87,7 +87,9 @@ class ImageCaches:
         """
         images = split.part.images
         assert isinstance(images, FileImages)
-        cache = self._open.setdefault(repr(geometry), ImageCache(self._folder, self._files, geometry))
+        if (name := repr(geometry)) not in self._open:
+            self._open[name] = ImageCache(self._folder, self._files, geometry)
+        cache = self._open[name]
         rows = self._numbers(images)
         cache.fill(rows[split.indices], workers, bad)
         return replace(split, part=replace(split.part, images=CachedImages(images, cache, rows)))
