@@ -1,4 +1,4 @@
-"""Pictures a second from a folder of JPEG and PNG files of 500x375 at 224: with a cache, without, and by torchvision.
+"""Pictures a second from a folder of JPEG and PNG files, 500x375, at 224: with a cache, without, and by torchvision.
 
     python scripts/bench/image_folder.py --out scripts/bench/results/image_folder.json
 
@@ -46,7 +46,7 @@ WAYS = ("image_folder", "without_cache", "first_epoch", "later_epoch")
 SIDE, BATCH = 224, 64
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_pictures(folder: Path, count: int, size: int) -> None:
     """Parts of photographs, no two the same, in two classes."""
     photographs = [Image.fromarray(photo) for photo in load_sample_images().images]
     for name in ("a", "b"):
@@ -57,8 +57,10 @@ def write_pictures(folder: Path, count: int) -> None:
         width = int(draw.integers(300, photo.width))
         height = width * 3 // 4 if width * 3 // 4 < photo.height else photo.height
         left, top = int(draw.integers(0, photo.width - width + 1)), int(draw.integers(0, photo.height - height + 1))
-        part = photo.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-        noisy = np.asarray(part) + draw.normal(0, 3, (375, 500, 3))
+        part = photo.resize(
+            (size, size * 3 // 4), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)
+        )
+        noisy = np.asarray(part) + draw.normal(0, 3, (size * 3 // 4, size, 3))
         picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
         path = folder / "train" / "ab"[i % 2] / f"{i:07}"
         if i // 2 % 2:
@@ -127,7 +129,7 @@ def ratios(rows: list[dict[str, float]], way: str, against: str) -> dict[str, fl
 def measure(args: argparse.Namespace, home: Path) -> dict[str, Any]:
     """All rounds, then memory with more files."""
     folder, cache, rows = home / "pictures", home / "cache", []
-    write_pictures(folder, args.images)
+    write_pictures(folder, args.images, args.width)
     small: dict[str, float] = {}
     for _ in range(args.rounds):
         row = {}
@@ -158,6 +160,7 @@ def main() -> None:
     """Measures and prints JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--width", type=int, default=500, help="of the files, in pixels; 3/4 of it is their height")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--times", type=int, default=10, help="so many times as many files where memory is compared")
     parser.add_argument("--out", type=Path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.broken import BadImages
-from sft_lightning.data.images import Geometry, MemoryImages
+from sft_lightning.data.images import DECODING, Geometry, MemoryImages
 from sft_lightning.data.loaders import EvalLoader, Stream
 from sft_lightning.data.parts import Part
 from sft_lightning.data.plans import BatchPlan, once_in_turn
@@ -106,7 +106,8 @@ class AsTheyAre(ABC):
             name: `labeled`, `unlabeled`, `val` or `test`.
         """
         split = self.splits[name]
-        text = "\n".join([split.part.images.digest(), repr(self.geometry), repr(self.image_shape), *split.ids])
+        how = repr((DECODING, self.geometry, self.image_shape))
+        text = "\n".join([split.part.images.digest(), how, *split.ids])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

@@ -35,11 +35,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.broken import UNREADABLE, BadImages, reason
-from sft_lightning.data.images import FileImages, Geometry, cut_out, open_image
+from sft_lightning.data.images import DECODING, FileImages, Geometry, cut_out, open_image
 from sft_lightning.errors import InputError
 from sft_lightning.files import locked, write_json
 
-_DECODING = 1  # to be raised where files become other pixels than before
 _ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the file's picture; 0: not stored
 _SYNC = 60.0  # seconds of work that a killed builder may lose
 _BATCH = 16  # files that a worker decodes before it answers
@@ -74,7 +73,7 @@ class ImageCache:
 
     def _key(self) -> str:
         found = hashlib.sha256()
-        versions = _DECODING, PIL.__version__, features.version("jpg")
+        versions = DECODING, PIL.__version__, features.version("jpg")
         found.update(repr((versions, self.geometry, self.whole, self.shape)).encode())
         for path, name in zip(self.files.paths, self.files.ids, strict=True):
             try:
@@ -259,11 +258,12 @@ class ImageCache:
             What is to be said of the row, the reason why the file is no picture, or what hindered the writing.
         """
         try:
-            image = open_image(self.files.paths[number], self.geometry.channels, self.geometry.background)
-            box = self.geometry.box(image.width, image.height, None)
+            own = self.geometry
+            image = open_image(self.files.paths[number], own.channels, own.background, own.enough)
+            box = own.box(image.width, image.height, None)
             if self.whole:
                 box = (0, 0, image.width, image.height)
-            picture = cut_out(image, self.geometry.size, box)
+            picture = cut_out(image, own.size, box)
         except UNREADABLE as error:
             return reason(error)
         pixels = (picture.permute(1, 2, 0) if self.whole else picture).contiguous().numpy().tobytes()

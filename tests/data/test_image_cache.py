@@ -186,7 +186,7 @@ def test_all_that_pictures_depend_on_is_in_the_key(
     elif change == "added":
         shutil.copy2(one, one.with_name("03b.png"))
     elif change == "version":
-        monkeypatch.setattr(image_cache, "_DECODING", 0)
+        monkeypatch.setattr(image_cache, "DECODING", 0)
     else:
         settings = {change: {"image_size": 25, "background": (0, 0, 0), "channels": 1, "center_crop": 0.9}[change]}
     new = opened(source, tmp_path, **settings)
