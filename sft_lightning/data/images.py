@@ -143,7 +143,7 @@ def open_image(
                 (k for k in (8, 4, 2) if min(file.size) >= k * enough and not any(n % k for n in file.size)), 1
             )
             if parts > 1:
-                file.draft(None, (file.width // parts, file.height // parts))  # type: ignore[arg-type]  # None is fine
+                file.draft(None, (file.width // parts, file.height // parts))
         file.load()
         image: Image.Image = ImageOps.exif_transpose(file)
         if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
