@@ -7,10 +7,11 @@ that the next writing of NAME replaces.
 import json
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sft_lightning.errors import InputError
 
@@ -71,6 +72,34 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(file: IO[Any], waiting: Callable[[], None]) -> Iterator[None]:
+    """Only one process at a time is inside, of all that lock the same file; others wait.
+
+    The lock ends with its process and those that it has started. Processes of several machines wait for each other
+    where the file lies on a disk that knows locks (NFS 4, Lustre mounted with `flock`). Windows has no such lock:
+    there, nobody waits.
+
+    Args:
+        file: Open for writing.
+        waiting: Called once where another process is inside.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing would not do: children that were forked inside hold it, too
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.broken import BadImages
-from sft_lightning.data.images import Geometry
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, Stream, once_in_turn
+from sft_lightning.data.images import DECODING, Geometry, MemoryImages
+from sft_lightning.data.loaders import EvalLoader, Stream
+from sft_lightning.data.parts import Part
+from sft_lightning.data.plans import BatchPlan, once_in_turn
 from sft_lightning.data.splits import Request, Split, Splits
+from sft_lightning.data.views import WeakView
 
 
 class AsTheyAre(ABC):
@@ -24,6 +27,9 @@ class AsTheyAre(ABC):
     bad: BadImages
     eval_batch_size: int
     num_workers: int
+    weak_view: WeakView
+    labeled_views: tuple[str, ...]
+    _features: Splits
 
     @property
     @abstractmethod
@@ -100,5 +106,24 @@ class AsTheyAre(ABC):
             name: `labeled`, `unlabeled`, `val` or `test`.
         """
         split = self.splits[name]
-        text = "\n".join([split.part.images.digest(), repr(self.geometry), repr(self.image_shape), *split.ids])
+        how = repr((DECODING, self.geometry, self.image_shape))
+        text = "\n".join([split.part.images.digest(), how, *split.ids])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def fixed_views(self) -> bool:
+        """Whether labeled training pictures are the same in every epoch."""
+        return not self.weak_view and self.labeled_views == ("weak",)
+
+    def use_features(self, features: dict[str, Tensor]) -> None:
+        """From now on batches of these splits hold features in place of pictures.
+
+        Args:
+            features: (N, F) by the name of the split, in its order; nothing to read pictures again.
+        """
+        self._features = {
+            name: Split(
+                Part(MemoryImages(made), self.splits[name].ids, self.splits[name].labels), list(range(len(made)))
+            )
+            for name, made in features.items()
+        }

@@ -16,9 +16,11 @@ from sft_lightning.data.as_they_are import AsTheyAre
 from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
-from sft_lightning.data.images import FileImages, Geometry, MemoryImages
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.cached_images import ImageCaches
+from sft_lightning.data.images import FileImages, Geometry
+from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
 from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.split_files import write_manifest
@@ -65,6 +67,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         eval_batch_size: int | None = None,
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
+        cache: str | None = None,
         predict_source: str | None = None,
         class_names: list[str] | None = None,
     ) -> None:
@@ -100,6 +103,11 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             eval_batch_size: The same for validation, test and prediction; null for `batch_size`.
             steps_per_epoch: Batches of an epoch; null for one pass over the first part that the paradigm needs.
             num_workers: Processes that decode files; null for one per available core, at most 8.
+            cache: Folder in which decoded pictures of files are kept for later epochs and runs, or null for none; each
+                takes as many bytes as it has pixels times channels. Without `crop_scale` batches are the same, bit for
+                bit; with it, crops are the same rectangles, taken from whole pictures that are kept with twice as many
+                pixels as a crop has. All is decoded anew where a file is added or changes its name, size or time of
+                change. The folder may be removed when no run uses it. `predict` does without.
             predict_source: What `predict` reads: a folder, manifest, file or data set; null for the test split.
             class_names: The classes that the source must have. Where these, `image_size` and `channels` are given, the
                 source is opened only when its pictures are needed, which `predict` can do without.
@@ -131,8 +139,10 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         side = image_size or shape[1]
         self._image_shape = (channels or shape[0], side, side)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop)
+        self._cache = None if cache is None else Path(cache)
         self.splits: Splits = {}
         self._parts: list[Part] = []
+        self._caches: ImageCaches | None = None
         self._features: Splits = {}
 
     @cached_property
@@ -222,6 +232,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         self.splits, self._parts = read_splits(
             self.source, second, self.request, self.split_file, self.bad, self._converts
         )
+        self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
         for message in self.request.messages:
             rank_zero_info(f"Data: {message}.")
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
@@ -284,12 +295,18 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         plan = self._plan(name, split, train)
         scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
+        workers = self.num_workers
+        if self._caches is not None and name != "predict" and isinstance(split.part.images, FileImages):
+            # One process of a machine decodes, with the workers of all that wait for it.
+            together = workers * (self.trainer.num_devices if self.trainer is not None else 1)
+            split = self._caches.cached(split, geometry, together, self.bad)
+            workers = workers if geometry.scale is not None else 0  # to copy rows takes none
         return Stream(
             split,
             plan,
             geometry,
             with_labels=name != "unlabeled",
-            workers=self.num_workers,
+            workers=workers,
             bad=self.bad,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
@@ -330,26 +347,6 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         if not len(self.splits["test"]):
             raise InputError(f"source {self.source.name!r} has no test image: set test_size or add a folder 'test'")
         return self._eval("test", self.splits["test"])
-
-    # --- features instead of pictures
-
-    @property
-    def fixed_views(self) -> bool:
-        """Whether labeled training pictures are the same in every epoch."""
-        return not self.weak_view and self.labeled_views == ("weak",)
-
-    def use_features(self, features: dict[str, Tensor]) -> None:
-        """From now on batches of these splits hold features in place of pictures.
-
-        Args:
-            features: (N, F) by the name of the split, in its order; nothing to read pictures again.
-        """
-        self._features = {
-            name: Split(
-                Part(MemoryImages(made), self.splits[name].ids, self.splits[name].labels), list(range(len(made)))
-            )
-            for name, made in features.items()
-        }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the uint8 pictures; on the CPU there is nothing to do."""

@@ -84,6 +84,12 @@ class Geometry:
     center: float = 1.0
     scale: tuple[float, float] | None = None
 
+    @property
+    def enough(self) -> int:
+        """Shorter side, in pixels, of a picture that has two for each of the result in both directions."""
+        kept = self.center if self.scale is None else math.sqrt(self.scale[0] * 3 / 4)
+        return math.ceil(2 * self.size / kept)
+
     def box(self, width: int, height: int, seed: int | None) -> tuple[float, float, float, float]:
         """The rectangle of the original that becomes the square picture.
 
@@ -109,19 +115,35 @@ class Geometry:
         return left, top, left + side, top + side
 
 
-def open_image(path: str | Path, channels: int = 3, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+DECODING = 2  # raised where files become other pixels than before: caches of them, or of features, are made anew
+
+
+def open_image(
+    path: str | Path, channels: int = 3, background: tuple[int, int, int] = (255, 255, 255), enough: int | None = None
+) -> Image.Image:
     """Decodes a file to 8-bit gray or RGB, upright, first frame, transparency laid over a background.
 
     Args:
         path: PNG, JPEG, WebP, BMP, TIFF or GIF, in any mode that Pillow reads.
         channels: 1 or 3.
         background: Color under transparent pixels.
+        enough: A JPEG is decoded to an eighth, a quarter or half of its size where its shorter side stays that long and
+            both are whole numbers, which takes a third of the time or less (libjpeg's scaled inverse DCT); None for
+            the whole size. What is made of it then differs from what is made of the whole by 0.2 to 0.8 of 255 on
+            average (photographs of 2000x1500 at 224, and of 640x424 with fine detail at 100).
 
     Raises:
         OSError: The file is missing, empty, truncated or no picture. Decoders raise others, too: see `UNREADABLE`.
     """
     check_file(path)
     with Image.open(path) as file:
+        if enough is not None and file.format in ("JPEG", "MPO"):
+            # Sides that k does not divide would be rounded up, and the picture be shifted by a part of a pixel.
+            parts = next(
+                (k for k in (8, 4, 2) if min(file.size) >= k * enough and not any(n % k for n in file.size)), 1
+            )
+            if parts > 1:
+                file.draft(None, (file.width // parts, file.height // parts))
         file.load()
         image: Image.Image = ImageOps.exif_transpose(file)
         if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
@@ -158,14 +180,33 @@ def decode(path: str | Path, geometry: Geometry, seed: int | None) -> Tensor:
     Raises:
         OSError: The file cannot be decoded.
     """
-    image = open_image(path, geometry.channels, geometry.background)
-    square = image.resize(
-        (geometry.size, geometry.size),
-        Image.Resampling.BILINEAR,
-        box=geometry.box(image.width, image.height, seed),
-    )
-    pixels = torch.from_numpy(np.array(square))
-    return pixels[None] if geometry.channels == 1 else pixels.permute(2, 0, 1)
+    image = open_image(path, geometry.channels, geometry.background, geometry.enough)
+    return cut_out(image, geometry.size, geometry.box(image.width, image.height, seed))
+
+
+def cut_out(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
+    """A rectangle of a picture as uint8 tensor of shape (C, size, size).
+
+    Args:
+        image: Gray or RGB.
+        size: Side of the result in pixels.
+        box: Left, top, right, bottom in pixels of the picture; parts of pixels count.
+    """
+    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def stacked(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures of one shape as one tensor, copied by this thread alone.
+
+    `torch.stack` divides each among its threads; where others want the cores, too, they wait for each other: 2 seconds
+    for 384 pictures of 3 x 224 x 224 on two busy cores, instead of 13 milliseconds.
+
+    Args:
+        pictures: uint8, on the CPU; at least one.
+    """
+    made = np.empty((len(pictures), *pictures[0].shape), np.uint8)
+    return torch.from_numpy(np.stack([picture.numpy() for picture in pictures], out=made))
 
 
 class FileImages(Images):

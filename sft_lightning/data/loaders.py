@@ -4,7 +4,6 @@ Everything random about batch number g follows from (seed, g): which examples it
 loader that is told g goes on from there, whatever the number of workers, and no global random state is touched.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,11 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.broken import UNREADABLE, BadImages, printable, reason
-from sft_lightning.data.images import FileImages, Geometry, MemoryImages
+from sft_lightning.data.images import FileImages, Geometry, MemoryImages, stacked
+from sft_lightning.data.plans import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
-
-_PRIME = 1_000_003
 
 
 class RawBatch(NamedTuple):
@@ -37,121 +35,6 @@ class RawBatch(NamedTuple):
     indices: Tensor
     draw: int | None
     names: list[str] | None = None
-
-
-class BatchPlan:
-    """Which examples batch g of this process holds, as a pure function of g.
-
-    Training passes over the examples in a new order each pass. The batches of all processes together are what one
-    process with the product of batch size and processes would see. A last batch of fewer than two examples for each
-    process is merged into the one before, so that batch normalization always has something to normalize.
-    """
-
-    def __init__(
-        self, count: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1,
-        endless: bool = False, balance: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """Plans the passes.
-
-        Args:
-            count: Number of examples.
-            batch_size: For each process.
-            seed: Of the orders and views.
-            shuffle: A new order each pass (training) or the order as it is (evaluation).
-            rank: Of this process.
-            world_size: Number of processes.
-            endless: Batches are always full and run across the borders of passes: few labels beside many others.
-            balance: int64 labels, (count,): a pass visits the classes in turn, each equally often.
-        """
-        self.endless, self._balance = endless, balance
-        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
-        if endless:
-            self.per_pass = math.ceil(count / (batch_size * world_size))
-        elif shuffle:
-            everyone = batch_size * world_size
-            self.per_pass = math.ceil(count / everyone)
-            if self.per_pass > 1 and count - (self.per_pass - 1) * everyone < 2 * world_size:
-                self.per_pass -= 1
-        else:  # evaluation: this process takes every world_size-th example, so none is seen twice
-            self.per_pass = math.ceil(len(range(rank, count, world_size)) / batch_size)
-        self._order: tuple[int, Tensor] | None = None
-        self._later: tuple[BatchPlan, int] | None = None
-
-    def then(self, later: "BatchPlan", start: int) -> "BatchPlan":
-        """Another plan takes over.
-
-        Args:
-            later: The other one.
-            start: Its first batch, counted from the start of training.
-        """
-        self._later = later, start
-        return self
-
-    def _pass(self, number: int) -> Tensor:
-        if self._order is None or self._order[0] != number:
-            if self.shuffle:
-                generator = torch.Generator().manual_seed(self.seed * _PRIME + number)
-                order = torch.randperm(self.count, generator=generator)
-                if self._balance is not None:
-                    order = _in_turn(order, self._balance)
-            else:
-                order = torch.arange(self.rank, self.count, self.world_size)
-            self._order = number, order
-        return self._order[1]
-
-    def __getitem__(self, g: int) -> tuple[Tensor, int]:
-        """The examples of batch g and the seed of its views.
-
-        Args:
-            g: Counts batches from the start of training.
-        """
-        if self._later is not None and g >= self._later[1]:
-            return self._later[0][g]
-        draw = (self.seed * _PRIME + g) * self.world_size + self.rank
-        if self.endless:
-            first = (g * self.world_size + self.rank) * self.batch_size
-            return self._across(first, self.batch_size), draw
-        number, k = divmod(g, self.per_pass)
-        order = self._pass(number)
-        width = self.batch_size * (self.world_size if self.shuffle else 1)
-        chunk = order[k * width : None if k == self.per_pass - 1 else (k + 1) * width]
-        if self.shuffle and self.world_size > 1:
-            chunk = torch.tensor_split(chunk, self.world_size)[self.rank]
-        return chunk, draw
-
-    def _across(self, first: int, size: int) -> Tensor:
-        """Positions first to first + size - 1 of all passes in a row."""
-        number, place = divmod(first, len(self._pass(0)) if self._order is None else len(self._order[1]))
-        pieces: list[Tensor] = []
-        while size > 0:
-            piece = self._pass(number)[place : place + size]
-            pieces.append(piece)
-            size, number, place = size - len(piece), number + 1, 0
-        return torch.cat(pieces)
-
-
-def _in_turn(order: Tensor, labels: Tensor) -> Tensor:
-    """The examples such that classes take turns; those of small classes come again, up to the size of the largest."""
-    by_class = [order[labels[order] == c] for c in labels.unique()]
-    most = max(len(own) for own in by_class)
-    rounds = torch.stack([own.repeat(-(-most // len(own)))[:most] for own in by_class], 1)
-    return rounds.flatten()
-
-
-def once_in_turn(order: Tensor, labels: Tensor) -> Tensor:
-    """The examples such that classes take turns as long as they last, none twice.
-
-    Args:
-        order: int64, (N,): positions.
-        labels: int64, by position.
-    """
-    own = labels[order]
-    turn = torch.empty_like(order)
-    for c in own.unique():
-        here = own == c
-        turn[here] = torch.arange(int(here.sum()))
-    return order[turn.argsort(stable=True)]
 
 
 class _Decoded(Dataset[Any]):
@@ -180,12 +63,24 @@ class _Requests:
     def __iter__(self) -> Iterator[list[tuple[int, int | None, int]]]:
         for g in range(self.start, self.stop):
             indices, draw = self.plan[g]
-            crop = [draw * _PRIME + k if self.plan.shuffle else None for k in range(len(indices))]
+            crop = [draw * PRIME + k if self.plan.shuffle else None for k in range(len(indices))]
             yield [(i, seed, draw) for i, seed in zip(indices.tolist(), crop, strict=True)]
 
 
-def _as_it_is(batch: list[Any]) -> list[Any]:
-    return batch
+class _Read(NamedTuple):
+    """What a worker hands over at once: pictures as one tensor, where they are in the split, and why others are not."""
+
+    images: Tensor | None
+    positions: list[int]
+    bad: list[tuple[int, str]]
+    draw: int
+
+
+def _stacked(items: list[tuple[Tensor | str, int, int]]) -> _Read:
+    pictures = [picture for picture, _, _ in items if isinstance(picture, Tensor)]
+    positions = [position for picture, position, _ in items if isinstance(picture, Tensor)]
+    bad = [(position, picture) for picture, position, _ in items if isinstance(picture, str)]
+    return _Read(stacked(pictures) if pictures else None, positions, bad, items[0][2])
 
 
 class Stream:
@@ -212,7 +107,7 @@ class Stream:
             bad: Where unreadable files are reported.
             pin_memory: Faster copies to a GPU.
         """
-        self.plan, self.bad = plan, bad or BadImages()
+        self.plan, self.bad, self._pin = plan, bad or BadImages(), pin_memory
         self._split = split
         self._labels = split.labels if with_labels else None
         self._memory: Tensor | None = None
@@ -222,7 +117,6 @@ class Stream:
             self._memory = images.data
             whole = len(split.indices) == len(images)
             self._indices = None if whole else torch.tensor(split.indices)
-            self._pin = pin_memory
         else:
             assert isinstance(images, FileImages)
             self._requests = _Requests(plan)
@@ -230,7 +124,7 @@ class Stream:
                 _Decoded(images, split.indices, geometry),
                 batch_sampler=self._requests,
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=_stacked,
                 persistent_workers=workers > 0,
                 pin_memory=False,
                 # Workers need no random numbers, and drawing their seed would move the global state.
@@ -249,7 +143,7 @@ class Stream:
         """
         if self._memory is None:
             self._requests.start, self._requests.stop = start, stop
-            yield from (batch for items in self._loader if (batch := self._collated(items)) is not None)
+            yield from (batch for read in self._loader if (batch := self._collated(read)) is not None)
             return
         shuffled = self.plan.shuffle
         for g in range(start, stop):
@@ -263,27 +157,22 @@ class Stream:
                 draw if shuffled else None,
             )
 
-    def _collated(self, items: list[tuple[Tensor | str, int, int]]) -> RawBatch | None:
-        pictures, positions = [], []
-        for picture, position, _ in items:
-            if isinstance(picture, str):
-                self.bad.report(self._path(position), picture)
-            else:
-                pictures.append(picture)
-                positions.append(position)
-        if not pictures and not self.plan.shuffle:
+    def _collated(self, read: _Read) -> RawBatch | None:
+        for position, why in read.bad:
+            self.bad.report(self._path(position), why)
+        if read.images is None and not self.plan.shuffle:
             return None
-        if not pictures:  # a step of training needs something to train on
+        if read.images is None:  # a step of training needs something to train on
             raise InputError(
-                f"no image of a whole batch could be read, '{printable(self._path(items[0][1]))}' among them: "
+                f"no image of a whole batch could be read, '{printable(self._path(read.bad[0][0]))}' among them: "
                 "check the files and the permissions of their folder"
             )
-        index = torch.tensor(positions)
+        index = torch.tensor(read.positions)
         return RawBatch(
-            torch.stack(pictures),
+            read.images.pin_memory() if self._pin else read.images,
             None if self._labels is None else self._labels[index],
             index,
-            items[0][2] if self.plan.shuffle else None,
+            read.draw if self.plan.shuffle else None,
         )
 
     def _path(self, position: int) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.broken import UNREADABLE, BadImages, reason
-from sft_lightning.data.images import Geometry, decode
+from sft_lightning.data.images import Geometry, decode, stacked
 from sft_lightning.data.listing import Listing, open_pictures
 from sft_lightning.data.loaders import EvalLoader, RawBatch
 from sft_lightning.data.parts import Part
@@ -39,7 +39,7 @@ def _stacked(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None,
     pictures = [picture for picture, _ in items if isinstance(picture, Tensor)]
     requests = [request for picture, request in items if isinstance(picture, Tensor)]
     bad = {request[2]: picture for picture, request in items if isinstance(picture, str)}
-    return torch.stack(pictures) if pictures else None, requests, bad
+    return stacked(pictures) if pictures else None, requests, bad
 
 
 class _Requests:

@@ -1,14 +1,15 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from PIL import Image
 
 from sft_lightning.data.broken import BadImages, whole
-from sft_lightning.data.images import FileImages, Geometry, MemoryImages, open_image, repeated
+from sft_lightning.data.images import FileImages, Geometry, MemoryImages, cut_out, decode, open_image, repeated
 from sft_lightning.errors import InputError
 from tests.data.conftest import break_middle, picture, plain
 
@@ -172,6 +173,36 @@ def test_exif_rotation(tmp_path: Path, name: str, orientation: int, expected: li
     image = open_image(tmp_path / name)
     assert image.size == ((16, 32) if orientation in (6, 8) else (32, 16))
     assert near_to(image, expected, 6)
+
+
+PHOTO = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 640 x 427
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("channels", "kind"), [(3, "RGB"), (1, "RGB"), (3, "CMYK"), (3, "L"), (3, "MPO")])
+def test_a_large_jpeg_is_decoded_to_a_part_of_its_size(
+    tmp_path: Path, channels: Literal[1, 3], kind: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = Image.open(PHOTO).convert("RGB" if kind == "MPO" else kind).crop((0, 0, 640, 424))
+    more: dict[str, Any] = {"save_all": True, "append_images": [photo], "format": "MPO"} if kind == "MPO" else {}
+    photo.save(tmp_path / "x.jpg", quality=95, exif=exif, **more)
+    turned = orientation == 6
+    for enough, size in ((424, (640, 424)), (213, (640, 424)), (212, (320, 212)), (53, (80, 53)), (10, (80, 53))):
+        assert open_image(tmp_path / "x.jpg", channels, enough=enough).size == (size[::-1] if turned else size)
+    whole = open_image(tmp_path / "x.jpg", channels)
+    assert whole.size == ((424, 640) if turned else (640, 424))
+    for geometry, seed in ((Geometry(100, channels), None), (Geometry(40, channels, scale=(0.2, 1.0)), 7)):
+        assert min(open_image(tmp_path / "x.jpg", channels, enough=geometry.enough).size) == 212
+        plain = cut_out(whole, geometry.size, geometry.box(*whole.size, seed))
+        off = decode(tmp_path / "x.jpg", geometry, seed).float() - plain
+        assert 0 < off.abs().mean() < 1
+        assert off.abs().max() < 12
+    small = Geometry(107, channels)
+    assert torch.equal(decode(tmp_path / "x.jpg", small, None), cut_out(whole, 107, small.box(*whole.size, None)))
+    photo.crop((0, 0, 639, 424)).save(tmp_path / "x.jpg", quality=95, exif=exif, **more)
+    assert max(open_image(tmp_path / "x.jpg", channels, enough=10).size) == 639  # would be shifted
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
