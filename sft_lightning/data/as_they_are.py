@@ -11,7 +11,8 @@ from torch import Tensor
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.images import Geometry
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, Stream, once_in_turn
+from sft_lightning.data.loaders import EvalLoader, Stream
+from sft_lightning.data.plans import BatchPlan, once_in_turn
 from sft_lightning.data.splits import Request, Split, Splits
 
 

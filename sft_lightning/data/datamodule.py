@@ -17,8 +17,9 @@ from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.images import FileImages, Geometry, MemoryImages
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
 from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.split_files import write_manifest

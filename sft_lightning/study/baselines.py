@@ -5,7 +5,8 @@ from torch import Tensor
 
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.images import MemoryImages
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, Stream
+from sft_lightning.data.loaders import EvalLoader, Stream
+from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.views import to_float
 from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import Backbone

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.images import FileImages, Geometry
-from sft_lightning.data.loaders import BatchPlan, EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part
+from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
 from sft_lightning.paradigms.alternation import Alternation
