@@ -37,7 +37,7 @@ class Split:
     """
 
     part: Part
-    indices: list[int]
+    indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -45,6 +45,8 @@ class Split:
     @property
     def labels(self) -> Tensor:
         """int64 of shape (N,), -1 where unknown."""
+        if isinstance(self.indices, range) and len(self) == len(self.part):
+            return self.part.labels
         return self.part.labels[torch.tensor(self.indices, dtype=torch.long)]
 
     @property
@@ -189,7 +191,7 @@ def make_splits(parts: dict[str, Part], second: Part | None, request: Request, c
 
 
 def _all(part: Part) -> Split:
-    return Split(part, list(range(len(part))))
+    return Split(part, range(len(part)))
 
 
 def _divided(split: Split, taken: set[int]) -> tuple[Split, Split]:
