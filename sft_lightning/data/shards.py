@@ -20,7 +20,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from importlib.util import find_spec
 from io import BytesIO
@@ -84,6 +84,7 @@ class Shards:
             if not path.is_file() or path.stat().st_size != size * count:
                 raise InputError(f"{str(path)!r} does not hold {count} entries: {_AGAIN}")
         self.sizes, self.hashes = Numbers(folder / "sizes.bin", "<i8"), Numbers(folder / "hashes.bin", "V32")
+        _litdata()  # takes seconds: here, so that processes that are forked later have it
         self._reader: Any = None
         self._opened_by = 0
         self._lock = threading.Lock()
@@ -128,21 +129,17 @@ class Shards:
         Raises:
             OSError: The shard is damaged.
         """
-        from litdata.streaming.sampler import ChunkedIndex
-
         shard = int(self.shards_of(np.asarray(index)))
         with self._lock:  # the reader has one shard open at a time
             try:
-                return bytes(self._opened()[ChunkedIndex(index, shard)])  # a copy: the file is unmapped later
+                return bytes(self._opened()[_litdata()[1](index, shard)])  # a copy: the file is unmapped later
             except Exception as error:  # whatever it makes of damaged bytes
                 raise OSError(f"shard {shard} of '{self.folder}' is damaged ({type(error).__name__})") from error
 
     def _opened(self) -> Any:
         if self._reader is None or self._opened_by != os.getpid():
-            from litdata import StreamingDataset
-
             # One image at a time: by default it decodes 256 around each, eleven times slower in shuffled order.
-            self._reader, self._opened_by = StreamingDataset(str(self.folder), batch_decode=0), os.getpid()
+            self._reader, self._opened_by = _litdata()[0](str(self.folder), batch_decode=0), os.getpid()
         return self._reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,6 +151,15 @@ class Shards:
 
 
 _AGAIN = "make the shards again"
+
+
+@cache
+def _litdata() -> tuple[Any, Any]:
+    """The reader, and the number of an image as it wants it."""
+    from litdata import StreamingDataset
+    from litdata.streaming.sampler import ChunkedIndex
+
+    return StreamingDataset, ChunkedIndex
 
 
 def _json(path: Path) -> dict[str, Any]:
