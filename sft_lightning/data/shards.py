@@ -2,11 +2,12 @@
 
 Reading is litdata's: its files of packed images, its reader by number. Which image comes next is ours (`plans.py`,
 `orders.py`), as for every other source, because the libraries' own loaders promise less. Seen with litdata 0.2.76 and
-webdataset 1.0.2: webdataset reads tar files from the beginning and has no state to resume from; litdata's
-`StreamingDataLoader` resumes, but gives its shards to ranks and workers, so what a batch holds changes with their
-number, and neither knows of splits or can say how many examples a class has. A plan that is a pure function of (seed,
-number of the batch, rank, world size) over examples that are read by number has all of that for nothing; it costs 45 µs
-an image with litdata's reader.
+webdataset 1.0.2: webdataset reads tar files from the beginning and has no state to resume from. litdata's loader
+resumes exactly, and repeats nothing with another number of workers; but what a batch holds changes with that number,
+two streams are mixed at random where a batch needs so many labeled and so many unlabeled examples, and neither library
+knows of splits or can say how many examples a class has. A plan that is a pure function of (seed, number of the batch,
+rank, world size) over examples that are read by number has all of that for nothing; it costs 45 µs an image with
+litdata's reader. All ranks read all shards of the window: each machine fetches the whole data in a pass.
 
 A folder of shards holds `shards.json`, written last, and one folder for each of train, val, test and unlabeled:
 
