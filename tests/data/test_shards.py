@@ -498,6 +498,20 @@ def test_another_number_of_processes_goes_on_in_the_pass(
         assert [own._before("labeled", 26) for own in again] == [own._before("labeled", 26) for own in new]
 
 
+def test_after_a_whole_epoch_another_number_of_processes_begins_the_next_pass() -> None:
+    def loader(ranks: int) -> TrainLoader:
+        one = plan(40, 4, 0, ranks, False, True)
+        return TrainLoader({"labeled": _Bare(one)}, one.per_pass)  # an epoch is a pass
+
+    old, new, fresh = loader(2), loader(1), loader(1)
+    assert len(list(old)) == 5
+    new.load_state_dict(old.state_dict())
+    for own in (new, fresh):
+        own.set_epoch(1)
+    assert len(new) == 10
+    assert list(new) == list(fresh)
+
+
 # --- whole runs
 
 
