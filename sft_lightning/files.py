@@ -7,6 +7,7 @@ that the next writing of NAME replaces.
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,9 +45,47 @@ def whole(path: Path) -> Iterator[Path]:
             staged.unlink(missing_ok=True)
         found = _of_the_system(error)
         if found is not None:
-            raise InputError(
-                f"{str(path)!r} cannot be written ({found.strerror}): free space or mend the permissions, and go on"
-            ) from error
+            raise _unwritable(path, found) from error
+        raise
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{str(path)!r} cannot be written ({error.strerror}): free space or mend the permissions, and go on"
+    )
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which gets its name at the end.
+
+    Args:
+        path: What it becomes; it does not exist.
+
+    Yields:
+        The staged folder, beside it, empty: one that was left half filled is removed.
+
+    Raises:
+        InputError: The disk is full, or the folder above may not be written to.
+    """
+    staged = path.with_name(path.name + STAGED)
+    try:
+        if staged.exists():
+            shutil.rmtree(staged)
+        staged.mkdir(parents=True)
+        yield staged
+        for file in (one for one in staged.rglob("*") if one.is_file()):
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        for folder in (staged, *(one for one in staged.rglob("*") if one.is_dir())):
+            _sync_folder(folder)
+        staged.rename(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        found = None if isinstance(error, InputError) else _of_the_system(error)
+        if found is not None:
+            raise _unwritable(path, found) from error
         raise
 
 

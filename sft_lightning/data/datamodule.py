@@ -17,11 +17,12 @@ from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.cached_images import ImageCaches
-from sft_lightning.data.images import FileImages, Geometry
+from sft_lightning.data.images import EncodedImages, FileImages, Geometry
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part, Source
 from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
+from sft_lightning.data.shards import pass_order
 from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.split_files import write_manifest
 from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
@@ -68,6 +69,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
         cache: str | None = None,
+        shard_window: int = 16,
         predict_source: str | None = None,
         class_names: list[str] | None = None,
     ) -> None:
@@ -75,7 +77,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
 
         Args:
             source: `sample` (shipped with the package), `sample-digits`, a torchvision data set such as `CIFAR10`, a
-                folder of class folders, or a `.csv` / `.parquet` manifest with the columns path,label[,split][,group].
+                folder of class folders or of shards, or a `.csv` / `.parquet` manifest with the columns
+                path,label[,split][,group].
             root: Folder that holds torchvision data sets; a manifest may name files in it, beside those in its own.
             download: Fetch a torchvision data set that is not in `root`.
             num_labels: How many training labels are used, divided among the classes; 0 for none, null for all.
@@ -108,6 +111,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
                 bit; with it, crops are the same rectangles, taken from whole pictures that are kept with twice as many
                 pixels as a crop has. All is decoded anew where a file is added or changes its name, size or time of
                 change. The folder may be removed when no run uses it. `predict` does without.
+            shard_window: So many shards are read, and their examples shuffled, at a time (`scripts/shard`).
             predict_source: What `predict` reads: a folder, manifest, file or data set; null for the test split.
             class_names: The classes that the source must have. Where these, `image_size` and `channels` are given, the
                 source is opened only when its pictures are needed, which `predict` can do without.
@@ -117,7 +121,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         """
         super().__init__()
         whole = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch}
-        at_least(1, unlabeled_ratio=unlabeled_ratio, **_given(image_size=image_size, **whole))
+        whole |= {"unlabeled_ratio": unlabeled_ratio, "shard_window": shard_window, "image_size": image_size}
+        at_least(1, **_given(**whole))
         at_least(0, **_given(num_workers=num_workers))
         if not 0 <= seed < 2**32:
             raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
@@ -131,7 +136,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         self.labeled_views = ("weak", "strong") if labeled_view == "both" else (labeled_view,)
         self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.shard_window = steps_per_epoch, shard_window
         self.num_workers = min(8, cores()) if num_workers is None else num_workers
         self._converts = image_size is not None or channels is not None
         told = class_names is not None and image_size is not None and channels is not None
@@ -265,7 +270,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         balance = split.labels if beside and self.balanced_labels else None
         # Two streams of one run draw differently.
         seed = 2 * self.request.seed + (name == "unlabeled")
-        plan = BatchPlan(len(split), size, seed, train, rank, world_size, endless=beside, balance=balance)
+        order = pass_order(split, self.shard_window) if train else None
+        plan = BatchPlan(len(split), size, seed, train, rank, world_size, beside, balance, order)
         epoch: int | None = getattr(self._module, "balanced_from_epoch", None) if train and name == "labeled" else None
         if epoch is None:
             return plan
@@ -375,7 +381,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
     def _crops_once(self, name: str) -> bool:
         """Whether a worker may crop while it decodes a file: each view has a crop of its own, and there is just one."""
         views = self.labeled_views if name == "labeled" else getattr(self._module, "unlabeled_views", ("weak",))
-        return isinstance(self.splits[name].part.images, FileImages) and len(views) == 1
+        return isinstance(self.splits[name].part.images, EncodedImages) and len(views) == 1
 
     def _maker(self, name: str) -> ViewMaker:
         view = self.weak_view

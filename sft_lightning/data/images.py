@@ -4,13 +4,14 @@ import hashlib
 import math
 import random
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -30,7 +31,7 @@ class Images(ABC):
         """SHA-256 of the content (in memory) or of the list of names and sizes (files)."""
 
     @abstractmethod
-    def sizes(self, indices: Sequence[int]) -> list[int]:
+    def sizes(self, indices: Sequence[int]) -> Sequence[int] | npt.NDArray[np.int64]:
         """Bytes of each picture: equal content implies equal size, so only equal sizes are compared."""
 
     @abstractmethod
@@ -119,12 +120,15 @@ DECODING = 2  # raised where files become other pixels than before: caches of th
 
 
 def open_image(
-    path: str | Path, channels: int = 3, background: tuple[int, int, int] = (255, 255, 255), enough: int | None = None
+    path: str | Path | BytesIO,
+    channels: int = 3,
+    background: tuple[int, int, int] = (255, 255, 255),
+    enough: int | None = None,
 ) -> Image.Image:
     """Decodes a file to 8-bit gray or RGB, upright, first frame, transparency laid over a background.
 
     Args:
-        path: PNG, JPEG, WebP, BMP, TIFF or GIF, in any mode that Pillow reads.
+        path: PNG, JPEG, WebP, BMP, TIFF or GIF, in any mode that Pillow reads; or its bytes.
         channels: 1 or 3.
         background: Color under transparent pixels.
         enough: A JPEG is decoded to an eighth, a quarter or half of its size where its shorter side stays that long and
@@ -135,7 +139,8 @@ def open_image(
     Raises:
         OSError: The file is missing, empty, truncated or no picture. Decoders raise others, too: see `UNREADABLE`.
     """
-    check_file(path)
+    if not isinstance(path, BytesIO):
+        check_file(path)
     with Image.open(path) as file:
         if enough is not None and file.format in ("JPEG", "MPO"):
             # Sides that k does not divide would be rounded up, and the picture be shifted by a part of a pixel.
@@ -169,11 +174,11 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return gray
 
 
-def decode(path: str | Path, geometry: Geometry, seed: int | None) -> Tensor:
+def decode(path: str | Path | BytesIO, geometry: Geometry, seed: int | None) -> Tensor:
     """Decodes one file to a uint8 tensor of shape (C, size, size).
 
     Args:
-        path: The file.
+        path: The file, or its bytes.
         geometry: Size, channels and crop.
         seed: Of the random crop; None for the central one.
 
@@ -209,7 +214,61 @@ def stacked(pictures: Sequence[Tensor]) -> Tensor:
     return torch.from_numpy(np.stack([picture.numpy() for picture in pictures], out=made))
 
 
-class FileImages(Images):
+class EncodedImages(Images):
+    """Pictures that are decoded when they are read."""
+
+    @abstractmethod
+    def file(self, index: int) -> Path | BytesIO:
+        """Where the picture is stored, or its bytes as they are stored.
+
+        Args:
+            index: Which.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+
+    @abstractmethod
+    def place(self, index: int) -> Path:
+        """Where a picture is, for messages.
+
+        Args:
+            index: Which.
+        """
+
+    @abstractmethod
+    def unreadable(self, indices: Iterable[int]) -> dict[int, str]:
+        """Finds those that are no whole pictures, as far as that is told without decoding: index to reason.
+
+        Args:
+            indices: Which to look at.
+        """
+
+    @classmethod
+    @abstractmethod
+    def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "EncodedImages":
+        """Some pictures of several collections as one.
+
+        Args:
+            pieces: Collections of this kind, and which of their pictures.
+            ids: Names of all.
+        """
+
+    def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor:
+        """Decodes one picture to a uint8 tensor of shape (C, size, size).
+
+        Args:
+            index: Which.
+            geometry: Size, channels and crop.
+            seed: Of the random crop; None for the central one.
+
+        Raises:
+            OSError: It cannot be decoded.
+        """
+        return decode(self.file(index), geometry, seed)
+
+
+class FileImages(EncodedImages):
     """Pictures as files."""
 
     def __init__(self, paths: Sequence[Path], ids: Sequence[str]) -> None:
@@ -224,6 +283,20 @@ class FileImages(Images):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def file(self, index: int) -> Path:
+        """The path of a file."""
+        return self.paths[index]
+
+    def place(self, index: int) -> Path:
+        """The path of a file."""
+        return self.paths[index]
+
+    @classmethod
+    def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "FileImages":
+        """Some files of several lists."""
+        files = [(images.paths, chosen) for images, chosen in pieces if isinstance(images, FileImages)]
+        return cls([paths[i] for paths, chosen in files for i in chosen], ids)
 
     def sizes(self, indices: Sequence[int]) -> list[int]:
         """Bytes of each file; 0 for one that is gone."""
@@ -244,35 +317,21 @@ class FileImages(Images):
         return [one(index) for index in indices]
 
     def unreadable(self, indices: Iterable[int]) -> dict[int, str]:
-        """Finds the files that are no whole pictures: index to reason.
-
-        Args:
-            indices: Which to look at.
-        """
+        """Looks at the header of each file, and at its end."""
         order = list(indices)
         with ThreadPoolExecutor(max_workers=8) as pool:
             reasons = pool.map(lambda i: whole(self.paths[i]), order)
             return {i: reason for i, reason in zip(order, reasons, strict=True) if reason}
 
-    def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor:
-        """Decodes one file to a uint8 tensor of shape (C, size, size).
 
-        Args:
-            index: Which.
-            geometry: Size, channels and crop.
-            seed: Of the random crop; None for the central one.
-
-        Raises:
-            OSError: The file cannot be decoded.
-        """
-        return decode(self.paths[index], geometry, seed)
+_AT_ONCE = 4096  # digests that are in memory while equal pictures are looked for
 
 
-def repeated(sets: dict[str, tuple[Images, list[int]]]) -> list[list[tuple[str, int]]]:
+def repeated(sets: dict[str, tuple[Images, Sequence[int]]]) -> list[list[tuple[str, int]]]:
     """Finds equal pictures across sets by content.
 
     Only pictures whose size in bytes occurs more than once are hashed, so a folder of photographs costs a `stat`
-    per file.
+    per file. Of each of these 8 bytes of its digest are kept, and only where they are equal the whole is looked at.
 
     Args:
         sets: Name of a set to its images and the indices that belong to it.
@@ -280,11 +339,28 @@ def repeated(sets: dict[str, tuple[Images, list[int]]]) -> list[list[tuple[str, 
     Returns:
         Groups of two or more equal pictures, each as (set, index).
     """
-    sizes = {name: images.sizes(indices) for name, (images, indices) in sets.items()}
-    counts = Counter(size for listed in sizes.values() for size in listed)
+    sizes = {name: np.asarray(images.sizes(indices), dtype=np.int64) for name, (images, indices) in sets.items()}
+    values, counts = np.unique(np.concatenate([*sizes.values()]), return_counts=True)
+    often = values[(counts > 1) & (values > 0)]
+    twins = {name: _of(sets[name][1], np.isin(sizes[name], often)) for name in sets}
+    short = {name: _short(sets[name][0], twins[name]) for name in sets}
+    values, counts = np.unique(np.concatenate([*short.values()]), return_counts=True)
     seen: dict[bytes, list[tuple[str, int]]] = {}
-    for name, (images, indices) in sets.items():
-        twins = [i for i, size in zip(indices, sizes[name], strict=True) if size and counts[size] > 1]
-        for index, content in zip(twins, images.fingerprints(twins), strict=True):
+    for name, (images, _) in sets.items():
+        equal = twins[name][np.isin(short[name], values[counts > 1])].tolist()
+        for index, content in zip(equal, images.fingerprints(equal), strict=True):
             seen.setdefault(content, []).append((name, index))
     return [group for group in seen.values() if len(group) > 1]
+
+
+def _of(indices: Sequence[int], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    return np.asarray(indices, dtype=np.int64)[which]
+
+
+def _short(images: Images, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """The first 8 bytes of the digest of each picture."""
+    found = np.empty(len(indices), np.uint64)
+    for first in range(0, len(indices), _AT_ONCE):
+        contents = images.fingerprints(indices[first : first + _AT_ONCE].tolist())
+        found[first : first + _AT_ONCE] = np.frombuffer(b"".join(content[:8] for content in contents), np.uint64)
+    return found

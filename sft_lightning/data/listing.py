@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sft_lightning.data.broken import printable, text, whole
 from sft_lightning.data.folders import pictures
-from sft_lightning.data.parts import Part
+from sft_lightning.data.parts import Part, concatenated
+from sft_lightning.data.shards import INDEX, ShardSource
 from sft_lightning.data.sources import open_source
 from sft_lightning.data.tables import check_inside, csv_rows, parquet_rows
 from sft_lightning.errors import InputError
@@ -128,6 +129,8 @@ def open_pictures(name: str, root: str = "data", check: bool = True) -> Listing 
     """
     path, setting = Path(name), "predict_source"
     listing: Listing
+    if (path / INDEX).is_file():
+        return concatenated(*((part, range(len(part))) for part in ShardSource(path).load().values()))
     if path.is_dir():
         listing = FolderListing(path)
     elif path.suffix.lower() in (".csv", ".parquet") and path.is_file():

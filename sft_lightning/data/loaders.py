@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.broken import UNREADABLE, BadImages, printable, reason
-from sft_lightning.data.images import FileImages, Geometry, MemoryImages, stacked
+from sft_lightning.data.images import EncodedImages, Geometry, MemoryImages, stacked
 from sft_lightning.data.plans import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
@@ -40,7 +40,7 @@ class RawBatch(NamedTuple):
 class _Decoded(Dataset[Any]):
     """Reads one file for a worker: (position, seed or None) to (picture or reason, position)."""
 
-    def __init__(self, images: FileImages, indices: Sequence[int], geometry: Geometry) -> None:
+    def __init__(self, images: EncodedImages, indices: Sequence[int], geometry: Geometry) -> None:
         self.images, self.indices, self.geometry = images, indices, geometry
 
     def __getitem__(self, request: tuple[int, int | None, int]) -> tuple[Tensor | str, int, int]:
@@ -118,7 +118,7 @@ class Stream:
             whole = len(split.indices) == len(images)
             self._indices = None if whole else torch.tensor(split.indices)
         else:
-            assert isinstance(images, FileImages)
+            assert isinstance(images, EncodedImages)
             self._requests = _Requests(plan)
             self._loader: DataLoader[Any] = DataLoader(
                 _Decoded(images, split.indices, geometry),
@@ -177,8 +177,8 @@ class Stream:
 
     def _path(self, position: int) -> Path:
         images = self._split.part.images
-        assert isinstance(images, FileImages)
-        return images.paths[self._split.indices[position]]
+        assert isinstance(images, EncodedImages)
+        return images.place(self._split.indices[position])
 
 
 class Schedule(Protocol):
@@ -203,7 +203,9 @@ class Schedule(Protocol):
 class TrainLoader:
     """The parts of a training batch side by side, in epochs of a fixed number of steps.
 
-    Lightning saves `state_dict` in its checkpoints and hands it back, so an interrupted epoch goes on where it stopped.
+    Lightning saves `state_dict` in its checkpoints and hands it back, so an interrupted epoch goes on where it stopped:
+    with the same batches where the product of batch size and processes is the same, and else at the next whole batch
+    of the pass, so that no example comes twice in it and fewer than one batch of all processes are left out.
     """
 
     def __init__(
@@ -220,6 +222,7 @@ class TrainLoader:
         self.streams, self.steps, self.schedule = streams, steps, schedule
         self.taken = steps if taken is None else taken
         self.epoch, self.position = 0, 0
+        self._ahead: dict[str, int] = {}  # of a stream's own count, since it went on with batches of another size
 
     @property
     def sampler(self) -> "TrainLoader":
@@ -253,19 +256,27 @@ class TrainLoader:
             yield {name: next(parts[name]) for name in names}
 
     def _before(self, part: str, g: int) -> int:
-        return g if self.schedule is None else self.schedule.before(part, g)
+        return (g if self.schedule is None else self.schedule.before(part, g)) + self._ahead.get(part, 0)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the next batch would come from."""
-        return {"epoch": self.epoch, "position": self.position}
+        g = self.epoch * self.taken + self.position
+        places = {name: stream.plan.place(self._before(name, g)) for name, stream in self.streams.items()}
+        ended = self.position >= self.taken
+        return {"epoch": self.epoch, "position": self.position, "ended": ended, "places": places}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved place.
 
         Args:
-            state: From `state_dict`.
+            state: From `state_dict`, perhaps of another number of processes.
         """
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.epoch, self.position, self._ahead = state["epoch"], state["position"], {}
+        g = (self.epoch + 1) * self.taken if state.get("ended") else self.epoch * self.taken + self.position
+        for name, place in state.get("places", {}).items():
+            plan, own = self.streams[name].plan, self._before(name, g)
+            if place is not None and plan.place(own) not in (None, tuple(place)):
+                self._ahead[name] = plan.after(tuple(place)) - own
 
 
 class EvalLoader:

@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.broken import text
-from sft_lightning.data.images import FileImages, Images, MemoryImages
+from sft_lightning.data.columns import Chosen
+from sft_lightning.data.images import EncodedImages, Images, MemoryImages
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -26,9 +28,9 @@ class Part:
     """
 
     images: Images
-    ids: list[str]
+    ids: Sequence[str]
     labels: Tensor
-    groups: list[str] | None = None
+    groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,21 +54,29 @@ class Source(ABC):
         """Reads the parts that exist among `train`, `val`, `test` and `unlabeled`."""
 
 
-def concatenated(*pieces: tuple[Part, list[int]]) -> Part:
+def concatenated(*pieces: tuple[Part, Sequence[int]]) -> Part:
     """Some examples of several parts as one part.
 
     Args:
-        pieces: Part and positions; all in memory or all files.
+        pieces: Part and positions; all of one kind of images.
     """
-    ids = [part.ids[i] for part, chosen in pieces for i in chosen]
-    labels = torch.cat([part.labels[chosen] for part, chosen in pieces])
+    ids = _some([(part.ids, chosen) for part, chosen in pieces])
+    labels = torch.cat([part.labels[torch.as_tensor(chosen, dtype=torch.long)] for part, chosen in pieces])
     grouped = any(part.groups is not None for part, _ in pieces)  # who has no group is one of its own
-    groups = [(part.groups or part.ids)[i] for part, chosen in pieces for i in chosen] if grouped else None
-    memory = [(part.images.data, chosen) for part, chosen in pieces if isinstance(part.images, MemoryImages)]
-    if len(memory) == len(pieces):
-        return Part(MemoryImages(torch.cat([data[chosen] for data, chosen in memory])), ids, labels, groups)
-    files = [(part.images.paths, chosen) for part, chosen in pieces if isinstance(part.images, FileImages)]
-    return Part(FileImages([paths[i] for paths, chosen in files for i in chosen], ids), ids, labels, groups)
+    groups = _some([(part.groups or part.ids, chosen) for part, chosen in pieces]) if grouped else None
+    images = [(part.images, chosen) for part, chosen in pieces]
+    first = images[0][0]
+    if isinstance(first, EncodedImages):
+        return Part(first.joined(images, ids), ids, labels, groups)
+    memory = [one.data[torch.as_tensor(chosen)] for one, chosen in images if isinstance(one, MemoryImages)]
+    return Part(MemoryImages(torch.cat(memory)), ids, labels, groups)
+
+
+def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:
+    """Some of several texts: of lists, a list; what is on the disk stays there."""
+    if all(isinstance(texts, list) for texts, _ in pieces):
+        return [texts[i] for texts, chosen in pieces for i in chosen]
+    return Chosen(*pieces)
 
 
 def relative(path: Path, root: Path) -> str:

@@ -4,9 +4,12 @@ A loader that is told the number goes on from there, whatever the number of work
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from sft_lightning.data.orders import Windowed
 
 PRIME = 1_000_003  # between the seeds of what must differ
 
@@ -21,7 +24,7 @@ class BatchPlan:
 
     def __init__(
         self, count: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1,
-        endless: bool = False, balance: Tensor | None = None,
+        endless: bool = False, balance: Tensor | None = None, order: Callable[[int], Windowed] | None = None,
     ) -> None:  # fmt: skip
         """Plans the passes.
 
@@ -34,8 +37,11 @@ class BatchPlan:
             world_size: Number of processes.
             endless: Batches are always full and run across the borders of passes: few labels beside many others.
             balance: int64 labels, (count,): a pass visits the classes in turn, each equally often.
+            order: Of a pass, by its seed, in place of that in which every order is as likely as any other; not used
+                where classes take turns.
         """
         self.endless, self._balance = endless, balance
+        self._drawn = order if balance is None else None
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         if endless:
@@ -47,7 +53,7 @@ class BatchPlan:
                 self.per_pass -= 1
         else:  # evaluation: this process takes every world_size-th example, so none is seen twice
             self.per_pass = math.ceil(len(range(rank, count, world_size)) / batch_size)
-        self._order: tuple[int, Tensor] | None = None
+        self._order: tuple[int, Tensor | Windowed] | None = None
         self._later: tuple[BatchPlan, int] | None = None
 
     def then(self, later: "BatchPlan", start: int) -> "BatchPlan":
@@ -60,10 +66,14 @@ class BatchPlan:
         self._later = later, start
         return self
 
-    def _pass(self, number: int) -> Tensor:
+    def _pass(self, number: int) -> Tensor | Windowed:
         if self._order is None or self._order[0] != number:
-            if self.shuffle:
-                generator = torch.Generator().manual_seed(self.seed * PRIME + number)
+            order: Tensor | Windowed
+            seed = self.seed * PRIME + number
+            if self.shuffle and self._drawn is not None:
+                order = self._drawn(seed)
+            elif self.shuffle:
+                generator = torch.Generator().manual_seed(seed)
                 order = torch.randperm(self.count, generator=generator)
                 if self._balance is not None:
                     order = _in_turn(order, self._balance)
@@ -92,9 +102,42 @@ class BatchPlan:
             chunk = torch.tensor_split(chunk, self.world_size)[self.rank]
         return chunk, draw
 
+    def place(self, g: int) -> tuple[int, int] | None:
+        """How far training is before batch g: whole passes, and examples of the pass that is under way.
+
+        Args:
+            g: Counts batches from the start of training.
+
+        Returns:
+            None where another plan takes over, which counts differently.
+        """
+        width = self.batch_size * self.world_size
+        if self._later is not None:
+            return None
+        if self.endless:
+            return divmod(g * width, self._length)
+        number, k = divmod(g, self.per_pass)
+        return number, k * width
+
+    def after(self, place: tuple[int, int]) -> int:
+        """The first batch that holds no example of the same pass again, whoever came to that place.
+
+        Args:
+            place: Of a plan of the same examples and seed, for another number of processes or size of batches.
+        """
+        width = self.batch_size * self.world_size
+        if self.endless:
+            return -(-(place[0] * self._length + place[1]) // width)
+        return place[0] * self.per_pass + min(self.per_pass, -(-place[1] // width))
+
+    @property
+    def _length(self) -> int:
+        """Of a pass."""
+        return len(self._pass(0) if self._order is None else self._order[1])
+
     def _across(self, first: int, size: int) -> Tensor:
         """Positions first to first + size - 1 of all passes in a row."""
-        number, place = divmod(first, len(self._pass(0)) if self._order is None else len(self._order[1]))
+        number, place = divmod(first, self._length)
         pieces: list[Tensor] = []
         while size > 0:
             piece = self._pass(number)[place : place + size]

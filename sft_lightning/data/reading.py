@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sft_lightning.data.broken import BadImages
-from sft_lightning.data.images import FileImages, MemoryImages
-from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.images import EncodedImages, MemoryImages
+from sft_lightning.data.parts import Part, Source, concatenated
 from sft_lightning.data.split_files import read_manifest
 from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
 from sft_lightning.errors import InputError
@@ -58,17 +58,14 @@ def readable(part: Part, bad: BadImages) -> Part:
         part: Of files, or in memory.
         bad: Where they are reported, which may refuse them.
     """
-    if not isinstance(part.images, FileImages):
+    if not isinstance(part.images, EncodedImages):
         return part
     broken = part.images.unreadable(range(len(part)))
     for i, reason in broken.items():
-        bad.report(part.images.paths[i], reason)
+        bad.report(part.images.place(i), reason)
     if not broken:
         return part
-    keep = [i for i in range(len(part)) if i not in broken]
-    ids = [part.ids[i] for i in keep]
-    groups = None if part.groups is None else [part.groups[i] for i in keep]
-    return Part(FileImages([part.images.paths[i] for i in keep], ids), ids, part.labels[keep], groups)
+    return concatenated((part, [i for i in range(len(part)) if i not in broken]))
 
 
 def _check_shape(first_name: str, first: Part, second_name: str, second: Part) -> None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.broken import EXTENSIONS, printable, text
+from sft_lightning.data.columns import Prefixed
 from sft_lightning.data.faults import UNTRAINED, fault
 from sft_lightning.data.folders import pictures
 from sft_lightning.data.images import FileImages, MemoryImages
 from sft_lightning.data.parts import SPLITS, Part, Source, concatenated, relative
+from sft_lightning.data.shards import INDEX, ShardSource
 from sft_lightning.data.tables import ManifestSource
 from sft_lightning.data.torchvision_sources import DATASETS, load_dataset, read_idx
 from sft_lightning.errors import InputError, near
@@ -29,7 +31,8 @@ def open_source(
     """Finds out what kind of source a word names, and opens it.
 
     Args:
-        name: `sample`, `sample-digits`, a torchvision data set, a folder, or a `.csv` / `.parquet` manifest.
+        name: `sample`, `sample-digits`, a torchvision data set, a folder, one of shards, or a `.csv` / `.parquet`
+            manifest.
         root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
         download: Fetch a torchvision data set that is not there.
         setting: What the user calls it, for messages.
@@ -46,6 +49,8 @@ def open_source(
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
         return ManifestSource(path, root, skip)
+    if (path / INDEX).is_file():
+        return ShardSource(path)
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():
@@ -242,4 +247,5 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: 
     if not chosen:
         raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")
     part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
-    return Part(part.images, [f"{name}:{i}" for i in part.ids], torch.full((len(part),), -1))
+    ids = Prefixed(f"{name}:", part.ids)
+    return Part(part.images, list(ids) if isinstance(part.ids, list) else ids, torch.full((len(part),), -1))

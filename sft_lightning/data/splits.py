@@ -10,10 +10,12 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ class Split:
     """
 
     part: Part
-    indices: list[int]
+    indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -45,7 +47,9 @@ class Split:
     @property
     def labels(self) -> Tensor:
         """int64 of shape (N,), -1 where unknown."""
-        return self.part.labels[torch.tensor(self.indices, dtype=torch.long)]
+        if isinstance(self.indices, range) and len(self) == len(self.part):
+            return self.part.labels
+        return self.part.labels[torch.as_tensor(self.indices, dtype=torch.long)]
 
     @property
     def ids(self) -> list[str]:
@@ -90,7 +94,7 @@ def rank(seed: int, purpose: str, name: str) -> bytes:
 
 
 def choose(
-    ids: Sequence[str],
+    ids: Iterable[str],
     labels: Sequence[int],
     groups: Sequence[str] | None,
     quota: dict[int, int],
@@ -113,12 +117,14 @@ def choose(
     Returns:
         Positions in `ids`.
     """
-    members: dict[str, list[int]] = {}
-    for position, name in enumerate(groups if groups is not None else ids):
-        members.setdefault(name, []).append(position)
     missing = Counter(quota)
     if not missing.total():
         return set()
+    if groups is None:
+        return _first(ids, labels, quota, seed, purpose)
+    members: dict[str, list[int]] = {}
+    for position, name in enumerate(groups):
+        members.setdefault(name, []).append(position)
     taken: set[int] = set()
     for name in sorted(members, key=lambda name: rank(seed, purpose, name)):
         own = members[name]
@@ -128,6 +134,21 @@ def choose(
             taken.update(own)
             missing.subtract(counts)
     return taken
+
+
+def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], seed: int, purpose: str) -> set[int]:
+    """Of each class its quota of lowest rank, in memory for these alone."""
+    best: dict[int, list[tuple[int, int]]] = {c: [] for c, n in quota.items() if n > 0}
+    for position, (name, label) in enumerate(zip(ids, labels, strict=True)):
+        own = best.get(label)
+        if own is None:
+            continue
+        entry = -int.from_bytes(rank(seed, purpose, name)), position  # the heap has the highest rank on top
+        if len(own) < quota[label]:
+            heapq.heappush(own, entry)
+        elif entry > own[0]:
+            heapq.heapreplace(own, entry)
+    return {position for own in best.values() for _, position in own}
 
 
 def quotas(counts: dict[int, int], total: int) -> dict[int, int]:
@@ -189,36 +210,55 @@ def make_splits(parts: dict[str, Part], second: Part | None, request: Request, c
 
 
 def _all(part: Part) -> Split:
-    return Split(part, list(range(len(part))))
+    return Split(part, range(len(part)))
 
 
-def _divided(split: Split, taken: set[int]) -> tuple[Split, Split]:
+def _divided(split: Split, taken: npt.NDArray[np.int64]) -> tuple[Split, Split]:
     """What is taken, and the rest."""
-    return Split(split.part, sorted(taken)), Split(split.part, [i for i in split.indices if i not in taken])
+    if len(taken) in (0, len(split)):
+        nothing = Split(split.part, [])
+        return (split, nothing) if len(taken) else (nothing, split)
+    rest = np.setdiff1d(np.asarray(split.indices, dtype=np.int64), taken, assume_unique=True)
+    return Split(split.part, np.sort(taken).tolist()), Split(split.part, rest.tolist())
+
+
+def _known(pool: Split) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], dict[int, int]]:
+    """Those of a pool that have a label, the labels, and how many each class has, in the order of the classes."""
+    indices, labels = np.asarray(pool.indices, dtype=np.int64), pool.labels.numpy()
+    indices, labels = indices[labels >= 0], labels[labels >= 0]
+    classes, counts = np.unique(labels, return_counts=True)
+    return indices, labels, dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+
+def _ids(part: Part, indices: npt.NDArray[np.int64]) -> Iterable[str]:
+    return (part.ids[i] for i in indices.tolist())
 
 
 def _held_out(pool: Split, size: float, seed: int, purpose: str) -> tuple[Split, Split]:
     """What is held out of a pool, and what is left to train on."""
-    part, labels = pool.part, pool.part.labels.tolist()
-    candidates = [i for i in pool.indices if labels[i] >= 0] or pool.indices
+    part = pool.part
+    candidates, labels, counts = _known(pool)
+    if not len(candidates):
+        candidates, labels = np.asarray(pool.indices, dtype=np.int64), np.full(len(pool), -1)
+        counts = {-1: len(pool)} if len(pool) else {}
     if size < 0 or (size >= 1 and size != int(size)):
         raise InputError(f"{purpose}_size is {size}: give a share below 1 or a whole number of examples")
     total = int(size) if size >= 1 else round(size * len(candidates))
-    if total == 0 or not candidates:
-        return _divided(pool, set())
+    if total == 0 or not len(candidates):
+        return _divided(pool, candidates[:0])
     if total >= len(candidates):
         raise InputError(
             f"{purpose}_size asks for {total} of the {len(candidates)} training examples: leave some to train on"
         )
     chosen = choose(
-        [part.ids[i] for i in candidates],
-        [labels[i] for i in candidates],
-        None if part.groups is None else [part.groups[i] for i in candidates],
-        quotas(dict(Counter(labels[i] for i in candidates)), total),
+        _ids(part, candidates),
+        labels.tolist(),
+        None if part.groups is None else [part.groups[i] for i in candidates.tolist()],
+        quotas(counts, total),
         seed,
         purpose,
     )
-    held, rest = _divided(pool, {candidates[k] for k in chosen})
+    held, rest = _divided(pool, candidates[sorted(chosen)])
     if part.groups is not None:  # the unlabeled members of a held-out group must not be trained on either
         groups = {part.groups[i] for i in held.indices}
         rest = Split(part, [i for i in rest.indices if part.groups[i] not in groups])
@@ -227,9 +267,7 @@ def _held_out(pool: Split, size: float, seed: int, purpose: str) -> tuple[Split,
 
 def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple[Split, Split]:
     """The labels that are used, and the rest of the pool."""
-    part, labels = pool.part, pool.part.labels.tolist()
-    candidates = [i for i in pool.indices if labels[i] >= 0]
-    counts = Counter(labels[i] for i in candidates)
+    candidates, labels, counts = _known(pool)
     if min(request.num_labels or 0, request.labels_per_class or 0) < 0:
         raise InputError(
             f"num_labels is {request.num_labels}, labels_per_class {request.labels_per_class}: give zero or more, "
@@ -239,10 +277,10 @@ def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple
         raise InputError("num_labels and labels_per_class are both set: give one of them")
     if request.labels_per_class is not None:
         for c, name in enumerate(class_names):
-            if counts[c] < request.labels_per_class:
+            if counts.get(c, 0) < request.labels_per_class:
                 raise InputError(
-                    f"labels_per_class is {request.labels_per_class}, but class {name!r} has only {counts[c]} labeled "
-                    "training images after validation and test were held out: ask for fewer"
+                    f"labels_per_class is {request.labels_per_class}, but class {name!r} has only {counts.get(c, 0)} "
+                    "labeled training images after validation and test were held out: ask for fewer"
                 )
         quota = dict.fromkeys(counts, request.labels_per_class)
     elif request.num_labels is not None:
@@ -251,21 +289,21 @@ def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple
                 f"num_labels is {request.num_labels}, but only {len(candidates)} labeled training images are left "
                 "after validation and test were held out: ask for fewer"
             )
-        quota = quotas(dict(counts), request.num_labels)
+        quota = quotas(counts, request.num_labels)
     else:
-        return _divided(pool, set(candidates))
+        return _divided(pool, candidates)
     # Groups keep training apart from evaluation; within training a budget of labels is met exactly.
-    chosen = choose(
-        [part.ids[i] for i in candidates], [labels[i] for i in candidates], None, quota, request.seed, "labeled"
-    )
-    return _divided(pool, {candidates[k] for k in chosen})
+    chosen = choose(_ids(pool.part, candidates), labels.tolist(), None, quota, request.seed, "labeled")
+    return _divided(pool, candidates[sorted(chosen)])
 
 
 def _outside_groups(given: Split, held: Splits, request: Request) -> Split:
     """The source's own unlabeled part without the groups that are held out."""
     groups = {split.part.groups[i] for split in held.values() if split.part.groups is not None for i in split.indices}
     own = given.part.groups
-    keep = [i for i in given.indices if own is None or own[i] not in groups]
+    if own is None or not groups:
+        return given
+    keep = [i for i in given.indices if own[i] not in groups]
     if len(keep) < len(given):
         request.messages.append(
             f"{len(given) - len(keep)} unlabeled images were left out: their group is in validation or test"
@@ -291,7 +329,7 @@ def without_leaks(splits: Splits, request: Request) -> Splits:
         InputError: The same picture stands in two splits and the policy is `raise`.
     """
     for a, b in itertools.combinations(splits, 2):
-        if splits[a].part is splits[b].part and set(splits[a].indices) & set(splits[b].indices):
+        if splits[a].part is splits[b].part and np.intersect1d(splits[a].indices, splits[b].indices).size:
             raise AssertionError(f"splits {a} and {b} overlap")
     if request.on_leak == "keep":
         return splits
@@ -314,7 +352,8 @@ def without_leaks(splits: Splits, request: Request) -> Splits:
         f"{len(pairs)} pictures were dropped because the same picture is held out for evaluation: {listed}{more}"
     )
     return {
-        name: Split(split.part, [i for i in split.indices if i not in drop[name]]) for name, split in splits.items()
+        name: Split(split.part, [i for i in split.indices if i not in drop[name]]) if drop[name] else split
+        for name, split in splits.items()
     }
 
 

@@ -11,7 +11,7 @@ from sft_lightning.cli import Built, run
 from sft_lightning.data.broken import printable
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.faults import STRADDLING, Fault, listing
-from sft_lightning.data.images import FileImages
+from sft_lightning.data.images import EncodedImages
 from sft_lightning.data.sources import FolderSource
 from sft_lightning.data.splits import Request
 from sft_lightning.errors import Found, InputError
@@ -181,7 +181,11 @@ def _unreadable(data: ImageDataModule, seen: Sequence[Seen], policy: str, faults
     told = {fault.name for fault in faults}
     rows = []
     for name, part in (data.source.load() if data.bad.found else {}).items():
-        for path, known in zip(part.images.paths, part.ids, strict=True) if isinstance(part.images, FileImages) else []:
+        images = part.images
+        for i, known in enumerate(part.ids):
+            if not isinstance(images, EncodedImages):
+                break
+            path = images.place(i)
             if known not in told and (said := data.bad.found.pop(printable(path), None)) is not None:
                 rows.append(Row(name, known, said))
             elif known in told:

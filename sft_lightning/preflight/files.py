@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from sft_lightning.data.broken import EXTENSIONS, UNREADABLE, check_file
-from sft_lightning.data.images import Geometry
+from sft_lightning.data.images import FileImages, Geometry
 from sft_lightning.data.parts import relative
 from sft_lightning.preflight.findings import Finding, Row
 from sft_lightning.preflight.looks import Header, Look, Seen
@@ -42,7 +42,7 @@ def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
         return lambda one, i, look: None if look.header is None else test(look.header)
 
     def misnamed(one: Seen, i: int, look: Look) -> str | None:
-        if look.header is None:
+        if look.header is None or not isinstance(one.split.part.images, FileImages):  # in shards names are only names
             return None
         promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
         # An MPO of a camera is a JPEG that is followed by others.

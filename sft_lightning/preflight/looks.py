@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from sft_lightning.cpu import cores
 from sft_lightning.data.broken import check_file, reason
-from sft_lightning.data.images import FileImages, Images, MemoryImages, open_image
+from sft_lightning.data.images import EncodedImages, Images, MemoryImages, open_image
 from sft_lightning.data.splits import Split
 
 SIDE = 32  # of the small picture
@@ -135,9 +136,9 @@ def _silent() -> Iterator[None]:
 
 def _look(images: Images, index: int, channels: int, background: tuple[int, int, int]) -> Look:
     header = None
-    if isinstance(images, FileImages):
-        header = _header(images.paths[index])
-        image = open_image(images.paths[index], 3, background)
+    if isinstance(images, EncodedImages):
+        header = _header(images.file(index))
+        image = open_image(images.file(index), 3, background)
     else:
         assert isinstance(images, MemoryImages)
         pixels = images.data[index].permute(1, 2, 0).numpy()
@@ -163,8 +164,9 @@ def _spread(luma: Image.Image) -> float:
     return float(np.average((levels - mean) ** 2, weights=counts) ** 0.5)
 
 
-def _header(path: Path) -> Header:
-    check_file(path)
+def _header(path: Path | BytesIO) -> Header:
+    if not isinstance(path, BytesIO):
+        check_file(path)
     with Image.open(path) as file:
         return Header(
             file.format or "",

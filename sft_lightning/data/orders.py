@@ -1,0 +1,61 @@
+"""The order of a pass over shards: near enough to random for training, and no example is far from the one before.
+
+The shards come in an order drawn by the seed. So many of them as the window holds are read at a time, and their
+examples are shuffled among each other; then come the next. With a window of all shards this is an ordinary shuffle.
+"""
+
+from bisect import bisect_right
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+_PRIME = 2_147_483_647
+_KEPT = 2  # groups of shards whose order is in memory: a batch may reach into the next
+
+
+class Windowed:
+    """The order of one pass, made group by group: its memory is that of a window, not of the data."""
+
+    def __init__(self, lengths: Tensor, window: int, seed: int) -> None:
+        """Draws the order of the shards.
+
+        Args:
+            lengths: int64, (S,): examples of each shard, whose positions follow each other.
+            window: Shards whose examples are shuffled among each other.
+            seed: Of this pass.
+        """
+        shards = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
+        self._groups = shards.split(window)
+        self._lengths, self._firsts = lengths, lengths.cumsum(0) - lengths
+        self._stops = list(accumulate(int(lengths[group].sum()) for group in self._groups))
+        self._seed = seed
+        self._made: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    def __getitem__(self, places: slice) -> Tensor:
+        """The examples at some places of the pass, int64.
+
+        Args:
+            places: Without a step.
+        """
+        first, stop, _ = places.indices(len(self))
+        pieces = [torch.empty(0, dtype=torch.long)]
+        while first < stop:
+            k = bisect_right(self._stops, first)
+            start = self._stops[k - 1] if k else 0
+            pieces.append(self._group(k)[first - start : stop - start])
+            first += len(pieces[-1])
+        return torch.cat(pieces)
+
+    def _group(self, k: int) -> Tensor:
+        if k not in self._made:
+            own = self._groups[k].sort().values
+            ranges = [torch.arange(int(self._firsts[s]), int(self._firsts[s] + self._lengths[s])) for s in own.tolist()]
+            examples = torch.cat(ranges)
+            generator = torch.Generator().manual_seed((self._seed * _PRIME + k + 1) % 2**63)
+            self._made = dict(list(self._made.items())[1 - _KEPT :])
+            self._made[k] = examples[torch.randperm(len(examples), generator=generator)]
+        return self._made[k]
