@@ -3,13 +3,13 @@
     python scripts/bench/growth.py --out scripts/bench/results/growth.json --plot scripts/bench/results/growth.png
 
 Each training is that of `configs/quickstart/fine_tune.yaml` (the MLP, batches of 64) with all labels, through the
-command line and in a process of its own. `start` is from the start of the process to the first step, `images_per_second`
-that of the steps after the first 20, of all processes together. What is resident is told by `/proc/self/status` (Linux
-only), in bytes beyond what was resident when the imports were done: `peak` (VmHWM), and in the last step `rss` (VmRSS)
-and `anonymous` (RssAnon).
+command line and in a process of its own. `start` is from the start of the process to the first step,
+`images_per_second` that of the steps after the first 20, of all processes together. What is resident is told by
+`/proc/self/status` (Linux only), in bytes beyond what was resident when the imports were done: `peak` (VmHWM), and in
+the last step `rss` (VmRSS) and `anonymous` (RssAnon).
 
-- `memory`: random pictures of 28x28 in MNIST's files, which are held in memory. `peak_over_bytes` is by how much the peak
-  grew from the smallest number of images to the largest, for each byte of pixels that came with it, round by round.
+- `memory`: random pictures of 28x28 in MNIST's files, which are held in memory. `peak_over_bytes` is by how much the
+  peak grew from the smallest number of images to the largest, for each byte of pixels that came with it, in each round.
 - `files`: class folders of PNG files, pictures of the sample, each with a few bytes behind its end that make it unlike
   the others. They are listed, looked through for broken ones and for copies, and decoded as batches need them.
 - `index`: names of files that do not exist, divided into splits: what numbers of images cost that no disk here holds.
@@ -42,9 +42,9 @@ def resident() -> dict[str, int]:
     return {name: 1024 * int(re.findall(rf"{field}:\s+(\d+)", told)[0]) for name, field in names.items()}
 
 
-def beyond(first: int) -> dict[str, int]:
-    """What `resident` tells, without what was there when the imports were done."""
-    return {name: size - first for name, size in resident().items()}
+def beyond(first: dict[str, int]) -> dict[str, int]:
+    """What `resident` tells, without what it told when the imports were done."""
+    return {name: size - first["rss" if name == "peak" else name] for name, size in resident().items()}
 
 
 def training(words: list[str]) -> dict[str, Any] | None:
@@ -76,7 +76,7 @@ def training(words: list[str]) -> dict[str, Any] | None:
         return made(self, config, [*callbacks, watch])
 
     cli.SFTCLI._instantiate_trainer = with_watch  # type: ignore[method-assign]
-    first = resident()["rss"]
+    first = resident()
     done = cli.run(words)
     if not done.trainer.is_global_zero:
         return None
@@ -97,7 +97,7 @@ def index(count: int) -> dict[str, Any]:
     from sft_lightning.data.parts import Part
     from sft_lightning.data.splits import Request, make_splits
 
-    first, start = resident()["rss"], time.time()
+    first, start = resident(), time.time()
     ids = [f"class_{i % 10}/{i:09}.png" for i in range(count)]
     part = Part(FileImages([Path("gone", name) for name in ids], ids), ids, torch.arange(count) % 10)
     make_splits({"train": part}, None, Request(num_labels=1000 if count > 5000 else 10), [str(c) for c in range(10)])
@@ -173,7 +173,7 @@ def pngs(root: Path, count: int) -> list[str]:
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """All of it."""
-    place = Path(tempfile.mkdtemp())
+    place, back = Path(tempfile.mkdtemp()), Path.cwd()
     os.chdir(place)
     found: dict[str, Any] = {"memory": {}, "files": {}, "index": {}, "ranks": {}}
     sources = {count: idx(place, count) for count in args.images}
@@ -194,6 +194,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         found["index"][str(count)] = alone("index", str(count))
     for ranks in (1, 2):
         found["ranks"][str(ranks)] = fit(sources[large], args.steps, ranks)
+    os.chdir(back)
     shutil.rmtree(place)
     return found
 
