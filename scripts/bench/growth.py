@@ -211,6 +211,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         path: Of the PNG; its folder is made.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     from sft_lightning.files import whole
 
@@ -220,14 +221,15 @@ def plot(found: dict[str, Any], path: Path) -> None:
     speed, memory, start, ranks = figure.subplots(1, 4)
     for axes, field, title in (
         (speed, "images_per_second", "images per second"),
-        (memory, "peak", "peak memory beyond the imports, MB"),
-        (start, "start", "seconds until the first step"),
+        (memory, "peak", "peak beyond imports, MB"),
+        (start, "start", "seconds to the first step"),
     ):
         for kind, (color, marker, label) in styles.items():
             own = {int(n): row for n, row in found[kind].items() if n.isdigit() and field in row}
             values = [row[field] / (1e6 if field == "peak" else 1) for row in own.values()]
             axes.plot(list(own), values, color=color, marker=marker, markersize=5, label=label)
         axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("images")
         axes.set_title(title, fontsize=10, loc="left")
     pixels = {int(n): row["bytes"] / 1e6 for n, row in found["memory"].items() if n.isdigit()}
