@@ -73,7 +73,7 @@ class Budget:
 
 # Words that make a bench small, where it has no `--quick` of its own.
 QUICK = {
-    "training_speed": ["--pairs=1", "--pictures=1280", "--epochs=2"],
+    "training_speed": ["--pairs=1", "--pictures=1280", "--epochs=3"],
     "semi_supervised": ["--pairs=1", "--networks", "conv", "--steps=1"],
     "feature_cache": ["--backbone=conv", "--image_size=32", "--labels=64", "--epochs=3"],
     "startup": ["--rounds=1", "--warm=0"],

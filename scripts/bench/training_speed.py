@@ -73,7 +73,7 @@ def main() -> None:
     """Times the pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=4, help="the first is not counted")
+    parser.add_argument("--epochs", type=int, default=4, help="3 or more; the first and the last do not count")
     parser.add_argument("--pictures", type=int, default=60_000, help="of an epoch")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
