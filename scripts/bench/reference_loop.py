@@ -93,7 +93,7 @@ def train(
     return seconds
 
 
-def one_seed(seed: int, loop: str, epochs: int, data: Path) -> dict[str, object]:
+def one_seed(seed: int, loop: str, epochs: int, data: Path, pictures: int) -> dict[str, object]:
     """Both phases with one seed; the test split is looked at once, after the last step."""
     torch.manual_seed(seed)
     x, y, x_test, y_test = (
@@ -101,7 +101,7 @@ def one_seed(seed: int, loop: str, epochs: int, data: Path) -> dict[str, object]
         for part in ("train", "t10k")
         for kind in ("images-idx3", "labels-idx1")
     )
-    y, y_test = y.long(), y_test.long()
+    x, y, y_test = x[:pictures], y[:pictures].long(), y_test.long()
     flat_test = x_test.float().div(255)
     batches: Loader
     if loop == "sliced":
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--loop", choices=("sliced", "per_sample"), default="sliced")
     parser.add_argument("--epochs", type=int, default=100, help="of each phase")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pictures", type=int, default=60_000, help="so many of the training pictures")
     parser.add_argument("--data", type=Path, default=DEBIAN_FASHION_MNIST)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path)
@@ -142,7 +143,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     runs = []
     for seed in args.seeds:
-        runs.append(one_seed(seed, args.loop, args.epochs, args.data))
+        runs.append(one_seed(seed, args.loop, args.epochs, args.data, args.pictures))
         how = {"loop": args.loop, "epochs": args.epochs, "threads": torch.get_num_threads()}
         text = json.dumps({**about(), **how, "runs": runs}, indent=1)
         if args.out:

@@ -190,9 +190,9 @@ VARIANTS = {
 }
 
 
-def alone(*words: str) -> Any:
+def alone(*words: str, steps: int | None) -> Any:
     """What one measurement says in a process of its own."""
-    command = [sys.executable, __file__, "--only", *words]
+    command = [sys.executable, __file__, *([] if steps is None else [f"--steps={steps}"]), "--only", *words]
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -202,9 +202,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--steps", type=int, help="of an epoch, in place of the network's own number")
     parser.add_argument("--only", nargs="+", help="one measurement in this process: views, or a variant and a network")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.steps:
+        STEPS.update(dict.fromkeys(STEPS, args.steps))
     if args.only:
         print(json.dumps(views() if args.only == ["views"] else VARIANTS[args.only[0]](args.only[1])))
         return
@@ -214,13 +217,13 @@ def main() -> None:
         "labeled": LABELED,
         "unlabeled": LABELED * RATIO,
     }
-    pairs = [alone("views") for _ in range(args.pairs)]
+    pairs = [alone("views", steps=args.steps) for _ in range(args.pairs)]
     told["views"] = {
         "images_per_second": {kind: round(statistics.median(p[kind] for p in pairs)) for kind in pairs[0]},
         "batched_over_per_sample": [round(p["batched"] / p["per_sample"], 2) for p in pairs],
     }
     for network in args.networks:
-        rows = [{name: alone(name, network) for name in VARIANTS} for _ in range(args.pairs)]
+        rows = [{name: alone(name, network, steps=args.steps) for name in VARIANTS} for _ in range(args.pairs)]
         told[network] = {
             "seconds_per_step": {name: round(statistics.median(r[name] for r in rows), 4) for name in VARIANTS},
             "unlabeled_per_second": {

@@ -83,9 +83,10 @@ def timed(name: str) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warm", type=int, default=1, help="rounds before them, which do not count")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rounds = [{name: timed(name) for name in COMMANDS} for _ in range(args.rounds + 1)][1:]
+    rounds = [{name: timed(name) for name in COMMANDS} for _ in range(args.rounds + args.warm)][args.warm :]
     found: dict[str, object] = {
         name: {
             kind: round(statistics.median(own[name][k] for own in rounds), 2)
@@ -93,9 +94,10 @@ def main() -> None:
         }
         for name in COMMANDS
     }
-    ratios = sorted(own["first step"][0] / own["bare first step"][0] for own in rounds)
-    found["ratio"] = [round(ratio, 3) for ratio in (statistics.median(ratios), ratios[0], ratios[-1])]
-    publish(args, {"found": found})
+    ratios = [round(own["first step"][0] / own["bare first step"][0], 3) for own in rounds]
+    found["ratio"] = [round(ratio, 3) for ratio in (statistics.median(ratios), min(ratios), max(ratios))]
+    seconds = {name: [round(own[name][0], 2) for own in rounds] for name in COMMANDS}
+    publish(args, {"found": found, "first_step_ratios": ratios, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from sft_lightning.cli import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "reference"
 CONFIG = {"autoencoder": "autoencoder_fashion_mnist.yaml", "fine_tune": "finetune_fashion_mnist.yaml"}
+BATCH = 64  # of both configs
 STARTS: list[float] = []
 
 
@@ -39,7 +40,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def framework(config: str, epochs: int = 4) -> float:
+def framework(config: str, epochs: int, pictures: int) -> float:
     """Median seconds of an epoch after the first, from start to start."""
     STARTS.clear()
     old = Progress.on_train_epoch_start
@@ -51,17 +52,19 @@ def framework(config: str, epochs: int = 4) -> float:
     Progress.on_train_epoch_start = timed  # type: ignore[method-assign,assignment]
     terminal, sys.stdout = sys.stdout, Terminal()
     try:
-        run(["fit", "--config", str(CONFIGS / config), "--trainer.max_epochs", str(epochs)])
+        limit = f"--trainer.limit_train_batches={pictures // BATCH}"  # an int: batches, all of them where it is more
+        run(["fit", "--config", str(CONFIGS / config), f"--trainer.max_epochs={epochs}", limit])
     finally:
         sys.stdout = terminal
         Progress.on_train_epoch_start = old  # type: ignore[method-assign]
     return statistics.median(b - a for a, b in pairwise(STARTS[1:]))
 
 
-def plain(loop: str) -> dict[str, float]:
+def plain(loop: str, epochs: int, pictures: int) -> dict[str, float]:
     """Median seconds of an epoch of a plain loop after the first, of both phases."""
     script = Path(__file__).with_name("reference_loop.py")
-    command = [sys.executable, str(script), "--loop", loop, "--epochs", "4", "--seeds", "0"]
+    command = [sys.executable, str(script), "--loop", loop, f"--epochs={epochs}", f"--pictures={pictures}"]
+    command += ["--seeds", "0"]
     told = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)["runs"][0]
     return {phase: told[f"{phase}_seconds_per_epoch"] for phase in CONFIG}
 
@@ -70,16 +73,18 @@ def main() -> None:
     """Times the pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4, help="3 or more; the first and the last do not count")
+    parser.add_argument("--pictures", type=int, default=60_000, help="of an epoch")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     out = args.out.resolve() if args.out else None
     os.chdir(tempfile.mkdtemp())
     rows: dict[str, list[dict[str, float]]] = {phase: [] for phase in CONFIG}
     for _ in range(args.pairs):
-        loops = {loop: plain(loop) for loop in ("sliced", "per_sample")}
+        loops = {loop: plain(loop, args.epochs, args.pictures) for loop in ("sliced", "per_sample")}
         for phase, config in CONFIG.items():
             row = {loop: seconds[phase] for loop, seconds in loops.items()}
-            rows[phase].append({**row, "framework": framework(config)})
+            rows[phase].append({**row, "framework": framework(config, args.epochs, args.pictures)})
     result: dict[str, Any] = {}
     for phase, measured in rows.items():
         faster = [r["per_sample"] / r["framework"] for r in measured]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sft_lightning.errors import InputError, near
 
+_BLOCK = 2**20  # bytes that are read at a time
 Pictures = Tensor | list[Path]
 Reader = Callable[[], tuple[Pictures, Any]]
 
@@ -94,8 +95,11 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         InputError: The file is missing or not what its header says.
     """
+    content = bytearray()  # which the tensor shares: nothing is in memory twice
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                content += block
         zero, kind, dims = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
     except (OSError, EOFError, zlib.error, struct.error) as error:
@@ -106,7 +110,7 @@ def read_idx(path: Path) -> Tensor:
             f"file {str(path)!r} is no whole IDX file of bytes: its header promises {shape}, it holds {data.size} "
             "bytes; fetch it again"
         )
-    return torch.from_numpy(data.reshape(shape).copy())
+    return torch.from_numpy(data.reshape(shape))
 
 
 def load_dataset(name: str, root: Path, download: bool) -> Loaded:

@@ -1,6 +1,5 @@
 """DST: Chen et al. 2022, "Debiased Self-Training for Semi-Supervised Learning"."""
 
-import math
 from typing import Any
 
 import torch
@@ -76,7 +75,7 @@ class DST(FixMatch):
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
             label, weight = self.targets(logits, step)
         consistency = masked_cross_entropy(self.pseudo_head(step.student.features), label, weight)
-        share = self.reversal * math.tanh(int(self.steps) / (2 * self.reversal_steps))
+        share = self.reversal * torch.tanh(self.steps / (2 * self.reversal_steps))
         self.steps += 1
         on_known = self.worst_head(_reversed(step.known.features, share))
         on_strong = at_least_float32(self.worst_head(_reversed(step.student.features, share)))
@@ -89,7 +88,7 @@ class DST(FixMatch):
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, share: Tensor) -> Tensor:
         ctx.share = share
         return x.view_as(x)
 
@@ -98,7 +97,7 @@ class _Reverse(torch.autograd.Function):
         return -ctx.share * gradients[0], None
 
 
-def _reversed(x: Tensor, share: float) -> Tensor:
+def _reversed(x: Tensor, share: Tensor) -> Tensor:
     """The same forward, a share of the negative gradient backward (Ganin & Lempitsky 2015)."""
     result: Tensor = _Reverse.apply(x, share)
     return result

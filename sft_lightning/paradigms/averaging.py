@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,16 @@ class Average(nn.Module):
             self.add_module(name, deepcopy(part))
         self.requires_grad_(False).eval()
         self._names, self.decay = tuple(parts), decay
+        self._taken: int | None = None  # what `steps` holds, where it is known without waiting for the device
         self.register_buffer("steps", torch.tensor(0))
 
     def train(self, mode: bool = True) -> "Average":
         """Stays in eval mode."""
         return super().train(False)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._taken = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
@@ -38,7 +44,8 @@ class Average(nn.Module):
         Args:
             network: Has the parts.
         """
-        t = int(self.steps)
+        t = int(self.steps) if self._taken is None else self._taken
+        self._taken = t + 1
         decay = min(self.decay, (1 + t) / (10 + t))
         self.steps += 1
         pairs = [

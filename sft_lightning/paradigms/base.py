@@ -109,7 +109,8 @@ class Paradigm(LightningModule, ABC):
         return [Group("all", [p for p in self.parameters() if p.requires_grad], 1.0)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint stand alone: it holds the weights, wherever they once came from."""
+        """Makes the checkpoint stand alone: it holds the weights, wherever they came from; none follows bad steps."""
+        self._guard.ask(self)
         settings = checkpoint.get("hyper_parameters", {})
         settings.update({name: "none" for name in ("weights", "head_weights") if name in settings})
 
@@ -155,10 +156,12 @@ class Paradigm(LightningModule, ABC):
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0 and step != self._logged_step:
+            self._guard.ask(self)
             self._log_training(step)
 
     def on_train_epoch_end(self) -> None:
         """Writes what is left at the end, all of it where the training is shorter than the pace of the log."""
+        self._guard.ask(self)
         trainer = self.trainer
         stopped = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
         if self._summed and (stopped or self.current_epoch + 1 == trainer.max_epochs):

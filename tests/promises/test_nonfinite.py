@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule
 from sft_lightning.errors import InputError
 from sft_lightning.losses.strategies import FixMatch
 from sft_lightning.losses.unlabeled import Result, Step
-from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, sample, state, trainer
+from sft_lightning.paradigms import nonfinite
+from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
 from tests.promises.killed import Torn, trained
 from tests.promises.test_exact_resume import RUNS, SHORT
 
@@ -63,6 +66,64 @@ def test_left_out_steps_change_neither_parameters_nor_statistics(kind: str, accu
     changed = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in pairwise(states)]
     assert [bool(names) for names in changed] == [True, True, False, False, True, True]
     assert any("running_mean" in name for name in changed[1])
+
+
+class Steps(Callback):
+    """Keeps the parameters and the optimizer's own state before each step."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        own = trainer.optimizers[0].state_dict()["state"]
+        states = {f"{i}.{name}": value.clone() for i, of in own.items() for name, value in of.items()}
+        self.kept.append({**{n: p.detach().clone() for n, p in pl_module.named_parameters()}, **states})
+
+
+@pytest.mark.parametrize("kind", ["value", "gradient"])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_where_a_look_would_wait_nothing_is_learned_until_it_is_told(
+    kind: str, optimizer: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device: the step is told by the next entry of the log, with its number, its examples and its terms."""
+    monkeypatch.setattr(nonfinite, "waits", lambda device: True)
+    momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    settings: dict[str, Any] = {"optimizer": lambda p: optimizer(p, 0.01, fused=True, **momentum)}
+    steps, data = Steps(), sample(steps_per_epoch=20)
+    logged = trainer([steps], logger=CSVLogger("."), log_every_n_steps=8)
+    with pytest.raises(InputError, match=r" at step 4 \(learning rate 0.01, .*: nothing was learned") as stopped:
+        logged.fit(classifier("conv", regularizer=Torn(kind, [4, 6]), **settings), data)
+    what = "regularizer is inf" if kind == "value" else "the gradient of backbone."
+    assert str(stopped.value).startswith(what)
+    assert len(steps.kept) == 8
+    changed = [
+        {name for name in b if name not in a or not torch.equal(a[name], b[name])} for a, b in pairwise(steps.kept)
+    ]
+    assert [bool(names) for names in changed] == [True, True, True, True, False, False, False]
+    (told,) = (json.loads(path.read_text()) for path in workdir.rglob("nonfinite.json"))
+    plan = data.train_dataloader().streams["labeled"].plan
+    assert told["examples"] == [{"labeled": [data.splits["labeled"].ids[i] for i in plan[4][0].tolist()]}]
+    assert (told["step"], bool(told["gradients"])) == (4, kind == "gradient")
+
+
+def test_where_a_look_would_wait_the_weights_are_those_of_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for wait in (False, True):
+        monkeypatch.setattr(nonfinite, "waits", lambda device, wait=wait: wait)
+        model = classifier("conv", optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=True))
+        trainer(max_epochs=2).fit(model, sample(steps_per_epoch=6))
+        found.append(state(model))
+    assert not moved(*found)
+
+
+def test_nothing_is_saved_after_it(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint on the way comes before the log is due."""
+    monkeypatch.setattr(nonfinite, "waits", lambda device: True)
+    words = ["--data.init_args.steps_per_epoch=6", "--run_name=torn"]
+    with pytest.raises(InputError, match=r" at step 8 "):
+        cli("fit", "fine_tune", *words, TORN.replace("KIND", "value").replace("STEPS", "[8]"))
+    kept = torch.load("lightning_logs/torn/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert kept["global_step"] == 6
 
 
 def test_one_more_than_may_be_left_out_stops() -> None:

@@ -1,0 +1,100 @@
+"""What is measured against what, and the target: a line for each budget, judged on the JSON of its bench.
+
+To add one: a line in `BUDGETS`. Its bench is `scripts/bench/NAME.py`, which takes `--out FILE` and writes there, under
+the names of `where`, a list with one number for each pair (or a single number). With `--quick` a bench gets the words
+in `QUICK`, or else the word `--quick`.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One line of the table.
+
+    Attributes:
+        bench: Name of its script, without `.py`.
+        where: Names that lead to the numbers in the bench's JSON, with slashes between.
+        what: Is measured.
+        against: What it is held against.
+        better: Whether `more` or `less` of it is better.
+        target: The least, or the most, that the median may be.
+        unit: Of the numbers.
+    """
+
+    bench: str
+    where: str
+    what: str
+    against: str
+    better: Literal["more", "less"]
+    target: float
+    unit: str = "times"
+
+    @property
+    def name(self) -> str:
+        """Which line it is."""
+        return f"{self.bench}/{self.where}"
+
+    def numbers(self, found: Mapping[str, Any]) -> list[float]:
+        """One for each pair.
+
+        Args:
+            found: JSON of the bench.
+
+        Raises:
+            KeyError: It lacks them.
+            ValueError: They are none.
+        """
+        value: Any = found
+        for name in self.where.split("/"):
+            value = value[name]
+        numbers = [float(number) for number in (value if isinstance(value, list) else [value])]
+        if not numbers:
+            raise ValueError(f"no numbers at {self.where}")
+        return numbers
+
+    def judged(self, numbers: Sequence[float]) -> dict[str, Any]:
+        """The line of the table.
+
+        Args:
+            numbers: One for each pair.
+        """
+        middle = statistics.median(numbers)
+        met = middle >= self.target if self.better == "more" else middle <= self.target
+        return {
+            "name": self.name, "what": self.what, "against": self.against, "unit": self.unit, "numbers": list(numbers),
+            "median": middle, "lowest": min(numbers), "highest": max(numbers),
+            "better": self.better, "target": self.target, "met": met,
+        }  # fmt: skip
+
+
+# Words that make a bench small, where it has no `--quick` of its own.
+QUICK = {
+    "training_speed": ["--pairs=1", "--pictures=1280", "--epochs=3"],
+    "semi_supervised": ["--pairs=1", "--networks", "conv", "--steps=1"],
+    "feature_cache": ["--backbone=conv", "--image_size=32", "--labels=64", "--epochs=3"],
+    "startup": ["--rounds=1", "--warm=0"],
+    "checkpoint_cost": ["--networks", "conv", "--pairs=1", "--steps=52"],
+    "step_overhead": ["--pairs=2", "--steps=20"],
+}
+
+PER_SAMPLE, SLICED = "per-sample `DataLoader` loop", "sliced plain loop with fused Adam"
+FIXMATCH, PLAIN = "FixMatch's step, images/s", "plain loop, all in one batch with gradient"
+BUDGETS = [
+    Budget("training_speed", "autoencoder/times_faster_than_per_sample", "autoencoder, speed", PER_SAMPLE, "more", 4),
+    Budget("training_speed", "fine_tune/times_faster_than_per_sample", "fine-tuning, speed", PER_SAMPLE, "more", 4),
+    Budget("training_speed", "autoencoder/times_the_sliced_loop", "autoencoder, time", SLICED, "less", 1.5),
+    Budget("training_speed", "fine_tune/times_the_sliced_loop", "fine-tuning, time", SLICED, "less", 2),
+    Budget("step_overhead", "overhead", "step overhead", "plain loop, same batches", "less", 500, "µs a step"),
+    Budget("semi_supervised", "conv/framework_speed_over/one_batch", f"{FIXMATCH}, small CNN", PLAIN, "more", 1.4),
+    Budget("semi_supervised", "wrn_28_2/framework_speed_over/one_batch", f"{FIXMATCH}, WRN-28-2", PLAIN, "more", 1.4),
+    Budget("feature_cache", "times_faster", "epoch of a linear probe, speed", "features recomputed", "more", 20),
+    Budget("startup", "first_step_ratios", "time to the first step", "bare LightningCLI", "less", 1.1),
+    Budget("startup", "seconds/help", "`--help`", "the clock", "less", 2, "s"),
+    Budget("startup", "seconds/unknown option", "a mistake in the command", "the clock", "less", 2, "s"),
+    Budget("checkpoint_cost", "conv/ratios", "training with checkpoints, time", "without them", "less", 1.02),
+    Budget("growth", "memory/peak_over_bytes", "memory of data held in it", "bytes of the pixels", "less", 1.2),
+]  # fmt: skip
