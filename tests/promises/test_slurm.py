@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,26 +45,34 @@ def wait_for(path: Path, text: str, seconds: int = 400) -> str:
     raise AssertionError(path.read_text() if path.is_file() else f"no {path}")
 
 
+def wait_until(found: Callable[[], Any], seconds: int = 400) -> None:
+    for _ in range(5 * seconds):
+        if found():
+            return
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
+
+
 @pytest.mark.slurm
-@pytest.mark.parametrize("how", ["asked", "requeued from outside"])
+@pytest.mark.parametrize("how", ["asked", "requeued from outside", "requeued before its first checkpoint"])
 def test_a_requeued_job_ends_where_an_undisturbed_one_does(how: str, tmp_path: Path) -> None:
     import torch
 
     given = [*RUNS["joint"], *STEPS, "--trainer.max_epochs=3"]
     whole, parts = (submitted("fit.sbatch", tmp_path, out, TWO, given) for out in ("whole.txt", "parts.txt"))
     wait_for(tmp_path / "whole.txt", "Finished at step 180")
-    runs = [tmp_path / "lightning_logs" / "slurm" / job / "version_0" for job in (whole, parts)]
-    for _ in range(300):
-        time.sleep(0.2)
-        if (runs[1] / "checkpoints" / "last.ckpt").is_file():
-            break
+    folders = [tmp_path / "lightning_logs" / "slurm" / job for job in (whole, parts)]
+    if how == "requeued before its first checkpoint":
+        wait_for(tmp_path / "parts.txt", "All distributed processes registered")
+    else:
+        wait_until(lambda: list(folders[1].glob("version_0/checkpoints/last.ckpt")))
     asked = ["scancel", "--signal=USR1", parts] if how == "asked" else ["scontrol", "requeue", parts]
     subprocess.run(asked, check=True)
     said = wait_for(tmp_path / "parts.txt", "Finished at step 180")
     if how == "asked":
         assert said.count(f"saved, requeued job {parts}") == 1
     assert said.count("All distributed processes registered") == 2
-    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in runs]
+    states = [torch.load(next(f.glob("version_*/checkpoints/last.ckpt")), weights_only=True) for f in folders]
     for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert same(states[0][name], states[1][name])
 
@@ -85,10 +95,7 @@ def test_a_study_goes_on_where_its_job_is_requeued(tmp_path: Path) -> None:
     config = written(tmp_path, budgets=[20], seeds=[0], options=options)
     job = submitted("study.sbatch", tmp_path, "out.txt", ["--time=30"], [config, "--slurm={time: 10}"])
     folder = tmp_path / "lightning_logs" / "study" / "small"
-    for _ in range(300):
-        time.sleep(0.2)
-        if list((folder / "slurm").glob("*_submitted.pkl")):
-            break
+    wait_until(lambda: list((folder / "slurm").glob("*_submitted.pkl")))
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], check=True)  # as Slurm does ahead of the limit
     said = wait_for(tmp_path / "out.txt", "report.html")
     assert said.count("Study small: 3 trainings") == 2
