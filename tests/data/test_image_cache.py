@@ -47,7 +47,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(12):
             draw = np.random.default_rng(100 * k + i)
             coarse = Image.fromarray(draw.integers(0, 256, (7, 9, 3), dtype=np.uint8))
-            smooth = coarse.resize((60 + 5 * i, 70 - 3 * i), Image.Resampling.BICUBIC)
+            size = (128, 96) if i == 7 else (60 + 5 * i, 70 - 3 * i)  # large enough to be decoded to a half
+            smooth = coarse.resize(size, Image.Resampling.BICUBIC)
             if i == 5:
                 smooth = smooth.convert("L")
             smooth.save(home / folder / (f"{i:02}.png" if i % 3 == 0 else f"{i:02}.jpg"))
