@@ -78,10 +78,13 @@ QUICK = {
     "feature_cache": ["--backbone=conv", "--image_size=32", "--labels=64", "--epochs=3"],
     "startup": ["--rounds=1", "--warm=0"],
     "checkpoint_cost": ["--networks", "conv", "--pairs=1", "--steps=52"],
+    "image_folder": ["--images=64", "--width=100", "--rounds=1", "--times=2"],
+    "streaming": ["--sizes", "500", "1000", "--kinds", "shards", "--seconds=1"],
     "step_overhead": ["--pairs=2", "--steps=20"],
 }
 
 PER_SAMPLE, SLICED = "per-sample `DataLoader` loop", "sliced plain loop with fused Adam"
+FOLDER = "`ImageFolder`, PIL, `DataLoader`"
 FIXMATCH, PLAIN = "FixMatch's step, images/s", "plain loop, all in one batch with gradient"
 BUDGETS = [
     Budget("training_speed", "autoencoder/times_faster_than_per_sample", "autoencoder, speed", PER_SAMPLE, "more", 4),
@@ -91,10 +94,13 @@ BUDGETS = [
     Budget("step_overhead", "overhead", "step overhead", "plain loop, same batches", "less", 500, "µs a step"),
     Budget("semi_supervised", "conv/framework_speed_over/one_batch", f"{FIXMATCH}, small CNN", PLAIN, "more", 1.4),
     Budget("semi_supervised", "wrn_28_2/framework_speed_over/one_batch", f"{FIXMATCH}, WRN-28-2", PLAIN, "more", 1.4),
+    Budget("image_folder", "later_epoch_by_image_folder", "files at 224 from the cache, speed", FOLDER, "more", 5),
+    Budget("image_folder", "first_epoch_by_image_folder", "files at 224, cache being filled, speed", FOLDER, "more", 1),
     Budget("feature_cache", "times_faster", "epoch of a linear probe, speed", "features recomputed", "more", 20),
     Budget("startup", "first_step_ratios", "time to the first step", "bare LightningCLI", "less", 1.1),
     Budget("startup", "seconds/help", "`--help`", "the clock", "less", 2, "s"),
     Budget("startup", "seconds/unknown option", "a mistake in the command", "the clock", "less", 2, "s"),
     Budget("checkpoint_cost", "conv/ratios", "training with checkpoints, time", "without them", "less", 1.02),
+    Budget("streaming", "bytes_for_each_image/shards", "memory of shards", "their images", "less", 64, "bytes each"),
     Budget("growth", "memory/peak_over_bytes", "memory of data held in it", "bytes of the pixels", "less", 1.2),
 ]  # fmt: skip

@@ -120,10 +120,9 @@ def measured(way: str, folder: Path, cache: Path) -> dict[str, float]:
     return told
 
 
-def ratios(rows: list[dict[str, float]], way: str, against: str) -> dict[str, float]:
+def ratios(rows: list[dict[str, float]], way: str, against: str) -> list[float]:
     """How many times as fast one way is as another, round by round."""
-    each = [row[way] / row[against] for row in rows]
-    return {"median": round(statistics.median(each), 2), "min": round(min(each), 2), "max": round(max(each), 2)}
+    return [round(row[way] / row[against], 2) for row in rows]
 
 
 def measure(args: argparse.Namespace, home: Path) -> dict[str, Any]:

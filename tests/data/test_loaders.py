@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lightning.data.broken import BadImages
@@ -133,6 +133,7 @@ def test_an_epoch_left_early_starts_the_next_one_at_its_start(files: Split) -> N
 SIZES = {"count": st.integers(1, 60), "batch_size": st.integers(1, 9), "seed": st.integers(0, 2**33)}
 
 
+@settings(max_examples=40)
 @given(**SIZES)
 def test_each_pass_sees_every_example_once(count: int, batch_size: int, seed: int) -> None:
     plan = BatchPlan(count, batch_size, seed, shuffle=True)

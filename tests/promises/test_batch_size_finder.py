@@ -40,6 +40,7 @@ def left(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name)
 
 
+@pytest.mark.slow
 def test_the_training_is_one_of_the_size_that_was_found(workdir: Path) -> None:
     assert main([*WORDS, *FINDER, "--run_name=run"]) == 0
     assert main([*WORDS, "--data.init_args.batch_size=16", "--run_name=plain"]) == 0

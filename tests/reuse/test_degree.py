@@ -196,6 +196,7 @@ def test_an_interrupted_command_repeats_no_run(workdir: Path, monkeypatch: pytes
     assert started == 5
 
 
+@pytest.mark.slow
 def test_results_are_taken_over_only_where_nothing_changed(
     workdir: Path, fits: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -368,6 +368,7 @@ def test_what_is_left_to_do(tmp_path: Path) -> None:
     assert [run.method for run in left([*runs, also], ledger) if run.key == "start 2"] == ["also"]
 
 
+@pytest.mark.slow
 def test_other_networks_and_steps_are_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = {**METHODS["labels_only"][0], "options": {"model.init_args.backbone": "conv", "trainer.max_epochs": 1}}
     methods = {**METHODS, "another": [stage]}
