@@ -81,7 +81,7 @@ def test_a_requeued_job_ends_where_an_undisturbed_one_does(how: str, tmp_path: P
 def test_a_job_ends_across_its_time_limits(tmp_path: Path) -> None:
     given = [*RUNS["joint"], *STEPS, "--trainer.max_epochs=20", "--trainer.limit_val_batches=0"]
     job = submitted("fit.sbatch", tmp_path, "out.txt", [*TWO, "--time=2", "--signal=USR1@20"], given)
-    said = wait_for(tmp_path / "out.txt", "Finished at step 1200", 1500)
+    said = wait_for(tmp_path / "out.txt", "Finished at step 1200", 2400)
     times = said.count("All distributed processes registered")
     assert times > 1
     assert said.count(f"saved, requeued job {job}") == times - 1
