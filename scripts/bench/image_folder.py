@@ -12,10 +12,12 @@ a Python of its own, in alternating rounds:
   `again` is the pass after that, which does not.
 
 Seconds run from when the loader is asked for to its last batch; files were read once before. The pictures are parts of
-the two photographs of scikit-learn with some noise, every other one JPEG (quality 90), the others PNG. Memory is the
-anonymous memory (`RssAnon`, Linux only) of a process that has read all from the cache: without the pages of the file,
-which the system takes back when it needs them. The larger folder has hard links to the same files. Ratios are
-round by round.
+the two photographs of scikit-learn with some noise, half of them JPEG (quality 90), the others PNG. Ratios are round by
+round.
+
+Memory is what a process has for itself (`RssAnon`, Linux only), without the pages of the file, which the system takes
+back when it needs them: what the list of files takes (`files`), with a cache or without, and what is added when all
+pictures are read from the cache twice, as uint8 batches (`reading`). The larger folder has hard links to the files.
 """
 
 import argparse
@@ -84,9 +86,32 @@ def anonymous_kib() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
+def opened(folder: Path, cache: Path | None) -> ImageDataModule:
+    """All pictures to train on."""
+    kept = None if cache is None else str(cache)
+    data = ImageDataModule(str(folder), image_size=SIDE, batch_size=BATCH, val_size=0, num_workers=cores(), cache=kept)
+    data.request.test_size = 0
+    data.setup("fit")
+    return data
+
+
+def memory(folder: Path, cache: Path) -> dict[str, float]:
+    """MiB that the list of files takes, and that reading all from the cache adds, in this process."""
+    start = anonymous_kib()
+    data = opened(folder, cache)
+    listed = anonymous_kib()
+    train = data.train_dataloader()
+    for epoch in range(2):
+        train.set_epoch(epoch)
+        count = sum(len(batch["labeled"].images) for batch in train)
+    return {"count": count, "files": (listed - start) / 1024, "reading": (anonymous_kib() - listed) / 1024}
+
+
 def one(way: str, folder: Path, cache: Path) -> dict[str, float]:
     """Measures one way, in this process."""
     torch.set_num_threads(cores())
+    if way == "memory":
+        return memory(folder, cache)
     if way == "image_folder":
         keep_memory()
         views = Compose([Resize(SIDE), CenterCrop(SIDE), ToTensor()])
@@ -95,10 +120,7 @@ def one(way: str, folder: Path, cache: Path) -> dict[str, float]:
         loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=cores())
         count = sum(len(x) for x, _ in loader)
         return {"images_per_second": count / (time.perf_counter() - start)}
-    kept = None if way == "without_cache" else str(cache)
-    data = ImageDataModule(str(folder), image_size=SIDE, batch_size=BATCH, val_size=0, num_workers=cores(), cache=kept)
-    data.request.test_size = 0
-    data.setup("fit")
+    data = opened(folder, None if way == "without_cache" else cache)
     keep_memory()  # as a training on the CPU does
     found = {}
     start = time.perf_counter()
@@ -109,7 +131,7 @@ def one(way: str, folder: Path, cache: Path) -> dict[str, float]:
         assert count == len(data.splits["labeled"])
         found[name] = count / (time.perf_counter() - start)
         start = time.perf_counter()
-    return {**found, "anonymous_mib": anonymous_kib() / 1024, "count": count}
+    return found
 
 
 def measured(way: str, folder: Path, cache: Path) -> dict[str, float]:
@@ -129,28 +151,27 @@ def measure(args: argparse.Namespace, home: Path) -> dict[str, Any]:
     """All rounds, then memory with more files."""
     folder, cache, rows = home / "pictures", home / "cache", []
     write_pictures(folder, args.images, args.width)
-    small: dict[str, float] = {}
     for _ in range(args.rounds):
-        row = {}
+        row: dict[str, float] = {}
         shutil.rmtree(cache, ignore_errors=True)
         for way in WAYS:
             for path in folder.rglob("*.*"):
                 path.read_bytes()
-            small = measured(way, folder, cache)
-            row[way] = small["images_per_second"]
-        rows.append({**row, "again": small["again"]})
+            told = measured(way, folder, cache)
+            row[way] = told["images_per_second"]
+        rows.append({**row, "again": told["again"]})
     link_pictures(folder, home / "larger", args.times)
     measured("first_epoch", home / "larger", cache)
-    large = measured("later_epoch", home / "larger", cache)
-    grown = (large["anonymous_mib"] - small["anonymous_mib"]) * 2**20 / (large["count"] - small["count"])
+    sizes = [measured("memory", each, cache) for each in (folder, home / "larger")]
     return {
         "images_per_second": {way: round(statistics.median(row[way] for row in rows), 1) for way in rows[0]},
         "later_epoch_by_image_folder": ratios(rows, "later_epoch", "image_folder"),
         "later_epoch_by_without_cache": ratios(rows, "later_epoch", "without_cache"),
         "first_epoch_by_image_folder": ratios(rows, "first_epoch", "image_folder"),
         "first_epoch_by_without_cache": ratios(rows, "first_epoch", "without_cache"),
-        "anonymous_mib": {str(int(told["count"])): round(told["anonymous_mib"], 1) for told in (small, large)},
-        "bytes_per_further_image": round(grown),
+        "memory_mib": {
+            f"{told['count']} images": {name: round(told[name], 1) for name in ("files", "reading")} for told in sizes
+        },
         "rounds_in_detail": [{way: round(speed, 1) for way, speed in row.items()} for row in rows],
     }
 

@@ -426,4 +426,4 @@ def test_the_bench_runs(tmp_path: Path) -> None:
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
     told = json.loads(found.read_text())
     assert set(told["images_per_second"]) == {"image_folder", "without_cache", "first_epoch", "later_epoch", "again"}
-    assert list(told["anonymous_mib"]) == ["24", "48"]
+    assert list(told["memory_mib"]) == ["24 images", "48 images"]
