@@ -109,8 +109,8 @@ class Made(EncodedImages):
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "Made":
-        """Not needed."""
-        raise NotImplementedError
+        """Nobody asks for it: shards are written of one source."""
+        raise TypeError("made pictures are not joined with others")
 
 
 class MadeSource(Source):

@@ -3,6 +3,7 @@
 A list of a million names takes a hundred megabytes of each process; these take none that the system cannot drop.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -50,8 +51,9 @@ class _Texts(Sequence[str]):
             raise IndexError(index)
         return self._one(place)
 
+    @abstractmethod
     def _one(self, place: int) -> str:
-        raise NotImplementedError
+        """The text at a place from 0 on."""
 
 
 class Texts(_Texts):

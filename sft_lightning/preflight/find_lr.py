@@ -19,7 +19,6 @@ from torch import Tensor
 from sft_lightning.cli import leave, run
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.errors import InputError, above_zero, at_least
-from sft_lightning.memory import explain
 from sft_lightning.preflight.range_test import NAME, Curve, told, write
 from sft_lightning.preflight.trial import Trial, all_in_turn
 from sft_lightning.runs import LOGS
@@ -97,16 +96,6 @@ class Sweep(Callback):
         self._losses, self._batches = [], 0
         if self.curve.add(float(mean)):
             trainer.should_stop = True
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says what to lower where memory ran out.
-
-        Args:
-            trainer: In training.
-            pl_module: Unused.
-            exception: Any.
-        """
-        explain(exception, trainer)
 
 
 class Finder(Trial):

@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.cli import SFTCLI
 from sft_lightning.data.datamodule import ImageDataModule
-from sft_lightning.memory import explain
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.preflight.trial import all_in_turn
 
@@ -72,16 +71,6 @@ class Pace(Callback):
         elif turns >= _WARM + _LEAST and now - self._begin >= self._seconds:
             self.images, self.rate = self._seen / (turns - _WARM) / self._turn, self._seen / (now - self._begin)
             trainer.should_stop = True
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says what to lower where memory ran out.
-
-        Args:
-            trainer: In training.
-            pl_module: Unused.
-            exception: Any.
-        """
-        explain(exception, trainer)
 
 
 def whole_turn(cli: SFTCLI) -> int:

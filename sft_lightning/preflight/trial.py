@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.cli import Built, NoProfiler
 from sft_lightning.errors import InputError
+from sft_lightning.memory import explain
 from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 
 # What shapes a step of training. The rest of the Trainer's settings writes files, or ends the trial before its time.
@@ -15,6 +16,20 @@ _KEPT = (
     "accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm", "deterministic",
     "benchmark", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs",
 )  # fmt: skip
+
+
+class MemoryExplained(Callback):
+    """Says what to lower where memory ran out."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Puts the sentence in place of the error.
+
+        Args:
+            trainer: In training.
+            pl_module: Unused.
+            exception: Any.
+        """
+        explain(exception, trainer)
 
 
 class Trial(Built):
@@ -42,7 +57,7 @@ class Trial(Built):
         bar = self.bar and config.get("enable_progress_bar") is not False and sys.stdout.isatty()
         return self.trainer_class(
             **kept,
-            callbacks=[Progress()] if bar else [],
+            callbacks=[MemoryExplained(), *([Progress()] if bar else [])],
             enable_progress_bar=bar,
             logger=False,
             enable_checkpointing=False,
