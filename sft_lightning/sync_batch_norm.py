@@ -34,7 +34,7 @@ class SyncBatchNormOnCPU(_BatchNorm):
         values = input if input.dtype == torch.float64 else input.float()  # half precision cannot count that far
         others = [d for d in range(input.ndim) if d != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        count = sum_over_ranks(values.new_tensor(float(values.numel() // values.shape[1])))
+        count = sum_over_ranks(values.new_full((), values.numel() // values.shape[1]))
         mean = sum_over_ranks(values.sum(others)) / count
         centered = values - mean.view(shape)
         variance = sum_over_ranks(centered.square().sum(others)) / count

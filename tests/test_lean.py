@@ -41,7 +41,10 @@ def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.mark.parametrize("words", [("autoencoder",), ("fine_tune",), ("fine_tune", SCHEDULE)])
+HALF = "--trainer.precision=bf16-mixed"
+
+
+@pytest.mark.parametrize("words", [("autoencoder",), ("fine_tune",), ("fine_tune", SCHEDULE), ("fine_tune", HALF)])
 def test_equals_lightnings_step(words: tuple[str, ...], workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (a, seen_a), (b, seen_b) = (trained(monkeypatch, words[0], is_lean, *words[1:]) for is_lean in (True, False))
     assert len(seen_a.losses) == 12
@@ -127,7 +130,7 @@ def test_a_hook_of_the_module_is_called(workdir: Path, monkeypatch: pytest.Monke
     [
         ("--trainer.gradient_clip_val=0.1",),
         ("--trainer.accumulate_grad_batches=2",),
-        ("--trainer.precision=bf16-mixed",),
+        ("--trainer.precision=bf16-true",),
         ("--trainer.detect_anomaly=true",),
         ("--model.init_args.optimizer={class_path: torch.optim.LBFGS, init_args: {lr: 0.01}}",),
     ],

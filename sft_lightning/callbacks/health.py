@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from sft_lightning.device import sent
+
 _COLLAPSED = 0.5  # effective number of predicted classes as a share of that of the labels
 _LONG = 500  # steps of no accepted pseudo-label, or of collapse, before a word is said
 
@@ -71,13 +73,14 @@ class PseudoLabelHealth(Callback):
         """Per class, on the device: guessed, accepted, accepted with a hidden label, of these right."""
         if self._seen is None:
             self._seen = torch.zeros(4, classes, device=guessed.classes.device)
-        weight = torch.ones(len(guessed.classes)) if guessed.weight is None else guessed.weight
-        weight = weight.to(self._seen)
-        hidden = torch.full_like(guessed.indices, -1) if self._hidden is None else self._hidden[guessed.indices.cpu()]
-        hidden = hidden.to(guessed.classes.device)
+        weight = torch.ones_like(guessed.classes) if guessed.weight is None else guessed.weight
+        weight = weight.to(self._seen.dtype)
+        # Positions of examples are on the CPU, and so are the hidden labels.
+        hidden = torch.full_like(guessed.indices, -1) if self._hidden is None else self._hidden[guessed.indices]
+        hidden = sent(hidden, guessed.classes.device)
         known = weight * (hidden >= 0)
-        for row, amount in enumerate((torch.ones_like(weight), weight, known, known * (hidden == guessed.classes))):
-            self._seen[row].index_add_(0, guessed.classes, amount)
+        amounts = torch.stack([torch.ones_like(weight), weight, known, known * (hidden == guessed.classes)])
+        self._seen.index_add_(1, guessed.classes, amounts)
 
     def _tell(self, module: LightningModule, steps: int) -> None:
         assert self._seen is not None

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.device import sent
+
 
 def resampled(x: Tensor, source: Tensor) -> Tensor:
     """Pictures whose pixels come from elsewhere, bilinear; what comes in from outside is black.
@@ -18,7 +20,7 @@ def resampled(x: Tensor, source: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     # The grid's unit is half a side.
     unit = torch.tensor([[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]])
-    grid = F.affine_grid((source * unit).to(x), list(x.shape), align_corners=False)
+    grid = F.affine_grid(sent(source * unit, x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

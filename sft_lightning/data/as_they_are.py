@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.broken import BadImages
-from sft_lightning.data.images import DECODING, Geometry, MemoryImages
+from sft_lightning.data.cached_images import ImageCaches
+from sft_lightning.data.images import DECODING, FileImages, Geometry, MemoryImages
 from sft_lightning.data.loaders import EvalLoader, Stream
 from sft_lightning.data.parts import Part
 from sft_lightning.data.plans import BatchPlan, once_in_turn
@@ -29,6 +30,8 @@ class AsTheyAre(ABC):
     num_workers: int
     weak_view: WeakView
     labeled_views: tuple[str, ...]
+    trainer: Any
+    _caches: ImageCaches | None
     _features: Splits
 
     @property
@@ -96,8 +99,18 @@ class AsTheyAre(ABC):
 
     def _as_they_are(self, split: Split, device: torch.device) -> Iterator[Labeled]:
         plan = BatchPlan(len(split), self.eval_batch_size)
-        for raw in EvalLoader(Stream(split, plan, self.geometry, workers=self.num_workers, bad=self.bad)):
+        split, workers = self._opened(split, self.geometry)
+        for raw in EvalLoader(Stream(split, plan, self.geometry, workers=workers, bad=self.bad, device=device)):
             yield self.on_after_batch_transfer(self.transfer_batch_to_device(raw, device, 0), 0)
+
+    def _opened(self, split: Split, geometry: Geometry) -> tuple[Split, int]:
+        """The split with pictures from the cache, if there is one, and the number of processes to read them with."""
+        if self._caches is None or not isinstance(split.part.images, FileImages):
+            return split, self.num_workers
+        # One process of a machine decodes, with the workers of all that wait for it.
+        workers = self.num_workers * (self.trainer.num_devices if self.trainer is not None else 1)
+        split = self._caches.cached(split, geometry, workers, self.bad)
+        return split, self.num_workers if geometry.scale is not None else 0  # to copy rows takes none
 
     def fingerprint(self, name: str) -> str:
         """SHA-256 of what goes into a network of a split without random changes: pictures, order and geometry.

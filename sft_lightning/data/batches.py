@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
+from sft_lightning.device import sent
 
 
 class Labeled(NamedTuple):
@@ -113,5 +114,5 @@ def moved(raw: RawBatch, device: torch.device) -> RawBatch:
         raw: From a loader.
         device: Where to.
     """
-    labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
-    return raw._replace(images=raw.images.to(device, non_blocking=True), labels=labels)
+    labels = None if raw.labels is None else sent(raw.labels, device)
+    return raw._replace(images=sent(raw.images, device), labels=labels)

@@ -30,6 +30,11 @@ class CachedImages(FileImages):
         """
         super().__init__(files.paths, files.ids)
         self._cache, self._rows = cache, rows
+        self.decoded = not cache.whole
+
+    def several(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
+        """As `EncodedImages.several`."""
+        return self._cache.several(self._rows[list(indices)], pinned) if self.decoded else None
 
     def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor:
         """As `FileImages.read`.

@@ -17,7 +17,7 @@ from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.cached_images import ImageCaches
-from sft_lightning.data.images import EncodedImages, FileImages, Geometry
+from sft_lightning.data.images import EncodedImages, Geometry
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.parts import Part, Source
 from sft_lightning.data.plans import BatchPlan
@@ -301,12 +301,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         plan = self._plan(name, split, train)
         scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
-        workers = self.num_workers
-        if self._caches is not None and name != "predict" and isinstance(split.part.images, FileImages):
-            # One process of a machine decodes, with the workers of all that wait for it.
-            together = workers * (self.trainer.num_devices if self.trainer is not None else 1)
-            split = self._caches.cached(split, geometry, together, self.bad)
-            workers = workers if geometry.scale is not None else 0  # to copy rows takes none
+        split, workers = (split, self.num_workers) if name == "predict" else self._opened(split, geometry)
         return Stream(
             split,
             plan,
@@ -314,7 +309,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             with_labels=name != "unlabeled",
             workers=workers,
             bad=self.bad,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            device=None if self.trainer is None else self.trainer.strategy.root_device,
         )
 
     def train_dataloader(self) -> TrainLoader:

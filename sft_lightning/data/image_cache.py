@@ -17,6 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -34,6 +35,7 @@ from PIL import features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sft_lightning.cpu import cores
 from sft_lightning.data.broken import UNREADABLE, BadImages, reason
 from sft_lightning.data.images import DECODING, FileImages, Geometry, cut_out, open_image
 from sft_lightning.errors import InputError
@@ -132,6 +134,29 @@ class ImageCache:
                 return None
             self._checked[number] = True
         return pixels, width, height
+
+    def several(self, numbers: NDArray[np.int64], pinned: bool) -> Tensor | None:
+        """Stored pictures as one tensor; None where one of them is not stored, or damaged.
+
+        Args:
+            numbers: int64, of the files.
+            pinned: In memory from where a GPU copies faster.
+        """
+        if not bool((self._rows["width"][numbers] > 0).all()):
+            return None
+        made = torch.empty((len(numbers), *self.shape), dtype=torch.uint8, pin_memory=pinned)
+        torch.index_select(self._pixels, 0, torch.from_numpy(numbers), out=made)
+        unseen = np.flatnonzero(~self._checked[numbers])
+        if len(unseen):
+            with ThreadPoolExecutor(cores()) as threads:
+                sums = list(threads.map(lambda k: zlib.crc32(made[k].numpy().data), unseen.tolist()))
+            bad = numbers[unseen[self._rows["sum"][numbers[unseen]] != np.array(sums, np.uint32)]]
+            for number in bad.tolist():
+                self._forget(number)
+            if len(bad):
+                return None
+            self._checked[numbers] = True
+        return made
 
     def _forget(self, number: int) -> None:
         warnings.warn(f"{str(self._pixels_path)!r} is damaged: files are decoded anew", stacklevel=2)

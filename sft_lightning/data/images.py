@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sft_lightning.data.broken import check_file, whole
+from sft_lightning.device import fits, sent
 
 
 class Images(ABC):
@@ -49,9 +50,20 @@ class MemoryImages(Images):
             data: uint8, shape (N, C, H, W).
         """
         self.data = data
+        self._there: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The pictures on a device, copied there once, where they fit; else where they are.
+
+        Args:
+            device: Of the network.
+        """
+        if device not in self._there and fits(self.data.nbytes, device):
+            self._there[device] = sent(self.data, device)
+        return self._there.get(device, self.data)
 
     def digest(self) -> str:
         """SHA-256 of all pixels."""
@@ -215,7 +227,13 @@ def stacked(pictures: Sequence[Tensor]) -> Tensor:
 
 
 class EncodedImages(Images):
-    """Pictures that are decoded when they are read."""
+    """Pictures that are decoded when they are read.
+
+    Attributes:
+        decoded: They were already, and what is read without a random crop is just there.
+    """
+
+    decoded: bool = False
 
     @abstractmethod
     def file(self, index: int) -> Path | BytesIO:
@@ -266,6 +284,15 @@ class EncodedImages(Images):
             OSError: It cannot be decoded.
         """
         return decode(self.file(index), geometry, seed)
+
+    def several(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
+        """Several pictures at once, uint8 (B, C, H, W), without a random crop; None where not all are there decoded.
+
+        Args:
+            indices: Which.
+            pinned: In memory from where a GPU copies faster.
+        """
+        return None
 
 
 class FileImages(EncodedImages):

@@ -4,7 +4,9 @@ Everything random about batch number g follows from (seed, g): which examples it
 loader that is told g goes on from there, whatever the number of workers, and no global random state is touched.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +18,10 @@ from sft_lightning.data.broken import UNREADABLE, BadImages, printable, reason
 from sft_lightning.data.images import EncodedImages, Geometry, MemoryImages, stacked
 from sft_lightning.data.plans import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
+from sft_lightning.device import ahead, fits, sent
 from sft_lightning.errors import InputError
+
+_AT_ONCE = 256  # pictures that are copied to a device at a time
 
 
 class RawBatch(NamedTuple):
@@ -94,7 +99,7 @@ class Stream:
         with_labels: bool = True,
         workers: int = 0,
         bad: BadImages | None = None,
-        pin_memory: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         """Prepares; nothing is read.
 
@@ -105,28 +110,25 @@ class Stream:
             with_labels: Whether labels travel.
             workers: Processes that decode files.
             bad: Where unreadable files are reported.
-            pin_memory: Faster copies to a GPU.
+            device: Of the network; pictures that need no decoding are kept there, if it is a GPU with the room.
         """
-        self.plan, self.bad, self._pin = plan, bad or BadImages(), pin_memory
+        self.plan, self.bad, self._geometry, self._device = plan, bad or BadImages(), geometry, device
         self._split = split
         self._labels = split.labels if with_labels else None
-        self._memory: Tensor | None = None
         self._indices: Tensor | None = None
         images = split.part.images
         if isinstance(images, MemoryImages):
-            self._memory = images.data
             whole = len(split.indices) == len(images)
             self._indices = None if whole else torch.tensor(split.indices)
         else:
             assert isinstance(images, EncodedImages)
-            self._requests = _Requests(plan)
+            self._requests, self._decoded = _Requests(plan), _Decoded(images, split.indices, geometry)
             self._loader: DataLoader[Any] = DataLoader(
-                _Decoded(images, split.indices, geometry),
+                self._decoded,
                 batch_sampler=self._requests,
                 num_workers=workers,
                 collate_fn=_stacked,
                 persistent_workers=workers > 0,
-                pin_memory=False,
                 # Workers need no random numbers, and drawing their seed would move the global state.
                 generator=torch.Generator(),
             )
@@ -141,21 +143,61 @@ class Stream:
         Raises:
             InputError: A file cannot be decoded and the policy is `raise`, or nothing of a batch can be.
         """
-        if self._memory is None:
-            self._requests.start, self._requests.stop = start, stop
-            yield from (batch for read in self._loader if (batch := self._collated(read)) is not None)
+        memory = self._memory
+        if memory is None:
+            yield from (batch for batch in self._read(start, stop) if batch is not None)
             return
-        shuffled = self.plan.shuffle
         for g in range(start, stop):
             index, draw = self.plan[g]
             # Several times faster than indexing: it copies whole rows.
-            images = self._memory.index_select(0, index if self._indices is None else self._indices[index])
-            yield RawBatch(
-                images.pin_memory() if self._pin else images,
-                None if self._labels is None else self._labels[index],
-                index,
-                draw if shuffled else None,
-            )
+            rows = index if self._indices is None else self._indices[index]
+            yield self._raw(memory.index_select(0, sent(rows, memory.device)), index, draw)
+
+    def _read(self, start: int, stop: int) -> Iterator[RawBatch | None]:
+        if self._decoded.images.decoded:
+            copied = self._copied(start, stop)
+            return ahead(copied) if self._pins else copied
+        self._requests.start, self._requests.stop = start, stop
+        return map(self._collated, self._loader)
+
+    def _raw(self, images: Tensor, index: Tensor, draw: int) -> RawBatch:
+        labels = None if self._labels is None else self._labels[index]
+        return RawBatch(images, labels, index, draw if self.plan.shuffle else None)
+
+    @cached_property
+    def _memory(self) -> Tensor | None:
+        """All pictures, of which a batch is a selection; None where files are read for each batch."""
+        images, count = self._split.part.images, len(self._split)
+        if isinstance(images, MemoryImages):
+            return images.data if self._device is None else images.on(self._device)
+        assert isinstance(images, EncodedImages)
+        shape = (count, self._geometry.channels, self._geometry.size, self._geometry.size)
+        # What is seen once is read while the device is at work.
+        if not self.plan.shuffle or self._device is None or not fits(math.prod(shape), self._device):
+            return None
+        made = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        for start in range(0, count, _AT_ONCE):
+            rows = images.several(self._split.indices[start : start + _AT_ONCE], self._pins)
+            if rows is None:
+                return None
+            made[start : start + _AT_ONCE].copy_(rows, non_blocking=True)
+        return made
+
+    def _copied(self, start: int, stop: int) -> Iterator[RawBatch | None]:
+        """Batches of pictures that are there decoded; where one is not, its batch is read like any other."""
+        images = self._split.part.images
+        assert isinstance(images, EncodedImages)
+        for g in range(start, stop):
+            index, draw = self.plan[g]
+            rows = images.several([self._split.indices[i] for i in index.tolist()], self._pins)
+            if rows is None:
+                yield self._collated(_stacked([self._decoded[i, None, draw] for i in index.tolist()]))
+            else:
+                yield self._raw(rows, index, draw)
+
+    @property
+    def _pins(self) -> bool:
+        return self._device is not None and self._device.type == "cuda"
 
     def _collated(self, read: _Read) -> RawBatch | None:
         for position, why in read.bad:
@@ -167,13 +209,7 @@ class Stream:
                 f"no image of a whole batch could be read, '{printable(self._path(read.bad[0][0]))}' among them: "
                 "check the files and the permissions of their folder"
             )
-        index = torch.tensor(read.positions)
-        return RawBatch(
-            read.images.pin_memory() if self._pin else read.images,
-            None if self._labels is None else self._labels[index],
-            index,
-            read.draw if self.plan.shuffle else None,
-        )
+        return self._raw(read.images, torch.tensor(read.positions), read.draw)
 
     def _path(self, position: int) -> Path:
         images = self._split.part.images

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.data.affine import resampled
+from sft_lightning.device import sent
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+_SMOOTH = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
@@ -29,7 +31,8 @@ def grayscale(x: Tensor) -> Tensor:
     """
     if x.shape[1] == 1:
         return x
-    return (x * x.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = _LUMA
+    return red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:]
 
 
 def _each(m: Tensor) -> Tensor:
@@ -60,8 +63,7 @@ def sharpness(x: Tensor, m: Tensor) -> Tensor:
     """Moves all pixels but those of the border toward their smoothed neighborhood."""
     if min(x.shape[-2:]) < 3:
         return x
-    kernel = x.new_full((3, 3), 1 / 13)
-    kernel[1, 1] = 5 / 13
+    kernel = sent(_SMOOTH.to(x.dtype), x.device)
     smooth = x.clone()
     smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
     return _blend(x, smooth, m)
@@ -117,6 +119,8 @@ PIXELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
 }
 _RANGES = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
 OPERATIONS = (*PIXELS, *GEOMETRIC)
+_LOW = torch.tensor([low for _, low, _ in PIXELS.values()] + [0.0] * len(GEOMETRIC))
+_WIDTH = torch.tensor([high - low for _, low, high in PIXELS.values()] + [_RANGES[name] for name in GEOMETRIC])
 
 
 def sources(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
@@ -131,13 +135,11 @@ def sources(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (B, 2, 3).
     """
-    source = torch.eye(2, 3).repeat(len(m), 1, 1)
-    turn = kind == 0
-    source[turn, 0, 0] = source[turn, 1, 1] = m[turn].cos()
-    source[turn, 0, 1], source[turn, 1, 0] = m[turn].sin(), -m[turn].sin()
-    for place, row, column, unit in ((1, 0, 1, 1), (2, 1, 0, 1), (3, 0, 2, width), (4, 1, 2, height)):
-        source[kind == place, row, column] = m[kind == place] * unit
-    return source
+    turn, shear_x, shear_y, shift_x, shift_y = (torch.where(kind == place, m, 0.0) for place in range(len(GEOMETRIC)))
+    cosine, sine = turn.cos(), turn.sin()
+    x = [cosine, sine + shear_x, shift_x * width]
+    y = [shear_y - sine, cosine, shift_y * height]
+    return torch.stack([*x, *y], 1).view(-1, 2, 3)
 
 
 def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tensor:
@@ -152,25 +154,27 @@ def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tenso
         A new tensor of the same shape; what comes in from outside is black.
     """
     count, _, height, width = x.shape
-    x = x.clone()
-    for _ in range(operations):
+    rows = torch.arange(count)  # which of the pictures given is where
+    for _ in range(operations if count else 0):
         chosen = torch.randint(0, len(OPERATIONS), (count,), generator=generator)
         share = torch.rand(count, generator=generator)
-        for k, (change, low, high) in enumerate(PIXELS.values()):
-            if change is identity:
-                continue
-            own = (chosen == k).nonzero().flatten()
-            if len(own):
-                m = (low + share[own] * (high - low)).to(x.device)
-                own = own.to(x.device)
-                x[own] = change(x[own], m)
-        own = (chosen >= len(PIXELS)).nonzero().flatten()
-        if len(own):
-            kind = chosen[own] - len(PIXELS)
-            m = (2 * share[own] - 1) * torch.tensor([_RANGES[name] for name in GEOMETRIC])[kind]
-            own = own.to(x.device)
-            x[own] = resampled(x[own], sources(kind, m, height, width))
-    return x
+        share = torch.where(chosen < len(PIXELS), share, 2 * share - 1)  # geometric ones go in either direction
+        amount = _LOW[chosen] + share * _WIDTH[chosen]
+        # Pictures with the same operation follow each other, so that all choices travel at once, and each is a part.
+        chosen, order = chosen.sort(stable=True)
+        x, rows = x[sent(rows.argsort()[order], x.device)], order
+        amount = amount[order]
+        m, bounds = sent(amount, x.device), torch.searchsorted(chosen, torch.arange(len(PIXELS) + 1)).tolist()
+        parts = [
+            x[first:last] if change is identity else change(x[first:last], m[first:last])
+            for (change, _, _), first, last in zip(PIXELS.values(), bounds, bounds[1:], strict=False)
+            if first < last
+        ]
+        if (first := bounds[-1]) < count:
+            source = sources(chosen[first:] - len(PIXELS), amount[first:], height, width)
+            parts.append(resampled(x[first:], source))
+        x = torch.cat(parts, out=torch.empty_like(x))
+    return x[sent(rows.argsort(), x.device)]
 
 
 def cutout(x: Tensor, side: float, generator: torch.Generator) -> Tensor:
@@ -182,7 +186,7 @@ def cutout(x: Tensor, side: float, generator: torch.Generator) -> Tensor:
         generator: On the CPU.
     """
     height, width = x.shape[-2:]
-    center = torch.rand(2, len(x), 1, generator=generator).to(x.device)
+    center = sent(torch.rand(2, len(x), 1, generator=generator), x.device)
     rows = (torch.arange(height, device=x.device) + 0.5 - center[0] * height).abs() < side * height / 2
     columns = (torch.arange(width, device=x.device) + 0.5 - center[1] * width).abs() < side * width / 2
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)

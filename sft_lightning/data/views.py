@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from sft_lightning.data.affine import random_affine
 from sft_lightning.data.randaugment import cutout, grayscale, randaugment
+from sft_lightning.device import sent
 from sft_lightning.errors import InputError, at_least, shares
 
 _APART = 0x9E3779B9  # between the seeds of the views of one batch; of 32 bits, all that torch's CPU generator knows
@@ -118,7 +119,8 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
         x = _resized_crop(x, view.crop_scale, generator)
     if view.crop_padding:
         pad = view.crop_padding
-        top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(x.device)
+        corner = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+        top, left = sent(corner, x.device)
         rows = top[:, None] + torch.arange(height, device=x.device)
         columns = left[:, None] + torch.arange(width, device=x.device)
         padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
@@ -126,7 +128,7 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
         x = padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if view.flip:
         flipped = torch.rand(count, generator=generator) < 0.5
-        x = torch.where(flipped.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+        x = torch.where(sent(flipped, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
     if view.is_affine:
         x = random_affine(x, view.rotation, view.translation, view.scale or (1, 1), view.shear, generator)
     return x
@@ -163,5 +165,5 @@ def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> 
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
     theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
-    grid = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
+    grid = F.affine_grid(sent(theta, x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sft_lightning.device import sent
 from sft_lightning.errors import decays, shares
 from sft_lightning.losses.ranks import mean_over_ranks
 from sft_lightning.losses.unlabeled import (
@@ -68,7 +69,7 @@ class AdaMatch(Consistency):
         with still_statistics(step.network):
             alone = step.network.outputs(step.labeled.x).logits
         generator = torch.Generator().manual_seed(step.unlabeled.draw)
-        share = torch.rand(alone.shape, generator=generator, dtype=torch.float32).to(alone)
+        share = sent(torch.rand(alone.shape, generator=generator, dtype=torch.float32), alone.device).to(alone.dtype)
         known = step.known._replace(logits=torch.lerp(alone, step.known.logits, share))
         return super().loss(step._replace(known=known))._replace(known=known.logits)
 

@@ -1,7 +1,7 @@
 """L_f: what a feature extractor learns from labels without a classifier. The interface; each loss has a file."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ class FeatureLoss(nn.Module, ABC):
             num_classes: C.
             num_features: F.
         """
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FeatureLoss":
+        """Stays in full precision where the network is in half of it."""
+        super()._apply(*args, **kwargs)
+        if any(t.is_floating_point() and t.dtype.itemsize < 4 for t in (*self.parameters(), *self.buffers())):
+            super()._apply(lambda t: t.float() if t.is_floating_point() else t)
+        return self
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """The loss of one batch, in full precision: angles and running means would be coarse in half of it.

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sft_lightning.device import sent
 from sft_lightning.losses.fixmatch import FixMatch
 from sft_lightning.losses.ranks import gathered
 from sft_lightning.losses.unlabeled import About, Step
@@ -55,15 +56,18 @@ class FlexMatch(FixMatch):
     def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """As FixMatch with the thresholds of the classes; then the status is brought up to date."""
         confidence, label = logits.softmax(1).max(1)
-        counts = torch.bincount(self.predicted + 1, minlength=self._classes + 1).float()
+        # Neither `bincount` nor a mask as an index: for both the CPU waits for the device.
+        counts = self.predicted.new_zeros(self._classes + 1)
+        counts = counts.scatter_add_(0, self.predicted + 1, torch.ones_like(self.predicted)).float()
         unused, status = counts[0], counts[1:]
         beta = status / torch.maximum(status.max(), unused).clamp_min(1)
         self.thresholds.copy_(self.threshold * beta / (2 - beta))
         weight = (confidence >= self.thresholds[label]).float()
         sure = confidence >= self.threshold
-        indices, labels = gathered(step.unlabeled.indices.to(label.device)), gathered(torch.where(sure, label, -1))
-        known_now = labels >= 0
-        self.predicted[indices[known_now]] = labels[known_now]
+        indices, labels = gathered(sent(step.unlabeled.indices, label.device)), gathered(torch.where(sure, label, -1))
+        beyond = nn.functional.pad(self.predicted, (0, 1))  # one more place, for those that are not sure
+        beyond[torch.where(labels >= 0, indices, len(self.predicted))] = labels
+        self.predicted = beyond[:-1].clone()
         return label, weight
 
     def told(self) -> Mapping[str, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.device import sent
 from sft_lightning.errors import above_zero
 from sft_lightning.losses.unlabeled import About, Result, Step, Strategy, at_least_float32, sharpened
 
@@ -53,9 +54,9 @@ class MixMatch(Strategy):
         x = torch.cat([step.labeled.x, step.unlabeled.weak, step.unlabeled.weak_2])
         target = torch.cat([F.one_hot(step.labeled.y, self._classes).to(guess), guess, guess])
         share, order = self.mixture(len(x), step.unlabeled.draw)
-        share, order = share.to(x), order.to(x.device)
-        mixed = torch.lerp(x[order], x, share.view(-1, 1, 1, 1))
-        mixed_target = torch.lerp(target[order], target, share[:, None])
+        share, order = sent(share, x.device), sent(order, x.device)
+        mixed = torch.lerp(x[order], x, share.to(x.dtype).view(-1, 1, 1, 1))
+        mixed_target = torch.lerp(target[order], target, share.to(target.dtype)[:, None])
         logits = step.network.outputs(mixed).logits
         count = len(step.labeled.x)
         supervised = F.cross_entropy(logits[:count], mixed_target[:count])

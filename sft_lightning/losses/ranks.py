@@ -46,7 +46,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     Returns:
         A scalar, or (C,).
     """
-    return sum_over_ranks(values.detach().sum(0)) / sum_over_ranks(values.new_tensor(float(len(values))))
+    return sum_over_ranks(values.detach().sum(0)) / sum_over_ranks(values.new_full((), len(values)))
 
 
 def gathered(values: Tensor) -> Tensor:

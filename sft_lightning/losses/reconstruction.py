@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.device import sent
+
 
 def reconstruction(drawn: Tensor, x: Tensor) -> Tensor:
     """Mean squared error over pixels and batch.
@@ -30,7 +32,7 @@ def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -
         std: Standard deviation in units of the pixel range.
         generator: Of the noise, on the CPU; None for torch's global one.
     """
-    return (x + std * torch.randn(x.shape, generator=generator).to(x)).clamp(0, 1)
+    return (x + std * sent(torch.randn(x.shape, generator=generator), x.device)).clamp(0, 1)
 
 
 def hide_patches(x: Tensor, share: float, patch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -43,6 +45,7 @@ def hide_patches(x: Tensor, share: float, patch: int, generator: torch.Generator
         generator: Chooses the patches, on the CPU; None for torch's global one.
     """
     rows, columns = math.ceil(x.shape[2] / patch), math.ceil(x.shape[3] / patch)
-    seen = (torch.rand(len(x), 1, rows, columns, generator=generator) >= share).to(x)
+    drawn = torch.rand(len(x), 1, rows, columns, generator=generator)
+    seen = sent(drawn >= share, x.device).to(x.dtype)
     mask = seen.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     return x * mask[:, :, : x.shape[2], : x.shape[3]]

@@ -57,7 +57,7 @@ class SoftMatch(Consistency):
         confidence = probabilities.amax(1)
         mean = mean_over_ranks(confidence)
         variance = mean_over_ranks((confidence - mean).square())  # the difference of two means would round below 0
-        count = sum_over_ranks(confidence.new_tensor(float(len(confidence))))
+        count = sum_over_ranks(confidence.new_full((), len(confidence)))
         moved_toward(self.mean, mean, self.momentum)
         moved_toward(self.variance, variance * count / (count - 1).clamp_min(1), self.momentum)
         below = (confidence - self.mean).clamp(max=0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.device import sent
 from sft_lightning.errors import above_zero, at_least
 from sft_lightning.losses.unlabeled import Network, Result, Step, Strategy, at_least_float32, still_statistics
 
@@ -62,7 +63,8 @@ class VirtualAdversarial(Strategy):
         Returns:
             (B, C, H, W), each picture's of length 1.
         """
-        direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(draw), dtype=torch.float32).to(x)
+        direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(draw), dtype=torch.float32)
+        direction = sent(direction, x.device).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             with torch.no_grad():
                 clean = network.outputs(x).logits.log_softmax(1)

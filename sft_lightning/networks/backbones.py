@@ -102,6 +102,7 @@ class Backbone(nn.Module):
         """
         if x.shape[1] == 1 and self._channels == 3:
             x = x.expand(-1, 3, -1, -1)
+        x = x.to(self.mean.dtype)  # where all of the network is in half or double precision
         if not self._plain:
             x = (x - self.mean) / self.std
         features: Tensor = self.net(x)

@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class _Found(NamedTuple):
+    """The tensors of the average and of the network that it follows; to look for them takes longer than a step."""
+
+    network: nn.Module
+    mine: list[Tensor]
+    now: list[Tensor]
+    my_counts: list[Tensor]
+    counts_now: list[Tensor]
 
 
 class Average(nn.Module):
@@ -27,6 +37,7 @@ class Average(nn.Module):
         self.requires_grad_(False).eval()
         self._names, self.decay = tuple(parts), decay
         self._taken: int | None = None  # what `steps` holds, where it is known without waiting for the device
+        self._found: _Found | None = None
         self.register_buffer("steps", torch.tensor(0))
 
     def train(self, mode: bool = True) -> "Average":
@@ -48,16 +59,29 @@ class Average(nn.Module):
         self._taken = t + 1
         decay = min(self.decay, (1 + t) / (10 + t))
         self.steps += 1
+        if self._found is None or self._found.network is not network:
+            self._found = self._find(network)
+        torch._foreach_lerp_(self._found.mine, self._found.now, 1 - decay)
+        if self._found.my_counts:
+            torch._foreach_copy_(self._found.my_counts, self._found.counts_now)
+
+    def _find(self, network: nn.Module) -> "_Found":
         pairs = [
             pair
             for name in self._names
             for pair in zip(_tensors(self.get_submodule(name)), _tensors(network.get_submodule(name)), strict=True)
         ]
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mine for mine, _ in floats], [now for _, now in floats], 1 - decay)
-        for mine, now in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(now)
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        return _Found(
+            network, [a for a, _ in floats], [b for _, b in floats], [a for a, _ in counts], [b for _, b in counts]
+        )
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Average":
+        """Forgets the tensors, which other ones take the place of."""
+        self._found = None
+        super()._apply(*args, **kwargs)
+        return self
 
     @torch.no_grad()
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from sft_lightning.device import arriving
 from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import Backbone
 from sft_lightning.networks.weights import read_weights, write_weights
@@ -100,11 +101,11 @@ def features(
     made: Tensor | None = None
     seen = 0
     with evaluating(backbone), context or nullcontext():
-        for batch in data.batches_of(split, backbone.mean.device):
-            own = backbone(batch.x).cpu()
+        batches = data.batches_of(split, backbone.mean.device)
+        for indices, own in arriving((batch.indices, backbone(batch.x)) for batch in batches):
             if made is None:
                 made = own.new_empty(count, own.shape[1])
-            made[batch.indices] = own
+            made[indices] = own
             seen += len(own)
     if made is None or seen < count:
         return None

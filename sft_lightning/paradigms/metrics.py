@@ -72,7 +72,7 @@ class ScoreCounts(Metric):
             place = own * probabilities.shape[1] + torch.arange(probabilities.shape[1], device=labels.device)
             steps = (probabilities * (self.STEPS - 1)).long().clamp(0, self.STEPS - 1)
             cells = (place * self.STEPS + steps).flatten()
-            self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+            self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))  # `bincount` waits for the device
 
     def compute(self) -> Tensor:
         """int64, (2, K, 127): examples of other classes, and of the class, by its probability."""

@@ -206,7 +206,8 @@ def waits(device: torch.device) -> bool:
 
 def _can_be_told(optimizer: Optimizer) -> bool:
     """Whether its step asks `found_inf` on the device: torch's fused ones do."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    told = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    return told and all(group.get("fused") for group in optimizer.param_groups)  # a checkpoint may say otherwise
 
 
 def _update(

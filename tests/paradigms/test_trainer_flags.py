@@ -2,6 +2,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from sft_lightning import WarmupCosine
+from sft_lightning.cli import run
 from sft_lightning.errors import InputError
 from tests.paradigms.helpers import ROOT, Recorder, batches, classifier, cli, sample, state, trainer
 
@@ -40,6 +42,31 @@ def test_mixed_precision(config: str) -> None:
         hook.remove()
     assert seen == {torch.bfloat16}
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+
+
+CONFIGS = [
+    ("quickstart/decoupled",),
+    ("semi_supervised/shared", "semi_supervised/mixmatch"),
+    *(pytest.param(names, marks=pytest.mark.slow) for names in (
+        ("quickstart/autoencoder",),
+        ("quickstart/fine_tune",),
+        ("semi_supervised/shared", "semi_supervised/freematch"),
+        ("semi_supervised/shared", "semi_supervised/adamatch"),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize("names", CONFIGS)
+def test_all_of_the_network_in_half_or_double_precision(names: Sequence[str], precision: str) -> None:
+    """The data module knows nothing of it."""
+    words = [word for name in names for word in ("--config", str(ROOT / "configs" / f"{name}.yaml"))]
+    words += ["--data.init_args.steps_per_epoch=3", "--data.init_args.batch_size=4", "--trainer.max_epochs=1"]
+    words += ["--trainer.accelerator=cpu", "--trainer.limit_val_batches=1", f"--trainer.precision={precision}"]
+    done = run(["fit", *words, "--trainer.enable_progress_bar=false"])
+    assert done.trainer.global_step == 3
+    assert done.model.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float64)
+    assert all(p.isfinite().all() for p in done.model.parameters())
 
 
 @pytest.mark.slow

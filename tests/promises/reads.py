@@ -23,6 +23,7 @@ _READ = {
     torch.ops.aten.equal.default,
     torch.ops.aten.masked_select.default,
     torch.ops.aten._unique2.default,
+    torch.ops.aten.bincount.default,
 }
 _METHODS = ("tolist", "numpy", "cpu")  # which no operator is called for on the CPU
 _ONLY_ON_THE_CPU = "one_hot("  # checks the labels there
