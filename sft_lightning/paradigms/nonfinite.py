@@ -8,6 +8,7 @@ step waits: from the first one on that is not finite the optimizer changes neith
 whether there was one is asked where the log waits for the device anyway, and before anything is saved.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -120,21 +121,24 @@ class NonfiniteGuard:
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = [] if scaled else list(torch._foreach_norm([p.grad for p in parameters]))
-        numbers = [value.float() for value in (*(batch.terms["loss"] for batch in batches), *norms)]
+        numbers = [*(batch.terms["loss"] for batch in batches), *norms]
         if not numbers:
             return True
-        total = torch.stack(numbers).sum().isfinite()
+        if len({value.dtype for value in numbers}) > 1:
+            numbers = [value.float() for value in numbers]
+        total = torch.stack(numbers).sum(dtype=torch.float32)
         if not scaled and not self._limit and waits(module.device) and _can_be_told(optimizer):
-            self._ever = ~total if self._ever is None else self._ever | ~total
+            bad = ~total.isfinite()
+            self._ever = bad if self._ever is None else self._ever | bad
             optimizer.found_inf = self._ever.float()  # type: ignore[attr-defined]
-            self._unasked.append(_update(module, optimizer, batches, parameters, norms, ~total))
+            self._unasked.append(_update(module, optimizer, batches, parameters, norms, bad))
             if len(self._unasked) >= _MOST:
                 self.ask(module)
             return True
-        if bool(total):
+        if math.isfinite(float(total)):
             return True
         norms = norms or list(torch._foreach_norm([p.grad for p in parameters]))
-        told = self._told(module, _update(module, optimizer, batches, parameters, norms, ~total))
+        told = self._told(module, _update(module, optimizer, batches, parameters, norms, ~total.isfinite()))
         self._skipped += 1
         for group in optimizer.param_groups:
             for parameter in group["params"]:
