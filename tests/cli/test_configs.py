@@ -60,7 +60,11 @@ def given_to_fit(config: Path) -> list[str]:
     return [*(["--config", str(SHARED)] if config in STRATEGIES else []), "--config", str(config)]
 
 
-@pytest.mark.parametrize("config", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.slow) if c in STRATEGIES and c not in ONE_OF_EACH else c for c in SHIPPED],
+    ids=lambda p: p.stem,
+)
 def test_config_runs_one_batch_of_every_command(
     config: Path,
     workdir: Path,

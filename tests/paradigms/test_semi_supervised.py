@@ -369,6 +369,7 @@ def test_a_strategy_of_ones_own() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_compiled_backbone_gives_the_losses_of_the_eager_one() -> None:
     losses = []
     for compile in (False, True):

@@ -137,6 +137,7 @@ def test_groups_outlive_the_joining_of_parts(workdir: Path, write_folder: Callab
 # --- what a run may see
 
 
+@pytest.mark.slow
 def test_the_test_and_validation_splits_change_nothing(workdir: Path, write_folder: Callable[..., Path]) -> None:
     write_folder(Path("images"), {"train": 6, "val": 4, "test": 4})
     own = ["--data.init_args.source=images", "--data.init_args.image_size=28", "--data.init_args.num_workers=0"]
@@ -172,6 +173,7 @@ def test_the_last_iterate_is_judged_by_its_fold_alone(workdir: Path) -> None:
 # --- what is repeated
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_repeats_no_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert degree() == 0
     whole = {name: (FOLDER / name).read_bytes() for name in ("degree.json", "degree.csv", "fit.yaml")}

@@ -173,6 +173,7 @@ def test_a_study_from_its_file_to_its_verdict(
         assert min(picture.size) > 200
 
 
+@pytest.mark.slow
 def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +207,7 @@ def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(
     assert timeless == again
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> None:
     alone = METHODS["labels_only"]
     options = {"trainer.max_epochs": 400, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
@@ -252,6 +254,7 @@ def test_a_failed_run_is_told_and_tried_again(
     assert not any(row["failed"] for row in results(workdir))
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does_though_a_third_is_killed(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
