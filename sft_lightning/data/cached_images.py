@@ -73,6 +73,10 @@ class ImageCaches:
         self._sets = [part.images for part in parts if isinstance(part.images, FileImages)]
         self._open: dict[str, ImageCache] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there are files at all."""
+        return bool(self._sets)
+
     @cached_property
     def _files(self) -> FileImages:
         paths = [path for images in self._sets for path in images.paths]

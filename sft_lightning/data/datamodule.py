@@ -238,6 +238,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             self.source, second, self.request, self.split_file, self.bad, self._converts
         )
         self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
+        if self._caches is not None and not self._caches:
+            rank_zero_info(f"Data: cache {str(self._cache)!r} is not used: no picture is a file of its own.")
         for message in self.request.messages:
             rank_zero_info(f"Data: {message}.")
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())

@@ -417,6 +417,13 @@ def test_a_training_is_the_same_and_prediction_does_without(photos: Path, workdi
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_where_no_picture_is_a_file_it_is_told(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        ImageDataModule("sample", num_labels=20, cache="decoded").setup("fit")
+    assert "cache 'decoded' is not used: no picture is a file of its own" in caplog.text
+    assert not Path("decoded").exists()
+
+
 @pytest.mark.slow
 def test_the_bench_runs(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
