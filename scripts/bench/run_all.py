@@ -3,6 +3,7 @@
     scripts/bench/run_all --out scripts/bench/results/budgets.json                    # an hour on 2 idle cores
     scripts/bench/run_all --only training_speed step_overhead --compare scripts/bench/results/budgets.json
     scripts/bench/run_all --quick                                                     # does each of them still run?
+    scripts/bench/run_all --stored                                                    # the table of what results/ holds
 
 Each bench is a process of its own. The JSON has what every bench found and, for each budget (`budgets.py`), the
 numbers of its pairs with median, lowest and highest. A budget is met where the median meets the target. The exit code
@@ -68,6 +69,19 @@ def bench(name: str, quick: bool) -> dict[str, Any]:
     known = about()
     own = {key: value for key, value in found.items() if key not in known}
     return {**own, "took_seconds": round(time.perf_counter() - start)}
+
+
+def stored(name: str) -> dict[str, Any]:
+    """What one bench left in `results/` the last time, or that it left nothing (`failed`).
+
+    Args:
+        name: Of the script.
+    """
+    path = HERE / "results" / f"{name}.json"
+    if not path.is_file():
+        return {"failed": f"no {path.relative_to(HERE.parents[1])}"}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def judged(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -158,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(budget.bench for budget in BUDGETS))
     parser.add_argument("--quick", action="store_true", help="each at a small size: does it still run?")
+    parser.add_argument("--stored", action="store_true", help="runs nothing: takes what each left in results/")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--compare", type=Path, metavar="OLD.json")
     parser.add_argument("--out", type=Path)
@@ -168,6 +183,9 @@ def main() -> None:
         parser.error(str(error))
     found = {}
     for name in args.only:
+        if args.stored:
+            found[name] = stored(name)
+            continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         found[name] = bench(name, args.quick)
     failed = {name: own["failed"] for name, own in found.items() if "failed" in own}
