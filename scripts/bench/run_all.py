@@ -79,7 +79,7 @@ def stored(name: str) -> dict[str, Any]:
     """
     path = HERE / "results" / f"{name}.json"
     if not path.is_file():
-        return {"failed": f"no {path.relative_to(HERE.parents[1])}"}
+        return {"failed": f"results holds no {path.name}"}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 

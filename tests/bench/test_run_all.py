@@ -125,6 +125,17 @@ def test_the_result_and_the_exit_code(
     assert "is no result of run_all" in capsys.readouterr().err
 
 
+def test_the_table_of_what_is_kept_runs_nothing(
+    benches: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (benches / "results").mkdir()
+    (benches / "results" / "step_overhead.json").write_text(json.dumps({"overhead": [100, 200, 300]}))
+    assert ran(monkeypatch, "--stored", "--only", "step_overhead") == 0
+    assert "| 200 µs a step (100 to 300) | at most 500 µs a step | yes |" in capsys.readouterr().out
+    assert ran(monkeypatch, "--stored", "--only", "step_overhead", "feature_cache") == 1
+    assert "feature_cache failed: results holds no feature_cache.json" in capsys.readouterr().out
+
+
 def test_each_budget_has_its_bench() -> None:
     assert len({budget.name for budget in BUDGETS}) == len(BUDGETS)
     for name in {budget.bench for budget in BUDGETS}:
