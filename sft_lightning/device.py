@@ -18,9 +18,9 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
         x: On the CPU, or there already.
         device: Where to.
     """
-    if device.type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)
+    if device.type != "cuda":  # elsewhere a copy that nobody waits for may read what is no longer there
+        return x.to(device)
+    return (x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True)
 
 
 def fits(size: int, device: torch.device) -> bool:

@@ -84,7 +84,7 @@ class AsTheyAre(ABC):
             name: `labeled`, `unlabeled`, `val` or `test`.
             device: Where to.
         """
-        return self._as_they_are(self.splits[name], device)
+        return self._as_they_are(self.splits[name], device, cached=True)
 
     def pictures_of(self, name: str, positions: list[int]) -> Tensor:
         """Some examples of a split as networks see them without random changes, (N, C, H, W) in [0, 1].
@@ -97,9 +97,11 @@ class AsTheyAre(ABC):
         few = Split(split.part, [split.indices[i] for i in positions])
         return torch.cat([batch.x for batch in self._as_they_are(few, torch.device("cpu"))])
 
-    def _as_they_are(self, split: Split, device: torch.device) -> Iterator[Labeled]:
-        plan = BatchPlan(len(split), self.eval_batch_size)
-        split, workers = self._opened(split, self.geometry)
+    def _as_they_are(self, split: Split, device: torch.device, cached: bool = False) -> Iterator[Labeled]:
+        """`cached`: for whole splits, which are worth it; a look at a few pictures writes no cache."""
+        plan, workers = BatchPlan(len(split), self.eval_batch_size), self.num_workers
+        if cached:
+            split, workers = self._opened(split, self.geometry)
         for raw in EvalLoader(Stream(split, plan, self.geometry, workers=workers, bad=self.bad, device=device)):
             yield self.on_after_batch_transfer(self.transfer_batch_to_device(raw, device, 0), 0)
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sft_lightning.data.broken import check_file, whole
-from sft_lightning.device import fits, sent
+from sft_lightning.device import fits
 
 
 class Images(ABC):
@@ -62,7 +62,7 @@ class MemoryImages(Images):
             device: Of the network.
         """
         if device not in self._there and fits(self.data.nbytes, device):
-            self._there[device] = sent(self.data, device)
+            self._there[device] = self.data.to(device)  # once, so not by way of pinned memory, which would be kept
         return self._there.get(device, self.data)
 
     def digest(self) -> str:

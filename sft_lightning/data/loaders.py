@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -173,7 +173,8 @@ class Stream:
         assert isinstance(images, EncodedImages)
         shape = (count, self._geometry.channels, self._geometry.size, self._geometry.size)
         # What is seen once is read while the device is at work.
-        if not self.plan.shuffle or self._device is None or not fits(math.prod(shape), self._device):
+        wanted = self.plan.shuffle and images.decoded and self._device is not None
+        if not wanted or not fits(math.prod(shape), cast(torch.device, self._device)):
             return None
         made = torch.empty(shape, dtype=torch.uint8, device=self._device)
         for start in range(0, count, _AT_ONCE):

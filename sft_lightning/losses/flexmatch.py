@@ -67,7 +67,7 @@ class FlexMatch(FixMatch):
         indices, labels = gathered(sent(step.unlabeled.indices, label.device)), gathered(torch.where(sure, label, -1))
         beyond = nn.functional.pad(self.predicted, (0, 1))  # one more place, for those that are not sure
         beyond[torch.where(labels >= 0, indices, len(self.predicted))] = labels
-        self.predicted = beyond[:-1].clone()
+        self.predicted.copy_(beyond[:-1])  # in place: a step that is left out takes it back
         return label, weight
 
     def told(self) -> Mapping[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class _Found(NamedTuple):
     """The tensors of the average and of the network that it follows; to look for them takes longer than a step."""
 
-    network: nn.Module
+    parts: list[nn.Module]
     mine: list[Tensor]
     now: list[Tensor]
     my_counts: list[Tensor]
@@ -45,8 +45,12 @@ class Average(nn.Module):
         return super().train(False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._taken = None
+        self._taken = self._found = None
         super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks for its own tensors."""
+        return {**self.__dict__, "_found": None}
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
@@ -59,22 +63,23 @@ class Average(nn.Module):
         self._taken = t + 1
         decay = min(self.decay, (1 + t) / (10 + t))
         self.steps += 1
-        if self._found is None or self._found.network is not network:
-            self._found = self._find(network)
+        parts = [network.get_submodule(name) for name in self._names]
+        if self._found is None or any(a is not b for a, b in zip(self._found.parts, parts, strict=True)):
+            self._found = self._find(parts)
         torch._foreach_lerp_(self._found.mine, self._found.now, 1 - decay)
         if self._found.my_counts:
             torch._foreach_copy_(self._found.my_counts, self._found.counts_now)
 
-    def _find(self, network: nn.Module) -> "_Found":
+    def _find(self, parts: list[nn.Module]) -> "_Found":
         pairs = [
             pair
-            for name in self._names
-            for pair in zip(_tensors(self.get_submodule(name)), _tensors(network.get_submodule(name)), strict=True)
+            for name, part in zip(self._names, parts, strict=True)
+            for pair in zip(_tensors(self.get_submodule(name)), _tensors(part), strict=True)
         ]
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         counts = [pair for pair in pairs if not pair[0].is_floating_point()]
         return _Found(
-            network, [a for a, _ in floats], [b for _, b in floats], [a for a, _ in counts], [b for _, b in counts]
+            parts, [a for a, _ in floats], [b for _, b in floats], [a for a, _ in counts], [b for _, b in counts]
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Average":

@@ -58,7 +58,9 @@ def optimizer_and_schedule(
             f"gradient_clip_val with precision {trainer.precision} needs an optimizer that is not fused: set fused: "
             "false"
         )
-    if not clips and trainer.strategy.root_device.type == "cuda" and isinstance(trainer.strategy, _WHOLE):
+    on_cuda = trainer.strategy.root_device.type == "cuda" and isinstance(trainer.strategy, _WHOLE)
+    # A scaler would leave the unscaling to a fused step, after the look for gradients that are not finite.
+    if on_cuda and not clips and getattr(trainer.precision_plugin, "scaler", None) is None:
         fuse(optimizer)
     if isinstance(optimizer, SGD):
         _start_momentum(optimizer)
@@ -116,7 +118,8 @@ def fuse(optimizer: Optimizer) -> None:
     said = optimizer.defaults
     if type(optimizer) not in _FUSED or said["fused"] is not None or said["foreach"] is not None:
         return
-    if said["differentiable"] or said.get("capturable"):
+    # With dampening a momentum begins as the first gradient, which a fused step needs for all parameters at once.
+    if said["differentiable"] or said.get("capturable") or said.get("dampening"):
         return
     for settings in (said, *optimizer.param_groups):
         settings["fused"] = True

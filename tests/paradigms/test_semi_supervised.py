@@ -151,6 +151,24 @@ def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
     assert weight.item() > 0.99  # a plain average of 0.999 would stand at 0.02
 
 
+@pytest.mark.parametrize("how", ["copy", "part", "assign", "dtype"])
+def test_the_average_follows_what_is_there_now(how: str) -> None:
+    network: Any = nn.ModuleDict({"0": nn.Linear(1, 1, bias=False)})
+    network.average = Average({"0": network["0"]}, 0.0)
+    network.average.follow(network)
+    if how == "copy":
+        network = copy.deepcopy(network)
+    elif how == "part":
+        network["0"] = nn.Linear(1, 1, bias=False)
+    elif how == "assign":
+        network.load_state_dict({name: tensor.clone() for name, tensor in network.state_dict().items()}, assign=True)
+    else:
+        network.double()
+    network["0"].weight.data.fill_(3.0)
+    network.average.follow(network)
+    assert network.average.get_submodule("0").weight.item() == 3.0
+
+
 def test_without_an_average_the_network_itself_is_evaluated() -> None:
     model = module(ema_decay=0.0)
     assert model.average is None

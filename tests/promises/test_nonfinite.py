@@ -13,9 +13,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule
 from sft_lightning.errors import InputError
-from sft_lightning.losses.strategies import FixMatch
+from sft_lightning.losses.strategies import FixMatch, FlexMatch
 from sft_lightning.losses.unlabeled import Result, Step
 from sft_lightning.paradigms import nonfinite
+from sft_lightning.paradigms.base import StepResult
 from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
 from tests.promises.killed import Torn, trained
 from tests.promises.test_exact_resume import RUNS, SHORT
@@ -66,6 +67,26 @@ def test_left_out_steps_change_neither_parameters_nor_statistics(kind: str, accu
     changed = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in pairwise(states)]
     assert [bool(names) for names in changed] == [True, True, False, False, True, True]
     assert any("running_mean" in name for name in changed[1])
+
+
+class Remembers(SemiSupervisedModule):
+    """What FlexMatch remembers before each step; the second one is not finite."""
+
+    def step(self, batch: Any) -> StepResult:
+        self.kept = [*getattr(self, "kept", []), self.strategy.get_buffer("predicted").clone()]
+        result = super().step(batch)
+        return result._replace(loss=result.loss * torch.inf) if len(self.kept) == 2 else result
+
+
+def test_a_strategy_forgets_what_it_saw_in_a_step_that_is_left_out() -> None:
+    model = Remembers(
+        FlexMatch(threshold=0.1), backbone="mlp", num_classes=10, image_shape=SHAPE, on_nonfinite="skip",
+        optimizer=lambda p: torch.optim.SGD(p, 0.05),
+    )  # fmt: skip
+    trainer().fit(model, sample(steps_per_epoch=3))
+    first, second, third = model.kept
+    assert not torch.equal(first, second)
+    assert torch.equal(second, third)
 
 
 class Steps(Callback):
