@@ -124,16 +124,20 @@ class ImageCache:
         Returns:
             The picture is a part of the map, which cannot be written to.
         """
-        total, width, height = self._rows[number].item()
+        _, width, height = self._rows[number].item()
         if not width:
             return None
         pixels = self._pixels[number]
+        return (pixels, width, height) if self._sound(number, pixels) else None
+
+    def _sound(self, number: int, pixels: Tensor) -> bool:
+        """Whether these are the pixels that were stored; a process looks at each row once."""
         if not self._checked[number]:
-            if zlib.crc32(pixels.numpy().data) != total:
+            if zlib.crc32(pixels.numpy().data) != int(self._rows[number]["sum"]):
                 self._forget(number)
-                return None
+                return False
             self._checked[number] = True
-        return pixels, width, height
+        return True
 
     def several(self, numbers: NDArray[np.int64], pinned: bool) -> Tensor | None:
         """Stored pictures as one tensor; None where one of them is not stored, or damaged.
@@ -145,18 +149,15 @@ class ImageCache:
         if not bool((self._rows["width"][numbers] > 0).all()):
             return None
         made = torch.empty((len(numbers), *self.shape), dtype=torch.uint8, pin_memory=pinned)
-        torch.index_select(self._pixels, 0, torch.from_numpy(numbers), out=made)
-        unseen = np.flatnonzero(~self._checked[numbers])
-        if len(unseen):
-            with ThreadPoolExecutor(cores()) as threads:
-                sums = list(threads.map(lambda k: zlib.crc32(made[k].numpy().data), unseen.tolist()))
-            bad = numbers[unseen[self._rows["sum"][numbers[unseen]] != np.array(sums, np.uint32)]]
-            for number in bad.tolist():
-                self._forget(number)
-            if len(bad):
-                return None
-            self._checked[numbers] = True
-        return made
+        if bool(self._checked[numbers].all()):
+            return torch.index_select(self._pixels, 0, torch.from_numpy(numbers), out=made)
+
+        def copied(part: NDArray[np.int64]) -> bool:
+            return all(self._sound(int(numbers[k]), made[k].copy_(self._pixels[numbers[k]])) for k in part)
+
+        with ThreadPoolExecutor(cores()) as threads:
+            sound = all(threads.map(copied, np.array_split(np.arange(len(numbers)), cores())))
+        return made if sound else None
 
     def _forget(self, number: int) -> None:
         warnings.warn(f"{str(self._pixels_path)!r} is damaged: files are decoded anew", stacklevel=2)

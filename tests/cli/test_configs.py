@@ -43,7 +43,8 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 # A config for each paradigm; the others are repeated in a slow test.
 ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "fine_tune", "decoupled")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
-FEW = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
+LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
+LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml")}
 SHORT = ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=2", "--trainer.log_every_n_steps=1"]
 SHORT += ["--data.init_args.batch_size=8", "--data.init_args.val_size=40", "--data.init_args.num_workers=0"]
 
@@ -63,7 +64,7 @@ def given_to_fit(config: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(c, marks=pytest.mark.slow) if c in FEW else c for c in SHIPPED],
+    [pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in SHIPPED],
     ids=lambda p: p.stem,
 )
 def test_config_runs_one_batch_of_every_command(

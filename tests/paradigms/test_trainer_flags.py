@@ -114,6 +114,7 @@ def test_clipping_and_accumulation_from_the_command_line() -> None:
     assert (run.global_step, run.gradient_clip_val, run.accumulate_grad_batches) == (4, 0.1, 4)
 
 
+@pytest.mark.slow
 def test_compiled_backbone_gives_the_losses_of_the_eager_one() -> None:
     losses = []
     for compile in (False, True):
