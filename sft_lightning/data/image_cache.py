@@ -155,8 +155,9 @@ class ImageCache:
         def copied(part: NDArray[np.int64]) -> bool:
             return all(self._sound(int(numbers[k]), made[k].copy_(self._pixels[numbers[k]])) for k in part)
 
-        with ThreadPoolExecutor(cores()) as threads:
-            sound = all(threads.map(copied, np.array_split(np.arange(len(numbers)), cores())))
+        count = max(1, cores() // 2)  # on two cores a second thread takes more time than it saves
+        with ThreadPoolExecutor(count) as threads:
+            sound = all(threads.map(copied, np.array_split(np.arange(len(numbers)), count)))
         return made if sound else None
 
     def _forget(self, number: int) -> None:
