@@ -128,12 +128,12 @@ class ImageCache:
         if not width:
             return None
         pixels = self._pixels[number]
-        return (pixels, width, height) if self._sound(number, pixels) else None
+        return (pixels, width, height) if self._sound(number, pixels.numpy()) else None
 
-    def _sound(self, number: int, pixels: Tensor) -> bool:
+    def _sound(self, number: int, pixels: NDArray[np.uint8]) -> bool:
         """Whether these are the pixels that were stored; a process looks at each row once."""
         if not self._checked[number]:
-            if zlib.crc32(pixels.numpy().data) != int(self._rows[number]["sum"]):
+            if zlib.crc32(pixels.data) != int(self._rows[number]["sum"]):
                 self._forget(number)
                 return False
             self._checked[number] = True
@@ -152,13 +152,18 @@ class ImageCache:
         if bool(self._checked[numbers].all()):
             return torch.index_select(self._pixels, 0, torch.from_numpy(numbers), out=made)
 
-        def copied(part: NDArray[np.int64]) -> bool:
-            return all(self._sound(int(numbers[k]), made[k].copy_(self._pixels[numbers[k]])) for k in part)
+        rows, pixels = made.numpy(), self._pixels.numpy()  # torch would start threads of its own in each thread
 
-        count = max(1, cores() // 2)  # on two cores a second thread takes more time than it saves
+        def copied(part: NDArray[np.int64]) -> bool:
+            rows[part] = pixels[numbers[part]]
+            return all(self._sound(int(numbers[k]), rows[k]) for k in part)
+
+        count = cores() // 2  # with two cores a second thread takes more time than it saves
+        if count < 2:
+            return made if copied(np.arange(len(numbers))) else None
         with ThreadPoolExecutor(count) as threads:
-            sound = all(threads.map(copied, np.array_split(np.arange(len(numbers)), count)))
-        return made if sound else None
+            parts = np.array_split(np.arange(len(numbers)), 4 * count)
+            return made if all(threads.map(copied, parts)) else None
 
     def _forget(self, number: int) -> None:
         warnings.warn(f"{str(self._pixels_path)!r} is damaged: files are decoded anew", stacklevel=2)

@@ -417,6 +417,36 @@ def test_a_training_is_the_same_and_prediction_does_without(photos: Path, workdi
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize("threads", [2, 8])
+def test_several_at_once_are_those_one_by_one_or_none(
+    threads: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_cache, "cores", lambda: threads)
+    data = opened(photos, tmp_path / "cache")
+    split = data.splits["labeled"]
+    fresh, _ = data._opened(split, data.geometry)
+    kept = fresh.part.images
+    assert isinstance(kept, CachedImages)
+    wanted = list(split.indices[:7])
+    expected = torch.stack([kept.read(i, data.geometry, None) for i in wanted])
+    assert kept.several(wanted) is not None
+    for some in (kept, deepcopy(kept)):  # which has looked at them, and which has not
+        for _ in range(2):
+            found = some.several(wanted)
+            assert found is not None
+            assert torch.equal(found, expected)
+    assert kept.several([i for i in range(len(kept)) if i not in split.indices][:1]) is None  # not stored
+    other = deepcopy(kept)
+    with other._cache._pixels_path.open("r+b") as file:
+        file.seek(int(other._rows[wanted[3]]) * ROW + 5)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 255]))
+    with pytest.warns(UserWarning, match="is damaged: files are decoded anew"):
+        assert other.several(wanted) is None
+    assert torch.equal(other.read(wanted[3], data.geometry, None), expected[3])
+
+
 def test_where_no_picture_is_a_file_it_is_told(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         ImageDataModule("sample", num_labels=20, cache="decoded").setup("fit")
