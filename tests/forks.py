@@ -33,9 +33,15 @@ def environments(ranks: int) -> list[dict[str, str]]:
     return [{**shared, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
+def enter(own: dict[str, str]) -> None:
+    """The environment as a process of `torchrun` finds it: without what an earlier training of the tests left there."""
+    os.environ.pop("SFT_VERSION", None)
+    os.environ.update(own)
+
+
 def _inside(target: Callable[..., Any], args: Sequence[Any], folder: Path, own: dict[str, str], files: Path) -> None:
     os.chdir(folder)
-    os.environ.update(own)
+    enter(own)
     torch.set_num_threads(1)
     for number, name in ((1, "stdout"), (2, "stderr")):
         with Path(f"{files}.{name}").open("wb") as file:

@@ -22,7 +22,7 @@ from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.paradigms.base import Paradigm
-from tests.forks import FORKS, environments
+from tests.forks import FORKS, enter, environments
 
 
 class Dice(Regularizer):
@@ -121,7 +121,7 @@ def train(words: Sequence[str], folder: Path, moment: str, count: int, environme
         environment: Of the process.
     """
     os.chdir(folder)
-    os.environ.update(environment)
+    enter(environment)
     torch.set_num_threads(1)
     RunCheckpoint.EVERY, RunCheckpoint.SHARE = 3, 1e9
     rank, ranks = (int(environment.get(name, "0")) for name in ("LOCAL_RANK", "WORLD_SIZE"))
