@@ -369,6 +369,11 @@ def main() -> None:
     args = parser.parse_args()
     args.out = None if args.out is None else args.out.resolve()
     args.root = str(Path(args.root).resolve())
+    for case in args.cases:
+        if case.count("/") < 2 or case.partition("/")[0] not in KINDS:
+            parser.error(f"--cases {case!r}: give KIND/BACKBONE/COMPILED, as {CASES[0]}; kinds: {', '.join(KINDS)}")
+    if not CUDA and not args.quick:
+        parser.error("there is no GPU here: give --quick, which shows on a CPU that it runs")
     args.side, args.labeled, files = 224, 64, 200
     if args.quick:
         args.side, args.labeled, args.batch, args.steps, args.fixmatch_steps = 32, 4, 4, 16, 16

@@ -80,7 +80,10 @@ def stored(name: str) -> dict[str, Any]:
     path = HERE / "results" / f"{name}.json"
     if not path.is_file():
         return {"failed": f"results holds no {path.name}"}
-    found: dict[str, Any] = json.loads(path.read_text())
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        return {"failed": f"{path.name} in results is no JSON ({error})"}
     return found
 
 
