@@ -16,14 +16,15 @@ import shutil
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from about import publish
-from commands import fit
+from commands import fit, timed_saves
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning.callbacks.checkpoint import Place, RunCheckpoint
+from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.study.statistics import interval
 
 CONFIGS = ["semi_supervised/shared.yaml", "semi_supervised/freematch.yaml"]
@@ -34,7 +35,6 @@ NETWORKS = {
         "--data.init_args.batch_size=8", "--data.init_args.unlabeled_ratio=1",
     ],
 }  # fmt: skip
-SAVES: list[float] = []  # seconds of each save on the way
 
 
 class Clock(Callback):
@@ -54,33 +54,21 @@ class Clock(Callback):
 
 def trained(network: str, steps: int, saves: bool, seed: int) -> dict[str, float]:
     """One training: its seconds, and number, seconds and size of what it saved on the way."""
-    SAVES.clear()
-    own, save = RunCheckpoint._save_if_due, RunCheckpoint.save_last_iterate
-
-    def timed(self: RunCheckpoint, trainer: Trainer, place: Place = "inside") -> None:
-        start = time.perf_counter()
-        save(self, trainer, place)
-        SAVES.append(time.perf_counter() - start)
-
-    def within(self: RunCheckpoint, *args: Any) -> None:
-        RunCheckpoint.save_last_iterate = timed  # type: ignore[method-assign]
-        try:
-            own(self, *args)
-        finally:
-            RunCheckpoint.save_last_iterate = save  # type: ignore[method-assign]
-
-    RunCheckpoint._save_if_due = within if saves else lambda *_: None  # type: ignore[method-assign,assignment]
     words = [f"--data.init_args.steps_per_epoch={steps}", "--trainer.max_epochs=1"]
+    words += ["--trainer.callbacks=checkpoint_cost.Clock"]
+    spent: list[float] = []
+    own = RunCheckpoint._save_if_due
+    if not saves:
+        RunCheckpoint._save_if_due = lambda *_: None  # type: ignore[method-assign]
     try:
-        folder, cli = fit(
-            CONFIGS, "bench", seed, *NETWORKS[network], *words, "--trainer.callbacks=checkpoint_cost.Clock"
-        )
+        with timed_saves(spent) if saves else nullcontext():
+            folder, cli = fit(CONFIGS, "bench", seed, *NETWORKS[network], *words)
     finally:
         RunCheckpoint._save_if_due = own  # type: ignore[method-assign]
     (clock,) = (c for c in cli.trainer.callbacks if type(c).__name__ == "Clock")  # type: ignore[attr-defined]
     size = (folder / "checkpoints" / "last.ckpt").stat().st_size
     shutil.rmtree(folder)
-    return {"seconds": clock.seconds, "saves": len(SAVES), "save_seconds": sum(SAVES), "bytes": size}
+    return {"seconds": clock.seconds, "saves": len(spent), "save_seconds": sum(spent), "bytes": size}
 
 
 def measured(network: str, steps: int, pairs: int) -> dict[str, Any]:

@@ -1,7 +1,14 @@
 """What the benches run through the command line."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from lightning.pytorch import Trainer
+
+from sft_lightning.callbacks.checkpoint import Place, RunCheckpoint
 from sft_lightning.cli import SFTCLI, run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -27,3 +34,31 @@ def test(folder: Path) -> float:
     """Test accuracy of a run's last iterate."""
     cli = run(["test", f"--ckpt_path={folder}", *QUIET])
     return float(cli.trainer.callback_metrics["test/accuracy"])
+
+
+@contextmanager
+def timed_saves(seconds: list[float]) -> Iterator[None]:
+    """Trainings inside say how long each save of the last iterate on the way took, without the one at the end.
+
+    Args:
+        seconds: Takes them.
+    """
+    own, save = RunCheckpoint._save_if_due, RunCheckpoint.save_last_iterate
+
+    def timed(self: RunCheckpoint, trainer: Trainer, place: Place = "inside") -> None:
+        start = time.perf_counter()
+        save(self, trainer, place)
+        seconds.append(time.perf_counter() - start)
+
+    def within(self: RunCheckpoint, *args: Any) -> None:
+        RunCheckpoint.save_last_iterate = timed  # type: ignore[method-assign]
+        try:
+            own(self, *args)
+        finally:
+            RunCheckpoint.save_last_iterate = save  # type: ignore[method-assign]
+
+    RunCheckpoint._save_if_due = within  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        RunCheckpoint._save_if_due = own  # type: ignore[method-assign]

@@ -3,19 +3,21 @@
     python scripts/bench/gpu.py --out scripts/bench/results/gpu.json
     python scripts/bench/gpu.py --quick              # on any machine, at a small size: does it still run?
 
-- `fine_tune`: all layers of ResNet-50 and ViT-B/16 at 224, batches of 256 in mixed bfloat16, from the cache of an image
-  folder (200 photographs, linked many times), with random flips. The plain loop has the pixels on the device, and the
-  same network, optimizer (fused SGD), autocast and memory format. With `torch.compile` and without.
+- `fine_tune`: all layers of ResNet-50 and ViT-B/16 (torchvision's and timm's) at 224, batches of 256 in mixed bfloat16,
+  from the cache of an image folder (200 photographs, linked many times), with random flips. The plain loop has the
+  pixels on the device, and the same network, optimizer (fused SGD), autocast and memory format. With `torch.compile`
+  and without.
 - `features`: what ResNet-50 makes of all pictures of the folder, once, in evaluation: from the cache to features on the
   CPU (`feature_cache.features`: with its key, and written to disk), against the same network over pixels on the device.
 - `fixmatch`: WRN-28-2 at 28x28 on Fashion-MNIST, 64 labeled and 448 unlabeled pictures a step. The plain loop makes our
   batched views and the same losses, without logging, health and moving average.
 
 The framework runs through the command line with logging, the bar of a terminal and checkpoints. Each epoch is timed
-from a device that has nothing to do to one that has nothing left; the first, which compiles, does not count. `peak` is
-the share of the card's dense bfloat16 arithmetic (`--peak` TFLOP/s) that the network's operations take, counted by
-torch's `FlopCounterMode`. `busy` is the share of the time in which the device works: the kernels' time of some
-steps under torch's profiler, over the time of as many without it; `kernels` are those that take most of it.
+from a device that has nothing to do to one that has nothing left; the first, which compiles, does not count. Saves on
+the way are part of it, and their seconds stand beside it. `peak` is the share of the card's dense bfloat16 arithmetic
+(`--peak` TFLOP/s) that the network's operations take, counted by torch's `FlopCounterMode`. `busy` is the share of the
+time in which the device works: the kernels' time of some steps under torch's profiler, over the time of as many without
+it; `kernels` are those that take most of it.
 """
 
 import argparse
@@ -25,16 +27,15 @@ import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from about import publish
+from commands import timed_saves
+from gpu_clock import CUDA, DEVICE, Clock, half, idle
 from image_folder import link_pictures, write_pictures
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,85 +47,6 @@ from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.paradigms import feature_cache
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
-PROFILED = 10  # steps
-
-
-def idle() -> float:
-    """Waits until the device has nothing to do.
-
-    Returns:
-        The time, in seconds.
-    """
-    if CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def half() -> AbstractContextManager[Any]:
-    """Mixed bfloat16."""
-    return torch.autocast(DEVICE.type, dtype=torch.bfloat16)
-
-
-class Clock(Callback):
-    """Seconds and pictures of each epoch; what the device does in some steps of the last one."""
-
-    def __init__(self, profiles: bool = False) -> None:
-        """Starts with nothing.
-
-        Args:
-            profiles: Whether the last epoch is for the profiler, and not for the clock.
-        """
-        self.epochs: list[dict[str, float]] = []
-        self.profile: dict[str, Any] = {}
-        self._profiles = profiles
-        self._profiler: Any = None
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
-        self._pictures, self._start = 0, idle()
-        if self._profiles and trainer.current_epoch + 1 == trainer.max_epochs:
-            self._profiler = torch.profiler.profile()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Counts, and starts the profiler when all is warm."""
-        self._pictures += sum(len(part.indices) for part in batch.values())
-        if self._profiler is not None and batch_idx == 5:
-            idle()
-            self._profiler.start()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stops the profiler."""
-        if self._profiler is not None and batch_idx == 4 + PROFILED:
-            idle()
-            self._profiler.stop()
-            self.profile = told(self._profiler)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock."""
-        seconds = idle() - self._start
-        if self._profiler is None:
-            found = {"seconds": seconds, "steps": trainer.num_training_batches, "pictures": self._pictures}
-            self.epochs.append(found)
-
-
-def told(profiler: Any) -> dict[str, Any]:
-    """Milliseconds of kernels in a step, and the largest of them; what takes the CPU's time, with the profiler's."""
-    averages = profiler.key_averages()
-    own = sorted(averages, key=lambda row: -row.self_cpu_time_total)[:12]
-    on_cpu = {row.key[:80]: round(row.self_cpu_time_total / 1e3 / PROFILED, 3) for row in own}
-    rows = [row for row in averages if "CUDA" in str(row.device_type) and not row.is_user_annotation]
-    rows.sort(key=lambda row: -row.self_device_time_total)
-    largest = {
-        row.key[:80]: {"ms": round(row.self_device_time_total / 1e3 / PROFILED, 3), "calls": row.count // PROFILED}
-        for row in rows[:12]
-    }
-    whole = sum(row.self_device_time_total for row in rows) / 1e3 / PROFILED
-    launches = sum(row.count for row in rows) / PROFILED
-    return {"kernels_ms": round(whole, 3), "launches": launches, "kernels": largest, "cpu_ms": on_cpu}
 
 
 def framework(words: list[str], epochs: int) -> tuple[Clock, SFTCLI]:
@@ -135,7 +57,8 @@ def framework(words: list[str], epochs: int) -> tuple[Clock, SFTCLI]:
     more += ["--trainer.precision=bf16-mixed", f"--trainer.accelerator={'gpu' if CUDA else 'cpu'}"]
     terminal, sys.stdout = sys.stdout, Terminal()
     try:
-        done = run(["fit", *words, *more, "--trainer.devices=1"])
+        with timed_saves(clock.saves):
+            done = run(["fit", *words, *more, "--trainer.devices=1"])
     finally:
         sys.stdout = terminal
         SFTCLI._instantiate_trainer = own  # type: ignore[method-assign]
@@ -177,6 +100,7 @@ def compared(ours: Clock, plain: list[dict[str, float]], operations: float, peak
         "images_per_second": {"framework": by_framework, "plain": by_loop},
         "steps_per_second": {"framework": speeds(ours.epochs, "steps"), "plain": speeds(plain, "steps")},
         "share_of_plain": [round(a / b, 3) for a, b in zip(by_framework, by_loop, strict=True)],
+        "seconds_of_saves": [round(epoch["saves"], 3) for epoch in ours.epochs],
         "gigaflop_a_picture": round(operations / 1e9, 3),
     }
     if ours.profile:
@@ -344,8 +268,9 @@ def fixmatch(backbone: str, compile: str, folder: Path, args: argparse.Namespace
 
 
 KINDS = {"fine_tune": fine_tune, "features": features, "fixmatch": fixmatch}
+NETWORKS = ("torchvision/resnet50", "torchvision/vit_b_16", "timm/vit_base_patch16_224")
 CASES = [  # what, which network, how it is compiled: false, true or a mode of torch.compile
-    *(f"fine_tune/torchvision/{name}/{how}" for name in ("resnet50", "vit_b_16") for how in ("false", "true")),
+    *(f"fine_tune/{name}/{how}" for name in NETWORKS for how in ("false", "true")),
     *(f"features/torchvision/resnet50/{how}" for how in ("false", "true")),
     *(f"fixmatch/wrn_28_2/{how}" for how in ("false", "reduce-overhead")),
 ]
@@ -387,6 +312,7 @@ def main() -> None:
         link_pictures(Path(home) / "few", folder, args.times)
         try:
             for case in args.cases:
+                torch.compiler.reset()  # a case compiles as a process of its own would
                 what, _, rest = case.partition("/")
                 backbone, _, how = rest.rpartition("/")
                 found[case] = KINDS[what](backbone, how, folder, args)

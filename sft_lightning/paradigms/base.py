@@ -18,6 +18,8 @@ from sft_lightning.networks.backbones import Backbone
 from sft_lightning.paradigms.nonfinite import NonfiniteGuard, OnNonfinite
 from sft_lightning.paradigms.optimization import Group, optimizer_and_schedule
 
+COMPILED_FORMS = 64  # of a backbone's pass in a process: by network, shape, training or not, precision
+
 
 class StepResult(NamedTuple):
     """What a training step gives back.
@@ -242,9 +244,15 @@ class Paradigm(LightningModule, ABC):
 def compiled(module: torch.nn.Module, mode: bool | str) -> None:
     """Compiles a backbone in place, which leaves the names of its tensors as they are (pl#21836).
 
+    torch counts the compiled forms of all backbones of a process together. With its own limit of 8 the third or fourth
+    network of a notebook or a bench would no longer be compiled.
+
     Args:
         module: The backbone.
         mode: False for not at all, True, or a mode of `torch.compile`.
     """
     if mode:
+        import torch.compiler.config as limits  # takes long
+
+        limits.recompile_limit = max(limits.recompile_limit, COMPILED_FORMS)
         module.compile(mode=None if mode is True else mode)

@@ -164,3 +164,17 @@ def test_head_of_the_same_size_is_taken_and_of_another_replaced(
 def test_compiled_backbone_keeps_the_names_of_its_tensors() -> None:
     plain, compiled = (FineTuneClassifier("mlp", 3, SHAPE, compile=c).state_dict().keys() for c in (False, True))
     assert plain == compiled
+
+
+def test_a_twelfth_network_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, passes = torch.compile, []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        passes.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module, mode: real(module, backend=backend))
+    for side in range(4, 16):
+        model = FineTuneClassifier("mlp", 3, (1, side, side), compile=True)
+        model.backbone(torch.rand(2, 1, side, side))
+    assert len(passes) == 12
