@@ -64,7 +64,7 @@ def fixmatch(
     fit_on_new_packages()
     from LAMDA_SSL.Algorithm.Classification.FixMatch import FixMatch
     from LAMDA_SSL.Augmentation.Vision.Cutout import Cutout
-    from LAMDA_SSL.Config import FixMatch as shipped
+    from LAMDA_SSL.Config import FixMatch as Shipped
     from LAMDA_SSL.Dataloader.LabeledDataloader import LabeledDataLoader
     from LAMDA_SSL.Dataloader.UnlabeledDataloader import UnlabeledDataLoader
     from LAMDA_SSL.Dataset.LabeledDataset import LabeledDataset
@@ -91,17 +91,17 @@ def fixmatch(
             return lr_scheduler.CosineAnnealingLR(optimizer, self.T_max, self.eta_min)
 
     size, ratio = batch
-    normalized = Normalization(shipped.mean[:1], shipped.std[:1])
+    normalized = Normalization(Shipped.mean[:1], Shipped.std[:1])
     to_tensor = chain([("ToTensor", ToTensor(dtype="float", image=True)), ("Normalization", normalized)])
-    weak = shipped.weak_augmentation.steps
-    strong = [*shipped.strong_augmentation.steps[:-1], ("Cutout", Cutout(shipped.strong_augmentation[-1].v, GRAY))]
+    weak = Shipped.weak_augmentation.steps
+    strong = [*Shipped.strong_augmentation.steps[:-1], ("Cutout", Cutout(Shipped.strong_augmentation[-1].v, GRAY))]
     spread = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
     Timed(
         mu=ratio,
         num_it_epoch=steps,
         num_it_total=steps,
         network=model,
-        scheduler=Cosine(shipped.scheduler.T_max, shipped.scheduler.eta_min),
+        scheduler=Cosine(Shipped.scheduler.T_max, Shipped.scheduler.eta_min),
         augmentation={"weak_augmentation": chain(weak), "strong_augmentation": chain(strong)},
         labeled_dataset=LabeledDataset(pre_transform=ToImage(channels=1), transform=to_tensor),
         unlabeled_dataset=UnlabeledDataset(pre_transform=ToImage(channels=1), transform=to_tensor),
