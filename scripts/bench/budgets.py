@@ -85,6 +85,7 @@ QUICK = {
 
 PER_SAMPLE, SLICED = "per-sample `DataLoader` loop", "sliced plain loop with fused Adam"
 FOLDER = "`ImageFolder`, PIL, `DataLoader`"
+LAMDA = "LAMDA-SSL 1.0.2, the fastest way to run it"
 FIXMATCH, PLAIN = "FixMatch's step, images/s", "plain loop, all in one batch with gradient"
 BUDGETS = [
     Budget("training_speed", "autoencoder/times_faster_than_per_sample", "autoencoder, speed", PER_SAMPLE, "more", 4),
@@ -94,6 +95,7 @@ BUDGETS = [
     Budget("step_overhead", "overhead", "step overhead", "plain loop, same batches", "less", 500, "µs a step"),
     Budget("semi_supervised", "conv/framework_speed_over/one_batch", f"{FIXMATCH}, small CNN", PLAIN, "more", 1.4),
     Budget("semi_supervised", "wrn_28_2/framework_speed_over/one_batch", f"{FIXMATCH}, WRN-28-2", PLAIN, "more", 1.4),
+    Budget("semi_supervised", "conv/framework_speed_over/lamda_ssl", f"{FIXMATCH}, small CNN", LAMDA, "more", 2),
     Budget("image_folder", "later_epoch_by_image_folder", "files at 224 from the cache, speed", FOLDER, "more", 5),
     Budget("image_folder", "first_epoch_by_image_folder", "files at 224, cache being filled, speed", FOLDER, "more", 1),
     Budget("feature_cache", "times_faster", "epoch of a linear probe, speed", "features recomputed", "more", 20),
