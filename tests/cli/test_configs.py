@@ -76,14 +76,14 @@ def test_config_runs_one_batch_of_every_command(
 ) -> None:
     folder = write_folder(workdir / "images", {"train": 4, "val": 1, "test": 2, "unlabeled": 2})
     few = ["--trainer.max_epochs", "1", "--data.init_args.steps_per_epoch", "1", "--run_name", "shipped"]
-    few += ["--data.init_args.num_workers", "0"]
+    few += ["--data.init_args.num_workers", "0", "--trainer.limit_val_batches=1"]
     assert main(["fit", *given_to_fit(config), *few, *local(config, idx_root, folder)]) == 0
     run = workdir / "lightning_logs" / "shipped" / "version_0"
     assert (run / "checkpoints" / "last.ckpt").is_file()
     if config in STRATEGIES and config.stem != "fixmatch":  # they differ in training alone
         return
-    for command in ("validate", "test", "predict"):
-        assert main([command, "--ckpt_path", str(run)]) == 0
+    for command, kind in (("validate", "val"), ("test", "test"), ("predict", "predict")):
+        assert main([command, "--ckpt_path", str(run), f"--trainer.limit_{kind}_batches=1"]) == 0
     assert re.search(r"test/loss +\d+\.\d+", caplog.text)
     assert len((run / "predictions.csv").read_text().splitlines()) > 1
     assert {p.name for p in run.glob("*.yaml")} >= {"fit.yaml", "test.yaml", "predict.yaml"}

@@ -180,7 +180,8 @@ def test_one_batch_is_one_batch_and_not_all(workdir: Path) -> None:
 
 
 def test_console_shows_no_advertising_and_no_warning(workdir: Path) -> None:
-    command = [sys.executable, "-m", "sft_lightning", "fit", "--config", FINE_TUNE, *SHORT]
+    """In a process that a console script starts, as a user does."""
+    command = [str(Path(sys.executable).with_name("sft-lightning")), "fit", "--config", FINE_TUNE, *SHORT]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"})
     assert done.stdout == ""
     lines = done.stderr.splitlines()
