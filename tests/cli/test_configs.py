@@ -77,6 +77,7 @@ def test_config_runs_one_batch_of_every_command(
     folder = write_folder(workdir / "images", {"train": 4, "val": 1, "test": 2, "unlabeled": 2})
     few = ["--trainer.max_epochs", "1", "--data.init_args.steps_per_epoch", "1", "--run_name", "shipped"]
     few += ["--data.init_args.num_workers", "0", "--trainer.limit_val_batches=1"]
+    few += ["--data.init_args.eval_batch_size", "50"]
     assert main(["fit", *given_to_fit(config), *few, *local(config, idx_root, folder)]) == 0
     run = workdir / "lightning_logs" / "shipped" / "version_0"
     assert (run / "checkpoints" / "last.ckpt").is_file()

@@ -67,7 +67,9 @@ def test_same_command_same_weights(workdir: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("what", ["fine-tuning", "denoising and masked autoencoder"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("fine-tuning", marks=pytest.mark.slow), "denoising and masked autoencoder"]
+)
 def test_resumed_run_ends_where_an_uninterrupted_one_does(what: str, workdir: Path) -> None:
     config, schedule = FINE_TUNE, ["--model.init_args.lr_scheduler.init_args.total_steps", "20"]
     if what != "fine-tuning":
@@ -85,11 +87,10 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(what: str, workdir: Pa
 @pytest.mark.parametrize(
     ("strategy", "schedule"),
     [
-        ("MeanTeacher", "joint"),
         ("DST", "alternating"),
         *(
             pytest.param(name, "joint", marks=pytest.mark.slow)
-            for name in ("FlexMatch", "FreeMatch", "DST", "MixMatch")
+            for name in ("FlexMatch", "FreeMatch", "DST", "MeanTeacher", "MixMatch")
         ),
         *(
             pytest.param(name, "alternating", marks=pytest.mark.slow)
