@@ -77,13 +77,17 @@ def short(words: list[str]) -> list[str]:
     return ["fit", *words[:2], *SHORT, *words[2:]]
 
 
-def check(words: list[str], tmp_path: Path, train: Whole, deaths: list[tuple[str, int]], ranks: int = 1) -> None:
+def check(
+    words: list[str], tmp_path: Path, deaths: list[tuple[str, int]], ranks: int = 1, train: Whole | None = None
+) -> None:
     words = short(words)
     for k, (moment, count) in enumerate(deaths):
         again = ["--ckpt_path=last"] if k else []
         assert KILLED in trained([*words, *again], tmp_path / "parts", moment, count, ranks)
     assert trained([*words, "--ckpt_path=last"], tmp_path / "parts", ranks=ranks) == [0] * ranks
-    unbroken = train(words, ranks)
+    unbroken = tmp_path / "whole" if train is None else train(words, ranks)
+    if train is None:
+        assert trained(words, unbroken, ranks=ranks) == [0] * ranks
     whole, parts = everything(unbroken), everything(tmp_path / "parts")
     assert whole["global_step"] >= 15
     assert [name for name in whole if not same(whole[name], parts[name])] == []
@@ -96,12 +100,12 @@ def check(words: list[str], tmp_path: Path, train: Whole, deaths: list[tuple[str
     "kind", ["joint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS if kind != "joint")]
 )
 def test_killed_and_resumed_is_as_never_killed(kind: str, tmp_path: Path, whole: Whole) -> None:
-    check(RUNS[kind], tmp_path, whole, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)])
+    check(RUNS[kind], tmp_path, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)], train=whole)
 
 
 def test_killed_around_the_second_stage(tmp_path: Path, whole: Whole) -> None:
     """Step 10 begins it: in the first training two steps are missing, in the second a save around it is torn apart."""
-    check(RUNS["two stages"], tmp_path, whole, [("step", 8), ("save", 2)])
+    check(RUNS["two stages"], tmp_path, [("step", 8), ("save", 2)], train=whole)
 
 
 @pytest.mark.slow
@@ -109,7 +113,7 @@ def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path], wh
     folder = write_folder(tmp_path / "images", {"train": 20, "val": 4, "test": 2, "unlabeled": 16})
     words = [*RUNS["joint"], f"--data.init_args.source={folder}", "--data.init_args.image_size=28"]
     words += ["--data.init_args.num_workers=2", "--data.init_args.channels=1"]
-    check(words, tmp_path, whole, [("step", 9), ("step", 3)])
+    check(words, tmp_path, [("step", 9), ("step", 3)], train=whole)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +121,10 @@ def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path], wh
 )
 def test_two_processes(kind: str, tmp_path: Path, whole: Whole) -> None:
     """The one that lives on is ended by hand, as a cluster does."""
-    check(RUNS[kind], tmp_path, whole, [("step", 9), ("save", 2)], ranks=2)
+    check(RUNS[kind], tmp_path, [("step", 9), ("save", 2)], ranks=2, train=whole)
 
 
 def test_accumulated_gradients_are_not_torn_apart(tmp_path: Path, whole: Whole) -> None:
     """A checkpoint inside an epoch is taken right after an optimizer step, never between two."""
     words = [*RUNS["fine-tuning"], "--trainer.accumulate_grad_batches=3", "--data.init_args.steps_per_epoch=24"]
-    check(words, tmp_path, whole, [("step", 17)])
+    check(words, tmp_path, [("step", 17)], train=whole)

@@ -109,7 +109,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told, Told]
             with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
                 assert main(["study", written(folder)]) == 0
         told.append(Told(seen.runs, results(folder), out.getvalue(), err.getvalue()))
-    return folder, *told
+    return folder, told[0], told[1]
 
 
 def test_a_failed_run_is_told_and_tried_again(studied: tuple[Path, Told, Told]) -> None:
