@@ -56,7 +56,7 @@ CONFIGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-true", pytest.param("64-true", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", CONFIGS)
 def test_all_of_the_network_in_half_or_double_precision(names: Sequence[str], precision: str) -> None:
     """The data module knows nothing of it."""

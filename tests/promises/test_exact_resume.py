@@ -96,11 +96,14 @@ def check(
     assert metrics(unbroken) == metrics(tmp_path / "parts")
 
 
-@pytest.mark.parametrize(
-    "kind", ["joint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS if kind != "joint")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RUNS)
 def test_killed_and_resumed_is_as_never_killed(kind: str, tmp_path: Path, whole: Whole) -> None:
     check(RUNS[kind], tmp_path, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)], train=whole)
+
+
+def test_killed_in_a_step_a_validation_and_a_save(tmp_path: Path, whole: Whole) -> None:
+    check(RUNS["joint"], tmp_path, [("step", 5), ("validation", 1), ("save", 2)], train=whole)
 
 
 def test_killed_around_the_second_stage(tmp_path: Path, whole: Whole) -> None:
@@ -116,12 +119,15 @@ def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path], wh
     check(words, tmp_path, [("step", 9), ("step", 3)], train=whole)
 
 
-@pytest.mark.parametrize(
-    "kind", ["joint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("alternating", "two stages"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["joint", "alternating", "two stages"])
 def test_two_processes(kind: str, tmp_path: Path, whole: Whole) -> None:
     """The one that lives on is ended by hand, as a cluster does."""
     check(RUNS[kind], tmp_path, [("step", 9), ("save", 2)], ranks=2, train=whole)
+
+
+def test_two_processes_killed_in_a_save(tmp_path: Path, whole: Whole) -> None:
+    check(RUNS["joint"], tmp_path, [("save", 2)], ranks=2, train=whole)
 
 
 def test_accumulated_gradients_are_not_torn_apart(tmp_path: Path, whole: Whole) -> None:

@@ -346,6 +346,7 @@ def test_semi_supervised(workdir: Path, fits: list[str]) -> None:
     assert len(fits) == len(results()) == 2
 
 
+@pytest.mark.slow
 def test_decoupled(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--model.class_path=DecoupledFeatureClassifier", "--model.init_args.feature_loss=SupCon"]
     own += ["--model.init_args.backbone=mlp", "--model.init_args.head=nearest_class_mean"]
