@@ -1,11 +1,12 @@
 """In a command denormals are zero in all threads, no step asks for a GPU that is not there, and memory is kept."""
 
 import ctypes
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
+
+from tests.forks import started
 
 WATCH = """
 import os, torch
@@ -28,14 +29,19 @@ print(*[step() for _ in range(6)])
 """
 
 
+def program(file: Path) -> None:
+    runpy.run_path(str(file))
+
+
 @pytest.mark.parametrize(
     "what", ["from sft_lightning.cpu import keep_memory, spare_cpu\nspare_cpu()\nkeep_memory()", COMMAND]
 )
 def test_spares_the_cpu_and_keeps_memory(what: str, tmp_path: Path) -> None:
-    code = f"import torch\ntorch.set_num_threads(2)\nimport lightning\n{what}\n{WATCH}\n{FAULTS}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    left, asks, gpu, first, *later = done.stdout.split()[-9:]
+    (tmp_path / "program.py").write_text(f"import torch\ntorch.set_num_threads(2)\n{what}\n{WATCH}\n{FAULTS}")
+    done = started(program, tmp_path / "program.py", folder=tmp_path, files=tmp_path / "told")
+    done.join(120)
+    assert done.exitcode == 0, (tmp_path / "told.stderr").read_text()
+    left, asks, gpu, first, *later = (tmp_path / "told.stdout").read_text().split()[-9:]
     assert left == "0"
     assert asks == gpu
     if hasattr(ctypes.CDLL(None), "mallopt"):  # else the C library is not glibc

@@ -1,7 +1,6 @@
 """What the README shows for Python, with a plain Trainer."""
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import sft_lightning
 from sft_lightning import AutoencoderModule, FineTuneClassifier, ImageDataModule
+from sft_lightning.__main__ import main
 from tests.conftest import CONFIGS, ROOT
 
 
@@ -51,8 +51,10 @@ def test_a_checkpoint_loads_without_its_optimizer(workdir: Path) -> None:
     assert torch.equal(loaded.eval()(x), model.eval()(x))
 
 
-def test_a_strategy_in_a_file_of_ones_own(workdir: Path) -> None:
+def test_a_strategy_in_a_file_of_ones_own(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's example, as it stands there, named by its class path."""
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as where a console script begins
+    monkeypatch.delitem(sys.modules, "my_strategy", raising=False)
     text = (ROOT / "README.md").read_text()
     block = next(b for b in text.split("```python\n")[1:] if b.startswith("# my_strategy.py")).split("```")[0]
     Path("my_strategy.py").write_text(block)
@@ -60,10 +62,7 @@ def test_a_strategy_in_a_file_of_ones_own(workdir: Path) -> None:
     words = ["fit", "--config", str(semi_supervised / "shared.yaml"), "--data.init_args.steps_per_epoch=3"]
     words += ["--model.init_args.strategy=my_strategy.TopShare", "--model.init_args.strategy.init_args.share=0.25"]
     words += ["--trainer.log_every_n_steps=3", "--trainer.max_epochs=1", "--run_name=mine"]
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("sft-lightning")), *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert main(words) == 0
     events = EventAccumulator(str(workdir / "lightning_logs" / "mine" / "version_0"))
     events.Reload()
     (accepted,) = events.Scalars("pseudo_labels/accepted")

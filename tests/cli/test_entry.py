@@ -28,7 +28,8 @@ TINY = {
     "study": None,
     "degree": None,
 }
-
+# It looks at 12,000 pictures; `tests/preflight` has audits of fewer.
+LONG = {"audit --config configs/quickstart/fine_tune.yaml"}
 
 EARLY = {
     "": "usage: sft-lightning COMMAND",
@@ -186,7 +187,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..
 
 @pytest.mark.parametrize(
     ("name", "example"),
-    [(name, example) for name in COMMANDS if name != "completion" for example in COMMANDS[name].examples],
+    [
+        pytest.param(name, example, marks=[pytest.mark.slow] if example in LONG else [])
+        for name in COMMANDS
+        if name != "completion"
+        for example in COMMANDS[name].examples
+    ],
 )
 def test_examples_can_be_pasted(name: str, example: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkout)

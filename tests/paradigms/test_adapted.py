@@ -221,7 +221,11 @@ def test_two_stages() -> None:
 
 LORA = ["--model.init_args.adapter=LoRA", "--model.init_args.adapter.init_args.rank=3"]
 LORA += ["--model.init_args.adapter.init_args.alpha=20"]
-KIND = pytest.mark.parametrize("words", [LORA, ["--model.init_args.adapter=IA3"]], ids=["lora", "ia3"])
+IA3_TOO = ["--model.init_args.adapter=IA3"]
+KIND = pytest.mark.parametrize("words", [LORA, IA3_TOO], ids=["lora", "ia3"])
+LORA_FIRST = pytest.mark.parametrize(
+    "words", [LORA, pytest.param(IA3_TOO, marks=pytest.mark.slow)], ids=["lora", "ia3"]
+)
 
 
 def fitted(name: str, *words: str) -> tuple[Path, Any]:
@@ -229,7 +233,7 @@ def fitted(name: str, *words: str) -> tuple[Path, Any]:
     return Path(str(run.trainer.log_dir)), run.model.eval()
 
 
-@KIND
+@LORA_FIRST
 def test_what_is_exported_computes_the_same_in_the_plain_network(workdir: Path, words: list[str]) -> None:
     run, model = fitted("run", "--model.init_args.backbone=conv", *words)
     whole, backbone = export(str(run), "model"), export(str(run), "backbone")
@@ -269,7 +273,7 @@ def test_weights_between_start_and_merged(workdir: Path) -> None:
     assert "backbone.net.2.0.weight" in moved(start, whole)
 
 
-@KIND
+@LORA_FIRST
 def test_a_resumed_run_ends_where_one_without_a_break_does(workdir: Path, words: list[str]) -> None:
     words = [*words, "--model.init_args.head_only_epochs=1"]
     _, whole = fitted("whole", *words, "--trainer.max_epochs=4")

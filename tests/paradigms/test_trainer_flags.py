@@ -56,12 +56,13 @@ CONFIGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-true", pytest.param("64-true", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", CONFIGS)
 def test_all_of_the_network_in_half_or_double_precision(names: Sequence[str], precision: str) -> None:
     """The data module knows nothing of it."""
     words = [word for name in names for word in ("--config", str(ROOT / "configs" / f"{name}.yaml"))]
     words += ["--data.init_args.steps_per_epoch=3", "--data.init_args.batch_size=4", "--trainer.max_epochs=1"]
+    words += ["--data.init_args.eval_batch_size=20", "--data.init_args.unlabeled_ratio=1"]
     words += ["--trainer.accelerator=cpu", "--trainer.limit_val_batches=1", f"--trainer.precision={precision}"]
     done = run(["fit", *words, "--trainer.enable_progress_bar=false"])
     assert done.trainer.global_step == 3

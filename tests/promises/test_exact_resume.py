@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import CONFIGS
+from tests.promises.conftest import Whole
 from tests.promises.killed import trained
 
 KILLED = -signal.SIGKILL
@@ -72,45 +73,64 @@ def metrics(folder: Path) -> list[list[str]]:
     return rows
 
 
-def check(words: list[str], tmp_path: Path, deaths: list[tuple[str, int]], ranks: int = 1) -> None:
-    words = ["fit", *words[:2], *SHORT, *words[2:]]
-    assert trained(words, tmp_path / "whole", ranks=ranks) == [0] * ranks
+def short(words: list[str]) -> list[str]:
+    return ["fit", *words[:2], *SHORT, *words[2:]]
+
+
+def check(
+    words: list[str], tmp_path: Path, deaths: list[tuple[str, int]], ranks: int = 1, train: Whole | None = None
+) -> None:
+    words = short(words)
     for k, (moment, count) in enumerate(deaths):
         again = ["--ckpt_path=last"] if k else []
         assert KILLED in trained([*words, *again], tmp_path / "parts", moment, count, ranks)
     assert trained([*words, "--ckpt_path=last"], tmp_path / "parts", ranks=ranks) == [0] * ranks
-    whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")
+    unbroken = tmp_path / "whole" if train is None else train(words, ranks)
+    if train is None:
+        assert trained(words, unbroken, ranks=ranks) == [0] * ranks
+    whole, parts = everything(unbroken), everything(tmp_path / "parts")
     assert whole["global_step"] >= 15
     assert [name for name in whole if not same(whole[name], parts[name])] == []
     for rank in range(ranks):
-        assert seen(tmp_path / "whole", rank) == seen(tmp_path / "parts", rank)
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
-
-
-@pytest.mark.parametrize(
-    "kind", [kind if kind in ("joint", "two stages") else pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS]
-)
-def test_killed_and_resumed_is_as_never_killed(kind: str, tmp_path: Path) -> None:
-    check(RUNS[kind], tmp_path, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)])
+        assert seen(unbroken, rank) == seen(tmp_path / "parts", rank)
+    assert metrics(unbroken) == metrics(tmp_path / "parts")
 
 
 @pytest.mark.slow
-def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("kind", RUNS)
+def test_killed_and_resumed_is_as_never_killed(kind: str, tmp_path: Path, whole: Whole) -> None:
+    check(RUNS[kind], tmp_path, [("step", 5), ("step", 7), ("validation", 1), ("save", 2), ("step", 2)], train=whole)
+
+
+def test_killed_in_a_step_a_validation_and_a_save(tmp_path: Path, whole: Whole) -> None:
+    check(RUNS["joint"], tmp_path, [("step", 5), ("validation", 1), ("save", 2)], train=whole)
+
+
+def test_killed_around_the_second_stage(tmp_path: Path, whole: Whole) -> None:
+    """Step 10 begins it: in the first training two steps are missing, in the second a save around it is torn apart."""
+    check(RUNS["two stages"], tmp_path, [("step", 8), ("save", 2)], train=whole)
+
+
+@pytest.mark.slow
+def test_files_and_workers(tmp_path: Path, write_folder: Callable[..., Path], whole: Whole) -> None:
     folder = write_folder(tmp_path / "images", {"train": 20, "val": 4, "test": 2, "unlabeled": 16})
     words = [*RUNS["joint"], f"--data.init_args.source={folder}", "--data.init_args.image_size=28"]
     words += ["--data.init_args.num_workers=2", "--data.init_args.channels=1"]
-    check(words, tmp_path, [("step", 9), ("step", 3)])
+    check(words, tmp_path, [("step", 9), ("step", 3)], train=whole)
 
 
-@pytest.mark.parametrize(
-    "kind", ["joint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("alternating", "two stages"))]
-)
-def test_two_processes(kind: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["joint", "alternating", "two stages"])
+def test_two_processes(kind: str, tmp_path: Path, whole: Whole) -> None:
     """The one that lives on is ended by hand, as a cluster does."""
-    check(RUNS[kind], tmp_path, [("step", 9), ("save", 2)], ranks=2)
+    check(RUNS[kind], tmp_path, [("step", 9), ("save", 2)], ranks=2, train=whole)
 
 
-def test_accumulated_gradients_are_not_torn_apart(tmp_path: Path) -> None:
+def test_two_processes_killed_in_a_save(tmp_path: Path, whole: Whole) -> None:
+    check(RUNS["joint"], tmp_path, [("save", 2)], ranks=2, train=whole)
+
+
+def test_accumulated_gradients_are_not_torn_apart(tmp_path: Path, whole: Whole) -> None:
     """A checkpoint inside an epoch is taken right after an optimizer step, never between two."""
     words = [*RUNS["fine-tuning"], "--trainer.accumulate_grad_batches=3", "--data.init_args.steps_per_epoch=24"]
-    check(words, tmp_path, [("step", 17)])
+    check(words, tmp_path, [("step", 17)], train=whole)

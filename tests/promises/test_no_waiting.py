@@ -58,7 +58,9 @@ def watched(configs: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[int, Co
     return {step: watch.found[step] for step in range(2, 102)}
 
 
-@pytest.mark.parametrize("name", list(PARADIGMS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "decoupled" else []) for name in PARADIGMS]
+)
 def test_only_logging_steps_read(name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs, reads = PARADIGMS[name]
     found = watched(configs, monkeypatch)

@@ -188,7 +188,7 @@ def test_the_scale_of_half_precision_is_not_mistaken_for_it() -> None:
         trainer(plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(torn, sample(steps_per_epoch=4))
 
 
-@pytest.mark.parametrize("kind", ["value", "gradient"])
+@pytest.mark.parametrize("kind", ["value", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_two_processes_stop_together(kind: str, tmp_path: Path) -> None:
     """Only the second has it."""
     own = [word for word in SHORT if "regularizer" not in word]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.promises.conftest import Whole
 from tests.promises.killed import trained
-from tests.promises.test_exact_resume import RUNS, SHORT, everything, same, seen
+from tests.promises.test_exact_resume import RUNS, everything, same, seen, short
 
 
 @pytest.mark.parametrize(
@@ -18,17 +19,17 @@ from tests.promises.test_exact_resume import RUNS, SHORT, everything, same, seen
         ("SIGTERM", 7, 2),
     ],
 )
-def test_a_signal_saves_and_ends(name: str, step: int, ranks: int, tmp_path: Path) -> None:
+def test_a_signal_saves_and_ends(name: str, step: int, ranks: int, tmp_path: Path, whole: Whole) -> None:
     """With two processes only the second gets it. Step 5 is the last of an epoch."""
-    words = ["fit", *RUNS["joint"][:2], *SHORT, *RUNS["joint"][2:]]
+    words = short(RUNS["joint"])
     code = 128 + signal.Signals[name]
     assert trained(words, tmp_path / "parts", name, step, ranks) == [code] * ranks
     steps = [max(seen(tmp_path / "parts", rank)) + 1 for rank in range(ranks)]
     assert steps == [step + (ranks > 1)] * ranks  # of several, all are asked in one step and stop in the next
     assert everything(tmp_path / "parts")["global_step"] == steps[0]
-    for folder, more in (("parts", ["--ckpt_path=last"]), ("whole", [])):
-        assert trained([*words, *more], tmp_path / folder, ranks=ranks) == [0] * ranks
-    whole, parts = everything(tmp_path / "whole"), everything(tmp_path / "parts")
-    assert [key for key in whole if not same(whole[key], parts[key])] == []
+    assert trained([*words, "--ckpt_path=last"], tmp_path / "parts", ranks=ranks) == [0] * ranks
+    unbroken = whole(words, ranks)
+    expected, parts = everything(unbroken), everything(tmp_path / "parts")
+    assert [key for key in expected if not same(expected[key], parts[key])] == []
     for rank in range(ranks):
-        assert seen(tmp_path / "whole", rank) == seen(tmp_path / "parts", rank)
+        assert seen(unbroken, rank) == seen(tmp_path / "parts", rank)

@@ -52,11 +52,19 @@ def save_on(path: Path) -> None:
         save(path, number)
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "head.safetensors", "results.csv"])
-def test_killed_at_random_moments_of_a_save(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("last.ckpt", 20),
+        ("head.safetensors", 10),
+        ("results.csv", 10),
+        pytest.param("last.ckpt", 200, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_random_moments_of_a_save(name: str, times: int, tmp_path: Path) -> None:
     path, draw = tmp_path / name, random.Random(0)
     torn = 0
-    for _ in range(50 if name == "last.ckpt" else 10):
+    for _ in range(times):
         process = FORKS.Process(target=save_on, args=(path,))
         before = path.stat().st_mtime_ns if path.exists() else 0
         process.start()

@@ -334,7 +334,8 @@ def test_the_table_and_the_config_tell_what_was_chosen(
 # --- paradigms, and runs that fail
 
 
-def test_semi_supervised(workdir: Path) -> None:
+def test_semi_supervised(workdir: Path, fits: list[str]) -> None:
+    """What each fold may learn from; a training is part of the test of groups."""
     semi = ["--config", str(CONFIGS / "semi_supervised" / "fixmatch.yaml"), "--data.init_args.batch_size=8"]
     semi += ["--run_name=d", "--model.init_args.backbone=mlp", "--data.init_args.unlabeled_ratio=1"]
     assert degree(*semi, "--degree.depth=[all]", config=SHARED) == 0
@@ -342,9 +343,10 @@ def test_semi_supervised(workdir: Path) -> None:
     data.setup("fit")
     for k in range(2):
         assert {*of_split(FOLDER / f"fold_{k}.csv", "unlabeled")} == {*data.splits["unlabeled"].ids}
-    assert len(results()) == 2
+    assert len(fits) == len(results()) == 2
 
 
+@pytest.mark.slow
 def test_decoupled(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--model.class_path=DecoupledFeatureClassifier", "--model.init_args.feature_loss=SupCon"]
     own += ["--model.init_args.backbone=mlp", "--model.init_args.head=nearest_class_mean"]

@@ -73,9 +73,11 @@ def awkward(path: Path, seed: int) -> Path:
     ("language", "words"),
     [
         ("onnx", ["backbone=conv", "mean=0.3", "std=0.4"]),
-        ("pt2", ["backbone=torchvision/resnet18", "tune=head"]),  # channels_last, its BatchNorm frozen
+        ("pt2", ["backbone=conv", "tune=head"]),
+        # channels_last, its BatchNorm frozen
+        pytest.param("pt2", ["backbone=torchvision/resnet18", "tune=head"], marks=pytest.mark.slow),
     ],
-    ids=["onnx", "pt2"],
+    ids=["onnx", "pt2", "pt2 of ResNet-18"],
 )
 def test_the_code_of_the_card_says_what_predict_says(
     workdir: Path,
@@ -153,9 +155,9 @@ STAGES = ["--model.init_args.coupling=two_stage", "--model.init_args.feature_epo
     "words",
     [
         AVERAGED,
-        [*DECOUPLED, "--model.init_args.head=nearest_class_mean"],
+        pytest.param([*DECOUPLED, "--model.init_args.head=nearest_class_mean"], marks=pytest.mark.slow),
         [*DECOUPLED, "--model.init_args.head=tau_normalized"],
-        [*DECOUPLED, *STAGES, "--model.init_args.head=lws"],
+        pytest.param([*DECOUPLED, *STAGES, "--model.init_args.head=lws"], marks=pytest.mark.slow),
     ],
     ids=["averaged", "nearest_class_mean", "tau_normalized", "lws"],
 )
@@ -186,7 +188,7 @@ def test_adapters_are_merged_and_weights_mixed(workdir: Path) -> None:
     assert not torch.equal(answers(file, PIXELS), found)
 
 
-@pytest.mark.parametrize("language", ["onnx", "pt2"])
+@pytest.mark.parametrize("language", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_a_backbone_gives_features(workdir: Path, language: str) -> None:
     run, model = fitted("run", config="autoencoder")
     assert main(["export", str(run), "--part=backbone", f"--format={language}"]) == 0
@@ -247,7 +249,10 @@ class Unknown(Program):
         return made
 
 
-@pytest.mark.parametrize(("network", "language"), [(Fixed, "pt2"), (Fixed, "onnx"), (Unknown, "onnx")])
+@pytest.mark.parametrize(
+    ("network", "language"),
+    [(Fixed, "pt2"), pytest.param(Fixed, "onnx", marks=pytest.mark.slow), (Unknown, "onnx")],
+)
 def test_a_network_that_cannot_be_written_is_told(
     workdir: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -86,20 +88,54 @@ class Performed:
         return perform(one, start, folder)
 
 
-def test_a_study_from_its_file_to_its_verdict(
-    workdir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    config, seen = written(workdir), Performed()
-    monkeypatch.setattr(runner, "perform", seen)
-    assert main(["study", config]) == 0
-    shown = capsys.readouterr()
+class Told(NamedTuple):
+    """One call of a study."""
+
+    runs: list[Run]
+    rows: list[dict[str, str]]
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told, Told]:
+    """A study of which one run fails, and the same one once more."""
+    folder, told = tmp_path_factory.mktemp("study"), []
+    for breaks in ("pretrain, seed 1", ""):
+        seen = Performed(breaks=breaks)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(runner, "perform", seen)
+            with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+                assert main(["study", written(folder)]) == 0
+        told.append(Told(seen.runs, results(folder), out.getvalue(), err.getvalue()))
+    return folder, told[0], told[1]
+
+
+def test_a_failed_run_is_told_and_tried_again(studied: tuple[Path, Told, Told]) -> None:
+    _, first, second = studied
     # Two budgets and seeds of two methods; the autoencoder once for each seed, since it learns from no label.
-    assert len(seen.runs) == 2 * 2 * 2 + 2
-    assert "10/10" in shown.err
-    rows = results(workdir)
+    assert len(first.runs) == 2 * 2 + 2 + 2
+    assert "failed: out of memory" in first.err
+    for budget in (20, 40):
+        sentence = f"failed: autoencoder, {budget} labels, seed 1: the stage that it starts from has failed"
+        assert sentence in first.out
+    assert [r["failed"] != "" for r in first.rows if r["method"] == "autoencoder"] == [False, True] * 2
+    assert all(r["test_last"] for r in first.rows if r["method"] == "labels_only")
+    assert [run.title for run in second.runs] == [
+        "autoencoder, pretrain, seed 1",
+        "autoencoder, tune, 20 labels, seed 1",
+        "autoencoder, tune, 40 labels, seed 1",
+    ]
+    assert not any(row["failed"] for row in second.rows)
+
+
+def test_a_study_from_its_file_to_its_verdict(
+    studied: tuple[Path, Told, Told], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    workdir, _, shown = studied
+    monkeypatch.chdir(workdir)
+    rows = shown.rows
     by_method: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append(row)
@@ -117,17 +153,17 @@ def test_a_study_from_its_file_to_its_verdict(
         lines = (run / "split.csv").read_text().splitlines()
         assert sum(",labeled," in line for line in lines) == int(row["budget"])
         assert json.loads(lines[0].removeprefix("# "))["seed"] == int(row["seed"])
-        # Each run can be tested by itself, and has what the table says.
-        caplog.clear()
-        assert main(["test", "--ckpt_path", str(run)]) == 0
-        assert float(caplog.text.split("test/accuracy")[1].split()[0]) == pytest.approx(
-            float(row["test_last"]), abs=1e-4
-        )
         (best,) = (run / "checkpoints").glob("best-*.ckpt")
         assert row["val_best"] == str(float(best.stem.rpartition("=")[2]))
         assert yaml.safe_load((run / "fit.yaml").read_text())["seed_everything"] == int(row["seed"])
         assert (row["network"], row["steps"], row["tested"]) == ("mlp", "10", "2000")
     assert len({Path(row["run"]) for row in rows if row["run"]}) == 8
+    # A run can be tested by itself, and has what the table says.
+    for row in (by_method["labels_only"][0], by_method["autoencoder"][-1]):
+        caplog.clear()
+        assert main(["test", "--ckpt_path", row["run"]]) == 0
+        accuracy = float(caplog.text.split("test/accuracy")[1].split()[0])
+        assert accuracy == pytest.approx(float(row["test_last"]), abs=1e-4)
     # The same split for both methods, and the second starts from the first's encoder.
     pairs = zip(by_method["labels_only"], by_method["autoencoder"], strict=True)
     for alone, tuned in pairs:
@@ -230,28 +266,6 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> Non
     assert run.name == "version_0"
     assert (run / "fit-resumed.yaml").is_file()
     assert row["steps"] == "2000"
-
-
-def test_a_failed_run_is_told_and_tried_again(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = written(workdir, budgets=[20])
-    monkeypatch.setattr(runner, "perform", Performed(breaks="pretrain, seed 1"))
-    assert main(["study", config]) == 0
-    shown = capsys.readouterr()
-    assert "failed: out of memory" in shown.err
-    assert "failed: autoencoder, 20 labels, seed 1: the stage that it starts from has failed" in shown.out
-    rows = results(workdir)
-    assert [r["failed"] != "" for r in rows if r["method"] == "autoencoder"] == [False, True]
-    assert all(r["test_last"] for r in rows if r["method"] == "labels_only")
-    again = Performed()
-    monkeypatch.setattr(runner, "perform", again)
-    assert main(["study", config]) == 0
-    assert [run.title for run in again.runs] == [
-        "autoencoder, pretrain, seed 1",
-        "autoencoder, tune, 20 labels, seed 1",
-    ]
-    assert not any(row["failed"] for row in results(workdir))
 
 
 @pytest.mark.slow
