@@ -268,10 +268,20 @@ def main() -> None:
         "--quick", action="store_true", help="few images, one round, nothing by index alone beyond them"
     )
     parser.add_argument("--plot", type=Path, help="a PNG")
+    parser.add_argument("--found", type=Path, help="measures nothing: an earlier result, or one of run_all, for --plot")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.quick:
         args.images, args.steps, args.pairs = [300, 3_000], 30, 1
+    if args.found is not None:
+        if args.plot is None:
+            parser.error("--found needs --plot")
+        try:
+            told = json.loads(args.found.read_text())
+            plot(told.get("benches", {}).get("growth", told), args.plot)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            parser.error(f"--found {str(args.found)!r} is no result of growth or run_all ({error!r})")
+        return
     args.out, args.plot = (None if path is None else path.resolve() for path in (args.out, args.plot))
     found = measured(args)
     if args.plot is not None:

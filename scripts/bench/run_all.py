@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from about import about
-from budgets import BUDGETS, QUICK
+from budgets import BUDGETS, FULL, QUICK
 
 HERE = Path(__file__).resolve().parent
 PAIRS, SHARE = 3, 0.05
@@ -59,7 +59,7 @@ def bench(name: str, quick: bool) -> dict[str, Any]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        words = QUICK.get(name, ["--quick"]) if quick else []
+        words = QUICK.get(name, ["--quick"]) if quick else FULL.get(name, [])
         command = [sys.executable, str(HERE / f"{name}.py"), *words, f"--out={out}"]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
         if done.returncode or not out.is_file():
@@ -184,17 +184,15 @@ def main() -> None:
         old = None if args.compare is None else read(args.compare)
     except ValueError as error:
         parser.error(str(error))
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, Any] = {}
     for name in args.only:
-        if args.stored:
-            found[name] = stored(name)
-            continue
         print(f"{name} ...", file=sys.stderr, flush=True)
-        found[name] = bench(name, args.quick)
+        found[name] = stored(name) if args.stored else bench(name, args.quick)
+        result = {**about(), "how": {"quick": args.quick}, "budgets": judged(found), "benches": found}
+        if args.out is not None:  # after each: one that is interrupted has measured some
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
     failed = {name: own["failed"] for name, own in found.items() if "failed" in own}
-    result: dict[str, Any] = {**about(), "how": {"quick": args.quick}, "budgets": judged(found), "benches": found}
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result["budgets"]))
     for name, why in failed.items():
         print(f"\n{name} failed: {why}")

@@ -43,7 +43,7 @@ from sft_lightning.networks.backbones import build_backbone
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LABELED, RATIO, THRESHOLD = 32, 7, 0.95
 WEAK, STRONG = WeakView(crop_padding=2), StrongView()
-STEPS = {"conv": 40, "wrn_28_2": 4}  # of an epoch; the first is not counted
+STEPS = {"conv": 16, "wrn_28_2": 2}  # of an epoch; the first is not counted
 
 
 def framework(network: str) -> float:
