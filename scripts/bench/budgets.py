@@ -86,10 +86,9 @@ QUICK = {
         "--steps=3",
     ],
 }  # fmt: skip
-# Words that leave out what no budget asks for, and WRN-28-2, which takes half an hour more, or measure less.
+# Words that leave out what no budget asks for, or measure it for a shorter time.
 FULL = {
     "training_speed": ["--pairs=3"],
-    "semi_supervised": ["--networks", "conv"],
     "cpu_precision": ["--parts", "speed"],
     "checkpoint_cost": ["--networks", "conv", "--pairs=3"],
     "image_folder": ["--images=800", "--rounds=3", "--times=5"],

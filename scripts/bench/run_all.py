@@ -1,6 +1,6 @@
 """Runs the benches of all budgets one after another, and prints one Markdown table.
 
-    scripts/bench/run_all --out scripts/bench/results/budgets.json                    # an hour on 2 idle cores
+    scripts/bench/run_all --out scripts/bench/results/budgets.json                    # 90 minutes, 2 idle cores
     scripts/bench/run_all --only training_speed step_overhead --compare scripts/bench/results/budgets.json
     scripts/bench/run_all --quick                                                     # does each of them still run?
     scripts/bench/run_all --stored                                                    # the table of what results/ holds
