@@ -130,6 +130,7 @@ def test_two_processes_killed_in_a_save(tmp_path: Path, whole: Whole) -> None:
     check(RUNS["joint"], tmp_path, [("save", 2)], ranks=2, train=whole)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_not_torn_apart(tmp_path: Path, whole: Whole) -> None:
     """A checkpoint inside an epoch is taken right after an optimizer step, never between two."""
     words = [*RUNS["fine-tuning"], "--trainer.accumulate_grad_batches=3", "--data.init_args.steps_per_epoch=24"]

@@ -83,7 +83,7 @@ def test_tensorboard_serves_this_machine_alone(workdir: Path) -> None:
     assert commands == ["tensorboard --logdir lightning_logs"]
     Path("lightning_logs").mkdir()
     board = program.TensorBoard()
-    board.configure([*commands[0].split(), "--port=0", "--load_fast=false"])
+    board.configure([*commands[0].split(), "--port=0", "--load_fast=false", "--reload_interval=0"])
     server = board._make_server()
     try:
         assert ip_address(server.socket.getsockname()[0]).is_loopback

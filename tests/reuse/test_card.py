@@ -112,6 +112,7 @@ def test_its_figures_are_those_of_the_run(workdir: Path, capsys: pytest.CaptureF
     assert BLANK in section(card, "Intended use")
 
 
+@pytest.mark.slow
 def test_some_images_none_and_another_iterate(workdir: Path) -> None:
     run = fitted("run")
     card = carded(run, "--measure_on=50")

@@ -294,7 +294,7 @@ def test_the_config_that_is_written_is_one_of_fit(
 ) -> None:
     with caplog.at_level("INFO"):
         assert degree("--degree.depth=[1]", "--degree.backbone_lr_scale=[0.25]", "--data.init_args.val_size=50") == 0
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("lightning")]
     assert [line.split()[0] for line in lines] == ["Data:", "Degree:", "Run", "Run"]  # what a fit says is left out
     assert "; 1 left, about " in lines[2]
     assert f"sft-lightning fit --config {FOLDER / 'fit.yaml'}" in capsys.readouterr().out
@@ -458,6 +458,7 @@ def test_help_names_the_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--degree.backbone_lr_scale" in shown
 
 
+@pytest.mark.slow
 def test_shipped_config(workdir: Path, fits: list[str]) -> None:
     shipped = ["--config", str(CONFIGS / "reuse" / "degree.yaml")]
     assert main(["degree", "--config", str(FINE_TUNE), *shipped, *SHORT, "--degree.folds=2"]) == 0

@@ -172,6 +172,7 @@ def test_what_is_evaluated_is_what_is_exported(workdir: Path, words: list[str]) 
             assert not torch.equal(expected, model.head(model.backbone(x)))
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_and_weights_mixed(workdir: Path) -> None:
     start, _ = fitted("start")
     lora = ["--model.init_args.adapter=LoRA", f"--model.init_args.weights={start}", "--seed_everything=1"]
@@ -251,7 +252,11 @@ class Unknown(Program):
 
 @pytest.mark.parametrize(
     ("network", "language"),
-    [(Fixed, "pt2"), pytest.param(Fixed, "onnx", marks=pytest.mark.slow), (Unknown, "onnx")],
+    [
+        (Fixed, "pt2"),
+        pytest.param(Fixed, "onnx", marks=pytest.mark.slow),
+        pytest.param(Unknown, "onnx", marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_that_cannot_be_written_is_told(
     workdir: Path,
@@ -333,6 +338,7 @@ def test_where_the_data_is_gone_or_has_changed_images_are_random(
     assert "| class\\_0 | 3 | 3 | 3 |" in card
 
 
+@pytest.mark.slow
 def test_images_of_validation_or_training_where_there_is_no_test(workdir: Path) -> None:
     words = ["--data.init_args.source=small", "--data.init_args.test_size=0", "--data.init_args.num_labels=null"]
     words += ["--data.init_args.image_size=28", "--data.init_args.channels=1", "--data.init_args.num_workers=0"]
