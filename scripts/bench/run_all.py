@@ -3,7 +3,7 @@
     scripts/bench/run_all --out scripts/bench/results/budgets.json                    # 90 minutes, 2 idle cores
     scripts/bench/run_all --only training_speed step_overhead --compare scripts/bench/results/budgets.json
     scripts/bench/run_all --quick                                                     # does each of them still run?
-    scripts/bench/run_all --stored                                                    # the table of what results/ holds
+    scripts/bench/run_all --stored                                                    # the table of the result that is kept
 
 Each bench is a process of its own. The JSON has what every bench found and, for each budget (`budgets.py`), the
 numbers of its pairs with median, lowest and highest. A budget is met where the median meets the target. The exit code
@@ -34,6 +34,7 @@ from about import about
 from budgets import BUDGETS, FULL, QUICK
 
 HERE = Path(__file__).resolve().parent
+KEPT = HERE / "results" / "budgets.json"
 PAIRS, SHARE = 3, 0.05
 
 
@@ -69,22 +70,6 @@ def bench(name: str, quick: bool) -> dict[str, Any]:
     known = about()
     own = {key: value for key, value in found.items() if key not in known}
     return {**own, "took_seconds": round(time.perf_counter() - start)}
-
-
-def stored(name: str) -> dict[str, Any]:
-    """What one bench left in `results/` the last time, or that it left nothing (`failed`).
-
-    Args:
-        name: Of the script.
-    """
-    path = HERE / "results" / f"{name}.json"
-    if not path.is_file():
-        return {"failed": f"results holds no {path.name}"}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        return {"failed": f"{path.name} in results is no JSON ({error})"}
-    return found
 
 
 def judged(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -152,10 +137,11 @@ def compared(new: Mapping[str, Any], old: Mapping[str, Any]) -> Compared:
     return Compared(slower, told)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(option: str, path: Path) -> dict[str, Any]:
     """An older result.
 
     Args:
+        option: That named it.
         path: That `--out` wrote.
 
     Raises:
@@ -163,9 +149,9 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         old: dict[str, Any] = json.loads(path.read_text())
-        old["how"]["quick"], [line["numbers"] for line in old["budgets"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        sentence = f"--compare {str(path)!r} is no result of run_all ({error!r}): give a file that its --out wrote"
+        old["how"]["quick"], old["benches"].items(), [line["numbers"] for line in old["budgets"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sentence = f"{option} {str(path)!r} is no result of run_all ({error!r}): give a file that its --out wrote"
         raise ValueError(sentence) from error
     return old
 
@@ -175,21 +161,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(budget.bench for budget in BUDGETS))
     parser.add_argument("--quick", action="store_true", help="each at a small size: does it still run?")
-    parser.add_argument("--stored", action="store_true", help="runs nothing: takes what each left in results/")
+    parser.add_argument(
+        "--stored", nargs="?", type=Path, const=KEPT, metavar="RESULT.json", help="runs nothing: the table of a result"
+    )
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--compare", type=Path, metavar="OLD.json")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     try:
-        old = None if args.compare is None else read(args.compare)
+        old = None if args.compare is None else read("--compare", args.compare)
+        kept = None if args.stored is None else read("--stored", args.stored)
     except ValueError as error:
         parser.error(str(error))
+    result = kept or {**about(), "how": {"quick": args.quick}}
     found: dict[str, dict[str, Any]] = {}
-    result: dict[str, Any] = {}
     for name in args.only:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        found[name] = stored(name) if args.stored else bench(name, args.quick)
-        result = {**about(), "how": {"quick": args.quick}, "budgets": judged(found), "benches": found}
+        if kept is not None:
+            found[name] = kept["benches"].get(name, {"failed": "the result does not have it"})
+        else:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            found[name] = bench(name, args.quick)
+        result = {**result, "budgets": judged(found), "benches": found}
         if args.out is not None:  # after each: one that is interrupted has measured some
             args.out.write_text(json.dumps(result, indent=1) + "\n")
     failed = {name: own["failed"] for name, own in found.items() if "failed" in own}

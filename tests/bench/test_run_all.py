@@ -130,12 +130,19 @@ def test_the_result_and_the_exit_code(
 def test_the_table_of_what_is_kept_runs_nothing(
     benches: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (benches / "results").mkdir()
-    (benches / "results" / "step_overhead.json").write_text(json.dumps({"overhead": [100, 200, 300]}))
-    assert ran(monkeypatch, "--stored", "--only", "step_overhead") == 0
-    assert "| 200 µs a step (100 to 300) | at most 500 µs a step | yes |" in capsys.readouterr().out
-    assert ran(monkeypatch, "--stored", "--only", "step_overhead", "feature_cache") == 1
-    assert "feature_cache failed: results holds no feature_cache.json" in capsys.readouterr().out
+    kept = benches / "kept.json"
+    assert ran(monkeypatch, "--only", "step_overhead", f"--out={kept}") == 0
+    (benches / "step_overhead.py").unlink()
+    capsys.readouterr()
+    assert ran(monkeypatch, f"--stored={kept}", "--only", "step_overhead") == 0
+    told = capsys.readouterr()
+    assert "| 800 µs a step (700 to 900) | at most 500 µs a step | no |" in told.out
+    assert not told.err
+    assert ran(monkeypatch, f"--stored={kept}", "--only", "step_overhead", "feature_cache") == 1
+    assert "feature_cache failed: the result does not have it" in capsys.readouterr().out
+    kept.write_text(kept.read_text()[:-20])
+    assert ran(monkeypatch, f"--stored={kept}") == 2
+    assert f"--stored {str(kept)!r} is no result of run_all" in capsys.readouterr().err
 
 
 def test_each_budget_has_its_bench() -> None:
