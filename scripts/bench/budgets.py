@@ -116,7 +116,7 @@ BUDGETS = [
     Budget("startup", "first_step_ratios", "time to the first step", "bare LightningCLI", "less", 1.1),
     Budget("startup", "seconds/help", "`--help`", "the clock", "less", 2, "s"),
     Budget("startup", "seconds/unknown option", "a mistake in the command", "the clock", "less", 2, "s"),
-    Budget("checkpoint_cost", "conv/share_by_the_clock", "saves on the way", "the whole training", "less", 0.02, "of it"),
+    Budget("checkpoint_cost", "conv/share_by_the_clock", "saves on the way", "the training", "less", 0.02, "of it"),
     Budget("streaming", "bytes_for_each_image/shards", "memory of shards", "their images", "less", 64, "bytes each"),
     Budget("growth", "memory/peak_over_bytes", "memory of data held in it", "bytes of the pixels", "less", 1.2),
 ]  # fmt: skip

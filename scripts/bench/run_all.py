@@ -3,7 +3,7 @@
     scripts/bench/run_all --out scripts/bench/results/budgets.json                    # 90 minutes, 2 idle cores
     scripts/bench/run_all --only training_speed step_overhead --compare scripts/bench/results/budgets.json
     scripts/bench/run_all --quick                                                     # does each of them still run?
-    scripts/bench/run_all --stored                                                    # the table of the result that is kept
+    scripts/bench/run_all --stored                                                    # the table of what is kept
 
 Each bench is a process of its own. The JSON has what every bench found and, for each budget (`budgets.py`), the
 numbers of its pairs with median, lowest and highest. A budget is met where the median meets the target. The exit code
