@@ -89,7 +89,7 @@ QUICK = {
 # Words that leave out what no budget asks for, or measure it for a shorter time.
 FULL = {
     "training_speed": ["--pairs=3"],
-    "cpu_precision": ["--parts", "speed"],
+    "cpu_precision": ["--parts", "speed", "--batch=8"],  # more take minutes where half precision is emulated
     "checkpoint_cost": ["--networks", "conv", "--pairs=3"],
     "image_folder": ["--images=800", "--rounds=3", "--times=5"],
     "streaming": ["--seconds=20"],
