@@ -91,7 +91,7 @@ def alone(args: argparse.Namespace, *only: str) -> float:
     command = [sys.executable, __file__, *(f"--{name}={getattr(args, name)}" for name in same), "--only", *only]
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(only)} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(only)} failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -143,6 +143,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.out = None if args.out is None else args.out.resolve()
+    for name in ("side", "accuracy_side", "batch", "rounds", "seeds", "steps", "jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: give 1 or more")
     only, args.only = args.only, None
     if only:
         os.chdir(tempfile.mkdtemp())
