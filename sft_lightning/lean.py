@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sft_lightning.cpu import keep_memory
+from sft_lightning.lean_adam import LeanAdam, suits
 from sft_lightning.paradigms.base import Paradigm
 
 _INSIDE_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -54,6 +55,8 @@ class LeanEpochLoop(_TrainingEpochLoop):
         if not self._lean:
             return
         self._context = trainer.precision_plugin.train_step_context
+        optimizer = trainer.optimizers[0]
+        self._update = LeanAdam(optimizer).step if suits(optimizer) else optimizer.step
         self._parameters = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
         callbacks: list[Callback] = trainer.callbacks
         self._on_start, self._on_end = (
@@ -111,7 +114,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         steps.zero_grad.increment_completed()
         loss.backward()
         module.on_before_optimizer_step(optimizer)
-        optimizer.step()
+        self._update()
         steps.step.increment_completed()
 
         progress.increment_processed()

@@ -42,6 +42,8 @@ class Signals:
         self._asked, self._question = 0, None
         # Lightning would put its own in their place right after this.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        # It would also ask all processes in each step whether its handler was called, and wait for the answer.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if trainer.world_size > 1 and distributed.is_initialized():
             self._group = distributed.new_group(backend="gloo")  # so that no process waits for its GPU
         if threading.current_thread() is threading.main_thread():
