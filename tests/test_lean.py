@@ -12,7 +12,7 @@ from sft_lightning import lean
 from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from tests.paradigms.helpers import Recorder, cli, state
+from tests.paradigms.helpers import Recorder, cli, left_by_ranks, state, two_processes
 
 SCHEDULE = "--model.init_args.lr_scheduler={class_path: WarmupCosine, init_args: {warmup_steps: 3}}"
 
@@ -58,6 +58,20 @@ def test_equals_lightnings_step(words: tuple[str, ...], workdir: Path, monkeypat
     saved = [torch.load(Path(str(done.trainer.log_dir)) / "checkpoints" / "last.ckpt") for done in (a, b)]
     assert saved[0]["loops"] == saved[1]["loops"]
     assert saved[0]["global_step"] == saved[1]["global_step"] == 12
+
+
+def test_two_processes_are_lean_and_the_same(tmp_path: Path) -> None:
+    first, second = left_by_ranks(two_processes("lean_worker", tmp_path))
+    a, b = first["lean"], first["lightning"]
+    assert (a["lean"], b["lean"]) == (True, False)
+    assert len(a["losses"]) == 12
+    assert a["losses"] == b["losses"]
+    assert first["lean"]["losses"] != second["lean"]["losses"]
+    for other in (b, second["lean"]):
+        assert all(torch.equal(a["state"][name], other["state"][name]) for name in a["state"])
+    assert a["sent"] == []  # nothing that never changes is sent in each step
+    statistics = {name.split(".")[-1] for name in first["conv"]}
+    assert statistics == {"running_mean", "running_var", "num_batches_tracked"}
 
 
 def test_a_resumed_training_is_lean_and_the_same(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

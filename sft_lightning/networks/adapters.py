@@ -150,6 +150,7 @@ class LoRA(Adapter):
                 # So that a checkpoint's tensors say all that it takes to merge them.
                 layer.register_buffer("lora_scale", torch.tensor(layer.scaling["default"]))  # type: ignore[index]
                 layer.register_load_state_dict_post_hook(_check_scale)
+                layer.constant_buffers = ("lora_scale",)  # type: ignore[assignment]
 
 
 class IA3(Adapter):

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,12 @@ class Backbone(nn.Module):
         num_features: Size of what comes out.
         net: The network itself.
         classifier: Name of the layer that was cut off, under which a file of the library's own may hold it, or None.
+        constant_buffers: Those of its own that no training step changes.
     """
 
     mean: Tensor
     std: Tensor
+    constant_buffers: ClassVar[tuple[str, ...]] = ("mean", "std")
 
     def __init__(
         self,

@@ -39,10 +39,12 @@ class Paradigm(LightningModule, ABC):
     Attributes:
         batch_parts: The parts of a training batch that the data module loads for this paradigm.
         monitor: The validation metric that chooses the best checkpoint, and `min` or `max`.
+        constant_buffers: Of the module's own buffers those that no training step changes.
     """
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
+    constant_buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -77,6 +79,15 @@ class Paradigm(LightningModule, ABC):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What no step changes: DDP, which looks here, would send it to all processes anew in each."""
+        return [
+            f"{place}.{name}".lstrip(".")
+            for place, module in self.named_modules()
+            for name in getattr(module, "constant_buffers", ())
+        ]
 
     @abstractmethod
     def step(self, batch: Any) -> StepResult:

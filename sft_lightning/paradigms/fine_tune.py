@@ -36,6 +36,7 @@ class FineTuneClassifier(Paradigm):
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
     monitor: ClassVar[tuple[str, str]] = ("val/accuracy", "max")
+    constant_buffers: ClassVar[tuple[str, ...]] = ("class_weight",)
 
     def __init__(
         self,
