@@ -2,6 +2,7 @@
 
     scripts/bench/run_all --out scripts/bench/results/budgets.json                    # 90 minutes, 2 idle cores
     scripts/bench/run_all --only training_speed step_overhead --compare scripts/bench/results/budgets.json
+    scripts/bench/run_all --only growth --onto OLD.json --out OLD.json              # one anew
     scripts/bench/run_all --quick                                                     # does each of them still run?
     scripts/bench/run_all --stored                                                    # the table of what is kept
 
@@ -156,6 +157,25 @@ def read(option: str, path: Path) -> dict[str, Any]:
     return old
 
 
+def taken_over(old: dict[str, Any], quick: bool, again: list[str]) -> dict[str, dict[str, Any]]:
+    """What an older result has of the benches that are not run again, each with the date and commit it is of.
+
+    Args:
+        old: Of `read`.
+        quick: Whether what is run now is.
+        again: Names of what is run now.
+
+    Raises:
+        ValueError: It does not go with what is measured now; with one sentence.
+    """
+    here = {**about(), "quick": quick}
+    for name, value in {"processor": old.get("processor"), "cores": old.get("cores"), **old["how"]}.items():
+        if value != here[name]:
+            raise ValueError(f"--onto: {name} is {value} there and {here[name]} now: leave it out and compare instead")
+    when = {name: old.get(name) for name in ("date", "commit")}
+    return {name: {**when, **own} for name, own in old["benches"].items() if name not in again}
+
+
 def main() -> None:
     """Measures, prints, compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,16 +185,24 @@ def main() -> None:
         "--stored", nargs="?", type=Path, const=KEPT, metavar="RESULT.json", help="runs nothing: the table of a result"
     )
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "--onto",
+        type=Path,
+        metavar="OLD.json",
+        help="what is not run now is taken from there, with its date and commit",
+    )
     parser.add_argument("--compare", type=Path, metavar="OLD.json")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.onto is not None and args.stored is not None:
+        parser.error("--stored runs nothing that --onto could add to: give one of the two")
     try:
         old = None if args.compare is None else read("--compare", args.compare)
         kept = None if args.stored is None else read("--stored", args.stored)
+        found = {} if args.onto is None else taken_over(read("--onto", args.onto), args.quick, args.only)
     except ValueError as error:
         parser.error(str(error))
     result = kept or {**about(), "how": {"quick": args.quick}}
-    found: dict[str, dict[str, Any]] = {}
     for name in args.only:
         if kept is not None:
             found[name] = kept["benches"].get(name, {"failed": "the result does not have it"})

@@ -145,6 +145,34 @@ def test_the_table_of_what_is_kept_runs_nothing(
     assert f"--stored {str(kept)!r} is no result of run_all" in capsys.readouterr().err
 
 
+def test_what_is_not_run_again_is_taken_over_with_its_date(
+    benches: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = benches / "out.json"
+    assert ran(monkeypatch, "--only", "step_overhead", f"--out={out}") == 0
+    old = json.loads(out.read_text())
+    old.update(date="2020-01-01", commit="abc")
+    old["benches"]["startup"] = {"first_step": {"by_bare": [1.0, 1.1, 1.2]}}
+    old["benches"]["step_overhead"]["overhead"] = [1, 2, 3]
+    out.write_text(json.dumps(old))
+    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}", f"--out={out}") == 0
+    told = json.loads(out.read_text())
+    assert told["benches"]["startup"] == {"date": "2020-01-01", "commit": "abc", **old["benches"]["startup"]}
+    assert told["benches"]["step_overhead"]["overhead"] == [700, 800, 900]
+    assert told["date"] != "2020-01-01"
+    # Once more: what was taken over keeps its own date.
+    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}", f"--out={out}") == 0
+    assert json.loads(out.read_text())["benches"]["startup"]["date"] == "2020-01-01"
+    capsys.readouterr()
+    out.write_text(json.dumps({**old, "processor": "another"}))
+    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}") == 2
+    assert "--onto: processor is another there and" in capsys.readouterr().err
+    out.write_text(json.dumps({**old, "how": {"quick": True}}))
+    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}") == 2
+    assert "--onto: quick is True there and False now" in capsys.readouterr().err
+    assert ran(monkeypatch, f"--onto={out}", f"--stored={out}") == 2
+
+
 def test_each_budget_has_its_bench() -> None:
     assert len({budget.name for budget in BUDGETS}) == len(BUDGETS)
     for name in {budget.bench for budget in BUDGETS}:
