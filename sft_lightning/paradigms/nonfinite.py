@@ -130,19 +130,21 @@ class NonfiniteGuard:
             return True
         if len({value.dtype for value in numbers}) > 1:
             numbers = [value.float() for value in numbers]
-        total = torch.stack(numbers).sum(dtype=torch.float32)
+        looked_at = torch.stack(numbers)  # takes long with many tensors, so once
+        total = looked_at.sum(dtype=torch.float32)
         if not scaled and not self._limit and waits(module.device) and _can_be_told(optimizer):
             bad = ~total.isfinite()
             self._ever = bad if self._ever is None else self._ever | bad
             optimizer.found_inf = self._ever.float()  # type: ignore[attr-defined]
-            self._unasked.append(_update(module, optimizer, batches, parameters, norms, bad))
+            own_norms = looked_at[len(batches) :]
+            self._unasked.append(_update(module, optimizer, batches, parameters, own_norms, bad))
             if len(self._unasked) >= _MOST:
                 self.ask(module)
             return True
         if math.isfinite(float(total)):
             return True
-        norms = norms or list(torch._foreach_norm([p.grad for p in parameters]))
-        told = self._told(module, _update(module, optimizer, batches, parameters, norms, ~total.isfinite()))
+        own_norms = torch.stack(norms or list(torch._foreach_norm([p.grad for p in parameters])))
+        told = self._told(module, _update(module, optimizer, batches, parameters, own_norms, ~total.isfinite()))
         self._skipped += 1
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -230,8 +232,8 @@ def _update(
     optimizer: Optimizer,
     batches: list[Batch],
     parameters: list[Tensor],
-    norms: list[Tensor],
+    norms: Tensor,
     bad: Tensor,
 ) -> Update:
     rate = max(group["lr"] for group in optimizer.param_groups)
-    return Update(module.trainer.global_step, rate, batches, parameters, torch.stack(norms), bad)
+    return Update(module.trainer.global_step, rate, batches, parameters, norms, bad)
