@@ -69,6 +69,7 @@ def test_two_processes_are_lean_and_the_same(tmp_path: Path) -> None:
     assert first["lean"]["losses"] != second["lean"]["losses"]
     for other in (b, second["lean"]):
         assert all(torch.equal(a["state"][name], other["state"][name]) for name in a["state"])
+    assert (a["asked"], b["asked"]) == (0, 0)  # Lightning would ask all in each step for a signal, and wait
     assert a["sent"] == []  # nothing that never changes is sent in each step
     statistics = {name.split(".")[-1] for name in first["conv"]}
     assert statistics == {"running_mean", "running_var", "num_batches_tracked"}

@@ -32,11 +32,15 @@ def main(out: Path) -> None:
     os.chdir(out)
     found: dict[str, Any] = {}
     for is_lean in (True, False):
-        with patch.object(lean, "nothing_hooked", lean.nothing_hooked if is_lean else lambda trainer: False):
+        with (
+            patch.object(lean, "nothing_hooked", lean.nothing_hooked if is_lean else lambda trainer: False),
+            patch.object(torch.distributed, "broadcast", wraps=torch.distributed.broadcast) as asked,
+        ):
             done, seen = trained("--model.init_args.class_weights=balanced")
         loop: Any = done.trainer.fit_loop.epoch_loop
         found["lean" if is_lean else "lightning"] = {
             "lean": loop._lean, "state": state(done.model), "losses": seen.losses, "sent": seen.sent,
+            "asked": asked.call_count,
         }  # fmt: skip
     found["conv"] = trained("--model.init_args.backbone=conv", "--trainer.max_epochs=1")[1].sent
     torch.save(found, out / f"rank{done.trainer.global_rank}.pt")
