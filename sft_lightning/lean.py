@@ -15,6 +15,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sft_lightning.cpu import keep_memory
 from sft_lightning.lean_adam import LeanAdam, suits
@@ -55,6 +56,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         self._lean = nothing_hooked(trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
         if not self._lean:
             return
+        self._several = trainer.world_size > 1
         optimizer = trainer.optimizers[0]
         self._update = LeanAdam(optimizer).step if suits(optimizer) else optimizer.step
         self._parameters = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
@@ -89,6 +91,8 @@ class LeanEpochLoop(_TrainingEpochLoop):
         module, optimizer = trainer.lightning_module, trainer.optimizers[0]
         progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         self.val_loop.restarting = False
+        if self._several:  # whether Lightning's handler of signals was called, where none of ours takes its place
+            self._broadcast_sigterm_tensor()
         raw, _, _ = next(data_fetcher)
         index = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
@@ -151,8 +155,13 @@ def nothing_hooked(trainer: Trainer) -> bool:
         and not any(_overridden(module, Paradigm, hook) for hook in _OF_THE_MODULE)
         and not any(_overridden(c, Callback, hook) for c in trainer.callbacks for hook in _INSIDE_A_STEP)  # type: ignore[attr-defined]
         # LBFGS computes the loss several times in a step.
-        and all(inspect.signature(type(o).step).parameters["closure"].default is None for o in trainer.optimizers)
+        and all(_needs_no_closure(o) for o in trainer.optimizers)
     )
+
+
+def _needs_no_closure(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is None
 
 
 def _never_scales(plugin: Precision) -> bool:

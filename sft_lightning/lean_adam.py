@@ -50,17 +50,8 @@ class LeanAdam:
 
     def step(self) -> None:
         """Updates the parameters from their gradients."""
-        state = self._optimizer.state
-        gradients = []
-        for kept in self._kept:
-            own = [p.grad for p in kept.parameters]
-            # A state that was loaded meanwhile is another one.
-            same = state[kept.parameters[0]].get("step") is kept.steps[0] if own else True
-            if not same or any(g is None for g in own) or any(p.grad is not None for p in kept.others):
-                self._kept = []
-                break
-            gradients.append(own)
-        if not self._kept:
+        gradients = self._gradients()
+        if gradients is None:
             self._optimizer.step()
             self._kept = [_keep(self._optimizer, group) for group in self._optimizer.param_groups]
             return
@@ -68,6 +59,23 @@ class LeanAdam:
             for kept, own in zip(self._kept, gradients, strict=True):
                 if own:
                     _update(kept, own)
+
+    def _gradients(self) -> list[list[Tensor | None]] | None:
+        """Those of each group; None where groups, states, hooks or who has a gradient are not as they were left."""
+        state, groups = self._optimizer.state, self._optimizer.param_groups
+        if len(groups) != len(self._kept) or _hooked(self._optimizer):
+            return None
+        gradients = []
+        for kept, group in zip(self._kept, groups, strict=True):
+            own = [p.grad for p in kept.parameters]
+            if kept.group is not group or any(g is None for g in own) or any(p.grad is not None for p in kept.others):
+                return None
+            for p, step, average, square in zip(kept.parameters, kept.steps, kept.averages, kept.squares, strict=True):
+                now = state[p]
+                if now.get("step") is not step or now["exp_avg"] is not average or now["exp_avg_sq"] is not square:
+                    return None
+            gradients.append(own)
+        return gradients
 
 
 def suits(optimizer: Optimizer) -> bool:
@@ -77,16 +85,21 @@ def suits(optimizer: Optimizer) -> bool:
         optimizer: With its parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    hooked = (
-        optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks, _global_optimizer_post_hooks,
-    )  # fmt: skip
+    step = vars(optimizer).get("step")  # a schedule puts its own there, which counts
     return (
         type(optimizer) in (Adam, AdamW)
-        and not any(hooked)
+        and (step is None or (hasattr(step, "_wrapped_by_lr_sched") and step.__wrapped__ is type(optimizer).step))
+        and not _hooked(optimizer)
         and all(group["fused"] and not group["amsgrad"] for group in optimizer.param_groups)
         and {(p.device.type, p.dtype) for p in parameters} == {("cpu", torch.float32)}
     )
+
+
+def _hooked(optimizer: Optimizer) -> bool:
+    return bool(
+        optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+    )  # fmt: skip
 
 
 def _keep(optimizer: Optimizer, group: dict[str, Any]) -> _Kept:

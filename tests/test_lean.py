@@ -12,7 +12,7 @@ from sft_lightning import lean
 from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from tests.paradigms.helpers import Recorder, cli, left_by_ranks, state, two_processes
+from tests.paradigms.helpers import Recorder, classifier, cli, left_by_ranks, state, two_processes
 
 SCHEDULE = "--model.init_args.lr_scheduler={class_path: WarmupCosine, init_args: {warmup_steps: 3}}"
 
@@ -156,3 +156,25 @@ def test_settings_that_need_lightnings_step_get_it(words: tuple[str, ...], workd
     assert done.trainer.global_step == steps
     if "accumulate" not in words[0]:
         assert done.trainer.fit_loop.epoch_loop._lean is False
+
+
+class Wrapped(torch.optim.Adam):
+    """As wrappers of optimizers write their step."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return super().step(*args, **kwargs)
+
+
+def test_an_optimizer_that_does_not_say_how_it_steps_gets_lightnings_step(workdir: Path) -> None:
+    done = cli("fit", "fine_tune", "--model.init_args.optimizer={class_path: tests.test_lean.Wrapped}")
+    assert done.trainer.global_step == 12
+    assert done.trainer.fit_loop.epoch_loop._lean is False
+
+
+def test_what_ddp_is_told_to_leave_out_is_added() -> None:
+    model = classifier("mlp")
+    own = ["backbone.mean", "backbone.std", "class_weight"]
+    assert sorted(model._ddp_params_and_buffers_to_ignore) == own
+    ddp: Any = torch.nn.parallel.DistributedDataParallel
+    ddp._set_params_and_buffers_to_ignore_for_model(model, ["head.bias"])
+    assert sorted(model._ddp_params_and_buffers_to_ignore) == sorted([*own, "head.bias"])

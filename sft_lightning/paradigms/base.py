@@ -72,6 +72,7 @@ class Paradigm(LightningModule, ABC):
         self._sums: dict[str, Tensor] = {}
         self._summed: dict[str, int] = {}
         self._logged_step = -1
+        self._ignored_by_ddp: list[str] = []  # what a user adds
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets plain values without torch's search for parameters: Lightning sets some twenty in each step."""
@@ -83,11 +84,16 @@ class Paradigm(LightningModule, ABC):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """What no step changes: DDP, which looks here, would send it to all processes anew in each."""
-        return [
+        constants = [
             f"{place}.{name}".lstrip(".")
             for place, module in self.named_modules()
             for name in getattr(module, "constant_buffers", ())
         ]
+        return constants + self._ignored_by_ddp
+
+    @_ddp_params_and_buffers_to_ignore.setter
+    def _ddp_params_and_buffers_to_ignore(self, names: list[str]) -> None:
+        self._ignored_by_ddp = list(names)
 
     @abstractmethod
     def step(self, batch: Any) -> StepResult:

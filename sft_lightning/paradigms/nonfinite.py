@@ -120,10 +120,6 @@ class NonfiniteGuard:
         # An infinite gradient of a scaled loss is the scaler's business, which leaves out the step and scales less.
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not waits(module.device):
-            losses = all(math.isfinite(float(batch.terms["loss"])) for batch in batches)
-            if losses and (scaled or _finite([p.grad for p in parameters])):
-                return True
         norms = [] if scaled else list(torch._foreach_norm([p.grad for p in parameters]))
         numbers = [*(batch.terms["loss"] for batch in batches), *norms]
         if not numbers:
@@ -212,13 +208,6 @@ def waits(device: torch.device) -> bool:
         device: Of the parameters.
     """
     return device.type != "cpu"
-
-
-def _finite(gradients: list[Tensor | None]) -> bool:
-    """Whether gradients on the CPU are: torch's look at scaled ones, with a factor of 1, in half the time of norms."""
-    found = torch.zeros(1)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones(1))  # type: ignore[arg-type]
-    return not found.item()
 
 
 def _can_be_told(optimizer: Optimizer) -> bool:
