@@ -37,4 +37,5 @@ def publish(args: Namespace, found: dict[str, Any]) -> None:
     text = json.dumps({**about(), "how": how, **found}, indent=1) + "\n"
     print(text)
     if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text)

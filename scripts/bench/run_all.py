@@ -169,7 +169,9 @@ def taken_over(old: dict[str, Any], quick: bool, again: list[str]) -> dict[str, 
         ValueError: It does not go with what is measured now; with one sentence.
     """
     here = {**about(), "quick": quick}
-    for name, value in {"processor": old.get("processor"), "cores": old.get("cores"), **old["how"]}.items():
+    there = {**old, "quick": old["how"]["quick"]}
+    for name in ("processor", "cores", "quick"):
+        value = there.get(name)
         if value != here[name]:
             raise ValueError(f"--onto: {name} is {value} there and {here[name]} now: leave it out and compare instead")
     when = {name: old.get(name) for name in ("date", "commit")}

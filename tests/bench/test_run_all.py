@@ -167,7 +167,7 @@ def test_what_is_not_run_again_is_taken_over_with_its_date(
     out.write_text(json.dumps({**old, "processor": "another"}))
     assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}") == 2
     assert "--onto: processor is another there and" in capsys.readouterr().err
-    out.write_text(json.dumps({**old, "how": {"quick": True}}))
+    out.write_text(json.dumps({**old, "how": {"quick": True, "what": "a later version adds"}}))
     assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}") == 2
     assert "--onto: quick is True there and False now" in capsys.readouterr().err
     assert ran(monkeypatch, f"--onto={out}", f"--stored={out}") == 2
