@@ -109,6 +109,7 @@ BUDGETS = [
     Budget("semi_supervised", "conv/framework_speed_over/one_batch", f"{FIXMATCH}, small CNN", PLAIN, "more", 1.4),
     Budget("semi_supervised", "wrn_28_2/framework_speed_over/one_batch", f"{FIXMATCH}, WRN-28-2", PLAIN, "more", 1.4),
     Budget("semi_supervised", "conv/framework_speed_over/lamda_ssl", f"{FIXMATCH}, small CNN", LAMDA, "more", 2),
+    Budget("semi_supervised", "wrn_28_2/framework_speed_over/lamda_ssl", f"{FIXMATCH}, WRN-28-2", LAMDA, "more", 2),
     Budget("image_folder", "later_epoch_by_image_folder", "files at 224 from the cache, speed", FOLDER, "more", 5),
     Budget("image_folder", "first_epoch_by_image_folder", "files at 224, cache being filled, speed", FOLDER, "more", 1),
     Budget("feature_cache", "times_faster", "epoch of a linear probe, speed", "features recomputed", "more", 20),
