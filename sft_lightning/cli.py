@@ -42,6 +42,7 @@ from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.predict import without_source
+from sft_lightning.preemption import EndUnsaved
 from sft_lightning.runs import (
     LOGS,
     check_checkpoint,
@@ -195,9 +196,11 @@ class SFTCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Adds the callbacks that the command needs, and no other: each one costs every step."""
-        own: list[Callback] = [RunCheckpoint(), PredictionWriter() if self.subcommand == "predict" else Figures()]
-        if config.get("enable_checkpointing") is False:
-            own = own[1:]
+        saves = config.get("enable_checkpointing") is not False
+        own: list[Callback] = [
+            RunCheckpoint() if saves else EndUnsaved(),
+            PredictionWriter() if self.subcommand == "predict" else Figures(),
+        ]
         if isinstance(self.model, SemiSupervisedModule):
             own.append(PseudoLabelHealth())
         if config.get("enable_progress_bar") is not False:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 
 from sft_lightning.errors import Stopped
@@ -49,14 +49,21 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
-    def leave(self) -> None:
-        """Puts back what was there."""
+    def leave(self, exception: BaseException | None = None) -> None:
+        """Puts back what was there.
+
+        Args:
+            exception: That ended the training, so that other processes may never answer the last question. After
+                Ctrl-C, Lightning listens to no other one until it has cleaned up, and ends the process.
+        """
+        if isinstance(exception, KeyboardInterrupt):
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if self._question is not None:
+        if self._question is not None and exception is None:
             self._question[1].wait()
-            self._question = None
+        self._question = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._asked:  # asked a second time: at once
@@ -84,8 +91,36 @@ class Signals:
         return 0
 
 
+class EndUnsaved(Callback):
+    """Ends a training at a signal where nothing is saved; where something is, `RunCheckpoint` does."""
+
+    def __init__(self) -> None:
+        """Listens to nothing yet."""
+        self._signals = Signals()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listens."""
+        if stage == "fit":
+            self._signals.listen(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves signals to others."""
+        self._signals.leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves signals to others: there is no teardown after one."""
+        self._signals.leave(exception)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends it."""
+        if number := self._signals.agreed():
+            stop(trainer, number)
+
+
 def stop(trainer: Trainer, number: int) -> None:
-    """Ends a training that has saved.
+    """Ends a training that has saved, if it saves at all.
 
     Args:
         trainer: In training.
@@ -94,8 +129,10 @@ def stop(trainer: Trainer, number: int) -> None:
     Raises:
         Stopped: Always.
     """
-    name = signal.Signals(number).name
-    told = f"{name} at step {trainer.global_step}: saved"
+    told = f"{signal.Signals(number).name} at step {trainer.global_step}: "
+    if trainer.checkpoint_callback is None:
+        raise Stopped(told + "nothing is saved where trainer.enable_checkpointing is false", number)
+    told += "saved"
     if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
         if trainer.is_global_zero:
             told += _requeued()

@@ -133,6 +133,11 @@ class RunCheckpoint(ModelCheckpoint):
         """Leaves signals to others."""
         self._signals.leave()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves signals to others: there is no teardown after one."""
+        super().on_exception(trainer, pl_module, exception)
+        self._signals.leave(exception)
+
     def state_dict(self) -> dict[str, Any]:
         """Also the random number generators of all processes."""
         own = random_state()

@@ -1,10 +1,16 @@
 """A signal ends a training at the next batch, saved, on all processes; it goes on as if nothing had happened."""
 
+import os
+import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sft_lightning.errors import Stopped
+from tests.paradigms.helpers import cli
 from tests.promises.conftest import Whole
 from tests.promises.killed import trained
 from tests.promises.test_exact_resume import RUNS, everything, same, seen, short
@@ -33,3 +39,30 @@ def test_a_signal_saves_and_ends(name: str, step: int, ranks: int, tmp_path: Pat
     assert [key for key in expected if not same(expected[key], parts[key])] == []
     for rank in range(ranks):
         assert seen(unbroken, rank) == seen(tmp_path / "parts", rank)
+
+
+class Asked(Callback):
+    """Asks its own process to end, in the fourth step."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("saves", "told"), [
+    ("true", "saved; go on with the same command and --ckpt_path "),
+    ("false", "nothing is saved where trainer.enable_checkpointing is false"),
+])  # fmt: skip
+def test_it_says_what_is_saved_and_listens_no_more(saves: str, told: str, workdir: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    words = (f"--trainer.enable_checkpointing={saves}", "--trainer.callbacks=tests.promises.test_preemption.Asked")
+    with pytest.raises(Stopped, match=re.escape(f"SIGINT at step 4: {told}")):
+        cli("fit", "fine_tune", *words)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert bool(list(workdir.rglob("*.ckpt"))) == (saves == "true")
+
+
+def test_where_nothing_is_saved_all_processes_end(tmp_path: Path) -> None:
+    words = [*short(RUNS["joint"]), "--trainer.enable_checkpointing=false"]
+    assert trained(words, tmp_path, "SIGTERM", 7, ranks=2) == [128 + signal.SIGTERM] * 2
+    assert [max(seen(tmp_path, rank)) + 1 for rank in range(2)] == [8, 8]
