@@ -23,7 +23,7 @@ fi
 # Installed anew whenever pyproject.toml changed since.
 want="$1 $(cksum <pyproject.toml)"
 if [ "$(cat .venv/ready 2>/dev/null)" != "$want" ] && [ "$(cat .venv/ready 2>/dev/null)" != "[dev]${want#"$1"}" ]; then
-    echo "Installing into .venv (about 80 s the first time) ..."
+    echo "Installing into .venv (one to four minutes the first time) ..."
     rm -f .venv/ready
     "$PY" -m pip install -qq --disable-pip-version-check --editable ".$1"
     echo "$want" >.venv/ready
