@@ -126,6 +126,7 @@ def test_two_processes(kind: str, tmp_path: Path, whole: Whole) -> None:
     check(RUNS[kind], tmp_path, [("step", 9), ("save", 2)], ranks=2, train=whole)
 
 
+@pytest.mark.slow  # SIGTERM to one of two is resumed in every run of the suite
 def test_two_processes_killed_in_a_save(tmp_path: Path, whole: Whole) -> None:
     check(RUNS["joint"], tmp_path, [("save", 2)], ranks=2, train=whole)
 

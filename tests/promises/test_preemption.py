@@ -21,7 +21,7 @@ from tests.promises.test_exact_resume import RUNS, everything, same, seen, short
     [
         pytest.param("SIGTERM", 7, 1, marks=pytest.mark.slow),
         ("SIGUSR1", 5, 1),
-        ("SIGINT", 8, 1),
+        pytest.param("SIGINT", 8, 1, marks=pytest.mark.slow),
         ("SIGTERM", 7, 2),
     ],
 )

@@ -234,6 +234,7 @@ def test_a_changed_picture_makes_new_runs(workdir: Path, write_folder: Callable[
     assert len(fits) == 4
 
 
+@pytest.mark.slow
 def test_copies_among_the_labels_are_dropped_from_training_where_one_is_held_out(
     workdir: Path, write_folder: Callable[..., Path]
 ) -> None:
