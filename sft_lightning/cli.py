@@ -32,6 +32,7 @@ from sft_lightning.callbacks.figures import Figures
 from sft_lightning.callbacks.health import PseudoLabelHealth
 from sft_lightning.callbacks.other_loggers import go_on
 from sft_lightning.callbacks.predictions import PredictionWriter
+from sft_lightning.callbacks.preemption import EndUnsaved
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.callbacks.run_folder import RunFolder
 from sft_lightning.commands import arranged
@@ -42,7 +43,6 @@ from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.predict import without_source
-from sft_lightning.preemption import EndUnsaved
 from sft_lightning.runs import (
     LOGS,
     check_checkpoint,

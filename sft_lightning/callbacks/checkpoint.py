@@ -17,9 +17,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
+from sft_lightning.callbacks.preemption import Listening, stop
 from sft_lightning.callbacks.restoring import check_content, check_paths
 from sft_lightning.files import whole
-from sft_lightning.preemption import Signals, stop
 
 Place = Literal["inside", "end"]
 
@@ -96,7 +96,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(Listening, ModelCheckpoint):
     """`last.ckpt`, the last iterate, and `best-*.ckpt` by the paradigm's validation metric where there is one."""
 
     SHARE = 0.02  # of the time that may go into saving the last iterate on the way
@@ -108,7 +108,6 @@ class RunCheckpoint(ModelCheckpoint):
         self._saved: tuple[int, Place] = -1, "end"
         self._saved_at, self._seconds = 0.0, 0.0
         self._step = -1
-        self._signals = Signals()
         self._random: list[dict[str, Any]] = []
 
     @property
@@ -126,17 +125,6 @@ class RunCheckpoint(ModelCheckpoint):
             self.save_top_k = 1
             self.filename = "best-epoch={epoch}-" + self.monitor.split("/")[-1] + "={" + self.monitor + ":.4f}"
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._signals.listen(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves signals to others."""
-        self._signals.leave()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves signals to others: there is no teardown after one."""
-        super().on_exception(trainer, pl_module, exception)
-        self._signals.leave(exception)
 
     def state_dict(self) -> dict[str, Any]:
         """Also the random number generators of all processes."""

@@ -91,15 +91,21 @@ class Signals:
         return 0
 
 
-class EndUnsaved(Callback):
-    """Ends a training at a signal where nothing is saved; where something is, `RunCheckpoint` does."""
+class Listening(Callback):
+    """Listens to signals while a model is trained; whoever inherits from it asks `_signals.agreed()`."""
 
-    def __init__(self) -> None:
-        """Listens to nothing yet."""
+    def __init__(self, **settings: Any) -> None:
+        """Listens to nothing yet.
+
+        Args:
+            settings: Of another base class.
+        """
+        super().__init__(**settings)
         self._signals = Signals()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listens."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._signals.listen(trainer)
 
@@ -109,7 +115,12 @@ class EndUnsaved(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves signals to others: there is no teardown after one."""
+        super().on_exception(trainer, pl_module, exception)
         self._signals.leave(exception)
+
+
+class EndUnsaved(Listening):
+    """Ends a training at a signal where nothing is saved; where something is, `RunCheckpoint` does."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
