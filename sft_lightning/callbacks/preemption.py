@@ -54,9 +54,11 @@ class Signals:
 
         Args:
             exception: That ended the training, so that other processes may never answer the last question. After
-                Ctrl-C, Lightning listens to no other one until it has cleaned up, and ends the process.
+                Ctrl-C, Lightning listens to no other one until it has cleaned up, and ends the process. SLURM sends
+                a requeued job more signals, which must not cut short what is still written.
         """
-        if isinstance(exception, KeyboardInterrupt):
+        stopped_by_slurm = isinstance(exception, Stopped) and "SLURM_JOB_ID" in os.environ
+        if isinstance(exception, KeyboardInterrupt) or stopped_by_slurm:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)

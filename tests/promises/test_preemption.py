@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sft_lightning.callbacks.preemption import SIGNALS
 from sft_lightning.errors import Stopped
 from tests.paradigms.helpers import cli
 from tests.promises.conftest import Whole
@@ -53,12 +54,20 @@ class Asked(Callback):
     ("true", "saved; go on with the same command and --ckpt_path "),
     ("false", "nothing is saved where trainer.enable_checkpointing is false"),
 ])  # fmt: skip
-def test_it_says_what_is_saved_and_listens_no_more(saves: str, told: str, workdir: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
+def test_it_says_what_is_saved_and_listens_no_more(
+    saves: str, told: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     words = (f"--trainer.enable_checkpointing={saves}", "--trainer.callbacks=tests.promises.test_preemption.Asked")
     with pytest.raises(Stopped, match=re.escape(f"SIGINT at step 4: {told}")):
         cli("fit", "fine_tune", *words)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    with pytest.raises(Stopped):  # more signals follow there, while the last things are written
+        cli("fit", "fine_tune", *words)
+    assert all(signal.getsignal(number) != handler for number, handler in before.items())
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert bool(list(workdir.rglob("*.ckpt"))) == (saves == "true")
 
 
