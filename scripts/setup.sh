@@ -25,6 +25,10 @@ want="$1 $(cksum <pyproject.toml)"
 if [ "$(cat .venv/ready 2>/dev/null)" != "$want" ] && [ "$(cat .venv/ready 2>/dev/null)" != "[dev]${want#"$1"}" ]; then
     echo "Installing into .venv (one to four minutes the first time) ..."
     rm -f .venv/ready
-    "$PY" -m pip install -qq --disable-pip-version-check --editable ".$1"
+    if ! "$PY" -m pip install -qq --disable-pip-version-check --editable ".$1"; then
+        free=$(df -Ph . | awk 'NR == 2 {print $4}')
+        echo "Not installed, for pip's reason above: mend it and call this again. (.venv takes 7 GB; free on this disk: $free.)" >&2
+        exit 1
+    fi
     echo "$want" >.venv/ready
 fi

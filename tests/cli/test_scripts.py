@@ -1,6 +1,7 @@
 """`scripts/quickstart` and `scripts/test` stop with one sentence where they cannot start."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,3 +44,18 @@ def test_one_sentence_and_no_venv(script: str, python: str, expected: str, check
     assert len(done.stderr.splitlines()) == 1
     assert expected in done.stderr
     assert not (checkout / "clone" / ".venv").exists()
+
+
+def test_what_cannot_be_installed_names_the_remedy_and_is_not_called_ready(checkout: Path) -> None:
+    done = subprocess.run(
+        [checkout / "clone" / "scripts" / "test"],
+        env={**os.environ, "PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    *reason, remedy = done.stderr.splitlines()
+    assert any("ERROR: " in line for line in reason)
+    assert remedy.startswith("Not installed, for pip's reason above: mend it and call this again.")
+    assert re.search(r"free on this disk: [\d.]+[KMGTP]?\.\)$", remedy)
+    assert not (checkout / "clone" / ".venv" / "ready").exists()
