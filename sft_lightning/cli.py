@@ -42,6 +42,7 @@ from sft_lightning.errors import InputError, near
 from sft_lightning.lean import LeanEpochLoop
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.mistakes import NOTHING
+from sft_lightning.options import LINKED, takes_null
 from sft_lightning.predict import without_source
 from sft_lightning.runs import (
     LOGS,
@@ -103,7 +104,7 @@ class SFTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name, and takes from the data what a model needs to know of it."""
         parser.add_argument("--run_name", type=str, default="run", help=f"Runs are kept in {LOGS}/RUN_NAME/version_N.")
-        for name in ("num_classes", "class_names", "image_shape"):
+        for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -137,6 +138,8 @@ class SFTCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("model") is None or config.get("data") is None:
             raise InputError(NOTHING)
+        for part in ("model", "data"):
+            _refuse_null(part, config[part])
         settings = config.model.get("init_args") or {}
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:
@@ -213,6 +216,13 @@ class SFTCLI(LightningCLI):
         quieter = {"predict": {"return_predictions": False}, "fit": {}}.get(subcommand, {"verbose": False})
         # Of the environment would depend, with Lightning's own default, whether a checkpoint may run code.
         return {**kwargs, **quieter, "weights_only": True}
+
+
+def _refuse_null(part: str, described: Any) -> None:
+    """Which the parser lets pass, whatever a model or data module takes."""
+    for name, value in (described.get("init_args") or {}).items():
+        if value is None and name not in LINKED and not takes_null(described.class_path, name):
+            raise InputError(f"{part}.{name} is null, which means nothing there: give a value, or leave it out")
 
 
 class Built(SFTCLI):

@@ -23,7 +23,7 @@ _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Unexpected imp
 _NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_FILE = re.compile(r"File does not exist: '(.+?)'")
 _REQUIRED = re.compile(r"arguments are required: (.+)|[Kk]ey \"?'?([\w.]+)\"?'? is required")
-_EXPECTED = re.compile(r"Expected a (?!<class 'NoneType'>)(.*)")
+_EXPECTED = re.compile(r"Expected a (?!<class 'NoneType'>|path but )(.*)")
 _CHOICE = re.compile(r"typing\.Literal\[(.+?)\]")
 _VALUE = re.compile(r"(?:Got|Given) value: (.*)")
 NOTHING = "no model or no data: add --config with a YAML file such as configs/quickstart/fine_tune.yaml"
@@ -33,8 +33,11 @@ _TYPES = {
     "float": "a number",
     "bool": "true or false",
     "list": "a list such as [1, 2]",
+    "tuple": "a list such as [1, 2]",
     "dict": "a mapping such as {name: value}",
 }
+# Where a number or a tensor is taken, what is no number is no name of a class.
+_OR_TENSOR = re.compile(r"(<class 'float'>)\s+- Expected a dot import path string: \S+")
 # Lines of jsonargparse that speak of Python types instead of the mistake.
 _NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)")
 
@@ -48,6 +51,7 @@ def sentence(message: str, command: str = "fit", flags: Sequence[str] = ()) -> s
         flags: Options of the command, such as `--trainer.max_epochs`.
     """
     known = [flag.lstrip("-") for flag in flags if not flag.endswith((".help", "+"))]
+    message = _OR_TENSOR.sub(r"\1", message)
     told = (
         _no_file(message)
         or _unknown_class(message)
@@ -216,6 +220,8 @@ def _missing(message: str, command: str) -> str | None:
     if "required: " in message and message.rstrip().endswith((".model", ".data")):
         return NOTHING
     found = _REQUIRED.search(message)
+    if found and _OWNER.search(message):
+        return f"{_key(message)}.{found[1] or found[2]} is missing: set it"
     if not found or command not in COMMANDS:
         return None
     words = {option: what for what, option in COMMANDS[command].words.items()}
@@ -228,7 +234,7 @@ def _wrong_value(message: str) -> str | None:
     expected, value = _EXPECTED.findall(message), _VALUE.search(message)
     if not expected or not value:
         return None
-    given = value[1].strip()
+    given = value[1].partition(". Got value: ")[0].strip()
     kinds = [re.sub(r"\. Got value.*", "", kind) for kind in expected]
     types = [re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in kinds]
     choices = [word.strip(" '") for kind in kinds if (c := _CHOICE.match(kind)) for word in c[1].split(",")]

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 from torch import optim
@@ -28,7 +28,7 @@ _OTHERS = {
     "callbacks": "lightning.pytorch.callbacks",
     "logger": "lightning.pytorch.loggers",
 }
-_LINKED = ("num_classes", "class_names", "image_shape")  # taken from the data
+LINKED = ("num_classes", "class_names", "image_shape")  # taken from the data
 
 
 def classes(setting: str) -> list[str]:
@@ -64,6 +64,25 @@ def parameters(class_path: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def takes_null(class_path: str, name: str) -> bool:
+    """Whether a setting of a class may be null; True where its type is not known.
+
+    Args:
+        class_path: With its module.
+        name: Of the setting.
+    """
+    module, _, attribute = class_path.rpartition(".")
+    base: Any
+    for base in inspect.getmro(getattr(importlib.import_module(module), attribute)):
+        if name in inspect.signature(base).parameters:
+            try:
+                hint = get_type_hints(base.__init__).get(name, Any)
+            except NameError:  # imported for type checkers alone
+                return True
+            return hint in (Any, type(None)) or type(None) in get_args(hint)
+    return True
+
+
 def owners(name: str) -> list[str]:
     """Our models that have a setting.
 
@@ -79,7 +98,7 @@ def settings() -> dict[str, str]:
     for prefix, kinds in _families().items():
         for cls in kinds:
             parser = ArgumentParser(exit_on_error=False)
-            parser.add_class_arguments(cls, prefix, fail_untyped=False, skip={"params", *_LINKED})
+            parser.add_class_arguments(cls, prefix, fail_untyped=False, skip={"params", *LINKED})
             for action in parser._actions:
                 name = action.dest
                 if name.startswith(f"{prefix}.") and not name.endswith(".help"):

@@ -54,6 +54,15 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, config: str = FINE_T
         (["--data.init_args.channels", "2"], "data.channels is '2': give 1 or 3"),
         (["--model.class_path", "FineTuneClasifier"], "did you mean 'FineTuneClassifier'"),
         (["--model.init_args.optimizer", "null"], "FineTuneClassifier has no optimizer"),
+        (["--model.init_args.optimizer.init_args.lr", "fast"], "model.optimizer.lr is 'fast': give a number"),
+        (["--model.init_args.optimizer.init_args.lr", "null"], "model.optimizer.lr is 'None': give a number"),
+        (["--model.init_args.optimizer.init_args.eps", "x"], "model.optimizer.eps is 'x': give a number"),
+        (["--model.init_args.optimizer.init_args.betas", "null"], "optimizer.betas is 'None': give a list"),
+        (["--model.init_args.backbone", "null"], "model.backbone is missing: set it"),
+        (["--model.init_args.weights", "null"], "model.weights is null, which means nothing there: give a value"),
+        (["--model.init_args.compile", "null"], "model.compile is null"),
+        (["--data.init_args.source", "null"], "data.source is null, which means nothing there: give a value"),
+        (["--data.init_args.seed", "null"], "data.seed is null"),
         (["--trainer.accelerator", "gpuu"], "trainer.accelerator is 'gpuu' (did you mean 'gpu'?): give auto, "),
         (["--trainer.max_epochss", "1"], "no option --trainer.max_epochss (did you mean --trainer.max_epochs?)"),
         (["--ckpt_path", "gone.ckpt"], "ckpt_path 'gone.ckpt' is no checkpoint"),
@@ -89,6 +98,10 @@ def test_no_unlabeled_images_where_they_are_needed(workdir: Path, capsys: pytest
         (["--model.init_args.supervised_steps=0"], "supervised_steps is 0: give a number of at least 1"),
         (["--model.init_args.unsupervised_steps=0"], "unsupervised_steps is 0: give a number of at least 1"),
         (["--model.init_args.ema_decay=1"], "ema_decay is 1.0"),
+        (["--model.init_args.lambda_u=null"], "model.lambda_u is null"),
+        (["--model.init_args.label_smoothing=null"], "model.label_smoothing is null"),
+        (["--model.init_args.strategy=null"], "model.strategy is missing: set it"),
+        (["--data.init_args.strong_view=null"], "data.strong_view is null"),
         (["--model.init_args.lambda_ramp=cosine"], "model.lambda_ramp"),
         (["--model.init_args.strategy.class_path=FixMach"], "did you mean 'FixMatch'"),
         (["--model.init_args.strategy.class_path=SupCon"], "class 'SupCon' is no strategy: give DST, UDA, AdaMatch, "),
@@ -255,3 +268,25 @@ def test_resuming_with_fewer_epochs_than_were_done(workdir: Path, capsys: pytest
     assert main(["fit", "--config", FINE_TUNE, *short, "--trainer.max_epochs", "3"]) == 0
     assert main(["fit", "--config", FINE_TUNE, *short, "--trainer.max_epochs", "1", "--ckpt_path", "last"]) == 2
     assert "max_epochs=1" in capsys.readouterr().err
+
+
+def test_null_in_a_class_of_the_user(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("of_the_user.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "from sft_lightning import FineTuneClassifier\n"
+        "if TYPE_CHECKING:\n"
+        "    from nowhere import Thing\n"
+        "class Typed(FineTuneClassifier):\n"
+        "    def __init__(self, num_classes: int, scale: float = 1.0, thing: None = None, untyped=None, **kwargs):\n"
+        "        super().__init__(num_classes=num_classes, **kwargs)\n"
+        "class Unknown(Typed):\n"
+        "    def __init__(self, more: Thing = None, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+    )
+    for cls in ("Typed", "Unknown"):
+        words = [f"--model.class_path=of_the_user.{cls}", "--trainer.fast_dev_run=1"]
+        assert "model.scale is null" in refused(capsys, *words, "--model.init_args.scale=null")
+        assert "model.weights is null" in refused(capsys, *words, "--model.init_args.weights=null")
+    taken = ["--model.init_args.more=null", "--model.init_args.thing=null", "--model.init_args.untyped=null"]
+    assert main(["fit", "--config", FINE_TUNE, *words, *taken]) == 0
