@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,9 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
         InputError: The input is wrong.
     """
     prepare()
-    return kind(
+    # In a context of its own: jsonargparse leaves the parser in it, and with that model, data and trainer.
+    return copy_context().run(
+        kind,
         LightningModule,
         subclass_mode_model=True,
         datamodule_class=None,

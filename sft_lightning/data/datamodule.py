@@ -18,7 +18,7 @@ from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.cached_images import ImageCaches
 from sft_lightning.data.images import EncodedImages, Geometry
-from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader, close
 from sft_lightning.data.parts import Part, Source
 from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
@@ -149,6 +149,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         self._parts: list[Part] = []
         self._caches: ImageCaches | None = None
         self._features: Splits = {}
+        self._streams: list[Stream] = []
 
     @cached_property
     def source(self) -> Source:
@@ -209,12 +210,17 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         about = {"source": self.source.name, "unlabeled_source": self.unlabeled_source, "seed": self.request.seed}
         write_manifest(path, splits, self._parts, self.class_names, about)
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends the processes that decode files."""
+        close(self._streams)
+
     def teardown(self, stage: str) -> None:
-        """Counts and lists pictures that turned out unreadable on the way.
+        """Ends them, too; counts and lists pictures that turned out unreadable on the way.
 
         Args:
             stage: fit, validate, test or predict.
         """
+        close(self._streams)
         folder = self._run_folder()
         if self.bad.untold:
             rank_zero_info(f"Data: {self.bad.told()}.")
@@ -256,7 +262,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         """
         other = copy(self)
         other.split_file, other.request = str(run / MANIFEST), replace(self.request, messages=[])
-        other.bad, other._features = BadImages(self.bad.policy), {}
+        other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
         other._make_splits()
         return other
 
@@ -304,7 +310,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
         split, workers = (split, self.num_workers) if name == "predict" else self._opened(split, geometry)
-        return Stream(
+        made = Stream(
             split,
             plan,
             geometry,
@@ -313,6 +319,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             bad=self.bad,
             device=None if self.trainer is None else self.trainer.strategy.root_device,
         )
+        self._streams.append(made)
+        return made
 
     def train_dataloader(self) -> TrainLoader:
         """The parts that the paradigm needs, side by side."""

@@ -153,6 +153,17 @@ class Stream:
             rows = index if self._indices is None else self._indices[index]
             yield self._raw(memory.index_select(0, sent(rows, memory.device)), index, draw)
 
+    def close(self) -> None:
+        """Ends the workers; the next pass would start others.
+
+        Left to the garbage collector, which takes their queues down first, each of them is waited for 5 s.
+        """
+        loader = getattr(self, "_loader", None)
+        if loader is not None and loader._iterator is not None:
+            if loader.num_workers:
+                loader._iterator._shutdown_workers()
+            loader._iterator = None
+
     def _read(self, start: int, stop: int) -> Iterator[RawBatch | None]:
         if self._decoded.images.decoded:
             copied = self._copied(start, stop)
@@ -216,6 +227,16 @@ class Stream:
         images = self._split.part.images
         assert isinstance(images, EncodedImages)
         return images.place(self._split.indices[position])
+
+
+def close(streams: list[Stream]) -> None:
+    """Ends the workers of all, and forgets them.
+
+    Args:
+        streams: Empty afterwards.
+    """
+    while streams:
+        streams.pop().close()
 
 
 class Schedule(Protocol):

@@ -249,9 +249,9 @@ def outcome(one: Run, start: str | None, folder: str) -> Result:
     try:
         return perform(one, start, folder)
     except Exception as error:
-        failed = reason(error)
-    gc.collect()  # trainer and module know each other, and the memory that they hold may be what the next run needs
-    return {"failed": failed}
+        return {"failed": reason(error)}
+    finally:
+        gc.collect()  # trainer and module know each other, and the memory that they hold may be what the next run needs
 
 
 def perform(one: Run, start: str | None, folder: str) -> Result:
@@ -277,8 +277,6 @@ def perform(one: Run, start: str | None, folder: str) -> Result:
         result: Result = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
         if one.final:
             result.update(_tested(cli, Path(result["folder"])))
-    del cli
-    gc.collect()  # ends the processes that decoded files
     return result
 
 

@@ -1,16 +1,23 @@
 import csv
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from sft_lightning.__main__ import main
 from sft_lightning.cli import run
+from sft_lightning.errors import InputError
 from tests.conftest import CONFIGS
+from tests.data.conftest import break_middle
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
 AUTOENCODER = str(CONFIGS / "quickstart" / "autoencoder.yaml")
@@ -189,3 +196,34 @@ def test_console_shows_no_advertising_and_no_warning(workdir: Path) -> None:
     assert [line.split()[0] for line in lines] == [
         "Data:", "Model:", "Run:", "Finished", "results", "test", "TensorBoard"
     ]  # fmt: skip
+
+
+class Children(Callback):
+    """Counts the processes beside this one in each step."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.found.append(len(active_children()))
+
+
+def test_nothing_is_left_of_a_training_on_files(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(workdir / "images", {"train": 6, "val": 3, "test": 2})
+    words = ["--config", FINE_TUNE, *SHORT, "--data.init_args.source", str(folder), "--data.init_args.num_labels=null"]
+    words += ["--data.init_args.image_size=28", "--data.init_args.channels=1", "--data.init_args.num_workers=2"]
+    done = run(["fit", *words, "--trainer.callbacks=tests.cli.test_runs.Children"])
+    (children,) = (c for c in done.trainer.callbacks if isinstance(c, Children))  # type: ignore[attr-defined]
+    assert set(children.found) == {2, 4}  # those of the training, from the second epoch on also of the validation
+    assert active_children() == []
+    trainer, model = weakref.ref(done.trainer), weakref.ref(done.model)
+    del done, children
+    gc.collect()
+    assert trainer() is None
+    assert model() is None
+    run(["test", *words, "--ckpt_path=last", "--run_name=quickstart/fine_tune"])
+    assert active_children() == []
+    break_middle(min((folder / "train").rglob("*.png")))
+    with pytest.raises(InputError, match="cannot be read"):
+        run(["fit", *words])
+    assert active_children() == []

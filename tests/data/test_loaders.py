@@ -1,5 +1,6 @@
 import random
 from collections.abc import Iterable
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,18 @@ def test_batches_do_not_depend_on_the_global_seed(files: Split, seed: int) -> No
     assert all(same(a, b) for a, b in zip(expected, found, strict=True))
 
 
+def test_a_closed_stream_starts_again(files: Split) -> None:
+    one = stream(files, workers=2)
+    before = list(one.batches(0, 3))
+    one.close()
+    assert active_children() == []
+    one.close()  # of nothing
+    assert all(same(a, b) for a, b in zip(before, one.batches(0, 3), strict=True))
+    memory = Stream(Split(memory_part([0, 1, 2, 0]), [0, 1, 2, 3]), BatchPlan(4, 2), Geometry(8))
+    memory.close()
+    assert len(list(memory.batches(0, 2))) == 2
+
+
 def spoil(split: Split, *positions: int) -> list[str]:
     assert isinstance(split.part.images, FileImages)
     return [str(break_middle(split.part.images.paths[split.indices[i]])) for i in positions]
@@ -228,6 +241,7 @@ def test_a_file_that_fails_on_the_way_stops_the_run_by_name(files: Split, worker
     loaded = stream(files, shuffle=shuffle, workers=workers)
     with pytest.raises(InputError, match="on_bad_image: skip") as caught:
         list(loaded.batches(0, 3))
+    loaded.close()
     assert repr(name) in str(caught.value)
 
 
