@@ -46,6 +46,7 @@ def test_one_sentence_and_no_venv(script: str, python: str, expected: str, check
     assert not (checkout / "clone" / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_installed_names_the_remedy_and_is_not_called_ready(checkout: Path) -> None:
     done = subprocess.run(
         [checkout / "clone" / "scripts" / "test"],
