@@ -167,8 +167,8 @@ def test_on_a_cpu_it_ends_before_linux_would_kill_it(workdir: Path) -> None:
     process.join(240)
     assert process.exitcode == 0
     shown = Path("told.stdout").read_text()
-    # From 16 to 32 images it took a quarter of a GiB more, and the next doubling would take half a one. Where malloc could
-    # not extend the block that it kept of the size before, it took as much from 8 to 16.
+    # From 16 to 32 images it took a quarter of a GiB more, and the next doubling would take half a one. Where malloc
+    # could not extend the block that it kept of the size before, it took as much from 8 to 16.
     tried = [*rows(shown)]
     assert tried in ([2, 4, 8, 16], [2, 4, 8, 16, 32])
     assert f"ended      {2 * tried[-1]} would take more than the 0.4 GiB of memory that are left\n" in shown
