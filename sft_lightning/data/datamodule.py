@@ -236,6 +236,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             self.bad.write(folder, self.trainer.global_rank if self.trainer is not None else 0)
 
     def _make_splits(self) -> None:
+        self.request.messages.extend(self.source.messages)
         second = None
         if self.unlabeled_source is not None:
             name = self.unlabeled_source

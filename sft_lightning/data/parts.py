@@ -1,6 +1,7 @@
 """What every source gives: parts with pictures, names, labels and groups."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,23 @@ from sft_lightning.data.columns import Chosen
 from sft_lightning.data.images import EncodedImages, Images, MemoryImages
 
 SPLITS = ("train", "val", "test", "unlabeled")
+_SPLIT_NAMES = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validate", "validation", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst"),
+    "unlabeled": ("unlabeled", "unlabelled", "unlabled", "nolabel"),
+}
+
+
+def split_of_name(name: str) -> str | None:
+    """Return the split that a word means, such as `val` for "Validation Set", or None.
+
+    Args:
+        name: Name of a folder, or value of the column `split`.
+    """
+    word = re.sub(r"[\W_]+", "", name.casefold())
+    word = word if word in ("set", "data") else re.sub("(set|data|split)$", "", word)
+    return next((split for split, words in _SPLIT_NAMES.items() if word in words), None)
 
 
 @dataclass
@@ -43,11 +61,13 @@ class Source(ABC):
         name: What the user wrote.
         class_names: The classes, in the order of their numbers.
         image_shape: (C, H, W) when all pictures have one shape, else None.
+        messages: Sentences about what may not be meant, which a run logs.
     """
 
     name: str
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
+    messages: Sequence[str] = ()
 
     @abstractmethod
     def load(self) -> dict[str, Part]:

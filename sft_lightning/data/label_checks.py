@@ -1,0 +1,147 @@
+"""Checks of class names, for tables and folders alike: names that look alike, and labels that say "missing"."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from sft_lightning.data.faults import fault
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+# What other tools write where a label is missing.
+_MISSING = {
+    "-", "--", "?", "??", ".", "-1", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "<nan>", "nat", "null", "nil", "todo",
+    "tbd", "unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "nolabel",
+}  # fmt: skip
+# Where somebody may mean a class by it: "none" is what many call an image without a defect.
+_PERHAPS_MISSING = {"none", "unknown", "undefined", "missing", "unspecified", "empty"}
+_FILLERS = str.maketrans({"_": " ", "-": " "})
+
+
+def check_class_names(
+    where: str, names: Iterable[str], meant: Iterable[str] = (), places: Mapping[str, str] = {}
+) -> list[str]:
+    """Refuse class names that are different to a computer only, and mention characters that nobody sees.
+
+    Names that differ in case, in composed and decomposed letters, in invisible characters, in spaces, in quotes around
+    them or in how a number is written count as alike. Single letters may differ in case, as those of handwriting do.
+
+    Args:
+        where: Kind and name of the source, such as "folder 'photos'".
+        names: Names of the classes.
+        meant: Names that the user listed as classes.
+        places: Place of a name within the source, such as "line 3"; may lack some.
+
+    Returns:
+        Sentences about what may be meant.
+
+    Raises:
+        InputError: Two names look alike, unless faults are listed.
+    """
+    first: dict[str, str] = {}
+    sentences = []
+    listed = set(meant)
+    for name in names:
+        twin = first.setdefault(_looks(name), name)
+        if twin != name and not {twin, name} <= listed:
+            both = " and ".join(f"{spell(n)}{f' ({places[n]})' if n in places else ''}" for n in (twin, name))
+            if len(name) == len(twin) == 1:
+                sentences.append(f"{where}: the classes {both} differ in case alone")
+                continue
+            fault(
+                "class names that look alike",
+                "",
+                name,
+                f"looks like {spell(twin)}",
+                f"{where} has the classes {both}, which look alike: spell them the same, or list both in class_names "
+                "if they are two classes",
+            )
+        if name not in listed and name != _visible(name):
+            sentences.append(f"{where}: the class name {name!a} has characters that cannot be seen")
+        elif name not in listed and _mixes_scripts(name):
+            sentences.append(f"{where}: the class name {name!r} mixes Latin and Cyrillic letters ({name!a})")
+    return sentences
+
+
+def check_missing_labels(
+    where: str, counts: Mapping[str, int], meant: Iterable[str] = (), places: Mapping[str, str] = {}
+) -> list[str]:
+    """Refuse labels that say that there is none, such as `NA`.
+
+    Args:
+        where: Kind and name of the source, such as "manifest 'm.csv'".
+        counts: Number of examples of each label.
+        meant: Names that the user listed as classes.
+        places: Place of the first example of a label, such as "line 3"; may lack some.
+
+    Returns:
+        Sentences about labels that are a class to some and missing to others, such as `unknown`.
+
+    Raises:
+        InputError: Labels say that they are missing, unless faults are listed.
+    """
+    sentences = []
+    listed = set(meant)
+    for label, count in counts.items():
+        if label in listed:
+            continue
+        word = _looks(label)
+        # Labels of -1 and 1 are the two classes of a margin classifier.
+        is_sign = word == "-1" and set(map(_looks, counts)) == {"-1", "1"}
+        doubtful = is_sign or (word in _PERHAPS_MISSING and label != "None")  # as Python writes it
+        if not doubtful and not {word, word.translate(_FILLERS)} & _MISSING and label != "None":
+            continue
+        number = "1 label is" if count == 1 else f"{count:,} labels are"
+        place = f" (first: {places[label]})" if label in places else ""
+        if doubtful:
+            sentences.append(
+                f"{where}: {number} {label!r}{place}, which is taken as a class; blank labels are for unlabeled images"
+            )
+            continue
+        fault(
+            "labels that say that they are missing",
+            "",
+            label,
+            number,
+            f"{where}: {number} {label!r}{place}: leave the label blank for unlabeled images, or list all classes in "
+            "class_names if it is one of them",
+        )
+    return sentences
+
+
+def spell(name: str) -> str:
+    """Quote a name so that what cannot be seen can be seen.
+
+    Args:
+        name: Name of a class, column or file.
+    """
+    composed = unicodedata.normalize("NFC", name)
+    return repr(name) if composed == name == _visible(name) and name.isprintable() else ascii(name)
+
+
+def _visible(name: str) -> str:
+    """The name without invisible characters, but for joiners, which some scripts need, and with ordinary spaces."""
+    kept = "".join(
+        " " if unicodedata.category(c) in ("Zs", "Zl", "Zp") else c
+        for c in name
+        if unicodedata.category(c) not in ("Cf", "Cc") or _is_joiner(c, name)
+    )
+    return kept.strip()
+
+
+def _is_joiner(character: str, name: str) -> bool:
+    return character in "\u200c\u200d" and any(ord(c) > 0x5FF for c in name if c not in "\u200b\u200c\u200d\ufeff")
+
+
+def _looks(name: str) -> str:
+    """What a reader takes a name for."""
+    plain = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
+    plain = " ".join(plain.split()).strip("'\"`\u2018\u2019\u201c\u201d").strip().casefold()
+    if _NUMBER.fullmatch(plain) and len(plain) < 16:  # which a float holds exactly
+        return repr(float(plain) + 0.0).removesuffix(".0")
+    return unicodedata.normalize("NFC", plain)
+
+
+def _mixes_scripts(name: str) -> bool:
+    """Whether a name has Latin letters and Cyrillic ones, many of which look the same."""
+    scripts = {unicodedata.name(c, "").partition(" ")[0] for c in name if c.isalpha()}
+    return {"LATIN", "CYRILLIC"} <= scripts

@@ -1,0 +1,138 @@
+import re
+
+import pytest
+
+from sft_lightning.data.faults import listing
+from sft_lightning.data.label_checks import check_class_names, check_missing_labels
+from sft_lightning.data.parts import split_of_name
+from sft_lightning.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Cat", "cat"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("cat", "c\u200bat"),
+        ("cat", "cat\ufeff"),
+        ("big cat", "big\u00a0cat"),
+        ("big cat", "big  cat"),
+        ("cat", " cat"),
+        ("cat", "'cat'"),
+        ("cat", "\u201ccat\u201d"),
+        ("1", "1.0"),
+        ("1", "01"),
+        ("1", "+1"),
+        ("0", "-0.0"),
+        ("cat", "\uff43\uff41\uff54"),
+        ("Stra\u00dfe", "STRASSE"),
+    ],
+)
+def test_class_names_that_look_alike_are_refused(one: str, other: str) -> None:
+    with pytest.raises(InputError, match=r"folder 'x' has the classes .* which look alike") as caught:
+        check_class_names("folder 'x'", ["dog", one, other], places={one: "line 7"})
+    assert "(line 7)" in str(caught.value)
+    assert str(caught.value).isprintable()
+    check_class_names("folder 'x'", ["dog", one, other], meant=["dog", one, other])
+    with pytest.raises(InputError, match="look alike"):
+        check_class_names("folder 'x'", ["dog", one, other], meant=["dog", one])
+    with listing() as found:
+        check_class_names("folder 'x'", ["dog", one, other])
+    assert [fault.kind for fault in found] == ["class names that look alike"]
+
+
+def test_class_names_that_differ_say_nothing() -> None:
+    names = [
+        "cat",
+        "cats",
+        "1",
+        "10",
+        "1e1",
+        "v1",
+        "v1.0",
+        "\u0646\u0645\u06cc\u200c\u062f\u0627\u0646",
+        "\U0001f469\u200d\U0001f680",
+    ]
+    assert check_class_names("x", names) == []
+
+
+def test_letters_of_another_script_that_look_the_same_are_mentioned() -> None:
+    (sentence,) = check_class_names("x", ["cat", "c\u0430t", "\u043a\u043e\u0442"])
+    assert sentence.endswith(r"mixes Latin and Cyrillic letters ('c\u0430t')")
+
+
+def test_single_letters_may_differ_in_case() -> None:
+    assert check_class_names("x", ["a", "A", "b"]) == ["x: the classes 'a' and 'A' differ in case alone"]
+
+
+@pytest.mark.parametrize("name", ["cat\u200b", "ca\u00a0t", "cat ", "\ufeffcat", "c\u200dat"])
+def test_what_cannot_be_seen_is_spelled_out(name: str) -> None:
+    (sentence,) = check_class_names("x", ["dog", name])
+    assert sentence == f"x: the class name {name!a} has characters that cannot be seen"
+    assert check_class_names("x", ["dog", name], meant=[name]) == []
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "NA",
+        "N/A",
+        "n/a",
+        "#N/A",
+        "NaN",
+        "nan",
+        "<NA>",
+        "null",
+        "NULL",
+        "None",
+        "-",
+        "?",
+        "-1",
+        "TODO",
+        "tbd",
+        "unlabeled",
+        "Unlabelled",
+        "not_labeled",
+        "no-label",
+    ],
+)
+def test_labels_that_say_that_they_are_missing_are_refused(label: str) -> None:
+    words = f"m: 7 labels are {label!r} (first: line 3): leave the label blank"
+    with pytest.raises(InputError, match=re.escape(words)):
+        check_missing_labels("m", {"cat": 3, label: 7}, places={label: "line 3"})
+    assert check_missing_labels("m", {"cat": 3, label: 7}, meant=["cat", label]) == []
+
+
+@pytest.mark.parametrize("label", ["none", "unknown", "Unknown", "missing"])
+def test_labels_that_may_be_a_class_are_mentioned(label: str) -> None:
+    (sentence,) = check_missing_labels("m", {"cat": 3, label: 1})
+    assert sentence.startswith(f"m: 1 label is {label!r}, which is taken as a class")
+
+
+def test_signs_are_two_classes() -> None:
+    assert len(check_missing_labels("m", {"-1": 3, "1": 1})) == 1
+    with pytest.raises(InputError, match="3 labels are '-1'"):
+        check_missing_labels("m", {"-1": 3, "1": 1, "0": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("TRAIN_SET", "train"),
+        ("valid", "val"),
+        ("validation set", "val"),
+        ("Dev", "val"),
+        ("Testing", "test"),
+        ("test-data", "test"),
+        ("unlabelled", "unlabeled"),
+        ("un-labeled", "unlabeled"),
+        ("trains", None),
+        ("dataset", None),
+        ("cat", None),
+        ("", None),
+    ],
+)
+def test_words_for_splits(name: str, split: str | None) -> None:
+    assert split_of_name(name) == split
