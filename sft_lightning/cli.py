@@ -3,7 +3,6 @@
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
@@ -40,7 +38,7 @@ from sft_lightning.commands import arranged
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
 from sft_lightning.errors import InputError, near
-from sft_lightning.lean import LeanEpochLoop
+from sft_lightning.lean import LeanEpochLoop, NoProfiler
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.options import LINKED, takes_null
@@ -72,16 +70,6 @@ class FitParser(Parser, LightningArgumentParser):
         super().save(*args, **{"skip_validation": True, **kwargs})
 
 
-class NoProfiler(PassThroughProfiler):
-    """Measures nothing, at no cost: Lightning's own makes some 60 context managers in each step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        """A context that does nothing."""
-        return self._nothing
-
-
 class SFTCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` over any paradigm and data module."""
 
@@ -105,6 +93,9 @@ class SFTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's name, and takes from the data what a model needs to know of it."""
         parser.add_argument("--run_name", type=str, default="run", help=f"Runs are kept in {LOGS}/RUN_NAME/version_N.")
+        parser.add_argument(
+            "--fast_loop", type=bool, default=True, help="Skip unused hooks where that is known to change nothing."
+        )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
@@ -194,7 +185,8 @@ class SFTCLI(LightningCLI):
             raise InputError(f"trainer: {error}") from error  # Lightning's sentence
         WholeFiles.install(made)
         restoring.install(made)
-        LeanEpochLoop.install(made)
+        if self._get(self.config_init, "fast_loop"):
+            LeanEpochLoop.install(made)
         SyncBatchNormsOnCPU.install(made)
         return made
 

@@ -1,18 +1,43 @@
-"""The lean step computes, counts, logs and saves what Lightning's does, and gives way where something is hooked in."""
+"""The fast loop computes, counts, logs and saves what Lightning's does, or gives way to it."""
 
+import csv
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+)
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import SimpleProfiler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sft_lightning import lean
+from sft_lightning import WarmupCosine, lean
 from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
+from sft_lightning.losses.regularizers import L2SP
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from tests.paradigms.helpers import Recorder, classifier, cli, left_by_ranks, state, two_processes
+from tests.paradigms.helpers import (
+    SHAPE,
+    Recorder,
+    classifier,
+    cli,
+    left_by_ranks,
+    sample,
+    state,
+    trainer,
+    two_processes,
+)
 
 SCHEDULE = "--model.init_args.lr_scheduler={class_path: WarmupCosine, init_args: {warmup_steps: 3}}"
 
@@ -22,9 +47,10 @@ def trained(
 ) -> tuple[SFTCLI, Recorder]:
     recorder = Recorder()
     with monkeypatch.context() as patch:
+        patch.setattr(lean, "CALLBACKS", lean.CALLBACKS | {Recorder, Talker})  # as if they were proven
         patch.setattr(RunCheckpoint, "SHARE", 1e9)  # saves at the same moments, however long each takes
         if not is_lean:
-            patch.setattr(lean, "nothing_hooked", lambda trainer: False)
+            patch.setattr(lean, "is_proven", lambda trainer: False)
         install = lean.LeanEpochLoop.install
         patch.setattr(
             lean.LeanEpochLoop,
@@ -118,57 +144,277 @@ def test_what_callbacks_log_arrives(words: tuple[str, ...], workdir: Path, monke
 
 
 class Hooked(Callback):
+    """Writes down every call that it gets, in order, with the step."""
+
     def __init__(self) -> None:
-        self.calls = 0
-
-    def on_before_optimizer_step(self, *_: Any) -> None:
-        self.calls += 1
+        self.calls: list[tuple[str, int]] = []
 
 
-def test_what_is_hooked_in_is_called(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hooked = Hooked()
-    install = lean.LeanEpochLoop.install
-    monkeypatch.setattr(lean.LeanEpochLoop, "install", lambda t: (t.callbacks.append(hooked), install(t)))
-    cli("fit", "fine_tune")
-    assert hooked.calls == 12
+def _hook(name: str) -> Any:
+    def record(self: Hooked, trainer: Any, *_: Any, **__: Any) -> None:
+        self.calls.append((name, trainer.global_step))
+
+    return record
 
 
-def test_a_hook_of_the_module_is_called(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+for _name in [name for name in vars(Callback) if name.startswith("on_")]:
+    setattr(Hooked, _name, _hook(_name))
+
+
+class Reader(Hooked):
+    """Has only hooks that the fast loop calls, so that the order of calls within it can be compared."""
+
+
+for _name in lean._INSIDE_A_STEP:
+    setattr(Reader, _name, getattr(Callback, _name))
+
+
+class Released(Callback):
+    """Releases the backbone inside an epoch."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        pl_module.backbone.requires_grad_(False)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 3:
+            pl_module.backbone.requires_grad_(True)
+            optimizer, new = trainer.optimizers[0], list(pl_module.backbone.parameters())
+            if self.how == "group":
+                optimizer.add_param_group({"params": new, "lr": 1e-3, "name": "late"})
+            else:
+                optimizer.param_groups[0]["params"].extend(new)
+
+
+class Changed(Callback):
+    """Does something to the trainer, the module or the optimizer inside an epoch."""
+
+    def __init__(self, change: Callable[[Any], None]) -> None:
+        self.change = change
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 3:
+            self.change(trainer)
+
+
+class Sharp(torch.optim.SGD):
+    """Steps uphill first where it has a closure, as SAM does."""
+
+    def step(self, closure: Any = None) -> Any:
+        if closure is None:
+            return super().step()
+        with torch.enable_grad():
+            closure()
+        moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        old = [p.detach().clone() for p in moved]
+        with torch.no_grad():
+            for p in moved:
+                p.add_(p.grad, alpha=0.05)
+        with torch.enable_grad():
+            loss = closure()
+        with torch.no_grad():
+            for p, before in zip(moved, old, strict=True):
+                p.copy_(before)
+        super().step()
+        return loss
+
+
+class Sticky(torch.optim.SGD):
+    """Keeps a share of the old gradient."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(0.9)
+
+
+class Manual(FineTuneClassifier):
+    """Steps by itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class Mine(FineTuneClassifier):
+    """Changes nothing; who knows?"""
+
+
+class Profiled(SimpleProfiler):
+    """Counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def start(self, action_name: str) -> None:
+        if not action_name.startswith(("[LeanEpochLoop]", "[_TrainingEpochLoop]")):  # of the class itself
+            self.calls.append((action_name, 0))
+        super().start(action_name)
+
+
+def replaced(thing: Any, name: str) -> None:
+    """Sets a method on an instance that does what the class's own does, and counts."""
+    own = getattr(thing, name)
+    calls: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    setattr(thing, name, counted)
+
+
+def hook_optimizer(trainer: Any) -> None:
+    trainer.optimizers[0].register_step_pre_hook(lambda optimizer, *_: optimizer.param_groups[0].update(lr=0.001))
+
+
+def sgd(**settings: Any) -> Callable[[Any], torch.optim.Optimizer]:
+    return lambda p: torch.optim.SGD(p, 0.05, **settings)
+
+
+def torchs(name: str) -> Callable[[Any], torch.optim.Optimizer]:
+    return lambda p: getattr(torch.optim, name)(p, lr=0.01)
+
+
+def cosine(optimizer: Any) -> Any:
+    return WarmupCosine(optimizer, warmup_steps=2)
+
+
+# Name: whether the fast loop runs to the end, and what differs from the plainest training.
+CASES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "nothing": (True, {}),
+    "momentum": (True, {"optimizer": sgd(momentum=0.9, weight_decay=0.01)}),
+    **{name: (True, {"optimizer": torchs(name)}) for name in ("Adam", "AdamW", "NAdam", "RMSprop", "Adagrad", "Rprop")},
+    "fused": (True, {"optimizer": lambda p: torch.optim.AdamW(p, 0.01, fused=True)}),
+    "schedule by steps": (True, {"lr_scheduler": cosine}),
+    "schedule by epochs": (True, {"lr_scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 1)}),
+    "regularizer": (True, {"regularizer": L2SP()}),
+    "head alone": (True, {"tune": "head", "cache_features": False}),
+    "bfloat16": (True, {"trainer": {"precision": "bf16-mixed"}}),
+    "validation inside": (True, {"trainer": {"val_check_interval": 2}}),
+    "no validation": (True, {"trainer": {"limit_val_batches": 0}}),
+    "a step's limit": (True, {"trainer": {"max_steps": 5}}),
+    "one batch": (True, {"trainer": {"overfit_batches": 1}}),
+    "few batches": (True, {"trainer": {"limit_train_batches": 3}}),
+    "deterministic": (True, {"trainer": {"deterministic": True}}),
+    "fast_dev_run": (False, {"trainer": {"fast_dev_run": 3}}),
+    "early stopping": (True, {"callbacks": lambda: [EarlyStopping("val/loss", patience=0, min_delta=10.0)]}),
+    "rates logged": (True, {"callbacks": lambda: [LearningRateMonitor("step")], "lr_scheduler": cosine}),
+    "checkpoints": (True, {"callbacks": lambda: [ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)]}),
+    "timer": (True, {"callbacks": lambda: [Timer({"hours": 1})]}),
+    "a callback's hooks": (True, {"callbacks": lambda: [Reader()]}),
+    "all hooks": (False, {"callbacks": lambda: [Hooked()]}),
+    "a lambda": (False, {"callbacks": lambda: [LambdaCallback(on_train_batch_end=lambda *_: None)]}),
+    "gradual release": (False, {"callbacks": lambda: [Released("group")], "tune": "head", "cache_features": False}),
+    "appended parameters": (False, {"callbacks": lambda: [Released("more")], "tune": "head", "cache_features": False}),
+    "weight averaging": (False, {"callbacks": lambda: [StochasticWeightAveraging(0.01, swa_epoch_start=1)]}),
+    "accumulation later": (False, {"callbacks": lambda: [GradientAccumulationScheduler({1: 2})]}),
+    "accumulation": (False, {"trainer": {"accumulate_grad_batches": 2}}),
+    "clipping": (False, {"trainer": {"gradient_clip_val": 0.1}}),
+    "clipping by value": (False, {"trainer": {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}}),
+    "anomalies": (False, {"trainer": {"detect_anomaly": True}}),
+    "true half": (False, {"trainer": {"precision": "bf16-true"}}),
+    "profiler": (False, {"trainer": {"profiler": Profiled}}),
+    "SAM": (False, {"optimizer": lambda p: Sharp(p, 0.05)}),
+    "own zero_grad": (False, {"optimizer": lambda p: Sticky(p, 0.05)}),
+    "LBFGS": (False, {"optimizer": torchs("LBFGS")}),
+    "manual": (False, {"kind": Manual}),
+    "subclass": (False, {"kind": Mine}),
+    "method on the module": (False, {"before": lambda t, m, d: replaced(m, "training_step")}),
+    "backward on the module": (False, {"before": lambda t, m, d: replaced(m, "on_after_backward")}),
+    "method on the data": (False, {"before": lambda t, m, d: replaced(d, "on_after_batch_transfer")}),
+    "method on the strategy": (False, {"before": lambda t, m, d: replaced(t.strategy, "backward")}),
+    "method on the precision": (False, {"before": lambda t, m, d: replaced(t.precision_plugin, "optimizer_step")}),
+    "clipping set inside": (False, {"change": lambda t: setattr(t, "gradient_clip_val", 0.01)}),
+    "accumulation set inside": (False, {"change": lambda t: setattr(t, "accumulate_grad_batches", 2)}),
+    "callback added inside": (False, {"change": lambda t: t.callbacks.append(Hooked())}),
+    "step replaced inside": (False, {"change": lambda t: replaced(t.optimizers[0], "step")}),
+    "hook added inside": (False, {"change": hook_optimizer}),
+    "rate set inside": (True, {"change": lambda t: t.optimizers[0].param_groups[0].update(lr=0.5)}),
+}
+
+
+def as_numbers(thing: Any) -> Any:
+    """Return the same with lists in the place of tensors, which `==` compares."""
+    if isinstance(thing, dict):
+        return {name: as_numbers(value) for name, value in thing.items()}
+    if isinstance(thing, list):
+        return [as_numbers(value) for value in thing]
+    return thing.tolist() if isinstance(thing, torch.Tensor) else thing
+
+
+def run_case(is_allowed: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, **case: Any) -> dict[str, Any]:
+    """Trains two epochs of four steps; returns everything that a user could see of it."""
+    change = case.pop("change", None)
+    callbacks = [*case.pop("callbacks", list)(), *([] if change is None else [Changed(change)])]
+    flags = {name: value() if isinstance(value, type) else value for name, value in case.pop("trainer", {}).items()}
+    before, kind = case.pop("before", None), case.pop("kind", FineTuneClassifier)
+    seed_everything(0)
+    module = kind("mlp", 10, SHAPE, **{"optimizer": sgd(), **deepcopy(case)})
+    data = sample(num_labels=40, steps_per_epoch=4)
+    made = trainer(
+        callbacks,
+        **{"max_epochs": 2, "logger": CSVLogger(folder), "log_every_n_steps": 2, "default_root_dir": folder,
+           "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **flags},
+    )  # fmt: skip
+    if is_allowed:
+        lean.LeanEpochLoop.install(made)
+    if before is not None:
+        before(made, module, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(lean, "CALLBACKS", lean.CALLBACKS | {Reader, Changed, Recorder})  # as if they were proven
+        made.fit(module, data)
+    logs = [
+        {name: value for name, value in row.items() if "time" not in name}
+        for path in sorted(folder.rglob("metrics.csv"))
+        for row in csv.DictReader(path.open())
+    ]
+    return {
+        "fast": getattr(made.fit_loop.epoch_loop, "_lean", False),
+        "weights": as_numbers(state(module)),
+        "optimizer": as_numbers(made.optimizers[0].state_dict()),
+        "steps": (made.global_step, made.fit_loop.epoch_loop.batch_progress.state_dict(), made.current_epoch),
+        "metrics": {name: float(value) for name, value in made.callback_metrics.items()},
+        "logs": logs,
+        "calls": [c.calls for c in made.callbacks if isinstance(c, Hooked)] + [getattr(made.profiler, "calls", [])],  # type: ignore[attr-defined]
+        "files": sorted(path.name for path in folder.rglob("*.ckpt")),
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fast_loop_computes_what_lightnings_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_fast, case = CASES[name]
+    ours, lightnings = (
+        run_case(is_allowed, tmp_path / str(is_allowed), monkeypatch, **case) for is_allowed in (True, False)
+    )
+    assert ours.pop("fast") is is_fast
+    lightnings.pop("fast")
+    assert ours == lightnings
+    assert ours["steps"][0] > 0
+
+
+def test_a_changed_class_gets_lightnings_loop(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(FineTuneClassifier, "on_after_backward", lambda self: calls.append(1), raising=False)
     cli("fit", "fine_tune")
     assert len(calls) == 12
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--trainer.gradient_clip_val=0.1",),
-        ("--trainer.accumulate_grad_batches=2",),
-        ("--trainer.precision=bf16-true",),
-        ("--trainer.detect_anomaly=true",),
-        ("--model.init_args.optimizer={class_path: torch.optim.LBFGS, init_args: {lr: 0.01}}",),
-    ],
-)
-def test_settings_that_need_lightnings_step_get_it(words: tuple[str, ...], workdir: Path) -> None:
-    done = cli("fit", "fine_tune", *words)
-    steps = 6 if "accumulate" in words[0] else 12
-    assert done.trainer.global_step == steps
-    if "accumulate" not in words[0]:
-        assert done.trainer.fit_loop.epoch_loop._lean is False
-
-
-class Wrapped(torch.optim.Adam):
-    """As wrappers of optimizers write their step."""
-
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        return super().step(*args, **kwargs)
-
-
-def test_an_optimizer_that_does_not_say_how_it_steps_gets_lightnings_step(workdir: Path) -> None:
-    done = cli("fit", "fine_tune", "--model.init_args.optimizer={class_path: tests.test_lean.Wrapped}")
-    assert done.trainer.global_step == 12
-    assert done.trainer.fit_loop.epoch_loop._lean is False
+def test_the_switch_leaves_lightnings_loop_in_place(workdir: Path) -> None:
+    assert isinstance(cli("fit", "fine_tune").trainer.fit_loop.epoch_loop, lean.LeanEpochLoop)
+    assert not isinstance(cli("fit", "fine_tune", "--fast_loop=false").trainer.fit_loop.epoch_loop, lean.LeanEpochLoop)
 
 
 def test_what_ddp_is_told_to_leave_out_is_added() -> None:

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.callbacks.progress import Progress
-from sft_lightning.cli import Built, NoProfiler
+from sft_lightning.cli import Built
 from sft_lightning.errors import InputError
+from sft_lightning.lean import NoProfiler
 from sft_lightning.memory import explain
 from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 
