@@ -4,10 +4,23 @@ import argparse
 import re
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, get_loader, set_loader
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from sft_lightning.errors import InputError
 from sft_lightning.mistakes import sentence
+from sft_lightning.yaml_files import check_text
+
+_load_yaml = get_loader("yaml")
+
+
+def _load_strictly(text: str) -> Any:
+    check_text(text)
+    return _load_yaml(text)
+
+
+# Also for values and for configs that configs name: jsonargparse takes a repeated key silently.
+set_loader("yaml", _load_strictly, (YAMLError,))
 
 
 class Parser(ArgumentParser):

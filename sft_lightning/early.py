@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from sft_lightning.commands import COMMANDS, needs, no_option, values
 from sft_lightning.errors import InputError, nearest
-from sft_lightning.mistakes import NOTHING, absent, no_setting, unreadable
-from sft_lightning.runs import checkpoint_of, with_config
+from sft_lightning.mistakes import NOTHING, absent, no_setting
+from sft_lightning.runs import checkpoint_of, run_folder, with_config
+from sft_lightning.yaml_files import read_yaml
 
 _OF_FIT = ("config", "data", "help", "model", "print_config", "run_name", "seed_everything", "trainer")
 _OF_PYTHON = ("self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")  # no options
@@ -46,11 +45,16 @@ def refuse(words: Sequence[str]) -> None:
     for path in values(words, "--config", "-c"):
         if path.endswith((".yaml", ".yml")):
             _look_into(path, name, options)
+    configs = [word.partition("=")[2] or word for word in words[1:]]
     if not command.function:
-        with_config(words)
+        configs += with_config(words)
     elif "run" in command.words.values() and name != "lineage":  # which takes what has no checkpoint, too
         for run in values(words, "--run"):
-            checkpoint_of(run)
+            folder = run_folder(checkpoint_of(run))
+            configs += [str(folder / "fit.yaml")] if folder else []
+    read: set[Path] = set()
+    for path in configs:
+        _read_nested(path, Path(), read)
 
 
 def known(name: str) -> list[str]:
@@ -81,12 +85,7 @@ def _look_into(path: str, name: str, options: list[str]) -> None:
     """Reads a config."""
     if not Path(path).is_file():
         raise InputError(absent(path))
-    try:
-        safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, ten times as fast
-        found: Any = yaml.load(Path(path).read_text(encoding="utf-8"), safe)  # noqa: S506
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(unreadable(path, mark.line + 1 if mark else None)) from error
+    found = read_yaml(path)
     for key in found if isinstance(found, dict) else ():
         if right := _meant(str(key), options):
             raise InputError(no_option(repr(key), f" (did you mean {right!r}?)", name))
@@ -94,6 +93,18 @@ def _look_into(path: str, name: str, options: list[str]) -> None:
     for key in trainer if isinstance(trainer, dict) else ():
         if right := _meant(f"trainer.{key}", options):
             raise InputError(no_setting("Trainer", key, f" (did you mean {right.removeprefix('trainer.')!r}?)"))
+
+
+def _read_nested(value: Any, path: Path, read: set[Path]) -> None:
+    """Reads a config and those that it names, of which the parser would not say what is wrong."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _read_nested(one, path, read)
+    elif isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        for inner in (path.parent / value, Path(value)):
+            if inner.is_file() and inner.resolve() not in read:
+                read.add(inner.resolve())
+                _read_nested(read_yaml(inner), inner, read)
 
 
 def _source(module: str) -> Path:

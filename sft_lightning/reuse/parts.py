@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.errors import InputError, at_least, shares
@@ -23,6 +22,7 @@ from sft_lightning.reuse.programs import check, in_words, write_program
 from sft_lightning.reuse.trained import Trained, read_trained
 from sft_lightning.reuse.usage import beside, preprocessing
 from sft_lightning.runs import checkpoint_of
+from sft_lightning.yaml_files import read_yaml
 
 Part = Literal["backbone", "head", "model"]
 Format = Literal["safetensors", "onnx", "pt2"]
@@ -92,10 +92,7 @@ def export(
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}): mend it") from error
+    found = read_yaml(path)
     return found if isinstance(found, dict) else {}
 
 
