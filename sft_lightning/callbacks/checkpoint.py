@@ -175,7 +175,8 @@ class RunCheckpoint(Listening, ModelCheckpoint):
         self._save_if_due(trainer, "end")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last iterate."""
+        """Saves the last iterate, also where the end of the epoch has: what averages weights changes them only now."""
+        self._saved = -1, "end"
         self.save_last_iterate(trainer, "end")
 
     def _save_if_due(self, trainer: Trainer, place: Place) -> None:

@@ -343,7 +343,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
         schedule = getattr(self._module, "batch_schedule", None)
-        return TrainLoader(streams, self._batches, schedule, self.epoch_steps)
+        repeats = self.trainer is not None and self.trainer.overfit_batches > 0
+        return TrainLoader(streams, self._batches, schedule, self.epoch_steps, repeats)
 
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
         if not len(split):

@@ -267,7 +267,12 @@ class TrainLoader:
     """
 
     def __init__(
-        self, streams: dict[str, Stream], steps: int, schedule: Schedule | None = None, taken: int | None = None
+        self,
+        streams: dict[str, Stream],
+        steps: int,
+        schedule: Schedule | None = None,
+        taken: int | None = None,
+        repeats: bool = False,
     ) -> None:
         """Joins the streams.
 
@@ -276,8 +281,9 @@ class TrainLoader:
             steps: Batches of an epoch.
             schedule: Which of them each batch holds; None for all.
             taken: So many of them are taken before the next epoch begins (`limit_train_batches`); None for all.
+            repeats: Whether each epoch has the batches of the first one (`overfit_batches`).
         """
-        self.streams, self.steps, self.schedule = streams, steps, schedule
+        self.streams, self.steps, self.schedule, self.repeats = streams, steps, schedule, repeats
         self.taken = steps if taken is None else taken
         self.epoch, self.position = 0, 0
         self._ahead: dict[str, int] = {}  # of a stream's own count, since it went on with batches of another size
@@ -302,8 +308,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[dict[str, RawBatch]]:
         start = self.position if self.position < self.taken else 0
         self.position = start
-        first = self.epoch * self.taken + start
-        last = self.epoch * self.taken + self.steps
+        first, last = self._first + start, self._first + self.steps
         parts = {
             name: stream.batches(self._before(name, first), self._before(name, last))
             for name, stream in self.streams.items()
@@ -313,12 +318,17 @@ class TrainLoader:
             names = tuple(parts) if self.schedule is None else self.schedule.parts(g)
             yield {name: next(parts[name]) for name in names}
 
+    @property
+    def _first(self) -> int:
+        """Number of the epoch's first batch."""
+        return 0 if self.repeats else self.epoch * self.taken
+
     def _before(self, part: str, g: int) -> int:
         return (g if self.schedule is None else self.schedule.before(part, g)) + self._ahead.get(part, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch would come from."""
-        g = self.epoch * self.taken + self.position
+        g = self._first + self.position
         places = {name: stream.plan.place(self._before(name, g)) for name, stream in self.streams.items()}
         ended = self.position >= self.taken
         return {"epoch": self.epoch, "position": self.position, "ended": ended, "places": places}
@@ -330,7 +340,7 @@ class TrainLoader:
             state: From `state_dict`, perhaps of another number of processes.
         """
         self.epoch, self.position, self._ahead = state["epoch"], state["position"], {}
-        g = (self.epoch + 1) * self.taken if state.get("ended") else self.epoch * self.taken + self.position
+        g = self._first + (self.taken if state.get("ended") else self.position)
         for name, place in state.get("places", {}).items():
             plan, own = self.streams[name].plan, self._before(name, g)
             if place is not None and plan.place(own) not in (None, tuple(place)):

@@ -120,7 +120,7 @@ class NonfiniteGuard:
         # An infinite gradient of a scaled loss is the scaler's business, which leaves out the step and scales less.
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = [] if scaled else list(torch._foreach_norm([p.grad for p in parameters]))
+        norms = [] if scaled else _norms(parameters)
         numbers = [*(batch.terms["loss"] for batch in batches), *norms]
         if not numbers:
             return True
@@ -139,7 +139,8 @@ class NonfiniteGuard:
             return True
         if math.isfinite(float(total)):
             return True
-        own_norms = torch.stack(norms or list(torch._foreach_norm([p.grad for p in parameters])))
+        own = norms or _norms(parameters)
+        own_norms = torch.stack(own) if own else total.new_empty(0)
         told = self._told(module, _update(module, optimizer, batches, parameters, own_norms, ~total.isfinite()))
         self._skipped += 1
         for group in optimizer.param_groups:
@@ -208,6 +209,11 @@ def waits(device: torch.device) -> bool:
         device: Of the parameters.
     """
     return device.type != "cpu"
+
+
+def _norms(parameters: list[Tensor]) -> list[Tensor]:
+    """Return the norm of each gradient; a step without any happens where Lightning skips the backward pass."""
+    return list(torch._foreach_norm([p.grad for p in parameters])) if parameters else []
 
 
 def _can_be_told(optimizer: Optimizer) -> bool:

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -103,8 +104,22 @@ def total_steps(trainer: Trainer) -> int:
             "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
             "or trainer.max_steps"
         )
-    whole = -(-int(steps) // trainer.accumulate_grad_batches) * trainer.max_epochs
+    whole = sum(-(-int(steps) // factor) for factor in accumulation(trainer, trainer.max_epochs))
     return min(whole, most) if most > 0 else whole
+
+
+def accumulation(trainer: Trainer, epochs: int) -> list[int]:
+    """Return how many batches share an optimizer step in each epoch; a callback may change that on the way.
+
+    Args:
+        trainer: Trainer with its callbacks.
+        epochs: Number of epochs.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            return [callback.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
+    return [trainer.accumulate_grad_batches] * epochs
 
 
 def fuse(optimizer: Optimizer) -> None:

@@ -13,7 +13,7 @@ from sft_lightning.paradigms.alternation import Alternation, Ramp, ramp
 from sft_lightning.paradigms.averaging import Average
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from sft_lightning.paradigms.optimization import Group
+from sft_lightning.paradigms.optimization import Group, accumulation
 
 
 class Guessed(NamedTuple):
@@ -103,9 +103,14 @@ class SemiSupervisedModule(FineTuneClassifier):
     @property
     def batch_schedule(self) -> Alternation | None:
         """Which parts each batch holds; None for all."""
-        accumulate = self.trainer.accumulate_grad_batches
         if self.schedule == "joint" and not self.warmup_steps:
             return None
+        accumulate, *others = dict.fromkeys(accumulation(self.trainer, max(1, self.trainer.max_epochs or 1)))
+        if others:
+            raise InputError(
+                f"GradientAccumulationScheduler changes from {accumulate} to {others[0]} batches per optimizer step, "
+                "so that warm-up and turns would lose their step: set trainer.accumulate_grad_batches instead"
+            )
         steps = getattr(getattr(self.trainer, "datamodule", None), "epoch_steps", 0)
         if steps % accumulate:
             raise InputError(
