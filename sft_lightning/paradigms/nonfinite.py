@@ -213,7 +213,8 @@ def waits(device: torch.device) -> bool:
 
 def _norms(parameters: list[Tensor]) -> list[Tensor]:
     """Return the norm of each gradient; a step without any happens where Lightning skips the backward pass."""
-    return list(torch._foreach_norm([p.grad for p in parameters])) if parameters else []
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return list(torch._foreach_norm(gradients)) if gradients else []
 
 
 def _can_be_told(optimizer: Optimizer) -> bool:
