@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from sft_lightning.errors import InputError
 from sft_lightning.networks.autoencoders import ConvEncoder, MLPEncoder
 from sft_lightning.networks.heads import linear_head
-from sft_lightning.networks.libraries import Stats, library_net
-from sft_lightning.networks.weights import Tensors, evaluated, find_weights, load_into, read_weights
+from sft_lightning.networks.libraries import library_net, normalization_of_file
+from sft_lightning.networks.normalization import Stats
+from sft_lightning.networks.resampling import Filter
+from sft_lightning.networks.weights import Tensors, evaluated, find_weights, load_into, read_weights, refuse_unmerged
 from sft_lightning.networks.wide_resnet import WideResNet
 
 _log = logging.getLogger(__name__)
@@ -144,16 +146,17 @@ def build_backbone(
             raise InputError(f"weights is 'default', but nobody publishes weights of {name!r}: give none or a path")
         net = OWN[name](image_shape)
         backbone = Backbone(name, net, int(net.num_features), image_shape)  # type: ignore[arg-type]
+        library_filter = None
     else:
         if image_shape[0] not in (1, 3):
             raise InputError(f"backbone {name!r} takes 1 or 3 channels, the pictures have {image_shape[0]}")
-        backbone = Backbone(
-            name, image_shape=image_shape, **library_net(name, image_shape, published, [*OWN])._asdict()
-        )
+        made = library_net(name, image_shape, published, [*OWN])._asdict()
+        library_filter = made.pop("library_filter")
+        backbone = Backbone(name, image_shape=image_shape, **made)
         backbone.net.to(memory_format=torch.channels_last)  # a convolutional network takes half the time on a CPU
     tensors: Tensors = {}
     if weights not in ("none", "default"):
-        tensors = _fill(backbone, find_weights(Path(weights)))
+        tensors = _fill(backbone, find_weights(Path(weights)), library_filter, mean is None or std is None)
     new_mean = backbone.mean if mean is None else backbone._stats(mean)
     new_std = backbone.std if std is None else backbone._stats(std)
     if not bool((new_std > 0).all()):
@@ -198,7 +201,7 @@ def source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
     return found if fits else {}
 
 
-def _fill(backbone: Backbone, path: Path) -> Tensors:
+def _fill(backbone: Backbone, path: Path, library_filter: Filter | None, needs_stats: bool) -> Tensors:
     tensors, about = read_weights(path)
     if about.get("part") == "head":
         raise InputError(f"weights {str(path)!r} is a head without a backbone: give it as head_weights")
@@ -207,10 +210,29 @@ def _fill(backbone: Backbone, path: Path) -> Tensors:
             f"weights {str(path)!r} are of backbone {about['backbone']!r}, asked for is {backbone.name!r}: set "
             f"backbone: {about['backbone']}"
         )
+    refuse_unmerged(tensors, str(path))
     tensors = evaluated(tensors)
-    matched = load_into(backbone.net, tensors, str(path))
+    matched = load_into(backbone.net, tensors, str(path), library_filter, backbone.classifier)
     prefix = matched.prefix.removesuffix("net.")
-    if (prefix + "mean") in tensors and tensors[prefix + "mean"].shape == backbone.mean.shape:
-        backbone.normalize(tensors[prefix + "mean"], tensors[prefix + "std"])
+    stated = [tensors.get(prefix + name) for name in ("mean", "std")]
+    if stated[0] is not None and stated[1] is not None:
+        backbone.normalize(*(_to_channels(stats, backbone.mean) for stats in stated if stats is not None))
+    elif backbone.name not in OWN:
+        stats = normalization_of_file(backbone.name, backbone.net, path)
+        backbone.normalize(backbone._stats(stats.mean), backbone._stats(stats.std))
+        if needs_stats:
+            matched.notes.append(
+                f"the file states no normalization, so that of {stats.source} is used, mean {_listed(backbone.mean)} "
+                f"and std {_listed(backbone.std)}: set mean and std for another"
+            )
     _log.info("Weights %s: %s.", path, matched)
     return tensors
+
+
+def _to_channels(stats: Tensor, like: Tensor) -> Tensor:
+    """Means or deviations for another number of channels, as the first layer is adapted to it."""
+    return stats if stats.shape == like.shape else stats.mean().expand_as(like)
+
+
+def _listed(stats: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in stats.flatten().tolist())

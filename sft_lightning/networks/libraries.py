@@ -1,6 +1,7 @@
 """Networks of torchvision and timm without their classifier, and what belongs to their published weights."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -8,9 +9,8 @@ import torch
 from torch import nn
 
 from sft_lightning.errors import InputError, near
-from sft_lightning.networks.weights import Tensors
-
-Stats = float | Sequence[float]
+from sft_lightning.networks.normalization import Normalization, Stats, timm_normalization, torchvision_normalization
+from sft_lightning.networks.resampling import Filter, Tensors, keep_timm_filter, torchvision_filter
 
 
 class LibraryNet(NamedTuple):
@@ -22,6 +22,7 @@ class LibraryNet(NamedTuple):
         mean: Of the pixels that the weights were trained with.
         std: The same.
         classifier: Name of the linear layer that was cut off, or None where it was none.
+        library_filter: What the library does to published files before it loads them, or None.
     """
 
     net: nn.Module
@@ -29,6 +30,7 @@ class LibraryNet(NamedTuple):
     mean: Stats
     std: Stats
     classifier: str | None
+    library_filter: Filter | None = None
 
 
 def library_net(name: str, image_shape: Sequence[int], published: bool, others: Sequence[str]) -> LibraryNet:
@@ -105,8 +107,8 @@ def _torchvision(name: str, model: str, image_shape: Sequence[int], published: b
 
     # Inception's side outputs belong to its own training recipe.
     extra: dict[str, Any] = {"aux_logits": published} if model in ("googlenet", "inception_v3") else {}
-    if model in ("googlenet", "inception_v3"):  # the published weights expect another normalization than they say
-        extra.update(transform_input=published, init_weights=False)
+    if model in ("googlenet", "inception_v3"):  # their normalization says what `transform_input` would change
+        extra.update(transform_input=False, init_weights=False)
     if model.startswith("vit_"):
         extra["image_size"] = image_shape[1]
     mean: Stats = 0.0
@@ -115,8 +117,7 @@ def _torchvision(name: str, model: str, image_shape: Sequence[int], published: b
         choice = get_model_weights(model).DEFAULT if published else None
         if choice is not None:
             extra.pop("init_weights", None)
-            transform = choice.transforms()
-            mean, std = transform.mean, transform.std
+            mean, std, _ = torchvision_normalization(model)
         net = get_model(model, weights=choice, **extra)
     except (URLError, OSError) as error:
         raise _unreachable(name, error) from error
@@ -128,7 +129,7 @@ def _torchvision(name: str, model: str, image_shape: Sequence[int], published: b
             if hasattr(net, side):
                 setattr(net, side, None)
     cut = _cut(net)
-    return LibraryNet(net, _num_features(name, net, image_shape), mean, std, cut)
+    return LibraryNet(net, _num_features(name, net, image_shape), mean, std, cut, torchvision_filter)
 
 
 def _cut(net: nn.Module) -> str | None:
@@ -164,18 +165,40 @@ def _num_features(name: str, net: nn.Module, image_shape: Sequence[int]) -> int:
 def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) -> LibraryNet:
     import timm
 
-    try:
+    def create(published: bool) -> Any:
         try:
-            net: Any = timm.create_model(model, pretrained=published, num_classes=0, img_size=image_shape[1])
+            return timm.create_model(model, pretrained=published, num_classes=0, img_size=image_shape[1])
         except TypeError:  # most convolutional networks take any size and no such argument
-            net = timm.create_model(model, pretrained=published, num_classes=0)
+            return timm.create_model(model, pretrained=published, num_classes=0)
+
+    filters: list[Filter] = []
+    try:
+        if published:
+            net = create(True)
+        else:
+            with keep_timm_filter() as filters:
+                net = create(True)
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
         raise (_unreachable(name, error) if published else _wrong_size(name, image_shape, error)) from error
     config: dict[str, Any] = net.pretrained_cfg if published else {}
     features = _num_features(name, net, image_shape)
     cut = net.pretrained_cfg.get("classifier")
     cut = cut if isinstance(cut, str) else None  # distilled networks have two
-    return LibraryNet(net, features, config.get("mean", 0.0), config.get("std", 1.0), cut)
+    library_filter = filters[-1] if filters else None
+    return LibraryNet(net, features, config.get("mean", 0.0), config.get("std", 1.0), cut, library_filter)
+
+
+def normalization_of_file(name: str, net: nn.Module, path: Path) -> Normalization:
+    """Return the normalization of published weights that lie in a file which states none.
+
+    Args:
+        name: Of torchvision or timm.
+        net: The network of that name.
+        path: The file.
+    """
+    if _is_torchvision(name):
+        return torchvision_normalization(_library_and_model(name)[1], path)
+    return timm_normalization(net.pretrained_cfg, path)  # type: ignore[arg-type]
 
 
 def _wrong_size(name: str, image_shape: Sequence[int], error: Exception) -> InputError:

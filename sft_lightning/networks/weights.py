@@ -2,8 +2,9 @@
 
 import json
 import pickle  # noqa: TID251  # for the name of its error
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,17 @@ from torch import Tensor, nn
 from sft_lightning.errors import InputError
 from sft_lightning.files import whole
 from sft_lightning.networks.described import described
+from sft_lightning.networks.file_networks import choose_network, flatten_networks
 from sft_lightning.networks.merging import merged
+from sft_lightning.networks.resampling import Filter, make_fit
+from sft_lightning.networks.resampling import Tensors as Tensors
 
-Tensors = dict[str, Tensor]
 _AVERAGE = "average."
 _START = "regularizer."
 _SETTINGS = "hyper_parameters"
+
+
+_LEAST = 0.5  # share of a network's matrices and kernels: less is what another architecture has by chance
 
 
 @dataclass
@@ -33,6 +39,8 @@ class Matched:
         missing: Names of the network that the file lacks.
         other_shape: Names in both whose shapes differ.
         unused: Names of the file that the network lacks.
+        classifier: Names of the file that belong to a classifier, which is not part of the network.
+        notes: Phrases about what was made to fit, or passed over.
     """
 
     prefix: str
@@ -40,18 +48,21 @@ class Matched:
     missing: list[str]
     other_shape: list[str]
     unused: list[str]
+    classifier: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         total = len(self.taken) + len(self.missing) + len(self.other_shape)
         text = f"{len(self.taken)} of {total} backbone tensors matched"
         for words, names in (
-            ("not in the file", self.missing),
-            ("of another shape", self.other_shape),
+            ("not in the file, so they start anew", self.missing),
+            ("of another shape, so they start anew", self.other_shape),
             ("in the file but not used", self.unused),
+            ("classifier in the file", self.classifier),
         ):
             if names:
                 text += f"; {words}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-        return text
+        return "; ".join([text, *self.notes])
 
 
 def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone") -> Path:
@@ -97,7 +108,8 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
             with safe_open(path, framework="pt") as file:
                 about = described(json.loads((file.metadata() or {}).get("sft_lightning", "{}")), "its description")
                 return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, and safely
+        with torch.serialization.safe_globals([Namespace]):  # plain values, in which publishers keep their settings
+            content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, and safely
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights {str(path)!r} is damaged or holds objects other than tensors, which could run code: "
@@ -109,12 +121,9 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     about = {}
     if isinstance(content, Mapping):
         about = {name: content[name] for name in (_SETTINGS, "global_step") if name in content}
-        for key in ("state_dict", "model"):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-    if not isinstance(content, Mapping):
+    else:
         raise InputError(f"weights {str(path)!r} holds no tensors by name: save a state dict")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, about
+    return flatten_networks(content), about
 
 
 def settings_of(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -148,6 +157,25 @@ def read_about(path: Path) -> dict[str, Any]:
         return dict(json.loads((file.metadata() or {}).get("sft_lightning", "{}")))
 
 
+def refuse_unmerged(tensors: Tensors, source: str) -> None:
+    """Refuse adapters of other programs, which scale what they add by a number that their tensors do not say.
+
+    Args:
+        tensors: From `read_weights`.
+        source: Name of the file for the error.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name in tensors:
+        layer, adapter, _ = name.partition(".lora_")
+        if adapter and f"{layer}.lora_scale" not in tensors:
+            raise InputError(
+                f"weights {source!r} hold an adapter beside the network ({name}): merge it (`merge_and_unload()` of "
+                "peft) and save the state dict of the network"
+            )
+
+
 def evaluated(tensors: Tensors) -> Tensors:
     """The plain network that was evaluated: averaged weights where a checkpoint has them, adapters merged.
 
@@ -173,48 +201,86 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, An
         save_file(own, staged, metadata={"sft_lightning": json.dumps(about)})
 
 
-def load_into(network: nn.Module, tensors: Tensors, source: str) -> Matched:
-    """Copies what fits by name and shape.
+def load_into(
+    network: nn.Module,
+    tensors: Tensors,
+    source: str,
+    library_filter: Filter | None = None,
+    classifier: str | None = None,
+) -> Matched:
+    """Copy what fits by name and shape.
 
-    The names of the file may carry any prefix (`backbone.net.`, `module.`, `_orig_mod.`); the one under which most
-    tensors fit is taken.
+    The names of the file may carry any prefix (`backbone.net.`, `module.`, `_orig_mod.`), which `choose_network`
+    finds; what is of another size is resampled as the network's library does it.
 
     Args:
         network: Changed in place.
         tensors: From `read_weights`.
-        source: Named in the error.
+        source: Name of the file for messages.
+        library_filter: What the network's library does to published files before it loads them, or None.
+        classifier: Name of the layer that was cut off the network, or None.
+
+    Returns:
+        What was taken and what was not.
 
     Raises:
-        InputError: Nothing fits, or nothing but counters and the like.
+        InputError: Nothing or too little fits, several networks fit, or a value cannot be a weight.
     """
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
     own = network.state_dict()
-    prefixes = {""} | {name[: name.rfind(".", 0, k) + 1] for name in tensors for k in _dots(name)}
-
-    def fits(prefix: str) -> list[str]:
-        return [n for n, t in own.items() if (f := tensors.get(prefix + n)) is not None and f.shape == t.shape]
-
-    prefix = max(sorted(prefixes, key=len), key=lambda p: len(fits(p)))
-    taken = fits(prefix)
-    if not any(own[name].ndim > 1 for name in taken):
+    prefix, others = choose_network(own, tensors, source)
+    given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    given, notes = make_fit(network, given, library_filter)
+    taken = [n for n, t in own.items() if n in given and given[n].shape == t.shape]
+    matrices = [n for n, t in own.items() if t.ndim > 1]  # vectors have few lengths, and fit by chance
+    fitting = [n for n in taken if own[n].ndim > 1]
+    if not fitting or len(fitting) < _LEAST * len(matrices):
+        few = f"only {len(fitting)} of {len(matrices)} matrices and kernels" if fitting else "nothing"
         raise InputError(
-            f"weights {source!r} fit nothing: the file has {_some(sorted(tensors))}, the backbone "
-            f"{_some(sorted(own))}; give weights of the same architecture"
+            f"weights {source!r} fit {few}: the file has {_some(sorted(tensors))}, the backbone {_some(sorted(own))}; "
+            "give weights of the same architecture"
         )
-    network.load_state_dict({n: tensors[prefix + n] for n in taken}, strict=False)
+    _refuse_values({name: given[name] for name in taken if own[name].is_floating_point()}, source)
+    network.load_state_dict({n: given[n] for n in taken}, strict=False)
+    if others:
+        notes.append(
+            f"taken from {prefix.rstrip('.') or 'the names without a prefix'!r}, not from "
+            + ", ".join(repr(p.rstrip(".") or "the names without a prefix") for p in others)
+        )
     rest = [n for n in own if n not in set(taken)]
-    used = {prefix + n for n in own} | {prefix.removesuffix("net.") + n for n in ("mean", "std")}
+    heads = tuple(f"{place}." for place in ("head", f"{prefix}{classifier}")[: 1 if classifier is None else 2])
+    used = {prefix + n for n in {**own, **given}} | {prefix.removesuffix("net.") + n for n in ("mean", "std")}
+    extra = [n for n in given if n not in own]
+    left = [prefix + n for n in extra] + [n for n in tensors if n not in used and not n.startswith(tuple(others))]
+    left = [n for n in dict.fromkeys(left) if n in tensors]
     return Matched(
         prefix,
         taken,
-        missing=[n for n in rest if prefix + n not in tensors],
-        other_shape=[n for n in rest if prefix + n in tensors],
-        unused=[n for n in tensors if n not in used],
+        missing=[n for n in rest if n not in given],
+        other_shape=[f"{n} ({_size(given[n])} there, {_size(own[n])} here)" for n in rest if n in given],
+        unused=[n for n in left if not n.startswith(heads)],
+        classifier=[n for n in left if n.startswith(heads)],
+        notes=notes,
     )
 
 
-def _dots(name: str) -> list[int]:
-    return [i + 1 for i, letter in enumerate(name) if letter == "."]
+def _refuse_values(tensors: Tensors, source: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:  # 8 bits need a scale
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(
+                f"weights {source!r} hold {kind} numbers for {name}, which mean nothing without their scale: give "
+                "weights that are not quantized"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"weights {source!r} hold values that are not finite in {name}: give a file from before its training "
+                "failed"
+            )
+
+
+def _size(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "one number"
 
 
 def _some(names: Sequence[str]) -> str:

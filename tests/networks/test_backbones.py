@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,12 +173,18 @@ def test_published_weights_bring_their_normalization(monkeypatch: pytest.MonkeyP
     assert own.mean.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
-def test_googlenet_changes_its_input_for_published_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    published: dict[str, Tensor] = torchvision.models.googlenet(init_weights=False).state_dict()
-
-    def fetched(*_: Any, **__: Any) -> dict[str, Tensor]:
-        return published
-
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", fetched)
-    changes = [build_backbone("googlenet", (3, 64, 64), w)[0].net.transform_input for w in ("default", "none")]
-    assert changes == [True, False]
+@pytest.mark.parametrize("weights", ["default", "file"])
+def test_googlenet_computes_what_torchvision_does(
+    weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its published weights undo ImageNet's normalization inside the network, which a checkpoint would not say."""
+    torch.manual_seed(0)
+    net = torchvision.models.googlenet(init_weights=False, transform_input=True)
+    published: dict[str, Tensor] = net.state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: published)
+    torch.save(published, tmp_path / "net.pth")
+    backbone, _ = build_backbone("googlenet", (3, 64, 64), weights.replace("file", str(tmp_path / "net.pth")))
+    x = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    expected = net.eval()((x - mean) / std)
+    torch.testing.assert_close(backbone.eval()(x) @ net.fc.weight.T + net.fc.bias, expected, rtol=1e-3, atol=1e-4)

@@ -47,7 +47,7 @@ def test_raw_timm_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         backbone, _ = build_backbone("resnet10t", (3, 32, 32), str(tmp_path / "raw.safetensors"))
     assert all(torch.equal(t, raw[n]) for n, t in backbone.net.state_dict().items())
     count = len(backbone.net.state_dict())
-    assert f"{count} of {count} backbone tensors matched; in the file but not used: fc." in caplog.text
+    assert f"{count} of {count} backbone tensors matched; classifier in the file: fc." in caplog.text
 
 
 def test_encoder_file_rebuilds_to_identical_features(tmp_path: Path) -> None:
@@ -91,13 +91,20 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 def test_report_names_what_matched_and_what_did_not() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     matched = load_into(
-        network, {"x.0.weight": torch.ones(3, 2), "x.0.bias": torch.ones(9), "x.7": torch.ones(1)}, "file"
+        network,
+        {
+            "x.0.weight": torch.ones(3, 2),
+            "x.0.bias": torch.ones(9),
+            "x.1.weight": torch.ones(4, 3),
+            "x.7": torch.ones(1),
+        },
+        "file",
     )
-    assert (matched.prefix, matched.taken, matched.other_shape) == ("x.", ["0.weight"], ["0.bias"])
-    assert (matched.missing, matched.unused) == (["1.weight", "1.bias"], ["x.7"])
+    assert (matched.prefix, matched.taken) == ("x.", ["0.weight", "1.weight"])
+    assert (matched.other_shape, matched.missing, matched.unused) == (["0.bias (9 there, 3 here)"], ["1.bias"], ["x.7"])
     assert str(matched) == (
-        "1 of 4 backbone tensors matched; not in the file: 1.weight, 1.bias; of another shape: 0.bias; "
-        "in the file but not used: x.7"
+        "2 of 4 backbone tensors matched; not in the file, so they start anew: 1.bias; of another shape, so they start "
+        "anew: 0.bias (9 there, 3 here); in the file but not used: x.7"
     )
     assert torch.equal(network.state_dict()["0.weight"], torch.ones(3, 2))
 
