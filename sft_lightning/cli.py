@@ -34,6 +34,7 @@ from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.callbacks.preemption import EndUnsaved
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.callbacks.run_folder import RunFolder
+from sft_lightning.class_names import list_classes
 from sft_lightning.commands import arranged
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
@@ -42,13 +43,14 @@ from sft_lightning.lean import LeanEpochLoop, NoProfiler
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.options import LINKED, takes_null
-from sft_lightning.predict import without_source
+from sft_lightning.predict import take_classes, without_source
 from sft_lightning.runs import (
     LOGS,
     check_checkpoint,
     check_name,
     find_checkpoint,
     newest_whole,
+    read_checkpoint,
     run_folder,
     run_logger,
     versions,
@@ -136,9 +138,12 @@ class SFTCLI(LightningCLI):
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:
                 settings[name] = "none"
-        if self.subcommand == "predict":
-            without_source(config.data, Path(config.ckpt_path))
         checkpoint = config.get("ckpt_path")
+        if checkpoint is not None:
+            self._tensors, about = read_checkpoint(Path(checkpoint))
+            self._classes = take_classes(config, about, Path(checkpoint))
+            if self.subcommand == "predict":
+                without_source(config.data, about, Path(checkpoint))
         go_on(config.trainer.get("logger"), None if checkpoint is None else run_folder(Path(checkpoint)))
 
     def instantiate_classes(self) -> None:
@@ -156,8 +161,16 @@ class SFTCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuses what would only fail inside the Trainer."""
         checkpoint = self._get(self.config_init, "ckpt_path")
-        if checkpoint is not None:
-            check_checkpoint(Path(checkpoint), self.model)
+        if checkpoint is None:
+            return
+        check_checkpoint(Path(checkpoint), self._tensors, self.model)
+        del self._tensors
+        here = getattr(self.model, "class_names", None)
+        if self._classes is None and here:
+            rank_zero_info(
+                f"Checkpoint {checkpoint} does not name its classes: they are taken by position, in the order "
+                f"{list_classes(here)}."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Gives the run its folder: a new version, or that of the checkpoint it goes on from."""

@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft_lightning.commands import values
 from sft_lightning.errors import InputError, cause
@@ -15,6 +15,8 @@ from sft_lightning.errors import InputError, cause
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import TensorBoardLogger
     from torch import nn
+
+    from sft_lightning.networks.weights import Tensors
 
 LOGS = "lightning_logs"
 _VERSION = "SFT_VERSION"
@@ -146,22 +148,37 @@ def newest_whole(run: Path) -> Path | None:
     return last if last.is_file() else None  # to be refused with its reason
 
 
-def check_checkpoint(path: Path, model: "nn.Module") -> None:
-    """Makes sure that a checkpoint is whole and of this model, before a Trainer stumbles over it.
+def read_checkpoint(path: Path) -> "tuple[Tensors, dict[str, Any]]":
+    """Read a checkpoint that a command goes on from, before a Trainer stumbles over it.
 
     Args:
-        path: The checkpoint.
-        model: What it is to be loaded into.
+        path: File of the checkpoint.
+
+    Returns:
+        What `read_weights` gives.
 
     Raises:
-        InputError: It is damaged, holds objects that could run code, or belongs to another model.
+        InputError: It is damaged, or holds objects that could run code.
     """
     from sft_lightning.networks.weights import read_weights
 
     try:
-        tensors, _ = read_weights(path)
+        return read_weights(path)
     except InputError as error:
         raise InputError(str(error).replace("weights", "ckpt_path", 1)) from error
+
+
+def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None:
+    """Makes sure that a checkpoint is of this model.
+
+    Args:
+        path: The checkpoint, for the message.
+        tensors: From `read_checkpoint`.
+        model: What they are to be loaded into.
+
+    Raises:
+        InputError: It belongs to another model.
+    """
     own = model.state_dict()
     # "Extra state" (torch's term) may have any shape: a strategy's memory of the unlabeled examples.
     fixed = {n: t for n, t in own.items() if not n.endswith("_extra_state")}

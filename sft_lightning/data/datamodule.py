@@ -2,7 +2,6 @@
 
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +16,14 @@ from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.cached_images import ImageCaches
+from sft_lightning.data.class_order import OrdersClasses
 from sft_lightning.data.images import EncodedImages, Geometry
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader, close
-from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.parts import Part
 from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
 from sft_lightning.data.shards import pass_order
-from sft_lightning.data.sources import open_source, open_unlabeled
+from sft_lightning.data.sources import open_unlabeled
 from sft_lightning.data.split_files import write_manifest
 from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
 from sft_lightning.data.to_predict import ToPredict
@@ -34,7 +34,7 @@ MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
+class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningDataModule):
     """Labeled and unlabeled pictures.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
@@ -113,8 +113,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
                 change. The folder may be removed when no run uses it. `predict` does without.
             shard_window: So many shards are read, and their examples shuffled, at a time (`scripts/shard`).
             predict_source: What `predict` reads: a folder, manifest, file or data set; null for the test split.
-            class_names: The classes that the source must have. Where these, `image_size` and `channels` are given, the
-                source is opened only when its pictures are needed, which `predict` can do without.
+            class_names: The classes in the order of their numbers; those of the source are matched by name. Where
+                these, `image_size` and `channels` are given, the source is opened only when its images are needed.
 
         Raises:
             InputError: Something of this cannot be.
@@ -140,7 +140,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         self.num_workers = min(8, cores()) if num_workers is None else num_workers
         self._converts = image_size is not None or channels is not None
         told = class_names is not None and image_size is not None and channels is not None
-        shape = (3, 224, 224) if told else self.source.image_shape or (3, 224, 224)
+        shape = (3, 224, 224) if told else self.opened_source.image_shape or (3, 224, 224)
         side = image_size or shape[1]
         self._image_shape = (channels or shape[0], side, side)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop)
@@ -150,31 +150,6 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         self._caches: ImageCaches | None = None
         self._features: Splits = {}
         self._streams: list[Stream] = []
-
-    @cached_property
-    def source(self) -> Source:
-        """Where the examples come from, opened when it is first needed.
-
-        Raises:
-            InputError: It is not there, or has other classes than it must have.
-        """
-        found = open_source(self._named, self.root, self.download, skip=self.bad.policy == "skip")
-        if self._class_names is not None and self._class_names != list(found.class_names):
-            raise InputError(
-                f"source {self._named!r} has the classes {', '.join(found.class_names) or 'none'}, not "
-                f"{', '.join(self._class_names)}: give that of the training, or set class_names: null"
-            )
-        return found
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, known before any picture is read."""
-        return len(self.class_names)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, in the order of the labels."""
-        return list(self.source.class_names) if self._class_names is None else self._class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -192,7 +167,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             stage: fit, validate, test or predict.
         """
         if not self.splits and not (stage == "predict" and self.predict_source is not None):
-            self._make_splits()
+            self._make_splits(stage)
         if stage == "predict":
             self.open_predicted()
         folder = self._run_folder()  # a collective call: on every rank
@@ -208,6 +183,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
             splits: Those of this data module, or others of the same examples.
         """
         about = {"source": self.source.name, "unlabeled_source": self.unlabeled_source, "seed": self.request.seed}
+        about["class_names"] = self.class_names
         write_manifest(path, splits, self._parts, self.class_names, about)
 
     def on_exception(self, exception: BaseException) -> None:
@@ -235,28 +211,27 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         if folder.is_dir():
             self.bad.write(folder, self.trainer.global_rank if self.trainer is not None else 0)
 
-    def _make_splits(self) -> None:
-        self.request.messages.extend(self.source.messages)
-        second = None
+    def _make_splits(self, stage: str) -> None:
+        source, second = self.source_for(stage), None
+        self.request.messages.extend(source.messages)
         if self.unlabeled_source is not None:
             name = self.unlabeled_source
             second = name, open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")
-        self.splits, self._parts = read_splits(
-            self.source, second, self.request, self.split_file, self.bad, self._converts
-        )
+        self.splits, self._parts = read_splits(source, second, self.request, self.split_file, self.bad, self._converts)
         self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
         if self._caches is not None and not self._caches:
             rank_zero_info(f"Data: cache {str(self._cache)!r} is not used: no picture is a file of its own.")
         for message in self.request.messages:
             rank_zero_info(f"Data: {message}.")
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
-        rank_zero_info(f"Data: {self.source.name}: {sizes}.")
+        rank_zero_info(f"Data: {source.name}: {sizes}.")
 
-    def as_trained(self, run: Path) -> "ImageDataModule":
+    def as_trained(self, run: Path, class_names: list[str] | None = None) -> "ImageDataModule":
         """The same data in the splits of a run, whatever was chosen or predicted here.
 
         Args:
             run: Its folder, with `split.csv`.
+            class_names: Its classes in the order of their numbers; None for those of this data module.
 
         Raises:
             InputError: The data is no longer there, or has changed since.
@@ -264,7 +239,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, LightningDataModule):
         other = copy(self)
         other.split_file, other.request = str(run / MANIFEST), replace(self.request, messages=[])
         other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
-        other._make_splits()
+        other._class_names = class_names or self._class_names
+        other._make_splits("fit")
         return other
 
     def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sft_lightning.class_names import sort_classes
 from sft_lightning.data.broken import EXTENSIONS, printable, text
 from sft_lightning.data.columns import Prefixed
 from sft_lightning.data.faults import UNTRAINED, fault
@@ -170,7 +171,7 @@ class FolderSource(Source):
         self.path = path
         self.name = str(path)
         self._train = path / "train" if (path / "train").is_dir() else path
-        self.class_names = tuple(text(p.name) for p in _subfolders(self._train) if not self._reserved(p))
+        self.class_names = sort_classes(text(p.name) for p in _subfolders(self._train) if not self._reserved(p))
         self._files: dict[str, list[tuple[Path, int]]] = {}
         for split in SPLITS:
             folder = self._train if split == "train" else path / split

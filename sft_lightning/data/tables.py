@@ -1,13 +1,13 @@
 """Pictures listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
 
 import csv
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from sft_lightning.class_names import sort_classes
 from sft_lightning.data.faults import STRADDLING, UNTRAINED, fault
 from sft_lightning.data.images import FileImages
 from sft_lightning.data.parts import SPLITS, Part, Source
@@ -44,13 +44,13 @@ class ManifestSource(Source):
             raise InputError(f"manifest {self.name!r} has no line below its header: list one image per line")
         self._refuse_untrained()
         self._refuse_straddling()
-        labels = sorted({row["label"] for row in self._rows if row["label"]}, key=_natural)
+        labels = sort_classes({row["label"] for row in self._rows if row["label"]})
         if not labels:
             raise InputError(
                 f"manifest {self.name!r} has no label at all: fill the column 'label' for some lines, "
                 "or give the folder itself for training without labels"
             )
-        self.class_names = tuple(labels)
+        self.class_names = labels
 
     def _checked(self, line: int, row: dict[str, str]) -> dict[str, str]:
         where = f"manifest {self.name!r}, line {line}"
@@ -225,12 +225,3 @@ def parquet_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> Itera
 def _text(value: object) -> str:
     """What a cell says; nothing where it is empty or no number."""
     return "" if value is None or value != value else str(value).strip()
-
-
-def _natural(label: str) -> tuple[int, float, str]:
-    """Sorts 2 before 10, and numbers before words."""
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    return (0, value, label) if math.isfinite(value) else (1, 0.0, label)

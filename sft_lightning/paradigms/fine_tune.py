@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_lightning.class_names import as_names, describe_difference
 from sft_lightning.errors import InputError, at_least, decays
 from sft_lightning.losses.l2sp import L2SP
 from sft_lightning.losses.penalties import Regularizer
@@ -132,6 +133,50 @@ class FineTuneClassifier(Paradigm):
         self.trust = Trust()
         self._metrics = nn.ModuleDict({f"{stage}_metrics": ClassifierMetrics(num_classes) for stage in ("val", "test")})
 
+    # --- names of the classes
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Name the outputs; checkpoints record the names.
+
+        Args:
+            names: Name of each class.
+        """
+        self.class_names = list(names)
+        self.hparams["class_names"] = self.class_names
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over the names of the classes with the weights."""
+        names = as_names(checkpoint.get("hyper_parameters", {}).get("class_names"))
+        if names is not None and len(names) == self.num_classes:
+            self.name_classes(names)
+
+    def check_classes(self) -> None:
+        """Makes sure that the labels of the data are numbered as the outputs; names them where they have no names yet.
+
+        Raises:
+            InputError: The data has other classes, or the same ones in another order.
+        """
+        names: list[str] | None = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        if names is None or list(names) == self.class_names:
+            return
+        if self.hparams.get("class_names") is None:
+            if len(names) == self.num_classes:
+                self.name_classes(names)
+            return
+        raise InputError(
+            f"the model and the data have other classes, or another order of them "
+            f"({describe_difference(self.class_names, names)}): give the data the class_names of the model, or data of "
+            "the same classes"
+        )
+
+    def on_validation_start(self) -> None:
+        """Compares the classes of the data with the model's."""
+        self.check_classes()
+
+    def on_test_start(self) -> None:
+        """Compares the classes of the data with the model's."""
+        self.check_classes()
+
     # --- features that need not be computed again
 
     def on_fit_end(self) -> None:
@@ -162,6 +207,7 @@ class FineTuneClassifier(Paradigm):
 
     def on_fit_start(self) -> None:
         """Counts the labels where the class weights depend on them; looks for features that need no computing."""
+        self.check_classes()
         data: Any = getattr(self.trainer, "datamodule", None)
         stay = not self.depth.learns and self.batch_parts == ("labeled",) and getattr(data, "fixed_views", False)
         if self.cache_features and stay:

@@ -203,6 +203,7 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reads it."""
+        super().on_load_checkpoint(checkpoint)
         self._followed_there = checkpoint.get("average_followed")
 
     def groups(self) -> list[Group]:

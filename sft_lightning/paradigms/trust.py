@@ -211,7 +211,7 @@ def use_trust(trainer: Any, module: Any) -> Trust:
 
 def _found(trainer: Any, module: Any, data: Any, run: Path) -> Trust:
     try:
-        own = data.as_trained(run)
+        own = data.as_trained(run, getattr(module, "hparams", {}).get("class_names"))
         batches = own.training_batches(REMEMBERED, module.device), own.batches_of("val", module.device)
         return find_trust(module, *batches, trainer.precision_plugin)
     except InputError as error:

@@ -199,11 +199,12 @@ def _unreadable(data: ImageDataModule, seen: Sequence[Seen], policy: str, faults
 
 
 def _strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding]:
-    if not isinstance(data.source, FolderSource):
+    source = data.opened_source  # as it lies on the disk, whatever the order of its classes
+    if not isinstance(source, FolderSource):
         return []
-    folder = data.source.path
+    folder = source.path
     known = {folder / fault.name for fault in faults}
-    read = {path for part in data.source.load().values() for path in part.images.paths}  # type: ignore[attr-defined]
+    read = {path for part in source.load().values() for path in part.images.paths}  # type: ignore[attr-defined]
     return files.strays(folder, known | read)
 
 

@@ -1,0 +1,91 @@
+"""Which number each class of a source has: that of the run that goes on, where there is one, whatever the source's."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from sft_lightning.class_names import list_classes, match_classes, missing_classes
+from sft_lightning.data.broken import BadImages
+from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.sources import open_source
+from sft_lightning.errors import InputError, near
+
+
+class RenumberedSource(Source):
+    """A source whose labels are numbered as a run, or the setting `class_names`, has the classes."""
+
+    def __init__(self, source: Source, class_names: Sequence[str]) -> None:
+        """Matches the classes by name.
+
+        Args:
+            source: Source with classes of its own, in any order.
+            class_names: Classes in the order of their new numbers.
+
+        Raises:
+            InputError: The source has a class that is not among them.
+        """
+        unknown = missing_classes(source.class_names, class_names)
+        absent = missing_classes(class_names, source.class_names)
+        if unknown:
+            lacks = f" and lacks {list_classes(absent)}" if absent else ""
+            hint = near(unknown[0], absent)
+            raise InputError(
+                f"source {source.name!r} has the class {list_classes(unknown)}{hint}, which the run or class_names "
+                f"does not know{lacks}: rename it, leave it out, or train a new run on this source"
+            )
+        self._source, self.name, self.image_shape = source, source.name, source.image_shape
+        self.class_names = tuple(class_names)
+        said = f"{source.name} has no example of the class {list_classes(absent)}, which keeps its number"
+        self.messages = [*source.messages, *([said] if absent else [])]
+
+    def load(self) -> dict[str, Part]:
+        """Reads the parts; -1 stays -1."""
+        numbers = torch.tensor([*match_classes(self._source.class_names, self.class_names), -1])
+        return {name: replace(part, labels=numbers[part.labels]) for name, part in self._source.load().items()}
+
+
+class OrdersClasses:
+    """The source of an `ImageDataModule`, whose attributes these are, and the order of its classes."""
+
+    _named: str
+    _class_names: list[str] | None
+    root: str
+    download: bool
+    bad: BadImages
+
+    @cached_property
+    def opened_source(self) -> Source:
+        """Where the examples come from, with classes in an order of its own; opened when it is first needed."""
+        return open_source(self._named, self.root, self.download, skip=self.bad.policy == "skip")
+
+    @property
+    def source(self) -> Source:
+        """Where the examples come from, with labels in the order of `class_names`.
+
+        Raises:
+            InputError: It is not there, or has a class that is not among them.
+        """
+        if self._class_names is None or self._class_names == list(self.opened_source.class_names):
+            return self.opened_source
+        return RenumberedSource(self.opened_source, self._class_names)
+
+    def source_for(self, stage: str) -> Source:
+        """Return the source for a stage of the Trainer.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`, which needs no labels and takes a source of other classes.
+        """
+        strange = stage == "predict" and missing_classes(self.opened_source.class_names, self.class_names)
+        return self.opened_source if strange else self.source
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, known before any image is read."""
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+        return list(self.opened_source.class_names if self._class_names is None else self._class_names)
