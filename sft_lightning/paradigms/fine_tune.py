@@ -114,12 +114,17 @@ class FineTuneClassifier(Paradigm):
             ignore=["optimizer", "lr_scheduler", "regularizer", "adapter", "strategy", "feature_loss"]
         )
         self.num_classes = num_classes
-        self.class_names = class_names or [str(i) for i in range(num_classes)]
         self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
-        take_head(self.head, tensors)
-        if head_weights != "none":
-            attach_head(self.head, Path(head_weights), backbone, self.class_names)
+        if class_names and len(class_names) != num_classes:
+            raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes: give one each")
+        if head_weights == "none":
+            names = take_head(self.head, tensors, weights, class_names or None)
+        else:
+            names = attach_head(self.head, Path(head_weights), backbone, class_names or None)
+        self.class_names = [str(i) for i in range(num_classes)]
+        if names:
+            self.name_classes(names)
         self.regularize(self.backbone, compile)  # before the adapter: the start is a plain network
         self.depth = Depth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay)
         self.depth.release(head_only_epochs == 0)
