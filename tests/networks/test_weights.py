@@ -156,14 +156,20 @@ def test_a_file_without_tensors_by_name_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "list.pt")
 
 
-def test_head_of_the_same_size_is_taken_and_of_another_replaced(
+def test_head_whose_classes_are_named_is_taken_and_another_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = FineTuneClassifier("mlp", 3, SHAPE)
     torch.save({"state_dict": source.state_dict()}, tmp_path / "a.ckpt")
+    names = {"hyper_parameters": {"class_names": ["a", "b", "c"]}}
+    torch.save({"state_dict": source.state_dict(), **names}, tmp_path / "named.ckpt")
     with caplog.at_level("INFO"):
-        assert _same(FineTuneClassifier("mlp", 3, SHAPE, weights=str(tmp_path / "a.ckpt")).head, source.head)
+        named = FineTuneClassifier("mlp", 3, SHAPE, weights=str(tmp_path / "named.ckpt"))
+        assert _same(named.head, source.head)
+        assert named.class_names == ["a", "b", "c"]
         assert "The head of the weights was taken over, too." in caplog.text
+        assert not _same(FineTuneClassifier("mlp", 3, SHAPE, weights=str(tmp_path / "a.ckpt")).head, source.head)
+        assert "was replaced by a new one: " in caplog.text
         FineTuneClassifier("mlp", 5, SHAPE, weights=str(tmp_path / "a.ckpt"))
     assert "head of the weights has shape (3, 32) and was replaced by a new one of (5, 32)" in caplog.text
 
