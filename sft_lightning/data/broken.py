@@ -13,7 +13,6 @@ from sft_lightning.files import write_text
 
 # What is raised for one. Pillow refuses what would take more than 179 million pixels, a few bytes of file or not.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def text(path: str | Path) -> str:

@@ -213,7 +213,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningD
 
     def _make_splits(self, stage: str) -> None:
         source, second = self.source_for(stage), None
-        self.request.messages.extend(source.messages)
+        self.request.messages[:] = source.messages  # those of a refused attempt are gone
         if self.unlabeled_source is not None:
             name = self.unlabeled_source
             second = name, open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")

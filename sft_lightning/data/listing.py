@@ -2,10 +2,11 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_lightning.data.broken import printable, text, whole
+from sft_lightning.data.file_kinds import PassedOver
 from sft_lightning.data.folders import pictures
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.shards import INDEX, ShardSource
@@ -22,10 +23,12 @@ class Listing(ABC):
     Attributes:
         name: What the user wrote.
         count: Number of files when it was opened; those that come later are given, too.
+        messages: What a user needs to know of what is passed over.
     """
 
     name: str
     count: int
+    messages: Sequence[str] = ()
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -33,7 +36,7 @@ class Listing(ABC):
 
 
 class FolderListing(Listing):
-    """All picture files below a folder; hidden ones are left out.
+    """All image files below a folder; hidden ones and those of the system are left out, and counted.
 
     Entries of a folder come in the order of their names where there are at most 10,000 of them. Of a larger one the
     first 10,000 that the system tells do, and the others as the system tells them.
@@ -46,7 +49,9 @@ class FolderListing(Listing):
             path: The folder.
         """
         self.name, self.path = str(path), path
-        self.count = sum(1 for _ in self)
+        passed = PassedOver()
+        self.count = sum(1 for _ in pictures(str(path), _SORTED, passed))
+        self.messages = passed.messages(self.name)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Paths relative to the folder, and the paths."""
@@ -141,5 +146,9 @@ def open_pictures(name: str, root: str = "data", check: bool = True) -> Listing 
         parts = open_source(name, root, setting=setting).load()
         return parts.get("test") or next(iter(parts.values()))
     if not listing.count:
-        raise InputError(f"predict_source {name!r} holds no image: give a folder or manifest with some")
+        raise InputError(
+            "; ".join(
+                [f"predict_source {name!r} holds no image: give a folder or manifest with some", *listing.messages]
+            )
+        )
     return listing

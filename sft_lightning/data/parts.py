@@ -1,7 +1,6 @@
 """What every source gives: parts with pictures, names, labels and groups."""
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +12,9 @@ from torch import Tensor
 from sft_lightning.data.broken import text
 from sft_lightning.data.columns import Chosen
 from sft_lightning.data.images import EncodedImages, Images, MemoryImages
+from sft_lightning.data.split_names import UNCLEAR, find_split
 
 SPLITS = ("train", "val", "test", "unlabeled")
-_SPLIT_NAMES = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validate", "validation", "dev", "devel", "development"),
-    "test": ("test", "testing", "tst"),
-    "unlabeled": ("unlabeled", "unlabelled", "unlabled", "nolabel"),
-}
 
 
 def split_of_name(name: str) -> str | None:
@@ -29,9 +23,8 @@ def split_of_name(name: str) -> str | None:
     Args:
         name: Name of a folder, or value of the column `split`.
     """
-    word = re.sub(r"[\W_]+", "", name.casefold())
-    word = word if word in ("set", "data") else re.sub("(set|data|split)$", "", word)
-    return next((split for split, words in _SPLIT_NAMES.items() if word in words), None)
+    split = find_split(name)
+    return None if split == UNCLEAR else split
 
 
 @dataclass

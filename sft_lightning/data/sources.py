@@ -4,19 +4,16 @@
 shape is known as soon as it is opened; pictures are only touched by `load`.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.class_names import sort_classes
-from sft_lightning.data.broken import EXTENSIONS, printable, text
 from sft_lightning.data.columns import Prefixed
-from sft_lightning.data.faults import UNTRAINED, fault
-from sft_lightning.data.folders import pictures
+from sft_lightning.data.folder_source import FolderSource
 from sft_lightning.data.images import FileImages, MemoryImages
-from sft_lightning.data.parts import SPLITS, Part, Source, concatenated, relative
+from sft_lightning.data.parts import Part, Source, concatenated, relative
 from sft_lightning.data.shards import INDEX, ShardSource
 from sft_lightning.data.tables import ManifestSource
 from sft_lightning.data.torchvision_sources import DATASETS, load_dataset, read_idx
@@ -134,103 +131,6 @@ class TorchvisionSource(Source):
         return parts
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """All that is named like a picture below a folder, in the order of the names; see `pictures`."""
-    return [Path(path) for _, path in pictures(str(folder))]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, in the order of the names, without what is hidden."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(
-            f"folder '{printable(folder)}' cannot be listed ({error.strerror}): mend its permissions, or leave it out"
-        ) from error
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir()]
-
-
-class FolderSource(Source):
-    """Class folders: `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`, `unlabeled/...`, or `CLASS/...` alone.
-
-    A folder without class folders holds unlabeled pictures only.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Lists the classes.
-
-        Args:
-            path: The folder.
-
-        Raises:
-            InputError: No picture, an empty class, or a class in `val/` or `test/` that `train/` lacks.
-        """
-        self.path = path
-        self.name = str(path)
-        self._train = path / "train" if (path / "train").is_dir() else path
-        self.class_names = sort_classes(text(p.name) for p in _subfolders(self._train) if not self._reserved(p))
-        self._files: dict[str, list[tuple[Path, int]]] = {}
-        for split in SPLITS:
-            folder = self._train if split == "train" else path / split
-            if folder.is_dir():
-                files = self._labeled(folder, split) if split != "unlabeled" else self._bare(folder)
-                self._files[split] = list(files)
-        if not any(self._files.values()):
-            raise InputError(
-                f"folder {self.name!r} holds no image: expected CLASS/picture.png, train/CLASS/picture.png or "
-                f"pictures ({', '.join(EXTENSIONS)})"
-            )
-
-    def _reserved(self, folder: Path) -> bool:
-        return self._train == self.path and folder.name in SPLITS
-
-    def _bare(self, folder: Path) -> Iterator[tuple[Path, int]]:
-        return ((path, -1) for path in _pictures(folder))
-
-    def _labeled(self, folder: Path, split: str) -> Iterator[tuple[Path, int]]:
-        classes = [p for p in _subfolders(folder) if not self._reserved(p)]
-        loose = [p for p in _entries(folder) if not p.is_dir() and p.suffix.lower() in EXTENSIONS]
-        if not classes and folder == self._train:  # a folder of pictures without classes
-            yield from ((path, -1) for path in loose)
-            return
-        for path in loose:
-            sentence = (
-                f"image '{printable(path)}' lies beside the class folders: move it into a class folder or to "
-                f"{str(self.path / 'unlabeled')!r}"
-            )
-            fault("images beside the class folders", split, relative(path, self.path), "without a class", sentence)
-        for child in classes:
-            pictures = _pictures(child)
-            name = text(child.name)
-            if name not in self.class_names:
-                sentence = (
-                    f"class {name!r} in {str(folder)!r} does not exist in {str(self._train)!r}"
-                    f"{near(name, self.class_names)}: rename it or add training images"
-                )
-                for path in pictures or [child]:
-                    fault(UNTRAINED, split, relative(path, self.path), f"class {name!r}", sentence)
-                continue
-            if not pictures:
-                sentence = f"class folder {str(child)!r} holds no image: add some or remove the folder"
-                fault("class folders without an image", split, relative(child, self.path), "empty", sentence)
-            label = self.class_names.index(name)
-            yield from ((path, label) for path in pictures)
-
-    def load(self) -> dict[str, Part]:
-        """Makes the parts; no picture is read."""
-        parts = {}
-        for split, files in self._files.items():
-            paths = [path for path, _ in files]
-            ids = [relative(path, self.path) for path in paths]
-            labels = torch.tensor([label for _, label in files], dtype=torch.long)
-            if files:
-                parts[split] = Part(FileImages(paths, ids), ids, labels)
-        return parts
-
-
 def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: bool = False) -> Part:
     """All training and unlabeled pictures of a source, without their labels.
 
@@ -243,7 +143,10 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: 
     Raises:
         InputError: It has neither.
     """
-    parts = open_source(name, root, download, "unlabeled_source", skip).load()
+    source = open_source(name, root, download, "unlabeled_source", skip)
+    for message in source.messages:
+        rank_zero_info(f"Data: {message}.")
+    parts = source.load()
     chosen = [parts[split] for split in ("train", "unlabeled") if split in parts]
     if not chosen:
         raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")

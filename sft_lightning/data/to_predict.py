@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -168,6 +169,8 @@ class ToPredict(ABC):
                     self._predicted = Split(part, list(range(len(part))))
                 else:
                     self._predicted = found
+                    for message in found.messages:
+                        rank_zero_info(f"Data: {message}.")
         return self._predicted
 
     @property

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sft_lightning.data.broken import EXTENSIONS, UNREADABLE, check_file
+from sft_lightning.data.broken import UNREADABLE, check_file
+from sft_lightning.data.file_kinds import is_litter, is_named_image
 from sft_lightning.data.images import FileImages, Geometry
 from sft_lightning.data.parts import relative
 from sft_lightning.preflight.findings import Finding, Row
@@ -107,10 +108,10 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
             folders.clear()
             continue
         been.add(known)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_litter(name))
         place = relative(Path(here), folder).split("/")[0]
         for name in folders:
-            if name.lower().endswith(EXTENSIONS) and Path(here, name) not in taken:
+            if is_named_image(name) and Path(here, name) not in taken:
                 named.append(Row(place, relative(Path(here, name), folder), "a folder"))
         for name in sorted(files):
             path = Path(here, name)
@@ -124,7 +125,7 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
         Finding("folders and links that are no images", "They are passed over: rename or remove them", named),
         Finding(
             "images that are not read",
-            f"Give them one of the extensions {', '.join(EXTENSIONS)}, or a place in a class folder",
+            "Give them the extension of an image, and a place in a class folder",
             others,
         ),
     ]

@@ -80,10 +80,11 @@ def test_every_broken_file_is_named_and_what_is_left_is_looked_at(
     (here / "folder.jpg").mkdir()
     (here / "link.png").symlink_to("nowhere.png")
     (here / "link").symlink_to("nowhere")
-    crop(906).save(here / "phone.jfif", "JPEG")
+    crop(906).save(here / "phone.thm", "JPEG")
+    crop(907).save(here / "browser.jfif", "JPEG")
     crop(906).save(photos / "beside.jpg")
     (photos / "notes.txt").write_text("nothing to see")
-    (photos / ".hidden.jfif").write_bytes((here / "phone.jfif").read_bytes())
+    (photos / ".hidden.jfif").write_bytes((here / "phone.thm").read_bytes())
     shutil.copy(photos / "train" / "flower" / "2.png", photos / "test" / "flower" / "copy.png")
     told = audited(photos)
     assert told.code == 0
@@ -106,7 +107,7 @@ def test_every_broken_file_is_named_and_what_is_left_is_looked_at(
     ]
     assert told.rows["images that are not read"] == [
         (".", "beside.jpg", "JPEG"),
-        ("train", "train/china/phone.jfif", "JPEG"),
+        ("train", "train/china/phone.thm", "JPEG"),
     ]
     assert told.rows[LEAK] == [("test", "test/flower/copy.png", "equals train/flower/2.png")]
     skipping = audited(photos, "--data.init_args.on_bad_image=skip")
