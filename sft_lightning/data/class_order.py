@@ -58,7 +58,8 @@ class OrdersClasses:
     @cached_property
     def opened_source(self) -> Source:
         """Where the examples come from, with classes in an order of its own; opened when it is first needed."""
-        return open_source(self._named, self.root, self.download, skip=self.bad.policy == "skip")
+        skip, meant = self.bad.policy == "skip", self._class_names or ()
+        return open_source(self._named, self.root, self.download, skip=skip, meant=meant)
 
     @property
     def source(self) -> Source:

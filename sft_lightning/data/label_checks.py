@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from sft_lightning.data.faults import fault
 
@@ -37,16 +37,13 @@ def check_class_names(
     Raises:
         InputError: Two names look alike, unless faults are listed.
     """
-    first: dict[str, str] = {}
     sentences = []
     listed = set(meant)
-    for name in names:
-        twin = first.setdefault(_looks(name), name)
-        if twin != name and not {twin, name} <= listed:
-            both = " and ".join(f"{spell(n)}{f' ({places[n]})' if n in places else ''}" for n in (twin, name))
-            if len(name) == len(twin) == 1:
-                sentences.append(f"{where}: the classes {both} differ in case alone")
-                continue
+    names = list(names)
+    for twin, name, both in _alike(names, places):
+        if len(name) == len(twin) == 1:
+            sentences.append(f"{where}: the classes {both} differ in case alone")
+        elif not {twin, name} <= listed:
             fault(
                 "class names that look alike",
                 "",
@@ -55,6 +52,7 @@ def check_class_names(
                 f"{where} has the classes {both}, which look alike: spell them the same, or list both in class_names "
                 "if they are two classes",
             )
+    for name in names:
         if name not in listed and name != _visible(name):
             sentences.append(f"{where}: the class name {name!a} has characters that cannot be seen")
         elif name not in listed and _mixes_scripts(name):
@@ -106,6 +104,43 @@ def check_missing_labels(
             "class_names if it is one of them",
         )
     return sentences
+
+
+def check_groups(where: str, counts: Mapping[str, int], places: Mapping[str, str]) -> list[str]:
+    """Refuse groups that differ to a computer only, and mention those that say that there is none.
+
+    Args:
+        where: Kind and name of the source, such as "manifest 'm.csv'".
+        counts: Number of examples of each group.
+        places: Place of the first example of a group, such as "line 3".
+
+    Returns:
+        Sentences about what may be meant.
+
+    Raises:
+        InputError: Two groups look alike, unless faults are listed.
+    """
+    for twin, name, both in _alike(counts, places):
+        sentence = f"{where} has the groups {both}, which look alike: spell them the same, or more differently"
+        fault("groups that look alike", "", name, f"looks like {spell(twin)}", sentence)
+    return [
+        f"{where}: the group of {count:,} examples is {group!r}, which ties them together: leave it blank for none"
+        for group, count in counts.items()
+        if count > 1 and _looks(group) in _MISSING | _PERHAPS_MISSING
+    ]
+
+
+def _alike(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Pairs of names that look alike, and both in words."""
+    first: dict[str, str] = {}
+    for name in names:
+        twin = first.setdefault(_looks(name), name)
+        if twin != name:
+            yield (
+                twin,
+                name,
+                " and ".join(f"{spell(n)}{f' ({places[n]})' if n in places else ''}" for n in (twin, name)),
+            )
 
 
 def spell(name: str) -> str:

@@ -1,6 +1,5 @@
 """Picture files to predict: found one after the other, never all held in memory."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from sft_lightning.data.folders import pictures
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.shards import INDEX, ShardSource
 from sft_lightning.data.sources import open_source
-from sft_lightning.data.tables import check_inside, csv_rows, parquet_rows
+from sft_lightning.data.table_paths import TableFolders
+from sft_lightning.data.table_rows import TableRows
 from sft_lightning.errors import InputError
 
 _SORTED = 10_000  # so many entries of a folder are held, to give them in the order of their names
@@ -65,34 +65,31 @@ class TableListing(Listing):
         """Counts.
 
         Args:
-            path: The table; paths in it are relative to its folder, and lead to files in it or in `root`.
+            path: The table; paths in it are relative to its folder or to `root`, and lead to files in one of them.
             root: A second folder.
             check: Refuse a file that does not exist now, before anything is predicted.
 
         Raises:
             InputError: The table cannot be read, or lists a file elsewhere or one that does not exist.
         """
-        self.name, self.path, self.root, self.count = str(path), path, root, 0
-        for line, name, file in self._lines():
-            if not name:
-                raise InputError(f"manifest {self.name!r}, line {line}: the path is blank")
-            if check and not os.path.isfile(file):
-                raise InputError(
-                    f"manifest {self.name!r}, line {line}: file {name!r} does not exist below "
-                    f"{str(path.parent)!r}: correct the line, or set on_bad_image: skip"
-                )
+        self.name, self.path, self.count = str(path), path, 0
+        self._folders = TableFolders(path, root)
+        for line, name, _, is_there in self._lines():
+            if check and not is_there:
+                _, sentence = self._folders.explain(line, name)
+                raise InputError(f"{sentence}: correct the line, or set on_bad_image: skip")
             self.count += 1
 
-    def _lines(self) -> Iterator[tuple[int, str, str]]:
-        rows = parquet_rows if self.path.suffix.lower() == ".parquet" else csv_rows
-        for line, row in rows(self.path, ("path",)):
-            if row["path"]:
-                check_inside(self.path, line, row["path"], self.root)
-            yield line, row["path"], os.path.join(self.path.parent, row["path"])
+    def _lines(self) -> Iterator[tuple[int, str, str, bool]]:
+        for line, row in TableRows(self.path, ("path",)):
+            if not row["path"]:
+                raise InputError(f"manifest {self.name!r}, line {line}: the path is blank")
+            file, about = self._folders.find(line, row["path"])
+            yield line, row["path"], file, about is not None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Paths as they are listed, and where the files lie."""
-        return ((name, file) for _, name, file in self._lines())
+        return ((name, file) for _, name, file, _ in self._lines())
 
 
 class OneFile(Listing):

@@ -4,6 +4,7 @@
 shape is known as soon as it is opened; pictures are only touched by `load`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +25,9 @@ SAMPLE = Path(__file__).parent / "sample"
 
 
 def open_source(
-    name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False
-) -> Source:
+    name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False,
+    meant: Sequence[str] = (),
+) -> Source:  # fmt: skip
     """Finds out what kind of source a word names, and opens it.
 
     Args:
@@ -35,6 +37,7 @@ def open_source(
         download: Fetch a torchvision data set that is not there.
         setting: What the user calls it, for messages.
         skip: Files that a manifest lists may be missing.
+        meant: Names of classes that the user listed, which need no check.
 
     Raises:
         InputError: Nothing of that name exists, or what exists holds no usable picture.
@@ -46,7 +49,7 @@ def open_source(
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ManifestSource(path, root, skip)
+        return ManifestSource(path, root, skip, meant)
     if (path / INDEX).is_file():
         return ShardSource(path)
     if path.is_dir():

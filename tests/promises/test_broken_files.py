@@ -283,7 +283,7 @@ def test_files_that_a_manifest_lists_and_that_are_none(
         csv.writer(file).writerows(
             [("path", "label"), *((name, label if "gone" not in name else "") for name, label in rows)]
         )
-    with pytest.raises(InputError, match=r"line 15: file 'good/train/gone\\n.png' does not exist below '.'"):
+    with pytest.raises(InputError, match=r"line 14: file 'good/train/gone\\n.png' does not exist below '.'"):
         ImageDataModule("m.csv")
     data = ImageDataModule("m.csv", on_bad_image="skip", val_size=2, test_size=2)
     data.setup("fit")

@@ -1,0 +1,177 @@
+"""Columns of a table: those that are known, and what the others seem to be, which is never passed over silently."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from sft_lightning.data.parts import split_of_name
+from sft_lightning.errors import InputError
+
+KNOWN = ("path", "label", "split", "group")
+_FEW = 12  # distinct values that a column of splits has at most
+# What other programs call them, without what `_stem` takes off.
+_SYNONYMS = {
+    "path": {"path", "filepath", "file", "image", "imagepath", "imagefile", "img", "imgpath", "fname", "url", "uri"},
+    "label": {"label", "class", "classlabel", "category", "target", "y", "annotation", "groundtruth", "gt"},
+    "split": {"split", "datasplit", "set", "subset", "fold", "partition", "phase", "stage", "usage", "dataset"},
+    "group": {"group", "patient", "subject", "participant", "person", "individual", "video", "clip"},
+}
+# Columns that may stand for groups, but often do not.
+_PERHAPS_GROUP = {
+    "case",
+    "study",
+    "series",
+    "session",
+    "scan",
+    "site",
+    "location",
+    "camera",
+    "scene",
+    "user",
+    "slide",
+    "animal",
+}
+_ENDINGS = re.compile("(ids?|uid|number|num|no|nr|index|idx|code|key|name|s)$")
+_YES_OR_NO = {"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n"}
+
+
+class TableColumns:
+    """The columns of one table.
+
+    Attributes:
+        positions: Position of each known column.
+        watched: Positions of other columns whose values `watch` wants to see.
+    """
+
+    def __init__(self, table: str, names: Sequence[str], needed: Sequence[str]) -> None:
+        """Find the known columns; case, spaces and quotes make no difference.
+
+        Args:
+            table: Path of the table, for messages.
+            names: Names of the columns, in their order.
+            needed: Columns that it must have; others than these are only of interest where a label is needed.
+
+        Raises:
+            InputError: A needed column is missing, or a name is repeated.
+        """
+        self._where = f"manifest {table!r}"
+        self._names = [name.strip() for name in names]
+        plain = [_plain(name) for name in names]
+        for i, name in enumerate(plain):
+            if name and name in plain[:i]:
+                raise InputError(
+                    f"{self._where} has the column {name!r} twice (columns {plain.index(name) + 1} and {i + 1}): "
+                    "keep one, or rename one"
+                )
+        self.positions = {name: plain.index(name) for name in KNOWN if name in plain}
+        if missing := [name for name in needed if name not in self.positions]:
+            raise InputError(
+                f"{self._where} lacks the column {' and '.join(map(repr, missing))}; its columns are "
+                f"{', '.join(map(repr, self._names)) or 'none'}, needed are path,label[,split][,group]"
+                f"{self._rename(missing)}"
+            )
+        rest = [i for i in range(len(names)) if i not in self.positions.values()] if "label" in needed else []
+        self._others = [i for i in rest if self._names[i]]
+        self._values: dict[int, set[str]] = {i: set() for i in self._others}
+        self._repeats: set[int] = set()
+        self.watched = list(self._others)
+
+    def watch_only(self, texts: Iterable[int], numbers: Iterable[int]) -> None:
+        """Watch columns of text, and of those of numbers the ones whose names say that they are splits or groups.
+
+        Args:
+            texts: Positions of columns of text.
+            numbers: Positions of columns of numbers.
+        """
+        named = {i for i in numbers if self._kind(i) in ("split", "group") or self._split_of_one(i)}
+        self.watched = [i for i in self.watched if i in named.union(texts)]
+
+    def watch(self, values: Sequence[str]) -> None:
+        """Take notice of one row.
+
+        Args:
+            values: Values of the columns `watched`.
+        """
+        done = []
+        for i, value in zip(self.watched, values, strict=True):
+            if not value:
+                continue
+            seen = self._values[i]
+            if value in seen:
+                self._repeats.add(i)
+            seen.add(value)
+            is_done = i in self._repeats if self._kind(i) == "group" else True
+            if len(seen) > _FEW and is_done:
+                done.append(i)
+        if done:
+            self.watched = [i for i in self.watched if i not in done]
+
+    def judge(self) -> list[str]:
+        """Return sentences about columns that are not used.
+
+        Raises:
+            InputError: One holds splits or groups under another name.
+        """
+        sentences, ignored = [], []
+        for i in self._others:
+            name, kind = self._names[i], self._kind(i)
+            if "split" not in self.positions:
+                self._refuse_split(i)
+            is_group = kind == "group" and _stem(name) not in _PERHAPS_GROUP
+            if is_group and "group" not in self.positions and i in self._repeats:
+                raise InputError(
+                    f"{self._where}: the column {name!r} is not known, but its values repeat like groups: rename it to "
+                    "'group', so that images of one stay in one split, or remove it"
+                )
+            if kind and kind not in self.positions:
+                remedy = f"if it holds the {kind} of each image, call it {kind!r}"
+                sentences.append(f"{self._where}: the column {name!r} is ignored; {remedy}")
+            else:
+                ignored.append(name)
+        if ignored:
+            listed = ", ".join(map(repr, ignored[:_FEW])) + (", ..." if len(ignored) > _FEW else "")
+            what = "column is" if len(ignored) == 1 else "columns are"
+            sentences.append(f"{self._where}: the {what} ignored: {listed} (known are {', '.join(KNOWN)})")
+        return sentences
+
+    def _refuse_split(self, i: int) -> None:
+        name, values = self._names[i], self._values[i]
+        words = {split_of_name(value) for value in values}
+        if words and None not in words and words != {"train"} and len(values) <= _FEW:
+            raise InputError(
+                f"{self._where}: the column {name!r} is not known, but its values ({', '.join(sorted(values))}) are "
+                "splits: rename it to 'split', or rename the values or remove the column if they mean something else"
+            )
+        of_one = self._split_of_one(i)
+        if of_one and values and {value.casefold() for value in values} <= _YES_OR_NO:
+            raise InputError(
+                f"{self._where}: the column {name!r} is not known, but seems to say which images are for {of_one!r}: "
+                "make a column 'split' with train, val and test of it, or remove it"
+            )
+
+    def _split_of_one(self, i: int) -> str | None:
+        """The split that a column of yes and no is about: `test` of "is_test"."""
+        return split_of_name(re.sub(r"^(is|in|for)[\W_]*", "", _plain(self._names[i])))
+
+    def _kind(self, i: int) -> str | None:
+        """What a column may be by its name."""
+        stem = _stem(self._names[i])
+        kind = next((kind for kind, stems in _SYNONYMS.items() if stem in stems), None)
+        return kind or ("group" if stem in _PERHAPS_GROUP else None)
+
+    def _rename(self, missing: Sequence[str]) -> str:
+        pairs = [(name, kind) for kind in missing for name in self._names if _stem(name) in _SYNONYMS[kind]]
+        return f": rename {' and '.join(f'{name!r} to {kind!r}' for name, kind in pairs)}" if pairs else ""
+
+
+def _plain(name: str) -> str:
+    """A name without case, invisible characters, outer spaces and quotes."""
+    composed = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in composed if unicodedata.category(c) not in ("Cf", "Cc")).strip(" '\"\u201c\u201d")
+
+
+def _stem(name: str) -> str:
+    """The main word of a name: `patient` of "Patient_ID"."""
+    word = re.sub(r"[\W_]+", "", _plain(name))
+    is_known = word in _PERHAPS_GROUP or any(word in words for words in _SYNONYMS.values())
+    return word if is_known else _ENDINGS.sub("", word) or word

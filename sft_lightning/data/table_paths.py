@@ -1,0 +1,128 @@
+"""Files that a table names: found in the folder of the table or in `root`, and nowhere else."""
+
+import os
+import re
+import stat
+import unicodedata
+from pathlib import Path
+
+from sft_lightning.errors import InputError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class TableFolders:
+    """The two folders that the paths of a table may be relative to, and must lead into."""
+
+    def __init__(self, table: Path, root: str) -> None:
+        """Set both.
+
+        Args:
+            table: Path of the table.
+            root: Path of the second folder; it may be missing.
+        """
+        self._table, self._root = table, root
+        self._folders = [str(table.parent), *([root] if os.path.isdir(root) else [])]
+
+    def find(self, line: int, name: str) -> tuple[str, os.stat_result | None]:
+        """Return the path of a file and what the system says of it, or None where it is not there.
+
+        Backslashes separate folders where no file has them in its name.
+
+        Args:
+            line: Line of the table, for messages.
+            name: Path as the table has it.
+
+        Raises:
+            InputError: The path leads out of both folders, or to a file in each of them.
+        """
+        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+            found: dict[str, os.stat_result] = {}
+            for path in dict.fromkeys(os.path.join(folder, spelling) for folder in self._folders):
+                about = _stat(path) if is_inside(path, self._table, self._root) else None
+                if about is not None and not any(os.path.samestat(about, other) for other in found.values()):
+                    found[path] = about
+            if len(found) > 1:
+                raise InputError(
+                    f"{self._where(line)}: path {name!r} is a file in {str(self._table.parent)!r} and another one in "
+                    f"root {self._root!r}: give the path of the one that is meant, or another root"
+                )
+            if found:
+                return next(iter(found.items()))
+        check_inside(self._table, line, name, self._root)
+        return os.path.join(self._table.parent, name), None
+
+    def explain(self, line: int, name: str) -> tuple[str, str]:
+        """Return why a path is not a file, in a few words and as a sentence.
+
+        Args:
+            line: Line of the table.
+            name: Path as the table has it.
+        """
+        where, path = self._where(line), os.path.join(self._table.parent, name)
+        if _URL.match(name):
+            return "a URL", f"{where}: path {name!r} is a URL: download the file, and give its path"
+        if os.path.isdir(path):
+            return "a folder", f"{where}: path {name!r} is a folder: list each image on a line of its own"
+        if re.search(r"[*?]|\[.+\]", name):
+            return "a pattern", f"{where}: path {name!r} is a pattern: list each image on a line of its own"
+        what = "a broken link" if os.path.islink(path) else "missing"
+        places = " or ".join(map(repr, dict.fromkeys(self._folders)))
+        return what, f"{where}: file {name!r} does not exist below {places}"
+
+    def _where(self, line: int) -> str:
+        return f"manifest {str(self._table)!r}, line {line}"
+
+
+def check_inside(table: Path, line: int, name: str, root: str) -> None:
+    """Makes sure that a path of a table leads into a folder that the user named: the table's own, or `root`.
+
+    Paths are compared as they are written. A link inside these folders is followed wherever it leads: whoever may put
+    one there could put the file there, too, and data sets are often linked.
+
+    Args:
+        table: The file.
+        line: Of the path.
+        name: The path.
+        root: The second folder.
+
+    Raises:
+        InputError: It leads elsewhere.
+    """
+    if not is_inside(os.path.join(table.parent, name), table, root):
+        raise InputError(
+            f"manifest {str(table)!r}, line {line}: path {name!r} leads out of the folder {str(table.parent)!r}: "
+            "correct it, or name the folder of its files by root"
+        )
+
+
+def is_inside(path: str, table: Path, root: str) -> bool:
+    """Return whether a path, as it is written, leads into the folder of a table or into `root`.
+
+    Args:
+        path: Path to look at.
+        table: Path of the table.
+        root: Path of the second folder.
+    """
+    file = os.path.abspath(path)
+    return any(file.startswith(os.path.join(os.path.abspath(folder), "")) for folder in (table.parent, root))
+
+
+def is_same_spelling(one: str, other: str) -> bool:
+    """Return whether two paths of one file differ as a file system may overlook it: in case or composition alone.
+
+    Args:
+        one: Path of the file.
+        other: Another path of it.
+    """
+    a, b = (unicodedata.normalize("NFC", os.path.abspath(path)).casefold() for path in (one, other))
+    return a == b
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """What the system says of a file; None for what is not one."""
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):  # the latter for what cannot be a path
+        return None
+    return about if stat.S_ISREG(about.st_mode) else None

@@ -1,0 +1,222 @@
+"""Rows of CSV and Parquet files, read strictly: what does not fit is an error with its line, never another table."""
+
+import codecs
+import csv
+import datetime
+import re
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+from sft_lightning.data.table_columns import KNOWN, TableColumns
+from sft_lightning.errors import InputError
+from sft_lightning.spreadsheet import restore_cell
+
+_ROWS = 4096  # of a Parquet file that are in memory at a time
+_DELIMITERS = ",;\t|"
+_ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_A_FILE = re.compile(r"[^\s].*\.\w{1,5}")
+
+
+class TableRows:
+    """The rows of a `.csv` or `.parquet` file: number of a line and its known columns, blank where missing.
+
+    Attributes:
+        messages: Sentences about columns that are not used, complete when all rows were read.
+    """
+
+    def __init__(self, path: Path, needed: Sequence[str] = ("path", "label")) -> None:
+        """Remember what to read.
+
+        Args:
+            path: Path of the file.
+            needed: Columns that it must have.
+        """
+        self.messages: list[str] = []
+        self._path, self._needed = path, needed
+        self._where = f"manifest {str(path)!r}"
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Read the rows, some thousand of them at a time.
+
+        Raises:
+            InputError: The file cannot be read, a column is missing or holds splits or groups under another name, or a
+                row does not fit the header.
+        """
+        is_parquet = self._path.suffix.lower() == ".parquet"
+        yield from self._parquet() if is_parquet else self._csv()
+
+    def _csv(self) -> Iterator[tuple[int, dict[str, str]]]:
+        try:
+            with self._path.open("rb") as raw:
+                mark = raw.read(3)
+            encoding = next((name for bom, name in _ENCODINGS.items() if mark.startswith(bom)), "utf-8")
+            with self._path.open(newline="", encoding=encoding) as file:
+                yield from self._csv_rows(_Lines(self._where, file))
+        except UnicodeError as error:
+            reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+            raise InputError(f"{self._where} is not UTF-8 text ({reason}): save it as UTF-8") from error
+        except OSError as error:
+            raise InputError(f"{self._where} cannot be read ({error.strerror}): mend its permissions") from error
+
+    def _csv_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
+        delimiter, names = self._header(lines)
+        columns = TableColumns(str(self._path), names, self._needed)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+        while True:
+            line = lines.begin_row()
+            try:
+                cells = [restore_cell(cell.strip()) for cell in next(reader)]
+            except StopIteration:
+                break
+            except csv.Error as error:
+                raise lines.torn(line, delimiter, error) from error
+            if not any(cells):
+                continue
+            self._check(line, cells, names, columns, delimiter)
+            yield line, {name: cells[columns.positions[name]] if name in columns.positions else "" for name in KNOWN}
+            columns.watch([cells[i] for i in columns.watched])
+        self.messages = columns.judge()
+
+    def _header(self, lines: "_Lines") -> tuple[str, list[str]]:
+        """The character between cells, and the names of the columns; comments before them are left out."""
+        candidates = _DELIMITERS
+        for text in lines:
+            bare = text.strip()
+            if bare.lower().startswith("sep=") and len(bare) <= 5:  # which spreadsheets write and read
+                candidates = bare[4:] or "\t"
+            elif bare and not bare.startswith("#"):
+                try:
+                    headers = {d: next(csv.reader([text], delimiter=d, strict=True)) for d in candidates}
+                except csv.Error as error:
+                    raise lines.torn(lines.number, ",", error) from error
+                best = max(headers, key=lambda d: sum(name.strip().casefold() in KNOWN for name in headers[d]))
+                return best, headers[best]
+        return ",", []
+
+    def _check(
+        self, line: int, cells: Sequence[str], names: Sequence[str], columns: TableColumns, delimiter: str
+    ) -> None:
+        """Refuses a row of another length than the header, and one whose quotes have taken in lines below it."""
+        where = f"{self._where}, line {line}"
+        if len(cells) < len(names) or any(cells[len(names) :]):
+            remedy = f"put quotes around a cell with {delimiter!r} in it"
+            if len(cells) < len(names):
+                remedy = f"write the {delimiter!r} of blank cells, too"
+            raise InputError(f"{where}: it has {_cells(len(cells))} and the header has {len(names)}: {remedy}")
+        for i, cell in enumerate(cells[: len(names)]):
+            below = cell.splitlines()[1:]
+            if not below:
+                continue
+            at = columns.positions["path"]
+            rows = [text.split(delimiter) for text in below]
+            is_row = any(len(row) == len(names) and _A_FILE.fullmatch(row[at].strip(' "')) for row in rows)
+            is_path = i == at
+            if (
+                (not is_path and i in columns.positions.values())
+                or (len(names) > 1 and is_row)
+                or (is_path and any(delimiter in text for text in below))
+            ):
+                more = "the line" if len(below) == 1 else f"the {len(below)} lines"
+                raise InputError(
+                    f"{where}: a quote that opens in the column {names[i].strip()!r} takes in {more} below it: close "
+                    "it in its own line"
+                )
+        for i, cell in enumerate(cells[: len(names)]):
+            if cell and not names[i].strip() and i and not cell.replace(".", "").isdecimal():
+                raise InputError(f"{where}: the cell {cell!r} stands in column {i + 1}, which has no name: name it")
+
+    def _parquet(self) -> Iterator[tuple[int, dict[str, str]]]:
+        try:
+            import pyarrow
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise InputError(
+                f"{self._where} needs the extra 'parquet': pip install 'sft-lightning[parquet]'"
+            ) from error
+        number = 0
+        try:
+            with parquet.ParquetFile(self._path) as file:
+                schema = file.schema_arrow
+                columns = TableColumns(str(self._path), schema.names, self._needed)
+                types = [t.value_type if pyarrow.types.is_dictionary(t) else t for t in schema.types]
+                texts = [i for i, t in enumerate(types) if str(t) in ("string", "large_string", "string_view")]
+                columns.watch_only(texts, [i for i, t in enumerate(types) if pyarrow.types.is_primitive(t)])
+                known = {schema.names[i]: name for name, i in columns.positions.items()}
+                extra = [schema.names[i] for i in columns.watched]
+                for batch in file.iter_batches(_ROWS, columns=[*known, *extra]):
+                    for row in batch.to_pylist():
+                        number += 1
+                        where = f"{self._where}, line {number}"
+                        cells = {name: _text(row[column], where, column, name) for column, name in known.items()}
+                        yield number, {name: cells.get(name, "") for name in KNOWN}
+                        names = [schema.names[i] for i in columns.watched]
+                        columns.watch([_text(row[name], where, name, "") for name in names])
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._where} is no readable Parquet file: {error}") from error
+        self.messages = columns.judge()
+
+
+class _Lines:
+    """The lines of a CSV, counted; those of the row that is being read are kept."""
+
+    def __init__(self, where: str, file: Iterator[str]) -> None:
+        self.number = 0
+        self._where, self._file = where, file
+        self._row: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        text = next(self._file)
+        self.number += 1
+        if "\0" in text:
+            raise InputError(f"{self._where}, line {self.number}: it has a NUL byte: save the table as UTF-8 text")
+        self._row.append(text)
+        return text
+
+    def begin_row(self) -> int:
+        """The number of the line in which the next row begins."""
+        self._row.clear()
+        return self.number + 1
+
+    def torn(self, line: int, delimiter: str, error: csv.Error) -> InputError:
+        """What is wrong with the row that begins in a line."""
+        quote = re.compile(f'(?:^|[{re.escape(delimiter)}\r\n]) *(")(?:[^"]|"")*')
+        found = list(quote.finditer("".join(self._row)))
+        if not found:
+            return InputError(f"{self._where}, line {line} is no readable CSV: {error}")
+        opens = "".join(self._row)[: found[-1].start(1)]
+        opened = line + len(re.findall("\r\n|\r|\n", opens))
+        return InputError(
+            f'{self._where}, line {opened}: a quote (") opens a cell that it does not close (read up to line '
+            f"{self.number}): close it, or write two for one in a quoted cell"
+        )
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _text(value: object, where: str, column: str, name: str) -> str:
+    """What a cell of a Parquet file says; nothing where it is empty or not a number."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes):  # text to programs that do not mark it as such
+        try:
+            return value.decode().strip()
+        except UnicodeDecodeError as error:
+            if not name:
+                return ""
+            raise InputError(f"{where}: the column {column!r} holds bytes that are not text: write text") from error
+    if isinstance(value, float | Decimal) and value == value // 1 and abs(value) < 2**53:
+        return str(int(value))  # whole numbers become floats beside blanks
+    kinds = (str,) if name == "path" else (str, bool, int, float, Decimal)
+    kinds += (datetime.date,) if name == "group" else ()
+    if name and not isinstance(value, kinds):
+        raise InputError(
+            f"{where}: the column {column!r} holds a {type(value).__name__} ({str(value)[:40]!r}): write text"
+            f"{'' if name == 'path' else ' or numbers'}"
+        )
+    return str(value).strip()
