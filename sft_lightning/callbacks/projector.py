@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.files import write_text
+from sft_lightning.networks.modes import evaluating
 
 MOST = 256  # examples: what a projector shows at a glance, in a fraction of a validation's time
 SIDE = 48  # pixels of a picture's longer side
@@ -43,13 +44,10 @@ def examples(trainer: Trainer, module: Any) -> Examples | None:
         return None
     if not len(data.splits.get("val", ())):
         return None
-    mode = module.training
-    module.eval()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    with trainer.precision_plugin.forward_context():
+    with evaluating(module), trainer.precision_plugin.forward_context():
         for x, y, *_ in data.labeled_batches(MOST, module.device, "val"):
             found.append((module.features(x).flatten(1).float().cpu(), small(x.float()).cpu(), y.cpu()))
-    module.train(mode)
     if not found:
         return None
     features, pictures, labels = (torch.cat(parts) for parts in zip(*found, strict=True))

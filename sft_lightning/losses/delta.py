@@ -45,7 +45,7 @@ class DELTA(FromSource, Watcher):
         found = blocks(backbone.net)
         if self.layers > len(found):
             raise InputError(f"layers is {self.layers}: the backbone has {len(found)} blocks to compare, give fewer")
-        last = [found[(k + 1) * len(found) // self.layers - 1][-1] for k in range(self.layers)]
+        last = [found[(k + 1) * len(found) // self.layers - 1].modules[-1] for k in range(self.layers)]
         names = {module: name for name, module in backbone.named_modules()}
         self._watched = [names[module] for module in last]  # an adapter may take a layer's place, not its name
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from sft_lightning.errors import InputError, above_zero, at_least, decays
 from sft_lightning.networks.backbones import Backbone
+from sft_lightning.networks.modes import evaluating
 
 __all__ = ["IA3", "LoRA"]  # what a YAML can name
 
@@ -87,13 +88,22 @@ class Adapter(ABC):
             net: An adapted network.
             trainable: False to freeze the adapter, too.
         """
-        net.eval()
+        self.hold(net, trainable)
         net.requires_grad_(False)
+        for p in self.parameters_of(net):
+            p.requires_grad_(trainable)
+
+    def hold(self, net: nn.Module, trainable: bool) -> None:
+        """Put all but the adapter into evaluation mode.
+
+        Args:
+            net: An adapted network.
+            trainable: Whether the adapter is trained.
+        """
+        net.eval()
         for name, module in net.named_modules():
             if self._is_own(name):  # its dropout
                 module.train(trainable)
-        for p in self.parameters_of(net):
-            p.requires_grad_(trainable)
 
     def parameters_of(self, net: nn.Module) -> list[nn.Parameter]:
         """The parameters of the adapter, which are those to train.
@@ -181,14 +191,11 @@ def _adaptable(backbone: Backbone) -> dict[str, nn.Linear | nn.Conv2d]:
         name: m for name, m in backbone.net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and _merges(m)
     }
     called: set[nn.Module] = set()
-    modes = {module: module.training for module in backbone.modules()}
     hooks = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
-    backbone.eval()
-    backbone(torch.zeros(1, *backbone.image_shape, device=backbone.mean.device))
+    with evaluating(backbone):
+        backbone(torch.zeros(1, *backbone.image_shape, device=backbone.mean.device))
     for hook in hooks:
         hook.remove()
-    for module, mode in modes.items():
-        module.training = mode
     if not called:
         raise InputError(
             f"backbone {backbone.name!r} has no Linear and no ordinary Conv2d layer that can be adapted: take another "

@@ -51,7 +51,7 @@ def torchvision_filter(tensors: Tensors, net: nn.Module) -> Tensors:
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     if isinstance(net, VisionTransformer) and "encoder.pos_embedding" in tensors:
-        return dict(interpolate_embeddings(net.image_size, net.patch_size, dict(tensors)))  # type: ignore[arg-type]
+        return dict(interpolate_embeddings(net.image_size, net.patch_size, dict(tensors)))
     return tensors
 
 

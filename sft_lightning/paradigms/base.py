@@ -181,10 +181,15 @@ class Paradigm(LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Writes what is left at the end, all of it where the training is shorter than the pace of the log."""
         self._guard.ask(self)
+        if self._summed and self.is_last_epoch:
+            self._log_training(self.trainer.global_step)
+
+    @property
+    def is_last_epoch(self) -> bool:
+        """Whether training ends with the epoch that is about to end."""
         trainer = self.trainer
         stopped = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
-        if self._summed and (stopped or self.current_epoch + 1 == trainer.max_epochs):
-            self._log_training(self.trainer.global_step)
+        return stopped or self.current_epoch + 1 == trainer.max_epochs
 
     def _log_training(self, step: int) -> None:
         means = {name: value / self._summed[name] for name, value in self._sums.items()}

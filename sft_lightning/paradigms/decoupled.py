@@ -13,6 +13,7 @@ from sft_lightning.errors import InputError, at_least, shares
 from sft_lightning.losses.features import FeatureLoss
 from sft_lightning.losses.ranks import together
 from sft_lightning.networks.heads import tau_normalized
+from sft_lightning.networks.modes import evaluating
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
@@ -79,6 +80,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         self._made_at = -1
         size = self.num_classes, self.backbone.num_features, neighbors
         self._feature_metrics = nn.ModuleDict({f"{stage}_features": FeatureMetrics(*size) for stage in ("val", "test")})
+        self._trained_stage = 0
         self._set_trained(1)
 
     def _check(self) -> None:
@@ -130,7 +132,13 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         return epoch < self.feature_epochs if self.coupling == "two_stage" else super().backbone_learns(epoch)
 
     def _set_trained(self, stage: int) -> None:
-        """The classifier does not move where it does not learn, nor L_f's own parameters in the second stage."""
+        """The classifier does not move where it does not learn, nor L_f's own parameters in the second stage.
+
+        What a callback freezes stays frozen until another stage begins.
+        """
+        if stage == self._trained_stage:
+            return
+        self._trained_stage = stage
         learned = self.head_kind != "nearest_class_mean" and not (self.coupling == "two_stage" and self.features_alone)
         self.head.requires_grad_(learned if stage == 1 else self.head_kind != "lws")
         if self.scale is not None:
@@ -237,15 +245,12 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         if together():  # each process has running statistics of its own until DDP's next forward
             for buffer in self.backbone.buffers():
                 distributed.broadcast(buffer, 0)
-        mode = self.training
-        self.eval()
-        with self.trainer.precision_plugin.forward_context():
+        with evaluating(self), self.trainer.precision_plugin.forward_context():
             # A copy: a compiled backbone may give the same memory again.
             pairs = [
                 (self.backbone(batch.x).float().clone(), batch.y)
                 for batch in data.labeled_batches(self.remembered, self.device)
             ]
-        self.train(mode)
         weight, bias = metrics.remember(torch.cat([f for f, _ in pairs]), torch.cat([y for _, y in pairs]))
         if self.head_kind == "nearest_class_mean" and self.trainer.state.fn == TrainerFn.FITTING:
             self.head.weight.copy_(weight)

@@ -1,18 +1,18 @@
 """Features of a frozen backbone, computed once and kept on disk; what does not change need not be computed again."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from sft_lightning.device import arriving
 from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import Backbone
+from sft_lightning.networks.modes import evaluating
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.runs import LOGS
 
@@ -112,22 +112,6 @@ def features(
     if write:
         write_weights(path, {"features": made}, {"split": split, **backbone.about()})
     return made
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module is in eval mode inside, each part of it in its own mode again afterward.
-
-    Args:
-        module: Any.
-    """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def worth_it(data: Any, split: str, num_features: int) -> bool:

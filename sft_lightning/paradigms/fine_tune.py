@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -207,14 +208,15 @@ class FineTuneClassifier(Paradigm):
         """Frozen blocks stay in eval mode."""
         super().train(mode)
         if mode:
-            self.depth.release(self.depth.released)
+            self.depth.hold()
         return self
 
     def on_fit_start(self) -> None:
         """Counts the labels where the class weights depend on them; looks for features that need no computing."""
         self.check_classes()
         data: Any = getattr(self.trainer, "datamodule", None)
-        stay = not self.depth.learns and self.batch_parts == ("labeled",) and getattr(data, "fixed_views", False)
+        learns = self.depth.learns or self._has_finetuning_callback
+        stay = not learns and self.batch_parts == ("labeled",) and getattr(data, "fixed_views", False)
         if self.cache_features and stay:
             use_cache(self.trainer, data, self.backbone)
         if self._balanced:
@@ -229,10 +231,26 @@ class FineTuneClassifier(Paradigm):
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Releases or freezes the backbone when its epoch has come."""
-        if self.depth.release(self.backbone_learns(self.current_epoch)):
+        """Releases or freezes the backbone when its epoch has come, and says what a callback has changed besides."""
+        self._set_depth(self.current_epoch)
+        changes = self.depth.find_changes()
+        if changes:
+            rank_zero_info(
+                f"Epoch {self.current_epoch}: parameters of the backbone beside those that tune and head_only_epochs "
+                f"freeze or release were changed by a callback and stay so: {changes}."
+            )
+            rewrap(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        """Releases what the next epoch trains before the callbacks of its start, which have the last word."""
+        super().on_train_epoch_end()
+        if not self.is_last_epoch:
+            self._set_depth(self.current_epoch + 1)
+
+    def _set_depth(self, epoch: int) -> None:
+        if self.depth.release(self.backbone_learns(epoch)):
             word = "released" if self.depth.released else "frozen"
-            rank_zero_info(f"Epoch {self.current_epoch}: the backbone is {word}.")
+            rank_zero_info(f"Epoch {epoch}: the backbone is {word}.")
             rewrap(self.trainer)
 
     def backbone_learns(self, epoch: int) -> bool:
@@ -244,8 +262,22 @@ class FineTuneClassifier(Paradigm):
         return epoch >= self.head_only_epochs
 
     def groups(self) -> list[Group]:
-        """The head, then what is tuned of the backbone, from the last block to the first."""
-        return [Group("head", list(self.head.parameters()), 1.0), *self.depth.groups()]
+        """The head, then what is tuned of the backbone, from the last block to the first.
+
+        A `BaseFinetuning` of Lightning adds to the optimizer what it has frozen before, with a rate of its own.
+        """
+        groups = [Group("head", list(self.head.parameters()), 1.0), *self.depth.groups()]
+        if not self._has_finetuning_callback:
+            return groups
+        return [
+            group._replace(parameters=[p for p in group.parameters if not self.depth.is_frozen_by_others(p)])
+            for group in groups
+        ]
+
+    @property
+    def _has_finetuning_callback(self) -> bool:
+        callbacks = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(callback, BaseFinetuning) for callback in callbacks)
 
     # --- steps
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sft_lightning.errors import InputError, above_zero, at_least, shares
 from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.backbones import Backbone
-from sft_lightning.networks.blocks import blocks
+from sft_lightning.networks.blocks import blocks, list_parameters
 from sft_lightning.paradigms.optimization import Group
 
 Tune = Literal["head", "last_k_blocks", "all"]
@@ -23,6 +23,9 @@ Tune = Literal["head", "last_k_blocks", "all"]
 
 class Depth:
     """How far into a backbone training reaches: nothing, its last blocks or all of it, or an adapter beside its layers.
+
+    What others freeze stays frozen: `requires_grad` is changed only when a part is released or frozen by the settings
+    here, and only of parameters that were frozen by them.
 
     Attributes:
         blocks: From input to output.
@@ -38,7 +41,7 @@ class Depth:
         lr_scale: float = 1.0,
         layer_decay: float = 1.0,
     ) -> None:
-        """Puts the adapter into the backbone, which changes nothing of what it computes; `release` does the rest.
+        """Put the adapter into the backbone, which changes nothing of what it computes, and freeze what never learns.
 
         Args:
             backbone: With the weights of the start.
@@ -60,11 +63,10 @@ class Depth:
         self.released = True
         self._backbone, self._adapter = backbone, adapter
         self._tuned = {"head": 0, "last_k_blocks": last_k_blocks, "all": len(self.blocks)}[tune]
-        self._all = tune == "all"
         self._lr_scale, self._layer_decay = lr_scale, layer_decay
         if adapter is not None:
             name = type(adapter).__name__
-            if not self._all:
+            if tune != "all":
                 raise InputError(f"tune is {tune!r}, but adapter {name} decides what is tuned: leave it at 'all'")
             if layer_decay != 1:
                 raise InputError(
@@ -72,6 +74,12 @@ class Depth:
                     "backbone_lr_scale"
                 )
             adapter.apply(backbone)
+        learning = {id(p) for p in self._learning()}
+        self._held = [p for p in backbone.parameters() if id(p) not in learning]  # frozen by the settings
+        for p in self._held:
+            p.requires_grad_(False)
+        self._changes = (0, 0)
+        self.hold()
 
     @property
     def learns(self) -> bool:
@@ -79,7 +87,7 @@ class Depth:
         return self._tuned > 0
 
     def release(self, released: bool) -> bool:
-        """Sets which modules are trained. `Module.train()` undoes this; call it again after that.
+        """Release or freeze what is ever trained, where that is another state than now.
 
         Args:
             released: Whether the backbone is trained as far as it ever is, or not at all.
@@ -87,39 +95,73 @@ class Depth:
         Returns:
             Whether that changed.
         """
-        changed, self.released = released != self.released, released
+        if released == self.released:
+            return False
+        self.released = released
+        learning = self._learning()
+        if released:
+            now = {id(p) for p in learning}
+            for p in self._held:
+                if id(p) in now:
+                    p.requires_grad_(True)
+            self._held = [p for p in self._held if id(p) not in now]
+        else:
+            now = {id(p) for p in learning if p.requires_grad}
+            self._held += [p for p in learning if id(p) in now]
+            for p in learning:
+                p.requires_grad_(False)
+        self._backbone.train(released and self.learns)  # dropout between blocks, too
+        self.hold()
+        return True
+
+    def hold(self) -> None:
+        """Put what is frozen by the settings into evaluation mode; call it again after `Module.train()`."""
         if self._adapter is not None:
             self._backbone.eval()
-            self._adapter.release(self._backbone.net, released)
-            return changed
-        frozen = len(self.blocks) - (self._tuned if released else 0)
-        self._backbone.train(frozen < len(self.blocks))  # dropout between blocks, too
-        for i, modules in enumerate(self.blocks):
-            for module in modules:
-                module.requires_grad_(i >= frozen)
-                module.train(i >= frozen)
-        for p in self._outside():
-            p.requires_grad_(frozen == 0)
-        return changed
+            self._adapter.hold(self._backbone.net, self.released)
+        elif not self.released or not self.learns:
+            self._backbone.eval()
+        else:
+            for block in self.blocks[: len(self.blocks) - self._tuned]:
+                for module in block.modules:
+                    module.eval()
 
-    def _outside(self) -> list[nn.Parameter]:
-        """The parameters in no block: a class token, say."""
-        inside = {id(p) for modules in self.blocks for m in modules for p in m.parameters()}
-        return [p for p in self._backbone.parameters() if id(p) not in inside]
+    def find_changes(self) -> str:
+        """Return a phrase about what a callback has frozen or released beside the settings, or an empty string.
+
+        The same changes are named once.
+        """
+        frozen = sum(self.is_frozen_by_others(p) for p in self._learning())
+        released = sum(p.requires_grad for p in self._held)
+        before, self._changes = self._changes, (frozen, released)
+        if self._changes in (before, (0, 0)):
+            return ""
+        return " and ".join(f"{n} {word}" for n, word in ((frozen, "frozen"), (released, "released")) if n)
+
+    def is_frozen_by_others(self, parameter: nn.Parameter) -> bool:
+        """Whether a callback has frozen a parameter that the settings here do not freeze now.
+
+        Args:
+            parameter: Any.
+        """
+        return not parameter.requires_grad and all(parameter is not p for p in self._held)
+
+    def _learning(self) -> list[nn.Parameter]:
+        """The parameters that are ever trained."""
+        return [p for group in self.groups() for p in group.parameters]
 
     def groups(self) -> list[Group]:
         """What is ever trained, from the last block to the first."""
         if self._adapter is not None:
             return [Group("adapter", self._adapter.parameters_of(self._backbone), self._lr_scale)]
         tuned = self.blocks[len(self.blocks) - self._tuned :]
-        by_block = [[p for m in modules for p in m.parameters()] for modules in tuned]
-        if self._all:
-            by_block[0] += self._outside()
         if self._layer_decay == 1.0:
-            return [Group("backbone", [p for block in by_block for p in block], self._lr_scale)]
-        last = len(by_block) - 1
+            inside = {id(p) for block in tuned for p in block.parameters}
+            ordered = [p for p in list_parameters(self._backbone.net) if id(p) in inside]
+            return [Group("backbone", ordered, self._lr_scale)]
+        last = len(tuned) - 1
         return [
-            Group(f"block_{i}", by_block[i], self._lr_scale * self._layer_decay ** (last - i + 1))
+            Group(f"block_{i}", tuned[i].parameters, self._lr_scale * self._layer_decay ** (last - i + 1))
             for i in range(last, -1, -1)
         ]
 

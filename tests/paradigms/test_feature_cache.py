@@ -9,7 +9,8 @@ import torch
 from sft_lightning import DecoupledFeatureClassifier, ImageDataModule, WeakView
 from sft_lightning.losses.feature_losses import SupCon
 from sft_lightning.networks.backbones import build_backbone
-from sft_lightning.paradigms.feature_cache import FOLDER, evaluating, features, key
+from sft_lightning.networks.modes import evaluating
+from sft_lightning.paradigms.feature_cache import FOLDER, features, key
 from tests.paradigms.helpers import SHAPE, Pictures, Recorder, classifier, cli, sample, trainer
 
 

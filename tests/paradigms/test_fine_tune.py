@@ -97,14 +97,18 @@ class Modes(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, FineTuneClassifier)
-        self.seen.append([all(m.training for b in block for m in b.modules()) for block in pl_module.depth.blocks])
+        self.seen.append(
+            [all(m.training for b in block.modules for m in b.modules()) for block in pl_module.depth.blocks]
+        )
 
 
 def test_frozen_blocks_stay_in_eval_mode_also_after_validation() -> None:
     model, modes = classifier("conv", tune="last_k_blocks", last_k_blocks=2), Modes()
     trainer([modes], max_epochs=2, val_check_interval=1).fit(model, sample())
     model.train()
-    assert [all(m.training for m in block[0].modules()) for block in model.depth.blocks] == [False] * 3 + [True] * 2
+    assert [all(m.training for m in block.modules[0].modules()) for block in model.depth.blocks] == [False] * 3 + [
+        True
+    ] * 2
     assert modes.seen == [[False] * 3 + [True] * 2] * 4
 
 
