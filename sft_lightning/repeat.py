@@ -16,6 +16,7 @@ from sft_lightning.cli import run as command
 from sft_lightning.errors import Found, InputError
 from sft_lightning.lineage import folder_of
 from sft_lightning.networks.weights import read_weights
+from sft_lightning.predict import take_classes
 
 _LATER = ("test/", "validate/")  # logged by other commands into the same file
 _AVERAGES = ("train/", "pseudo_labels/")  # of the steps since the last line: a stop tears them apart
@@ -30,12 +31,14 @@ class Outcome(NamedTuple):
         weights: Of the last iterate; None without a checkpoint.
         step: Of the same.
         resumed: Whether it was stopped on the way and went on.
+        about: What `read_weights` tells of its checkpoint.
     """
 
     metrics: Curves
     weights: dict[str, Tensor] | None
     step: int | None
     resumed: bool
+    about: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Comparison(Callback):
@@ -83,7 +86,7 @@ def repeat(run: str) -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(then.get("threads", threads))  # sums depend on it
     try:
-        trainer = _trained(folder, then)
+        trainer = _trained(folder, then, first.about)
     finally:
         torch.set_num_threads(threads)
         leave()
@@ -99,9 +102,14 @@ def repeat(run: str) -> str:
     raise Found(f"Not the same: {told}; {why}.{where}")
 
 
-def _trained(folder: Path, then: Circumstances) -> Trainer:
+def _trained(folder: Path, then: Circumstances, about: dict[str, Any]) -> Trainer:
     class Repeating(SFTCLI):
         """`fit` that says first what is not as it was."""
+
+        def before_instantiate_classes(self) -> None:
+            """Numbers the classes as they were, in whatever order the source has them now."""
+            super().before_instantiate_classes()
+            take_classes(self.config[self.config.subcommand], about, folder / "checkpoints" / "last.ckpt")
 
         def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
             return super()._instantiate_trainer(config, [*callbacks, Comparison(then)])
@@ -130,7 +138,7 @@ def outcome(run: Path) -> Outcome:
     except (KeyError, AttributeError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{str(path)!r} is damaged, so there is nothing to compare with: remove it") from error
     weights, about = read_weights(last) if last.is_file() else (None, {})
-    return Outcome(metrics, weights, about.get("global_step"), (run / "fit-resumed.yaml").is_file())
+    return Outcome(metrics, weights, about.get("global_step"), (run / "fit-resumed.yaml").is_file(), about)
 
 
 def compared(first: Outcome, second: Outcome) -> tuple[bool, str]:

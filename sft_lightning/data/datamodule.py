@@ -182,8 +182,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningD
             path: The file; its folder is made.
             splits: Those of this data module, or others of the same examples.
         """
-        about = {"source": self.source.name, "unlabeled_source": self.unlabeled_source, "seed": self.request.seed}
-        about["class_names"] = self.class_names
+        about: dict[str, Any] = {"source": self.opened_source.name, "unlabeled_source": self.unlabeled_source}
+        about |= {"seed": self.request.seed, "class_names": self.class_names}
         write_manifest(path, splits, self._parts, self.class_names, about)
 
     def on_exception(self, exception: BaseException) -> None:

@@ -15,7 +15,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.class_names import as_names, describe_difference
+from sft_lightning.class_names import (
+    as_names,
+    describe_difference,
+    list_classes,
+    match_classes,
+    missing_classes,
+)
 from sft_lightning.errors import InputError, at_least, decays
 from sft_lightning.losses.l2sp import L2SP
 from sft_lightning.losses.penalties import Regularizer
@@ -58,7 +64,7 @@ class FineTuneClassifier(Paradigm):
         layer_decay: float = 1.0,
         cache_features: bool = True,
         label_smoothing: float = 0.0,
-        class_weights: Literal["balanced"] | list[float] | None = None,
+        class_weights: Literal["balanced"] | list[float] | dict[str, float] | None = None,
         compile: bool | str = False,
         regularizer: Regularizer | None = None,
         optimizer: OptimizerCallable | None = None,
@@ -87,7 +93,8 @@ class FineTuneClassifier(Paradigm):
             cache_features: Where the backbone never learns and views are fixed, compute the features once and keep them
                 in `lightning_logs/features`.
             label_smoothing: Share of the target spread over all classes.
-            class_weights: Weight of each class in the loss; `balanced` for the inverse of its number of labels.
+            class_weights: Weight of each class in the loss, by name or in the order of the classes; `balanced` for the
+                inverse of its number of labels.
             compile: Compile the backbone: true, or a mode of `torch.compile`.
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: See `Paradigm`.
@@ -104,8 +111,7 @@ class FineTuneClassifier(Paradigm):
             raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
         decays(label_smoothing=label_smoothing)
         at_least(0, head_only_epochs=head_only_epochs)
-        if isinstance(class_weights, list) and len(class_weights) != num_classes:
-            raise InputError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes: give one each")
+        weight = _order_weights(class_weights, class_names, num_classes)
         if adapter is not None and isinstance(regularizer, L2SP):
             raise InputError(
                 "regularizer L2SP draws the backbone's own weights to their start, where adapter "
@@ -133,7 +139,6 @@ class FineTuneClassifier(Paradigm):
         self.head_only_epochs = head_only_epochs
         self.label_smoothing, self.cache_features = label_smoothing, cache_features
         self._balanced = class_weights == "balanced"
-        weight = torch.tensor(class_weights).float() if isinstance(class_weights, list) else torch.ones(num_classes)
         self.register_buffer("class_weight", weight)
         self._weighted = class_weights is not None
         self.trust = Trust()
@@ -359,3 +364,26 @@ class FineTuneClassifier(Paradigm):
         """Of all classes."""
         counted: Tensor | None = self._metrics[f"{stage}_metrics"].counted  # type: ignore[assignment]
         return counted
+
+
+def _order_weights(
+    given: Literal["balanced"] | list[float] | dict[str, float] | None, names: list[str] | None, num_classes: int
+) -> Tensor:
+    """Weights in the order of the classes, which is told where they were given by position; 1 where none are given."""
+    if isinstance(given, dict):
+        unknown, missing = missing_classes([*given], names or []), missing_classes(names or [], [*given])
+        if unknown or missing:
+            raise InputError(
+                f"class_weights names the classes {list_classes([*given])}, the data has {list_classes(names or [])}: "
+                "give each class a weight"
+            )
+        numbers = [*given.values()]
+        return torch.tensor([numbers[i] for i in match_classes(names or [], [*given])]).float()
+    if not isinstance(given, list):
+        return torch.ones(num_classes)
+    if len(given) != num_classes:
+        raise InputError(f"class_weights has {len(given)} numbers for {num_classes} classes: give one each")
+    if names:
+        shown = ", ".join(f"{name!r} {value:g}" for name, value in zip(names[:10], given, strict=False))
+        rank_zero_info(f"Class weights by position: {shown}{', ...' if num_classes > 10 else ''}.")
+    return torch.tensor(given).float()

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from sft_lightning.class_names import list_classes, match_classes, missing_classes, recorded_classes
 from sft_lightning.errors import InputError, at_least, shares
 from sft_lightning.files import write_json, write_text
 from sft_lightning.lineage import run_of
+from sft_lightning.networks.heads import linear_head
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
 from sft_lightning.reuse.card import Told, card
 from sft_lightning.reuse.measured import COMPARED, measure
@@ -128,8 +130,24 @@ def _interpolate(trained: Trained, alpha: float, run: str) -> None:
             mixed += 1
     if not mixed:
         raise InputError(f"wise is {alpha}, but the start {source!r} has no tensor of the run: it changed since")
-    for name, tuned in trained.head.items():  # a new head has no start, and is kept
-        before = start.get(f"head.{name}")
-        if before is not None and before.shape == tuned.shape:
-            trained.head[name] = torch.lerp(before.to(tuned), tuned, alpha)
+    _interpolate_head(trained, alpha, find_weights(Path(chain[-1].get("head_weights", source)), "head"))
     trained.about["wise"] = alpha
+
+
+def _interpolate_head(trained: Trained, alpha: float, source: Path) -> None:
+    """The rows of classes that the start knew by name; those of new classes have no start, and are kept."""
+    tensors, told = read_weights(source)
+    start, names, own = linear_head(evaluated(tensors)), recorded_classes(told, source), trained.about["class_names"]
+    if not start or not trained.head or start["weight"].shape[1] != trained.head["weight"].shape[1]:
+        return
+    rows = torch.tensor(match_classes(own, names or []), dtype=torch.long)
+    if names is None or len(names) != len(start["weight"]) or len(rows) != len(trained.head["weight"]):
+        rank_zero_info(f"The head is kept as it is: the classes of the run or of {source} are not named.")
+        return
+    shared = rows >= 0
+    for name, tuned in trained.head.items():
+        tuned[shared] = torch.lerp(start[name][rows[shared]].to(tuned), tuned[shared], alpha)
+    if not bool(shared.all()):
+        rank_zero_info(
+            f"Rows of classes that are new since {source} are kept: {list_classes(missing_classes(own, names))}."
+        )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sft_lightning import __version__
+from sft_lightning.class_names import recorded_classes
 from sft_lightning.errors import InputError
 from sft_lightning.lineage import chain_of, data_digest, run_of
 from sft_lightning.networks.backbones import Backbone, build_backbone
@@ -68,7 +69,7 @@ def read_trained(path: Path) -> Trained:
         "image_shape": list(settings["image_shape"]),
         "mean": backbone["mean"].flatten().tolist(),
         "std": backbone["std"].flatten().tolist(),
-        "class_names": list(settings.get("class_names") or []),
+        "class_names": recorded_classes(told, path) or [],
         "made_by": str(settings.get("_class_path", "")).rpartition(".")[2] or None,
         "step": told.get("global_step"),
         "version": __version__,

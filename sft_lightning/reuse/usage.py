@@ -67,8 +67,10 @@ def as_code(file: Path, about: dict[str, Any]) -> str:
         lines.append(f"logits = logits / {scale}  # the temperature")
         lines.append("probabilities = np.exp(logits - logits.max(1, keepdims=True))")
         lines.append("probabilities /= probabilities.sum(1, keepdims=True)")
-        lines.append(f'names = json.load(open("{beside(file).name}", encoding="utf-8"))["class_names"]')
-        lines.append("print(names[probabilities[0].argmax()], probabilities[0].max())")
+        if about["class_names"]:
+            lines.append(f'names = json.load(open("{beside(file).name}", encoding="utf-8"))["class_names"]')
+        shown = "names[probabilities[0].argmax()]" if about["class_names"] else "probabilities[0].argmax()"
+        lines.append(f"print({shown}, probabilities[0].max())")
     return "\n".join(lines)
 
 
