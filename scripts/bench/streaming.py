@@ -91,7 +91,7 @@ class Made(EncodedImages):
         """A name."""
         return Path(str(index))
 
-    def unreadable(self, indices: Iterable[int]) -> dict[int, str]:
+    def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
         """None."""
         return {}
 

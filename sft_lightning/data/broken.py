@@ -6,13 +6,11 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from sft_lightning.errors import InputError
 from sft_lightning.files import write_text
 
-# What is raised for one. Pillow refuses what would take more than 179 million pixels, a few bytes of file or not.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What is raised for one: `open_image_file` turns all that decoders raise into OSError; resizing may raise the others.
+UNREADABLE = (OSError, ValueError, MemoryError)
 
 
 def text(path: str | Path) -> str:
@@ -57,27 +55,16 @@ def check_file(path: str | Path) -> None:
         raise OSError("it has zero bytes")
 
 
-# The last bytes of a whole file, by format: a cheap sign that nothing was cut off.
-_TAILS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
-
-
 def whole(path: Path) -> str | None:
     """Says why a file is no whole picture, or None when it is.
-
-    The header is parsed; where the end of the file does not look like the format's own, everything is decoded.
 
     Args:
         path: The file.
     """
+    from sft_lightning.data.image_files import inspect_image  # which imports this module
+
     try:
-        check_file(path)
-        with Image.open(path) as file:
-            tail = _TAILS.get(file.format or "")
-            with path.open("rb") as raw:
-                raw.seek(-min(16, path.stat().st_size), 2)
-                ended = tail is not None and raw.read().endswith(tail)
-            if not ended:
-                file.load()
+        inspect_image(path)
     except UNREADABLE as error:
         return reason(error)
     return None

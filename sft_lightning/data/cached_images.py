@@ -56,7 +56,7 @@ class CachedImages(FileImages):
         left, top, right, bottom = geometry.box(width, height, seed)
         side = self._cache.geometry.size
         box = left * side / width, top * side / height, right * side / width, bottom * side / height
-        return cut_out(Image.fromarray(pixels.numpy()), geometry.size, (*box[:2], min(box[2], side), min(box[3], side)))
+        return cut_out(Image.fromarray(pixels.numpy()), geometry.size, box, geometry.background)
 
 
 class ImageCaches:

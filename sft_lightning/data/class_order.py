@@ -36,6 +36,7 @@ class RenumberedSource(Source):
                 f"does not know{lacks}: rename it, leave it out, or train a new run on this source"
             )
         self._source, self.name, self.image_shape = source, source.name, source.image_shape
+        self.value_ranges = source.value_ranges
         self.class_names = tuple(class_names)
         said = f"{source.name} has no example of the class {list_classes(absent)}, which keeps its number"
         self.messages = [*source.messages, *([said] if absent else [])]

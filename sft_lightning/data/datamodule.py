@@ -17,9 +17,10 @@ from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.cached_images import ImageCaches
 from sft_lightning.data.class_order import OrdersClasses
-from sft_lightning.data.images import EncodedImages, Geometry
+from sft_lightning.data.images import EncodedImages, Geometry, Resize
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader, close
 from sft_lightning.data.parts import Part
+from sft_lightning.data.pixel_scale import PixelScale, check_value_range
 from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
 from sft_lightning.data.shards import pass_order
@@ -34,7 +35,7 @@ MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningDataModule):
+class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses, LightningDataModule):
     """Labeled and unlabeled pictures.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
@@ -59,6 +60,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningD
         channels: Literal[1, 3] | None = None,
         background: tuple[int, int, int] = (255, 255, 255),
         center_crop: float = 1.0,
+        resize: Resize = "crop",
+        value_range: tuple[float, float] | None = None,
         weak_view: WeakView = _UNCHANGED,
         strong_view: StrongView = _STRONG,
         labeled_view: Literal["weak", "strong", "both"] = "weak",
@@ -96,6 +99,11 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningD
             background: Color under transparent pixels, 0 to 255.
             center_crop: Share of the shorter side of a file's picture that is kept; 0.875 is the usual test view of
                 ImageNet (256 to 224).
+            resize: How a file's picture becomes square: `crop` keeps the central square, `pad` adds background to the
+                shorter side, and `squash` changes the ratio of its sides.
+            value_range: What is black and white in images of more than 8 bits, as in [0, 4095]; null takes one scale
+                for the data set: the smallest of 1, 8, 10, 12, 14 and 16 bits that holds all integers, 0 to 1, 255 or
+                65,535 for floating point, or the range of the data. The checkpoint keeps it for other images.
             weak_view: Random changes of training pictures.
             strong_view: What a strong view adds, for paradigms that use one.
             labeled_view: Which of them labeled training pictures get; `both` makes each batch of them twice as large
@@ -143,7 +151,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningD
         shape = (3, 224, 224) if told else self.opened_source.image_shape or (3, 224, 224)
         side = image_size or shape[1]
         self._image_shape = (channels or shape[0], side, side)
-        self.geometry = Geometry(side, self._image_shape[0], background, center_crop)
+        self.value_range, ranges = value_range, check_value_range(value_range)
+        self.geometry = Geometry(side, self._image_shape[0], background, center_crop, resize=resize, ranges=ranges)
         self._cache = None if cache is None else Path(cache)
         self.splits: Splits = {}
         self._parts: list[Part] = []
@@ -217,7 +226,10 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, OrdersClasses, LightningD
         if self.unlabeled_source is not None:
             name = self.unlabeled_source
             second = name, open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")
-        self.splits, self._parts = read_splits(source, second, self.request, self.split_file, self.bad, self._converts)
+        self.splits, self._parts = read_splits(
+            source, second, self.request, self.split_file, self.bad, self._converts, self._measures_values
+        )
+        self._describe_files(source.value_ranges)
         self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
         if self._caches is not None and not self._caches:
             rank_zero_info(f"Data: cache {str(self._cache)!r} is not used: no picture is a file of its own.")

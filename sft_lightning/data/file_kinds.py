@@ -6,9 +6,8 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from sft_lightning.data.broken import UNREADABLE, printable
+from sft_lightning.data.image_files import open_image_file
 
 # Files of these names are images, or are refused as broken ones; no other file is.
 EXTENSIONS = (
@@ -78,7 +77,7 @@ def has_image_content(path: str) -> bool:
         with open(path, "rb") as file:
             head = file.read(16)
         if _SHORT.match(head):
-            with Image.open(path):
+            with open_image_file(path):
                 return True
     except UNREADABLE:
         return False

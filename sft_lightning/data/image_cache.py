@@ -291,11 +291,11 @@ class ImageCache:
         """
         try:
             own = self.geometry
-            image = open_image(self.files.paths[number], own.channels, own.background, own.enough)
+            image = open_image(self.files.paths[number], own.channels, own.background, own.enough, own.ranges)
             box = own.box(image.width, image.height, None)
             if self.whole:
                 box = (0, 0, image.width, image.height)
-            picture = cut_out(image, own.size, box)
+            picture = cut_out(image, own.size, box, own.background)
         except UNREADABLE as error:
             return reason(error)
         pixels = (picture.permute(1, 2, 0) if self.whole else picture).contiguous().numpy().tobytes()

@@ -5,19 +5,24 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from sft_lightning.data.broken import check_file, whole
+from sft_lightning.data.decoding import DECODING as DECODING
+from sft_lightning.data.decoding import open_image as open_image
+from sft_lightning.data.image_files import FileFacts, inspect_images
+from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges
 from sft_lightning.device import fits
+
+Resize = Literal["crop", "pad", "squash"]
 
 
 class Images(ABC):
@@ -89,6 +94,9 @@ class Geometry:
         background: Color that shows through transparent pixels, 0 to 255 per channel.
         center: Share of the shorter side that the central crop keeps (224 / 256 is the usual test view of ImageNet).
         scale: Range of the area that a random crop keeps (Inception's augmentation), or None for the central crop.
+        resize: `crop` keeps the central square, `pad` adds background to the shorter side until the image is square,
+            and `squash` changes the ratio of its sides.
+        ranges: What is black and white in images of more than 8 bits.
     """
 
     size: int = 224
@@ -96,6 +104,15 @@ class Geometry:
     background: tuple[int, int, int] = (255, 255, 255)
     center: float = 1.0
     scale: tuple[float, float] | None = None
+    resize: Resize = "crop"
+    ranges: ValueRanges = UNKNOWN
+
+    def __repr__(self) -> str:
+        """Name the newer settings only where they are set: what earlier versions kept by this text stays valid."""
+        newer = {"resize": "crop", "ranges": UNKNOWN}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        shown = [f"{name}={value!r}" for name, value in values.items() if name not in newer or value != newer[name]]
+        return f"Geometry({', '.join(shown)})"
 
     @property
     def enough(self) -> int:
@@ -104,13 +121,18 @@ class Geometry:
         return math.ceil(2 * self.size / kept)
 
     def box(self, width: int, height: int, seed: int | None) -> tuple[float, float, float, float]:
-        """The rectangle of the original that becomes the square picture.
+        """The rectangle of the original that becomes the square picture; with `pad` it may reach beyond the original.
 
         Args:
             width: Of the original, in pixels.
             height: Of the original, in pixels.
             seed: Draws the random crop; None asks for the central one.
         """
+        if self.resize == "pad":
+            side = max(width, height)
+            square = replace(self, resize="crop").box(side, side, seed)
+            across, down = (side - width) / 2, (side - height) / 2
+            return square[0] - across, square[1] - down, square[2] - across, square[3] - down
         if seed is not None and self.scale is not None:
             draw = random.Random(seed)
             for _ in range(10):  # the usual ten attempts before the crop falls back to the largest that fits
@@ -123,67 +145,12 @@ class Geometry:
             w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
             left, top = (width - w) / 2, (height - h) / 2
             return left, top, left + w, top + h
+        if self.resize == "squash":
+            across, down = width * (1 - self.center) / 2, height * (1 - self.center) / 2
+            return across, down, width - across, height - down
         side = min(width, height) * self.center
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side
-
-
-DECODING = 2  # raised where files become other pixels than before: caches of them, or of features, are made anew
-
-
-def open_image(
-    path: str | Path | BytesIO,
-    channels: int = 3,
-    background: tuple[int, int, int] = (255, 255, 255),
-    enough: int | None = None,
-) -> Image.Image:
-    """Decodes a file to 8-bit gray or RGB, upright, first frame, transparency laid over a background.
-
-    Args:
-        path: PNG, JPEG, WebP, BMP, TIFF or GIF, in any mode that Pillow reads; or its bytes.
-        channels: 1 or 3.
-        background: Color under transparent pixels.
-        enough: A JPEG is decoded to an eighth, a quarter or half of its size where its shorter side stays that long and
-            both are whole numbers, which takes a third of the time or less (libjpeg's scaled inverse DCT); None for
-            the whole size. What is made of it then differs from what is made of the whole by 0.2 to 0.8 of 255 on
-            average (photographs of 2000x1500 at 224, and of 640x424 with fine detail at 100).
-
-    Raises:
-        OSError: The file is missing, empty, truncated or no picture. Decoders raise others, too: see `UNREADABLE`.
-    """
-    if not isinstance(path, BytesIO):
-        check_file(path)
-    with Image.open(path) as file:
-        if enough is not None and file.format in ("JPEG", "MPO"):
-            # Sides that k does not divide would be rounded up, and the picture be shifted by a part of a pixel.
-            parts = next(
-                (k for k in (8, 4, 2) if min(file.size) >= k * enough and not any(n % k for n in file.size)), 1
-            )
-            if parts > 1:
-                file.draft(None, (file.width // parts, file.height // parts))
-        file.load()
-        image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-            image = _to_eight_bits(image)
-        if image.has_transparency_data:
-            over = image.convert("RGBA")
-            image = Image.new("RGBA", over.size, (*background, 255))
-            image.alpha_composite(over)
-        return image.convert("L" if channels == 1 else "RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit data is scaled by its full range; float data (TIFF) by 1 or 255 or 65535, whichever holds its maximum."""
-    pixels = np.asarray(image).astype(np.float64)
-    top = pixels.max(initial=0.0)
-    full = 65535.0
-    if image.mode == "F" and top <= 255.0:
-        full = 1.0 if top <= 1.0 else 255.0
-    gray = Image.fromarray(np.clip(pixels / full * 255.0, 0, 255).round().astype(np.uint8))
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):  # one gray value of a 16-bit PNG that stands for nothing
-        gray.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
-    return gray
 
 
 def decode(path: str | Path | BytesIO, geometry: Geometry, seed: int | None) -> Tensor:
@@ -197,20 +164,46 @@ def decode(path: str | Path | BytesIO, geometry: Geometry, seed: int | None) -> 
     Raises:
         OSError: The file cannot be decoded.
     """
-    image = open_image(path, geometry.channels, geometry.background, geometry.enough)
-    return cut_out(image, geometry.size, geometry.box(image.width, image.height, seed))
+    image = open_image(path, geometry.channels, geometry.background, geometry.enough, geometry.ranges)
+    return cut_out(image, geometry.size, geometry.box(image.width, image.height, seed), geometry.background)
 
 
-def cut_out(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
+def cut_out(
+    image: Image.Image,
+    size: int,
+    box: tuple[float, float, float, float],
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Tensor:
     """A rectangle of a picture as uint8 tensor of shape (C, size, size).
 
     Args:
         image: Gray or RGB.
         size: Side of the result in pixels.
         box: Left, top, right, bottom in pixels of the picture; parts of pixels count.
+        background: Color of what lies beyond the picture.
     """
-    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    left, top, right, bottom = box
+    inner = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+    plain = Image.new("RGB", (1, 1), tuple(background)).convert(image.mode)
+    if inner[0] >= inner[2] or inner[1] >= inner[3]:
+        image, inner = plain, (0, 0, 1, 1)
+    # A border of less than a hundredth of a pixel of the result is an error of rounding.
+    columns = _place(inner[0] - left, inner[2] - left, right - left, size)
+    rows = _place(inner[1] - top, inner[3] - top, bottom - top, size)
+    width, height = columns[1] - columns[0], rows[1] - rows[0]
+    made = image.resize((width, height), Image.Resampling.BILINEAR, box=inner)
+    if (width, height) != (size, size):
+        whole = plain.resize((size, size))
+        whole.paste(made, (columns[0], rows[0]))
+        made = whole
+    pixels = np.array(made)
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _place(first: float, last: float, length: float, size: int) -> tuple[int, int]:
+    """Where a part of a side lies among the pixels of the result: at least one of them."""
+    start = min(round(first / length * size), size - 1)
+    return start, max(round(last / length * size), start + 1)
 
 
 def stacked(pictures: Sequence[Tensor]) -> Tensor:
@@ -231,9 +224,11 @@ class EncodedImages(Images):
 
     Attributes:
         decoded: They were already, and what is read without a random crop is just there.
+        facts: What the files have in common, where they were looked at.
     """
 
     decoded: bool = False
+    facts: FileFacts | None = None
 
     @abstractmethod
     def file(self, index: int) -> Path | BytesIO:
@@ -255,11 +250,12 @@ class EncodedImages(Images):
         """
 
     @abstractmethod
-    def unreadable(self, indices: Iterable[int]) -> dict[int, str]:
+    def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
         """Finds those that are no whole pictures, as far as that is told without decoding: index to reason.
 
         Args:
             indices: Which to look at.
+            measures: Whether to measure the values of images of more than 8 bits, where that takes decoding.
         """
 
     @classmethod
@@ -343,12 +339,11 @@ class FileImages(EncodedImages):
 
         return [one(index) for index in indices]
 
-    def unreadable(self, indices: Iterable[int]) -> dict[int, str]:
-        """Looks at the header of each file, and at its end."""
+    def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
+        """Looks at each file as far as it takes to know, and keeps what they have in common in `facts`."""
         order = list(indices)
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            reasons = pool.map(lambda i: whole(self.paths[i]), order)
-            return {i: reason for i, reason in zip(order, reasons, strict=True) if reason}
+        self.facts, reasons = inspect_images([self.paths[i] for i in order], measures)
+        return {order[k]: reason for k, reason in reasons.items()}
 
 
 _AT_ONCE = 4096  # digests that are in memory while equal pictures are looked for

@@ -13,6 +13,7 @@ from sft_lightning.data.broken import text
 from sft_lightning.data.columns import Chosen
 from sft_lightning.data.images import EncodedImages, Images, MemoryImages
 from sft_lightning.data.split_names import UNCLEAR, find_split
+from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -55,12 +56,14 @@ class Source(ABC):
         class_names: The classes, in the order of their numbers.
         image_shape: (C, H, W) when all pictures have one shape, else None.
         messages: Sentences about what may not be meant, which a run logs.
+        value_ranges: What is black and white in images of more than 8 bits, where the source says so.
     """
 
     name: str
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
     messages: Sequence[str] = ()
+    value_ranges: ValueRanges = UNKNOWN
 
     @abstractmethod
     def load(self) -> dict[str, Part]:

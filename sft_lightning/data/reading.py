@@ -17,6 +17,7 @@ def read_splits(
     split_file: str | None,
     bad: BadImages,
     converts: bool,
+    measures: bool = True,
 ) -> tuple[Splits, list[Part]]:
     """Reads the sources and divides them.
 
@@ -27,6 +28,7 @@ def read_splits(
         split_file: A `split.csv` to read instead of choosing anew.
         bad: What is done with unreadable files.
         converts: Whether pictures are brought to one size and number of channels.
+        measures: Whether to measure the values of images of more than 8 bits.
 
     Returns:
         The splits, and all parts that they are of.
@@ -34,11 +36,11 @@ def read_splits(
     Raises:
         InputError: The sources do not go together, or do not give what is asked for.
     """
-    parts = {name: readable(part, bad) for name, part in source.load().items()}
+    parts = {name: readable(part, bad, measures) for name, part in source.load().items()}
     listed = list(parts.values())
     other = None
     if second is not None:
-        name, other = second[0], readable(second[1], bad)
+        name, other = second[0], readable(second[1], bad, measures)
         listed.append(other)
         if not converts:
             _check_shape(source.name, listed[0], name, other)
@@ -51,21 +53,25 @@ def read_splits(
     return splits, listed
 
 
-def readable(part: Part, bad: BadImages) -> Part:
+def readable(part: Part, bad: BadImages, measures: bool = False) -> Part:
     """The part without files that are no whole pictures.
 
     Args:
         part: Of files, or in memory.
         bad: Where they are reported, which may refuse them.
+        measures: Whether to measure the values of images of more than 8 bits.
     """
     if not isinstance(part.images, EncodedImages):
         return part
-    broken = part.images.unreadable(range(len(part)))
+    broken = part.images.unreadable(range(len(part)), measures)
     for i, reason in broken.items():
         bad.report(part.images.place(i), reason)
     if not broken:
         return part
-    return concatenated((part, [i for i in range(len(part)) if i not in broken]))
+    rest = concatenated((part, [i for i in range(len(part)) if i not in broken]))
+    assert isinstance(rest.images, EncodedImages)
+    rest.images.facts = part.images.facts
+    return rest
 
 
 def _check_shape(first_name: str, first: Part, second_name: str, second: Part) -> None:

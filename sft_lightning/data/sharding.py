@@ -15,11 +15,13 @@ from torch import Tensor
 
 from sft_lightning.data.broken import UNREADABLE, BadImages, reason
 from sft_lightning.data.columns import write_texts
+from sft_lightning.data.image_files import open_image_file
 from sft_lightning.data.images import EncodedImages, Images, MemoryImages, open_image
 from sft_lightning.data.parts import Part, Source
 from sft_lightning.data.reading import readable
 from sft_lightning.data.shards import FORMAT, INDEX, need_extra
 from sft_lightning.data.split_files import read_manifest
+from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges, choose_ranges, stored_ranges
 from sft_lightning.errors import InputError, at_least
 from sft_lightning.files import whole_folder, write_json
 
@@ -61,7 +63,10 @@ def write_shards(
     if out.exists():
         raise InputError(f"{str(out)!r} exists: name a folder that does not, or remove it")
     bad = bad or BadImages()
-    parts = {name: readable(part, bad) for name, part in source.load().items()}
+    parts = {name: readable(part, bad, measures=True) for name, part in source.load().items()}
+    facts = [part.images.facts for part in parts.values() if isinstance(part.images, EncodedImages)]
+    measured = choose_ranges(value for one in facts if one is not None for value in one.values)
+    ranges = ValueRanges(*(own or other for own, other in zip(source.value_ranges, measured, strict=True)))
     chosen: dict[str, tuple[Part, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
     if split_file is not None:
         splits = read_manifest(split_file, parts.values(), source.class_names)
@@ -71,12 +76,14 @@ def write_shards(
     with whole_folder(out) as staged:
         for name, (part, indices) in chosen.items():
             order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-            written = _Part(staged / name, shard_size, image_size, bad).write(part, indices, order)
+            written = _Part(staged / name, shard_size, image_size, bad, ranges).write(part, indices, order)
             if written["count"]:
                 about[name] = written
         if not about:
             raise InputError(f"source {source.name!r} has no image that can be read: give one with some")
-        found = {"format": FORMAT, "source": source.name, "class_names": list(source.class_names)}
+        found: dict[str, Any] = {"format": FORMAT, "source": source.name, "class_names": list(source.class_names)}
+        if stored_ranges(ranges):
+            found["value_ranges"] = stored_ranges(ranges)
         write_json(staged / INDEX, {**found, "image_shape": shape, "parts": about})
     return {name: part["count"] for name, part in about.items()}
 
@@ -84,8 +91,11 @@ def write_shards(
 class _Part:
     """Writes one part."""
 
-    def __init__(self, folder: Path, shard_size: int, image_size: int | None, bad: BadImages) -> None:
-        self.folder, self.shard_size, self.image_size, self.bad = folder, shard_size, image_size, bad
+    def __init__(
+        self, folder: Path, shard_size: int, image_size: int | None, bad: BadImages, ranges: ValueRanges
+    ) -> None:
+        self.folder, self.shard_size, self.image_size = folder, shard_size, image_size
+        self.bad, self.ranges = bad, ranges
 
     def write(self, part: Part, indices: Sequence[int], order: Tensor) -> dict[str, Any]:
         from litdata.streaming import Cache
@@ -100,7 +110,7 @@ class _Part:
             for k in Tqdm(order.tolist(), self.folder.name, disable=None):  # a bar on a terminal only
                 index = int(indices[k])
                 try:
-                    content = stored(part.images, index, self.image_size)
+                    content = stored(part.images, index, self.image_size, self.ranges)
                 except UNREADABLE as error:
                     assert isinstance(part.images, EncodedImages)
                     self.bad.report(part.images.place(index), reason(error))
@@ -125,7 +135,12 @@ class _Part:
         return {"count": len(kept), "sha256": whole.hexdigest(), "groups": part.groups is not None}
 
 
-def stored(images: Images, index: int, image_size: int | None) -> bytes:
+def stored(
+    images: Images,
+    index: int,
+    image_size: int | None,
+    ranges: ValueRanges = UNKNOWN,
+) -> bytes:
     """An image as it goes into a shard: a file's bytes as they are, pixels in memory as PNG.
 
     An image whose shorter side is longer than `image_size` is decoded, upright, 8 bits and on white, made smaller by
@@ -135,6 +150,7 @@ def stored(images: Images, index: int, image_size: int | None) -> bytes:
         images: Where it is.
         index: Which.
         image_size: Of the shorter side in pixels; None for any.
+        ranges: What is black and white in images of more than 8 bits.
 
     Raises:
         OSError: It cannot be read.
@@ -148,13 +164,14 @@ def stored(images: Images, index: int, image_size: int | None) -> bytes:
     content = file.getvalue() if isinstance(file, BytesIO) else file.read_bytes()
     if image_size is None:
         return content
-    with Image.open(BytesIO(content)) as header:
+    with open_image_file(BytesIO(content)) as header:
         small = min(header.size) <= image_size
         kind = "PNG" if header.format in _LOSSLESS else "JPEG"
         gray = header.mode in ("1", "L", "LA", "F") or header.mode.startswith("I")
     if small:
         return content
-    return _encoded(_smaller(open_image(BytesIO(content), 1 if gray else 3), image_size), kind)
+    image = open_image(BytesIO(content), 1 if gray else 3, ranges=ranges)
+    return _encoded(_smaller(image, image_size), kind)
 
 
 def _smaller(image: Image.Image, side: int | None) -> Image.Image:

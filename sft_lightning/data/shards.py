@@ -38,6 +38,7 @@ from sft_lightning.data.images import EncodedImages, Images
 from sft_lightning.data.orders import Windowed
 from sft_lightning.data.parts import SPLITS, Part, Source
 from sft_lightning.data.splits import Split
+from sft_lightning.data.value_ranges import ranges_from
 from sft_lightning.errors import InputError
 
 INDEX = "shards.json"
@@ -208,7 +209,7 @@ class ShardImages(EncodedImages):
         """The folder of the shards, and the name."""
         return self._find(index)[0].folder / self._ids[index]
 
-    def unreadable(self, indices: Iterable[int]) -> dict[int, str]:
+    def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
         """None: the images were looked at when the shards were made, and a start shall not read all of them."""
         return {}
 
@@ -318,6 +319,7 @@ class ShardSource(Source):
             raise InputError(f"{str(path / INDEX)!r} is not of the format {FORMAT!r}: {_AGAIN}")
         self.class_names = tuple(names)  # type: ignore[arg-type]
         self.image_shape = None if shape is None else (shape[0], shape[1], shape[2])
+        self.value_ranges = ranges_from(found.get("value_ranges"), str(path / INDEX))
         assert isinstance(parts, dict)
         self._parts: dict[str, dict[str, Any]] = {name: parts[name] for name in SPLITS if name in parts}
 

@@ -98,7 +98,7 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
     Returns:
         Tensors by name, and the description that `write_weights` put beside them; of a checkpoint its
-        `hyper_parameters`, its step and nothing more; of any other file an empty one.
+        `hyper_parameters`, its step, the state of its data and nothing more; of any other file an empty one.
 
     Raises:
         InputError: The file is damaged, or holds objects other than tensors.
@@ -120,7 +120,7 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise InputError(f"weights {str(path)!r} cannot be read ({reason}): fetch or save it again") from error
     about = {}
     if isinstance(content, Mapping):
-        about = {name: content[name] for name in (_SETTINGS, "global_step") if name in content}
+        about = {name: content[name] for name in (_SETTINGS, "global_step", "ImageDataModule") if name in content}
     else:
         raise InputError(f"weights {str(path)!r} holds no tensors by name: save a state dict")
     return flatten_networks(content), about

@@ -116,10 +116,7 @@ def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
         request, policy = data.request, data.bad.policy
         data.bad.policy = "skip"  # to find them all
         refused = _set_up(data)
-    seen = [
-        look_at(name, data.splits[name], data.geometry.channels, data.geometry.background)
-        for name in ("test", "val", "labeled", "unlabeled")
-    ]
+    seen = [look_at(name, data.splits[name], data.geometry) for name in ("test", "val", "labeled", "unlabeled")]
     exact, near = duplicates(seen)
     weights = getattr(cli.config.fit.model.get("init_args"), "weights", "none")
     backbone = getattr(cli.model, "backbone", None)

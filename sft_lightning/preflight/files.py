@@ -7,10 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from sft_lightning.data.broken import UNREADABLE, check_file
+from sft_lightning.data.broken import UNREADABLE
 from sft_lightning.data.file_kinds import is_litter, is_named_image
+from sft_lightning.data.image_files import LONG, open_image_file
 from sft_lightning.data.images import FileImages, Geometry
 from sft_lightning.data.parts import relative
+from sft_lightning.data.value_ranges import stored_ranges
 from sft_lightning.preflight.findings import Finding, Row
 from sft_lightning.preflight.looks import Header, Look, Seen
 
@@ -77,7 +79,12 @@ def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
         of(
             header(lambda h: h.mode if h.mode.startswith(("I", "F")) else None),
             "images of more than 8 bits",
-            "Their full range is scaled to 0-255, which makes data of 10 or 12 bits dark: convert them yourself",
+            f"{_scale(geometry)} becomes 0 to 255: set value_range for another scale",
+        ),
+        of(
+            header(lambda h: _lost(h, geometry)),
+            "long images of which a third or more is cut off",
+            "The central square is kept: set resize: pad to keep all of them",
         ),
         of(
             header(lambda h: f"{h.frames} frames" if h.frames > 1 and h.format != "MPO" else None),
@@ -90,6 +97,28 @@ def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
             "They are turned upright here, not by every other tool: save them upright",
         ),
     ]
+
+
+def _scale(geometry: Geometry) -> str:
+    kinds = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in stored_ranges(geometry.ranges).items()]
+    return f"One scale for all: {', '.join(kinds)}"
+
+
+def lost_share(header: Header, geometry: Geometry) -> float:
+    """Return the share of an image's area that does not become a part of the square.
+
+    Args:
+        header: Of the image.
+        geometry: How files become pictures of one size.
+    """
+    if geometry.resize != "crop":
+        return 1 - geometry.center**2
+    return 1 - min(header.width, header.height) / max(header.width, header.height) * geometry.center**2
+
+
+def _lost(header: Header, geometry: Geometry) -> str | None:
+    is_long = max(header.width, header.height) > LONG * min(header.width, header.height)
+    return f"{lost_share(header, geometry):.0%} is cut off" if is_long and geometry.resize == "crop" else None
 
 
 def strays(folder: Path, taken: set[Path]) -> list[Finding]:
@@ -133,8 +162,7 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
 
 def _kind(path: Path) -> str | None:
     try:
-        check_file(path)
-        with Image.open(path) as file:
+        with open_image_file(path) as file:
             return file.format
     except UNREADABLE:
         return None
@@ -152,6 +180,7 @@ def tables(seen: Sequence[Seen], geometry: Geometry) -> dict[str, object]:
         return {}
     sizes = Counter((h.width, h.height) for h in headers)
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    lost = [lost_share(h, geometry) for h in headers]
     enlarged = sum(min(h.width, h.height) * geometry.center < geometry.size for h in headers)
     return {
         "files": len(headers),
@@ -163,6 +192,8 @@ def tables(seen: Sequence[Seen], geometry: Geometry) -> dict[str, object]:
         "formats": dict(Counter(h.format for h in headers).most_common()),
         "enlarged": enlarged,
         "image_size": geometry.size,
+        "cut_off": {f"more than {share:.0%}": sum(one > share for one in lost) for share in (0.1, 1 / 3, 0.5)},
+        "cut_off_on_average": round(sum(lost) / len(lost), 3),
     }
 
 
@@ -188,5 +219,6 @@ def told(facts: dict[str, object]) -> list[str]:
     return [
         f"sizes    {listed('sizes')}{more}; smallest {facts['smallest']}, largest {facts['largest']}",
         f"modes    {listed('modes')}; formats {listed('formats')}",
+        f"cut off  {facts['cut_off_on_average']:.0%} of an image's area on average; {listed('cut_off')} of images",
         f"scale    {facts['enlarged']:,} of {facts['files']:,} are enlarged to {facts['image_size']} pixels a side",
     ]

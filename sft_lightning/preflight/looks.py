@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sft_lightning.cpu import cores
-from sft_lightning.data.broken import check_file, reason
-from sft_lightning.data.images import EncodedImages, Images, MemoryImages, open_image
+from sft_lightning.data.broken import reason
+from sft_lightning.data.image_files import open_image_file
+from sft_lightning.data.images import EncodedImages, Geometry, Images, MemoryImages, open_image
 from sft_lightning.data.splits import Split
 
 SIDE = 32  # of the small picture
@@ -102,20 +103,19 @@ class Seen:
         return self.split.part.ids[self.split.indices[position]]
 
 
-def look_at(name: str, split: Split, channels: int, background: tuple[int, int, int]) -> Seen:
+def look_at(name: str, split: Split, geometry: Geometry) -> Seen:
     """Decodes every picture of a split.
 
     Args:
         name: Of the split.
         split: Its examples.
-        channels: C of the small pictures, 1 or 3.
-        background: Color under transparent pixels.
+        geometry: How files become pictures: C of the small ones, and the color under transparent pixels.
     """
     images = split.part.images
 
     def look(index: int) -> Look | str:
         try:
-            return _look(images, index, channels, background)
+            return _look(images, index, geometry)
         except Exception as error:  # whatever a decoder makes of a broken file: it is found, and no reason to stop
             return reason(error)
 
@@ -134,11 +134,11 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _look(images: Images, index: int, channels: int, background: tuple[int, int, int]) -> Look:
+def _look(images: Images, index: int, geometry: Geometry) -> Look:
     header = None
     if isinstance(images, EncodedImages):
         header = _header(images.file(index))
-        image = open_image(images.file(index), 3, background)
+        image = open_image(images.file(index), 3, geometry.background, ranges=geometry.ranges)
     else:
         assert isinstance(images, MemoryImages)
         pixels = images.data[index].permute(1, 2, 0).numpy()
@@ -147,10 +147,10 @@ def _look(images: Images, index: int, channels: int, background: tuple[int, int,
     luma = image.convert("L")
     whole = hashlib.blake2b(repr(colors.shape).encode(), digest_size=16)
     whole.update(colors.data)
-    shrunk = (luma if channels == 1 else image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    shrunk = (luma if geometry.channels == 1 else image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return Look(
         whole.digest(),
-        np.asarray(shrunk).reshape(SIDE, SIDE, channels),
+        np.asarray(shrunk).reshape(SIDE, SIDE, geometry.channels),
         _spread(luma),
         bool((colors[..., 0] == colors[..., 1]).all() and (colors[..., 0] == colors[..., 2]).all()),
         header,
@@ -165,9 +165,7 @@ def _spread(luma: Image.Image) -> float:
 
 
 def _header(path: Path | BytesIO) -> Header:
-    if not isinstance(path, BytesIO):
-        check_file(path)
-    with Image.open(path) as file:
+    with open_image_file(path) as file:
         return Header(
             file.format or "",
             file.mode,

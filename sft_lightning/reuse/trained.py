@@ -74,6 +74,9 @@ def read_trained(path: Path) -> Trained:
         "step": told.get("global_step"),
         "version": __version__,
     }
+    ranges = told.get("ImageDataModule", {}).get("value_ranges")
+    if ranges:
+        about["value_ranges"] = ranges
     if head:
         about["num_features"] = head["weight"].shape[1]
     run = run_of(path)

@@ -14,11 +14,16 @@ def preprocessing(about: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
         data: Settings of the run's `ImageDataModule`; empty where they are unknown.
     """
     channels, height, width = about["image_shape"]
+    resize = data.get("resize") or Geometry.resize
+    shapes = {"crop": "central square", "pad": "whole image, padded to a square", "squash": "whole image, squashed"}
+    share = "share_of_shorter_side" if resize == "crop" else "share_of_each_side"
+    ranges = about.get("value_ranges")
     return {
         "orientation": "upright, as EXIF has it",
         "background": list(data.get("background") or Geometry.background),
         "color": "gray" if channels == 1 else "RGB",
-        "crop": {"shape": "central square", "share_of_shorter_side": data.get("center_crop") or Geometry.center},
+        **({"value_ranges": ranges} if ranges else {}),  # of images of more than 8 bits: what becomes 0 and 255
+        "crop": {"shape": shapes[resize], share: data.get("center_crop") or Geometry.center},
         "resize": {"size": [height, width], "filter": "bilinear with antialiasing, as PIL has it"},
         "layout": "N, C, H, W",
         "known": bool(data),  # else the crop and the background are those that a run has that asks for nothing
@@ -39,7 +44,28 @@ def as_code(file: Path, about: dict[str, Any]) -> str:
         return "# A start for another training, with the same classes or others:\n" + "\n".join(both)
     told, name = about["preprocessing"], about["output"]["name"]
     mode = "L" if told["color"] == "gray" else "RGB"
-    (height, width), share = told["resize"]["size"], told["crop"]["share_of_shorter_side"]
+    (height, width), shape = told["resize"]["size"], told["crop"]["shape"]
+    share = told["crop"].get("share_of_shorter_side") or told["crop"]["share_of_each_side"]
+    padded = [
+        "side = max(image.size)",
+        f'square = Image.new("RGBA", (side, side), {(*told["background"], 255)})',
+        "square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))",
+        "image = square",
+    ]
+    square = [
+        f"side = min(image.size) * {share}",
+        "left, top = (image.width - side) / 2, (image.height - side) / 2",
+        "box = (left, top, left + side, top + side)",
+    ]
+    squashed = [
+        f"left, top = image.width * (1 - {share}) / 2, image.height * (1 - {share}) / 2",
+        "box = (left, top, image.width - left, image.height - top)",
+    ]
+    if told.get("value_ranges"):
+        scales = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in told["value_ranges"].items()]
+        eight = f"scaled to 8 bits: {', '.join(scales)}"
+    else:
+        eight = "of 8 bits a channel"
     lines = [
         *(["import json", ""] if about["part"] == "model" else []),
         "import numpy as np",
@@ -47,12 +73,12 @@ def as_code(file: Path, about: dict[str, Any]) -> str:
         *(["import torch"] if about["format"] == "pt2" else []),
         "from PIL import Image, ImageOps",
         "",
-        'image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")  # of 8 bits a channel',
+        'image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")' + f"  # {eight}",
         f'over = Image.new("RGBA", image.size, {(*told["background"], 255)})',
-        f'image = Image.alpha_composite(over, image).convert("{mode}")',
-        f"side = min(image.size) * {share}",
-        "left, top = (image.width - side) / 2, (image.height - side) / 2",
-        "box = (left, top, left + side, top + side)",
+        "image = Image.alpha_composite(over, image)",
+        *(padded if "padded" in shape else []),
+        f'image = image.convert("{mode}")',
+        *(squashed if "squashed" in shape else square),
         f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR, box=box)",
         f"pixels = np.asarray(image).reshape(1, {height}, {width}, {len(mode)}).transpose(0, 3, 1, 2)  # uint8",
     ]

@@ -1,4 +1,5 @@
 import csv
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,11 +48,21 @@ def memory_part(labels: Sequence[int], prefix: str = "train", seed: int = 0) -> 
     return Part(MemoryImages(data), ids, torch.tensor(labels, dtype=torch.long))
 
 
-def break_middle(path: Path) -> Path:
+def damage(path: Path) -> Path:
     """Spoils the pixels of a PNG and keeps its header and its end."""
     content = bytearray(path.read_bytes())
     for k in range(len(content) // 2, len(content) // 2 + 20):
         content[k] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
+def break_middle(path: Path) -> Path:
+    """Does so to a PNG with one chunk of pixels and mends its checksum: only decoding finds it."""
+    content = bytearray(damage(path).read_bytes())
+    start = content.index(b"IDAT")
+    end = start + 4 + int.from_bytes(content[start - 4 : start], "big")
+    content[end : end + 4] = zlib.crc32(content[start:end]).to_bytes(4, "big")
     path.write_bytes(content)
     return path
 
