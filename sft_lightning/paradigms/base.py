@@ -139,9 +139,22 @@ class Paradigm(LightningModule, ABC):
         self._guard.start()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Computes the loss; its parts are summed on the device and read only when the log is due."""
+        """Computes the loss; its parts are summed on the device and read only when the log is due.
+
+        Raises:
+            InputError: Batch normalization gets one value of each channel.
+        """
         self._guard.before(self)
-        result = self.step(batch)
+        try:
+            result = self.step(batch)
+        except (ValueError, RuntimeError) as error:  # RuntimeError where the network is compiled
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                "a training batch has one example, of which the network's batch normalization gets one value per "
+                "channel, which has no variance: set batch_size to 2 or more, use 2 or more labels for each process, "
+                "or set a larger image_size"
+            ) from error
         if self.regularizer is not None:
             penalty: Tensor = self.regularizer(self)
             logs = result.logs or {"task": result.loss}

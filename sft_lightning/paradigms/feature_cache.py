@@ -95,6 +95,8 @@ def features(
             kept = read_weights(path)[0].get("features")
             if kept is None or kept.shape != (count, backbone.num_features) or not kept.is_floating_point():
                 raise InputError(f"{str(path)!r} does not hold {count} x {backbone.num_features} features")
+            if not kept.isfinite().all():
+                raise InputError(f"{str(path)!r} holds features that are NaN or infinite")
             return kept
         except InputError as error:
             rank_zero_warn(f"Left out, and computed anew: {error}")
@@ -109,7 +111,7 @@ def features(
             seen += len(own)
     if made is None or seen < count:
         return None
-    if write:
+    if write and made.isfinite().all():
         write_weights(path, {"features": made}, {"split": split, **backbone.about()})
     return made
 

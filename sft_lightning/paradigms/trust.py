@@ -24,6 +24,7 @@ FILE = "calibration.safetensors"
 REMEMBERED = 5000  # training examples at most whose features are kept
 NEIGHBOR = 10  # k, and one in a hundred of the remembered examples where that is fewer
 UNLIKE = 0.99  # percentile from which on an input is marked
+_ROUNDED = 1e-3  # by which a length or distance may exceed what it can be
 _NONE = torch.empty(0)
 _PAIRS = 2**17  # of inputs and remembered examples that are compared at a time
 
@@ -117,9 +118,14 @@ class Trust:
         wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
         if not wrong and not 0 < self.temperature < math.inf:
             wrong.append("temperature")
-        if self.bank.ndim != 2 or self.bank.shape[1] != num_features or self.bank.dtype != torch.float32:
+        if not wrong and self.calibrated_on < 0:
+            wrong.append("calibrated_on")
+        bank, ordinary = self.bank, self.ordinary
+        shaped = bank.ndim == 2 and bank.shape[1] == num_features and bank.dtype == torch.float32
+        if not shaped or not bool((bank.norm(dim=1) < 1 + _ROUNDED).all()):  # NaN and infinity are not, either
             wrong.append("bank")
-        if self.ordinary.ndim != 1 or self.ordinary.dtype != torch.float32:
+        shaped = ordinary.ndim == 1 and ordinary.dtype == torch.float32
+        if not shaped or not bool(((ordinary >= 0) & (ordinary < 2 + _ROUNDED)).all() and (ordinary.diff() >= 0).all()):
             wrong.append("ordinary")
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be that")
@@ -201,7 +207,7 @@ def use_trust(trainer: Any, module: Any) -> Trust:
         for first in (True, False):  # one process finds out, then the others read
             if trainer.is_global_zero == first:
                 trust = _kept(run / FILE, about, module.backbone.num_features) or _found(trainer, module, data, run)
-                if first and len(trust.bank):
+                if first and len(trust.bank) and bool(trust.bank.isfinite().all()):
                     _keep(run / FILE, about, trust)
             trainer.strategy.barrier()
         trust.bank, trust.ordinary = trust.bank.to(module.device), trust.ordinary.to(module.device)

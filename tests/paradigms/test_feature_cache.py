@@ -10,6 +10,7 @@ from sft_lightning import DecoupledFeatureClassifier, ImageDataModule, WeakView
 from sft_lightning.losses.feature_losses import SupCon
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.weights import write_weights
 from sft_lightning.paradigms.feature_cache import FOLDER, features, key
 from tests.paradigms.helpers import SHAPE, Pictures, Recorder, classifier, cli, sample, trainer
 
@@ -110,6 +111,20 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     assert made.shape == (20, backbone.num_features)
     x = torch.cat([batch.x for batch in data.batches_of("labeled", torch.device("cpu"))])
     torch.testing.assert_close(backbone.eval()(x), made)
+
+
+def test_features_that_are_not_numbers_are_computed_again(tmp_path: Path) -> None:
+    backbone, data = conv(), prepared()
+    made = features(backbone, data, "labeled", tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert made is not None
+    spoiled = made.clone()
+    spoiled[3, 0] = torch.nan
+    write_weights(file, {"features": spoiled}, {})
+    with pytest.warns(UserWarning, match="Left out, and computed anew: .*NaN or infinite"):
+        again = features(backbone, data, "labeled", tmp_path)
+    assert again is not None
+    assert torch.equal(made, again)
 
 
 def test_modes_come_back() -> None:

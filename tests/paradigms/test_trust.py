@@ -3,18 +3,20 @@
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sft_lightning import DecoupledFeatureClassifier, SemiSupervisedModule
 from sft_lightning.data.batches import Labeled
 from sft_lightning.losses.pseudo_label import PseudoLabel
 from sft_lightning.losses.supcon import SupCon
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from sft_lightning.paradigms.trust import Trust, find_trust, neighbor_distance, temperature
+from sft_lightning.paradigms.trust import Trust, _keep, _kept, find_trust, neighbor_distance, temperature
 from tests.paradigms.helpers import SHAPE, classifier, sample
 
 
@@ -168,3 +170,25 @@ def test_features_and_logits_are_those_of_the_evaluation(kind: str) -> None:
         backbone = model.backbone if own is None else own.get_submodule("backbone")
         torch.testing.assert_close(features, backbone(x))
     assert not torch.equal(features, logits)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 5.0])
+@pytest.mark.parametrize("name", ["bank", "ordinary"])
+def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, value: float, tmp_path: Path) -> None:
+    trust = Trust(bank=F.normalize(torch.randn(4, 3), dim=1), ordinary=torch.tensor([0.1, 0.2, 0.3]))
+    _keep(tmp_path / "x.safetensors", {}, trust)
+    assert _kept(tmp_path / "x.safetensors", {}, 3) is not None
+    getattr(trust, name)[1] = value
+    _keep(tmp_path / "x.safetensors", {}, trust)
+    with pytest.warns(UserWarning, match=f"Left out, and found out anew: .*{name} cannot be that"):
+        assert _kept(tmp_path / "x.safetensors", {}, 3) is None
+
+
+@pytest.mark.parametrize(
+    "about", [{"temperature": torch.nan}, {"temperature": -1.0}, {"temperature": torch.inf}, {"calibrated_on": -1}]
+)
+def test_a_kept_calibration_with_numbers_that_cannot_be_is_left_out(about: dict[str, float], tmp_path: Path) -> None:
+    trust = Trust(bank=torch.eye(3), ordinary=torch.tensor([0.1]), **about)  # type: ignore[arg-type]
+    _keep(tmp_path / "x.safetensors", {}, trust)
+    with pytest.warns(UserWarning, match=f"{next(iter(about))} cannot be that"):
+        assert _kept(tmp_path / "x.safetensors", {}, 3) is None
