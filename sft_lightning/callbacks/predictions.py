@@ -1,9 +1,11 @@
 """Predictions as a CSV, written as they come, so that memory does not grow with the number of examples."""
 
 import csv
+import filecmp
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,7 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed
 
 from sft_lightning.errors import InputError
-from sft_lightning.files import whole
+from sft_lightning.files import whole, write_json
+from sft_lightning.lineage import file_digest
+from sft_lightning.spreadsheet import protect_row
 
 PREDICTIONS = "predictions.csv"
 _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
@@ -22,7 +26,9 @@ _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
 class PredictionWriter(BasePredictionWriter):
     """Writes `path`, `predicted` and a probability for each class; other outputs as columns of their own name.
 
-    A process writes a file of its own; at the end they become `predictions.csv`, which is whole or not there.
+    A process writes a file of its own; at the end they become `predictions.csv`, which is whole or not there. Those of
+    another source or checkpoint that lie there already are kept as `predictions_N.csv`; `predictions.json` says of
+    what each is. Cells that a spreadsheet would run have an apostrophe before them.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -79,8 +85,8 @@ class PredictionWriter(BasePredictionWriter):
         try:
             if self._header is None:
                 self._header = list(columns)
-                self._writer.writerow(self._header)
-            self._writer.writerows(zip(*columns.values(), strict=True))
+                self._writer.writerow(protect_row(self._header))
+            self._writer.writerows(protect_row(row) for row in zip(*columns.values(), strict=True))
         except OSError as error:
             raise _unwritable(self._path, error) from error
 
@@ -106,10 +112,10 @@ class PredictionWriter(BasePredictionWriter):
                 "predict again, or with --trainer.devices 1"
             )
         if trainer.is_global_zero:
-            _join(self._path, trainer.world_size)
-            count, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in told), strict=True))
-            note = f", {marked:,} ({marked / count:.1%}) unlike the training data" if any(t[2] for t in told) else ""
-            rank_zero_info(f"Predictions: {self._path}: {count:,} {'image' if count == 1 else 'images'}{note}")
+            _join(self._path, trainer.world_size, _about(trainer))
+            images, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in told), strict=True))
+            note = f", {marked:,} ({marked / images:.1%}) unlike the training data" if any(t[2] for t in told) else ""
+            rank_zero_info(f"Predictions: {self._path}: {images:,} {'image' if images == 1 else 'images'}{note}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing behind."""
@@ -127,11 +133,52 @@ def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"{str(path)!r} cannot be written ({error.strerror}): free space or mend the permissions")
 
 
-def _join(path: Path, count: int) -> None:
+def _about(trainer: Trainer) -> dict[str, str | None]:
+    """What is predicted, and by which checkpoint."""
+    named = getattr(getattr(trainer, "datamodule", None), "predict_name", None)
+    path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+    is_there = path is not None and path.is_file()
+    return {
+        "source": named,
+        "checkpoint": None if path is None else str(path),
+        "checkpoint_sha256": file_digest(path) if path is not None and is_there else None,
+    }
+
+
+def _keep_others(path: Path, staged: Path, about: dict[str, str | None]) -> None:
+    """Moves predictions of another source or checkpoint out of the way."""
+    old = _key(_read_about(path))
+    is_known = None not in old
+    if not path.is_file() or (is_known and old == _key(about)) or filecmp.cmp(path, staged, shallow=False):
+        return
+    for k in count(1):
+        target = path.with_stem(f"{path.stem}_{k}")
+        if not target.exists() or (is_known and _key(_read_about(target)) == old):
+            break
+    path.replace(target)
+    if path.with_suffix(".json").is_file():
+        path.with_suffix(".json").replace(target.with_suffix(".json"))
+    rank_zero_info(f"Predictions: those {f'of {old[0]!r}' if old[0] else 'that were there'} are kept as {target}.")
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What the predictions of a file are of; nothing where that is unknown."""
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _key(about: dict[str, Any]) -> tuple[Any, Any]:
+    return about.get("source"), about.get("checkpoint_sha256")
+
+
+def _join(path: Path, world_size: int, about: dict[str, str | None]) -> None:
     """Makes one file of those of all processes."""
-    pieces = [_piece(path, rank) for rank in range(count)]
+    pieces = [_piece(path, rank) for rank in range(world_size)]
     with whole(path) as staged:
-        if count == 1:
+        if world_size == 1:
             pieces[0].replace(staged)
         else:
             _joined(pieces, staged)
@@ -139,6 +186,9 @@ def _join(path: Path, count: int) -> None:
                 piece.unlink()
         if not staged.stat().st_size:  # no image could be read
             staged.write_text("path\n", encoding="utf-8")
+        _keep_others(path, staged, about)
+        path.with_suffix(".json").unlink(missing_ok=True)  # it is never beside predictions of something else
+    write_json(path.with_suffix(".json"), about)
 
 
 def _joined(pieces: Sequence[Path], target: Path) -> None:

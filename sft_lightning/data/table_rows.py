@@ -15,6 +15,7 @@ from sft_lightning.spreadsheet import restore_cell
 _ROWS = 4096  # of a Parquet file that are in memory at a time
 _DELIMITERS = ",;\t|"
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_KINDS = {"path": (str,), "group": (str, bool, int, float, Decimal, datetime.date)}
 _A_FILE = re.compile(r"[^\s].*\.\w{1,5}")
 
 
@@ -210,10 +211,9 @@ def _text(value: object, where: str, column: str, name: str) -> str:
             if not name:
                 return ""
             raise InputError(f"{where}: the column {column!r} holds bytes that are not text: write text") from error
-    if isinstance(value, float | Decimal) and value == value // 1 and abs(value) < 2**53:
+    if isinstance(value, float | Decimal) and float(value).is_integer() and abs(float(value)) < 2**53:
         return str(int(value))  # whole numbers become floats beside blanks
-    kinds = (str,) if name == "path" else (str, bool, int, float, Decimal)
-    kinds += (datetime.date,) if name == "group" else ()
+    kinds: tuple[type, ...] = _KINDS.get(name, (str, bool, int, float, Decimal))
     if name and not isinstance(value, kinds):
         raise InputError(
             f"{where}: the column {column!r} holds a {type(value).__name__} ({str(value)[:40]!r}): write text"

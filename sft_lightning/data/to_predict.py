@@ -3,6 +3,7 @@
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,6 +140,7 @@ class ToPredict(ABC):
     """A part of `ImageDataModule`, whose attributes these are."""
 
     splits: Splits
+    _named: str
     predict_source: str | None
     root: str
     geometry: Geometry
@@ -152,6 +154,13 @@ class ToPredict(ABC):
     @abstractmethod
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
         """Batches of a split in its order."""
+
+    @property
+    def predict_name(self) -> str:
+        """What is to be predicted: the name of a source, whole paths where it is a file or folder."""
+        named = self._named if self.predict_source is None else self.predict_source
+        full = str(Path(named).resolve()) if Path(named).exists() else named
+        return full if self.predict_source is not None else f"test split of {full}"
 
     def open_predicted(self) -> Listing | Split:
         """What is to be predicted, opened once.

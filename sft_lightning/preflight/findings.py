@@ -1,12 +1,11 @@
 """What an audit found, as lines to read and as a table."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from sft_lightning.data.broken import printable
+from sft_lightning.spreadsheet import format_csv
 
 _EXAMPLES = 3
 COLUMNS = ("split", "id", "finding", "detail")
@@ -67,7 +66,5 @@ def sheet(findings: Sequence[Finding]) -> str:
     Args:
         findings: In their order.
     """
-    text = io.StringIO()
     rows = [(row.split, row.name, finding.name, row.detail) for finding in findings for row in finding.rows]
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    return text.getvalue()
+    return format_csv([COLUMNS, *rows])

@@ -1,8 +1,6 @@
 """The sections of a report that show pictures."""
 
-import csv
 import html
-import io
 import math
 from collections import Counter
 from pathlib import Path
@@ -18,6 +16,7 @@ from sft_lightning.report.facts import Facts, Judged
 from sft_lightning.report.measures import to_label_next
 from sft_lightning.report.page import tiles
 from sft_lightning.reuse.opened import Opened
+from sft_lightning.spreadsheet import format_csv
 
 _SHOWN, _NEAR, _LOOKED = 6, 3, 6
 
@@ -122,9 +121,7 @@ def to_label(facts: Facts, unlabeled: Judged | None, path: Path, count: int) -> 
         (order, unlabeled.ids[i], names[int(unlabeled.predicted[i])], f"{float(entropy[i]):.4f}")
         for order, i in enumerate(chosen, 1)
     ]
-    sheet = io.StringIO()
-    csv.writer(sheet, lineterminator="\n").writerows([("order", "id", "predicted", "uncertainty"), *rows])
-    write_text(path, sheet.getvalue())
+    write_text(path, format_csv([("order", "id", "predicted", "uncertainty"), *rows]))
     shown = [
         (figures.picture(x, name), [f"{order}. maybe {guess}", f"uncertainty {value}", name])
         for x, (order, name, guess, value) in zip(facts.data.pictures_of(unlabeled.name, chosen), rows, strict=True)

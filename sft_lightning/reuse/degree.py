@@ -4,9 +4,7 @@ Each run is an ordinary `fit` with a split file of its own, which holds one fold
 run cannot see the test split. It is judged by its last iterate; nothing is measured on the fold before.
 """
 
-import csv
 import hashlib
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from sft_lightning.reuse.candidates import seen
 from sft_lightning.reuse.grid import Degree, Setting, choose, rows, table
 from sft_lightning.reuse.scores import divided
 from sft_lightning.runs import LOGS, reason
+from sft_lightning.spreadsheet import format_csv
 
 RESULTS = "degree.json"
 _JUDGES = ("EarlyStopping", "ReduceLROnPlateau")
@@ -106,9 +105,7 @@ def degree(words: Sequence[str]) -> str:
     results = {s: [accuracies.get(r.key) for r in runs if r.setting == s] for s in settings}
     best, chosen = choose(results)
     lines = rows(results, best, chosen)
-    sheet = io.StringIO()
-    csv.writer(sheet, lineterminator="\n").writerows(lines)
-    write_text(folder / "degree.csv", sheet.getvalue())
+    write_text(folder / "degree.csv", format_csv(lines))
     why = f"# Chosen by sft-lightning degree: {chosen} (see degree.csv beside this file).\n"
     write_text(folder / "fit.yaml", why + cli.with_options(chosen.options()))
     return (

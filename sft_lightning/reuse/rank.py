@@ -1,7 +1,5 @@
 """Which start suits these labels: backbones by name, files and past runs, compared without training any of them."""
 
-import csv
-import io
 import math
 import sys
 import time
@@ -20,6 +18,7 @@ from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.reuse.candidates import Candidate, load, resolved, seen
 from sft_lightning.reuse.scores import cross_validated, divided, h_score, leep, logme, nce
 from sft_lightning.runs import LOGS
+from sft_lightning.spreadsheet import format_csv
 
 Criterion = Literal["linear", "knn", "logme", "h_score", "leep", "nce"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -221,17 +220,23 @@ def _cell(one: Ranked, name: str) -> str:
 
 def _write_csv(path: Path, ordered: Sequence[Ranked]) -> None:
     columns = ["start", "backbone", "num_features", *CRITERIA, "linear_error", "knn_error", "seconds", "seen", "failed"]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
+    rows: list[list[object]] = [[*columns]]
     for one in ordered:
         figures = [
             *(one.scores.get(name, "") for name in CRITERIA),
             *(one.errors.get(n, "") for n in CROSS_VALIDATED),
         ]
-        row = [one.candidate, one.backbone, one.num_features, *figures, round(one.seconds, 3), one.seen, one.failed]
-        writer.writerow(row)
-    write_text(path, text.getvalue())
+        row: list[object] = [
+            one.candidate,
+            one.backbone,
+            one.num_features,
+            *figures,
+            round(one.seconds, 3),
+            one.seen,
+            one.failed,
+        ]
+        rows.append(row)
+    write_text(path, format_csv(rows))
 
 
 def _draw(path: Path, ordered: Sequence[Ranked]) -> None:

@@ -4,8 +4,6 @@ Each training is an ordinary run. Methods are compared with the labels alone on 
 accuracy: of the last iterate, and beside it of the one that the validation split chose, never the best on the test.
 """
 
-import csv
-import io
 import itertools
 import statistics
 import sys
@@ -23,6 +21,7 @@ from sft_lightning.report.figures import drawn
 from sft_lightning.report.page import Section, page, paragraphs
 from sft_lightning.report.page import table as html_table
 from sft_lightning.runs import LOGS, check_name
+from sft_lightning.spreadsheet import format_csv
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.runner import Ledger, Result, left, train
@@ -155,11 +154,7 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
     Raises:
         InputError: No run finished.
     """
-    sheet = io.StringIO()
-    writer = csv.DictWriter(sheet, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "results.csv", sheet.getvalue())
+    write_text(folder / "results.csv", format_csv([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]))
     column = f"test_{judge}"
     accuracies: dict[str, dict[int, dict[int, float]]] = {}
     for row in rows:

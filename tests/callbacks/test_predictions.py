@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -116,6 +117,66 @@ def test_short_form_and_long_form(place: Path, caplog: pytest.LogCaptureFixture)
     assert [row["path"].split("/")[0] for row in written()] == ["test"] * 9
 
 
+def test_predictions_of_another_source_or_checkpoint_are_kept(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Path(RUN)
+
+    def about(name: str = "predictions") -> tuple[str, str]:
+        told = json.loads((folder / f"{name}.json").read_text())
+        return told["source"], told["checkpoint_sha256"]
+
+    last = file_digest(folder / "checkpoints" / "last.ckpt")
+    new, own = str(place / "new"), f"test split of {place / 'images'}"
+    assert main(["predict", RUN, "new"]) == 0
+    first = (folder / "predictions.csv").read_bytes()
+    (folder / "predictions.csv").write_bytes(first + b"more")
+    assert main(["predict", RUN, new]) == 0  # of the same source by the same checkpoint
+    assert (folder / "predictions.csv").read_bytes() == first
+    assert about() == (new, last)
+    assert "are kept" not in caplog.text
+    for _ in range(2):  # there and back, without an ever higher number
+        assert main(["predict", RUN]) == 0
+        assert about() == (own, last)
+        assert about("predictions_1") == (new, last)
+        assert (folder / "predictions_1.csv").read_bytes() == first
+        assert f"those of {new!r} are kept as {folder / 'predictions_1.csv'}." in caplog.text
+        assert main(["predict", RUN, "new"]) == 0
+        assert about("predictions_2") == (own, last)
+    os.utime("new")
+    other = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    other["state_dict"]["head.bias"] += 1
+    torch.save(other, folder / "checkpoints" / "last.ckpt")
+    assert main(["predict", RUN, "new"]) == 0
+    assert about()[1] == file_digest(folder / "checkpoints" / "last.ckpt") != last
+    assert (folder / "predictions_1.csv").read_bytes() == first
+    (folder / "predictions.json").unlink()  # as an earlier version left it
+    before = (folder / "predictions.csv").read_bytes()
+    assert main(["predict", RUN]) == 0
+    assert (folder / "predictions_3.csv").read_bytes() == before
+    assert "those that were there are kept" in caplog.text
+
+
+def test_a_spreadsheet_runs_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("images"), {"train": 30, "val": 20, "test": 3})
+    for split in ("train", "val", "test"):
+        Path("images", split, "class_0").rename(Path("images", split, "=cmd()"))
+    Path("new").mkdir()
+    shutil.copy(next(Path("images/test/class_1").iterdir()), "new/+1.png")
+    words = ["--data.init_args.source=images", "--data.init_args.num_labels=null", "--trainer.max_epochs=1"]
+    words += ["--data.init_args.steps_per_epoch=1", "--data.init_args.batch_size=30", "--run_name=a", *SMALL]
+    assert main(["fit", "--config", FINE_TUNE, *words]) == 0
+    assert main(["predict", RUN, "new"]) == 0
+    (row,) = written()
+    assert list(row)[:5] == ["path", "predicted", "p(=cmd())", "p(class_1)", "p(class_2)"]
+    assert row["path"] == "'+1.png"
+    shutil.copy(f"{RUN}/predictions.csv", "new/again.csv")  # is read back
+    assert main(["predict", RUN, "new/again.csv"]) == 0
+    (again,) = written()
+    assert again == row
+
+
 def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["predict", RUN, "new"]) == 0
     whole = {row["path"]: row for row in written()}
@@ -176,7 +237,7 @@ def test_an_unreadable_image_is_named_or_left_out(place: Path, capsys: pytest.Ca
     before = Path(RUN, "predictions.csv").read_bytes()
     assert main(["predict", RUN, "new", few]) == 2
     assert Path(RUN, "predictions.csv").read_bytes() == before
-    assert [p.name for p in Path(RUN).glob("predictions*")] == ["predictions.csv"]
+    assert [p.name for p in Path(RUN).glob("predictions*.csv*")] == ["predictions.csv"]
 
 
 def test_where_no_image_can_be_read_the_table_is_empty(place: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -403,7 +464,7 @@ def test_two_processes_write_every_file_once(place: Path, tmp_path_factory: pyte
     assert len(both) == len(alone) == 10
     by_path = {row["path"]: row for row in alone}
     torch.testing.assert_close(chances(both), chances([by_path[row["path"]] for row in both]), atol=2e-6, rtol=0)
-    assert [p.name for p in Path(RUN).glob("predictions*")] == ["predictions.csv"]
+    assert [p.name for p in Path(RUN).glob("predictions*.csv*")] == ["predictions.csv"]
 
 
 @pytest.mark.parametrize(("theirs", "differ"), [((3, 5), False), ((0, 0), False), ((4, 5), True), ((3, 6), True)])

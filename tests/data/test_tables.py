@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from sft_lightning.data.listing import open_pictures
+from sft_lightning.data.listing import TableListing, open_pictures
 from sft_lightning.data.sources import open_source
 from sft_lightning.errors import InputError
 from tests.data.conftest import picture
@@ -39,6 +39,13 @@ def read_source(name: str, **settings: Any) -> dict[str, dict[str, str]]:
         split: {name: labels[label] for name, label in zip(part.ids, part.labels.tolist(), strict=True)}
         for split, part in source.load().items()
     }
+
+
+def listed(name: str, root: str = "data") -> list[tuple[str, str]]:
+    """Names and files of what is predicted."""
+    found = open_pictures(name, root)
+    assert isinstance(found, TableListing)
+    return list(found)
 
 
 def lines(separator: str = ",", end: str = "\n") -> str:
@@ -219,7 +226,7 @@ def test_paths_relative_to_root_are_found(place: Path) -> None:
         open_source("lists/m.csv", root="images")
     (place / "lists" / "m.csv").write_text("path,label\nr/x.png,cat\nown.png,dog\n")
     assert read_source("lists/m.csv", root="images") == {"train": {"r/x.png": "cat", "own.png": "dog"}}
-    assert [*open_pictures("lists/m.csv", "images")] == [  # type: ignore[misc]
+    assert listed("lists/m.csv", "images") == [
         ("r/x.png", "images/r/x.png"),
         ("own.png", "lists/own.png"),
     ]
@@ -240,7 +247,7 @@ def test_backslashes_separate_folders(place: Path) -> None:
     picture(place / "odd\\name.png", 61)
     text = "path,label\na\\b\\x.png,cat\nodd\\name.png,dog\n"
     assert read(text) == {"train": {"a/b/x.png": "cat", "odd\\name.png": "dog"}}
-    assert [Path(file).is_file() for _, file in open_pictures("m.csv")] == [True, True]  # type: ignore[misc]
+    assert [Path(file).is_file() for _, file in listed("m.csv")] == [True, True]
 
 
 def test_a_cell_that_a_spreadsheet_was_kept_from_is_read_back(place: Path) -> None:
@@ -266,7 +273,7 @@ def test_tables_to_predict_are_read_as_strictly(text: str, words: str, place: Pa
 
 def test_tables_to_predict_may_hold_whatever_else(place: Path) -> None:
     (place / "m.csv").write_text("set;PATH;patient;label\ntest;0.png;a;NA\ntrain;1.png;a;na\n")
-    assert [name for name, _ in open_pictures("m.csv")] == ["0.png", "1.png"]  # type: ignore[misc]
+    assert [name for name, _ in listed("m.csv")] == ["0.png", "1.png"]
 
 
 # --- Parquet
@@ -323,7 +330,7 @@ def test_paths_of_parquet_are_text(place: Path) -> None:
     write(path=[1, 2], label=["a", "b"])
     for opened in (open_source, open_pictures):
         with pytest.raises(InputError, match=r"line 1: the column 'path' holds a int \('1'\): write text$"):
-            opened("m.parquet")  # type: ignore[operator]
+            opened("m.parquet")
 
 
 def test_groups_of_parquet_may_be_dates(place: Path) -> None:
