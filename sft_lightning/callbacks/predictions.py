@@ -188,7 +188,8 @@ def _join(path: Path, world_size: int, about: dict[str, str | None]) -> None:
             staged.write_text("path\n", encoding="utf-8")
         _keep_others(path, staged, about)
         path.with_suffix(".json").unlink(missing_ok=True)  # it is never beside predictions of something else
-    write_json(path.with_suffix(".json"), about)
+    if any(about.values()):
+        write_json(path.with_suffix(".json"), about)
 
 
 def _joined(pieces: Sequence[Path], target: Path) -> None:
