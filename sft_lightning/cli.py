@@ -44,6 +44,7 @@ from sft_lightning.losses import feature_losses, regularizers, strategies  # noq
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.options import LINKED, takes_null
 from sft_lightning.predict import take_classes, without_source
+from sft_lightning.run_data import set_splits
 from sft_lightning.runs import (
     LOGS,
     check_checkpoint,
@@ -161,6 +162,9 @@ class SFTCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuses what would only fail inside the Trainer."""
         checkpoint = self._get(self.config_init, "ckpt_path")
+        if isinstance(self.datamodule, ImageDataModule):
+            config = self.config[self.subcommand]
+            set_splits(self.datamodule, config, None if checkpoint is None else run_folder(Path(checkpoint)))
         if checkpoint is None:
             return
         check_checkpoint(Path(checkpoint), self._tensors, self.model)

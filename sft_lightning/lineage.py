@@ -7,6 +7,7 @@ first. Each run holds its whole chain, so that nothing is forgotten when a folde
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from sft_lightning.files import write_json
 from sft_lightning.machine import machine
 
 LINEAGE = "lineage.json"
+SPLIT = "split.csv"
 Link = dict[str, Any]
 _TEXTS = ("run", "published", "file", "sha256", "model", "weights", "head_weights", "date")
 _MACHINE = {"system", "processor", "cores", "python", "torch", "lightning"}
@@ -120,6 +122,39 @@ def before(weights: str, about: Mapping[str, Any], backbone: str) -> list[Link]:
         return list(checked(about["chain"], weights))
     run = run_of(Path(weights))
     return chain_of(run) if run is not None else [{"file": weights, "sha256": file_digest(Path(weights))}]
+
+
+def splits_before(file: Path, about: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
+    """Find the splits of the runs that have led to a file of weights, and have learned labels.
+
+    Args:
+        file: Checkpoint, or exported part.
+        about: What the file says of itself.
+
+    Returns:
+        Files `split.csv`, and folders of runs that have none or are gone.
+    """
+    run = run_of(file)
+    chain = chain_of(run) if run is not None else checked(about.get("chain") or [], str(file))
+    found, missing = list[Path](), list[str]()
+    for link in chain:
+        if "run" not in link or link.get("model") == "AutoencoderModule" or link.get("learns_labels") is False:
+            continue
+        folders = [Path(link["run"])]
+        if run is not None:  # which may have been moved, with the others
+            way = os.path.relpath(link["run"], chain[-1].get("run", ""))
+            folders.insert(0, Path(os.path.normpath(run / way)))
+        split = next((folder / SPLIT for folder in folders if _is_run_of(link, folder)), None)
+        if split is None:
+            missing.append(link["run"])
+        else:
+            found.append(split)
+    return found, missing
+
+
+def _is_run_of(link: Link, folder: Path) -> bool:
+    """Whether a folder holds the run of a link, and its split: another run may have come to have the same name."""
+    return (folder / SPLIT).is_file() and chain_of(folder)[-1].get("date") in (None, link.get("date"))
 
 
 def data_digest(run: Path) -> str | None:

@@ -59,7 +59,7 @@ class RunFolder(SaveConfigCallback):
         """Names the run's folder, the size of the network and the device."""
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
-            self._record(Path(folder))
+            self._record(Path(folder), "labeled" in getattr(pl_module, "batch_parts", ("labeled",)))
             write_circumstances(Path(folder), self.words, self.config.get("seed_everything"), trainer)
         if trainer.is_global_zero and folder is not None:
             write_settings(trainer.loggers, settings(self.config), Path(folder))
@@ -82,7 +82,7 @@ class RunFolder(SaveConfigCallback):
                 again = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
                 logger.experiment._get_file_writer().add_event(again)
 
-    def _record(self, folder: Path) -> None:
+    def _record(self, folder: Path, learns_labels: bool) -> None:
         """What the run starts from."""
         model, data = (self.config.get(name) or {} for name in ("model", "data"))
         settings, of_data = (dict(told.get("init_args") or {}) for told in (model, data))
@@ -91,6 +91,7 @@ class RunFolder(SaveConfigCallback):
             "backbone": settings.get("backbone", settings.get("network")),
             "data": of_data.get("source"),
             "unlabeled": of_data.get("unlabeled_source"),
+            "learns_labels": learns_labels,
         }
         sources: list[Link] = []
         for name in ("weights", "head_weights"):

@@ -1,5 +1,6 @@
 """`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from sft_lightning.data.parts import Part
 from sft_lightning.data.pixel_scale import PixelScale, check_value_range
 from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
+from sft_lightning.data.run_splits import RunSplit, choosing
 from sft_lightning.data.shards import pass_order
 from sft_lightning.data.sources import open_unlabeled
 from sft_lightning.data.split_files import write_manifest
@@ -154,6 +156,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         self.value_range, ranges = value_range, check_value_range(value_range)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop, resize=resize, ranges=ranges)
         self._cache = None if cache is None else Path(cache)
+        self.followed_run: Path | None = None  # the run that goes on or is measured again: its split rules
+        self.starts: Sequence[Path] = ()  # `split.csv` of the runs before it, whose labels it has seen
         self.splits: Splits = {}
         self._parts: list[Part] = []
         self._caches: ImageCaches | None = None
@@ -181,7 +185,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             self.open_predicted()
         folder = self._run_folder()  # a collective call: on every rank
         if folder is not None and stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
-            self.write_splits(folder / MANIFEST, self.splits)
+            if self.followed_run is None:
+                self.write_splits(folder / MANIFEST, self.splits)
             self._list_skipped(folder)
 
     def write_splits(self, path: Path, splits: Splits) -> None:
@@ -191,8 +196,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             path: The file; its folder is made.
             splits: Those of this data module, or others of the same examples.
         """
-        about: dict[str, Any] = {"source": self.opened_source.name, "unlabeled_source": self.unlabeled_source}
-        about |= {"seed": self.request.seed, "class_names": self.class_names}
+        about: dict[str, Any] = {"source": self.opened_source.name, "class_names": self.class_names}
+        about |= choosing(self.request, self.unlabeled_source)
         write_manifest(path, splits, self._parts, self.class_names, about)
 
     def on_exception(self, exception: BaseException) -> None:
@@ -226,9 +231,10 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         if self.unlabeled_source is not None:
             name = self.unlabeled_source
             second = name, open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")
-        self.splits, self._parts = read_splits(
-            source, second, self.request, self.split_file, self.bad, self._converts, self._measures_values
-        )
+        followed = self.followed_run
+        run = None if followed is None else RunSplit(followed / MANIFEST, stage, tuple(self.starts))
+        how = self.split_file, self.bad, self._converts, self._measures_values, run, self.starts
+        self.splits, self._parts = read_splits(source, second, self.request, *how)
         self._describe_files(source.value_ranges)
         self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
         if self._caches is not None and not self._caches:
@@ -250,6 +256,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         """
         other = copy(self)
         other.split_file, other.request = str(run / MANIFEST), replace(self.request, messages=[])
+        other.followed_run, other.starts = None, ()
         other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
         other._class_names = class_names or self._class_names
         other._make_splits("fit")

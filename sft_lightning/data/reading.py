@@ -1,10 +1,12 @@
 """From opened sources to splits: unreadable files, pictures of another shape, and a split that an earlier run wrote."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.images import EncodedImages, MemoryImages
 from sft_lightning.data.parts import Part, Source, concatenated
+from sft_lightning.data.run_splits import RunSplit, leave_out_trained
 from sft_lightning.data.split_files import read_manifest
 from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
 from sft_lightning.errors import InputError
@@ -18,6 +20,8 @@ def read_splits(
     bad: BadImages,
     converts: bool,
     measures: bool = True,
+    run: RunSplit | None = None,
+    starts: Sequence[Path] = (),
 ) -> tuple[Splits, list[Part]]:
     """Reads the sources and divides them.
 
@@ -29,6 +33,8 @@ def read_splits(
         bad: What is done with unreadable files.
         converts: Whether pictures are brought to one size and number of channels.
         measures: Whether to measure the values of images of more than 8 bits.
+        run: Split of a run that goes on or is measured again, which rules.
+        starts: Files `split.csv` of the runs that a new run starts from, whose labels it has seen.
 
     Returns:
         The splits, and all parts that they are of.
@@ -44,10 +50,16 @@ def read_splits(
         listed.append(other)
         if not converts:
             _check_shape(source.name, listed[0], name, other)
-    if split_file is not None:
-        splits = without_leaks(read_manifest(Path(split_file), listed, source.class_names), request)
+
+    def choose(request: Request) -> Splits:
+        if split_file is not None:
+            return without_leaks(read_manifest(Path(split_file), listed, source.class_names), request)
+        return make_splits(parts, other, request, source.class_names)
+
+    if run is not None:
+        splits = run.apply(source.name, source.class_names, parts, other, request, choose)
     else:
-        splits = make_splits(parts, other, request, source.class_names)
+        splits = leave_out_trained(choose(request), starts, request, source.name)
     if bad.untold:
         request.messages.append(bad.told())
     return splits, listed

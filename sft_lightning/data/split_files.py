@@ -2,17 +2,41 @@
 
 import csv
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft_lightning.data.faults import STRADDLING, fault
+from sft_lightning.data.images import Images
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
 from sft_lightning.errors import InputError
 from sft_lightning.files import whole
+
+LEFT_OUT = "left_out"  # stands in the column `split` of an example that is in none
+_WITH_CONTENT = ("labeled", "val", "test")  # whose labels count
+_CONTENT_DIGITS = 32
+_AT_ONCE = 1024  # images whose content is read at a time
+
+
+class Row(NamedTuple):
+    """One example of a `split.csv`.
+
+    Attributes:
+        id: Name of the example.
+        split: One of `NAMES`, or `LEFT_OUT`.
+        label: Name of its class, or empty.
+        content: First hexadecimal digits of the SHA-256 of its file, or of its pixels in memory; empty where unlabeled,
+            and in files of earlier versions.
+    """
+
+    id: str
+    split: str
+    label: str
+    content: str
 
 
 def digest(parts: Iterable[Part]) -> str:
@@ -27,7 +51,7 @@ def digest(parts: Iterable[Part]) -> str:
 def write_manifest(
     path: Path, splits: Splits, parts: Iterable[Part], class_names: Sequence[str], about: dict[str, Any]
 ) -> None:
-    """Writes a split: one comment line of JSON, then `id,split,label`, one example a line.
+    """Writes a split: one comment line of JSON, then `id,split,label,content`, one example a line.
 
     Args:
         path: The file; its folder is made.
@@ -40,12 +64,102 @@ def write_manifest(
     with whole(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {json.dumps(head)}\n")
         writer = csv.writer(file)
-        writer.writerow(("id", "split", "label"))
-        for name, split in splits.items():
-            for example, label in zip(split.ids, split.labels.tolist(), strict=True):
-                # The hidden label of an unlabeled example is nobody's business.
-                shown = class_names[label] if label >= 0 and name != "unlabeled" else ""
-                writer.writerow((example, name, shown))
+        writer.writerow(Row._fields)
+        writer.writerows(split_rows(splits, class_names))
+        writer.writerows(Row(name, LEFT_OUT, "", "") for name in _left_out(splits, list(parts)))
+
+
+def split_rows(
+    splits: Splits, class_names: Sequence[str], with_content: Sequence[str] = _WITH_CONTENT
+) -> Iterator[Row]:
+    """Give the rows of a `split.csv`.
+
+    Args:
+        splits: Splits of a run.
+        class_names: Names of the labels.
+        with_content: Names of the splits whose images are read for their content.
+    """
+    for name, split in splits.items():
+        contents = contents_of(split.part.images, split.indices) if name in with_content else itertools.repeat("")
+        for example, label, content in zip(split.ids, split.labels.tolist(), contents, strict=False):
+            # The hidden label of an unlabeled example is nobody's business.
+            shown = class_names[label] if label >= 0 and name != "unlabeled" else ""
+            yield Row(example, name, shown, content)
+
+
+def contents_of(images: Images, indices: Sequence[int]) -> Iterator[str]:
+    """Give what stands in the column `content` for some images, empty for one that cannot be read.
+
+    Args:
+        images: Collection of images.
+        indices: Positions in it.
+    """
+    for start in range(0, len(indices), _AT_ONCE):
+        some = indices[start : start + _AT_ONCE]
+        try:
+            found = images.fingerprints(some)
+        except OSError:  # one of them
+            found = [_content_of_one(images, i) for i in some]
+        yield from (one.hex()[:_CONTENT_DIGITS] for one in found)
+
+
+def _content_of_one(images: Images, index: int) -> bytes:
+    try:
+        return images.fingerprints([index])[0]
+    except OSError:
+        return b""
+
+
+def _left_out(splits: Splits, parts: Sequence[Part]) -> Iterator[str]:
+    """Names of the examples that are in none of the splits; mostly there are none, and nothing is gone through."""
+    if sum(map(len, parts)) <= sum(map(len, splits.values())):
+        return
+    used = Counter(name for split in splits.values() for name in split.ids)
+    for part in parts:
+        for name in part.ids:
+            if used[name]:
+                used[name] -= 1
+            else:
+                yield name
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """Read the first line of a `split.csv`.
+
+    Args:
+        path: File of a run.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = json.loads(file.readline().removeprefix("# "))
+        if not isinstance(head, dict):
+            raise ValueError("its first line is not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    return head
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read the examples of a `split.csv`.
+
+    Args:
+        path: File of a run.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            file.readline()
+            for row in csv.DictReader(file):
+                if row["split"] not in (*NAMES, LEFT_OUT) or row["id"] is None or row["label"] is None:
+                    raise ValueError(f"split {row['split']!r} is not one of {', '.join(NAMES)}")
+                yield Row(row["id"], row["split"], row["label"], row.get("content") or "")
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str]) -> Splits:
@@ -69,6 +183,8 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
             if not isinstance(head, dict):
                 raise ValueError("its first line is no JSON object")
             for row in csv.DictReader(file):
+                if row["split"] == LEFT_OUT:
+                    continue
                 if row["id"] not in place:
                     raise InputError(
                         f"split_file {str(path)!r} names {row['id']!r}, which the source does not have: "
@@ -114,12 +230,7 @@ def labeled_ids(path: Path) -> set[str]:
     Raises:
         InputError: It is damaged.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            file.readline()
-            return {row["id"] for row in csv.DictReader(file) if row["split"] == "labeled"}
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise _unreadable(path, error) from error
+    return {row.id for row in read_rows(path) if row.split == "labeled"}
 
 
 def split_counts(path: Path) -> dict[str, Counter[str]]:
@@ -132,13 +243,9 @@ def split_counts(path: Path) -> dict[str, Counter[str]]:
         InputError: It is damaged.
     """
     found: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            file.readline()
-            for row in csv.DictReader(file):
-                found[row["split"]][row["label"]] += 1
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise _unreadable(path, error) from error
+    for row in read_rows(path):
+        if row.split != LEFT_OUT:
+            found[row.split][row.label] += 1
     return found
 
 

@@ -354,11 +354,13 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(written: tupl
         "sha256": digest(parts),
         "counts": {name: len(split) for name, split in splits.items()},
     }
-    assert columns == "id,split,label"
-    assert f"{splits['val'].ids[0]},val,{CLASSES[int(splits['val'].labels[0])]}" in rows
+    assert columns == "id,split,label,content"
+    val = splits["val"]
+    content = val.part.images.fingerprints(val.indices[:1])[0].hex()[:32]
+    assert f"{val.ids[0]},val,{CLASSES[int(val.labels[0])]},{content}" in rows
     unlabeled = [row for row in rows if ",unlabeled," in row]
     assert len(unlabeled) == len(splits["unlabeled"])
-    assert all(row.endswith(",unlabeled,") for row in unlabeled)
+    assert all(row.endswith(",unlabeled,,") for row in unlabeled)
     assert [p.name for p in path.parent.iterdir()] == ["split.csv"]
 
 

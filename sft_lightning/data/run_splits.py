@@ -1,0 +1,302 @@
+"""The splits of a run that goes on or is measured again: its `split.csv` rules, and what changed since is reported."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.data.parts import Part, concatenated
+from sft_lightning.data.split_files import (
+    LEFT_OUT,
+    Row,
+    contents_of,
+    digest,
+    read_head,
+    read_rows,
+    split_rows,
+)
+from sft_lightning.data.splits import NAMES, Request, Split, Splits, without_leaks
+from sft_lightning.errors import InputError
+
+HELD_OUT = ("val", "test")
+_NEEDED = {"fit": ("labeled", "unlabeled"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+_SHOWN = 3  # names in a sentence
+_CHOOSING = ("seed", "num_labels", "labels_per_class", "val_size", "test_size", "unlabeled_source")
+
+
+def choosing(request: Request, unlabeled_source: str | None) -> dict[str, Any]:
+    """Return the settings that choose a split, for the first line of its file.
+
+    Args:
+        request: Sizes and seed.
+        unlabeled_source: Name of another source of unlabeled images, or None.
+    """
+    return {name: getattr(request, name, unlabeled_source) for name in _CHOOSING}
+
+
+@dataclass
+class _Changes:
+    """What differs between the data of a run and what lies there now, as names of examples by kind of change."""
+
+    gone: dict[str, list[str]] = field(default_factory=dict)
+    blank: list[str] = field(default_factory=list)
+    relabeled: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    trained: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        said = []
+        if gone := [name for names in self.gone.values() for name in names]:
+            counts = ", ".join(f"{len(names):,} {split}" for split, names in self.gone.items())
+            said.append(f"{_count(gone, 'is', 'are')} gone or unreadable ({counts}): {_some(gone)}")
+        for names, what in (
+            (self.blank, "left out without the former label"),
+            (self.trained, "left out, as the run was trained on what the file now holds"),
+            (self.new, "not in the run's split and left out"),
+        ):
+            if names:
+                said.append(f"{_count(names, 'is', 'are')} {what}: {_some(names)}")
+        if self.changed:
+            said.append(f"{_count(self.changed, 'has', 'have')} other content than in the run: {_some(self.changed)}")
+        if self.relabeled:
+            said.append(
+                f"{_count(self.relabeled, 'has', 'have')} another label than in the run: {_some(self.relabeled)}"
+            )
+        return said
+
+
+def _count(names: Sequence[str], one: str, more: str) -> str:
+    return f"1 image {one}" if len(names) == 1 else f"{len(names):,} images {more}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+
+
+@dataclass(frozen=True)
+class RunSplit:
+    """The split of a run that goes on or is measured again.
+
+    Attributes:
+        path: Its `split.csv`.
+        stage: What is done: `fit`, `validate`, `test` or `predict`.
+        starts: Files `split.csv` of the runs that it started from.
+    """
+
+    path: Path
+    stage: str
+    starts: tuple[Path, ...] = ()
+
+    def apply(
+        self,
+        source: str,
+        class_names: Sequence[str],
+        named: Mapping[str, Part],
+        second: Part | None,
+        request: Request,
+        choose: Callable[[Request], Splits],
+    ) -> Splits:
+        """Divide the examples as the run did; those that it did not have are left out.
+
+        Of other data than that of the run, all is measured but what the run was trained on.
+
+        Args:
+            source: Name of the source, as the user wrote it.
+            class_names: Names of its classes.
+            named: Parts of the source by name.
+            second: Part of another source of unlabeled images, or None.
+            request: Sizes and seed; what is to be said goes into its messages.
+            choose: Makes the splits that a new run would have.
+
+        Raises:
+            InputError: The data of the run is gone, or `fit` would go on with other data.
+        """
+        head, parts = read_head(self.path), list(named.values())
+        everything = [*parts, second] if second is not None else parts
+        if not self._is_of_run(head, source, parts, everything):
+            if self.stage == "fit":
+                raise InputError(
+                    f"the run of {str(self.path)!r} was trained on source {head.get('source')!r}, and source "
+                    f"{source!r} holds other images: go on with the same data, or start a new run from it by "
+                    "model.init_args.weights"
+                )
+            policy = replace(request, on_leak="drop")
+            return leave_out_trained(self._measure_all(named, source, request), (self.path, *self.starts), policy, None)
+        trial = replace(request, messages=[])
+        try:
+            fresh = choose(trial)
+        except InputError:  # too few examples are left
+            fresh = None
+        if fresh is not None and self._is_same(fresh, class_names):
+            request.messages.extend(trial.messages)
+            return fresh
+        changes = _Changes()
+        splits = self._assign(parts, second, class_names, changes)
+        if self.stage == "fit":
+            splits = without_leaks(splits, request)
+        differ = [
+            f"{name} {value} ({head[name]} in the run)"
+            for name, value in choosing(request, head.get("unlabeled_source")).items()
+            if name in head and head[name] != value
+        ]
+        said = changes.sentences()
+        if differ:
+            said.append(f"{', '.join(differ)} would choose another split and {'do' if len(differ) > 1 else 'does'} not")
+        if said:
+            request.messages.append(f"the split is that of the run ({self.path}): {'; '.join(said)}")
+        for name in _NEEDED[self.stage]:
+            if not len(splits[name]) and (lost := changes.gone.get(name)):
+                raise InputError(
+                    f"source {source!r} has none of the {len(lost):,} {name} images of the run any more "
+                    f"({_some(lost)}; {self.path}): put them back, or name other data by data.init_args.source"
+                )
+        return splits
+
+    def _measure_all(self, named: Mapping[str, Part], source: str, request: Request) -> Splits:
+        """Put all that other data has to measure into the split that is measured."""
+        name = _NEEDED[self.stage][0]
+        nothing = Split(next(iter(named.values())), [])
+        if name in named:
+            measured = Split(named[name], range(len(named[name])))
+        else:
+            pieces = [(part, (part.labels >= 0).nonzero()[:, 0].tolist()) for part in named.values()]
+            pieces = [piece for piece in pieces if piece[1]]
+            both = concatenated(*pieces) if pieces else nothing.part
+            measured = Split(both, range(len(both))) if pieces else nothing
+            request.messages.append(f"{source} is not the data of the run: all of its labeled images are measured")
+        return {**dict.fromkeys(NAMES, nothing), name: measured}
+
+    def _is_of_run(self, head: Mapping[str, Any], source: str, parts: Sequence[Part], everything: list[Part]) -> bool:
+        """Whether the source is that of the run, perhaps at another place, and not just one with the same names."""
+        named = head.get("source")
+        if named is not None and os.path.normpath(str(named)) == os.path.normpath(source):
+            return True
+        if digest(everything) == head.get("sha256"):
+            return True
+        place = {name: (part, i) for part in parts for i, name in enumerate(part.ids)}
+        rows = [row for row in read_rows(self.path) if row.split in HELD_OUT]
+        rows = rows or [row for row in read_rows(self.path) if row.split == "labeled"]
+        there = [row for row in rows if row.id in place]
+        if not there or 2 * len(there) < len(rows) or not all(row.content for row in there):
+            return bool(rows) and len(there) == len(rows)
+        same = [row for row in there if next(contents_of(place[row.id][0].images, [place[row.id][1]])) == row.content]
+        return 2 * len(same) >= len(rows)
+
+    @property
+    def _compared(self) -> tuple[str, ...]:
+        """Splits whose content is compared: to measure a run takes no look at what it was trained on."""
+        return ("labeled", *HELD_OUT) if self.stage == "fit" else HELD_OUT
+
+    def _is_same(self, splits: Splits, class_names: Sequence[str]) -> bool:
+        rows = (row for row in read_rows(self.path) if row.split != LEFT_OUT)
+        for then, now in zip_longest(rows, split_rows(splits, class_names, self._compared)):
+            if then is None or now is None or then[:3] != now[:3]:
+                return False
+            if then.content != now.content and then.content and now.split in self._compared:
+                return False
+        return True
+
+    def _assign(
+        self, parts: Sequence[Part], second: Part | None, class_names: Sequence[str], changes: _Changes
+    ) -> Splits:
+        sources = [*parts, second] if second is not None else list(parts)
+        place = {name: (k, i) for k, part in enumerate(parts) for i, name in enumerate(part.ids)}
+        apart = place if second is None else {name: (len(parts), i) for i, name in enumerate(second.ids)}
+        rows = list(read_rows(self.path))
+        trained = {row.content for row in rows if row.split == "labeled" and row.content}
+        chosen: dict[str, dict[int, list[int]]] = {name: {} for name in NAMES}
+        listed = {"own": set[str](), "apart": set[str]()}
+        for row in rows:
+            in_second = row.split == "unlabeled" and second is not None
+            listed["apart" if in_second else "own"].add(row.id)
+            if row.split == LEFT_OUT:
+                listed["apart"].add(row.id)
+                continue
+            found = (apart if in_second else place).get(row.id)
+            if found is None:
+                changes.gone.setdefault(row.split, []).append(row.id)
+            elif self._is_kept(row, sources[found[0]], found[1], class_names, trained, changes):
+                chosen[row.split].setdefault(found[0], []).append(found[1])
+        changes.new = [name for name in place if name not in listed["own"]]
+        if second is not None:
+            changes.new += [name for name in apart if name not in listed["apart"]]
+        splits: Splits = {}
+        for name, by_part in chosen.items():
+            pieces = [Split(sources[k], indices) for k, indices in by_part.items()]
+            if len(pieces) > 1:
+                both = concatenated(*((piece.part, piece.indices) for piece in pieces))
+                pieces = [Split(both, list(range(len(both))))]
+            splits[name] = pieces[0] if pieces else Split(sources[0], [])
+        return splits
+
+    def _is_kept(
+        self, row: Row, part: Part, i: int, class_names: Sequence[str], trained: set[str], changes: _Changes
+    ) -> bool:
+        """Whether an example that is still there stays in its split."""
+        label = int(part.labels[i])
+        now = class_names[label] if label >= 0 else ""
+        if row.label and not now:
+            changes.blank.append(row.id)
+            return False
+        if row.label and now != row.label:
+            changes.relabeled.append(f"{row.id} ({row.label} then, {now} now)")
+        if row.content and row.split in self._compared:
+            content = next(contents_of(part.images, [i]))
+            if content != row.content and content in trained and row.split in HELD_OUT:
+                changes.trained.append(row.id)
+                return False
+            if content != row.content:
+                changes.changed.append(row.id)
+        return True
+
+
+def leave_out_trained(splits: Splits, trained: Sequence[Path], request: Request, source: str | None) -> Splits:
+    """Leave out of validation and test what runs have learned the labels of.
+
+    Args:
+        splits: Splits that a new run would have.
+        trained: Files `split.csv` of the runs.
+        request: Policy for leaks; what is to be said goes into its messages.
+        source: Name of the source, by which examples of runs without recorded content are compared; None for another
+            source than theirs.
+
+    Raises:
+        InputError: The policy is `raise`, or nothing is left of a split.
+    """
+    contents: dict[str, Path] = {}
+    names: dict[str, Path] = {}
+    for path in trained:
+        is_same_source = source is not None and read_head(path).get("source") == source
+        for row in read_rows(path):
+            if row.split == "labeled" and row.content:
+                contents.setdefault(row.content, path)
+            elif row.split == "labeled" and is_same_source:
+                names.setdefault(row.id, path)
+    if not contents and not names:
+        return splits
+    kept = dict(splits)
+    for name in HELD_OUT:
+        split = splits[name]
+        found = {
+            i: path
+            for i, one, content in zip(
+                split.indices, split.ids, contents_of(split.part.images, split.indices), strict=True
+            )
+            if (path := contents.get(content) or names.get(one)) is not None
+        }
+        if not found:
+            continue
+        runs = ", ".join(sorted({str(path.parent) for path in found.values()}))
+        shown = _some([repr(split.part.ids[i]) for i in found])
+        what = f"{len(found):,} of {len(split):,} {name} images are images that {runs} learned the labels of ({shown})"
+        remedy = f"give data.init_args.split_file={next(iter(found.values()))} for the split of that run"
+        if request.on_leak == "raise":
+            raise InputError(f"{what}: {remedy}, or set on_leak: drop to leave them out")
+        if len(found) == len(split):
+            raise InputError(f"{what}, and none is left: {remedy}, or give other data")
+        request.messages.append(f"{what} and are left out; {remedy}")
+        kept[name] = Split(split.part, [i for i in split.indices if i not in found])
+    return kept

@@ -1,0 +1,194 @@
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_lightning.data.datamodule import ImageDataModule
+from sft_lightning.data.split_files import LEFT_OUT, read_rows
+from sft_lightning.errors import InputError
+from tests.data.conftest import MakeFolder, picture
+
+SETTINGS: dict[str, Any] = {"num_labels": 8, "test_size": 6, "val_size": 4, "image_size": 8, "num_workers": 0}
+Ids = dict[str, list[str]]
+
+
+def made(source: Path, run: Path | None = None, stage: str = "test", **settings: Any) -> ImageDataModule:
+    data = ImageDataModule(**{"source": str(source), **SETTINGS, **settings})
+    data.followed_run = run
+    data.setup(stage)
+    return data
+
+
+def ids(data: ImageDataModule) -> Ids:
+    return {name: split.ids for name, split in data.splits.items()}
+
+
+def said(data: ImageDataModule) -> str:
+    return "\n".join(data.request.messages)
+
+
+@pytest.fixture
+def source(folder: MakeFolder) -> Path:
+    return folder("cat", "dog", count=20)
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Path:
+    return write_run(made(source, stage="fit"), tmp_path / "run")
+
+
+def write_run(data: ImageDataModule, folder: Path) -> Path:
+    data.write_splits(folder / "split.csv", data.splits)
+    return folder
+
+
+def recorded(run: Path) -> Ids:
+    rows = list(read_rows(run / "split.csv"))
+    return {name: [row.id for row in rows if row.split == name] for name in ("labeled", "unlabeled", "val", "test")}
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_unchanged_data_is_divided_as_the_run_did_without_a_word(source: Path, run: Path, stage: str) -> None:
+    again = made(source, run, stage)
+    assert ids(again) == recorded(run)
+    assert said(again) == ""
+
+
+def test_removed_images_are_named_and_no_others_take_their_place(source: Path, run: Path) -> None:
+    then = recorded(run)
+    for name in then["test"][:2] + then["labeled"][:1]:
+        (source / name).unlink()
+    now = made(source, run)
+    assert ids(now) == {**then, "test": then["test"][2:], "labeled": then["labeled"][1:]}
+    assert f"3 images are gone or unreadable (1 labeled, 2 test): {then['labeled'][0]}, {then['test'][0]}" in said(now)
+
+
+def test_a_run_all_of_whose_test_images_were_removed_is_not_tested(source: Path, run: Path) -> None:
+    for name in recorded(run)["test"]:
+        (source / name).unlink()
+    with pytest.raises(InputError, match="none of the 6 test images of the run any more"):
+        made(source, run)
+
+
+def test_new_images_are_named_and_in_no_split(source: Path, run: Path) -> None:
+    picture(source / "cat" / "new.png", 777)
+    for stage in ("fit", "test"):
+        now = made(source, run, stage)
+        assert ids(now) == recorded(run)
+        assert "1 image is not in the run's split and left out: cat/new.png" in said(now)
+
+
+@pytest.mark.parametrize("settings", [{"seed": 5}, {"num_labels": 10}, {"val_size": 8, "test_size": 2}])
+def test_settings_that_would_choose_another_split_are_named_and_do_not(
+    source: Path, run: Path, settings: dict[str, Any]
+) -> None:
+    for stage in ("fit", "test"):
+        now = made(source, run, stage, **settings)
+        assert ids(now) == recorded(run)
+        for name, value in settings.items():
+            assert re.search(rf"{name} {value}(\.0)? \({SETTINGS.get(name, 0)}(\.0)? in the run\)", said(now))
+
+
+def test_a_test_file_that_now_holds_a_training_image_is_left_out(source: Path, run: Path) -> None:
+    then = recorded(run)
+    shutil.copy(source / then["labeled"][0], source / then["test"][0])
+    picture(source / then["test"][1], 778)
+    now = made(source, run)
+    assert ids(now)["test"] == then["test"][1:]
+    assert f"1 image is left out, as the run was trained on what the file now holds: {then['test'][0]}" in said(now)
+    assert f"1 image has other content than in the run: {then['test'][1]}" in said(now)
+
+
+def test_a_training_image_that_now_is_a_test_image_is_not_trained_on(source: Path, run: Path) -> None:
+    then = recorded(run)
+    shutil.copy(source / then["test"][0], source / then["labeled"][0])
+    now = made(source, run, "fit")
+    assert ids(now) == {**then, "labeled": then["labeled"][1:]}
+    assert "1 image has other content than in the run" in said(now)
+
+
+def test_labels_that_changed_are_named(source: Path, tmp_path: Path) -> None:
+    rows = [(f"{c}/{i}.png", c) for c in ("cat", "dog") for i in range(20)]
+
+    def write(rows: list[tuple[str, str]]) -> Path:
+        with (source / "list.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "label"), *rows])
+        return source / "list.csv"
+
+    run = write_run(made(write(rows), stage="fit"), tmp_path / "run")
+    first, second = recorded(run)["test"][:2]
+    other = {"cat": "dog", "dog": "cat"}
+    now = made(write([(p, other[c] if p == first else "" if p == second else c) for p, c in rows]), run)
+    assert second not in ids(now)["test"]
+    assert f"1 image is left out without the former label: {second}" in said(now)
+    label = dict(rows)[first]
+    assert f"1 image has another label than in the run: {first} ({label} then, {other[label]} now)" in said(now)
+
+
+def test_a_copy_at_another_place_is_the_data_of_the_run(source: Path, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "elsewhere")
+    assert ids(made(copy, run)) == recorded(run)
+    (copy / recorded(run)["test"][0]).unlink()
+    assert ids(made(copy, run))["test"] == recorded(run)["test"][1:]
+
+
+def test_other_data_is_measured_without_what_the_run_was_trained_on(source: Path, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(3):
+            picture(other / name / f"{i}.png", 900 + 10 * c + i)
+    shutil.copy(source / recorded(run)["labeled"][0], other / "cat" / "known.png")
+    for stage, name in (("test", "test"), ("predict", "test"), ("validate", "val")):
+        now = made(other, run, stage)
+        assert ids(now)[name] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3)]
+        assert "all of its labeled images are measured" in said(now)
+        assert f"1 of 7 {name} images are images that" in said(now)
+    with pytest.raises(InputError, match="holds other images: go on with the same data"):
+        made(other, run, "fit", num_labels=None)
+    for c, name in enumerate(("cat", "dog")):
+        picture(other / "train" / name / "0.png", 950 + c)
+        (other / "test").mkdir(exist_ok=True)
+        (other / name).rename(other / "test" / name)
+    assert len(ids(made(other, run))["test"]) == 6
+
+
+def test_a_start_that_has_seen_test_labels(source: Path, run: Path) -> None:
+    def started(**settings: Any) -> ImageDataModule:
+        data = ImageDataModule(**{"source": str(source), **SETTINGS, "seed": 1, **settings})
+        data.starts = [run / "split.csv"]
+        data.setup("fit")
+        return data
+
+    seen = set(recorded(run)["labeled"])
+    plain = made(source, stage="fit", seed=1)
+    leaked = seen & {*ids(plain)["test"], *ids(plain)["val"]}
+    assert leaked
+    now = started()
+    held_out = {*ids(now)["test"], *ids(now)["val"]}
+    assert held_out == {*ids(plain)["test"], *ids(plain)["val"]} - seen
+    assert "learned the labels of" in said(now)
+    with pytest.raises(InputError, match=r"learned the labels of .*split_file=.*or set on_leak: drop"):
+        started(on_leak="raise")
+    same = started(seed=0)
+    assert ids(same) == recorded(run)
+    assert said(same) == ""
+    # What was left out stays so, and is not taken for new.
+    second = write_run(now, run.parent / "second")
+    assert {row.id for row in read_rows(second / "split.csv") if row.split == LEFT_OUT} == leaked
+    again = made(source, second, seed=1)
+    assert ids(again) == ids(now)
+    assert said(again) == ""
+
+
+def test_a_split_of_an_earlier_version_rules_too(source: Path, run: Path) -> None:
+    path = run / "split.csv"
+    then = recorded(run)
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(line.rpartition(",")[0] for line in lines)]) + "\n")
+    assert said(made(source, run)) == ""
+    (source / then["test"][0]).unlink()
+    picture(source / "cat" / "new.png", 777)
+    assert ids(made(source, run)) == {**then, "test": then["test"][1:]}
