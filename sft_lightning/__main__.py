@@ -39,8 +39,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         mistake: BaseException | None = cause(error)
-        # What Lightning says of settings that do not go together is a sentence, too.
-        if mistake is None and type(error).__name__ == "MisconfigurationException":
+        # What Lightning says of settings that do not go together is a sentence, too, and so is what it says of a
+        # package that a callback needs; a module that Python itself does not find has a name.
+        missing = isinstance(error, ModuleNotFoundError) and error.name is None
+        if mistake is None and (missing or type(error).__name__ == "MisconfigurationException"):
             mistake = error
         if mistake is None:
             raise

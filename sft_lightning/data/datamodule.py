@@ -30,7 +30,7 @@ from sft_lightning.data.sources import open_unlabeled
 from sft_lightning.data.split_files import write_manifest
 from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
 from sft_lightning.data.to_predict import ToPredict
-from sft_lightning.data.views import StrongView, WeakView
+from sft_lightning.data.views import StrongView, WeakView, make_view
 from sft_lightning.errors import InputError, above_zero, at_least, shares
 
 MANIFEST = "split.csv"
@@ -142,7 +142,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         self.unlabeled_source, self.predict_source, self.split_file = unlabeled_source, predict_source, split_file
         self.request = Request(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
         self.bad = BadImages(on_bad_image)
-        self.weak_view, self.strong_view = weak_view, strong_view
+        self.weak_view = make_view(WeakView, weak_view, "weak_view")
+        self.strong_view = make_view(StrongView, strong_view, "strong_view")
         self.labeled_views = ("weak", "strong") if labeled_view == "both" else (labeled_view,)
         self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size

@@ -1,6 +1,8 @@
 """Views: from uint8 pictures to what a network sees, for a whole batch at once, on its device, random per sample."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from sft_lightning.data.affine import random_affine
 from sft_lightning.data.randaugment import cutout, grayscale, randaugment
 from sft_lightning.device import sent
-from sft_lightning.errors import InputError, at_least, shares
+from sft_lightning.errors import InputError, at_least, near, shares
 
 _APART = 0x9E3779B9  # between the seeds of the views of one batch; of 32 bits, all that torch's CPU generator knows
 
@@ -78,6 +80,34 @@ class StrongView:
     def __bool__(self) -> bool:
         """Whether it changes anything."""
         return self.operations > 0 or self.cutout > 0
+
+
+View = TypeVar("View", WeakView, StrongView)
+
+
+def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> View:
+    """Return a view, also where its fields stand in a mapping, as they do in YAML.
+
+    Args:
+        kind: Class of the view.
+        given: A view, or its fields by name.
+        name: Name of the setting.
+
+    Raises:
+        InputError: The mapping has other fields, or it is no mapping.
+    """
+    if isinstance(given, kind):
+        return given
+    known = [field.name for field in fields(kind)]
+    if not isinstance(given, Mapping):
+        raise InputError(f"{name} is {given!r:.60}: give a {kind.__name__}, or a mapping with {', '.join(known)}")
+    for key in given:
+        if key not in known:
+            raise InputError(f"{name} has {key!r}{near(str(key), known)}: give some of {', '.join(known)}")
+    try:
+        return kind(**given)
+    except TypeError as error:  # a text in the place of a number
+        raise InputError(f"{name} is {dict(given)} ({error}): give numbers") from error
 
 
 def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:

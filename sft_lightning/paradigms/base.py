@@ -64,8 +64,18 @@ class Paradigm(LightningModule, ABC):
             on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
                 out (`skip`); in either case it changes no parameter.
             nonfinite_limit: So many steps may be left out; one more stops the training.
+
+        Raises:
+            InputError: A setting is of another type.
         """
         super().__init__()
+        for name, given in (("optimizer", optimizer), ("lr_scheduler", lr_scheduler)):
+            if given is not None and not callable(given):
+                raise InputError(f"{name} is {given!r:.60}: give a function that makes it (in YAML, a class_path)")
+        if not isinstance(regularizer, Regularizer | None):
+            raise InputError(
+                f"regularizer is {regularizer!r:.60}: give an object such as L2(0.1) (in YAML, a class_path)"
+            )
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.regularizer = regularizer
         self._guard = NonfiniteGuard(on_nonfinite, nonfinite_limit)

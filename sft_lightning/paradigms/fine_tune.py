@@ -112,6 +112,8 @@ class FineTuneClassifier(Paradigm):
         decays(label_smoothing=label_smoothing)
         at_least(0, head_only_epochs=head_only_epochs)
         weight = _order_weights(class_weights, class_names, num_classes)
+        if not isinstance(adapter, Adapter | None):
+            raise InputError(f"adapter is {adapter!r:.60}: give an object such as LoRA() (in YAML, a class_path)")
         if adapter is not None and isinstance(regularizer, L2SP):
             raise InputError(
                 "regularizer L2SP draws the backbone's own weights to their start, where adapter "
