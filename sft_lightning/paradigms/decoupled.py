@@ -171,10 +171,16 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
                 "CosinePrototype with prototypes: simplex, or coupling: joint."
             )
 
+    def _stage_of(self, epoch: int) -> int:
+        return 2 if self.coupling == "two_stage" and epoch >= self.feature_epochs else 1
+
+    def _set_depth(self, epoch: int) -> None:
+        self._set_trained(self._stage_of(epoch))  # before the backbone: DDP is wrapped anew with what learns then
+        super()._set_depth(epoch)
+
     def on_train_epoch_start(self) -> None:
         """Begins the second stage when its epoch has come."""
-        stage = 2 if self.coupling == "two_stage" and self.current_epoch >= self.feature_epochs else 1
-        self._set_trained(stage)
+        stage = self._stage_of(self.current_epoch)
         if stage == 1:  # again, where a module is trained a second time
             self.stage.fill_(1)
         if stage == 2 and int(self.stage) == 1:  # a resumed run that is in its second stage finds 2 in its checkpoint

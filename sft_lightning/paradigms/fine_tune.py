@@ -272,14 +272,23 @@ class FineTuneClassifier(Paradigm):
         """The head, then what is tuned of the backbone, from the last block to the first.
 
         A `BaseFinetuning` of Lightning adds to the optimizer what it has frozen before, with a rate of its own.
+
+        Raises:
+            InputError: There is a schedule, which cannot follow.
         """
         groups = [Group("head", list(self.head.parameters()), 1.0), *self.depth.groups()]
         if not self._has_finetuning_callback:
             return groups
-        return [
+        kept = [
             group._replace(parameters=[p for p in group.parameters if not self.depth.is_frozen_by_others(p)])
             for group in groups
         ]
+        if kept != groups and self._lr_scheduler is not None:
+            raise InputError(
+                "a callback such as BackboneFinetuning adds parameters to the optimizer later, which lr_scheduler "
+                "cannot follow: set lr_scheduler: null, or head_only_epochs and backbone_lr_scale in place of the callback"
+            )
+        return kept
 
     @property
     def _has_finetuning_callback(self) -> bool:

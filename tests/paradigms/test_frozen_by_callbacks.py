@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier
+from sft_lightning.errors import InputError
 from sft_lightning.losses.supcon import SupCon
 from tests.paradigms.helpers import SHAPE, Recorder, classifier, moved, sample, state, trainer
 
@@ -104,6 +105,12 @@ def test_backbone_finetuning_of_lightning_releases_at_its_epoch() -> None:
     assert weights <= moved(seen.states[0], seen.states[1])
     assert seen.rates[0] == [0.05]
     assert seen.rates[2] == [0.05, 0.005]  # the head keeps its rate
+
+
+def test_a_schedule_cannot_follow_backbone_finetuning() -> None:
+    model = classifier("conv", lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda _: 1.0))
+    with pytest.raises(InputError, match=r"BackboneFinetuning adds .* set lr_scheduler: null, or head_only_epochs"):
+        trainer([BackboneFinetuning(unfreeze_backbone_at_epoch=1)]).fit(model, sample())
 
 
 @pytest.mark.parametrize("tune", ["head", "last_k_blocks"])
