@@ -286,7 +286,7 @@ class FineTuneClassifier(Paradigm):
         if kept != groups and self._lr_scheduler is not None:
             raise InputError(
                 "a callback such as BackboneFinetuning adds parameters to the optimizer later, which lr_scheduler "
-                "cannot follow: set lr_scheduler: null, or head_only_epochs and backbone_lr_scale in place of the callback"
+                "cannot follow: set lr_scheduler: null, or head_only_epochs and backbone_lr_scale instead of the callback"
             )
         return kept
 
