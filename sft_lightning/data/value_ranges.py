@@ -110,12 +110,13 @@ def measure_values(pixels: npt.NDArray[Any]) -> ValueFacts:
     sample = pixels.reshape(-1)[:: max(1, pixels.size // _SAMPLE)]
     is_finite = True
     if is_float:
-        finite = pixels[np.isfinite(pixels)]
-        is_finite = finite.size == pixels.size
-        if not finite.size:
-            raise OSError("none of its values is finite")
-        pixels, sample = finite, sample[np.isfinite(sample)] if not is_finite else sample
-        sample = sample if sample.size else finite
+        mask = np.isfinite(pixels)
+        is_finite = bool(mask.all())
+        if not is_finite:
+            pixels, sample = pixels[mask], sample[np.isfinite(sample)]
+            if not pixels.size:
+                raise OSError("none of its values is finite")
+            sample = sample if sample.size else pixels
     low, high = np.quantile(sample.astype(np.float64), (_TAIL, 1 - _TAIL))
     return ValueFacts(is_float, float(pixels.min()), float(pixels.max()), float(low), float(high), is_finite)
 

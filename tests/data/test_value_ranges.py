@@ -15,6 +15,8 @@ from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.data.images import open_image
 from sft_lightning.data.pixel_scale import check_value_range
+from sft_lightning.data.sharding import write_shards
+from sft_lightning.data.sources import open_source
 from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges, choose_ranges, measure_values
 from sft_lightning.errors import InputError
 from tests.conftest import CONFIGS
@@ -157,3 +159,20 @@ def test_a_scale_of_the_training_goes_before_that_of_other_images(tmp_path: Path
     eight_bits = opened(folder(tmp_path / "c", {f"{v}.png": even(v, np.uint8) for v in (1, 2, 3, 4)}))
     assert eight_bits.state_dict() == {}
     assert eight_bits.geometry.ranges == UNKNOWN
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_shards_keep_the_scale_of_the_data_set(size: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("litdata")
+    source = folder(tmp_path / "set", {f"{v}.png": even(v, np.uint16) for v in (100, 2048, 4000, 3000)})
+    write_shards(open_source(str(source)), tmp_path / "shards", image_size=size)
+    data = opened(tmp_path / "shards")
+    assert data.geometry.ranges == ValueRanges((0, 4095))
+    assert [int(pixels_of(data, str(v))[4, 4]) for v in (100, 2048, 4000)] == [6, 128, 249]
+
+
+def test_white_may_be_zero(tmp_path: Path) -> None:
+    Image.fromarray(even(65535, np.uint16)).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "x.tif") as file:
+        assert file.tag_v2[262] == 0  # type: ignore[attr-defined]
+    assert np.array(open_image(tmp_path / "x.tif", 1)).max() == 0
