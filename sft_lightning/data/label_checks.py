@@ -5,7 +5,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
 from sft_lightning.data.faults import fault
+from sft_lightning.data.parts import split_of_name
 
+_DECIMAL = re.compile(r"[+-]?[0-9]+\.0+")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 # What other tools write where a label is missing.
 _MISSING = {
@@ -55,6 +57,8 @@ def check_class_names(
     for name in names:
         if name not in listed and name != _visible(name):
             sentences.append(f"{where}: the class name {name!a} has characters that cannot be seen")
+        elif name not in listed and len(name) > 1 and name[0] == name[-1] and name[0] in "'\"`":
+            sentences.append(f"{where}: the class name {name!r} has quotes in it: remove them if they are not meant")
         elif name not in listed and _mixes_scripts(name):
             sentences.append(f"{where}: the class name {name!r} mixes Latin and Cyrillic letters ({name!a})")
     return sentences
@@ -79,6 +83,20 @@ def check_missing_labels(
     """
     sentences = []
     listed = set(meant)
+    if counts and not {*counts} & listed and all(map(split_of_name, counts)):
+        sentence = f"{where}: the labels ({', '.join(map(repr, counts))}) are words for splits: "
+        sentence += "call their column 'split' and give labels, or list them in class_names if they are classes"
+        fault("labels that are words for splits", "", next(iter(counts)), "in the place of a class", sentence)
+    if counts and not {*counts} & listed and all(_DECIMAL.fullmatch(label) for label in counts):
+        some = f"{where}: the labels are whole numbers written as decimals, such as {next(iter(counts))!r}, as some "
+        sentences.append(f"{some}programs write them beside blanks: a class called '0' elsewhere is another one")
+    for label in counts:
+        pieces = re.split(r"\s*[|;,/&+]\s*", label)
+        if len(pieces) > 1 and label not in listed and all(piece in counts for piece in pieces):
+            sentences.append(
+                f"{where}: the label {label!r} is taken as a class of its own, not as {len(pieces)} labels"
+            )
+            break
     for label, count in counts.items():
         if label in listed:
             continue

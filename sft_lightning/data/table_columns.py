@@ -13,8 +13,21 @@ _FEW = 12  # distinct values that a column of splits has at most
 _SYNONYMS = {
     "path": {"path", "filepath", "file", "image", "imagepath", "imagefile", "img", "imgpath", "fname", "url", "uri"},
     "label": {"label", "class", "classlabel", "category", "target", "y", "annotation", "groundtruth", "gt"},
-    "split": {"split", "datasplit", "set", "subset", "fold", "partition", "phase", "stage", "usage", "dataset"},
-    "group": {"group", "patient", "subject", "participant", "person", "individual", "video", "clip"},
+    "split": {
+        "split",
+        "datasplit",
+        "set",
+        "subset",
+        "fold",
+        "partition",
+        "phase",
+        "stage",
+        "usage",
+        "dataset",
+        "kfold",
+        "cv",
+    },
+    "group": {"group", "patient", "subject", "participant", "person", "individual", "video", "clip", "mrn", "pid"},
 }
 # Columns that may stand for groups, but often do not.
 _PERHAPS_GROUP = {
@@ -162,6 +175,15 @@ class TableColumns:
     def _rename(self, missing: Sequence[str]) -> str:
         pairs = [(name, kind) for kind in missing for name in self._names if _stem(name) in _SYNONYMS[kind]]
         return f": rename {' and '.join(f'{name!r} to {kind!r}' for name, kind in pairs)}" if pairs else ""
+
+
+def count_known(names: Sequence[str]) -> int:
+    """Return how many columns are known, or called as other programs call them.
+
+    Args:
+        names: Names of columns.
+    """
+    return sum(_plain(name) in KNOWN or _stem(name) in set().union(*_SYNONYMS.values()) for name in names)
 
 
 def _plain(name: str) -> str:

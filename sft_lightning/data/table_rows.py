@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from sft_lightning.data.table_columns import KNOWN, TableColumns
+from sft_lightning.data.table_columns import KNOWN, TableColumns, count_known
 from sft_lightning.errors import InputError
 from sft_lightning.spreadsheet import restore_cell
 
@@ -87,11 +87,8 @@ class TableRows:
             if bare.lower().startswith("sep=") and len(bare) <= 5:  # which spreadsheets write and read
                 candidates = bare[4:] or "\t"
             elif bare and not bare.startswith("#"):
-                try:
-                    headers = {d: next(csv.reader([text], delimiter=d, strict=True)) for d in candidates}
-                except csv.Error as error:
-                    raise lines.torn(lines.number, ",", error) from error
-                best = max(headers, key=lambda d: sum(name.strip().casefold() in KNOWN for name in headers[d]))
+                headers = {d: next(csv.reader([text], delimiter=d, skipinitialspace=True)) for d in candidates}
+                best = max(headers, key=lambda d: count_known(headers[d]))
                 return best, headers[best]
         return ",", []
 
@@ -106,7 +103,7 @@ class TableRows:
                 remedy = f"write the {delimiter!r} of blank cells, too"
             raise InputError(f"{where}: it has {_cells(len(cells))} and the header has {len(names)}: {remedy}")
         for i, cell in enumerate(cells[: len(names)]):
-            below = cell.splitlines()[1:]
+            below = re.split("\r\n|\r|\n", cell)[1:]
             if not below:
                 continue
             at = columns.positions["path"]

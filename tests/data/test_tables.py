@@ -74,6 +74,9 @@ def lines(separator: str = ",", end: str = "\n") -> str:
         "".join(f"{i},{line}\n" for i, line in zip(["", *range(8)], lines().splitlines(), strict=True)),
         lines().replace("path,label", " PATH ,\ufeffLabel"),
         lines().replace("path,label", "'Path','LABEL'"),
+        "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in lines().splitlines()),
+        "\n".join(";".join(f'"{cell}"' for cell in line.split(",")) for line in lines().splitlines()),
+        lines().replace("path,label", '"path", "label"'),
         "label,width,path\n" + "".join(f"{label},12,{name}\n" for name, label in ROWS),
         lines().replace("0.png", "./0.png").replace("1.png", "x/../1.png"),
         "path,label,note\n" + "".join(f'{name},{label},"one,\n two\n"\n' for name, label in ROWS),
@@ -132,6 +135,7 @@ def test_tables_that_say_the_same_are_read_alike(text: str | bytes, place: Path)
         ("path,label\n0.png,cat\n1.png,c\u200bat\n", r"classes 'cat' (line 2) and 'c\u200bat' (line 3)"),
         ("path,label\n0.png,cat\n1.png,NA\n2.png,NA\n", "2 labels are 'NA' (first: line 3): leave the label blank"),
         ("path,label\n0.png,0\n1.png,1\n2.png,-1\n", "1 label is '-1' (first: line 4)"),
+        ("path,label\n0.png,train\n1.png,test\n", "the labels ('train', 'test') are words for splits"),
         # Paths.
         ("path,label\n0.png,cat\nhttps://x.org/1.png,dog\n", "line 3: path 'https://x.org/1.png' is a URL: download"),
         ("path,label\n0.png,cat\ns3://x/1.png,dog\n", "is a URL"),
@@ -172,6 +176,14 @@ def test_case_of_a_file_system_that_overlooks_it(place: Path) -> None:
         ("path,label,patient\n0.png,cat,a\n1.png,dog,b\n", "the column 'patient' is ignored; if it holds the group"),
         ("path,label,site\n0.png,cat,a\n1.png,dog,a\n", "the column 'site' is ignored; if it holds the group of"),
         ("path,label,fold\n0.png,cat,0\n1.png,dog,1\n", "the column 'fold' is ignored; if it holds the split"),
+        ("path,label,kfold\n0.png,cat,0\n1.png,dog,1\n", "the column 'kfold' is ignored; if it holds the split"),
+        ("path,label,MRN\n0.png,cat,0\n1.png,dog,1\n", "the column 'MRN' is ignored; if it holds the group"),
+        (
+            "path,label\n0.png,0.0\n1.png,1.0\n2.png,\n",
+            "the labels are whole numbers written as decimals, such as '0.0'",
+        ),
+        ("path,label\n0.png,cat\n1.png,dog\n2.png,cat | dog\n", "the label 'cat | dog' is taken as a class of its own"),
+        ("path,label\n0.png,'cat'\n1.png,dog\n", "the class name \"'cat'\" has quotes in it"),
         ("path,label,split,set\n0.png,cat,,train\n1.png,dog,,test\n", "the column is ignored: 'set'"),
         ("path,label\n0.png,cat\n1.png,unknown\n", "1 label is 'unknown' (first: line 3), which is taken as a class"),
         ("path,label\n0.png,a\n1.png,A\n", "the classes 'a' (line 2) and 'A' (line 3) differ in case alone"),
@@ -196,6 +208,8 @@ def test_what_may_be_meant_is_a_sentence(text: str, sentence: str, place: Path) 
         ("path,label\n0.png,Cat\n1.png,cat\n", ["Cat", "cat"]),
         ("path,label\n0.png,cat\n1.png,NA\n", ["cat", "NA"]),
         ("path,label\n0.png,cat\n1.png,unknown\n", ["cat", "unknown"]),
+        ("path,label\n0.png,test\n1.png,train\n", ["train", "test"]),
+        ("path,label\n0.png,0.0\n1.png,1.0\n", ["0.0", "1.0"]),
     ],
 )
 def test_listed_class_names_are_meant(text: str, meant: list[str], place: Path) -> None:
