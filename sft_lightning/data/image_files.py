@@ -22,6 +22,8 @@ from sft_lightning.files import locked
 
 LARGE = 2**25  # pixels; larger images are converted in strips, and one at a time on a machine
 LONG = 1.5  # longer side by shorter side, from which on a central square loses more than a third of the area
+DARK = 64  # of 255: what data of 14 or fewer of 16 bits stays below
+_COLOR = ("RGB", "RGBA")
 # Color images of other modes are refused: Pillow converts them to neither gray nor RGB.
 READABLE_MODES = frozenset(
     ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -54,7 +56,7 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
             if image.mode not in READABLE_MODES | DEEP_MODES:
                 raise OSError(f"its pixels are of the mode {image.mode!r}, which cannot be converted to RGB")
             yield image
-    except OSError:
+    except (OSError, Warning):  # a warning where the user makes errors of warnings
         raise
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
@@ -154,11 +156,13 @@ class ImageFacts(NamedTuple):
         width: In pixels, before EXIF turns it.
         height: In pixels, before EXIF turns it.
         values: Of an image of more than 8 bits, where they were asked for.
+        brightest: Largest value, of 255, of a color image of 16 bits a channel, where it was asked for.
     """
 
     width: int
     height: int
     values: ValueFacts | None
+    brightest: int | None = None
 
 
 @dataclass
@@ -170,12 +174,14 @@ class FileFacts:
         long: Number of those that are longer than 1.5 times their width, or wider than 1.5 times their height.
         values: Of the images of more than 8 bits, where they were measured.
         not_finite: Files of images with NaN or infinite values.
+        brightest: Largest value, of 255, of color images of 16 bits a channel; None where there is none.
     """
 
     count: int = 0
     long: int = 0
     values: list[ValueFacts] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
+    brightest: int | None = None
 
     def add(self, path: Path, facts: ImageFacts) -> None:
         """Count one image.
@@ -186,6 +192,8 @@ class FileFacts:
         """
         self.count += 1
         self.long += max(facts.width, facts.height) > LONG * min(facts.width, facts.height)
+        if facts.brightest is not None:
+            self.brightest = max(self.brightest or 0, facts.brightest)
         if facts.values is not None:
             self.values.append(facts.values)
             if not facts.values.is_finite:
@@ -203,17 +211,19 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
     Returns:
         What can be said of the readable ones, and the reason why each other cannot be read, by its position.
     """
-    has_full_range = False
+    has_full_range = has_bright_color = False
 
     def needs_values(mode: str) -> bool:
-        return measures and not (has_full_range and mode.startswith("I;16"))
+        enough = has_full_range if mode.startswith("I;16") else has_bright_color and mode in _COLOR
+        return measures and not enough
 
     def look(path: Path) -> ImageFacts | str:
-        nonlocal has_full_range
+        nonlocal has_full_range, has_bright_color
         try:
             facts = inspect_image(path, needs_values)
         except UNREADABLE as error:
             return reason(error)
+        has_bright_color |= facts.brightest is not None and facts.brightest >= DARK
         has_full_range |= facts.values is not None and not facts.values.is_float and facts.values.highest >= 2**14
         return facts
 
@@ -245,14 +255,18 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
             image.getexif()  # Pillow warns here of what is damaged in it, and not in each worker
         if image.format == "PNG" and image.mode == "P" and image.palette is None:
             raise OSError("it has no palette")
-        wants = image.mode in DEEP_MODES and needs_values(image.mode)
+        # Pillow reads the upper 8 of 16 bits of a color, whatever the data fills.
+        is_halved = image.mode in _COLOR and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        wants = (is_halved or image.mode in DEEP_MODES) and needs_values(image.mode)
+        values, brightest = None, None
         if wants or not _looks_sound(path, image):
             with one_large_image(image.size):
                 image.load()
-                values = measure_values(deep_pixels(image)) if wants else None
-        else:
-            values = None
-        return ImageFacts(*image.size, values)
+                if wants and is_halved:
+                    brightest = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
+                elif wants:
+                    values = measure_values(deep_pixels(image))
+        return ImageFacts(*image.size, values, brightest)
 
 
 def _looks_sound(path: Path, image: Image.Image) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.data.image_files import FileFacts
+from sft_lightning.data.image_files import DARK, FileFacts
 from sft_lightning.data.images import EncodedImages, Geometry
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Request
@@ -104,6 +104,12 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[str]:
                 f"images of {kind} of more than 8 bits: {_format(scale)} becomes 0 to 255 in all of them (values in "
                 f"the files go from {_format((low, high))}); set value_range for another scale"
             )
+    brightest = max((one.brightest for one in facts if one.brightest is not None), default=DARK)
+    if brightest < DARK:
+        said.append(
+            "the color images of 16 bits a channel are dark: Pillow reads the upper 8 bits, of which "
+            f"{brightest} of 255 is the largest; if the data fills fewer bits, scale the files to 8 or 16 bits"
+        )
     not_finite = [name for one in facts for name in one.not_finite]
     if not_finite:
         more = ", ..." if len(not_finite) > _NAMED else ""

@@ -5,6 +5,7 @@ by each image's own maximum would make the same tissue bright in one image and d
 """
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -116,9 +117,15 @@ def measure_values(pixels: npt.NDArray[Any]) -> ValueFacts:
             pixels, sample = pixels[mask], sample[np.isfinite(sample)]
             if not pixels.size:
                 raise OSError("none of its values is finite")
+            _warn_of_not_finite()
             sample = sample if sample.size else pixels
     low, high = np.quantile(sample.astype(np.float64), (_TAIL, 1 - _TAIL))
     return ValueFacts(is_float, float(pixels.min()), float(pixels.max()), float(low), float(high), is_finite)
+
+
+def _warn_of_not_finite() -> None:
+    """Warn from one line, so that one kind of warning is shown once, with the name of the file."""
+    warnings.warn("some values are NaN, which is read as black, or infinite", stacklevel=1)
 
 
 def choose_ranges(facts: Iterable[ValueFacts]) -> ValueRanges:
@@ -188,7 +195,9 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
     rows = max(1, _ROWS // max(1, image.width))
     for top in range(0, len(pixels), rows):
         part = pixels[top : top + rows].astype(np.float64)
-        part = np.nan_to_num(part, nan=low, posinf=high, neginf=low) if is_float else part
+        if is_float and not np.isfinite(part).all():
+            _warn_of_not_finite()
+            part = np.nan_to_num(part, nan=low, posinf=high, neginf=low)
         made[top : top + rows] = np.clip((part - low) / (high - low) * 255.0, 0, 255).round()
     tags = getattr(image, "tag_v2", None)
     if tags is not None and tags.get(262) == 0:  # white is zero, which Pillow applies to 8 bits only

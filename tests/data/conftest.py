@@ -48,6 +48,16 @@ def memory_part(labels: Sequence[int], prefix: str = "train", seed: int = 0) -> 
     return Part(MemoryImages(data), ids, torch.tensor(labels, dtype=torch.long))
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png_of(header: bytes, pixels: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
+    """A PNG of a header and compressed rows, with other chunks around the pixels."""
+    chunks = png_chunk(b"IHDR", header) + before + png_chunk(b"IDAT", pixels) + after
+    return b"\x89PNG\r\n\x1a\n" + chunks + png_chunk(b"IEND", b"")
+
+
 def damage(path: Path) -> Path:
     """Spoils the pixels of a PNG and keeps its header and its end."""
     content = bytearray(path.read_bytes())

@@ -16,17 +16,13 @@ from sft_lightning.data.broken import whole
 from sft_lightning.data.decoding import _flatten, _flatten_in_strips, open_image
 from sft_lightning.data.images import Geometry, decode
 from sft_lightning.errors import InputError
-from tests.data.conftest import MakeFolder, break_middle, damage, picture
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+from tests.data.conftest import MakeFolder, break_middle, damage, picture, png_of
+from tests.data.conftest import png_chunk as chunk
 
 
 def png(color: int = 0, before: bytes = b"", after: bytes = b"") -> bytes:
     rows = zlib.compress(b"".join(b"\0" + bytes(range(8)) for _ in range(8)))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, color, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", rows) + after + chunk(b"IEND", b"")
+    return png_of(struct.pack(">IIBBBBB", 8, 8, 8, color, 0, 0, 0), rows, before, after)
 
 
 def dds(code: bytes, more: bytes = b"") -> bytes:

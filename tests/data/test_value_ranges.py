@@ -2,6 +2,7 @@
 
 import csv
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
+from sft_lightning.data import image_files
 from sft_lightning.data.images import open_image
 from sft_lightning.data.pixel_scale import check_value_range
 from sft_lightning.data.sharding import write_shards
@@ -20,6 +22,7 @@ from sft_lightning.data.sources import open_source
 from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges, choose_ranges, measure_values
 from sft_lightning.errors import InputError
 from tests.conftest import CONFIGS
+from tests.data.conftest import png_of
 
 
 def pixels_of(data: ImageDataModule, name: str) -> npt.NDArray[np.uint8]:
@@ -69,6 +72,7 @@ def test_one_range_holds_all_images(kind: Any, values: tuple[float, float], expe
     assert chosen == (ValueRanges(floats=expected) if kind is np.float32 else ValueRanges(integers=expected))
 
 
+@pytest.mark.filterwarnings("ignore:.*some values are NaN")
 @pytest.mark.parametrize("odd", [None, np.nan, np.inf, -np.inf, 1.0001, 1.02, 1e30, -1e30])
 def test_one_odd_value_does_not_change_the_others(odd: float | None, tmp_path: Path) -> None:
     pixels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
@@ -105,6 +109,7 @@ def test_signed_and_unsigned_integers_of_32_bits_do_not_saturate(tmp_path: Path)
     assert [int(pixels_of(data, v)[4, 4]) for v in "0123"] == [0, 85, 170, 255]
 
 
+@pytest.mark.filterwarnings("ignore:.*some values are NaN")
 def test_floats_have_one_scale_and_what_is_not_finite_is_named(tmp_path: Path) -> None:
     arrays = {f"{v}.tif": even(v, np.float32) for v in (0.2, 0.98, 1.02, 0.5)}
     arrays["0.5.tif"][0, 0] = np.nan
@@ -169,6 +174,30 @@ def test_shards_keep_the_scale_of_the_data_set(size: int | None, tmp_path: Path)
     data = opened(tmp_path / "shards")
     assert data.geometry.ranges == ValueRanges((0, 4095))
     assert [int(pixels_of(data, str(v))[4, 4]) for v in (100, 2048, 4000)] == [6, 128, 249]
+
+
+def color_png(path: Path, highest: int) -> None:
+    rows = b"".join(b"\0" + np.full(24, highest, ">u2").tobytes() for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_of(header, zlib.compress(rows)))
+
+
+@pytest.mark.parametrize(("highest", "is_said"), [((4000, 100, 50, 20), True), ((4000, 100, 60000, 20), False)])
+def test_dark_colors_of_sixteen_bits_are_said(highest: tuple[int, ...], is_said: bool, tmp_path: Path) -> None:
+    for k, value in enumerate(highest):
+        color_png(tmp_path / "train" / "ab"[k % 2] / f"{k}.png", value)
+    said = opened(tmp_path).request.messages
+    assert any("of which 15 of 255 is the largest" in message for message in said) == is_said
+
+
+def test_an_image_to_predict_with_nan_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "_shown", set())
+    pixels = even(0.5, np.float32)
+    pixels[0, 0] = np.nan
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    with pytest.warns(UserWarning, match=r"image '.*x\.tif': some values are NaN"):
+        open_image(tmp_path / "x.tif", ranges=ValueRanges(floats=(0, 1)))
 
 
 def test_white_may_be_zero(tmp_path: Path) -> None:
