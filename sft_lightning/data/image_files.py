@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
 
@@ -139,7 +139,9 @@ def is_sound_jpeg(path: Path) -> bool:
             if marker < 0xFF02 or length < 2:
                 return False
             if marker == 0xFFDA:  # pixels
-                return seen >= _NEEDED and bool(seen & {0xFFC0, 0xFFC1, 0xFFC2})  # baseline, extended or progressive
+                return _NEEDED <= seen and not seen.isdisjoint(
+                    (0xFFC0, 0xFFC1, 0xFFC2)
+                )  # baseline, extended or progressive
             seen.add(marker)
             file.seek(length - 2, 1)
     return False
@@ -314,11 +316,18 @@ def _name_in_warnings(name: str | None) -> Iterator[None]:
                 warnings.showwarning = _show_before
 
 
-def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *others: Any) -> None:
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     name = getattr(_current, "name", None)
     if name is not None:
         if (category, filename, lineno) in _shown:
             return
         _shown.add((category, filename, lineno))
         message = category(f"image '{name}': {' '.join(str(message).split())}")
-    _show_before(message, category, filename, lineno, *others)
+    _show_before(message, category, filename, lineno, file, line)

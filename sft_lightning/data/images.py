@@ -129,9 +129,9 @@ class Geometry:
             seed: Draws the random crop; None asks for the central one.
         """
         if self.resize == "pad":
-            side = max(width, height)
-            square = replace(self, resize="crop").box(side, side, seed)
-            across, down = (side - width) / 2, (side - height) / 2
+            longer = max(width, height)
+            square = replace(self, resize="crop").box(longer, longer, seed)
+            across, down = (longer - width) / 2, (longer - height) / 2
             return square[0] - across, square[1] - down, square[2] - across, square[3] - down
         if seed is not None and self.scale is not None:
             draw = random.Random(seed)

@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[], LightningModule]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("given", [{"num_labels": 10, "batch_size": 1}, {"num_labels": 1, "batch_size": 8}])
-def test_it_is_one_sentence(kind: str, given: dict[str, int]) -> None:
+def test_it_is_one_sentence(kind: str, given: dict[str, Any]) -> None:
     data = ImageDataModule("sample", image_size=32, channels=3, num_workers=0, steps_per_epoch=1, **given)
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
