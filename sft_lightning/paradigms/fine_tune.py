@@ -382,6 +382,7 @@ def _order_weights(
 ) -> Tensor:
     """Weights in the order of the classes, which is told where they were given by position; 1 where none are given."""
     if isinstance(given, dict):
+        given = {str(name): weight for name, weight in given.items()}  # YAML reads 1 as a number
         unknown, missing = missing_classes([*given], names or []), missing_classes(names or [], [*given])
         if unknown or missing:
             raise InputError(

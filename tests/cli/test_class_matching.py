@@ -246,6 +246,8 @@ def test_class_weights_by_name(caplog: pytest.LogCaptureFixture) -> None:
         "mlp", 3, (1, 8, 8), ["a", "b", "c"], class_weights=weights
     )
     assert build({"c": 3, "a": 1, "b": 2}).class_weight.tolist() == [1, 2, 3]
+    numbered = FineTuneClassifier("mlp", 2, (1, 8, 8), ["1", "2"], class_weights={2: 5, 1: 4})  # type: ignore[dict-item]
+    assert numbered.class_weight.tolist() == [4, 5]  # as YAML reads such names
     with caplog.at_level("INFO"):
         assert build([4, 5, 6]).class_weight.tolist() == [4, 5, 6]
     assert "Class weights by position: 'a' 4, 'b' 5, 'c' 6." in caplog.text
