@@ -7,6 +7,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -45,6 +46,7 @@ from sft_lightning.mistakes import NOTHING
 from sft_lightning.options import LINKED, takes_null
 from sft_lightning.predict import take_classes, without_source
 from sft_lightning.run_data import set_splits
+from sft_lightning.run_lock import RunLock, is_trained
 from sft_lightning.runs import (
     LOGS,
     check_checkpoint,
@@ -77,11 +79,16 @@ class SFTCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` over any paradigm and data module."""
 
     command: str | None = None  # whose help it shows, where it is another one
+    trains: bool = True  # in a folder of its own
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, whose `args` are the words of the command line."""
         self._asked: str = kwargs["args"][0]
-        super().__init__(*args, **kwargs)
+        self._lock = RunLock()
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            self._lock.release()
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # of the class in Lightning, which makes all
         """The one that is asked for: the parser of each takes 0.1 s."""
@@ -121,6 +128,11 @@ class SFTCLI(LightningCLI):
         """None for a `fit` that goes on from `last` and was stopped before it had one: it starts anew."""
         newest = versions(runs)[-1:]
         if name == "last" and self.config.subcommand == "fit" and newest and newest_whole(newest[0]) is None:
+            if is_trained(newest[0]):
+                raise InputError(
+                    f"run {str(newest[0])!r} is being trained and has no checkpoint yet: wait, or leave out ckpt_path "
+                    "to start another one"
+                )
             rank_zero_info(f"Run {newest[0]} was stopped before its first checkpoint: starting anew.")
             return None
         return str(find_checkpoint(name, runs))
@@ -179,11 +191,15 @@ class SFTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Gives the run its folder: a new version, or that of the checkpoint it goes on from."""
         trainer = self._get(self.config_init, "trainer")
+        checkpoint, name = (self._get(self.config_init, key) for key in ("ckpt_path", "run_name"))
+        is_trained_here = self.trains and self.subcommand == "fit" and not trainer.fast_dev_run
+        lock = self._lock if is_trained_here and not _get_rank() else None
+        if trainer.logger is False and is_trained_here:
+            self._take_folder(trainer.default_root_dir, checkpoint, name, lock, kwargs)
         if trainer.logger is not False:
             given = [] if trainer.logger in (None, True) else trainer.logger
             apart = self.subcommand == "validate"
-            checkpoint, name = (self._get(self.config_init, key) for key in ("ckpt_path", "run_name"))
-            logger = run_logger(checkpoint, name, apart)
+            logger = run_logger(checkpoint, name, apart, lock)
             # Further loggers come after ours: Lightning asks the first one where the run's folder is.
             others = list(given) if isinstance(given, Iterable) else [given]
             kwargs["logger"] = [logger, MetricsCSV(logger.log_dir, apart), *others]
@@ -206,6 +222,21 @@ class SFTCLI(LightningCLI):
             LeanEpochLoop.install(made)
         SyncBatchNormsOnCPU.install(made)
         return made
+
+    def _take_folder(
+        self, root: str | None, checkpoint: str | None, name: str, lock: RunLock | None, kwargs: dict[str, Any]
+    ) -> None:
+        """Keep the checkpoints of trainings without a logger apart, too."""
+        if root is None:
+            folder = run_logger(checkpoint, name, lock=lock).log_dir
+            kwargs["default_root_dir"] = folder
+            if isinstance(self.datamodule, ImageDataModule):
+                self.datamodule.unlogged_folder = Path(folder)
+        elif checkpoint is None and any(Path(root, "checkpoints").glob("*.ckpt")):
+            raise InputError(
+                f"trainer.default_root_dir {root!r} holds the checkpoints of another run, which would be overwritten: "
+                "give another folder, or leave it out"
+            )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Adds the callbacks that the command needs, and no other: each one costs every step."""
@@ -237,6 +268,8 @@ def _refuse_null(part: str, described: Any) -> None:
 
 class Built(SFTCLI):
     """Takes what a command takes, builds model, data and trainer, and runs nothing."""
+
+    trains = False
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing."""

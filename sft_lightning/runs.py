@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lightning.commands import values
 from sft_lightning.errors import InputError, cause
+from sft_lightning.run_lock import RunLock
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -55,13 +56,16 @@ def run_folder(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
 
 
-def run_logger(checkpoint: str | None, name: str, apart: bool = False) -> "TensorBoardLogger":
+def run_logger(
+    checkpoint: str | None, name: str, apart: bool = False, lock: RunLock | None = None
+) -> "TensorBoardLogger":
     """The logger of a new version, or of the run that a checkpoint belongs to.
 
     Args:
         checkpoint: What the command goes on from, or None.
         name: Of a new run.
         apart: Whether validation metrics are to stand apart from those of the training.
+        lock: Lock of a training, which gets the folder; None where nothing is trained, or by another process.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -70,11 +74,16 @@ def run_logger(checkpoint: str | None, name: str, apart: bool = False) -> "Tenso
     kind = ValidationLogger if apart else TensorBoardLogger
     folder = run_folder(Path(checkpoint)) if checkpoint else None
     if folder is not None:
+        if lock is not None:
+            lock.lock(folder)
         return kind(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop(_VERSION, None)
     # The processes that DDP starts inherit the version, which they would count differently.
-    logger = kind(LOGS, name, os.environ.get(_VERSION), default_hp_metric=False)
+    version = os.environ.get(_VERSION)
+    if version is None and lock is not None:
+        version = lock.claim_version(Path(LOGS) / name).name
+    logger = kind(LOGS, name, version, default_hp_metric=False)
     os.environ[_VERSION] = Path(logger.log_dir).name
     return logger
 

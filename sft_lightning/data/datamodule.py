@@ -159,6 +159,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         self._cache = None if cache is None else Path(cache)
         self.followed_run: Path | None = None  # the run that goes on or is measured again: its split rules
         self.starts: Sequence[Path] = ()  # `split.csv` of the runs before it, whose labels it has seen
+        self.unlogged_folder: Path | None = None  # of a run without a logger
         self.splits: Splits = {}
         self._parts: list[Part] = []
         self._caches: ImageCaches | None = None
@@ -219,7 +220,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             self._list_skipped(folder)
 
     def _run_folder(self) -> Path | None:
-        folder = None if self.trainer is None or not self.trainer.loggers else self.trainer.log_dir
+        is_logged = self.trainer is not None and bool(self.trainer.loggers)
+        folder = self.trainer.log_dir if is_logged else self.unlogged_folder  # type: ignore[union-attr]
         return None if folder is None or getattr(self.trainer, "fast_dev_run", False) else Path(folder)
 
     def _list_skipped(self, folder: Path) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from sft_lightning.__main__ import main
 from sft_lightning.callbacks.csv_log import MetricsCSV
 from sft_lightning.callbacks.other_loggers import LOGGERS, go_on, known, remember
+from sft_lightning.errors import InputError
 from sft_lightning.files import write_json
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import cli
@@ -63,10 +64,19 @@ def test_a_run_with_another_logger_is_resumed_and_tested_in_its_folder() -> None
     assert "class_path: lightning.pytorch.loggers.CSVLogger" in (RUN / "test.yaml").read_text()
 
 
-def test_no_logger_is_none() -> None:
+def test_runs_without_a_logger_keep_their_checkpoints_and_splits_apart() -> None:
     run = cli("fit", "fine_tune", "--run_name=a", "--trainer.logger=false")
     assert run.trainer.loggers == []
-    assert not RUN.exists()
+    first = (RUN / "checkpoints" / "last.ckpt").read_bytes()
+    cli("fit", "fine_tune", "--run_name=a", "--trainer.logger=false", "--seed_everything=1")
+    assert (RUN / "checkpoints" / "last.ckpt").read_bytes() == first
+    for folder in (RUN, RUN.with_name("version_1")):
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"checkpoints", "fit.yaml", "lineage.json", "run.json", "split.csv"}
+    assert main(["test", str(RUN), "--trainer.logger=false"]) == 0
+    kept = ["--trainer.logger=false", f"--trainer.default_root_dir={RUN}"]
+    with pytest.raises(InputError, match="holds the checkpoints of another run"):
+        cli("fit", "fine_tune", "--run_name=a", *kept)
 
 
 # --- runs that other loggers keep

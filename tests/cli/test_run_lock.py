@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sft_lightning.__main__ import main
+from sft_lightning.errors import InputError
+from sft_lightning.run_lock import LOCK, RunLock, is_trained
+from tests.conftest import CONFIGS, ROOT
+
+FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run_name=run"]
+FIT += ["--trainer.max_epochs=1", "--data.init_args.steps_per_epoch=1"]
+HOLDER = """
+import sys
+from pathlib import Path
+from sft_lightning.run_lock import RunLock
+lock = RunLock()
+lock.lock(Path(sys.argv[1])) if len(sys.argv) == 2 else print(lock.claim_version(Path(sys.argv[1])), flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_processes_that_start_at_once_get_a_version_each(workdir: Path) -> None:
+    held = [start("more", "claim") for _ in range(4)]
+    names = [holder.stdout.readline().strip() for holder in held if holder.stdout]
+    for holder in held:
+        holder.communicate("")
+    assert sorted(names) == [f"more/version_{k}" for k in range(4)]
+
+
+def test_threads_that_start_at_once_get_a_version_each(workdir: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        names = [path.name for path in pool.map(lambda _: RunLock().claim_version(Path("runs")), range(8))]
+    assert sorted(names) == [f"version_{k}" for k in range(8)]
+
+
+def test_a_run_that_is_still_trained_is_not_taken_over(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(FIT) == 0
+    run = Path("lightning_logs/run/version_0")
+    assert not (run / LOCK).exists()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    holder = start(str(run))
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert is_trained(run)
+    for words in (["--ckpt_path=last", "--run_name=run"], ["--ckpt_path", str(run), "--trainer.logger=false"]):
+        assert main(["fit", *words, "--trainer.max_epochs=2"]) == 2
+        assert f"is being trained by process {holder.pid} on" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert main(["test", str(run)]) == 0  # reads a whole checkpoint
+    assert main(FIT) == 0  # another version
+    holder.kill()
+    holder.communicate()
+    assert (run / LOCK).exists()
+    assert not is_trained(run)
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2"]) == 0
+    assert not (run / LOCK).exists()
+
+
+def test_a_run_without_a_checkpoint_that_is_still_trained_is_not_called_stopped(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder = start("lightning_logs/run", "claim")
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    holder.stdout.readline()
+    assert main([*FIT, "--ckpt_path=last"]) == 2
+    assert "is being trained and has no checkpoint yet" in capsys.readouterr().err
+    holder.communicate("")
+
+
+def test_bad_input_leaves_no_folder(workdir: Path) -> None:
+    assert main([*FIT, "--trainer.strategy=nonsense"]) == 2
+    assert not list(Path("lightning_logs/run").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(workdir: Path) -> None:
+    Path("runs").write_text("")
+    with pytest.raises(InputError, match="'runs' cannot be written"):
+        RunLock().claim_version(Path("runs"))
