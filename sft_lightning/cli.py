@@ -45,6 +45,7 @@ from sft_lightning.losses import feature_losses, regularizers, strategies  # noq
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.options import LINKED, takes_null
 from sft_lightning.predict import take_classes, without_source
+from sft_lightning.resumed import keep_settings
 from sft_lightning.run_data import set_splits
 from sft_lightning.run_lock import RunLock, is_trained
 from sft_lightning.runs import (
@@ -157,7 +158,10 @@ class SFTCLI(LightningCLI):
             self._classes = take_classes(config, about, Path(checkpoint))
             if self.subcommand == "predict":
                 without_source(config.data, about, Path(checkpoint))
-        go_on(config.trainer.get("logger"), None if checkpoint is None else run_folder(Path(checkpoint)))
+        run = None if checkpoint is None else run_folder(Path(checkpoint))
+        if run is not None and self.subcommand == "fit":
+            keep_settings(config.model, run)
+        go_on(config.trainer.get("logger"), run)
 
     def instantiate_classes(self) -> None:
         """Names the extra that a logger needs."""
