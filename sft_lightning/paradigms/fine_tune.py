@@ -8,26 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.class_names import (
-    as_names,
-    describe_difference,
-    list_classes,
-    match_classes,
-    missing_classes,
-)
+from sft_lightning.class_names import as_names, describe_difference
 from sft_lightning.errors import InputError, at_least, decays
 from sft_lightning.losses.l2sp import L2SP
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
+from sft_lightning.paradigms.class_weights import order_weights
 from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.freezing import Depth, Tune, rewrap
 from sft_lightning.paradigms.heads import attach_head, take_head
@@ -111,7 +105,7 @@ class FineTuneClassifier(Paradigm):
             raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
         decays(label_smoothing=label_smoothing)
         at_least(0, head_only_epochs=head_only_epochs)
-        weight = _order_weights(class_weights, class_names, num_classes)
+        weight = order_weights(class_weights, class_names, num_classes)
         if not isinstance(adapter, Adapter | None):
             raise InputError(f"adapter is {adapter!r:.60}: give an object such as LoRA() (in YAML, a class_path)")
         if adapter is not None and isinstance(regularizer, L2SP):
@@ -375,27 +369,3 @@ class FineTuneClassifier(Paradigm):
         """Of all classes."""
         counted: Tensor | None = self._metrics[f"{stage}_metrics"].counted  # type: ignore[assignment]
         return counted
-
-
-def _order_weights(
-    given: Literal["balanced"] | list[float] | dict[str, float] | None, names: list[str] | None, num_classes: int
-) -> Tensor:
-    """Weights in the order of the classes, which is told where they were given by position; 1 where none are given."""
-    if isinstance(given, dict):
-        given = {str(name): weight for name, weight in given.items()}  # YAML reads 1 as a number
-        unknown, missing = missing_classes([*given], names or []), missing_classes(names or [], [*given])
-        if unknown or missing:
-            raise InputError(
-                f"class_weights names the classes {list_classes([*given])}, the data has {list_classes(names or [])}: "
-                "give each class a weight"
-            )
-        numbers = [*given.values()]
-        return torch.tensor([numbers[i] for i in match_classes(names or [], [*given])]).float()
-    if not isinstance(given, list):
-        return torch.ones(num_classes)
-    if len(given) != num_classes:
-        raise InputError(f"class_weights has {len(given)} numbers for {num_classes} classes: give one each")
-    if names:
-        shown = ", ".join(f"{name!r} {value:g}" for name, value in zip(names[:10], given, strict=False))
-        rank_zero_info(f"Class weights by position: {shown}{', ...' if num_classes > 10 else ''}.")
-    return torch.tensor(given).float()
