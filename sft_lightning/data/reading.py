@@ -1,12 +1,14 @@
 """From opened sources to splits: unreadable files, pictures of another shape, and a split that an earlier run wrote."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.images import EncodedImages, MemoryImages
 from sft_lightning.data.parts import Part, Source, concatenated
 from sft_lightning.data.run_splits import RunSplit, leave_out_trained
+from sft_lightning.data.split_checks import check_splits
 from sft_lightning.data.split_files import read_manifest
 from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
 from sft_lightning.errors import InputError
@@ -44,6 +46,9 @@ def read_splits(
     """
     parts = {name: readable(part, bad, measures) for name, part in source.load().items()}
     listed = list(parts.values())
+    for name in ("val", "test"):
+        if name in parts and not len(parts[name]):
+            request.messages.append(f"none of the {name} images of {source.name} can be read")
     other = None
     if second is not None:
         name, other = second[0], readable(second[1], bad, measures)
@@ -60,6 +65,9 @@ def read_splits(
         splits = run.apply(source.name, source.class_names, parts, other, request, choose)
     else:
         splits = leave_out_trained(choose(request), starts, request, source.name)
+    if run is not None or split_file is not None:  # whose labels may be fewer than those asked for
+        request = replace(request, num_labels=None)
+    check_splits(splits, parts, request, source.class_names)
     if bad.untold:
         request.messages.append(bad.told())
     return splits, listed

@@ -53,7 +53,7 @@ def open_source(
     if (path / INDEX).is_file():
         return ShardSource(path)
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, meant)
     if path.is_file():
         raise InputError(f"{setting} {name!r} is a single file: give a folder, a .csv manifest or a .parquet manifest")
     known = [*DATASETS, "sample", "sample-digits"]

@@ -25,6 +25,7 @@ from sft_lightning.errors import InputError
 
 LeakPolicy = Literal["drop", "raise"]
 NAMES = ("labeled", "unlabeled", "val", "test")
+_SAID = {"val": "validation", "test": "test"}
 # Where the same picture stands in two splits, it stays in the first of these.
 _KEEPS = {"test": 0, "val": 1}
 
@@ -100,6 +101,7 @@ def choose(
     quota: dict[int, int],
     seed: int,
     purpose: str,
+    keep: bool = False,
 ) -> set[int]:
     """Takes examples until each class has its quota; a group comes whole or not at all.
 
@@ -113,6 +115,7 @@ def choose(
         quota: Class to the number wanted.
         seed: The user's.
         purpose: What the choice is for.
+        keep: Whether no group is taken that holds the last examples of a class, and at least one of the others is.
 
     Returns:
         Positions in `ids`.
@@ -126,13 +129,22 @@ def choose(
     for position, name in enumerate(groups):
         members.setdefault(name, []).append(position)
     taken: set[int] = set()
+    left = Counter(labels)
+    best: tuple[int, list[int]] | None = None
     for name in sorted(members, key=lambda name: rank(seed, purpose, name)):
         own = members[name]
         counts = {labels[own[0]]: 1} if len(own) == 1 else Counter(labels[i] for i in own)  # a Counter is slow to make
+        if keep and any(left[c] <= n for c, n in counts.items()):
+            continue
         gain = sum(abs(missing[c]) - abs(missing[c] - n) for c, n in counts.items())
         if gain > 0:
             taken.update(own)
             missing.subtract(counts)
+            left.subtract(counts)
+        elif best is None or gain > best[0]:
+            best = gain, own
+    if keep and not taken and best is not None:  # of few large groups one is too much, and none is worse
+        taken.update(best[1])
     return taken
 
 
@@ -151,7 +163,7 @@ def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], see
     return {position for own in best.values() for _, position in own}
 
 
-def quotas(counts: dict[int, int], total: int) -> dict[int, int]:
+def quotas(counts: dict[int, int], total: int, keep: int = 0) -> dict[int, int]:
     """Divides a total among classes in proportion to their counts, at least one each where the total allows it.
 
     Labels are given out one by one, by the rule of Sainte-Laguë after a first one for every class. So no class gets
@@ -160,15 +172,18 @@ def quotas(counts: dict[int, int], total: int) -> dict[int, int]:
     Args:
         counts: Class to the number available.
         total: To be divided; at most the sum of the counts.
+        keep: How many of each class are left at least, where the total allows it for all.
     """
+    if total > sum(max(0, n - keep) for n in counts.values()):
+        keep = 0
     shares = dict.fromkeys(counts, 0)
     # Ties go to the larger class, then to the smaller class number: the result depends on the counts alone.
-    queue = [(-math.inf, -n, c) for c, n in counts.items() if n]
+    queue = [(-math.inf, -n, c) for c, n in counts.items() if n > keep]
     heapq.heapify(queue)
     for _ in range(total):
         _, n, c = heapq.heappop(queue)
         shares[c] += 1
-        if shares[c] < -n:
+        if shares[c] < -n - keep:
             heapq.heappush(queue, (n / (2 * shares[c] + 1), n, c))
     return shares
 
@@ -191,13 +206,13 @@ def make_splits(parts: dict[str, Part], second: Part | None, request: Request, c
     rest = nothing if train is None else _all(train)
     for name, size in (("test", request.test_size), ("val", request.val_size)):
         if name not in parts:
-            splits[name], rest = _held_out(rest, size, request.seed, name)
+            splits[name], rest = _held_out(rest, size, request, name)
     if second is not None:
         unlabeled = _all(second)
     elif given is None:
         unlabeled = nothing
     elif train is None and "val" not in parts:
-        splits["val"], unlabeled = _held_out(_all(given), request.val_size, request.seed, "val")
+        splits["val"], unlabeled = _held_out(_all(given), request.val_size, request, "val")
     else:
         unlabeled = _outside_groups(_all(given), splits, request)
     # Leaks go first: what is dropped does not count toward the budget of labels.
@@ -234,8 +249,8 @@ def _ids(part: Part, indices: npt.NDArray[np.int64]) -> Iterable[str]:
     return (part.ids[i] for i in indices.tolist())
 
 
-def _held_out(pool: Split, size: float, seed: int, purpose: str) -> tuple[Split, Split]:
-    """What is held out of a pool, and what is left to train on."""
+def _held_out(pool: Split, size: float, request: Request, purpose: str) -> tuple[Split, Split]:
+    """What is held out of a pool, and what is left to train on: of each class one example at least."""
     part = pool.part
     candidates, labels, counts = _known(pool)
     if not len(candidates):
@@ -244,25 +259,43 @@ def _held_out(pool: Split, size: float, seed: int, purpose: str) -> tuple[Split,
     if size < 0 or (size >= 1 and size != int(size)):
         raise InputError(f"{purpose}_size is {size}: give a share below 1 or a whole number of examples")
     total = int(size) if size >= 1 else round(size * len(candidates))
+    name, asked = _SAID[purpose], f"{purpose}_size is {size:g} of {len(candidates):,} examples"
     if total == 0 or not len(candidates):
+        if size and len(candidates):
+            request.messages.append(f"{name} is empty: {asked}, which is less than one; ask for more")
         return _divided(pool, candidates[:0])
     if total >= len(candidates):
         raise InputError(
             f"{purpose}_size asks for {total} of the {len(candidates)} training examples: leave some to train on"
         )
+    if size < 1:  # who asks for a number gets it
+        total = min(total, sum(n - 1 for n in counts.values()))
     chosen = choose(
         _ids(part, candidates),
         labels.tolist(),
         None if part.groups is None else [part.groups[i] for i in candidates.tolist()],
-        quotas(counts, total),
-        seed,
+        quotas(counts, total, keep=1),
+        request.seed,
         purpose,
+        keep=True,
     )
     held, rest = _divided(pool, candidates[sorted(chosen)])
-    if part.groups is not None:  # the unlabeled members of a held-out group must not be trained on either
-        groups = {part.groups[i] for i in held.indices}
-        rest = Split(part, [i for i in rest.indices if part.groups[i] not in groups])
-    return held, rest
+    if not len(held):
+        why = (
+            "each one is the last of its class"
+            if part.groups is None
+            else ("groups stay together, and each one holds the last examples of a class")
+        )
+        request.messages.append(f"{name} is empty: {asked}, but {why}; give more, or set {purpose}_size: 0")
+    elif abs(len(held) - total) > total / 2:
+        are = "example is" if len(held) == 1 else "examples are"
+        request.messages.append(
+            f"{len(held):,} {are} held out for {name} where {total:,} were asked for, because groups stay together"
+        )
+    if part.groups is None:
+        return held, rest
+    # The unlabeled members of a held-out group must not be trained on either.
+    return held, _outside_groups(rest, {purpose: held}, request)
 
 
 def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple[Split, Split]:
@@ -298,7 +331,7 @@ def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple
 
 
 def _outside_groups(given: Split, held: Splits, request: Request) -> Split:
-    """The source's own unlabeled part without the groups that are held out."""
+    """Unlabeled examples, or what is left to train on, without the groups that are held out."""
     groups = {split.part.groups[i] for split in held.values() if split.part.groups is not None for i in split.indices}
     own = given.part.groups
     if own is None or not groups:
@@ -306,7 +339,7 @@ def _outside_groups(given: Split, held: Splits, request: Request) -> Split:
     keep = [i for i in given.indices if own[i] not in groups]
     if len(keep) < len(given):
         request.messages.append(
-            f"{len(given) - len(keep)} unlabeled images were left out: their group is in validation or test"
+            f"{len(given) - len(keep):,} unlabeled images were left out: their group is in validation or test"
         )
     return Split(given.part, keep)
 
@@ -351,6 +384,11 @@ def without_leaks(splits: Splits, request: Request) -> Splits:
     request.messages.append(
         f"{len(pairs)} pictures were dropped because the same picture is held out for evaluation: {listed}{more}"
     )
+    request.messages += [
+        f"{_SAID.get(name, name)} is empty, because each of its images is held out for evaluation elsewhere"
+        for name, gone in drop.items()
+        if gone and len(gone) == len(splits[name])
+    ]
     return {
         name: Split(split.part, [i for i in split.indices if i not in drop[name]]) if drop[name] else split
         for name, split in splits.items()

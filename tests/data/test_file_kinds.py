@@ -152,7 +152,7 @@ def test_fit_and_predict_read_them_and_say_what_they_pass_over(workdir: Path, ca
     data = ImageDataModule("set", image_size=16, num_workers=0)
     data.setup("fit")
     assert sum(map(len, data.splits.values())) == 18
-    assert data.request.messages == ["passed over 1 file in 'set' that is not an image: 1 .txt"]
+    assert data.request.messages[0] == "passed over 1 file in 'set' that is not an image: 1 .txt"
     words = [
         f"--config={CONFIGS / 'quickstart' / 'fine_tune.yaml'}", "--data.init_args.source=set",
         "--data.init_args.num_labels=null", "--data.init_args.image_size=16", "--trainer.max_epochs=1", "--run_name=a",

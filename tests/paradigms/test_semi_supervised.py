@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule, StrongView, WarmupCosine, WeakView
 from sft_lightning.callbacks.health import PseudoLabelHealth
+from sft_lightning.data.splits import Split
 from sft_lightning.errors import InputError
 from sft_lightning.losses import strategies
 from sft_lightning.losses.unlabeled import Result, Step, Strategy
@@ -294,7 +295,9 @@ def test_cosine_spans_the_training() -> None:
 def test_every_strategy_learns_with_few_labels_and_a_ragged_end(name: str) -> None:
     """Three labels for batches of four; 50 unlabeled ones for batches of eight."""
     model, seen = module(name), Recorder()
-    source = data(num_labels=3, val_size=9947, steps_per_epoch=None, eval_batch_size=5000)
+    source = data(num_labels=10, val_size=9940, steps_per_epoch=None, eval_batch_size=5000)
+    source.setup("fit")
+    source.splits["labeled"] = Split(source.splits["labeled"].part, source.splits["labeled"].indices[:3])
     trainer([seen], max_epochs=2).fit(model, source)
     assert len(seen.losses) == 14
     assert all(math.isfinite(loss) for loss in seen.losses)

@@ -1,0 +1,62 @@
+"""What a user needs to know of splits that were made: classes and parts that came away empty-handed."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sft_lightning.class_names import list_classes
+from sft_lightning.data.parts import Part
+from sft_lightning.data.splits import Request, Splits
+from sft_lightning.errors import InputError
+
+
+def check_splits(splits: Splits, parts: Mapping[str, Part], request: Request, class_names: Sequence[str]) -> None:
+    """Refuse a budget of labels that leaves classes without one, and mention classes that a split lacks.
+
+    Args:
+        splits: Splits that were made.
+        parts: Parts of the source, to tell a class without labels from one that got none.
+        request: Request that they answer; its messages are added to.
+        class_names: Names of the classes.
+
+    Raises:
+        InputError: Fewer labels are asked for than there are classes.
+    """
+    counts = {name: _count(split.labels, len(class_names)) for name, split in splits.items()}
+    trained = _count(parts["train"].labels, len(class_names)) if "train" in parts else counts["labeled"]
+    without = [c for c in range(len(class_names)) if not counts["labeled"][c]] if len(splits["labeled"]) else []
+    if request.num_labels and (refused := [c for c in without if trained[c]]):
+        present = int((trained > 0).sum())
+        if request.num_labels < present:
+            raise InputError(
+                f"num_labels is {request.num_labels}, fewer than the {present} classes: "
+                f"{list_classes([class_names[c] for c in refused])} would have no training label; ask for at least "
+                f"{present}, or for 0 to train without labels"
+            )
+    if without:
+        held = [c for c in without if counts["val"][c] or counts["test"][c]]
+        lost = [c for c in without if c not in held]
+        for classes, why in (
+            (held, "all of its labeled images are in validation or test"),
+            (lost, "the source has no labeled image of it that can be read and stands in no other split"),
+        ):
+            if classes:
+                names = list_classes([class_names[c] for c in classes])
+                request.messages.append(f"training has no label of class {names}, so it cannot be learned: {why}")
+    lacking = {
+        said: [name for name, count in zip(class_names, counts[split].tolist(), strict=True) if not count]
+        for split, said in (("val", "validation"), ("test", "test"))
+        if counts[split].any()
+    }
+    if len(lacking) == 2 and lacking["validation"] == lacking["test"]:
+        lacking = {"neither validation nor test": lacking["test"]}
+    request.messages += [
+        f"{said} has {'an' if 'neither' in said else 'no'} example of class {list_classes(names)}"
+        for said, names in lacking.items()
+        if names
+    ]
+
+
+def _count(labels: Tensor, num_classes: int) -> Tensor:
+    return torch.bincount(labels[labels >= 0], minlength=num_classes)

@@ -1,0 +1,219 @@
+"""After every split a user learns of classes, parts and groups that came away with less than was asked for."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sft_lightning import ImageDataModule
+from sft_lightning.__main__ import main
+from sft_lightning.data.split_checks import check_splits
+from sft_lightning.data.splits import Request, Splits, choose, make_splits, quotas
+from sft_lightning.errors import InputError
+from tests.conftest import CONFIGS
+from tests.data.conftest import MakeFolder, memory_part, picture, table
+
+CLASSES = ["ant", "bee", "cat", "fly"]
+Counts = list[list[int]]
+
+
+def split(labels: list[int], request: Request, groups: list[str] | None = None) -> Splits:
+    part = memory_part(labels)
+    part.groups = groups
+    splits = make_splits({"train": part}, None, request, CLASSES[: max(labels) + 1])
+    check_splits(splits, {"train": part}, request, CLASSES[: max(labels) + 1])
+    return splits
+
+
+def counts(splits: Splits, classes: int) -> Counts:
+    """Examples of each class in training, validation and test."""
+    found = (Counter(splits[name].labels.tolist()) for name in ("labeled", "val", "test"))
+    return [[one[c] for c in range(classes)] for one in found]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "request_", "expected", "said"),
+    [
+        (
+            [20, 20, 1, 2],
+            Request(),
+            [[14, 15, 1, 1], [2, 1, 0, 0], [4, 4, 0, 1]],
+            ["validation has no example of class 'cat', 'fly'", "test has no example of class 'cat'"],
+        ),
+        (
+            [20, 20, 20, 1],
+            Request(),
+            [[14, 14, 15, 1], [2, 2, 1, 0], [4, 4, 4, 0]],
+            ["neither validation nor test has an example of class 'fly'"],
+        ),
+        (
+            [1, 1, 1, 1],
+            Request(),
+            [[1, 1, 1, 1], [0] * 4, [0] * 4],
+            [
+                "test is empty: test_size is 0.2 of 4 examples, but each one is the last of its class; give more, or "
+                "set test_size: 0",
+                "validation is empty: val_size is 0.1 of 4 examples, which is less than one; ask for more",
+            ],
+        ),
+        ([20, 20, 1, 2], Request(val_size=0, test_size=0), [[20, 20, 1, 2], [0] * 4, [0] * 4], []),
+        ([20, 20, 1, 2], Request(val_size=20, test_size=19), [[1, 1, 1, 1], [10, 10, 0, 0], [9, 9, 0, 1]], None),
+        ([20, 20, 20, 20], Request(), [[14, 14, 15, 15], [2, 2, 1, 1], [4] * 4], []),
+        (
+            [3, 3],
+            Request(val_size=3, test_size=0),
+            [[1, 2], [2, 1], [0, 0]],
+            [],
+        ),
+        (
+            [2, 2],
+            Request(val_size=0, test_size=3),  # who asks for a number gets it
+            [[0, 1], [0, 0], [2, 1]],
+            ["training has no label of class 'ant', so it cannot be learned: all of its labeled images are in "
+             "validation or test"],
+        ),
+        (
+            [5, 0, 5],
+            Request(val_size=0, test_size=0),
+            [[5, 0, 5], [0] * 3, [0] * 3],
+            ["training has no label of class 'bee', so it cannot be learned: the source has no labeled image of it "
+             "that can be read and stands in no other split"],
+        ),
+    ],
+)  # fmt: skip
+def test_each_class_keeps_a_training_label(
+    sizes: list[int], request_: Request, expected: Counts, said: list[str] | None
+) -> None:
+    splits = split([c for c, n in enumerate(sizes) for _ in range(n)], request_)
+    assert counts(splits, len(sizes)) == expected
+    assert said is None or request_.messages == said
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_class_is_lost_by_any_seed(seed: int) -> None:
+    sizes = [12, 1, 5, 2]
+    splits = split([c for c, n in enumerate(sizes) for _ in range(n)], Request(seed, val_size=5, test_size=5))
+    assert min(counts(splits, 4)[0]) >= 1
+    assert [len(splits[name]) for name in ("labeled", "val", "test")] == [10, 5, 5]
+
+
+def test_a_class_is_spared_where_that_is_possible_and_the_others_give_more() -> None:
+    assert quotas({0: 40, 1: 2, 2: 1}, 30, keep=1) == {0: 29, 1: 1, 2: 0}
+    assert quotas({0: 40, 1: 2, 2: 1}, 30) == {0: 28, 1: 1, 2: 1}
+    assert quotas({0: 2, 1: 1}, 2, keep=1) == quotas({0: 2, 1: 1}, 2)
+    assert quotas({0: 600, 1: 300, 2: 100}, 10, keep=1) == quotas({0: 600, 1: 300, 2: 100}, 10)
+
+
+def videos(count: int, frames: int, classes: int, within: bool) -> tuple[list[int], list[str]]:
+    """Labels and groups: classes take turns within each video, or from video to video."""
+    turns = range(count * frames)
+    return [(i if within else i // frames) % classes for i in turns], [f"video {i // frames}" for i in turns]
+
+
+FEW = "examples, but groups stay together, and each one holds the last examples of a class; give more, or set"
+VAL, TEST = (f"25 examples are held out for {name} where" for name in ("validation", "test"))
+
+
+@pytest.mark.parametrize(
+    ("data", "sizes", "said"),
+    [
+        (videos(8, 25, 2, within=False), [125, 25, 50], [f"{VAL} 15", "validation has no example of class"]),
+        (videos(8, 25, 2, within=True), [125, 25, 50], [f"{VAL} 15"]),
+        (videos(3, 25, 2, within=True), [25, 25, 25], [f"{TEST} 15", f"{VAL} 5"]),
+        (videos(2, 25, 2, within=True), [25, 0, 25], [f"{TEST} 10", f"val_size is 0.1 of 25 {FEW}"]),
+        (videos(2, 25, 2, within=False), [50, 0, 0], [f"test is empty: test_size is 0.2 of 50 {FEW}", "validation is"]),
+        (videos(1, 25, 2, within=True), [25, 0, 0], ["test is empty", "validation is empty"]),
+        (videos(50, 4, 2, within=False), [144, 16, 40], []),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_part_gets_a_group_where_there_are_enough(
+    seed: int, data: tuple[list[int], list[str]], sizes: list[int], said: list[str]
+) -> None:
+    labels, groups = data
+    request = Request(seed)
+    splits = split(labels, request, groups)
+    assert [len(splits[name]) for name in ("labeled", "val", "test")] == sizes
+    assert set(splits["labeled"].labels.tolist()) == {0, 1}
+    assert len(request.messages) == len(said), request.messages
+    assert all(words in message for words, message in zip(said, request.messages, strict=True)), request.messages
+
+
+def test_a_class_of_one_group_stays_in_training_and_nothing_else_changes() -> None:
+    labels, groups = videos(20, 5, 2, within=False)
+    ids = [str(i) for i in range(len(labels) + 5)]
+    chosen = choose(ids[:-5], labels, groups, {0: 10, 1: 10}, 3, "test")
+    kept = choose(ids, [*labels, *[2] * 5], [*groups, *["rare"] * 5], {0: 10, 1: 10, 2: 5}, 3, "test", keep=True)
+    assert kept == chosen
+    lost = choose(ids, [*labels, *[2] * 5], [*groups, *["rare"] * 5], {0: 10, 1: 10, 2: 5}, 3, "test")
+    assert lost == chosen | {*range(100, 105)}
+
+
+def test_unlabeled_members_of_held_out_groups_are_counted() -> None:
+    request = Request(val_size=0, test_size=0.5)
+    splits = split([0, 1, -1] * 4, request, [f"patient {i // 3}" for i in range(12)])
+    assert len(splits["test"]) == 4
+    assert request.messages[0].startswith("2 unlabeled images were left out: their group is in validation or test")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_fewer_labels_than_classes_are_refused(number: int, folder: MakeFolder) -> None:
+    source = str(folder("a", "b", "c", count=6))
+    names = "'b'" if number == 2 else "'a', 'b'"
+    words = (
+        f"num_labels is {number}, fewer than the 3 classes: {names} would have no training label; ask for at least 3"
+    )
+    with pytest.raises(InputError, match=words):
+        ImageDataModule(source, num_labels=number).setup("fit")
+    for allowed in (0, 3, None):
+        ImageDataModule(source, num_labels=allowed).setup("fit")
+
+
+def test_a_class_that_is_unreadable_or_leaks_is_named(folder: MakeFolder) -> None:
+    path = folder("train/a", "train/b", "train/gone", "train/leaks", "test/a", "test/leaks", "val/a", count=4)
+    for i in range(4):
+        (path / "train" / "gone" / f"{i}.png").write_bytes(b"")
+        (path / "train" / "leaks" / f"{i}.png").write_bytes((path / "test" / "leaks" / f"{i}.png").read_bytes())
+        (path / "val" / "a" / f"{i}.png").write_bytes((path / "test" / "a" / f"{i}.png").read_bytes())
+    data = ImageDataModule(str(path), on_bad_image="skip")
+    data.setup("fit")
+    said = "; ".join(data.request.messages)
+    for words in (
+        "training has no label of class 'leaks', so it cannot be learned: all of its labeled images are in validation",
+        "training has no label of class 'gone', so it cannot be learned: the source has no labeled image of it that",
+        "validation is empty, because each of its images is held out for evaluation elsewhere",
+        "test has no example of class 'b', 'gone'",
+        "4 unreadable images are skipped",
+    ):
+        assert words in said, said
+
+
+def test_a_part_of_which_nothing_can_be_read_is_named(folder: MakeFolder) -> None:
+    path = folder("train/a", "train/b", "val/a", count=10)
+    for i in range(10):
+        (path / "val" / "a" / f"{i}.png").write_bytes(b"")
+    data = ImageDataModule(str(path), on_bad_image="skip")
+    data.setup("fit")
+    assert f"none of the val images of {path} can be read" in data.request.messages
+
+
+def test_fit_and_audit_say_it(
+    workdir: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"{i}.png", "cat" if i // 5 % 2 else "dog", f"video {i // 5}") for i in range(40)]
+    for k, (name, _, _) in enumerate(rows):
+        picture(Path(name), k)
+    table(Path("m.csv"), [("path", "label", "group"), *rows])
+    words = [
+        f"--config={CONFIGS / 'quickstart' / 'fine_tune.yaml'}", "--data.init_args.source=m.csv",
+        "--data.init_args.image_size=16", "--trainer.max_epochs=1", "--data.init_args.num_workers=0",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    for command in ("fit", "audit"):
+        caplog.clear()
+        with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+            assert main([command, *words, "--data.init_args.num_labels=null"]) == 0
+        assert "Data: 5 examples are held out for validation where 3 were asked for" in caplog.text
+    assert main(["fit", *words, "--data.init_args.num_labels=1"]) == 2
+    assert re.search("num_labels is 1, fewer than the 2 classes: '(cat|dog)' would have", capsys.readouterr().err)
