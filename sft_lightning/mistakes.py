@@ -32,6 +32,7 @@ _TYPES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
+    "str": "text, in quotes where it looks like a number, yes, no or null",
     "list": "a list such as [1, 2]",
     "tuple": "a list such as [1, 2]",
     "dict": "a mapping such as {name: value}",

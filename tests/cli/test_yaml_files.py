@@ -7,6 +7,9 @@ import pytest
 from sft_lightning.__main__ import main
 from sft_lightning.errors import InputError
 from sft_lightning.yaml_files import check_text, read_yaml
+from tests.conftest import CONFIGS
+
+FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
 
 _TEN = ",".join("x" * 10)
 BOMB = f"a0: &a0 [{_TEN}]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
@@ -106,3 +109,11 @@ def test_every_config_of_a_command_is_read_strictly_before_torch_is_imported(
         Path(name).write_text(text)
     assert main(args) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("names", "value"), [("[no, yes]", "False"), ("[cat, null]", "None"), ("[cat, 1]", "1")])
+def test_names_that_yaml_takes_for_another_type_want_quotes(
+    names: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", FINE_TUNE, f"--data.init_args.class_names={names}"]) == 2
+    assert f"data.class_names is '{value}': give text, in quotes where it looks like" in capsys.readouterr().err
