@@ -108,7 +108,7 @@ def is_sound_png(path: Path) -> bool:
             left, kind = _CHUNK.unpack(head)
             if kind in _ANIMATION:
                 return False
-            has_pixels |= kind == b"IDAT"
+            has_pixels = has_pixels or bool(kind == b"IDAT")
             check = zlib.crc32(kind)
             while left and (part := file.read(min(left, _READ))):
                 check, left = zlib.crc32(part, check), left - len(part)
@@ -120,6 +120,7 @@ def is_sound_png(path: Path) -> bool:
 
 
 _BARE = (0xFF01, *range(0xFFD0, 0xFFD9))  # markers without a length
+_FRAMES = (0xFFC0, 0xFFC1, 0xFFC2)  # baseline, extended and progressive
 _NEEDED = {0xFFDB, 0xFFC4}  # quantization and Huffman tables
 
 
@@ -139,9 +140,7 @@ def is_sound_jpeg(path: Path) -> bool:
             if marker < 0xFF02 or length < 2:
                 return False
             if marker == 0xFFDA:  # pixels
-                return _NEEDED <= seen and not seen.isdisjoint(
-                    (0xFFC0, 0xFFC1, 0xFFC2)
-                )  # baseline, extended or progressive
+                return seen >= _NEEDED and not seen.isdisjoint(_FRAMES)
             seen.add(marker)
             file.seek(length - 2, 1)
     return False
