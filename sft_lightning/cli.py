@@ -39,14 +39,14 @@ from sft_lightning.class_names import list_classes
 from sft_lightning.commands import arranged
 from sft_lightning.console import quiet
 from sft_lightning.cpu import spare_cpu
-from sft_lightning.errors import InputError, near
+from sft_lightning.errors import InputError, cause, near
 from sft_lightning.lean import LeanEpochLoop, NoProfiler
 from sft_lightning.losses import feature_losses, regularizers, strategies  # noqa: F401
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.options import LINKED, takes_null
 from sft_lightning.predict import take_classes, without_source
 from sft_lightning.resumed import keep_settings
-from sft_lightning.run_data import set_splits
+from sft_lightning.run_data import name_start, set_splits
 from sft_lightning.run_lock import RunLock, is_trained
 from sft_lightning.runs import (
     LOGS,
@@ -88,6 +88,11 @@ class SFTCLI(LightningCLI):
         self._lock = RunLock()
         try:
             super().__init__(*args, **kwargs)
+        except Exception as error:
+            config = getattr(self, "config", {}).get(self._asked) or {}
+            if (where := name_start(config, cause(error))) is None:
+                raise
+            raise InputError(where) from error
         finally:
             self._lock.release()
 

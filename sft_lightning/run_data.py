@@ -5,9 +5,12 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from sft_lightning.circumstances import read_circumstances
 from sft_lightning.data.datamodule import MANIFEST, ImageDataModule
+from sft_lightning.errors import InputError
 from sft_lightning.lineage import splits_before
 from sft_lightning.networks.weights import find_weights, read_about
+from sft_lightning.runs import run_folder
 
 
 def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
@@ -23,6 +26,38 @@ def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
     elif (run / MANIFEST).is_file() and not _names(data.split_file, run / MANIFEST):
         data.followed_run = run
         data.starts = splits_before(run / MANIFEST, {})[0]
+
+
+def name_start(config: Any, error: InputError | None) -> str | None:
+    """Return the sentence about data that is not where the config of a run says, with the folder where it was started.
+
+    Args:
+        config: Config of the command.
+        error: Mistake that ended the command, or None.
+
+    Returns:
+        None where the mistake is another one.
+    """
+    checkpoint = config.get("ckpt_path")
+    run = run_folder(Path(checkpoint)) if checkpoint else None
+    settings = (config.get("data") or {}).get("init_args") or {}
+    if error is None or run is None:
+        return None
+    for name in ("source", "unlabeled_source", "split_file", "root"):
+        given = settings.get(name)
+        if not isinstance(given, str) or Path(given).exists() or given not in str(error):
+            continue
+        try:
+            started = read_circumstances(run).get("folder")
+        except InputError:
+            return None
+        if not isinstance(started, str) or started == str(Path.cwd()):
+            return None
+        return (
+            f"{error}; the run was started in {started!r}, where the paths of its config begin: call the command "
+            f"there, or give --data.init_args.{name} with the place of its data"
+        )
+    return None
 
 
 def _starts(config: Any) -> list[Path]:

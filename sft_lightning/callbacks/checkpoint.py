@@ -142,7 +142,23 @@ class RunCheckpoint(Listening, ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps them until the first step."""
         self._random = state_dict.pop("random", [])
-        super().load_state_dict(state_dict)
+        super().load_state_dict(self._move(state_dict))
+
+    def _move(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Let a run whose folder was moved, or is called from elsewhere, keep its best checkpoint and the score."""
+        if self.dirpath is None or state.get("dirpath") in (None, self.dirpath):
+            return state
+        best = state.get("best_k_models") or {}
+        here = {name: str(Path(self.dirpath) / Path(name).name) for name in best}
+        kept = {here[name]: score for name, score in best.items() if Path(here[name]).is_file()}
+        if len(kept) < max(1, len(here)):  # it was not moved with the others, so the next one is the best
+            return {**state, "best_model_path": ""}
+        paths = {
+            f"{kind}_model_path": str(Path(self.dirpath) / Path(name).name) if name else ""
+            for kind in ("best", "kth_best", "last")
+            for name in [state.get(f"{kind}_model_path") or ""]
+        }
+        return {**state, **paths, "best_k_models": kept, "dirpath": self.dirpath}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on with the random numbers of the checkpoint, unless it is of another number of processes."""

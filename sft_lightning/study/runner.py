@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sft_lightning import ImageDataModule
+from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
 from sft_lightning.cli import run as command
 from sft_lightning.console import hushed, quiet
@@ -294,10 +295,11 @@ def _tested(cli: SFTCLI, folder: Path) -> Result:
         return round(float(tested.trainer.callback_metrics["test/accuracy"]), 6)
 
     found: Result = {"test_last": accuracy(folder / "checkpoints" / "last.ckpt"), "steps": trainer.global_step}
-    best = sorted((folder / "checkpoints").glob("best-*.ckpt"))
-    if best:
-        found["test_best"] = accuracy(best[-1])
-        found["val_best"] = float(best[-1].stem.rpartition("=")[2])
+    saved = trainer.checkpoint_callback
+    if isinstance(saved, RunCheckpoint) and saved.best_model_path and saved.best_model_score is not None:
+        found["test_best"] = accuracy(Path(saved.best_model_path))
+        if math.isfinite(score := float(saved.best_model_score)):
+            found["val_best"] = round(score, 4)
     found["network"] = model.backbone.name
     found["tested"] = len(data.splits["test"])
     found["logistic"] = _logistic(cli, folder) if isinstance(data, ImageDataModule) else {}

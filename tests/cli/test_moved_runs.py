@@ -1,0 +1,49 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sft_lightning.__main__ import main
+from sft_lightning.callbacks.checkpoint import RunCheckpoint
+from sft_lightning.cli import run as command
+from tests.cli.test_run_data import FIT, RUN
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(workdir: Path) -> None:
+    words = [word for word in FIT if "source" not in word and "image_size" not in word and "num_labels" not in word]
+    first = command([*words, "--trainer.max_epochs=3", "--data.init_args.steps_per_epoch=20"]).trainer
+    saved = first.checkpoint_callback
+    assert isinstance(saved, RunCheckpoint)
+    moved = shutil.move(RUN, RUN.parent.parent / "moved")
+    # Nothing is learned any more, so nothing can be better.
+    more = ["fit", f"--ckpt_path={moved}", "--trainer.max_epochs=4", "--data.init_args.steps_per_epoch=20"]
+    second = command(more).trainer.checkpoint_callback
+    assert isinstance(second, RunCheckpoint)
+    assert Path(second.best_model_path).parent == Path(moved) / "checkpoints"
+    assert Path(second.best_model_path).is_file()
+    assert second.best_model_score is not None
+    assert saved.best_model_score is not None
+    assert float(second.best_model_score) >= float(saved.best_model_score)
+    assert len(list(Path(moved, "checkpoints").glob("best-*.ckpt"))) == 1
+
+
+def test_a_run_that_is_called_elsewhere_names_where_it_was_started(
+    workdir: Path,
+    write_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_folder(workdir / "set", {"": 12})
+    assert main(FIT) == 0
+    elsewhere = workdir / "elsewhere"
+    elsewhere.mkdir()
+    copy = shutil.copytree(RUN, elsewhere / "copy")
+    monkeypatch.chdir(elsewhere)
+    for words in (["test", "copy"], ["predict", "copy"], ["report", "copy"], ["fit", "--ckpt_path=copy"]):
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert "source 'set' is neither a folder" in told
+        assert f"the run was started in {str(workdir)!r}" in told
+        assert "--data.init_args.source" in told
+    assert main(["test", str(copy), "--data.init_args.source=../set"]) == 0
