@@ -221,7 +221,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
 
     def _run_folder(self) -> Path | None:
         is_logged = self.trainer is not None and bool(self.trainer.loggers)
-        folder = self.trainer.log_dir if is_logged else self.unlogged_folder  # type: ignore[union-attr]
+        folder = self.trainer.log_dir if is_logged else self.unlogged_folder
         return None if folder is None or getattr(self.trainer, "fast_dev_run", False) else Path(folder)
 
     def _list_skipped(self, folder: Path) -> None:

@@ -281,11 +281,11 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: Request,
     for name in HELD_OUT:
         split = splits[name]
         found = {
-            i: path
+            i: run
             for i, one, content in zip(
                 split.indices, split.ids, contents_of(split.part.images, split.indices), strict=True
             )
-            if (path := contents.get(content) or names.get(one)) is not None
+            if (run := contents.get(content) or names.get(one)) is not None
         }
         if not found:
             continue
