@@ -54,6 +54,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for table, kept in (("t.csv", NAMES), ("subset.csv", ("2", "10"))):
             with Path(table).open("w", newline="") as opened:
                 csv.writer(opened).writerows([("path", "label"), *(row for row in reversed(rows) if row[1] in kept)])
+        with Path("fresh.csv").open("w", newline="") as opened:  # images that the run has not learned from
+            fresh = [(file.replace("d/", "fresh/"), name) for file, name in rows]
+            csv.writer(opened).writerows([("path", "label"), *fresh])
+        for k, (file, name) in enumerate(fresh):
+            paint(Path(file), NAMES.index(name), 1000 + k)
         parquet.write_table(pa.table({"path": [r[0] for r in rows], "label": [r[1] for r in rows]}), "t.parquet")
         write_shards(RenumberedSource(open_source("d"), ["2", "1", "10"]), Path("shards"))
         write_shards(open_source("t.csv"), Path("new_shards"))
@@ -140,14 +145,14 @@ def test_a_resumed_run_keeps_the_numbers_of_its_classes(place: Path) -> None:
 
 
 def test_a_start_takes_the_rows_by_name(place: Path) -> None:
-    still = ["--model.init_args.optimizer.init_args.lr=0", "--trainer.max_epochs=1", source("t.csv")]
+    still = ["--model.init_args.optimizer.init_args.lr=0", "--trainer.max_epochs=1", source("fresh.csv")]
     for weights in ([f"weights={RUN}"], [f"weights={RUN}", f"head_weights={export(RUN, 'head', measure_on=0)}"]):
         words = [*FIT, "--run_name=s", *still, *(f"--model.init_args.{word}" for word in weights)]
         assert metrics(words)["val/accuracy"] == 1
 
 
 def test_weights_between_start_and_run_match_by_name(place: Path) -> None:
-    still = ["--model.init_args.optimizer.init_args.lr=0", "--trainer.max_epochs=1", source("t.csv")]
+    still = ["--model.init_args.optimizer.init_args.lr=0", "--trainer.max_epochs=1", source("fresh.csv")]
     assert main([*FIT, "--run_name=s", *still, f"--model.init_args.weights={RUN}"]) == 0
     tensors, told = read_weights(export("lightning_logs/s/version_0", wise=0.5, measure_on=0))
     expected = read_weights(Path(RUN, "checkpoints", "last.ckpt"))[0]
@@ -225,8 +230,9 @@ def test_rows_of_a_head(
     write_weights(file, tensors, {} if names is None else {"class_names": names})
 
     def build() -> FineTuneClassifier:
+        start: dict[str, Any] = {setting: str(file)}
         with caplog.at_level("INFO"):
-            return FineTuneClassifier("mlp", 3 if own is None else len(own), (1, 8, 8), own, **{setting: str(file)})
+            return FineTuneClassifier("mlp", 3 if own is None else len(own), (1, 8, 8), own, **start)
 
     if rows is None and setting == "head_weights":
         with pytest.raises(InputError, match=sentence):
