@@ -161,6 +161,7 @@ class RunSplit:
         nothing = Split(next(iter(named.values())), [])
         if name in named:
             measured = Split(named[name], range(len(named[name])))
+            request.messages.append(f"{source} is not the data of the run: its own {name} part is measured")
         else:
             pieces = [(part, (part.labels >= 0).nonzero()[:, 0].tolist()) for part in named.values()]
             pieces = [piece for piece in pieces if piece[1]]

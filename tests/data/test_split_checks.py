@@ -217,3 +217,19 @@ def test_fit_and_audit_say_it(
         assert "Data: 5 examples are held out for validation where 3 were asked for" in caplog.text
     assert main(["fit", *words, "--data.init_args.num_labels=1"]) == 2
     assert re.search("num_labels is 1, fewer than the 2 classes: '(cat|dog)' would have", capsys.readouterr().err)
+
+
+def test_other_data_with_a_test_part_is_measured_by_that_which_is_said(folder: MakeFolder, tmp_path: Path) -> None:
+    path = folder("train/a", "train/b", "Testing/a", "Testing/b", count=4)
+    own = ImageDataModule(str(path))
+    own.setup("fit")
+    own.write_splits(tmp_path / "run" / "split.csv", own.splits)
+    for k, name in enumerate(("Testing/a", "Testing/b", "train/a", "train/b")):
+        for i in range(3):
+            picture(tmp_path / "other" / name / f"new {i}.png", 5000 + 10 * k + i)
+    for source, count in (("other", 6), ("other/Testing", 6)):  # and what has no splits at all is measured as a whole
+        data = ImageDataModule(str(tmp_path / source))
+        data.followed_run = tmp_path / "run"
+        data.setup("test")
+        assert [len(data.splits[name]) for name in ("labeled", "val", "test")] == [0, 0, count]
+        assert any("is not the data of the run: " in message for message in data.request.messages)
