@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
 from sft_lightning.paradigms.class_weights import order_weights
 from sft_lightning.paradigms.feature_cache import use_cache
-from sft_lightning.paradigms.freezing import Depth, Tune, rewrap
+from sft_lightning.paradigms.freezing import Depth, Tune, has_finetuning, rewrap
 from sft_lightning.paradigms.heads import attach_head, take_head
 from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.paradigms.nonfinite import OnNonfinite
@@ -216,7 +215,7 @@ class FineTuneClassifier(Paradigm):
         """Counts the labels where the class weights depend on them; looks for features that need no computing."""
         self.check_classes()
         data: Any = getattr(self.trainer, "datamodule", None)
-        learns = self.depth.learns or self._has_finetuning_callback
+        learns = self.depth.learns or has_finetuning(self._trainer)
         stay = not learns and self.batch_parts == ("labeled",) and getattr(data, "fixed_views", False)
         if self.cache_features and stay:
             use_cache(self.trainer, data, self.backbone)
@@ -263,31 +262,9 @@ class FineTuneClassifier(Paradigm):
         return epoch >= self.head_only_epochs
 
     def groups(self) -> list[Group]:
-        """The head, then what is tuned of the backbone, from the last block to the first.
-
-        A `BaseFinetuning` of Lightning adds to the optimizer what it has frozen before, with a rate of its own.
-
-        Raises:
-            InputError: There is a schedule, which cannot follow.
-        """
+        """The head, then what is tuned of the backbone, from the last block to the first."""
         groups = [Group("head", list(self.head.parameters()), 1.0), *self.depth.groups()]
-        if not self._has_finetuning_callback:
-            return groups
-        kept = [
-            group._replace(parameters=[p for p in group.parameters if not self.depth.is_frozen_by_others(p)])
-            for group in groups
-        ]
-        if kept != groups and self._lr_scheduler is not None:
-            raise InputError(
-                "a callback such as BackboneFinetuning adds parameters to the optimizer later, which lr_scheduler "
-                "cannot follow: set lr_scheduler: null, or head_only_epochs and backbone_lr_scale instead of the callback"
-            )
-        return kept
-
-    @property
-    def _has_finetuning_callback(self) -> bool:
-        callbacks = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]
-        return any(isinstance(callback, BaseFinetuning) for callback in callbacks)
+        return self.depth.leave(groups, self._lr_scheduler is not None) if has_finetuning(self._trainer) else groups
 
     # --- steps
 

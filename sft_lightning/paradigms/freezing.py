@@ -8,6 +8,7 @@
 from typing import Literal
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -146,6 +147,27 @@ class Depth:
         """
         return not parameter.requires_grad and all(parameter is not p for p in self._held)
 
+    def leave(self, groups: list[Group], has_schedule: bool) -> list[Group]:
+        """Leave out what a callback such as `BackboneFinetuning` has frozen, which it adds to the optimizer later.
+
+        Args:
+            groups: All that is ever trained.
+            has_schedule: Whether the learning rate follows a schedule.
+
+        Raises:
+            InputError: It does, and cannot follow groups that are added later.
+        """
+        kept = [
+            group._replace(parameters=[p for p in group.parameters if not self.is_frozen_by_others(p)])
+            for group in groups
+        ]
+        if has_schedule and any(len(a.parameters) < len(b.parameters) for a, b in zip(kept, groups, strict=True)):
+            raise InputError(
+                "a callback such as BackboneFinetuning adds parameters to the optimizer later, which lr_scheduler "
+                "cannot follow: set lr_scheduler: null, or head_only_epochs and backbone_lr_scale instead of the callback"
+            )
+        return kept
+
     def _learning(self) -> list[nn.Parameter]:
         """The parameters that are ever trained."""
         return [p for group in self.groups() for p in group.parameters]
@@ -164,6 +186,16 @@ class Depth:
             Group(f"block_{i}", tuned[i].parameters, self._lr_scale * self._layer_decay ** (last - i + 1))
             for i in range(last, -1, -1)
         ]
+
+
+def has_finetuning(trainer: Trainer | None) -> bool:
+    """Return whether a callback freezes parameters and adds them to the optimizer later.
+
+    Args:
+        trainer: Of the training, or None outside of one.
+    """
+    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, BaseFinetuning) for callback in callbacks)
 
 
 def rewrap(trainer: Trainer) -> None:
