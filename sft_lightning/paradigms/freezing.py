@@ -164,7 +164,7 @@ class Depth:
         if has_schedule and any(len(a.parameters) < len(b.parameters) for a, b in zip(kept, groups, strict=True)):
             raise InputError(
                 "a callback such as BackboneFinetuning adds parameters to the optimizer later, which lr_scheduler "
-                "cannot follow: set lr_scheduler: null, or head_only_epochs and backbone_lr_scale instead of the callback"
+                "cannot follow: set lr_scheduler: null, or head_only_epochs in place of the callback"
             )
         return kept
 

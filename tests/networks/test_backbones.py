@@ -184,6 +184,7 @@ def test_googlenet_computes_what_torchvision_does(
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: published)
     torch.save(published, tmp_path / "net.pth")
     backbone, _ = build_backbone("googlenet", (3, 64, 64), weights.replace("file", str(tmp_path / "net.pth")))
+    assert backbone.mean.flatten().tolist() == backbone.std.flatten().tolist() == [0.5, 0.5, 0.5]
     x = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     expected = net.eval()((x - mean) / std)
