@@ -67,7 +67,8 @@ def read_splits(
         splits = leave_out_trained(choose(request), starts, request, source.name)
     if run is not None or split_file is not None:  # whose labels may be fewer than those asked for
         request = replace(request, num_labels=None)
-    check_splits(splits, parts, request, source.class_names)
+    if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # else other data is only measured
+        check_splits(splits, parts, request, source.class_names)
     if bad.untold:
         request.messages.append(bad.told())
     return splits, listed
