@@ -119,8 +119,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             cache: Folder in which decoded pictures of files are kept for later epochs and runs, or null for none; each
                 takes as many bytes as it has pixels times channels. Without `crop_scale` batches are the same, bit for
                 bit; with it, crops are the same rectangles, taken from whole pictures that are kept with twice as many
-                pixels as a crop has. All is decoded anew where a file is added or changes its name, size or time of
-                change. The folder may be removed when no run uses it. `predict` does without.
+                pixels as a crop has. All is decoded anew where a file is added or changes its name or content. The
+                folder may be removed when no run uses it. `predict` does without.
             shard_window: So many shards are read, and their examples shuffled, at a time (`scripts/shard`).
             predict_source: What `predict` reads: a folder, manifest, file or data set; null for the test split.
             class_names: The classes in the order of their numbers; those of the source are matched by name. Where

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.cpu import cores
 from sft_lightning.data.broken import UNREADABLE, BadImages, reason
+from sft_lightning.data.digests import combine, digest_files
 from sft_lightning.data.images import DECODING, FileImages, Geometry, cut_out, open_image
 from sft_lightning.errors import InputError
 from sft_lightning.files import locked, write_json
@@ -61,7 +62,7 @@ class ImageCache:
 
         Args:
             folder: Of caches; may hold those of other sources and geometries.
-            files: Whose names, sizes and times of change are part of the key.
+            files: Files whose names and contents are part of the key.
             geometry: How they become pictures.
         """
         self.files = files
@@ -77,12 +78,8 @@ class ImageCache:
         found = hashlib.sha256()
         versions = DECODING, PIL.__version__, features.version("jpg")
         found.update(repr((versions, self.geometry, self.whole, self.shape)).encode())
-        for path, name in zip(self.files.paths, self.files.ids, strict=True):
-            try:
-                at = os.stat(path)
-                found.update(f"{name}\t{at.st_size}\t{at.st_mtime_ns}\n".encode())
-            except OSError:
-                found.update(f"{name}\tgone\n".encode())
+        rows = zip(self.files.ids, digest_files(self.files.paths), strict=True)
+        found.update(combine(rows).encode())  # not sorted: rows are in this order
         return found.hexdigest()
 
     @property

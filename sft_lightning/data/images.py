@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sft_lightning.data.decoding import DECODING as DECODING
 from sft_lightning.data.decoding import open_image as open_image
+from sft_lightning.data.digests import combine, digest_files
 from sft_lightning.data.image_files import FileFacts, inspect_images
 from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges
 from sft_lightning.device import fits
@@ -34,7 +35,7 @@ class Images(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 of the content (in memory) or of the list of names and sizes (files)."""
+        """SHA-256 of the content of all images; of files, also of their names."""
 
     @abstractmethod
     def sizes(self, indices: Sequence[int]) -> Sequence[int] | npt.NDArray[np.int64]:
@@ -326,18 +327,22 @@ class FileImages(EncodedImages):
         return [self.paths[i].stat().st_size if self.paths[i].is_file() else 0 for i in indices]
 
     def digest(self) -> str:
-        """SHA-256 of names and sizes, in the order of the names."""
+        """SHA-256 of names and contents, in the order of the names."""
+        return combine(sorted(zip(self.ids, digest_files(self.paths), strict=True), key=lambda row: row[0]))
+
+    def digest_sizes(self) -> str:
+        """SHA-256 of names and sizes, which earlier versions took for that of the content."""
         rows = sorted(zip(self.ids, self.sizes(range(len(self))), strict=True))
         return hashlib.sha256("".join(f"{name}\t{size}\n" for name, size in rows).encode()).hexdigest()
 
     def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
         """SHA-256 of the bytes of each file."""
-
-        def one(index: int) -> bytes:
-            with self.paths[index].open("rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
-
-        return [one(index) for index in indices]
+        paths = [self.paths[i] for i in indices]
+        digests = digest_files(paths)
+        for path, digest in zip(paths, digests, strict=True):
+            if digest is None:
+                raise OSError(f"image {str(path)!r} cannot be read")
+        return [digest for digest in digests if digest is not None]
 
     def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
         """Looks at each file as far as it takes to know, and keeps what they have in common in `facts`."""

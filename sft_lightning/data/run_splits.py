@@ -12,7 +12,7 @@ from sft_lightning.data.split_files import (
     LEFT_OUT,
     Row,
     contents_of,
-    digest,
+    is_of,
     read_head,
     read_rows,
     split_rows,
@@ -175,7 +175,7 @@ class RunSplit:
         named = head.get("source")
         if named is not None and os.path.normpath(str(named)) == os.path.normpath(source):
             return True
-        if digest(everything) == head.get("sha256"):
+        if is_of(head, everything):
             return True
         place = {name: (part, i) for part in parts for i, name in enumerate(part.ids)}
         rows = [row for row in read_rows(self.path) if row.split in HELD_OUT]

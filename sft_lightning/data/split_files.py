@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_lightning.data.faults import STRADDLING, fault
-from sft_lightning.data.images import Images
+from sft_lightning.data.images import FileImages, Images
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
 from sft_lightning.errors import InputError
@@ -39,13 +39,38 @@ class Row(NamedTuple):
     content: str
 
 
+_CONTENT = "content"  # what `sha256` of the comment line is of; earlier versions, without this field, took files' sizes
+
+
 def digest(parts: Iterable[Part]) -> str:
     """SHA-256 over the digests of all collections of pictures, whatever their order.
 
     Args:
         parts: All parts of the sources.
     """
-    return hashlib.sha256("".join(sorted(part.images.digest() for part in parts)).encode()).hexdigest()
+    return _joined(part.images.digest() for part in parts)
+
+
+def _joined(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def _digest_sizes(parts: Iterable[Part]) -> str:
+    """As earlier versions made it: of files, of names and sizes."""
+    return _joined(
+        part.images.digest_sizes() if isinstance(part.images, FileImages) else part.images.digest() for part in parts
+    )
+
+
+def is_of(head: dict[str, Any], parts: Sequence[Part]) -> bool:
+    """Return whether a split was made from these images.
+
+    Args:
+        head: First line of its file.
+        parts: All parts of the sources.
+    """
+    made = digest(parts) if head.get("digest") == _CONTENT else _digest_sizes(parts)
+    return head.get("sha256") == made
 
 
 def write_manifest(
@@ -60,7 +85,12 @@ def write_manifest(
         class_names: Names of the labels.
         about: Goes into the comment line, with the counts and the digest.
     """
-    head = {**about, "sha256": digest(parts), "counts": {name: len(split) for name, split in splits.items()}}
+    head = {
+        **about,
+        "sha256": digest(parts),
+        "digest": _CONTENT,
+        "counts": {name: len(split) for name, split in splits.items()},
+    }
     with whole(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {json.dumps(head)}\n")
         writer = csv.writer(file)
@@ -212,7 +242,7 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
             both = concatenated(*((piece.part, piece.indices) for piece in pieces))
             pieces = [Split(both, list(range(len(both))))]
         splits[name] = pieces[0] if pieces else Split(listed[0], [])
-    if digest(listed) != head.get("sha256"):
+    if not is_of(head, listed):
         raise InputError(
             f"split_file {str(path)!r} was made from other pictures (their SHA-256 differs): use the same data, "
             "or make a new split"

@@ -282,14 +282,17 @@ def test_a_crop_that_cannot_fit_is_the_largest_that_does(
     assert Geometry(8, scale=(1.0, 1.0)).box(*size, seed=1) == box
 
 
-def test_file_digest_follows_names_and_sizes_in_any_order(tmp_path: Path) -> None:
+def test_file_digest_follows_names_and_contents_in_any_order(tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{i}.png", i, (10 + i, 9)) for i in range(3)]
     ids = [path.name for path in paths]
     digest = FileImages(paths, ids).digest()
     assert FileImages(paths[::-1], ids[::-1]).digest() == digest
     assert FileImages(paths, ["a", *ids[1:]]).digest() != digest
-    paths[1].write_bytes(paths[1].read_bytes() + b"x")
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[:-1] + b"x")
     assert FileImages(paths, ids).digest() != digest
+    paths[1].write_bytes(content)
+    assert FileImages(paths, ids).digest() == digest
 
 
 def test_memory_digest_follows_pixels() -> None:

@@ -1,0 +1,144 @@
+"""SHA-256 of files' contents, computed once and kept in a small database until a file changes.
+
+A kept digest counts only while size, inode and both times of its file (of the content and of the inode) are what they
+were: a program may set back the time of the content (`cp -p`, `touch -r`, a restored backup), not that of the inode.
+"""
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+STORE = Path("lightning_logs") / "digests.sqlite"
+_TABLE = "create table if not exists files (path blob primary key, state text, digest blob) without rowid"
+_TICK = 2_000_000_000  # ns; a file that changed so lately may change again within one tick of the clock of its disk
+_QUERY = 500  # paths that one query asks for
+_CHUNK = 64  # files that a thread reads before it answers
+
+
+def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
+    """Return the SHA-256 of the content of each file, from the store where the file is unchanged.
+
+    Args:
+        paths: Files to read.
+
+    Returns:
+        32 bytes for each; None for a file that cannot be read.
+    """
+    keys = [os.fsencode(os.path.abspath(path)) for path in paths]
+    states = [_state(key) for key in keys]
+    now = time.time_ns()
+    kept = _load(keys)
+    digests = [digest if state and state == old else None for state, (old, digest) in zip(states, kept, strict=True)]
+    missing = [i for i, digest in enumerate(digests) if digest is None and states[i]]
+    chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
+    fresh: list[tuple[bytes, str, bytes]] = []
+    bar = Tqdm(total=len(missing), desc="Digests of files", unit="file", disable=None, leave=False, delay=1)
+    with ThreadPoolExecutor(8) as threads, bar:
+        for chunk, found in zip(chunks, threads.map(lambda own: [_digest(keys[i]) for i in own], chunks), strict=True):
+            bar.update(len(chunk))
+            for i, digest in zip(chunk, found, strict=True):
+                digests[i], state = digest, states[i]
+                if digest and state and now - _changed_at(state) > _TICK and _state(keys[i]) == state:
+                    fresh.append((keys[i], state, digest))
+    if fresh:
+        _save(fresh)
+    return digests
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of the content of a file as hexadecimal digits, through the store.
+
+    Args:
+        path: File to read.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    (digest,) = digest_files([path])
+    if digest is None:
+        raise OSError(f"{str(path)!r} cannot be read")
+    return digest.hex()
+
+
+def digest_folder(path: Path) -> str:
+    """Return a SHA-256 of the names and contents of all files of a folder, hidden ones left out.
+
+    Args:
+        path: The folder; the digest does not depend on where it lies.
+    """
+    files = sorted(
+        Path(folder, name)
+        for folder, below, names in os.walk(path, followlinks=True)
+        for name in names
+        if not name.startswith(".") and not below.sort()  # type: ignore[func-returns-value]
+    )
+    names = [file.relative_to(path).as_posix() for file in files]
+    return combine(zip(names, digest_files(files), strict=True))
+
+
+def combine(rows: Iterable[tuple[str, bytes | None]]) -> str:
+    """Return one SHA-256 of names and digests, in their order, as hexadecimal digits.
+
+    Args:
+        rows: Name and digest of each example; None where its file is gone.
+    """
+    whole = hashlib.sha256()
+    for name, digest in rows:
+        whole.update(name.encode("utf-8", "surrogateescape") + b"\0" + (digest or b"gone") + b"\n")
+    return whole.hexdigest()
+
+
+def _state(path: bytes) -> str | None:
+    try:
+        at = os.stat(path)
+    except OSError:
+        return None
+    return f"{at.st_size} {at.st_mtime_ns} {at.st_ctime_ns} {at.st_ino}"
+
+
+def _changed_at(state: str) -> int:
+    _, modified, changed, _ = map(int, state.split())
+    return max(modified, changed)
+
+
+def _digest(path: bytes) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None
+
+
+def _load(keys: Sequence[bytes]) -> list[tuple[str | None, bytes | None]]:
+    """State and digest of each file as they were kept; (None, None) for others, and where the store is damaged."""
+    kept: dict[bytes, tuple[str, bytes]] = {}
+    if STORE.is_file():
+        with suppress(sqlite3.Error), closing(sqlite3.connect(STORE)) as store:
+            for first in range(0, len(keys), _QUERY):
+                some = keys[first : first + _QUERY]
+                asked = f"select path, state, digest from files where path in ({','.join('?' * len(some))})"
+                kept.update((path, (state, digest)) for path, state, digest in store.execute(asked, some))
+    return [kept.get(key, (None, None)) for key in keys]
+
+
+def _save(rows: Sequence[tuple[bytes, str, bytes]]) -> None:
+    """Without a store (no permission, a full disk, no locks on this file system) files are read again next time."""
+    try:
+        STORE.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(STORE)) as store, store:
+            store.execute(_TABLE)
+            store.executemany("insert or replace into files values (?, ?, ?)", rows)
+    except sqlite3.OperationalError:
+        pass
+    except sqlite3.DatabaseError:  # damaged
+        with suppress(OSError):
+            STORE.unlink()
+    except OSError:
+        pass
