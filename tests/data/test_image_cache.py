@@ -183,9 +183,10 @@ def test_all_that_pictures_depend_on_is_in_the_key(
     one.touch()
     assert key_of(opened(source, tmp_path)) == old  # nor its time
     if change == "content":  # as `cp -p` of another file leaves it, with the size and time that it had
-        before, content = one.stat(), bytearray(one.read_bytes())
-        content[-20] ^= 1
-        one.write_bytes(content)
+        content = one.read_bytes()
+        one.write_bytes(content + b"a")  # behind the end of the image, where any byte may stand
+        before, old = one.stat(), key_of(opened(source, tmp_path))
+        one.write_bytes(content + b"b")
         os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
     elif change == "renamed":
         one.rename(one.with_name("03b.png"))
