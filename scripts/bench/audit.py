@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from sft_lightning import ImageDataModule
-from sft_lightning.data.images import MemoryImages
+from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import NAMES, Split
 from sft_lightning.preflight import labels
@@ -40,7 +40,7 @@ def looked(source: str) -> tuple[ImageDataModule, list[Seen]]:
     data = ImageDataModule(source)
     data.request = replace(data.request, on_leak="keep")
     data.setup("fit")
-    return data, [look_at(name, data.splits[name], 1, (255, 255, 255)) for name in NAMES]
+    return data, [look_at(name, data.splits[name], Geometry(channels=1)) for name in NAMES]
 
 
 def of_tensors(name: str, pictures: list[Pixels]) -> Seen:
@@ -48,7 +48,7 @@ def of_tensors(name: str, pictures: list[Pixels]) -> Seen:
     images = MemoryImages(torch.from_numpy(np.stack(pictures))[:, None])
     ids = [f"{name}/{i}" for i in range(len(pictures))]
     part = Part(images, ids, torch.full((len(pictures),), -1))
-    return look_at(name, Split(part, list(range(len(pictures)))), 1, (255, 255, 255))
+    return look_at(name, Split(part, list(range(len(pictures)))), Geometry(channels=1))
 
 
 def encoded(quality: int) -> Callable[[Pixels], Pixels]:

@@ -75,9 +75,9 @@ def digest_folder(path: Path) -> str:
     """
     files = sorted(
         Path(folder, name)
-        for folder, below, names in os.walk(path, followlinks=True)
+        for folder, _, names in os.walk(path, followlinks=True)
         for name in names
-        if not name.startswith(".") and not below.sort()  # type: ignore[func-returns-value]
+        if not name.startswith(".")
     )
     names = [file.relative_to(path).as_posix() for file in files]
     return combine(zip(names, digest_files(files), strict=True))

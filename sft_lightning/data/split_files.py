@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def _digest_sizes(parts: Iterable[Part]) -> str:
     )
 
 
-def is_of(head: dict[str, Any], parts: Sequence[Part]) -> bool:
+def is_of(head: Mapping[str, Any], parts: Sequence[Part]) -> bool:
     """Return whether a split was made from these images.
 
     Args:

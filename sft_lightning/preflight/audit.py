@@ -11,8 +11,8 @@ from sft_lightning.cli import Built, run
 from sft_lightning.data.broken import printable
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.faults import STRADDLING, Fault, listing
+from sft_lightning.data.folder_source import FolderSource
 from sft_lightning.data.images import EncodedImages
-from sft_lightning.data.sources import FolderSource
 from sft_lightning.data.splits import Request
 from sft_lightning.errors import Found, InputError
 from sft_lightning.files import write_json, write_text

@@ -101,7 +101,12 @@ def test_unchanged_files_are_read_once(source: Path, monkeypatch: pytest.MonkeyP
     digest_files(paths[:5])
     read: list[bytes] = []
     compute = digests._digest
-    monkeypatch.setattr(digests, "_digest", lambda path: (read.append(path), compute(path))[1])
+
+    def record(path: bytes) -> bytes | None:
+        read.append(path)
+        return compute(path)
+
+    monkeypatch.setattr(digests, "_digest", record)
     first = digest_files(paths)
     assert sorted(read) == [os.fsencode(path) for path in paths[5:]]
     read.clear()

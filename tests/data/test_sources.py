@@ -6,10 +6,10 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from sft_lightning.data.folder_source import FolderSource
 from sft_lightning.data.images import FileImages, MemoryImages
 from sft_lightning.data.sources import (
     FASHION,
-    FolderSource,
     SampleSource,
     open_source,
     open_unlabeled,

@@ -11,21 +11,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
-from sft_lightning.data.images import MemoryImages
+from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
 from sft_lightning.preflight.duplicates import Pair, _coefficients, _differences, duplicates
 from sft_lightning.preflight.looks import Seen, look_at
 from tests.preflight.conftest import Crop
 
-WHITE = (255, 255, 255)
-
 
 def split(name: str, pictures: Sequence[Any], channels: int = 3) -> Seen:
     data = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     images = MemoryImages(torch.from_numpy(data).permute(0, 3, 1, 2))
     part = Part(images, [f"{name}/{i}" for i in range(len(data))], torch.zeros(len(data), dtype=torch.long))
-    return look_at(name, Split(part, list(range(len(data)))), channels, WHITE)
+    return look_at(name, Split(part, list(range(len(data)))), Geometry(channels=channels))
 
 
 def places(pairs: list[Pair]) -> list[tuple[str, int, str, int]]:
@@ -169,7 +167,7 @@ def test_handwritten_digits_are_not_alike(fashion: tuple[Tensor, Tensor]) -> Non
     data.setup("fit")
     part = data.splits["unlabeled"].part
     assert len(part) == 10_000
-    exact, near = duplicates([look_at("unlabeled", Split(part, list(range(3000))), 1, WHITE)])
+    exact, near = duplicates([look_at("unlabeled", Split(part, list(range(3000))), Geometry(channels=1))])
     assert (exact, near) == ([], [])
 
 
@@ -179,7 +177,7 @@ def test_the_sample_has_a_few_true_ones() -> None:
     data.setup("fit")
     part = data.splits["labeled"].part
     chosen = [4849, 334, 3568, 5448, 0, 1, 2]
-    exact, near = duplicates([look_at("labeled", Split(part, chosen), 1, WHITE)])
+    exact, near = duplicates([look_at("labeled", Split(part, chosen), Geometry(channels=1))])
     assert exact == []
     assert places(near) == [("labeled", 1, "labeled", 0), ("labeled", 3, "labeled", 2)]
 
@@ -190,5 +188,5 @@ def test_files_and_tensors_of_the_same_picture_are_equal(tmp_path: Path, crop: C
     crop(0).save(tmp_path / "a.png")
     crop(0).convert("RGBA").save(tmp_path / "b.webp", lossless=True)
     part = Part(FileImages([tmp_path / "a.png", tmp_path / "b.webp"], ["a", "b"]), ["a", "b"], torch.zeros(2))
-    exact, _ = duplicates([split("test", [crop(0)]), look_at("labeled", Split(part, [0, 1]), 3, WHITE)])
+    exact, _ = duplicates([split("test", [crop(0)]), look_at("labeled", Split(part, [0, 1]), Geometry(channels=3))])
     assert places(exact) == [("labeled", 1, "labeled", 0), ("test", 0, "labeled", 0)]

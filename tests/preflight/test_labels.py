@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sft_lightning.data.images import MemoryImages
+from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
 from sft_lightning.preflight import labels
@@ -50,7 +50,7 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
         rows = torch.cat([of[kind][begin : begin + count] for kind, count in counts.items()])
         y = torch.tensor([names.index(kind) for kind, count in counts.items() for _ in range(count)])
         part = Part(MemoryImages(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)
-        return look_at(name, Split(part, list(range(len(rows)))), 1, (255, 255, 255))
+        return look_at(name, Split(part, list(range(len(rows)))), Geometry(channels=1))
 
     labeled = seen("labeled", {"boot": 12, "trouser": 8, "bag": 3})
     labeled.split.part.labels[2] = 1  # a boot
