@@ -37,7 +37,7 @@ FAMILIES = (
 )
 TIMM = [word.partition(":")[2] for word in FAMILIES.split()]
 # timm gives what is shared by several stages, or runs beside others, to one of them.
-WOVEN = {"cait_xxs24_224", "coat_lite_tiny", "efficientvim_m1"}
+WOVEN = ("cait_xxs24_224", "coat_lite_tiny", "efficientvim_m1")
 SIDES = {"crossvit_tiny_240": 240, "efficientformer_l1": 224, "pit_ti_224": 224}
 FEW = [
     "edgenext_small",
