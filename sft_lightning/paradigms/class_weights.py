@@ -1,5 +1,6 @@
 """Weights of the classes in the loss, by name or by position."""
 
+import math
 from typing import Literal
 
 import torch
@@ -26,6 +27,10 @@ def order_weights(
     Raises:
         InputError: A class has no weight, or a weight no class.
     """
+    listed = given.items() if isinstance(given, dict) else enumerate(given if isinstance(given, list) else [])
+    for key, value in listed:
+        if not 0 < value < math.inf:  # a batch whose weights are all 0 has no mean
+            raise InputError(f"class_weights[{key}] is {value}: give a number above 0")
     if isinstance(given, dict):
         given = {str(name): weight for name, weight in given.items()}  # YAML reads 1 as a number
         unknown, missing = missing_classes([*given], names or []), missing_classes(names or [], [*given])

@@ -147,6 +147,8 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
 
     def on_fit_start(self) -> None:
         """Refuses a second stage that never comes, and says what may collapse."""
+        if self.head_kind == "nearest_class_mean":
+            self.refuse_loss_settings("head nearest_class_mean is made of features, without a loss")
         super().on_fit_start()
         self._made_at = -1
         data: Any = getattr(self.trainer, "datamodule", None)

@@ -86,8 +86,8 @@ class FineTuneClassifier(Paradigm):
             cache_features: Where the backbone never learns and views are fixed, compute the features once and keep them
                 in `lightning_logs/features`.
             label_smoothing: Share of the target spread over all classes.
-            class_weights: Weight of each class in the loss, by name or in the order of the classes; `balanced` for the
-                inverse of its number of labels.
+            class_weights: Weight of each example in the loss by its class, by name or in the order of the classes;
+                `balanced` for the inverse of the class's number of labels.
             compile: Compile the backbone: true, or a mode of `torch.compile`.
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: See `Paradigm`.
@@ -225,6 +225,26 @@ class FineTuneClassifier(Paradigm):
             counts = data.labeled_counts().clamp(min=1)
             self.class_weight.copy_(counts.sum() / (len(counts) * counts))
 
+            balanced = getattr(data, "balanced_labels", False) and "unlabeled" in self.batch_parts
+            if balanced or getattr(self, "balanced_from_epoch", None) is not None:
+                rank_zero_info(
+                    "Warning: class_weights is 'balanced', and batches hold all classes equally often, too: rare classes "
+                    "are made up for twice. Use one of the two."
+                )
+
+    def refuse_loss_settings(self, reason: str) -> None:
+        """Refuses settings of the labels' cross-entropy where a training does not use it.
+
+        Args:
+            reason: Why it is not used.
+
+        Raises:
+            InputError: `class_weights` or `label_smoothing` is set.
+        """
+        for name, is_set in {"class_weights": self._weighted, "label_smoothing": bool(self.label_smoothing)}.items():
+            if is_set:
+                raise InputError(f"{name} is set, but {reason}, so that it would change nothing: leave it out")
+
     def on_train_start(self) -> None:
         """Releases the backbone where a resumed epoch does not start anew."""
         super().on_train_start()
@@ -299,8 +319,15 @@ class FineTuneClassifier(Paradigm):
         return StepResult(self._supervised(y, self.classify(features)), {})
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
-        weight = self.class_weight if self._weighted else None
-        return F.cross_entropy(logits, y, weight, label_smoothing=self.label_smoothing)
+        if not self._weighted:
+            return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        if not self.label_smoothing:
+            return F.cross_entropy(logits, y, self.class_weight)
+        # torch weights each class of the smoothed target by its own weight: where a class is rare, the loss of a common
+        # example would be least at a confident answer of the rare class.
+        loss = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
+        weight = self.class_weight[y].to(loss)
+        return (loss * weight).sum() / weight.sum()
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
         metrics: Any = self._metrics[f"{stage}_metrics"]

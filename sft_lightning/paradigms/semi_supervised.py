@@ -183,6 +183,8 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     def on_fit_start(self) -> None:
         """Tells the strategy how many unlabeled examples there are."""
+        if self.strategy.own_supervised:
+            self.refuse_loss_settings(f"strategy {type(self.strategy).__name__} computes the loss on labels itself")
         super().on_fit_start()
         splits = getattr(getattr(self.trainer, "datamodule", None), "splits", {})
         self.strategy.start(len(splits["unlabeled"]) if "unlabeled" in splits else 0)

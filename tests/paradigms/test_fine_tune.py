@@ -32,7 +32,7 @@ def _adam(parameters: Any) -> torch.optim.Optimizer:
 def _by_hand(logits: Tensor, y: Tensor, weight: Tensor, smoothing: float) -> Tensor:
     log_p = logits - logits.logsumexp(1, keepdim=True)
     hit = -(weight[y] * log_p[torch.arange(len(y)), y]).sum()
-    spread = -(weight * log_p).sum() / log_p.shape[1]
+    spread = -(weight[y] * log_p.mean(1)).sum()
     return ((1 - smoothing) * hit + smoothing * spread) / weight[y].sum()
 
 
@@ -271,6 +271,9 @@ def test_a_checkpoint_stands_alone(tmp_path: Path) -> None:
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"class_weights": [1.0]}, "class_weights has 1 numbers for 10"),
+        ({"class_weights": [1.0] * 9 + [0.0]}, r"class_weights\[9\] is 0.0"),
+        ({"class_weights": [-1.0] + [1.0] * 9}, r"class_weights\[0\] is -1.0"),
+        ({"class_weights": [float("nan")] * 10}, r"class_weights\[0\] is nan"),
         ({"tune": "last_k_blocks", "last_k_blocks": 9}, "'mlp' has 3 blocks"),
         ({"head_only_epochs": -1}, "head_only_epochs is -1"),
     ],

@@ -1,0 +1,61 @@
+"""Weights of classes change how much an example counts, never which answer is right."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, SemiSupervisedModule
+from sft_lightning.errors import InputError
+from sft_lightning.losses.mixmatch import MixMatch
+from sft_lightning.losses.supcon import SupCon
+from tests.paradigms.helpers import SHAPE, sample, trainer
+
+COUNTS = torch.tensor([190.0, 8.0])
+
+
+def best_answer(weights: list[float], smoothing: float, label: int) -> Tensor:
+    """The probabilities at which the loss of an example is least."""
+    model = FineTuneClassifier("mlp", 2, (1, 2, 2), class_weights=weights, label_smoothing=smoothing)
+    logits = torch.zeros(1, 2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = model._supervised(torch.tensor([label]), logits)
+        value.backward()
+        return value
+
+    for _ in range(5):
+        optimizer.step(loss)  # type: ignore[arg-type]
+    return logits.detach().softmax(1)[0]
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_best_answer_is_the_smoothed_label_whatever_the_weights(smoothing: float, label: int) -> None:
+    best = best_answer((COUNTS.sum() / (2 * COUNTS)).tolist(), smoothing, label)
+    wanted = torch.full((2,), smoothing / 2)
+    wanted[label] += 1 - smoothing
+    torch.testing.assert_close(best, wanted, atol=1e-3, rtol=0)
+
+
+def test_an_example_counts_by_the_weight_of_its_class() -> None:
+    model = FineTuneClassifier("mlp", 2, (1, 2, 2), class_weights=[1.0, 3.0], label_smoothing=0.1)
+    plain = FineTuneClassifier("mlp", 2, (1, 2, 2), label_smoothing=0.1)
+    logits, y = torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1])
+    each = [plain._supervised(y[k : k + 1], logits[k : k + 1]) for k in (0, 1)]
+    torch.testing.assert_close(model._supervised(y, logits), (each[0] + 3 * each[1]) / 4)
+
+
+@pytest.mark.parametrize("settings", [{"class_weights": "balanced"}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize("kind", ["strategy MixMatch", "head nearest_class_mean"])
+def test_settings_of_a_loss_that_is_not_used_are_refused(kind: str, settings: dict[str, Any]) -> None:
+    shared = {"backbone": "mlp", "num_classes": 10, "image_shape": SHAPE, "optimizer": torch.optim.Adam, **settings}
+    if kind == "strategy MixMatch":
+        model: FineTuneClassifier = SemiSupervisedModule(MixMatch(), **shared)
+    else:
+        model = DecoupledFeatureClassifier(SupCon(), head="nearest_class_mean", **shared)
+    with pytest.raises(InputError, match=f"{next(iter(settings))} is set, but {kind}"):
+        trainer().fit(model, sample())
