@@ -41,7 +41,7 @@ from sft_lightning.callbacks.preemption import EndUnsaved
 from sft_lightning.callbacks.progress import Progress
 from sft_lightning.callbacks.run_folder import RunFolder
 from sft_lightning.callbacks.validation_log import ValidationLogger
-from sft_lightning.cpu import keep_memory
+from sft_lightning.cpu import flush_denormals, keep_memory
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.paradigms.autoencoder import AutoencoderModule
 from sft_lightning.paradigms.base import Paradigm
@@ -181,15 +181,16 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
         module._current_fx_name = "training_step"
         steps.step.increment_ready()
-        loss = cast(Tensor, trainer.strategy.training_step(batch, index))
-        steps.zero_grad.increment_ready()
-        steps.zero_grad.increment_started()
-        for parameter in self._parameters:
-            parameter.grad = None
-        steps.zero_grad.increment_completed()
-        loss.backward()
-        module.on_before_optimizer_step(optimizer)
-        optimizer.step()
+        with flush_denormals():
+            loss = cast(Tensor, trainer.strategy.training_step(batch, index))
+            steps.zero_grad.increment_ready()
+            steps.zero_grad.increment_started()
+            for parameter in self._parameters:
+                parameter.grad = None
+            steps.zero_grad.increment_completed()
+            loss.backward()
+            module.on_before_optimizer_step(optimizer)
+            optimizer.step()
         steps.step.increment_completed()
 
         progress.increment_processed()

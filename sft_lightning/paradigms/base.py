@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sft_lightning.cpu import flush_denormals
 from sft_lightning.errors import InputError
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.networks.backbones import Backbone
@@ -181,6 +182,16 @@ class Paradigm(LightningModule, ABC):
         if self.trainer.world_size > 1:  # gradients that are not finite, so that all processes get to know
             return result.loss * torch.where(result.loss.detach().isfinite(), 1.0, torch.nan)
         return result.loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take one step, forward and backward pass included, in the mode that keeps dead units from slowing it down.
+
+        Args:
+            args: Arguments of Lightning's `optimizer_step`.
+            kwargs: Keyword arguments of Lightning's `optimizer_step`.
+        """
+        with flush_denormals():
+            super().optimizer_step(*args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Nothing is learned from what is not finite.

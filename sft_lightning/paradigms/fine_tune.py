@@ -228,8 +228,8 @@ class FineTuneClassifier(Paradigm):
             balanced = getattr(data, "balanced_labels", False) and "unlabeled" in self.batch_parts
             if balanced or getattr(self, "balanced_from_epoch", None) is not None:
                 rank_zero_info(
-                    "Warning: class_weights is 'balanced', and batches hold all classes equally often, too: rare classes "
-                    "are made up for twice. Use one of the two."
+                    "Warning: class_weights is 'balanced', and batches hold all classes equally often, too: rare "
+                    "classes are made up for twice. Use one of the two."
                 )
 
     def refuse_loss_settings(self, reason: str) -> None:
