@@ -131,7 +131,7 @@ def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
         "missing or uneven classes": classes.uneven(counts, data.class_names),
         "odd images": files.oddities(seen, data.geometry),
         "odd files": _strays(data, faults),
-        "wrong labels": [labels.finding(judged, data.class_names)],
+        **({"wrong labels": [labels.finding(judged, data.class_names)]} if judged.is_decided else {}),
     }
     shown = {one.name: one for one in seen}
     done = Audit(
@@ -220,7 +220,8 @@ def told(found: Audit) -> str:
     if found.findings:
         lines += [f"{len(found.findings)} findings:", *(f"- {finding}" for finding in found.findings)]
     else:
-        lines.append("The data is clean.")
+        is_judged = any(topic == "wrong labels" for topic in found.topics)
+        lines.append("The data is clean." if is_judged else "Nothing was found; labels were not judged.")
     clean = [topic for topic, of in found.topics.items() if not any(finding.rows for finding in of)]
     if clean:
         lines.append(f"Looked for and not found: {', '.join(clean)}.")

@@ -4,6 +4,10 @@ Each label is judged by a logistic regression that has not learned from it (cros
 class k when its probability of k is at least what examples labeled k have on average; one that speaks for another class
 than its label is a suspect. Where cleanlab is installed (extra `cleanlab`), its `find_label_issues` chooses the
 suspects: the same idea with the number of suspects per class matched to the estimated noise.
+
+A classifier that is often wrong doubts right labels, and no choice among its doubts mends that. So no label is doubted
+unless the classifier makes at most half as many errors as the answer that is the most frequent class, and is right more
+often than that by more than chance.
 """
 
 import warnings
@@ -24,6 +28,7 @@ from sft_lightning.preflight.looks import SIDE, Seen, small
 
 FOLDS = 5
 MOST = 100_000  # examples; the regression takes a minute or two for so many
+CHANCE = 0.05  # highest probability that guessing the most frequent class is right as often
 _POOLED = 16  # side of the pixels that stand in for features: as telling as 32, and four times as fast
 
 Matrix = NDArray[np.float64]
@@ -40,6 +45,7 @@ class Judged:
         probabilities: Out of fold, (N, C); 0 for classes that were left out.
         suspects: Positions in the above, the least likely label first.
         told: On what, and how good the classifier is; or why nothing was looked at.
+        is_decided: Whether the labels were judged: no suspects then means that none was found.
     """
 
     places: list[tuple[Seen, int]]
@@ -47,6 +53,7 @@ class Judged:
     probabilities: Matrix
     suspects: list[int]
     told: str
+    is_decided: bool = True
 
 
 def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None, seed: int) -> Judged:
@@ -68,18 +75,42 @@ def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None
     if len(kept) < 2:
         nothing = np.zeros((0, data.num_classes))
         told = f"not looked at: fewer than 2 classes have {FOLDS} labels or more"
-        return Judged([], y[:0], nothing, [], told)
+        return Judged([], y[:0], nothing, [], told, is_decided=False)
     places = [place for place, c in zip(places, y, strict=True) if c in kept]
     y = y[np.isin(y, kept)]
     x = _pixels(places) if backbone is None else _features(places, data, backbone)
     p = np.zeros((len(y), data.num_classes))
     p[:, kept] = out_of_fold(x, np.searchsorted(kept, y), _groups(places), seed)
-    suspects, by = issues(np.searchsorted(kept, y), p[:, kept])
-    accuracy = float((p.argmax(1) == y).mean())
+    right = p.argmax(1) == y
     on = "pixels" if backbone is None else f"features of {backbone.name}"
     left = f"; left out for fewer than {FOLDS} labels: {len(classes) - len(kept)} of {len(classes)} classes"
-    told = f"{len(y):,} looked at with {by}; logistic regression on the {on} is right in {accuracy:.1%}"
-    return Judged(places, y, p, suspects, told + (left if len(kept) < len(classes) else ""))
+    if len(kept) == len(classes):
+        left = ""
+    skill = f"logistic regression on the {on} is right in {right.mean():.1%}"
+    guess = float(counts.max() / len(y))
+    if not is_skilled(int(right.sum()), len(y), guess):
+        other = "a pre-trained backbone" if backbone is None else "a backbone that was pre-trained on images like these"
+        told = (
+            f"none is judged: {skill} of {len(y):,}, where the most frequent class alone is {guess:.1%}: too weak to "
+            f"doubt a label; set model.init_args.weights to those of {other}"
+        )
+        return Judged(places, y, p, [], told + left, is_decided=False)
+    suspects, by = issues(np.searchsorted(kept, y), p[:, kept])
+    return Judged(places, y, p, suspects, f"{len(y):,} looked at with {by}; {skill}{left}")
+
+
+def is_skilled(right: int, count: int, guess: float) -> bool:
+    """Return whether a classifier is right often enough that its doubts about labels mean something.
+
+    Args:
+        right: Number of examples that it is right about, out of fold.
+        count: Number of all examples.
+        guess: Share of the most frequent class.
+    """
+    from scipy.stats import binom
+
+    halves_errors = right / count >= (1 + guess) / 2
+    return bool(halves_errors and binom.sf(right - 1, count, guess) < CHANCE)
 
 
 def out_of_fold(x: NDArray[np.float32], y: Integers, groups: Sequence[str] | None, seed: int) -> Matrix:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor
@@ -57,11 +58,45 @@ def test_clean_data_says_so(clean: Path, audited: Audited) -> None:
     assert "; logistic regression on the pixels is right in " in told.text
 
 
+def test_a_wrong_label_is_doubted(clean: Path, audited: Audited) -> None:
+    wrong = sorted((clean / "train" / "boot").iterdir())[0]
+    wrong.rename(clean / "train" / "trouser" / wrong.name)
+    ((split, name, detail),) = audited(clean).rows["labels that may be wrong"]
+    assert (split, name) == ("labeled", f"train/trouser/{wrong.name}")
+    assert detail.startswith("'trouser', looks like 'boot', p 0.0")
+
+
 def test_labels_are_judged_on_the_features_of_a_start(clean: Path, workdir: Path, audited: Audited) -> None:
     AutoencoderModule("mlp", image_shape=(1, 28, 28)).save_encoder("encoder.safetensors")
     words = ["--data.init_args.image_size=28", "--data.init_args.channels=1"]
     told = audited(clean, *words, "--model.init_args.weights=encoder.safetensors")
     assert "; logistic regression on the features of mlp is right in " in told.text
+
+
+def test_labels_that_look_like_no_class_are_not_doubted(workdir: Path, crop: Crop, audited: Audited) -> None:
+    for i in range(48):
+        (workdir / "mixed" / "ab"[i // 2 % 2]).mkdir(parents=True, exist_ok=True)
+        crop(i).save(workdir / "mixed" / "ab"[i // 2 % 2] / f"{i}.png")
+    told = audited("mixed", "--data.init_args.val_size=0.2", "--data.init_args.test_size=0.2")
+    assert told.rows == {}
+    assert "labels   none is judged: logistic regression on the pixels is right in " in told.text
+    assert "Nothing was found; labels were not judged." in told.text
+    assert "wrong labels" not in told.text
+    assert "labels that may be wrong" not in told.about["not_found"]
+
+
+def test_tiny_bars_do_not_end_the_process(workdir: Path, audited: Audited) -> None:
+    for k in range(60):  # where denormal numbers are zero, the search for near-duplicates never ends
+        pixels = np.full((32, 32, 3), 255, np.uint8)
+        pixels[:, 10:22] = (k * 3, 0, 0)
+        if k >= 56:
+            pixels[24:] = 0
+        (workdir / "bars" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(workdir / "bars" / "ab"[k % 2] / f"{k}.png")
+    told = audited("bars", "--data.init_args.val_size=0.2", "--data.init_args.test_size=0.2")
+    assert told.code == 0
+    assert sum(told.about["splits"].values()) == 60
+    assert "test images that nearly equal a labeled one" in told.rows
 
 
 def test_every_broken_file_is_named_and_what_is_left_is_looked_at(
@@ -122,6 +157,7 @@ def test_nothing_but_broken_files(workdir: Path, audited: Audited) -> None:
     told = audited("all", "--data.init_args.val_size=1")
     assert [row[1] for row in told.rows["images that cannot be read"]] == ["a/1.png", "b/1.png"]
     assert "not looked at: fewer than 2 classes have 5 labels or more" in told.text
+    assert "labels that may be wrong" not in told.about["not_found"]
 
 
 def test_leaks_end_a_strict_audit_with_1(photos: Path, audited: Audited) -> None:
@@ -208,8 +244,6 @@ def test_copies_of_different_labels_are_named_apart(photos: Path, audited: Audit
     assert told.rows["images that nearly equal one of another class"] == [
         ("test", "test/china/near.jpg", "'china'; train/flower/3.png is 'flower'")
     ]
-    suspects = [row[1] for row in told.rows["labels that may be wrong"]]
-    assert {"train/china/copy.png", "test/china/near.jpg"} <= set(suspects)
 
 
 def test_groups_that_straddle(photos: Path, crop: Crop, audited: Audited, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,17 @@
 """Which labels are doubted, by hand and on a few real pictures."""
 
+import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
@@ -82,3 +84,47 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
     assert labels.finding(unsure, names).rows[0].detail == "'trouser', looks like 'bag', p 0.50 and 0.40"
     five = labels.judge([seen("labeled", {"boot": 5, "trouser": 5})], data, None, 0)
     assert len(five.places) == 10
+    assert five.is_decided
+    few = labels.judge([seen("labeled", {"boot": 4, "trouser": 4})], data, None, 0)
+    assert not few.is_decided
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "guess", "is_skilled"),
+    [
+        (102, 293, 0.25, False),
+        (75, 100, 0.5, True),
+        (74, 100, 0.5, False),
+        (94, 100, 0.9, False),
+        (96, 100, 0.9, True),
+        (9, 10, 0.5, True),
+        (8, 10, 0.5, False),  # what a coin gives in 5.5 % of all cases
+    ],
+)
+def test_a_classifier_doubts_labels_from_half_the_errors_of_a_guess_on(
+    right: int, count: int, guess: float, is_skilled: bool
+) -> None:
+    assert labels.is_skilled(right, count, guess) == is_skilled
+
+
+def test_a_weak_classifier_says_so_and_doubts_no_label(fashion: tuple[Tensor, Tensor]) -> None:
+    images, truth = fashion
+    rows = torch.isin(truth, torch.tensor([2, 4, 6])).nonzero()[:120, 0]  # pullovers, coats and shirts
+    y = torch.tensor([{2: 0, 4: 1, 6: 2}[c] for c in truth[rows].tolist()])
+    y[::3] = y[::3].roll(1)
+
+    def judged(y: Tensor) -> labels.Judged:
+        part = Part(MemoryImages(images[rows][:, None]), [str(k) for k in rows.tolist()], y)
+        seen = look_at("labeled", Split(part, list(range(len(rows)))), Geometry(channels=1))
+        return labels.judge([seen], cast(ImageDataModule, SimpleNamespace(num_classes=3)), None, 0)
+
+    weak = judged(y)
+    assert weak.suspects == []
+    assert not weak.is_decided
+    assert re.fullmatch(
+        r"none is judged: logistic regression on the pixels is right in \d\d\.\d% of 120, where the most "
+        r"frequent class alone is \d\d\.\d%: too weak to doubt a label; set model.init_args.weights to those of a "
+        r"pre-trained backbone",
+        weak.told,
+    )
+    assert len(weak.places) == 120
