@@ -25,8 +25,8 @@ from sft_lightning.preflight.looks import SIDE, Pixels, Seen, small
 
 WHOLE, FIELD = 0.15, 0.25
 _COEFFICIENTS, _NEAREST, _FIELDS = 32, 8, 8
-_FLAT = 4.0  # gray levels of deviation, below which the rounding of pixels would pass for a picture
-_CHUNK = 4096
+FLAT = 4.0  # gray levels of deviation, below which the rounding of pixels would pass for a picture
+CHUNK = 4096
 
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
@@ -78,10 +78,10 @@ class _Table:
         self.first: dict[bytes, int] = {}
         for i, digest in self.digests.items():
             self.first.setdefault(digest, i)
-        positions = [i for i, look in seen.readable if look.small.std() >= _FLAT]
+        positions = [i for i, look in seen.readable if look.small.std() >= FLAT]
         self.positions: Positions = np.array(positions, dtype=np.int64)
-        chunks = [positions[k : k + _CHUNK] for k in range(0, len(positions), _CHUNK)]
-        made = [_coefficients(small(seen, chunk)) for chunk in chunks]
+        chunks = [positions[k : k + CHUNK] for k in range(0, len(positions), CHUNK)]
+        made = [coefficients(small(seen, chunk)) for chunk in chunks]
         self.coefficients = np.concatenate(made) if made else np.zeros((0, _COEFFICIENTS), np.float32)
 
 
@@ -107,9 +107,9 @@ def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, 
     if a is b:  # each pair once, and no picture with itself
         left, right = left[left > right], right[left > right]
     best: dict[int, tuple[float, int]] = {}
-    for k in range(0, len(left), _CHUNK):
-        i, j = left[k : k + _CHUNK].tolist(), right[k : k + _CHUNK].tolist()
-        whole, field = _differences(small(a.seen, i), small(b.seen, j))
+    for k in range(0, len(left), CHUNK):
+        i, j = left[k : k + CHUNK].tolist(), right[k : k + CHUNK].tolist()
+        whole, field = differences(small(a.seen, i), small(b.seen, j))
         for x, y, ok, most in zip(i, j, (whole <= WHOLE) & (field <= FIELD), field.tolist(), strict=True):
             if ok:
                 best[x] = min(best.get(x, (most, y)), (most, y))
@@ -124,7 +124,7 @@ def _standardized(pictures: Pixels) -> Floats:
     return x
 
 
-def _coefficients(pictures: Pixels) -> Floats:
+def coefficients(pictures: Pixels) -> Floats:
     """Of the lowest frequencies, without that of the mean, such that distances are root mean squares of pixels."""
     x = _standardized(pictures)
     channels = x.shape[3]
@@ -134,7 +134,7 @@ def _coefficients(pictures: Pixels) -> Floats:
     return low
 
 
-def _differences(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
+def differences(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
     """Root mean squares over the whole pictures and over the field that differs most, each (N,)."""
     square = (_standardized(one) - _standardized(other)) ** 2
     n, step = len(square), SIDE // _FIELDS

@@ -21,10 +21,13 @@ from torch import Tensor
 
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.splits import Split
+from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import Backbone
 from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.preflight.copies import find_copies, groups_of
 from sft_lightning.preflight.findings import Finding, Row
 from sft_lightning.preflight.looks import SIDE, Seen, small
+from sft_lightning.reuse.scores import divided, fewest_groups
 
 FOLDS = 5
 MOST = 100_000  # examples; the regression takes a minute or two for so many
@@ -70,25 +73,37 @@ def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None
         chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
         places = [places[k] for k in chosen.tolist()]
     y = np.array([one.label(i) for one, i in places], dtype=np.int64)
+    copies = find_copies([one.looks[i] for one, i in places])
+    groups = copies.join_groups(groups_of([(one.split.part, one.split.indices[i]) for one, i in places]))
     classes, counts = np.unique(y, return_counts=True)
-    kept = classes[counts >= FOLDS]
+    # A class in one group is never both learned from and held out.
+    kept = classes[(counts >= FOLDS) & (_count_groups(y, groups) > 1)]
+    required = f"{FOLDS} labels"
+    if len(kept) < (counts >= FOLDS).sum():
+        required += " in 2 groups of different images"
+    nothing = np.zeros((0, data.num_classes))
     if len(kept) < 2:
-        nothing = np.zeros((0, data.num_classes))
-        told = f"not looked at: fewer than 2 classes have {FOLDS} labels or more"
+        told = f"not looked at: fewer than 2 classes have {required} or more"
         return Judged([], y[:0], nothing, [], told, is_decided=False)
-    places = [place for place, c in zip(places, y, strict=True) if c in kept]
-    y = y[np.isin(y, kept)]
+    distinct = set(copies.pick_representatives(y.tolist()))
+    positions = np.flatnonzero(np.isin(y, kept)).tolist()
+    places, y = [places[k] for k in positions], y[positions]
+    groups = None if groups is None else [groups[k] for k in positions]
     x = _pixels(places) if backbone is None else _features(places, data, backbone)
     p = np.zeros((len(y), data.num_classes))
-    p[:, kept] = out_of_fold(x, np.searchsorted(kept, y), _groups(places), seed)
+    try:
+        p[:, kept] = out_of_fold(x, np.searchsorted(kept, y), groups, seed)
+    except InputError as error:  # groups of several classes can leave a fold with one class
+        return Judged([], y[:0], nothing, [], f"not looked at: {error}", is_decided=False)
     right = p.argmax(1) == y
     on = "pixels" if backbone is None else f"features of {backbone.name}"
-    left = f"; left out for fewer than {FOLDS} labels: {len(classes) - len(kept)} of {len(classes)} classes"
-    if len(kept) == len(classes):
-        left = ""
+    left = f"; {copies} among them stay in one fold of the cross-validation" if copies.count else ""
+    if len(kept) < len(classes):
+        left += f"; left out for fewer than {required}: {len(classes) - len(kept)} of {len(classes)} classes"
     skill = f"logistic regression on the {on} is right in {right.mean():.1%}"
     guess = float(counts.max() / len(y))
-    if not is_skilled(int(right.sum()), len(y), guess):
+    once = right[[position in distinct for position in positions]]  # copies add no evidence
+    if not is_skilled(int(once.sum()), len(once), guess):
         other = "a pre-trained backbone" if backbone is None else "a backbone that was pre-trained on images like these"
         told = (
             f"none is judged: {skill} of {len(y):,}, where the most frequent class alone is {guess:.1%}: too weak to "
@@ -113,28 +128,39 @@ def is_skilled(right: int, count: int, guess: float) -> bool:
     return bool(halves_errors and binom.sf(right - 1, count, guess) < CHANCE)
 
 
+def _count_groups(y: Integers, groups: Sequence[str] | None) -> Integers:
+    """Count the groups of each class that occurs, or its examples where there are no groups."""
+    if groups is None:
+        return np.unique(y, return_counts=True)[1]
+    pairs = sorted({(int(c), group) for c, group in zip(y, groups, strict=True)})
+    return np.unique(np.array([c for c, _ in pairs], np.int64), return_counts=True)[1]
+
+
 def out_of_fold(x: NDArray[np.float32], y: Integers, groups: Sequence[str] | None, seed: int) -> Matrix:
-    """Probabilities of each class from classifiers that have not seen the example, nor others of its group.
+    """Predict the class of each example by classifiers that have not seen it, nor others of its group.
 
     Args:
-        x: (N, F).
+        x: Features, (N, F).
         y: Classes from 0, (N,), each at least five times.
-        groups: Of each, or None.
-        seed: Of the folds.
+        groups: Group of each example, or None. A class with fewer groups than folds makes for fewer folds.
+        seed: Seed of the folds.
 
     Returns:
-        (N, C).
+        Probabilities, (N, C).
+
+    Raises:
+        InputError: The groups leave a fold with a single class.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
-    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    labels = torch.from_numpy(y)
+    folds = min(FOLDS, fewest_groups(labels, groups).count)
     found = np.zeros((len(y), y.max() + 1))
     with warnings.catch_warnings():
         # A probe that has not converged in 100 steps judges as well; groups may keep a class out of a fold.
         warnings.simplefilter("ignore")
-        for train, held in splitter(FOLDS, shuffle=True, random_state=seed).split(x, y, groups):
+        for train, held in divided(labels, folds, seed, groups):
             model = LogisticRegression(max_iter=100).fit(x[train], y[train])
             found[np.ix_(held, model.classes_)] = model.predict_proba(x[held])
     return found
@@ -194,14 +220,6 @@ def finding(judged: Judged, names: Sequence[str]) -> Finding:
         "Many are only hard: look at them, the first ones first, and correct what is wrong",
         rows,
     )
-
-
-def _groups(places: Sequence[tuple[Seen, int]]) -> list[str] | None:
-    """The group of each; who has none is one of its own."""
-    parts = [(one.split.part, one.split.indices[i]) for one, i in places]
-    if all(part.groups is None for part, _ in parts):
-        return None
-    return [part.ids[k] if part.groups is None else part.groups[k] for part, k in parts]
 
 
 def _pixels(places: Sequence[tuple[Seen, int]]) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from sft_lightning.lineage import file_digest
 from sft_lightning.losses.penalties import FromSource, Watcher
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.reuse.candidates import seen
+from sft_lightning.reuse.folds import plan_folds
 from sft_lightning.reuse.grid import Degree, Setting, choose, rows, table
 from sft_lightning.reuse.scores import divided
 from sft_lightning.runs import LOGS, reason
@@ -117,11 +118,13 @@ def degree(words: Sequence[str]) -> str:
 
 
 def folds(data: ImageDataModule, number: int, unlabeled: bool) -> list[Splits]:
-    """The labeled examples in stratified folds, each held out once as `val`; groups stay together.
+    """Divide the labeled examples into stratified folds, each held out once as `val`.
+
+    Copies of an image and groups of the source stay together.
 
     Args:
-        data: Set up.
-        number: Of folds.
+        data: Data module that is set up.
+        number: Number of folds.
         unlabeled: Whether the unlabeled examples are learned from; those of held-out groups never are.
 
     Returns:
@@ -131,17 +134,18 @@ def folds(data: ImageDataModule, number: int, unlabeled: bool) -> list[Splits]:
         InputError: A class has too few examples or groups.
     """
     own, others = data.splits["labeled"], data.splits["unlabeled"]
-    groups = None if own.part.groups is None else [own.part.groups[i] for i in own.indices]
+    further = Split(others.part, others.indices if unlabeled else [])
+    plan = plan_folds(own, data.geometry, number, data.class_names, further)
+    for note in plan.notes:
+        rank_zero_info(f"Degree: {note}.")
     made = []
-    for train, test in divided(own.labels, number, data.request.seed, groups, data.class_names):
-        away = set() if groups is None else {groups[i] for i in test}
-        others_groups = others.part.groups or others.part.ids
+    for train, test in divided(own.labels, plan.folds, data.request.seed, plan.groups, data.class_names):
+        away = {plan.joined[i] for i in test}
+        rest = [i for i, group in zip(further.indices, plan.further, strict=True) if group not in away]
         made.append(
             {
                 "labeled": Split(own.part, [own.indices[i] for i in train]),
-                "unlabeled": Split(
-                    others.part, [i for i in others.indices if unlabeled and others_groups[i] not in away]
-                ),
+                "unlabeled": Split(others.part, rest),
                 "val": Split(own.part, [own.indices[i] for i in test]),
                 "test": Split(own.part, []),
             }

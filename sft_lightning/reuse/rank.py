@@ -16,11 +16,12 @@ from sft_lightning.errors import InputError, cause
 from sft_lightning.files import whole, write_text
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.reuse.candidates import Candidate, load, resolved, seen
-from sft_lightning.reuse.scores import cross_validated, divided, h_score, leep, logme, nce
+from sft_lightning.reuse.folds import FoldPlan, plan_folds
+from sft_lightning.reuse.scores import cross_validated, divided, h_score, leep, logme, nce, regularized_h_score
 from sft_lightning.runs import LOGS
 from sft_lightning.spreadsheet import format_csv
 
-Criterion = Literal["linear", "knn", "logme", "h_score", "leep", "nce"]
+Criterion = Literal["linear", "knn", "logme", "h_score", "regularized_h_score", "leep", "nce"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 CROSS_VALIDATED: tuple[Literal["linear"], Literal["knn"]] = ("linear", "knn")
 ImageData = Callable[[], ImageDataModule]
@@ -35,6 +36,8 @@ class Ranked:
         backbone: Its name.
         num_features: F.
         labels: That it was judged by.
+        distinct: Labels without repeated copies of an image, by which the scores without cross-validation judge.
+        notes: Phrases about copies and folds.
         scores: By criterion; higher is better. Those that need the source's classes are missing where it has none.
         errors: Standard errors of the cross-validated ones.
         seconds: That it took.
@@ -46,6 +49,8 @@ class Ranked:
     backbone: str = ""
     num_features: int = 0
     labels: int = 0
+    distinct: int = 0
+    notes: list[str] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -70,7 +75,7 @@ def rank(
         folds: Of the cross-validation of `knn` and `linear`.
         by: The criterion of the order: `logme`, which foretold the fine-tuned accuracy best where that was measured
             (`scripts/bench/ranking.py`), `linear` and `knn` (cross-validated accuracy of a classifier on the
-            features), `h_score`, or `leep` and `nce`, which need the source's classes.
+            features), `h_score`, `regularized_h_score`, or `leep` and `nce`, which need the source's classes.
         out: Folder of both files.
 
     Returns:
@@ -113,12 +118,14 @@ def compare(
         raise InputError("candidates is empty: give names of backbones, files, runs or a folder of runs")
     views = _Views(data)
     own = views.own
-    divided(own.splits["labeled"].labels, folds, own.request.seed, views.groups, own.class_names)  # or says why not
+    labeled = own.splits["labeled"]
+    plan = plan_folds(labeled, own.geometry, folds, own.class_names)
+    divided(labeled.labels, plan.folds, own.request.seed, plan.groups, own.class_names)  # or says why not
     found = []
     for k, start in enumerate(starts):
         began = time.perf_counter()
         try:
-            one = _judge(start, views, folds)
+            one = _judge(start, views, plan)
         except Exception as error:  # the others can still be compared
             mistake = cause(error)
             if mistake is None:
@@ -136,9 +143,6 @@ class _Views:
     def __init__(self, data: ImageData) -> None:
         self._make: Callable[..., ImageDataModule] = data
         self.own = self._set_up()
-        split = self.own.splits["labeled"]
-        groups = split.part.groups
-        self.groups = None if groups is None else [groups[i] for i in split.indices]
         self._made = {self.own.image_shape: self.own}
 
     def _set_up(self, **changed: Any) -> ImageDataModule:
@@ -152,7 +156,7 @@ class _Views:
         return self._made[image_shape]
 
 
-def _judge(start: Candidate, views: _Views, folds: int) -> Ranked:
+def _judge(start: Candidate, views: _Views, plan: FoldPlan) -> Ranked:
     torch.manual_seed(views.own.request.seed)  # of random starts
     backbone, head = load(start, views.own.image_shape)
     data = views.of(backbone.image_shape)  # type: ignore[arg-type]
@@ -161,16 +165,23 @@ def _judge(start: Candidate, views: _Views, folds: int) -> Ranked:
     if x is None:
         raise InputError(f"source {data.source.name!r} has labeled images that cannot be read: mend or remove them")
     x, y, classes = x.float(), data.splits["labeled"].labels, data.num_classes
-    scores = {"logme": logme(x, y, classes), "h_score": h_score(x, y)}
     errors: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for kind in CROSS_VALIDATED:
-        scores[kind], errors[kind] = cross_validated(x, y, folds, data.request.seed, views.groups, kind=kind)
+        scores[kind], errors[kind] = cross_validated(x, y, plan.folds, data.request.seed, plan.groups, kind=kind)
+    x, y = x[plan.distinct], y[plan.distinct]  # the other scores have nothing that would keep copies apart
+    scores |= {
+        "logme": logme(x, y, classes),
+        "h_score": h_score(x, y),
+        "regularized_h_score": regularized_h_score(x, y),
+    }
     if head:
         probabilities = F.linear(x, head["weight"].float(), head["bias"].float()).softmax(1)
         scores["leep"] = leep(probabilities, y, classes)
         scores["nce"] = nce(probabilities.argmax(1), y)
     known = 0 if start.weights in ("none", "default") else seen(start.weights, data)
-    return Ranked(start, backbone.name, backbone.num_features, len(y), scores, errors, seen=known)
+    number, distinct = len(data.splits["labeled"]), len(plan.distinct)
+    return Ranked(start, backbone.name, backbone.num_features, number, distinct, plan.notes, scores, errors, seen=known)
 
 
 # --- what is shown
@@ -180,6 +191,7 @@ _TITLES = {
     "knn": "k-NN",
     "logme": "LogME",
     "h_score": "H-score",
+    "regularized_h_score": "regularized H-score",
     "leep": "LEEP",
     "nce": "NCE",
 }
@@ -200,8 +212,12 @@ def table(ordered: Sequence[Ranked], by: Criterion) -> str:
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: accuracy ± s.e.")
-    if any(one.num_features >= one.labels for one in ordered if not one.failed):
+    if any(one.num_features >= one.distinct for one in ordered if not one.failed):
         text.append(f"{_TITLES['h_score']} says nothing where there are no more labels than features")
+    for one in [one for one in ordered if not one.failed][:1]:  # the labels are the same for all
+        text += one.notes
+        if one.distinct < one.labels:
+            text.append(f"all scores but {_TITLES['linear']} and {_TITLES['knn']} count each set of copies once")
     text += [
         f"{one.candidate} has learned from {one.seen} of these labels: its scores are too good"
         for one in ordered

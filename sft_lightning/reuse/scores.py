@@ -4,7 +4,7 @@ Higher is better for each. All are calculated in float64.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,6 +89,39 @@ def h_score(features: Tensor, labels: Tensor) -> float:
     return float(((u.T @ hot).square() / hot.sum(0)).sum())
 
 
+def regularized_h_score(features: Tensor, labels: Tensor) -> float:
+    """Compute the H-score with a shrunk covariance, which also ranks where features outnumber examples.
+
+    Ibrahim et al. 2022 ("Newer is not always better: Rethinking transferability metrics ..."):
+    (1 - a) trace(inv(S) cov(E[F|Y])), where S = (1 - a) cov(F) + a s I is the shrinkage estimate of Ledoit and Wolf
+    2004 with the mean variance s. The factor 1 - a scales the covariance of the class means down like that of the
+    features. Covariances divide by N, as in that estimate.
+
+    Args:
+        features: (N, F).
+        labels: int64, (N,).
+
+    Returns:
+        Score from 0 to C - 1; 0 where the features are constant.
+
+    Raises:
+        InputError: There is no example, or a feature is not finite.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    x = _checked(features)
+    _, hot = _counted(labels)
+    centered = x - x.mean(0)
+    u, singular, _ = torch.linalg.svd(centered, full_matrices=False)
+    power = singular.square() / len(x)  # eigenvalues of the covariance
+    if float(singular.max()) <= _ROUNDING * float(x.norm()):
+        return 0.0
+    shrinkage = float(ledoit_wolf_shrinkage(centered.numpy(), assume_centered=True))
+    shrunk = (1 - shrinkage) * power + shrinkage * power.sum() / x.shape[1]
+    between = (u.T @ hot).square() / hot.sum(0)  # of whitened features; the class means lie in the span of u
+    return (1 - shrinkage) * float((between.sum(1) * power / shrunk.clamp_min(1e-300)).sum())
+
+
 def leep(source_probabilities: Tensor, labels: Tensor, num_classes: int) -> float:
     """Log expected empirical prediction: LEEP, Nguyen et al. 2020.
 
@@ -126,6 +159,34 @@ def nce(source_labels: Tensor, labels: Tensor) -> float:
     return float(torch.xlogy(joint, joint / joint.sum(1, keepdim=True)).sum() / joint.sum())
 
 
+class FewestGroups(NamedTuple):
+    """The class with the fewest groups of examples.
+
+    Attributes:
+        label: Number of the class.
+        count: Number of its groups; of its examples where there are no groups.
+    """
+
+    label: int
+    count: int
+
+
+def fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGroups:
+    """Find the class that limits the number of folds.
+
+    Args:
+        labels: int64, (N,).
+        groups: Name of each example's group, or None where each stands alone.
+
+    Raises:
+        InputError: There is no example.
+    """
+    classes, hot = _counted(labels)
+    members = [{i if groups is None else groups[i] for i in column.nonzero()[:, 0].tolist()} for column in hot.T]
+    least = min(range(len(members)), key=lambda k: len(members[k]))
+    return FewestGroups(int(classes[least]), len(members[least]))
+
+
 def divided(
     labels: Tensor,
     folds: int = 5,
@@ -156,11 +217,12 @@ def divided(
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     found = []
     for train, test in splitter(folds, shuffle=True, random_state=seed).split(y, y, groups and list(groups)):
-        if len(y[train].unique()) < 2:  # groups of several classes can do this
-            raise InputError(
-                f"a fold would learn from class {_named(y[train][0], class_names)} alone: use another seed or smaller "
-                "groups"
-            )
+        left = y[train].unique()
+        if len(left) < 2:  # groups of several classes can do this
+            only = f"class {_named(int(left[0]), class_names)} alone" if len(left) else "nothing"
+            raise InputError(f"a fold would learn from {only}: use another seed or smaller groups")
+        if not len(test):
+            raise InputError("a fold would hold nothing out: use fewer folds, another seed or smaller groups")
         found.append((train.tolist(), test.tolist()))
     return found
 
@@ -240,14 +302,11 @@ def _counted(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None, class_names: Sequence[str] | None) -> None:
-    classes, hot = _counted(labels)
-    if len(classes) < 2:
-        name = _named(classes[0], class_names)
+    label, number = fewest_groups(labels, groups)
+    name = _named(label, class_names)
+    if len(labels.unique()) < 2:
         raise InputError(f"all {len(labels)} labeled examples are of class {name}: add labels of another class")
-    members = [{i if groups is None else groups[i] for i in column.nonzero()[:, 0].tolist()} for column in hot.T]
-    least = min(range(len(members)), key=lambda k: len(members[k]))
-    number, unit = len(members[least]), "labeled example(s)" if groups is None else "group(s) of labeled examples"
-    name = _named(classes[least], class_names)
+    unit = "labeled example(s)" if groups is None else "group(s) of labeled examples"
     if number == 1:
         raise InputError(f"class {name} has 1 {unit}, and no cross-validation works with fewer than 2: add labels")
     if number < folds:
@@ -256,8 +315,8 @@ def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None, class
         )
 
 
-def _named(label: Tensor, class_names: Sequence[str] | None) -> str:
-    return str(int(label)) if class_names is None else repr(class_names[int(label)])
+def _named(label: int, class_names: Sequence[str] | None) -> str:
+    return str(label) if class_names is None else repr(class_names[label])
 
 
 def _knn(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:

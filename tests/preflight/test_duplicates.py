@@ -14,7 +14,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
-from sft_lightning.preflight.duplicates import Pair, _coefficients, _differences, duplicates
+from sft_lightning.preflight.duplicates import Pair, coefficients, differences, duplicates
 from sft_lightning.preflight.looks import Seen, look_at
 from tests.preflight.conftest import Crop
 
@@ -103,8 +103,8 @@ def test_candidates_are_never_farther_apart_than_their_pictures(channels: int, c
     photos = np.stack([look.small for _, look in seen.readable])
     ramp = np.tile(np.linspace(0, 255, 32), (32, 1))[..., None].repeat(channels, 2).astype(np.uint8)
     one, other = np.concatenate([photos, ramp[None]]), np.concatenate([photos[::-1], ramp.swapaxes(0, 1)[None]])
-    apart = np.linalg.norm(_coefficients(one) - _coefficients(other), axis=1)
-    whole = _differences(one, other)[0]
+    apart = np.linalg.norm(coefficients(one) - coefficients(other), axis=1)
+    whole = differences(one, other)[0]
     assert (apart <= whole + 1e-4).all()
     assert apart[-1] == pytest.approx(whole[-1], rel=0.05)  # two ramps have next to no high frequencies
 

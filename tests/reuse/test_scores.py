@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sft_lightning.errors import InputError
-from sft_lightning.reuse.scores import cross_validated, h_score, leep, logme, nce, weighted_kendall
+from sft_lightning.reuse.scores import cross_validated, h_score, leep, logme, nce, regularized_h_score, weighted_kendall
 
 Array = NDArray[np.float64]
 Case = tuple[Tensor, Tensor, int]
@@ -367,10 +367,11 @@ def test_as_many_folds_as_examples_of_the_smallest_class_are_fine(kind: Literal[
     [
         lambda x, y: logme(x, y, 2),
         h_score,
+        regularized_h_score,
         lambda x, y: leep(x, y, 2),
         lambda x, y: cross_validated(x, y, 2, kind="linear")[0],
     ],
-    ids=["logme", "h_score", "leep", "cross_validated"],
+    ids=["logme", "h_score", "regularized_h_score", "leep", "cross_validated"],
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_features_must_be_finite_and_some(score: Callable[[Tensor, Tensor], float], value: float) -> None:
