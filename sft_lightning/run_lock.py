@@ -22,6 +22,7 @@ class RunLock:
     def __init__(self) -> None:
         """Holds nothing yet."""
         self.folder: Path | None = None
+        self.holder = ""  # the process that holds a lock which was refused
         self._file: IO[str] | None = None
 
     def claim_version(self, runs: Path) -> Path:
@@ -74,12 +75,12 @@ class RunLock:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except (BlockingIOError, PermissionError) as error:
                     file.seek(0)
-                    holder = file.read().strip() or "another process"
+                    self.holder = file.read().strip() or "another process"
                     file.close()
                     self.folder = None
                     raise InputError(
-                        f"run {str(folder)!r} is being trained by {holder}: wait until it has ended, or stop it; two "
-                        f"trainings in one folder would mix their results (if it is dead, remove {str(path)!r})"
+                        f"run {str(folder)!r} is being trained by {self.holder}: wait until it has ended, or stop it; "
+                        f"two trainings in one folder would mix their results (if it is dead, remove {str(path)!r})"
                     ) from error
                 # The former holder may have removed the file between the two calls.
                 if path.is_file() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from jsonargparse.typing import Path_fr
 
 from sft_lightning import __version__
 from sft_lightning.errors import InputError, near
+from sft_lightning.study.inputs import VARIED, InputReader, Inputs
 
 LABELS = "data.init_args.num_labels"  # a stage that sets it depends on no budget
 
@@ -45,6 +46,7 @@ class Run(NamedTuple):
         words: For `fit`, but for the name and the weights.
         start: Key of the run that it starts from, or None.
         final: Whether it is the last of its method, which is tested.
+        inputs: What its result depends on, from `InputReader`; a part of the key.
     """
 
     method: str
@@ -55,6 +57,7 @@ class Run(NamedTuple):
     words: tuple[str, ...]
     start: str | None
     final: bool
+    inputs: Inputs | None = None
 
     @property
     def title(self) -> str:
@@ -90,9 +93,10 @@ def plan(
         options: For all stages, as `Stage.options`.
 
     Raises:
-        InputError: A method has no stage, or starts from one that it does not have.
+        InputError: A method has no stage or starts from one that it does not have, or the data cannot be read.
     """
-    _check(methods, budgets, seeds)
+    check_methods(methods, budgets, seeds)
+    reader = InputReader()
     found: list[Run] = []
     for budget in budgets:
         for seed in seeds:
@@ -110,16 +114,33 @@ def plan(
                     words = [word for path in stage.config for word in ("--config", str(path.absolute))]
                     if data is not None:
                         words.append(f"--data={json.dumps(data)}")
-                    words += [f"--{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in settings.items()]
-                    contents = [Path(path.absolute).read_text(encoding="utf-8") for path in stage.config]
-                    key = _digest([__version__, contents, data, settings, start])
+                    fixed = [*words, *_words({n: v for n, v in settings.items() if n not in VARIED})]
+                    inputs = reader.read(fixed, [Path(path.absolute) for path in stage.config])
+                    varied = {name: settings[name] for name in VARIED}
+                    inputs = {"version": __version__, **inputs}
+                    key = _digest([{**inputs, "names": None}, varied, start])
                     done[stage.name] = key
                     final = stage is stages[-1]
-                    found.append(Run(method, stage, budget, seed, key, tuple(words), start, final))
+                    words += _words(settings)
+                    found.append(Run(method, stage, budget, seed, key, tuple(words), start, final, inputs))
     return found
 
 
-def _check(methods: dict[str, list[Stage]], budgets: Sequence[int], seeds: Sequence[int]) -> None:
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    return [f"--{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in settings.items()]
+
+
+def check_methods(methods: dict[str, list[Stage]], budgets: Sequence[int], seeds: Sequence[int]) -> None:
+    """Refuse what cannot be a study.
+
+    Args:
+        methods: Stages by the name of the method.
+        budgets: Numbers of labels.
+        seeds: Seeds of the runs of each method.
+
+    Raises:
+        InputError: A list is empty or names one twice, or a stage starts from one that is not there.
+    """
     for name, given in (("budgets", budgets), ("seeds", seeds), ("methods", methods)):
         if not given:
             raise InputError(f"{name} is empty: give at least one")

@@ -21,6 +21,7 @@ from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.cli import SFTCLI
 from sft_lightning.cli import run as command
 from sft_lightning.console import hushed, quiet
+from sft_lightning.data.digests import combine
 from sft_lightning.errors import InputError, Stopped
 from sft_lightning.files import write_json
 from sft_lightning.lineage import chain_of
@@ -31,7 +32,7 @@ from sft_lightning.study.recipe import Run
 
 Result = dict[str, Any]
 _NUMBERS = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")
-_WORDS = ("folder", "failed", "network", "start", "job")
+_WORDS = ("folder", "failed", "network", "start", "job", "test_set")
 Launch = Callable[[list[Run], "Ledger", str, int | None], Iterator[tuple[Run, Result]]]
 
 
@@ -99,6 +100,8 @@ def checked_result(found: Any) -> Result:
     for name, value in words.items():
         if not isinstance(value, str):
             raise ValueError(f"{name} is {value!r:.40}, no text")
+    if not isinstance(found.get("inputs") or {}, dict):
+        raise ValueError("inputs is no mapping")
     if "folder" in found and not below_logs(found["folder"].removeprefix(f"{LOGS}/")):
         raise ValueError(f"folder is {found['folder']!r:.80}, which does not lie in {LOGS}")
     return found
@@ -129,7 +132,7 @@ def train(
     total, begin = len(waiting), time.monotonic()
     try:
         for finished, (one, result) in enumerate((launch or performed)(waiting, ledger, folder, jobs), 1):
-            ledger.add(one.key, {**result, "start": one.start})
+            ledger.add(one.key, {**result, "start": one.start, "inputs": one.inputs})
             minutes = (time.monotonic() - begin) / finished * (total - finished) / 60
             outcome = f"failed: {result['failed']}" if "failed" in result else _told(result)
             say(f"{finished}/{total}  {one.title}: {outcome}; {total - finished} left, about {minutes:.0f} min")
@@ -265,8 +268,9 @@ def perform(one: Run, start: str | None, folder: str) -> Result:
 
     Returns:
         `folder`, `seconds`; of a final run also `test_last` (of the last iterate), `test_best` and `val_best` (of the
-        one that the validation split chose, where there is one), `network`, `steps`, `tested` (pictures), and the test
-        accuracies of `logistic` regressions on the same split by what they see.
+        one that the validation split chose, where there is one), `network`, `steps`, `tested` (pictures), `test_set`
+        (digest of their names and content), and the test accuracies of `logistic` regressions on the same split by what
+        they see.
     """
     quiet()
     begin = time.monotonic()
@@ -302,7 +306,11 @@ def _tested(cli: SFTCLI, folder: Path) -> Result:
             found["val_best"] = round(score, 4)
     found["network"] = model.backbone.name
     found["tested"] = len(data.splits["test"])
-    found["logistic"] = _logistic(cli, folder) if isinstance(data, ImageDataModule) else {}
+    found["logistic"] = {}
+    if isinstance(data, ImageDataModule):
+        test = data.splits["test"]
+        found["test_set"] = combine(zip(test.ids, test.part.images.fingerprints(test.indices), strict=True))
+        found["logistic"] = _logistic(cli, folder)
     return found
 
 

@@ -7,6 +7,8 @@ accuracy: of the last iterate, and beside it of the one that the validation spli
 import itertools
 import statistics
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -20,12 +22,14 @@ from sft_lightning.machine import machine
 from sft_lightning.report.figures import drawn
 from sft_lightning.report.page import Section, page, paragraphs
 from sft_lightning.report.page import table as html_table
+from sft_lightning.run_lock import RunLock
 from sft_lightning.runs import LOGS, check_name
 from sft_lightning.spreadsheet import format_csv
 from sft_lightning.study.figures import label_efficiency
-from sft_lightning.study.recipe import Run, Stage, plan
+from sft_lightning.study.recipe import Run, Stage, check_methods, plan
 from sft_lightning.study.runner import Ledger, Result, left, train
 from sft_lightning.study.slurm import still_there, submitted
+from sft_lightning.study.stale import name_stale
 from sft_lightning.study.statistics import Comparison, compare, corrected, headline, sentence
 
 COLUMNS = (
@@ -82,12 +86,51 @@ def study(
             f"baseline {baseline!r} is none of the methods{near(baseline, [*methods])}: add a method that learns from "
             f"the labels alone, or name it ({', '.join(methods)})"
         )
-    runs = plan(methods, budgets, seeds, data, options or {})
-    folder = Path(LOGS) / "study" / name
-    ledger = Ledger(folder / "study.json")
-    _say(f"Study {name}: {len({run.key for run in runs})} trainings, {len(left(runs, ledger))} to do.")
     if slurm and launcher == "local":
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
+    check_methods(methods, budgets, seeds)
+    folder = Path(LOGS) / "study" / name
+    with _locked(name, folder):
+        runs = plan(methods, budgets, seeds, data, options or {})
+        ledger = Ledger(folder / "study.json")
+        waiting = left(runs, ledger)
+        _say(f"Study {name}: {len({run.key for run in runs})} trainings, {len(waiting)} to do.")
+        for reason in name_stale(runs, waiting, ledger.results):
+            _say(reason)
+        _train(name, folder, runs, ledger, jobs, launcher, slurm)
+        rows = collected([run for run in runs if run.final], ledger)
+        return written(folder, rows, baseline, judge)
+
+
+@contextmanager
+def _locked(name: str, folder: Path) -> Iterator[None]:
+    """One process at a time works on a study: two would train the same run in the same folder."""
+    lock = RunLock()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.lock(folder)
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): mend its permissions") from error
+    except InputError as error:
+        raise InputError(
+            f"study {name!r} is at work already, by {lock.holder}: wait until it has ended, stop it, or give this one "
+            "another name"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    name: str,
+    folder: Path,
+    runs: list[Run],
+    ledger: Ledger,
+    jobs: int | None,
+    launcher: Literal["local", "slurm"],
+    slurm: dict[str, Any] | None,
+) -> None:
     launch = partial(submitted, settings=slurm or {}, say=_say) if launcher == "slurm" else None
     there = still_there(folder / "slurm") if launch is None else {}
     # A job whose result is known may take a while to leave the queue.
@@ -98,8 +141,6 @@ def study(
             f"(scancel {' '.join(sorted(there.values()))})"
         )
     train(runs, ledger, f"study/{name}", jobs, _say, launch)
-    rows = collected([run for run in runs if run.final], ledger)
-    return written(folder, rows, baseline, judge)
 
 
 def _say(text: str) -> None:
@@ -119,13 +160,15 @@ def collected(finals: list[Run], ledger: Ledger) -> list[Row]:
         row: Row = dict.fromkeys(COLUMNS, "")
         row.update({"method": run.method, "budget": run.budget, "seed": run.seed, "run": result.get("folder", "")})
         row.update({name: result[name] for name in COLUMNS if name in result})
+        row["test_set"] = result.get("test_set", "")
         row["seconds"] = sum(r.get("seconds", 0.0) for r in _chain(run, ledger))
         rows.append(row)
         for what, accuracy in result.get("logistic", {}).items():
             method = f"{LOGISTIC} on {'pixels' if what == 'pixels' else f'the start of {run.method}'}"
             new = {"method": method, "budget": run.budget, "seed": run.seed, "tested": row["tested"]}
             if not any(all(old[k] == v for k, v in new.items()) for old in rows):
-                rows.append({**dict.fromkeys(COLUMNS, ""), **new, "test_last": accuracy, "test_best": accuracy})
+                row_of = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"]}
+                rows.append({**row_of, "test_last": accuracy, "test_best": accuracy})
     return rows
 
 
@@ -163,11 +206,12 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
     failed = [f"{r['method']}, {r['budget']} labels, seed {r['seed']}: {r['failed']}" for r in rows if r["failed"]]
     if not accuracies:
         raise InputError(f"no run of the study finished; the first failed: {failed[0] if failed else 'none was run'}")
-    comparisons = compared(accuracies, baseline)
+    apart = _tested_otherwise(rows, baseline)
+    comparisons = compared(accuracies, baseline, apart)
     by_budget = [list(own) for _, own in itertools.groupby(comparisons, key=lambda c: c.budget)]
     verdict = [headline(own) for own in by_budget] + _beaten(accuracies)
     details = [sentence(comparison) for comparison in comparisons]
-    different = _different(rows, baseline)
+    different = _different(rows, baseline) + list(apart.values())
     label_efficiency(
         folder / "label_efficiency.png",
         {method: {b: list(of.values()) for b, of in by_budget.items()} for method, by_budget in accuracies.items()},
@@ -218,18 +262,40 @@ def _page(
     return page(f"Study {folder.name}", f"{seeds} seeds; {folder}", verdict, sections)
 
 
-def compared(accuracies: dict[str, dict[int, dict[int, float]]], baseline: str) -> list[Comparison]:
-    """Each method with the labels alone, on the seeds that both have, corrected for their number, by budget.
+def _tested_otherwise(rows: list[Row], baseline: str) -> dict[tuple[str, int, int], str]:
+    """Return the sentence about each run that was tested on other examples than the labels alone with its seed."""
+    tests = {(r["method"], r["budget"], r["seed"]): (r["tested"], r.get("test_set", "")) for r in rows if r["run"]}
+    found: dict[tuple[str, int, int], str] = {}
+    for (method, budget, seed), (count, digest) in tests.items():
+        alone, own = tests.get((baseline, budget, seed), ("", ""))
+        if alone == "" or count == "" or (alone == count and (not own or not digest or own == digest)):
+            continue
+        others = "other examples" if alone == count else f"{alone}"
+        found[method, budget, seed] = (
+            f"{method}, {budget} labels, seed {seed}: tested on {count} examples, {baseline} on {others}; this pair is "
+            "left out of the comparison."
+        )
+    return found
+
+
+def compared(
+    accuracies: dict[str, dict[int, dict[int, float]]],
+    baseline: str,
+    apart: Collection[tuple[str, int, int]] = (),
+) -> list[Comparison]:
+    """Compare each method with the labels alone on the seeds that both have, corrected for their number, by budget.
 
     Args:
         accuracies: By method, budget and seed.
         baseline: The labels alone.
+        apart: Method, budget and seed of runs that were tested on other examples.
     """
     others = [method for method in accuracies if method != baseline and not method.startswith(LOGISTIC)]
     budgets = sorted({budget for by_budget in accuracies.values() for budget in by_budget})
     found = []
     for budget, method in itertools.product(budgets, others):
         ours, alone = (accuracies.get(name, {}).get(budget, {}) for name in (method, baseline))
+        ours = {seed: own for seed, own in ours.items() if (method, budget, seed) not in apart}
         if ours.keys() & alone.keys():
             found.append(compare(method, budget, ours, alone))
     return corrected(found)

@@ -273,7 +273,10 @@ def test_two_processes_find_what_one_does_though_a_third_is_killed(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["study", written(workdir, budgets=[20], seeds=[0])]) == 0
-    (workdir / "killer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    (workdir / "killer.py").write_text(
+        "import os, signal\nfrom sft_lightning import ImageDataModule\n\n\nclass Data(ImageDataModule):\n"
+        "    def setup(self, stage: str) -> None:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
     killed = [{**METHODS["labels_only"][0], "options": {"model.init_args.backbone": "mlp", "data": "killer.Data"}}]
     methods = {"killed": killed, **METHODS}
     assert main(["study", written(workdir, budgets=[20], seeds=[0], name="parallel", methods=methods), "--jobs=2"]) == 0

@@ -1,0 +1,205 @@
+"""What the result of a training depends on, as digests that become a part of its key."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from sft_lightning import ImageDataModule
+from sft_lightning.cli import Built, run
+from sft_lightning.console import hushed
+from sft_lightning.data.digests import digest_file, digest_folder
+from sft_lightning.data.parts import Part
+from sft_lightning.data.sources import open_unlabeled
+from sft_lightning.errors import InputError, cause
+from sft_lightning.networks.weights import find_weights
+from sft_lightning.study.user_code import digest_code
+from sft_lightning.yaml_files import read_yaml
+
+Inputs = dict[str, Any]
+VARIED = ("seed_everything", "data.init_args.seed", "data.init_args.num_labels")  # what a study sets for each training
+_DATA = "data.init_args."
+_PLACES = ("source", "root", "unlabeled_source", "split_file")  # their content counts, wherever it lies
+_WEIGHTS = ("weights", "head_weights")
+# Settings that change no result.
+_LEFT_OUT = {
+    *VARIED, "run_name", "config", "trainer.enable_progress_bar", f"{_DATA}num_workers", f"{_DATA}cache",
+    f"{_DATA}download", f"{_DATA}predict_source",
+}  # fmt: skip
+
+
+class Resolved(Built):
+    """Parses the settings of `fit`, with nested files and defaults, and builds nothing."""
+
+    def _set_seed(self) -> None:
+        """Leaves the seed of the process alone."""
+
+    def before_instantiate_classes(self) -> None:
+        """Checks nothing: what is wrong is the reason why its training fails."""
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Checks nothing."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings as JSON has them."""
+        text = self._parser("fit").dump(self.config.fit, skip_none=False, format="json")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def make_data(self) -> Any:
+        """Build the data module alone."""
+        return self._parser("fit").instantiate_classes(Namespace(data=self.config.fit.data)).data
+
+
+class InputReader:
+    """Reads the inputs of trainings, each source of data once."""
+
+    def __init__(self) -> None:
+        """Has read nothing yet."""
+        self._inputs: dict[tuple[str, ...], Inputs] = {}
+        self._data: dict[str, Inputs] = {}
+
+    def read(self, words: Sequence[str], configs: Sequence[Path]) -> Inputs:
+        """Return the inputs of a training.
+
+        Args:
+            words: Words of its `fit`, without what a study varies.
+            configs: Files among them, whose content counts where they are not a valid config.
+
+        Returns:
+            `config`, `data`, `files` and `code`, each with digests by name, and `names` of what the digests are of.
+
+        Raises:
+            InputError: The data cannot be read.
+        """
+        key = tuple(words)
+        if key not in self._inputs:
+            self._inputs[key] = self._read(words, configs)
+        return self._inputs[key]
+
+    def _read(self, words: Sequence[str], configs: Sequence[Path]) -> Inputs:
+        try:
+            with hushed():
+                cli = run(["fit", *words], Resolved)
+            assert isinstance(cli, Resolved)
+            leaves = dict(_leaves(cli.settings()))
+        except Exception:  # also of the user's classes: its training fails and says why
+            plain = [word for word in words if word != "--config" and word not in map(str, configs)]
+            return {"config": {"unread": _digest([[*map(_read_nested, configs)], plain])}}
+        names: dict[str, str] = {}
+        data = self._read_data(cli, names)
+        replaced = {f"{_DATA}{name}" for name in _PLACES} if data else set[str]()
+        files = _read_files({name: value for name, value in leaves.items() if name not in {*_LEFT_OUT, *replaced}})
+        names.update((name, leaves[name]) for name in files)
+        replaced |= {name for name in files if name.rpartition(".")[2] in _WEIGHTS}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in leaves.items():
+            if name not in _LEFT_OUT and name not in replaced:
+                top = name.partition(".")[0]
+                groups.setdefault(top if top in ("model", "data", "trainer") else "others", {})[name] = value
+        config = {top: _digest(own) for top, own in groups.items()}
+        code = digest_code(value for value in leaves.values() if isinstance(value, str))
+        return {"config": config, "data": data, "files": files, "code": code, "names": names}
+
+    def _read_data(self, cli: Resolved, names: dict[str, str]) -> Inputs:
+        """Digests of the data, where it is ours or a subclass; of other data modules, `_read_files` reads the files."""
+        with hushed():
+            try:
+                data = cli.make_data()
+            except Exception as error:
+                if found := cause(error):
+                    raise found from error
+                return {}  # of a class of the user's: its training fails and says why
+            if not isinstance(data, ImageDataModule):
+                return {}
+            given = {"source": data._named, "unlabeled_source": data.unlabeled_source, "split_file": data.split_file}
+            names.update({name: value for name, value in given.items() if value is not None})
+            key = json.dumps([*given.values(), data.root, data.bad.policy, data._class_names])
+            if key not in self._data:
+                self._data[key] = _describe_data(data)
+        return self._data[key]
+
+
+def _describe_data(data: ImageDataModule) -> Inputs:
+    source = data.source
+    found: Inputs = {"source": _describe_parts(source.load(), source.class_names)}
+    if data.unlabeled_source is not None:
+        skip = data.bad.policy == "skip"
+        second = open_unlabeled(data.unlabeled_source, data.root, data.download, skip)
+        found["unlabeled_source"] = _describe_parts({"unlabeled": second}, ())
+    if data.split_file is not None:
+        try:
+            found["split_file"] = {"content": digest_file(Path(data.split_file))}
+        except OSError as error:
+            raise InputError(f"split_file {data.split_file!r} cannot be read: give a run's split.csv") from error
+    return found
+
+
+def _describe_parts(parts: Mapping[str, Part], class_names: Sequence[str]) -> Inputs:
+    """Digests of content, names and order of the images, and of what a table or folders say of them."""
+    images: list[Any] = []
+    labels: list[Any] = []
+    for name, part in sorted(parts.items()):
+        ids = hashlib.sha256()
+        for one in part.ids:
+            ids.update(one.encode("utf-8", "surrogateescape") + b"\n")
+        images.append([name, part.images.digest(), ids.hexdigest()])
+        groups = part.groups or [""] * len(part)
+        rows = zip(part.ids, part.labels.tolist(), groups, strict=True)
+        labels += sorted((name, one, class_names[k] if k >= 0 else "", str(group)) for one, k, group in rows)
+    return {
+        "count": sum(map(len, parts.values())),
+        "images": _digest(images),
+        "labels": _digest([list(class_names), labels]),
+    }
+
+
+def _read_files(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files that settings name; of the folder of a run, those of the weights that are taken from it."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if not isinstance(value, str) or value in ("none", "default"):
+            continue
+        path, last = Path(value), name.rpartition(".")[2]
+        if os.path.isdir(path) and last in _WEIGHTS:
+            path = find_weights(path, "head" if last == "head_weights" else "backbone")
+        if os.path.isfile(path):
+            found[name] = digest_file(path)
+        elif os.path.isdir(path) and name.startswith(_DATA):
+            found[name] = digest_folder(path)
+    return found
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their full names."""
+    if isinstance(value, dict | list) and value:
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(one, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _read_nested(path: Path) -> list[Any]:
+    """Content of a config and of the files that it names, of which one cannot be parsed."""
+    seen: set[Path] = set()
+
+    def read(value: Any, folder: Path) -> Iterator[Any]:
+        for name, one in _leaves(value):
+            yield name, one
+            inner = folder / one if isinstance(one, str) and one.endswith((".yaml", ".yml")) else None
+            if inner is not None and inner.is_file() and inner.resolve() not in seen:
+                seen.add(inner.resolve())
+                yield from read(read_yaml(inner), inner.parent)
+
+    return list(read(read_yaml(path), path.parent))
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""Source code that belongs to the user: the modules of the classes that a config names, and those that they import."""
+
+import ast
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+import sft_lightning
+from sft_lightning.data.digests import digest_file
+
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {
+    Path(sft_lightning.__file__).resolve().parent
+}
+
+
+def digest_code(values: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each module of the user's that settings lead to, by the module's name.
+
+    Args:
+        values: Values of settings, of which those are followed that name a class or function of an imported module.
+    """
+    found: dict[str, str] = {}
+    waiting = [value for value in values if value.partition(".")[0] in sys.modules and "." in value]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for module, file, is_package in _modules(name):
+            if module not in found:
+                found[module] = digest_file(file)
+                waiting += _imports(file, module if is_package else module.rpartition(".")[0])
+    return found
+
+
+def _modules(name: str) -> Iterator[tuple[str, Path, bool]]:
+    """The user's modules that importing a dotted name runs: name, file, and whether it is a package.
+
+    Nothing is imported: what a function imports when it is called may not be.
+    """
+    module, path = "", None
+    for piece in name.split("."):
+        module = f"{module}.{piece}" if module else piece
+        try:
+            spec: ModuleSpec | None = PathFinder.find_spec(module, path)
+        except (ImportError, ValueError, OSError):
+            spec = None
+        if spec is None:
+            return
+        path = spec.submodule_search_locations
+        if spec.has_location and spec.origin is not None:
+            file = Path(spec.origin).resolve()
+            if any(place in file.parents for place in _INSTALLED):
+                return
+            yield module, file, path is not None
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """Dotted names that the import statements of a file may mean."""
+    try:
+        tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)

@@ -1,0 +1,213 @@
+"""What a training depends on is in its key, and what changed is named."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse.typing import Path_fr
+from PIL import Image
+
+from sft_lightning.errors import InputError
+from sft_lightning.study.recipe import Run, Stage, plan
+from sft_lightning.study.stale import name_stale
+
+DATA = {"class_path": "ImageDataModule", "init_args": {"source": "t.csv", "image_size": 8, "num_workers": 0}}
+
+
+def draw(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)  # of one size, since they are bmp
+
+
+def write_table(folder: Path, shift: int = 0, count: int = 10) -> None:
+    rows = [f"d/{i}.bmp,{'cat' if (i + shift) % 2 else 'dog'}" for i in range(count)]
+    (folder / "t.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study's files: images, a table, unlabeled images, a nested config, weights, and code of the user's."""
+    home = tmp_path / "home"
+    for i in range(12):
+        draw(home / "d" / f"{i}.bmp", i)
+        draw(home / "u" / f"{i}.bmp", 100 + i)
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend("")
+    write_table(home)
+    Path("config").mkdir()
+    Path("config", "fit.yaml").write_text("model: inner/model.yaml\ntrainer: {max_epochs: 1}\n")
+    Path("config", "inner").mkdir()
+    Path("config", "inner", "model.yaml").write_text(
+        "class_path: FineTuneClassifier\ninit_args: {backbone: mlp, optimizer: optimizer.yaml}\n"
+    )
+    Path("config", "inner", "optimizer.yaml").write_text("class_path: torch.optim.SGD\ninit_args: {lr: 0.1}\n")
+    torch.save({"a": torch.zeros(2)}, "weights.pt")
+    Path("split.csv").write_text("# {}\nid,split,label\n")
+    Path("user_part.py").write_text("RATE = 1\n")
+    Path("user_model.py").write_text(
+        "from sft_lightning import FineTuneClassifier\n\n\nclass Own(FineTuneClassifier):\n"
+        "    def later(self) -> int:\n        import user_part\n        return user_part.RATE\n"
+    )
+    return home
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "unlabeled": {"data.init_args.unlabeled_source": "u"},
+    "split": {"data.init_args.split_file": "split.csv"},
+    "weights": {"model.init_args.weights": "weights.pt"},
+    "head": {"model.init_args.head_weights": "weights.pt"},
+    "own": {"model": "user_model.Own"},
+}
+
+
+def planned(kind: str = "plain", data: dict[str, Any] = DATA, **options: Any) -> list[Run]:
+    config = [Path_fr(str(Path("config", "fit.yaml")))]
+    stages = [Stage(config, name="a"), Stage(config, weights="a")]
+    return plan({"x": stages}, [4], [0], data, {**OPTIONS[kind], **options})
+
+
+def reasons(before: list[Run], after: list[Run]) -> list[str]:
+    results = {
+        run.key: json.loads(
+            json.dumps({"folder": f"l/{run.folder}/version_0", "start": run.start, "inputs": run.inputs})
+        )
+        for run in before
+    }
+    kept = json.loads(json.dumps(results))
+    return name_stale(after, [run for run in after if run.key not in kept], kept)
+
+
+def exchange(path: str, other: str) -> None:
+    """Give a file the content of another one of its size, with the times that it had."""
+    at = Path(path).stat()
+    Path(path).write_bytes(Path(other).read_bytes())
+    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+
+
+def replace_text(path: str, old: str, new: str) -> None:
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new))
+
+
+class Change(NamedTuple):
+    kind: str
+    make: Callable[[], None]
+    reason: str
+
+
+CHANGES = {
+    "labels": Change("plain", lambda: write_table(Path(), 1), "The labels of t.csv changed since"),
+    "an image": Change("plain", lambda: exchange("d/0.bmp", "d/1.bmp"), "The images of t.csv changed since"),
+    "more images": Change("plain", lambda: write_table(Path(), 0, 12), "t.csv has 12 images, 10 before"),
+    "unlabeled": Change("unlabeled", lambda: exchange("u/0.bmp", "u/1.bmp"), "The images of u changed since"),
+    "more unlabeled": Change("unlabeled", lambda: draw(Path("u/x.bmp"), 5), "u has 13 images, 12 before"),
+    "split": Change("split", lambda: replace_text("split.csv", "{}", '{"a": 1}'), "split.csv changed since"),
+    "weights": Change("weights", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed since"),
+    "head": Change("head", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed since"),
+    "nested": Change(
+        "plain", lambda: replace_text("config/inner/model.yaml", "mlp", "conv"), "Settings changed since (model)"
+    ),
+    "nested twice": Change(
+        "plain", lambda: replace_text("config/inner/optimizer.yaml", "0.1", "0.2"), "Settings changed since (model)"
+    ),
+    "class": Change(
+        "own", lambda: replace_text("user_model.py", "RATE", "RATE + 1"), "The code of user_model changed since"
+    ),
+    "its import": Change(
+        "own", lambda: replace_text("user_part.py", "1", "2"), "The code of user_part changed since"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_result_depends_on_is_in_its_key_and_is_named(project: Path, name: str) -> None:
+    change = CHANGES[name]
+    before = planned(change.kind)
+    assert [run.key for run in planned(change.kind)] == [run.key for run in before]
+    change.make()
+    after = planned(change.kind)
+    assert not {run.key for run in after} & {run.key for run in before}
+    assert reasons(before, after) == [f"{change.reason}: 2 trainings are done anew."]
+
+
+def test_what_changes_no_result_is_not_in_the_key(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [kind for kind in OPTIONS if kind != "own"]
+    keys = {kind: [run.key for run in planned(kind)] for kind in OPTIONS}
+    moved = shutil.copytree(project, project.with_name("moved"))
+    shutil.rmtree(project)
+    for path in moved.rglob("*.*"):
+        path.touch()
+    monkeypatch.chdir(moved)
+    assert {kind: [run.key for run in planned(kind)] for kind in OPTIONS} == keys
+    other = {"data.init_args.num_workers": 2, "trainer.enable_progress_bar": False, "trainer.max_epochs": 1}
+    assert {kind: [run.key for run in planned(kind, **other)] for kind in kinds} == {k: keys[k] for k in kinds}
+    Path("elsewhere").mkdir()
+    shutil.move("weights.pt", "elsewhere/w.pt")
+    weights = {"model.init_args.weights": "elsewhere/w.pt"}
+    assert [run.key for run in planned("weights", **weights)] == keys["weights"]
+
+
+def test_the_start_of_a_stage_is_a_reason_of_its_own(project: Path) -> None:
+    def stages(rate: float) -> list[Run]:
+        config = [Path_fr("config/fit.yaml")]
+        first = Stage(config, {"model.init_args.optimizer.init_args.lr": rate}, name="a")
+        return plan({"x": [first, Stage(config, weights="a")]}, [4], [0], DATA, {})
+
+    before, after = stages(0.1), stages(0.2)
+    assert after[1].key != before[1].key
+    assert reasons(before, after) == ["Settings changed since (model): 2 trainings are done anew."]
+    assert reasons(before, before) == []
+
+
+def test_results_of_earlier_versions_are_done_anew(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned()
+    old = [run._replace(key=f"{k}" * 64, inputs=None) for k, run in enumerate(before)]
+    assert reasons(old, before) == [
+        "An earlier version did not record what its trainings were made from: 2 trainings are done anew."
+    ]
+    monkeypatch.setattr("sft_lightning.study.recipe.__version__", "another")
+    (said,) = reasons(before, planned())
+    assert said.startswith("They were made by sft-lightning ")
+    damaged = {before[0].key: {"folder": f"l/{before[0].folder}/version_0", "inputs": {"data": 1, "config": [2]}}}
+    assert name_stale(planned(), planned(), damaged)
+
+
+def test_data_that_is_not_there_is_named_before_the_first_training(project: Path) -> None:
+    Path("t.csv").unlink()
+    with pytest.raises(InputError, match=r"t\.csv"):
+        planned()
+
+
+def test_files_of_a_data_module_of_the_users_are_in_the_key(project: Path) -> None:
+    Path("user_data.py").write_text(
+        "from lightning.pytorch import LightningDataModule\n\n\nclass Data(LightningDataModule):\n"
+        "    def __init__(self, source: str, num_labels: int = 1, seed: int = 0) -> None:\n"
+        "        super().__init__()\n"
+    )
+    data = {"class_path": "user_data.Data", "init_args": {"source": "d"}}
+    before = planned(data=data)
+    assert before[0].inputs
+    assert "user_data" in before[0].inputs["code"]
+    exchange("d/0.bmp", "d/1.bmp")
+    assert reasons(before, planned(data=data)) == ["d changed since: 2 trainings are done anew."]
+
+
+def test_each_source_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    from sft_lightning.study import inputs
+
+    describe = inputs._describe_data
+    monkeypatch.setattr(inputs, "_describe_data", lambda data: (read.append(data._named), describe(data))[1])
+    config = [Path_fr("config/fit.yaml")]
+    methods = {"x": [Stage(config)], "y": [Stage(config, {"trainer.max_epochs": 2})]}
+    assert len({run.key for run in plan(methods, [4, 6], [0, 1], DATA, {})}) == 8
+    assert read == ["t.csv"]
