@@ -13,7 +13,9 @@ import torch
 from jsonargparse.typing import Path_fr
 from PIL import Image
 
+from sft_lightning import ImageDataModule
 from sft_lightning.errors import InputError
+from sft_lightning.study import inputs
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.stale import name_stale
 
@@ -148,11 +150,15 @@ def test_what_changes_no_result_is_not_in_the_key(project: Path, monkeypatch: py
         path.touch()
     monkeypatch.chdir(moved)
     assert {kind: [run.key for run in planned(kind)] for kind in OPTIONS} == keys
-    other = {"data.init_args.num_workers": 2, "trainer.enable_progress_bar": False, "trainer.max_epochs": 1}
+    other: dict[str, Any] = {
+        "data.init_args.num_workers": 2,
+        "trainer.enable_progress_bar": False,
+        "trainer.max_epochs": 1,
+    }
     assert {kind: [run.key for run in planned(kind, **other)] for kind in kinds} == {k: keys[k] for k in kinds}
     Path("elsewhere").mkdir()
     shutil.move("weights.pt", "elsewhere/w.pt")
-    weights = {"model.init_args.weights": "elsewhere/w.pt"}
+    weights: dict[str, Any] = {"model.init_args.weights": "elsewhere/w.pt"}
     assert [run.key for run in planned("weights", **weights)] == keys["weights"]
 
 
@@ -203,10 +209,13 @@ def test_files_of_a_data_module_of_the_users_are_in_the_key(project: Path) -> No
 
 def test_each_source_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    from sft_lightning.study import inputs
-
     describe = inputs._describe_data
-    monkeypatch.setattr(inputs, "_describe_data", lambda data: (read.append(data._named), describe(data))[1])
+
+    def describe_data(data: ImageDataModule) -> dict[str, Any]:
+        read.append(data._named)
+        return describe(data)
+
+    monkeypatch.setattr(inputs, "_describe_data", describe_data)
     config = [Path_fr("config/fit.yaml")]
     methods = {"x": [Stage(config)], "y": [Stage(config, {"trainer.max_epochs": 2})]}
     assert len({run.key for run in plan(methods, [4, 6], [0, 1], DATA, {})}) == 8
