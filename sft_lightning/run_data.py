@@ -21,11 +21,17 @@ def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
         config: Config of the command.
         run: Folder of the run, or None for a new one.
     """
-    if run is None:
+    checkpoint = config.get("ckpt_path")
+    if checkpoint is None:
         data.starts = _starts(config)
-    elif (run / MANIFEST).is_file() and not _names(data.split_file, run / MANIFEST):
+    elif run is not None and (run / MANIFEST).is_file() and not _names(data.split_file, run / MANIFEST):
         data.followed_run = run
         data.starts = splits_before(run / MANIFEST, {})[0]
+    elif data.split_file is None and data.predict_source is None:
+        rank_zero_info(
+            f"Data: checkpoint {checkpoint!r} has no {MANIFEST} of its run: the split is chosen anew from what lies "
+            "there now, and may hold out images that the run was trained on."
+        )
 
 
 def name_start(config: Any, error: InputError | None) -> str | None:

@@ -1,15 +1,18 @@
 """Which number each class of a source has: that of the run that goes on, where there is one, whatever the source's."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from sft_lightning.class_names import list_classes, match_classes, missing_classes
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.parts import Part, Source
-from sft_lightning.data.sources import open_source
+from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.errors import InputError, near
 
 
@@ -24,8 +27,11 @@ class RenumberedSource(Source):
             class_names: Classes in the order of their new numbers.
 
         Raises:
-            InputError: The source has a class that is not among them.
+            InputError: The source has a class that is not among them, or one stands there twice.
         """
+        counts = Counter(unicodedata.normalize("NFC", name) for name in class_names)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise InputError(f"class_names has {list_classes(twice)} twice: name each class once")
         unknown = missing_classes(source.class_names, class_names)
         absent = missing_classes(class_names, source.class_names)
         if unknown:
@@ -55,6 +61,8 @@ class OrdersClasses:
     root: str
     download: bool
     bad: BadImages
+    unlabeled_source: str | None
+    followed_run: Path | None
 
     @cached_property
     def opened_source(self) -> Source:
@@ -81,6 +89,25 @@ class OrdersClasses:
         """
         strange = stage == "predict" and missing_classes(self.opened_source.class_names, self.class_names)
         return self.opened_source if strange else self.source
+
+    def unlabeled_for(self, stage: str) -> tuple[str, Part] | None:
+        """Return name and images of the other source of unlabeled images, where there is one, for a stage.
+
+        Args:
+            stage: As for `source_for`; a run that is measured again does without what is no longer there.
+
+        Raises:
+            InputError: It is not there, but needed.
+        """
+        name = self.unlabeled_source
+        if name is None:
+            return None
+        try:
+            return name, open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")
+        except InputError:
+            if stage == "fit" or self.followed_run is None:
+                raise
+            return None
 
     @property
     def num_classes(self) -> int:

@@ -26,7 +26,6 @@ from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
 from sft_lightning.data.run_splits import RunSplit, choosing
 from sft_lightning.data.shards import pass_order
-from sft_lightning.data.sources import open_unlabeled
 from sft_lightning.data.split_files import write_manifest
 from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
 from sft_lightning.data.to_predict import ToPredict
@@ -229,11 +228,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             self.bad.write(folder, self.trainer.global_rank if self.trainer is not None else 0)
 
     def _make_splits(self, stage: str) -> None:
-        source, second = self.source_for(stage), None
+        source, second = self.source_for(stage), self.unlabeled_for(stage)
         self.request.messages[:] = source.messages  # those of a refused attempt are gone
-        if self.unlabeled_source is not None:
-            name = self.unlabeled_source
-            second = name, open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")
         followed = self.followed_run
         run = None if followed is None else RunSplit(followed / MANIFEST, stage, tuple(self.starts))
         how = self.split_file, self.bad, self._converts, self._measures_values, run, self.starts
@@ -255,14 +251,14 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             class_names: Its classes in the order of their numbers; None for those of this data module.
 
         Raises:
-            InputError: The data is no longer there, or has changed since.
+            InputError: The data is no longer there, or is not that of the run.
         """
         other = copy(self)
-        other.split_file, other.request = str(run / MANIFEST), replace(self.request, messages=[])
-        other.followed_run, other.starts = None, ()
+        other.split_file, other.request = None, replace(self.request, messages=[])
+        other.followed_run, other.starts = run, ()
         other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
         other._class_names = class_names or self._class_names
-        other._make_splits("fit")
+        other._make_splits("calibrate")
         return other
 
     def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:

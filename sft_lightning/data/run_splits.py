@@ -11,6 +11,7 @@ from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.split_files import (
     LEFT_OUT,
     Row,
+    check_rows,
     contents_of,
     is_of,
     read_head,
@@ -21,7 +22,15 @@ from sft_lightning.data.splits import NAMES, Request, Split, Splits, without_lea
 from sft_lightning.errors import InputError
 
 HELD_OUT = ("val", "test")
-_NEEDED = {"fit": ("labeled", "unlabeled"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+# Whether unlabeled images are needed depends on the method, which says so itself.
+_NEEDED = {
+    "fit": ("labeled",),
+    "calibrate": ("labeled",),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+_OWN_DATA = ("fit", "calibrate")  # stages that need the data of the run itself
 _SHOWN = 3  # names in a sentence
 _CHOOSING = ("seed", "num_labels", "labels_per_class", "val_size", "test_size", "unlabeled_source")
 
@@ -82,7 +91,7 @@ class RunSplit:
 
     Attributes:
         path: Its `split.csv`.
-        stage: What is done: `fit`, `validate`, `test` or `predict`.
+        stage: What is done: `fit`, `validate`, `test`, `predict`, or `calibrate` on the data of the run.
         starts: Files `split.csv` of the runs that it started from.
     """
 
@@ -114,10 +123,11 @@ class RunSplit:
         Raises:
             InputError: The data of the run is gone, or `fit` would go on with other data.
         """
+        check_rows(self.path)
         head, parts = read_head(self.path), list(named.values())
         everything = [*parts, second] if second is not None else parts
         if not self._is_of_run(head, source, parts, everything):
-            if self.stage == "fit":
+            if self.stage in _OWN_DATA:
                 raise InputError(
                     f"the run of {str(self.path)!r} was trained on source {head.get('source')!r}, and source "
                     f"{source!r} holds other images: go on with the same data, or start a new run from it by "
@@ -189,7 +199,7 @@ class RunSplit:
     @property
     def _compared(self) -> tuple[str, ...]:
         """Splits whose content is compared: to measure a run takes no look at what it was trained on."""
-        return ("labeled", *HELD_OUT) if self.stage == "fit" else HELD_OUT
+        return ("labeled", *HELD_OUT) if self.stage in _OWN_DATA else HELD_OUT
 
     def _is_same(self, splits: Splits, class_names: Sequence[str]) -> bool:
         rows = (row for row in read_rows(self.path) if row.split != LEFT_OUT)
@@ -270,6 +280,7 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: Request,
     contents: dict[str, Path] = {}
     names: dict[str, Path] = {}
     for path in trained:
+        check_rows(path)
         is_same_source = source is not None and read_head(path).get("source") == source
         for row in read_rows(path):
             if row.split == "labeled" and row.content:

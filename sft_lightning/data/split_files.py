@@ -192,6 +192,29 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise _unreadable(path, error) from error
 
 
+def check_rows(path: Path) -> None:
+    """Make sure that the `split.csv` of a run lists each example once and as many as the run wrote.
+
+    Args:
+        path: File of a run.
+
+    Raises:
+        InputError: Lines are missing, or were added or moved to another split.
+    """
+    counts: Counter[str] = Counter()
+    labeled: set[str] = set()  # or held out; an unlabeled example may be of another source, with the same name
+    for row in read_rows(path):
+        counts[row.split] += 1
+        if row.split not in ("unlabeled", LEFT_OUT):
+            if row.id in labeled:
+                raise _unreadable(path, ValueError(f"it lists {row.id!r} twice"))
+            labeled.add(row.id)
+    written = read_head(path).get("counts")
+    for name, count in written.items() if isinstance(written, dict) else ():
+        if counts[name] != count:
+            raise _unreadable(path, ValueError(f"it lists {counts[name]:,} {name} images, and the run had {count:,}"))
+
+
 def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str]) -> Splits:
     """Reads a split back.
 
@@ -280,7 +303,9 @@ def split_counts(path: Path) -> dict[str, Counter[str]]:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{str(path)!r} is no readable split ({error}): remove it, or train again")
+    return InputError(
+        f"{str(path)!r} is not a readable split ({error}): put back the file that the run wrote, or train again"
+    )
 
 
 def _check_groups(path: Path, splits: Splits) -> None:

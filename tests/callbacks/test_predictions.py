@@ -346,9 +346,9 @@ def test_the_data_may_have_moved_or_changed(place: Path, caplog: pytest.LogCaptu
     shutil.copy(added, added.with_name("new.png"))
     caplog.clear()
     assert main(["predict", RUN, "new", "--data.init_args.source=elsewhere"]) == 0
-    assert "Not calibrated: the data of the run cannot be read (" in caplog.text
-    assert "was made from other pictures" in caplog.text
-    torch.testing.assert_close(chances(written()), plain)
+    assert "1 image is not in the run's split and left out: train/class_0/new.png" in caplog.text
+    assert "Calibrated on 60" in caplog.text
+    Path(RUN, CALIBRATION).unlink()
     Path("elsewhere", "train", "class_3").mkdir()
     shutil.copy(added, "elsewhere/train/class_3/new.png")
     caplog.clear()

@@ -38,6 +38,10 @@ def test_the_split_of_a_run_rules_when_it_is_tested_and_goes_on(
     assert (RUN / "split.csv").read_bytes() == split
     assert main(["predict", str(RUN)]) == 0
     assert len((RUN / "predictions.csv").read_text().splitlines()) == 1 + len(test) - 3
+    assert "chosen anew" not in caplog.text
+    (RUN / "split.csv").unlink()
+    assert main(["test", str(RUN)]) == 0
+    assert "has no split.csv of its run: the split is chosen anew" in caplog.text
 
 
 def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(

@@ -1,0 +1,94 @@
+"""Splits of runs whose file was damaged or removed, or whose images are only partly there."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sft_lightning.data.datamodule import ImageDataModule
+from sft_lightning.data.split_files import read_rows
+from sft_lightning.errors import InputError
+from tests.data.conftest import MakeFolder, picture
+from tests.data.test_run_splits import made, recorded, said, write_run
+
+
+@pytest.fixture
+def source(folder: MakeFolder) -> Path:
+    return folder("cat", "dog", count=20)
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Path:
+    return write_run(made(source, stage="fit"), tmp_path / "run")
+
+
+def truncate(text: str) -> str:
+    return text[: text.rindex("\n", 0, len(text) // 2) + 1]
+
+
+def move_test_into_training(text: str) -> str:
+    return text.replace(",test,", ",labeled,")
+
+
+def list_a_training_image_for_test(text: str) -> str:
+    line = next(line for line in text.splitlines(keepends=True) if ",labeled," in line)
+    return text + line.replace(",labeled,", ",test,")
+
+
+@pytest.mark.parametrize("is_start", [False, True])
+@pytest.mark.parametrize("stage", ["fit", "test", "calibrate"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "labeled images, and the run had|test images, and the run had"),
+        (move_test_into_training, "it lists 14 labeled images, and the run had 8"),
+        (list_a_training_image_for_test, "it lists '.*' twice"),
+    ],
+)
+def test_a_damaged_split_is_not_followed(
+    source: Path, run: Path, damage: Callable[[str], str], reason: str, stage: str, is_start: bool
+) -> None:
+    file = run / "split.csv"
+    file.write_text(damage(file.read_text()))
+    data = ImageDataModule(str(source), image_size=8, num_workers=0, num_labels=8, test_size=6, val_size=4)
+    if is_start:
+        data.starts = [file]
+    else:
+        data.followed_run = run
+    with pytest.raises(InputError, match=f"is not a readable split .*({reason}).*: put back the file"):
+        data._make_splits(stage)
+
+
+def test_training_that_needs_no_unlabeled_images_goes_on_without_them(source: Path, run: Path) -> None:
+    unlabeled = recorded(run)["unlabeled"]
+    for name in unlabeled:
+        (source / name).unlink()
+    assert len(made(source, run, "fit").splits["labeled"]) == 8
+    assert f"{len(unlabeled)} images are gone or unreadable" in said(made(source, run, "fit"))
+
+
+def test_the_data_of_a_run_is_found_again_among_new_images(source: Path, run: Path) -> None:
+    picture(source / "cat" / "new.png", 777)
+    data = made(source).as_trained(run)
+    assert {name: split.ids for name, split in data.splits.items()} == recorded(run)
+    assert [row.id for row in read_rows(run / "split.csv") if row.split == "val"] == data.splits["val"].ids
+
+
+def test_a_class_that_is_named_twice_is_refused(source: Path) -> None:
+    data = ImageDataModule(str(source), image_size=8, num_workers=0, class_names=["dog", "cat", "dog"])
+    with pytest.raises(InputError, match="class_names has 'dog' twice: name each class once"):
+        data.setup("fit")
+
+
+def test_a_run_is_measured_without_its_source_of_unlabeled_images(source: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / "unlabeled_only" / f"{i}.png", i)
+    settings = {"unlabeled_source": str(tmp_path / "unlabeled_only")}
+    run = write_run(made(source, stage="fit", **settings), tmp_path / "run")
+    shutil.rmtree(tmp_path / "unlabeled_only")
+    now = made(source, run, "test", **settings)
+    assert now.splits["test"].ids == recorded(run)["test"]
+    assert "3 images are gone or unreadable (3 unlabeled)" in said(now)
+    with pytest.raises(InputError, match="unlabeled_only' is neither a folder or manifest that exists"):
+        made(source, run, "fit", **settings)
