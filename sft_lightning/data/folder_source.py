@@ -1,6 +1,7 @@
 """Class folders, with or without folders of splits; what is there and is not understood is said or refused."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ class _Entries(NamedTuple):
 
 
 _LOOSE = "images beside the class folders"
+# Folders of a cross-validation or of an archive in pieces.
+_PIECE = re.compile(r"(fold|k|cv|split|part|piece|chunk|shard|batch|subset|set|archive|images)[\W_]*\d+", re.IGNORECASE)
 _FEW = 5  # names that a message lists
 
 
@@ -74,12 +77,13 @@ class FolderSource(Source):
         self.class_names = sort_classes({text(folder.name) for folder in classes})
         said += self._check_names(meant)
         self._files: dict[str, list[tuple[Path, int]]] = {}
+        self._inside: dict[str, set[str]] = {}  # folders with images in each class folder; "" for images beside them
         for split in SPLITS:
             if split in self._splits:
                 folder = self._splits[split]
                 files = self._labeled(folder, split) if split != "unlabeled" else self._bare(folder)
                 self._files[split] = list(files)
-        said += self._passed.messages(self.name)
+        said += [*self._passed.messages(self.name), *self._check_levels(meant)]
         if not any(self._files.values()):
             raise InputError(
                 "; ".join(
@@ -182,6 +186,37 @@ class FolderSource(Source):
             *(f"folder {name!r} in '{printable(self._train)}' is read as a class" for name in splits),
         ]
 
+    def _check_levels(self, meant: Sequence[str]) -> list[str]:
+        """Folders inside the class folders that may be splits, or the classes themselves."""
+        where = f"'{printable(self._train)}'"
+        shared = set.intersection(*self._inside.values()) if self._inside else set()
+        for name, inside in self._inside.items():
+            by_split = {find_split(inner): inner for inner in sorted(inside)}
+            splits = {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
+            for_all = len(self._inside) > 1 and not shared.isdisjoint(splits.values())
+            if for_all or ("train" in splits and len(splits) > 1):
+                inner = splits.get("train") or next(iter(splits.values()))
+                raise InputError(
+                    f"class folder {name!r} in {where} holds {_list(sorted(splits.values()))}, which are named like "
+                    f"splits, but all images in it would be divided anew: move the splits above the classes, as in "
+                    f"{inner}/{name}, or rename them if they are not splits"
+                )
+        if len(self._inside) < 2 or "" in shared or len(shared) < 2 or any(i != shared for i in self._inside.values()):
+            return []
+        names, inner = list(self._inside), sorted(shared)
+        if set(names) <= set(meant):
+            return []
+        if all(map(_PIECE.fullmatch, names)):
+            raise InputError(
+                f"the folders {_list(names)} in {where} would be the classes, but are named like pieces of a data set, "
+                f"and each one holds {_list(inner)}: join them, or list {', '.join(names)} in class_names if they are "
+                "the classes"
+            )
+        return [
+            f"the folders {_list(names)} in {where} are read as the classes, and each one holds {_list(inner)}, which "
+            "are not: if these are the classes, give one of the former as the source, or join them"
+        ]
+
     def _bare(self, folder: Path) -> Iterator[tuple[Path, int]]:
         return ((Path(path), -1) for _, path in pictures(str(folder), passed=self._passed))
 
@@ -209,9 +244,11 @@ class FolderSource(Source):
         numbers = {_composed(name): number for number, name in enumerate(self.class_names)}
         for child in classes:
             passed = PassedOver()
-            images = [Path(path) for _, path in pictures(str(child), passed=passed)]
+            found = [*pictures(str(child), passed=passed)]
+            images = [Path(path) for _, path in found]
             self._passed.merge(passed)
             name = text(child.name)
+            self._inside.setdefault(name, set()).update(inner.rpartition("/")[0].split("/")[0] for inner, _ in found)
             label = numbers.get(_composed(name))
             if label is None:
                 sentence = (

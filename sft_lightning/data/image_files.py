@@ -53,6 +53,9 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
             nullcontext(source) if isinstance(source, BytesIO) else Path(source).open("rb") as raw,
             Image.open(raw) as image,
         ):
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(339, (1,))[0] == 2 and tags.get(258, (0,))[0] == 8:
+                raise OSError("its pixels are signed integers of 8 bits, which Pillow reads as unsigned: convert it")
             if image.mode not in READABLE_MODES | DEEP_MODES:
                 raise OSError(f"its pixels are of the mode {image.mode!r}, which cannot be converted to RGB")
             yield image
@@ -146,6 +149,7 @@ def is_sound_jpeg(path: Path) -> bool:
     return False
 
 
+_SMALL = 2**16  # pixels that are decoded nearly as fast as their checksums are made
 # The last bytes of a whole file, by format: a cheap sign that nothing was cut off.
 _TAILS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -158,12 +162,14 @@ class ImageFacts(NamedTuple):
         height: In pixels, before EXIF turns it.
         values: Of an image of more than 8 bits, where they were asked for.
         brightest: Largest value, of 255, of a color image of 16 bits a channel, where it was asked for.
+        has_pages: Whether it is a TIFF of more than one image.
     """
 
     width: int
     height: int
     values: ValueFacts | None
     brightest: int | None = None
+    has_pages: bool = False
 
 
 @dataclass
@@ -175,6 +181,7 @@ class FileFacts:
         long: Number of those that are longer than 1.5 times their width, or wider than 1.5 times their height.
         values: Of the images of more than 8 bits, where they were measured.
         not_finite: Files of images with NaN or infinite values.
+        paged: Files of TIFFs of more than one image, of which the first is read.
         brightest: Largest value, of 255, of color images of 16 bits a channel; None where there is none.
     """
 
@@ -182,6 +189,7 @@ class FileFacts:
     long: int = 0
     values: list[ValueFacts] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
+    paged: list[str] = field(default_factory=list)
     brightest: int | None = None
 
     def add(self, path: Path, facts: ImageFacts) -> None:
@@ -195,6 +203,8 @@ class FileFacts:
         self.long += max(facts.width, facts.height) > LONG * min(facts.width, facts.height)
         if facts.brightest is not None:
             self.brightest = max(self.brightest or 0, facts.brightest)
+        if facts.has_pages:
+            self.paged.append(printable(path))
         if facts.values is not None:
             self.values.append(facts.values)
             if not facts.values.is_finite:
@@ -225,7 +235,7 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
         except UNREADABLE as error:
             return reason(error)
         has_bright_color |= facts.brightest is not None and facts.brightest >= DARK
-        has_full_range |= facts.values is not None and not facts.values.is_float and facts.values.highest >= 2**14
+        has_full_range |= facts.values is not None and not facts.values.is_float and facts.values.high >= 2**14
         return facts
 
     found, unreadable = FileFacts(), {}
@@ -267,7 +277,14 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
                     brightest = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
                 elif wants:
                     values = measure_values(deep_pixels(image))
-        return ImageFacts(*image.size, values, brightest)
+        return ImageFacts(*image.size, values, brightest, _has_pages(image))
+
+
+def _has_pages(image: Image.Image) -> bool:
+    try:
+        return image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1
+    except Exception:  # whatever Pillow makes of a later page, which is not read
+        return True
 
 
 def _looks_sound(path: Path, image: Image.Image) -> bool:
@@ -278,8 +295,8 @@ def _looks_sound(path: Path, image: Image.Image) -> bool:
         raw.seek(-min(16, path.stat().st_size), 2)
         if not raw.read().endswith(tail):
             return False
-    if image.format == "PNG":
-        return is_sound_png(path)
+    if image.format == "PNG":  # a small one is decoded, too: its pixels may be damaged while the checksums are right
+        return image.width * image.height > _SMALL and is_sound_png(path)
     layers, tables = getattr(image, "layer", []), getattr(image, "quantization", {})
     return all(layer[3] in tables for layer in layers) and is_sound_jpeg(path)
 

@@ -8,11 +8,15 @@ from sft_lightning.data.faults import fault
 from sft_lightning.data.parts import split_of_name
 
 _DECIMAL = re.compile(r"[+-]?[0-9]+\.0+")
+_FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]*[1-9][0-9]*(e[+-]?[0-9]+)?", re.IGNORECASE)
+# A list, tuple, mapping or the like as a program prints it.
+_PRINTED = re.compile(r"\[.*\]|\(.*,.*\)|\{.*\}|b'.*'|b\".*\"|(tensor|array|np\.\w+|Timestamp)\(.*\)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 # What other tools write where a label is missing.
 _MISSING = {
     "-", "--", "?", "??", ".", "-1", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "<nan>", "nat", "null", "nil", "todo",
-    "tbd", "unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "nolabel",
+    "tbd", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!", "unlabeled", "unlabelled", "not labeled",
+    "not labelled", "no label", "nolabel",
 }  # fmt: skip
 # Where somebody may mean a class by it: "none" is what many call an image without a defect.
 _PERHAPS_MISSING = {"none", "unknown", "undefined", "missing", "unspecified", "empty"}
@@ -54,6 +58,11 @@ def check_class_names(
                 f"{where} has the classes {both}, which look alike: spell them the same, or list both in class_names "
                 "if they are two classes",
             )
+    first: dict[str, str] = {}
+    for name in dict.fromkeys(map(_looks, names)):
+        twin = first.setdefault(re.sub(r"[\s_-]+", " ", name), name)
+        if twin != name:
+            sentences.append(f"{where}: the classes {spell(twin)} and {spell(name)} differ only between their words")
     for name in names:
         if name not in listed and name != _visible(name):
             sentences.append(f"{where}: the class name {name!a} has characters that cannot be seen")
@@ -90,6 +99,13 @@ def check_missing_labels(
     if counts and not {*counts} & listed and all(_DECIMAL.fullmatch(label) for label in counts):
         some = f"{where}: the labels are whole numbers written as decimals, such as {next(iter(counts))!r}, as some "
         sentences.append(f"{some}programs write them beside blanks: a class called '0' elsewhere is another one")
+    if counts and not {*counts} & listed and all(map(_PRINTED.fullmatch, counts)):
+        sentence = f"{where}: the labels are lists or the like, as a program prints them ({next(iter(counts))!r}): "
+        sentence += "write the name of the class alone, or list them in class_names if they are names"
+        fault("labels as a program prints them", "", next(iter(counts)), "in the place of a name", sentence)
+    fractions = sum(_FRACTION.fullmatch(label) is not None for label in counts)
+    if fractions and all(_FRACTION.fullmatch(label) or _NUMBER.fullmatch(label) for label in counts):
+        sentences.append(f"{where}: the labels are decimal numbers; each of the {len(counts):,} is taken as a class")
     for label in counts:
         pieces = re.split(r"\s*[|;,/&+]\s*", label)
         if len(pieces) > 1 and label not in listed and all(piece in counts for piece in pieces):
@@ -101,8 +117,8 @@ def check_missing_labels(
         if label in listed:
             continue
         word = _looks(label)
-        # Labels of -1 and 1 are the two classes of a margin classifier.
-        is_sign = word == "-1" and set(map(_looks, counts)) == {"-1", "1"}
+        # Labels of -1 and 1, or of - and +, are the two classes of a margin classifier.
+        is_sign = word in ("-1", "-") and set(map(_looks, counts)) in ({"-1", "1"}, {"-", "+"})
         doubtful = is_sign or (word in _PERHAPS_MISSING and label != "None")  # as Python writes it
         if not doubtful and not {word, word.translate(_FILLERS)} & _MISSING and label != "None":
             continue

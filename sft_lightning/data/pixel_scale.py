@@ -14,6 +14,8 @@ from sft_lightning.errors import InputError
 
 _LONG_SHARE = 0.05  # of images that lose more than a third of their area, from which on a run says so
 _NAMED = 5
+_DARK = 1 / 16  # share of the scale below which images are dark
+_NO_DATA = (-32768.0, -9999.0, -99999.0, float(-(2**31)))  # what programs for maps write
 
 
 class PixelScale:
@@ -104,6 +106,16 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[str]:
                 f"images of {kind} of more than 8 bits: {_format(scale)} becomes 0 to 255 in all of them (values in "
                 f"the files go from {_format((low, high))}); set value_range for another scale"
             )
+            if max(value.high for value in own) - scale[0] < _DARK * (scale[1] - scale[0]):
+                bright = _format((scale[0], max(value.high for value in own)))
+                said.append(
+                    f"the images of {kind} are dark: all but one in a thousand of their values go from {bright}, so a "
+                    "few bright ones set the scale; set value_range"
+                )
+            if low in _NO_DATA or low < -1e30:
+                said.append(
+                    f"the lowest value, {low:g}, often stands for missing data: set value_range to that of the rest"
+                )
     brightest = max((one.brightest for one in facts if one.brightest is not None), default=DARK)
     if brightest < DARK:
         said.append(
@@ -111,6 +123,10 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[str]:
             f"{brightest} of 255 is the largest; if the data fills fewer bits, scale the files to 8 or 16 bits"
         )
     not_finite = [name for one in facts for name in one.not_finite]
+    if paged := [name for one in facts for name in one.paged]:
+        are = "1 TIFF has" if len(paged) == 1 else f"{len(paged):,} TIFFs have"
+        more = ", ..." if len(paged) > _NAMED else ""
+        said.append(f"{are} more than one page, of which the first is read: {', '.join(paged[:_NAMED])}{more}")
     if not_finite:
         more = ", ..." if len(not_finite) > _NAMED else ""
         said.append(

@@ -11,7 +11,7 @@ KNOWN = ("path", "label", "split", "group")
 _FEW = 12  # distinct values that a column of splits has at most
 # What other programs call them, without what `_stem` takes off.
 _SYNONYMS = {
-    "path": {"path", "filepath", "file", "image", "imagepath", "imagefile", "img", "imgpath", "fname", "url", "uri"},
+    "path": {"path", "filepath", "file", "image", "imagepath", "imagefile", "img", "imgpath", "fname", "url", "id"},
     "label": {"label", "class", "classlabel", "category", "target", "y", "annotation", "groundtruth", "gt"},
     "split": {
         "split",
@@ -43,7 +43,23 @@ _PERHAPS_GROUP = {
     "user",
     "slide",
     "animal",
+    "lesion",
+    "specimen",
+    "donor",
+    "plant",
+    "tree",
+    "plot",
+    "field",
+    "farm",
+    "plate",
+    "well",
+    "sequence",
+    "track",
+    "burst",
+    "identity",
 }
+# Some other name that ends with one of these: `fish_id`, `fishId`, `fish uuid`.
+_OF_SOMETHING = re.compile(r".*(?:[\W_](?:uu|u)?id|[a-z](?:ID|Id|UID|UUID))", re.ASCII)
 _ENDINGS = re.compile("(ids?|uid|number|num|no|nr|index|idx|code|key|name|s)$")
 _YES_OR_NO = {"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n"}
 
@@ -136,6 +152,8 @@ class TableColumns:
                     f"{self._where}: the column {name!r} is not known, but its values repeat like groups: rename it to "
                     "'group', so that images of one stay in one split, or remove it"
                 )
+            if kind is None and i in self._repeats and _OF_SOMETHING.fullmatch(name) and len(self._values[i]) > 1:
+                kind = "group"
             if kind and kind not in self.positions:
                 remedy = f"if it holds the {kind} of each image, call it {kind!r}"
                 sentences.append(f"{self._where}: the column {name!r} is ignored; {remedy}")
@@ -150,7 +168,10 @@ class TableColumns:
     def _refuse_split(self, i: int) -> None:
         name, values = self._names[i], self._values[i]
         words = {split_of_name(value) for value in values}
-        if words and None not in words and words != {"train"} and len(values) <= _FEW:
+        are_splits = None not in words and words != {"train"}
+        # A column called `Usage` may hold words of its maker's own beside `Training`.
+        is_named = self._kind(i) == "split" and len(values) > 1 and words != {None}
+        if words and (are_splits or is_named) and len(values) <= _FEW:
             raise InputError(
                 f"{self._where}: the column {name!r} is not known, but its values ({', '.join(sorted(values))}) are "
                 "splits: rename it to 'split', or rename the values or remove the column if they mean something else"

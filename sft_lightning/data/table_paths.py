@@ -6,6 +6,7 @@ import stat
 import unicodedata
 from pathlib import Path
 
+from sft_lightning.data.label_checks import spell
 from sft_lightning.errors import InputError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -68,7 +69,21 @@ class TableFolders:
             return "a pattern", f"{where}: path {name!r} is a pattern: list each image on a line of its own"
         what = "a broken link" if os.path.islink(path) else "missing"
         places = " or ".join(map(repr, dict.fromkeys(self._folders)))
-        return what, f"{where}: file {name!r} does not exist below {places}"
+        return what, f"{where}: file {name!r} does not exist below {places}{self._near(name)}"
+
+    def _near(self, name: str) -> str:
+        """A file of nearly the same name: another extension or none, another case, composed letters or spaces."""
+        for folder in self._folders:
+            place, last = os.path.split(os.path.join(folder, name.replace("\\", "/")))
+            try:
+                entries = sorted(os.listdir(place))
+            except (OSError, ValueError):
+                continue
+            for wanted in (_bare(last), _bare(os.path.splitext(last)[0])):
+                for entry in entries:
+                    if wanted and wanted in (_bare(entry), _bare(os.path.splitext(entry)[0])):
+                        return f", but {spell(os.path.join(os.path.dirname(name), entry))} does: write it like this"
+        return ""
 
     def _where(self, line: int) -> str:
         return f"manifest {str(self._table)!r}, line {line}"
@@ -106,6 +121,10 @@ def is_inside(path: str, table: Path, root: str) -> bool:
     """
     file = os.path.abspath(path)
     return any(file.startswith(os.path.join(os.path.abspath(folder), "")) for folder in (table.parent, root))
+
+
+def _bare(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip()).casefold()
 
 
 def is_same_spelling(one: str, other: str) -> bool:

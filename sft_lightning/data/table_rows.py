@@ -97,6 +97,8 @@ class TableRows:
     ) -> None:
         """Refuses a row of another length than the header, and one whose quotes have taken in lines below it."""
         where = f"{self._where}, line {line}"
+        if cells == [name.strip() for name in names]:  # tables that were put together
+            raise InputError(f"{where}: it repeats the header: remove the line")
         if len(cells) < len(names) or any(cells[len(names) :]):
             remedy = f"put quotes around a cell with {delimiter!r} in it"
             if len(cells) < len(names):

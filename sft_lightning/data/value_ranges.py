@@ -185,6 +185,11 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
     pixels = deep_pixels(image)
     is_float = pixels.dtype.kind == "f"
     scale = ranges.floats if is_float else ranges.integers
+    if scale is None:
+        # Of one line, so that it is shown once, with the name of the file.
+        warnings.warn(
+            "no scale is known for its values of more than 8 bits: set value_range", RuntimeWarning, stacklevel=1
+        )
     if scale is None and pixels.dtype.itemsize == 2:
         scale = 0.0, 65535.0
     if scale is None:

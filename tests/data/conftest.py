@@ -68,12 +68,13 @@ def damage(path: Path) -> Path:
 
 
 def break_middle(path: Path) -> Path:
-    """Does so to a PNG with one chunk of pixels and mends its checksum: only decoding finds it."""
-    content = bytearray(damage(path).read_bytes())
-    start = content.index(b"IDAT")
-    end = start + 4 + int.from_bytes(content[start - 4 : start], "big")
-    content[end : end + 4] = zlib.crc32(content[start:end]).to_bytes(4, "big")
-    path.write_bytes(content)
+    """Makes an image larger and spoils its pixels, but not the checksums of its PNG: only decoding finds it."""
+    with Image.open(path) as image:
+        rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(image.convert("RGB").resize((300, 300))))
+    pixels = bytearray(zlib.compress(rows))
+    for k in range(len(pixels) // 2, len(pixels) // 2 + 20):
+        pixels[k] ^= 0xFF
+    path.write_bytes(png_of((300).to_bytes(4, "big") * 2 + b"\x08\2\0\0\0", bytes(pixels)))
     return path
 
 

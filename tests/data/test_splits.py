@@ -283,7 +283,8 @@ def test_pictures_that_are_held_out_are_dropped_from_training_and_reported(leaky
     assert splits["labeled"].ids == [f"train{i}.png" for i in (0, 1, 4, 5, 6, 7)]
     assert splits["val"].ids == ["val1.png"]  # the other one stands in test
     assert splits["test"].ids == ["test0.png", "test1.png", "test2.png"]
-    (message,) = request.messages
+    contrary, message = request.messages
+    assert contrary.startswith("2 images have copies with another label, such as 'test1.png' and 'val0.png': correct")
     assert message.startswith("3 pictures were dropped")
     for pair in (
         "'val0.png' (val) equals 'test1.png' (test)",
