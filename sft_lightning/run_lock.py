@@ -10,6 +10,7 @@ from typing import IO
 from sft_lightning.errors import InputError
 
 LOCK = ".lock"
+_EVENTS = "events.out.tfevents."
 
 
 class RunLock:
@@ -92,13 +93,17 @@ class RunLock:
             self._file = file
 
     def release(self) -> None:
-        """Let others train here; a folder in which nothing was written is removed."""
+        """Let others train here; a folder of a training that never began is removed."""
         if self._file is not None:
             with suppress(OSError):
                 Path(self._file.name).unlink()
             self._file.close()
         if self.folder is not None:
             with suppress(OSError):
+                left = list(self.folder.iterdir())
+                # TensorBoard's file is opened before the data is looked at; a training that begins writes others.
+                for path in left if all(path.name.startswith(_EVENTS) for path in left) else []:
+                    path.unlink()
                 self.folder.rmdir()
         self.folder = self._file = None
 

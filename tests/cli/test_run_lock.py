@@ -93,3 +93,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(workdir: Path) -> None:
     Path("runs").write_text("")
     with pytest.raises(InputError, match="'runs' cannot be written"):
         RunLock().claim_version(Path("runs"))
+
+
+def test_a_training_that_never_began_leaves_no_folder(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (workdir / "photos" / name).mkdir(parents=True)
+        (workdir / "photos" / name / "1.png").write_bytes(b"words")
+    for words in (["--data.init_args.source=photos"], ["--data.init_args.num_labels=100000"]):
+        assert main([*FIT, *words]) == 2
+        assert "sft-lightning: " in capsys.readouterr().err
+        assert not list(workdir.rglob("version_*"))

@@ -352,6 +352,7 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(written: tupl
     first, columns, *rows = path.read_text().splitlines()
     assert json.loads(first.removeprefix("# ")) == {
         "seed": 3,
+        "digest": "content",
         "sha256": digest(parts),
         "counts": {name: len(split) for name, split in splits.items()},
     }
