@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sft_lightning import ImageDataModule
+from sft_lightning.data import image_files
 from sft_lightning.data.image_files import inspect_images
 from sft_lightning.data.images import open_image
 from sft_lightning.data.pixel_scale import describe_values
@@ -190,7 +191,8 @@ def test_signed_integers_of_eight_bits_are_refused(tmp_path: Path) -> None:
         open_image(tmp_path / "x.tif")
 
 
-def test_an_image_of_sixteen_bits_without_a_scale_is_mentioned(tmp_path: Path) -> None:
+def test_an_image_of_sixteen_bits_without_a_scale_is_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "_shown", set())
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "x.tif")
     with pytest.warns(RuntimeWarning, match=r"image '.*x\.tif': no scale is known for its values of more than 8 bits"):
         open_image(tmp_path / "x.tif")
