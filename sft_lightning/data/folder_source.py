@@ -195,11 +195,11 @@ class FolderSource(Source):
             splits = {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
             for_all = len(self._inside) > 1 and not shared.isdisjoint(splits.values())
             if for_all or ("train" in splits and len(splits) > 1):
-                inner = splits.get("train") or next(iter(splits.values()))
+                first = splits.get("train") or next(iter(splits.values()))
                 raise InputError(
                     f"class folder {name!r} in {where} holds {_list(sorted(splits.values()))}, which are named like "
                     f"splits, but all images in it would be divided anew: move the splits above the classes, as in "
-                    f"{inner}/{name}, or rename them if they are not splits"
+                    f"{first}/{name}, or rename them if they are not splits"
                 )
         if len(self._inside) < 2 or "" in shared or len(shared) < 2 or any(i != shared for i in self._inside.values()):
             return []

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sft_lightning.data.copies import find_copies
+from sft_lightning.data.equal_images import find_equal_images
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.errors import InputError
 
@@ -368,7 +368,7 @@ def without_leaks(splits: Splits, request: Request) -> Splits:
         return splits
     drop: dict[str, set[int]] = {name: set() for name in splits}
     pairs = []
-    for group in find_copies(splits, request):
+    for group in find_equal_images(splits, request):
         keeper = min(group, key=lambda item: _KEEPS.get(item[0], len(_KEEPS)))
         for name, index in group:
             # Copies among the training pictures are the data's own weighting; they tell nothing about the test.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sft_lightning.data.splits import Request, Splits
 
 
-def find_copies(splits: Splits, request: Request) -> list[list[tuple[str, int]]]:
+def find_equal_images(splits: Splits, request: Request) -> list[list[tuple[str, int]]]:
     """Find groups of equal images, and mention those with different labels.
 
     Args:
