@@ -18,7 +18,7 @@ from sft_lightning.mistakes import NOTHING, absent, no_setting
 from sft_lightning.runs import checkpoint_of, run_folder, with_config
 from sft_lightning.yaml_files import read_yaml
 
-_OF_FIT = ("config", "data", "help", "model", "print_config", "run_name", "seed_everything", "trainer")
+_OF_FIT = ("config", "data", "fast_loop", "help", "model", "print_config", "run_name", "seed_everything", "trainer")
 _OF_PYTHON = ("self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")  # no options
 _CUTOFF = 0.8  # similarity of a name to the one that is meant
 

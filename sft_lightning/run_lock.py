@@ -26,6 +26,10 @@ class RunLock:
         self.holder = ""  # the process that holds a lock which was refused
         self._file: IO[str] | None = None
 
+    def __deepcopy__(self, memo: object) -> "RunLock":
+        """Return the lock itself: a copy of a model holds no lock of its own (StochasticWeightAveraging copies it)."""
+        return self
+
     def claim_version(self, runs: Path) -> Path:
         """Make the folder of a new version and lock it; processes that ask at once get one each.
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 # What spreadsheets take for the beginning of a formula or of another cell, also as full-width characters.
-_RUN = re.compile("'*(?:\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
+_RUN = re.compile("'*(?:\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20].|[\t\r\n])", re.DOTALL)  # a lone dash is text
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf|nan)")
 
 

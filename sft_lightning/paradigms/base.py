@@ -17,7 +17,7 @@ from sft_lightning.errors import InputError
 from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.networks.backbones import Backbone
 from sft_lightning.paradigms.nonfinite import NonfiniteGuard, OnNonfinite
-from sft_lightning.paradigms.optimization import Group, optimizer_and_schedule
+from sft_lightning.paradigms.optimization import Group, check_schedules, optimizer_and_schedule
 
 COMPILED_FORMS = 64  # of a backbone's pass in a process: by network, shape, training or not, precision
 
@@ -146,6 +146,7 @@ class Paradigm(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Starts the averages anew, in a resumed training or in a second one of the same module, too."""
+        check_schedules(self.trainer)  # after callbacks, which may have replaced them
         self._sums, self._summed, self._logged_step = {}, {}, self.trainer.global_step
         self._guard.start()
 

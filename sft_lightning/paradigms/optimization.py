@@ -76,17 +76,30 @@ def optimizer_and_schedule(
             f"lr_scheduler {type(scheduler).__name__} cannot keep a slower backbone: leave backbone_lr_scale and "
             "layer_decay at 1, or use WarmupCosine"
         )
-    if isinstance(scheduler, OneCycleLR) and _given_steps(trainer) > scheduler.total_steps:
-        raise InputError(
-            f"lr_scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, the training after "
-            f"{_given_steps(trainer):,}: set its total_steps to that, train shorter, or, to go on with a run that "
-            "ends there, start a new one from it by model.init_args.weights"
-        )
     interval = "step" if cyclic else getattr(scheduler, "interval", "epoch")
     config = {"scheduler": scheduler, "interval": interval}
     if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau of LightningCLI
         config["monitor"] = scheduler.monitor
     return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+
+def check_schedules(trainer: Trainer) -> None:
+    """Refuse a schedule that raises an error at its end, which comes before that of the training.
+
+    Args:
+        trainer: Trainer about to train, with the state of the checkpoint that it goes on from.
+
+    Raises:
+        InputError: OneCycleLR has fewer steps than the training.
+    """
+    for config in trainer.lr_scheduler_configs:
+        scheduler, steps = config.scheduler, _given_steps(trainer)
+        if isinstance(scheduler, OneCycleLR) and steps > scheduler.total_steps:
+            raise InputError(
+                f"lr_scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, the training after {steps:,}: "
+                "set its total_steps to that, train shorter, or, to go on with a run that ends there, start a new one "
+                "from it by model.init_args.weights"
+            )
 
 
 def _given_steps(trainer: Trainer) -> int:

@@ -44,13 +44,13 @@ class Trial(Built):
 
     def before_instantiate_classes(self) -> None:
         """Refuses to go on from a checkpoint, before the data is opened."""
-        super().before_instantiate_classes()
         checkpoint = self.config.fit.get("ckpt_path")
         if checkpoint is not None:
             raise InputError(
                 f"ckpt_path is {checkpoint!r}: {self.command} looks at the start of a training, so leave it out "
                 "(and give its config with --config)"
             )
+        super().before_instantiate_classes()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         kept = {name: config[name] for name in _KEPT if name in config}
