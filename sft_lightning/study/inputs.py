@@ -143,22 +143,22 @@ def _describe_data(data: ImageDataModule) -> Inputs:
 
 
 def _describe_parts(parts: Mapping[str, Part], class_names: Sequence[str]) -> Inputs:
-    """Digests of content, names and order of the images, and of what a table or folders say of them."""
-    images: list[Any] = []
-    labels: list[Any] = []
+    """Digests of the images, of what a table or folders say of them, and of their order, which batches follow."""
+    images, order = [], []
+    labels: list[Any] = [list(class_names)]
+    groups: list[Any] = []
     for name, part in sorted(parts.items()):
-        ids = hashlib.sha256()
-        for one in part.ids:
-            ids.update(one.encode("utf-8", "surrogateescape") + b"\n")
-        images.append([name, part.images.digest(), ids.hexdigest()])
-        groups = part.groups or [""] * len(part)
-        rows = zip(part.ids, part.labels.tolist(), groups, strict=True)
-        labels += sorted((name, one, class_names[k] if k >= 0 else "", str(group)) for one, k, group in rows)
-    return {
-        "count": sum(map(len, parts.values())),
-        "images": _digest(images),
-        "labels": _digest([list(class_names), labels]),
-    }
+        ids = list(part.ids)
+        images.append([name, part.images.digest(), _digest(sorted(ids))])
+        order.append([name, _digest(ids)])
+        labels += sorted(
+            (one, class_names[k] if k >= 0 else "") for one, k in zip(ids, part.labels.tolist(), strict=True)
+        )
+        if part.groups is not None:
+            groups += sorted(zip(ids, map(str, part.groups), strict=True))
+    count = sum(map(len, parts.values()))
+    found = {"images": images, "labels": labels, "groups": groups, "order": order}
+    return {"count": count, **{name: _digest(content) for name, content in found.items()}}
 
 
 def _read_files(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -71,7 +71,9 @@ def _compare_data(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> 
         return [f"{name} is {'used now' if new else 'not used any more'}"]
     if old.get("count") != new.get("count"):
         return [f"{name} has {new.get('count')} images, {old.get('count')} before"]
-    found = [part for part in ("images", "labels") if old.get(part) != new.get(part)]
+    found = [part for part in ("images", "labels", "groups") if old.get(part) != new.get(part)]
+    if not found and old.get("order") != new.get("order"):
+        found = ["order"]
     return [f"The {' and '.join(found)} of {name} changed since" if found else f"{name} changed since"]
 
 

@@ -53,7 +53,7 @@ def _modules(name: str) -> Iterator[tuple[str, Path, bool]]:
         path = spec.submodule_search_locations
         if spec.has_location and spec.origin is not None:
             file = Path(spec.origin).resolve()
-            if any(place in file.parents for place in _INSTALLED):
+            if any(place in file.parents for place in _INSTALLED) or {"site-packages", "dist-packages"} & {*file.parts}:
                 return
             yield module, file, path is not None
 
