@@ -126,6 +126,13 @@ class TorchvisionSource(Source):
         """Reads the parts; the shared tensors are not copied."""
         parts = {}
         for split, (images, labels) in self._parts.splits().items():
+            numbers = torch.as_tensor([] if labels is None else labels)
+            low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+            if len(numbers) and not -1 <= low <= high < len(self.class_names):
+                raise InputError(
+                    f"source {self.name!r}: the {split} labels go from {low} to {high}, and it has "
+                    f"{len(self.class_names)} classes: fetch it again"
+                )
             if isinstance(images, Tensor):
                 parts[split] = _memory_part(images, labels, split)
             else:

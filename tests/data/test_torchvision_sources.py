@@ -346,3 +346,9 @@ def test_images_without_as_many_labels_are_refused(tmp_path: Path) -> None:
     idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3, np.uint8), packed=False)
     with pytest.raises(InputError, match="2 images and 3 labels"):
         open_source("MNIST", str(tmp_path)).load()
+
+
+def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
+    idx_set(tmp_path / "MNIST" / "raw", ("train", "t10k"), [0, 10, 3], False)
+    with pytest.raises(InputError, match="source 'MNIST': the train labels go from 0 to 10, and it has 10 classes"):
+        open_source("MNIST", str(tmp_path)).load()
