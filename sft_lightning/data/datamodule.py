@@ -152,7 +152,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         told = class_names is not None and image_size is not None and channels is not None
         shape = (3, 224, 224) if told else self.opened_source.image_shape or (3, 224, 224)
         side = image_size or shape[1]
-        self._image_shape = (channels or shape[0], side, side)
+        self.given_image_size, self._image_shape = image_size, (channels or shape[0], side, side)
         self.value_range, ranges = value_range, check_value_range(value_range)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop, resize=resize, ranges=ranges)
         self._cache = None if cache is None else Path(cache)

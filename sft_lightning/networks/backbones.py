@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         num_features: Size of what comes out.
         net: The network itself.
         classifier: Name of the layer that was cut off, under which a file of the library's own may hold it, or None.
+        misfits: Tensors that the file of its weights has in another shape, so that they start anew.
         constant_buffers: Those of its own that no training step changes.
     """
 
@@ -64,6 +65,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.net, self.num_features, self.classifier = name, net, num_features, classifier
         self.image_shape = tuple(image_shape)
+        self.misfits: list[str] = []
         self._channels = image_shape[0] if name in OWN else 3
         self.register_buffer("mean", self._stats(mean))
         self.register_buffer("std", self._stats(std))
@@ -213,6 +215,7 @@ def _fill(backbone: Backbone, path: Path, library_filter: Filter | None, needs_s
     refuse_unmerged(tensors, str(path))
     tensors = evaluated(tensors)
     matched = load_into(backbone.net, tensors, str(path), library_filter, backbone.classifier)
+    backbone.misfits = matched.other_shape
     prefix = matched.prefix.removesuffix("net.")
     stated = [tensors.get(prefix + name) for name in ("mean", "std")]
     if stated[0] is not None and stated[1] is not None:

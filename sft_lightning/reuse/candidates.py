@@ -21,7 +21,8 @@ class Candidate:
     Args:
         backbone: `conv`, a torchvision or timm name, ...; null where the weights say what they are of.
         weights: `none` for a random start, `default` for the published ones, or the path of a file or run.
-        image_size: Side of the pictures it sees; null for that of its file or run, or else of the data.
+        image_size: Side of the images it sees; null for that given for the data where its weights fit it, else that of
+            its file or run, else that of the data.
     """
 
     backbone: str | None = None
@@ -63,12 +64,15 @@ def _natural(path: Path) -> list[tuple[str, int]]:
     return [(part.rstrip("0123456789"), int("0" + part[len(part.rstrip("0123456789")) :])) for part in path.parts]
 
 
-def load(start: Candidate, image_shape: tuple[int, int, int]) -> tuple[Backbone, Tensors]:
-    """The network, and its source's classifier where it has one.
+def load(
+    start: Candidate, image_shape: tuple[int, int, int], given_size: int | None = None
+) -> tuple[Backbone, Tensors]:
+    """Build the network of a candidate, with the classifier of its source where it has one.
 
     Args:
-        start: A candidate.
-        image_shape: (C, H, W) of pictures for those that do not say what they are for.
+        start: Candidate to load.
+        image_shape: (C, H, W) of images for those that do not say what they are for.
+        given_size: Side of the images that the user asked for; files and runs keep their own where they do not fit it.
 
     Returns:
         The backbone, and `weight` (S, F) and `bias` (S,) or nothing.
@@ -96,8 +100,21 @@ def load(start: Candidate, image_shape: tuple[int, int, int]) -> tuple[Backbone,
             f"weights {start.weights!r} do not say which backbone they are of: give {{backbone: NAME, weights: "
             f"{start.weights}}}"
         )
-    backbone, tensors = build_backbone(name, sized(about.get("image_shape", image_shape)), str(path))
+    shape = sized(about.get("image_shape", image_shape))
+    made = None
+    if start.image_size is None and given_size is not None and given_size != shape[1]:
+        made = _build_resized(name, (shape[0], given_size, given_size), path)
+    backbone, tensors = made or build_backbone(name, shape, str(path))
     return backbone, source_head(backbone, tensors) if trained is None else trained.head
+
+
+def _build_resized(name: str, image_shape: Sequence[int], path: Path) -> tuple[Backbone, Tensors] | None:
+    """Build a backbone for images of another size than its weights are of, or return None where they do not fit it."""
+    try:
+        backbone, tensors = build_backbone(name, image_shape, str(path))
+    except InputError:
+        return None
+    return None if backbone.misfits else (backbone, tensors)
 
 
 def _file(weights: str) -> Path:

@@ -35,9 +35,11 @@ class Ranked:
         candidate: The start.
         backbone: Its name.
         num_features: F.
+        image_size: Side of the images that it was compared on.
+        size_note: Why this is not the size of the data's images, or nothing.
         labels: That it was judged by.
         distinct: Labels without repeated copies of an image, by which the scores without cross-validation judge.
-        notes: Phrases about copies and folds.
+        fold_notes: Phrases about copies and folds.
         scores: By criterion; higher is better. Those that need the source's classes are missing where it has none.
         errors: Standard errors of the cross-validated ones.
         seconds: That it took.
@@ -48,9 +50,11 @@ class Ranked:
     candidate: Candidate
     backbone: str = ""
     num_features: int = 0
+    image_size: int = 0
+    size_note: str = ""
     labels: int = 0
     distinct: int = 0
-    notes: list[str] = field(default_factory=list)
+    fold_notes: list[str] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -69,7 +73,8 @@ def rank(
 
     Args:
         data: Whose labels the starts are judged by; nothing of its other splits is looked at. Starts by name see
-            pictures of its size, files and runs those of their own.
+            images of its size; files and runs, too, where `image_size` is given and their weights fit it, and
+            otherwise images of their own size.
         candidates: Names (with published weights), files, runs or folders of runs; or a mapping of backbone, weights
             and image_size.
         folds: Of the cross-validation of `knn` and `linear`.
@@ -158,7 +163,7 @@ class _Views:
 
 def _judge(start: Candidate, views: _Views, plan: FoldPlan) -> Ranked:
     torch.manual_seed(views.own.request.seed)  # of random starts
-    backbone, head = load(start, views.own.image_shape)
+    backbone, head = load(start, views.own.image_shape, views.own.given_image_size)
     data = views.of(backbone.image_shape)  # type: ignore[arg-type]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     x = features(backbone.to(device), data, "labeled")
@@ -180,8 +185,33 @@ def _judge(start: Candidate, views: _Views, plan: FoldPlan) -> Ranked:
         scores["leep"] = leep(probabilities, y, classes)
         scores["nce"] = nce(probabilities.argmax(1), y)
     known = 0 if start.weights in ("none", "default") else seen(start.weights, data)
-    number, distinct = len(data.splits["labeled"]), len(plan.distinct)
-    return Ranked(start, backbone.name, backbone.num_features, number, distinct, plan.notes, scores, errors, seen=known)
+    return Ranked(
+        start,
+        backbone.name,
+        backbone.num_features,
+        image_size=backbone.image_shape[1],
+        size_note=_size_note(start, backbone.image_shape[1], views.own),
+        labels=len(data.splits["labeled"]),
+        distinct=len(plan.distinct),
+        fold_notes=plan.notes,
+        scores=scores,
+        errors=errors,
+        seen=known,
+    )
+
+
+def _size_note(start: Candidate, size: int, data: ImageDataModule) -> str:
+    """Explain why a candidate is compared on images of another size than that of the data, if it is."""
+    common = data.image_shape[1]
+    if size == common:
+        return ""
+    if start.image_size is not None:
+        why = "as its image_size says"
+    elif data.given_image_size is None:
+        why = "the size of its training: set data.init_args.image_size to compare all at one size"
+    else:
+        why = f"the size of its training, since its weights do not fit {common} px"
+    return f"{start} is compared on images of {size} px, {why}"
 
 
 # --- what is shown
@@ -204,20 +234,25 @@ def table(ordered: Sequence[Ranked], by: Criterion) -> str:
         ordered: As they are to be listed.
         by: The criterion of the order.
     """
-    lines = [["start", "features", *(_TITLES[name] + (" *" if name == by else "") for name in CRITERIA), "seconds"]]
+    lines = [
+        ["start", "px", "features", *(_TITLES[name] + (" *" if name == by else "") for name in CRITERIA), "seconds"]
+    ]
     for one in ordered:
         if not one.failed:
             cells = [_cell(one, name) for name in CRITERIA]
-            lines.append([str(one.candidate), str(one.num_features), *cells, f"{one.seconds:.1f}"])
+            lines.append([str(one.candidate), str(one.image_size), str(one.num_features), *cells, f"{one.seconds:.1f}"])
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: accuracy ± s.e.")
     if any(one.num_features >= one.distinct for one in ordered if not one.failed):
-        text.append(f"{_TITLES['h_score']} says nothing where there are no more labels than features")
+        text.append(
+            f"{_TITLES['h_score']} says nothing where there are no more labels than features; its regularized form does"
+        )
     for one in [one for one in ordered if not one.failed][:1]:  # the labels are the same for all
-        text += one.notes
+        text += one.fold_notes
         if one.distinct < one.labels:
             text.append(f"all scores but {_TITLES['linear']} and {_TITLES['knn']} count each set of copies once")
+    text += [one.size_note for one in ordered if one.size_note]
     text += [
         f"{one.candidate} has learned from {one.seen} of these labels: its scores are too good"
         for one in ordered
@@ -235,7 +270,8 @@ def _cell(one: Ranked, name: str) -> str:
 
 
 def _write_csv(path: Path, ordered: Sequence[Ranked]) -> None:
-    columns = ["start", "backbone", "num_features", *CRITERIA, "linear_error", "knn_error", "seconds", "seen", "failed"]
+    columns = ["start", "backbone", "num_features", "image_size", *CRITERIA, "linear_error", "knn_error"]
+    columns += ["seconds", "seen", "failed"]
     rows: list[list[object]] = [[*columns]]
     for one in ordered:
         figures = [
@@ -246,6 +282,7 @@ def _write_csv(path: Path, ordered: Sequence[Ranked]) -> None:
             one.candidate,
             one.backbone,
             one.num_features,
+            one.image_size,
             *figures,
             round(one.seconds, 3),
             one.seen,
