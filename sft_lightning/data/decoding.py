@@ -37,26 +37,48 @@ def open_image(
         OSError: The file is missing, empty, truncated or no picture.
     """
     with open_image_file(path) as file:
-        if enough is not None and file.format in ("JPEG", "MPO"):
-            # Sides that k does not divide would be rounded up, and the picture be shifted by a part of a pixel, which
-            # does not count in a large one.
-            large = file.width * file.height > LARGE
-            parts = next(
-                (k for k in (8, 4, 2) if min(file.size) >= k * enough and (large or not any(n % k for n in file.size))),
-                1,
-            )
-            if parts > 1:
-                file.draft(None, (file.width // parts, file.height // parts))
-        with one_large_image(file.size):
-            file.load()
-            ImageOps.exif_transpose(file, in_place=True)
-            image: Image.Image = file
-            if image.mode in DEEP_MODES:
-                image = to_eight_bits(image, ranges)
-            if image.width * image.height <= LARGE:
-                return _flatten(image, channels, background)
-            factor = 1 if enough is None else max(1, min(image.size) // enough)
-            return _flatten_in_strips(image, channels, background, factor)
+        return convert_image(file, channels, background, enough, ranges)
+
+
+def convert_image(
+    file: Image.Image,
+    channels: int,
+    background: tuple[int, int, int],
+    enough: int | None = None,
+    ranges: ValueRanges = UNKNOWN,
+) -> Image.Image:
+    """Decode an open file as `open_image` does, for callers that ask more of the file than its pixels.
+
+    Args:
+        file: From `open_image_file`. Its pixels are loaded and upright afterward.
+        channels: 1 or 3.
+        background: Color under transparent pixels.
+        enough: Least length of the shorter side, see `open_image`.
+        ranges: What is black and white in images of more than 8 bits.
+
+    Raises:
+        OSError: The content cannot be decoded.
+    """
+    if enough is not None and file.format in ("JPEG", "MPO"):
+        # Sides that k does not divide would be rounded up, and the picture be shifted by a part of a pixel, which
+        # does not count in a large one.
+        large = file.width * file.height > LARGE
+        parts = next(
+            (k for k in (8, 4, 2) if min(file.size) >= k * enough and (large or not any(n % k for n in file.size))),
+            1,
+        )
+        if parts > 1:
+            file.draft(None, (file.width // parts, file.height // parts))
+    with one_large_image(file.size):
+        file.load()
+        ImageOps.exif_transpose(file, in_place=True)
+        image: Image.Image = file
+        if image.mode in DEEP_MODES:
+            image = to_eight_bits(image, ranges)
+        if image.width * image.height <= LARGE:
+            return _flatten(image, channels, background)
+        factor = 1 if enough is None else max(1, min(image.size) // enough)
+        return _flatten_in_strips(image, channels, background, factor)
 
 
 def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:

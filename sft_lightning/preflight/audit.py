@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.cli import Built, run
 from sft_lightning.data.broken import printable
@@ -115,12 +116,17 @@ def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
             raise InputError(f"data is {type(data).__name__}: audit looks at that of an ImageDataModule")
         request, policy = data.request, data.bad.policy
         data.bad.policy = "skip"  # to find them all
+        rank_zero_info(f"Audit: reading {data.source.name} ...")
         refused = _set_up(data)
+    count = sum(len(split) for split in data.splits.values())
+    rank_zero_info(f"Audit: decoding {count:,} images ...")
     seen = [look_at(name, data.splits[name], data.geometry) for name in ("test", "val", "labeled", "unlabeled")]
+    rank_zero_info("Audit: looking for duplicates ...")
     exact, near = duplicates(seen)
     weights = getattr(cli.config.fit.model.get("init_args"), "weights", "none")
     backbone = getattr(cli.model, "backbone", None)
     start = backbone if weights != "none" and isinstance(backbone, Backbone) else None
+    rank_zero_info("Audit: judging labels ...")
     judged = labels.judge(seen, data, start, request.seed)
     counts = classes.counted(seen, data.num_classes)
     topics = {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
@@ -99,9 +100,14 @@ def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, 
     if not len(asked) or not len(offered):
         return
     tree = cKDTree(b.coefficients[offered])
-    _, nearest = tree.query(
-        a.coefficients[asked], k=range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1
-    )
+    pieces = []
+    desc = f"Near-duplicates ({a.seen.name}, {b.seen.name})"
+    with Tqdm(total=len(asked), desc=desc, unit="image", disable=None, leave=False, delay=1) as bar:
+        for k in range(0, len(asked), _CHUNK):
+            some = a.coefficients[asked[k : k + _CHUNK]]
+            pieces.append(tree.query(some, range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1)[1])
+            bar.update(len(some))
+    nearest = np.concatenate(pieces)
     rows, columns = np.nonzero(nearest < len(offered))
     left, right = a.positions[asked[rows]], b.positions[offered[nearest[rows, columns]]]
     if a is b:  # each pair once, and no picture with itself

@@ -5,23 +5,26 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from numpy.typing import NDArray
 from PIL import Image
 
 from sft_lightning.cpu import cores
 from sft_lightning.data.broken import reason
+from sft_lightning.data.decoding import convert_image
 from sft_lightning.data.image_files import open_image_file
-from sft_lightning.data.images import EncodedImages, Geometry, Images, MemoryImages, open_image
+from sft_lightning.data.images import EncodedImages, Geometry, Images, MemoryImages
 from sft_lightning.data.splits import Split
 
 SIDE = 32  # of the small picture
 Pixels = NDArray[np.uint8]
 _ORIENTATION = 0x0112  # EXIF's tag
+_STRIP = 2**20  # pixels
 _BATCH = 4096
 
 
@@ -119,10 +122,13 @@ def look_at(name: str, split: Split, geometry: Geometry) -> Seen:
         except Exception as error:  # whatever a decoder makes of a broken file: it is found, and no reason to stop
             return reason(error)
 
-    with _silent(), ThreadPoolExecutor(cores()) as pool:
-        found: list[Look | str] = []
+    found: list[Look | str] = []
+    bar = Tqdm(total=len(split), desc=f"Images ({name})", unit="image", disable=None, leave=False, delay=1)
+    with _silent(), ThreadPoolExecutor(cores()) as pool, bar:
         for first in range(0, len(split), _BATCH):  # the pool would make a task of each at once
-            found += pool.map(look, split.indices[first : first + _BATCH])
+            for one in pool.map(look, split.indices[first : first + _BATCH]):
+                found.append(one)
+                bar.update()
     return Seen(name, split, found)
 
 
@@ -138,42 +144,44 @@ def _look(images: Images, index: int, geometry: Geometry) -> Look:
     header = None
     if isinstance(images, EncodedImages):
         header = _header(images.file(index))
-        image = open_image(images.file(index), 3, geometry.background, ranges=geometry.ranges)
+        with open_image_file(images.file(index)) as file:
+            # Both load the pixels: a PNG may have its EXIF behind them.
+            is_turned = file.getexif().get(_ORIENTATION, 1) not in (0, 1)
+            image = convert_image(file, 3, geometry.background, ranges=geometry.ranges)
+            header = replace(header, turned=is_turned, transparent=_transparent(file))
     else:
         assert isinstance(images, MemoryImages)
         pixels = images.data[index].permute(1, 2, 0).numpy()
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)).convert("RGB")
-    colors: Pixels = np.asarray(image)
-    luma = image.convert("L")
-    whole = hashlib.blake2b(repr(colors.shape).encode(), digest_size=16)
-    whole.update(colors.data)
-    shrunk = (luma if geometry.channels == 1 else image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return Look(
-        whole.digest(),
-        np.asarray(shrunk).reshape(SIDE, SIDE, geometry.channels),
-        _spread(luma),
-        bool((colors[..., 0] == colors[..., 1]).all() and (colors[..., 0] == colors[..., 2]).all()),
-        header,
-    )
+    whole = hashlib.blake2b(repr((image.height, image.width, 3)).encode(), digest_size=16)
+    counts, is_gray = np.zeros(256), True
+    for strip in _strips(image):
+        colors: Pixels = np.asarray(strip)
+        whole.update(colors.data)
+        counts += strip.convert("L").histogram()
+        is_gray = is_gray and all(bool((colors[..., 0] == colors[..., k]).all()) for k in (1, 2))
+    shrunk = (image.convert("L") if geometry.channels == 1 else image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    small = np.asarray(shrunk).reshape(SIDE, SIDE, geometry.channels)
+    return Look(whole.digest(), small, _spread(counts), is_gray, header)
 
 
-def _spread(luma: Image.Image) -> float:
-    counts = np.array(luma.histogram(), dtype=np.float64)
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Parts of an image from top to bottom: copies of a large image as a whole would fill the memory."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _spread(counts: NDArray[np.float64]) -> float:
     levels = np.arange(len(counts))
     mean = np.average(levels, weights=counts)
     return float(np.average((levels - mean) ** 2, weights=counts) ** 0.5)
 
 
 def _header(path: Path | BytesIO) -> Header:
+    """What can be said without the pixels."""
     with open_image_file(path) as file:
-        return Header(
-            file.format or "",
-            file.mode,
-            *file.size,
-            file.getexif().get(_ORIENTATION, 1) not in (0, 1),
-            _transparent(file),
-            getattr(file, "n_frames", 1),
-        )
+        return Header(file.format or "", file.mode, *file.size, False, False, getattr(file, "n_frames", 1))
 
 
 def _transparent(file: Image.Image) -> bool:

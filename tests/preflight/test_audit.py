@@ -38,8 +38,15 @@ def clean(workdir: Path, fashion: tuple[Tensor, Tensor]) -> Path:
     return workdir / "clean"
 
 
-def test_clean_data_says_so(clean: Path, audited: Audited) -> None:
+def test_clean_data_says_so(clean: Path, audited: Audited, caplog: pytest.LogCaptureFixture) -> None:
     told = audited(clean, "--strict")
+    stages = [message for message in caplog.messages if message.startswith("Audit: ")]
+    assert stages == [
+        f"Audit: reading {clean} ...",
+        "Audit: decoding 36 images ...",
+        "Audit: looking for duplicates ...",
+        "Audit: judging labels ...",
+    ]
     assert told.code == 0
     assert told.rows == {}
     assert "The data is clean.\n" in told.text
