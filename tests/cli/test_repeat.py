@@ -228,7 +228,9 @@ def test_without_git_or_a_record(here: Path, tmp_path: Path, monkeypatch: pytest
     (RUN / "run.json").unlink()
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "")
+        torch.set_num_threads(2)  # which the record would have said
         assert main(["repeat", str(RUN)]) == 0
+        torch.set_num_threads(1)
     assert recorded(again := RUN.with_name("version_1"))["code"] is None
     assert differences({}, recorded(again)) == ["unknown, as the run has no run.json"]
     assert main(["repeat", str(again)]) == 0
