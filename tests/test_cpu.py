@@ -96,8 +96,16 @@ class WatchingCallback(Callback):
     def note(self, *_: Any) -> None:
         self.kept.append(keeps_denormals())
 
-    on_fit_start = on_train_batch_start = on_train_batch_end = on_validation_batch_end = note
-    on_train_epoch_end = on_fit_end = note
+
+for _hook in (
+    "fit_start",
+    "train_batch_start",
+    "train_batch_end",
+    "validation_batch_end",
+    "train_epoch_end",
+    "fit_end",
+):
+    setattr(WatchingCallback, f"on_{_hook}", WatchingCallback.note)
 
 
 def test_denormals_are_zero_within_training_steps_alone() -> None:

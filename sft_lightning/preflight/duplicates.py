@@ -103,8 +103,8 @@ def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, 
     pieces = []
     desc = f"Near-duplicates ({a.seen.name}, {b.seen.name})"
     with Tqdm(total=len(asked), desc=desc, unit="image", disable=None, leave=False, delay=1) as bar:
-        for k in range(0, len(asked), _CHUNK):
-            some = a.coefficients[asked[k : k + _CHUNK]]
+        for k in range(0, len(asked), CHUNK):
+            some = a.coefficients[asked[k : k + CHUNK]]
             pieces.append(tree.query(some, range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1)[1])
             bar.update(len(some))
     nearest = np.concatenate(pieces)

@@ -155,7 +155,7 @@ def out_of_fold(x: NDArray[np.float32], y: Integers, groups: Sequence[str] | Non
 
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
     labels = torch.from_numpy(y)
-    folds = min(FOLDS, fewest_groups(labels, groups).count)
+    folds = min(FOLDS, fewest_groups(labels, groups).groups)
     found = np.zeros((len(y), y.max() + 1))
     with warnings.catch_warnings():
         # A probe that has not converged in 100 steps judges as well; groups may keep a class out of a fold.

@@ -64,17 +64,17 @@ def plan_folds(
         notes.append(f"{copies} among {len(labeled)} labeled images; copies stay in one fold")
     before = None if given is None else given[: len(labeled)]
     if groups != before:
-        fewest, possible = fewest_groups(labeled.labels, groups), fewest_groups(labeled.labels, before).count
+        fewest, possible = fewest_groups(labeled.labels, groups), fewest_groups(labeled.labels, before).groups
         name = repr(class_names[fewest.label])
-        if fewest.count == 1 < possible:
+        if fewest.groups == 1 < possible:
             raise InputError(
                 f"the labeled images of class {name} are copies of each other or in groups that share copies, and "
                 "cross-validation needs 2 groups of different images: add labels"
             )
-        if fewest.count < folds <= possible:
+        if fewest.groups < folds <= possible:
             notes.append(
-                f"{fewest.count} folds in place of {folds}, since class {name} has only {fewest.count} groups of "
+                f"{fewest.groups} folds in place of {folds}, since class {name} has only {fewest.groups} groups of "
                 "different images"
             )
-            folds = fewest.count
+            folds = fewest.groups
     return FoldPlan(groups, own, further, folds, copies.pick_representatives(labeled.labels.tolist()), copies, notes)

@@ -164,11 +164,11 @@ class FewestGroups(NamedTuple):
 
     Attributes:
         label: Number of the class.
-        count: Number of its groups; of its examples where there are no groups.
+        groups: Number of its groups; of its examples where nothing is grouped.
     """
 
     label: int
-    count: int
+    groups: int
 
 
 def fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGroups:

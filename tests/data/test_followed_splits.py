@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_a_class_that_is_named_twice_is_refused(source: Path) -> None:
 def test_a_run_is_measured_without_its_source_of_unlabeled_images(source: Path, tmp_path: Path) -> None:
     for i in range(3):
         picture(tmp_path / "unlabeled_only" / f"{i}.png", i)
-    settings = {"unlabeled_source": str(tmp_path / "unlabeled_only")}
+    settings: dict[str, Any] = {"unlabeled_source": str(tmp_path / "unlabeled_only")}
     run = write_run(made(source, stage="fit", **settings), tmp_path / "run")
     shutil.rmtree(tmp_path / "unlabeled_only")
     now = made(source, run, "test", **settings)

@@ -354,7 +354,6 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(written: tupl
         "seed": 3,
         "digest": "content",
         "sha256": digest(parts),
-        "digest": "content",
         "counts": {name: len(split) for name, split in splits.items()},
     }
     assert columns == "id,split,label,content"

@@ -28,7 +28,7 @@ def best_answer(weights: list[float], smoothing: float, label: int) -> Tensor:
         return value
 
     for _ in range(5):
-        optimizer.step(loss)  # type: ignore[arg-type]
+        optimizer.step(loss)
     return logits.detach().softmax(1)[0]
 
 
