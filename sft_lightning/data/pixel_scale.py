@@ -77,7 +77,7 @@ def check_value_range(value_range: Range | None) -> ValueRanges:
         value_range: What is black and what is white, or None.
 
     Raises:
-        InputError: They are no two finite numbers of which the second is larger.
+        InputError: They are not two finite numbers with the second one larger.
     """
     if value_range is None:
         return UNKNOWN

@@ -27,17 +27,13 @@ KINDS: dict[str, Callable[[], LightningModule]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("given", [{"num_labels": 10, "batch_size": 1}, {"num_labels": 1, "batch_size": 8}])
-def test_it_is_one_sentence(kind: str, given: dict[str, Any]) -> None:
-    data = ImageDataModule("sample", image_size=32, channels=3, num_workers=0, steps_per_epoch=1, **given)
+def test_it_is_one_sentence(kind: str) -> None:
+    settings: dict[str, Any] = {"image_size": 32, "channels": 3, "num_workers": 0, "steps_per_epoch": 1}
+    data = ImageDataModule("sample", num_labels=10, batch_size=1, **settings)
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         limit_val_batches=0, enable_model_summary=False,
     )  # fmt: skip
-    try:
-        data.setup("fit")
-    except InputError:
-        pytest.skip("fewer labels than classes are refused")
     with pytest.raises(InputError, match=r"a training batch has one example.*set batch_size to 2 or more"):
         trainer.fit(KINDS[kind](), datamodule=data)
 
