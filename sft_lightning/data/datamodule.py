@@ -26,6 +26,7 @@ from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
 from sft_lightning.data.run_splits import RunSplit, choosing
 from sft_lightning.data.shards import pass_order
+from sft_lightning.data.split_checks import check_unlabeled_batch
 from sft_lightning.data.split_files import write_manifest
 from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
 from sft_lightning.data.to_predict import ToPredict
@@ -336,6 +337,9 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
                 "set one of them"
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
+        few = check_unlabeled_batch(len(self.splits["unlabeled"]), self.batch_size) if len(streams) > 1 else None
+        if few:
+            rank_zero_info(f"Data: {few}.")
         schedule = getattr(self._module, "batch_schedule", None)
         repeats = self.trainer is not None and self.trainer.overfit_batches > 0
         return TrainLoader(streams, self._batches, schedule, self.epoch_steps, repeats)

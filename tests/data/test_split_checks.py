@@ -8,7 +8,7 @@ import pytest
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.split_checks import check_splits
+from sft_lightning.data.split_checks import check_splits, check_unlabeled_batch
 from sft_lightning.data.splits import Request, Splits, choose, make_splits, quotas
 from sft_lightning.errors import InputError
 from tests.conftest import CONFIGS
@@ -233,3 +233,24 @@ def test_other_data_with_a_test_part_is_measured_by_that_which_is_said(folder: M
         data.setup("test")
         assert [len(data.splits[name]) for name in ("labeled", "val", "test")] == [0, 0, count]
         assert any("is not the data of the run: " in message for message in data.request.messages)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "has only 1 image, fewer than the 8 labels"), (7, "7 images"), (8, None)]
+)
+def test_few_unlabeled_images_are_said(count: int, said: str | None) -> None:
+    sentence = check_unlabeled_batch(count, 8)
+    assert (sentence is None) if said is None else (said in (sentence or ""))
+
+
+def test_a_training_says_that_its_unlabeled_images_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(20):
+        picture(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
+    picture(tmp_path / "unlabeled" / "one.png", 99)
+    words = ["--config", str(CONFIGS / "semi_supervised" / "shared.yaml")]
+    words += ["--config", str(CONFIGS / "semi_supervised" / "freematch.yaml"), f"--data.init_args.source={tmp_path}"]
+    words += ["--data.init_args.num_labels=null", "--data.init_args.image_size=8", "--model.init_args.backbone=mlp"]
+    words += ["--data.init_args.batch_size=8", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
+    with caplog.at_level("INFO"):
+        assert main(["fit", *words]) == 0
+    assert "Data: each unlabeled batch has only 1 image, fewer than the 8 labels" in caplog.text
