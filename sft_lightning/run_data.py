@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from sft_lightning.circumstances import read_circumstances
 from sft_lightning.data.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.errors import InputError
-from sft_lightning.lineage import splits_before
+from sft_lightning.lineage import run_of, splits_before
 from sft_lightning.networks.weights import find_weights, read_about
 from sft_lightning.runs import run_folder
 
@@ -77,6 +77,11 @@ def _starts(config: Any) -> list[Path]:
         path = find_weights(Path(given), "head" if name == "head_weights" else "backbone")
         found, missing = splits_before(path, read_about(path))
         starts += [split for split in found if split not in starts]
+        if path.suffix == ".ckpt" and run_of(path) is None:
+            rank_zero_info(
+                f"Data: {name} {given!r} is a checkpoint outside of its run: whether it has learned labels of test "
+                "images is not known."
+            )
         if missing:
             rank_zero_info(
                 f"Data: {name} {given!r} has learned labels in {', '.join(missing)}, which has no {MANIFEST} any more: "

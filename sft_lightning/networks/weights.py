@@ -251,6 +251,7 @@ def load_into(
     heads = tuple(f"{place}." for place in ("head", f"{prefix}{classifier}")[: 1 if classifier is None else 2])
     used = {prefix + n for n in {**own, **given}} | {prefix.removesuffix("net.") + n for n in ("mean", "std")}
     extra = [n for n in given if n not in own]
+    _refuse_deeper(own, {n: given[n] for n in extra if not f"{prefix}{n}".startswith(heads)}, source)
     left = [prefix + n for n in extra] + [n for n in tensors if n not in used and not n.startswith(tuple(others))]
     left = [n for n in dict.fromkeys(left) if n in tensors]
     return Matched(
@@ -262,6 +263,26 @@ def load_into(
         classifier=[n for n in left if n.startswith(heads)],
         notes=notes,
     )
+
+
+def _refuse_deeper(own: Tensors, extra: Tensors, source: str) -> None:
+    """Refuse a network whose stages have more blocks: the first ones fit, but do not compute the features alone."""
+    stages = {stage for name in own for stage, _ in _numbered(name)}
+    blocks = {block for name in own for _, block in _numbered(name)}
+    places = [place for name, tensor in extra.items() if tensor.ndim > 1 for place in _numbered(name)]
+    deeper = list(dict.fromkeys(block for stage, block in places if stage in stages and block not in blocks))
+    if deeper:
+        more = f" and {len(deeper) - 3} more" if len(deeper) > 3 else ""
+        raise InputError(
+            f"weights {source!r} are of a deeper network: the backbone lacks {', '.join(deeper[:3])}{more}; set "
+            "backbone to the architecture of the file, or give weights of the same architecture"
+        )
+
+
+def _numbered(name: str) -> list[tuple[str, str]]:
+    """Names of the numbered modules that a tensor lies in, each after the name of what it is numbered in."""
+    pieces = name.split(".")
+    return [(".".join(pieces[:i]), ".".join(pieces[: i + 1])) for i in range(1, len(pieces)) if pieces[i].isdecimal()]
 
 
 def _refuse_values(tensors: Tensors, source: str) -> None:

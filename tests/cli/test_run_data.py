@@ -74,3 +74,6 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     shutil.rmtree("moved/first")
     assert fit("third", 2, "--model.init_args.weights=moved/second/version_0", "--data.init_args.on_leak=raise") == 2
     assert "has learned labels in lightning_logs/first/version_0, which has no split.csv any more" in caplog.text
+    shutil.copy("moved/second/version_0/checkpoints/last.ckpt", "alone.ckpt")
+    assert fit("fourth", 2, "--model.init_args.weights=alone.ckpt") == 0
+    assert "weights 'alone.ckpt' is a checkpoint outside of its run: whether it has learned" in caplog.text
