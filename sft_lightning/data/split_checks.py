@@ -72,8 +72,8 @@ def check_unlabeled_batch(count: int, batch_size: int) -> str | None:
         return None
     images = "image" if count == 1 else "images"
     return (
-        f"each unlabeled batch has only {count} {images}, fewer than the {batch_size} labels beside them, which misleads "
-        "batch normalization and the thresholds of pseudo-labels; give more unlabeled images"
+        f"each unlabeled batch has only {count} {images}, fewer than the {batch_size} labels beside them, which "
+        "misleads batch normalization and the thresholds of pseudo-labels; give more unlabeled images"
     )
 
 
