@@ -5,7 +5,8 @@
 The framework runs through the command line with logging, progress bar and checkpoints; its epoch is timed from start to
 start, so that all of it counts. The plain loops (`reference_loop.py`) have processes of their own, where no setting of
 the framework reaches them. All three give the median of the epochs after the first, which is faster than those that
-follow. Prints JSON with the medians and, pair by pair, the ratios.
+follow. The framework trains a second time with Lightning's own epoch loop (`--fast_loop false`). Prints JSON with the
+medians and, pair by pair, the ratios.
 """
 
 import argparse
@@ -40,8 +41,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def framework(config: str, epochs: int, pictures: int) -> float:
-    """Median seconds of an epoch after the first, from start to start."""
+def framework(config: str, epochs: int, pictures: int, *words: str) -> float:
+    """Median seconds of an epoch after the first, from start to start; `words` are further ones for `fit`."""
     STARTS.clear()
     old = Progress.on_train_epoch_start
 
@@ -53,7 +54,7 @@ def framework(config: str, epochs: int, pictures: int) -> float:
     terminal, sys.stdout = sys.stdout, Terminal()
     try:
         limit = f"--trainer.limit_train_batches={pictures // BATCH}"  # an int: batches, all of them where it is more
-        run(["fit", "--config", str(CONFIGS / config), f"--trainer.max_epochs={epochs}", limit])
+        run(["fit", "--config", str(CONFIGS / config), f"--trainer.max_epochs={epochs}", limit, *words])
     finally:
         sys.stdout = terminal
         Progress.on_train_epoch_start = old  # type: ignore[method-assign]
@@ -84,17 +85,22 @@ def main() -> None:
         loops = {loop: plain(loop, args.epochs, args.pictures) for loop in ("sliced", "per_sample")}
         for phase, config in CONFIG.items():
             row = {loop: seconds[phase] for loop, seconds in loops.items()}
-            rows[phase].append({**row, "framework": framework(config, args.epochs, args.pictures)})
+            row["framework"] = framework(config, args.epochs, args.pictures)
+            row["lightnings_loop"] = framework(config, args.epochs, args.pictures, "--fast_loop=false")
+            rows[phase].append(row)
     result: dict[str, Any] = {}
     for phase, measured in rows.items():
         faster = [r["per_sample"] / r["framework"] for r in measured]
         slower = [r["framework"] / r["sliced"] for r in measured]
+        share = [r["framework"] / r["lightnings_loop"] for r in measured]
         result[phase] = {
             "seconds_per_epoch": {k: round(statistics.median(r[k] for r in measured), 3) for k in measured[0]},
             "times_faster_than_per_sample": [round(ratio, 2) for ratio in faster],
             "times_the_sliced_loop": [round(ratio, 2) for ratio in slower],
+            "share_of_lightnings_loop": [round(ratio, 2) for ratio in share],
             "median_times_faster_than_per_sample": round(statistics.median(faster), 2),
             "median_times_the_sliced_loop": round(statistics.median(slower), 2),
+            "median_share_of_lightnings_loop": round(statistics.median(share), 2),
         }
     text = json.dumps({**about(), "pairs": args.pairs, **result}, indent=1)
     if out:
