@@ -14,6 +14,7 @@ from sft_lightning.data.split_files import (
     check_rows,
     contents_of,
     is_of,
+    join_chosen,
     read_head,
     read_rows,
     split_rows,
@@ -234,14 +235,7 @@ class RunSplit:
         changes.new = [name for name in place if name not in listed["own"]]
         if second is not None:
             changes.new += [name for name in apart if name not in listed["apart"]]
-        splits: Splits = {}
-        for name, by_part in chosen.items():
-            pieces = [Split(sources[k], indices) for k, indices in by_part.items()]
-            if len(pieces) > 1:
-                both = concatenated(*((piece.part, piece.indices) for piece in pieces))
-                pieces = [Split(both, list(range(len(both))))]
-            splits[name] = pieces[0] if pieces else Split(sources[0], [])
-        return splits
+        return join_chosen(chosen, sources)
 
     def _is_kept(
         self, row: Row, part: Part, i: int, class_names: Sequence[str], trained: set[str], changes: _Changes

@@ -215,6 +215,23 @@ def check_rows(path: Path) -> None:
             raise _unreadable(path, ValueError(f"it lists {counts[name]:,} {name} images, and the run had {count:,}"))
 
 
+def join_chosen(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[Part]) -> Splits:
+    """Make splits of examples that may come from several parts.
+
+    Args:
+        chosen: Positions by number of the part, for each split.
+        parts: Parts that the numbers stand for.
+    """
+    splits: Splits = {}
+    for name, by_part in chosen.items():
+        pieces = [Split(parts[k], indices) for k, indices in by_part.items()]
+        if len(pieces) > 1:
+            both = concatenated(*((piece.part, piece.indices) for piece in pieces))
+            pieces = [Split(both, list(range(len(both))))]
+        splits[name] = pieces[0] if pieces else Split(parts[0], [])
+    return splits
+
+
 def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str]) -> Splits:
     """Reads a split back.
 
@@ -258,13 +275,7 @@ def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str])
         if isinstance(error, InputError):
             raise
         raise InputError(f"split_file {str(path)!r} is no readable split ({error}): give a run's split.csv") from error
-    splits: Splits = {}
-    for name, by_part in chosen.items():
-        pieces = [Split(listed[k], indices) for k, indices in by_part.items()]
-        if len(pieces) > 1:
-            both = concatenated(*((piece.part, piece.indices) for piece in pieces))
-            pieces = [Split(both, list(range(len(both))))]
-        splits[name] = pieces[0] if pieces else Split(listed[0], [])
+    splits = join_chosen(chosen, listed)
     if not is_of(head, listed):
         raise InputError(
             f"split_file {str(path)!r} was made from other pictures (their SHA-256 differs): use the same data, "
