@@ -40,18 +40,18 @@ class Found(Exception):  # noqa: N818  # it is no error
     """
 
 
-def at_least(least: float, **settings: float) -> None:
+def at_least(least: float, **settings: float | None) -> None:
     """Checks settings that have a lower bound.
 
     Args:
         least: The bound.
-        settings: By name.
+        settings: Values by name; None where one is not given.
 
     Raises:
-        InputError: One is smaller, or no number.
+        InputError: One is smaller, or not a number.
     """
     for name, value in settings.items():
-        if not value >= least:
+        if value is not None and not value >= least:
             raise InputError(f"{name} is {value}: give a number of at least {least}")
 
 

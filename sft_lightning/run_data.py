@@ -28,9 +28,11 @@ def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
         data.followed_run = run
         data.starts = splits_before(run / MANIFEST, {})[0]
     elif data.split_file is None and data.predict_source is None:
+        what = "the split is chosen anew from what lies there now, and may hold out"
+        if data.test_on == "all":
+            what = "all labeled images are measured, and may include"
         rank_zero_info(
-            f"Data: checkpoint {checkpoint!r} has no {MANIFEST} of its run: the split is chosen anew from what lies "
-            "there now, and may hold out images that the run was trained on."
+            f"Data: checkpoint {checkpoint!r} has no {MANIFEST} of its run: {what} images that the run was trained on."
         )
 
 

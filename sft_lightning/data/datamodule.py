@@ -24,7 +24,7 @@ from sft_lightning.data.parts import Part
 from sft_lightning.data.pixel_scale import PixelScale, check_value_range
 from sft_lightning.data.plans import BatchPlan
 from sft_lightning.data.reading import read_splits
-from sft_lightning.data.run_splits import RunSplit, choosing
+from sft_lightning.data.run_splits import TestOn, choose_run_split, choosing
 from sft_lightning.data.shards import pass_order
 from sft_lightning.data.split_checks import check_unlabeled_batch
 from sft_lightning.data.split_files import write_manifest
@@ -56,6 +56,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         val_size: int | float = 0.1,
         test_size: int | float = 0.2,
         split_file: str | None = None,
+        test_on: TestOn = "split",
         on_leak: LeakPolicy = "drop",
         on_bad_image: Literal["raise", "skip"] = "raise",
         image_size: int | None = None,
@@ -93,6 +94,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             val_size: Share (below 1) or number of training examples held out where the source has no validation part.
             test_size: The same where the source has no test part.
             split_file: A `split.csv` that an earlier run wrote, instead of choosing anew.
+            test_on: What `test` and `validate` of a run measure: `split` for the held-out part, or `all` for all
+                labeled images of a source that the run was not trained on, its training part included.
             on_leak: A picture that is held out for evaluation and stands in training, too, is dropped from training
                 (`drop`) or stops the run (`raise`).
             on_bad_image: An unreadable picture stops the run (`raise`) or is left out, counted and listed (`skip`).
@@ -132,8 +135,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         super().__init__()
         whole = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch}
         whole |= {"unlabeled_ratio": unlabeled_ratio, "shard_window": shard_window, "image_size": image_size}
-        at_least(1, **_given(**whole))
-        at_least(0, **_given(num_workers=num_workers))
+        at_least(1, **whole)
+        at_least(0, num_workers=num_workers)
         if not 0 <= seed < 2**32:
             raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
         above_zero(center_crop=center_crop)
@@ -147,7 +150,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         self.labeled_views = ("weak", "strong") if labeled_view == "both" else (labeled_view,)
         self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.steps_per_epoch, self.shard_window = steps_per_epoch, shard_window
+        self.steps_per_epoch, self.shard_window, self.test_on = steps_per_epoch, shard_window, test_on
         self.num_workers = min(8, cores()) if num_workers is None else num_workers
         self._converts = image_size is not None or channels is not None
         told = class_names is not None and image_size is not None and channels is not None
@@ -231,8 +234,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
     def _make_splits(self, stage: str) -> None:
         source, second = self.source_for(stage), self.unlabeled_for(stage)
         self.request.messages[:] = source.messages  # those of a refused attempt are gone
-        followed = self.followed_run
-        run = None if followed is None else RunSplit(followed / MANIFEST, stage, tuple(self.starts))
+        followed = None if self.followed_run is None else self.followed_run / MANIFEST
+        run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)
         how = self.split_file, self.bad, self._converts, self._measures_values, run, self.starts
         self.splits, self._parts = read_splits(source, second, self.request, *how)
         self._describe_files(source.value_ranges)
@@ -256,7 +259,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         """
         other = copy(self)
         other.split_file, other.request = None, replace(self.request, messages=[])
-        other.followed_run, other.starts = run, ()
+        other.followed_run, other.starts, other.test_on = run, (), "split"
         other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
         other._class_names = class_names or self._class_names
         other._make_splits("calibrate")
@@ -393,7 +396,3 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         if view.crop_scale is not None and self._crops_once(name):
             view = replace(view, crop_scale=None)  # the worker has cropped
         return ViewMaker(self._image_shape, view, self.strong_view, self.labeled_views)
-
-
-def _given(**settings: int | None) -> dict[str, int]:
-    return {name: value for name, value in settings.items() if value is not None}

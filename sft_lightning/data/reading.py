@@ -7,7 +7,7 @@ from pathlib import Path
 from sft_lightning.data.broken import BadImages
 from sft_lightning.data.images import EncodedImages, MemoryImages
 from sft_lightning.data.parts import Part, Source, concatenated
-from sft_lightning.data.run_splits import RunSplit, leave_out_trained
+from sft_lightning.data.run_splits import RunSplit, WholeSource, leave_out_trained
 from sft_lightning.data.split_checks import check_splits
 from sft_lightning.data.split_files import read_manifest
 from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
@@ -22,7 +22,7 @@ def read_splits(
     bad: BadImages,
     converts: bool,
     measures: bool = True,
-    run: RunSplit | None = None,
+    run: RunSplit | WholeSource | None = None,
     starts: Sequence[Path] = (),
 ) -> tuple[Splits, list[Part]]:
     """Reads the sources and divides them.
@@ -35,7 +35,7 @@ def read_splits(
         bad: What is done with unreadable files.
         converts: Whether pictures are brought to one size and number of channels.
         measures: Whether to measure the values of images of more than 8 bits.
-        run: Split of a run that goes on or is measured again, which rules.
+        run: Split of a run that goes on or is measured again, or all of a source, which rules.
         starts: Files `split.csv` of the runs that a new run starts from, whose labels it has seen.
 
     Returns:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sft_lightning.data.parts import Part, concatenated
 from sft_lightning.data.split_files import (
@@ -22,6 +22,7 @@ from sft_lightning.data.split_files import (
 from sft_lightning.data.splits import NAMES, Request, Split, Splits, without_leaks
 from sft_lightning.errors import InputError
 
+TestOn = Literal["split", "all"]
 HELD_OUT = ("val", "test")
 # Whether unlabeled images are needed depends on the method, which says so itself.
 _NEEDED = {
@@ -94,11 +95,13 @@ class RunSplit:
         path: Its `split.csv`.
         stage: What is done: `fit`, `validate`, `test`, `predict`, or `calibrate` on the data of the run.
         starts: Files `split.csv` of the runs that it started from.
+        measures_all: Whether all labeled images of other data are measured, even if it has a part for it.
     """
 
     path: Path
     stage: str
     starts: tuple[Path, ...] = ()
+    measures_all: bool = False
 
     def apply(
         self,
@@ -135,7 +138,15 @@ class RunSplit:
                     "model.init_args.weights"
                 )
             policy = replace(request, on_leak="drop")
-            return leave_out_trained(self._measure_all(named, source, request), (self.path, *self.starts), policy, None)
+            why = f"{source} is not the data of the run"
+            splits = measure_other(named, why, _NEEDED[self.stage][0], self.measures_all, request)
+            return leave_out_trained(splits, (self.path, *self.starts), policy, None)
+        if self.measures_all:
+            trained = sum(row.split in ("labeled", "unlabeled") for row in read_rows(self.path))
+            raise InputError(
+                f"test_on is 'all', and source {source!r} is the data of the run: {trained:,} of its images were "
+                "trained on; leave test_on at 'split', or name other data by data.init_args.source"
+            )
         trial = replace(request, messages=[])
         try:
             fresh = choose(trial)
@@ -165,21 +176,6 @@ class RunSplit:
                     f"({_some(lost)}; {self.path}): put them back, or name other data by data.init_args.source"
                 )
         return splits
-
-    def _measure_all(self, named: Mapping[str, Part], source: str, request: Request) -> Splits:
-        """Put all that other data has to measure into the split that is measured."""
-        name = _NEEDED[self.stage][0]
-        nothing = Split(next(iter(named.values())), [])
-        if name in named:
-            measured = Split(named[name], range(len(named[name])))
-            request.messages.append(f"{source} is not the data of the run: its own {name} part is measured")
-        else:
-            pieces = [(part, (part.labels >= 0).nonzero()[:, 0].tolist()) for part in named.values()]
-            pieces = [piece for piece in pieces if piece[1]]
-            both = concatenated(*pieces) if pieces else nothing.part
-            measured = Split(both, range(len(both))) if pieces else nothing
-            request.messages.append(f"{source} is not the data of the run: all of its labeled images are measured")
-        return {**dict.fromkeys(NAMES, nothing), name: measured}
 
     def _is_of_run(self, head: Mapping[str, Any], source: str, parts: Sequence[Part], everything: list[Part]) -> bool:
         """Whether the source is that of the run, perhaps at another place, and not just one with the same names."""
@@ -256,6 +252,89 @@ class RunSplit:
             if content != row.content:
                 changes.changed.append(row.id)
         return True
+
+
+@dataclass(frozen=True)
+class WholeSource:
+    """All labeled images of a source, for a checkpoint outside of its run.
+
+    Attributes:
+        stage: What is done: `validate`, `test` or `predict`.
+    """
+
+    stage: str
+
+    def apply(
+        self,
+        source: str,
+        class_names: Sequence[str],
+        named: Mapping[str, Part],
+        second: Part | None,
+        request: Request,
+        choose: Callable[[Request], Splits],
+    ) -> Splits:
+        """Put all labeled images into the split that is measured; the arguments are those of `RunSplit.apply`."""
+        return measure_other(named, f"test_on is 'all' for {source}", _NEEDED[self.stage][0], True, request)
+
+
+def choose_run_split(
+    path: Path | None, stage: str, starts: Sequence[Path], test_on: TestOn, split_file: str | None
+) -> RunSplit | WholeSource | None:
+    """Choose what rules the splits in place of the settings of a new run.
+
+    Args:
+        path: `split.csv` of the run that goes on or is measured again, or None.
+        stage: See `RunSplit`.
+        starts: See `RunSplit`.
+        test_on: Setting of the user.
+        split_file: Setting of the user.
+
+    Returns:
+        None where the settings choose the split.
+
+    Raises:
+        InputError: Everything would be measured in training, or beside a split that a file gives.
+    """
+    measures_all = test_on == "all"
+    if measures_all and stage == "fit":
+        raise InputError(
+            "test_on is 'all', which measures images that a run was not trained on: leave it at 'split' here, and give "
+            "it to `test` or `validate`"
+        )
+    if path is not None:
+        return RunSplit(path, stage, tuple(starts), measures_all)
+    if measures_all and split_file is not None:
+        raise InputError(
+            f"test_on is 'all', and split_file {split_file!r} names the images to measure: give one of them"
+        )
+    return WholeSource(stage) if measures_all else None
+
+
+def measure_other(named: Mapping[str, Part], why: str, name: str, takes_all: bool, request: Request) -> Splits:
+    """Put what other data has to measure into the split that is measured.
+
+    Args:
+        named: Parts of the source by name.
+        why: First half of the sentence that states what is measured.
+        name: Name of the split: `test` or `val`.
+        takes_all: Whether all labeled images are measured where the source has a part of that name.
+        request: What is to be said goes into its messages.
+    """
+    nothing = Split(next(iter(named.values())), [])
+    pieces = [(part, (part.labels >= 0).nonzero()[:, 0].tolist()) for part in named.values()]
+    labeled = sum(len(indices) for _, indices in pieces)
+    if name in named and not takes_all:
+        part = named[name]
+        measured = Split(part, range(len(part)))
+        others = labeled - len(part)
+        more = f"; its other {others:,} labeled images are measured, too, with test_on: all" if others else ""
+        request.messages.append(f"{why}: its own {name} part is measured ({len(part):,}){more}")
+    else:
+        pieces = [piece for piece in pieces if piece[1]]
+        both = concatenated(*pieces) if pieces else nothing.part
+        measured = Split(both, range(len(both))) if pieces else nothing
+        request.messages.append(f"{why}: all of its labeled images are measured ({labeled:,})")
+    return {**dict.fromkeys(NAMES, nothing), name: measured}
 
 
 def leave_out_trained(splits: Splits, trained: Sequence[Path], request: Request, source: str | None) -> Splits:

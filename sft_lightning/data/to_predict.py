@@ -17,6 +17,7 @@ from sft_lightning.data.listing import Listing, open_pictures
 from sft_lightning.data.loaders import EvalLoader, RawBatch
 from sft_lightning.data.parts import Part
 from sft_lightning.data.reading import readable
+from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.splits import Split, Splits
 from sft_lightning.errors import InputError
 
@@ -142,6 +143,7 @@ class ToPredict(ABC):
     splits: Splits
     _named: str
     predict_source: str | None
+    test_on: TestOn
     root: str
     geometry: Geometry
     bad: BadImages
@@ -160,7 +162,9 @@ class ToPredict(ABC):
         """What is to be predicted: the name of a source, whole paths where it is a file or folder."""
         named = self._named if self.predict_source is None else self.predict_source
         full = str(Path(named).resolve()) if Path(named).exists() else named
-        return full if self.predict_source is not None else f"test split of {full}"
+        if self.predict_source is not None:
+            return full
+        return f"{'all' if self.test_on == 'all' else 'test split'} of {full}"
 
     def open_predicted(self) -> Listing | Split:
         """What is to be predicted, opened once.

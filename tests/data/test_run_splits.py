@@ -193,3 +193,31 @@ def test_a_split_of_an_earlier_version_rules_too(source: Path, run: Path) -> Non
     (source / then["test"][0]).unlink()
     picture(source / "cat" / "new.png", 777)
     assert ids(made(source, run)) == {**then, "test": then["test"][1:]}
+
+
+def test_all_of_other_data_is_measured_where_it_is_asked_for(source: Path, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for k, folder in enumerate(("train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "test/dog")):
+        for i in range(3):
+            picture(other / folder / f"{i}.png", 900 + 10 * k + i)
+    shutil.copy(source / recorded(run)["labeled"][0], other / "train" / "cat" / "trained.png")
+    everything = {str(path.relative_to(other)) for path in other.rglob("*.png")} - {"train/cat/trained.png"}
+    for stage, name in (("test", "test"), ("predict", "test"), ("validate", "val")):
+        usual = made(other, run, stage)
+        assert {one.split("/")[0] for one in ids(usual)[name]} == {name}
+        assert f"its own {name} part is measured (6); its other 13 labeled images are measured" in said(usual)
+        now = made(other, run, stage, test_on="all")
+        assert set(ids(now)[name]) == everything
+        assert "all of its labeled images are measured (19)" in said(now)
+        assert f"1 of 19 {name} images are images that {run} learned the labels of" in said(now)
+        assert now.predict_name == f"all of {other}"
+        alone = made(other, None, stage, test_on="all")
+        assert set(ids(alone)[name]) == {*everything, "train/cat/trained.png"}
+        assert "test_on is 'all' for" in said(alone)
+        with pytest.raises(InputError, match=r"is the data of the run: .* of its images were trained on"):
+            made(source, run, stage, test_on="all")
+        with pytest.raises(InputError, match="give one of them"):
+            made(other, None, stage, test_on="all", split_file=str(run / "split.csv"))
+    for followed in (run, None):
+        with pytest.raises(InputError, match="leave it at 'split' here"):
+            made(source, followed, "fit", test_on="all")
