@@ -22,6 +22,9 @@ def call(words: Sequence[str]) -> None:
     """
     quiet()
     name, *rest = words
+    if COMMANDS[name].takes_fit and "torch" not in sys.modules:
+        sys.stderr.write(f"sft-lightning {name}: importing PyTorch ...\n")  # which takes seconds
+        sys.stderr.flush()
     module, _, attribute = COMMANDS[name].function.partition(":")
     function = getattr(importlib.import_module(module), attribute)
     given = {} if COMMANDS[name].takes_fit else _options(name, function, rest)

@@ -3,7 +3,7 @@
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from sft_lightning.data.image_files import DEEP_MODES, LARGE, one_large_image, open_image_file
 from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges, to_eight_bits
@@ -83,14 +83,33 @@ def convert_image(
 
 def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
     """Lays an image of 8 bits over a background, and converts it to gray or RGB."""
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        image = Image.new("RGBA", over.size, (*background, 255))
-        image.alpha_composite(over)
+    if image.mode == "P" and image.has_transparency_data:
+        image = _flatten_palette(image, background)
+    elif image.has_transparency_data:
+        image = _lay_over(image, background)
+    if image.mode == "RGB" and channels == 3 and not isinstance(image, ImageFile.ImageFile):
+        return image  # made here; `convert` would copy it
     if image.mode == "LAB":  # which Pillow converts by color profiles only
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB") or image
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _lay_over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    over = image if image.mode == "RGBA" else image.convert("RGBA")
+    made = Image.new("RGB", over.size, background)
+    made.paste(over, mask=over)  # the same as `alpha_composite` over opaque pixels, in a third of the time
+    return made
+
+
+def _flatten_palette(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Lay the 256 colors over the background in place of all pixels."""
+    colors = image.crop((0, 0, 256, 1))
+    colors.putdata(range(256))
+    made = image.copy()
+    made.info.pop("transparency", None)
+    made.putpalette(_lay_over(colors, background).tobytes())
+    return made.convert("RGB")  # Pillow rounds gray otherwise where it is made of a palette
 
 
 _STRIP = 2**22  # pixels

@@ -19,6 +19,7 @@ from PIL import Image
 from sft_lightning.data.broken import UNREADABLE, check_file, printable, reason
 from sft_lightning.data.value_ranges import ValueFacts, deep_pixels, measure_values
 from sft_lightning.files import locked
+from sft_lightning.progress_lines import Progress
 
 LARGE = 2**25  # pixels; larger images are converted in strips, and one at a time on a machine
 LONG = 1.5  # longer side by shorter side, from which on a central square loses more than a third of the area
@@ -239,8 +240,9 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
         return facts
 
     found, unreadable = FileFacts(), {}
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(max_workers=8) as pool, Progress(len(paths), "Checking files", "file") as bar:
         for position, facts in enumerate(pool.map(look, paths)):
+            bar.update()
             if isinstance(facts, str):
                 unreadable[position] = facts
             else:

@@ -16,7 +16,8 @@ from scipy.spatial import cKDTree
 
 from sft_lightning.data.parts import Part
 from sft_lightning.preflight.duplicates import CHUNK, FIELD, FLAT, WHOLE, coefficients, differences
-from sft_lightning.preflight.looks import Look, Pixels
+from sft_lightning.preflight.looks import Look, Pixels, find_contents
+from sft_lightning.progress_lines import Progress
 
 _NEAREST = 32  # near copies of each image that are linked directly; larger sets are joined through these
 
@@ -80,14 +81,15 @@ def find_copies(looks: Sequence[Look | str]) -> Copies:
     Args:
         looks: One look for each image, or the reason why it cannot be read; such an image has no copies.
     """
-    digests = [look.digest if isinstance(look, Look) else i for i, look in enumerate(looks)]
-    exact = _to_first(digests)
-    distinct = len(set(digests))
-    copied = set(exact[:, 0].tolist())
+    contents = [i if content is None else content for i, content in enumerate(find_contents(looks))]
+    exact = _to_first(contents)
+    distinct = len(set(contents))
     # In images of next to no contrast, rounding would pass for a motif.
-    clear = [i for i, look in enumerate(looks) if isinstance(look, Look) and look.small.std() >= FLAT]
-    images = {i: look.small for i in clear if i not in copied and isinstance(look := looks[i], Look)}
-    sets = _components(len(looks), np.concatenate([exact, _near(images)]))
+    clear = {i: look for i, look in enumerate(looks) if isinstance(look, Look) and look.small.std() >= FLAT}
+    alike = np.array(list(clear), np.int64)[_to_first([look.small_digest for look in clear.values()])]
+    copied = {*exact[:, 0].tolist(), *alike[:, 0].tolist()}
+    near = _near({i: look.small for i, look in clear.items() if i not in copied})
+    sets = _components(len(looks), np.concatenate([exact, alike, near]))
     return Copies(sets, len(looks) - distinct, distinct - len(set(sets)))
 
 
@@ -110,20 +112,24 @@ def _near(images: dict[int, Pixels]) -> Edges:
     chunks = [slice(k, k + CHUNK) for k in range(0, len(pixels), CHUNK)]
     tree = cKDTree(np.concatenate([coefficients(pixels[chunk]) for chunk in chunks]))
     edges = [np.zeros((0, 2), np.int64)]
-    for chunk in chunks:
-        for queries in (pixels[chunk], pixels[chunk][:, :, ::-1]):
-            _, nearest = tree.query(
-                coefficients(queries), k=range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1
-            )
-            rows, columns = np.nonzero(nearest < len(pixels))
-            others = nearest[rows, columns]
-            rows, others = rows[others != rows + chunk.start], others[others != rows + chunk.start]
-            for k in range(0, len(rows), CHUNK):
-                left, right = rows[k : k + CHUNK], others[k : k + CHUNK]
-                whole, field = differences(queries[left], pixels[right])
-                same = (whole <= WHOLE) & (field <= FIELD)
-                edges.append(positions[np.stack([left[same] + chunk.start, right[same]], axis=1)])
-    return np.concatenate(edges)
+    sets = np.arange(len(pixels))
+    with Progress(len(pixels), "Copies", "image") as bar:
+        for chunk in chunks:
+            for queries in (pixels[chunk], pixels[chunk][:, :, ::-1]):
+                _, nearest = tree.query(
+                    coefficients(queries), k=range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1
+                )
+                for others in nearest.T:
+                    rows = np.flatnonzero(others < len(pixels))
+                    # Where both are in one set already, another edge tells nothing.
+                    rows = rows[sets[rows + chunk.start] != sets[others[rows]]]
+                    whole, field = differences(queries[rows], pixels[others[rows]])
+                    rows = rows[(whole <= WHOLE) & (field <= FIELD)]
+                    if len(rows):
+                        edges.append(np.stack([rows + chunk.start, others[rows]], axis=1))
+                        sets = np.array(_components(len(pixels), np.concatenate(edges)))
+            bar.update(len(pixels[chunk]))
+    return positions[np.concatenate(edges)]
 
 
 def _to_first(names: Sequence[object]) -> Edges:

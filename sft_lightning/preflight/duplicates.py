@@ -14,15 +14,15 @@ not found, nor pictures of next to no contrast.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, islice
 
 import numpy as np
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
-from sft_lightning.preflight.looks import SIDE, Pixels, Seen, small
+from sft_lightning.preflight.looks import SIDE, Pixels, Seen, find_contents, small
+from sft_lightning.progress_lines import Progress
 
 WHOLE, FIELD = 0.15, 0.25
 _COEFFICIENTS, _NEAREST, _FIELDS = 32, 8, 8
@@ -59,7 +59,8 @@ def duplicates(seen: Sequence[Seen]) -> tuple[list[Pair], list[Pair]]:
     Returns:
         Exact and near-duplicates, the latter by their difference.
     """
-    tables = [_Table(one) for one in seen]
+    contents = iter(find_contents([look for one in seen for look in one.looks]))
+    tables = [_Table(one, list(islice(contents, len(one.looks)))) for one in seen]
     exact: list[Pair] = []
     near: list[Pair] = []
     for a, b in combinations_with_replacement(range(len(seen)), 2):
@@ -71,15 +72,21 @@ def duplicates(seen: Sequence[Seen]) -> tuple[list[Pair], list[Pair]]:
 
 
 class _Table:
-    """A split, ready for looking up: the first picture of each content, and the coefficients of all with contrast."""
+    """A split, ready for looking up: the first image of each content, and the coefficients of all with contrast."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: Seen, contents: Sequence[object]) -> None:
         self.seen = seen
-        self.digests = {i: look.digest for i, look in seen.readable}
-        self.first: dict[bytes, int] = {}
+        self.digests = {i: content for i, content in enumerate(contents) if content is not None}
+        self.first: dict[object, int] = {}
         for i, digest in self.digests.items():
             self.first.setdefault(digest, i)
-        positions = [i for i, look in seen.readable if look.small.std() >= FLAT]
+        clear = {i: look.small_digest for i, look in seen.readable if look.small.std() >= FLAT}
+        positions = list(clear)
+        # Where thousands of small images are equal, a tree of all would compare each with each.
+        firsts: dict[bytes, int] = {}
+        for k, digest in enumerate(clear.values()):
+            firsts.setdefault(digest, k)
+        self.offered = np.array(list(firsts.values()), dtype=np.int64)
         self.positions: Positions = np.array(positions, dtype=np.int64)
         chunks = [positions[k : k + CHUNK] for k in range(0, len(positions), CHUNK)]
         made = [coefficients(small(seen, chunk)) for chunk in chunks]
@@ -96,13 +103,13 @@ def _equal(a: _Table, b: _Table) -> Iterator[tuple[int, int]]:
 def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, int, float]]:
     """For each picture of a, the one of b that is nearest to it, if it is near enough."""
     asked = np.array([k for k, i in enumerate(a.positions.tolist()) if i not in known], dtype=np.int64)
-    offered = np.array([k for k, i in enumerate(b.positions.tolist()) if b.first[b.digests[i]] == i], dtype=np.int64)
+    offered = b.offered
     if not len(asked) or not len(offered):
         return
     tree = cKDTree(b.coefficients[offered])
     pieces = []
     desc = f"Near-duplicates ({a.seen.name}, {b.seen.name})"
-    with Tqdm(total=len(asked), desc=desc, unit="image", disable=None, leave=False, delay=1) as bar:
+    with Progress(len(asked), desc, "image") as bar:
         for k in range(0, len(asked), CHUNK):
             some = a.coefficients[asked[k : k + CHUNK]]
             pieces.append(tree.query(some, range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1)[1])
@@ -144,5 +151,5 @@ def differences(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
     """Root mean squares over the whole pictures and over the field that differs most, each (N,)."""
     square = (_standardized(one) - _standardized(other)) ** 2
     n, step = len(square), SIDE // _FIELDS
-    fields = square.reshape(n, _FIELDS, step, _FIELDS, step, -1).mean((2, 4, 5))
+    fields = square.reshape(n, _FIELDS, step, _FIELDS, step, square.shape[3]).mean((2, 4, 5))
     return fields.mean((1, 2)) ** 0.5, fields.max((1, 2)) ** 0.5

@@ -52,7 +52,8 @@ def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
         return None if promised == look.header.format.replace("MPO", "JPEG") else f"is {look.header.format}"
 
     def constant(one: Seen, i: int, look: Look) -> str | None:
-        return f"deviation {look.spread:.1f} of 255 gray levels" if look.spread < CONSTANT else None
+        is_constant = look.spread is not None and look.spread < CONSTANT
+        return f"deviation {look.spread:.1f} of 255 gray levels" if is_constant else None
 
     return [
         of(
