@@ -1,6 +1,7 @@
 """Sets of copies among real image files, and what cross-validation makes of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -12,7 +13,8 @@ from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
 from sft_lightning.preflight.copies import Copies, find_copies, groups_of
-from sft_lightning.preflight.looks import Look, look_at
+from sft_lightning.preflight.duplicates import Floats, differences
+from sft_lightning.preflight.looks import Look, Pixels, look_at
 
 
 def scene(seed: int) -> Image.Image:
@@ -68,6 +70,33 @@ def test_a_set_may_be_larger_than_the_neighbors_that_are_asked_for() -> None:
         Image.fromarray((base + draw.integers(-3, 4, base.shape)).clip(0, 255).astype(np.uint8)) for _ in range(90)
     ]
     assert len(set(find_copies(looks([*noisy, scene(1)])).sets)) == 2
+
+
+def test_a_crowd_is_joined_by_few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    base = np.array(scene(0)).astype(int)
+    noisy = [
+        Image.fromarray((base + draw.integers(-3, 4, base.shape)).clip(0, 255).astype(np.uint8)) for _ in range(90)
+    ]
+    compared: list[int] = []
+
+    def compare(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
+        compared.append(len(one))
+        return differences(one, other)
+
+    monkeypatch.setattr("sft_lightning.preflight.copies.differences", compare)
+    assert len(set(find_copies(looks(noisy)).sets)) == 1
+    assert sum(compared) < 4 * 90  # each with its 32 nearest would be 2,880
+
+
+def test_images_whose_small_images_are_equal_are_near_copies() -> None:
+    one, other, mirrored = looks([scene(0), scene(1), ImageOps.mirror(scene(0))])
+    assert isinstance(one, Look)
+    crowd = [replace(one, size=(64, 64 + i)) for i in range(100)]  # of other sizes, so that they are not equal
+    copies = find_copies([other, *crowd, mirrored])
+    assert copies.sets == [copies.sets[0], *[copies.sets[1]] * 101]
+    assert copies.sets[0] != copies.sets[1]
+    assert (copies.exact, copies.near) == (0, 100)
 
 
 def test_images_without_contrast_are_no_near_copies() -> None:

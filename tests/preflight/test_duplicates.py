@@ -15,7 +15,7 @@ from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
 from sft_lightning.preflight.duplicates import Pair, coefficients, differences, duplicates
-from sft_lightning.preflight.looks import Seen, look_at
+from sft_lightning.preflight.looks import Look, Seen, look_at
 from tests.preflight.conftest import Crop
 
 
@@ -153,6 +153,18 @@ def test_a_crowd_within_a_split_does_not_hide_a_leak(crop: Crop) -> None:
     near = duplicates(seen)[1]
     assert sum(pair.first[0].name == "test" for pair in near) == 1
     assert sum(pair.first[0].name == "labeled" for pair in near) >= 25
+
+
+def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
+    (look,) = split("labeled", [crop(2)]).looks
+    assert isinstance(look, Look)
+    part = Part(MemoryImages(torch.zeros(40, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(40)], torch.zeros(40))
+    crowd = [replace(look, size=(96, 97 + i)) for i in range(40)]  # of other sizes, so that they are not equal
+    seen = Seen("labeled", Split(part, list(range(40))), [*crowd])
+    exact, near = duplicates([split("test", [crop(2), crop(3)]), seen])
+    assert places(exact) == []
+    assert [place for place in places(near) if place[0] == "test"] == [("test", 0, "labeled", 0)]
+    assert places(near)[:-1] == [("labeled", i, "labeled", 0) for i in range(1, 40)]
 
 
 def test_pictures_of_one_color_are_only_compared_exactly() -> None:

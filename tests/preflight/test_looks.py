@@ -1,6 +1,7 @@
 """One look at an image: what it says does not depend on the strips in which pixels are gone through."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,9 +78,12 @@ def test_only_images_that_look_alike_are_decoded_again(
     assert seen["large.png"].key == seen["nearly.png"].key
     (tmp_path / "gone.png").unlink()
     decoded: list[Path] = []
-    monkeypatch.setattr(
-        looks, "open_image", lambda path, *more, **k: decoded.append(path) or open_image(path, *more, **k)
-    )
+
+    def decode(path: Path, *more: Any, **settings: Any) -> Image.Image:
+        decoded.append(path)
+        return open_image(path, *more, **settings)
+
+    monkeypatch.setattr(looks, "open_image", decode)
     found = dict(zip(("?", *names), find_contents(["it is a folder", *seen.values()]), strict=True))
     assert found.pop("?") is None
     assert found["a.png"] == found["b.webp"]
