@@ -340,8 +340,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
                 "set one of them"
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
-        few = check_unlabeled_batch(len(self.splits["unlabeled"]), self.batch_size) if len(streams) > 1 else None
-        if few:
+        everyone = self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
+        if len(streams) > 1 and (few := check_unlabeled_batch(len(self.splits["unlabeled"]), everyone)):
             rank_zero_info(f"Data: {few}.")
         schedule = getattr(self._module, "batch_schedule", None)
         repeats = self.trainer is not None and self.trainer.overfit_batches > 0

@@ -59,21 +59,19 @@ def check_splits(splits: Splits, parts: Mapping[str, Part], request: Request, cl
 
 
 def check_unlabeled_batch(count: int, batch_size: int) -> str | None:
-    """Return a sentence where unlabeled batches are too small for the statistics that a network learns from them.
-
-    With 64 labels and one unlabeled image the running statistics of batch normalization took FreeMatch's validation
-    loss from 2.4 (by the statistics of the batch) to 71.
+    """Return a sentence where there are fewer unlabeled images than a labeled batch has.
 
     Args:
         count: Number of unlabeled images.
-        batch_size: Number of labeled images in a batch.
+        batch_size: Number of labeled images in a batch of all processes.
     """
     if count >= batch_size:
         return None
     images = "image" if count == 1 else "images"
     return (
-        f"each unlabeled batch has only {count} {images}, fewer than the {batch_size} labels beside them, which "
-        "misleads batch normalization and the thresholds of pseudo-labels; give more unlabeled images"
+        f"each unlabeled batch has only {count} {images}, fewer than the {batch_size} labels beside them: each counts "
+        f"as much as a labeled image, so that the unlabeled loss has {count / batch_size:.3g} of its weight; give more "
+        "unlabeled images"
     )
 
 

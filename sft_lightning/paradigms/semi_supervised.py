@@ -61,7 +61,8 @@ class SemiSupervisedModule(FineTuneClassifier):
             warmup_steps: Supervised optimizer steps before anything else.
             supervised_steps: k_s of each turn.
             unsupervised_steps: k_u of each turn.
-            lambda_u: lambda.
+            lambda_u: Weight of L_u. Where there are fewer unlabeled images than a labeled batch has, it is scaled down
+                so that each counts as much as a labeled one.
             lambda_ramp: How lambda rises after the warm-up.
             ramp_steps: Optimizer steps of the rise.
             ema_decay: Of the averaged weights that are evaluated and teach; 0 for none.
@@ -88,6 +89,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self.unsupervised_steps = unsupervised_steps
         self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
         self.average = Average({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
+        self._pool_share = 1.0
         self._followed = 0
         self._followed_there: int | None = None
         self.guessed: Guessed | None = None
@@ -182,12 +184,15 @@ class SemiSupervisedModule(FineTuneClassifier):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def on_fit_start(self) -> None:
-        """Tells the strategy how many unlabeled examples there are."""
+        """Tell the strategy how many unlabeled examples there are, and weigh those of a pool smaller than a batch."""
         if self.strategy.own_supervised:
             self.refuse_loss_settings(f"strategy {type(self.strategy).__name__} computes the loss on labels itself")
         super().on_fit_start()
-        splits = getattr(getattr(self.trainer, "datamodule", None), "splits", {})
-        self.strategy.start(len(splits["unlabeled"]) if "unlabeled" in splits else 0)
+        data = getattr(self.trainer, "datamodule", None)
+        pool = len(getattr(data, "splits", {}).get("unlabeled", ()))
+        self.strategy.start(pool)
+        labels = getattr(data, "batch_size", 1) * self.trainer.world_size
+        self._pool_share = min(1.0, pool / labels) if pool else 1.0
 
     def on_train_start(self) -> None:
         """The average follows from here, and makes up for a step that a checkpoint inside an epoch was ahead of it."""
@@ -253,7 +258,11 @@ class SemiSupervisedModule(FineTuneClassifier):
         return StepResult(torch.stack(parts).sum(), logs)
 
     def _lambda_now(self) -> float:
-        return self.lambda_u * ramp(self.lambda_ramp, max(0, self.global_step - self.warmup_steps), self.ramp_steps)
+        # L_u is a mean over the batch: one unlabeled image would weigh as much as all labeled images together. It
+        # then drives the network to whatever that image is taken for, faster than the running statistics of batch
+        # normalization follow.
+        scale = self.lambda_u * self._pool_share
+        return scale * ramp(self.lambda_ramp, max(0, self.global_step - self.warmup_steps), self.ramp_steps)
 
     def derived(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The ratio lambda L_u / L_s: near 0, the unlabeled part says nothing; far above 1, it drowns the labels.

@@ -103,6 +103,39 @@ def test_lambda_rises_after_the_warm_up() -> None:
         assert seen.losses[k] - plain[k] == pytest.approx(4 * (k - 2) / 4 * entropy, rel=1e-4)
 
 
+@pytest.mark.parametrize(("pool", "share"), [(1, 0.25), (3, 0.75), (4, 1.0), (16, 1.0)])
+def test_an_unlabeled_image_counts_for_no_more_than_a_labeled_one(pool: int, share: float) -> None:
+    seen = Recorder()
+    model = module(Rotated(), lambda_u=2.0, lr=0.0)
+    trainer([seen], limit_val_batches=0).fit(model, data(val_size=9_980 - pool))  # of 10,000; 20 with labels
+    batch = seen.batches[0]
+    assert len(batch["unlabeled"].weak) == min(pool, 8)
+    features = model.backbone(batch["unlabeled"].weak)
+    turned = model.backbone(batch["unlabeled"].weak.rot90(1, (2, 3)))
+    supervised = model._supervised(batch["labeled"].y, model.outputs(batch["labeled"].x).logits)
+    expected = supervised + share * 2 * (turned - features).square().mean()
+    assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_unlabeled_image_does_not_spoil_the_labels(write_folder: Any, tmp_path: Path) -> None:
+    # It once took the loss to 13 to 230 with thresholds that accept it from the first step.
+    folder = write_folder(tmp_path / "d", {"train": 16, "val": 30, "unlabeled": 1}, classes=4)
+    for image in sorted((folder / "unlabeled").iterdir())[1:]:
+        image.unlink()
+    source = ImageDataModule(
+        str(folder), batch_size=8, image_size=36, steps_per_epoch=40, val_size=0, test_size=0, num_workers=0
+    )
+    model = module(
+        "FreeMatch", backbone="torchvision/resnet18", num_classes=4, image_shape=(3, 36, 36),
+        optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True),
+    )  # fmt: skip
+    run = trainer()
+    run.fit(model, source)
+    assert run.callback_metrics["val/loss"] < 3
+    assert run.callback_metrics["val/accuracy"] > 0.6
+
+
 def test_ramps() -> None:
     assert [ramp("constant", k, 10) for k in (0, 5, 20)] == [1, 1, 1]
     assert [ramp("linear", k, 10) for k in (0, 5, 20)] == [0, 0.5, 1]
