@@ -22,7 +22,6 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -113,7 +112,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         trainer = self.trainer
         if trainer.strategy.root_device.type == "cpu":
             keep_memory()
-        self._lean = is_proven(trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        self._lean = is_proven(trainer)
         if not self._lean:
             return
         self._several = trainer.world_size > 1
@@ -131,7 +130,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         optimizer = trainer.optimizers[0]
         return (
             len(trainer.callbacks),
-            trainer.optimizers,
+            [*trainer.optimizers],  # a callback may exchange one in the list itself
             vars(optimizer).get("step"),
             len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks),
             len(_global_optimizer_pre_hooks) + len(_global_optimizer_post_hooks),

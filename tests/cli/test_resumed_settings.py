@@ -5,6 +5,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from sft_lightning.__main__ import main
+from sft_lightning.resumed import keep_settings
 from tests.conftest import CONFIGS
 
 FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run_name=run"]
@@ -74,3 +75,41 @@ def test_a_schedule_that_ends_before_the_training_is_refused(
     assert main([*more, f"{cycle}.init_args.total_steps=4"]) == 2
     assert "lr_scheduler.total_steps is 2, not 4" in caplog.text
     assert "OneCycleLR ends after 2 steps, the training after 4" in capsys.readouterr().err
+
+
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": None, "betas": [0.9, 0.99]}}
+
+
+def keep(folder: Path, then: object, now: dict[str, object]) -> dict[str, object]:
+    """Return the settings that a run goes on with whose own were others."""
+    (folder / "fit.yaml").write_text(yaml.safe_dump({"model": then}))
+    keep_settings({"init_args": now}, folder)
+    return now
+
+
+def test_factors_of_learning_rates_are_those_of_the_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = keep(
+        tmp_path,
+        {"init_args": {"backbone_lr_scale": 0.5, "layer_decay": 0.7, "label_smoothing": 0.1}},
+        {"backbone_lr_scale": 1.0, "layer_decay": 1.0, "label_smoothing": 0.2},
+    )
+    assert now == {"backbone_lr_scale": 0.5, "layer_decay": 0.7, "label_smoothing": 0.2}
+    assert "backbone_lr_scale is 0.5, not 1.0, layer_decay is 0.7, not 1.0." in caplog.text
+
+
+def test_what_was_null_may_be_set_and_equal_settings_are_not_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"lr": 0.1, "momentum": 0.9, "betas": (0.9, 0.99)}  # the parser gives tuples, a file has lists
+    now = keep(tmp_path, {"init_args": {"optimizer": SGD}}, {"optimizer": {**SGD, "init_args": given}})
+    assert now == {"optimizer": {**SGD, "init_args": {"lr": 0.1, "momentum": 0.9, "betas": (0.9, 0.99)}}}
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("then", [None, "a word", {"init_args": None}, {"init_args": {"other": 1}}])
+def test_a_run_that_recorded_no_such_settings_overrides_nothing(then: object, tmp_path: Path) -> None:
+    assert keep(tmp_path, then, {"optimizer": SGD, "layer_decay": 0.5}) == {"optimizer": SGD, "layer_decay": 0.5}
+    (tmp_path / "fit.yaml").unlink()
+    keep_settings({"init_args": {"optimizer": SGD}}, tmp_path)

@@ -49,6 +49,12 @@ def test_a_version_that_another_process_has_just_made_is_not_shared(
     assert names == ["version_0", "version_1", "version_2"]
 
 
+def test_a_new_version_is_newer_than_all_others_where_some_were_removed(workdir: Path) -> None:
+    for name in ("version_3", "version_x", "other"):
+        Path("runs", name).mkdir(parents=True)
+    assert RunLock().claim_version(Path("runs")) == Path("runs/version_4")
+
+
 def test_a_run_that_is_still_trained_is_not_taken_over(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(FIT) == 0
     run = Path("lightning_logs/run/version_0")
