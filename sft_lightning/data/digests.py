@@ -44,7 +44,7 @@ def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
             bar.update(len(chunk))
             for i, digest in zip(chunk, found, strict=True):
                 digests[i], state = digest, states[i]
-                if digest and state and now - _changed_at(state) > _TICK and _state(keys[i]) == state:
+                if digest and state and now - _changed_at(state) > _TICK:
                     fresh.append((keys[i], state, digest))
     if fresh:
         _save(fresh)

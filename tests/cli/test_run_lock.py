@@ -1,7 +1,10 @@
+import fcntl
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +62,7 @@ def test_a_run_that_is_still_trained_is_not_taken_over(workdir: Path, capsys: py
     assert main(FIT) == 0
     run = Path("lightning_logs/run/version_0")
     assert not (run / LOCK).exists()
+    assert not is_trained(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     holder = start(str(run))
     assert holder.stdout is not None
@@ -109,3 +113,41 @@ def test_a_training_that_never_began_leaves_no_folder(workdir: Path, capsys: pyt
         assert main([*FIT, *words]) == 2
         assert "sft-lightning: " in capsys.readouterr().err
         assert not list(workdir.rglob("version_*"))
+
+
+def test_what_a_dead_process_left_in_a_lock_is_replaced(workdir: Path) -> None:
+    (workdir / LOCK).write_text("process 1 on another machine")
+    lock = RunLock()
+    lock.lock(workdir)
+    assert (workdir / LOCK).read_text() == f"process {os.getpid()} on {platform.node()}"
+    lock.release()
+
+
+def test_a_lock_that_its_former_holder_has_just_removed_is_made_anew(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    lockf = fcntl.lockf
+
+    def remove_first(*args: Any) -> None:
+        if not calls:
+            (workdir / LOCK).unlink()
+        calls.append(args)
+        lockf(*args)
+
+    monkeypatch.setattr(fcntl, "lockf", remove_first)
+    lock = RunLock()
+    lock.lock(workdir)
+    assert len(calls) == 2
+    assert (workdir / LOCK).is_file()
+    lock.release()
+
+
+@pytest.mark.parametrize("names", [["events.out.tfevents.1"], ["events.out.tfevents.1", "fit.yaml"]])
+def test_only_a_folder_without_results_is_removed(names: list[str], workdir: Path) -> None:
+    lock = RunLock()
+    folder = lock.claim_version(workdir)
+    for name in names:
+        (folder / name).touch()
+    lock.release()
+    assert sorted(path.name for path in workdir.rglob("*.*")) == (names if len(names) > 1 else [])

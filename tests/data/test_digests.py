@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def draw(path: Path, seed: int) -> Path:
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digests, "_TICK", 0)  # else files of a test are too young to be kept
+    monkeypatch.setattr(digests, "_QUERY", 3)
     for k, name in enumerate(("cat", "dog")):
         for i in range(10):
             draw(tmp_path / "images" / name / f"{i}.bmp", 100 * k + i)
@@ -165,3 +167,32 @@ def reread(source: Path, split: Path) -> ImageDataModule:
     data = ImageDataModule(str(source), image_size=8, num_workers=0, split_file=str(split))
     data.setup("fit")
     return data
+
+
+@pytest.mark.parametrize("name", ["st_size", "st_mtime_ns", "st_ctime_ns", "st_ino"])
+def test_each_of_size_times_and_inode_makes_a_file_another_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"st_size": 1, "st_mtime_ns": 1, "st_ctime_ns": 1, "st_ino": 1}
+    states = []
+    for value in (1, 2):
+        monkeypatch.setattr(os, "stat", lambda _, value=value: SimpleNamespace(**{**fields, name: value}))
+        states.append(digests._state(b"x"))
+    monkeypatch.undo()
+    assert states[0] != states[1]
+
+
+def test_a_file_that_has_just_changed_is_not_kept_whatever_time_it_states(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "_TICK", 10**12)
+    file = source / "cat" / "0.bmp"
+    os.utime(file, (0, 0))
+    digest_files([file])
+    assert not digests.STORE.exists()
+
+
+def test_the_digest_of_a_folder_has_the_names_of_its_folders_and_no_hidden_file(source: Path) -> None:
+    before = digest_folder(source)
+    (source / "cat" / ".DS_Store").touch()
+    assert digest_folder(source) == before
+    (source / "cat").rename(source / "cats")
+    assert digest_folder(source) != before

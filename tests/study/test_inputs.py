@@ -1,10 +1,13 @@
 """What a training depends on is in its key, and what changed is named."""
 
+import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +21,7 @@ from sft_lightning.errors import InputError
 from sft_lightning.study import inputs
 from sft_lightning.study.recipe import Run, Stage, plan
 from sft_lightning.study.stale import name_stale
+from sft_lightning.study.user_code import digest_code
 
 DATA = {"class_path": "ImageDataModule", "init_args": {"source": "t.csv", "image_size": 8, "num_workers": 0}}
 
@@ -51,6 +55,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     Path("config", "inner", "optimizer.yaml").write_text("class_path: torch.optim.SGD\ninit_args: {lr: 0.1}\n")
     torch.save({"a": torch.zeros(2)}, "weights.pt")
+    Path("start", "checkpoints").mkdir(parents=True)
+    for name in ("encoder.safetensors", "checkpoints/last.ckpt"):
+        Path("start", name).write_text("1")
     Path("split.csv").write_text("# {}\nid,split,label\n")
     Path("user_part.py").write_text("RATE = 1\n")
     Path("user_model.py").write_text(
@@ -66,6 +73,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "split": {"data.init_args.split_file": "split.csv"},
     "weights": {"model.init_args.weights": "weights.pt"},
     "head": {"model.init_args.head_weights": "weights.pt"},
+    "run": {"model.init_args.weights": "start"},
+    "head of a run": {"model.init_args.head_weights": "start"},
     "own": {"model": "user_model.Own"},
 }
 
@@ -99,6 +108,14 @@ def replace_text(path: str, old: str, new: str) -> None:
     Path(path).write_text(text.replace(old, new))
 
 
+def exchange_groups(path: str) -> None:
+    head, *rows = Path(path).read_text().splitlines()
+    groups = [row.rpartition(",")[2] for row in rows]
+    parted = [row.rpartition(",")[0] for row in rows]
+    rows = [f"{row},{group}" for row, group in zip(parted, [groups[-1], *groups[1:-1], groups[0]], strict=True)]
+    Path(path).write_text("\n".join([head, *rows]) + "\n")
+
+
 class Change(NamedTuple):
     kind: str
     make: Callable[[], None]
@@ -116,6 +133,11 @@ CHANGES = {
     "split": Change("split", lambda: replace_text("split.csv", "{}", '{"a": 1}'), "split.csv changed since"),
     "weights": Change("weights", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed since"),
     "head": Change("head", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed since"),
+    "run": Change("run", lambda: replace_text("start/encoder.safetensors", "1", "2"), "start changed since"),
+    "head of a run": Change(
+        "head of a run", lambda: replace_text("start/checkpoints/last.ckpt", "1", "2"), "start changed since"
+    ),
+    "exchanged groups": Change("plain", lambda: exchange_groups("t.csv"), "The groups of t.csv changed since"),
     "nested": Change(
         "plain", lambda: replace_text("config/inner/model.yaml", "mlp", "conv"), "Settings changed since (model)"
     ),
@@ -220,3 +242,53 @@ def test_each_source_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch
     methods = {"x": [Stage(config)], "y": [Stage(config, {"trainer.max_epochs": 2})]}
     assert len({run.key for run in plan(methods, [4, 6], [0, 1], DATA, {})}) == 8
     assert read == ["t.csv"]
+
+
+def test_a_setting_of_the_data_is_in_the_key(project: Path) -> None:
+    before, after = planned(), planned(**{"data.init_args.image_size": 12})
+    assert reasons(before, after) == ["Settings changed since (data): 1 training is done anew."]
+
+
+def test_the_key_of_settings_that_cannot_be_parsed_follows_them_and_their_files(project: Path) -> None:
+    keys = [planned(**{"model.init_args.nonsense": value})[0].key for value in (1, 2)]
+    replace_text("config/inner/optimizer.yaml", "0.1", "0.2")
+    keys.append(planned(**{"model.init_args.nonsense": 1})[0].key)
+    assert len(set(keys)) == 3
+
+
+def test_a_source_under_another_root_is_another_source(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots: list[Any] = []
+    describe = inputs._describe_data
+
+    def describe_data(data: ImageDataModule) -> dict[str, Any]:
+        roots.append(data.root)
+        return describe(data)
+
+    monkeypatch.setattr(inputs, "_describe_data", describe_data)
+    config = [Path_fr("config/fit.yaml")]
+    methods = {name: [Stage(config, {"data.init_args.root": name})] for name in ("here", "there")}
+    plan(methods, [4], [0], DATA, {})
+    assert roots == ["here", "there"]
+
+
+def test_code_is_followed_through_the_modules_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "user_package"
+    (package / "inner").mkdir(parents=True)
+    for name, text in {
+        "__init__.py": "",
+        "model.py": "from . import near\nfrom .inner import deep\nimport user_package.full\nimport json, torch\n",
+        "near.py": "from .. import nothing\n",
+        "full.py": "import user_package.model\n",
+        "unused.py": "",
+        "inner/__init__.py": "from .beside import x\n",
+        "inner/beside.py": "x = 1\n",
+        "inner/deep.py": "from ..far import x\n",
+        "far.py": "x = 1\n",
+    }.items():
+        (package / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "user_package", ModuleType("user_package"))
+    names = ("model", "near", "full", "inner", "inner.beside", "inner.deep", "far")
+    found = digest_code(["user_package.model.Own", "torch.optim.SGD", "plain words", "1.5"])
+    assert sorted(found) == sorted(["user_package", *(f"user_package.{name}" for name in names)])
+    assert found["user_package.far"] == hashlib.sha256(b"x = 1\n").hexdigest()

@@ -1,5 +1,6 @@
 """A study called again: what its data has become is trained anew and said, and two calls at once are refused."""
 
+import json
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.study import study
 from sft_lightning.study.study import COLUMNS, compared
 from tests.forks import started
-from tests.study.test_study import METHODS, results, written
+from tests.study.test_study import METHODS, by_hand, results, written
 
 ALONE = {"labels_only": METHODS["labels_only"]}
 CLASSES = ("red", "green", "blue")
@@ -107,3 +108,19 @@ def test_runs_tested_on_other_examples_are_not_compared() -> None:
     accuracies = {"alone": {4: dict.fromkeys(range(4), 0.5)}, "ours": {4: {0: 0.6, 1: 1.0, 2: 1.0, 3: 0.6}}}
     (found,) = compared(accuracies, "alone", apart)
     assert (found.seeds, round(found.mean_difference, 6)) == (2, 0.1)
+
+
+def test_pairs_that_were_tested_on_other_examples_are_left_out_of_the_verdict(tmp_path: Path) -> None:
+    runs, ledger = by_hand(tmp_path)
+    ledger.results["ours 1"]["tested"] = 60
+    for seed in range(3):
+        ledger.results[f"labels_only {seed}"]["test_set"] = "a"
+        ledger.results[f"longer {seed}"]["test_set"] = "b" if seed == 2 else "a"
+    said = study.written(tmp_path, study.collected([run for run in runs if run.final], ledger), "labels_only", "last")
+    left_out = "this pair is left out of the comparison."
+    assert f"ours, 10 labels, seed 1: tested on 60 examples, labels_only on 100; {left_out}" in said
+    assert f"longer, 10 labels, seed 2: tested on 100 examples, labels_only on other examples; {left_out}" in said
+    compared = json.loads((tmp_path / "summary.json").read_text())["comparisons"]
+    assert {one["method"]: one["seeds"] for one in compared} == {"ours": 2, "longer": 2, "wider": 3}
+    (ours,) = (one["mean_difference"] for one in compared if one["method"] == "ours")
+    assert ours == pytest.approx((0.0327 + 0.0673) / 2)
