@@ -195,4 +195,8 @@ def test_the_digest_of_a_folder_has_the_names_of_its_folders_and_no_hidden_file(
     (source / "cat" / ".DS_Store").touch()
     assert digest_folder(source) == before
     (source / "cat").rename(source / "cats")
-    assert digest_folder(source) != before
+    renamed = digest_folder(source)
+    assert renamed != before
+    draw(source.parent / "more" / "0.bmp", 7)
+    (source / "linked").symlink_to(source.parent / "more")
+    assert digest_folder(source) != renamed

@@ -1,0 +1,159 @@
+"""A run that is measured on other data, and starts whose labels were learned: what counts as the same image."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import Namespace
+
+from sft_lightning.data.datamodule import ImageDataModule
+from sft_lightning.errors import InputError
+from sft_lightning.run_data import _starts
+from tests.data.conftest import MakeFolder, picture
+from tests.data.test_run_splits import SETTINGS, ids, made, recorded, said, write_run
+
+
+@pytest.fixture
+def source(folder: MakeFolder) -> Path:
+    return folder("cat", "dog", count=20)
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Path:
+    return write_run(made(source, stage="fit"), tmp_path / "run")
+
+
+def drop_contents(run: Path) -> None:
+    """Make a split like those of versions that recorded no content."""
+    head, *lines = (run / "split.csv").read_text().splitlines()
+    (run / "split.csv").write_text("\n".join([head, *(line.rpartition(",")[0] for line in lines)]) + "\n")
+
+
+def draw_anew(folder: Path, count: int, first: int = 0) -> Path:
+    """Put other images under the names that those of the run have."""
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(first, first + count):
+            picture(folder / name / f"{i}.png", 5000 + 100 * c + i)
+    return folder
+
+
+def test_other_images_under_the_same_names_are_other_data(source: Path, run: Path, tmp_path: Path) -> None:
+    other = draw_anew(tmp_path / "other", 20)
+    now = made(other, run)
+    assert len(ids(now)["test"]) == 40
+    assert "all of its labeled images are measured" in said(now)
+    with pytest.raises(InputError, match="holds other images: go on with the same data"):
+        made(other, run, "fit")
+
+
+@pytest.mark.parametrize(("changed", "is_same"), [(4, True), (6, False)])
+def test_data_is_that_of_the_run_where_half_of_the_held_out_images_are(
+    source: Path, run: Path, tmp_path: Path, changed: int, is_same: bool
+) -> None:
+    copy = shutil.copytree(source, tmp_path / "copy")
+    held_out = recorded(run)["val"] + recorded(run)["test"]
+    assert len(held_out) == 10
+    for k, name in enumerate(held_out[:changed]):
+        picture(copy / name, 7000 + k)
+    now = made(copy, run)
+    assert ("is not the data of the run" in said(now)) is not is_same
+    assert len(ids(now)["test"]) == (6 if is_same else 32)  # of 40 without the 8 that it was trained on
+
+
+@pytest.mark.parametrize(("gone", "is_same"), [(0, True), (1, False)])
+def test_a_moved_source_of_an_earlier_version_has_all_held_out_names(
+    source: Path, run: Path, tmp_path: Path, gone: int, is_same: bool
+) -> None:
+    drop_contents(run)
+    copy = shutil.copytree(source, tmp_path / "copy")
+    picture(copy / "cat" / "new.png", 777)
+    for name in recorded(run)["test"][:gone]:
+        (copy / name).unlink()
+    now = made(copy, run)
+    assert ("is not the data of the run" in said(now)) is not is_same
+    if is_same:
+        assert ids(now) == recorded(run)
+
+
+def test_other_data_without_what_a_start_of_the_run_has_learned(source: Path, run: Path, tmp_path: Path) -> None:
+    start = write_run(made(draw_anew(tmp_path / "before", 20), stage="fit"), tmp_path / "start")
+    other = draw_anew(tmp_path / "other", 3, first=50)
+    learned = recorded(start)["labeled"][0]
+    shutil.copy(tmp_path / "before" / learned, other / "cat" / "learned.png")
+    data = ImageDataModule(**{"source": str(other), **SETTINGS, "on_leak": "raise"})  # which is for new splits
+    data.followed_run, data.starts = run, [start / "split.csv"]
+    data.setup("test")
+    assert ids(data)["test"] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)]
+    assert f"1 of 7 test images are images that {start} learned the labels of ('cat/learned.png')" in said(data)
+
+
+def test_unlabeled_images_of_other_data_are_not_measured(source: Path, run: Path, tmp_path: Path) -> None:
+    other = draw_anew(tmp_path / "other" / "train", 3, first=50).parent
+    picture(other / "unlabeled" / "0.png", 6000)
+    assert ids(made(other, run))["test"] == [f"train/{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)]
+
+
+@pytest.mark.parametrize("has_contents", [True, False])
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_labels_of_a_start_are_left_out_of_each_part(source: Path, run: Path, part: str, has_contents: bool) -> None:
+    if not has_contents:
+        drop_contents(run)
+    learned = set(recorded(run)["labeled"])
+    plain = ids(made(source, stage="fit", seed=1))[part]
+    assert learned & set(plain)
+    data = ImageDataModule(**{"source": str(source), **SETTINGS, "seed": 1})
+    data.starts = [run / "split.csv"]
+    data.setup("fit")
+    assert ids(data)[part] == [name for name in plain if name not in learned]
+
+
+def test_names_of_a_start_without_contents_count_in_the_same_source_alone(
+    source: Path, run: Path, tmp_path: Path
+) -> None:
+    drop_contents(run)
+    data = ImageDataModule(**{"source": str(draw_anew(tmp_path / "other", 20)), **SETTINGS, "seed": 1})
+    data.starts = [run / "split.csv"]
+    data.setup("fit")
+    assert (len(data.splits["test"]), said(data)) == (6, "")
+
+
+def test_a_test_part_that_was_learned_as_a_start_is_refused(source: Path, run: Path) -> None:
+    text = (run / "split.csv").read_text()
+    count = len(recorded(run)["test"]) + len(recorded(run)["labeled"])
+    text = (
+        text.replace(",test,", ",labeled,")
+        .replace('"labeled": 8', f'"labeled": {count}')
+        .replace('"test": 6', '"test": 0')
+    )
+    (run / "split.csv").write_text(text)
+    data = ImageDataModule(**{"source": str(source), **SETTINGS})
+    data.starts = [run / "split.csv"]
+    with pytest.raises(InputError, match=r"6 of 6 test images are images that .* and none is left"):
+        data.setup("fit")
+
+
+@pytest.fixture
+def start_from(tmp_path: Path) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        torch.save({}, tmp_path / name / "checkpoints" / "last.ckpt")
+        for file in ("fit.yaml", "split.csv"):
+            (tmp_path / name / file).touch()
+        return tmp_path / name
+
+    return make
+
+
+def test_both_kinds_of_weights_name_the_splits_that_were_learned(start_from: Callable[[str], Path]) -> None:
+    first, second = start_from("first"), start_from("second")
+
+    def starts(**settings: str) -> list[Path]:
+        return _starts(Namespace(model={"init_args": settings}))
+
+    assert starts(weights=str(first)) == [first / "split.csv"]
+    assert starts(weights="none", head_weights=str(second)) == [second / "split.csv"]
+    assert starts(weights=str(first), head_weights=str(second)) == [first / "split.csv", second / "split.csv"]
+    assert starts(weights=str(first), head_weights=str(first)) == [first / "split.csv"]
+    assert starts(weights="default") == []
