@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from sft_lightning.__main__ import main
 from sft_lightning.callbacks.checkpoint import RunCheckpoint
@@ -47,3 +48,23 @@ def test_a_run_that_is_called_elsewhere_names_where_it_was_started(
         assert f"the run was started in {str(workdir)!r}" in told
         assert "--data.init_args.source" in told
     assert main(["test", str(copy), "--data.init_args.source=../set"]) == 0
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_best_checkpoint_counts_with_its_score_where_it_lies_beside_the_others(
+    is_there: bool, tmp_path: Path
+) -> None:
+    old, score = "/elsewhere/checkpoints", torch.tensor(0.9)
+    best = f"{old}/best-epoch=1-accuracy=0.9000.ckpt"
+    here = tmp_path / "best-epoch=1-accuracy=0.9000.ckpt"
+    if is_there:
+        here.touch()
+    checkpoint = RunCheckpoint()
+    checkpoint.dirpath = str(tmp_path)
+    paths = {"best_model_path": best, "kth_best_model_path": best, "last_model_path": f"{old}/last.ckpt"}
+    state = {"monitor": None, "dirpath": old, "best_k_models": {best: score}, "best_model_score": score}
+    checkpoint.load_state_dict({**state, **paths, "kth_value": score, "current_score": score})
+    assert checkpoint.best_model_path == (str(here) if is_there else "")
+    assert checkpoint.best_k_models == ({str(here): score} if is_there else {})
+    assert checkpoint.best_model_score == (score if is_there else None)
+    assert checkpoint.last_model_path == (str(tmp_path / "last.ckpt") if is_there else "")

@@ -13,9 +13,11 @@ FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
 
 _TEN = ",".join("x" * 10)
 BOMB = f"a0: &a0 [{_TEN}]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
+INLINE = "[&a0 [x], " + ", ".join(f"&a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)) + "]"
 MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
 STRICT = [
     (BOMB, "its aliases (*NAME) stand for more than 10,000 values: write out"),
+    (INLINE, "its aliases (*NAME) stand for more than 10,000 values: write out"),
     (MERGED, "its aliases (*NAME) stand for more than 10,000 values: write out"),
     ("a:\n  - &a [1, *a]\n", "an alias stands inside of what it stands for (line 2): write it out"),
     (

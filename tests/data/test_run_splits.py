@@ -57,6 +57,17 @@ def test_unchanged_data_is_divided_as_the_run_did_without_a_word(source: Path, r
     assert said(again) == ""
 
 
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_what_a_new_run_says_of_its_split_is_said_again(source: Path, tmp_path: Path, stage: str) -> None:
+    for i in range(20):
+        shutil.copy(source / "cat" / f"{i}.png", source / "cat" / f"copy_{i}.png")
+    first = made(source, stage="fit")
+    assert "cat/copy_" in said(first)
+    again = made(source, write_run(first, tmp_path / "run"), stage)
+    assert ids(again) == ids(first)
+    assert said(again) == said(first)
+
+
 def test_removed_images_are_named_and_no_others_take_their_place(source: Path, run: Path) -> None:
     then = recorded(run)
     for name in then["test"][:2] + then["labeled"][:1]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sft_lightning.errors import InputError
 from sft_lightning.networks.backbones import Backbone, build_backbone
+from sft_lightning.networks.file_networks import choose_network, flatten_networks
 from sft_lightning.networks.weights import load_into, read_weights
 
 IMAGENET = pytest.approx([0.485, 0.456, 0.406])
@@ -159,6 +160,16 @@ def test_a_position_embedding_with_other_prefix_tokens_keeps_its_grid(load: Any)
     torch.testing.assert_close(own[:, :1], published["pos_embed"][:, :1])
 
 
+def test_a_position_embedding_with_fewer_prefix_tokens_keeps_those_of_the_network(load: Any) -> None:
+    published = timm.create_model("deit_tiny_patch16_224", img_size=64).state_dict()
+    backbone, said = load("timm/deit_tiny_distilled_patch16_224", published, (3, 64, 64))
+    own = backbone.net.pos_embed
+    assert own.shape[1] == 2 + 16
+    torch.testing.assert_close(own[:, 2:], published["pos_embed"][:, 1:])
+    torch.testing.assert_close(own[:, :1], published["pos_embed"][:, :1])
+    assert "pos_embed" not in said
+
+
 def test_the_position_embedding_of_torchvision_is_resampled(load: Any) -> None:
     published = torchvision.models.vit_b_32(image_size=64).state_dict()
     backbone, said = load("torchvision/vit_b_32", published, (3, 96, 96))
@@ -225,6 +236,17 @@ def test_networks_that_their_names_do_not_tell_apart_are_refused() -> None:
     both = {**_under("left.", Q), **_under("right.", K)}
     with pytest.raises(InputError, match=r"'a\.pth' hold several networks .* under 'left', 'right': save the one"):
         load_into(torchvision.models.resnet18(), both, "a.pth")
+
+
+@pytest.mark.parametrize(("left_out", "prefix"), [("layer4.1.bn2", "teacher."), ("layer", "student.")])
+def test_a_network_that_nearly_fits_could_be_meant_and_a_piece_of_one_could_not(left_out: str, prefix: str) -> None:
+    teacher = {name: tensor for name, tensor in Q.items() if not name.startswith(left_out)}
+    both = {**_under("teacher.", teacher), **_under("student.", K)}
+    assert choose_network(Q, both, "a.pth")[0] == prefix
+
+
+def test_tensors_beside_a_smaller_mapping_are_the_network() -> None:
+    assert flatten_networks({**Q, "scores": {"best": torch.ones(1)}}).keys() == {*Q, "scores.best"}
 
 
 def test_the_order_of_a_file_does_not_choose(tmp_path: Path) -> None:
