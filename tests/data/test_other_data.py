@@ -62,6 +62,16 @@ def test_data_is_that_of_the_run_where_half_of_the_held_out_images_are(
     assert len(ids(now)["test"]) == (6 if is_same else 32)  # of 40 without the 8 that it was trained on
 
 
+@pytest.mark.parametrize(("gone", "is_same"), [(5, True), (6, False)])
+def test_half_of_the_held_out_images_may_be_gone(
+    source: Path, run: Path, tmp_path: Path, gone: int, is_same: bool
+) -> None:
+    copy = shutil.copytree(source, tmp_path / "copy")
+    for name in (recorded(run)["test"] + recorded(run)["val"])[-gone:]:
+        (copy / name).unlink()
+    assert ("is not the data of the run" in said(made(copy, run))) is not is_same
+
+
 @pytest.mark.parametrize(("gone", "is_same"), [(0, True), (1, False)])
 def test_a_moved_source_of_an_earlier_version_has_all_held_out_names(
     source: Path, run: Path, tmp_path: Path, gone: int, is_same: bool

@@ -93,6 +93,25 @@ def test_fewer_groups_than_folds_make_for_fewer_folds(workdir: Path) -> None:
     assert plan.notes[1] == "3 folds in place of 5, since class 'class_0' has only 3 groups of different images"
 
 
+def test_groups_of_the_source_stay_together_and_copies_join_them(workdir: Path) -> None:
+    folder = write_copies(Path("images"), 12, 0)
+    split = labeled(folder)
+    given = [str(k // 2) for k in range(len(split.part.ids))]
+    split.part.groups = given
+    plan = plan_folds(split, Geometry(), 3, ["class_0", "class_1"])
+    assert plan.groups == [given[i] for i in split.indices]
+    assert (plan.folds, plan.notes) == (3, [])
+    first, other = split.part.ids[0], split.part.ids[2]  # of one class and of two groups
+    shutil.copy(folder / first, folder / other)
+    split = labeled(folder)
+    split.part.groups = given
+    joined = plan_folds(split, Geometry(), 2, ["class_0", "class_1"]).groups
+    assert joined is not None
+    assert len(set(joined)) == 5
+    of = dict(zip(split.ids, joined, strict=True))
+    assert len({of[split.part.ids[k]] for k in range(4)}) == 1
+
+
 def test_a_class_of_copies_of_one_image_is_refused(workdir: Path) -> None:
     write_copies(Path("images"), 2, 5)
     with pytest.raises(InputError, match="the labeled images of class 'class_0' are copies of each other"):
