@@ -139,6 +139,29 @@ def test_labels_that_changed_are_named(source: Path, tmp_path: Path) -> None:
     assert f"1 image has another label than in the run: {first} ({label} then, {other[label]} now)" in said(now)
 
 
+def test_a_label_that_changed_is_named_where_a_table_states_the_split(source: Path, tmp_path: Path) -> None:
+    def write(changed: str) -> Path:
+        rows = ["path,label,split"]
+        for c in ("cat", "dog"):
+            for i in range(20):
+                label = {"cat": "dog", "dog": "cat"}[c] if f"{c}/{i}.png" == changed else c
+                rows.append(f"{c}/{i}.png,{label},{'train' if i < 10 else 'val' if i < 15 else 'test'}")
+        (source / "list.csv").write_text("\n".join(rows) + "\n")
+        return source / "list.csv"
+
+    def open_source(changed: str, run: Path | None = None) -> ImageDataModule:
+        data = ImageDataModule(str(write(changed)), image_size=8, num_workers=0)
+        data.followed_run = run
+        data.setup("test" if run else "fit")
+        return data
+
+    run = write_run(open_source(""), tmp_path / "run")
+    assert said(open_source("", run)) == ""
+    now = open_source("cat/19.png", run)
+    assert ids(now) == recorded(run)
+    assert "1 image has another label than in the run: cat/19.png (cat then, dog now)" in said(now)
+
+
 def test_a_copy_at_another_place_is_the_data_of_the_run(source: Path, run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(source, tmp_path / "elsewhere")
     assert ids(made(copy, run)) == recorded(run)
