@@ -113,6 +113,33 @@ def test_a_test_file_that_now_holds_a_training_image_is_left_out(source: Path, r
     assert f"1 image has other content than in the run: {then['test'][1]}" in said(now)
 
 
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_a_test_file_with_other_content_is_named(source: Path, run: Path, is_copy: bool) -> None:
+    first, second = recorded(run)["test"][:2]
+    if is_copy:  # of an image that the run was not trained on
+        shutil.copy(source / second, source / first)
+    else:
+        picture(source / first, 779)
+    now = made(source, run)
+    assert ids(now) == recorded(run)
+    assert f"1 image has other content than in the run: {first}" in said(now)
+    assert "trained on" not in said(now)
+
+
+def test_images_of_a_second_source_stay_where_others_are_gone(source: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / "second" / f"{i}.png", 600 + i)
+    settings: dict[str, Any] = {"unlabeled_source": str(tmp_path / "second")}
+    run = write_run(made(source, stage="fit", **settings), tmp_path / "run")
+    then = recorded(run)
+    assert then["unlabeled"] == [f"{tmp_path / 'second'}:{i}.png" for i in range(3)]
+    (source / then["test"][0]).unlink()
+    picture(tmp_path / "second" / "new.png", 700)
+    now = made(source, run, "fit", **settings)
+    assert ids(now) == {**then, "test": then["test"][1:]}
+    assert f"1 image is not in the run's split and left out: {tmp_path / 'second'}:new.png" in said(now)
+
+
 def test_a_training_image_that_now_is_a_test_image_is_not_trained_on(source: Path, run: Path) -> None:
     then = recorded(run)
     shutil.copy(source / then["test"][0], source / then["labeled"][0])

@@ -10,6 +10,7 @@ from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, SemiSu
 from sft_lightning.errors import InputError
 from sft_lightning.losses.mixmatch import MixMatch
 from sft_lightning.losses.supcon import SupCon
+from sft_lightning.paradigms.class_weights import order_weights
 from tests.paradigms.helpers import SHAPE, sample, trainer
 
 COUNTS = torch.tensor([190.0, 8.0])
@@ -59,3 +60,30 @@ def test_settings_of_a_loss_that_is_not_used_are_refused(kind: str, settings: di
         model = DecoupledFeatureClassifier(SupCon(), head="nearest_class_mean", **shared)
     with pytest.raises(InputError, match=f"{next(iter(settings))} is set, but {kind}"):
         trainer().fit(model, sample())
+
+
+def test_weights_by_name_follow_the_order_of_the_classes() -> None:
+    assert order_weights({"dog": 2.0, "cat": 1.0, "1": 3.0}, ["1", "cat", "dog"], 3).tolist() == [3, 1, 2]
+    given: dict[Any, float] = {2: 5.0, 1: 4.0}  # as YAML reads them
+    assert order_weights(given, ["1", "2"], 2).tolist() == [4, 5]
+    assert order_weights([2.0, 1.0], None, 2).tolist() == [2, 1]
+    assert order_weights("balanced", ["a", "b"], 2).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"cat": 1.0}, "names the classes 'cat', the data has 'cat', 'dog': give each class a weight"),
+        ({"cat": 1.0, "dog": 2.0, "Dog": 3.0}, "names the classes 'cat', 'dog', 'Dog', the data has"),
+        ({"cat": 1.0, "dgo": 2.0}, "names the classes 'cat', 'dgo', the data has"),
+        ([1.0], "has 1 numbers for 2 classes: give one each"),
+        ([1.0, 2.0, 3.0], "has 3 numbers for 2 classes: give one each"),
+        ([1.0, 0.0], r"\[1\] is 0.0: give a number above 0"),
+        ([1.0, float("inf")], r"\[1\] is inf: give a number above 0"),
+        ({"cat": float("nan"), "dog": 1.0}, r"\[cat\] is nan: give a number above 0"),
+        ({"cat": 1.0, "dog": -1.0}, r"\[dog\] is -1.0: give a number above 0"),
+    ],
+)
+def test_weights_that_do_not_fit_the_classes_are_refused(weights: Any, said: str) -> None:
+    with pytest.raises(InputError, match=f"class_weights ?{said}"):
+        order_weights(weights, ["cat", "dog"], 2)

@@ -13,7 +13,7 @@ from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
 from sft_lightning.preflight.copies import Copies, find_copies, groups_of
-from sft_lightning.preflight.duplicates import Floats, differences
+from sft_lightning.preflight.duplicates import FIELD, WHOLE, Floats, differences
 from sft_lightning.preflight.looks import Look, Pixels, look_at
 
 
@@ -52,6 +52,30 @@ def test_changed_copies_are_near_copies(change: str) -> None:
     assert copies.sets[:20] == copies.sets[20:]
     assert len(set(copies.sets)) == 20
     assert (copies.exact, copies.near) == (0, 20)
+
+
+def test_copies_are_found_across_the_chunks_of_large_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sft_lightning.preflight.copies.CHUNK", 7)
+    originals = [scene(i) for i in range(20)]
+    copies = find_copies(looks([*originals, *map(resave, originals), *(resave(ImageOps.mirror(i)) for i in originals)]))
+    assert copies.sets[:20] == copies.sets[20:40] == copies.sets[40:]
+    assert len(set(copies.sets)) == 20
+
+
+@pytest.mark.parametrize("change", ["one field", "all fields"])
+def test_images_that_differ_in_one_field_or_a_little_everywhere_are_no_copies(change: str) -> None:
+    base = np.array(scene(0)).astype(float) / 2 + 64
+    fields = np.zeros((8, 8))
+    if change == "one field":
+        fields[3, 3] = 0.6
+    else:
+        fields[:] = 0.21 * (-1.0) ** np.add.outer(range(8), range(8))
+    offsets = np.kron(fields, np.ones((8, 8)))[..., None] * base.std()
+    a, b = (Image.fromarray(pixels.round().astype(np.uint8)) for pixels in (base, base + offsets))
+    one, other = (look.small for look in looks([a, b]) if isinstance(look, Look))
+    whole, field = (float(found[0]) for found in differences(one[None], other[None]))
+    assert (whole < WHOLE < FIELD < field) if change == "one field" else (WHOLE < whole < field < FIELD)
+    assert find_copies(looks([a, b])).near == 0
 
 
 def test_exact_copies_and_those_of_near_copies_are_in_one_set() -> None:
