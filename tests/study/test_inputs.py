@@ -245,14 +245,16 @@ def test_each_source_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_setting_of_the_data_is_in_the_key(project: Path) -> None:
-    before, after = planned(), planned(**{"data.init_args.image_size": 12})
+    larger: dict[str, Any] = {"data.init_args.image_size": 12}
+    before, after = planned(), planned(**larger)
     assert reasons(before, after) == ["Settings changed since (data): 1 training is done anew."]
 
 
 def test_the_key_of_settings_that_cannot_be_parsed_follows_them_and_their_files(project: Path) -> None:
-    keys = [planned(**{"model.init_args.nonsense": value})[0].key for value in (1, 2)]
+    options: list[dict[str, Any]] = [{"model.init_args.nonsense": value} for value in (1, 2)]
+    keys = [planned(**given)[0].key for given in options]
     replace_text("config/inner/optimizer.yaml", "0.1", "0.2")
-    keys.append(planned(**{"model.init_args.nonsense": 1})[0].key)
+    keys.append(planned(**options[0])[0].key)
     assert len(set(keys)) == 3
 
 
