@@ -3,7 +3,7 @@
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageCms, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from sft_lightning.data.image_files import DEEP_MODES, LARGE, one_large_image, open_image_file
 from sft_lightning.data.value_ranges import UNKNOWN, ValueRanges, to_eight_bits
@@ -50,7 +50,7 @@ def convert_image(
     """Decode an open file as `open_image` does, for callers that ask more of the file than its pixels.
 
     Args:
-        file: From `open_image_file`. Its pixels are loaded and upright afterward.
+        file: From `open_image_file`. Its pixels are loaded afterward.
         channels: 1 or 3.
         background: Color under transparent pixels.
         enough: Least length of the shorter side, see `open_image`.
@@ -71,10 +71,11 @@ def convert_image(
             file.draft(None, (file.width // parts, file.height // parts))
     with one_large_image(file.size):
         file.load()
-        ImageOps.exif_transpose(file, in_place=True)
         image: Image.Image = file
-        if image.mode in DEEP_MODES:
-            image = to_eight_bits(image, ranges)
+        if file.mode in DEEP_MODES:  # before the image is turned, which takes a second one of its size
+            image = to_eight_bits(file, ranges)
+            image.getexif()[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.width * image.height <= LARGE:
             return _flatten(image, channels, background)
         factor = 1 if enough is None else max(1, min(image.size) // enough)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TextIO
 from PIL import Image
 
 from sft_lightning.data.broken import UNREADABLE, check_file, printable, reason
-from sft_lightning.data.value_ranges import ValueFacts, deep_pixels, measure_values
+from sft_lightning.data.value_ranges import ValueFacts, measure_values
 from sft_lightning.files import locked
 from sft_lightning.progress_lines import Progress
 
@@ -276,9 +276,9 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
             with one_large_image(image.size):
                 image.load()
                 if wants and is_halved:
-                    brightest = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
+                    brightest = max(high for _, high in image.getextrema()[:3])  # type: ignore[misc]
                 elif wants:
-                    values = measure_values(deep_pixels(image))
+                    values = measure_values(image)
         return ImageFacts(*image.size, values, brightest, _has_pages(image))
 
 

@@ -6,7 +6,7 @@ by each image's own maximum would make the same tissue bright in one image and d
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,42 +85,50 @@ class ValueFacts(NamedTuple):
     is_finite: bool
 
 
-def deep_pixels(image: Image.Image) -> npt.NDArray[Any]:
-    """Return the values of an image of more than 8 bits, unsigned where its TIFF says so.
+def _read_strips(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yield the first row and the values of each strip, as NumPy's copy of a whole image takes twice its memory.
 
     Args:
-        image: Loaded, of one of `DEEP_MODES`.
+        image: Loaded, of one of `DEEP_MODES`. Values are unsigned where its TIFF says so.
     """
-    pixels = np.asarray(image)
     tags = getattr(image, "tag_v2", None)
-    if image.mode == "I" and tags is not None and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
-        return pixels.view(np.uint32)  # Pillow has no such mode: 3 billion would be negative
-    return pixels
+    is_unsigned = image.mode == "I" and tags is not None and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
+    rows = max(1, _ROWS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        yield top, strip.view(np.uint32) if is_unsigned else strip  # Pillow would make 3 billion negative
 
 
-def measure_values(pixels: npt.NDArray[Any]) -> ValueFacts:
+def measure_values(image: Image.Image) -> ValueFacts:
     """Measure the values of one image.
 
     Args:
-        pixels: From `deep_pixels`.
+        image: Loaded, of one of `DEEP_MODES`.
 
     Raises:
         OSError: No value is finite.
     """
-    is_float = pixels.dtype.kind == "f"
-    sample = pixels.reshape(-1)[:: max(1, pixels.size // _SAMPLE)]
-    is_finite = True
-    if is_float:
-        mask = np.isfinite(pixels)
-        is_finite = bool(mask.all())
-        if not is_finite:
-            pixels, sample = pixels[mask], sample[np.isfinite(sample)]
-            if not pixels.size:
-                raise OSError("none of its values is finite")
-            _warn_of_not_finite()
-            sample = sample if sample.size else pixels
-    low, high = np.quantile(sample.astype(np.float64), (_TAIL, 1 - _TAIL))
-    return ValueFacts(is_float, float(pixels.min()), float(pixels.max()), float(low), float(high), is_finite)
+    step = max(1, image.width * image.height // _SAMPLE)
+    # Allocated at once: what each strip leaves behind would keep the memory of the strip from the next one.
+    sample = np.empty(-(-image.width * image.height // step))
+    filled, lowest, highest, is_finite = 0, math.inf, -math.inf, True
+    for top, strip in _read_strips(image):
+        values = strip.reshape(-1)
+        some = values[-top * image.width % step :: step]  # each `step`th value of the whole image
+        sample[filled : filled + len(some)] = some
+        filled += len(some)
+        if image.mode == "F" and not (mask := np.isfinite(values)).all():
+            is_finite, values = False, values[mask]
+        if values.size:
+            lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+    if lowest > highest:
+        raise OSError("none of its values is finite")
+    if not is_finite:
+        _warn_of_not_finite()
+        sample = sample[np.isfinite(sample)]
+    # None of the sample may be finite.
+    low, high = np.quantile(sample, (_TAIL, 1 - _TAIL)) if sample.size else (lowest, highest)
+    return ValueFacts(image.mode == "F", lowest, highest, float(low), float(high), is_finite)
 
 
 def _warn_of_not_finite() -> None:
@@ -182,33 +190,31 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
     Raises:
         OSError: No value is finite.
     """
-    pixels = deep_pixels(image)
-    is_float = pixels.dtype.kind == "f"
+    is_float = image.mode == "F"
     scale = ranges.floats if is_float else ranges.integers
     if scale is None:
         # Of one line, so that it is shown once, with the name of the file.
         warnings.warn(
             "no scale is known for its values of more than 8 bits: set value_range", RuntimeWarning, stacklevel=1
         )
-    if scale is None and pixels.dtype.itemsize == 2:
+    if scale is None and image.mode.startswith("I;16"):
         scale = 0.0, 65535.0
     if scale is None:
-        own = choose_ranges([measure_values(pixels)])
+        own = choose_ranges([measure_values(image)])
         scale = own.floats or own.integers or (0.0, 1.0)
     low, high = scale
-    made = np.empty(pixels.shape, np.uint8)
-    rows = max(1, _ROWS // max(1, image.width))
-    for top in range(0, len(pixels), rows):
-        part = pixels[top : top + rows].astype(np.float64)
+    tags = getattr(image, "tag_v2", None)
+    white_is_zero = tags is not None and tags.get(262) == 0  # which Pillow applies to 8 bits only
+    clear = image.info.get("transparency")  # one gray value of a 16-bit PNG that stands for nothing
+    gray = Image.new("LA" if isinstance(clear, int) else "L", image.size)
+    for top, strip in _read_strips(image):
+        part = strip.astype(np.float64)
         if is_float and not np.isfinite(part).all():
             _warn_of_not_finite()
             part = np.nan_to_num(part, nan=low, posinf=high, neginf=low)
-        made[top : top + rows] = np.clip((part - low) / (high - low) * 255.0, 0, 255).round()
-    tags = getattr(image, "tag_v2", None)
-    if tags is not None and tags.get(262) == 0:  # white is zero, which Pillow applies to 8 bits only
-        np.subtract(255, made, out=made)
-    gray = Image.fromarray(made)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):  # one gray value of a 16-bit PNG that stands for nothing
-        gray.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+        made = np.clip((part - low) / (high - low) * 255.0, 0, 255).round().astype(np.uint8)
+        one = Image.fromarray(255 - made if white_is_zero else made)
+        if isinstance(clear, int):
+            one.putalpha(Image.fromarray(np.where(strip == clear, 0, 255).astype(np.uint8)))
+        gray.paste(one, (0, top))
     return gray

@@ -2,6 +2,7 @@
 
 import csv
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data import image_files
+from sft_lightning.data import image_files, value_ranges
 from sft_lightning.data.images import open_image
 from sft_lightning.data.pixel_scale import check_value_range
 from sft_lightning.data.sharding import write_shards
@@ -68,7 +69,7 @@ def even(value: float, kind: Any) -> npt.NDArray[Any]:
     ],
 )
 def test_one_range_holds_all_images(kind: Any, values: tuple[float, float], expected: tuple[float, float]) -> None:
-    chosen = choose_ranges(measure_values(even(value, kind)) for value in values)
+    chosen = choose_ranges(measure_values(Image.fromarray(even(value, kind))) for value in values)
     assert chosen == (ValueRanges(floats=expected) if kind is np.float32 else ValueRanges(integers=expected))
 
 
@@ -205,3 +206,46 @@ def test_white_may_be_zero(tmp_path: Path) -> None:
     with Image.open(tmp_path / "x.tif") as file:
         assert file.tag_v2[262] == 0  # type: ignore[attr-defined]
     assert np.array(open_image(tmp_path / "x.tif", 1)).max() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*some values are NaN")
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_strips_are_measured_and_scaled_as_the_whole_image(
+    kind: Any, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = (np.random.default_rng(0).random((101, 79)) * 3000).astype(kind)
+    if kind is np.float32:
+        pixels[40, ::2] = np.nan
+    path = tmp_path / ("x.png" if kind is np.uint16 else "x.tif")  # Pillow itself turns TIFFs
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    gray = np.asarray(open_image(path, 1, ranges=ValueRanges((0, 3000), (0, 3000))))
+    expected = np.clip(np.nan_to_num(pixels.astype(float)) / 3000 * 255, 0, 255).round().astype(np.uint8)
+    assert np.array_equal(gray, np.rot90(expected, -1) if orientation == 6 else expected)
+    monkeypatch.setattr(value_ranges, "_SAMPLE", 700)
+    facts = measure_values(Image.fromarray(pixels))
+    each = pixels.reshape(-1)[:: pixels.size // 700].astype(float)
+    low, high = np.quantile(each[np.isfinite(each)], (0.001, 0.999))
+    assert facts[:5] == (kind is np.float32, np.nanmin(pixels), np.nanmax(pixels), low, high)
+    monkeypatch.setattr(value_ranges, "_ROWS", 300)
+    assert measure_values(Image.fromarray(pixels)) == facts
+    again = open_image(path, 1, ranges=ValueRanges((0, 3000), (0, 3000)))
+    assert np.array_equal(np.asarray(again), gray)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_a_large_image_is_not_copied_as_a_whole(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies by NumPy are traced; the image itself, which Pillow holds, is not."""
+    Image.fromarray(np.ones((2000, 2000), kind)).save(tmp_path / "x.tif")
+    monkeypatch.setattr(value_ranges, "_ROWS", 2**14)
+    monkeypatch.setattr(value_ranges, "_SAMPLE", 2**12)
+    open_image(tmp_path / "x.tif", 1)  # imports
+    tracemalloc.start()
+    try:
+        image_files.inspect_image(tmp_path / "x.tif", lambda mode: True)
+        open_image(tmp_path / "x.tif", 1)
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000  # of 8 or 16 million bytes
+    finally:
+        tracemalloc.stop()
