@@ -57,6 +57,7 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
             tags = getattr(image, "tag_v2", {})
             if tags.get(339, (1,))[0] == 2 and tags.get(258, (0,))[0] == 8:
                 raise OSError("its pixels are signed integers of 8 bits, which Pillow reads as unsigned: convert it")
+            _check_bands(image)
             if image.mode not in READABLE_MODES | DEEP_MODES:
                 raise OSError(f"its pixels are of the mode {image.mode!r}, which cannot be converted to RGB")
             yield image
@@ -72,6 +73,32 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise anything: NotImplementedError, struct.error, IndexError, ...
         said = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise OSError(f"its content cannot be decoded ({said})") from error
+
+
+_COLOR_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # of a TIFF, by its PhotometricInterpretation
+_ALPHA = (1, 2, 999)  # values of ExtraSamples
+
+
+def _check_bands(image: Image.Image) -> None:
+    """Warn of bands of a TIFF that are neither color nor transparency, such as near infrared.
+
+    Raises:
+        OSError: Pillow would read other values.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bands, kinds = tags.get(277, 1), tags.get(338, ())
+    extra = bands - _COLOR_BANDS.get(tags.get(262), bands)
+    left_out = extra - sum(kind in _ALPHA for kind in kinds[:extra])
+    if extra > 0 and tags.get(284) == 2 and image.mode in ("LA", "La", "PA"):
+        raise OSError("its gray and its transparency lie in separate planes, which Pillow reads wrongly: convert it")
+    if left_out > 0 and not kinds and image.mode == "RGBA":
+        warnings.warn(f"the last of its {bands} bands is read as transparency, which it does not say", stacklevel=1)
+    elif left_out > 0:
+        warnings.warn(
+            f"{left_out} of its {bands} bands {'is' if left_out == 1 else 'are'} left out, as only those of color and "
+            "transparency are read",
+            stacklevel=1,
+        )
 
 
 @contextmanager
