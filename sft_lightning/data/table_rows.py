@@ -55,10 +55,29 @@ class TableRows:
             with self._path.open(newline="", encoding=encoding) as file:
                 yield from self._csv_rows(_Lines(self._where, file))
         except UnicodeError as error:
-            reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
-            raise InputError(f"{self._where} is not UTF-8 text ({reason}): save it as UTF-8") from error
+            if encoding == "utf-16":
+                raise InputError(f"{self._where} begins as UTF-16 text and is damaged: save it as UTF-8") from error
+            raise InputError(self._describe_encoding()) from error
         except OSError as error:
             raise InputError(f"{self._where} cannot be read ({error.strerror}): mend its permissions") from error
+
+    def _describe_encoding(self) -> str:
+        """Name the first line that is not UTF-8, what it would be on Windows, and programs that convert it."""
+        what = ""
+        with self._path.open("rb") as raw:
+            for number, line in enumerate(raw, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    byte = line[error.start : error.start + 1]
+                    meant = byte.decode("cp1252", errors="ignore")
+                    also = f", {meant!r} in Windows-1252" if meant else ""
+                    what = f", line {number}: byte {error.start + 1} (0x{byte.hex()}{also})"
+                    break
+        return (
+            f"{self._where}{what} is not UTF-8 text: save it as 'CSV UTF-8' in a spreadsheet program, or convert it by "
+            "`iconv -f WINDOWS-1252 -t UTF-8`"
+        )
 
     def _csv_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
         delimiter, names = self._header(lines)

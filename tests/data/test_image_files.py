@@ -107,6 +107,7 @@ def test_a_turned_tiff_is_the_same_by_path_and_by_bytes(tmp_path: Path) -> None:
         assert np.array_equal(np.array(open_image(source, 1)), np.rot90(pixels, -1))
 
 
+@pytest.mark.filterwarnings("ignore:.*bands is left out")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])
 def test_all_modes_of_eight_bits_become_gray_and_rgb(mode: str, tmp_path: Path) -> None:
     Image.new("RGB" if mode == "LAB" else mode, (8, 8)).save(tmp_path / "x.tif")

@@ -107,7 +107,11 @@ def test_tables_that_say_the_same_are_read_alike(text: str | bytes, place: Path)
         ('path,label\n0.png,"x""\ny"\n1.png,"a"b\n', "line 2: a quote that opens"),
         (lines().replace("2.png,cat", "2.png,c\0at"), "line 4: it has a NUL byte"),
         (lines().encode("utf-16-le"), "line 1: it has a NUL byte: save the table as UTF-8"),
-        (lines().replace("cat", "k\u00e4t").encode("latin-1"), "is not UTF-8 text"),
+        (
+            lines().replace("cat", "k\u00e4t").encode("cp1252"),
+            "m.csv', line 2: byte 8 (0xe4, '\u00e4' in Windows-1252) is not UTF-8 text: save it as 'CSV UTF-8' in",
+        ),
+        (lines().encode("utf-16")[:-1], "begins as UTF-16 text and is damaged: save it as UTF-8"),
         # Columns.
         ("path,label,label\n0.png,cat,dog\n", "has the column 'label' twice (columns 2 and 3)"),
         ("path,label,Label\n0.png,cat,dog\n", "has the column 'label' twice (columns 2 and 3)"),
