@@ -75,7 +75,7 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
         raise OSError(f"its content cannot be decoded ({said})") from error
 
 
-_COLOR_BANDS: dict[object, int] = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # of a TIFF, by its PhotometricInterpretation
+_COLOR_BANDS: dict[object, int] = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # of a TIFF, by its color space
 _ALPHA = (1, 2, 999)  # values of ExtraSamples
 
 
