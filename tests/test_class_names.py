@@ -19,12 +19,14 @@ ORDERED = [
     ["1", "2", "10"],
     ["-1", "0", "0.5", "1e3", "cat"],
     ["class 2", "class 10", "class 10a"],
-    ["apple", "Banana", "cherry"],
+    ["class 002", "class 10"],
+    ["aa", "Banana", "c"],
     ["Cat", "cat", "cat 2"],
     ["01", "1", "02"],
     ["img9", "img" + "9" * 5000],
-    ["7", "b", "nan"],
+    ["7", "b", "inf", "nan"],
     ["a", "e\u0301a", "\u00e9b"],
+    ["z", "e\u0301a", "\u00e9b"],
 ]
 
 
@@ -44,6 +46,7 @@ def test_natural_order_whatever_the_order_before(names: list[str]) -> None:
         (["1"], ["01"], [-1]),
         (["caf\u00e9"], ["tea", "cafe\u0301"], [1]),
         ([], ["a"], []),
+        (["crane"], ["x", "crane", "crane"], [1]),
         (["crane", "crane"], ["crane", "crane"], [0, 1]),
     ],
 )
@@ -55,6 +58,7 @@ def test_sentences() -> None:
     assert list_classes([str(i) for i in range(7)]) == "'0', '1', '2', '3', '4' and 2 more"
     assert list_classes([]) == "none"
     assert describe_difference(["a", "b"], ["b", "a"]) == "class 0 is 'a' in the model and 'b' in the data"
+    assert describe_difference(["a"], ["a", "b"]) == "only the model has none, only the data has 'b'"
     assert describe_difference(["a"], ["b"]) == "only the model has 'a', only the data has 'b'"
 
 
