@@ -99,6 +99,7 @@ def test_runs_tested_on_other_examples_are_not_compared() -> None:
 
     rows = [row("alone", seed, 24, "a") for seed in range(4)]
     rows += [row("ours", 4, 24, "a")]  # without a partner
+    rows += [row("alone", 5, 24, "e"), row("ours", 5, 24, "e")]  # each seed has a split of its own
     rows += [row("ours", 0, 24, "a"), row("ours", 1, 60, "b"), row("ours", 2, 24, "c"), row("ours", 3, 24, "")]
     apart = study._tested_otherwise(rows, "alone")
     assert list(apart.values()) == [
