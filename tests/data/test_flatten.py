@@ -49,6 +49,7 @@ def test_every_opacity_of_every_value() -> None:
         assert _flatten(image, 3, background).tobytes() == composite(image, 3, background).tobytes()
 
 
+@pytest.mark.filterwarnings("error")  # Pillow warns where a palette with opacity becomes RGB
 @pytest.mark.parametrize("colors", [2, 5, 200, 256])
 def test_palettes_with_transparent_colors(colors: int) -> None:
     draw = np.random.default_rng(colors)

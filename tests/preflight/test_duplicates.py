@@ -14,8 +14,8 @@ from sft_lightning import ImageDataModule
 from sft_lightning.data.images import Geometry, MemoryImages
 from sft_lightning.data.parts import Part
 from sft_lightning.data.splits import Split
-from sft_lightning.preflight.duplicates import Pair, coefficients, differences, duplicates
-from sft_lightning.preflight.looks import Look, Seen, look_at
+from sft_lightning.preflight.duplicates import Pair, _Table, coefficients, differences, duplicates
+from sft_lightning.preflight.looks import Look, Seen, find_contents, look_at
 from tests.preflight.conftest import Crop
 
 
@@ -158,13 +158,16 @@ def test_a_crowd_within_a_split_does_not_hide_a_leak(crop: Crop) -> None:
 def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
     (look,) = split("labeled", [crop(2)]).looks
     assert isinstance(look, Look)
-    part = Part(MemoryImages(torch.zeros(40, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(40)], torch.zeros(40))
-    crowd = [replace(look, size=(96, 97 + i)) for i in range(40)]  # of other sizes, so that they are not equal
-    seen = Seen("labeled", Split(part, list(range(40))), [*crowd])
+    part = Part(
+        MemoryImages(torch.zeros(400, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(400)], torch.zeros(400)
+    )
+    crowd = [replace(look, size=(96, 97 + i)) for i in range(400)]  # of other sizes, so that they are not equal
+    seen = Seen("labeled", Split(part, list(range(400))), [*crowd])
     exact, near = duplicates([split("test", [crop(2), crop(3)]), seen])
     assert places(exact) == []
+    assert _Table(seen, find_contents(seen.looks)).offered.tolist() == [0]  # or each would be compared with each
     assert [place for place in places(near) if place[0] == "test"] == [("test", 0, "labeled", 0)]
-    assert places(near)[:-1] == [("labeled", i, "labeled", 0) for i in range(1, 40)]
+    assert places(near)[:-1] == [("labeled", i, "labeled", 0) for i in range(1, 400)]
 
 
 def test_pictures_of_one_color_are_only_compared_exactly() -> None:

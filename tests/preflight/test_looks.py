@@ -77,6 +77,7 @@ def test_only_images_that_look_alike_are_decoded_again(
     seen = {name: see(tmp_path / name) for name in names}
     assert seen["large.png"].key == seen["nearly.png"].key
     (tmp_path / "gone.png").unlink()
+    (tmp_path / "too.png").unlink()
     decoded: list[Path] = []
 
     def decode(path: Path, *more: Any, **settings: Any) -> Image.Image:
