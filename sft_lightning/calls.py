@@ -9,6 +9,7 @@ from typing import Any
 from sft_lightning.arguments import Parser
 from sft_lightning.commands import COMMANDS
 from sft_lightning.console import quiet
+from sft_lightning.process import preserve_process
 
 
 def call(words: Sequence[str]) -> None:
@@ -20,21 +21,23 @@ def call(words: Sequence[str]) -> None:
     Raises:
         InputError: The input is wrong.
     """
-    quiet()
     name, *rest = words
     if COMMANDS[name].takes_fit and "torch" not in sys.modules:
         sys.stderr.write(f"sft-lightning {name}: importing PyTorch ...\n")  # which takes seconds
         sys.stderr.flush()
     module, _, attribute = COMMANDS[name].function.partition(":")
+    # Imported first: what Lightning sets up when it is imported stays, and is no change of the command.
     function = getattr(importlib.import_module(module), attribute)
-    given = {} if COMMANDS[name].takes_fit else _options(name, function, rest)
-    if "torch" in sys.modules:  # else the command needs none of it, and answers before it would be imported
-        from sft_lightning.cli import prepare
+    with preserve_process():
+        quiet()
+        given = {} if COMMANDS[name].takes_fit else _options(name, function, rest)
+        if "torch" in sys.modules:  # else the command needs none of it, and answers before it would be imported
+            from sft_lightning.cli import prepare
 
-        prepare()
-    found = function(rest) if COMMANDS[name].takes_fit else function(**given)
-    if found:  # of a process beside the first: nothing
-        sys.stdout.write(f"{_told(name, found)}\n")
+            prepare()
+        found = function(rest) if COMMANDS[name].takes_fit else function(**given)
+        if found:  # of a process beside the first: nothing
+            sys.stdout.write(f"{_told(name, found)}\n")
 
 
 def _options(name: str, function: Any, words: list[str]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from sft_lightning.losses import feature_losses, regularizers, strategies  # noq
 from sft_lightning.mistakes import NOTHING
 from sft_lightning.options import LINKED, takes_null
 from sft_lightning.predict import take_classes, without_source
+from sft_lightning.process import preserve_process
 from sft_lightning.resumed import keep_settings
 from sft_lightning.run_data import name_start, set_splits
 from sft_lightning.run_lock import RunLock, is_trained
@@ -285,7 +286,7 @@ class Built(SFTCLI):
 
 
 def prepare() -> None:
-    """Sets up the process for a command."""
+    """Set up the process for a command, inside of `preserve_process`."""
     quiet()
     spare_cpu()
     if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
@@ -295,6 +296,9 @@ def prepare() -> None:
 def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
     """Runs one command and gives back what took part: `trainer`, `model`, `datamodule`.
 
+    The settings of the process are as before when it ends. Who goes on with the trainer, and wants the command's
+    settings for that (such as `trainer.deterministic`), does so inside of `preserve_process`.
+
     Args:
         args: Words of the command line, the command first.
         kind: What reads them.
@@ -302,26 +306,27 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
     Raises:
         InputError: The input is wrong.
     """
-    prepare()
-    # In a context of its own: jsonargparse leaves the parser in it, and with that model, data and trainer.
-    return copy_context().run(
-        kind,
-        LightningModule,
-        subclass_mode_model=True,
-        datamodule_class=None,
-        save_config_callback=RunFolder,
-        save_config_kwargs={"words": list(args)},
-        parser_class=FitParser,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults={
-            "enable_autolog_hparams": False,  # `RunFolder` logs all settings of the config
-            "enable_model_summary": False,  # one line says what a user needs of it
-            "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
-            "use_distributed_sampler": False,  # our loaders know rank and world size
-        },
-        args=with_config(arranged(args)),
-    )
+    with preserve_process():
+        prepare()
+        # In a context of its own: jsonargparse leaves the parser in it, and with that model, data and trainer.
+        return copy_context().run(
+            kind,
+            LightningModule,
+            subclass_mode_model=True,
+            datamodule_class=None,
+            save_config_callback=RunFolder,
+            save_config_kwargs={"words": list(args)},
+            parser_class=FitParser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "enable_autolog_hparams": False,  # `RunFolder` logs all settings of the config
+                "enable_model_summary": False,  # one line says what a user needs of it
+                "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
+                "use_distributed_sampler": False,  # our loaders know rank and world size
+            },
+            args=with_config(arranged(args)),
+        )
 
 
 def leave() -> None:

@@ -52,6 +52,14 @@ _WARNINGS = (
     r"You are using a CUDA device .* that has Tensor Cores.*",
 )
 
+_OURS = "sft_lightning"
+_OF_LIGHTNING = tuple(
+    f"{name}{child}"
+    for name in ("lightning.pytorch", "lightning.fabric")
+    for child in ("", ".utilities.rank_zero", ".utilities.seed")
+)
+LOGGERS = (_OURS, *_OF_LIGHTNING)  # what `quiet` changes
+
 
 class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
@@ -63,12 +71,11 @@ _QUIET = _Quiet()
 
 def quiet() -> None:
     """Silences the lists above."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for child in (name, f"{name}.utilities.rank_zero", f"{name}.utilities.seed"):
-            logging.getLogger(child).addFilter(_QUIET)
+    for name in _OF_LIGHTNING:
+        logging.getLogger(name).addFilter(_QUIET)
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
-    own = logging.getLogger("sft_lightning")
+    own = logging.getLogger(_OURS)
     if not own.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))

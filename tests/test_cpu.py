@@ -24,11 +24,20 @@ def left(): return int((tiny * 0.5 != 0).sum())
 with flush_denormals(): inside = left()
 print(inside, left() > 0, "PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ, torch.cuda.is_available())
 """
-COMMAND = (
-    "from sft_lightning.cli import run\n"
-    f"run(['fit', '--config', {str(Path(__file__).parents[1] / 'configs/quickstart/fine_tune.yaml')!r}, "
-    "'--trainer.fast_dev_run=true', '--trainer.accelerator=cpu'])"
-)
+# Looks before the command ends, which puts back what it has changed.
+COMMAND = """
+from sft_lightning.cli import SFTCLI, run
+class Watching(SFTCLI):
+    def after_fit(self):
+        runpy.run_path("watch.py")
+run(["fit", "--config", {config!r}, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], Watching)
+""".format(config=str(Path(__file__).parents[1] / "configs/quickstart/fine_tune.yaml"))
+SPARING = """
+from sft_lightning.cpu import keep_memory, spare_cpu
+spare_cpu()
+keep_memory()
+runpy.run_path("watch.py")
+"""
 
 FAULTS = """
 import resource
@@ -44,11 +53,10 @@ def program(file: Path) -> None:
     runpy.run_path(str(file))
 
 
-@pytest.mark.parametrize(
-    "what", ["from sft_lightning.cpu import keep_memory, spare_cpu\nspare_cpu()\nkeep_memory()", COMMAND]
-)
+@pytest.mark.parametrize("what", [SPARING, COMMAND])
 def test_spares_the_cpu_and_keeps_memory(what: str, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(f"import torch\ntorch.set_num_threads(2)\n{what}\n{WATCH}\n{FAULTS}")
+    (tmp_path / "watch.py").write_text(f"{WATCH}\n{FAULTS}")
+    (tmp_path / "program.py").write_text(f"import runpy, torch\ntorch.set_num_threads(2)\n{what}")
     done = started(program, tmp_path / "program.py", folder=tmp_path, files=tmp_path / "told")
     done.join(120)
     assert done.exitcode == 0, (tmp_path / "told.stderr").read_text()

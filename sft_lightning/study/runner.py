@@ -26,6 +26,7 @@ from sft_lightning.errors import InputError, Stopped
 from sft_lightning.files import write_json
 from sft_lightning.lineage import chain_of
 from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.process import preserve_process
 from sft_lightning.runs import LOGS, below_logs, reason
 from sft_lightning.study.baselines import logistic_regression
 from sft_lightning.study.recipe import Run
@@ -272,12 +273,12 @@ def perform(one: Run, start: str | None, folder: str) -> Result:
         (digest of their names and content), and the test accuracies of `logistic` regressions on the same split by what
         they see.
     """
-    quiet()
     begin = time.monotonic()
     words = [*one.words, f"--run_name={folder}/{one.folder}", "--trainer.enable_progress_bar=false"]
     if start is not None:
         words.append(f"--model.init_args.weights={start}")
-    with hushed():
+    with preserve_process(), hushed():
+        quiet()
         cli = command(["fit", *words, *_resumed(Path(LOGS) / folder, one)])
         result: Result = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
         if one.final:
