@@ -167,6 +167,12 @@ class SFTCLI(LightningCLI):
         run = None if checkpoint is None else run_folder(Path(checkpoint))
         if run is not None and self.subcommand == "fit":
             keep_settings(config.model, run)
+        elif run is not None and is_trained(run):
+            # Not refused: to look at a run on its way is what its checkpoints are for, and they are whole files.
+            rank_zero_info(
+                f"Run {run} is still being trained: {self.subcommand} takes {Path(checkpoint).name} of step "
+                f"{about.get('global_step', 'unknown')}, which is not the end."
+            )
         go_on(config.trainer.get("logger"), run)
 
     def instantiate_classes(self) -> None:

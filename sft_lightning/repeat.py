@@ -17,6 +17,7 @@ from sft_lightning.errors import Found, InputError
 from sft_lightning.lineage import folder_of
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.predict import take_classes
+from sft_lightning.run_lock import is_trained
 
 _LATER = ("test/", "validate/")  # logged by other commands into the same file
 _AVERAGES = ("train/", "pseudo_labels/")  # of the steps since the last line: a stop tears them apart
@@ -78,6 +79,8 @@ def repeat(run: str) -> str:
         Found: They are not: what differs first, and which circumstances.
     """
     folder = folder_of(run)
+    if is_trained(folder):
+        raise InputError(f"run {run!r} is still being trained, so there is no result to compare with: wait for its end")
     then, first = read_circumstances(folder), outcome(folder)
     if then.get("seed") is False:
         rank_zero_info("Warning: the run had no seed (seed_everything: false): it will not come to the same.")

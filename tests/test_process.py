@@ -150,10 +150,15 @@ def test_a_requeued_job_goes_on_to_ignore_signals(monkeypatch: pytest.MonkeyPatc
     if is_on_slurm:
         monkeypatch.setenv("SLURM_JOB_ID", "1")
     before = signal.getsignal(signal.SIGUSR1)
-    try:
-        with pytest.raises(Stopped), preserve_process():
+
+    def stop() -> None:
+        with preserve_process():
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             raise Stopped("saved", signal.SIGUSR1)
+
+    try:
+        with pytest.raises(Stopped):
+            stop()
         assert signal.getsignal(signal.SIGUSR1) == (signal.SIG_IGN if is_on_slurm else before)
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -17,9 +17,11 @@ from torch import Tensor, distributed
 from sft_lightning.errors import InputError
 from sft_lightning.files import whole, write_json
 from sft_lightning.lineage import file_digest
+from sft_lightning.run_lock import FileLock
 from sft_lightning.spreadsheet import protect_row
 
 PREDICTIONS = "predictions.csv"
+LOCK = ".predictions.lock"
 _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
 
 
@@ -40,6 +42,7 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__("batch")
         self._folder = folder
         self._file: TextIO | None = None
+        self._lock: FileLock | None = None
         self._piece = Path()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,12 +52,24 @@ class PredictionWriter(BasePredictionWriter):
         self._piece = _piece(self._path, trainer.global_rank)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock(trainer, folder / LOCK)
             self._file = self._piece.open("w", **_TEXT)
         except OSError as error:
             raise _unwritable(self._path, error) from error
         self._writer = csv.writer(self._file)
         self._header: list[str] | None = None
         self._counts = [0, 0]  # images, and those of them that are marked
+
+    def _take_lock(self, trainer: Trainer, path: Path) -> None:
+        """Lock the folder on behalf of all processes, before any of them empties a file there."""
+        self._lock = FileLock(path)
+        holder = self._lock.take() if trainer.is_global_zero else None
+        holder = trainer.strategy.broadcast(holder)
+        if holder is not None:
+            raise InputError(
+                f"predictions are being written to {str(path.parent)!r} by {holder}: wait until it has ended, or stop "
+                f"it; two at once would mix their lines (if it is dead, remove {str(path)!r})"
+            )
 
     def write_on_batch_end(
         self,
@@ -116,6 +131,7 @@ class PredictionWriter(BasePredictionWriter):
             images, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in told), strict=True))
             note = f", {marked:,} ({marked / images:.1%}) unlike the training data" if any(t[2] for t in told) else ""
             rank_zero_info(f"Predictions: {self._path}: {images:,} {'image' if images == 1 else 'images'}{note}")
+        self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves nothing behind."""
@@ -123,6 +139,12 @@ class PredictionWriter(BasePredictionWriter):
             self._file.close()
             self._file = None
             self._piece.unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 def _cells(value: Tensor) -> list[str]:

@@ -25,6 +25,7 @@ from sft_lightning.report.measures import (
 from sft_lightning.report.page import Section, matrix, page, table
 from sft_lightning.report.records import health, origin, training
 from sft_lightning.reuse.opened import Opened, iterate, some
+from sft_lightning.run_lock import is_trained
 
 _MAPPED, _MATRIX = 1000, 30  # examples of the map; classes whose confusion matrix can be read
 
@@ -73,10 +74,13 @@ def _iterate(opened: Opened) -> str:
 
 
 def _classifier(opened: Opened, path: Path, label_next: int) -> tuple[list[str], list[Section]]:
+    is_on_its_way = is_trained(opened.folder)
     facts, found = Facts(opened), read_curves(opened.folder)
     unlabeled = facts.unlabeled()
     said, calibration = _calibration(facts)
     accuracy, caveats = _verdict(facts, _iterate(opened))
+    if is_on_its_way:
+        caveats.append("The run is still being trained: this is not its end.")
     sections = [
         Section("Classes and what they are taken for", _classes(facts)),
         Section("Can its confidence be trusted?", calibration),

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from sft_lightning.__main__ import main
+from sft_lightning.callbacks.predictions import LOCK as PREDICTIONS_LOCK
+from sft_lightning.cli import SFTCLI
+from sft_lightning.cli import run as command
 from sft_lightning.errors import InputError
 from sft_lightning.run_lock import LOCK, RunLock, is_trained
 from tests.conftest import CONFIGS, ROOT
@@ -18,9 +23,11 @@ FIT += ["--trainer.max_epochs=1", "--data.init_args.steps_per_epoch=1"]
 HOLDER = """
 import sys
 from pathlib import Path
-from sft_lightning.run_lock import RunLock
-lock = RunLock()
-lock.lock(Path(sys.argv[1])) if len(sys.argv) == 2 else print(lock.claim_version(Path(sys.argv[1])), flush=True)
+from sft_lightning.run_lock import FileLock, RunLock
+lock = FileLock(Path(sys.argv[1])) if sys.argv[2:] == ["file"] else RunLock()
+if isinstance(lock, FileLock): lock.take()
+elif len(sys.argv) == 2: lock.lock(Path(sys.argv[1]))
+else: print(lock.claim_version(Path(sys.argv[1])), flush=True)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -58,7 +65,9 @@ def test_a_new_version_is_newer_than_all_others_where_some_were_removed(workdir:
     assert RunLock().claim_version(Path("runs")) == Path("runs/version_4")
 
 
-def test_a_run_that_is_still_trained_is_not_taken_over(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_still_trained_is_not_taken_over(
+    workdir: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     assert main(FIT) == 0
     run = Path("lightning_logs/run/version_0")
     assert not (run / LOCK).exists()
@@ -72,14 +81,66 @@ def test_a_run_that_is_still_trained_is_not_taken_over(workdir: Path, capsys: py
         assert main(["fit", *words, "--trainer.max_epochs=2"]) == 2
         assert f"is being trained by process {holder.pid} on" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
-    assert main(["test", str(run)]) == 0  # reads a whole checkpoint
+    for name in ("test", "validate", "predict"):  # read a whole checkpoint
+        assert "still being trained" not in caplog.text
+        assert main([name, str(run)]) == 0
+        assert f"Run {run} is still being trained: {name} takes last.ckpt of step 1, which is not" in caplog.text
+        caplog.clear()
+    assert main(["repeat", str(run)]) == 2
+    assert "is still being trained, so there is no result to compare with" in capsys.readouterr().err
     assert main(FIT) == 0  # another version
     holder.kill()
     holder.communicate()
     assert (run / LOCK).exists()
     assert not is_trained(run)
+    assert main(["test", str(run)]) == 0
+    assert "still being trained" not in caplog.text
     assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2"]) == 0
     assert not (run / LOCK).exists()
+
+
+def test_to_look_at_a_lock_of_this_process_does_not_give_it_up(workdir: Path) -> None:
+    lock = RunLock()
+    run = lock.claim_version(Path("runs"))
+    assert not is_trained(run)  # by another process
+    holder = start(str(run))
+    assert holder.communicate("")[0] == ""  # refused
+    assert holder.returncode == 1
+    lock.release()
+
+
+def test_two_predictions_into_one_folder_are_not_mixed(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FIT, "--trainer.limit_val_batches=1"]) == 0
+    run = Path("lightning_logs/run/version_0")
+    predict = ["predict", str(run), "--trainer.limit_predict_batches=1"]
+    holder = start(str(run / PREDICTIONS_LOCK), "file")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    piece = run / "predictions.csv.rank0"
+    piece.write_text("of the other")
+    assert main(predict) == 2
+    said = capsys.readouterr().err
+    assert f"predictions are being written to {str(run)!r} by process {holder.pid} on" in said
+    assert piece.read_text() == "of the other"
+    assert not (run / "predictions.csv").exists()
+    holder.kill()
+    holder.communicate()
+    assert main(predict) == 0
+    assert (run / "predictions.csv").is_file()
+    assert not (run / PREDICTIONS_LOCK).exists()
+    with pytest.raises(RuntimeError, match="on the way"):
+        command(predict, Failing)
+    assert not (run / PREDICTIONS_LOCK).exists()
+
+
+class Failing(SFTCLI):
+    """`predict` that fails on the way."""
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("on the way")
+
+        return super()._instantiate_trainer(config, [*callbacks, LambdaCallback(on_predict_batch_end=fail)])
 
 
 def test_a_run_without_a_checkpoint_that_is_still_trained_is_not_called_stopped(
