@@ -11,6 +11,7 @@ from PIL import Image
 
 from sft_lightning.data.images import MemoryImages
 from sft_lightning.data.parts import Part
+from tests.data.run_helpers import made, write_run
 
 # A deadline would fail on a busy machine; the same examples each time, so that a failure is found again.
 settings.register_profile("data", deadline=None, max_examples=60, derandomize=True)
@@ -89,3 +90,13 @@ def folder(tmp_path: Path) -> MakeFolder:
         return tmp_path / "set"
 
     return make
+
+
+@pytest.fixture
+def source(folder: MakeFolder) -> Path:
+    return folder("cat", "dog", count=20)
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Path:
+    return write_run(made(source, stage="fit"), tmp_path / "run")

@@ -10,18 +10,8 @@ import pytest
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.split_files import read_rows
 from sft_lightning.errors import InputError
-from tests.data.conftest import MakeFolder, picture
-from tests.data.test_run_splits import made, recorded, said, write_run
-
-
-@pytest.fixture
-def source(folder: MakeFolder) -> Path:
-    return folder("cat", "dog", count=20)
-
-
-@pytest.fixture
-def run(source: Path, tmp_path: Path) -> Path:
-    return write_run(made(source, stage="fit"), tmp_path / "run")
+from tests.data.conftest import picture
+from tests.data.run_helpers import made, recorded, said, write_run
 
 
 def truncate(text: str) -> str:

@@ -9,45 +9,8 @@ import pytest
 from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.split_files import LEFT_OUT, read_rows
 from sft_lightning.errors import InputError
-from tests.data.conftest import MakeFolder, picture
-
-SETTINGS: dict[str, Any] = {"num_labels": 8, "test_size": 6, "val_size": 4, "image_size": 8, "num_workers": 0}
-Ids = dict[str, list[str]]
-
-
-def made(source: Path, run: Path | None = None, stage: str = "test", **settings: Any) -> ImageDataModule:
-    data = ImageDataModule(**{"source": str(source), **SETTINGS, **settings})
-    data.followed_run = run
-    data.setup(stage)
-    return data
-
-
-def ids(data: ImageDataModule) -> Ids:
-    return {name: split.ids for name, split in data.splits.items()}
-
-
-def said(data: ImageDataModule) -> str:
-    return "\n".join(data.request.messages)
-
-
-@pytest.fixture
-def source(folder: MakeFolder) -> Path:
-    return folder("cat", "dog", count=20)
-
-
-@pytest.fixture
-def run(source: Path, tmp_path: Path) -> Path:
-    return write_run(made(source, stage="fit"), tmp_path / "run")
-
-
-def write_run(data: ImageDataModule, folder: Path) -> Path:
-    data.write_splits(folder / "split.csv", data.splits)
-    return folder
-
-
-def recorded(run: Path) -> Ids:
-    rows = list(read_rows(run / "split.csv"))
-    return {name: [row.id for row in rows if row.split == name] for name in ("labeled", "unlabeled", "val", "test")}
+from tests.data.conftest import picture
+from tests.data.run_helpers import SETTINGS, ids, made, recorded, said, write_run
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])

@@ -1,0 +1,35 @@
+"""What the tests of a run's split share: the data of a small run, and what its file says."""
+
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.data.datamodule import ImageDataModule
+from sft_lightning.data.split_files import read_rows
+
+SETTINGS: dict[str, Any] = {"num_labels": 8, "test_size": 6, "val_size": 4, "image_size": 8, "num_workers": 0}
+Ids = dict[str, list[str]]
+
+
+def made(source: Path, run: Path | None = None, stage: str = "test", **settings: Any) -> ImageDataModule:
+    data = ImageDataModule(**{"source": str(source), **SETTINGS, **settings})
+    data.followed_run = run
+    data.setup(stage)
+    return data
+
+
+def ids(data: ImageDataModule) -> Ids:
+    return {name: split.ids for name, split in data.splits.items()}
+
+
+def said(data: ImageDataModule) -> str:
+    return "\n".join(data.request.messages)
+
+
+def write_run(data: ImageDataModule, folder: Path) -> Path:
+    data.write_splits(folder / "split.csv", data.splits)
+    return folder
+
+
+def recorded(run: Path) -> Ids:
+    rows = list(read_rows(run / "split.csv"))
+    return {name: [row.id for row in rows if row.split == name] for name in ("labeled", "unlabeled", "val", "test")}
