@@ -1,8 +1,9 @@
 """What a run or a part started from, back to the first source: `lineage.json` in the run's folder, a chain of links.
 
 A link is a mapping: `run` (the folder), `model`, `backbone`, `data`, `data_sha256` (of the pictures), `weights` and
-`weights_sha256` (of the file it started from), `date`, `version`, `machine`. A chain is a list of them, the source
-first. Each run holds its whole chain, so that nothing is forgotten when a folder is moved or removed.
+`weights_sha256` (of the file it started from), `leaks` (sentences about held-out images whose labels that file has
+learned), `date`, `version`, `machine`. A chain is a list of them, the source first. Each run holds its whole chain, so
+that nothing is forgotten when a folder is moved or removed.
 """
 
 import hashlib
@@ -75,6 +76,8 @@ def _is_link(link: Any) -> bool:
     machine_told = link.get("machine", {})
     known = not machine_told or (isinstance(machine_told, dict) and machine_told.keys() >= _MACHINE)
     texts = all(link.get(name) is None or isinstance(link[name], str) for name in _TEXTS)
+    leaks = link.get("leaks", [])
+    texts = texts and isinstance(leaks, list) and all(isinstance(sentence, str) for sentence in leaks)
     return known and texts and ("file" not in link or isinstance(link.get("sha256"), str))
 
 
@@ -208,7 +211,9 @@ def told(chain: list[Link]) -> str:
             words = [f"{model} ({link['backbone']})" if link.get("backbone") else model, f"on {data}" if data else None]
             words += [f"[{link['run']}]", str(link.get("date", ""))[:10] or None]
             what = "  ".join(word for word in words if word)
-        lines.append(f"{'  ' * k}{'-> ' if k else ''}{what}")
+        indent = "  " * k
+        lines.append(f"{indent}{'-> ' if k else ''}{what}")
+        lines += [f"{indent}   {sentence}" for sentence in link.get("leaks", [])]
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ def keep_settings(model: Any, run: Path) -> None:
     Raises:
         InputError: The optimizer or the schedule is another one, which the state does not fit.
     """
-    then, now = _settings(run / "fit.yaml"), model.get("init_args") or {}
+    then, now = read_settings(run / "fit.yaml", "model"), model.get("init_args") or {}
     kept = []
     for name in _STATEFUL:
         if name not in then or name not in now:
@@ -56,11 +56,16 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Settings of the model in the config of a run; nothing where there is none that can be read."""
+def read_settings(path: Path, part: str) -> dict[str, Any]:
+    """Return the settings in the config of a run; nothing where there is none that can be read.
+
+    Args:
+        path: File `fit.yaml` of the run.
+        part: Name of what is set: `model` or `data`.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        settings = config["model"]["init_args"]
+        settings = config[part]["init_args"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return {}
     return dict(settings) if isinstance(settings, dict) else {}

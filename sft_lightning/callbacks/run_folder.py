@@ -59,7 +59,9 @@ class RunFolder(SaveConfigCallback):
         """Names the run's folder, the size of the network and the device."""
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
-            self._record(Path(folder), "labeled" in getattr(pl_module, "batch_parts", ("labeled",)))
+            request = getattr(getattr(trainer, "datamodule", None), "request", None)
+            learns_labels = "labeled" in getattr(pl_module, "batch_parts", ("labeled",))
+            self._record(Path(folder), learns_labels, getattr(request, "leaks", []))
             write_circumstances(Path(folder), self.words, self.config.get("seed_everything"), trainer)
         if trainer.is_global_zero and folder is not None:
             write_settings(trainer.loggers, settings(self.config), Path(folder))
@@ -82,7 +84,7 @@ class RunFolder(SaveConfigCallback):
                 again = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
                 logger.experiment._get_file_writer().add_event(again)
 
-    def _record(self, folder: Path, learns_labels: bool) -> None:
+    def _record(self, folder: Path, learns_labels: bool, leaks: Sequence[str]) -> None:
         """What the run starts from."""
         model, data = (self.config.get(name) or {} for name in ("model", "data"))
         settings, of_data = (dict(told.get("init_args") or {}) for told in (model, data))
@@ -93,6 +95,8 @@ class RunFolder(SaveConfigCallback):
             "unlabeled": of_data.get("unlabeled_source"),
             "learns_labels": learns_labels,
         }
+        if leaks:
+            link["leaks"] = list(leaks)
         sources: list[Link] = []
         for name in ("weights", "head_weights"):
             given = settings.get(name, "none")

@@ -383,5 +383,6 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: Request,
         if len(found) == len(split):
             raise InputError(f"{what}, and none is left: {remedy}, or give other data")
         request.messages.append(f"{what} and are left out; {remedy}")
+        request.leaks.append(request.messages[-1])
         kept[name] = Split(split.part, [i for i in split.indices if i not in found])
     return kept

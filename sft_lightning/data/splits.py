@@ -72,6 +72,8 @@ class Request:
         val_size: Share (below 1) or number of the training examples held out where the source has no validation part.
         test_size: The same for the test part.
         on_leak: What happens to a picture that stands in two splits; `keep` is for looking at the data as it is.
+        messages: Sentences about what may not be meant, which a run logs.
+        leaks: Those about held-out images whose labels the start of a run has learned, which its lineage keeps.
     """
 
     seed: int = 0
@@ -81,6 +83,7 @@ class Request:
     test_size: float = 0.2
     on_leak: LeakPolicy | Literal["keep"] = "drop"
     messages: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
 
 
 def rank(seed: int, purpose: str, name: str) -> bytes:
@@ -374,7 +377,8 @@ def without_leaks(splits: Splits, request: Request) -> Splits:
             # Copies among the training pictures are the data's own weighting; they tell nothing about the test.
             if name != keeper[0] and keeper[0] in _KEEPS:
                 drop[name].add(index)
-                pairs.append((keeper[0], _place(splits, keeper), name, _place(splits, (name, index))))
+                here, there = (splits[split].part.ids[i] for split, i in (keeper, (name, index)))
+                pairs.append((keeper[0], here, name, there))
     if not pairs:
         return splits
     listed = "; ".join(f"{there!r} ({into}) equals {here!r} ({of})" for of, here, into, there in pairs[:5])
@@ -393,7 +397,3 @@ def without_leaks(splits: Splits, request: Request) -> Splits:
         name: Split(split.part, [i for i in split.indices if i not in drop[name]]) if drop[name] else split
         for name, split in splits.items()
     }
-
-
-def _place(splits: Splits, item: tuple[str, int]) -> str:
-    return splits[item[0]].part.ids[item[1]]

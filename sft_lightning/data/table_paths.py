@@ -9,6 +9,7 @@ from pathlib import Path
 from sft_lightning.data.label_checks import spell
 from sft_lightning.errors import InputError
 
+_DEFAULT_ROOT = "data"  # of `ImageDataModule`; it need not be there
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -69,7 +70,12 @@ class TableFolders:
             return "a pattern", f"{where}: path {name!r} is a pattern: list each image on a line of its own"
         what = "a broken link" if os.path.islink(path) else "missing"
         places = " or ".join(map(repr, dict.fromkeys(self._folders)))
-        return what, f"{where}: file {name!r} does not exist below {places}{self._near(name)}"
+        root = (
+            ""
+            if self._root == _DEFAULT_ROOT or os.path.isdir(self._root)
+            else f" (root {self._root!r} is not a folder)"
+        )
+        return what, f"{where}: file {name!r} does not exist below {places}{root}{self._near(name)}"
 
     def _near(self, name: str) -> str:
         """A file of nearly the same name: another extension or none, another case, composed letters or spaces."""

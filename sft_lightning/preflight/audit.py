@@ -238,12 +238,13 @@ def told(found: Audit) -> str:
 
 def _about(found: Audit) -> dict[str, object]:
     """The audit in types of JSON."""
-    asked = {name: value for name, value in asdict(found.request).items() if name != "messages"}
+    asked = {name: value for name, value in asdict(found.request).items() if name not in ("messages", "leaks")}
     return {
         "source": found.source,
         "request": asked,
         "contaminated": found.contaminated,
         "splits": found.totals,
+        "messages": found.request.messages,
         "classes": {name: dict(zip(found.names, own, strict=True)) for name, own in found.counts.items()},
         "files": found.facts,
         "labels": found.labels,

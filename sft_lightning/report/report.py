@@ -10,6 +10,7 @@ from sft_lightning.callbacks.csv_log import read_curves
 from sft_lightning.console import hushed
 from sft_lightning.errors import InputError, at_least
 from sft_lightning.files import write_text
+from sft_lightning.lineage import chain_of
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.paradigms.trust import temperature
 from sft_lightning.report import figures
@@ -79,6 +80,7 @@ def _classifier(opened: Opened, path: Path, label_next: int) -> tuple[list[str],
     unlabeled = facts.unlabeled()
     said, calibration = _calibration(facts)
     accuracy, caveats = _verdict(facts, _iterate(opened))
+    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in chain_of(opened.folder)[-1].get("leaks", [])]
     if is_on_its_way:
         caveats.append("The run is still being trained: this is not its end.")
     sections = [

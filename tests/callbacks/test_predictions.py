@@ -477,6 +477,7 @@ def test_processes_that_saw_different_files_write_nothing(
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
     data = SimpleNamespace(predict_listed=(3, 5))
     two: Any = SimpleNamespace(global_rank=0, world_size=2, is_global_zero=True, datamodule=data, ckpt_path=None)
+    two.strategy = SimpleNamespace(broadcast=lambda said: said)
     model: Any = SimpleNamespace(class_names=["a", "b"])
     (tmp_path / "predictions.csv.rank1").write_text("path,predicted,p(a),p(b),unlike_training\n2.png,a,1,0,yes\n")
     writer = PredictionWriter(tmp_path)

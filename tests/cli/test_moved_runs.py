@@ -44,7 +44,7 @@ def test_a_run_that_is_called_elsewhere_names_where_it_was_started(
     for words in (["test", "copy"], ["predict", "copy"], ["report", "copy"], ["fit", "--ckpt_path=copy"]):
         assert main(words) == 2
         told = capsys.readouterr().err
-        assert "source 'set' is neither a folder" in told
+        assert "source 'set', which 'copy/fit.yaml' names, is not there" in told
         assert f"the run was started in {str(workdir)!r}" in told
         assert "--data.init_args.source" in told
     assert main(["test", str(copy), "--data.init_args.source=../set"]) == 0
@@ -68,3 +68,51 @@ def test_a_best_checkpoint_counts_with_its_score_where_it_lies_beside_the_others
     assert checkpoint.best_k_models == ({str(here): score} if is_there else {})
     assert checkpoint.best_model_score == (score if is_there else None)
     assert checkpoint.last_model_path == (str(tmp_path / "last.ckpt") if is_there else "")
+
+
+def test_data_that_was_moved_is_named_with_its_setting(
+    workdir: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder, the table's folder of files, the unlabeled images, and a disk that is not mounted."""
+    write_folder(workdir / "set", {"": 12})
+    write_folder(workdir / "more", {"unlabeled": 8})
+    names = sorted(path.relative_to(workdir / "set") for path in (workdir / "set").rglob("*.png"))
+    Path("table.csv").write_text("\n".join(["path,label", *(f"{name},{name.parent}" for name in names)]))
+    unlabeled = ["--data.init_args.unlabeled_source=more/unlabeled"]
+    assert main([*FIT, *unlabeled]) == 0
+    table = ["--data.init_args.source=table.csv", "--data.init_args.root=set"]
+    assert main([*FIT, *table, "--run_name=table"]) == 0
+    for name, path, run in (
+        ("unlabeled_source", "more/unlabeled", "run"),
+        ("source", "set", "run"),
+        ("root", "set", "table"),
+        ("source", "table.csv", "table"),
+    ):
+        again = ["fit", "--ckpt_path=last", f"--run_name={run}", "--trainer.max_epochs=2"]
+        moved, option = shutil.move(path, "moved"), f"--data.init_args.{name}"
+        said = f"{name} '{path}', which 'lightning_logs/{run}/version_0/fit.yaml' names, is"
+        assert main(again) == 2
+        assert f"{said} not there: put it back, or give the place of its data by {option}\n" in capsys.readouterr().err
+        if path != "table.csv":
+            Path(path).mkdir()
+            if name != "root":  # else the table's files are missing, which is named
+                assert main(again) == 2
+                assert f"{said} an empty folder: put it back" in capsys.readouterr().err
+            Path(path).rmdir()
+        assert main([*again, f"{option}=typo"]) == 2  # a mistake of the command
+        assert "fit.yaml" not in capsys.readouterr().err
+        if name == "root":  # a table may be moved without its name
+            assert main([*again, f"{option}={moved}"]) == 0
+        shutil.move(moved, path)
+
+
+def test_a_data_set_whose_root_was_moved_is_named(
+    workdir: Path, idx_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(idx_root, "root")
+    words = ["--data.init_args.source=MNIST", "--data.init_args.root=root", "--data.init_args.num_labels=20"]
+    assert main([*FIT, *words]) == 0
+    shutil.move("root", "moved")
+    assert main(["fit", "--ckpt_path=last", "--run_name=run"]) == 2
+    assert "root 'root', which 'lightning_logs/run/version_0/fit.yaml' names, is not there" in capsys.readouterr().err
+    assert main(["test", str(RUN), "--data.init_args.root=moved"]) == 0

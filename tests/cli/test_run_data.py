@@ -1,4 +1,7 @@
+import html
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +10,7 @@ import pytest
 
 from sft_lightning.__main__ import main
 from sft_lightning.data.split_files import labeled_ids, read_rows
+from sft_lightning.report.report import report
 from tests.conftest import CONFIGS
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
@@ -45,7 +49,11 @@ def test_the_split_of_a_run_rules_when_it_is_tested_and_goes_on(
 
 
 def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
-    workdir: Path, write_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    workdir: Path,
+    write_folder: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_folder(workdir / "set", {"": 12})
 
@@ -58,7 +66,16 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert fit("first", 0, "--model.init_args.weights=lightning_logs/images/version_0") == 0
     assert "learned the labels of" not in caplog.text  # an autoencoder learns from no label
     assert fit("second", 1, f"--model.init_args.weights={first}") == 0
-    assert "test images are images that lightning_logs/first/version_0 learned the labels of" in caplog.text
+    leak = "test images are images that lightning_logs/first/version_0 learned the labels of ('class_"
+    assert leak in caplog.text
+    assert main(["lineage", str(second)]) == 0
+    *_, line = (line for line in capsys.readouterr().out.splitlines() if leak in line)
+    assert re.fullmatch(r" +\d+ of \d+ test images .*\) and are left out; give .*", line)
+    monkeypatch.setattr("sft_lightning.report.report.is_trained", lambda run: run == second)
+    page = report(str(second), label_next=0).read_text()
+    assert page.count(html.escape(leak)) == 2  # in the verdict and in the lineage
+    assert "The run is still being trained: this is not its end." in page
+    assert "leaks" not in json.loads((first / "lineage.json").read_text())[-1]
     assert not labeled_ids(first / "split.csv") & {*of_split(second, "test"), *of_split(second, "val")}
     assert main(["export", str(second), "--part", "backbone"]) == 0
     # The exported part knows its chain, and is used in another place.
@@ -76,4 +93,7 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert "has learned labels in lightning_logs/first/version_0, which has no split.csv any more" in caplog.text
     shutil.copy("moved/second/version_0/checkpoints/last.ckpt", "alone.ckpt")
     assert fit("fourth", 2, "--model.init_args.weights=alone.ckpt") == 0
-    assert "weights 'alone.ckpt' is a checkpoint outside of its run: whether it has learned" in caplog.text
+    unknown = "weights 'alone.ckpt' is a checkpoint outside of its run: whether it has learned"
+    assert f"Data: {unknown}" in caplog.text
+    assert main(["lineage", "lightning_logs/fourth/version_0"]) == 0
+    assert unknown in capsys.readouterr().out

@@ -352,6 +352,7 @@ def test_classes_are_counted_and_uneven_ones_told(photos: Path, crop: Crop, audi
         "test": {"china": 3, "flower": 3, "new": 0},
     }
     assert told.about["splits"]["unlabeled"] == 1
+    assert "neither validation nor test has an example of class 'new'" in told.about["messages"]
     shown = [line.split() for line in told.text.splitlines()]
     assert ["new", "80", "0", "0"] in shown
     assert ["all", "96", "1", "6", "6"] in shown
