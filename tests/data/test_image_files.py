@@ -157,3 +157,13 @@ def test_a_large_image_becomes_nearly_what_a_small_one_would(
     monkeypatch.setattr(decoding, "LARGE", 1000)
     monkeypatch.setattr(image_files, "LARGE", 1000)
     assert (decode(tmp_path / name, Geometry(32), None).int() - usual.int()).abs().max() <= 2
+
+
+def test_a_large_png_that_is_damaged_is_found_before_the_first_epoch(tmp_path: Path) -> None:
+    """A small one is decoded anyway; of a large one, the checksums of its chunks are looked at."""
+    header = struct.pack(">IIBBBBB", 300, 300, 8, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + np.random.default_rng(i).bytes(300) for i in range(300)))
+    (tmp_path / "good.png").write_bytes(png_of(header, rows))
+    assert whole(tmp_path / "good.png") is None
+    (tmp_path / "damaged.png").write_bytes(png_of(header, rows))
+    assert whole(damage(tmp_path / "damaged.png"))
