@@ -12,7 +12,7 @@ from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.errors import InputError
 from sft_lightning.run_data import _starts
 from tests.data.conftest import MakeFolder, picture
-from tests.data.test_run_splits import SETTINGS, ids, made, recorded, said, write_run
+from tests.data.run_helpers import SETTINGS, ids, made, recorded, said, write_run
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_both_kinds_of_weights_name_the_splits_that_were_learned(start_from: Cal
     first, second = start_from("first"), start_from("second")
 
     def starts(**settings: str) -> list[Path]:
-        return _starts(Namespace(model={"init_args": settings}))
+        return _starts(Namespace(model={"init_args": settings}))[0]
 
     assert starts(weights=str(first)) == [first / "split.csv"]
     assert starts(weights="none", head_weights=str(second)) == [second / "split.csv"]
