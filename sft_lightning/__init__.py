@@ -15,23 +15,23 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sft_lightning.data.datamodule import ImageDataModule
-    from sft_lightning.data.views import StrongView, WeakView
+    from sft_lightning.data.vision.datamodule import ImageDataModule
+    from sft_lightning.data.vision.views import StrongView, WeakView
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
     from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
     from sft_lightning.paradigms.fine_tune import FineTuneClassifier
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
-    from sft_lightning.schedules import WarmupCosine
+    from sft_lightning.training.lr_schedulers import WarmupCosine
 
 _HOMES = {
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
-    "ImageDataModule": "sft_lightning.data.datamodule",
+    "ImageDataModule": "sft_lightning.data.vision.datamodule",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
-    "StrongView": "sft_lightning.data.views",
-    "WarmupCosine": "sft_lightning.schedules",
-    "WeakView": "sft_lightning.data.views",
+    "StrongView": "sft_lightning.data.vision.views",
+    "WarmupCosine": "sft_lightning.training.lr_schedulers",
+    "WeakView": "sft_lightning.data.vision.views",
 }
 
 

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from sft_lightning import __version__
-from sft_lightning.commands import COMMANDS, arranged, opening, page
-from sft_lightning.errors import Found, InputError, Stopped, cause, near
+from sft_lightning.cli.commands import COMMANDS, arranged, opening, page
+from sft_lightning.utils.errors import Found, InputError, Stopped, cause, near
 
 _HELP = ("-h", "--help", "help")
 
@@ -63,16 +63,16 @@ def _run(words: list[str]) -> None:
         sys.stdout.flush()
         words = [name, "--help"]
     else:
-        from sft_lightning.early import refuse
+        from sft_lightning.cli.early_checks import refuse
 
         words = arranged(words)
         refuse(words)
     if COMMANDS[name].function:
-        from sft_lightning.calls import call
+        from sft_lightning.cli.dispatch import call
 
         call(words)
     else:
-        from sft_lightning.cli import leave, run
+        from sft_lightning.cli.lightning_cli import leave, run
 
         run(words)
         leave()

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning.data.sources import SAMPLE
-from sft_lightning.data.torchvision_sources import read_idx
+from sft_lightning.data.vision.torchvision_sources import read_idx
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -13,7 +13,7 @@ def about() -> dict[str, str | int]:
     here = Path(__file__).parent
     # Here and not above: a plain loop that is measured must not have the package's settings for the process.
     from sft_lightning import __version__
-    from sft_lightning.machine import machine
+    from sft_lightning.utils.environment import machine
 
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=here, capture_output=True, text=True

@@ -25,12 +25,12 @@ from PIL import Image
 from scipy.fft import dctn
 
 from sft_lightning import ImageDataModule
-from sft_lightning.data.images import Geometry, MemoryImages
-from sft_lightning.data.parts import Part
+from sft_lightning.audit import label_checks
+from sft_lightning.data.source import Part
 from sft_lightning.data.splits import NAMES, Split
-from sft_lightning.preflight import labels
-from sft_lightning.preflight.duplicates import duplicates
-from sft_lightning.preflight.looks import Pixels, Seen, look_at, small
+from sft_lightning.data.vision.image_stats import Pixels, Seen, look_at, small
+from sft_lightning.data.vision.images import Geometry, MemoryImages
+from sft_lightning.data.vision.near_duplicates import duplicates
 
 COPIED, FLIPPED = 2000, 0.05
 
@@ -147,11 +147,11 @@ def flipped(source: str) -> dict[str, Any]:
             given[k] = (given[k] + 1 + int(generator.integers(data.num_classes - 1))) % data.num_classes
             wrong.add((one.name, i))
     began = time.perf_counter()
-    judged = labels.judge(seen, data, None, 0)
+    judged = label_checks.judge(seen, data, None, 0)
     seconds = time.perf_counter() - began
     truth = np.array([(one.name, i) in wrong for one, i in judged.places])
     told = {"labels": len(truth), "flipped": len(wrong), "seconds": round(seconds, 1), "told": judged.told}
-    own = labels.confident(judged.labels, judged.probabilities)
+    own = label_checks.confident(judged.labels, judged.probabilities)
     for name, suspects in (("own", own), ("cleanlab", judged.suspects if "cleanlab" in judged.told else None)):
         if suspects is not None:
             hits, first = truth[suspects].sum(), truth[suspects[: len(wrong)]]

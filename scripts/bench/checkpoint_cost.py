@@ -24,8 +24,8 @@ from about import publish
 from commands import fit, timed_saves
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.study.statistics import interval
+from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 
 CONFIGS = ["semi_supervised/shared.yaml", "semi_supervised/freematch.yaml"]
 NETWORKS = {

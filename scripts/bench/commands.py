@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from sft_lightning.callbacks.checkpoint import Place, RunCheckpoint
-from sft_lightning.cli import SFTCLI, run
+from sft_lightning.cli.lightning_cli import SFTCLI, run
+from sft_lightning.training.callbacks.checkpoint import Place, RunCheckpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")

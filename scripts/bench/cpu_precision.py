@@ -34,12 +34,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from sft_lightning import ImageDataModule
-from sft_lightning.cli import run
-from sft_lightning.networks.backbones import build_backbone
-from sft_lightning.preflight.find_precision import GAIN, PLAIN
-from sft_lightning.preflight.pace import Pace, paced
-from sft_lightning.preflight.trial import Trial
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study.statistics import interval
+from sft_lightning.tuning.dry_run import Trial
+from sft_lightning.tuning.find_precision import GAIN, PLAIN
+from sft_lightning.tuning.throughput import Pace, paced
 
 PRECISIONS = [PLAIN, "bf16-mixed"]
 CONFIG = "quickstart/fine_tune.yaml"

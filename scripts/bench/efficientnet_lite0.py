@@ -12,7 +12,7 @@ were normalized with mean and deviation 0.5.
 import sys
 from pathlib import Path
 
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import read_weights, write_weights
 
 BACKBONE = "timm/tf_efficientnet_lite0"

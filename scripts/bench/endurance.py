@@ -19,7 +19,7 @@ from typing import Any
 from about import publish
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning.cli import run
+from sft_lightning.cli.lightning_cli import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "semi_supervised"
 SPAN = 1000  # steps that make a line

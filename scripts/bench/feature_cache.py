@@ -18,7 +18,7 @@ import torch
 from about import publish
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning.cli import run
+from sft_lightning.cli.lightning_cli import run
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart" / "fine_tune.yaml"
 

@@ -41,9 +41,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from training_speed import Terminal
 
-from sft_lightning.cli import SFTCLI, run
-from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.cli.lightning_cli import SFTCLI, run
+from sft_lightning.data.vision.views import StrongView, WeakView, strong, to_float, weak
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.paradigms import feature_cache
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -52,7 +52,7 @@ def training(words: list[str]) -> dict[str, Any] | None:
     import torchvision.datasets  # noqa: F401  # as the data module does
     from lightning.pytorch import Callback, LightningModule, Trainer
 
-    from sft_lightning import cli
+    from sft_lightning.cli import lightning_cli
 
     class Watch(Callback):
         """Looks at the clock before each step, and at the memory in the last one."""
@@ -70,14 +70,14 @@ def training(words: list[str]) -> dict[str, Any] | None:
             """Keeps what is resident."""
             self.memory = beyond(first)
 
-    watch, made = Watch(), cli.SFTCLI._instantiate_trainer
+    watch, made = Watch(), lightning_cli.SFTCLI._instantiate_trainer
 
-    def with_watch(self: cli.SFTCLI, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+    def with_watch(self: lightning_cli.SFTCLI, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         return made(self, config, [*callbacks, watch])
 
-    cli.SFTCLI._instantiate_trainer = with_watch  # type: ignore[method-assign]
+    lightning_cli.SFTCLI._instantiate_trainer = with_watch  # type: ignore[method-assign]
     first = resident()
-    done = cli.run(words)
+    done = lightning_cli.run(words)
     if not done.trainer.is_global_zero:
         return None
     steps = len(watch.times) - 1 - SKIPPED
@@ -93,9 +93,9 @@ def index(count: int) -> dict[str, Any]:
     """Splits of so many names in this process."""
     import torch
 
-    from sft_lightning.data.images import FileImages
-    from sft_lightning.data.parts import Part
+    from sft_lightning.data.source import Part
     from sft_lightning.data.splits import Request, make_splits
+    from sft_lightning.data.vision.images import FileImages
 
     first, start = resident(), time.time()
     ids = [f"class_{i % 10}/{i:09}.png" for i in range(count)]
@@ -152,8 +152,8 @@ def pngs(root: Path, count: int) -> list[str]:
 
     from PIL import Image
 
-    from sft_lightning.data.images import MemoryImages
     from sft_lightning.data.sources import open_source
+    from sft_lightning.data.vision.images import MemoryImages
 
     part = open_source("sample").load()["test"]
     assert isinstance(part.images, MemoryImages)
@@ -213,7 +213,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    from sft_lightning.files import whole
+    from sft_lightning.utils.atomic import whole
 
     styles = {"memory": ("#0072b2", "s", "in memory"), "files": ("#d55e00", "D", "files"),
               "index": ("#009e73", "^", "names alone")}  # fmt: skip

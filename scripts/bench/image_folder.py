@@ -43,7 +43,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from sft_lightning import ImageDataModule
-from sft_lightning.cpu import cores, keep_memory
+from sft_lightning.utils.cpu import cores, keep_memory
 
 WAYS = ("image_folder", "without_cache", "first_epoch", "later_epoch")
 SIDE, BATCH = 224, 64

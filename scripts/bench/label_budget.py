@@ -31,7 +31,7 @@ from commands import CONFIGS, fit, test
 from efficientnet_lite0 import BACKBONE, convert
 from filelock import FileLock, Timeout
 
-from sft_lightning.networks.backbones import Backbone, build_backbone
+from sft_lightning.networks.vision.backbones import Backbone, build_backbone
 from sft_lightning.study.baselines import logistic_regression
 
 SHARED = "semi_supervised/shared.yaml"

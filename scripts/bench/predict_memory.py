@@ -24,8 +24,8 @@ from about import publish
 from commands import fit
 from PIL import Image
 
-from sft_lightning.data.images import MemoryImages
 from sft_lightning.data.sources import open_source
+from sft_lightning.data.vision.images import MemoryImages
 
 DISTINCT = 1000
 # Not `ru_maxrss` of the process itself: it begins with that of the process that has started it.

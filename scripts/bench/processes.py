@@ -37,7 +37,7 @@ def plain(rank: int, ranks: int, steps: int, file: str) -> None:
     from torch.nn import functional as F
     from torch.nn.parallel import DistributedDataParallel
 
-    from sft_lightning.networks.backbones import build_backbone
+    from sft_lightning.networks.vision.backbones import build_backbone
 
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     torch.manual_seed(0)

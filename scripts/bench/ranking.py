@@ -27,9 +27,9 @@ from sklearn.datasets import load_digits
 from transfer import SGD
 
 from sft_lightning import ImageDataModule
-from sft_lightning.reuse.candidates import Candidate
-from sft_lightning.reuse.rank import CRITERIA, compare
-from sft_lightning.reuse.scores import weighted_kendall
+from sft_lightning.transfer.candidates import Candidate
+from sft_lightning.transfer.rank import CRITERIA, compare
+from sft_lightning.transfer.scores import weighted_kendall
 
 LABELS, STEPS, EPOCHS = 10, 198, 6
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from about import about
 
-from sft_lightning.cli import run
-from sft_lightning.runs import LOGS
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.runs.paths import LOGS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "reference"
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.torchvision_sources import DEBIAN_FASHION_MNIST, read_idx
+from sft_lightning.data.vision.torchvision_sources import DEBIAN_FASHION_MNIST, read_idx
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 BATCH = 64

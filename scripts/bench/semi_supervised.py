@@ -34,11 +34,11 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
 from sft_lightning import ImageDataModule, StrongView, WeakView
-from sft_lightning.callbacks.progress import Progress
-from sft_lightning.cli import run
-from sft_lightning.data.images import MemoryImages
-from sft_lightning.data.views import strong, to_float, weak
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.data.vision.images import MemoryImages
+from sft_lightning.data.vision.views import strong, to_float, weak
+from sft_lightning.networks.vision.backbones import build_backbone
+from sft_lightning.training.callbacks.progress import Progress
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LABELED, RATIO, THRESHOLD = 32, 7, 0.95

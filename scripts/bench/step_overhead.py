@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from training_speed import Terminal
 
 from sft_lightning import FineTuneClassifier
-from sft_lightning.cli import SFTCLI, run
+from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.study.statistics import interval
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart" / "fine_tune.yaml"

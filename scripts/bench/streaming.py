@@ -27,10 +27,10 @@ import torch
 from about import publish
 from PIL import Image
 
-from sft_lightning.data.columns import Chosen
-from sft_lightning.data.images import EncodedImages, Images
-from sft_lightning.data.parts import Part, Source
-from sft_lightning.data.sharding import write_shards
+from sft_lightning.data.mmap_columns import Chosen
+from sft_lightning.data.source import Part, Source
+from sft_lightning.data.vision.images import EncodedImages, Images
+from sft_lightning.data.write_shards import write_shards
 
 BY_SEED = "shards, splits by seed"
 KINDS = ["shards", BY_SEED, "folder"]

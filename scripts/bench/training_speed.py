@@ -24,8 +24,8 @@ from typing import Any
 
 from about import about
 
-from sft_lightning.callbacks.progress import Progress
-from sft_lightning.cli import run
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.training.callbacks.progress import Progress
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "reference"
 CONFIG = {"autoencoder": "autoencoder_fashion_mnist.yaml", "fine_tune": "finetune_fashion_mnist.yaml"}

@@ -20,9 +20,9 @@ from about import publish
 from commands import QUIET, fit
 from sklearn.metrics import roc_auc_score
 
-from sft_lightning.cli import run
+from sft_lightning.cli.lightning_cli import run
 from sft_lightning.data.sources import open_source
-from sft_lightning.report.measures import calibration_error
+from sft_lightning.report.metrics import calibration_error
 
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "fine_tune (mlp, 100 labels)": (["quickstart/fine_tune.yaml"], []),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 
 
 class BatchSize:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.loaders import RawBatch
-from sft_lightning.data.views import StrongView, WeakView, strong, to_float, weak
-from sft_lightning.device import sent
+from sft_lightning.data.vision.views import StrongView, WeakView, strong, to_float, weak
+from sft_lightning.utils.transfer import sent
 
 
 class Labeled(NamedTuple):

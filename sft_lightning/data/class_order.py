@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from sft_lightning.class_names import list_classes, match_classes, missing_classes
-from sft_lightning.data.broken import BadImages
-from sft_lightning.data.parts import Part, Source
+from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
+from sft_lightning.data.source import Part, Source
 from sft_lightning.data.sources import open_source, open_unlabeled
-from sft_lightning.errors import InputError, near
+from sft_lightning.data.vision.file_checks import BadImages
+from sft_lightning.utils.errors import InputError, near
 
 
 class RenumberedSource(Source):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sft_lightning.progress_lines import Progress
+from sft_lightning.utils.progress_lines import Progress
 
 STORE = Path("lightning_logs") / "digests.sqlite"
 _TABLE = "create table if not exists files (path blob primary key, state text, digest blob) without rowid"

@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
-from sft_lightning.data.faults import fault
-from sft_lightning.data.parts import split_of_name
+from sft_lightning.data.issues import fault
+from sft_lightning.data.source import split_of_name
 
 _DECIMAL = re.compile(r"[+-]?[0-9]+\.0+")
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]*[1-9][0-9]*(e[+-]?[0-9]+)?", re.IGNORECASE)

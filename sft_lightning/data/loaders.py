@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.broken import UNREADABLE, BadImages, printable, reason
-from sft_lightning.data.images import EncodedImages, Geometry, MemoryImages, stacked
-from sft_lightning.data.plans import PRIME, BatchPlan
+from sft_lightning.data.batch_sampling import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
-from sft_lightning.device import ahead, fits, sent
-from sft_lightning.errors import InputError
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, printable, reason
+from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages, stacked
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.transfer import ahead, fits, sent
 
 _AT_ONCE = 256  # pictures that are copied to a device at a time
 

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_lightning.data.parts import Part, concatenated
+from sft_lightning.data.source import Part, concatenated
 from sft_lightning.data.split_files import (
     LEFT_OUT,
     Row,
@@ -20,7 +20,7 @@ from sft_lightning.data.split_files import (
     split_rows,
 )
 from sft_lightning.data.splits import NAMES, Request, Split, Splits, without_leaks
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 
 TestOn = Literal["split", "all"]
 HELD_OUT = ("val", "test")

@@ -33,13 +33,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sft_lightning.data.columns import Numbers, Texts
-from sft_lightning.data.images import EncodedImages, Images
-from sft_lightning.data.orders import Windowed
-from sft_lightning.data.parts import SPLITS, Part, Source
+from sft_lightning.data.mmap_columns import Numbers, Texts
+from sft_lightning.data.sample_orders import Windowed
+from sft_lightning.data.source import SPLITS, Part, Source
 from sft_lightning.data.splits import Split
-from sft_lightning.data.value_ranges import ranges_from
-from sft_lightning.errors import InputError
+from sft_lightning.data.vision.images import EncodedImages, Images
+from sft_lightning.data.vision.value_ranges import ranges_from
+from sft_lightning.utils.errors import InputError
 
 INDEX = "shards.json"
 FORMAT = "sft-lightning shards 1"

@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.data.columns import Prefixed
-from sft_lightning.data.folder_source import FolderSource
-from sft_lightning.data.images import FileImages, MemoryImages
-from sft_lightning.data.parts import Part, Source, concatenated, relative
+from sft_lightning.data.manifest import ManifestSource
+from sft_lightning.data.mmap_columns import Prefixed
 from sft_lightning.data.shards import INDEX, ShardSource
-from sft_lightning.data.tables import ManifestSource
-from sft_lightning.data.torchvision_sources import DATASETS, load_dataset, read_idx
-from sft_lightning.errors import InputError, near
+from sft_lightning.data.source import Part, Source, concatenated, relative
+from sft_lightning.data.vision.folder_source import FolderSource
+from sft_lightning.data.vision.images import FileImages, MemoryImages
+from sft_lightning.data.vision.torchvision_sources import DATASETS, load_dataset, read_idx
+from sft_lightning.utils.errors import InputError, near
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SAMPLE = Path(__file__).parent / "sample"

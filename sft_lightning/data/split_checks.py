@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sft_lightning.class_names import list_classes
-from sft_lightning.data.parts import Part
+from sft_lightning.data.class_names import list_classes
+from sft_lightning.data.source import Part
 from sft_lightning.data.splits import Request, Splits
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 
 
 def check_splits(splits: Splits, parts: Mapping[str, Part], request: Request, class_names: Sequence[str]) -> None:

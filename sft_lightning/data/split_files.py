@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_lightning.data.faults import STRADDLING, fault
-from sft_lightning.data.images import FileImages, Images
-from sft_lightning.data.parts import Part, concatenated
+from sft_lightning.data.issues import STRADDLING, fault
+from sft_lightning.data.source import Part, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
-from sft_lightning.errors import InputError
-from sft_lightning.files import whole
+from sft_lightning.data.vision.images import FileImages, Images
+from sft_lightning.utils.atomic import whole
+from sft_lightning.utils.errors import InputError
 
 LEFT_OUT = "left_out"  # stands in the column `split` of an example that is in none
 _WITH_CONTENT = ("labeled", "val", "test")  # whose labels count

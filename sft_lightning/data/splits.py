@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sft_lightning.data.equal_images import find_equal_images
-from sft_lightning.data.parts import Part, concatenated
-from sft_lightning.errors import InputError
+from sft_lightning.data.source import Part, concatenated
+from sft_lightning.data.vision.equal_images import find_equal_images
+from sft_lightning.utils.errors import InputError
 
 LeakPolicy = Literal["drop", "raise"]
 NAMES = ("labeled", "unlabeled", "val", "test")

@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from sft_lightning.data.parts import split_of_name
-from sft_lightning.errors import InputError
+from sft_lightning.data.source import split_of_name
+from sft_lightning.utils.errors import InputError
 
 KNOWN = ("path", "label", "split", "group")
 _FEW = 12  # distinct values that a column of splits has at most

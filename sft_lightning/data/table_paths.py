@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from sft_lightning.data.label_checks import spell
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 
 _DEFAULT_ROOT = "data"  # of `ImageDataModule`; it need not be there
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

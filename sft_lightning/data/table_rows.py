@@ -9,8 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from sft_lightning.data.table_columns import KNOWN, TableColumns, count_known
-from sft_lightning.errors import InputError
-from sft_lightning.spreadsheet import restore_cell
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.spreadsheet import restore_cell
 
 _ROWS = 4096  # of a Parquet file that are in memory at a time
 _DELIMITERS = ",;\t|"

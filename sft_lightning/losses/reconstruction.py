@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.device import sent
+from sft_lightning.utils.transfer import sent
 
 
 def reconstruction(drawn: Tensor, x: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from sft_lightning.errors import InputError, above_zero, at_least, decays
-from sft_lightning.networks.backbones import Backbone
 from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.utils.errors import InputError, above_zero, at_least, decays
 
 __all__ = ["IA3", "LoRA"]  # what a YAML can name
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 
 _TRAINER_STATE = re.compile(r"optim|sched|scaler|amp|loops|callbacks|rng|args|config|hyper_parameters", re.IGNORECASE)
 _LIGHTNING = ("pytorch-lightning_version", "hyper_parameters", "global_step")

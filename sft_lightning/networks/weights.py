@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sft_lightning.errors import InputError
-from sft_lightning.files import whole
-from sft_lightning.networks.described import described
 from sft_lightning.networks.file_networks import choose_network, flatten_networks
 from sft_lightning.networks.merging import merged
+from sft_lightning.networks.metadata import described
 from sft_lightning.networks.resampling import Filter, make_fit
 from sft_lightning.networks.resampling import Tensors as Tensors
+from sft_lightning.utils.atomic import whole
+from sft_lightning.utils.errors import InputError
 
 _AVERAGE = "average."
 _START = "regularizer."

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sft_lightning import __version__
-from sft_lightning.errors import InputError
-from sft_lightning.lineage import chain_of
-from sft_lightning.losses.penalties import Regularizer
 from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction
-from sft_lightning.networks.autoencoders import ConvDecoder, MLPDecoder
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.losses.regularizers.base import Regularizer
+from sft_lightning.networks.vision.autoencoders import ConvDecoder, MLPDecoder
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
 from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
-from sft_lightning.paradigms.nonfinite import OnNonfinite
+from sft_lightning.runs.lineage import chain_of
+from sft_lightning.training.nonfinite import OnNonfinite
+from sft_lightning.utils.errors import InputError
 
 ENCODER = "encoder.safetensors"
 _SHOWN = 8
@@ -163,7 +163,7 @@ class AutoencoderModule(Paradigm):
             self.save_encoder(Path(folder) / ENCODER, {"run": folder, "chain": chain_of(Path(folder))})
 
     def save_encoder(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Writes the encoder with what is needed to rebuild it (`sft_lightning.networks.backbones.rebuild`).
+        """Writes the encoder with what is needed to rebuild it (`sft_lightning.networks.vision.backbones.rebuild`).
 
         Args:
             path: Ends in `.safetensors`.

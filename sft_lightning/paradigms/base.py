@@ -12,12 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sft_lightning.cpu import flush_denormals
-from sft_lightning.errors import InputError
-from sft_lightning.losses.penalties import Regularizer
-from sft_lightning.networks.backbones import Backbone
-from sft_lightning.paradigms.nonfinite import NonfiniteGuard, OnNonfinite
-from sft_lightning.paradigms.optimization import Group, check_schedules, optimizer_and_schedule
+from sft_lightning.losses.regularizers.base import Regularizer
+from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.training.nonfinite import NonfiniteGuard, OnNonfinite
+from sft_lightning.training.optimizers import Group, check_schedules, optimizer_and_schedule
+from sft_lightning.utils.cpu import flush_denormals
+from sft_lightning.utils.errors import InputError
 
 COMPILED_FORMS = 64  # of a backbone's pass in a process: by network, shape, training or not, precision
 

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.class_names import list_classes, match_classes, missing_classes
-from sft_lightning.errors import InputError
+from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
+from sft_lightning.utils.errors import InputError
 
 
 def order_weights(

@@ -9,15 +9,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from sft_lightning.errors import InputError, at_least, shares
-from sft_lightning.losses.features import FeatureLoss
-from sft_lightning.losses.ranks import together
+from sft_lightning.losses.features.base import FeatureLoss
 from sft_lightning.networks.heads import tau_normalized
 from sft_lightning.networks.modes import evaluating
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from sft_lightning.paradigms.optimization import Group
+from sft_lightning.training.optimizers import Group
+from sft_lightning.utils.distributed import together
+from sft_lightning.utils.errors import InputError, at_least, shares
 
 _RETRAINED = ("crt", "lws")  # heads that a second stage makes of a trained classifier
 

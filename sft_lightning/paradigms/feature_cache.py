@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from sft_lightning.device import arriving
-from sft_lightning.errors import InputError
-from sft_lightning.networks.backbones import Backbone
 from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import read_weights, write_weights
-from sft_lightning.runs import LOGS
+from sft_lightning.runs.paths import LOGS
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.transfer import arriving
 
 FOLDER = Path(LOGS) / "features"
 MOST = 4_000_000_000  # bytes of features that are kept; beyond, they are computed in each epoch

@@ -13,21 +13,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.class_names import as_names, describe_difference
-from sft_lightning.errors import InputError, at_least, decays
-from sft_lightning.losses.l2sp import L2SP
-from sft_lightning.losses.penalties import Regularizer
+from sft_lightning.data.class_names import as_names, describe_difference
+from sft_lightning.losses.regularizers.base import Regularizer
+from sft_lightning.losses.regularizers.l2sp import L2SP
 from sft_lightning.networks.adapters import Adapter
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
+from sft_lightning.paradigms.calibration import Trust, use_trust
 from sft_lightning.paradigms.class_weights import order_weights
 from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.freezing import Depth, Tune, has_finetuning, rewrap
-from sft_lightning.paradigms.heads import attach_head, take_head
+from sft_lightning.paradigms.head_weights import attach_head, take_head
 from sft_lightning.paradigms.metrics import ClassifierMetrics
-from sft_lightning.paradigms.nonfinite import OnNonfinite
-from sft_lightning.paradigms.optimization import Group
-from sft_lightning.paradigms.trust import Trust, use_trust
+from sft_lightning.training.nonfinite import OnNonfinite
+from sft_lightning.training.optimizers import Group
+from sft_lightning.utils.errors import InputError, at_least, decays
 
 
 class FineTuneClassifier(Paradigm):

@@ -13,11 +13,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sft_lightning.errors import InputError, above_zero, at_least, shares
 from sft_lightning.networks.adapters import Adapter
-from sft_lightning.networks.backbones import Backbone
 from sft_lightning.networks.blocks import blocks, list_parameters
-from sft_lightning.paradigms.optimization import Group
+from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.training.optimizers import Group
+from sft_lightning.utils.errors import InputError, above_zero, at_least, shares
 
 Tune = Literal["head", "last_k_blocks", "all"]
 

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from sft_lightning.errors import InputError, at_least, decays
-from sft_lightning.losses.unlabeled import About, Outputs, Result, Step, Strategy
-from sft_lightning.paradigms.alternation import Alternation, Ramp, ramp
-from sft_lightning.paradigms.averaging import Average
+from sft_lightning.losses.unlabeled.base import About, Outputs, Result, Step, Strategy
 from sft_lightning.paradigms.base import StepResult
+from sft_lightning.paradigms.batch_schedule import Alternation, Ramp, ramp
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from sft_lightning.paradigms.optimization import Group, accumulation
+from sft_lightning.training.ema import Average
+from sft_lightning.training.optimizers import Group, accumulation
+from sft_lightning.utils.errors import InputError, at_least, decays
 
 
 class Guessed(NamedTuple):
@@ -56,7 +56,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         """Builds network and strategy.
 
         Args:
-            strategy: L_u, one of `sft_lightning.losses.strategies` or a class of your own.
+            strategy: L_u, one of `sft_lightning.losses.unlabeled` or a class of your own.
             schedule: `joint` or `alternating`.
             warmup_steps: Supervised optimizer steps before anything else.
             supervised_steps: k_s of each turn.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.networks.backbones import Backbone
+from sft_lightning.networks.vision.backbones import Backbone
 
 
 def last_map(backbone: Backbone) -> nn.Module | None:

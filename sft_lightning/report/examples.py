@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from sft_lightning.files import write_text
+from sft_lightning.cli.loaded_run import Opened
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
 from sft_lightning.report.attention import grad_cam, last_map
-from sft_lightning.report.facts import Facts, Judged
-from sft_lightning.report.measures import to_label_next
-from sft_lightning.report.page import tiles
-from sft_lightning.reuse.opened import Opened
-from sft_lightning.spreadsheet import format_csv
+from sft_lightning.report.evaluation import Facts, Judged
+from sft_lightning.report.metrics import to_label_next
+from sft_lightning.utils.atomic import write_text
+from sft_lightning.utils.html import tiles
+from sft_lightning.utils.spreadsheet import format_csv
 
 _SHOWN, _NEAR, _LOOKED = 6, 3, 6
 

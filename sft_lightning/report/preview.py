@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from sft_lightning.callbacks.figures import rows
-from sft_lightning.cli import Built, run
-from sft_lightning.data.datamodule import ImageDataModule
-from sft_lightning.data.views import strong, weak
-from sft_lightning.errors import InputError
-from sft_lightning.files import whole
-from sft_lightning.runs import LOGS
+from sft_lightning.cli.lightning_cli import Built, run
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.vision.views import strong, weak
+from sft_lightning.runs.paths import LOGS
+from sft_lightning.training.callbacks.figures import rows
+from sft_lightning.utils.atomic import whole
+from sft_lightning.utils.errors import InputError
 
 _COUNT, _DRAWS = 10, 2
 ROWS = ("as they are", *["weak view"] * _DRAWS, *["strong view"] * _DRAWS)

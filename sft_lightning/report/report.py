@@ -6,27 +6,27 @@ import torch
 from torch import Tensor
 
 from sft_lightning import AutoencoderModule
-from sft_lightning.callbacks.csv_log import read_curves
-from sft_lightning.console import hushed
-from sft_lightning.errors import InputError, at_least
-from sft_lightning.files import write_text
-from sft_lightning.lineage import chain_of
+from sft_lightning.cli.loaded_run import Opened, iterate, some
+from sft_lightning.cli.logging import hushed
+from sft_lightning.paradigms.calibration import temperature
 from sft_lightning.paradigms.metrics import wilson
-from sft_lightning.paradigms.trust import temperature
 from sft_lightning.report import figures
+from sft_lightning.report.evaluation import Facts, Judged
 from sft_lightning.report.examples import attention, kind, mistakes, redrawn, to_label
-from sft_lightning.report.facts import Facts, Judged
-from sft_lightning.report.measures import (
+from sft_lightning.report.metrics import (
     calibration_error,
     confusion,
     flat,
     reliability,
     unfolded,
 )
-from sft_lightning.report.page import Section, matrix, page, table
-from sft_lightning.report.records import health, origin, training
-from sft_lightning.reuse.opened import Opened, iterate, some
-from sft_lightning.run_lock import is_trained
+from sft_lightning.report.run_sections import health, origin, training
+from sft_lightning.runs.lineage import chain_of
+from sft_lightning.runs.lock import is_trained
+from sft_lightning.training.callbacks.csv_log import read_curves
+from sft_lightning.utils.atomic import write_text
+from sft_lightning.utils.errors import InputError, at_least
+from sft_lightning.utils.html import Section, matrix, page, table
 
 _MAPPED, _MATRIX = 1000, 30  # examples of the map; classes whose confusion matrix can be read
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from sft_lightning.data.datamodule import ImageDataModule
-from sft_lightning.data.images import MemoryImages
+from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import EvalLoader, Stream
-from sft_lightning.data.plans import BatchPlan
-from sft_lightning.data.views import to_float
-from sft_lightning.errors import InputError
-from sft_lightning.networks.backbones import Backbone
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.vision.images import MemoryImages
+from sft_lightning.data.vision.views import to_float
+from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.utils.errors import InputError
 
 _MOST = 500_000_000  # numbers; more would not fit beside everything else on a small machine
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from sft_lightning.files import whole
 from sft_lightning.study.statistics import LEAST_SEEDS, interval
+from sft_lightning.utils.atomic import whole
 
 # M. Okabe, K. Ito, "Color Universal Design"; without black and the yellow that is pale on white
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

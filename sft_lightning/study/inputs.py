@@ -10,15 +10,15 @@ from typing import Any
 from jsonargparse import Namespace
 
 from sft_lightning import ImageDataModule
-from sft_lightning.cli import Built, run
-from sft_lightning.console import hushed
+from sft_lightning.cli.lightning_cli import Built, run
+from sft_lightning.cli.logging import hushed
 from sft_lightning.data.digests import digest_file, digest_folder
-from sft_lightning.data.parts import Part
+from sft_lightning.data.source import Part
 from sft_lightning.data.sources import open_unlabeled
-from sft_lightning.errors import InputError, cause
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.study.user_code import digest_code
-from sft_lightning.yaml_files import read_yaml
+from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.utils.yaml_files import read_yaml
 
 Inputs = dict[str, Any]
 VARIED = ("seed_everything", "data.init_args.seed", "data.init_args.num_labels")  # what a study sets for each training

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from sft_lightning import ImageDataModule
-from sft_lightning.callbacks.checkpoint import RunCheckpoint
-from sft_lightning.cli import SFTCLI
-from sft_lightning.cli import run as command
-from sft_lightning.console import hushed, quiet
+from sft_lightning.cli.lightning_cli import SFTCLI
+from sft_lightning.cli.lightning_cli import run as command
+from sft_lightning.cli.logging import hushed, quiet
+from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.digests import combine
-from sft_lightning.errors import InputError, Stopped
-from sft_lightning.files import write_json
-from sft_lightning.lineage import chain_of
-from sft_lightning.networks.backbones import build_backbone
-from sft_lightning.process import preserve_process
-from sft_lightning.runs import LOGS, below_logs, reason
+from sft_lightning.networks.vision.backbones import build_backbone
+from sft_lightning.runs.lineage import chain_of
+from sft_lightning.runs.paths import LOGS, below_logs, reason
 from sft_lightning.study.baselines import logistic_regression
-from sft_lightning.study.recipe import Run
+from sft_lightning.study.plan import Run
+from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
+from sft_lightning.utils.atomic import write_json
+from sft_lightning.utils.errors import InputError, Stopped
 
 Result = dict[str, Any]
 _NUMBERS = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")

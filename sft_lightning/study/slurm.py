@@ -19,12 +19,12 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.cli import leave
-from sft_lightning.cpu import cores
-from sft_lightning.errors import InputError, Stopped, near
-from sft_lightning.files import write_json
-from sft_lightning.study.recipe import Run
+from sft_lightning.cli.lightning_cli import leave
+from sft_lightning.study.plan import Run
 from sft_lightning.study.runner import Ledger, Result, beginning, checked_result, outcome, prepare
+from sft_lightning.utils.atomic import write_json
+from sft_lightning.utils.cpu import cores
+from sft_lightning.utils.errors import InputError, Stopped, near
 
 POLL = 5.0  # seconds between two looks at the queue
 _LISTS = ("setup", "teardown", "srun_args")  # submitit takes the letters of a text for its lines

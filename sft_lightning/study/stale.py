@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.study.recipe import Run
+from sft_lightning.study.plan import Run
 
 _UNRECORDED = "An earlier version did not record what its trainings were made from"
 _START = "What they start from changed since"

@@ -40,7 +40,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 
 LEVEL = 0.05
 LEAST_SEEDS = 3

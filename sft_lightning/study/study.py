@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft_lightning import __version__
-from sft_lightning.errors import InputError, at_least, near
-from sft_lightning.files import write_json, write_text
-from sft_lightning.machine import machine
 from sft_lightning.report.figures import drawn
-from sft_lightning.report.page import Section, page, paragraphs
-from sft_lightning.report.page import table as html_table
-from sft_lightning.run_lock import RunLock
-from sft_lightning.runs import LOGS, check_name
-from sft_lightning.spreadsheet import format_csv
+from sft_lightning.runs.lock import RunLock
+from sft_lightning.runs.paths import LOGS, check_name
 from sft_lightning.study.figures import label_efficiency
-from sft_lightning.study.recipe import Run, Stage, check_methods, plan
+from sft_lightning.study.plan import Run, Stage, check_methods, plan
 from sft_lightning.study.runner import Ledger, Result, left, train
 from sft_lightning.study.slurm import still_there, submitted
 from sft_lightning.study.stale import name_stale
 from sft_lightning.study.statistics import Comparison, compare, corrected, headline, sentence
+from sft_lightning.utils.atomic import write_json, write_text
+from sft_lightning.utils.environment import machine
+from sft_lightning.utils.errors import InputError, at_least, near
+from sft_lightning.utils.html import Section, page, paragraphs
+from sft_lightning.utils.html import table as html_table
+from sft_lightning.utils.spreadsheet import format_csv
 
 COLUMNS = (
     "method", "budget", "seed", "test_last", "test_best", "val_best", "network", "steps", "tested", "seconds", "run",

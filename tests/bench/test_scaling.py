@@ -36,7 +36,7 @@ def test_the_overhead_is_the_budgets(tmp_path: Path) -> None:
 
 
 def test_wide_resnet_is_as_large_as_assumed() -> None:
-    from sft_lightning.networks.backbones import build_backbone
+    from sft_lightning.networks.vision.backbones import build_backbone
 
     backbone, _ = build_backbone("wrn_28_2", (3, 32, 32))
     count = sum(p.numel() for p in backbone.parameters()) + 10 * (backbone.num_features + 1)

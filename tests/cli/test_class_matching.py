@@ -15,13 +15,13 @@ from PIL import Image
 
 from sft_lightning import FineTuneClassifier, ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.cli import run as command
+from sft_lightning.cli.lightning_cli import run as command
 from sft_lightning.data.class_order import RenumberedSource
-from sft_lightning.data.sharding import write_shards
 from sft_lightning.data.sources import open_source
-from sft_lightning.errors import InputError
+from sft_lightning.data.write_shards import write_shards
+from sft_lightning.export.export import export
 from sft_lightning.networks.weights import read_weights, write_weights
-from sft_lightning.reuse.parts import export
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import trainer
 

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Callback
 
 from sft_lightning.__main__ import main
-from sft_lightning.losses import strategies
+from sft_lightning.cli.reproduce import compared, outcome
+from sft_lightning.losses import unlabeled as strategies
 from sft_lightning.networks.weights import read_weights
-from sft_lightning.repeat import compared, outcome
 from tests.conftest import CONFIGS
 
 SHARED = CONFIGS / "semi_supervised" / "shared.yaml"

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sft_lightning import __version__, lineage
+from sft_lightning import __version__
 from sft_lightning.__main__ import main
-from sft_lightning.commands import COMMANDS, RUN
-from sft_lightning.completion import _options
-from sft_lightning.early import _meant, known
-from sft_lightning.errors import Found
+from sft_lightning.cli.commands import COMMANDS, RUN
+from sft_lightning.cli.completion import _options
+from sft_lightning.cli.early_checks import _meant, known
+from sft_lightning.runs import lineage
+from sft_lightning.utils.errors import Found
 from tests.conftest import CONFIGS
 
 # What makes an example cheap; None where it is parsed alone.

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import device_stats_monitor
 from lightning_utilities.core.imports import RequirementCache
 
 from sft_lightning import FineTuneClassifier
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 from tests.cli.test_bad_input import refused
 from tests.paradigms.helpers import SHAPE
 

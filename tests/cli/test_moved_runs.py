@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sft_lightning.__main__ import main
-from sft_lightning.callbacks.checkpoint import RunCheckpoint
-from sft_lightning.cli import run as command
-from tests.cli.test_run_data import FIT, RUN
+from sft_lightning.cli.lightning_cli import run as command
+from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
+from tests.cli.test_run_config import FIT, RUN
 
 
 def test_a_moved_run_keeps_its_best_checkpoint(workdir: Path) -> None:

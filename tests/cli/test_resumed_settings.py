@@ -5,7 +5,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from sft_lightning.__main__ import main
-from sft_lightning.resumed import keep_settings
+from sft_lightning.cli.resumed_settings import keep_settings
 from tests.conftest import CONFIGS
 
 FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run_name=run"]

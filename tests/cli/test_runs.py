@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback
 
 from sft_lightning.__main__ import main
-from sft_lightning.cli import run
-from sft_lightning.errors import InputError
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import break_middle
 

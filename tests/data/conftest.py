@@ -9,8 +9,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from sft_lightning.data.images import MemoryImages
-from sft_lightning.data.parts import Part
+from sft_lightning.data.source import Part
+from sft_lightning.data.vision.images import MemoryImages
 from tests.data.run_helpers import made, write_run
 
 # A deadline would fail on a busy machine; the same examples each time, so that a failure is found again.

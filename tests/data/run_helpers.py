@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.split_files import read_rows
+from sft_lightning.data.vision.datamodule import ImageDataModule
 
 SETTINGS: dict[str, Any] = {"num_labels": 8, "test_size": 6, "val_size": 4, "image_size": 8, "num_workers": 0}
 Ids = dict[str, list[str]]

@@ -14,7 +14,7 @@ from PIL import Image
 from sft_lightning import ImageDataModule
 from sft_lightning.data import digests, split_files
 from sft_lightning.data.digests import digest_file, digest_files, digest_folder
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 
 
 def draw(path: Path, seed: int) -> Path:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sft_lightning.data.datamodule import ImageDataModule
 from sft_lightning.data.split_files import read_rows
-from sft_lightning.errors import InputError
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.utils.errors import InputError
 from tests.data.conftest import picture
 from tests.data.run_helpers import made, recorded, said, write_run
 

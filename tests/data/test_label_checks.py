@@ -2,10 +2,10 @@ import re
 
 import pytest
 
-from sft_lightning.data.faults import listing
+from sft_lightning.data.issues import listing
 from sft_lightning.data.label_checks import check_class_names, check_missing_labels
-from sft_lightning.data.parts import split_of_name
-from sft_lightning.errors import InputError
+from sft_lightning.data.source import split_of_name
+from sft_lightning.utils.errors import InputError
 
 
 @pytest.mark.parametrize(

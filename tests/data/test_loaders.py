@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_lightning.data.broken import BadImages
-from sft_lightning.data.images import FileImages, Geometry
+from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
-from sft_lightning.data.parts import Part
-from sft_lightning.data.plans import BatchPlan
+from sft_lightning.data.source import Part
 from sft_lightning.data.splits import Split
-from sft_lightning.errors import InputError
-from sft_lightning.paradigms.alternation import Alternation
+from sft_lightning.data.vision.file_checks import BadImages
+from sft_lightning.data.vision.images import FileImages, Geometry
+from sft_lightning.paradigms.batch_schedule import Alternation
+from sft_lightning.utils.errors import InputError
 from tests.data.conftest import break_middle, memory_part, picture
 
 CROPS = Geometry(8, scale=(0.2, 1.0))

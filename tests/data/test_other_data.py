@@ -8,9 +8,9 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from sft_lightning.data.datamodule import ImageDataModule
-from sft_lightning.errors import InputError
-from sft_lightning.run_data import _starts
+from sft_lightning.cli.run_config import _starts
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, picture
 from tests.data.run_helpers import SETTINGS, ids, made, recorded, said, write_run
 

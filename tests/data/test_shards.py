@@ -20,19 +20,19 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data import sharding
-from sft_lightning.data.broken import BadImages
-from sft_lightning.data.images import EncodedImages, Geometry, MemoryImages
-from sft_lightning.data.listing import open_pictures
+from sft_lightning.data import write_shards
+from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import Stream, TrainLoader
-from sft_lightning.data.orders import Windowed
-from sft_lightning.data.parts import Part
-from sft_lightning.data.plans import BatchPlan
-from sft_lightning.data.sharding import write_shards
+from sft_lightning.data.sample_orders import Windowed
 from sft_lightning.data.shards import ShardImages, ShardSource, pass_order
+from sft_lightning.data.source import Part
 from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.splits import Request, make_splits
-from sft_lightning.errors import InputError
+from sft_lightning.data.vision.file_checks import BadImages
+from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages
+from sft_lightning.data.vision.prediction_files import open_pictures
+from sft_lightning.data.write_shards import write_shards
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
 from tests.data.conftest import break_middle, picture, table
 from tests.forks import FORKS
@@ -200,7 +200,7 @@ def test_unreadable_images_stop_it_or_are_left_out(
 
 
 def _killed(source: str, out: Path, after: int) -> None:
-    own, left = sharding.stored, after
+    own, left = write_shards.stored, after
 
     def stored(*args: Any) -> bytes:
         nonlocal left
@@ -209,7 +209,7 @@ def _killed(source: str, out: Path, after: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return own(*args)
 
-    sharding.stored = stored  # type: ignore[assignment]
+    write_shards.stored = stored  # type: ignore[assignment]
     write_shards(open_source(source), out, SIZE)
 
 

@@ -6,16 +6,16 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from sft_lightning.data.folder_source import FolderSource
-from sft_lightning.data.images import FileImages, MemoryImages
+from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.sources import (
     FASHION,
     SampleSource,
     open_source,
     open_unlabeled,
 )
-from sft_lightning.data.tables import ManifestSource
-from sft_lightning.errors import InputError
+from sft_lightning.data.vision.folder_source import FolderSource
+from sft_lightning.data.vision.images import FileImages, MemoryImages
+from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, picture, table
 
 

@@ -10,7 +10,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.data.split_checks import check_splits, check_unlabeled_batch
 from sft_lightning.data.splits import Request, Splits, choose, make_splits, quotas
-from sft_lightning.errors import InputError
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import MakeFolder, memory_part, picture, table
 

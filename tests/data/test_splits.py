@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_lightning.data.images import FileImages, MemoryImages
-from sft_lightning.data.parts import Part
+from sft_lightning.data.source import Part
 from sft_lightning.data.split_files import digest, read_manifest, write_manifest
 from sft_lightning.data.splits import (
     NAMES,
@@ -20,7 +19,8 @@ from sft_lightning.data.splits import (
     make_splits,
     quotas,
 )
-from sft_lightning.errors import InputError
+from sft_lightning.data.vision.images import FileImages, MemoryImages
+from sft_lightning.utils.errors import InputError
 from tests.data.conftest import memory_part, picture, plain
 
 CLASSES = ["ant", "bee", "cat"]

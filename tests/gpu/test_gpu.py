@@ -11,11 +11,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning import device
 from sft_lightning.__main__ import main
-from sft_lightning.cli import SFTCLI, run
+from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.data.loaders import Stream
 from sft_lightning.paradigms import feature_cache
+from sft_lightning.utils import transfer
 from tests.conftest import CONFIGS
 from tests.promises.test_exact_resume import RUNS, check
 
@@ -89,7 +89,7 @@ def test_pictures_on_the_gpu_change_nothing(workdir: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Stream, "batches", watched)
     for share, kind in ((0.25, "cuda"), (0.0, "cpu")):
-        monkeypatch.setattr(device, "SHARE", share)
+        monkeypatch.setattr(transfer, "SHARE", share)
         where.clear()
         found.append(losses(run(words("fixmatch", "--trainer.deterministic=true"))))
         assert len(where) >= 2 * STEPS

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.errors import InputError
 from sft_lightning.networks.adapters import IA3, Adapter, LoRA
-from sft_lightning.networks.backbones import Backbone, build_backbone
 from sft_lightning.networks.merging import merged
+from sft_lightning.networks.vision.backbones import Backbone, build_backbone
+from sft_lightning.utils.errors import InputError
 
 VIT = "timm/vit_tiny_patch16_224"
 SIDES = {VIT: 32, "resnet18": 32, "regnet_y_400mf": 32, "timm/dla34": 64, "wrn_28_2": 32}

@@ -9,8 +9,8 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
 from sft_lightning import FineTuneClassifier
-from sft_lightning.networks.backbones import build_backbone
 from sft_lightning.networks.blocks import blocks
+from sft_lightning.networks.vision.backbones import build_backbone
 
 # The smallest network of each family (module) of timm that has one below 30 million parameters.
 FAMILIES = (

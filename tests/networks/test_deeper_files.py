@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from sft_lightning.errors import InputError
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import load_into
+from sft_lightning.utils.errors import InputError
 
 
 @pytest.mark.parametrize(

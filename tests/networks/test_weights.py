@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sft_lightning import AutoencoderModule, FineTuneClassifier
-from sft_lightning.errors import InputError
-from sft_lightning.networks.backbones import build_backbone, rebuild
+from sft_lightning.networks.vision.backbones import build_backbone, rebuild
 from sft_lightning.networks.weights import load_into, read_weights, write_weights
+from sft_lightning.utils.errors import InputError
 
 SHAPE = (1, 28, 28)
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.networks.adapters import LoRA
+from sft_lightning.training.callbacks.predictions import PredictionWriter
 from tests.paradigms.helpers import Pictures, Recorder, classifier, sample, state, trainer
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from sft_lightning import DecoupledFeatureClassifier, ImageDataModule
-from sft_lightning.losses.feature_losses import Center, CosinePrototype, SupCon
+from sft_lightning.losses.features import Center, CosinePrototype, SupCon
 from tests.paradigms.helpers import SHAPE, Recorder, state, trainer
 
 TWO: dict[str, Any] = {"coupling": "two_stage", "feature_epochs": 1}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sft_lightning import FineTuneClassifier, ImageDataModule
-from sft_lightning.cli import SFTCLI, run
+from sft_lightning.cli.lightning_cli import SFTCLI, run
 from tests.forks import both_ranks, work
 
 ROOT = Path(__file__).parents[2]

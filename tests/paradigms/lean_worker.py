@@ -8,8 +8,8 @@ from unittest.mock import patch
 import torch
 from lightning.pytorch import Trainer
 
-from sft_lightning import lean
-from sft_lightning.cli import SFTCLI
+from sft_lightning.cli import fast_loop
+from sft_lightning.cli.lightning_cli import SFTCLI
 from tests.paradigms.helpers import Recorder, cli, state
 
 TWO = ("--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
@@ -33,7 +33,7 @@ def main(out: Path) -> None:
     found: dict[str, Any] = {}
     for is_lean in (True, False):
         with (
-            patch.object(lean, "CALLBACKS", lean.CALLBACKS | ({Seen} if is_lean else set())),
+            patch.object(fast_loop, "CALLBACKS", fast_loop.CALLBACKS | ({Seen} if is_lean else set())),
             patch.object(torch.distributed, "broadcast", wraps=torch.distributed.broadcast) as asked,
         ):
             done, seen = trained("--model.init_args.class_weights=balanced")

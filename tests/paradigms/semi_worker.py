@@ -12,8 +12,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule
-from sft_lightning.callbacks.health import PseudoLabelHealth
-from sft_lightning.losses import strategies
+from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from tests.paradigms.helpers import SHAPE, Recorder, state, trainer
 
 GLOBAL = {

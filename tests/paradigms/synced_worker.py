@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import LightningModule
 
 from sft_lightning import AutoencoderModule, DecoupledFeatureClassifier, FineTuneClassifier, SemiSupervisedModule
-from sft_lightning.errors import InputError
-from sft_lightning.losses.feature_losses import SupCon
-from sft_lightning.losses.strategies import FreeMatch, Reconstruction
-from sft_lightning.sync_batch_norm import SyncBatchNormOnCPU, SyncBatchNormsOnCPU
+from sft_lightning.losses.features import SupCon
+from sft_lightning.losses.unlabeled import FreeMatch, Reconstruction
+from sft_lightning.training.sync_batchnorm import SyncBatchNormOnCPU, SyncBatchNormsOnCPU
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, state, trainer
 from tests.paradigms.semi_worker import SameViews
 

@@ -15,16 +15,16 @@ from torch.nn import functional as F
 
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, SemiSupervisedModule
 from sft_lightning.__main__ import main
-from sft_lightning.losses.feature_losses import SupCon
-from sft_lightning.losses.penalties import Regularizer, outputs_of
+from sft_lightning.export.export import export
+from sft_lightning.losses.features import SupCon
 from sft_lightning.losses.regularizers import BSS, DELTA, L2
-from sft_lightning.losses.strategies import FixMatch
+from sft_lightning.losses.regularizers.base import Regularizer, outputs_of
+from sft_lightning.losses.unlabeled import FixMatch
 from sft_lightning.networks.adapters import IA3, Adapter, LoRA
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import evaluated
 from sft_lightning.paradigms.feature_cache import FOLDER
-from sft_lightning.reuse.parts import export
-from sft_lightning.reuse.trained import read_trained
+from sft_lightning.runs.trained_network import read_trained
 from tests.paradigms.helpers import ROOT, SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
 
 RESNET = "timm/resnet10t"

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning import AutoencoderModule, ImageDataModule
-from sft_lightning.callbacks.predictions import PredictionWriter
 from sft_lightning.data.batches import Unlabeled
-from sft_lightning.errors import InputError
-from sft_lightning.networks.backbones import rebuild
+from sft_lightning.networks.vision.backbones import rebuild
+from sft_lightning.training.callbacks.predictions import PredictionWriter
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, batches, cli, moved, sample, state, trainer
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, SemiSupervisedModule
-from sft_lightning.errors import InputError
-from sft_lightning.losses.mixmatch import MixMatch
-from sft_lightning.losses.supcon import SupCon
+from sft_lightning.losses.features.supcon import SupCon
+from sft_lightning.losses.unlabeled.mixmatch import MixMatch
 from sft_lightning.paradigms.class_weights import order_weights
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, sample, trainer
 
 COUNTS = torch.tensor([190.0, 8.0])

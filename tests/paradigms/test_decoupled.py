@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, WeakView
 from sft_lightning.data.splits import Split
-from sft_lightning.errors import InputError
-from sft_lightning.losses.feature_losses import Center, CosinePrototype, SupCon
-from sft_lightning.losses.features import FeatureLoss
+from sft_lightning.losses.features import Center, CosinePrototype, SupCon
+from sft_lightning.losses.features.base import FeatureLoss
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics, Spread
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, batches, moved, sample, state, trainer
 
 TWO: dict[str, Any] = {"coupling": "two_stage", "feature_epochs": 1}

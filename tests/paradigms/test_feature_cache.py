@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sft_lightning import DecoupledFeatureClassifier, ImageDataModule, WeakView
-from sft_lightning.losses.feature_losses import SupCon
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.losses.features import SupCon
 from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
 from sft_lightning.paradigms.feature_cache import FOLDER, features, key
 from tests.paradigms.helpers import SHAPE, Pictures, Recorder, classifier, cli, sample, trainer

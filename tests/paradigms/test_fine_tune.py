@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning import FineTuneClassifier
-from sft_lightning.callbacks.predictions import PredictionWriter
-from sft_lightning.errors import InputError
 from sft_lightning.losses.regularizers import L2
+from sft_lightning.training.callbacks.predictions import PredictionWriter
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, batches, classifier, moved, sample, state, trainer
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]

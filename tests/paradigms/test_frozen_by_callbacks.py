@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier
-from sft_lightning.errors import InputError
-from sft_lightning.losses.supcon import SupCon
+from sft_lightning.losses.features.supcon import SupCon
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, classifier, moved, sample, state, trainer
 
 FIRST = "backbone.net.0.0.weight"

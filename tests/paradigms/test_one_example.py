@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.errors import InputError
-from sft_lightning.losses.supcon import SupCon
+from sft_lightning.losses.features.supcon import SupCon
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 
 SETTINGS: dict[str, Any] = {

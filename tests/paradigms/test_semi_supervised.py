@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule, StrongView, WarmupCosine, WeakView
-from sft_lightning.callbacks.health import PseudoLabelHealth
 from sft_lightning.data.splits import Split
-from sft_lightning.errors import InputError
-from sft_lightning.losses import strategies
-from sft_lightning.losses.unlabeled import Result, Step, Strategy
-from sft_lightning.paradigms.alternation import Alternation, ramp
-from sft_lightning.paradigms.averaging import Average
+from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.losses.unlabeled.base import Result, Step, Strategy
+from sft_lightning.paradigms.batch_schedule import Alternation, ramp
+from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from sft_lightning.training.ema import Average
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, moved, sample, state, trainer
 
 ALL = sorted(strategies.__all__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sft_lightning.sync_batch_norm import SyncBatchNormsOnCPU
+from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
 from tests.paradigms.helpers import left_by_ranks, moved, two_processes
 from tests.paradigms.synced_worker import MODELS, train
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sft_lightning import WarmupCosine
-from sft_lightning.cli import run
-from sft_lightning.errors import InputError
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import ROOT, Recorder, batches, classifier, cli, sample, state, trainer
 
 

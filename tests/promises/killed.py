@@ -17,11 +17,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from sft_lightning.__main__ import main
-from sft_lightning.callbacks import checkpoint
-from sft_lightning.callbacks.checkpoint import RunCheckpoint
-from sft_lightning.cli import SFTCLI
-from sft_lightning.losses.penalties import Regularizer
+from sft_lightning.cli.lightning_cli import SFTCLI
+from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.paradigms.base import Paradigm
+from sft_lightning.training.callbacks import checkpoint
+from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from tests.forks import FORKS, enter, environments
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.broken import whole
-from sft_lightning.errors import InputError
+from sft_lightning.data.vision.file_checks import whole
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import break_middle
 

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
-from sft_lightning.callbacks.checkpoint import WholeFiles
 from sft_lightning.data.table_paths import check_inside
-from sft_lightning.errors import InputError
 from sft_lightning.networks.weights import read_about, read_weights
-from sft_lightning.paradigms.trust import FILE as CALIBRATION
-from sft_lightning.study.recipe import Stage, plan
+from sft_lightning.paradigms.calibration import FILE as CALIBRATION
+from sft_lightning.study.plan import Stage, plan
+from sft_lightning.training.callbacks.checkpoint import WholeFiles
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
 from tests.study.test_study import METHODS, written
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
-from sft_lightning.errors import InputError
-from sft_lightning.losses.penalties import Regularizer
-from sft_lightning.memory import ran_out
+from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.paradigms.base import StepResult
-from sft_lightning.runs import reason
+from sft_lightning.runs.paths import reason
+from sft_lightning.training.oom import ran_out
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import SHAPE, sample, trainer
 

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_leaves
 
-from sft_lightning import lean
-from sft_lightning.cli import run
-from sft_lightning.paradigms import nonfinite
+from sft_lightning.cli import fast_loop
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.training import nonfinite
 from tests.conftest import CONFIGS
 from tests.promises.reads import Reads
 
@@ -48,7 +48,9 @@ class Watch(Callback):
 def watched(configs: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[int, Counter[str]]:
     """What 100 steps read, as if on a device, where the first one has read what it needs once."""
     monkeypatch.setattr(nonfinite, "waits", lambda device: True)
-    monkeypatch.setattr(lean, "CALLBACKS", lean.CALLBACKS | {Watch})  # beside other callbacks Lightning's loop reads
+    monkeypatch.setattr(
+        fast_loop, "CALLBACKS", fast_loop.CALLBACKS | {Watch}
+    )  # beside other callbacks Lightning's loop reads
     words = [word for config in configs for word in ("--config", str(CONFIGS / config))]
     words += ["--run_name=run", "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]
     words += ["--data.init_args.batch_size=4", "--data.init_args.steps_per_epoch=102", FUSED]

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule
-from sft_lightning.errors import InputError
-from sft_lightning.losses.strategies import FixMatch, FlexMatch
-from sft_lightning.losses.unlabeled import Result, Step
-from sft_lightning.paradigms import nonfinite
+from sft_lightning.losses.unlabeled import FixMatch, FlexMatch
+from sft_lightning.losses.unlabeled.base import Result, Step
 from sft_lightning.paradigms.base import StepResult
+from sft_lightning.training import nonfinite
+from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
 from tests.promises.killed import Torn, trained
 from tests.promises.test_exact_resume import RUNS, SHORT

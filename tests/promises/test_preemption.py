@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning.callbacks.preemption import SIGNALS
-from sft_lightning.errors import Stopped
+from sft_lightning.training.callbacks.preemption import SIGNALS
+from sft_lightning.utils.errors import Stopped
 from tests.paradigms.helpers import cli
 from tests.promises.conftest import Whole
 from tests.promises.killed import trained

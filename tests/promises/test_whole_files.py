@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sft_lightning.__main__ import main
-from sft_lightning.callbacks.checkpoint import WholeFiles
-from sft_lightning.errors import InputError
-from sft_lightning.files import whole, write_text
 from sft_lightning.networks.weights import read_weights, write_weights
+from sft_lightning.training.callbacks.checkpoint import WholeFiles
+from sft_lightning.utils.atomic import whole, write_text
+from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.forks import FORKS
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.views import strong, weak
+from sft_lightning.data.vision.views import strong, weak
 from tests.conftest import CONFIGS
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")

@@ -18,13 +18,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
-from sft_lightning.machine import machine
+from sft_lightning.paradigms.calibration import temperature
 from sft_lightning.paradigms.metrics import wilson
-from sft_lightning.paradigms.trust import temperature
-from sft_lightning.report.page import Section, folded, matrix, page, table, tiles
 from sft_lightning.report.report import report
+from sft_lightning.utils.environment import machine
+from sft_lightning.utils.html import Section, folded, matrix, page, table, tiles
 from tests.paradigms.helpers import cli
-from tests.report.test_measures import by_hand
+from tests.report.test_metrics import by_hand
 
 VOID = {"meta", "img", "br", "path", "use"}
 

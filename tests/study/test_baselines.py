@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study.baselines import logistic_regression
 
 

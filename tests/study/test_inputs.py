@@ -17,11 +17,11 @@ from jsonargparse.typing import Path_fr
 from PIL import Image
 
 from sft_lightning import ImageDataModule
-from sft_lightning.errors import InputError
 from sft_lightning.study import inputs
-from sft_lightning.study.recipe import Run, Stage, plan
+from sft_lightning.study.plan import Run, Stage, plan
 from sft_lightning.study.stale import name_stale
 from sft_lightning.study.user_code import digest_code
+from sft_lightning.utils.errors import InputError
 
 DATA = {"class_path": "ImageDataModule", "init_args": {"source": "t.csv", "image_size": 8, "num_workers": 0}}
 
@@ -202,7 +202,7 @@ def test_results_of_earlier_versions_are_done_anew(project: Path, monkeypatch: p
     assert reasons(old, before) == [
         "An earlier version did not record what its trainings were made from: 1 training is done anew."
     ]
-    monkeypatch.setattr("sft_lightning.study.recipe.__version__", "another")
+    monkeypatch.setattr("sft_lightning.study.plan.__version__", "another")
     (said,) = reasons(before, planned())
     assert said.startswith("They were made by sft-lightning ")
     damaged = {before[0].key: {"folder": f"l/{before[0].folder}/version_0", "inputs": {"data": 1, "config": [2]}}}

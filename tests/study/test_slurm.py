@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sft_lightning.__main__ import main
-from sft_lightning.errors import InputError
 from sft_lightning.study import slurm
+from sft_lightning.utils.errors import InputError
 from tests.conftest import ROOT
 from tests.study.test_study import METHODS, Methods, results, written
 

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sft_lightning.errors import InputError
 from sft_lightning.study.statistics import Comparison, compare, corrected, headline, interval, sentence
+from sft_lightning.utils.errors import InputError
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
 STUDIES = 1000

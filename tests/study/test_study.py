@@ -23,10 +23,10 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.networks.backbones import build_backbone
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study import runner, study
 from sft_lightning.study.baselines import logistic_regression
-from sft_lightning.study.recipe import Run, Stage, plan
+from sft_lightning.study.plan import Run, Stage, plan
 from sft_lightning.study.runner import Ledger, left, perform
 from tests.conftest import CONFIGS, ROOT
 from tests.forks import started
@@ -461,7 +461,7 @@ def test_a_key_depends_on_all_that_a_result_does(tmp_path: Path, monkeypatch: py
     assert not {*keys({"y": 1})} & {*before}  # the second by what it starts from
     assert not {*keys(data={"class_path": "A"})} & {*before}
     with monkeypatch.context() as patch:
-        patch.setattr("sft_lightning.study.recipe.__version__", "another")
+        patch.setattr("sft_lightning.study.plan.__version__", "another")
         assert not {*keys()} & {*before}
     config.write_text("model: {a: 1}")
     assert not {*keys()} & {*before}

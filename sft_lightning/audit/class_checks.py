@@ -1,0 +1,92 @@
+"""How many examples each class has, split by split."""
+
+from collections.abc import Sequence
+
+from sft_lightning.audit.findings import Finding, Row
+from sft_lightning.data.vision.image_stats import Seen
+
+IMBALANCE = 10  # times as many examples as the smallest class
+_SHOWN = 24
+
+Counts = dict[str, list[int]]
+
+
+def counted(seen: Sequence[Seen], num_classes: int) -> Counts:
+    """Number of examples of each class, by split; the unlabeled ones have none that may be known.
+
+    Args:
+        seen: All splits.
+        num_classes: C.
+    """
+    found = {}
+    for one in seen:
+        if one.name != "unlabeled":
+            counts = [0] * num_classes
+            for i in range(len(one.looks)):
+                if (label := one.label(i)) >= 0:
+                    counts[label] += 1
+            found[one.name] = counts
+    return found
+
+
+def uneven(counts: Counts, names: Sequence[str]) -> list[Finding]:
+    """Classes that a split lacks, and splits that one class rules.
+
+    Args:
+        counts: From `counted`.
+        names: Of the classes.
+    """
+    missing = {
+        split: [Row(split, name) for name, n in zip(names, own, strict=True) if not n]
+        for split, own in counts.items()
+        if sum(own)
+    }
+    ratios = []
+    for split, own in counts.items():
+        most, least = max(own, default=0), min((n for n in own if n), default=0)
+        if least and most >= IMBALANCE * least:
+            large, little = names[own.index(most)], names[own.index(least)]
+            ratios.append(Row(split, split, f"{most:,} of {large!r}, {least:,} of {little!r}"))
+    return [
+        Finding(
+            "classes without a labeled training image",
+            "They cannot be learned: label some, ask for more labels, or remove the class",
+            missing.get("labeled", []),
+        ),
+        Finding(
+            "classes without a validation image",
+            "val/accuracy says nothing of them: hold out more (val_size)",
+            missing.get("val", []),
+        ),
+        Finding(
+            "classes without a test image",
+            "test/accuracy says nothing of them: hold out more (test_size)",
+            missing.get("test", []),
+        ),
+        Finding(
+            "splits of uneven classes",
+            "Read macro_f1 beside accuracy, and try class_weights: balanced or balanced_labels: true",
+            ratios,
+        ),
+    ]
+
+
+def table(counts: Counts, totals: dict[str, int], names: Sequence[str]) -> list[str]:
+    """The counts as lines, a class each; of many classes the smallest.
+
+    Args:
+        counts: From `counted`.
+        totals: Examples of each split.
+        names: Of the classes.
+    """
+    order = list(range(len(names)))
+    if len(names) > _SHOWN:
+        order = sorted(sorted(order, key=lambda c: sum(own[c] for own in counts.values()))[:_SHOWN])
+    rows = [["class", *totals]]
+    rows += [[names[c], *(f"{counts[s][c]:,}" if s in counts else "" for s in totals)] for c in order]
+    rows.append(["all", *(f"{n:,}" for n in totals.values())])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    if len(order) < len(names):
+        text.insert(-1, f"and {len(names) - len(order):,} larger ones")
+    return text

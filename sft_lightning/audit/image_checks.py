@@ -1,0 +1,225 @@
+"""What is odd about files and pictures by themselves."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from sft_lightning.audit.findings import Finding, Row
+from sft_lightning.data.source import relative
+from sft_lightning.data.vision.file_checks import UNREADABLE
+from sft_lightning.data.vision.file_kinds import is_litter, is_named_image
+from sft_lightning.data.vision.image_files import LONG, open_image_file
+from sft_lightning.data.vision.image_stats import Header, Look, Seen
+from sft_lightning.data.vision.images import FileImages, Geometry
+from sft_lightning.data.vision.value_ranges import stored_ranges
+
+# Gray levels; a JPEG of one color has up to 1, the darkest of Fashion-MNIST's 70,000 pictures has 7.
+CONSTANT = 2.0
+_TABLE = 5
+
+
+def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
+    """Readable pictures that may not be what they seem.
+
+    Args:
+        seen: All splits.
+        geometry: How files become pictures of one size.
+    """
+    gray = sum(look.gray for one in seen for _, look in one.readable)
+    colored = sum(not look.gray for one in seen for _, look in one.readable)
+    few = geometry.channels == 3 and 0 < gray < colored
+
+    def of(test: Callable[[Seen, int, Look], str | None], name: str, advice: str) -> Finding:
+        rows = []
+        for one in seen:
+            for i, look in one.readable:
+                detail = test(one, i, look)
+                if detail is not None:
+                    rows.append(Row(one.name, one.id(i), detail))
+        return Finding(name, advice, rows)
+
+    def header(test: Callable[[Header], str | None]) -> Callable[[Seen, int, Look], str | None]:
+        return lambda one, i, look: None if look.header is None else test(look.header)
+
+    def misnamed(one: Seen, i: int, look: Look) -> str | None:
+        if look.header is None or not isinstance(one.split.part.images, FileImages):  # in shards names are only names
+            return None
+        promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
+        # An MPO of a camera is a JPEG that is followed by others.
+        return None if promised == look.header.format.replace("MPO", "JPEG") else f"is {look.header.format}"
+
+    def constant(one: Seen, i: int, look: Look) -> str | None:
+        is_constant = look.spread is not None and look.spread < CONSTANT
+        return f"deviation {look.spread:.1f} of 255 gray levels" if is_constant else None
+
+    return [
+        of(
+            misnamed,
+            "files whose extension does not match their content",
+            "They are read by their content: rename them for other tools",
+        ),
+        of(constant, "images that are (nearly) of one color", "They show nothing: remove them"),
+        of(
+            lambda one, i, look: "" if few and look.gray else None,
+            "gray images among colored ones",
+            "They are read with three equal channels: a class that is gray more often is told by that, so check which",
+        ),
+        of(
+            header(lambda h: h.mode if h.transparent else None),
+            "images with transparent pixels",
+            f"They are laid over the color {list(geometry.background)}: set background to what the others have",
+        ),
+        of(
+            header(lambda h: h.mode if h.mode == "CMYK" else None),
+            "images in CMYK",
+            "They are converted without their color profile, and colors may be off: save them as RGB",
+        ),
+        of(
+            header(lambda h: h.mode if h.mode.startswith(("I", "F")) else None),
+            "images of more than 8 bits",
+            f"{_scale(geometry)} becomes 0 to 255: set value_range for another scale",
+        ),
+        of(
+            header(lambda h: _lost(h, geometry)),
+            "long images of which a third or more is cut off",
+            "The central square is kept: set resize: pad to keep all of them",
+        ),
+        of(
+            header(lambda h: f"{h.frames} frames" if h.frames > 1 and h.format != "MPO" else None),
+            "animations or stacks of pages",
+            "Only the first frame is read: save the others as files of their own if they matter",
+        ),
+        of(
+            header(lambda h: "EXIF" if h.turned else None),
+            "images with an EXIF orientation",
+            "They are turned upright here, not by every other tool: save them upright",
+        ),
+    ]
+
+
+def _scale(geometry: Geometry) -> str:
+    kinds = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in stored_ranges(geometry.ranges).items()]
+    return f"One scale for all: {', '.join(kinds)}"
+
+
+def lost_share(header: Header, geometry: Geometry) -> float:
+    """Return the share of an image's area that does not become a part of the square.
+
+    Args:
+        header: Of the image.
+        geometry: How files become pictures of one size.
+    """
+    if geometry.resize != "crop":
+        return 1 - geometry.center**2
+    return 1 - min(header.width, header.height) / max(header.width, header.height) * geometry.center**2
+
+
+def _lost(header: Header, geometry: Geometry) -> str | None:
+    is_long = max(header.width, header.height) > LONG * min(header.width, header.height)
+    return f"{lost_share(header, geometry):.0%} is cut off" if is_long and geometry.resize == "crop" else None
+
+
+def strays(folder: Path, taken: set[Path]) -> list[Finding]:
+    """What lies in a folder and is not read: folders and links that are named like pictures, pictures named otherwise.
+
+    Args:
+        folder: Of the source.
+        taken: Files that are read, or whose fault is told elsewhere.
+    """
+    named: list[Row] = []
+    others: list[Row] = []
+    been: set[tuple[int, int]] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        place_of = os.stat(here)
+        if (known := (place_of.st_dev, place_of.st_ino)) in been:  # a link has led back
+            folders.clear()
+            continue
+        been.add(known)
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        place = relative(Path(here), folder).split("/")[0]
+        for name in folders:
+            if is_named_image(name) and Path(here, name) not in taken:
+                named.append(Row(place, relative(Path(here, name), folder), "a folder"))
+        for name in sorted(files):
+            path = Path(here, name)
+            if path in taken or name.startswith("."):
+                continue
+            if path.is_symlink() and not path.exists():
+                named.append(Row(place, relative(path, folder), "a broken link"))
+            elif (kind := _kind(path)) is not None:
+                others.append(Row(place, relative(path, folder), kind))
+    return [
+        Finding("folders and links that are no images", "They are passed over: rename or remove them", named),
+        Finding(
+            "images that are not read",
+            "Give them the extension of an image, and a place in a class folder",
+            others,
+        ),
+    ]
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        with open_image_file(path) as file:
+            return file.format
+    except UNREADABLE:
+        return None
+
+
+def tables(seen: Sequence[Seen], geometry: Geometry) -> dict[str, object]:
+    """Sizes and modes of the files, in types of JSON; nothing for pictures in memory.
+
+    Args:
+        seen: All splits.
+        geometry: How files become pictures of one size.
+    """
+    headers = [look.header for one in seen for _, look in one.readable if look.header is not None]
+    if not headers:
+        return {}
+    sizes = Counter((h.width, h.height) for h in headers)
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    lost = [lost_share(h, geometry) for h in headers]
+    enlarged = sum(min(h.width, h.height) * geometry.center < geometry.size for h in headers)
+    return {
+        "files": len(headers),
+        "sizes": {_size(size): count for size, count in sizes.most_common(_TABLE)},
+        "different_sizes": len(sizes),
+        "smallest": _size(by_area[0]),
+        "largest": _size(by_area[-1]),
+        "modes": dict(Counter(h.mode for h in headers).most_common()),
+        "formats": dict(Counter(h.format for h in headers).most_common()),
+        "enlarged": enlarged,
+        "image_size": geometry.size,
+        "cut_off": {f"more than {share:.0%}": sum(one > share for one in lost) for share in (0.1, 1 / 3, 0.5)},
+        "cut_off_on_average": round(sum(lost) / len(lost), 3),
+    }
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def told(facts: dict[str, object]) -> list[str]:
+    """The tables as lines.
+
+    Args:
+        facts: From `tables`.
+    """
+    if not facts:
+        return []
+
+    def listed(name: str) -> str:
+        of = facts[name]
+        assert isinstance(of, dict)
+        return ", ".join(f"{key} ({count:,})" for key, count in of.items())
+
+    more = ", ..." if facts["different_sizes"] != len(list(facts["sizes"])) else ""  # type: ignore[call-overload]
+    return [
+        f"sizes    {listed('sizes')}{more}; smallest {facts['smallest']}, largest {facts['largest']}",
+        f"modes    {listed('modes')}; formats {listed('formats')}",
+        f"cut off  {facts['cut_off_on_average']:.0%} of an image's area on average; {listed('cut_off')} of images",
+        f"scale    {facts['enlarged']:,} of {facts['files']:,} are enlarged to {facts['image_size']} pixels a side",
+    ]

@@ -1,0 +1,278 @@
+"""The commands: their names, sentences and examples stand here and nowhere else. Nothing heavy is imported.
+
+A new command is one entry of `COMMANDS` and the function that it names. The function's parameters become options, its
+docstring their help (Google style, typed); it returns what is printed: text, or the path that it wrote. Where
+`takes_fit` is set, it is given the words of the command line instead and hands them to `cli.run` with a subclass of
+`cli.Built` whose `command` is its name. A mistake of the user is an `InputError` (exit code 2); a result that scripts
+shall stop at is a `Found` (exit code 1).
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import NamedTuple
+
+from sft_lightning import __version__
+from sft_lightning.utils.errors import InputError
+
+FINE_TUNE = "configs/quickstart/fine_tune.yaml"
+RUN = "lightning_logs/quickstart/fine_tune/version_0"  # what `fit` makes of it
+
+
+class Command(NamedTuple):
+    """What is known of a command before it is imported.
+
+    Attributes:
+        group: Of the general help.
+        does: A sentence.
+        examples: Words after `sft-lightning`; each can be pasted, in this order, in a checkout.
+        function: `package.module:name` of what does it; empty for the four of Lightning.
+        takes_fit: Whether it takes the settings of `fit`.
+        words: Options that may stand without their names, by what the help calls them, in order.
+    """
+
+    group: str
+    does: str
+    examples: tuple[str, ...]
+    function: str = ""
+    takes_fit: bool = False
+    words: dict[str, str] = {}  # noqa: RUF012 - never changed
+
+
+COMMANDS = {
+    "fit": Command(
+        "train and use",
+        "Trains a model: pre-trains without labels, fine-tunes on few, or learns from both.",
+        (
+            f"fit --config {FINE_TUNE}",
+            f"fit --config {FINE_TUNE} --data.init_args.source my_images/ --data.init_args.num_labels null "
+            "--data.init_args.image_size 64 --run_name mine",
+            "fit --model.help SemiSupervisedModule",
+        ),
+        takes_fit=True,
+    ),
+    "test": Command(
+        "train and use",
+        "Measures a trained model on the test split.",
+        (f"test {RUN}",),
+        takes_fit=True,
+        words={"RUN": "ckpt_path"},
+    ),
+    "predict": Command(
+        "train and use",
+        "Writes the class and probabilities of each image to predictions.csv.",
+        (f"predict {RUN} my_images/", f"predict {RUN}"),
+        takes_fit=True,
+        words={"RUN": "ckpt_path", "IMAGES": "data.init_args.predict_source"},
+    ),
+    "report": Command(
+        "train and use",
+        "Writes what a run came to as one page: mistakes, calibration, what to label next.",
+        (f"report {RUN}",),
+        "sft_lightning.report.report:report",
+        words={"RUN": "run"},
+    ),
+    "preview": Command(
+        "before a training",
+        "Draws training images beside their weak and strong views.",
+        ("preview --config configs/semi_supervised/shared.yaml --config configs/semi_supervised/fixmatch.yaml",),
+        "sft_lightning.report.preview:preview",
+        takes_fit=True,
+    ),
+    "audit": Command(
+        "before a training",
+        "Finds leaks, duplicates, broken files and wrong labels; with --strict, exit code 1 where the test leaks.",
+        (f"audit --config {FINE_TUNE}",),
+        "sft_lightning.audit.audit:audit",
+        takes_fit=True,
+    ),
+    "find-lr": Command(
+        "before a training",
+        "Tries rising learning rates for some steps and suggests one.",
+        (f"find-lr --config {FINE_TUNE}", f"find-lr --config {FINE_TUNE} --min_lr 1e-5 --max_lr 1 --steps 200"),
+        "sft_lightning.tuning.find_lr:find_lr",
+        takes_fit=True,
+    ),
+    "find-batch-size": Command(
+        "before a training",
+        "Measures images a second by batch size until memory runs out, and suggests one.",
+        (f"find-batch-size --config {FINE_TUNE}", f"find-batch-size --config {FINE_TUNE} --max 64 --seconds 3"),
+        "sft_lightning.tuning.find_batch_size:find_batch_size",
+        takes_fit=True,
+    ),
+    "find-precision": Command(
+        "before a training",
+        "Measures whether half precision is faster on this machine.",
+        (f"find-precision --config {FINE_TUNE}", f"find-precision --config {FINE_TUNE} --rounds 5 --seconds 5"),
+        "sft_lightning.tuning.find_precision:find_precision",
+        takes_fit=True,
+    ),
+    "study": Command(
+        "compare",
+        "Compares methods over label budgets and seeds: did the unlabeled images help?",
+        ("study --config configs/study/quickstart.yaml --jobs 2",),
+        "sft_lightning.study.study:study",
+    ),
+    "rank": Command(
+        "compare",
+        "Compares backbones and past runs as starts for your labels, without training them.",
+        (
+            "rank --config configs/reuse/rank.yaml",
+            "rank --config configs/reuse/rank.yaml --candidates+=lightning_logs --by linear",
+        ),
+        "sft_lightning.transfer.rank:rank",
+    ),
+    "degree": Command(
+        "compare",
+        "Finds by cross-validation how far to fine-tune.",
+        (f"degree --config {FINE_TUNE} --config configs/reuse/degree.yaml",),
+        "sft_lightning.tuning.degree:degree",
+        takes_fit=True,
+    ),
+    "validate": Command(
+        "afterwards",
+        "Measures a trained model on the validation split.",
+        (f"validate {RUN}",),
+        takes_fit=True,
+        words={"RUN": "ckpt_path"},
+    ),
+    "export": Command(
+        "afterwards",
+        "Writes a trained model or a part of it as a file of its own: safetensors, ONNX or pt2.",
+        (f"export {RUN}", f"export {RUN} --part backbone --format pt2"),
+        "sft_lightning.export.export:export",
+        words={"RUN": "run"},
+    ),
+    "lineage": Command(
+        "afterwards",
+        "Tells what a run started from, back to the first source.",
+        (f"lineage {RUN}",),
+        "sft_lightning.runs.lineage:lineage",
+        words={"RUN": "run"},
+    ),
+    "repeat": Command(
+        "afterwards",
+        "Trains a run again and says whether it comes to the same bit for bit; exit code 1 if not.",
+        (f"repeat {RUN}",),
+        "sft_lightning.cli.reproduce:repeat",
+        words={"RUN": "run"},
+    ),
+    "completion": Command(
+        "shell",
+        "Prints a script that completes commands, options and files at the TAB key.",
+        (
+            "completion bash > ~/.sft-lightning.bash; echo 'source ~/.sft-lightning.bash' >> ~/.bashrc",
+            "completion zsh > ~/.sft-lightning.zsh; "
+            "echo 'autoload -U compinit; compinit; eval \"$(<~/.sft-lightning.zsh)\"' >> ~/.zshrc",
+        ),
+        "sft_lightning.cli.completion:completion",
+        words={"SHELL": "shell"},
+    ),
+}
+_NUMBER = re.compile(r"-\.?\d")
+_FLAGS = ("-h", "--help", "--print_config", "--strict")  # no value follows them
+
+
+def usage(name: str) -> str:
+    """How a command is called.
+
+    Args:
+        name: Of the command.
+    """
+    return " ".join(["sft-lightning", name, *COMMANDS[name].words, "[options]"])
+
+
+def opening(name: str) -> str:
+    """How the help of a command begins.
+
+    Args:
+        name: Of the command.
+    """
+    command = COMMANDS[name]
+    told = [f"usage: {usage(name)}", "", command.does]
+    if command.takes_fit and name != "fit":
+        told.append("It takes the settings of fit, too.")
+    told += [f"{what} is short for --{option}." for what, option in command.words.items()]
+    told += ["", "examples:", *(f"  sft-lightning {example}" for example in command.examples)]
+    return "\n".join(told) + "\n\n"
+
+
+def no_option(shown: str, hint: str, name: str) -> str:
+    """The sentence about an option that a command does not have.
+
+    Args:
+        shown: The option, as the user gave it.
+        hint: What may be meant, or empty.
+        name: Of the command.
+    """
+    return f"there is no option {shown}{hint}; 'sft-lightning {name} --help' lists all"
+
+
+def needs(name: str, what: str) -> str:
+    """The sentence about what a command was not given.
+
+    Args:
+        name: Of the command.
+        what: Options or words.
+    """
+    return f"{name} needs {what}: give {usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"
+
+
+def page() -> str:
+    """The general help."""
+    told = ["usage: sft-lightning COMMAND [options]", ""]
+    told += [f"Learn from few labels and many unlabeled images (version {__version__}).", ""]
+    for group, names in groupby(COMMANDS, lambda name: COMMANDS[name].group):
+        told += [f"{group}:", *(f"  {name:<17}{COMMANDS[name].does}" for name in names), ""]
+    shown = [COMMANDS[name].examples[0] for name in ("fit", "test", "predict", "report")]
+    told += ["examples:", *(f"  sft-lightning {example}" for example in shown), ""]
+    return "\n".join([*told, "'sft-lightning COMMAND --help' lists the options of a command.", ""])
+
+
+def arranged(words: Sequence[str]) -> list[str]:
+    """The words of a command with configs first, so that options win over files, and bare words by their names.
+
+    Args:
+        words: The command first.
+
+    Raises:
+        InputError: A word has no place.
+    """
+    name, *rest = words
+    free = dict(COMMANDS[name].words)
+    configs: list[str] = []
+    others: list[str] = []
+    taker: list[str] | None = None  # where the value of the option before goes
+    for word in rest:
+        if word.startswith("-") and not _NUMBER.match(word):
+            group = configs if word.partition("=")[0] in ("-c", "--config") else others
+            group.append(word)
+            taker = None if "=" in word or word in _FLAGS else group
+        elif taker is not None:
+            taker.append(word)
+            taker = None
+        elif not free:
+            raise InputError(_one_too_many(name, word))
+        else:
+            option = f"--{free.pop(next(iter(free)))}"
+            if any(other.partition("=")[0] == option for other in rest):
+                raise InputError(f"{name} is told {word!r} and {option}: give one of them")
+            others.append(f"{option}={word}")
+    return [name, *configs, *others]
+
+
+def values(words: Sequence[str], *options: str) -> list[str]:
+    """What an option is given, as `--option value` or `--option=value`.
+
+    Args:
+        words: Of the command line.
+        options: Names of the option, with their dashes.
+    """
+    found = [value for option, value in pairwise(words) if option in options]
+    return found + [word.partition("=")[2] for word in words if word.startswith(tuple(f"{name}=" for name in options))]
+
+
+def _one_too_many(name: str, word: str) -> str:
+    if word.endswith((".yaml", ".yml")):
+        return f"{word!r} stands alone: give it as --config {word}"
+    return f"{word!r} is one word too many: give {usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"

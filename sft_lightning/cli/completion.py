@@ -1,0 +1,107 @@
+"""`sft-lightning completion SHELL`: a script that needs no Python at the TAB key.
+
+jsonargparse's own script holds every class of every library that is imported (80 MB); this one holds what the help of
+the commands lists and the settings of our classes.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from jsonargparse import capture_parser
+
+from sft_lightning.cli.commands import COMMANDS
+from sft_lightning.cli.dispatch import call
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.cli.registry import OURS, settings
+from sft_lightning.utils.errors import InputError
+
+# Last parts of options whose value is a file or folder.
+_PATHS = {
+    "config", "data", "ckpt_path", "weights", "head_weights", "source", "unlabeled_source", "predict_source", "root",
+    "split_file", "default_root_dir", "run", "out", "candidates",
+}  # fmt: skip
+
+# bash gives `--config=a` as three words, of which the last may be missing.
+_EQUALS = """
+_sft_lightning() {
+  local k at=$COMP_CWORD
+  local -a words=()
+  for k in "${!COMP_WORDS[@]}"; do
+    if [[ ${COMP_WORDS[k]} != "=" ]]; then
+      words+=("${COMP_WORDS[k]}")
+    elif (( k == COMP_CWORD )); then
+      words+=("")
+    elif (( k < COMP_CWORD )); then
+      (( at -= 1 ))
+    fi
+  done
+  local -a COMP_WORDS=("${words[@]}")
+  local COMP_CWORD=$at
+  _shtab_sft_lightning "$@"
+}
+complete -o bashdefault -F _sft_lightning sft-lightning
+"""
+
+
+def completion(shell: Literal["bash", "zsh"]) -> str:
+    """Prints a script that completes commands, options and files at the TAB key.
+
+    Args:
+        shell: `bash` or `zsh`.
+
+    Returns:
+        The script.
+
+    Raises:
+        InputError: The extra is missing.
+    """
+    try:
+        import shtab
+    except ImportError as error:
+        raise InputError("completion needs shtab: pip install 'sft-lightning[completion]'") from error
+    root = argparse.ArgumentParser("sft-lightning")
+    root.add_argument("--version", action="store_true", help="Print the version.")
+    commands = root.add_subparsers()
+    fit = settings()
+    for name, command in COMMANDS.items():
+        parser = commands.add_parser(name, help=command.does)
+        options = list(_options(name))
+        options += [(f"--{option}", told, []) for option, told in fit.items()] if command.takes_fit else []
+        for option, told, choices in options:
+            added = parser.add_argument(option, help=" ".join(told.replace("%", "").split()), choices=choices or None)
+            _complete(added, option.strip("-+").rpartition(".")[2], shtab.FILE)
+        for what, option in command.words.items():
+            word = parser.add_argument(what, nargs="?", choices=("bash", "zsh") if what == "SHELL" else None)
+            _complete(word, option.rpartition(".")[2], shtab.FILE)
+    script: str = shtab.complete(root, shell)
+    return script + _EQUALS if shell == "bash" else script
+
+
+def _complete(action: argparse.Action, last: str, files: Any) -> None:
+    if last in _PATHS:
+        action.complete = files  # type: ignore[attr-defined]
+    elif last in OURS and not action.choices:
+        action.choices = OURS[last]
+    elif last == "backbone":
+        from torchvision.models import list_models
+
+        action.choices = ["mlp", "conv", "wrn_28_2", *(f"torchvision/{name}" for name in list_models())]
+
+
+def _options(name: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Options, help and choices of a command's own parser."""
+    parser: Any = capture_parser(lambda: (call if COMMANDS[name].function else run)([name]))
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            (parser,) = action.choices.values()
+    for action in parser._actions:
+        for option in action.option_strings:
+            shown = option != "--help" and not (option.startswith("--trainer.") and option.endswith(".help"))
+            if option.startswith("--") and shown:
+                yield option, action.help or "", _choices(action)
+
+
+def _choices(action: argparse.Action) -> list[str]:
+    shown = action.metavar if isinstance(action.metavar, str) else ""
+    return shown[1:-1].split(",") if shown.startswith("{") else []

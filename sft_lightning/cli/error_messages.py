@@ -1,0 +1,259 @@
+"""What the user did wrong, in one sentence, from the pages of text that jsonargparse has for it.
+
+Each reader knows one kind of mistake and gives nothing where a message is of another; the first that knows answers.
+The names of classes are imported where they are used: most mistakes are told without torch.
+"""
+
+import ast
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft_lightning.cli.commands import COMMANDS, needs, no_option
+from sft_lightning.utils.errors import near, nearest
+
+_KEY = re.compile(r"(?:Parser key|Key) \"([\w.]+)\"")
+# The class that was asked stands behind the unknown option (callables) or before it (modules).
+_OWNER_AFTER = re.compile(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
+_OWNER = re.compile(r"class_path '([\w.]+)'")
+_UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([\w.\-]+)'(?: is not (?:accepted|expected)|$)")
+_WORD = re.compile(r"unrecognized arguments: -+([\w.\-+]+)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Unexpected import path format: (\S+)")
+_NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_NO_FILE = re.compile(r"File does not exist: '(.+?)'")
+_REQUIRED = re.compile(r"arguments are required: (.+)|[Kk]ey \"?'?([\w.]+)\"?'? is required")
+_EXPECTED = re.compile(r"Expected a (?!<class 'NoneType'>|path but )(.*)")
+_CHOICE = re.compile(r"typing\.Literal\[(.+?)\]")
+_VALUE = re.compile(r"(?:Got|Given) value: (.*)")
+NOTHING = "no model or no data: add --config with a YAML file such as configs/quickstart/fine_tune.yaml"
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text, in quotes where it looks like a number, yes, no or null",
+    "list": "a list such as [1, 2]",
+    "tuple": "a list such as [1, 2]",
+    "dict": "a mapping such as {name: value}",
+}
+# Where a number or a tensor is taken, what is no number is no name of a class.
+_OR_TENSOR = re.compile(r"(<class 'float'>)\s+- Expected a dot import path string: \S+")
+# Lines of jsonargparse that speak of Python types instead of the mistake.
+_NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)")
+
+
+def sentence(message: str, command: str = "fit", flags: Sequence[str] = ()) -> str:
+    """The mistake in one sentence.
+
+    Args:
+        message: Of jsonargparse.
+        command: Whose help explains more.
+        flags: Options of the command, such as `--trainer.max_epochs`.
+    """
+    known = [flag.lstrip("-") for flag in flags if not flag.endswith((".help", "+"))]
+    message = _OR_TENSOR.sub(r"\1", message)
+    told = (
+        _no_file(message)
+        or _unknown_class(message)
+        or _unknown_key_of_a_class(message)
+        or _unknown_option(message, command, known)
+        or _unreadable(message)
+        or _missing(message, command)
+        or _wrong_value(message)
+    )
+    return told or _otherwise(message, command)
+
+
+def _key(message: str) -> str:
+    """Where in a config the mistake is."""
+    keys = _KEY.findall(message)
+    return ".".join(part for i, part in enumerate(keys) if part not in keys[:i])
+
+
+def _no_file(message: str) -> str | None:
+    found = _NO_FILE.search(message)
+    path = found[1] if found else next((word for word in _named(message) if word.endswith((".yaml", ".yml"))), None)
+    if path is None:
+        return None
+    return absent(path, _key(message))
+
+
+def absent(path: str, key: str = "") -> str:
+    """The sentence about a file that does not exist.
+
+    Args:
+        path: Of the file.
+        key: Of the setting that names it.
+    """
+    shown = Path(os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path)
+    place = next(p for p in (shown, *shown.parents) if p.parent.exists())  # the first part that is not there
+    others = [str(p) for p in place.parent.iterdir() if p.is_dir() or place != shown or p.suffix == shown.suffix]
+    return f"{key} {str(shown)!r} does not exist{near(str(place), others)}: check the path".lstrip()
+
+
+def _named(message: str) -> list[str]:
+    return [a or b for a, b in _NO_CLASS.findall(message)]
+
+
+def _unknown_class(message: str) -> str | None:
+    missing, absent = _named(message), _NO_ATTRIBUTE.search(message)
+    if not missing and not absent:
+        return None
+    from sft_lightning.cli.registry import OURS, classes
+
+    name = missing[0] if missing else f"{absent[1]}.{absent[2]}" if absent else ""
+    key = _key(message).rpartition(".")[2]
+    if name in {one for names in OURS.values() for one in names}:  # but not here
+        fitting = OURS.get(key, [])
+        those = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "a class of that kind"
+        return f"class {name!r} is no {key}: give {those}"
+    full = {known.rpartition(".")[2]: known for known in classes(key)}
+    hint = [full[found] for found in nearest(name.rpartition(".")[2], list(full))]
+    told = f" (did you mean {' or '.join(map(repr, hint))}?)" if hint else ""
+    return f"class {name!r} is unknown{told}: give its name, or package.module.Class"
+
+
+def _unknown_key_of_a_class(message: str) -> str | None:
+    """`clas_path` or `init_arg` where a class is described."""
+    value = _VALUE.search(message)
+    if "Not a valid subclass" not in message and "LightningModule':" not in message:
+        return None
+    try:
+        given = ast.literal_eval(value[1]) if value else None
+    except (ValueError, SyntaxError):
+        return None
+    wrong = [name for name in given if name not in _CLASS_KEYS] if isinstance(given, dict) else []
+    if not wrong:
+        return None
+    return f"{_key(message)} has no entry {wrong[0]!r}{near(wrong[0], _CLASS_KEYS[:2])}: give class_path and init_args"
+
+
+def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
+    word, unknown = _WORD.search(message), _UNKNOWN.search(message)
+    owner = (_OWNER_AFTER.findall(message) or _OWNER.findall(message) or [""])[-1]
+    if word:
+        name = f"{_key(message)}.{word[1]}".lstrip(".")
+        return no_option(f"--{name}", _right_option(name, known), command)
+    if not unknown:
+        return None
+    path = unknown[1]
+    head, _, rest = path.partition(".")
+    if head == "trainer" and not owner:
+        owner, head = "lightning.pytorch.Trainer", rest
+    if owner.rpartition(".")[2] == "LightningModule":
+        return (
+            "model has no class_path: set it, or give the config that does as the first of two "
+            "(--config configs/semi_supervised/shared.yaml --config configs/semi_supervised/fixmatch.yaml)"
+        )
+    if not owner:
+        tops = list(dict.fromkeys(name.partition(".")[0] for name in known))
+        return no_option(repr(head), near(head, tops), command)
+    from sft_lightning.cli.registry import parameters
+
+    return _unknown_setting(owner, head if head not in parameters(owner) else path.rpartition(".")[2])
+
+
+def _unknown_setting(owner: str, name: str) -> str:
+    from sft_lightning.cli.registry import OURS, owners, parameters
+
+    cls, options = owner.rpartition(".")[2], parameters(owner)
+    if cls in OURS["model"] and (elsewhere := owners(name)):
+        return f"{cls} has no option {name!r}, which is one of {' and '.join(elsewhere)}"
+    if hint := near(name, options):
+        return no_setting(cls, name, hint)
+    others = [option for other in OURS["model"] for option in parameters(f"sft_lightning.{other}")]
+    found = nearest(name, others)[:1] if cls in OURS["model"] else []
+    if found:
+        return f"{cls} has no option {name!r} (did you mean {found[0]!r} of {' or '.join(owners(found[0]))}?)"
+    return f"{cls} has no option {name!r}; its options: {', '.join(options)}"
+
+
+def no_setting(cls: str, name: str, hint: str) -> str:
+    """The sentence about a setting that a class does not have.
+
+    Args:
+        cls: Its name.
+        name: Of the setting.
+        hint: What may be meant.
+    """
+    return f"{cls} has no option {name!r}{hint}"
+
+
+def _right_option(name: str, known: list[str]) -> str:
+    """The option that is nearest, by its full name or, where just one word was given, by its last part."""
+    every = list(known)
+    if "trainer.max_epochs" in known:
+        from sft_lightning.cli.registry import settings
+
+        every += settings()
+    parts = slice(None) if "." in name else slice(-1, None)
+    short = {option: ".".join(option.replace("init_args.", "").split(".")[parts]) for option in every}
+    word = name.replace("init_args.", "")
+    found = nearest(word, list(short.values()), cutoff=0.7)[:1] or [
+        text for text in short.values() if text[: len(word)] == word
+    ]
+    hint = [f"--{option}" for option, text in short.items() if text in found]
+    return f" (did you mean {' or '.join(hint[:3])}?)" if hint else ""
+
+
+def _unreadable(message: str) -> str | None:
+    if '"<unicode string>"' in message:
+        line = re.findall(r"line (\d+), column \d+", message)
+        return unreadable("", int(line[-1]) if line else None)
+    if "Unexpected config" in message:
+        return "config: a YAML file holds no settings: give one such as configs/quickstart/fine_tune.yaml"
+    return None
+
+
+def unreadable(path: str, line: int | None) -> str:
+    """The sentence about a config that is no YAML.
+
+    Args:
+        path: Of the file; empty where it is not known.
+        line: Where it is wrong, from 1.
+    """
+    name, place = f" {path!r}" if path else "", f" (line {line})" if line else ""
+    return f"config{name}: a YAML file cannot be read{place}: check its indentation and quotes"
+
+
+def _missing(message: str, command: str) -> str | None:
+    if "required: " in message and message.rstrip().endswith((".model", ".data")):
+        return NOTHING
+    found = _REQUIRED.search(message)
+    if found and _OWNER.search(message):
+        return f"{_key(message)}.{found[1] or found[2]} is missing: set it"
+    if not found or command not in COMMANDS:
+        return None
+    words = {option: what for what, option in COMMANDS[command].words.items()}
+    names = ", ".join(words.get(name.strip(), f"--{name.strip()}") for name in (found[1] or found[2]).split(","))
+    return needs(command, names)
+
+
+def _wrong_value(message: str) -> str | None:
+    """Another word than those that may be chosen from, or a value of another type."""
+    expected, value = _EXPECTED.findall(message), _VALUE.search(message)
+    if not expected or not value:
+        return None
+    given = value[1].partition(". Got value: ")[0].strip()
+    kinds = [re.sub(r"\. Got value.*", "", kind) for kind in expected]
+    types = [re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in kinds]
+    choices = [word.strip(" '") for kind in kinds if (c := _CHOICE.match(kind)) for word in c[1].split(",")]
+    if choices:
+        choices = list(dict.fromkeys([*choices, *(("true", "false") if "bool" in types else ())]))
+        told = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
+        return f"{_key(message)} is {given!r}{near(given, choices)}: give {told}"
+    if all(kind in _TYPES for kind in types):
+        told = " or ".join(_TYPES[kind] for kind in dict.fromkeys(types))
+        return f"{_key(message)} is {given!r}: give {told}"
+    return None
+
+
+def _otherwise(message: str, command: str) -> str:
+    lines = [line.strip() for line in message.strip().splitlines()]
+    lines = [line for line in lines if line and not _NOISE.match(line)]
+    last = re.sub(r"^- ", "", lines[-1]) if lines else message
+    last = _KEY.sub("", last).strip(": ")
+    last = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", last)
+    where = f"{_key(message)}: " if _KEY.search(message) else ""
+    return f"{where}{last} ('sft-lightning {command} --help' explains the options)"

@@ -1,0 +1,340 @@
+"""LightningCLI with our paradigms, a folder for each run, and errors that are sentences."""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info
+from torch import distributed
+
+# Imported so that a config can name them without their module.
+from sft_lightning import (  # noqa: F401
+    AutoencoderModule,
+    DecoupledFeatureClassifier,
+    FineTuneClassifier,
+    ImageDataModule,
+    SemiSupervisedModule,
+    WarmupCosine,
+)
+from sft_lightning.cli.commands import arranged
+from sft_lightning.cli.error_messages import NOTHING
+from sft_lightning.cli.fast_loop import LeanEpochLoop, NoProfiler
+from sft_lightning.cli.logging import quiet
+from sft_lightning.cli.parser import Parser
+from sft_lightning.cli.predict_config import take_classes, without_source
+from sft_lightning.cli.process_state import preserve_process
+from sft_lightning.cli.registry import LINKED, takes_null
+from sft_lightning.cli.resumed_settings import keep_settings
+from sft_lightning.cli.run_config import name_start, set_splits
+from sft_lightning.data.class_names import list_classes
+from sft_lightning.runs.lock import RunLock, is_trained
+from sft_lightning.runs.paths import (
+    LOGS,
+    check_checkpoint,
+    check_name,
+    find_checkpoint,
+    newest_whole,
+    read_checkpoint,
+    run_folder,
+    run_logger,
+    versions,
+    with_config,
+)
+from sft_lightning.training.callbacks import checkpoint_validation
+from sft_lightning.training.callbacks.checkpoint import RunCheckpoint, WholeFiles
+from sft_lightning.training.callbacks.csv_log import MetricsCSV
+from sft_lightning.training.callbacks.external_loggers import go_on
+from sft_lightning.training.callbacks.figures import Figures
+from sft_lightning.training.callbacks.predictions import PredictionWriter
+from sft_lightning.training.callbacks.preemption import EndUnsaved
+from sft_lightning.training.callbacks.progress import Progress
+from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from sft_lightning.training.callbacks.run_folder import RunFolder
+from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
+from sft_lightning.utils.cpu import spare_cpu
+from sft_lightning.utils.errors import InputError, cause, near
+
+
+class FitParser(Parser, LightningArgumentParser):
+    """The parser of what LightningCLI takes. It writes a config without checking it again, which takes 0.1 s."""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """As jsonargparse's."""
+        text: str = super().dump(*args, **{"skip_validation": True, **kwargs})
+        return text
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """As jsonargparse's."""
+        super().save(*args, **{"skip_validation": True, **kwargs})
+
+
+class SFTCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` over any paradigm and data module."""
+
+    command: str | None = None  # whose help it shows, where it is another one
+    trains: bool = True  # in a folder of its own
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, whose `args` are the words of the command line."""
+        self._asked: str = kwargs["args"][0]
+        self._lock = RunLock()
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception as error:
+            config = getattr(self, "config", {}).get(self._asked) or {}
+            if (where := name_start(config, cause(error))) is None:
+                raise
+            raise InputError(where) from error
+        finally:
+            self._lock.release()
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # of the class in Lightning, which makes all
+        """The one that is asked for: the parser of each takes 0.1 s."""
+        return {self._asked: super().subcommands()[self._asked]}
+
+    def setup_parser(self, *args: Any) -> None:
+        """Names the parsers as the user called them."""
+        super().setup_parser(*args)
+        for name, parser in self._subcommand_parsers.items():
+            parser.prog = f"sft-lightning {self.command or name}"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's name, and takes from the data what a model needs to know of it."""
+        parser.add_argument("--run_name", type=str, default="run", help=f"Runs are kept in {LOGS}/RUN_NAME/version_N.")
+        parser.add_argument(
+            "--fast_loop", type=bool, default=True, help="Skip unused hooks where that is known to change nothing."
+        )
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Finds the checkpoint that a run folder or `last` means."""
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        config = self.config[command]
+        check_name("run_name", config.run_name)
+        if config.get("weights_only") is False:
+            raise InputError("weights_only is False, with which a checkpoint could run code: leave it out")
+        if config.get("ckpt_path") is not None:
+            config.ckpt_path = self._checkpoint(config.ckpt_path, Path(LOGS) / config.run_name)
+        elif command != "fit":
+            raise InputError(
+                f"{command} needs a trained model: add --ckpt_path with a run's folder, a checkpoint, or `last`"
+            )
+
+    def _checkpoint(self, name: str, runs: Path) -> str | None:
+        """None for a `fit` that goes on from `last` and was stopped before it had one: it starts anew."""
+        newest = versions(runs)[-1:]
+        if name == "last" and self.config.subcommand == "fit" and newest and newest_whole(newest[0]) is None:
+            if is_trained(newest[0]):
+                raise InputError(
+                    f"run {str(newest[0])!r} is being trained and has no checkpoint yet: wait, or leave out ckpt_path "
+                    "to start another one"
+                )
+            rank_zero_info(f"Run {newest[0]} was stopped before its first checkpoint: starting anew.")
+            return None
+        return str(find_checkpoint(name, runs))
+
+    def _parse_ckpt_path(self) -> None:
+        """The config rules. Lightning would let the checkpoint replace it, even the model's class (pl#21116)."""
+
+    def before_instantiate_classes(self) -> None:
+        """Spares reading the weights that a run started from: its checkpoint holds what became of them."""
+        config = self.config[self.config.subcommand]
+        if config.get("model") is None or config.get("data") is None:
+            raise InputError(NOTHING)
+        for part in ("model", "data"):
+            _refuse_null(part, config[part])
+        settings = config.model.get("init_args") or {}
+        for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
+            if name in settings:
+                settings[name] = "none"
+        checkpoint = config.get("ckpt_path")
+        if checkpoint is not None:
+            self._tensors, about = read_checkpoint(Path(checkpoint))
+            self._classes = take_classes(config, about, Path(checkpoint))
+            if self.subcommand == "predict":
+                without_source(config.data, about, Path(checkpoint))
+        run = None if checkpoint is None else run_folder(Path(checkpoint))
+        if run is not None and self.subcommand == "fit":
+            keep_settings(config.model, run)
+        elif run is not None and is_trained(run):
+            # Not refused: to look at a run on its way is what its checkpoints are for, and they are whole files.
+            rank_zero_info(
+                f"Run {run} is still being trained: {self.subcommand} takes {Path(checkpoint).name} of step "
+                f"{about.get('global_step', 'unknown')}, which is not the end."
+            )
+        go_on(config.trainer.get("logger"), run)
+
+    def instantiate_classes(self) -> None:
+        """Names the extra that a logger needs."""
+        try:
+            super().instantiate_classes()
+        except (ModuleNotFoundError, ValueError) as error:  # as jsonargparse wraps it
+            if missing := re.search(r"Requirement '(mlflow|wandb)\b", str(error)):
+                name = missing[1]
+                raise InputError(f"trainer.logger needs {name}: pip install 'sft-lightning[{name}]'") from error
+            if said := re.search(r"loggers\.logger\.Logger'.*?\n +- (.*?)\n +- ", str(error), re.DOTALL):
+                raise InputError(f"trainer.logger cannot be made: {said[1]}") from error
+            raise
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses what would only fail inside the Trainer."""
+        checkpoint = self._get(self.config_init, "ckpt_path")
+        if isinstance(self.datamodule, ImageDataModule):
+            config = self.config[self.subcommand]
+            set_splits(self.datamodule, config, None if checkpoint is None else run_folder(Path(checkpoint)))
+        if checkpoint is None:
+            return
+        check_checkpoint(Path(checkpoint), self._tensors, self.model)
+        del self._tensors
+        here = getattr(self.model, "class_names", None)
+        if self._classes is None and here:
+            rank_zero_info(
+                f"Checkpoint {checkpoint} does not name its classes: they are taken by position, in the order "
+                f"{list_classes(here)}."
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Gives the run its folder: a new version, or that of the checkpoint it goes on from."""
+        trainer = self._get(self.config_init, "trainer")
+        checkpoint, name = (self._get(self.config_init, key) for key in ("ckpt_path", "run_name"))
+        is_trained_here = self.trains and self.subcommand == "fit" and not trainer.fast_dev_run
+        lock = self._lock if is_trained_here and not _get_rank() else None
+        if trainer.logger is False and is_trained_here:
+            self._take_folder(trainer.default_root_dir, checkpoint, name, lock, kwargs)
+        if trainer.logger is not False:
+            given = [] if trainer.logger in (None, True) else trainer.logger
+            apart = self.subcommand == "validate"
+            logger = run_logger(checkpoint, name, apart, lock)
+            # Further loggers come after ours: Lightning asks the first one where the run's folder is.
+            others = list(given) if isinstance(given, Iterable) else [given]
+            kwargs["logger"] = [logger, MetricsCSV(logger.log_dir, apart), *others]
+            # A checkpoint that SLURM's signal leaves in the root directory would be taken by every later run.
+            kwargs["default_root_dir"] = trainer.default_root_dir or logger.log_dir
+        kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
+        try:
+            made = super().instantiate_trainer(**kwargs)
+        except ValueError as error:
+            if named := re.search(r"invalid (accelerator|strategy) name: `\w+='(\w+)'`", str(error)):
+                known = {"accelerator": AcceleratorRegistry, "strategy": StrategyRegistry}[named[1]]
+                hint = near(named[2], [*known, "gpu"] if named[1] == "accelerator" else list(known))
+                raise InputError(
+                    f"trainer.{named[1]} is {named[2]!r}{hint}: give auto, {', '.join(sorted(known, key=len)[:4])}, ..."
+                ) from error
+            raise InputError(f"trainer: {error}") from error  # Lightning's sentence
+        WholeFiles.install(made)
+        checkpoint_validation.install(made)
+        if self._get(self.config_init, "fast_loop"):
+            LeanEpochLoop.install(made)
+        SyncBatchNormsOnCPU.install(made)
+        return made
+
+    def _take_folder(
+        self, root: str | None, checkpoint: str | None, name: str, lock: RunLock | None, kwargs: dict[str, Any]
+    ) -> None:
+        """Keep the checkpoints of trainings without a logger apart, too."""
+        if root is None:
+            folder = run_logger(checkpoint, name, lock=lock).log_dir
+            kwargs["default_root_dir"] = folder
+            if isinstance(self.datamodule, ImageDataModule):
+                self.datamodule.unlogged_folder = Path(folder)
+        elif checkpoint is None and any(Path(root, "checkpoints").glob("*.ckpt")):
+            raise InputError(
+                f"trainer.default_root_dir {root!r} holds the checkpoints of another run, which would be overwritten: "
+                "give another folder, or leave it out"
+            )
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Adds the callbacks that the command needs, and no other: each one costs every step."""
+        saves = config.get("enable_checkpointing") is not False
+        own: list[Callback] = [
+            RunCheckpoint() if saves else EndUnsaved(),
+            PredictionWriter() if self.subcommand == "predict" else Figures(),
+        ]
+        if isinstance(self.model, SemiSupervisedModule):
+            own.append(PseudoLabelHealth())
+        if config.get("enable_progress_bar") is not False:
+            own.append(Progress())
+        return super()._instantiate_trainer(config, [*callbacks, *own])
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        # Predictions go to a file, not to memory; metrics are told by `RunFolder`.
+        quieter = {"predict": {"return_predictions": False}, "fit": {}}.get(subcommand, {"verbose": False})
+        # Of the environment would depend, with Lightning's own default, whether a checkpoint may run code.
+        return {**kwargs, **quieter, "weights_only": True}
+
+
+def _refuse_null(part: str, described: Any) -> None:
+    """Which the parser lets pass, whatever a model or data module takes."""
+    for name, value in (described.get("init_args") or {}).items():
+        if value is None and name not in LINKED and not takes_null(described.class_path, name):
+            raise InputError(f"{part}.{name} is null, which means nothing there: give a value, or leave it out")
+
+
+class Built(SFTCLI):
+    """Takes what a command takes, builds model, data and trainer, and runs nothing."""
+
+    trains = False
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def prepare() -> None:
+    """Set up the process for a command, inside of `preserve_process`."""
+    quiet()
+    spare_cpu()
+    if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
+        sys.path.append("")
+
+
+def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
+    """Runs one command and gives back what took part: `trainer`, `model`, `datamodule`.
+
+    The settings of the process are as before when it ends. Who goes on with the trainer, and wants the command's
+    settings for that (such as `trainer.deterministic`), does so inside of `preserve_process`.
+
+    Args:
+        args: Words of the command line, the command first.
+        kind: What reads them.
+
+    Raises:
+        InputError: The input is wrong.
+    """
+    with preserve_process():
+        prepare()
+        # In a context of its own: jsonargparse leaves the parser in it, and with that model, data and trainer.
+        return copy_context().run(
+            kind,
+            LightningModule,
+            subclass_mode_model=True,
+            datamodule_class=None,
+            save_config_callback=RunFolder,
+            save_config_kwargs={"words": list(args)},
+            parser_class=FitParser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "enable_autolog_hparams": False,  # `RunFolder` logs all settings of the config
+                "enable_model_summary": False,  # one line says what a user needs of it
+                "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
+                "use_distributed_sampler": False,  # our loaders know rank and world size
+            },
+            args=with_config(arranged(args)),
+        )
+
+
+def leave() -> None:
+    """Ends the process group of DDP; left to the interpreter's exit, its threads now and then abort the process."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,51 @@
+"""What a command takes from its checkpoint instead of from the data: the classes, and for `predict` the image size."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.cli.registry import parameters
+from sft_lightning.data.class_names import recorded_classes
+from sft_lightning.networks.weights import settings_of
+
+
+def take_classes(config: Any, about: Mapping[str, Any], checkpoint: Path) -> list[str] | None:
+    """Number the classes of the data as the checkpoint has them, whatever the order in their source.
+
+    Args:
+        config: Config of a command; that of its data is changed in place.
+        about: What `read_weights` tells of the checkpoint.
+        checkpoint: File that the command goes on from.
+
+    Returns:
+        Names of the checkpoint's classes; None where it does not tell them, or its model has none.
+    """
+    if not {"num_classes", "class_names"} & {*parameters(config.model.class_path)}:
+        return None
+    names = recorded_classes(about, checkpoint)
+    settings = config.data.get("init_args") or {}
+    if names is not None and "class_names" in settings and settings["class_names"] is None:
+        settings["class_names"] = names
+    return names
+
+
+def without_source(data: Any, about: Mapping[str, Any], checkpoint: Path) -> None:
+    """Takes classes and size of the images from the checkpoint, so that those it learned from need not be there.
+
+    Args:
+        data: Config of the data module, changed in place.
+        about: What `read_weights` tells of the checkpoint.
+        checkpoint: Of a classifier, or of another network that takes images.
+    """
+    settings = data.get("init_args") or {}
+    if settings.get("predict_source") is None or not all(
+        n in settings for n in ("class_names", "image_size", "channels")
+    ):
+        return
+    learned = settings_of(about, checkpoint)
+    shape = learned.get("image_shape")
+    names = settings["class_names"] or learned.get("class_names")
+    if shape is None or ("num_classes" in learned and not names):
+        return
+    settings["class_names"] = list(names or [])
+    settings["channels"], settings["image_size"] = shape[0], shape[1]

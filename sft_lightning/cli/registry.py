@@ -1,0 +1,122 @@
+"""Names that a config or an option may hold: classes by what they are for, and the settings of each class."""
+
+import importlib
+import inspect
+from typing import Any, get_args, get_type_hints
+
+from jsonargparse import ArgumentParser
+from torch import optim
+
+import sft_lightning
+from sft_lightning.losses import features as feature_losses
+from sft_lightning.losses import regularizers
+from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.networks import adapters
+
+# Classes of ours by the setting that names them.
+OURS = {
+    "model": [name for name in sft_lightning.__all__ if name.endswith(("Module", "Classifier")) and "Data" not in name],
+    "data": ["ImageDataModule"],
+    "strategy": strategies.__all__,
+    "feature_loss": feature_losses.__all__,
+    "regularizer": regularizers.__all__,
+    "adapter": adapters.__all__,
+    "lr_scheduler": ["WarmupCosine"],
+}
+# Where the other ones are.
+_OTHERS = {
+    "optimizer": "torch.optim",
+    "lr_scheduler": "torch.optim.lr_scheduler",
+    "callbacks": "lightning.pytorch.callbacks",
+    "logger": "lightning.pytorch.loggers",
+}
+LINKED = ("num_classes", "class_names", "image_shape")  # taken from the data
+
+
+def classes(setting: str) -> list[str]:
+    """Names of the classes that a setting takes, as a config gives them.
+
+    Args:
+        setting: Without what stands before it, such as `optimizer`; all of ours where nothing is known of it.
+    """
+    if setting not in OURS and setting not in _OTHERS:
+        return sorted({name for names in OURS.values() for name in names})
+    module = _OTHERS.get(setting)
+    others = importlib.import_module(module).__all__ if module else []
+    return [*OURS.get(setting, []), *(f"{module}.{name}" for name in others if name != "Optimizer")]
+
+
+def parameters(class_path: str) -> list[str]:
+    """Names of the settings of a class; none where there is no such class.
+
+    Args:
+        class_path: With its module.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        cls: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    found: list[str] = []
+    for base in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
+        own = inspect.signature(base).parameters.values()
+        found += [p.name for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if all(p.kind != p.VAR_KEYWORD for p in own):  # else the rest is the next class's
+            break
+    return list(dict.fromkeys(found))
+
+
+def takes_null(class_path: str, name: str) -> bool:
+    """Whether a setting of a class may be null; True where its type is not known.
+
+    Args:
+        class_path: With its module.
+        name: Of the setting.
+    """
+    module, _, attribute = class_path.rpartition(".")
+    base: Any
+    for base in inspect.getmro(getattr(importlib.import_module(module), attribute)):
+        if name in inspect.signature(base).parameters:
+            try:
+                hint = get_type_hints(base.__init__).get(name, Any)
+            except NameError:  # imported for type checkers alone
+                return True
+            return hint in (Any, type(None)) or type(None) in get_args(hint)
+    return True
+
+
+def owners(name: str) -> list[str]:
+    """Our models that have a setting.
+
+    Args:
+        name: Of the setting.
+    """
+    return [cls for cls in OURS["model"] if name in parameters(f"sft_lightning.{cls}")]
+
+
+def settings() -> dict[str, str]:
+    """What `fit` takes below `--model` and `--data`: settings of our classes by their full names, with their help."""
+    found: dict[str, str] = {}
+    for prefix, kinds in _families().items():
+        for cls in kinds:
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_class_arguments(cls, prefix, fail_untyped=False, skip={"params", *LINKED})
+            for action in parser._actions:
+                name = action.dest
+                if name.startswith(f"{prefix}.") and not name.endswith(".help"):
+                    found.setdefault(name, action.help or "")
+    return found
+
+
+def _families() -> dict[str, list[Any]]:
+    ours = {name: _ours(name) for name in OURS}
+    model, data = "model.init_args", "data.init_args"
+    found = {model: ours.pop("model"), data: ours.pop("data")}
+    found |= {f"{data}.weak_view": [sft_lightning.WeakView], f"{data}.strong_view": [sft_lightning.StrongView]}
+    found |= {f"{model}.{name}.init_args": kinds for name, kinds in ours.items()}
+    return found | {f"{model}.optimizer.init_args": [optim.SGD, optim.Adam, optim.AdamW]}
+
+
+def _ours(name: str) -> list[Any]:
+    homes = (sft_lightning, strategies, feature_losses, regularizers, adapters)
+    return [next(getattr(home, cls) for home in homes if cls in home.__all__) for cls in OURS[name]]

@@ -1,0 +1,124 @@
+"""What the data of a command takes from runs: the split of the one that goes on, and of those before it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from sft_lightning.cli.resumed_settings import read_settings
+from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
+from sft_lightning.networks.weights import find_weights, read_about
+from sft_lightning.runs.lineage import run_of, splits_before
+from sft_lightning.runs.paths import run_folder
+from sft_lightning.runs.provenance import read_circumstances
+from sft_lightning.utils.errors import InputError
+
+
+def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
+    """Let the split of a run rule that goes on or is measured again, and note whose labels were seen before it.
+
+    Args:
+        data: Data module of the command, before its setup.
+        config: Config of the command.
+        run: Folder of the run, or None for a new one.
+    """
+    checkpoint = config.get("ckpt_path")
+    if checkpoint is None:
+        data.starts, unknown = _starts(config)
+        for sentence in unknown:
+            rank_zero_info(f"Data: {sentence}.")
+        data.request.leaks += unknown
+    elif run is not None and (run / MANIFEST).is_file() and not _names(data.split_file, run / MANIFEST):
+        data.followed_run = run
+        data.starts = splits_before(run / MANIFEST, {})[0]
+    elif data.split_file is None and data.predict_source is None:
+        what = "the split is chosen anew from what lies there now, and may hold out"
+        if data.test_on == "all":
+            what = "all labeled images are measured, and may include"
+        rank_zero_info(
+            f"Data: checkpoint {checkpoint!r} has no {MANIFEST} of its run: {what} images that the run was trained on."
+        )
+
+
+def name_start(config: Any, error: InputError | None) -> str | None:
+    """Return the sentence about data of a run that is not where its config says, with what to do about it.
+
+    Args:
+        config: Config of the command.
+        error: Mistake that ended the command, or None.
+
+    Returns:
+        None where the mistake is another one.
+    """
+    checkpoint = config.get("ckpt_path")
+    run = run_folder(Path(checkpoint)) if checkpoint else None
+    settings = (config.get("data") or {}).get("init_args") or {}
+    if error is None or run is None:
+        return None
+    recorded = read_settings(run / "fit.yaml", "data")
+    # The root first: below one that is gone, there is no data set of the name that `source` gives, either.
+    for name in ("root", "source", "unlabeled_source", "split_file"):
+        given = settings.get(name)
+        # What the command itself has named is a mistake of its own, which the error explains.
+        if not isinstance(given, str) or given != recorded.get(name) or not _is_gone(Path(given)):
+            continue
+        if not {repr(given), repr(str(Path(given)))} & {*re.findall(r"'[^']*'", str(error))}:
+            continue
+        what = f"{name} {given!r}, which {str(run / 'fit.yaml')!r} names, is {_is_gone(Path(given))}"
+        remedy = f"give the place of its data by --data.init_args.{name}"
+        started = _folder_of_start(run)
+        if started is None or started == str(Path.cwd()):
+            return f"{what}: put it back, or {remedy}"
+        return (
+            f"{what}; the run was started in {started!r}, where the paths of its config begin: call the command there, "
+            f"or {remedy}"
+        )
+    return None
+
+
+def _is_gone(path: Path) -> str | None:
+    """How a path holds nothing, in words: an empty folder may be the mount point of a disk."""
+    try:
+        if path.is_dir():
+            return None if any(path.iterdir()) else "an empty folder"
+        return None if path.exists() else "not there"
+    except OSError as error:
+        return f"not to be read ({error.strerror})"
+
+
+def _folder_of_start(run: Path) -> str | None:
+    try:
+        started = read_circumstances(run).get("folder")
+    except InputError:
+        return None
+    return started if isinstance(started, str) else None
+
+
+def _starts(config: Any) -> tuple[list[Path], list[str]]:
+    """Files `split.csv` of the runs that a new run starts from, and sentences about those that are not known."""
+    settings = config.model.get("init_args") or {}
+    starts, unknown = list[Path](), list[str]()
+    for name in ("weights", "head_weights"):
+        given = settings.get(name)
+        if given in (None, "none", "default"):
+            continue
+        path = find_weights(Path(given), "head" if name == "head_weights" else "backbone")
+        found, missing = splits_before(path, read_about(path))
+        starts += [split for split in found if split not in starts]
+        if path.suffix == ".ckpt" and run_of(path) is None:
+            unknown.append(
+                f"{name} {given!r} is a checkpoint outside of its run: whether it has learned labels of test images is "
+                "not known"
+            )
+        if missing:
+            unknown.append(
+                f"{name} {given!r} has learned labels in {', '.join(missing)}, which has no {MANIFEST} any more: "
+                "whether they are labels of test images is not known"
+            )
+    return starts, unknown
+
+
+def _names(split_file: str | None, manifest: Path) -> bool:
+    """Whether the split of the run is asked for by its name, which takes it as it is or not at all."""
+    return split_file is not None and Path(split_file).is_file() and Path(split_file).samefile(manifest)

@@ -1,0 +1,169 @@
+"""Which examples each batch holds: a pure function of (seed, number of the batch).
+
+A loader that is told the number goes on from there, whatever the number of workers and processes.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.sample_orders import Windowed
+
+PRIME = 1_000_003  # between the seeds of what must differ
+
+
+class BatchPlan:
+    """Which examples batch g of this process holds, as a pure function of g.
+
+    Training passes over the examples in a new order each pass. The batches of all processes together are what one
+    process with the product of batch size and processes would see. A last batch of fewer than two examples for each
+    process is merged into the one before, so that batch normalization always has something to normalize.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1,
+        endless: bool = False, balance: Tensor | None = None, order: Callable[[int], Windowed] | None = None,
+    ) -> None:  # fmt: skip
+        """Plans the passes.
+
+        Args:
+            count: Number of examples.
+            batch_size: For each process.
+            seed: Of the orders and views.
+            shuffle: A new order each pass (training) or the order as it is (evaluation).
+            rank: Of this process.
+            world_size: Number of processes.
+            endless: Batches are always full and run across the borders of passes: few labels beside many others.
+            balance: int64 labels, (count,): a pass visits the classes in turn, each equally often.
+            order: Of a pass, by its seed, in place of that in which every order is as likely as any other; not used
+                where classes take turns.
+        """
+        self.endless, self._balance = endless, balance
+        self._drawn = order if balance is None else None
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        if endless:
+            self.per_pass = math.ceil(count / (batch_size * world_size))
+        elif shuffle:
+            everyone = batch_size * world_size
+            self.per_pass = math.ceil(count / everyone)
+            if self.per_pass > 1 and count - (self.per_pass - 1) * everyone < 2 * world_size:
+                self.per_pass -= 1
+        else:  # evaluation: this process takes every world_size-th example, so none is seen twice
+            self.per_pass = math.ceil(len(range(rank, count, world_size)) / batch_size)
+        self._order: tuple[int, Tensor | Windowed] | None = None
+        self._later: tuple[BatchPlan, int] | None = None
+
+    def then(self, later: "BatchPlan", start: int) -> "BatchPlan":
+        """Another plan takes over.
+
+        Args:
+            later: The other one.
+            start: Its first batch, counted from the start of training.
+        """
+        self._later = later, start
+        return self
+
+    def _pass(self, number: int) -> Tensor | Windowed:
+        if self._order is None or self._order[0] != number:
+            order: Tensor | Windowed
+            seed = self.seed * PRIME + number
+            if self.shuffle and self._drawn is not None:
+                order = self._drawn(seed)
+            elif self.shuffle:
+                generator = torch.Generator().manual_seed(seed)
+                order = torch.randperm(self.count, generator=generator)
+                if self._balance is not None:
+                    order = _in_turn(order, self._balance)
+            else:
+                order = torch.arange(self.rank, self.count, self.world_size)
+            self._order = number, order
+        return self._order[1]
+
+    def __getitem__(self, g: int) -> tuple[Tensor, int]:
+        """The examples of batch g and the seed of its views.
+
+        Args:
+            g: Counts batches from the start of training.
+        """
+        if self._later is not None and g >= self._later[1]:
+            return self._later[0][g]
+        draw = (self.seed * PRIME + g) * self.world_size + self.rank
+        if self.endless:
+            first = (g * self.world_size + self.rank) * self.batch_size
+            return self._across(first, self.batch_size), draw
+        number, k = divmod(g, self.per_pass)
+        order = self._pass(number)
+        width = self.batch_size * (self.world_size if self.shuffle else 1)
+        chunk = order[k * width : None if k == self.per_pass - 1 else (k + 1) * width]
+        if self.shuffle and self.world_size > 1:
+            chunk = torch.tensor_split(chunk, self.world_size)[self.rank]
+        return chunk, draw
+
+    def place(self, g: int) -> tuple[int, int] | None:
+        """How far training is before batch g: whole passes, and examples of the pass that is under way.
+
+        Args:
+            g: Counts batches from the start of training.
+
+        Returns:
+            None where another plan takes over, which counts differently.
+        """
+        width = self.batch_size * self.world_size
+        if self._later is not None:
+            return None
+        if self.endless:
+            return divmod(g * width, self._length)
+        number, k = divmod(g, self.per_pass)
+        return number, k * width
+
+    def after(self, place: tuple[int, int]) -> int:
+        """The first batch that holds no example of the same pass again, whoever came to that place.
+
+        Args:
+            place: Of a plan of the same examples and seed, for another number of processes or size of batches.
+        """
+        width = self.batch_size * self.world_size
+        if self.endless:
+            return -(-(place[0] * self._length + place[1]) // width)
+        return place[0] * self.per_pass + min(self.per_pass, -(-place[1] // width))
+
+    @property
+    def _length(self) -> int:
+        """Of a pass."""
+        return len(self._pass(0) if self._order is None else self._order[1])
+
+    def _across(self, first: int, size: int) -> Tensor:
+        """Positions first to first + size - 1 of all passes in a row."""
+        number, place = divmod(first, self._length)
+        pieces: list[Tensor] = []
+        while size > 0:
+            piece = self._pass(number)[place : place + size]
+            pieces.append(piece)
+            size, number, place = size - len(piece), number + 1, 0
+        return torch.cat(pieces)
+
+
+def _in_turn(order: Tensor, labels: Tensor) -> Tensor:
+    """The examples such that classes take turns; those of small classes come again, up to the size of the largest."""
+    by_class = [order[labels[order] == c] for c in labels.unique()]
+    most = max(len(own) for own in by_class)
+    rounds = torch.stack([own.repeat(-(-most // len(own)))[:most] for own in by_class], 1)
+    return rounds.flatten()
+
+
+def once_in_turn(order: Tensor, labels: Tensor) -> Tensor:
+    """The examples such that classes take turns as long as they last, none twice.
+
+    Args:
+        order: int64, (N,): positions.
+        labels: int64, by position.
+    """
+    own = labels[order]
+    turn = torch.empty_like(order)
+    for c in own.unique():
+        here = own == c
+        turn[here] = torch.arange(int(here.sum()))
+    return order[turn.argsort(stable=True)]

@@ -1,0 +1,125 @@
+"""Names of classes: their order, and how those of a data set, a run and a file of weights are matched."""
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.runs.lineage import run_of
+
+_SHOWN = 5  # names in a sentence
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names in natural order, which is the same for folders, tables and shards.
+
+    Numbers come first, by value, then words: without regard to case, and with the numbers inside them by value, so
+    that `class 2` comes before `class 10`. The spelling decides between names that are otherwise equal.
+
+    Args:
+        names: Names of the classes, each once.
+    """
+    return tuple(sorted(names, key=_natural_key))
+
+
+def _natural_key(name: str) -> Any:
+    try:
+        value = float(name)
+    except ValueError:
+        value = math.nan
+    if math.isfinite(value):
+        return 0, value, (), name
+    pieces = re.split("([0-9]+)", unicodedata.normalize("NFC", name).casefold())
+    pieces[1::2] = [digits.lstrip("0") for digits in pieces[1::2]]
+    # Length before digits compares numbers of any size; `int` refuses more than 4,300 digits.
+    return 1, 0.0, tuple((len(piece), piece) if i % 2 else piece for i, piece in enumerate(pieces)), name
+
+
+def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int]:
+    """Return the position of each name among others, or -1 where it is missing.
+
+    A letter with an accent may be composed in one place and decomposed in the other, as file systems differ in it.
+
+    Args:
+        names: Names to look up.
+        among: Names to look among.
+    """
+    if list(names) == list(among):
+        return list(range(len(names)))
+    exact = {name: k for k, name in reversed([*enumerate(among)])}
+    composed = {unicodedata.normalize("NFC", name): k for name, k in exact.items()}
+    return [exact.get(name, composed.get(unicodedata.normalize("NFC", name), -1)) for name in names]
+
+
+def missing_classes(names: Sequence[str], among: Sequence[str]) -> list[str]:
+    """Return the names that are not among others.
+
+    Args:
+        names: Names to look up.
+        among: Names to look among.
+    """
+    return [name for name, place in zip(names, match_classes(names, among), strict=True) if place < 0]
+
+
+def list_classes(names: Sequence[str]) -> str:
+    """Format class names for a sentence, shortened where there are many.
+
+    Args:
+        names: Names of classes.
+    """
+    shown = ", ".join(map(repr, names[:_SHOWN])) or "none"
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def describe_difference(names: Sequence[str], others: Sequence[str]) -> str:
+    """Say how two lists of classes differ: by their names, or else by their order.
+
+    Args:
+        names: Classes of a model.
+        others: Classes of the data.
+    """
+    only_model, only_data = missing_classes(names, others), missing_classes(others, names)
+    if only_model or only_data:
+        return f"only the model has {list_classes(only_model)}, only the data has {list_classes(only_data)}"
+    place = next(i for i, (a, b) in enumerate(zip(names, others, strict=False)) if a != b)
+    return f"class {place} is {names[place]!r} in the model and {others[place]!r} in the data"
+
+
+def recorded_classes(about: Mapping[str, Any], path: Path) -> list[str] | None:
+    """Return the class names that a file of weights was trained on, in the order of its outputs.
+
+    Args:
+        about: What `read_weights` tells of the file: the description of an exported part, or of a checkpoint with its
+            `hyper_parameters`.
+        path: File of the weights; its run's `split.csv` is asked where the file itself names no classes.
+
+    Returns:
+        None where neither names them.
+    """
+    settings = about.get("hyper_parameters", about)
+    names = settings.get("class_names") if isinstance(settings, Mapping) else None
+    if not names:
+        run = run_of(path)
+        names = None if run is None else _classes_of_split(run / "split.csv")
+    return as_names(names)
+
+
+def as_names(value: Any) -> list[str] | None:
+    """Return class names that were read from a file; None where they are not a list of texts, or empty.
+
+    Args:
+        value: What the file has in their place.
+    """
+    is_list = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return list(value) if is_list and value else None
+
+
+def _classes_of_split(path: Path) -> Any:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.loads(file.readline().removeprefix("# ")).get("class_names")
+    except (OSError, ValueError, AttributeError, RecursionError):  # whoever needs the split itself says so
+        return None

@@ -1,0 +1,104 @@
+"""From opened sources to splits: unreadable files, pictures of another shape, and a split that an earlier run wrote."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sft_lightning.data.run_splits import RunSplit, WholeSource, leave_out_trained
+from sft_lightning.data.source import Part, Source, concatenated
+from sft_lightning.data.split_checks import check_splits
+from sft_lightning.data.split_files import read_manifest
+from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
+from sft_lightning.data.vision.file_checks import BadImages
+from sft_lightning.data.vision.images import EncodedImages, MemoryImages
+from sft_lightning.utils.errors import InputError
+
+
+def read_splits(
+    source: Source,
+    second: tuple[str, Part] | None,
+    request: Request,
+    split_file: str | None,
+    bad: BadImages,
+    converts: bool,
+    measures: bool = True,
+    run: RunSplit | WholeSource | None = None,
+    starts: Sequence[Path] = (),
+) -> tuple[Splits, list[Part]]:
+    """Reads the sources and divides them.
+
+    Args:
+        source: Of labeled and unlabeled pictures.
+        second: Name and pictures of another source, which then are the only unlabeled ones.
+        request: Sizes and seed; what is to be said goes into its messages.
+        split_file: A `split.csv` to read instead of choosing anew.
+        bad: What is done with unreadable files.
+        converts: Whether pictures are brought to one size and number of channels.
+        measures: Whether to measure the values of images of more than 8 bits.
+        run: Split of a run that goes on or is measured again, or all of a source, which rules.
+        starts: Files `split.csv` of the runs that a new run starts from, whose labels it has seen.
+
+    Returns:
+        The splits, and all parts that they are of.
+
+    Raises:
+        InputError: The sources do not go together, or do not give what is asked for.
+    """
+    parts = {name: readable(part, bad, measures) for name, part in source.load().items()}
+    listed = list(parts.values())
+    for name in ("val", "test"):
+        if name in parts and not len(parts[name]):
+            request.messages.append(f"none of the {name} images of {source.name} can be read")
+    other = None
+    if second is not None:
+        name, other = second[0], readable(second[1], bad, measures)
+        listed.append(other)
+        if not converts:
+            _check_shape(source.name, listed[0], name, other)
+
+    def choose(request: Request) -> Splits:
+        if split_file is not None:
+            return without_leaks(read_manifest(Path(split_file), listed, source.class_names), request)
+        return make_splits(parts, other, request, source.class_names)
+
+    if run is not None:
+        splits = run.apply(source.name, source.class_names, parts, other, request, choose)
+    else:
+        splits = leave_out_trained(choose(request), starts, request, source.name)
+    if run is not None or split_file is not None:  # whose labels may be fewer than those asked for
+        request = replace(request, num_labels=None)
+    if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # else other data is only measured
+        check_splits(splits, parts, request, source.class_names)
+    if bad.untold:
+        request.messages.append(bad.told())
+    return splits, listed
+
+
+def readable(part: Part, bad: BadImages, measures: bool = False) -> Part:
+    """The part without files that are no whole pictures.
+
+    Args:
+        part: Of files, or in memory.
+        bad: Where they are reported, which may refuse them.
+        measures: Whether to measure the values of images of more than 8 bits.
+    """
+    if not isinstance(part.images, EncodedImages):
+        return part
+    broken = part.images.unreadable(range(len(part)), measures)
+    for i, reason in broken.items():
+        bad.report(part.images.place(i), reason)
+    if not broken:
+        return part
+    rest = concatenated((part, [i for i in range(len(part)) if i not in broken]))
+    assert isinstance(rest.images, EncodedImages)
+    rest.images.facts = part.images.facts
+    return rest
+
+
+def _check_shape(first_name: str, first: Part, second_name: str, second: Part) -> None:
+    a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, MemoryImages) else None for p in (first, second))
+    if a and b and a != b:
+        raise InputError(
+            f"unlabeled_source {second_name!r} has pictures of shape {b}, source {first_name!r} of {a}: set image_size "
+            "and channels to convert both"
+        )

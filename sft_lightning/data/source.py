@@ -1,0 +1,105 @@
+"""What every source gives: parts with pictures, names, labels and groups."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.mmap_columns import Chosen
+from sft_lightning.data.split_names import UNCLEAR, find_split
+from sft_lightning.data.vision.file_checks import text
+from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages
+from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
+
+SPLITS = ("train", "val", "test", "unlabeled")
+
+
+def split_of_name(name: str) -> str | None:
+    """Return the split that a word means, such as `val` for "Validation Set", or None.
+
+    Args:
+        name: Name of a folder, or value of the column `split`.
+    """
+    split = find_split(name)
+    return None if split == UNCLEAR else split
+
+
+@dataclass
+class Part:
+    """The examples that a source itself puts into one split.
+
+    Attributes:
+        images: The pictures.
+        ids: Name of each, unique within the source and equal on every machine.
+        labels: int64 of shape (N,), -1 where there is none.
+        groups: Patient, video, ... of each, or None.
+    """
+
+    images: Images
+    ids: Sequence[str]
+    labels: Tensor
+    groups: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Source(ABC):
+    """A set of pictures, some with labels.
+
+    Attributes:
+        name: What the user wrote.
+        class_names: The classes, in the order of their numbers.
+        image_shape: (C, H, W) when all pictures have one shape, else None.
+        messages: Sentences about what may not be meant, which a run logs.
+        value_ranges: What is black and white in images of more than 8 bits, where the source says so.
+    """
+
+    name: str
+    class_names: tuple[str, ...] = ()
+    image_shape: tuple[int, int, int] | None = None
+    messages: Sequence[str] = ()
+    value_ranges: ValueRanges = UNKNOWN
+
+    @abstractmethod
+    def load(self) -> dict[str, Part]:
+        """Reads the parts that exist among `train`, `val`, `test` and `unlabeled`."""
+
+
+def concatenated(*pieces: tuple[Part, Sequence[int]]) -> Part:
+    """Some examples of several parts as one part.
+
+    Args:
+        pieces: Part and positions; all of one kind of images.
+    """
+    ids = _some([(part.ids, chosen) for part, chosen in pieces])
+    labels = torch.cat([part.labels[torch.as_tensor(chosen, dtype=torch.long)] for part, chosen in pieces])
+    grouped = any(part.groups is not None for part, _ in pieces)  # who has no group is one of its own
+    groups = _some([(part.groups or part.ids, chosen) for part, chosen in pieces]) if grouped else None
+    images = [(part.images, chosen) for part, chosen in pieces]
+    first = images[0][0]
+    if isinstance(first, EncodedImages):
+        return Part(first.joined(images, ids), ids, labels, groups)
+    memory = [one.data[torch.as_tensor(chosen)] for one, chosen in images if isinstance(one, MemoryImages)]
+    return Part(MemoryImages(torch.cat(memory)), ids, labels, groups)
+
+
+def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:
+    """Some of several texts: of lists, a list; what is on the disk stays there."""
+    if all(isinstance(texts, list) for texts, _ in pieces):
+        return [texts[i] for texts, chosen in pieces for i in chosen]
+    return Chosen(*pieces)
+
+
+def relative(path: Path, root: Path) -> str:
+    """A path as a name that is the same on every machine.
+
+    Args:
+        path: To name.
+        root: Folder that the name is relative to.
+    """
+    return text(Path(os.path.relpath(path, root)).as_posix())

@@ -1,0 +1,114 @@
+"""Splits whose pictures come from a cache on disk (`image_cache.py`)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sft_lightning.data.source import Part
+from sft_lightning.data.splits import Split
+from sft_lightning.data.vision.file_checks import BadImages
+from sft_lightning.data.vision.image_cache import ImageCache
+from sft_lightning.data.vision.images import FileImages, Geometry, cut_out
+
+
+class CachedImages(FileImages):
+    """Files whose decoded pictures come from a cache; what is not in it is decoded as ever."""
+
+    def __init__(self, files: FileImages, cache: ImageCache, rows: NDArray[np.int64]) -> None:
+        """Joins both.
+
+        Args:
+            files: Of a part.
+            cache: Of its source.
+            rows: int64, the number of each file in the cache.
+        """
+        super().__init__(files.paths, files.ids)
+        self._cache, self._rows = cache, rows
+        self.decoded = not cache.whole
+
+    def several(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
+        """As `EncodedImages.several`."""
+        return self._cache.several(self._rows[list(indices)], pinned) if self.decoded else None
+
+    def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor:
+        """As `FileImages.read`.
+
+        Args:
+            index: Which.
+            geometry: That of the cache.
+            seed: Of the random crop; None for the central one.
+
+        Raises:
+            OSError: It is not in the cache, and the file cannot be decoded.
+        """
+        found = self._cache.row(int(self._rows[index]))
+        if found is None or (self._cache.whole and seed is None):
+            return super().read(index, geometry, seed)
+        pixels, width, height = found
+        if not self._cache.whole:
+            return pixels
+        left, top, right, bottom = geometry.box(width, height, seed)
+        side = self._cache.geometry.size
+        box = left * side / width, top * side / height, right * side / width, bottom * side / height
+        return cut_out(Image.fromarray(pixels.numpy()), geometry.size, box, geometry.background)
+
+
+class ImageCaches:
+    """The caches of a data module: one for each geometry."""
+
+    def __init__(self, folder: Path, parts: Sequence[Part]) -> None:
+        """Keeps both; nothing is read.
+
+        Args:
+            folder: Where they lie.
+            parts: All of the data module, those in memory, too.
+        """
+        self._folder = folder
+        self._sets = [part.images for part in parts if isinstance(part.images, FileImages)]
+        self._open: dict[str, ImageCache] = {}
+
+    def __bool__(self) -> bool:
+        """Whether there are files at all."""
+        return bool(self._sets)
+
+    @cached_property
+    def _files(self) -> FileImages:
+        paths = [path for images in self._sets for path in images.paths]
+        return FileImages(paths, [name for images in self._sets for name in images.ids])
+
+    def cached(self, split: Split, geometry: Geometry, workers: int, bad: BadImages) -> Split:
+        """The split with pictures that come from a cache, which is filled with what it lacks.
+
+        Args:
+            split: Of files.
+            geometry: How they become pictures.
+            workers: Processes that decode.
+            bad: Where unreadable files are reported.
+
+        Raises:
+            InputError: As `ImageCache.fill`.
+        """
+        images = split.part.images
+        assert isinstance(images, FileImages)
+        if (name := repr(geometry)) not in self._open:
+            self._open[name] = ImageCache(self._folder, self._files, geometry)
+        cache = self._open[name]
+        rows = self._numbers(images)
+        cache.fill(rows[split.indices], workers, bad)
+        return replace(split, part=replace(split.part, images=CachedImages(images, cache, rows)))
+
+    def _numbers(self, images: FileImages) -> NDArray[np.int64]:
+        """The number of each file of a part among all files; parts may have been joined."""
+        first = 0
+        for own in self._sets:
+            if own is images:
+                return np.arange(first, first + len(images))
+            first += len(own)
+        number = {path: i for i, path in enumerate(self._files.paths)}
+        return np.array([number[path] for path in images.paths], np.int64)

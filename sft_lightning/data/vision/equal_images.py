@@ -1,0 +1,36 @@
+"""Equal images across splits, and a sentence about those whose labels differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sft_lightning.data.vision.images import repeated
+
+if TYPE_CHECKING:
+    from sft_lightning.data.splits import Request, Splits
+
+
+def find_equal_images(splits: Splits, request: Request) -> list[list[tuple[str, int]]]:
+    """Find groups of equal images, and mention those with different labels.
+
+    Args:
+        splits: Splits to compare; labels of unlabeled images do not count.
+        request: Request whose messages are added to.
+
+    Returns:
+        Groups of two or more equal images, each image as name of its split and position in its part.
+    """
+    groups = repeated({name: (split.part.images, split.indices) for name, split in splits.items()})
+    contrary = []
+    for group in groups:
+        first = {int(splits[name].part.labels[i]): splits[name].part.ids[i] for name, i in group if name != "unlabeled"}
+        first.pop(-1, None)
+        if len(first) > 1:
+            contrary.append(list(first.values()))
+    if contrary:
+        images = "1 image has" if len(contrary) == 1 else f"{len(contrary):,} images have"
+        request.messages.append(
+            f"{images} copies with another label, such as {contrary[0][0]!r} and {contrary[0][1]!r}: correct the "
+            "labels or remove the copies"
+        )
+    return groups

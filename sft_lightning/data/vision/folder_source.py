@@ -1,0 +1,314 @@
+"""Class folders, with or without folders of splits; what is there and is not understood is said or refused."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sft_lightning.data.class_names import sort_classes
+from sft_lightning.data.issues import UNTRAINED, fault
+from sft_lightning.data.label_checks import check_class_names
+from sft_lightning.data.source import SPLITS, Part, Source, relative
+from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
+from sft_lightning.data.vision.file_checks import printable, text
+from sft_lightning.data.vision.file_kinds import PassedOver, has_image_content, is_litter, is_named_image
+from sft_lightning.data.vision.folders import is_folder, pictures
+from sft_lightning.data.vision.images import FileImages
+from sft_lightning.utils.errors import InputError, near
+
+
+class _Entries(NamedTuple):
+    """Folders, images and what is passed over in a folder, in the order of the names."""
+
+    folders: list[Path]
+    images: list[Path]
+    passed: PassedOver
+
+
+_LOOSE = "images beside the class folders"
+# Folders of a cross-validation or of an archive in pieces.
+_PIECE = re.compile(r"(fold|k|cv|split|part|piece|chunk|shard|batch|subset|set|archive|images)[\W_]*\d+", re.IGNORECASE)
+_FEW = 5  # names that a message lists
+
+
+class FolderSource(Source):
+    """Class folders: `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`, `unlabeled/...`, or `CLASS/...` alone.
+
+    A folder without class folders holds unlabeled pictures only; one with `val/` or `test/` alone has nothing to train
+    on. Folders of splits may be spelled otherwise (`Train`, `valid`, `unlabelled`), which is said.
+    """
+
+    def __init__(self, path: Path, meant: Sequence[str] = ()) -> None:
+        """Lists the classes.
+
+        Args:
+            path: The folder.
+            meant: Class names that the user listed, which may look alike.
+
+        Raises:
+            InputError: No image, an empty class, a class in `val/` or `test/` that `train/` lacks, or a folder whose
+                meaning is not clear.
+        """
+        self.path = path
+        self.name = str(path)
+        self._passed = PassedOver()
+        self._looked: dict[Path, _Entries] = {}
+        said: list[str] = []
+        folders, loose, passed = self._look(path)
+        self._passed.merge(passed)
+        self._splits = self._find_splits(folders, said)
+        self._train = self._splits.setdefault("train", path)
+        if self._train == path:
+            self._refuse_wrapper(path, loose)
+        else:
+            said += self._beside([f for f in folders if f not in self._splits.values()], loose)
+        classes = self._class_folders(self._train)
+        if not classes and not loose:  # nothing to train on: the classes are those of what is to be evaluated
+            classes = [
+                f
+                for split in ("val", "test")
+                if split in self._splits
+                for f in self._class_folders(self._splits[split])
+            ]
+        self.class_names = sort_classes({text(folder.name) for folder in classes})
+        said += self._check_names(meant)
+        self._files: dict[str, list[tuple[Path, int]]] = {}
+        self._inside: dict[str, set[str]] = {}  # folders with images in each class folder; "" for images beside them
+        for split in SPLITS:
+            if split in self._splits:
+                folder = self._splits[split]
+                files = self._labeled(folder, split) if split != "unlabeled" else self._bare(folder)
+                self._files[split] = list(files)
+        said += [*self._passed.messages(self.name), *self._check_levels(meant)]
+        if not any(self._files.values()):
+            raise InputError(
+                "; ".join(
+                    [
+                        f"folder {self.name!r} holds no image: expected CLASS/picture.png, train/CLASS/picture.png or "
+                        "images alone (.png, .jpg, .webp, .tif, ...)",
+                        *said,
+                    ]
+                )
+            )
+        self.messages = said
+
+    def _look(self, folder: Path) -> _Entries:
+        """What a folder holds, listed once."""
+        if folder not in self._looked:
+            self._looked[folder] = _list_folder(folder)
+        return self._looked[folder]
+
+    def _class_folders(self, folder: Path) -> list[Path]:
+        return [f for f in self._look(folder).folders if f not in self._splits.values()]
+
+    def _find_splits(self, folders: Sequence[Path], said: list[str]) -> dict[str, Path]:
+        """The folder of each split."""
+        found: dict[str, Path] = {}
+        for folder in folders:
+            split = find_split(folder.name)
+            if split == UNCLEAR and _has_images(folder):
+                raise InputError(
+                    f"folder '{printable(folder)}' may mean validation or test: rename it to val or test; if it is a "
+                    f"class, move all class folders into {str(self.path / 'train')!r}"
+                )
+            if split is None or split == UNCLEAR:
+                continue
+            if split in found:
+                raise InputError(
+                    f"folders {found[split].name!r} and {printable(folder.name)!r} in {self.name!r} both mean the "
+                    f"split {split}: join them, or rename or remove one; if they are classes, move all class folders "
+                    f"into {str(self.path / 'train')!r}"
+                )
+            found[split] = folder
+            if folder.name != split:
+                said.append(f"folder '{printable(folder)}' is read as the split {split}")
+        return found
+
+    def _refuse_wrapper(self, path: Path, loose: Sequence[Path]) -> None:
+        """A folder around the data set: its name would be the only class."""
+        inner, images = path, list(loose)
+        while not images and len(folders := self._class_folders(inner)) == 1:
+            inner = folders[0]
+            folders, images, _ = self._look(inner)
+            names = [printable(f.name) for f in folders if _has_images(f)]
+            if not images and (len(names) > 1 or any(map(find_split, names))):
+                remedy = f"rename it to {'train'!r}" if len(self._splits) > 1 else f"give {str(inner)!r} as the source"
+                raise InputError(
+                    f"folder {self.name!r} holds only the folder '{printable(relative(inner, path))}', which would be "
+                    f"the only class; that folder holds {_list(names)}: {remedy}"
+                )
+        for folder in self._class_folders(path):
+            if not mentions_split(folder.name):
+                continue
+            folders, images, _ = self._look(folder)
+            if not images and any(map(_has_images, folders)):
+                raise InputError(
+                    f"folder '{printable(folder)}' is named like a split and holds folders: rename it to one of "
+                    f"{', '.join(SPLITS)}, move it away, or, if it is a class, move all class folders into "
+                    f"{str(path / 'train')!r}"
+                )
+
+    def _beside(self, others: Sequence[Path], loose: Sequence[Path]) -> list[str]:
+        """What lies beside the folder of the training split and is not read."""
+        folders = [f for f in others if _has_images(f)]
+        names = _list([printable(f.name) for f in folders])
+        inside, images, _ = self._look(self._train)
+        train = printable(self._train)
+        if folders and images and not inside:
+            raise InputError(
+                f"folder '{train}' holds images and no class folders, and {names} lie beside it: if "
+                f"{self._train.name!r} is a class, too, move all class folders into a new folder 'train'; if not, "
+                "move these away"
+            )
+        if len(inside) == 1 and not images:
+            inner, images, _ = self._look(inside[0])
+            if not images and sum(map(_has_images, inner)) > 1:
+                raise InputError(
+                    f"folder '{train}' holds only the folder {printable(inside[0].name)!r}, which would be the only "
+                    f"class; that folder holds {_list([printable(f.name) for f in inner])}: move these up into "
+                    f"'{train}'"
+                )
+        said = [f"images in {names} are not read: only folders of splits are, beside '{train}'"] if folders else []
+        if loose:
+            count = f"{len(loose):,} images" if len(loose) > 1 else "1 image"
+            said.append(f"{count} in {self.name!r} itself, beside '{train}', cannot be assigned to a split or class")
+        return said
+
+    def _check_names(self, meant: Sequence[str]) -> list[str]:
+        """Class names that look alike, or like a split."""
+        splits = [name for name in self.class_names if find_split(name) is not None or mentions_split(name)]
+        return [
+            *check_class_names(f"folder '{printable(self._train)}'", self.class_names, meant),
+            *(f"folder {name!r} in '{printable(self._train)}' is read as a class" for name in splits),
+        ]
+
+    def _check_levels(self, meant: Sequence[str]) -> list[str]:
+        """Folders inside the class folders that may be splits, or the classes themselves."""
+        where = f"'{printable(self._train)}'"
+        shared = set.intersection(*self._inside.values()) if self._inside else set()
+        for name, inside in self._inside.items():
+            by_split = {find_split(inner): inner for inner in sorted(inside)}
+            splits = {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
+            for_all = len(self._inside) > 1 and not shared.isdisjoint(splits.values())
+            if for_all or ("train" in splits and len(splits) > 1):
+                first = splits.get("train") or next(iter(splits.values()))
+                raise InputError(
+                    f"class folder {name!r} in {where} holds {_list(sorted(splits.values()))}, which are named like "
+                    f"splits, but all images in it would be divided anew: move the splits above the classes, as in "
+                    f"{first}/{name}, or rename them if they are not splits"
+                )
+        if len(self._inside) < 2 or "" in shared or len(shared) < 2 or any(i != shared for i in self._inside.values()):
+            return []
+        names, inner = list(self._inside), sorted(shared)
+        if set(names) <= set(meant):
+            return []
+        if all(map(_PIECE.fullmatch, names)):
+            raise InputError(
+                f"the folders {_list(names)} in {where} would be the classes, but are named like pieces of a data set, "
+                f"and each one holds {_list(inner)}: join them, or list {', '.join(names)} in class_names if they are "
+                "the classes"
+            )
+        return [
+            f"the folders {_list(names)} in {where} are read as the classes, and each one holds {_list(inner)}, which "
+            "are not: if these are the classes, give one of the former as the source, or join them"
+        ]
+
+    def _bare(self, folder: Path) -> Iterator[tuple[Path, int]]:
+        return ((Path(path), -1) for _, path in pictures(str(folder), passed=self._passed))
+
+    def _labeled(self, folder: Path, split: str) -> Iterator[tuple[Path, int]]:
+        _, loose, passed = self._look(folder)
+        classes = self._class_folders(folder)
+        if folder != self.path:
+            self._passed.merge(passed)
+        if not classes and folder == self._train:  # a folder of pictures without classes
+            yield from ((path, -1) for path in loose)
+            return
+        for path in loose:
+            sentence = (
+                f"image '{printable(path)}' lies beside the class folders: move it into a class folder or to "
+                f"{str(self.path / 'unlabeled')!r}"
+            )
+            if not classes:
+                sentence = (
+                    f"folder '{printable(folder)}' means the split {split} and holds images, such as "
+                    f"'{printable(path)}', but no class folders: move them into class folders or to "
+                    f"{str(self.path / 'unlabeled')!r}; if {printable(folder.name)!r} is a class, move all class "
+                    f"folders into {str(self.path / 'train')!r}"
+                )
+            fault(_LOOSE, split, relative(path, self.path), "without a class", sentence)
+        numbers = {_composed(name): number for number, name in enumerate(self.class_names)}
+        for child in classes:
+            passed = PassedOver()
+            found = [*pictures(str(child), passed=passed)]
+            images = [Path(path) for _, path in found]
+            self._passed.merge(passed)
+            name = text(child.name)
+            self._inside.setdefault(name, set()).update(inner.rpartition("/")[0].split("/")[0] for inner, _ in found)
+            label = numbers.get(_composed(name))
+            if label is None:
+                sentence = (
+                    f"class {name!r} in {str(folder)!r} does not exist in {str(self._train)!r}"
+                    f"{near(name, self.class_names)}: rename it or add training images"
+                )
+                for path in images or [child]:
+                    fault(UNTRAINED, split, relative(path, self.path), f"class {name!r}", sentence)
+                continue
+            if not images:
+                sentence = "; ".join(
+                    [
+                        f"class folder {str(child)!r} holds no image: add some or remove the folder",
+                        *passed.messages(str(child)),
+                    ]
+                )
+                fault("class folders without an image", split, relative(child, self.path), "empty", sentence)
+            yield from ((path, label) for path in images)
+
+    def load(self) -> dict[str, Part]:
+        """Makes the parts; no picture is read."""
+        parts = {}
+        for split, files in self._files.items():
+            paths = [path for path, _ in files]
+            ids = [relative(path, self.path) for path in paths]
+            labels = torch.tensor([label for _, label in files], dtype=torch.long)
+            if files:
+                parts[split] = Part(FileImages(paths, ids), ids, labels)
+        return parts
+
+
+def _list_folder(folder: Path) -> _Entries:
+    found = _Entries([], [], PassedOver())
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(
+            f"folder '{printable(folder)}' cannot be listed ({error.strerror}): mend its permissions, or leave it out"
+        ) from error
+    for entry in entries:
+        is_inside = is_folder(entry)
+        if is_litter(entry.name):
+            (found.passed.add_folder if is_inside else found.passed.add_file)(entry.name)
+        elif is_inside:
+            found.folders.append(folder / entry.name)
+        elif is_named_image(entry.name) or has_image_content(entry.path):
+            found.images.append(folder / entry.name)
+        else:
+            found.passed.add_file(entry.name)
+    return found
+
+
+def _has_images(folder: Path) -> bool:
+    return next(pictures(str(folder)), None) is not None
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join([*names[:_FEW], *(["..."] if len(names) > _FEW else [])])
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,84 @@
+"""Picture files below a folder, and what only looks like one: nothing is passed over in silence."""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+
+from sft_lightning.data.vision.file_checks import text
+from sft_lightning.data.vision.file_kinds import PassedOver, has_image_content, is_litter, is_named_image
+from sft_lightning.utils.errors import InputError
+
+_Place = tuple[int, int]  # device and number of a folder
+
+
+def pictures(folder: str, sorted_: int | None = None, passed: PassedOver | None = None) -> Iterator[tuple[str, str]]:
+    """All files below a folder that are images by name or, without a known extension, by content.
+
+    Hidden files and what belongs to the system are passed over, and counted.
+
+    So are a folder that is named like a picture and holds none, and a folder that cannot be listed: whoever reads them
+    finds out that they are no pictures. A link that leads back to a folder above it is not followed.
+
+    Args:
+        folder: Where.
+        sorted_: So many entries of a folder are held, to give them in the order of their names; the others come as the
+            system tells them. None for all.
+        passed: Counts of what is left out, to be added to.
+
+    Yields:
+        The name relative to the folder, as text, and the path.
+
+    Raises:
+        InputError: The folder itself cannot be listed.
+    """
+    try:
+        yield from _below(folder, "", frozenset(), sorted_, PassedOver() if passed is None else passed)
+    except OSError as error:
+        raise InputError(
+            f"folder {text(folder)!r} cannot be listed ({error.strerror}): mend its permissions, or leave it out"
+        ) from error
+
+
+def _below(
+    folder: str, prefix: str, above: frozenset[_Place], held: int | None, passed: PassedOver
+) -> Iterator[tuple[str, str]]:
+    here = os.stat(folder)
+    place = here.st_dev, here.st_ino
+    if place in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in _in_order(entries, held):
+            is_inside = is_folder(entry)
+            if is_litter(entry.name):
+                (passed.add_folder if is_inside else passed.add_file)(entry.name)
+                continue
+            name = prefix + text(entry.name)
+            found = is_named_image(entry.name)
+            if is_inside:
+                try:
+                    for item in _below(entry.path, f"{name}/", above | {place}, held, passed):
+                        found = False
+                        yield item
+                except OSError:
+                    found = True
+            elif not found and not (found := has_image_content(entry.path)):
+                passed.add_file(entry.name)
+            if found:
+                yield name, entry.path
+
+
+def _in_order(entries: Iterator[os.DirEntry[str]], held: int | None) -> Iterator[os.DirEntry[str]]:
+    yield from sorted(islice(entries, held), key=lambda entry: entry.name)
+    yield from entries
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one.
+
+    Args:
+        entry: Entry of a folder.
+    """
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False

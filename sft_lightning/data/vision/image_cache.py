@@ -1,0 +1,336 @@
+"""Decoded pictures on disk: each file is decoded once, later epochs and runs take it from a memory-mapped file.
+
+A cache is three files named by its key, a SHA-256 of all that its pictures depend on: `KEY.u8` has a row of pixels for
+each file of the source, `KEY.rows` says which rows are stored, with a checksum, and `KEY.json` tells people what it is.
+
+Rows are filled when a run first needs them, so that a run with 100 labels decodes 100 files of a million, and the next
+one only what is new to it. A row counts as stored when its pixels are on the disk, and no earlier: a builder that is
+killed leaves nothing that is taken for whole, no litter, and a cache that the next one goes on with. Each row is held
+against its checksum when a process first reads it; a damaged one is decoded from its file again.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from PIL import features
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sft_lightning.data.digests import combine, digest_files
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
+from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, cut_out, open_image
+from sft_lightning.utils.atomic import locked, write_json
+from sft_lightning.utils.cpu import cores
+from sft_lightning.utils.errors import InputError
+
+_ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the file's picture; 0: not stored
+_SYNC = 60.0  # seconds of work that a killed builder may lose
+_BATCH = 16  # files that a worker decodes before it answers
+_DETAIL = 2  # pixels of a stored picture for each pixel of a random crop that is made of it
+_Found = tuple[int, int, int] | str | OSError
+
+
+class ImageCache:
+    """The pictures of all files of a source in one geometry.
+
+    With a central crop a row is the very picture that is decoded without a cache. Where random crops are asked for
+    (`Geometry.scale`), a row is the whole picture, stretched to a square of twice as many pixels as a crop has: crops
+    are the same rectangles as without a cache, taken from a picture that was resized once before.
+    """
+
+    def __init__(self, folder: Path, files: FileImages, geometry: Geometry) -> None:
+        """Finds the name; nothing is decoded or written.
+
+        Args:
+            folder: Of caches; may hold those of other sources and geometries.
+            files: Files whose names and contents are part of the key.
+            geometry: How they become pictures.
+        """
+        self.files = files
+        self.whole = geometry.scale is not None
+        side = math.ceil(geometry.size * math.sqrt(_DETAIL)) if self.whole else geometry.size
+        self.geometry = replace(geometry, size=side, scale=None, center=1.0 if self.whole else geometry.center)
+        color = (geometry.channels,) if geometry.channels > 1 else ()
+        self.shape = (side, side, *color) if self.whole else (geometry.channels, side, side)
+        self.folder, self.key = folder, self._key()
+        self._pixels_path, self._rows_path = folder / f"{self.key}.u8", folder / f"{self.key}.rows"
+
+    def _key(self) -> str:
+        found = hashlib.sha256()
+        versions = DECODING, PIL.__version__, features.version("jpg")
+        found.update(repr((versions, self.geometry, self.whole, self.shape)).encode())
+        rows = zip(self.files.ids, digest_files(self.files.paths), strict=True)
+        found.update(combine(rows).encode())  # not sorted: rows are in this order
+        return found.hexdigest()
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape)
+
+    def _is_there(self) -> bool:
+        """Whether both files have the size that they must have."""
+        sizes = (
+            (self._pixels_path, len(self.files) * self._row_bytes),
+            (self._rows_path, len(self.files) * _ROW.itemsize),
+        )
+        return all(path.is_file() and path.stat().st_size == size for path, size in sizes)
+
+    @cached_property
+    def _rows(self) -> NDArray[np.void]:
+        return np.memmap(self._rows_path, _ROW, "r", shape=(len(self.files),))
+
+    @cached_property
+    def _pixels(self) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+            return torch.from_numpy(np.memmap(self._pixels_path, np.uint8, "r", shape=(len(self.files), *self.shape)))
+
+    @cached_property
+    def _checked(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self.files), np.bool_)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, which a worker opens by itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_rows", "_pixels", "_checked")}
+
+    def row(self, number: int) -> tuple[Tensor, int, int] | None:
+        """A stored picture, and width and height of that of its file; None where it is not stored.
+
+        Args:
+            number: Of the file.
+
+        Returns:
+            The picture is a part of the map, which cannot be written to.
+        """
+        _, width, height = self._rows[number].item()
+        if not width:
+            return None
+        pixels = self._pixels[number]
+        return (pixels, width, height) if self._sound(number, pixels.numpy()) else None
+
+    def _sound(self, number: int, pixels: NDArray[np.uint8]) -> bool:
+        """Whether these are the pixels that were stored; a process looks at each row once."""
+        if not self._checked[number]:
+            if zlib.crc32(pixels.data) != int(self._rows[number]["sum"]):
+                self._forget(number)
+                return False
+            self._checked[number] = True
+        return True
+
+    def several(self, numbers: NDArray[np.int64], pinned: bool) -> Tensor | None:
+        """Stored pictures as one tensor; None where one of them is not stored, or damaged.
+
+        Args:
+            numbers: int64, of the files.
+            pinned: In memory from where a GPU copies faster.
+        """
+        if not bool((self._rows["width"][numbers] > 0).all()):
+            return None
+        made = torch.empty((len(numbers), *self.shape), dtype=torch.uint8, pin_memory=pinned)
+        if bool(self._checked[numbers].all()):
+            return torch.index_select(self._pixels, 0, torch.from_numpy(numbers), out=made)
+
+        rows, pixels = made.numpy(), self._pixels.numpy()  # torch would start threads of its own in each thread
+
+        def copied(part: NDArray[np.int64]) -> bool:
+            rows[part] = pixels[numbers[part]]
+            return all(self._sound(int(numbers[k]), rows[k]) for k in part)
+
+        count = cores() // 2  # with two cores a second thread takes more time than it saves
+        if count < 2:
+            return made if copied(np.arange(len(numbers))) else None
+        with ThreadPoolExecutor(count) as threads:
+            parts = np.array_split(np.arange(len(numbers)), 4 * count)
+            return made if all(threads.map(copied, parts)) else None
+
+    def _forget(self, number: int) -> None:
+        warnings.warn(f"{str(self._pixels_path)!r} is damaged: files are decoded anew", stacklevel=2)
+        with suppress(OSError), self._rows_path.open("r+b", buffering=0) as file:  # so that the next run stores it
+            _write(file, number, bytes(_ROW.itemsize))
+
+    # --- filling
+
+    def fill(self, rows: NDArray[np.int64], workers: int, bad: BadImages) -> None:
+        """Decodes the files that are not stored yet; where another process does, waits for it.
+
+        The lock is that of the file system (`flock`): processes of one machine wait for each other, and so do those of
+        several machines where it lies on a disk that knows locks (NFS 4, Lustre with `flock`). Machines with disks of
+        their own each fill their own.
+
+        Args:
+            rows: Numbers of files that are needed.
+            workers: Processes that decode.
+            bad: Where unreadable files are reported; they are never stored.
+
+        Raises:
+            InputError: The disk has not the room, the folder cannot be written to, or a file cannot be decoded and
+                the policy is `raise`.
+        """
+        if self._is_there() and not len(self._missing(rows)):
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._rows_path.open("ab"):  # makes it
+                pass
+            with self._rows_path.open("r+b", buffering=0) as file, locked(file, _waits):
+                self._prepare(file)
+                missing = self._missing(rows)
+                if len(missing):
+                    self._check_room(len(missing))
+                    self._store(missing, file, workers if len(missing) > _BATCH else 0, bad)
+        except OSError as error:
+            raise InputError(
+                f"cache {str(self.folder)!r} cannot be written ({error.strerror}): free space or mend the "
+                "permissions, or name another folder"
+            ) from error
+
+    def _missing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        stored: NDArray[np.bool_] = self._rows["width"][rows] > 0
+        return rows[~stored]
+
+    def _prepare(self, rows: FileIO) -> None:
+        """Makes the files where they are not there or have another size, which is damage; others may read them."""
+        if self._is_there():
+            return
+        size = len(self.files) * _ROW.itemsize
+        if rows.seek(0, os.SEEK_END) != size:
+            rows.truncate(0)
+            rows.truncate(size)
+        else:
+            _write(rows, 0, bytes(size))
+        os.fsync(rows.fileno())
+        self._pixels_path.unlink(missing_ok=True)  # who has it mapped keeps it
+        with self._pixels_path.open("wb") as file:
+            file.truncate(len(self.files) * self._row_bytes)
+        about = {"what": "decoded pictures, made by sft-lightning; may be removed when no run uses them"}
+        shape = {"files": len(self.files), "shape": self.shape, "whole": self.whole, "geometry": repr(self.geometry)}
+        write_json(self.folder / f"{self.key}.json", {**about, **shape, "first": self.files.ids[:1]})
+        for name in ("_rows", "_pixels", "_checked"):
+            vars(self).pop(name, None)
+
+    def _check_room(self, count: int) -> None:
+        need, free = count * self._row_bytes, shutil.disk_usage(self.folder).free
+        size = " x ".join(map(str, self.shape))
+        if need > free:
+            raise InputError(
+                f"cache {str(self.folder)!r} needs {_gigabytes(need)} for {count:,} pictures of {size} bytes, and "
+                f"{_gigabytes(free)} are free there: free space, name another folder, or set cache: null"
+            )
+        rank_zero_info(
+            f"Data: {count:,} files are decoded once and kept in {str(self.folder)!r}: {_gigabytes(need)} "
+            f"({_gigabytes(free)} are free there)."
+        )
+
+    def _store(self, missing: NDArray[np.int64], rows: FileIO, workers: int, bad: BadImages) -> None:
+        loader: DataLoader[Any] = DataLoader(
+            _Storing(self, missing),
+            batch_size=_BATCH,
+            num_workers=workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # workers need no random numbers, and their seed would move the global state
+        )
+        bar = Tqdm(total=len(missing), desc="Decoding", unit="file", disable=None, leave=False)
+        done: list[tuple[int, _Found]] = []
+        with self._pixels_path.open("r+b", buffering=0) as pixels, bar:
+
+            def keep() -> None:
+                os.fsync(pixels.fileno())  # pixels first: what counts as stored is on the disk
+                for number, found in done:
+                    _write(rows, number, np.array(found, _ROW).tobytes())
+                os.fsync(rows.fileno())
+                done.clear()
+
+            last = time.monotonic()
+            try:
+                for items in loader:
+                    for number, found in items:
+                        if isinstance(found, OSError):
+                            raise found
+                        if isinstance(found, str):
+                            bad.report(self.files.paths[number], found)
+                        else:
+                            done.append((number, found))
+                    bar.update(len(items))
+                    if time.monotonic() - last > _SYNC:
+                        keep()
+                        last = time.monotonic()
+            finally:
+                keep()
+
+    def decode_into(self, number: int, write: Callable[[int, bytes], None]) -> _Found:
+        """Decodes a file for its row.
+
+        Args:
+            number: Of the file.
+            write: Puts pixels there.
+
+        Returns:
+            What is to be said of the row, the reason why the file is no picture, or what hindered the writing.
+        """
+        try:
+            own = self.geometry
+            image = open_image(self.files.paths[number], own.channels, own.background, own.enough, own.ranges)
+            box = own.box(image.width, image.height, None)
+            if self.whole:
+                box = (0, 0, image.width, image.height)
+            picture = cut_out(image, own.size, box, own.background)
+        except UNREADABLE as error:
+            return reason(error)
+        pixels = (picture.permute(1, 2, 0) if self.whole else picture).contiguous().numpy().tobytes()
+        try:
+            write(number, pixels)
+        except OSError as error:
+            return error
+        return zlib.crc32(pixels), image.width, image.height
+
+
+class _Storing(Dataset[Any]):
+    """Decodes for a worker, which writes the pixels itself."""
+
+    def __init__(self, cache: ImageCache, missing: NDArray[np.int64]) -> None:
+        self._cache, self._missing = cache, missing
+
+    def __len__(self) -> int:
+        return len(self._missing)
+
+    def __getitem__(self, k: int) -> tuple[int, _Found]:
+        number = int(self._missing[k])
+        return number, self._cache.decode_into(number, self._write)
+
+    def _write(self, number: int, pixels: bytes) -> None:
+        with self._cache._pixels_path.open("r+b", buffering=0) as file:
+            _write(file, number, pixels)
+
+
+def _write(file: FileIO, row: int, content: bytes) -> None:
+    file.seek(row * len(content))
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _waits() -> None:
+    rank_zero_info("Data: another process decodes these files; waiting for it.")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.{1 if count >= 1e9 else 3}f} GB"

@@ -1,0 +1,155 @@
+"""The same picture twice: exact duplicates by decoded content, near-duplicates by the distance of small pictures.
+
+Near-duplicates are what re-encoding, resizing, noise or another brightness make of a picture. Benchmarks have many of
+them between training and test (Barz & Denzler 2020). Each picture is shrunk to 32 x 32 and standardized to mean 0 and
+deviation 1. Two are near-duplicates when they differ by at most 0.15 on the whole and by at most 0.25 in each of 8 x 8
+fields (root mean squares): the first makes them comparable fast, the second tells a shirt from the same with a print.
+
+Candidates come from a k-d tree over the 32 lowest coefficients of the discrete cosine transform. That is a projection,
+which makes no distance longer: no pair within the bound is lost, as pairs are with a hash. A 64-bit perceptual hash of
+the same coefficients at a Hamming distance of 6 makes 890,000 pairs of Fashion-MNIST alike, this method 99.
+`scripts/bench/audit.py` measures false alarms and what is found of changed copies. Crops, shifts and mirror images are
+not found, nor pictures of next to no contrast.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement, islice
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn
+from scipy.spatial import cKDTree
+
+from sft_lightning.data.vision.image_stats import SIDE, Pixels, Seen, find_contents, small
+from sft_lightning.utils.progress_lines import Progress
+
+WHOLE, FIELD = 0.15, 0.25
+_COEFFICIENTS, _NEAREST, _FIELDS = 32, 8, 8
+FLAT = 4.0  # gray levels of deviation, below which the rounding of pixels would pass for a picture
+CHUNK = 4096
+
+Floats = NDArray[np.float32]
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures that are the same, or nearly.
+
+    Attributes:
+        first: Split and position.
+        second: Split and position.
+        difference: 0 for exact duplicates, otherwise that of the field that differs most.
+    """
+
+    first: tuple[Seen, int]
+    second: tuple[Seen, int]
+    difference: float = 0.0
+
+
+def duplicates(seen: Sequence[Seen]) -> tuple[list[Pair], list[Pair]]:
+    """Finds both kinds, within each split and between any two.
+
+    Each picture that has an equal in another split, or an earlier one in its own, is in one pair for that split.
+
+    Args:
+        seen: The splits; where two share a picture, the earlier one's is `first`.
+
+    Returns:
+        Exact and near-duplicates, the latter by their difference.
+    """
+    contents = iter(find_contents([look for one in seen for look in one.looks]))
+    tables = [_Table(one, list(islice(contents, len(one.looks)))) for one in seen]
+    exact: list[Pair] = []
+    near: list[Pair] = []
+    for a, b in combinations_with_replacement(range(len(seen)), 2):
+        same = list(_equal(tables[a], tables[b]))
+        exact += [Pair((seen[a], i), (seen[b], j)) for i, j in same]
+        found = _nearly_equal(tables[a], tables[b], {i for i, _ in same})
+        near += [Pair((seen[a], i), (seen[b], j), difference) for i, j, difference in found]
+    return exact, sorted(near, key=lambda pair: pair.difference)
+
+
+class _Table:
+    """A split, ready for looking up: the first image of each content, and the coefficients of all with contrast."""
+
+    def __init__(self, seen: Seen, contents: Sequence[object]) -> None:
+        self.seen = seen
+        self.digests = {i: content for i, content in enumerate(contents) if content is not None}
+        self.first: dict[object, int] = {}
+        for i, digest in self.digests.items():
+            self.first.setdefault(digest, i)
+        clear = {i: look.small_digest for i, look in seen.readable if look.small.std() >= FLAT}
+        positions = list(clear)
+        # Where thousands of small images are equal, a tree of all would compare each with each.
+        firsts: dict[bytes, int] = {}
+        for k, digest in enumerate(clear.values()):
+            firsts.setdefault(digest, k)
+        self.offered = np.array(list(firsts.values()), dtype=np.int64)
+        self.positions: Positions = np.array(positions, dtype=np.int64)
+        chunks = [positions[k : k + CHUNK] for k in range(0, len(positions), CHUNK)]
+        made = [coefficients(small(seen, chunk)) for chunk in chunks]
+        self.coefficients = np.concatenate(made) if made else np.zeros((0, _COEFFICIENTS), np.float32)
+
+
+def _equal(a: _Table, b: _Table) -> Iterator[tuple[int, int]]:
+    for i, digest in a.digests.items():
+        j = b.first.get(digest)
+        if j is not None and (a is not b or j < i):
+            yield i, j
+
+
+def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, int, float]]:
+    """For each picture of a, the one of b that is nearest to it, if it is near enough."""
+    asked = np.array([k for k, i in enumerate(a.positions.tolist()) if i not in known], dtype=np.int64)
+    offered = b.offered
+    if not len(asked) or not len(offered):
+        return
+    tree = cKDTree(b.coefficients[offered])
+    pieces = []
+    desc = f"Near-duplicates ({a.seen.name}, {b.seen.name})"
+    with Progress(len(asked), desc, "image") as bar:
+        for k in range(0, len(asked), CHUNK):
+            some = a.coefficients[asked[k : k + CHUNK]]
+            pieces.append(tree.query(some, range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1)[1])
+            bar.update(len(some))
+    nearest = np.concatenate(pieces)
+    rows, columns = np.nonzero(nearest < len(offered))
+    left, right = a.positions[asked[rows]], b.positions[offered[nearest[rows, columns]]]
+    if a is b:  # each pair once, and no picture with itself
+        left, right = left[left > right], right[left > right]
+    best: dict[int, tuple[float, int]] = {}
+    for k in range(0, len(left), CHUNK):
+        i, j = left[k : k + CHUNK].tolist(), right[k : k + CHUNK].tolist()
+        whole, field = differences(small(a.seen, i), small(b.seen, j))
+        for x, y, ok, most in zip(i, j, (whole <= WHOLE) & (field <= FIELD), field.tolist(), strict=True):
+            if ok:
+                best[x] = min(best.get(x, (most, y)), (most, y))
+    yield from ((i, j, difference) for i, (difference, j) in best.items())
+
+
+def _standardized(pictures: Pixels) -> Floats:
+    """Mean 0 and deviation 1 over all pixels and channels of each, (N, 32, 32, C)."""
+    x = pictures.astype(np.float32)
+    x -= x.mean((1, 2, 3), keepdims=True)
+    x /= np.maximum(x.std((1, 2, 3), keepdims=True), 1e-6)
+    return x
+
+
+def coefficients(pictures: Pixels) -> Floats:
+    """Of the lowest frequencies, without that of the mean, such that distances are root mean squares of pixels."""
+    x = _standardized(pictures)
+    channels = x.shape[3]
+    transformed = dctn(x.sum(3) / channels**0.5, axes=(1, 2), norm="ortho")
+    order = np.add.outer(np.arange(SIDE), np.arange(SIDE)).ravel().argsort(kind="stable")[1 : _COEFFICIENTS + 1]
+    low: Floats = transformed.reshape(len(x), -1)[:, order] / (SIDE * channels**0.5)
+    return low
+
+
+def differences(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
+    """Root mean squares over the whole pictures and over the field that differs most, each (N,)."""
+    square = (_standardized(one) - _standardized(other)) ** 2
+    n, step = len(square), SIDE // _FIELDS
+    fields = square.reshape(n, _FIELDS, step, _FIELDS, step, square.shape[3]).mean((2, 4, 5))
+    return fields.mean((1, 2)) ** 0.5, fields.max((1, 2)) ** 0.5

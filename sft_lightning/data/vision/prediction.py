@@ -1,0 +1,218 @@
+"""What a data module predicts: files as they are found, or the examples of a split; each batch carries their names."""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sft_lightning.data.loaders import EvalLoader, RawBatch
+from sft_lightning.data.prepare_splits import readable
+from sft_lightning.data.run_splits import TestOn
+from sft_lightning.data.source import Part
+from sft_lightning.data.splits import Split, Splits
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
+from sft_lightning.data.vision.images import Geometry, decode, stacked
+from sft_lightning.data.vision.prediction_files import Listing, open_pictures
+from sft_lightning.utils.errors import InputError
+
+_Request = tuple[int, str, str]  # position in the listing, name, path
+
+
+class _Decoded(Dataset[Any]):
+    """Reads one file for a worker: the picture or the reason why there is none, and the request."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    def __getitem__(self, request: _Request) -> tuple[Tensor | str, _Request]:
+        try:
+            return decode(request[2], self.geometry, None), request
+        except UNREADABLE as error:
+            return reason(error), request
+
+
+def _stacked(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None, list[_Request], dict[str, str]]:
+    """The pictures of a batch as one tensor, which a worker hands over at once; reasons of the others by path."""
+    pictures = [picture for picture, _ in items if isinstance(picture, Tensor)]
+    requests = [request for picture, request in items if isinstance(picture, Tensor)]
+    bad = {request[2]: picture for picture, request in items if isinstance(picture, str)}
+    return stacked(pictures) if pictures else None, requests, bad
+
+
+class _Requests:
+    """The batches that a `DataLoader` asks its workers for; files are listed as they are asked for."""
+
+    def __init__(self, listing: Listing, batch_size: int, rank: int, world_size: int) -> None:
+        self.listing, self.batch_size, self.rank, self.world_size = listing, batch_size, rank, world_size
+        self.listed = 0, 0
+
+    def __iter__(self) -> Iterator[list[_Request]]:
+        batch: list[_Request] = []
+        count, check = 0, 0
+        for position, (name, path) in enumerate(self.listing):
+            count, check = position + 1, zlib.crc32(name.encode(), check)
+            if position % self.world_size == self.rank:
+                batch.append((position, name, path))
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+        self.listed = count, check
+
+
+class FileLoader:
+    """Batches of the files of a listing; this process has every world_size-th.
+
+    It has no length: files that are added while it runs are read, too.
+    """
+
+    def __init__(
+        self, listing: Listing, geometry: Geometry, batch_size: int, workers: int, bad: BadImages,
+        rank: int = 0, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        """Prepares; nothing is read.
+
+        Args:
+            listing: The files.
+            geometry: How they become pictures of one size.
+            batch_size: Files of a batch.
+            workers: Processes that decode; none is started for a single batch.
+            bad: Where unreadable files are reported.
+            rank: Of this process.
+            world_size: Number of processes.
+        """
+        self.bad = bad
+        self._requests = _Requests(listing, batch_size, rank, world_size)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Decoded(geometry),
+            batch_sampler=self._requests,
+            num_workers=workers if listing.count > batch_size * world_size else 0,
+            collate_fn=_stacked,
+            generator=torch.Generator(),  # workers need no random numbers, and their seed would move the global state
+        )
+
+    @property
+    def listed(self) -> tuple[int, int]:
+        """Number of all files and a checksum of their names, zeros until all are listed.
+
+        By it processes know that they went through the same list.
+        """
+        return self._requests.listed
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """Batches without labels (-1) and with names; unreadable files are left out, or refused."""
+        for pictures, requests, bad in self._loader:
+            for path, why in bad.items():
+                self.bad.report(path, why)
+            if pictures is not None:
+                index = torch.tensor([position for position, _, _ in requests])
+                names = [name for _, name, _ in requests]
+                yield RawBatch(pictures, torch.full_like(index, -1), index, None, names)
+
+
+class Named:
+    """Batches of a split that carry the names of their examples."""
+
+    def __init__(self, batches: EvalLoader, names: list[str]) -> None:
+        """Joins both.
+
+        Args:
+            batches: Of the split.
+            names: In its order.
+        """
+        self._batches, self._names = batches, names
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        for batch in self._batches:
+            yield batch._replace(names=[self._names[i] for i in batch.indices.tolist()])
+
+
+class ToPredict(ABC):
+    """A part of `ImageDataModule`, whose attributes these are."""
+
+    splits: Splits
+    _named: str
+    predict_source: str | None
+    test_on: TestOn
+    root: str
+    geometry: Geometry
+    bad: BadImages
+    eval_batch_size: int
+    num_workers: int
+    trainer: Any
+    _predicted: Listing | Split | None = None
+    _predict_loader: FileLoader | Named | None = None
+
+    @abstractmethod
+    def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
+        """Batches of a split in its order."""
+
+    @property
+    def predict_name(self) -> str:
+        """What is to be predicted: the name of a source, whole paths where it is a file or folder."""
+        named = self._named if self.predict_source is None else self.predict_source
+        full = str(Path(named).resolve()) if Path(named).exists() else named
+        if self.predict_source is not None:
+            return full
+        return f"{'all' if self.test_on == 'all' else 'test split'} of {full}"
+
+    def open_predicted(self) -> Listing | Split:
+        """What is to be predicted, opened once.
+
+        Raises:
+            InputError: There is nothing.
+        """
+        if self._predicted is None:
+            if self.predict_source is None:
+                self._predicted = self.splits["test"]
+            else:
+                found = open_pictures(self.predict_source, self.root, self.bad.policy == "raise")
+                if isinstance(found, Part):
+                    part = readable(found, self.bad)
+                    self._predicted = Split(part, list(range(len(part))))
+                else:
+                    self._predicted = found
+                    for message in found.messages:
+                        rank_zero_info(f"Data: {message}.")
+        return self._predicted
+
+    @property
+    def predict_count(self) -> int:
+        """Number of pictures that are to be predicted, as far as is known before they are read."""
+        found = self.open_predicted()
+        return found.count if isinstance(found, Listing) else len(found)
+
+    @property
+    def predict_listed(self) -> tuple[int, int]:
+        """See `FileLoader.listed`; zeros where a split is predicted."""
+        return self._predict_loader.listed if isinstance(self._predict_loader, FileLoader) else (0, 0)
+
+    def predict_dataloader(self) -> FileLoader | Named:
+        """What is to be predicted.
+
+        Raises:
+            InputError: There is nothing.
+        """
+        found = self.open_predicted()
+        if isinstance(found, Listing):
+            where = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+            settings = self.geometry, self.eval_batch_size, self.num_workers, self.bad
+            self._predict_loader = FileLoader(found, *settings, *where)
+        else:
+            batches = self._eval("predict", found)
+            if isinstance(batches, list):
+                raise InputError(
+                    "the source has no test image to predict: set predict_source to a folder, a manifest or a file"
+                )
+            self._predict_loader = Named(batches, found.ids)
+        return self._predict_loader

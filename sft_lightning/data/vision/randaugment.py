@@ -1,0 +1,192 @@
+"""RandAugment for a whole batch at once: each picture gets operations and magnitudes of its own.
+
+Cubuk et al. 2020, "RandAugment: Practical automated data augmentation with a reduced search space", with the fourteen
+operations and ranges of FixMatch (Sohn et al. 2020, table 12). Pictures that drew the same operation are changed
+together; the five geometric ones share one resampling.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_lightning.data.vision.affine import resampled
+from sft_lightning.utils.transfer import sent
+
+GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+_SMOOTH = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
+
+
+def grayscale(x: Tensor) -> Tensor:
+    """Luma.
+
+    Args:
+        x: (B, C, H, W) with C of 1 or 3.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = _LUMA
+    return red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:]
+
+
+def _each(m: Tensor) -> Tensor:
+    return m.view(-1, 1, 1, 1)
+
+
+def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """`share` of the picture and the rest of another one."""
+    return torch.lerp(other.expand_as(x), x, _each(share)).clamp_(0, 1)
+
+
+def brightness(x: Tensor, m: Tensor) -> Tensor:
+    """Darkens to a share m of each pixel."""
+    return (x * _each(m)).clamp_(0, 1)
+
+
+def color(x: Tensor, m: Tensor) -> Tensor:
+    """Keeps a share m of the color, the rest becomes gray; gray pictures stay."""
+    return x if x.shape[1] == 1 else _blend(x, grayscale(x), m)
+
+
+def contrast(x: Tensor, m: Tensor) -> Tensor:
+    """Moves all pixels toward the picture's mean gray."""
+    return _blend(x, grayscale(x).mean((1, 2, 3), keepdim=True), m)
+
+
+def sharpness(x: Tensor, m: Tensor) -> Tensor:
+    """Moves all pixels but those of the border toward their smoothed neighborhood."""
+    if min(x.shape[-2:]) < 3:
+        return x
+    kernel = sent(_SMOOTH.to(x.dtype), x.device)
+    smooth = x.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
+    return _blend(x, smooth, m)
+
+
+def posterize(x: Tensor, m: Tensor) -> Tensor:
+    """Keeps the m highest of eight bits."""
+    step = _each(torch.pow(2.0, 8 - m.floor()))
+    return (x * 255).round_().div_(step).floor_().mul_(step).div_(255)
+
+
+def solarize(x: Tensor, m: Tensor) -> Tensor:
+    """Inverts pixels of at least m."""
+    return torch.where(x < _each(m), x, 1 - x)
+
+
+def autocontrast(x: Tensor, m: Tensor) -> Tensor:
+    """Stretches each channel over the whole range."""
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    width = high - low
+    return torch.where(width > 0, (x - low) / width.clamp_min(1e-6), x).clamp_(0, 1)
+
+
+def equalize(x: Tensor, m: Tensor) -> Tensor:
+    """Makes each channel's histogram flat, as PIL does on 8-bit pixels."""
+    count, channels, height, width = x.shape
+    pixels = (x * 255).round_().long().reshape(count * channels, height * width)
+    histogram = torch.zeros(count * channels, 256, dtype=torch.long, device=x.device)
+    histogram.scatter_add_(1, pixels, torch.ones_like(pixels))
+    last = histogram.gather(1, pixels.amax(1, keepdim=True))
+    step = (height * width - last) // 255
+    table = ((histogram.cumsum(1) - histogram + step // 2) // step.clamp_min(1)).clamp_(0, 255)
+    table = torch.where(step > 0, table, torch.arange(256, device=x.device))
+    return table.gather(1, pixels).view_as(x).to(x.dtype) / 255
+
+
+def identity(x: Tensor, m: Tensor) -> Tensor:
+    """Nothing."""
+    return x
+
+
+# Name: the change and the range of its magnitude.
+PIXELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
+    "autocontrast": (autocontrast, 0.0, 1.0),
+    "brightness": (brightness, 0.05, 0.95),
+    "color": (color, 0.05, 0.95),
+    "contrast": (contrast, 0.05, 0.95),
+    "equalize": (equalize, 0.0, 1.0),
+    "identity": (identity, 0.0, 1.0),
+    "posterize": (posterize, 4.0, 9.0),  # 4 to 8 bits, each as likely
+    "sharpness": (sharpness, 0.05, 0.95),
+    "solarize": (solarize, 0.0, 1.0),
+}
+_RANGES = {"rotate": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
+OPERATIONS = (*PIXELS, *GEOMETRIC)
+_LOW = torch.tensor([low for _, low, _ in PIXELS.values()] + [0.0] * len(GEOMETRIC))
+_WIDTH = torch.tensor([high - low for _, low, high in PIXELS.values()] + [_RANGES[name] for name in GEOMETRIC])
+
+
+def sources(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel of the result comes from, in pixels from the center.
+
+    Args:
+        kind: (B,) positions in `GEOMETRIC`.
+        m: (B,): radians clockwise, shear, or share of the side.
+        height: In pixels.
+        width: In pixels.
+
+    Returns:
+        (B, 2, 3).
+    """
+    turn, shear_x, shear_y, shift_x, shift_y = (torch.where(kind == place, m, 0.0) for place in range(len(GEOMETRIC)))
+    cosine, sine = turn.cos(), turn.sin()
+    x = [cosine, sine + shear_x, shift_x * width]
+    y = [shear_y - sine, cosine, shift_y * height]
+    return torch.stack([*x, *y], 1).view(-1, 2, 3)
+
+
+def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tensor:
+    """Applies random operations, one after the other.
+
+    Args:
+        x: float in [0, 1], (B, C, H, W) with C of 1 or 3.
+        operations: How many each picture gets.
+        generator: On the CPU.
+
+    Returns:
+        A new tensor of the same shape; what comes in from outside is black.
+    """
+    count, _, height, width = x.shape
+    rows = torch.arange(count)  # which of the pictures given is where
+    for _ in range(operations if count else 0):
+        chosen = torch.randint(0, len(OPERATIONS), (count,), generator=generator)
+        share = torch.rand(count, generator=generator)
+        share = torch.where(chosen < len(PIXELS), share, 2 * share - 1)  # geometric ones go in either direction
+        amount = _LOW[chosen] + share * _WIDTH[chosen]
+        # Pictures with the same operation follow each other, so that all choices travel at once, and each is a part.
+        chosen, order = chosen.sort(stable=True)
+        x, rows = x[sent(rows.argsort()[order], x.device)], order
+        amount = amount[order]
+        m, bounds = sent(amount, x.device), torch.searchsorted(chosen, torch.arange(len(PIXELS) + 1)).tolist()
+        parts = [
+            x[first:last] if change is identity else change(x[first:last], m[first:last])
+            for (change, _, _), first, last in zip(PIXELS.values(), bounds, bounds[1:], strict=False)
+            if first < last
+        ]
+        if (first := bounds[-1]) < count:
+            source = sources(chosen[first:] - len(PIXELS), amount[first:], height, width)
+            parts.append(resampled(x[first:], source))
+        x = torch.cat(parts, out=torch.empty_like(x))
+    return x[sent(rows.argsort(), x.device)]
+
+
+def cutout(x: Tensor, side: float, generator: torch.Generator) -> Tensor:
+    """Covers a square with gray (DeVries & Taylor 2017); part of it may lie outside.
+
+    Args:
+        x: float, (B, C, H, W).
+        side: Share of the picture's sides.
+        generator: On the CPU.
+    """
+    height, width = x.shape[-2:]
+    center = sent(torch.rand(2, len(x), 1, generator=generator), x.device)
+    rows = (torch.arange(height, device=x.device) + 0.5 - center[0] * height).abs() < side * height / 2
+    columns = (torch.arange(width, device=x.device) + 0.5 - center[1] * width).abs() < side * width / 2
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)

@@ -1,0 +1,199 @@
+"""Views: from uint8 pictures to what a network sees, for a whole batch at once, on its device, random per sample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_lightning.data.vision.affine import random_affine
+from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
+from sft_lightning.utils.errors import InputError, at_least, near, shares
+from sft_lightning.utils.transfer import sent
+
+_APART = 0x9E3779B9  # between the seeds of the views of one batch; of 32 bits, all that torch's CPU generator knows
+
+
+@dataclass(frozen=True)
+class WeakView:
+    """A mild random change that keeps the meaning of a picture. All off: pictures pass unchanged.
+
+    Attributes:
+        flip: Mirror half of the pictures left to right. Digits and letters must not be flipped.
+        crop_padding: Shift by up to so many pixels, with zeros (black) coming in.
+        crop_scale: Smallest and largest share of the area that a random crop keeps, as in [0.08, 1.0], or null.
+        rotation: Turn by up to so many degrees in either direction.
+        translation: Shift by up to this share of the side in either direction, with black coming in.
+        scale: Smallest and largest factor of a random zoom, as in [0.9, 1.1], or null.
+        shear: Shear by up to so many degrees along the rows.
+    """
+
+    flip: bool = False
+    crop_padding: int = 0
+    crop_scale: list[float] | None = None
+    rotation: float = 0.0
+    translation: float = 0.0
+    scale: list[float] | None = None
+    shear: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be."""
+        at_least(0, crop_padding=self.crop_padding, rotation=self.rotation, shear=self.shear)
+        shares(translation=self.translation)
+        if self.scale is not None and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
+            raise InputError(f"scale is {self.scale}: give two factors such as [0.9, 1.1]")
+        if self.shear >= 90:
+            raise InputError(f"shear is {self.shear}: give fewer than 90 degrees")
+        scale = self.crop_scale
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise InputError(f"crop_scale is {scale}: give two shares of the area such as [0.08, 1.0]")
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether pictures are turned, shifted, scaled or sheared."""
+        return bool(self.rotation or self.translation or self.scale or self.shear)
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return bool(self.flip or self.crop_padding or self.crop_scale or self.is_affine)
+
+
+@dataclass(frozen=True)
+class StrongView:
+    """What comes on top of a weak view: RandAugment, then Cutout.
+
+    Attributes:
+        operations: RandAugment's operations for each picture, drawn from fourteen.
+        cutout: Side of the covered square as a share of the picture's, 0 for none.
+    """
+
+    operations: int = 2
+    cutout: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be."""
+        at_least(0, operations=self.operations)
+        shares(cutout=self.cutout)
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return self.operations > 0 or self.cutout > 0
+
+
+View = TypeVar("View", WeakView, StrongView)
+
+
+def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> View:
+    """Return a view, also where its fields stand in a mapping, as they do in YAML.
+
+    Args:
+        kind: Class of the view.
+        given: A view, or its fields by name.
+        name: Name of the setting.
+
+    Raises:
+        InputError: The mapping has other fields, or it is no mapping.
+    """
+    if isinstance(given, kind):
+        return given
+    known = [field.name for field in fields(kind)]
+    if not isinstance(given, Mapping):
+        raise InputError(f"{name} is {given!r:.60}: give a {kind.__name__}, or a mapping with {', '.join(known)}")
+    for key in given:
+        if key not in known:
+            raise InputError(f"{name} has {key!r}{near(str(key), known)}: give some of {', '.join(known)}")
+    try:
+        return kind(**given)
+    except TypeError as error:  # a text in the place of a number
+        raise InputError(f"{name} is {dict(given)} ({error}): give numbers") from error
+
+
+def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
+    """Pixels in [0, 1] with the wanted number of channels and side.
+
+    Args:
+        images: uint8, (B, C, H, W).
+        channels: 1 or 3.
+        size: Side in pixels, or None to keep it.
+
+    Returns:
+        float32, (B, channels, size, size).
+    """
+    x = images.float().div_(255)
+    if channels == 3 and x.shape[1] == 1:
+        x = x.expand(-1, 3, -1, -1)
+    elif channels == 1 and x.shape[1] == 3:
+        x = grayscale(x)
+    if size is not None and x.shape[-2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return x
+
+
+def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor:
+    """Applies the random changes of a weak view.
+
+    Args:
+        x: float, (B, C, H, W).
+        view: Which changes.
+        draw: Seed of this batch; None gives the picture as it is.
+        number: Of this view among those of the batch, each drawn by itself.
+    """
+    if draw is None or not view:
+        return x
+    # Drawn on the CPU: the same numbers on every device, and only a few of them.
+    generator = _generator(draw, number)
+    count, _, height, width = x.shape
+    if view.crop_scale is not None:
+        x = _resized_crop(x, view.crop_scale, generator)
+    if view.crop_padding:
+        pad = view.crop_padding
+        corner = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+        top, left = sent(corner, x.device)
+        rows = top[:, None] + torch.arange(height, device=x.device)
+        columns = left[:, None] + torch.arange(width, device=x.device)
+        padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+        each = torch.arange(count, device=x.device)[:, None, None]
+        x = padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if view.flip:
+        flipped = torch.rand(count, generator=generator) < 0.5
+        x = torch.where(sent(flipped, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+    if view.is_affine:
+        x = random_affine(x, view.rotation, view.translation, view.scale or (1, 1), view.shear, generator)
+    return x
+
+
+def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tensor:
+    """A weak view of its own draw, then RandAugment and Cutout.
+
+    Args:
+        x: float in [0, 1], (B, C, H, W).
+        weak_view: What comes first.
+        view: What comes on top.
+        draw: Seed of this batch.
+    """
+    x = weak(x, weak_view, draw, 2)
+    generator = _generator(draw, 3)
+    if view.operations:
+        x = randaugment(x, view.operations, generator)
+    return cutout(x, view.cutout, generator) if view.cutout else x
+
+
+def _generator(draw: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed((draw + number * _APART) % 2**32)
+
+
+def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> Tensor:
+    """A random rectangle of each picture, stretched over the whole; area and aspect as in Inception's training."""
+    count = len(x)
+    area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
+    # 3/4 to 4/3, or what fits: a crop of the whole area is the picture itself.
+    ratio = (torch.empty(count).uniform_(-1, 1, generator=generator) * (-area.log()).clamp(max=0.2876820724)).exp()
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    shift_x, shift_y = torch.empty(2, count).uniform_(-1, 1, generator=generator)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
+    theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
+    grid = F.affine_grid(sent(theta, x.device), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

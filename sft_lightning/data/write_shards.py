@@ -1,0 +1,188 @@
+"""Makes shards of a source: its images in few large files, its names, labels, groups and splits beside them."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from PIL import Image
+from torch import Tensor
+
+from sft_lightning.data.mmap_columns import write_texts
+from sft_lightning.data.prepare_splits import readable
+from sft_lightning.data.shards import FORMAT, INDEX, need_extra
+from sft_lightning.data.source import Part, Source
+from sft_lightning.data.split_files import read_manifest
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
+from sft_lightning.data.vision.image_files import open_image_file
+from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages, open_image
+from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, stored_ranges
+from sft_lightning.utils.atomic import whole_folder, write_json
+from sft_lightning.utils.errors import InputError, at_least
+
+_LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
+_QUALITY = 95  # of JPEG
+
+
+def write_shards(
+    source: Source,
+    out: Path,
+    shard_size: int = 1000,
+    image_size: int | None = None,
+    split_file: Path | None = None,
+    bad: BadImages | None = None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Writes a folder of shards, whole or not at all.
+
+    The images of each part are written in an order drawn by the seed: the files of a class lie together, and a shard
+    shall be as mixed as the part.
+
+    Args:
+        source: What to write.
+        out: The folder; it must not exist.
+        shard_size: Images of each shard.
+        image_size: Larger images are made smaller until their shorter side has so many pixels; None keeps the bytes.
+        split_file: A run's `split.csv` whose splits the parts shall be, instead of the source's own.
+        bad: What is done with unreadable images.
+        seed: Of the order.
+
+    Returns:
+        Number of images in each part.
+
+    Raises:
+        InputError: The folder exists, litdata is not installed, or an image cannot be read and may not be left out.
+    """
+    need_extra("making shards")
+    at_least(1, shard_size=shard_size, **({} if image_size is None else {"image_size": image_size}))
+    if out.exists():
+        raise InputError(f"{str(out)!r} exists: name a folder that does not, or remove it")
+    bad = bad or BadImages()
+    parts = {name: readable(part, bad, measures=True) for name, part in source.load().items()}
+    facts = [part.images.facts for part in parts.values() if isinstance(part.images, EncodedImages)]
+    measured = choose_ranges(value for one in facts if one is not None for value in one.values)
+    ranges = ValueRanges(*(own or other for own, other in zip(source.value_ranges, measured, strict=True)))
+    chosen: dict[str, tuple[Part, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
+    if split_file is not None:
+        splits = read_manifest(split_file, parts.values(), source.class_names)
+        chosen = {"train" if name == "labeled" else name: (s.part, s.indices) for name, s in splits.items() if len(s)}
+    shape = source.image_shape if image_size is None else None
+    about: dict[str, Any] = {}
+    with whole_folder(out) as staged:
+        for name, (part, indices) in chosen.items():
+            order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+            written = _Part(staged / name, shard_size, image_size, bad, ranges).write(part, indices, order)
+            if written["count"]:
+                about[name] = written
+        if not about:
+            raise InputError(f"source {source.name!r} has no image that can be read: give one with some")
+        found: dict[str, Any] = {"format": FORMAT, "source": source.name, "class_names": list(source.class_names)}
+        if stored_ranges(ranges):
+            found["value_ranges"] = stored_ranges(ranges)
+        write_json(staged / INDEX, {**found, "image_shape": shape, "parts": about})
+    return {name: part["count"] for name, part in about.items()}
+
+
+class _Part:
+    """Writes one part."""
+
+    def __init__(
+        self, folder: Path, shard_size: int, image_size: int | None, bad: BadImages, ranges: ValueRanges
+    ) -> None:
+        self.folder, self.shard_size, self.image_size = folder, shard_size, image_size
+        self.bad, self.ranges = bad, ranges
+
+    def write(self, part: Part, indices: Sequence[int], order: Tensor) -> dict[str, Any]:
+        from litdata.streaming import Cache
+
+        self.folder.mkdir()
+        cache = Cache(str(self.folder), chunk_size=self.shard_size)
+        whole = sha256()
+        kept: list[int] = []
+        with ExitStack() as stack:
+            names = ("labels", "sizes", "hashes")
+            labels, sizes, hashes = (stack.enter_context((self.folder / f"{n}.bin").open("wb")) for n in names)
+            for k in Tqdm(order.tolist(), self.folder.name, disable=None):  # a bar on a terminal only
+                index = int(indices[k])
+                try:
+                    content = stored(part.images, index, self.image_size, self.ranges)
+                except UNREADABLE as error:
+                    assert isinstance(part.images, EncodedImages)
+                    self.bad.report(part.images.place(index), reason(error))
+                    continue
+                cache[len(kept)] = content
+                kept.append(index)
+                digest = sha256(content).digest()
+                labels.write(np.array(int(part.labels[index]), "<i8").tobytes())
+                sizes.write(np.array(len(content), "<i8").tobytes())
+                hashes.write(digest)
+                whole.update(part.ids[index].encode("utf-8", "replace") + b"\0" + digest)
+        if not kept:
+            for file in self.folder.iterdir():
+                file.unlink()
+            self.folder.rmdir()
+            return {"count": 0}
+        cache.done()
+        cache.merge()
+        write_texts(self.folder / "ids.bin", (part.ids[i] for i in kept))
+        if part.groups is not None:
+            write_texts(self.folder / "groups.bin", (part.groups[i] for i in kept))
+        return {"count": len(kept), "sha256": whole.hexdigest(), "groups": part.groups is not None}
+
+
+def stored(
+    images: Images,
+    index: int,
+    image_size: int | None,
+    ranges: ValueRanges = UNKNOWN,
+) -> bytes:
+    """An image as it goes into a shard: a file's bytes as they are, pixels in memory as PNG.
+
+    An image whose shorter side is longer than `image_size` is decoded, upright, 8 bits and on white, made smaller by
+    Pillow's box-averaged bicubic filter, and written in the kind that it had: PNG where that loses nothing, else JPEG.
+
+    Args:
+        images: Where it is.
+        index: Which.
+        image_size: Of the shorter side in pixels; None for any.
+        ranges: What is black and white in images of more than 8 bits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if isinstance(images, MemoryImages):
+        pixels = images.data[index].permute(1, 2, 0).numpy()
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+        return _encoded(_smaller(image, image_size), "PNG")
+    assert isinstance(images, EncodedImages)
+    file = images.file(index)
+    content = file.getvalue() if isinstance(file, BytesIO) else file.read_bytes()
+    if image_size is None:
+        return content
+    with open_image_file(BytesIO(content)) as header:
+        small = min(header.size) <= image_size
+        kind = "PNG" if header.format in _LOSSLESS else "JPEG"
+        gray = header.mode in ("1", "L", "LA", "F") or header.mode.startswith("I")
+    if small:
+        return content
+    image = open_image(BytesIO(content), 1 if gray else 3, ranges=ranges)
+    return _encoded(_smaller(image, image_size), kind)
+
+
+def _smaller(image: Image.Image, side: int | None) -> Image.Image:
+    shorter = min(image.size)
+    if side is None or shorter <= side:
+        return image
+    size = (max(1, round(image.width * side / shorter)), max(1, round(image.height * side / shorter)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    into = BytesIO()
+    image.save(into, kind, **({"quality": _QUALITY} if kind == "JPEG" else {}))
+    return into.getvalue()

@@ -1,0 +1,117 @@
+"""What a trained network makes of images of its own run: metrics, and outputs that a written program must repeat."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_lightning.cli.loaded_run import Opened, some_of
+from sft_lightning.cli.logging import hushed
+from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
+from sft_lightning.paradigms.calibration import temperature
+from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.paradigms.metrics import ClassifierMetrics
+from sft_lightning.runs.trained_network import Trained
+from sft_lightning.utils.errors import InputError, cause
+
+COMPARED = 128  # images that a program is compared on; of more, it would only repeat more of the same
+_SPLITS = {"test": "test", "val": "validation", "labeled": "labeled training", "unlabeled": "unlabeled training"}
+
+
+@dataclass
+class Measured:
+    """What there is to say of a network by images.
+
+    Attributes:
+        kind: Of the images: `test`, `validation`, `labeled training`, `unlabeled training` or `random`.
+        images: uint8, (N, C, H, W), at most `COMPARED`; none where no program is to be compared.
+        metrics: Of the classifier by name, on `count` images of `total`; empty where they were not measured.
+        count: Images with a label.
+        total: Images of the split.
+        temperature: Divides the logits before the softmax, as `predict` does; 1 where none is known.
+        calibrated_on: Validation images that it fits best.
+        why_not: Why the images are random ones.
+    """
+
+    kind: str
+    images: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    total: int = 0
+    temperature: float = 1.0
+    calibrated_on: int = 0
+    why_not: str | None = None
+
+
+def measure(run: str, trained: Trained, folder: Path | None, most: int, compared: int = COMPARED) -> Measured:
+    """Looks at images of the test split, else of validation, else of training; at random ones where none are left.
+
+    The splits are those of the run's own `split.csv`: chosen anew from data that grew or shrank since, a test split
+    could hold what the run was trained on.
+
+    Args:
+        run: Folder of a run, or a checkpoint.
+        trained: Its network, which may have been changed since.
+        folder: Of the run, if there is one.
+        most: Images of the held-out split that metrics are measured on, and of validation that the temperature fits,
+            drawn by the data's seed; 0 for neither.
+        compared: Images that are wanted for themselves.
+    """
+    manifest = None if folder is None else folder / MANIFEST
+    own = [f"--data.init_args.split_file={manifest}"] if manifest is not None and manifest.is_file() else []
+    try:
+        with hushed():
+            return _of_the_run(Opened(run, *own), trained, most, compared)
+    except Exception as error:
+        reason = cause(error)  # the data was moved, changed or damaged since
+        if reason is None:
+            raise
+        drawn = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (compared, *trained.about["image_shape"]), dtype=torch.uint8, generator=drawn)
+        return Measured("random", images, why_not=str(reason))
+
+
+def _of_the_run(opened: Opened, trained: Trained, most: int, compared: int) -> Measured:
+    data = opened.data
+    name = next((n for n in _SPLITS if len(data.splits[n])), None)
+    if name is None:
+        raise InputError(f"run {opened.name!r} has no image")
+    images = torch.empty(0, *data.image_shape, dtype=torch.uint8)
+    if compared:
+        batches = list(data.batches_of(some_of(data, name, compared), torch.device("cpu")))
+        if not batches:
+            raise InputError(f"no {_SPLITS[name]} image of run {opened.name!r} can be read")
+        images = torch.cat([(batch.x * 255).round().to(torch.uint8) for batch in batches])
+    found = Measured(_SPLITS[name], images, total=len(data.splits[name]))
+    if not most or not trained.head:
+        return found
+    logits, y = _judged(trained, data, "val", most)
+    if len(y) and bool((logits.argmax(1) != y).any()):  # where all are right, no temperature fits best
+        found.temperature, found.calibrated_on = temperature(logits, y), len(y)
+    if name != "val":
+        logits, y = _judged(trained, data, "test", most)
+    if len(y):
+        found.count, found.metrics = len(y), _scores(logits, y)
+        if found.calibrated_on:
+            found.metrics["calibrated_error"] = _scores(logits / found.temperature, y)["calibration_error"]
+    return found
+
+
+def _judged(trained: Trained, data: ImageDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and labels (N,) of examples of a split that have one."""
+    if not len(data.splits[name]):
+        return torch.empty(0, 1), torch.empty(0)
+    chosen = some_of(data, name, most)
+    x = features(trained.network(), data, chosen)
+    if x is None:
+        raise InputError(f"some {_SPLITS[name]} images cannot be read")
+    y = data.splits[chosen].labels
+    return F.linear(x, trained.head["weight"], trained.head["bias"])[y >= 0], y[y >= 0]
+
+
+def _scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    metrics = ClassifierMetrics(logits.shape[1])
+    metrics.update(logits, labels)
+    return {name: float(value) for name, value in metrics.compute().items()}

@@ -1,0 +1,153 @@
+"""Parts of a trained model as files of their own: the backbone, the head, or both.
+
+safetensors to train on, ONNX or PyTorch's `.pt2` to be run elsewhere. The JSON beside it (also inside the file) says
+what is needed to use the part: architecture, input size, normalization, classes, and where it came from; the model card
+says it to people.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from sft_lightning.cli.loaded_run import iterate
+from sft_lightning.data.class_names import list_classes, match_classes, missing_classes, recorded_classes
+from sft_lightning.export.evaluate import COMPARED, measure
+from sft_lightning.export.model_card import Told, card
+from sft_lightning.export.programs import check, in_words, write_program
+from sft_lightning.export.usage_snippet import beside, preprocessing
+from sft_lightning.networks.heads import linear_head
+from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
+from sft_lightning.runs.lineage import run_of
+from sft_lightning.runs.paths import checkpoint_of
+from sft_lightning.runs.trained_network import Trained, read_trained
+from sft_lightning.utils.atomic import write_json, write_text
+from sft_lightning.utils.errors import InputError, at_least, shares
+from sft_lightning.utils.yaml_files import read_yaml
+
+Part = Literal["backbone", "head", "model"]
+Format = Literal["safetensors", "onnx", "pt2"]
+CARD = "model_card.md"
+
+
+def export(
+    run: str, part: Part = "model", format: Format = "safetensors", out: str | None = None, wise: float = 1.0,
+    measure_on: int = 2000,
+) -> Path:  # fmt: skip
+    """Writes a part of a trained model, a JSON of the same name and a model card beside it.
+
+    A program (`onnx`, `pt2`) takes uint8 images and gives logits, of a backbone features. It is read back and compared
+    with PyTorch on images of the run; one that differs is not written.
+
+    Args:
+        run: Folder of a run (its last checkpoint), or a checkpoint.
+        part: `backbone`, `head` or `model`, which is both.
+        format: Of the file; `onnx` needs the extra `export`.
+        out: The file; null for PART.FORMAT in the run's folder.
+        wise: alpha of WiSE-FT: weights (1 - alpha) * start + alpha * tuned, the start being what the run started from.
+        measure_on: Images of the test split (validation, where there is none) that the card's metrics are measured on,
+            drawn by the seed of the data; 0 for a card without.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: There is no such run or part, or it cannot be written so.
+    """
+    checkpoint = checkpoint_of(run)
+    trained = read_trained(checkpoint)
+    if part != "backbone" and not trained.head:
+        raise InputError(f"run {run!r} ({trained.about['made_by']}) has no head: give --part backbone")
+    shares(wise=wise)
+    at_least(0, measure_on=measure_on)
+    folder = run_of(checkpoint)
+    file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
+    if file.suffix != f".{format}":
+        raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
+    if format != "safetensors":
+        check(part, format)
+    if wise < 1:
+        _interpolate(trained, wise, run)
+    config = {} if folder is None else _config(folder / "fit.yaml")
+    data = config.get("data") or {}
+    known = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
+    about: dict[str, Any] = {"part": part, **trained.about, "preprocessing": preprocessing(trained.about, known)}
+    most = measure_on if trained.head and folder is not None else 0
+    if most:
+        rank_zero_info(f"Measuring on at most {most:,} images (--measure_on 0 leaves it out).")
+    compared = 0 if format == "safetensors" else COMPARED
+    measured = measure(run, trained, folder, most, compared) if most or compared else None
+    if measured is not None and measured.metrics:
+        about["metrics"] = {"split": measured.kind, "images": measured.count, **measured.metrics}
+    if measured is not None and measured.calibrated_on:
+        about["temperature"] = {"value": measured.temperature, "validation_images": measured.calibrated_on}
+    if format == "safetensors" or measured is None:
+        write_weights(file, _tensors(trained, part), about)
+    else:
+        about = write_program(file, format, trained, measured, about)
+        rank_zero_info(f"Parity: {file.name} {in_words(about['parity'])}.")
+    write_json(beside(file), about)
+    state = iterate(checkpoint, about["step"]) + (f", {wise:.0%} of the way from its start" if wise < 1 else "")
+    write_text(file.with_name(CARD), card(Told(file, about, checkpoint, folder, state, config, measured)))
+    return file
+
+
+def _config(path: Path) -> dict[str, Any]:
+    found = read_yaml(path)
+    return found if isinstance(found, dict) else {}
+
+
+def _tensors(trained: Trained, part: Part) -> Tensors:
+    head = {f"head.{n}": t for n, t in trained.head.items()}
+    if part == "head":
+        return head
+    if part == "backbone":
+        return trained.backbone
+    return {**{f"backbone.{n}": t for n, t in trained.backbone.items()}, **head}
+
+
+def _interpolate(trained: Trained, alpha: float, run: str) -> None:
+    """Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models": between the start and what became of it."""
+    chain = trained.about.get("chain") or [{}]
+    source = chain[-1].get("weights")
+    if source in (None, "none", "default") or not Path(source).exists():
+        raise InputError(
+            f"wise is {alpha}, but run {run!r} has no start on disk (its weights are {source!r}): give wise: 1, or a "
+            "run that started from a file"
+        )
+    start, _ = read_weights(find_weights(Path(source)))
+    start = evaluated(start)
+    prefix = max(
+        {"", *(n[: n.index("net.")] for n in start if "net." in n)},
+        key=lambda p: sum(p + n in start for n in trained.backbone),
+    )
+    mixed = 0
+    for name, tuned in trained.backbone.items():
+        before = start.get(prefix + name)
+        if before is not None and before.shape == tuned.shape and tuned.is_floating_point():
+            trained.backbone[name] = torch.lerp(before.to(tuned), tuned, alpha)
+            mixed += 1
+    if not mixed:
+        raise InputError(f"wise is {alpha}, but the start {source!r} has no tensor of the run: it changed since")
+    _interpolate_head(trained, alpha, find_weights(Path(chain[-1].get("head_weights", source)), "head"))
+    trained.about["wise"] = alpha
+
+
+def _interpolate_head(trained: Trained, alpha: float, source: Path) -> None:
+    """The rows of classes that the start knew by name; those of new classes have no start, and are kept."""
+    tensors, told = read_weights(source)
+    start, names, own = linear_head(evaluated(tensors)), recorded_classes(told, source), trained.about["class_names"]
+    if not start or not trained.head or start["weight"].shape[1] != trained.head["weight"].shape[1]:
+        return
+    rows = torch.tensor(match_classes(own, names or []), dtype=torch.long)
+    if names is None or len(names) != len(start["weight"]) or len(rows) != len(trained.head["weight"]):
+        rank_zero_info(f"The head is kept as it is: the classes of the run or of {source} are not named.")
+        return
+    shared = rows >= 0
+    for name, tuned in trained.head.items():
+        tuned[shared] = torch.lerp(start[name][rows[shared]].to(tuned), tuned[shared], alpha)
+    if not bool(shared.all()):
+        rank_zero_info(
+            f"Rows of classes that are new since {source} are kept: {list_classes(missing_classes(own, names))}."
+        )

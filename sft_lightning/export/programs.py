@@ -1,0 +1,246 @@
+"""A trained network as one program for elsewhere: ONNX, or PyTorch's own `.pt2`.
+
+uint8 images go in, as every decoder gives them: a program that divides by 255 and normalizes itself cannot be fed with
+pixels in another range, and a float is refused by its type. Logits come out, not probabilities: a temperature divides
+them, and a difference between two programs shows in them where probabilities hide it near 0 and 1. The number of images
+of a batch is free, their size is not.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sft_lightning.export.evaluate import Measured
+from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.weights import Tensors
+from sft_lightning.runs.trained_network import Trained
+from sft_lightning.utils.atomic import whole
+from sft_lightning.utils.errors import InputError
+
+Language = Literal["onnx", "pt2"]
+OPSET = 18  # of ONNX: the oldest that PyTorch writes without converting, which most runtimes read
+MOST = 2_000_000_000  # bytes: one file of ONNX holds less than 2 GiB
+TOLERANCE = 1e-3  # of an output, and of the mean output where that is below 1
+
+
+class Program(nn.Module):
+    """From uint8 images to logits, or to features without a head."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, backbone: Backbone, head: Tensors) -> None:
+        """Joins both.
+
+        Args:
+            backbone: With its normalization.
+            head: `weight` (K, F) and `bias` (K,), or nothing.
+        """
+        super().__init__()
+        self.backbone = backbone
+        for name, tensor in head.items():
+            self.register_buffer(name, tensor)
+        self._has_head = bool(head)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes.
+
+        Args:
+            images: uint8, (N, C, H, W).
+
+        Returns:
+            float32, (N, K) or (N, F).
+        """
+        x: Tensor = self.backbone(images.float() / 255)
+        return F.linear(x, self.weight, self.bias) if self._has_head else x
+
+
+def check(part: str, language: Language) -> None:
+    """Whether such a program can be written here.
+
+    Args:
+        part: `backbone`, `head` or `model`.
+        language: Of the program.
+
+    Raises:
+        InputError: A head takes no images, or a package is missing.
+    """
+    if part == "head":
+        raise InputError(
+            f"part is 'head' and format {language!r}: a program takes images, a head takes features; give --part model "
+            "or --format safetensors"
+        )
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if language == "onnx" and missing:
+        raise InputError(
+            f"format 'onnx' needs the extra 'export' ({', '.join(missing)} is missing): "
+            "pip install 'sft-lightning[export]'"
+        )
+
+
+def write_program(
+    file: Path, language: Language, trained: Trained, measured: Measured, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes a program, reads it back and compares it with PyTorch; a file that differs does not stay.
+
+    Args:
+        file: To write.
+        language: Of the program.
+        trained: The network.
+        measured: Images to compare on.
+        about: What the program says of itself, with `part`.
+
+    Returns:
+        The same and what a user of the program needs: `format`, `input`, `output`, `inside`, `parity`.
+
+    Raises:
+        InputError: The network cannot be written, or the file is not the same network.
+    """
+    with_head = about["part"] == "model"
+    program = Program(trained.network(), trained.head if with_head else {})
+    expected = _by_pytorch(trained, measured.images, with_head)
+    told = {**about, "format": language, **_contract(about, with_head, expected.shape[1])}
+    if language == "onnx":
+        told["opset"] = OPSET
+    with whole(file) as staged:
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                # The exporters warn of their own insides, and that channels-last weights are no plain block of memory.
+                warnings.simplefilter("ignore")
+                {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, staged, told)
+                run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)
+                parity = _compared(run, measured, expected, language, with_head)
+        except InputError:
+            raise
+        except Exception as error:  # the exporters name no types, and each network fails in its own way
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+            raise InputError(
+                f"backbone {about['backbone']!r} cannot be written as {language} ({reason}): give --format "
+                f"{'pt2 or safetensors' if language == 'onnx' else 'safetensors'}"
+            ) from error
+    return {**told, "parity": parity}
+
+
+def in_words(parity: dict[str, Any]) -> str:
+    """One line on how equal the written program is.
+
+    Args:
+        parity: From `write_program`.
+    """
+    why = f", which are random since {parity['why_random']}" if parity["why_random"] else ""
+    classes = "" if parity["equal_classes"] is None else f", {parity['equal_classes']:.1%} of the classes are equal"
+    *sizes, last = map(str, parity["batch_sizes"])
+    return (
+        f"differs from PyTorch by {parity['largest_difference']:.2g} at most{classes}, on {parity['images']} "
+        f"{parity['of']} images in batches of {', '.join(sizes)} and {last} ({parity['runtime']}){why}"
+    )
+
+
+@torch.no_grad()
+def _by_pytorch(trained: Trained, images: Tensor, with_head: bool) -> Tensor:
+    """What the run itself computes, not by way of a `Program`: a mistake in it would not show."""
+    network = trained.network()
+    x = torch.cat([network(some.float() / 255) for some in images.split(32)])
+    return F.linear(x, trained.head["weight"], trained.head["bias"]) if with_head else x
+
+
+def _contract(about: dict[str, Any], with_head: bool, size: int) -> dict[str, Any]:
+    channels, height, width = about["image_shape"]
+    wide = ["repetition of one gray channel to three"] if len(about["mean"]) > channels else []
+    return {
+        "input": {"name": "images", "type": "uint8", "range": [0, 255], "shape": ["batch", channels, height, width]},
+        "output": {"name": "logits" if with_head else "features", "type": "float32", "shape": ["batch", size]},
+        "inside": ["division by 255", *wide, "normalization by mean and std"],
+    }
+
+
+def _exported(program: Program, shape: list[int]) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    free = {"images": {0: torch.export.Dim("batch")}}
+    # An example of one image would make 1 a constant.
+    made = torch.export.export(program, (torch.zeros(2, *shape, dtype=torch.uint8),), dynamic_shapes=free)
+    for module in made.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine
+    return made, free
+
+
+def _write_pt2(program: Program, file: Path, about: dict[str, Any]) -> None:
+    made, _ = _exported(program, about["image_shape"])
+    with file.open("wb") as opened:
+        torch.export.save(made, opened, extra_files={"sft_lightning.json": json.dumps(about)})
+
+
+def _write_onnx(program: Program, file: Path, about: dict[str, Any]) -> None:
+    size = sum(tensor.nbytes for tensor in program.state_dict().values())
+    if size > MOST:
+        raise InputError(f"the network has {size / 1e9:.1f} GB, one ONNX file holds 2: give --format pt2")
+    made, free = _exported(program, about["image_shape"])
+    written = torch.onnx.export(
+        made, input_names=["images"], output_names=[about["output"]["name"]], dynamic_shapes=free,
+        opset_version=OPSET, verbose=False,
+    )  # fmt: skip
+    assert written is not None
+    names = {"class_names": json.dumps(about["class_names"])} if about["part"] == "model" else {}
+    written.model.metadata_props.update({**names, "sft_lightning": json.dumps(about)})
+    written.save(file, external_data=False)
+
+
+def _read_pt2(file: Path) -> Callable[[Tensor], Tensor]:
+    with file.open("rb") as opened:
+        run: Callable[[Tensor], Tensor] = torch.export.load(opened).module()
+    return run
+
+
+def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _compared(
+    run: Callable[[Tensor], Tensor], measured: Measured, expected: Tensor, language: Language, with_head: bool
+) -> dict[str, Any]:
+    """What is told of the comparison.
+
+    Raises:
+        InputError: The outputs differ.
+    """
+    if not bool(expected.isfinite().all()):
+        raise InputError("the network gives NaN or infinity: its training diverged, give another run or checkpoint")
+    enough = -(-8 // len(measured.images))  # few images are taken more than once
+    images, expected = measured.images.repeat(enough, 1, 1, 1), expected.repeat(enough, 1)
+    # One image alone would fail where an example's batch size became a constant; so would several where 1 became one.
+    batches = [images[:1], images[1:4], *images[4:].split(32)]
+    with torch.no_grad():
+        found = torch.cat([run(batch) for batch in batches])
+    apart = (found - expected).abs()
+    equal = float((found.argmax(1) == expected.argmax(1)).double().mean()) if with_head else None
+    parity = {
+        "largest_difference": float(apart.max()),
+        "equal_classes": equal,
+        "images": len(measured.images),
+        "of": measured.kind,
+        "why_random": measured.why_not if measured.kind == "random" else None,
+        "batch_sizes": sorted({len(batch) for batch in batches}),
+        "tolerance": f"{TOLERANCE} of each output and of the mean output, the latter not above 1",
+        "runtime": f"onnxruntime {version('onnxruntime')}" if language == "onnx" else f"torch {torch.__version__}",
+    }
+    allowed = TOLERANCE * (expected.abs() + expected.abs().mean().clamp_max(1))
+    if not bool((apart <= allowed).all()) or equal not in (None, 1.0):  # NaN is not less than anything
+        raise InputError(
+            f"the {language} program {in_words(parity)}, more than is allowed ({parity['tolerance']}, no other class), "
+            f"so nothing is written: give another --format"
+        )
+    return parity

@@ -1,0 +1,113 @@
+"""What a user of an exported file does before and after: told as data, and as Python that runs as it is."""
+
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.data.vision.images import Geometry
+
+
+def preprocessing(about: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """What happens to a file's picture before it is pixels, in order, as `predict` does it.
+
+    Args:
+        about: With `image_shape`.
+        data: Settings of the run's `ImageDataModule`; empty where they are unknown.
+    """
+    channels, height, width = about["image_shape"]
+    resize = data.get("resize") or Geometry.resize
+    shapes = {"crop": "central square", "pad": "whole image, padded to a square", "squash": "whole image, squashed"}
+    share = "share_of_shorter_side" if resize == "crop" else "share_of_each_side"
+    ranges = about.get("value_ranges")
+    return {
+        "orientation": "upright, as EXIF has it",
+        "background": list(data.get("background") or Geometry.background),
+        "color": "gray" if channels == 1 else "RGB",
+        **({"value_ranges": ranges} if ranges else {}),  # of images of more than 8 bits: what becomes 0 and 255
+        "crop": {"shape": shapes[resize], share: data.get("center_crop") or Geometry.center},
+        "resize": {"size": [height, width], "filter": "bilinear with antialiasing, as PIL has it"},
+        "layout": "N, C, H, W",
+        "known": bool(data),  # else the crop and the background are those that a run has that asks for nothing
+    }
+
+
+def as_code(file: Path, about: dict[str, Any]) -> str:
+    """Python that asks an exported file about `image.png`.
+
+    Args:
+        file: What was exported; its folder is where the code runs.
+        about: What the file's JSON says.
+    """
+    if about["part"] == "head":
+        return f"# A head goes onto a backbone of {about['num_features']} features:\n{_fit('head_weights', file)}"
+    if "format" not in about:
+        both = [_fit("weights", file)] + [_fit("head_weights", file)] * (about["part"] == "model")
+        return "# A start for another training, with the same classes or others:\n" + "\n".join(both)
+    told, name = about["preprocessing"], about["output"]["name"]
+    mode = "L" if told["color"] == "gray" else "RGB"
+    (height, width), shape = told["resize"]["size"], told["crop"]["shape"]
+    share = told["crop"].get("share_of_shorter_side") or told["crop"]["share_of_each_side"]
+    padded = [
+        "side = max(image.size)",
+        f'square = Image.new("RGBA", (side, side), {(*told["background"], 255)})',
+        "square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))",
+        "image = square",
+    ]
+    square = [
+        f"side = min(image.size) * {share}",
+        "left, top = (image.width - side) / 2, (image.height - side) / 2",
+        "box = (left, top, left + side, top + side)",
+    ]
+    squashed = [
+        f"left, top = image.width * (1 - {share}) / 2, image.height * (1 - {share}) / 2",
+        "box = (left, top, image.width - left, image.height - top)",
+    ]
+    if told.get("value_ranges"):
+        scales = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in told["value_ranges"].items()]
+        eight = f"scaled to 8 bits: {', '.join(scales)}"
+    else:
+        eight = "of 8 bits a channel"
+    lines = [
+        *(["import json", ""] if about["part"] == "model" else []),
+        "import numpy as np",
+        *(["import onnxruntime"] if about["format"] == "onnx" else []),
+        *(["import torch"] if about["format"] == "pt2" else []),
+        "from PIL import Image, ImageOps",
+        "",
+        'image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")' + f"  # {eight}",
+        f'over = Image.new("RGBA", image.size, {(*told["background"], 255)})',
+        "image = Image.alpha_composite(over, image)",
+        *(padded if "padded" in shape else []),
+        f'image = image.convert("{mode}")',
+        *(squashed if "squashed" in shape else square),
+        f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR, box=box)",
+        f"pixels = np.asarray(image).reshape(1, {height}, {width}, {len(mode)}).transpose(0, 3, 1, 2)  # uint8",
+    ]
+    if about["format"] == "onnx":
+        lines.append(f'session = onnxruntime.InferenceSession("{file.name}")')
+        lines.append(f'{name} = session.run(["{name}"], {{"images": pixels}})[0]')
+    else:
+        lines.append(f'program = torch.export.load("{file.name}").module()')
+        lines.append(f"{name} = program(torch.from_numpy(pixels.copy())).numpy()")
+    if about["part"] == "model":
+        scale = about.get("temperature", {}).get("value", 1.0)
+        lines.append(f"logits = logits / {scale}  # the temperature")
+        lines.append("probabilities = np.exp(logits - logits.max(1, keepdims=True))")
+        lines.append("probabilities /= probabilities.sum(1, keepdims=True)")
+        if about["class_names"]:
+            lines.append(f'names = json.load(open("{beside(file).name}", encoding="utf-8"))["class_names"]')
+        shown = "names[probabilities[0].argmax()]" if about["class_names"] else "probabilities[0].argmax()"
+        lines.append(f"print({shown}, probabilities[0].max())")
+    return "\n".join(lines)
+
+
+def beside(file: Path) -> Path:
+    """The JSON that tells of a file: one of its own for each format, so that none is lost to another.
+
+    Args:
+        file: What was exported.
+    """
+    return file.with_suffix(".json") if file.suffix == ".safetensors" else file.with_name(f"{file.name}.json")
+
+
+def _fit(setting: str, file: Path) -> str:
+    return f"# sft-lightning fit --config ... --model.init_args.{setting} {file.name}"

@@ -1,0 +1,8 @@
+"""All regularizers R(theta) by name, so that a YAML can say `class_path: L2SP`."""
+
+from sft_lightning.losses.regularizers.bss import BSS
+from sft_lightning.losses.regularizers.delta import DELTA
+from sft_lightning.losses.regularizers.l2 import L2
+from sft_lightning.losses.regularizers.l2sp import L2SP
+
+__all__ = ["BSS", "DELTA", "L2", "L2SP"]

@@ -1,0 +1,35 @@
+"""All strategies for L_u by name, so that a YAML can say `class_path: FixMatch`."""
+
+from sft_lightning.losses.unlabeled.adamatch import AdaMatch
+from sft_lightning.losses.unlabeled.debiasmatch import DebiasMatch
+from sft_lightning.losses.unlabeled.dst import DST
+from sft_lightning.losses.unlabeled.entropy_minimization import EntropyMinimization
+from sft_lightning.losses.unlabeled.fixmatch import FixMatch
+from sft_lightning.losses.unlabeled.flexmatch import FlexMatch
+from sft_lightning.losses.unlabeled.freematch import FreeMatch
+from sft_lightning.losses.unlabeled.mean_teacher import MeanTeacher
+from sft_lightning.losses.unlabeled.mixmatch import MixMatch
+from sft_lightning.losses.unlabeled.pi_model import PiModel
+from sft_lightning.losses.unlabeled.pseudo_label import PseudoLabel
+from sft_lightning.losses.unlabeled.reconstruction import Reconstruction
+from sft_lightning.losses.unlabeled.softmatch import SoftMatch
+from sft_lightning.losses.unlabeled.uda import UDA
+from sft_lightning.losses.unlabeled.virtual_adversarial import VirtualAdversarial
+
+__all__ = [
+    "DST",
+    "UDA",
+    "AdaMatch",
+    "DebiasMatch",
+    "EntropyMinimization",
+    "FixMatch",
+    "FlexMatch",
+    "FreeMatch",
+    "MeanTeacher",
+    "MixMatch",
+    "PiModel",
+    "PseudoLabel",
+    "Reconstruction",
+    "SoftMatch",
+    "VirtualAdversarial",
+]

@@ -1,0 +1,89 @@
+"""AdaMatch: Berthelot et al. 2022, "AdaMatch: A Unified Approach to Semi-Supervised Learning and Domain Adaptation"."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sft_lightning.losses.unlabeled.base import (
+    About,
+    Consistency,
+    Result,
+    Step,
+    aligned,
+    at_least_float32,
+    moved_toward,
+    still_statistics,
+)
+from sft_lightning.utils.distributed import mean_over_ranks
+from sft_lightning.utils.errors import decays, shares
+from sft_lightning.utils.transfer import sent
+
+
+class AdaMatch(Consistency):
+    """Pseudo-labels aligned with the labeled examples' distribution, accepted relative to the labeled confidence.
+
+    The labeled logits are drawn between those of a pass with the unlabeled examples and those of a pass alone, each
+    logit for itself ("random logit interpolation"): with batch normalization the two differ, and the network learns to
+    be right under the statistics of both.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    known_mean: Tensor
+    unlabeled_mean: Tensor
+    threshold_now: Tensor
+
+    def __init__(self, threshold: float = 0.9, momentum: float = 0.999, interpolation: bool = True) -> None:
+        """Sets the threshold.
+
+        Args:
+            threshold: tau, as a share of the mean confidence on labeled examples.
+            momentum: Of the running means of the predictions.
+            interpolation: Draw the labeled logits between two passes; a network without batch normalization needs no
+                second one.
+
+        Raises:
+            InputError: One is no share.
+        """
+        super().__init__()
+        shares(threshold=threshold)
+        decays(momentum=momentum)
+        self.threshold, self.momentum, self.interpolation = threshold, momentum, interpolation
+
+    def build(self, about: About) -> None:
+        """Two running means, uniform at first.
+
+        Args:
+            about: Sizes.
+        """
+        uniform = torch.full((about.num_classes,), 1 / about.num_classes)
+        self.register_buffer("known_mean", uniform.clone())
+        self.register_buffer("unlabeled_mean", uniform.clone())
+        self.register_buffer("threshold_now", torch.tensor(self.threshold))
+
+    def loss(self, step: Step) -> Result:
+        """The consistency loss; the labeled logits are replaced by interpolated ones."""
+        if not self.interpolation:
+            return super().loss(step)
+        with still_statistics(step.network):
+            alone = step.network.outputs(step.labeled.x).logits
+        generator = torch.Generator().manual_seed(step.unlabeled.draw)
+        share = sent(torch.rand(alone.shape, generator=generator, dtype=torch.float32), alone.device).to(alone.dtype)
+        known = step.known._replace(logits=torch.lerp(alone, step.known.logits, share))
+        return super().loss(step._replace(known=known))._replace(known=known.logits)
+
+    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """The most likely class after alignment, where its probability reaches the relative threshold."""
+        # The weak views only, as the unlabeled ones are: strong ones are less sure.
+        labeled = at_least_float32(step.known.logits[: step.labeled.num_weak]).softmax(1)
+        free = logits.softmax(1)
+        moved_toward(self.known_mean, mean_over_ranks(labeled), self.momentum)
+        moved_toward(self.unlabeled_mean, mean_over_ranks(free), self.momentum)
+        self.threshold_now.copy_(self.threshold * mean_over_ranks(labeled.amax(1)))
+        confidence, label = aligned(free, self.known_mean, self.unlabeled_mean).max(1)
+        return label, (confidence >= self.threshold_now).float()
+
+    def told(self) -> Mapping[str, Tensor]:
+        """The threshold in use."""
+        return {"threshold": self.threshold_now}

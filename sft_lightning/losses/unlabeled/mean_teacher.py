@@ -1,0 +1,22 @@
+"""Mean Teacher: Tarvainen & Valpola 2017, "Mean teachers are better role models"."""
+
+from typing import ClassVar
+
+from torch.nn import functional as F
+
+from sft_lightning.losses.unlabeled.base import Result, Step, Strategy, at_least_float32
+
+
+class MeanTeacher(Strategy):
+    """The student's probabilities follow those of the averaged network on another view.
+
+    The decay of the average is `ema_decay` of the paradigm.
+    """
+
+    views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
+    needs_teacher: ClassVar[bool] = True
+
+    def loss(self, step: Step) -> Result:
+        """Mean squared difference of the probabilities; the teacher gets no gradient."""
+        target = at_least_float32(step.network.teacher_logits(step.unlabeled.weak_2)).softmax(1)
+        return Result(F.mse_loss(step.student.logits.softmax(1), target), target.argmax(1))

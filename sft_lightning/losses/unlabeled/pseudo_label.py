@@ -1,0 +1,33 @@
+"""Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks"."""
+
+import torch
+
+from sft_lightning.losses.unlabeled.base import Result, Step, Strategy, at_least_float32, masked_cross_entropy
+from sft_lightning.utils.errors import shares
+
+
+class PseudoLabel(Strategy):
+    """The class that the network finds most likely is taken for the label.
+
+    Lee's loss has no threshold and a slowly growing weight (`lambda_ramp` of the paradigm); later work has a threshold.
+    """
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        """Sets the threshold.
+
+        Args:
+            threshold: Least probability of an accepted pseudo-label.
+
+        Raises:
+            InputError: It is no probability.
+        """
+        super().__init__()
+        shares(threshold=threshold)
+        self.threshold = threshold
+
+    def loss(self, step: Step) -> Result:
+        """Cross-entropy with the network's own answer, which gets no gradient."""
+        with torch.no_grad():
+            confidence, label = at_least_float32(step.student.logits).softmax(1).max(1)
+            weight = (confidence >= self.threshold).float()
+        return Result(masked_cross_entropy(step.student.logits, label, weight), label, weight)

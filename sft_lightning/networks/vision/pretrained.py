@@ -1,0 +1,223 @@
+"""Networks of torchvision and timm without their classifier, and what belongs to their published weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from sft_lightning.networks.resampling import Filter, Tensors, keep_timm_filter, torchvision_filter
+from sft_lightning.networks.vision.normalization import (
+    Normalization,
+    Stats,
+    timm_normalization,
+    torchvision_normalization,
+)
+from sft_lightning.utils.errors import InputError, near
+
+
+class LibraryNet(NamedTuple):
+    """A network without its classifier.
+
+    Attributes:
+        net: (B, 3, H, W) to (B, num_features).
+        num_features: Of the output.
+        mean: Of the pixels that the weights were trained with.
+        std: The same.
+        classifier: Name of the linear layer that was cut off, or None where it was none.
+        library_filter: What the library does to published files before it loads them, or None.
+    """
+
+    net: nn.Module
+    num_features: int
+    mean: Stats
+    std: Stats
+    classifier: str | None
+    library_filter: Filter | None = None
+
+
+def library_net(name: str, image_shape: Sequence[int], published: bool, others: Sequence[str]) -> LibraryNet:
+    """Builds a network by its name.
+
+    Args:
+        name: `torchvision/NAME`, `timm/NAME`, or NAME, of which torchvision's comes first.
+        image_shape: (C, H, W) of the pictures.
+        published: With the weights that the library publishes, which may be downloaded.
+        others: Names that the user could have meant, too.
+
+    Raises:
+        InputError: The name is unknown, or the weights cannot be had.
+    """
+    library, rest = _library_and_model(name)
+    if _is_torchvision(name):
+        return _torchvision(name, rest, image_shape, published)
+    import timm
+    from torchvision.models import list_models
+
+    if library != "torchvision" and timm.is_model(rest):
+        return _timm(name, rest, image_shape, published)
+    libraries = {"torchvision": list_models(module=_torchvision_models()), "timm": timm.list_models()}
+    known = [*others, *(model for models in libraries.values() for model in models)]
+    if "/" in name:
+        known = [f"{given}/{model}" for given, models in libraries.items() for model in models]
+    raise InputError(
+        f"backbone {name!r} is unknown{near(name, known)}: give {', '.join(others)} or a name of torchvision or timm"
+    )
+
+
+def published_tensors(name: str) -> Tensors:
+    """All published tensors of a library's network, its classifier among them.
+
+    Args:
+        name: Of torchvision or timm.
+
+    Raises:
+        InputError: They cannot be fetched.
+    """
+    _, model = _library_and_model(name)
+    try:
+        if _is_torchvision(name):
+            from torchvision.models import get_model_weights
+
+            return dict(get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True))
+        import timm
+
+        return dict(timm.create_model(model, pretrained=True).state_dict())
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise _unreachable(name, error) from error
+
+
+def _library_and_model(name: str) -> tuple[str, str]:
+    library, _, model = name.partition("/")
+    return (library, model) if library in ("torchvision", "timm") else ("", name)
+
+
+def _is_torchvision(name: str) -> bool:
+    from torchvision.models import list_models
+
+    library, model = _library_and_model(name)
+    return library != "timm" and model in list_models(module=_torchvision_models())
+
+
+def _torchvision_models() -> Any:
+    import torchvision.models
+
+    return torchvision.models
+
+
+def _torchvision(name: str, model: str, image_shape: Sequence[int], published: bool) -> LibraryNet:
+    from torchvision.models import get_model, get_model_weights
+
+    # Inception's side outputs belong to its own training recipe.
+    extra: dict[str, Any] = {"aux_logits": published} if model in ("googlenet", "inception_v3") else {}
+    if model in ("googlenet", "inception_v3"):  # their normalization says what `transform_input` would change
+        extra.update(transform_input=False, init_weights=False)
+    if model.startswith("vit_"):
+        extra["image_size"] = image_shape[1]
+    mean: Stats = 0.0
+    std: Stats = 1.0
+    try:
+        choice = get_model_weights(model).DEFAULT if published else None
+        if choice is not None:
+            extra.pop("init_weights", None)
+            mean, std, _ = torchvision_normalization(model)
+        net = get_model(model, weights=choice, **extra)
+    except (URLError, OSError) as error:
+        raise _unreachable(name, error) from error
+    except (AssertionError, ValueError) as error:
+        raise _wrong_size(name, image_shape, error) from error
+    if hasattr(net, "aux_logits"):
+        net.aux_logits = False
+        for side in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(net, side):
+                setattr(net, side, None)
+    cut = _cut(net)
+    return LibraryNet(net, _num_features(name, net, image_shape), mean, std, cut, torchvision_filter)
+
+
+def _cut(net: nn.Module) -> str | None:
+    """Replaces the classifier by nothing, and tells the name of the linear layer that it was."""
+    if type(net).__name__ == "SqueezeNet":  # its classifier is a convolution
+        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return None
+    path: str = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent, _, child = path.rpartition(".")
+    owner = net.get_submodule(parent)
+    if isinstance(owner, nn.Sequential):
+        owner[int(child) if child.isdigit() else list(dict(owner.named_children())).index(child)] = nn.Identity()
+    else:
+        setattr(owner, child, nn.Identity())
+    return path
+
+
+@torch.no_grad()
+def _num_features(name: str, net: nn.Module, image_shape: Sequence[int]) -> int:
+    """What the network makes of one picture, which is also how to know that it takes pictures of this size."""
+    device = next(net.parameters()).device
+    net.eval()
+    try:
+        features = net(torch.zeros(1, 3, *image_shape[1:], device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _wrong_size(name, image_shape, error) from error
+    net.train()
+    if features.ndim != 2:
+        raise InputError(f"backbone {name!r} gives features of shape {tuple(features.shape[1:])}: take another one")
+    return int(features.shape[1])
+
+
+def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) -> LibraryNet:
+    import timm
+
+    def create(published: bool) -> Any:
+        try:
+            return timm.create_model(model, pretrained=published, num_classes=0, img_size=image_shape[1])
+        except TypeError:  # most convolutional networks take any size and no such argument
+            return timm.create_model(model, pretrained=published, num_classes=0)
+
+    filters: list[Filter] = []
+    try:
+        if published:
+            net = create(True)
+        else:
+            with keep_timm_filter() as filters:
+                net = create(True)
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        raise (_unreachable(name, error) if published else _wrong_size(name, image_shape, error)) from error
+    config: dict[str, Any] = net.pretrained_cfg if published else {}
+    features = _num_features(name, net, image_shape)
+    cut = net.pretrained_cfg.get("classifier")
+    cut = cut if isinstance(cut, str) else None  # distilled networks have two
+    library_filter = filters[-1] if filters else None
+    return LibraryNet(net, features, config.get("mean", 0.0), config.get("std", 1.0), cut, library_filter)
+
+
+def normalization_of_file(name: str, net: nn.Module, path: Path) -> Normalization:
+    """Return the normalization of published weights that lie in a file which states none.
+
+    Args:
+        name: Of torchvision or timm.
+        net: The network of that name.
+        path: The file.
+    """
+    if _is_torchvision(name):
+        return torchvision_normalization(_library_and_model(name)[1], path)
+    return timm_normalization(net.pretrained_cfg, path)  # type: ignore[arg-type]
+
+
+def _wrong_size(name: str, image_shape: Sequence[int], error: Exception) -> InputError:
+    return InputError(
+        f"backbone {name!r} does not take images of side {image_shape[1]} ({_first_line(error)}): set image_size"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _unreachable(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"the published weights of backbone {name!r} could not be fetched ({_first_line(error)}): give weights: none, "
+        "or the path of a file that was fetched on a machine with a network"
+    )

@@ -1,0 +1,248 @@
+"""How far to trust a prediction: a temperature for its probabilities, and how unlike the training data its input is.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks": one temperature, fitted on the validation split. Sun et al.
+2022, "Out-of-Distribution Detection with Deep Nearest Neighbors": the distance of the features, at length 1, to the
+k-th nearest of the training examples.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_lightning.networks.weights import read_weights, write_weights
+from sft_lightning.runs.lineage import file_digest, run_of
+from sft_lightning.utils.errors import InputError
+
+FILE = "calibration.safetensors"
+REMEMBERED = 5000  # training examples at most whose features are kept
+NEIGHBOR = 10  # k, and one in a hundred of the remembered examples where that is fewer
+UNLIKE = 0.99  # percentile from which on an input is marked
+_ROUNDED = 1e-3  # by which a length or distance may exceed what it can be
+_NONE = torch.empty(0)
+_PAIRS = 2**17  # of inputs and remembered examples that are compared at a time
+
+
+def temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T of the largest likelihood of softmax(logits / T): Guo et al. 2017.
+
+    Args:
+        logits: (N, C), of a validation split.
+        labels: int64, (N,).
+    """
+    from scipy.optimize import minimize_scalar
+
+    x = logits.double()
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(x / math.exp(log_t), labels))
+
+    return math.exp(float(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
+
+
+def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = False) -> Tensor:
+    """The Euclidean distance, at length 1, to the k-th nearest of the remembered examples: 0 to 2.
+
+    Args:
+        features: (N, F), of any length.
+        bank: (M, F), of length 1.
+        among_themselves: The features are those of the bank, whose nearest neighbor is itself and does not count.
+
+    Returns:
+        (N,).
+    """
+    k = min(max(1, min(NEIGHBOR, len(bank) // 100)) + among_themselves, len(bank))
+    with torch.autocast(features.device.type, enabled=False):
+        # In pieces: blocks of many megabytes, taken and freed in each batch, leave holes in the memory of the process.
+        pieces = F.normalize(features.float(), dim=1).split(max(1, _PAIRS // len(bank)))
+        cosine = torch.cat([(piece @ bank.T).topk(k, 1).values[:, -1] for piece in pieces])
+        return (2 - 2 * cosine).clamp_min(0).sqrt()
+
+
+@dataclass(eq=False)
+class Trust:
+    """What is known of a trained classifier; without anything, probabilities are those of the network.
+
+    Attributes:
+        temperature: Divides the logits; 1 leaves them as they are.
+        calibrated_on: Number of validation examples that the temperature fits best; 0 where there is none.
+        bank: Features of training examples, float32, (M, F), of length 1; (0,) where none are known.
+        ordinary: Distances of examples that were not trained on, float32, sorted, (V,).
+        held_out: Whether these are the validation examples; otherwise the bank's own, each without itself.
+        because: Why it is not calibrated.
+    """
+
+    temperature: float = 1.0
+    calibrated_on: int = 0
+    bank: Tensor = _NONE
+    ordinary: Tensor = _NONE
+    held_out: bool = False
+    because: str = ""
+
+    def of(self, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """What is said of each example of a batch.
+
+        Args:
+            features: float32, (B, F).
+            logits: float32, (B, C).
+
+        Returns:
+            `probabilities` (B, C); where training examples are known also `distance_percentile` (B,), the share of
+            ordinary examples that are no farther from the training data, and `unlike_training` (B,), bool: it is above
+            0.99. So about 1 in 100 ordinary images is marked, too; with V < 100 validation images about 1 in V + 1.
+            Where the bank itself stands in for a validation split more are: it lies closer than new images do.
+        """
+        found = {"probabilities": (logits / self.temperature).softmax(1)}
+        if len(self.ordinary):
+            distance = neighbor_distance(features, self.bank)
+            share = torch.searchsorted(self.ordinary, distance, right=True) / len(self.ordinary)
+            found.update({"distance_percentile": share, "unlike_training": share > UNLIKE})
+        return found
+
+    def check(self, num_features: int) -> None:
+        """Makes sure that what was read from a file can be used.
+
+        Args:
+            num_features: F.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        kinds = {"temperature": float, "calibrated_on": int, "held_out": bool, "because": str}
+        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
+        if not wrong and not 0 < self.temperature < math.inf:
+            wrong.append("temperature")
+        if not wrong and self.calibrated_on < 0:
+            wrong.append("calibrated_on")
+        bank, ordinary = self.bank, self.ordinary
+        shaped = bank.ndim == 2 and bank.shape[1] == num_features and bank.dtype == torch.float32
+        if not shaped or not bool((bank.norm(dim=1) < 1 + _ROUNDED).all()):  # NaN and infinity are not, either
+            wrong.append("bank")
+        shaped = ordinary.ndim == 1 and ordinary.dtype == torch.float32
+        if not shaped or not bool(((ordinary >= 0) & (ordinary < 2 + _ROUNDED)).all() and (ordinary.diff() >= 0).all()):
+            wrong.append("ordinary")
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot be that")
+
+    def __str__(self) -> str:
+        said = f"Not calibrated: {self.because}."
+        if self.calibrated_on:
+            said = f"Calibrated on {self.calibrated_on:,} validation images: temperature {self.temperature:.2f}."
+        if not len(self.ordinary):
+            return said
+        than = f"{len(self.ordinary):,} validation images" if self.held_out else "these from each other"
+        return f"{said} Marked: farther from {len(self.bank):,} training images than 99 % of {than}."
+
+
+@torch.no_grad()
+def find_trust(module: Any, training: Iterable[Any], held_out: Iterable[Any], plugin: Any) -> Trust:
+    """Looks at training and validation examples through a trained classifier.
+
+    Args:
+        module: Has `evaluated`; in eval mode.
+        training: Batches of examples it has learned from, without random changes.
+        held_out: Batches with labels that it has not.
+        plugin: The trainer's precision.
+    """
+
+    def seen(batches: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        found = []
+        for batch in batches:
+            with plugin.forward_context():
+                features, logits = module.evaluated(plugin.convert_input(batch.x))
+            # Copies: a compiled backbone may give the same memory again.
+            found.append((features.float().clone(), logits.float().cpu(), batch.y.cpu()))
+        if not found:
+            return _NONE, _NONE, _NONE
+        features, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return features, logits, labels
+
+    known = seen(training)[0]
+    bank = F.normalize(known, dim=1) if len(known) else known
+    features, logits, labels = seen(held_out)
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    trust = Trust(bank=bank, held_out=len(features) > 0)
+    if len(bank) > 1:
+        ordinary = features if trust.held_out else known
+        trust.ordinary = neighbor_distance(ordinary, bank, among_themselves=not trust.held_out).sort().values
+    if not len(labels):
+        trust.because = "the run has no validation image"
+    elif bool((logits.argmax(1) == labels).all()):
+        trust.because = f"all of its {len(labels):,} validation images are right, which no temperature fits best"
+    else:
+        trust.temperature, trust.calibrated_on = temperature(logits, labels), len(labels)
+    return trust
+
+
+def use_trust(trainer: Any, module: Any) -> Trust:
+    """What is known of the checkpoint that predicts: kept in its run's folder, or found out now and kept there.
+
+    Args:
+        trainer: That is about to predict.
+        module: Has `evaluated`.
+
+    Returns:
+        Nothing, where the weights are of no checkpoint.
+    """
+    if trainer.ckpt_path is None:
+        return Trust()
+    checkpoint = Path(trainer.ckpt_path)
+    run = run_of(checkpoint)
+    data: Any = getattr(trainer, "datamodule", None)
+    trust = Trust()
+    if run is None:
+        trust.because = f"checkpoint {str(checkpoint)!r} does not lie in the folder of its run"
+    elif not hasattr(data, "as_trained"):
+        trust.because = f"data of {type(data).__name__} cannot be read in the splits of the run"
+    else:
+        # All that numbers depend on, but for the data, of which the run has its own.
+        about = {"checkpoint_sha256": file_digest(checkpoint), "precision": str(trainer.precision)}
+        about["geometry"] = repr(data.geometry)
+        for first in (True, False):  # one process finds out, then the others read
+            if trainer.is_global_zero == first:
+                trust = _kept(run / FILE, about, module.backbone.num_features) or _found(trainer, module, data, run)
+                if first and len(trust.bank) and bool(trust.bank.isfinite().all()):
+                    _keep(run / FILE, about, trust)
+            trainer.strategy.barrier()
+        trust.bank, trust.ordinary = trust.bank.to(module.device), trust.ordinary.to(module.device)
+    rank_zero_info(str(trust))
+    return trust
+
+
+def _found(trainer: Any, module: Any, data: Any, run: Path) -> Trust:
+    try:
+        own = data.as_trained(run, getattr(module, "hparams", {}).get("class_names"))
+        batches = own.training_batches(REMEMBERED, module.device), own.batches_of("val", module.device)
+        return find_trust(module, *batches, trainer.precision_plugin)
+    except InputError as error:
+        return Trust(because=f"the data of the run cannot be read ({str(error).partition('; ')[0]})")
+
+
+def _keep(path: Path, about: dict[str, Any], trust: Trust) -> None:
+    told = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out", "because")}
+    write_weights(path, {"bank": trust.bank, "ordinary": trust.ordinary}, {**about, **told})
+
+
+def _kept(path: Path, about: dict[str, Any], num_features: int) -> Trust | None:
+    """None where nothing is kept, or what is kept is of another checkpoint; or damaged, which is told."""
+    if not path.is_file():
+        return None
+    try:
+        tensors, told = read_weights(path)
+        if {name: told.pop(name) for name in about} != about:
+            return None
+        trust = Trust(bank=tensors["bank"], ordinary=tensors["ordinary"], **told)
+        trust.check(num_features)
+    except InputError as error:
+        rank_zero_warn(f"Left out, and found out anew: {error}")
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        rank_zero_warn(f"Left out, and found out anew: {str(path)!r} is none that `predict` wrote ({error}).")
+        return None
+    return trust

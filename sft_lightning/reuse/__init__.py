@@ -1,1 +1,0 @@
-"""Reuse of trained models between tasks: parts, ranking, degree of fine-tuning, lineage."""

@@ -1,0 +1,85 @@
+"""A trained network apart from its run: what every other use of it begins with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sft_lightning import __version__
+from sft_lightning.data.class_names import recorded_classes
+from sft_lightning.networks.heads import linear_head, tau_normalized
+from sft_lightning.networks.vision.backbones import Backbone, build_backbone
+from sft_lightning.networks.weights import Tensors, evaluated, read_weights, settings_of
+from sft_lightning.runs.lineage import chain_of, data_digest, run_of
+from sft_lightning.utils.errors import InputError
+
+
+@dataclass
+class Trained:
+    """A trained network apart from its run.
+
+    Attributes:
+        backbone: Tensors under the names of `Backbone` (`net....`, `mean`, `std`).
+        head: `weight` (C, F) and `bias` (C,) of a linear layer, or nothing.
+        about: What a part says of itself.
+    """
+
+    backbone: Tensors
+    head: Tensors
+    about: dict[str, Any]
+
+    def network(self) -> Backbone:
+        """The backbone with its weights, in eval mode."""
+        made, _ = build_backbone(self.about["backbone"], self.about["image_shape"])
+        try:
+            made.load_state_dict(self.backbone)
+        except RuntimeError as error:  # torch lists each tensor on a line of its own
+            raise InputError(
+                f"the weights of backbone {made.name!r} have not its shape (at {str(error).splitlines()[-1].strip()}): "
+                "give a checkpoint that `fit` wrote"
+            ) from error
+        return made.eval()
+
+
+def read_trained(path: Path) -> Trained:
+    """Reads a checkpoint of any paradigm; averaged weights where there are some, the head as one linear layer.
+
+    Args:
+        path: A checkpoint.
+
+    Raises:
+        InputError: It is not one of ours.
+    """
+    tensors, told = read_weights(path)
+    settings = settings_of(told, path)
+    name = settings.get("backbone", settings.get("network"))
+    prefix = "encoder." if "network" in settings else "backbone."
+    needed = {"image_shape", *(["tau"] if settings.get("head") == "tau_normalized" else [])}
+    whole = {f"{prefix}mean", f"{prefix}std"} <= tensors.keys() and any(n.startswith(f"{prefix}net.") for n in tensors)
+    if name is None or not needed <= settings.keys() or not whole:
+        raise InputError(f"checkpoint {str(path)!r} is of no paradigm of this package: give one that `fit` wrote")
+    tensors = evaluated(tensors)
+    backbone = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    head = linear_head(tensors)
+    if head and settings.get("head") == "tau_normalized":
+        head = {"weight": tau_normalized(head["weight"], settings["tau"]), "bias": torch.zeros_like(head["bias"])}
+    about: dict[str, Any] = {
+        "backbone": name,
+        "image_shape": list(settings["image_shape"]),
+        "mean": backbone["mean"].flatten().tolist(),
+        "std": backbone["std"].flatten().tolist(),
+        "class_names": recorded_classes(told, path) or [],
+        "made_by": str(settings.get("_class_path", "")).rpartition(".")[2] or None,
+        "step": told.get("global_step"),
+        "version": __version__,
+    }
+    ranges = told.get("ImageDataModule", {}).get("value_ranges")
+    if ranges:
+        about["value_ranges"] = ranges
+    if head:
+        about["num_features"] = head["weight"].shape[1]
+    run = run_of(path)
+    if run is not None:
+        about.update({"run": str(run), "data_sha256": data_digest(run), "chain": chain_of(run)})
+    return Trained(backbone, head, about)

@@ -1,0 +1,143 @@
+"""An evaluation in TensorBoard: pictures, precision-recall curves, and examples in the projector."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from sft_lightning.training.callbacks.pr_curves import write_curves
+from sft_lightning.training.callbacks.projector import examples, write_examples
+from sft_lightning.training.callbacks.validation_log import VALIDATE
+
+
+class Figures(Callback):
+    """Writes what a paradigm's `figures(stage)` gives after each validation and test.
+
+    What takes longer, precision-recall curves and the projector's examples, comes once, at the end of a training, of
+    the command `validate` and (the curves) of `test`: the curves from what the last evaluation has counted, the
+    examples from a look at some hundred pictures.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been evaluated yet."""
+        self._validated: int | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the pictures of a validation."""
+        if trainer.sanity_checking:
+            return
+        self._validated = _step(trainer)
+        self._write(trainer, pl_module, "val")
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write_once(trainer, pl_module, "val")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is written once, of the last validation; later hooks find the network off its device."""
+        if self._validated is not None:
+            self._write_once(trainer, pl_module, "val", self._validated)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the pictures and curves of the test."""
+        self._write(trainer, pl_module, "test")
+        self._write_once(trainer, pl_module, "test")
+
+    def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        figures: Callable[[str], dict[str, Tensor]] | None = getattr(module, "figures", None)
+        writers = _writers(trainer)
+        for name, value in figures(stage).items() if figures is not None and writers else ():
+            picture = matrix(value, getattr(module, "class_names", None)) if value.ndim == 2 else rows(value)
+            for writer in writers:
+                writer.add_image(f"{_named(trainer, stage)}/{name}", picture, _step(trainer))
+
+    def _write_once(self, trainer: Trainer, module: LightningModule, stage: str, step: int | None = None) -> None:
+        at = _step(trainer) if step is None else step
+        counts: Callable[[str], Tensor | None] | None = getattr(module, "score_counts", None)
+        found = counts(stage) if counts is not None else None
+        writers = _writers(trainer)
+        seen = examples(trainer, module) if stage == "val" and writers else None
+        for writer in writers:
+            if found is not None:
+                names: Sequence[str] = module.class_names  # type: ignore[assignment]
+                write_curves(writer, f"{_named(trainer, stage)}/pr", found, names, at)
+            if seen is not None:
+                write_examples(Path(writer.log_dir), f"{_named(trainer, stage)} at step {at}", *seen)
+
+
+def _writers(trainer: Trainer) -> list[SummaryWriter]:
+    """Those of TensorBoard, on the first process."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in loggers] if trainer.is_global_zero else []
+
+
+def _step(trainer: Trainer) -> int:
+    """Where Lightning puts the metrics of the same evaluation."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def _named(trainer: Trainer, stage: str) -> str:
+    return VALIDATE if trainer.state.fn == TrainerFn.VALIDATING else stage
+
+
+def rows(pictures: Tensor) -> Tensor:
+    """Draws rows of pictures.
+
+    Args:
+        pictures: (R, N, C, H, W) in [0, 1].
+
+    Returns:
+        uint8, (3, height, width).
+    """
+    from torchvision.utils import make_grid
+
+    flat = pictures.detach().float().clamp(0, 1).cpu().flatten(0, 1)
+    zoom = max(1, 56 // flat.shape[-1])  # small pictures are shown larger
+    flat = flat.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    grid: Tensor = make_grid(flat, nrow=pictures.shape[1], padding=2, pad_value=0.5)
+    return (grid * 255).round().to(torch.uint8)
+
+
+def matrix(counts: Tensor, names: Sequence[str] | None = None) -> Tensor:
+    """Draws a confusion matrix: rows are true classes, columns predictions, darker means a larger share of the row.
+
+    Args:
+        counts: (K, K) whole numbers.
+        names: Of the classes.
+
+    Returns:
+        uint8, (3, height, width).
+    """
+    classes = len(counts)
+    share = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    cell = 44 if classes <= 20 else max(4, 880 // classes)
+    written = cell >= 24
+    font = ImageFont.load_default(12)
+    labels = [str(n) for n in (names or range(classes))]
+    margin = int(max(font.getlength(n) for n in labels)) + 14 if written else 4
+    side = margin + classes * cell + 4
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    for i in range(classes):
+        for j in range(classes):
+            box = (margin + j * cell, margin + i * cell, margin + (j + 1) * cell - 1, margin + (i + 1) * cell - 1)
+            strength = float(share[i, j])
+            fill = tuple(int(255 - strength * (255 - c)) for c in (8, 48, 107))
+            draw.rectangle(box, fill=fill)
+            if written and counts[i, j]:
+                ink = "white" if strength > 0.5 else "black"
+                draw.text((box[0] + cell / 2, box[1] + cell / 2), str(int(counts[i, j])), ink, font, anchor="mm")
+    if written:
+        upright = Image.new("RGB", (classes * cell, margin), "white")
+        for k, name in enumerate(labels):
+            draw.text((margin - 6, margin + (k + 0.5) * cell), name, "black", font, anchor="rm")
+            strip = Image.new("RGB", (margin, cell), "white")
+            ImageDraw.Draw(strip).text((6, cell / 2), name, "black", font, anchor="lm")
+            upright.paste(strip.rotate(90, expand=True), (k * cell, 0))
+        image.paste(upright, (margin, 0))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -1,0 +1,229 @@
+"""Predictions as a CSV, written as they come, so that memory does not grow with the number of examples."""
+
+import csv
+import filecmp
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import count, zip_longest
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, distributed
+
+from sft_lightning.runs.lineage import file_digest
+from sft_lightning.runs.lock import FileLock
+from sft_lightning.utils.atomic import whole, write_json
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.spreadsheet import protect_row
+
+PREDICTIONS = "predictions.csv"
+LOCK = ".predictions.lock"
+_TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes `path`, `predicted` and a probability for each class; other outputs as columns of their own name.
+
+    A process writes a file of its own; at the end they become `predictions.csv`, which is whole or not there. Those of
+    another source or checkpoint that lie there already are kept as `predictions_N.csv`; `predictions.json` says of
+    what each is. Cells that a spreadsheet would run have an apostrophe before them.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Sets the place.
+
+        Args:
+            folder: Where `predictions.csv` goes; None for the run's folder.
+        """
+        super().__init__("batch")
+        self._folder = folder
+        self._file: TextIO | None = None
+        self._lock: FileLock | None = None
+        self._piece = Path()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens one file for each process."""
+        folder = Path(self._folder or trainer.log_dir or trainer.default_root_dir)
+        self._path = folder / PREDICTIONS
+        self._piece = _piece(self._path, trainer.global_rank)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock(trainer, folder / LOCK)
+            self._file = self._piece.open("w", **_TEXT)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        self._writer = csv.writer(self._file)
+        self._header: list[str] | None = None
+        self._counts = [0, 0]  # images, and those of them that are marked
+
+    def _take_lock(self, trainer: Trainer, path: Path) -> None:
+        """Lock the folder on behalf of all processes, before any of them empties a file there."""
+        self._lock = FileLock(path)
+        holder = self._lock.take() if trainer.is_global_zero else None
+        holder = trainer.strategy.broadcast(holder)
+        if holder is not None:
+            raise InputError(
+                f"predictions are being written to {str(path.parent)!r} by {holder}: wait until it has ended, or stop "
+                f"it; two at once would mix their lines (if it is dead, remove {str(path)!r})"
+            )
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Writes the lines of one batch."""
+        if not isinstance(prediction, dict) or self._file is None:
+            return
+        indices: list[int] = prediction["indices"].tolist()
+        columns: dict[str, list[Any]] = {"path": getattr(batch, "names", None) or indices}
+        probabilities = prediction.get("probabilities")
+        if probabilities is not None:
+            names: list[str] = pl_module.class_names  # type: ignore[assignment]
+            columns["predicted"] = [names[i] for i in probabilities.argmax(1).tolist()]
+            for name, column in zip(names, probabilities.T.tolist(), strict=True):
+                columns[f"p({name})"] = [f"{p:.6f}" for p in column]
+        for name, value in prediction.items():
+            if name not in ("indices", "probabilities"):
+                columns[name] = _cells(value)
+        self._counts[0] += len(indices)
+        self._counts[1] += columns.get("unlike_training", []).count("yes")
+        try:
+            if self._header is None:
+                self._header = list(columns)
+                self._writer.writerow(protect_row(self._header))
+            self._writer.writerows(protect_row(row) for row in zip(*columns.values(), strict=True))
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins the files of all processes under one header; each has every world_size-th example."""
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        self._file = None
+        marks = "unlike_training" in (self._header or ())
+        told = [(*self._counts, marks, getattr(getattr(trainer, "datamodule", None), "predict_listed", (0, 0)))]
+        if trainer.world_size > 1:  # also waits until all files are written
+            told *= trainer.world_size
+            distributed.all_gather_object(told, told[0])
+        listings = {listed for *_, listed in told}
+        if len(listings - {(0, 0)}) > 1:
+            self._piece.unlink()
+            raise InputError(
+                "predict_source changed while it was read, so that processes went through different lists of files: "
+                "predict again, or with --trainer.devices 1"
+            )
+        if trainer.is_global_zero:
+            _join(self._path, trainer.world_size, _about(trainer))
+            images, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in told), strict=True))
+            note = f", {marked:,} ({marked / images:.1%}) unlike the training data" if any(t[2] for t in told) else ""
+            rank_zero_info(f"Predictions: {self._path}: {images:,} {'image' if images == 1 else 'images'}{note}")
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves nothing behind."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._piece.unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _cells(value: Tensor) -> list[str]:
+    return [("yes" if v else "no") if isinstance(v, bool) else f"{v:.6g}" for v in value.tolist()]
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{str(path)!r} cannot be written ({error.strerror}): free space or mend the permissions")
+
+
+def _about(trainer: Trainer) -> dict[str, str | None]:
+    """What is predicted, and by which checkpoint."""
+    named = getattr(getattr(trainer, "datamodule", None), "predict_name", None)
+    path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+    is_there = path is not None and path.is_file()
+    return {
+        "source": named,
+        "checkpoint": None if path is None else str(path),
+        "checkpoint_sha256": file_digest(path) if path is not None and is_there else None,
+    }
+
+
+def _keep_others(path: Path, staged: Path, about: dict[str, str | None]) -> None:
+    """Moves predictions of another source or checkpoint out of the way."""
+    old = _key(_read_about(path))
+    is_known = None not in old
+    if not path.is_file() or (is_known and old == _key(about)) or filecmp.cmp(path, staged, shallow=False):
+        return
+    for k in count(1):
+        target = path.with_stem(f"{path.stem}_{k}")
+        if not target.exists() or (is_known and _key(_read_about(target)) == old):
+            break
+    path.replace(target)
+    if path.with_suffix(".json").is_file():
+        path.with_suffix(".json").replace(target.with_suffix(".json"))
+    rank_zero_info(f"Predictions: those {f'of {old[0]!r}' if old[0] else 'that were there'} are kept as {target}.")
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What the predictions of a file are of; nothing where that is unknown."""
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _key(about: dict[str, Any]) -> tuple[Any, Any]:
+    return about.get("source"), about.get("checkpoint_sha256")
+
+
+def _join(path: Path, world_size: int, about: dict[str, str | None]) -> None:
+    """Makes one file of those of all processes."""
+    pieces = [_piece(path, rank) for rank in range(world_size)]
+    with whole(path) as staged:
+        if world_size == 1:
+            pieces[0].replace(staged)
+        else:
+            _joined(pieces, staged)
+            for piece in pieces:
+                piece.unlink()
+        if not staged.stat().st_size:  # no image could be read
+            staged.write_text("path\n", encoding="utf-8")
+        _keep_others(path, staged, about)
+        path.with_suffix(".json").unlink(missing_ok=True)  # it is never beside predictions of something else
+    if any(about.values()):
+        write_json(path.with_suffix(".json"), about)
+
+
+def _joined(pieces: Sequence[Path], target: Path) -> None:
+    """The lines of all in the order of the examples: each process has every n-th."""
+    with ExitStack() as stack:
+        written = csv.writer(stack.enter_context(target.open("w", **_TEXT)))
+        files = [csv.reader(stack.enter_context(piece.open(**_TEXT))) for piece in pieces]
+        headers = [next(file, []) for file in files]
+        written.writerows(header for header in [h for h in headers if h][:1])
+        for lines in zip_longest(*files):
+            written.writerows(line for line in lines if line is not None)
+
+
+def _piece(path: Path, rank: int) -> Path:
+    return path.with_name(f"{path.name}.rank{rank}")

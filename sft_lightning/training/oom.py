@@ -1,0 +1,127 @@
+"""Memory that runs out, of a GPU or of the machine: how it is known, and the sentence that says what to lower."""
+
+import errno
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+
+from sft_lightning.utils.errors import InputError, cause
+
+# What torch says where it has no type for it: of the CPU on Linux and elsewhere, of CUDA, MPS and cuBLAS, of C++.
+_SAID = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
+_ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
+_STAGES: dict[Any, str] = {RunningStage.TESTING: "testing", RunningStage.PREDICTING: "prediction"}
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that there is no memory left.
+
+    Args:
+        error: What was caught.
+    """
+    if isinstance(error, OSError):  # of a process that could not be started
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_SAID.search(str(error))))
+
+
+def explain(error: BaseException, trainer: Trainer) -> None:
+    """Hangs the sentence on an exception that says that there is no memory left; `errors.cause` finds it there.
+
+    The exception stays what it is, since Lightning knows it by its type.
+
+    Args:
+        error: What ended a command, any.
+        trainer: In which, before it is torn down.
+    """
+    if ran_out(error) and cause(error) is None:
+        error.__cause__ = InputError(_told(error, trainer))
+
+
+def _told(error: BaseException, trainer: Trainer) -> str:
+    data: Any = getattr(trainer, "datamodule", None)
+    fits = trainer.state.fn == TrainerFn.FITTING
+    where = _STAGES.get(trainer.state.stage, "validation") + (f" after step {trainer.global_step}" if fits else "")
+    if trainer.training:
+        where = f"training at step {trainer.global_step}"
+    kind = "GPU memory" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "Memory"
+    asked = _ASKED.search(str(error))
+    more = f", for {_size(*asked.groups())} more" if asked else ""
+    sizes, lower = _batch(trainer, data)
+    if (shape := getattr(data, "image_shape", None)) is not None:
+        sizes.append(f"image_size {shape[-1]}")
+        lower.append("image_size")
+    sizes.append(f"precision {trainer.precision}")
+    choice = " or ".join([", ".join(lower[:-1]), lower[-1]] if len(lower) > 1 else lower)
+    advice = f"lower {choice or 'the size of the batches'}"
+    if str(trainer.precision).startswith("32"):
+        advice += ", or set trainer.precision: bf16-mixed"
+    if trainer.training:
+        advice += "; with half the batch_size trainer.accumulate_grad_batches: 2 keeps the images of an update"
+    return f"{kind} ran out in {where}{more} ({', '.join(sizes)}): {advice}{_kept(trainer) if fits else ''}"
+
+
+def _batch(trainer: Trainer, data: Any) -> tuple[list[str], list[str]]:
+    """What a batch holds, and the settings that it follows from."""
+    if not trainer.training:
+        size = getattr(data, "eval_batch_size", None)
+        return ([], []) if size is None else ([f"eval_batch_size {size}"], ["eval_batch_size"])
+    size, ratio = (getattr(data, name, None) for name in ("batch_size", "unlabeled_ratio"))
+    if size is None:
+        return [], []
+    if ratio is None or len(getattr(trainer.lightning_module, "batch_parts", ())) < 2:
+        return [f"batch_size {size}"], ["batch_size"]
+    told = f"batch_size {size} with unlabeled_ratio {ratio}: {size} labeled and {size * ratio} unlabeled images"
+    return [told], ["batch_size", *(["unlabeled_ratio"] if ratio > 1 else [])]
+
+
+def _size(number: str, unit: str) -> str:
+    if unit != "bytes":
+        return f"{number} {unit}"
+    return f"{float(number) / 2**30:,.2f} GiB" if float(number) >= 2**30 else f"{float(number) / 2**20:,.1f} MiB"
+
+
+def _kept(trainer: Trainer) -> str:
+    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if folder is None:
+        return ""
+    last = Path(folder) / "last.ckpt"
+    return f"; {last} is kept" if last.is_file() else "; no checkpoint was saved yet"
+
+
+def available() -> int | None:
+    """Bytes of main memory that can still be taken, on the machine and by this process's cgroup.
+
+    Linux grants more than it has and kills the process that touches it, so that nothing is raised that one could wait
+    for.
+
+    Returns:
+        None where the system does not tell.
+    """
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    found = [int(line.split()[1]) * 1024 for line in info.read_text().splitlines() if line.startswith("MemAvailable:")]
+    own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].partition("\n")[0]  # version 2
+    top = Path("/sys/fs/cgroup")
+    for group in (top / own, *(top / own).parents):
+        limit, use = group / "memory.max", group / "memory.stat"
+        if limit.is_file() and use.is_file() and (most := limit.read_text().strip()).isdecimal():
+            used = dict(line.split() for line in use.read_text().splitlines())
+            found.append(int(most) - int(used["anon"]))  # the rest is caches, which give way
+    return min(found, default=None)
+
+
+def peak() -> int:
+    """The most bytes of main memory that this process has held since this was last asked; 0 where none can tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    with suppress(OSError):  # it then counts from the start of the process
+        reset.write_text("5")
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

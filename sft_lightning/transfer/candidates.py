@@ -1,0 +1,142 @@
+"""Starts to choose from: backbones by name, files and past runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_lightning.data.split_files import labeled_ids
+from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
+from sft_lightning.networks.vision.backbones import Backbone, build_backbone, source_head
+from sft_lightning.networks.vision.pretrained import published_tensors
+from sft_lightning.networks.weights import Tensors, find_weights, read_about, read_weights
+from sft_lightning.runs.lineage import chain_of, checked, run_of
+from sft_lightning.runs.trained_network import read_trained
+from sft_lightning.utils.errors import InputError
+
+
+@dataclass
+class Candidate:
+    """A start.
+
+    Args:
+        backbone: `conv`, a torchvision or timm name, ...; null where the weights say what they are of.
+        weights: `none` for a random start, `default` for the published ones, or the path of a file or run.
+        image_size: Side of the images it sees; null for that given for the data where its weights fit it, else that of
+            its file or run, else that of the data.
+    """
+
+    backbone: str | None = None
+    weights: str = "default"
+    image_size: int | None = None
+
+    def __str__(self) -> str:
+        size = "" if self.image_size is None else f", {self.image_size} px"
+        if self.weights in ("none", "default"):
+            return f"{self.backbone} ({'random' if self.weights == 'none' else 'published'}{size})"
+        return self.weights + size
+
+
+def resolved(given: str | Candidate) -> list[Candidate]:
+    """What a word stands for: a path where there is such a file or folder, else a name.
+
+    Args:
+        given: A name, file, run or folder of runs; what is a candidate already stays one.
+
+    Raises:
+        InputError: A folder holds no run, or nothing names a backbone.
+    """
+    if isinstance(given, Candidate):
+        if given.backbone is None and given.weights in ("none", "default"):
+            raise InputError(f"a candidate has weights {given.weights!r} and no backbone: name one")
+        return [given]
+    path = Path(given)
+    if path.is_dir() and not any((path / name).is_file() for name in ("encoder.safetensors", "checkpoints/last.ckpt")):
+        runs = sorted({file.parent.parent for file in path.glob("**/checkpoints/last.ckpt")}, key=_natural)
+        if not runs:
+            raise InputError(f"candidates names the folder {given!r}, which holds no run: give one that `fit` wrote to")
+        return [Candidate(weights=str(run)) for run in runs]
+    looks_like_path = path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin") or given.startswith((".", "/"))
+    return [Candidate(weights=given) if path.exists() or looks_like_path else Candidate(given)]
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """version_10 comes after version_9."""
+    return [(part.rstrip("0123456789"), int("0" + part[len(part.rstrip("0123456789")) :])) for part in path.parts]
+
+
+def load(
+    start: Candidate, image_shape: tuple[int, int, int], given_size: int | None = None
+) -> tuple[Backbone, Tensors]:
+    """Build the network of a candidate, with the classifier of its source where it has one.
+
+    Args:
+        start: Candidate to load.
+        image_shape: (C, H, W) of images for those that do not say what they are for.
+        given_size: Side of the images that the user asked for; files and runs keep their own where they do not fit it.
+
+    Returns:
+        The backbone, and `weight` (S, F) and `bias` (S,) or nothing.
+
+    Raises:
+        InputError: It cannot be had.
+    """
+
+    def sized(shape: Sequence[int]) -> Sequence[int]:
+        return shape if start.image_size is None else (shape[0], start.image_size, start.image_size)
+
+    if start.weights in ("none", "default"):
+        assert start.backbone is not None
+        backbone, _ = build_backbone(start.backbone, sized(image_shape), start.weights)
+        given = {} if start.weights == "none" else published_tensors(start.backbone)
+        return backbone, source_head(backbone, given)
+    path = _file(start.weights)
+    told = read_weights(path)[1]
+    ours = start.backbone is None and "hyper_parameters" in told
+    trained = read_trained(path) if ours else None
+    about = told if trained is None else trained.about
+    name = start.backbone or about.get("backbone")
+    if name is None:
+        raise InputError(
+            f"weights {start.weights!r} do not say which backbone they are of: give {{backbone: NAME, weights: "
+            f"{start.weights}}}"
+        )
+    shape = sized(about.get("image_shape", image_shape))
+    made = None
+    if start.image_size is None and given_size is not None and given_size != shape[1]:
+        made = _build_resized(name, (shape[0], given_size, given_size), path)
+    backbone, tensors = made or build_backbone(name, shape, str(path))
+    return backbone, source_head(backbone, tensors) if trained is None else trained.head
+
+
+def _build_resized(name: str, image_shape: Sequence[int], path: Path) -> tuple[Backbone, Tensors] | None:
+    """Build a backbone for images of another size than its weights are of, or return None where they do not fit it."""
+    try:
+        backbone, tensors = build_backbone(name, image_shape, str(path))
+    except InputError:
+        return None
+    return None if backbone.misfits else (backbone, tensors)
+
+
+def _file(weights: str) -> Path:
+    """A run's checkpoint where it has one, since that holds its head, too."""
+    path = Path(weights)
+    last = path / "checkpoints" / "last.ckpt"
+    return last if last.is_file() else find_weights(path)
+
+
+def seen(weights: str, data: ImageDataModule) -> int:
+    """How many of the labels the runs behind a file have learned from.
+
+    Args:
+        weights: Path of the file or run.
+        data: With the labels.
+    """
+    path = _file(weights)
+    run = run_of(path)
+    chain = chain_of(run) if run is not None else checked(read_about(path).get("chain") or [], str(path))
+    known: set[str] = set()
+    for link in chain:
+        manifest = Path(link.get("run", "")) / MANIFEST
+        if link.get("model") != "AutoencoderModule" and link.get("data") == data.source.name and manifest.is_file():
+            known |= labeled_ids(manifest)
+    return len(known & {*data.splits["labeled"].ids})

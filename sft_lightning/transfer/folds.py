@@ -1,0 +1,80 @@
+"""Folds of a cross-validation that keep copies of an image, and the source's groups, together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sft_lightning.data.splits import Split
+from sft_lightning.data.vision.copies import Copies, find_copies, groups_of
+from sft_lightning.data.vision.image_stats import look_at
+from sft_lightning.data.vision.images import Geometry
+from sft_lightning.transfer.scores import fewest_groups
+from sft_lightning.utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """What a cross-validation on labeled examples must keep to.
+
+    Attributes:
+        groups: Group of each labeled example, copies joined; None where each example stands alone.
+        joined: Group of each labeled example, copies among the further examples joined, too.
+        further: Group of each further example; a fold that holds out this group must not learn from it.
+        folds: Number of folds, smaller than what was asked for where copies leave fewer groups in a class.
+        distinct: Positions of labeled examples without repeated copies.
+        copies: Copies among the labeled examples.
+        notes: Phrases about copies and folds for the user.
+    """
+
+    groups: list[str] | None
+    joined: list[str]
+    further: list[str]
+    folds: int
+    distinct: list[int]
+    copies: Copies
+    notes: list[str]
+
+
+def plan_folds(
+    labeled: Split, geometry: Geometry, folds: int, class_names: Sequence[str], others: Split | None = None
+) -> FoldPlan:
+    """Find copies among labeled examples and join them, and groups that share one, into groups of folds.
+
+    Args:
+        labeled: Examples to divide.
+        geometry: How files become images.
+        folds: Number of folds that was asked for.
+        class_names: Names of the classes, for messages.
+        others: Further examples to learn from, such as unlabeled ones; they may be copies of labeled ones.
+
+    Raises:
+        InputError: All labeled images of a class are copies of each other.
+    """
+    splits = [labeled] if others is None or not len(others) else [labeled, others]
+    looks = [look for split in splits for look in look_at("labeled", split, geometry).looks]
+    given = groups_of([(split.part, i) for split in splits for i in split.indices])
+    joined = find_copies(looks).join_groups(given)
+    if joined is None:  # no group, and no copy anywhere
+        joined = [str(i) for i in range(len(looks))]
+    own, further = joined[: len(labeled)], joined[len(labeled) :]
+    has_groups = given is not None or len(set(own)) < len(own)
+    groups = own if has_groups else None
+    copies = find_copies(looks[: len(labeled)])
+    notes = []
+    if copies.count:
+        notes.append(f"{copies} among {len(labeled)} labeled images; copies stay in one fold")
+    before = None if given is None else given[: len(labeled)]
+    if groups != before:
+        fewest, possible = fewest_groups(labeled.labels, groups), fewest_groups(labeled.labels, before).groups
+        name = repr(class_names[fewest.label])
+        if fewest.groups == 1 < possible:
+            raise InputError(
+                f"the labeled images of class {name} are copies of each other or in groups that share copies, and "
+                "cross-validation needs 2 groups of different images: add labels"
+            )
+        if fewest.groups < folds <= possible:
+            notes.append(
+                f"{fewest.groups} folds in place of {folds}, since class {name} has only {fewest.groups} groups of "
+                "different images"
+            )
+            folds = fewest.groups
+    return FoldPlan(groups, own, further, folds, copies.pick_representatives(labeled.labels.tolist()), copies, notes)

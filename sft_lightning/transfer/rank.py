@@ -1,0 +1,313 @@
+"""Which start suits these labels: backbones by name, files and past runs, compared without training any of them."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch.nn import functional as F
+
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.runs.paths import LOGS
+from sft_lightning.transfer.candidates import Candidate, load, resolved, seen
+from sft_lightning.transfer.folds import FoldPlan, plan_folds
+from sft_lightning.transfer.scores import cross_validated, divided, h_score, leep, logme, nce, regularized_h_score
+from sft_lightning.utils.atomic import whole, write_text
+from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.utils.spreadsheet import format_csv
+
+Criterion = Literal["linear", "knn", "logme", "h_score", "regularized_h_score", "leep", "nce"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+CROSS_VALIDATED: tuple[Literal["linear"], Literal["knn"]] = ("linear", "knn")
+ImageData = Callable[[], ImageDataModule]
+
+
+@dataclass
+class Ranked:
+    """What was found of a candidate.
+
+    Attributes:
+        candidate: The start.
+        backbone: Its name.
+        num_features: F.
+        image_size: Side of the images that it was compared on.
+        size_note: Why this is not the size of the data's images, or nothing.
+        labels: That it was judged by.
+        distinct: Labels without repeated copies of an image, by which the scores without cross-validation judge.
+        fold_notes: Phrases about copies and folds.
+        scores: By criterion; higher is better. Those that need the source's classes are missing where it has none.
+        errors: Standard errors of the cross-validated ones.
+        seconds: That it took.
+        seen: How many of the labels its runs have learned from, which makes it look better than it is.
+        failed: Why it has no scores, or nothing.
+    """
+
+    candidate: Candidate
+    backbone: str = ""
+    num_features: int = 0
+    image_size: int = 0
+    size_note: str = ""
+    labels: int = 0
+    distinct: int = 0
+    fold_notes: list[str] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    seen: int = 0
+    failed: str = ""
+
+
+def rank(
+    data: ImageData,
+    candidates: list[str | Candidate],
+    folds: int = 5,
+    by: Criterion = "logme",
+    out: str = f"{LOGS}/rank",
+) -> str:
+    """Compares starts on the labeled split and writes `rank.csv` and `rank.png`.
+
+    Args:
+        data: Whose labels the starts are judged by; nothing of its other splits is looked at. Starts by name see
+            images of its size; files and runs, too, where `image_size` is given and their weights fit it, and
+            otherwise images of their own size.
+        candidates: Names (with published weights), files, runs or folders of runs; or a mapping of backbone, weights
+            and image_size.
+        folds: Of the cross-validation of `knn` and `linear`.
+        by: The criterion of the order: `logme`, which foretold the fine-tuned accuracy best where that was measured
+            (`scripts/bench/ranking.py`), `linear` and `knn` (cross-validated accuracy of a classifier on the
+            features), `h_score`, `regularized_h_score`, or `leep` and `nce`, which need the source's classes.
+        out: Folder of both files.
+
+    Returns:
+        The table, best first.
+
+    Raises:
+        InputError: The labels are too few, or there is nothing to compare.
+    """
+    found = compare(data, candidates, folds, _say)
+    if all(one.failed for one in found):
+        raise InputError(f"none of the {len(found)} candidates can be used; the first: {found[0].failed}")
+    ordered = sorted(found, key=lambda one: -one.scores.get(by, -math.inf))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "rank.csv", ordered)
+    _draw(folder / "rank.png", [one for one in ordered if not one.failed])
+    return f"{table(ordered, by)}\nWritten: {folder / 'rank.csv'} and {folder / 'rank.png'}"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def compare(
+    data: ImageData, candidates: Sequence[str | Candidate], folds: int, say: Callable[[str], None] = lambda text: None
+) -> list[Ranked]:
+    """The scores of each candidate, in the order given.
+
+    Args:
+        data: Makes the data; `image_size` and `channels` are given for candidates that need pictures of their own.
+        candidates: See `rank`.
+        folds: Of the cross-validation.
+        say: Told a line for each candidate.
+
+    Raises:
+        InputError: The labels are too few, or a folder holds no run.
+    """
+    starts = [start for given in candidates for start in resolved(given)]
+    if not starts:
+        raise InputError("candidates is empty: give names of backbones, files, runs or a folder of runs")
+    views = _Views(data)
+    own = views.own
+    labeled = own.splits["labeled"]
+    plan = plan_folds(labeled, own.geometry, folds, own.class_names)
+    divided(labeled.labels, plan.folds, own.request.seed, plan.groups, own.class_names)  # or says why not
+    found = []
+    for k, start in enumerate(starts):
+        began = time.perf_counter()
+        try:
+            one = _judge(start, views, plan)
+        except Exception as error:  # the others can still be compared
+            mistake = cause(error)
+            if mistake is None:
+                raise
+            one = Ranked(start, failed=str(mistake))
+        one.seconds = time.perf_counter() - began
+        found.append(one)
+        say(f"{k + 1}/{len(starts)}  {start}  {one.failed or f'{one.seconds:.1f} s'}")
+    return found
+
+
+class _Views:
+    """The same labeled pictures at the sizes that candidates want."""
+
+    def __init__(self, data: ImageData) -> None:
+        self._make: Callable[..., ImageDataModule] = data
+        self.own = self._set_up()
+        self._made = {self.own.image_shape: self.own}
+
+    def _set_up(self, **changed: Any) -> ImageDataModule:
+        made = self._make(**changed)
+        made.setup("validate")
+        return made
+
+    def of(self, image_shape: tuple[int, int, int]) -> ImageDataModule:
+        if image_shape not in self._made:
+            self._made[image_shape] = self._set_up(image_size=image_shape[1], channels=image_shape[0])
+        return self._made[image_shape]
+
+
+def _judge(start: Candidate, views: _Views, plan: FoldPlan) -> Ranked:
+    torch.manual_seed(views.own.request.seed)  # of random starts
+    backbone, head = load(start, views.own.image_shape, views.own.given_image_size)
+    data = views.of(backbone.image_shape)  # type: ignore[arg-type]
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    x = features(backbone.to(device), data, "labeled")
+    if x is None:
+        raise InputError(f"source {data.source.name!r} has labeled images that cannot be read: mend or remove them")
+    x, y, classes = x.float(), data.splits["labeled"].labels, data.num_classes
+    errors: dict[str, float] = {}
+    scores: dict[str, float] = {}
+    for kind in CROSS_VALIDATED:
+        scores[kind], errors[kind] = cross_validated(x, y, plan.folds, data.request.seed, plan.groups, kind=kind)
+    x, y = x[plan.distinct], y[plan.distinct]  # the other scores have nothing that would keep copies apart
+    scores |= {
+        "logme": logme(x, y, classes),
+        "h_score": h_score(x, y),
+        "regularized_h_score": regularized_h_score(x, y),
+    }
+    if head:
+        probabilities = F.linear(x, head["weight"].float(), head["bias"].float()).softmax(1)
+        scores["leep"] = leep(probabilities, y, classes)
+        scores["nce"] = nce(probabilities.argmax(1), y)
+    known = 0 if start.weights in ("none", "default") else seen(start.weights, data)
+    return Ranked(
+        start,
+        backbone.name,
+        backbone.num_features,
+        image_size=backbone.image_shape[1],
+        size_note=_size_note(start, backbone.image_shape[1], views.own),
+        labels=len(data.splits["labeled"]),
+        distinct=len(plan.distinct),
+        fold_notes=plan.notes,
+        scores=scores,
+        errors=errors,
+        seen=known,
+    )
+
+
+def _size_note(start: Candidate, size: int, data: ImageDataModule) -> str:
+    """Explain why a candidate is compared on images of another size than that of the data, if it is."""
+    common = data.image_shape[1]
+    if size == common:
+        return ""
+    if start.image_size is not None:
+        why = "as its image_size says"
+    elif data.given_image_size is None:
+        why = "the size of its training: set data.init_args.image_size to compare all at one size"
+    else:
+        why = f"the size of its training, since its weights do not fit {common} px"
+    return f"{start} is compared on images of {size} px, {why}"
+
+
+# --- what is shown
+
+_TITLES = {
+    "linear": "linear probe",
+    "knn": "k-NN",
+    "logme": "LogME",
+    "h_score": "H-score",
+    "regularized_h_score": "regularized H-score",
+    "leep": "LEEP",
+    "nce": "NCE",
+}
+
+
+def table(ordered: Sequence[Ranked], by: Criterion) -> str:
+    """The candidates as text, with what should be known of the figures.
+
+    Args:
+        ordered: As they are to be listed.
+        by: The criterion of the order.
+    """
+    lines = [
+        ["start", "px", "features", *(_TITLES[name] + (" *" if name == by else "") for name in CRITERIA), "seconds"]
+    ]
+    for one in ordered:
+        if not one.failed:
+            cells = [_cell(one, name) for name in CRITERIA]
+            lines.append([str(one.candidate), str(one.image_size), str(one.num_features), *cells, f"{one.seconds:.1f}"])
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: accuracy ± s.e.")
+    if any(one.num_features >= one.distinct for one in ordered if not one.failed):
+        text.append(
+            f"{_TITLES['h_score']} says nothing where there are no more labels than features; its regularized form does"
+        )
+    for one in [one for one in ordered if not one.failed][:1]:  # the labels are the same for all
+        text += one.fold_notes
+        if one.distinct < one.labels:
+            text.append(f"all scores but {_TITLES['linear']} and {_TITLES['knn']} count each set of copies once")
+    text += [one.size_note for one in ordered if one.size_note]
+    text += [
+        f"{one.candidate} has learned from {one.seen} of these labels: its scores are too good"
+        for one in ordered
+        if one.seen
+    ]
+    text += [f"left out: {one.candidate}: {one.failed}" for one in ordered if one.failed]
+    return "\n".join(text)
+
+
+def _cell(one: Ranked, name: str) -> str:
+    score, error = one.scores.get(name), one.errors.get(name)
+    if score is None:
+        return "-"
+    return f"{score:.3f}" if error is None else f"{score:.3f} ± {error:.3f}"
+
+
+def _write_csv(path: Path, ordered: Sequence[Ranked]) -> None:
+    columns = ["start", "backbone", "num_features", "image_size", *CRITERIA, "linear_error", "knn_error"]
+    columns += ["seconds", "seen", "failed"]
+    rows: list[list[object]] = [[*columns]]
+    for one in ordered:
+        figures = [
+            *(one.scores.get(name, "") for name in CRITERIA),
+            *(one.errors.get(n, "") for n in CROSS_VALIDATED),
+        ]
+        row: list[object] = [
+            one.candidate,
+            one.backbone,
+            one.num_features,
+            one.image_size,
+            *figures,
+            round(one.seconds, 3),
+            one.seen,
+            one.failed,
+        ]
+        rows.append(row)
+    write_text(path, format_csv(rows))
+
+
+def _draw(path: Path, ordered: Sequence[Ranked]) -> None:
+    """A panel for each criterion, a line for each candidate, the best on top. Points: some scores are negative."""
+    from matplotlib.figure import Figure
+
+    shown = [name for name in CRITERIA if any(name in one.scores for one in ordered)]
+    figure = Figure(figsize=(3 + 2.2 * len(shown), 1.2 + 0.35 * len(ordered)), layout="constrained", dpi=120)
+    panels: Any = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    places = range(len(ordered))
+    for panel, name in zip(panels, shown, strict=True):
+        scores = [one.scores.get(name, math.nan) for one in ordered]
+        panel.errorbar(scores, places, xerr=[one.errors.get(name, 0.0) for one in ordered], fmt="o", color="#2f5f8f")
+        panel.grid(axis="y", color="#dddddd")
+        panel.set_title(_TITLES[name], fontsize=10)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(places, [str(one.candidate)[-40:] for one in ordered])
+    panels[0].invert_yaxis()
+    with whole(path) as staged:
+        figure.savefig(staged, format="png")

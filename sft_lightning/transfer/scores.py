@@ -1,0 +1,336 @@
+"""How well features or predictions of a trained model suit a task's labels, told without training the model.
+
+Higher is better for each. All are calculated in float64.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_lightning.utils.errors import InputError, at_least
+
+_NOISE = 1e-8  # least variance of the labels around a fit: a deviation of 1e-4 where they are 0 or 1
+_ROUNDING = 1e-6  # what is smaller than this share of the features' length may be float32's rounding
+_NEIGHBORS = 5
+_TEMPERATURE = 0.07  # of the neighbors' votes
+
+
+def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
+    """Log evidence of Bayesian linear regression from features to labels: LogME, You et al. 2021.
+
+    Each class is a regression to 0 or 1 without an intercept. Its weights have the prior N(0, 1/alpha), its labels the
+    noise N(0, 1/beta), with the alpha and beta of the largest evidence. For each alpha/beta the best beta has a closed
+    form, which leaves a search along one line. The maximum is a fixed point of the paper's iteration, too, but that can
+    stop at a lower one, depending on the features' scale. Features may have any scale and rank, and N may be below F.
+
+    Where features of a rank below N fit the labels exactly, the evidence grows with beta without bound: 1/beta is
+    never below 1e-8, so that such features score high, yet finitely.
+
+    Args:
+        features: (N, F).
+        labels: int64, (N,).
+        num_classes: C.
+
+    Returns:
+        Natural logarithm of the evidence per example, the mean over the classes. A class without an example is left
+        out: it is fit exactly by weights of 0.
+
+    Raises:
+        InputError: There is no example, or a feature is not finite.
+    """
+    x = _checked(features)
+    y = F.one_hot(labels.cpu(), num_classes).to(x)
+    y = y[:, y.any(0)]
+    u, singular, _ = torch.linalg.svd(x, full_matrices=False)
+    power = (singular / singular.max().clamp_min(1e-300)).square()[:, None]  # alpha makes up for the scale
+    within = u.T @ y
+    beyond = (y - u @ within).square().sum(0)
+
+    def evidence(ratio: Tensor) -> Tensor:
+        """Of each class (C,), twice and of all examples, with the best beta for alpha = ratio * beta."""
+        variance = 1 + power / ratio  # of the labels along u, in units of 1/beta; it is 1 in the other directions
+        error = (within.square() / variance).sum(0) + beyond
+        beta = (len(x) / error).clamp_max(1 / _NOISE)
+        total: Tensor = len(x) * (beta / (2 * torch.pi)).log() - variance.log().sum(0) - beta * error
+        return total
+
+    center, reach = torch.full_like(beyond, -8), 16.0  # log10 of the ratio, from 1e-24 to 1e8
+    for _ in range(5):
+        grid = center + torch.linspace(-reach, reach, 65, dtype=torch.float64)[:, None]
+        best, where = torch.stack([evidence(10**row) for row in grid]).max(0)
+        center, reach = grid.gather(0, where[None])[0], reach / 16
+    return float(best.mean()) / 2 / len(x)
+
+
+def h_score(features: Tensor, labels: Tensor) -> float:
+    """The features' variance between classes, as a share of all their variance and summed over directions.
+
+    Bao et al. 2019 ("An Information-Theoretic Approach to Transferability ..."): trace(pinv(cov(F)) cov(E[F|Y])).
+    In a direction where the features vary by less than 1e-6 of their length they count as constant.
+
+    Args:
+        features: (N, F).
+        labels: int64, (N,).
+
+    Returns:
+        From 0 to the smaller of C - 1 and the features' rank. With N <= F it tends to be C - 1 whatever the features,
+        and ranks nothing.
+
+    Raises:
+        InputError: There is no example, or a feature is not finite.
+    """
+    x = _checked(features)
+    _, hot = _counted(labels)
+    u, singular, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    u = u[:, singular > _ROUNDING * x.norm()]  # the whitened features; N cancels
+    return float(((u.T @ hot).square() / hot.sum(0)).sum())
+
+
+def regularized_h_score(features: Tensor, labels: Tensor) -> float:
+    """Compute the H-score with a shrunk covariance, which also ranks where features outnumber examples.
+
+    Ibrahim et al. 2022 ("Newer is not always better: Rethinking transferability metrics ..."):
+    (1 - a) trace(inv(S) cov(E[F|Y])), where S = (1 - a) cov(F) + a s I is the shrinkage estimate of Ledoit and Wolf
+    2004 with the mean variance s. The factor 1 - a scales the covariance of the class means down like that of the
+    features. Covariances divide by N, as in that estimate.
+
+    Args:
+        features: (N, F).
+        labels: int64, (N,).
+
+    Returns:
+        Score from 0 to C - 1; 0 where the features are constant.
+
+    Raises:
+        InputError: There is no example, or a feature is not finite.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    x = _checked(features)
+    _, hot = _counted(labels)
+    centered = x - x.mean(0)
+    u, singular, _ = torch.linalg.svd(centered, full_matrices=False)
+    power = singular.square() / len(x)  # eigenvalues of the covariance
+    if float(singular.max()) <= _ROUNDING * float(x.norm()):
+        return 0.0
+    shrinkage = float(ledoit_wolf_shrinkage(centered.numpy(), assume_centered=True))
+    shrunk = (1 - shrinkage) * power + shrinkage * power.sum() / x.shape[1]
+    between = (u.T @ hot).square() / hot.sum(0)  # of whitened features; the class means lie in the span of u
+    return (1 - shrinkage) * float((between.sum(1) * power / shrunk.clamp_min(1e-300)).sum())
+
+
+def leep(source_probabilities: Tensor, labels: Tensor, num_classes: int) -> float:
+    """Log expected empirical prediction: LEEP, Nguyen et al. 2020.
+
+    Args:
+        source_probabilities: The model's softmax over its own S classes, (N, S).
+        labels: int64, (N,).
+        num_classes: C.
+
+    Returns:
+        Mean natural logarithm of the probability of the label, guessed from the source class alone; 0 at most.
+
+    Raises:
+        InputError: There is no example, or a probability is not finite.
+    """
+    theta = _checked(source_probabilities)
+    joint = theta.T @ F.one_hot(labels.cpu(), num_classes).to(theta)
+    given = joint / joint.sum(1, keepdim=True).clamp_min(1e-300)  # a source class that nothing is taken for adds 0
+    return float((theta @ given).gather(1, labels.cpu()[:, None]).log().mean())
+
+
+def nce(source_labels: Tensor, labels: Tensor) -> float:
+    """Minus the conditional entropy H(Y|Z) of labels given the source's: NCE, Tran et al. 2019.
+
+    Args:
+        source_labels: Z, int64, (N,).
+        labels: Y, int64, (N,).
+
+    Returns:
+        In nats; 0 at most.
+
+    Raises:
+        InputError: There is no example.
+    """
+    joint = _counted(source_labels)[1].T @ _counted(labels)[1]
+    return float(torch.xlogy(joint, joint / joint.sum(1, keepdim=True)).sum() / joint.sum())
+
+
+class FewestGroups(NamedTuple):
+    """The class with the fewest groups of examples.
+
+    Attributes:
+        label: Number of the class.
+        groups: Number of its groups; of its examples where nothing is grouped.
+    """
+
+    label: int
+    groups: int
+
+
+def fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGroups:
+    """Find the class that limits the number of folds.
+
+    Args:
+        labels: int64, (N,).
+        groups: Name of each example's group, or None where each stands alone.
+
+    Raises:
+        InputError: There is no example.
+    """
+    classes, hot = _counted(labels)
+    members = [{i if groups is None else groups[i] for i in column.nonzero()[:, 0].tolist()} for column in hot.T]
+    least = min(range(len(members)), key=lambda k: len(members[k]))
+    return FewestGroups(int(classes[least]), len(members[least]))
+
+
+def divided(
+    labels: Tensor,
+    folds: int = 5,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """Stratified folds, each example held out once.
+
+    Args:
+        labels: int64, (N,).
+        folds: At least 2; at most the examples, or groups, of the smallest class.
+        seed: Of the shuffle.
+        groups: One name per example; examples of one group are in one fold.
+        class_names: For messages; without them a class is told by its number.
+
+    Returns:
+        For each fold the positions that are learned from, and those that are held out.
+
+    Raises:
+        InputError: Too few folds, examples, groups or classes.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    at_least(2, folds=folds)
+    y = labels.cpu()
+    _check_folds(y, folds, groups, class_names)
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    found = []
+    for train, test in splitter(folds, shuffle=True, random_state=seed).split(y, y, groups and list(groups)):
+        left = y[train].unique()
+        if len(left) < 2:  # groups of several classes can do this
+            only = f"class {_named(int(left[0]), class_names)} alone" if len(left) else "nothing"
+            raise InputError(f"a fold would learn from {only}: use another seed or smaller groups")
+        if not len(test):
+            raise InputError("a fold would hold nothing out: use fewer folds, another seed or smaller groups")
+        found.append((train.tolist(), test.tolist()))
+    return found
+
+
+def cross_validated(
+    features: Tensor,
+    labels: Tensor,
+    folds: int = 5,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    *,
+    kind: Literal["knn", "linear"],
+) -> tuple[float, float]:
+    """Accuracy of a simple classifier on the features, by stratified cross-validation.
+
+    "knn": neighbors by cosine vote with exp(cos / 0.07), as in Wu et al. 2018. They are 5, or as many as the smallest
+    class has examples in the training folds: more would outvote it even among its own.
+    "linear": scikit-learn's logistic regression on features standardized by the training folds.
+
+    Args:
+        features: (N, F).
+        labels: int64, (N,).
+        folds: At least 2; at most the examples, or groups, of the smallest class.
+        seed: Of the shuffle.
+        groups: One name per example; examples of one group are in one fold.
+        kind: The classifier.
+
+    Returns:
+        Mean of the folds' accuracies and its standard error, as if folds were independent.
+
+    Raises:
+        InputError: Too few folds, examples, groups or classes, or a feature that is not finite.
+    """
+    x, y = _checked(features), labels.cpu()
+    predict = _knn if kind == "knn" else _linear
+    accuracies = [
+        (predict(x[train], y[train], x[test]) == y[test]).double().mean()
+        for train, test in divided(y, folds, seed, groups)
+    ]
+    found = torch.stack(accuracies)
+    return float(found.mean()), float(found.std() / folds**0.5)
+
+
+def weighted_kendall(scores: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Rank correlation in which exchanges at the top weigh most (hyperbolically), as in You et al. 2021.
+
+    Args:
+        scores: One per model.
+        accuracies: One per model.
+
+    Returns:
+        From -1 to 1; 0 where it is not defined: fewer than 2 models, or all scores or all accuracies equal.
+    """
+    from scipy.stats import weightedtau
+
+    if len(scores) < 2:
+        return 0.0
+    tau = float(weightedtau(scores, accuracies).statistic)
+    return 0.0 if tau != tau else tau
+
+
+def _checked(features: Tensor) -> Tensor:
+    if not len(features):
+        raise InputError("there is no labeled example to score with: add labels")
+    x = features.detach().cpu().double()
+    if not bool(x.isfinite().all()):
+        raise InputError("features hold NaN or infinity: choose a model whose training did not diverge")
+    return x
+
+
+def _counted(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes that have an example (K,), and who is in which, float64 (N, K)."""
+    if not len(labels):
+        raise InputError("there is no labeled example to score with: add labels")
+    classes, index = labels.cpu().unique(return_inverse=True)
+    return classes, F.one_hot(index).double()
+
+
+def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None, class_names: Sequence[str] | None) -> None:
+    label, number = fewest_groups(labels, groups)
+    name = _named(label, class_names)
+    if len(labels.unique()) < 2:
+        raise InputError(f"all {len(labels)} labeled examples are of class {name}: add labels of another class")
+    unit = "labeled example(s)" if groups is None else "group(s) of labeled examples"
+    if number == 1:
+        raise InputError(f"class {name} has 1 {unit}, and no cross-validation works with fewer than 2: add labels")
+    if number < folds:
+        raise InputError(
+            f"class {name} has {number} {unit}, fewer than the {folds} folds: set folds to {number} or add labels"
+        )
+
+
+def _named(label: int, class_names: Sequence[str] | None) -> str:
+    return str(label) if class_names is None else repr(class_names[label])
+
+
+def _knn(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
+    smallest = int(_counted(known_labels)[1].sum(0).min())
+    nearest = (F.normalize(features, dim=1) @ F.normalize(known, dim=1).T).topk(min(_NEIGHBORS, smallest), 1)
+    votes = torch.zeros(len(features), int(known_labels.max()) + 1, dtype=torch.float64)
+    votes.scatter_add_(1, known_labels[nearest.indices], (nearest.values / _TEMPERATURE).exp())
+    return votes.argmax(1)
+
+
+def _linear(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return torch.from_numpy(model.fit(known.numpy(), known_labels.numpy()).predict(features.numpy()))

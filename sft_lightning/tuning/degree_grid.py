@@ -1,0 +1,158 @@
+"""What `degree` compares, and what it chooses: depths, learning rates of the backbone, weights of a regularizer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from sft_lightning.utils.errors import InputError, at_least, near
+
+_DEPTHS: dict[int | str, float] = {"head": 0.0, "all": math.inf}  # the others are numbers of blocks
+Accuracies = Sequence[float | None]  # of the folds, None where the run failed
+
+
+class Setting(NamedTuple):
+    """How far to fine-tune; None leaves what the config says.
+
+    Attributes:
+        depth: `head`, a number of last blocks, or `all`.
+        backbone_lr_scale: Learning rate of the backbone as a share of the head's.
+        regularizer_weight: Lambda.
+    """
+
+    depth: int | str
+    backbone_lr_scale: float | None = None
+    regularizer_weight: float | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._asdict().items() if value is not None)
+
+    @property
+    def change(self) -> tuple[float, float, float]:
+        """How much of the start it changes: the depth counts first, then the learning rate, then the regularizer."""
+        depth = float(_DEPTHS.get(self.depth, self.depth))
+        return depth, self.backbone_lr_scale or 0.0, -(self.regularizer_weight or 0.0)
+
+    def options(self) -> dict[str, Any]:
+        """The settings of a config that it replaces, by their full names."""
+        found: dict[str, Any] = {"tune": self.depth}
+        if self.depth not in _DEPTHS:
+            found = {"tune": "last_k_blocks", "last_k_blocks": self.depth}
+        if self.backbone_lr_scale is not None:
+            found["backbone_lr_scale"] = self.backbone_lr_scale
+        if self.regularizer_weight is not None:
+            found["regularizer.init_args.weight"] = self.regularizer_weight
+        return {f"model.init_args.{name}": value for name, value in found.items()}
+
+
+@dataclass
+class Degree:
+    """What is compared by cross-validation on the labeled examples alone.
+
+    Args:
+        depth: What is trained: `head`, a number of last blocks and the head, or `all`.
+        backbone_lr_scale: Learning rates of the backbone as shares of the head's.
+        regularizer_weight: Weights (lambda) of the config's regularizer; null for the one that it has.
+        folds: Parts of the labeled examples, each held out once.
+    """
+
+    depth: list[int | str] = field(default_factory=lambda: ["head", 1, "all"])
+    backbone_lr_scale: list[float] = field(default_factory=lambda: [0.1, 1.0])
+    regularizer_weight: list[float] | None = None
+    folds: int = 5
+
+    def settings(self, head_is_regularized: bool) -> list[Setting]:
+        """All combinations that differ, that which changes least first: the head alone has no rate of the backbone.
+
+        Args:
+            head_is_regularized: Whether the regularizer's weight matters where the backbone is frozen.
+
+        Raises:
+            InputError: A value is none that can be compared.
+        """
+        at_least(2, **{"degree.folds": self.folds})
+        for name in ("depth", "backbone_lr_scale", "regularizer_weight"):
+            if getattr(self, name) == []:
+                raise InputError(f"degree.{name} is an empty list: give the values to compare")
+        for depth in self.depth:
+            if isinstance(depth, str) and depth not in _DEPTHS:
+                hint = near(depth, list(map(str, _DEPTHS)))
+                raise InputError(f"degree.depth has {depth!r}{hint}: give head, all or numbers of last blocks")
+        found = set()
+        weights: Sequence[float | None] = self.regularizer_weight or [None]
+        for depth, scale, weight in product(self.depth, self.backbone_lr_scale, weights):
+            if depth == "head":
+                found.add(Setting(depth, None, weight if head_is_regularized else None))
+            else:
+                found.add(Setting(depth, scale, weight))
+        return sorted(found, key=lambda setting: setting.change)
+
+
+def standard_error(accuracies: Sequence[float]) -> float:
+    """Of the mean over folds, as if they were independent.
+
+    Args:
+        accuracies: Two at least.
+    """
+    return stdev(accuracies) / math.sqrt(len(accuracies))
+
+
+def choose(results: Mapping[Setting, Accuracies]) -> tuple[Setting, Setting]:
+    """The best, and what is chosen: within one standard error of the best that which changes the start least.
+
+    The rule is that of Breiman et al. 1984, "Classification and Regression Trees".
+
+    Args:
+        results: Accuracies on the folds. Who has a failed fold takes no part.
+
+    Returns:
+        Best and chosen, often the same.
+
+    Raises:
+        InputError: None has finished all folds.
+    """
+    whole = {setting: found for setting in results if None not in (found := results[setting])}
+    finished = {setting: [a for a in found if a is not None] for setting, found in whole.items()}
+    if not finished:
+        raise InputError("no setting of degree finished all its folds: see the reasons above")
+    best = min(finished, key=lambda setting: (-fmean(finished[setting]), setting.change))
+    least = fmean(finished[best]) - standard_error(finished[best])
+    chosen = min((s for s in finished if fmean(finished[s]) >= least), key=lambda setting: setting.change)
+    return best, chosen
+
+
+def rows(results: Mapping[Setting, Accuracies], best: Setting, chosen: Setting) -> list[list[str]]:
+    """The table, its header first; settings that are the same in all lines have no column.
+
+    Args:
+        results: Accuracies on the folds.
+        best: Is marked.
+        chosen: The same.
+    """
+    names = [name for k, name in enumerate(Setting._fields) if any(setting[k] is not None for setting in results)]
+    number = len(next(iter(results.values())))
+    found = [[*names, "accuracy", "std_error", *(f"fold_{k}" for k in range(number)), "mark"]]
+    for setting, accuracies in results.items():
+        known = [a for a in accuracies if a is not None]
+        summary = [fmean(known), standard_error(known)] if len(known) == number else ["failed", "-"]
+        marks = [mark for mark, marked in (("best", best), ("chosen", chosen)) if marked == setting]
+        values = [getattr(setting, name) for name in names]
+        folds = ["failed" if a is None else a for a in accuracies]
+        line = ["-" if v is None else str(v) for v in values]
+        line += [v if isinstance(v, str) else f"{v:.4f}" for v in (*summary, *folds)]
+        found.append([*line, ", ".join(marks)])
+    return found
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of words under each other.
+
+    Args:
+        lines: Equally long.
+    """
+    widths = [max(len(word) for word in column) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -1,0 +1,146 @@
+"""`sft-lightning find-batch-size`: how many images a second a config trains on, by batch size, until memory runs out.
+
+Lightning's callback `BatchSizeFinder` looks for the largest size that fits and trains with it. That is more than is
+needed, since from some size on a batch only takes longer, and on a CPU, where Linux kills a process that takes too
+much, it is no search at all.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
+
+from sft_lightning.cli.lightning_cli import SFTCLI, run
+from sft_lightning.training.oom import available, peak, ran_out
+from sft_lightning.tuning.dry_run import Trial
+from sft_lightning.tuning.throughput import Pace, paced, whole_turn
+from sft_lightning.utils.errors import InputError, above_zero, at_least
+
+FIRST = 2  # batch normalization has nothing to normalize in one image
+GAIN = 1.05  # a larger size is better when it is so many times as fast
+PATIENCE = 2  # doublings without such a gain that end the search
+
+
+class SizeFinder(Trial):
+    """A trial with the end of the search."""
+
+    command = "find-batch-size"
+    bar: ClassVar[bool] = False
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the end.
+
+        Args:
+            parser: Of a command.
+        """
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--max", type=int, default=4096, help="No larger batch_size is tried.")
+        parser.add_argument("--seconds", type=float, default=1.0, help="So long the steps of each size are timed.")
+
+    def before_instantiate_classes(self) -> None:
+        """Checks it before the data is opened."""
+        super().before_instantiate_classes()
+        at_least(FIRST, max=self.config.fit.max)
+        above_zero(seconds=self.config.fit.seconds)
+
+
+class Row(NamedTuple):
+    """What was found of a size.
+
+    Attributes:
+        size: `batch_size`.
+        images: Of a batch, on average: of labeled and unlabeled ones together, fewer where the data has no more.
+        rate: Images a second.
+    """
+
+    size: int
+    images: float
+    rate: float
+
+
+def find_batch_size(words: Sequence[str]) -> str:
+    """Trains for some steps with batch sizes of 2, 4, 8, ... and suggests one.
+
+    Each step is a real one: forward, backward and the optimizer's, on labeled and unlabeled images in the config's own
+    ratio, with its views, precision and accumulation. The learning rate is 0, and the backbone is trained from the
+    first step where it will be released later.
+
+    Args:
+        words: What `fit` takes, and `--max` and `--seconds`.
+
+    Returns:
+        A table, the suggestion, and the option for `fit`.
+
+    Raises:
+        InputError: The input is wrong, or not even the smallest size fits into memory.
+    """
+    cli = run(["fit", *words], SizeFinder)
+    given, data = cli.config.fit, cli.datamodule
+    if cli.trainer.world_size > 1:
+        raise InputError(
+            f"trainer.devices is {cli.trainer.world_size}: batch_size is that of each process, so find it with "
+            "trainer.devices: 1 and trainer.strategy: auto"
+        )
+    if not isinstance(getattr(data, "batch_size", None), int):
+        raise InputError(f"data {type(data).__name__} has no whole number batch_size, which find-batch-size is to set")
+    turn = whole_turn(cli)
+    rows: list[Row] = []
+    best, size, memory = 0, FIRST, peak()
+    while True:
+        end = _tried(cli, size, Pace(turn, given.seconds), rows)
+        if end:
+            break
+        if rows[-1].rate >= GAIN * rows[best].rate:
+            best = len(rows) - 1
+        before, memory = memory, peak()
+        free = available() if cli.trainer.strategy.root_device.type == "cpu" else None
+        if len(rows) - 1 - best >= PATIENCE:
+            end = f"{PATIENCE} doublings gained less than {GAIN - 1:.0%}"
+        elif 2 * size > given.max:
+            end = f"--max is {given.max}"
+        elif len(rows) > 1 and free is not None and 2 * (memory - before) > free:
+            end = f"{2 * size} would take more than the {free / 2**30:.1f} GiB of memory that are left"
+        if end:
+            break
+        size *= 2
+    return told(rows, best, end)
+
+
+def _tried(cli: SFTCLI, size: int, pace: Pace, rows: list[Row]) -> str:
+    """Adds a row, or says why there is none."""
+    rank_zero_info(f"batch_size {size} ...")
+    end, cli.datamodule.batch_size = "", size
+    try:
+        paced(cli, pace)
+    except Exception as error:
+        if not rows or not ran_out(error):
+            raise
+        end = f"memory ran out at {size}"
+    cli.model.zero_grad()
+    garbage_collection_cuda()  # outside of the exception, whose traceback holds the step's tensors
+    if not end and rows and pace.images <= rows[-1].images:
+        end = "the data has no more images for a batch"
+    if not end:
+        rows.append(Row(size, pace.images, pace.rate))
+    return end
+
+
+def told(rows: Sequence[Row], best: int, end: str) -> str:
+    """The result in words.
+
+    Args:
+        rows: At least one.
+        best: Which of them is suggested.
+        end: Why no more were tried.
+    """
+    lines = ["batch_size  images a step  images/s"]
+    lines += [f"{row.size:>10}  {row.images:>13,.0f}  {row.rate:>8,.0f}" for row in rows]
+    lines += [
+        f"ended      {end}",
+        f"suggested  {rows[best].size}: no larger one that was tried is {GAIN - 1:.0%} faster",
+        f"for fit    --data.init_args.batch_size {rows[best].size}",
+        "Another batch size may need another learning rate: sft-lightning find-lr.",
+    ]
+    return "\n".join(lines)

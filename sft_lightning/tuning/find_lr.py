@@ -1,0 +1,178 @@
+"""`sft-lightning find-lr`: a learning rate range test (Smith 2017) of what a config trains.
+
+The rate rises by the same factor from step to step, from one at which nothing is learned to one at which training falls
+apart, and the loss of each step is written down. Lightning's `Tuner.lr_find` does the same, but not here: it wants the
+rate as an attribute `lr` of the module, where ours is an argument of the optimizer that the YAML names (pl#16787); it
+gives all parameter groups one rate, so that a slow backbone would be as fast as its head; and it saves a checkpoint.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
+
+from sft_lightning.cli.lightning_cli import leave, run
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.runs.paths import LOGS
+from sft_lightning.tuning.dry_run import Trial, all_in_turn
+from sft_lightning.tuning.lr_range import NAME, Curve, told, write
+from sft_lightning.utils.errors import InputError, above_zero, at_least
+
+
+class Sweep(Callback):
+    """Raises the rate from step to step, keeps the losses, and ends the training where there is no more to learn."""
+
+    def __init__(self, curve: Curve, turn: int = 1) -> None:
+        """Prepares.
+
+        Args:
+            curve: Has the rates, and takes the losses.
+            turn: Optimizer steps at each rate.
+        """
+        self.curve, self._turn = curve, turn
+        self._losses: list[Tensor] = []
+        self._batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes each group's share of the optimizer's rate, and leaves the schedule out.
+
+        Args:
+            trainer: In training.
+            pl_module: Any with one optimizer.
+
+        Raises:
+            InputError: The optimizer has no rate.
+        """
+        optimizer = trainer.optimizers[0]
+        rate = optimizer.defaults.get("lr")
+        if not rate or len(trainer.optimizers) > 1:
+            raise InputError(
+                f"optimizer {type(optimizer).__name__} has lr {rate}: find-lr needs one optimizer, with an lr above 0"
+            )
+        # A schedule that has begun says in `initial_lr` what the rate was before.
+        self._shares = [float(group.get("initial_lr", group["lr"]) / rate) for group in optimizer.param_groups]
+        trainer.strategy.lr_scheduler_configs = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Sets the rate.
+
+        Args:
+            trainer: In training.
+            pl_module: Unused.
+            batch: Unused.
+            batch_idx: Unused.
+        """
+        for group, share in zip(trainer.optimizers[0].param_groups, self._shares, strict=True):
+            group["lr"] = self.curve.rates[len(self.curve.losses)] * share
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the loss, the mean over the batches of a rate and over all processes.
+
+        Of a semi-supervised step it is L_s. The network itself makes the targets of L_u, which may fall because they
+        become easy, and rise because more of them are accepted.
+
+        Args:
+            trainer: In training.
+            pl_module: Unused.
+            outputs: The loss, which Lightning has divided by the batches of a step.
+            batch: Unused.
+            batch_idx: Unused.
+        """
+        every = trainer.accumulate_grad_batches
+        loss: Tensor | None = getattr(pl_module, "supervised_loss", outputs["loss"] * every)
+        self._batches += 1
+        if loss is not None:
+            self._losses.append(loss)
+        if self._batches < self._turn * every:
+            return
+        mean = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        self._losses, self._batches = [], 0
+        if self.curve.add(float(mean)):
+            trainer.should_stop = True
+
+
+class Finder(Trial):
+    """A trial with the range of the rates."""
+
+    command = "find-lr"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the range.
+
+        Args:
+            parser: Of a command.
+        """
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--min_lr", type=float, default=1e-6, help="First rate of find-lr.")
+        parser.add_argument("--max_lr", type=float, default=10.0, help="Last rate of find-lr.")
+        parser.add_argument("--steps", type=int, default=100, help="Rates between them, each a step of training.")
+
+    def before_instantiate_classes(self) -> None:
+        """Checks the range before the data is opened."""
+        super().before_instantiate_classes()
+        given = self.config.fit
+        above_zero(min_lr=given.min_lr)
+        at_least(10, steps=given.steps)
+        if not given.min_lr < given.max_lr < math.inf:
+            raise InputError(f"max_lr is {given.max_lr}: give a number above min_lr, which is {given.min_lr}")
+
+
+def find_lr(words: Sequence[str]) -> str:
+    """Trains for some hundred steps at rising rates and suggests one.
+
+    What is trained is what the training begins with: the first stage where there are two, lambda at its full value from
+    the first step (no warm-up, no ramp), and a whole turn of supervised and unsupervised steps at each rate where
+    these alternate, since their losses are not comparable.
+
+    Args:
+        words: What `fit` takes, and `--min_lr`, `--max_lr` and `--steps`.
+
+    Returns:
+        The suggestion, and where the curve is; nothing on processes other than the first.
+
+    Raises:
+        InputError: The input is wrong.
+    """
+    cli = run(["fit", *words], Finder)
+    given, model, data, trainer = cli.config.fit, cli.model, cli.datamodule, cli.trainer
+    turn = all_in_turn(model)
+    if isinstance(data, ImageDataModule):  # one epoch, in which no stage ends
+        data.steps_per_epoch = given.steps * turn * trainer.accumulate_grad_batches
+    else:
+        trainer.fit_loop.max_epochs = -1
+    curve = Curve(given.min_lr, given.max_lr, given.steps)
+    trainer.callbacks.append(Sweep(curve, turn))  # type: ignore[attr-defined]
+    try:
+        trainer.fit(model, data)
+    except RuntimeError:
+        if all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise
+        curve.add(math.nan)  # some losses cannot even be computed of a network that has fallen apart
+    finally:
+        leave()
+    if not trainer.is_global_zero:
+        return ""
+    words_of_it = told(curve, option(given))
+    if not curve.losses:
+        return words_of_it
+    folder = Path(LOGS) / f"{given.run_name}_{NAME}"
+    write(folder, curve)
+    return f"{words_of_it}\nWritten: {folder / NAME}.png and {NAME}.csv"
+
+
+def option(given: Any) -> str:
+    """The option that sets the rate.
+
+    Args:
+        given: The parsed config.
+    """
+    schedule = (given.model.get("init_args") or {}).get("lr_scheduler") or {}
+    peak = "max_lr" in (schedule.get("init_args") or {})  # OneCycleLR and CyclicLR take no notice of the optimizer's
+    return f"--model.init_args.{'lr_scheduler.init_args.max_lr' if peak else 'optimizer.init_args.lr'}"

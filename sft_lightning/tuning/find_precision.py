@@ -1,0 +1,95 @@
+"""`sft-lightning find-precision`: whether half precision makes a config faster on this machine.
+
+It does not everywhere: a CPU without instructions for bfloat16 converts back and forth, and in a small network the
+conversions cost more than they save.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import ClassVar
+
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
+
+from sft_lightning.cli.lightning_cli import run
+from sft_lightning.tuning.dry_run import Trial
+from sft_lightning.tuning.throughput import Pace, paced, whole_turn
+from sft_lightning.utils.errors import above_zero, at_least
+
+PLAIN = "32-true"
+GAIN = 1.05  # in every round, for a precision to be suggested
+
+
+class PrecisionFinder(Trial):
+    """A trial with how long to look."""
+
+    command = "find-precision"
+    bar: ClassVar[bool] = False
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds it.
+
+        Args:
+            parser: Of a command.
+        """
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--rounds", type=int, default=3, help="All are timed in turn so many times.")
+        parser.add_argument("--seconds", type=float, default=2.0, help="So long each is timed in a round.")
+
+    def before_instantiate_classes(self) -> None:
+        """Checks it before the data is opened."""
+        super().before_instantiate_classes()
+        at_least(1, rounds=self.config.fit.rounds)
+        above_zero(seconds=self.config.fit.seconds)
+
+
+def find_precision(words: Sequence[str]) -> str:
+    """Trains for some steps in full and in half precision, in turn, and suggests one.
+
+    Steps are real ones, with the config's own network, batches and views; the learning rate is 0.
+
+    Args:
+        words: What `fit` takes, and `--rounds` and `--seconds`.
+
+    Returns:
+        A table, the suggestion, and the option for `fit`.
+
+    Raises:
+        InputError: The input is wrong.
+    """
+    cli = run(["fit", *words], PrecisionFinder)
+    given, cuda = cli.config.fit, cli.trainer.strategy.root_device.type == "cuda"
+    turn = whole_turn(cli)
+    rates: dict[str, list[float]] = {name: [] for name in (PLAIN, "bf16-mixed", *(["16-mixed"] if cuda else []))}
+    for number in range(given.rounds):
+        for name, found in rates.items():
+            rank_zero_info(f"round {number + 1} of {given.rounds}: {name} ...")
+            cli.config_init.fit.trainer.precision = name
+            pace = Pace(turn, given.seconds)
+            paced(cli, pace)
+            found.append(pace.rate)
+    return told(rates)
+
+
+def told(rates: dict[str, list[float]]) -> str:
+    """The result in words.
+
+    Args:
+        rates: Images a second of each precision, by round.
+    """
+    lines = ["precision   images/s  against 32-true"]
+    best = PLAIN
+    for name, found in rates.items():
+        ratios = sorted(rate / plain for rate, plain in zip(found, rates[PLAIN], strict=True))
+        against = "" if name == PLAIN else f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        lines.append(f"{name:<10}  {median(found):>8,.0f}  {against}".rstrip())
+        if ratios[0] >= GAIN and median(found) > median(rates[best]):
+            best = name
+    faster = f"at least {GAIN - 1:.0%} faster than {PLAIN} in every round"
+    lines += [
+        f"suggested  {best}: " + (f"no other is {faster}" if best == PLAIN else faster),
+        f"for fit    --trainer.precision {best}",
+    ]
+    if best != PLAIN:
+        lines.append("Whether the accuracy stays, a study of both says: sft-lightning study.")
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""What a learning rate range test says: the losses at rising rates, the rate to take, a table and a picture."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from sft_lightning.utils.atomic import write_text
+
+_WIDTH = math.log(10) * 0.7  # of the smoothing, in log rate: however many the steps, they are smoothed over 0.7 decades
+_WORSE = 3.0  # the loss has diverged when it is so many times its best value above it
+_BEGUN = 0.1  # share of the whole fall from which on a rate is called usable
+_SURE = 4.0  # times the noise: where nothing is learned the loss falls so far in 1 of 100 tests with 30 to 100 steps
+_LEAST = 0.01  # share of the loss that the fall must be: without noise, the least of rates lowers the loss a little
+NAME = "find_lr"
+
+
+class Curve:
+    """Losses at exponentially rising rates.
+
+    Attributes:
+        rates: All that are to be tried.
+        losses: Of those tried so far.
+        end: Why no more were tried: "diverged", "not finite", or "" at the last of them.
+    """
+
+    def __init__(self, min_lr: float, max_lr: float, steps: int) -> None:
+        """Sets the rates.
+
+        Args:
+            min_lr: First.
+            max_lr: Last.
+            steps: Number of rates, at least 2.
+        """
+        step = math.log(max_lr / min_lr) / (steps - 1)
+        self.rates = [min_lr * math.exp(k * step) for k in range(steps)]
+        self.width = max(5, round(_WIDTH / step))  # in steps, 10 by default
+        self.keep = 1 - 1 / self.width
+        self.losses: list[float] = []
+        self.end = ""
+
+    def add(self, loss: float) -> bool:
+        """Takes the loss of the next rate.
+
+        Args:
+            loss: Its mean over the batches at this rate.
+
+        Returns:
+            Whether that was the last.
+        """
+        if not math.isfinite(loss):
+            self.end = "not finite"
+            return True
+        self.losses.append(loss)
+        so_far = averages(self.losses, self.keep)
+        best = min(so_far)
+        # All that was won must be lost, too, or the noise of a loss near 0 would end the test.
+        if so_far[-1] - best > max(_WORSE * abs(best), so_far[0] - best):
+            self.end = "diverged"
+        return bool(self.end) or len(self.losses) == len(self.rates)
+
+    @property
+    def smoothed(self) -> list[float]:
+        """The losses averaged forward and then backward: forward alone, they would lag behind their rates.
+
+        Before, each is replaced by the median of five (a batch of a few left-over examples may have a loss of its own
+        kind), and none counts for more than those at the start, so that the last ones, in which training falls apart,
+        do not hide what came before them.
+        """
+        medians = self.medians
+        most = max(medians[: self.width], default=0.0)
+        return averages(averages([min(x, most) for x in medians], self.keep)[::-1], self.keep)[::-1]
+
+    @property
+    def medians(self) -> list[float]:
+        """The median of each loss and two on each side."""
+        return [median(self.losses[max(0, k - 2) : k + 3]) for k in range(len(self.losses))]
+
+
+class Found(NamedTuple):
+    """What is read off a curve.
+
+    Attributes:
+        rate: The suggestion.
+        usable: First and last rate at which training gets somewhere.
+        fall: Smoothed loss at the first rate, and the lowest one.
+    """
+
+    rate: float
+    usable: tuple[float, float]
+    fall: tuple[float, float]
+
+
+def averages(values: Sequence[float], keep: float) -> list[float]:
+    """Moving averages with the correction of their bias (Kingma & Ba 2015), so that the first is the first value.
+
+    Args:
+        values: In order.
+        keep: Share of the old average that each step keeps.
+    """
+    found, average = [], 0.0
+    for k, value in enumerate(values, 1):
+        average = keep * average + (1 - keep) * value
+        found.append(average / (1 - keep**k))
+    return found
+
+
+def judge(curve: Curve) -> Found | None:
+    """The rate at which the smoothed loss falls fastest by the logarithm of the rate, up to its lowest point.
+
+    There each step gains the most. The lowest point itself is too late: what earlier, smaller rates have won makes it
+    low, and at that rate gain and damage are in balance. A tenth of it, another common rule, has its factor from
+    nowhere, and where the loss rises slowly the lowest point is anywhere.
+
+    Args:
+        curve: With losses.
+
+    Returns:
+        None where the loss does not fall by more than it may by chance.
+    """
+    smoothed = curve.smoothed
+    if len(smoothed) < 3:
+        return None
+    lowest = smoothed.index(min(smoothed))
+    fall = smoothed[0] - smoothed[lowest]
+    noise = median(abs(loss - near) for loss, near in zip(curve.losses, curve.medians, strict=True))
+    if fall <= max(_SURE * noise, _LEAST * abs(smoothed[0])) or lowest == 0:
+        return None
+    # The rates are equally far apart in the logarithm: differences are slopes.
+    slopes = [smoothed[min(k + 1, lowest)] - smoothed[max(k - 1, 0)] for k in range(lowest + 1)]
+    slopes[0], slopes[-1] = 2 * slopes[0], 2 * slopes[-1]  # over one step, not two
+    steepest = slopes.index(min(slopes))
+    first = next(k for k, value in enumerate(smoothed) if smoothed[0] - value >= _BEGUN * fall)
+    return Found(
+        rounded(curve.rates[steepest]),
+        (rounded(curve.rates[min(first, steepest)]), rounded(curve.rates[lowest])),
+        (smoothed[0], smoothed[lowest]),
+    )
+
+
+def rounded(rate: float) -> float:
+    """Two digits: a range test knows no more.
+
+    Args:
+        rate: Above 0.
+    """
+    return float(f"{rate:.1e}")
+
+
+def told(curve: Curve, option: str) -> str:
+    """The result in words.
+
+    Args:
+        curve: With losses.
+        option: Of the command line, which sets the rate.
+    """
+    found = judge(curve)
+    tried, first, last = len(curve.losses), curve.rates[0], curve.rates[max(0, len(curve.losses) - 1)]
+    ends = {"diverged": ", where it diverged", "not finite": ", after which it was not finite", "": ""}[curve.end]
+    if found is None:
+        lower = "lower --min_lr" if curve.end else "raise --max_lr or --steps"
+        if not tried:
+            return f"The loss is not finite at the first rate, {first:g}: {lower}, or look at the data and precision."
+        return (
+            f"No rate from {first:g} to {last:.2g} lowered the loss, which began at {curve.losses[0]:.4g}{ends}: "
+            f"there is nothing to suggest; {lower}, or look at the data (`sft-lightning preview`) and the config."
+        )
+    lines = [
+        f"The smoothed loss fell from {found.fall[0]:.4g} to {found.fall[1]:.4g} in {tried} rates from {first:g} to "
+        f"{last:.2g}{ends}.",
+        f"usable     {found.usable[0]:g} to {found.usable[1]:g}: from a tenth of the fall to the lowest loss",
+        f"suggested  {found.rate:g}: where the loss falls fastest",
+        f"for fit    {option} {found.rate:g}",
+    ]
+    if found.rate <= rounded(curve.rates[1]):
+        lines.append("The loss fell fastest at the first rate: a lower --min_lr may find a better one.")
+    if found.usable[1] >= rounded(curve.rates[-1]):
+        lines.append("The loss was still falling at the last rate: a higher --max_lr may find a better one.")
+    return "\n".join(lines)
+
+
+def write(folder: Path, curve: Curve) -> None:
+    """Writes `find_lr.csv` and `find_lr.png`.
+
+    Args:
+        folder: Where to; it is made.
+        curve: With losses, at least one.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["lr", "loss", "smoothed_loss"])
+    rows.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=False))
+    write_text(folder / f"{NAME}.csv", text.getvalue())
+    _draw(folder / f"{NAME}.png", curve)
+
+
+def _draw(path: Path, curve: Curve) -> None:
+    """Each loss a dot, the smoothed ones a line, the usable range shaded."""
+    from matplotlib.figure import Figure
+
+    found, smoothed = judge(curve), curve.smoothed
+    rates = curve.rates[: len(smoothed)]
+    figure = Figure(figsize=(7, 4), layout="constrained", dpi=120)
+    axes: Any = figure.subplots()
+    axes.plot(rates, curve.losses, ".", color="#9db8d2", markersize=4, label="loss of a step")
+    axes.plot(rates, smoothed, color="#2f5f8f", label="smoothed")
+    if found is not None:
+        axes.axvspan(*found.usable, color="#2f5f8f", alpha=0.1, linewidth=0, label="usable")
+        axes.axvline(found.rate, color="#b3541e", label=f"suggested: {found.rate:g}")
+    top = smoothed[0] + 0.5 * max(smoothed[0] - min(smoothed), 0.1 * abs(smoothed[0]))
+    low = min(curve.losses)
+    axes.set(xscale="log", ylim=(low - 0.05 * (top - low), top), xlabel="learning rate", ylabel="training loss")
+    axes.grid(color="#eeeeee")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    staged = path.with_name(path.name + ".part")
+    figure.savefig(staged, format="png")
+    staged.replace(path)

@@ -1,0 +1,103 @@
+"""How many images a second a config trains on: real steps of a Trainer that leaves nothing behind."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from sft_lightning.cli.lightning_cli import SFTCLI
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+from sft_lightning.tuning.dry_run import all_in_turn
+
+_WARM, _LEAST = 2, 3  # turns before the clock starts, and the fewest that are timed
+_ENDLESS = 10**6  # steps of an epoch, which no trial comes to the end of
+
+
+class Pace(Callback):
+    """Times the steps of one size, and ends the training. The rates are 0, so that nothing is learned.
+
+    Attributes:
+        images: Of a batch, on average.
+        rate: Images a second.
+    """
+
+    def __init__(self, turn: int, seconds: float) -> None:
+        """Prepares.
+
+        Args:
+            turn: Batches in which all is done that is done in turn.
+            seconds: So long the steps are timed, at least.
+        """
+        self.images, self.rate = 0.0, 0.0
+        self._turn, self._seconds = turn, seconds
+        self._batches, self._seen, self._begin = 0, 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets the rates to 0, and leaves the schedule out.
+
+        Args:
+            trainer: In training.
+            pl_module: Unused.
+        """
+        trainer.strategy.lr_scheduler_configs = []
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+            group["lr"] = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the images, and looks at the clock after each turn, when the device has done it.
+
+        Args:
+            trainer: In training.
+            pl_module: Unused.
+            outputs: Unused.
+            batch: Parts by their names.
+            batch_idx: Unused.
+        """
+        views = len(getattr(getattr(trainer, "datamodule", None), "labeled_views", "1"))  # of which each has its place
+        self._seen += sum(len(part.indices) // (views if name == "labeled" else 1) for name, part in batch.items())
+        self._batches += 1
+        turns, inside = divmod(self._batches, self._turn)
+        if inside:
+            return
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if turns == _WARM:
+            self._begin, self._seen = now, 0
+        elif turns >= _WARM + _LEAST and now - self._begin >= self._seconds:
+            self.images, self.rate = self._seen / (turns - _WARM) / self._turn, self._seen / (now - self._begin)
+            trainer.should_stop = True
+
+
+def whole_turn(cli: SFTCLI) -> int:
+    """Lets the model do from its first step what it will do later, the whole backbone included.
+
+    Args:
+        cli: With the model.
+
+    Returns:
+        Batches in which all is done that is done in turn.
+    """
+    if isinstance(cli.model, FineTuneClassifier):
+        cli.model.head_only_epochs, cli.model.cache_features = 0, False
+    return all_in_turn(cli.model) * cli.trainer.accumulate_grad_batches
+
+
+def paced(cli: SFTCLI, pace: Pace) -> None:
+    """Trains until a pace is known, with a Trainer of its own.
+
+    Args:
+        cli: With config, model and data.
+        pace: That is to be found.
+    """
+    model, data, trainer = cli.model, cli.datamodule, cli.instantiate_trainer()
+    trainer.callbacks.append(pace)  # type: ignore[attr-defined]
+    if isinstance(data, ImageDataModule):
+        data.steps_per_epoch = _ENDLESS
+    else:
+        trainer.fit_loop.max_epochs = -1
+    trainer.fit(model, data)

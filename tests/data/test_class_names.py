@@ -1,0 +1,77 @@
+"""Class names: their order, and how they are matched."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft_lightning.data.class_names import (
+    as_names,
+    describe_difference,
+    list_classes,
+    match_classes,
+    recorded_classes,
+    sort_classes,
+)
+
+ORDERED = [
+    ["1", "2", "10"],
+    ["-1", "0", "0.5", "1e3", "cat"],
+    ["class 2", "class 10", "class 10a"],
+    ["class 002", "class 10"],
+    ["aa", "Banana", "c"],
+    ["Cat", "cat", "cat 2"],
+    ["01", "1", "02"],
+    ["img9", "img" + "9" * 5000],
+    ["7", "b", "inf", "nan"],
+    ["a", "e\u0301a", "\u00e9b"],
+    ["z", "e\u0301a", "\u00e9b"],
+]
+
+
+@pytest.mark.parametrize("names", ORDERED)
+def test_natural_order_whatever_the_order_before(names: list[str]) -> None:
+    for seed in range(5):
+        assert sort_classes(random.Random(seed).sample(names, len(names))) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "among", "expected"),
+    [
+        (["a", "b"], ["a", "b"], [0, 1]),
+        (["a", "b"], ["b", "c", "a"], [2, 0]),
+        (["a", "x"], ["b", "a"], [1, -1]),
+        (["Cat"], ["cat"], [-1]),
+        (["1"], ["01"], [-1]),
+        (["caf\u00e9"], ["tea", "cafe\u0301"], [1]),
+        ([], ["a"], []),
+        (["crane"], ["x", "crane", "crane"], [1]),
+        (["crane", "crane"], ["crane", "crane"], [0, 1]),
+    ],
+)
+def test_classes_are_matched_by_name(names: list[str], among: list[str], expected: list[int]) -> None:
+    assert match_classes(names, among) == expected
+
+
+def test_sentences() -> None:
+    assert list_classes([str(i) for i in range(7)]) == "'0', '1', '2', '3', '4' and 2 more"
+    assert list_classes([]) == "none"
+    assert describe_difference(["a", "b"], ["b", "a"]) == "class 0 is 'a' in the model and 'b' in the data"
+    assert describe_difference(["a"], ["a", "b"]) == "only the model has none, only the data has 'b'"
+    assert describe_difference(["a"], ["b"]) == "only the model has 'a', only the data has 'b'"
+
+
+def test_names_stand_in_a_file_or_in_its_run(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    assert recorded_classes({"class_names": ["a", "b"]}, file) == ["a", "b"]
+    assert recorded_classes({"hyper_parameters": {"class_names": ["a"]}}, file) == ["a"]
+    assert recorded_classes({}, file) is None
+    (tmp_path / "fit.yaml").touch()
+    assert recorded_classes({"hyper_parameters": {}}, file) is None
+    (tmp_path / "split.csv").write_text('# {"class_names": ["x", "y"]}\nid,split,label\n')
+    assert recorded_classes({"hyper_parameters": {"class_names": None}}, file) == ["x", "y"]
+    (tmp_path / "split.csv").write_text("no JSON\n")
+    assert recorded_classes({}, file) is None
+    for value in ([1, 2], "ab", {"a": 0}, [], None, torch.ones(2)):
+        assert as_names(value) is None

@@ -1,0 +1,472 @@
+"""Pictures that are decoded once: the same batches, whatever happens to the cache, the files and the processes."""
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sft_lightning import FineTuneClassifier, ImageDataModule
+from sft_lightning.data.batches import Labeled
+from sft_lightning.data.vision import image_cache, images
+from sft_lightning.data.vision.cached_images import CachedImages
+from sft_lightning.data.vision.image_cache import ImageCache
+from sft_lightning.data.vision.images import FileImages, decode
+from sft_lightning.data.vision.views import WeakView
+from sft_lightning.utils.errors import InputError
+from tests.conftest import ROOT
+from tests.data.conftest import break_middle
+from tests.paradigms.helpers import Recorder, state, trainer
+
+FORK = get_context("fork")
+SIZE = 24
+ROW = 3 * SIZE * SIZE
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of JPEG and PNG pictures of several shapes, with detail at every scale, and a few without labels."""
+    home = tmp_path_factory.mktemp("photos")
+    for k, folder in enumerate(("train/a", "train/b", "test/a", "test/b", "unlabeled")):
+        (home / folder).mkdir(parents=True)
+        for i in range(12):
+            draw = np.random.default_rng(100 * k + i)
+            coarse = Image.fromarray(draw.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+            size = (128, 96) if i == 7 else (60 + 5 * i, 70 - 3 * i)  # large enough to be decoded to a half
+            smooth = coarse.resize(size, Image.Resampling.BICUBIC)
+            if i == 5:
+                smooth = smooth.convert("L")
+            smooth.save(home / folder / (f"{i:02}.png" if i % 3 == 0 else f"{i:02}.jpg"))
+    return home
+
+
+def opened(source: Path, cache: Path | None, **settings: Any) -> ImageDataModule:
+    options = {"image_size": SIZE, "batch_size": 5, "num_workers": 0, "val_size": 4, "steps_per_epoch": 9, **settings}
+    data = ImageDataModule(str(source), cache=None if cache is None else str(cache), **options)
+    data.setup("fit")
+    return data
+
+
+def batches(data: ImageDataModule, epochs: int = 2) -> Iterator[Labeled]:
+    """Training, validation and test batches as a network sees them."""
+    train = data.train_dataloader()
+    for epoch in range(epochs):
+        train.set_epoch(epoch)
+        for parts in train:
+            yield data.on_after_batch_transfer(parts, 0)["labeled"]
+        for loader in (data.val_dataloader(), data.test_dataloader()):
+            for batch in loader:
+                yield data.on_after_batch_transfer(batch, 0)
+
+
+def same(one: Labeled, two: Labeled) -> bool:
+    return (
+        torch.equal(one.x, two.x)
+        and one.x.stride() == two.x.stride()
+        and torch.equal(one.y, two.y)
+        and torch.equal(one.indices, two.indices)
+    )
+
+
+def all_same(one: ImageDataModule, two: ImageDataModule) -> bool:
+    pairs = list(zip(batches(one), batches(two), strict=True))
+    assert len(pairs) == 2 * (9 + 1 + 5)
+    return all(same(a, b) for a, b in pairs)
+
+
+class Decoded(NamedTuple):
+    """What a run decoded."""
+
+    paths: list[Path]
+
+    def taken(self) -> list[Path]:
+        found = sorted(self.paths)
+        self.paths.clear()
+        return found
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
+    """Each file that is decoded in this process, from here on."""
+    seen = Decoded([])
+    real = images.open_image
+
+    def noted(path: Path, *rest: Any) -> Image.Image:
+        seen.paths.append(path)
+        return real(path, *rest)
+
+    for module in (images, image_cache):
+        monkeypatch.setattr(module, "open_image", noted)
+    return seen
+
+
+VIEWS = WeakView(flip=True, crop_padding=2)
+
+
+@pytest.mark.parametrize("settings", [{"weak_view": VIEWS}, {"channels": 1, "center_crop": 0.8, "num_labels": 10}])
+def test_batches_are_the_same_bit_for_bit_and_files_are_decoded_once(
+    settings: dict[str, Any], photos: Path, tmp_path: Path, decoded: Decoded
+) -> None:
+    for _ in range(2):  # filled, and found filled by the next run
+        assert all_same(opened(photos, None, **settings), opened(photos, tmp_path, **settings))
+    decoded.taken()
+    list(batches(opened(photos, tmp_path, **settings)))
+    assert decoded.taken() == []
+
+
+def test_only_what_a_run_needs_is_decoded_and_only_what_is_new_to_the_next(
+    photos: Path, tmp_path: Path, decoded: Decoded
+) -> None:
+    few = opened(photos, tmp_path, labels_per_class=2)
+    list(few.train_dataloader())
+    first = decoded.taken()
+    assert first == sorted(path_of(few, "labeled"))
+    more = opened(photos, tmp_path, labels_per_class=5, seed=1)
+    list(more.train_dataloader())
+    assert decoded.taken() == sorted(set(path_of(more, "labeled")) - set(first))
+    stream = more._stream("unlabeled", more.splits["unlabeled"], True)  # of two parts: what is left, and the folder
+    for batch in stream.batches(0, 3):
+        for picture, i in zip(batch.images, batch.indices.tolist(), strict=True):
+            path = path_of(more, "unlabeled")[i]
+            assert torch.equal(picture, decode(path, more.geometry, None))
+
+
+def path_of(data: ImageDataModule, name: str) -> list[Path]:
+    split = data.splits[name]
+    assert isinstance(split.part.images, FileImages)
+    return [split.part.images.paths[i] for i in split.indices]
+
+
+def test_random_crops_are_the_same_rectangles(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
+    view = WeakView(flip=True, crop_scale=[0.2, 1.0])
+    with_, without = (opened(photos, cache, weak_view=view) for cache in (tmp_path, None))
+    pairs = list(zip(batches(with_), batches(without), strict=True))
+    train = [(a, b) for k, (a, b) in enumerate(pairs) if k % 15 < 9]
+    assert all(same(a, b) for k, (a, b) in enumerate(pairs) if k % 15 >= 9)  # evaluation crops nothing at random
+    assert all(torch.equal(a.indices, b.indices) and torch.equal(a.y, b.y) for a, b in train)
+    off = torch.cat([(a.x - b.x).abs().mean((1, 2, 3)) for a, b in train])
+    other = torch.cat([(a.x - b.x.roll(1, 0)).abs().mean((1, 2, 3)) for a, b in train])
+    assert off.max() < 0.06 < other.mean()
+    assert off.mean() < 0.02
+    decoded.taken()
+    list(batches(with_))
+    assert decoded.taken() == []
+
+
+CHANGES = ("content", "renamed", "added", "image_size", "background", "channels", "center_crop", "version")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_all_that_pictures_depend_on_is_in_the_key(
+    change: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(photos, tmp_path / "copy"))  # with their times
+    one, settings = source / "train" / "b" / "03.png", {}
+    monkeypatch.setattr(ImageCache, "fill", lambda *_: None)
+    old = key_of(opened(photos, tmp_path))
+    assert key_of(opened(source, tmp_path, weak_view=VIEWS, seed=3, num_labels=9)) == old  # none of these
+    one.touch()
+    assert key_of(opened(source, tmp_path)) == old  # nor its time
+    if change == "content":  # as `cp -p` of another file leaves it, with the size and time that it had
+        content = one.read_bytes()
+        one.write_bytes(content + b"a")  # behind the end of the image, where any byte may stand
+        before, old = one.stat(), key_of(opened(source, tmp_path))
+        one.write_bytes(content + b"b")
+        os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "renamed":
+        one.rename(one.with_name("03b.png"))
+    elif change == "added":
+        shutil.copy2(one, one.with_name("03b.png"))
+    elif change == "version":
+        monkeypatch.setattr(image_cache, "DECODING", 0)
+    else:
+        settings = {change: {"image_size": 25, "background": (0, 0, 0), "channels": 1, "center_crop": 0.9}[change]}
+    new = opened(source, tmp_path, **settings)
+    assert key_of(new) != old
+    cropped = opened(source, tmp_path, weak_view=WeakView(crop_scale=[0.5, 1.0]), **settings)
+    assert key_of(cropped) not in (old, key_of(new))
+
+
+def key_of(data: ImageDataModule) -> str:
+    images = data._stream("labeled", data.splits["labeled"], True)._split.part.images
+    assert isinstance(images, CachedImages)
+    return images._cache.key
+
+
+def damage(folder: Path, how: str) -> None:
+    (pixels,), (rows,) = folder.glob("*.u8"), folder.glob("*.rows")
+    if how == "a byte":
+        content = bytearray(pixels.read_bytes())
+        for number in range(len(content) // ROW):
+            content[number * ROW + 7] ^= 1
+        pixels.write_bytes(content)
+    elif how == "zeros":
+        pixels.write_bytes(bytes(pixels.stat().st_size))
+    elif how == "cut off":
+        os.truncate(pixels, pixels.stat().st_size - 1)
+    elif how == "gone":
+        pixels.unlink()
+    elif how == "rows cut off":
+        os.truncate(rows, rows.stat().st_size - 12)
+    else:  # rows that say that all is stored, and are of another
+        rows.write_bytes(np.full(rows.stat().st_size // 4, 9, "<u4").tobytes())
+
+
+@pytest.mark.parametrize("how", ["a byte", "zeros", "cut off", "gone", "rows cut off", "rows that lie"])
+def test_a_damaged_cache_is_never_taken_for_a_whole_one(
+    how: str, photos: Path, tmp_path: Path, decoded: Decoded
+) -> None:
+    list(batches(opened(photos, tmp_path)))
+    held = next(tmp_path.glob("*.u8")).open("rb")  # by a run that has it mapped
+    damage(tmp_path, how)
+    with pytest.warns(match="is damaged") if how in ("a byte", "zeros", "rows that lie") else nullcontext():
+        assert all_same(opened(photos, None), opened(photos, tmp_path))
+    assert all_same(opened(photos, None), opened(photos, tmp_path))  # what was damaged is stored again
+    with held:  # what is cut off under a map ends its process
+        made_anew = next(tmp_path.glob("*.u8")).stat().st_ino != os.fstat(held.fileno()).st_ino
+        assert made_anew == (how in ("cut off", "gone", "rows cut off"))
+    decoded.taken()
+    list(batches(opened(photos, tmp_path)))
+    assert decoded.taken() == []
+
+
+def test_a_bad_picture_is_left_out_or_refused_as_without_a_cache(
+    photos: Path, tmp_path: Path, decoded: Decoded
+) -> None:
+    source = Path(shutil.copytree(photos, tmp_path / "copy"))
+    bad = break_middle(source / "train" / "a" / "03.png")
+    kept = bad.stat()
+    with_, without = (opened(source, cache, on_bad_image="skip") for cache in (tmp_path / "cache", None))
+    assert all_same(with_, without)
+    assert with_.bad.found == without.bad.found == {str(bad): next(iter(without.bad.found.values()))}
+    decoded.taken()
+    again = opened(source, tmp_path / "cache", on_bad_image="skip")
+    assert all_same(again, without)
+    assert again.bad.found == without.bad.found
+    for data in (opened(source, tmp_path / "cache"), opened(source, tmp_path / "new")):
+        with pytest.raises(InputError, match="on_bad_image: skip") as caught:
+            data.train_dataloader()
+        assert repr(str(bad)) in str(caught.value)
+    decoded.taken()
+    opened(source, tmp_path / "new", on_bad_image="skip").train_dataloader()
+    assert len(decoded.taken()) < 20  # what came before the bad one is kept
+    # Read again without another time of change, as after a fault of the disk, it is no longer bad.
+    shutil.copyfile(photos / "train" / "a" / "03.png", bad)
+    os.utime(bad, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert all_same(opened(source, tmp_path / "cache"), opened(source, None))
+
+
+def test_no_room_and_no_folder_are_one_sentence(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"cache '.*file' cannot be written \(.+\): free space or mend the permissions"
+    ):
+        opened(photos, tmp_path / "file").train_dataloader()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * ROW - 1))
+    told = r"needs 0.000 GB for 20 pictures of 3 x 24 x 24 bytes, and 0.000 GB are free there: free space, name another"
+    with pytest.raises(InputError, match=told):
+        opened(photos, tmp_path / "cache").train_dataloader()
+    assert [path.suffix for path in tmp_path.glob("cache/*")].count(".u8") == 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * ROW))
+    with caplog.at_level("INFO"):
+        opened(photos, tmp_path / "cache").train_dataloader()
+    assert f"20 files are decoded once and kept in '{tmp_path / 'cache'}': 0.000 GB (0.000 GB are free" in caplog.text
+
+
+# --- more than one process
+
+
+def fill(photos: Path, cache: Path, told: Any, workers: int = 0) -> None:
+    """Fills the caches of three splits; what went wrong is told."""
+    try:
+        data = opened(photos, cache, num_workers=workers)
+        data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+        told.put("done")
+    except InputError as error:
+        told.put(str(error))
+
+
+def test_workers_fill_it_too(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
+    assert all_same(opened(photos, tmp_path, num_workers=2), opened(photos, None))
+    decoded.taken()
+    list(batches(opened(photos, tmp_path)))
+    assert decoded.taken() == []
+    crops = {"weak_view": WeakView(crop_scale=[0.2, 1.0])}
+    assert all_same(opened(photos, tmp_path, num_workers=2, **crops), opened(photos, tmp_path, **crops))
+
+
+def test_of_two_processes_one_decodes_and_the_other_waits(
+    photos: Path, tmp_path: Path, decoded: Decoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, waiting, go, told = FORK.Event(), FORK.Event(), FORK.Event(), FORK.Queue()
+    real = images.open_image
+    counted = FORK.Value("i", 0)
+
+    def slow(path: Path, *rest: Any) -> Image.Image:
+        with counted.get_lock():
+            counted.value += 1
+        inside.set()
+        assert go.wait(60)
+        return real(path, *rest)
+
+    monkeypatch.setattr(image_cache, "open_image", slow)
+    monkeypatch.setattr(image_cache, "_waits", waiting.set)
+    first, second = (FORK.Process(target=fill, args=(photos, tmp_path, told)) for _ in range(2))
+    first.start()
+    assert inside.wait(60)
+    second.start()
+    assert waiting.wait(60)
+    assert counted.value == 1
+    go.set()
+    assert [told.get(timeout=60) for _ in range(2)] == ["done"] * 2
+    first.join()
+    second.join()
+    assert counted.value == 48  # 20 to train on, 4 to validate with and 24 to test on
+    assert all_same(opened(photos, None), opened(photos, tmp_path))
+
+
+def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_whole(
+    photos: Path, tmp_path: Path, decoded: Decoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = images.open_image, list[Path]()
+
+    def killed(path: Path, *rest: Any) -> Image.Image:
+        seen.append(path)
+        if len(seen) == 19:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "open_image", killed)
+        patch.setattr(image_cache, "_SYNC", 0)
+        process = FORK.Process(target=fill, args=(photos, tmp_path, FORK.Queue()))
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    data = opened(photos, tmp_path)
+    decoded.taken()
+    data.train_dataloader()
+    assert len(decoded.taken()) == 4  # of 20: the 16 before are stored, two were written and not yet marked
+    assert all_same(opened(photos, None), opened(photos, tmp_path))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".u8", ".rows", ".json"}
+
+
+def limited(photos: Path, cache: Path, told: Any, most: int, workers: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    fill(photos, cache, told, workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_takes_no_more_is_one_sentence(photos: Path, tmp_path: Path, workers: int) -> None:
+    told = FORK.Queue()
+    opened(photos, tmp_path, labels_per_class=1).train_dataloader()  # makes the files
+    process = FORK.Process(target=limited, args=(photos, tmp_path, told, 6 * ROW, workers))
+    process.start()
+    assert re.fullmatch(r"cache '.*' cannot be written \(File too large\): free space .*", told.get(timeout=60))
+    process.join()
+    assert all_same(opened(photos, None), opened(photos, tmp_path))
+
+
+def test_a_worker_that_is_no_fork_gets_no_copy_of_the_pictures(photos: Path, tmp_path: Path) -> None:
+    data = opened(photos, tmp_path)
+    stream = data._stream("labeled", data.splits["labeled"], True)
+    expected = list(stream.batches(0, 2))
+    images = stream._split.part.images
+    assert isinstance(images, CachedImages)
+    assert len(pickle.dumps(images)) < 16_000 < 20 * ROW
+    first = stream._split.indices[int(expected[0].indices[0])]
+    assert torch.equal(deepcopy(images).read(first, data.geometry, None), expected[0].images[0])
+
+
+# --- in training
+
+
+def test_a_training_is_the_same_and_prediction_does_without(photos: Path, workdir: Path, decoded: Decoded) -> None:
+    losses, weights = [], []
+    for cache in (None, "cache"):
+        data = ImageDataModule(
+            str(photos), cache=cache, image_size=SIZE, num_workers=0, val_size=4, batch_size=5, weak_view=VIEWS
+        )
+        torch.manual_seed(0)
+        seen = Recorder()
+        model = FineTuneClassifier("conv", 2, data.image_shape, optimizer=lambda p: torch.optim.SGD(p, 0.05))
+        run = trainer([seen], max_epochs=3)
+        run.fit(model, data)
+        losses.append([*seen.losses, float(run.callback_metrics["val/loss"])])
+        weights.append(state(model))
+        if cache is not None:
+            decoded.taken()
+            for _ in range(2):
+                run.predict(model, data)
+                assert decoded.taken() == sorted(path_of(data, "test"))
+    assert len(losses[0]) == 3 * 4 + 1
+    assert losses[0] == losses[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_several_at_once_are_those_one_by_one_or_none(
+    threads: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_cache, "cores", lambda: threads)
+    data = opened(photos, tmp_path / "cache")
+    split = data.splits["labeled"]
+    fresh, _ = data._opened(split, data.geometry)
+    kept = fresh.part.images
+    assert isinstance(kept, CachedImages)
+    wanted = list(split.indices[:7])
+    expected = torch.stack([kept.read(i, data.geometry, None) for i in wanted])
+    assert kept.several(wanted) is not None
+    for some in (kept, deepcopy(kept)):  # which has looked at them, and which has not
+        for _ in range(2):
+            found = some.several(wanted)
+            assert found is not None
+            assert torch.equal(found, expected)
+    assert kept.several([i for i in range(len(kept)) if i not in split.indices][:1]) is None  # not stored
+    other = deepcopy(kept)
+    with other._cache._pixels_path.open("r+b") as file:
+        file.seek(int(other._rows[wanted[3]]) * ROW + 5)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 255]))
+    with pytest.warns(UserWarning, match="is damaged: files are decoded anew"):
+        assert other.several(wanted) is None
+    assert torch.equal(other.read(wanted[3], data.geometry, None), expected[3])
+
+
+def test_where_no_picture_is_a_file_it_is_told(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        ImageDataModule("sample", num_labels=20, cache="decoded").setup("fit")
+    assert "cache 'decoded' is not used: no picture is a file of its own" in caplog.text
+    assert not Path("decoded").exists()
+
+
+@pytest.mark.slow
+def test_the_bench_runs(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    words = ["--images=24", "--rounds=1", "--times=2", f"--out={found}"]
+    command = [sys.executable, str(ROOT / "scripts" / "bench" / "image_folder.py"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
+    told = json.loads(found.read_text())
+    assert set(told["images_per_second"]) == {"image_folder", "without_cache", "first_epoch", "later_epoch", "again"}
+    assert list(told["memory_mib"]) == ["24 images", "48 images"]

@@ -1,0 +1,446 @@
+"""What each strategy makes of a few logits, worked out by hand, and what must not be confused."""
+
+import math
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.losses.unlabeled.base import About, Outputs, Step, aligned, masked_cross_entropy, sharpened
+
+LOG = math.log
+# Two classes, with probabilities (0.8, 0.2), (0.4, 0.6) and (0.05, 0.95).
+WEAK = torch.tensor([[LOG(0.8), LOG(0.2)], [LOG(0.4), LOG(0.6)], [LOG(0.05), LOG(0.95)]])
+STRONG = torch.tensor([[LOG(0.5), LOG(0.5)], [LOG(0.1), LOG(0.9)], [LOG(0.25), LOG(0.75)]])
+
+
+class Batch(NamedTuple):
+    weak: Tensor
+    strong: Tensor
+    weak_2: Tensor
+    indices: Tensor
+    draw: int = 0
+
+
+class Net(nn.Module):
+    """Pictures are their own logits, times a parameter that is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def outputs(self, x: Tensor) -> Outputs:
+        return Outputs(x * self.scale, x * self.scale)
+
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        return (x * self.scale).detach()
+
+
+def step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: Any = None) -> Step:
+    return Step(net, batch, student, labeled, known)
+
+
+def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
+    """The result, and the gradient that reached the network."""
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.start(3)
+    net = Net()
+    batch = Batch(WEAK, STRONG, STRONG, torch.arange(3))
+    student = None if strategy.student is None else net.outputs(getattr(batch, strategy.student))
+    known = None if labeled is None else net.outputs(labeled[0])
+    result = strategy.loss(step(net, batch, student, None if labeled is None else Labeled(*labeled), known))
+    result.loss.backward()
+    return result, float(net.scale.grad)  # type: ignore[arg-type]
+
+
+class Labeled(NamedTuple):
+    x: Tensor
+    y: Tensor
+    num_weak: int | None = None
+
+
+def test_fixmatch() -> None:
+    result, _ = loss(strategies.FixMatch(threshold=0.75))
+    assert result.pseudo_labels.tolist() == [0, 1, 1]
+    assert result.weight.tolist() == [1, 0, 1]
+    assert result.loss.item() == pytest.approx(-(LOG(0.5) + LOG(0.75)) / 3)
+
+
+def test_fixmatch_takes_what_just_reaches_the_threshold() -> None:
+    exact = float(WEAK.softmax(1)[0, 0])
+    assert loss(strategies.FixMatch(threshold=exact))[0].weight[0] == 1
+
+
+@pytest.mark.parametrize("name", ["FixMatch", "UDA", "FlexMatch", "FreeMatch", "SoftMatch", "DebiasMatch"])
+def test_no_gradient_reaches_the_weak_view(name: str) -> None:
+    """With a student that is constant, the weak view is the only way to the network."""
+    strategy = getattr(strategies, name)()
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.start(3)
+    net = Net()
+    constant = torch.zeros(3, 2, requires_grad=True)
+    batch = Batch(WEAK * 9, STRONG, STRONG, torch.arange(3))
+    strategy.loss(step(net, batch, Outputs(constant, constant))).loss.backward()
+    assert net.scale.grad is None
+    assert constant.grad is not None
+
+
+def test_entropy() -> None:
+    result, gradient = loss(strategies.EntropyMinimization())
+    rows = [(0.8, 0.2), (0.4, 0.6), (0.05, 0.95)]
+    assert result.loss.item() == pytest.approx(-sum(p * LOG(p) for row in rows for p in row) / 3, rel=1e-5)
+    assert gradient < 0  # larger logits, less entropy
+
+
+def test_pseudo_label() -> None:
+    result, _ = loss(strategies.PseudoLabel(threshold=0.7))
+    assert result.loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.95)) / 3)
+    assert loss(strategies.PseudoLabel())[0].loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.6) + LOG(0.95)) / 3)
+
+
+def test_pi_model_and_mean_teacher() -> None:
+    expected = (2 * 0.3**2 + 2 * 0.3**2 + 2 * 0.2**2) / 6
+    pi, both = loss(strategies.PiModel())
+    teacher, one = loss(strategies.MeanTeacher())
+    assert pi.loss.item() == pytest.approx(expected) == teacher.loss.item()
+    # The logits are scale * z, so dp/dscale = p (z - sum p z); loss = mean (p - q)^2 over 6 numbers.
+    p, q = WEAK.softmax(1), STRONG.softmax(1)
+    dp, dq = (s * (z - (s * z).sum(1, keepdim=True)) for s, z in ((p, WEAK), (q, STRONG)))
+    assert both == pytest.approx(float((2 * (p - q) * (dp - dq)).mean()), rel=1e-4)
+    assert one == pytest.approx(float((2 * (p - q) * dp).mean()), rel=1e-4)  # the teacher has none
+
+
+def test_uda() -> None:
+    result, _ = loss(strategies.UDA(temperature=0.5, threshold=0.7))
+    p = 0.8**2 / (0.8**2 + 0.2**2)
+    q = 0.95**2 / (0.95**2 + 0.05**2)
+    by_hand = -(p * LOG(0.5) + (1 - p) * LOG(0.5)) - ((1 - q) * LOG(0.25) + q * LOG(0.75))
+    assert result.loss.item() == pytest.approx(by_hand / 3, rel=1e-5)
+
+
+def test_flexmatch_counts_what_was_confident() -> None:
+    strategy = strategies.FlexMatch(threshold=0.75)
+    first, _ = loss(strategy)
+    assert first.weight.tolist() == [1, 1, 1]  # nothing learned: all thresholds are 0
+    assert strategy.predicted.tolist() == [0, -1, 1]
+    logits = torch.tensor([[LOG(0.7), LOG(0.3)]])
+    # One example each, one not used: beta = 1 / max(1, 1), M(1) = 1.
+    _, weight = strategy.targets(logits, step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
+    assert weight.tolist() == [0]
+    strategy.predicted = torch.tensor([0, -1, -1])  # 1 used, 2 not: beta = 1/2 for class 0, M = 1/3
+    _, weight = strategy.targets(logits, step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
+    assert strategy.thresholds.tolist() == pytest.approx([0.25, 0.0])
+    assert weight.tolist() == [1]
+
+
+def test_adamatch_aligns_and_compares_with_the_labeled() -> None:
+    known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)]])
+    strategy = strategies.AdaMatch(threshold=0.97, momentum=0.0)
+    result, _ = loss(strategy, (known, torch.tensor([0, 0])))
+    mean = torch.tensor([0.8 + 0.4 + 0.05, 0.2 + 0.6 + 0.95]) / 3
+    ratio = torch.tensor([0.8, 0.2]) / mean
+    q = WEAK.softmax(1) * ratio
+    q = q / q.sum(1, keepdim=True)
+    assert strategy.threshold_now.item() == pytest.approx(0.97 * 0.8)
+    assert result.weight.tolist() == (q.amax(1) >= 0.97 * 0.8).float().tolist() == [1, 1, 0]
+    expected = -(LOG(0.5) + LOG(0.1)) / 3  # the second is class 0 after alignment
+    assert result.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert result.pseudo_labels.tolist() == [0, 0, 1]  # what was learned, not what the network said
+
+
+def test_adamatch_measures_weak_labeled_views_only() -> None:
+    known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)], [LOG(0.5), LOG(0.5)], [LOG(0.4), LOG(0.6)]])
+    strategy = strategies.AdaMatch(momentum=0.0)
+    loss(strategy, (known, torch.tensor([0, 0, 0, 0]), 2))
+    assert strategy.threshold_now.item() == pytest.approx(0.9 * 0.8)
+    assert strategy.known_mean.tolist() == pytest.approx([0.8, 0.2])
+
+
+def test_softmatch_measures_a_variance_below_the_rounding_of_a_square() -> None:
+    strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
+    strategy.build(About(2, 2, (1, 1, 1)))
+    sure = torch.tensor([[2.0, 0.0]]) + torch.tensor([[1e-4, 0.0]]) * torch.linspace(0, 1, 64)[:, None]
+    _, weight = strategy.targets(sure, None)  # type: ignore[arg-type]
+    expected = sure.double().softmax(1).amax(1).var().item()
+    assert strategy.variance.item() == pytest.approx(expected, rel=0.05)
+    assert bool(weight.isfinite().all())
+
+
+def test_freematch_thresholds() -> None:
+    strategy = strategies.FreeMatch(momentum=0.0, fairness=0.0)
+    result, _ = loss(strategy)
+    tau, p = (0.8 + 0.6 + 0.95) / 3, torch.tensor([1.25, 1.75]) / 3
+    assert strategy.thresholds.tolist() == pytest.approx((p / p.max() * tau).tolist())
+    assert result.weight.tolist() == [1, 0, 1]
+    assert strategy.label_histogram.tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_softmatch_weight() -> None:
+    strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
+    result, _ = loss(strategy)
+    mean = (0.8 + 0.6 + 0.95) / 3
+    variance = sum((c - mean) ** 2 for c in (0.8, 0.6, 0.95)) / 2
+    assert strategy.mean.item() == pytest.approx(mean)
+    assert strategy.variance.item() == pytest.approx(variance, rel=1e-4)
+    expected = [1.0, math.exp(-((0.6 - mean) ** 2) / (2 * variance / 4)), 1.0]
+    assert result.weight.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_debiasmatch_prefers_rare_answers() -> None:
+    strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.prediction_mean = torch.tensor([0.25, 0.75])
+    label, _ = strategy.targets(WEAK, step(Net(), None))
+    assert label.tolist() == [0, 0, 1]  # 0.4 / 0.25 > 0.6 / 0.75
+    assert strategy.prediction_mean.tolist() == pytest.approx([1.25 / 3, 1.75 / 3])
+    strong = strategy.adjusted(torch.zeros(1, 2))
+    assert strong.tolist()[0] == pytest.approx([LOG(0.25), LOG(0.75)])
+
+
+def test_mixmatch_shares_are_at_least_a_half_and_beta_distributed() -> None:
+    share, order = strategies.MixMatch(alpha=0.75).mixture(20000, 3)
+    assert share.min() >= 0.5
+    assert sorted(order.tolist()) == list(range(20000))
+    # E|X - 1/2| of Beta(a, a) is 2^(1 - 2a) / (2 a B(a, a)).
+    a = 0.75
+    expected = 2 ** (1 - 2 * a) / (2 * a * math.gamma(a) ** 2 / math.gamma(2 * a))
+    assert share.mean().item() - 0.5 == pytest.approx(expected, rel=0.02)
+
+
+def test_what_is_shared() -> None:
+    p = torch.tensor([[0.8, 0.2]])
+    assert sharpened(p, 0.5).tolist()[0] == pytest.approx([0.64 / 0.68, 0.04 / 0.68])
+    assert aligned(p, torch.tensor([0.5, 0.5]), torch.tensor([0.8, 0.2])).tolist()[0] == pytest.approx([0.5, 0.5])
+    logits = torch.zeros(4, 2)
+    value = masked_cross_entropy(logits, torch.zeros(4, dtype=torch.long), torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert value.item() == pytest.approx(LOG(2) / 2)  # divided by the batch, not by what is accepted
+
+
+class Normed(Net):
+    """Batch normalization, then two pixels as logits; or a linear layer on top."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(1), head
+
+    def outputs(self, x: Tensor) -> Outputs:
+        z = self.norm(x).flatten(1)
+        z = z[:, :2] if self.head is None else self.head(z)
+        return Outputs(z, z)
+
+
+PICTURES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_an_attack_leaves_the_statistics_of_batch_normalization_alone() -> None:
+    net, once = Normed(), Normed()
+    once.outputs(PICTURES)  # the clean pass
+    strategy = strategies.VirtualAdversarial(epsilon=5.0, steps=2)
+    strategy.loss(step(net, Batch(PICTURES, PICTURES, PICTURES, torch.arange(6)))).loss.backward()
+    assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), once.norm.buffers(), strict=True))
+    assert net.norm.momentum == 0.1
+
+
+def test_an_attack_of_no_length_costs_nothing_beside_other_pictures() -> None:
+    """The student's logits would come of a batch with the labeled pictures, whose statistics are others."""
+    net = Normed()
+    strategy = strategies.VirtualAdversarial(epsilon=1e-6)
+    both = net.outputs(torch.cat([PICTURES + 3, PICTURES])).logits[6:]
+    result = strategy.loss(step(net, Batch(PICTURES, PICTURES, PICTURES, torch.arange(6)), Outputs(both, both)))
+    assert result.loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_attack_is_found_in_full_precision() -> None:
+    torch.manual_seed(0)
+    net = Normed(nn.Linear(16, 4))
+    found = strategies.VirtualAdversarial().direction(net, PICTURES, 0)
+    exact = strategies.VirtualAdversarial(xi=1e-6).direction(net.double(), PICTURES.double(), 0)
+    assert torch.allclose((found * exact).flatten(1).sum(1), torch.ones(6, dtype=torch.float64), atol=1e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = strategies.VirtualAdversarial().direction(net.float(), PICTURES, 0)
+    assert torch.equal(again, found)
+
+
+def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
+    net, still = Normed(), Normed()
+    strategy = strategies.AdaMatch()
+    strategy.build(About(2, 2, (1, 4, 4)))
+    labeled = Labeled(PICTURES + 3, torch.zeros(6, dtype=torch.long))  # far from the others' statistics
+    both = torch.cat([labeled.x, PICTURES])
+    together, student = net.outputs(both).logits.chunk(2)
+    still.outputs(both), still.outputs(PICTURES)  # what may move the statistics: those passes and the weak view's
+    batch = Batch(PICTURES, PICTURES, PICTURES, torch.arange(6), draw=4)
+    known = Outputs(together, together)
+    result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
+    assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
+    alone = still.outputs(labeled.x).logits
+    assert result.known is not None
+    share = (result.known - alone) / (together - alone)
+    assert torch.allclose(share, torch.rand(6, 2, generator=torch.Generator().manual_seed(4)), atol=1e-3)
+    confidence = result.known.softmax(1).amax(1).mean()
+    assert strategy.threshold_now.item() == pytest.approx(0.9 * confidence.item(), rel=1e-5)
+    result.known.sum().backward()
+    assert net.norm.weight.grad is not None  # L_s learns through both
+    plain = strategies.AdaMatch(interpolation=False)
+    plain.build(About(2, 2, (1, 4, 4)))
+    assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).known is None
+
+
+def test_pi_model_gives_both_views_the_same_statistics() -> None:
+    batch = Batch(PICTURES, PICTURES, PICTURES + 3, torch.arange(6))
+    shifted = strategies.PiModel().loss(step(Normed(), batch)).loss
+    norm = nn.BatchNorm2d(1)
+    one, two = norm(torch.cat([PICTURES, PICTURES + 3])).flatten(1)[:, :2].softmax(1).chunk(2)
+    assert shifted.item() == pytest.approx((one - two).square().mean().item())
+
+
+def test_freematch_fairness() -> None:
+    strategy = strategies.FreeMatch(momentum=0.0, fairness=1.0)
+    result, _ = loss(strategy)
+    plain, _ = loss(strategies.FreeMatch(momentum=0.0, fairness=0.0))
+    # Accepted are the first and the third: strong views (0.5, 0.5), class 0, and (0.25, 0.75), class 1.
+    now = [(0.5 + 0.25) / 1, (0.5 + 0.75) / 1]  # mass over the share of answers, one of each class
+    now = [v / sum(now) for v in now]
+    running = [(1.25 / 3) / (1 / 3), (1.75 / 3) / (2 / 3)]
+    running = [v / sum(running) for v in running]
+    expected = sum(r * LOG(v) for r, v in zip(running, now, strict=True))
+    assert (result.loss - plain.loss).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_virtual_adversarial() -> None:
+    """With two classes the worst direction is (1, -1); which of its two ends the draw decides."""
+    result, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
+    drawn = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for z, d in zip(WEAK.tolist(), drawn.tolist(), strict=True):
+        way = math.copysign(0.5 / math.sqrt(2), d[0] - d[1])
+        p = [math.exp(v) for v in z]  # the logits are logarithms of probabilities
+        q = [math.exp(z[0] + way), math.exp(z[1] - way)]
+        expected += sum(a * LOG(a / (b / sum(q))) for a, b in zip(p, q, strict=True)) / 3
+    assert result.loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_virtual_adversarial_with_entropy() -> None:
+    alone, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
+    both, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01, entropy=2.0))
+    entropy, _ = loss(strategies.EntropyMinimization())
+    assert (both.loss - alone.loss).item() == pytest.approx(2 * entropy.loss.item(), rel=1e-4)
+
+
+class PlainHeads(strategies.DST):
+    """Both heads give the features back; many steps have been taken, or none."""
+
+    def __init__(self, taken: int = 0, **settings: float) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.taken = taken
+
+    def build(self, about: About) -> None:
+        super().build(about)
+        self.steps.fill_(self.taken)
+
+    def _head(self, about: About) -> nn.Module:
+        head = nn.Linear(2, 2)
+        head.weight.data.copy_(torch.eye(2))
+        head.bias.data.zero_()
+        return head
+
+
+KNOWN = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.3), LOG(0.7)]])
+
+
+def test_dst() -> None:
+    strategy = PlainHeads(threshold=0.75, worst=2.0, trade_off=3.0)
+    result, _ = loss(strategy, (KNOWN, torch.tensor([0, 0])))
+    consistency = -(LOG(0.5) + LOG(0.75)) / 3
+    right = -(LOG(0.9) + LOG(0.7)) / 2  # its own answers count, not the labels
+    wrong = -(LOG(0.5) + LOG(0.1) + LOG(0.25)) / 3
+    assert result.weight.tolist() == [1, 0, 1]
+    assert result.pseudo_labels.tolist() == [0, 1, 1]
+    assert result.loss.item() == pytest.approx(consistency + 2 * (3 * right + wrong), rel=1e-4)
+    assert strategy.steps == 1
+
+
+def test_dst_takes_the_labels_of_the_classifier() -> None:
+    """The pseudo head says the opposite, which must not matter to the worst head."""
+    strategy = PlainHeads(threshold=0.99, trade_off=0.0)
+    strategy._head = lambda about: nn.Linear(2, 2)  # type: ignore[method-assign]
+    batch, net = Batch(WEAK, STRONG, STRONG, torch.arange(3)), Net()
+    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.pseudo_head.weight.data.copy_(-torch.eye(2))  # type: ignore[operator]
+    strategy.worst_head.weight.data.copy_(torch.eye(2))  # type: ignore[operator]
+    strategy.worst_head.bias.data.zero_()  # type: ignore[operator]
+    known = net.outputs(KNOWN)
+    result = strategy.loss(step(net, batch, net.outputs(STRONG), Labeled(KNOWN, torch.tensor([0, 0])), known))
+    assert result.loss.item() == pytest.approx(-(LOG(0.5) + LOG(0.1) + LOG(0.25)) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(("taken", "share"), [(0, 0.0), (10, 0.3 * (2 / (1 + math.exp(-1)) - 1)), (10_000, 0.3)])
+def test_dst_reverses_more_and_more(taken: int, share: float) -> None:
+    strategy = PlainHeads(taken, threshold=0.99, worst=2.0, trade_off=3.0, reversal=0.3, reversal_steps=10)
+    _, gradient = loss(strategy, (KNOWN, torch.tensor([0, 0])))
+
+    def slope(p: list[float], k: int) -> float:
+        """Of the probability of class k where all logits, the logarithms of p, grow alike."""
+        return p[k] * (LOG(p[k]) - sum(q * LOG(q) for q in p))
+
+    right = -(slope([0.9, 0.1], 0) / 0.9 + slope([0.3, 0.7], 1) / 0.7) / 2
+    wrong = (slope([0.5, 0.5], 0) / 0.5 + slope([0.1, 0.9], 1) / 0.1 + slope([0.25, 0.75], 1) / 0.25) / 3
+    assert gradient == pytest.approx(-share * 2 * (3 * right + wrong), rel=1e-4, abs=1e-6)
+
+
+def test_reconstruction() -> None:
+    class Half(strategies.Reconstruction):
+        """Draws pictures of half the brightness."""
+
+        def build(self, about: About) -> None:
+            self.decoder = Halved()  # type: ignore[assignment]
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 2
+
+    result, gradient = loss(Half())
+    mean_square = float(WEAK.square().mean())
+    assert result.loss.item() == pytest.approx(mean_square / 4)
+    assert gradient == pytest.approx(-mean_square / 2)  # d/ds (s/2 - 1)^2 at s = 1
+    assert result.pseudo_labels is None
+
+
+def test_mixmatch() -> None:
+    class Swapped(strategies.MixMatch):
+        """Three quarters of each, one of its neighbor."""
+
+        def mixture(self, count: int, draw: int) -> tuple[Tensor, Tensor]:
+            return torch.full((count,), 0.75), torch.arange(count).roll(1)
+
+    strategy = Swapped(temperature=0.5)
+    strategy.build(About(2, 2, (1, 1, 2)))
+    weak, other = (torch.tensor([z]).view(1, 1, 1, 2) for z in ([LOG(0.8), LOG(0.2)], [LOG(0.6), LOG(0.4)]))
+    known = torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)
+
+    class Flat(Net):
+        def outputs(self, x: Tensor) -> Outputs:
+            return super().outputs(x.flatten(1))
+
+    net = Flat()
+    batch = Batch(weak, weak, other, torch.arange(1))
+    result = strategy.loss(step(net, batch, labeled=Labeled(known, torch.tensor([1]))))
+    mean = 0.7
+    guess = [mean**2 / (mean**2 + 0.3**2), 0.3**2 / (mean**2 + 0.3**2)]
+    rows = [([0.0, 2.0], [0.0, 1.0]), ([LOG(0.8), LOG(0.2)], guess), ([LOG(0.6), LOG(0.4)], guess)]
+    mixed = [
+        [[0.75 * a + 0.25 * b for a, b in zip(rows[i][k], rows[i - 1][k], strict=True)] for k in (0, 1)]
+        for i in range(3)
+    ]
+    probabilities, targets = [], []
+    for logits, target in mixed:
+        e = [math.exp(v) for v in logits]
+        probabilities.append([v / sum(e) for v in e])
+        targets.append(target)
+    supervised = -sum(t * LOG(p) for t, p in zip(targets[0], probabilities[0], strict=True))
+    squares = [(t - p) ** 2 for i in (1, 2) for t, p in zip(targets[i], probabilities[i], strict=True)]
+    assert result.supervised is not None
+    assert result.supervised.item() == pytest.approx(supervised, rel=1e-4)
+    assert result.loss.item() == pytest.approx(sum(squares) / 4, rel=1e-4)

@@ -1,0 +1,88 @@
+"""The numbers of a report, by hand."""
+
+import pytest
+import torch
+
+from sft_lightning.cli.loaded_run import some
+from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.paradigms.metrics import wilson
+from sft_lightning.report.attention import grad_cam, last_map
+from sft_lightning.report.evaluation import Judged
+from sft_lightning.report.metrics import calibration_error, flat, reliability, to_label_next
+
+
+def by_hand(logits: torch.Tensor, y: torch.Tensor) -> float:
+    """The expected calibration error, a loop over the bins."""
+    p = logits.double().softmax(1).numpy()
+    sure, right = p.max(1), p.argmax(1) == y.numpy()
+    gaps = []
+    for k in range(15):
+        own = (sure > k / 15) & (sure <= (k + 1) / 15)
+        gaps.append(own.mean() * abs(sure[own].mean() - right[own].mean()) if own.any() else 0.0)
+    return float(sum(gaps))
+
+
+def test_grad_cam_by_hand() -> None:
+    """Features are the means of two maps, of which the class weighs the first: only where that is active it looks."""
+    conv = torch.nn.Conv2d(1, 2, 1, bias=False)
+    conv.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    net = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    backbone = Backbone("conv", net, 2, (1, 4, 4)).requires_grad_(False).eval()
+    module = last_map(backbone)
+    assert module is net[1]
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, :2] = 1.0
+    x[0, 0, 2, 1] = 0.5
+    head = {"weight": torch.tensor([[3.0, 1.0], [-1.0, 0.0]]), "bias": torch.zeros(2)}
+    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([0]))[0], x[0, 0])
+    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([1]))[0], torch.zeros(4, 4))
+
+
+def test_wilson_by_hand() -> None:
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = wilson(0.0, 10)
+    assert low == pytest.approx(0.0, abs=1e-12)
+    assert high == pytest.approx(0.2775, abs=1e-4)
+
+
+def test_calibration_error_by_hand() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(500, 4, generator=draw) * 3, torch.randint(4, (500,), generator=draw)
+    assert calibration_error(logits, y) == pytest.approx(by_hand(logits, y), abs=1e-5)
+    bins = reliability(logits, y)
+    assert sum(n for _, _, n in bins) == 500
+    assert sum(n * abs(c - a) for c, a, n in bins) / 500 == pytest.approx(by_hand(logits, y), abs=1e-5)
+
+
+def test_what_to_label_next_is_uncertain_and_diverse() -> None:
+    features = torch.tensor([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0], [-1.0, 0.0]])
+    logits = torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.2, 0.0], [9.0, 0.0]])
+    pool = Judged("x", list("abcd"), features, logits, torch.full((4,), -1))
+    # Known is near a and b: c and d are far, and d is certain, but the pool is small enough to hold it.
+    assert to_label_next(pool, torch.tensor([[1.0, 0.02]]), 2) == [3, 2]
+    # Of many only the most uncertain are looked at: d is the farthest, yet certain.
+    many = Judged("x", [], features.repeat(10, 1), logits.repeat(10, 1), torch.full((40,), -1))
+    assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 1)} == {1}
+    assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 3)} >= {2}
+
+
+def test_the_map_is_that_of_the_covariance() -> None:
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.1, 2.0])
+    places, share = flat(x)
+    values = torch.linalg.eigvalsh(torch.cov(x.double().T)).flip(0)
+    torch.testing.assert_close(places.var(0), values[:2])
+    torch.testing.assert_close(share, values[:2] / values.sum())
+    assert flat(x[:, :1])[0].shape == (50, 2)
+    wide = torch.randn(9, 40, generator=torch.Generator().manual_seed(1))
+    places, share = flat(wide)
+    u, s, _ = torch.linalg.svd((wide - wide.mean(0)).double(), full_matrices=False)
+    torch.testing.assert_close(places.abs(), (u * s)[:, :2].abs())
+    torch.testing.assert_close(share, (s.square() / s.square().sum())[:2])
+
+
+def test_some_are_drawn_by_the_seed() -> None:
+    assert some(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    drawn = some(1000, 10, 3).tolist()
+    assert drawn == sorted({*drawn}) == some(1000, 10, 3).tolist()
+    assert len(drawn) == 10
+    assert drawn != some(1000, 10, 4).tolist()

@@ -1,0 +1,141 @@
+"""What the health of pseudo-labels tells, on guesses that are made up and on a real run."""
+
+import csv
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from sft_lightning import SemiSupervisedModule
+from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.paradigms.semi_supervised import Guessed
+from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from tests.paradigms.helpers import SHAPE, sample, trainer
+
+
+class Told:
+    """Stands in for a module: keeps what is logged."""
+
+    num_classes = 4
+
+    def __init__(self) -> None:
+        self.guessed: Guessed | None = None
+        self.logs: list[dict[str, float]] = []
+        self.trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda t, reduce_op: t))
+
+    def log_dict(self, values: dict[str, Tensor]) -> None:
+        self.logs.append({name.removeprefix("pseudo_labels/"): float(value) for name, value in values.items()})
+
+
+HIDDEN = torch.tensor([0, 1, 2, 3, -1, 0])
+
+
+def watched(steps: int, every: int, guess: Any) -> Told:
+    """What is told of `steps` steps in which `guess(step)` gives indices, classes and weights."""
+    splits = {"unlabeled": SimpleNamespace(labels=HIDDEN)}
+    data = SimpleNamespace(splits=splits, labeled_counts=lambda: torch.tensor([5, 5, 5, 5]))
+    run: Any = SimpleNamespace(datamodule=data, global_step=0, log_every_n_steps=every)
+    module: Any = Told()
+    health = PseudoLabelHealth()
+    health.on_fit_start(run, module)
+    for step in range(1, steps + 1):
+        module.guessed, run.global_step = Guessed(*guess(step)), step
+        health.on_train_batch_end(run, module, None, None, 0)
+    told: Told = module
+    return told
+
+
+def test_shares_by_hand() -> None:
+    indices, classes = torch.arange(6), torch.tensor([0, 1, 3, 3, 0, 1])
+    weight = torch.tensor([1.0, 0.5, 1.0, 0.0, 1.0, 0.0])
+    told = watched(2, 2, lambda step: (indices, classes, weight))
+    (logs,) = told.logs
+    assert logs["accepted"] == pytest.approx(3.5 / 6)
+    assert logs["accuracy"] == pytest.approx(1.5 / 2.5)  # accepted with a hidden label: 1, 0.5 and 1; the last is wrong
+    assert logs["accepted_class_0"] == 1
+    assert logs["accepted_class_1"] == pytest.approx(0.25)
+    assert logs["accepted_class_2"] == 0
+    assert logs["accepted_class_3"] == pytest.approx(0.5)
+    assert [logs[f"share_class_{c}"] for c in range(4)] == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+    assert logs["classes"] == pytest.approx(3)
+    assert logs["distance"] == pytest.approx(0.25)  # thirds on three of four classes
+
+
+def test_each_entry_counts_the_steps_since_the_last() -> None:
+    told = watched(4, 2, lambda step: (torch.tensor([0]), torch.tensor([0 if step <= 2 else 1]), None))
+    assert [logs["share_class_0"] for logs in told.logs] == [1, 0]
+    assert [logs["accuracy"] for logs in told.logs] == [1, 0]
+
+
+def words(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.message.startswith("Warning:")]
+
+
+def test_alarm_when_nothing_is_accepted_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    even = torch.arange(4)
+    with caplog.at_level("INFO"):
+        watched(450, 50, lambda step: (even, even, torch.zeros(4)))
+        assert not words(caplog)
+        watched(1200, 50, lambda step: (even, even, torch.zeros(4)))
+    (said,) = words(caplog)  # once
+    assert "no pseudo-label was accepted in 500 steps: lower the strategy's threshold" in said
+
+
+def test_no_alarm_when_some_are_accepted_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    even = torch.arange(4)
+    with caplog.at_level("INFO"):
+        watched(1200, 50, lambda step: (even, even, torch.full((4,), float(step % 400 == 0))))
+    assert not words(caplog)
+
+
+def test_alarm_when_predictions_collapse(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        watched(450, 50, lambda step: (torch.arange(4), torch.full((4,), 2), None))
+        assert not words(caplog)
+        watched(600, 50, lambda step: (torch.arange(4), torch.full((4,), 2), None))
+    (said,) = words(caplog)
+    assert "collapsed for 500 steps: 100% are class 2, where the labels are spread over 4.0 classes" in said
+
+
+def test_no_alarm_when_a_collapse_passes(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        watched(
+            1200, 50, lambda step: (torch.arange(4), torch.arange(4) if step % 400 < 50 else torch.full((4,), 2), None)
+        )
+    assert not words(caplog)
+
+
+def test_health_is_in_tensorboard_and_in_the_csv_log(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = SemiSupervisedModule(
+        strategies.FreeMatch(), backbone="mlp", num_classes=10, image_shape=SHAPE,
+        optimizer=lambda p: torch.optim.SGD(p, 0.05),
+    )  # fmt: skip
+    loggers: Any = [TensorBoardLogger(tmp_path, "tb", version=0), CSVLogger(tmp_path, "csv", version=0)]
+    run = trainer([PseudoLabelHealth()], logger=loggers, log_every_n_steps=2, limit_val_batches=0)
+    run.fit(model, sample(batch_size=4, unlabeled_ratio=2, steps_per_epoch=4))
+    events = EventAccumulator(str(tmp_path / "tb" / "version_0"))
+    events.Reload()
+    names = {
+        "accepted",
+        "accuracy",
+        "classes",
+        *(f"{kind}_class_{c}" for kind in ("accepted", "share") for c in range(10)),
+    }
+    expected = {f"pseudo_labels/{name}" for name in names}
+    expected |= {f"train/{name}" for name in ("threshold_min", "threshold_max", "supervised", "unsupervised", "ratio")}
+    tags = set(events.Tags()["scalars"])
+    assert expected <= tags
+    rows = list(csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open()))
+    assert expected <= set(rows[0])
+    for name in expected:
+        logged = [event.value for event in events.Scalars(name)]
+        assert logged == pytest.approx([float(row[name]) for row in rows if row[name]], rel=1e-4)
+        assert len(logged) == 2
+    ratios = [event.value for event in events.Scalars("train/ratio")]
+    losses = [[e.value for e in events.Scalars(f"train/{part}supervised")] for part in ("un", "")]
+    assert ratios == pytest.approx([u / s for u, s in zip(*losses, strict=True)], rel=1e-4)

@@ -1,0 +1,54 @@
+"""On a GPU torch's optimizers step by one kernel, where that is right and nobody said otherwise."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from sft_lightning.training.nonfinite import _can_be_told
+from sft_lightning.training.optimizers import Group, optimizer_and_schedule
+
+
+def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: Any) -> Optimizer:
+    """What a training on that device would step with; nothing is computed there."""
+    strategy = SingleDeviceStrategy(device=torch.device(device))
+    plugin = SimpleNamespace(scaler=scaler)
+    told = {"gradient_clip_val": None, "precision": "32-true", "strategy": strategy, "precision_plugin": plugin}
+    group = Group("all", [torch.nn.Parameter(torch.ones(2))], 1.0)
+    found = optimizer_and_schedule(SimpleNamespace(**{**told, **trainer}), [group], make, None)  # type: ignore[arg-type]
+    assert isinstance(found, Optimizer)
+    return found
+
+
+@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, momentum=0.9), Adam, AdamW])
+def test_on_a_gpu_they_are_fused(make: Any) -> None:
+    optimizer = made(make)
+    assert [group["fused"] for group in optimizer.param_groups] == [True]
+    assert _can_be_told(optimizer)
+    own = make([torch.nn.Parameter(torch.ones(2))])
+    assert not _can_be_told(own)
+    optimizer.load_state_dict(own.state_dict())  # of a training on a CPU
+    assert not _can_be_told(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (SGD, {"device": "cpu"}),
+        (SGD, {"scaler": object()}),
+        (SGD, {"precision": "bf16-mixed", "gradient_clip_val": 1.0}),
+        (SGD, {"strategy": FSDPStrategy(parallel_devices=[torch.device("cuda:0")])}),
+        (lambda p: SGD(p, 0.1, foreach=True), {}),
+        (lambda p: SGD(p, 0.1, fused=False), {}),
+        (lambda p: SGD(p, 0.1, momentum=0.9, dampening=0.1), {}),
+        (lambda p: Adam(p, 0.1, capturable=True, differentiable=True), {}),
+        (RMSprop, {}),
+    ],
+)
+def test_they_are_as_they_were_made(make: Any, where: dict[str, Any]) -> None:
+    optimizer = made(make, **where)
+    assert not any(group.get("fused") for group in optimizer.param_groups)
+    assert not _can_be_told(optimizer)
