@@ -2,7 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from sft_lightning import _moved
+from sft_lightning._version import __version__ as __version__
+
+_moved.install()
+
 __all__ = [
     "AutoencoderModule",
     "DecoupledFeatureClassifier",

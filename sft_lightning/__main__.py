@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from sft_lightning import __version__
-from sft_lightning.cli.commands import COMMANDS, arranged, opening, page
+from sft_lightning._version import __version__
+from sft_lightning.cli.argv import arranged
+from sft_lightning.cli.commands import COMMANDS, opening, page
 from sft_lightning.utils.errors import Found, InputError, Stopped, cause, near
 
 _HELP = ("-h", "--help", "help")

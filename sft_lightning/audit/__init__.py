@@ -1,0 +1,1 @@
+"""Checks before training: leaks, duplicates, damaged files, wrong labels."""

@@ -7,13 +7,10 @@ docstring their help (Google style, typed); it returns what is printed: text, or
 shall stop at is a `Found` (exit code 1).
 """
 
-import re
-from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import NamedTuple
 
-from sft_lightning import __version__
-from sft_lightning.utils.errors import InputError
+from sft_lightning._version import __version__
 
 FINE_TUNE = "configs/quickstart/fine_tune.yaml"
 RUN = "lightning_logs/quickstart/fine_tune/version_0"  # what `fit` makes of it
@@ -29,6 +26,8 @@ class Command(NamedTuple):
         function: `package.module:name` of what does it; empty for the four of Lightning.
         takes_fit: Whether it takes the settings of `fit`.
         words: Options that may stand without their names, by what the help calls them, in order.
+        beside: Names of the files that are written beside the one that is returned, with `{stem}` for its name without
+            `.safetensors`.
     """
 
     group: str
@@ -37,6 +36,7 @@ class Command(NamedTuple):
     function: str = ""
     takes_fit: bool = False
     words: dict[str, str] = {}  # noqa: RUF012 - never changed
+    beside: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -142,6 +142,7 @@ COMMANDS = {
         (f"export {RUN}", f"export {RUN} --part backbone --format pt2"),
         "sft_lightning.export.export:export",
         words={"RUN": "run"},
+        beside=("{stem}.json", "model_card.md"),
     ),
     "lineage": Command(
         "afterwards",
@@ -169,8 +170,6 @@ COMMANDS = {
         words={"SHELL": "shell"},
     ),
 }
-_NUMBER = re.compile(r"-\.?\d")
-_FLAGS = ("-h", "--help", "--print_config", "--strict")  # no value follows them
 
 
 def usage(name: str) -> str:
@@ -227,52 +226,3 @@ def page() -> str:
     shown = [COMMANDS[name].examples[0] for name in ("fit", "test", "predict", "report")]
     told += ["examples:", *(f"  sft-lightning {example}" for example in shown), ""]
     return "\n".join([*told, "'sft-lightning COMMAND --help' lists the options of a command.", ""])
-
-
-def arranged(words: Sequence[str]) -> list[str]:
-    """The words of a command with configs first, so that options win over files, and bare words by their names.
-
-    Args:
-        words: The command first.
-
-    Raises:
-        InputError: A word has no place.
-    """
-    name, *rest = words
-    free = dict(COMMANDS[name].words)
-    configs: list[str] = []
-    others: list[str] = []
-    taker: list[str] | None = None  # where the value of the option before goes
-    for word in rest:
-        if word.startswith("-") and not _NUMBER.match(word):
-            group = configs if word.partition("=")[0] in ("-c", "--config") else others
-            group.append(word)
-            taker = None if "=" in word or word in _FLAGS else group
-        elif taker is not None:
-            taker.append(word)
-            taker = None
-        elif not free:
-            raise InputError(_one_too_many(name, word))
-        else:
-            option = f"--{free.pop(next(iter(free)))}"
-            if any(other.partition("=")[0] == option for other in rest):
-                raise InputError(f"{name} is told {word!r} and {option}: give one of them")
-            others.append(f"{option}={word}")
-    return [name, *configs, *others]
-
-
-def values(words: Sequence[str], *options: str) -> list[str]:
-    """What an option is given, as `--option value` or `--option=value`.
-
-    Args:
-        words: Of the command line.
-        options: Names of the option, with their dashes.
-    """
-    found = [value for option, value in pairwise(words) if option in options]
-    return found + [word.partition("=")[2] for word in words if word.startswith(tuple(f"{name}=" for name in options))]
-
-
-def _one_too_many(name: str, word: str) -> str:
-    if word.endswith((".yaml", ".yml")):
-        return f"{word!r} stands alone: give it as --config {word}"
-    return f"{word!r} is one word too many: give {usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"

@@ -52,9 +52,7 @@ def _options(name: str, function: Any, words: list[str]) -> dict[str, Any]:
 def _told(name: str, found: Any) -> str:
     if not isinstance(found, Path):
         return str(found)
-    if name != "export":
-        return f"Written: {found}"
-    from sft_lightning.export.export import CARD
-    from sft_lightning.export.usage_snippet import beside
-
-    return f"Written: {found}, {beside(found)} and {found.with_name(CARD)}"
+    stem = found.name.removesuffix(".safetensors")
+    files = [found, *(found.with_name(file.format(stem=stem)) for file in COMMANDS[name].beside)]
+    *first, last = map(str, files)
+    return f"Written: {', '.join(first)} and {last}" if first else f"Written: {last}"

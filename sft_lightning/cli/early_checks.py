@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.cli.commands import COMMANDS, needs, no_option, values
+from sft_lightning.cli.argv import values, with_config
+from sft_lightning.cli.commands import COMMANDS, needs, no_option
 from sft_lightning.cli.error_messages import NOTHING, absent, no_setting
-from sft_lightning.runs.paths import checkpoint_of, run_folder, with_config
+from sft_lightning.runs.paths import checkpoint_of, run_folder
 from sft_lightning.utils.errors import InputError, nearest
 from sft_lightning.utils.yaml_files import read_yaml
 

@@ -24,7 +24,7 @@ from sft_lightning import (  # noqa: F401
     SemiSupervisedModule,
     WarmupCosine,
 )
-from sft_lightning.cli.commands import arranged
+from sft_lightning.cli.argv import arranged, with_config
 from sft_lightning.cli.error_messages import NOTHING
 from sft_lightning.cli.fast_loop import LeanEpochLoop, NoProfiler
 from sft_lightning.cli.logging import quiet
@@ -44,9 +44,7 @@ from sft_lightning.runs.paths import (
     newest_whole,
     read_checkpoint,
     run_folder,
-    run_logger,
     versions,
-    with_config,
 )
 from sft_lightning.training.callbacks import checkpoint_validation
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint, WholeFiles
@@ -58,6 +56,7 @@ from sft_lightning.training.callbacks.preemption import EndUnsaved
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.callbacks.run_folder import RunFolder
+from sft_lightning.training.run_logger import run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
 from sft_lightning.utils.cpu import spare_cpu
 from sft_lightning.utils.errors import InputError, cause, near

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.cli.registry import parameters
-from sft_lightning.data.class_names import recorded_classes
 from sft_lightning.networks.weights import settings_of
+from sft_lightning.runs.trained_classes import recorded_classes
 
 
 def take_classes(config: Any, about: Mapping[str, Any], checkpoint: Path) -> list[str] | None:

@@ -1,1 +1,1 @@
-"""From a word that names pictures to batches."""
+"""Data: sources, splits, sampling and loading."""

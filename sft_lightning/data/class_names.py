@@ -1,14 +1,10 @@
 """Names of classes: their order, and how those of a data set, a run and a file of weights are matched."""
 
-import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-from sft_lightning.runs.lineage import run_of
 
 _SHOWN = 5  # names in a sentence
 
@@ -88,25 +84,6 @@ def describe_difference(names: Sequence[str], others: Sequence[str]) -> str:
     return f"class {place} is {names[place]!r} in the model and {others[place]!r} in the data"
 
 
-def recorded_classes(about: Mapping[str, Any], path: Path) -> list[str] | None:
-    """Return the class names that a file of weights was trained on, in the order of its outputs.
-
-    Args:
-        about: What `read_weights` tells of the file: the description of an exported part, or of a checkpoint with its
-            `hyper_parameters`.
-        path: File of the weights; its run's `split.csv` is asked where the file itself names no classes.
-
-    Returns:
-        None where neither names them.
-    """
-    settings = about.get("hyper_parameters", about)
-    names = settings.get("class_names") if isinstance(settings, Mapping) else None
-    if not names:
-        run = run_of(path)
-        names = None if run is None else _classes_of_split(run / "split.csv")
-    return as_names(names)
-
-
 def as_names(value: Any) -> list[str] | None:
     """Return class names that were read from a file; None where they are not a list of texts, or empty.
 
@@ -115,11 +92,3 @@ def as_names(value: Any) -> list[str] | None:
     """
     is_list = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
     return list(value) if is_list and value else None
-
-
-def _classes_of_split(path: Path) -> Any:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.loads(file.readline().removeprefix("# ")).get("class_names")
-    except (OSError, ValueError, AttributeError, RecursionError):  # whoever needs the split itself says so
-        return None

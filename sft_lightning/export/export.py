@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.cli.loaded_run import iterate
-from sft_lightning.data.class_names import list_classes, match_classes, missing_classes, recorded_classes
+from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
 from sft_lightning.export.evaluate import COMPARED, measure
 from sft_lightning.export.model_card import Told, card
 from sft_lightning.export.programs import check, in_words, write_program
@@ -21,6 +21,7 @@ from sft_lightning.networks.heads import linear_head
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
 from sft_lightning.runs.lineage import run_of
 from sft_lightning.runs.paths import checkpoint_of
+from sft_lightning.runs.trained_classes import recorded_classes
 from sft_lightning.runs.trained_network import Trained, read_trained
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, at_least, shares

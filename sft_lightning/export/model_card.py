@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from sft_lightning import __version__
+from sft_lightning._version import __version__
 from sft_lightning.data.split_files import split_counts
 from sft_lightning.data.vision.datamodule import MANIFEST
 from sft_lightning.export.evaluate import Measured

@@ -1,1 +1,1 @@
-"""Losses in plain torch, one idea a file."""
+"""Losses in plain torch, one idea per file."""

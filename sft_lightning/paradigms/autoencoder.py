@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from sft_lightning import __version__
+from sft_lightning._version import __version__
 from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.vision.autoencoders import ConvDecoder, MLPDecoder

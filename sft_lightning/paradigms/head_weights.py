@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from sft_lightning.data.class_names import list_classes, match_classes, missing_classes, recorded_classes
+from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
 from sft_lightning.networks.heads import linear_head
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights
+from sft_lightning.runs.trained_classes import recorded_classes
 from sft_lightning.utils.errors import InputError
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_lightning import __version__
+from sft_lightning._version import __version__
 from sft_lightning.cli.loaded_run import Opened
 from sft_lightning.report import figures
 from sft_lightning.runs.lineage import chain_of

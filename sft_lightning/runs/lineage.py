@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sft_lightning import __version__
+from sft_lightning._version import __version__
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.environment import machine
 from sft_lightning.utils.errors import InputError

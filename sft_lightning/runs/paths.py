@@ -3,24 +3,18 @@
 What is heavy is imported where it is used: a path that is wrong is told before torch is imported.
 """
 
-import os
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lightning.cli.commands import values
-from sft_lightning.runs.lock import RunLock
 from sft_lightning.utils.errors import InputError, cause
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import TensorBoardLogger
     from torch import nn
 
     from sft_lightning.networks.weights import Tensors
 
 LOGS = "lightning_logs"
-_VERSION = "SFT_VERSION"
 
 
 def below_logs(name: str) -> bool:
@@ -54,38 +48,6 @@ def run_folder(checkpoint: Path) -> Path | None:
         checkpoint: RUN/checkpoints/NAME.ckpt.
     """
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-
-
-def run_logger(
-    checkpoint: str | None, name: str, apart: bool = False, lock: RunLock | None = None
-) -> "TensorBoardLogger":
-    """The logger of a new version, or of the run that a checkpoint belongs to.
-
-    Args:
-        checkpoint: What the command goes on from, or None.
-        name: Of a new run.
-        apart: Whether validation metrics are to stand apart from those of the training.
-        lock: Lock of a training, which gets the folder; None where nothing is trained, or by another process.
-    """
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    from sft_lightning.training.callbacks.validation_log import ValidationLogger
-
-    kind = ValidationLogger if apart else TensorBoardLogger
-    folder = run_folder(Path(checkpoint)) if checkpoint else None
-    if folder is not None:
-        if lock is not None:
-            lock.lock(folder)
-        return kind(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
-    if "LOCAL_RANK" not in os.environ:
-        os.environ.pop(_VERSION, None)
-    # The processes that DDP starts inherit the version, which they would count differently.
-    version = os.environ.get(_VERSION)
-    if version is None and lock is not None:
-        version = lock.claim_version(Path(LOGS) / name).name
-    logger = kind(LOGS, name, version, default_hp_metric=False)
-    os.environ[_VERSION] = Path(logger.log_dir).name
-    return logger
 
 
 def find_checkpoint(name: str, runs: Path) -> Path:
@@ -197,31 +159,6 @@ def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None
             f"ckpt_path {str(path)!r} is of another model than the config ({len(differ)} tensors differ, such as "
             f"{differ[0]!r}): give the config of its run, or leave --config out"
         )
-
-
-def with_config(args: Sequence[str]) -> list[str]:
-    """Adds the config of the run that --ckpt_path names where no config is given.
-
-    Args:
-        args: Words of the command line, the command first.
-
-    Raises:
-        InputError: There is no such run.
-    """
-    words = list(args)
-    if any(word.split("=")[0] in ("--config", "-c", "--help", "-h") for word in words):
-        return words
-    given = next(reversed(values(words, "--ckpt_path")), None)
-    if given == "last" and (names := values(words, "--run_name")):
-        given = str(find_checkpoint(given, Path(LOGS) / names[-1]))
-    if given is None or given == "last":
-        return words
-    folder = run_folder(find_checkpoint(given, Path(LOGS)))
-    if folder is not None and (folder / "fit.yaml").is_file():
-        return [words[0], "--config", str(folder / "fit.yaml"), *words[1:]]
-    raise InputError(
-        f"ckpt_path {given!r} has no fit.yaml beside its checkpoints: add --config with that of its training"
-    )
 
 
 def reason(error: Exception) -> str:

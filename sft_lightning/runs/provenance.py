@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from sft_lightning import __version__
+from sft_lightning._version import __version__
 from sft_lightning.runs.lineage import data_digest, file_digest
 from sft_lightning.utils.atomic import whole, write_json
 from sft_lightning.utils.environment import machine
@@ -150,7 +150,7 @@ def _git(folder: Path, *words: str) -> bytes | None:
 
 def package_digest() -> str:
     """SHA-256 of the code of this package: two states of it may have the same version."""
-    home = Path(__file__).parent
+    home = Path(__file__).parents[1]
     files = sorted((path.relative_to(home).as_posix(), path) for path in home.rglob("*.py"))
     return hashlib.sha256("\n".join(f"{name} {file_digest(path)}" for name, path in files).encode()).hexdigest()
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from sft_lightning import __version__
-from sft_lightning.data.class_names import recorded_classes
+from sft_lightning._version import __version__
 from sft_lightning.networks.heads import linear_head, tau_normalized
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone
 from sft_lightning.networks.weights import Tensors, evaluated, read_weights, settings_of
 from sft_lightning.runs.lineage import chain_of, data_digest, run_of
+from sft_lightning.runs.trained_classes import recorded_classes
 from sft_lightning.utils.errors import InputError
 
 

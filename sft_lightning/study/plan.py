@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse.typing import Path_fr
 
-from sft_lightning import __version__
+from sft_lightning._version import __version__
 from sft_lightning.study.inputs import VARIED, InputReader, Inputs
 from sft_lightning.utils.errors import InputError, near
 

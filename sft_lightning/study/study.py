@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_lightning import __version__
+from sft_lightning._version import __version__
 from sft_lightning.report.figures import drawn
 from sft_lightning.runs.lock import RunLock
 from sft_lightning.runs.paths import LOGS, check_name

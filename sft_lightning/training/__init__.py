@@ -1,0 +1,1 @@
+"""What a training uses besides the model: optimizers, schedules, averages and callbacks."""

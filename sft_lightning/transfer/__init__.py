@@ -1,0 +1,1 @@
+"""Which trained network to start from: candidates, transferability scores and rankings."""

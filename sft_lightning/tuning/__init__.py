@@ -1,0 +1,1 @@
+"""Settings found by measuring: learning rate, batch size, precision, degree of fine-tuning."""

@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft_lightning.data.class_names import (
-    as_names,
-    describe_difference,
-    list_classes,
-    match_classes,
-    recorded_classes,
-    sort_classes,
-)
+from sft_lightning.data.class_names import as_names, describe_difference, list_classes, match_classes, sort_classes
+from sft_lightning.runs.trained_classes import recorded_classes
 
 ORDERED = [
     ["1", "2", "10"],

@@ -20,7 +20,7 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data import write_shards
+from sft_lightning.data import write_shards as module
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import Stream, TrainLoader
 from sft_lightning.data.sample_orders import Windowed
@@ -200,7 +200,7 @@ def test_unreadable_images_stop_it_or_are_left_out(
 
 
 def _killed(source: str, out: Path, after: int) -> None:
-    own, left = write_shards.stored, after
+    own, left = module.stored, after
 
     def stored(*args: Any) -> bytes:
         nonlocal left
@@ -209,7 +209,7 @@ def _killed(source: str, out: Path, after: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return own(*args)
 
-    write_shards.stored = stored  # type: ignore[assignment]
+    module.stored = stored  # type: ignore[assignment]
     write_shards(open_source(source), out, SIZE)
 
 

@@ -21,14 +21,14 @@ from sft_lightning import (
     SemiSupervisedModule,
 )
 from sft_lightning.__main__ import main
-from sft_lightning.export import export
+from sft_lightning.export import export as module
 from sft_lightning.losses.features import SupCon
 from sft_lightning.losses.unlabeled import PseudoLabel
 from sft_lightning.runs.lineage import chain_of, lineage
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import ROOT, SHAPE, cli
 
-export = partial(export.export, measure_on=0)
+export = partial(module.export, measure_on=0)
 X = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
@@ -49,17 +49,17 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 def test_backbones_and_heads_are_swapped_between_runs(workdir: Path) -> None:
     runs = [fitted(f"run{seed}", f"--seed_everything={seed}") for seed in (0, 1)]
-    export = [(export(str(run), "backbone"), export(str(run), "head")) for run, _ in runs]
+    exported = [(export(str(run), "backbone"), export(str(run), "head")) for run, _ in runs]
     assert not torch.equal(logits(runs[0][1]), logits(runs[1][1]))
     for k in (0, 1):
         for j in (0, 1):
             with torch.no_grad():
                 expected = runs[j][1].head(runs[k][1].backbone(X))
-            assert torch.equal(logits(put_together(export[k][0], export[j][1])), expected)
+            assert torch.equal(logits(put_together(exported[k][0], exported[j][1])), expected)
     whole = export(str(runs[0][0]), "model", out="whole.safetensors")
     assert torch.equal(logits(FineTuneClassifier("mlp", 10, SHAPE, weights=str(whole)).eval()), logits(runs[0][1]))
     assert torch.equal(logits(put_together(whole, whole)), logits(runs[0][1]))
-    assert torch.equal(logits(put_together(export[1][0], runs[0][0])), logits(put_together(export[1][0], export[0][1])))
+    assert torch.equal(logits(put_together(exported[1][0], runs[0][0])), logits(put_together(exported[1][0], exported[0][1])))
 
 
 @pytest.mark.parametrize("head", ["linear", "nearest_class_mean", "tau_normalized", "lws"])

@@ -1,0 +1,1 @@
+"""Images: reading, decoding, views, and the image data module."""

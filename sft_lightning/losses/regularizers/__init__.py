@@ -1,5 +1,23 @@
 """All regularizers R(theta) by name, so that a YAML can say `class_path: L2SP`."""
 
+from sft_lightning.losses.regularizers.base import (
+    FromSource as FromSource,
+)
+from sft_lightning.losses.regularizers.base import (
+    Regularizer as Regularizer,
+)
+from sft_lightning.losses.regularizers.base import (
+    Watcher as Watcher,
+)
+from sft_lightning.losses.regularizers.base import (
+    half_square as half_square,
+)
+from sft_lightning.losses.regularizers.base import (
+    l2 as l2,
+)
+from sft_lightning.losses.regularizers.base import (
+    outputs_of as outputs_of,
+)
 from sft_lightning.losses.regularizers.bss import BSS
 from sft_lightning.losses.regularizers.delta import DELTA
 from sft_lightning.losses.regularizers.l2 import L2

@@ -1,0 +1,129 @@
+"""Old module names, under which configs, checkpoints and code from version 0.1 still find their classes."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+REMOVED_IN = "0.4"
+MOVED = {
+    "sft_lightning.callbacks": "sft_lightning.training.callbacks",
+    "sft_lightning.callbacks.checkpoint": "sft_lightning.training.callbacks.checkpoint",
+    "sft_lightning.callbacks.csv_log": "sft_lightning.training.callbacks.csv_log",
+    "sft_lightning.callbacks.figures": "sft_lightning.training.callbacks.figures",
+    "sft_lightning.callbacks.health": "sft_lightning.training.callbacks.pseudo_label_metrics",
+    "sft_lightning.callbacks.other_loggers": "sft_lightning.training.callbacks.external_loggers",
+    "sft_lightning.callbacks.pr_curves": "sft_lightning.training.callbacks.pr_curves",
+    "sft_lightning.callbacks.predictions": "sft_lightning.training.callbacks.predictions",
+    "sft_lightning.callbacks.preemption": "sft_lightning.training.callbacks.preemption",
+    "sft_lightning.callbacks.progress": "sft_lightning.training.callbacks.progress",
+    "sft_lightning.callbacks.projector": "sft_lightning.training.callbacks.projector",
+    "sft_lightning.callbacks.restoring": "sft_lightning.training.callbacks.checkpoint_validation",
+    "sft_lightning.callbacks.run_folder": "sft_lightning.training.callbacks.run_folder",
+    "sft_lightning.callbacks.settings": "sft_lightning.training.callbacks.hparams",
+    "sft_lightning.callbacks.validation_log": "sft_lightning.training.callbacks.validation_log",
+    "sft_lightning.class_names": "sft_lightning.data.class_names",
+    "sft_lightning.cpu": "sft_lightning.utils.cpu",
+    "sft_lightning.data.affine": "sft_lightning.data.vision.affine",
+    "sft_lightning.data.as_they_are": "sft_lightning.data.eval_batches",
+    "sft_lightning.data.broken": "sft_lightning.data.vision.file_checks",
+    "sft_lightning.data.cached_images": "sft_lightning.data.vision.cached_images",
+    "sft_lightning.data.columns": "sft_lightning.data.mmap_columns",
+    "sft_lightning.data.datamodule": "sft_lightning.data.vision.datamodule",
+    "sft_lightning.data.decoding": "sft_lightning.data.vision.decoding",
+    "sft_lightning.data.equal_images": "sft_lightning.data.vision.equal_images",
+    "sft_lightning.data.faults": "sft_lightning.data.issues",
+    "sft_lightning.data.file_kinds": "sft_lightning.data.vision.file_kinds",
+    "sft_lightning.data.folder_source": "sft_lightning.data.vision.folder_source",
+    "sft_lightning.data.folders": "sft_lightning.data.vision.folders",
+    "sft_lightning.data.image_cache": "sft_lightning.data.vision.image_cache",
+    "sft_lightning.data.image_files": "sft_lightning.data.vision.image_files",
+    "sft_lightning.data.images": "sft_lightning.data.vision.images",
+    "sft_lightning.data.listing": "sft_lightning.data.vision.prediction_files",
+    "sft_lightning.data.orders": "sft_lightning.data.sample_orders",
+    "sft_lightning.data.parts": "sft_lightning.data.source",
+    "sft_lightning.data.pixel_scale": "sft_lightning.data.vision.pixel_scale",
+    "sft_lightning.data.plans": "sft_lightning.data.batch_sampling",
+    "sft_lightning.data.randaugment": "sft_lightning.data.vision.randaugment",
+    "sft_lightning.data.reading": "sft_lightning.data.prepare_splits",
+    "sft_lightning.data.sharding": "sft_lightning.data.write_shards",
+    "sft_lightning.data.tables": "sft_lightning.data.manifest",
+    "sft_lightning.data.to_predict": "sft_lightning.data.vision.prediction",
+    "sft_lightning.data.torchvision_sources": "sft_lightning.data.vision.torchvision_sources",
+    "sft_lightning.data.value_ranges": "sft_lightning.data.vision.value_ranges",
+    "sft_lightning.data.views": "sft_lightning.data.vision.views",
+    "sft_lightning.errors": "sft_lightning.utils.errors",
+    "sft_lightning.losses.adamatch": "sft_lightning.losses.unlabeled.adamatch",
+    "sft_lightning.losses.bss": "sft_lightning.losses.regularizers.bss",
+    "sft_lightning.losses.center": "sft_lightning.losses.features.center",
+    "sft_lightning.losses.cosine_prototype": "sft_lightning.losses.features.cosine_prototype",
+    "sft_lightning.losses.debiasmatch": "sft_lightning.losses.unlabeled.debiasmatch",
+    "sft_lightning.losses.delta": "sft_lightning.losses.regularizers.delta",
+    "sft_lightning.losses.dst": "sft_lightning.losses.unlabeled.dst",
+    "sft_lightning.losses.entropy_minimization": "sft_lightning.losses.unlabeled.entropy_minimization",
+    "sft_lightning.losses.feature_losses": "sft_lightning.losses.features",
+    "sft_lightning.losses.fixmatch": "sft_lightning.losses.unlabeled.fixmatch",
+    "sft_lightning.losses.flexmatch": "sft_lightning.losses.unlabeled.flexmatch",
+    "sft_lightning.losses.freematch": "sft_lightning.losses.unlabeled.freematch",
+    "sft_lightning.losses.image_reconstruction": "sft_lightning.losses.unlabeled.reconstruction",
+    "sft_lightning.losses.l2": "sft_lightning.losses.regularizers.l2",
+    "sft_lightning.losses.l2sp": "sft_lightning.losses.regularizers.l2sp",
+    "sft_lightning.losses.mean_teacher": "sft_lightning.losses.unlabeled.mean_teacher",
+    "sft_lightning.losses.mixmatch": "sft_lightning.losses.unlabeled.mixmatch",
+    "sft_lightning.losses.penalties": "sft_lightning.losses.regularizers.base",
+    "sft_lightning.losses.pi_model": "sft_lightning.losses.unlabeled.pi_model",
+    "sft_lightning.losses.pseudo_label": "sft_lightning.losses.unlabeled.pseudo_label",
+    "sft_lightning.losses.ranks": "sft_lightning.utils.distributed",
+    "sft_lightning.losses.softmatch": "sft_lightning.losses.unlabeled.softmatch",
+    "sft_lightning.losses.strategies": "sft_lightning.losses.unlabeled",
+    "sft_lightning.losses.supcon": "sft_lightning.losses.features.supcon",
+    "sft_lightning.losses.uda": "sft_lightning.losses.unlabeled.uda",
+    "sft_lightning.losses.virtual_adversarial": "sft_lightning.losses.unlabeled.virtual_adversarial",
+    "sft_lightning.memory": "sft_lightning.training.oom",
+    "sft_lightning.networks.autoencoders": "sft_lightning.networks.vision.autoencoders",
+    "sft_lightning.networks.backbones": "sft_lightning.networks.vision.backbones",
+    "sft_lightning.networks.described": "sft_lightning.networks.metadata",
+    "sft_lightning.networks.libraries": "sft_lightning.networks.vision.pretrained",
+    "sft_lightning.networks.normalization": "sft_lightning.networks.vision.normalization",
+    "sft_lightning.networks.wide_resnet": "sft_lightning.networks.vision.wide_resnet",
+    "sft_lightning.paradigms.alternation": "sft_lightning.paradigms.batch_schedule",
+    "sft_lightning.paradigms.averaging": "sft_lightning.training.ema",
+    "sft_lightning.paradigms.heads": "sft_lightning.paradigms.head_weights",
+    "sft_lightning.paradigms.nonfinite": "sft_lightning.training.nonfinite",
+    "sft_lightning.paradigms.optimization": "sft_lightning.training.optimizers",
+    "sft_lightning.paradigms.trust": "sft_lightning.paradigms.calibration",
+    "sft_lightning.schedules": "sft_lightning.training.lr_schedulers",
+}
+
+
+class _Alias(Loader):
+    """Hands out the module under its new name, so that a class has one identity under both."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        warnings.warn(
+            f"{spec.name} is now {self.target}; the old name goes in {REMOVED_IN}", DeprecationWarning, stacklevel=2
+        )
+        module = importlib.import_module(self.target)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has just set that of the old name; the module has run already
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, _Alias(MOVED[name])) if name in MOVED else None
+
+
+def install() -> None:
+    """Let the import system find modules under their old names."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())  # before files: the old package of callbacks has the path of the new one
