@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from sft_lightning._version import __version__
-from sft_lightning.cli.argv import arranged
-from sft_lightning.cli.commands import COMMANDS, opening, page
-from sft_lightning.utils.errors import Found, InputError, Stopped, cause, near
+from sft_lightning.cli.argv import normalize_argv
+from sft_lightning.cli.commands import COMMANDS, format_command_help, format_help
+from sft_lightning.utils.errors import InputError, IssuesFound, StoppedBySignal, did_you_mean, find_input_error
 
 _HELP = ("-h", "--help", "help")
 
@@ -23,7 +23,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or (len(words) == 1 and words[0] in _HELP):
-        sys.stdout.write(page())
+        sys.stdout.write(format_help())
         return 0
     if words[0] == "--version":
         sys.stdout.write(f"sft-lightning {__version__}\n")
@@ -32,14 +32,14 @@ def main(args: Sequence[str] | None = None) -> int:
         words = [words[1], "--help"]
     try:
         _run(words)
-    except Stopped as stopped:
+    except StoppedBySignal as stopped:
         sys.stderr.write(f"sft-lightning: {stopped}\n")
         return 128 + stopped.signal
-    except Found as found:
+    except IssuesFound as found:
         sys.stdout.write(f"{found}\n")
         return 1
     except Exception as error:
-        mistake: BaseException | None = cause(error)
+        mistake: BaseException | None = find_input_error(error)
         # What Lightning says of settings that do not go together is a sentence, too, and so is what it says of a
         # package that a callback needs; a module that Python itself does not find has a name.
         missing = isinstance(error, ModuleNotFoundError) and error.name is None
@@ -57,26 +57,26 @@ def _run(words: list[str]) -> None:
     if name not in COMMANDS:
         if name.startswith("-") and (later := [word for word in words if word in COMMANDS]):
             raise InputError(f"{name!r} stands before the command: give 'sft-lightning {later[0]} {name} ...'")
-        raise InputError(f"{name!r} is no command{near(name, list(COMMANDS))}; commands: {', '.join(COMMANDS)}")
+        raise InputError(f"{name!r} is no command{did_you_mean(name, list(COMMANDS))}; commands: {', '.join(COMMANDS)}")
     if any(word in _HELP[:2] for word in words):
         # Told at once; the options follow when all is imported.
-        sys.stdout.write(opening(name))
+        sys.stdout.write(format_command_help(name))
         sys.stdout.flush()
         words = [name, "--help"]
     else:
-        from sft_lightning.cli.early_checks import refuse
+        from sft_lightning.cli.early_checks import check_early
 
-        words = arranged(words)
-        refuse(words)
+        words = normalize_argv(words)
+        check_early(words)
     if COMMANDS[name].function:
-        from sft_lightning.cli.dispatch import call
+        from sft_lightning.cli.dispatch import run_command
 
-        call(words)
+        run_command(words)
     else:
-        from sft_lightning.cli.lightning_cli import leave, run
+        from sft_lightning.cli.lightning_cli import destroy_process_group, run
 
         run(words)
-        leave()
+        destroy_process_group()
 
 
 if __name__ == "__main__":

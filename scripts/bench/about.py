@@ -13,14 +13,14 @@ def about() -> dict[str, str | int]:
     here = Path(__file__).parent
     # Here and not above: a plain loop that is measured must not have the package's settings for the process.
     from sft_lightning import __version__
-    from sft_lightning.utils.environment import machine
+    from sft_lightning.utils.environment import describe_machine
 
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=here, capture_output=True, text=True
     )
     return {
         "date": str(date.today()),
-        **machine(),
+        **describe_machine(),
         "sft-lightning": __version__,
         "commit": told.stdout.strip() or "unknown",
     }

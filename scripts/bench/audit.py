@@ -26,29 +26,29 @@ from scipy.fft import dctn
 
 from sft_lightning import ImageDataModule
 from sft_lightning.audit import label_checks
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import NAMES, Split
-from sft_lightning.data.vision.image_stats import Pixels, Seen, look_at, small
+from sft_lightning.data.vision.image_stats import ImageStats, Pixels, compute_image_stats, small
 from sft_lightning.data.vision.images import Geometry, MemoryImages
-from sft_lightning.data.vision.near_duplicates import duplicates
+from sft_lightning.data.vision.near_duplicates import find_near_duplicates
 
 COPIED, FLIPPED = 2000, 0.05
 
 
-def looked(source: str) -> tuple[ImageDataModule, list[Seen]]:
+def looked(source: str) -> tuple[ImageDataModule, list[ImageStats]]:
     """A source and the looks at its splits."""
     data = ImageDataModule(source)
     data.request = replace(data.request, on_leak="keep")
     data.setup("fit")
-    return data, [look_at(name, data.splits[name], Geometry(channels=1)) for name in NAMES]
+    return data, [compute_image_stats(name, data.splits[name], Geometry(channels=1)) for name in NAMES]
 
 
-def of_tensors(name: str, pictures: list[Pixels]) -> Seen:
+def of_tensors(name: str, pictures: list[Pixels]) -> ImageStats:
     """A split of pictures (H, W)."""
     images = MemoryImages(torch.from_numpy(np.stack(pictures))[:, None])
     ids = [f"{name}/{i}" for i in range(len(pictures))]
-    part = Part(images, ids, torch.full((len(pictures),), -1))
-    return look_at(name, Split(part, list(range(len(pictures)))), Geometry(channels=1))
+    part = Examples(images, ids, torch.full((len(pictures),), -1))
+    return compute_image_stats(name, Split(part, list(range(len(pictures)))), Geometry(channels=1))
 
 
 def encoded(quality: int) -> Callable[[Pixels], Pixels]:
@@ -99,13 +99,13 @@ def copies(source: str) -> dict[str, float]:
     found = {}
     for name, change in CHANGES.items():
         other = of_tensors("labeled", [change(picture) for picture in originals])
-        pairs = [pair for both in duplicates([one, other]) for pair in both]
+        pairs = [pair for both in find_near_duplicates([one, other]) for pair in both]
         hits = {pair.first[1] for pair in pairs if pair.second[0] is other and pair.first == (one, pair.second[1])}
         found[name] = len(hits) / COPIED
     return found
 
 
-def hash_pairs(seen: list[Seen], distance: int = 6) -> int:
+def hash_pairs(seen: list[ImageStats], distance: int = 6) -> int:
     """Pairs of pictures whose perceptual hashes differ in at most so many bits."""
     pictures = np.concatenate([small(one, range(len(one.looks))) for one in seen if one.looks])[..., 0]
     low = dctn(pictures.astype(np.float32), axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(pictures), 64)
@@ -121,7 +121,7 @@ def alarms(source: str) -> dict[str, Any]:
     began = time.perf_counter()
     _, seen = looked(source)
     middle = time.perf_counter()
-    exact, near = duplicates(seen)
+    exact, near = find_near_duplicates(seen)
     end = time.perf_counter()
     pictures = sum(len(one.looks) for one in seen)
     return {

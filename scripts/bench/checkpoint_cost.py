@@ -24,7 +24,7 @@ from about import publish
 from commands import fit, timed_saves
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning.study.statistics import interval
+from sft_lightning.study.statistics import confidence_interval
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 
 CONFIGS = ["semi_supervised/shared.yaml", "semi_supervised/freematch.yaml"]
@@ -82,7 +82,7 @@ def measured(network: str, steps: int, pairs: int) -> dict[str, Any]:
         rows.append((one[False], one[True]))
     ratios = [with_saves["seconds"] / without["seconds"] for without, with_saves in rows]
     shares = [with_saves["save_seconds"] / with_saves["seconds"] for _, with_saves in rows]
-    mean, low, high = interval(ratios)
+    mean, low, high = confidence_interval(ratios)
     each = [with_saves["save_seconds"] / with_saves["saves"] for _, with_saves in rows if with_saves["saves"]]
     return {
         "steps": steps,

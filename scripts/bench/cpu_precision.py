@@ -36,10 +36,10 @@ from torch.utils._pytree import tree_map_only
 from sft_lightning import ImageDataModule
 from sft_lightning.cli.lightning_cli import run
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.study.statistics import interval
+from sft_lightning.study.statistics import confidence_interval
 from sft_lightning.tuning.dry_run import Trial
 from sft_lightning.tuning.find_precision import GAIN, PLAIN
-from sft_lightning.tuning.throughput import Pace, paced
+from sft_lightning.tuning.throughput import Throughput, measure_throughput
 
 PRECISIONS = [PLAIN, "bf16-mixed"]
 CONFIG = "quickstart/fine_tune.yaml"
@@ -74,8 +74,8 @@ def framework(precision: str, args: argparse.Namespace) -> float:
     """Images a second of real steps."""
     given = ["fit", f"--config={CONFIGS / CONFIG}", *words(args, args.side), *QUIET, f"--trainer.precision={precision}"]
     cli = run(given, Trial)
-    pace = Pace(1, args.seconds)
-    paced(cli, pace)
+    pace = Throughput(1, args.seconds)
+    measure_throughput(cli, pace)
     return pace.rate
 
 
@@ -89,7 +89,7 @@ def plain(args: argparse.Namespace) -> float:
     network = nn.Sequential(body, nn.Linear(body.num_features, 10)).train()
     sgd = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
     ends: list[float] = []
-    while len(ends) < 6 or ends[-1] - ends[2] < args.seconds:  # as `Pace` does: the first do not count
+    while len(ends) < 6 or ends[-1] - ends[2] < args.seconds:  # as `Throughput` does: the first do not count
         loss = F.cross_entropy(network(x), y)
         sgd.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -146,7 +146,7 @@ def accuracies(args: argparse.Namespace) -> dict[str, Any]:
         found = dict(zip(asked, pool.map(one, asked), strict=True))
     by_precision = {name: [round(found[name, seed], 4) for seed in range(args.seeds)] for name in PRECISIONS}
     gains = [half - full for full, half in zip(*by_precision.values(), strict=True)]
-    mean, low, high = interval(gains)
+    mean, low, high = confidence_interval(gains)
     return {
         "test_accuracy": by_precision,
         "half_minus_full": [round(gain, 4) for gain in gains],

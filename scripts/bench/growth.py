@@ -93,14 +93,16 @@ def index(count: int) -> dict[str, Any]:
     """Splits of so many names in this process."""
     import torch
 
-    from sft_lightning.data.source import Part
-    from sft_lightning.data.splits import Request, make_splits
+    from sft_lightning.data.source import Examples
+    from sft_lightning.data.splits import SplitConfig, make_splits
     from sft_lightning.data.vision.images import FileImages
 
     first, start = resident(), time.time()
     ids = [f"class_{i % 10}/{i:09}.png" for i in range(count)]
-    part = Part(FileImages([Path("gone", name) for name in ids], ids), ids, torch.arange(count) % 10)
-    make_splits({"train": part}, None, Request(num_labels=1000 if count > 5000 else 10), [str(c) for c in range(10)])
+    part = Examples(FileImages([Path("gone", name) for name in ids], ids), ids, torch.arange(count) % 10)
+    make_splits(
+        {"train": part}, None, SplitConfig(num_labels=1000 if count > 5000 else 10), [str(c) for c in range(10)]
+    )
     return {"start": round(time.time() - start, 2), **beyond(first)}
 
 
@@ -213,7 +215,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    from sft_lightning.utils.atomic import whole
+    from sft_lightning.utils.atomic import open_atomic
 
     styles = {"memory": ("#0072b2", "s", "in memory"), "files": ("#d55e00", "D", "files"),
               "index": ("#009e73", "^", "names alone")}  # fmt: skip
@@ -247,7 +249,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     handles, labels = memory.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as staged:
+    with open_atomic(path) as staged:
         figure.savefig(staged, format="png")
 
 

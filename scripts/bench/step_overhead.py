@@ -33,7 +33,7 @@ from training_speed import Terminal
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.cli.lightning_cli import SFTCLI, run
-from sft_lightning.study.statistics import interval
+from sft_lightning.study.statistics import confidence_interval
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart" / "fine_tune.yaml"
 STEP = 0.01  # seconds of the step that the share is of
@@ -116,7 +116,7 @@ def main() -> None:
         ours, done = framework(args.backbone, args.steps)
         pairs.append((ours, plain(done, args.steps) if bare is None else bare))
     overhead = [round((ours - bare) * 1e6, 1) for ours, bare in pairs]
-    mean, low, high = interval(overhead)
+    mean, low, high = confidence_interval(overhead)
     publish(args, {
         "microseconds_per_step": {
             "framework": [round(ours * 1e6, 1) for ours, _ in pairs],

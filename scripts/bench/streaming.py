@@ -28,7 +28,7 @@ from about import publish
 from PIL import Image
 
 from sft_lightning.data.mmap_columns import Chosen
-from sft_lightning.data.source import Part, Source
+from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.vision.images import EncodedImages, Images
 from sft_lightning.data.write_shards import write_shards
 
@@ -122,13 +122,13 @@ class MadeSource(Source):
         sizes = {"train": count // 10, "unlabeled": count - count // 10, "val": 100, "test": 100}
         self._sizes = {"train": count + 200} if one else sizes
 
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """The parts."""
         parts, first = {}, 0
         for name, count in self._sizes.items():
             labels = torch.arange(count) % 10 if name != "unlabeled" else torch.full((count,), -1)
             names = [f"{name}/{i:09}.jpg" for i in range(count)]
-            parts[name] = Part(Made(count, first), Chosen((names, range(count))), labels)
+            parts[name] = Examples(Made(count, first), Chosen((names, range(count))), labels)
             first += count
         return parts
 

@@ -11,19 +11,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from sft_lightning.audit import class_checks, image_checks, label_checks
 from sft_lightning.audit.findings import Finding, Row, sheet
 from sft_lightning.audit.overlap import dropped, overlaps
-from sft_lightning.cli.lightning_cli import Built, run
+from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.issues import STRADDLING, Fault, listing
-from sft_lightning.data.splits import Request
+from sft_lightning.data.splits import SplitConfig
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.file_checks import printable
 from sft_lightning.data.vision.folder_source import FolderSource
-from sft_lightning.data.vision.image_stats import Seen, look_at
+from sft_lightning.data.vision.image_stats import ImageStats, compute_image_stats
 from sft_lightning.data.vision.images import EncodedImages
-from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, duplicates
+from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, find_near_duplicates
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.utils.atomic import write_json, write_text
-from sft_lightning.utils.errors import Found, InputError
+from sft_lightning.utils.errors import InputError, IssuesFound
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Audit:
     """
 
     source: str
-    request: Request
+    request: SplitConfig
     names: list[str]
     totals: dict[str, int]
     counts: class_checks.Counts
@@ -63,7 +63,7 @@ class Audit:
         return any(finding.contaminates for finding in self.findings)
 
 
-class Auditing(Built):
+class Auditing(DryRunCLI):
     """Takes what `fit` takes, and `--strict`."""
 
     command = "audit"
@@ -92,7 +92,7 @@ def audit(words: Sequence[str]) -> str:
     write_json(folder / "audit.json", _about(found))
     text = f"{told(found)}\nWritten: {folder / 'audit.json'} and {folder / 'findings.csv'}"
     if strict and found.contaminated:
-        raise Found(text)
+        raise IssuesFound(text)
     return text
 
 
@@ -120,9 +120,11 @@ def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
         refused = _set_up(data)
     count = sum(len(split) for split in data.splits.values())
     rank_zero_info(f"Audit: decoding {count:,} images ...")
-    seen = [look_at(name, data.splits[name], data.geometry) for name in ("test", "val", "labeled", "unlabeled")]
+    seen = [
+        compute_image_stats(name, data.splits[name], data.geometry) for name in ("test", "val", "labeled", "unlabeled")
+    ]
     rank_zero_info("Audit: looking for duplicates ...")
-    exact, near = duplicates(seen)
+    exact, near = find_near_duplicates(seen)
     weights = getattr(cli.config.fit.model.get("init_args"), "weights", "none")
     backbone = getattr(cli.model, "backbone", None)
     start = backbone if weights != "none" and isinstance(backbone, Backbone) else None
@@ -179,7 +181,7 @@ def _of_faults(faults: Sequence[Fault]) -> list[Finding]:
     return [Finding(kind, advice.get(kind, ""), rows, kind == STRADDLING) for kind, rows in kinds.items()]
 
 
-def _unreadable(data: ImageDataModule, seen: Sequence[Seen], policy: str, faults: Sequence[Fault]) -> Finding:
+def _unreadable(data: ImageDataModule, seen: Sequence[ImageStats], policy: str, faults: Sequence[Fault]) -> Finding:
     """Files that were left out before there were splits, and those that turned out broken when decoded."""
     told = {fault.name for fault in faults}
     rows = []

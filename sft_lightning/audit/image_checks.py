@@ -12,7 +12,7 @@ from sft_lightning.data.source import relative
 from sft_lightning.data.vision.file_checks import UNREADABLE
 from sft_lightning.data.vision.file_kinds import is_litter, is_named_image
 from sft_lightning.data.vision.image_files import LONG, open_image_file
-from sft_lightning.data.vision.image_stats import Header, Look, Seen
+from sft_lightning.data.vision.image_stats import Header, ImageStats, Look
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.value_ranges import stored_ranges
 
@@ -21,7 +21,7 @@ CONSTANT = 2.0
 _TABLE = 5
 
 
-def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
+def oddities(seen: Sequence[ImageStats], geometry: Geometry) -> list[Finding]:
     """Readable pictures that may not be what they seem.
 
     Args:
@@ -32,7 +32,7 @@ def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
     colored = sum(not look.gray for one in seen for _, look in one.readable)
     few = geometry.channels == 3 and 0 < gray < colored
 
-    def of(test: Callable[[Seen, int, Look], str | None], name: str, advice: str) -> Finding:
+    def of(test: Callable[[ImageStats, int, Look], str | None], name: str, advice: str) -> Finding:
         rows = []
         for one in seen:
             for i, look in one.readable:
@@ -41,17 +41,17 @@ def oddities(seen: Sequence[Seen], geometry: Geometry) -> list[Finding]:
                     rows.append(Row(one.name, one.id(i), detail))
         return Finding(name, advice, rows)
 
-    def header(test: Callable[[Header], str | None]) -> Callable[[Seen, int, Look], str | None]:
+    def header(test: Callable[[Header], str | None]) -> Callable[[ImageStats, int, Look], str | None]:
         return lambda one, i, look: None if look.header is None else test(look.header)
 
-    def misnamed(one: Seen, i: int, look: Look) -> str | None:
+    def misnamed(one: ImageStats, i: int, look: Look) -> str | None:
         if look.header is None or not isinstance(one.split.part.images, FileImages):  # in shards names are only names
             return None
         promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
         # An MPO of a camera is a JPEG that is followed by others.
         return None if promised == look.header.format.replace("MPO", "JPEG") else f"is {look.header.format}"
 
-    def constant(one: Seen, i: int, look: Look) -> str | None:
+    def constant(one: ImageStats, i: int, look: Look) -> str | None:
         is_constant = look.spread is not None and look.spread < CONSTANT
         return f"deviation {look.spread:.1f} of 255 gray levels" if is_constant else None
 
@@ -169,7 +169,7 @@ def _kind(path: Path) -> str | None:
         return None
 
 
-def tables(seen: Sequence[Seen], geometry: Geometry) -> dict[str, object]:
+def tables(seen: Sequence[ImageStats], geometry: Geometry) -> dict[str, object]:
     """Sizes and modes of the files, in types of JSON; nothing for pictures in memory.
 
     Args:

@@ -23,10 +23,10 @@ from sft_lightning.audit.findings import Finding, Row
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.copies import find_copies, groups_of
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.image_stats import SIDE, Seen, small
+from sft_lightning.data.vision.image_stats import SIDE, ImageStats, small
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.feature_cache import features
-from sft_lightning.transfer.scores import divided, fewest_groups
+from sft_lightning.transfer.scores import fewest_groups, split_into_folds
 from sft_lightning.utils.errors import InputError
 
 FOLDS = 5
@@ -39,7 +39,7 @@ Integers = NDArray[np.int64]
 
 
 @dataclass
-class Judged:
+class LabelJudgments:
     """Examples whose labels were looked at.
 
     Attributes:
@@ -51,7 +51,7 @@ class Judged:
         is_decided: Whether the labels were judged: no suspects then means that none was found.
     """
 
-    places: list[tuple[Seen, int]]
+    places: list[tuple[ImageStats, int]]
     labels: Integers
     probabilities: Matrix
     suspects: list[int]
@@ -59,7 +59,7 @@ class Judged:
     is_decided: bool = True
 
 
-def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None, seed: int) -> Judged:
+def judge(seen: Sequence[ImageStats], data: ImageDataModule, backbone: Backbone | None, seed: int) -> LabelJudgments:
     """Looks for wrong labels in all splits with labels together.
 
     Args:
@@ -84,7 +84,7 @@ def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None
     nothing = np.zeros((0, data.num_classes))
     if len(kept) < 2:
         told = f"not looked at: fewer than 2 classes have {required} or more"
-        return Judged([], y[:0], nothing, [], told, is_decided=False)
+        return LabelJudgments([], y[:0], nothing, [], told, is_decided=False)
     distinct = set(copies.pick_representatives(y.tolist()))
     positions = np.flatnonzero(np.isin(y, kept)).tolist()
     places, y = [places[k] for k in positions], y[positions]
@@ -94,7 +94,7 @@ def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None
     try:
         p[:, kept] = out_of_fold(x, np.searchsorted(kept, y), groups, seed)
     except InputError as error:  # groups of several classes can leave a fold with one class
-        return Judged([], y[:0], nothing, [], f"not looked at: {error}", is_decided=False)
+        return LabelJudgments([], y[:0], nothing, [], f"not looked at: {error}", is_decided=False)
     right = p.argmax(1) == y
     on = "pixels" if backbone is None else f"features of {backbone.name}"
     left = f"; {copies} among them stay in one fold of the cross-validation" if copies.count else ""
@@ -109,9 +109,9 @@ def judge(seen: Sequence[Seen], data: ImageDataModule, backbone: Backbone | None
             f"none is judged: {skill} of {len(y):,}, where the most frequent class alone is {guess:.1%}: too weak to "
             f"doubt a label; set model.init_args.weights to those of {other}"
         )
-        return Judged(places, y, p, [], told + left, is_decided=False)
+        return LabelJudgments(places, y, p, [], told + left, is_decided=False)
     suspects, by = issues(np.searchsorted(kept, y), p[:, kept])
-    return Judged(places, y, p, suspects, f"{len(y):,} looked at with {by}; {skill}{left}")
+    return LabelJudgments(places, y, p, suspects, f"{len(y):,} looked at with {by}; {skill}{left}")
 
 
 def is_skilled(right: int, count: int, guess: float) -> bool:
@@ -160,7 +160,7 @@ def out_of_fold(x: NDArray[np.float32], y: Integers, groups: Sequence[str] | Non
     with warnings.catch_warnings():
         # A probe that has not converged in 100 steps judges as well; groups may keep a class out of a fold.
         warnings.simplefilter("ignore")
-        for train, held in divided(labels, folds, seed, groups):
+        for train, held in split_into_folds(labels, folds, seed, groups):
             model = LogisticRegression(max_iter=100).fit(x[train], y[train])
             found[np.ix_(held, model.classes_)] = model.predict_proba(x[held])
     return found
@@ -201,7 +201,7 @@ def confident(y: Integers, p: Matrix) -> list[int]:
     return [int(i) for i in suspects[own.argsort(kind="stable")]]
 
 
-def finding(judged: Judged, names: Sequence[str]) -> Finding:
+def finding(judged: LabelJudgments, names: Sequence[str]) -> Finding:
     """The suspects as a finding.
 
     Args:
@@ -222,7 +222,7 @@ def finding(judged: Judged, names: Sequence[str]) -> Finding:
     )
 
 
-def _pixels(places: Sequence[tuple[Seen, int]]) -> NDArray[np.float32]:
+def _pixels(places: Sequence[tuple[ImageStats, int]]) -> NDArray[np.float32]:
     pieces = []
     for one, positions in _by_split(places):
         pictures = small(one, positions)
@@ -232,7 +232,9 @@ def _pixels(places: Sequence[tuple[Seen, int]]) -> NDArray[np.float32]:
     return np.concatenate(pieces)
 
 
-def _features(places: Sequence[tuple[Seen, int]], data: ImageDataModule, backbone: Backbone) -> NDArray[np.float32]:
+def _features(
+    places: Sequence[tuple[ImageStats, int]], data: ImageDataModule, backbone: Backbone
+) -> NDArray[np.float32]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pieces: list[Tensor] = []
     for one, positions in _by_split(places):
@@ -245,9 +247,9 @@ def _features(places: Sequence[tuple[Seen, int]], data: ImageDataModule, backbon
     return x
 
 
-def _by_split(places: Sequence[tuple[Seen, int]]) -> list[tuple[Seen, list[int]]]:
+def _by_split(places: Sequence[tuple[ImageStats, int]]) -> list[tuple[ImageStats, list[int]]]:
     """Positions of each split; places of a split stand together."""
-    found: dict[str, tuple[Seen, list[int]]] = {}
+    found: dict[str, tuple[ImageStats, list[int]]] = {}
     for one, i in places:
         found.setdefault(one.name, (one, []))[1].append(i)
     return list(found.values())

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sft_lightning.audit.findings import Finding, Row
-from sft_lightning.data.splits import Request, Split, without_leaks
-from sft_lightning.data.vision.image_stats import Seen
+from sft_lightning.data.splits import Split, SplitConfig, without_leaks
+from sft_lightning.data.vision.image_stats import ImageStats
 from sft_lightning.data.vision.near_duplicates import Pair
 
 _WORDS = {"test": "test", "val": "validation", "labeled": "labeled", "unlabeled": "unlabeled"}
@@ -14,7 +14,7 @@ _LEAKS = (("test", "labeled"), ("test", "unlabeled"), ("test", "val"), ("val", "
 _COPIES = (("labeled",) * 2, ("labeled", "unlabeled"), ("unlabeled",) * 2, ("test",) * 2, ("val",) * 2)
 
 
-def dropped(seen: Sequence[Seen], request: Request) -> set[tuple[str, int]]:
+def dropped(seen: Sequence[ImageStats], request: SplitConfig) -> set[tuple[str, int]]:
     """Split and position of the pictures that a run drops: their files are equal byte for byte.
 
     Args:
@@ -30,7 +30,7 @@ def dropped(seen: Sequence[Seen], request: Request) -> set[tuple[str, int]]:
 
 
 def overlaps(
-    exact: Sequence[Pair], near: Sequence[Pair], gone: set[tuple[str, int]], request: Request, names: Sequence[str]
+    exact: Sequence[Pair], near: Sequence[Pair], gone: set[tuple[str, int]], request: SplitConfig, names: Sequence[str]
 ) -> dict[str, list[Finding]]:
     """The findings by topic.
 
@@ -67,7 +67,7 @@ def _row(pair: Pair, kind: str) -> Row:
     return Row(one.name, one.id(i), f"{kind}equals {other.id(j)}{difference}")
 
 
-def _leak(pairs: Sequence[Pair], gone: set[tuple[str, int]], request: Request, b: str) -> str:
+def _leak(pairs: Sequence[Pair], gone: set[tuple[str, int]], request: SplitConfig, b: str) -> str:
     """What a run does about pictures that are held out and stand in b, and what is left to do."""
     mine = [(pair.second[0].name, pair.second[1]) in gone for pair in pairs]
     byte_for_byte, others = sum(mine), len(mine) - sum(mine)

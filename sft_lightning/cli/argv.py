@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from sft_lightning.cli.commands import COMMANDS, usage
+from sft_lightning.cli.commands import COMMANDS, format_usage
 from sft_lightning.runs.paths import LOGS, find_checkpoint, run_folder
 from sft_lightning.utils.errors import InputError
 
@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"-\.?\d")
 _FLAGS = ("-h", "--help", "--print_config", "--strict")  # no value follows them
 
 
-def arranged(words: Sequence[str]) -> list[str]:
+def normalize_argv(words: Sequence[str]) -> list[str]:
     """The words of a command with configs first, so that options win over files, and bare words by their names.
 
     Args:
@@ -45,7 +45,7 @@ def arranged(words: Sequence[str]) -> list[str]:
     return [name, *configs, *others]
 
 
-def values(words: Sequence[str], *options: str) -> list[str]:
+def option_values(words: Sequence[str], *options: str) -> list[str]:
     """What an option is given, as `--option value` or `--option=value`.
 
     Args:
@@ -68,8 +68,8 @@ def with_config(args: Sequence[str]) -> list[str]:
     words = list(args)
     if any(word.split("=")[0] in ("--config", "-c", "--help", "-h") for word in words):
         return words
-    given = next(reversed(values(words, "--ckpt_path")), None)
-    if given == "last" and (names := values(words, "--run_name")):
+    given = next(reversed(option_values(words, "--ckpt_path")), None)
+    if given == "last" and (names := option_values(words, "--run_name")):
         given = str(find_checkpoint(given, Path(LOGS) / names[-1]))
     if given is None or given == "last":
         return words
@@ -84,4 +84,7 @@ def with_config(args: Sequence[str]) -> list[str]:
 def _one_too_many(name: str, word: str) -> str:
     if word.endswith((".yaml", ".yml")):
         return f"{word!r} stands alone: give it as --config {word}"
-    return f"{word!r} is one word too many: give {usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"
+    return (
+        f"{word!r} is one word too many: give {format_usage(name)}, such as 'sft-lightning "
+        f"{COMMANDS[name].examples[0]}'"
+    )

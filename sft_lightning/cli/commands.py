@@ -172,7 +172,7 @@ COMMANDS = {
 }
 
 
-def usage(name: str) -> str:
+def format_usage(name: str) -> str:
     """How a command is called.
 
     Args:
@@ -181,14 +181,14 @@ def usage(name: str) -> str:
     return " ".join(["sft-lightning", name, *COMMANDS[name].words, "[options]"])
 
 
-def opening(name: str) -> str:
+def format_command_help(name: str) -> str:
     """How the help of a command begins.
 
     Args:
         name: Of the command.
     """
     command = COMMANDS[name]
-    told = [f"usage: {usage(name)}", "", command.does]
+    told = [f"usage: {format_usage(name)}", "", command.does]
     if command.takes_fit and name != "fit":
         told.append("It takes the settings of fit, too.")
     told += [f"{what} is short for --{option}." for what, option in command.words.items()]
@@ -196,7 +196,7 @@ def opening(name: str) -> str:
     return "\n".join(told) + "\n\n"
 
 
-def no_option(shown: str, hint: str, name: str) -> str:
+def explain_unknown_option(shown: str, hint: str, name: str) -> str:
     """The sentence about an option that a command does not have.
 
     Args:
@@ -207,17 +207,17 @@ def no_option(shown: str, hint: str, name: str) -> str:
     return f"there is no option {shown}{hint}; 'sft-lightning {name} --help' lists all"
 
 
-def needs(name: str, what: str) -> str:
+def explain_missing(name: str, what: str) -> str:
     """The sentence about what a command was not given.
 
     Args:
         name: Of the command.
         what: Options or words.
     """
-    return f"{name} needs {what}: give {usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"
+    return f"{name} needs {what}: give {format_usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"
 
 
-def page() -> str:
+def format_help() -> str:
     """The general help."""
     told = ["usage: sft-lightning COMMAND [options]", ""]
     told += [f"Learn from few labels and many unlabeled images (version {__version__}).", ""]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from jsonargparse import capture_parser
 
 from sft_lightning.cli.commands import COMMANDS
-from sft_lightning.cli.dispatch import call
+from sft_lightning.cli.dispatch import run_command
 from sft_lightning.cli.lightning_cli import run
 from sft_lightning.cli.registry import OURS, settings
 from sft_lightning.utils.errors import InputError
@@ -91,7 +91,7 @@ def _complete(action: argparse.Action, last: str, files: Any) -> None:
 
 def _options(name: str) -> Iterator[tuple[str, str, list[str]]]:
     """Options, help and choices of a command's own parser."""
-    parser: Any = capture_parser(lambda: (call if COMMANDS[name].function else run)([name]))
+    parser: Any = capture_parser(lambda: (run_command if COMMANDS[name].function else run)([name]))
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             (parser,) = action.choices.values()

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.cli.commands import COMMANDS
-from sft_lightning.cli.logging import quiet
+from sft_lightning.cli.logging import silence_third_party
 from sft_lightning.cli.parser import Parser
 from sft_lightning.cli.process_state import preserve_process
 
 
-def call(words: Sequence[str]) -> None:
+def run_command(words: Sequence[str]) -> None:
     """Runs one command and prints what it found.
 
     Args:
@@ -29,7 +29,7 @@ def call(words: Sequence[str]) -> None:
     # Imported first: what Lightning sets up when it is imported stays, and is no change of the command.
     function = getattr(importlib.import_module(module), attribute)
     with preserve_process():
-        quiet()
+        silence_third_party()
         given = {} if COMMANDS[name].takes_fit else _options(name, function, rest)
         if "torch" in sys.modules:  # else the command needs none of it, and answers before it would be imported
             from sft_lightning.cli.lightning_cli import prepare

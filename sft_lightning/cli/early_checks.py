@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.cli.argv import values, with_config
-from sft_lightning.cli.commands import COMMANDS, needs, no_option
-from sft_lightning.cli.error_messages import NOTHING, absent, no_setting
+from sft_lightning.cli.argv import option_values, with_config
+from sft_lightning.cli.commands import COMMANDS, explain_missing, explain_unknown_option
+from sft_lightning.cli.error_messages import NOTHING, explain_missing_setting, explain_unknown_setting
 from sft_lightning.runs.paths import checkpoint_of, run_folder
-from sft_lightning.utils.errors import InputError, nearest
+from sft_lightning.utils.errors import InputError, find_nearest
 from sft_lightning.utils.yaml_files import read_yaml
 
 _OF_FIT = ("config", "data", "fast_loop", "help", "model", "print_config", "run_name", "seed_everything", "trainer")
@@ -24,7 +24,7 @@ _OF_PYTHON = ("self", "model", "datamodule", "dataloaders", "train_dataloaders",
 _CUTOFF = 0.8  # similarity of a name to the one that is meant
 
 
-def refuse(words: Sequence[str]) -> None:
+def check_early(words: Sequence[str]) -> None:
     """Looks at the words of a command.
 
     Args:
@@ -35,22 +35,22 @@ def refuse(words: Sequence[str]) -> None:
     """
     name, command = words[0], COMMANDS[words[0]]
     if len(words) == 1 and "RUN" in command.words:
-        raise InputError(needs(name, "RUN"))
+        raise InputError(explain_missing(name, "RUN"))
     if len(words) == 1 and command.takes_fit:
         raise InputError(NOTHING)
     options = known(name)
     for word in words[1:]:
         option = word.removeprefix("--").partition("=")[0].rstrip("+")
         if word.startswith("--") and (right := _meant(option, options)):
-            raise InputError(no_option(f"--{option}", f" (did you mean --{right}?)", name))
-    for path in values(words, "--config", "-c"):
+            raise InputError(explain_unknown_option(f"--{option}", f" (did you mean --{right}?)", name))
+    for path in option_values(words, "--config", "-c"):
         if path.endswith((".yaml", ".yml")):
             _look_into(path, name, options)
     configs = [word.partition("=")[2] or word for word in words[1:]]
     if not command.function:
         configs += with_config(words)
     elif "run" in command.words.values() and name != "lineage":  # which takes what has no checkpoint, too
-        for run in values(words, "--run"):
+        for run in option_values(words, "--run"):
             folder = run_folder(checkpoint_of(run))
             configs += [str(folder / "fit.yaml")] if folder else []
     read: set[Path] = set()
@@ -79,21 +79,23 @@ def _meant(option: str, options: list[str]) -> str | None:
     given = f"{top}.{rest.partition('.')[0]}" if rest else top
     if given in options or (rest and (top != "trainer" or rest == "help")):  # what stands below is the parser's
         return None
-    return next(iter(nearest(given, options, _CUTOFF)), None)
+    return next(iter(find_nearest(given, options, _CUTOFF)), None)
 
 
 def _look_into(path: str, name: str, options: list[str]) -> None:
     """Reads a config."""
     if not Path(path).is_file():
-        raise InputError(absent(path))
+        raise InputError(explain_missing_setting(path))
     found = read_yaml(path)
     for key in found if isinstance(found, dict) else ():
         if right := _meant(str(key), options):
-            raise InputError(no_option(repr(key), f" (did you mean {right!r}?)", name))
+            raise InputError(explain_unknown_option(repr(key), f" (did you mean {right!r}?)", name))
     trainer = found.get("trainer") if isinstance(found, dict) else None
     for key in trainer if isinstance(trainer, dict) else ():
         if right := _meant(f"trainer.{key}", options):
-            raise InputError(no_setting("Trainer", key, f" (did you mean {right.removeprefix('trainer.')!r}?)"))
+            raise InputError(
+                explain_unknown_setting("Trainer", key, f" (did you mean {right.removeprefix('trainer.')!r}?)")
+            )
 
 
 def _read_nested(value: Any, path: Path, read: set[Path]) -> None:

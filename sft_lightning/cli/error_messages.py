@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_lightning.cli.commands import COMMANDS, needs, no_option
-from sft_lightning.utils.errors import near, nearest
+from sft_lightning.cli.commands import COMMANDS, explain_missing, explain_unknown_option
+from sft_lightning.utils.errors import did_you_mean, find_nearest
 
 _KEY = re.compile(r"(?:Parser key|Key) \"([\w.]+)\"")
 # The class that was asked stands behind the unknown option (callables) or before it (modules).
@@ -43,7 +43,7 @@ _OR_TENSOR = re.compile(r"(<class 'float'>)\s+- Expected a dot import path strin
 _NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)")
 
 
-def sentence(message: str, command: str = "fit", flags: Sequence[str] = ()) -> str:
+def condense_error(message: str, command: str = "fit", flags: Sequence[str] = ()) -> str:
     """The mistake in one sentence.
 
     Args:
@@ -76,10 +76,10 @@ def _no_file(message: str) -> str | None:
     path = found[1] if found else next((word for word in _named(message) if word.endswith((".yaml", ".yml"))), None)
     if path is None:
         return None
-    return absent(path, _key(message))
+    return explain_missing_setting(path, _key(message))
 
 
-def absent(path: str, key: str = "") -> str:
+def explain_missing_setting(path: str, key: str = "") -> str:
     """The sentence about a file that does not exist.
 
     Args:
@@ -89,7 +89,7 @@ def absent(path: str, key: str = "") -> str:
     shown = Path(os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path)
     place = next(p for p in (shown, *shown.parents) if p.parent.exists())  # the first part that is not there
     others = [str(p) for p in place.parent.iterdir() if p.is_dir() or place != shown or p.suffix == shown.suffix]
-    return f"{key} {str(shown)!r} does not exist{near(str(place), others)}: check the path".lstrip()
+    return f"{key} {str(shown)!r} does not exist{did_you_mean(str(place), others)}: check the path".lstrip()
 
 
 def _named(message: str) -> list[str]:
@@ -109,7 +109,7 @@ def _unknown_class(message: str) -> str | None:
         those = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "a class of that kind"
         return f"class {name!r} is no {key}: give {those}"
     full = {known.rpartition(".")[2]: known for known in classes(key)}
-    hint = [full[found] for found in nearest(name.rpartition(".")[2], list(full))]
+    hint = [full[found] for found in find_nearest(name.rpartition(".")[2], list(full))]
     told = f" (did you mean {' or '.join(map(repr, hint))}?)" if hint else ""
     return f"class {name!r} is unknown{told}: give its name, or package.module.Class"
 
@@ -126,7 +126,10 @@ def _unknown_key_of_a_class(message: str) -> str | None:
     wrong = [name for name in given if name not in _CLASS_KEYS] if isinstance(given, dict) else []
     if not wrong:
         return None
-    return f"{_key(message)} has no entry {wrong[0]!r}{near(wrong[0], _CLASS_KEYS[:2])}: give class_path and init_args"
+    return (
+        f"{_key(message)} has no entry {wrong[0]!r}{did_you_mean(wrong[0], _CLASS_KEYS[:2])}: give "
+        "class_path and init_args"
+    )
 
 
 def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
@@ -134,7 +137,7 @@ def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
     owner = (_OWNER_AFTER.findall(message) or _OWNER.findall(message) or [""])[-1]
     if word:
         name = f"{_key(message)}.{word[1]}".lstrip(".")
-        return no_option(f"--{name}", _right_option(name, known), command)
+        return explain_unknown_option(f"--{name}", _right_option(name, known), command)
     if not unknown:
         return None
     path = unknown[1]
@@ -148,7 +151,7 @@ def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
         )
     if not owner:
         tops = list(dict.fromkeys(name.partition(".")[0] for name in known))
-        return no_option(repr(head), near(head, tops), command)
+        return explain_unknown_option(repr(head), did_you_mean(head, tops), command)
     from sft_lightning.cli.registry import parameters
 
     return _unknown_setting(owner, head if head not in parameters(owner) else path.rpartition(".")[2])
@@ -160,16 +163,16 @@ def _unknown_setting(owner: str, name: str) -> str:
     cls, options = owner.rpartition(".")[2], parameters(owner)
     if cls in OURS["model"] and (elsewhere := owners(name)):
         return f"{cls} has no option {name!r}, which is one of {' and '.join(elsewhere)}"
-    if hint := near(name, options):
-        return no_setting(cls, name, hint)
+    if hint := did_you_mean(name, options):
+        return explain_unknown_setting(cls, name, hint)
     others = [option for other in OURS["model"] for option in parameters(f"sft_lightning.{other}")]
-    found = nearest(name, others)[:1] if cls in OURS["model"] else []
+    found = find_nearest(name, others)[:1] if cls in OURS["model"] else []
     if found:
         return f"{cls} has no option {name!r} (did you mean {found[0]!r} of {' or '.join(owners(found[0]))}?)"
     return f"{cls} has no option {name!r}; its options: {', '.join(options)}"
 
 
-def no_setting(cls: str, name: str, hint: str) -> str:
+def explain_unknown_setting(cls: str, name: str, hint: str) -> str:
     """The sentence about a setting that a class does not have.
 
     Args:
@@ -190,7 +193,7 @@ def _right_option(name: str, known: list[str]) -> str:
     parts = slice(None) if "." in name else slice(-1, None)
     short = {option: ".".join(option.replace("init_args.", "").split(".")[parts]) for option in every}
     word = name.replace("init_args.", "")
-    found = nearest(word, list(short.values()), cutoff=0.7)[:1] or [
+    found = find_nearest(word, list(short.values()), cutoff=0.7)[:1] or [
         text for text in short.values() if text[: len(word)] == word
     ]
     hint = [f"--{option}" for option, text in short.items() if text in found]
@@ -227,7 +230,7 @@ def _missing(message: str, command: str) -> str | None:
         return None
     words = {option: what for what, option in COMMANDS[command].words.items()}
     names = ", ".join(words.get(name.strip(), f"--{name.strip()}") for name in (found[1] or found[2]).split(","))
-    return needs(command, names)
+    return explain_missing(command, names)
 
 
 def _wrong_value(message: str) -> str | None:
@@ -242,7 +245,7 @@ def _wrong_value(message: str) -> str | None:
     if choices:
         choices = list(dict.fromkeys([*choices, *(("true", "false") if "bool" in types else ())]))
         told = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
-        return f"{_key(message)} is {given!r}{near(given, choices)}: give {told}"
+        return f"{_key(message)} is {given!r}{did_you_mean(given, choices)}: give {told}"
     if all(kind in _TYPES for kind in types):
         told = " or ".join(_TYPES[kind] for kind in dict.fromkeys(types))
         return f"{_key(message)} is {given!r}: give {told}"

@@ -24,10 +24,10 @@ from sft_lightning import (  # noqa: F401
     SemiSupervisedModule,
     WarmupCosine,
 )
-from sft_lightning.cli.argv import arranged, with_config
+from sft_lightning.cli.argv import normalize_argv, with_config
 from sft_lightning.cli.error_messages import NOTHING
 from sft_lightning.cli.fast_loop import LeanEpochLoop, NoProfiler
-from sft_lightning.cli.logging import quiet
+from sft_lightning.cli.logging import silence_third_party
 from sft_lightning.cli.parser import Parser
 from sft_lightning.cli.predict_config import take_classes, without_source
 from sft_lightning.cli.process_state import preserve_process
@@ -41,7 +41,7 @@ from sft_lightning.runs.paths import (
     check_checkpoint,
     check_name,
     find_checkpoint,
-    newest_whole,
+    newest_intact_checkpoint,
     read_checkpoint,
     run_folder,
     versions,
@@ -50,7 +50,7 @@ from sft_lightning.training.callbacks import checkpoint_validation
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint, WholeFiles
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import go_on
-from sft_lightning.training.callbacks.figures import Figures
+from sft_lightning.training.callbacks.figures import TensorBoardFigures
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.callbacks.preemption import EndUnsaved
 from sft_lightning.training.callbacks.progress import Progress
@@ -59,7 +59,7 @@ from sft_lightning.training.callbacks.run_folder import RunFolder
 from sft_lightning.training.run_logger import run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
 from sft_lightning.utils.cpu import spare_cpu
-from sft_lightning.utils.errors import InputError, cause, near
+from sft_lightning.utils.errors import InputError, did_you_mean, find_input_error
 
 
 class FitParser(Parser, LightningArgumentParser):
@@ -89,7 +89,7 @@ class SFTCLI(LightningCLI):
             super().__init__(*args, **kwargs)
         except Exception as error:
             config = getattr(self, "config", {}).get(self._asked) or {}
-            if (where := name_start(config, cause(error))) is None:
+            if (where := name_start(config, find_input_error(error))) is None:
                 raise
             raise InputError(where) from error
         finally:
@@ -132,7 +132,12 @@ class SFTCLI(LightningCLI):
     def _checkpoint(self, name: str, runs: Path) -> str | None:
         """None for a `fit` that goes on from `last` and was stopped before it had one: it starts anew."""
         newest = versions(runs)[-1:]
-        if name == "last" and self.config.subcommand == "fit" and newest and newest_whole(newest[0]) is None:
+        if (
+            name == "last"
+            and self.config.subcommand == "fit"
+            and newest
+            and newest_intact_checkpoint(newest[0]) is None
+        ):
             if is_trained(newest[0]):
                 raise InputError(
                     f"run {str(newest[0])!r} is being trained and has no checkpoint yet: wait, or leave out ckpt_path "
@@ -225,7 +230,7 @@ class SFTCLI(LightningCLI):
         except ValueError as error:
             if named := re.search(r"invalid (accelerator|strategy) name: `\w+='(\w+)'`", str(error)):
                 known = {"accelerator": AcceleratorRegistry, "strategy": StrategyRegistry}[named[1]]
-                hint = near(named[2], [*known, "gpu"] if named[1] == "accelerator" else list(known))
+                hint = did_you_mean(named[2], [*known, "gpu"] if named[1] == "accelerator" else list(known))
                 raise InputError(
                     f"trainer.{named[1]} is {named[2]!r}{hint}: give auto, {', '.join(sorted(known, key=len)[:4])}, ..."
                 ) from error
@@ -257,7 +262,7 @@ class SFTCLI(LightningCLI):
         saves = config.get("enable_checkpointing") is not False
         own: list[Callback] = [
             RunCheckpoint() if saves else EndUnsaved(),
-            PredictionWriter() if self.subcommand == "predict" else Figures(),
+            PredictionWriter() if self.subcommand == "predict" else TensorBoardFigures(),
         ]
         if isinstance(self.model, SemiSupervisedModule):
             own.append(PseudoLabelHealth())
@@ -280,7 +285,7 @@ def _refuse_null(part: str, described: Any) -> None:
             raise InputError(f"{part}.{name} is null, which means nothing there: give a value, or leave it out")
 
 
-class Built(SFTCLI):
+class DryRunCLI(SFTCLI):
     """Takes what a command takes, builds model, data and trainer, and runs nothing."""
 
     trains = False
@@ -291,7 +296,7 @@ class Built(SFTCLI):
 
 def prepare() -> None:
     """Set up the process for a command, inside of `preserve_process`."""
-    quiet()
+    silence_third_party()
     spare_cpu()
     if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
         sys.path.append("")
@@ -329,11 +334,11 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
                 "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
                 "use_distributed_sampler": False,  # our loaders know rank and world size
             },
-            args=with_config(arranged(args)),
+            args=with_config(normalize_argv(args)),
         )
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Ends the process group of DDP; left to the interpreter's exit, its threads now and then abort the process."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sft_lightning.cli.lightning_cli import SFTCLI, Built, run
+from sft_lightning.cli.lightning_cli import SFTCLI, DryRunCLI, run
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.runs.lineage import run_of
@@ -18,7 +18,7 @@ _HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_node
 _HERE += ["--trainer.precision=32-true", "--trainer.logger=false"]
 
 
-class Opened:
+class LoadedRun:
     """A run with its network and its data, on the CPU.
 
     Attributes:
@@ -46,7 +46,7 @@ class Opened:
                 f"run {name!r} has no fit.yaml, which says what its data is: give the folder that fit wrote"
             )
         self.name, self.folder, self.trained = name, folder, read_trained(self.checkpoint)
-        self.cli: SFTCLI = run(["test", "--ckpt_path", str(self.checkpoint), *_HERE, *words], Built)
+        self.cli: SFTCLI = run(["test", "--ckpt_path", str(self.checkpoint), *_HERE, *words], DryRunCLI)
         if not isinstance(self.cli.datamodule, ImageDataModule):
             kind = type(self.cli.datamodule).__name__
             raise InputError(f"run {name!r} has data of {kind}: to look at it takes an ImageDataModule")
@@ -68,7 +68,7 @@ class Opened:
         )
 
 
-def iterate(checkpoint: Path, step: int | None) -> str:
+def iterate_batches(checkpoint: Path, step: int | None) -> str:
     """Which state of the training a checkpoint holds, in words.
 
     Args:
@@ -79,7 +79,7 @@ def iterate(checkpoint: Path, step: int | None) -> str:
     return f"{name} (step {step:,})" if step is not None else name
 
 
-def some(count: int, most: int, seed: int) -> Tensor:
+def subsample(count: int, most: int, seed: int) -> Tensor:
     """Positions of all examples, or of some that a seed draws, in order.
 
     Args:
@@ -99,6 +99,6 @@ def some_of(data: ImageDataModule, name: str, most: int) -> str:
         most: So many are enough.
     """
     split = data.splits[name]
-    chosen = [split.indices[i] for i in some(len(split), most, data.request.seed).tolist()]
+    chosen = [split.indices[i] for i in subsample(len(split), most, data.request.seed).tolist()]
     data.splits[f"some {name}"] = Split(split.part, chosen)
     return f"some {name}"

@@ -58,7 +58,7 @@ _OF_LIGHTNING = tuple(
     for name in ("lightning.pytorch", "lightning.fabric")
     for child in ("", ".utilities.rank_zero", ".utilities.seed")
 )
-LOGGERS = (_OURS, *_OF_LIGHTNING)  # what `quiet` changes
+LOGGERS = (_OURS, *_OF_LIGHTNING)  # what `silence_third_party` changes
 
 
 class _Quiet(logging.Filter):
@@ -69,7 +69,7 @@ class _Quiet(logging.Filter):
 _QUIET = _Quiet()
 
 
-def quiet() -> None:
+def silence_third_party() -> None:
     """Silences the lists above."""
     for name in _OF_LIGHTNING:
         logging.getLogger(name).addFilter(_QUIET)
@@ -84,7 +84,7 @@ def quiet() -> None:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def silence_logs() -> Iterator[None]:
     """Leaves out what is no warning, for a command that makes many runs."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, get_loader, set_loader
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sft_lightning.cli.error_messages import sentence
+from sft_lightning.cli.error_messages import condense_error
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.yaml_files import check_text
 
@@ -50,7 +50,7 @@ class Parser(ArgumentParser):
         asked = re.search(r"Subcommand '(\w+)'", message)  # told by the parser above that of the command
         parser = _subparsers(self)[asked[1]] if asked else self
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise InputError(sentence(message, parser.prog.split()[-1], flags)) from ex
+        raise InputError(condense_error(message, parser.prog.split()[-1], flags)) from ex
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sft_lightning.cli.logging import LOGGERS
-from sft_lightning.utils.errors import Stopped
+from sft_lightning.utils.errors import StoppedBySignal
 
 # What a command or Lightning writes. Other libraries keep theirs (wandb's says where its service is, scikit-learn's
 # stands for good once it is imported).
@@ -55,7 +55,7 @@ def preserve_process() -> Iterator[None]:
         _is_preserved = True
         try:
             yield
-        except Stopped:
+        except StoppedBySignal:
             # SLURM sends a requeued job more signals, which must not cut short what is still written.
             is_requeued = "SLURM_JOB_ID" in os.environ
             raise

@@ -8,9 +8,7 @@ from jsonargparse import ArgumentParser
 from torch import optim
 
 import sft_lightning
-from sft_lightning.losses import features as feature_losses
-from sft_lightning.losses import regularizers
-from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.losses import features as feature_losses, regularizers, unlabeled as strategies
 from sft_lightning.networks import adapters
 
 # Classes of ours by the setting that names them.

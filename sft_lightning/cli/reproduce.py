@@ -9,15 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.cli.lightning_cli import SFTCLI, leave
-from sft_lightning.cli.lightning_cli import run as command
+from sft_lightning.cli.lightning_cli import SFTCLI, destroy_process_group, run as command
 from sft_lightning.cli.predict_config import take_classes
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.runs.lineage import folder_of
 from sft_lightning.runs.lock import is_trained
-from sft_lightning.runs.provenance import Circumstances, differences, read_circumstances
+from sft_lightning.runs.provenance import Provenance, describe_differences, read_provenance
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
-from sft_lightning.utils.errors import Found, InputError
+from sft_lightning.utils.errors import InputError, IssuesFound
 
 _LATER = ("test/", "validate/")  # logged by other commands into the same file
 _AVERAGES = ("train/", "pseudo_labels/")  # of the steps since the last line: a stop tears them apart
@@ -45,7 +44,7 @@ class Outcome(NamedTuple):
 class Comparison(Callback):
     """Says before the first step what is not as it was."""
 
-    def __init__(self, then: Circumstances) -> None:
+    def __init__(self, then: Provenance) -> None:
         """Takes the record of the run that is repeated.
 
         Args:
@@ -57,7 +56,7 @@ class Comparison(Callback):
         """The new run has written its own record by now."""
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None:
-            differ = differences(self.then, read_circumstances(Path(folder)))
+            differ = describe_differences(self.then, read_provenance(Path(folder)))
             if differ:
                 rank_zero_info(f"Warning: not as it was: {'; '.join(differ)}.")
 
@@ -81,7 +80,7 @@ def repeat(run: str) -> str:
     folder = folder_of(run)
     if is_trained(folder):
         raise InputError(f"run {run!r} is still being trained, so there is no result to compare with: wait for its end")
-    then, first = read_circumstances(folder), outcome(folder)
+    then, first = read_provenance(folder), read_outcome(folder)
     if then.get("seed") is False:
         rank_zero_info("Warning: the run had no seed (seed_everything: false): it will not come to the same.")
     if first.resumed:
@@ -92,20 +91,20 @@ def repeat(run: str) -> str:
         trainer = _trained(folder, then, first.about)
     finally:
         torch.set_num_threads(threads)
-        leave()
+        destroy_process_group()
     if not trainer.is_global_zero:
         return ""
     again = Path(trainer.log_dir or "")
-    same, told = compared(first, outcome(again))
+    same, told = compare_runs(first, read_outcome(again))
     where = f"\n  the run    {folder}\n  once more  {again}"
     if same:
         return f"The same bit for bit: {told}.{where}"
-    differ = differences(then, read_circumstances(again))
+    differ = describe_differences(then, read_provenance(again))
     why = f"not as it was: {'; '.join(differ)}" if differ else "all that is recorded of the circumstances is as it was"
-    raise Found(f"Not the same: {told}; {why}.{where}")
+    raise IssuesFound(f"Not the same: {told}; {why}.{where}")
 
 
-def _trained(folder: Path, then: Circumstances, about: dict[str, Any]) -> Trainer:
+def _trained(folder: Path, then: Provenance, about: dict[str, Any]) -> Trainer:
     class Repeating(SFTCLI):
         """`fit` that says first what is not as it was."""
 
@@ -120,7 +119,7 @@ def _trained(folder: Path, then: Circumstances, about: dict[str, Any]) -> Traine
     return command(["fit", "--config", str(folder / "fit.yaml")], Repeating).trainer
 
 
-def outcome(run: Path) -> Outcome:
+def read_outcome(run: Path) -> Outcome:
     """What a run came to.
 
     Args:
@@ -144,7 +143,7 @@ def outcome(run: Path) -> Outcome:
     return Outcome(metrics, weights, about.get("global_step"), (run / "fit-resumed.yaml").is_file(), about)
 
 
-def compared(first: Outcome, second: Outcome) -> tuple[bool, str]:
+def compare_runs(first: Outcome, second: Outcome) -> tuple[bool, str]:
     """Whether two runs came to the same, and what was compared or what differs first.
 
     Args:

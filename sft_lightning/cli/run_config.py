@@ -11,7 +11,7 @@ from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.networks.weights import find_weights, read_about
 from sft_lightning.runs.lineage import run_of, splits_before
 from sft_lightning.runs.paths import run_folder
-from sft_lightning.runs.provenance import read_circumstances
+from sft_lightning.runs.provenance import read_provenance
 from sft_lightning.utils.errors import InputError
 
 
@@ -89,7 +89,7 @@ def _is_gone(path: Path) -> str | None:
 
 def _folder_of_start(run: Path) -> str | None:
     try:
-        started = read_circumstances(run).get("folder")
+        started = read_provenance(run).get("folder")
     except InputError:
         return None
     return started if isinstance(started, str) else None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.vision.views import StrongView, WeakView, strong, to_float, weak
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.transfer import to_device
 
 
 class Labeled(NamedTuple):
@@ -114,5 +114,5 @@ def moved(raw: RawBatch, device: torch.device) -> RawBatch:
         raw: From a loader.
         device: Where to.
     """
-    labels = None if raw.labels is None else sent(raw.labels, device)
-    return raw._replace(images=sent(raw.images, device), labels=labels)
+    labels = None if raw.labels is None else to_device(raw.labels, device)
+    return raw._replace(images=to_device(raw.images, device), labels=labels)

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
-from sft_lightning.data.source import Part, Source
+from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.vision.file_checks import BadImages
-from sft_lightning.utils.errors import InputError, near
+from sft_lightning.utils.errors import InputError, did_you_mean
 
 
 class RenumberedSource(Source):
@@ -36,7 +36,7 @@ class RenumberedSource(Source):
         absent = missing_classes(class_names, source.class_names)
         if unknown:
             lacks = f" and lacks {list_classes(absent)}" if absent else ""
-            hint = near(unknown[0], absent)
+            hint = did_you_mean(unknown[0], absent)
             raise InputError(
                 f"source {source.name!r} has the class {list_classes(unknown)}{hint}, which the run or class_names "
                 f"does not know{lacks}: rename it, leave it out, or train a new run on this source"
@@ -47,7 +47,7 @@ class RenumberedSource(Source):
         said = f"{source.name} has no example of the class {list_classes(absent)}, which keeps its number"
         self.messages = [*source.messages, *([said] if absent else [])]
 
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """Reads the parts; -1 stays -1."""
         numbers = torch.tensor([*match_classes(self._source.class_names, self.class_names), -1])
         return {name: replace(part, labels=numbers[part.labels]) for name, part in self._source.load().items()}
@@ -90,7 +90,7 @@ class OrdersClasses:
         strange = stage == "predict" and missing_classes(self.opened_source.class_names, self.class_names)
         return self.opened_source if strange else self.source
 
-    def unlabeled_for(self, stage: str) -> tuple[str, Part] | None:
+    def unlabeled_for(self, stage: str) -> tuple[str, Examples] | None:
         """Return name and images of the other source of unlabeled images, where there is one, for a stage.
 
         Args:

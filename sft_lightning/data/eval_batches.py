@@ -13,8 +13,8 @@ from torch import Tensor
 from sft_lightning.data.batch_sampling import BatchPlan, once_in_turn
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.loaders import EvalLoader, Stream
-from sft_lightning.data.source import Part
-from sft_lightning.data.splits import Request, Split, Splits
+from sft_lightning.data.source import Examples
+from sft_lightning.data.splits import Split, SplitConfig, Splits
 from sft_lightning.data.vision.cached_images import ImageCaches
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, MemoryImages
@@ -25,7 +25,7 @@ class AsTheyAre(ABC):
     """A part of `ImageDataModule`, whose attributes these are."""
 
     splits: Splits
-    request: Request
+    request: SplitConfig
     geometry: Geometry
     bad: BadImages
     eval_batch_size: int
@@ -142,7 +142,7 @@ class AsTheyAre(ABC):
         """
         self._features = {
             name: Split(
-                Part(MemoryImages(made), self.splits[name].ids, self.splits[name].labels), list(range(len(made)))
+                Examples(MemoryImages(made), self.splits[name].ids, self.splits[name].labels), list(range(len(made)))
             )
             for name, made in features.items()
         }

@@ -19,7 +19,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, printable, reason
 from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages, stacked
 from sft_lightning.utils.errors import InputError
-from sft_lightning.utils.transfer import ahead, fits, sent
+from sft_lightning.utils.transfer import fits_in_memory, prefetch, to_device
 
 _AT_ONCE = 256  # pictures that are copied to a device at a time
 
@@ -151,7 +151,7 @@ class Stream:
             index, draw = self.plan[g]
             # Several times faster than indexing: it copies whole rows.
             rows = index if self._indices is None else self._indices[index]
-            yield self._raw(memory.index_select(0, sent(rows, memory.device)), index, draw)
+            yield self._raw(memory.index_select(0, to_device(rows, memory.device)), index, draw)
 
     def close(self) -> None:
         """Ends the workers; the next pass would start others.
@@ -167,7 +167,7 @@ class Stream:
     def _read(self, start: int, stop: int) -> Iterator[RawBatch | None]:
         if self._decoded.images.decoded:
             copied = self._copied(start, stop)
-            return ahead(copied) if self._pins else copied
+            return prefetch(copied) if self._pins else copied
         self._requests.start, self._requests.stop = start, stop
         return map(self._collated, self._loader)
 
@@ -185,7 +185,7 @@ class Stream:
         shape = (count, self._geometry.channels, self._geometry.size, self._geometry.size)
         # What is seen once is read while the device is at work.
         wanted = self.plan.shuffle and images.decoded and self._device is not None
-        if not wanted or not fits(math.prod(shape), cast(torch.device, self._device)):
+        if not wanted or not fits_in_memory(math.prod(shape), cast(torch.device, self._device)):
             return None
         made = torch.empty(shape, dtype=torch.uint8, device=self._device)
         for start in range(0, count, _AT_ONCE):

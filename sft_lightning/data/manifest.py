@@ -10,11 +10,11 @@ import torch
 from sft_lightning.data.class_names import sort_classes
 from sft_lightning.data.issues import STRADDLING, UNTRAINED, fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
-from sft_lightning.data.source import SPLITS, Part, Source, split_of_name
+from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.table_paths import TableFolders, is_same_spelling
 from sft_lightning.data.table_rows import TableRows
 from sft_lightning.data.vision.images import FileImages
-from sft_lightning.utils.errors import InputError, near
+from sft_lightning.utils.errors import InputError, did_you_mean
 
 
 class ManifestSource(Source):
@@ -66,7 +66,9 @@ class ManifestSource(Source):
         words = row["split"]
         split = split_of_name(words) if words else "train" if row["label"] else "unlabeled"
         if split is None:
-            raise InputError(f"{where}: split {words!r} is none of {', '.join(SPLITS)} or blank{near(words, SPLITS)}")
+            raise InputError(
+                f"{where}: split {words!r} is none of {', '.join(SPLITS)} or blank{did_you_mean(words, SPLITS)}"
+            )
         row["split"] = split
         if about is None and not self._skip:
             what, sentence = self._folders.explain(line, row["path"])
@@ -143,11 +145,11 @@ class ManifestSource(Source):
             if row["split"] in ("val", "test") and row["label"] not in trained:
                 sentence = (
                     f"manifest {self.name!r}, line {row['line']}: no training image has the class {row['label']!r} of "
-                    f"this {row['split']} image{near(row['label'], trained)}; correct it or add training images"
+                    f"this {row['split']} image{did_you_mean(row['label'], trained)}; correct it or add training images"
                 )
                 fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
 
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """Makes the parts; no picture is read."""
         number = {name: i for i, name in enumerate(self.class_names)}
         grouped = any(row["group"] for row in self._rows)
@@ -160,5 +162,5 @@ class ManifestSource(Source):
                 # A hidden label of a line marked `unlabeled` is read: it can be measured against, never trained on.
                 labels = torch.tensor([number.get(row["label"], -1) for row in rows])
                 groups = [row["group"] or row["path"] for row in rows] if grouped else None
-                parts[split] = Part(FileImages(paths, ids), ids, labels, groups)
+                parts[split] = Examples(FileImages(paths, ids), ids, labels, groups)
         return parts

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sft_lightning.data.run_splits import RunSplit, WholeSource, leave_out_trained
-from sft_lightning.data.source import Part, Source, concatenated
+from sft_lightning.data.source import Examples, Source, concatenated
 from sft_lightning.data.split_checks import check_splits
 from sft_lightning.data.split_files import read_manifest
-from sft_lightning.data.splits import Request, Splits, make_splits, without_leaks
+from sft_lightning.data.splits import SplitConfig, Splits, make_splits, without_leaks
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import EncodedImages, MemoryImages
 from sft_lightning.utils.errors import InputError
@@ -16,15 +16,15 @@ from sft_lightning.utils.errors import InputError
 
 def read_splits(
     source: Source,
-    second: tuple[str, Part] | None,
-    request: Request,
+    second: tuple[str, Examples] | None,
+    request: SplitConfig,
     split_file: str | None,
     bad: BadImages,
     converts: bool,
     measures: bool = True,
     run: RunSplit | WholeSource | None = None,
     starts: Sequence[Path] = (),
-) -> tuple[Splits, list[Part]]:
+) -> tuple[Splits, list[Examples]]:
     """Reads the sources and divides them.
 
     Args:
@@ -56,7 +56,7 @@ def read_splits(
         if not converts:
             _check_shape(source.name, listed[0], name, other)
 
-    def choose(request: Request) -> Splits:
+    def choose(request: SplitConfig) -> Splits:
         if split_file is not None:
             return without_leaks(read_manifest(Path(split_file), listed, source.class_names), request)
         return make_splits(parts, other, request, source.class_names)
@@ -74,7 +74,7 @@ def read_splits(
     return splits, listed
 
 
-def readable(part: Part, bad: BadImages, measures: bool = False) -> Part:
+def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples:
     """The part without files that are no whole pictures.
 
     Args:
@@ -95,7 +95,7 @@ def readable(part: Part, bad: BadImages, measures: bool = False) -> Part:
     return rest
 
 
-def _check_shape(first_name: str, first: Part, second_name: str, second: Part) -> None:
+def _check_shape(first_name: str, first: Examples, second_name: str, second: Examples) -> None:
     a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, MemoryImages) else None for p in (first, second))
     if a and b and a != b:
         raise InputError(

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_lightning.data.source import Part, concatenated
+from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.split_files import (
     LEFT_OUT,
     Row,
@@ -19,7 +19,7 @@ from sft_lightning.data.split_files import (
     read_rows,
     split_rows,
 )
-from sft_lightning.data.splits import NAMES, Request, Split, Splits, without_leaks
+from sft_lightning.data.splits import NAMES, Split, SplitConfig, Splits, without_leaks
 from sft_lightning.utils.errors import InputError
 
 TestOn = Literal["split", "all"]
@@ -37,7 +37,7 @@ _SHOWN = 3  # names in a sentence
 _CHOOSING = ("seed", "num_labels", "labels_per_class", "val_size", "test_size", "unlabeled_source")
 
 
-def choosing(request: Request, unlabeled_source: str | None) -> dict[str, Any]:
+def choosing(request: SplitConfig, unlabeled_source: str | None) -> dict[str, Any]:
     """Return the settings that choose a split, for the first line of its file.
 
     Args:
@@ -107,10 +107,10 @@ class RunSplit:
         self,
         source: str,
         class_names: Sequence[str],
-        named: Mapping[str, Part],
-        second: Part | None,
-        request: Request,
-        choose: Callable[[Request], Splits],
+        named: Mapping[str, Examples],
+        second: Examples | None,
+        request: SplitConfig,
+        choose: Callable[[SplitConfig], Splits],
     ) -> Splits:
         """Divide the examples as the run did; those that it did not have are left out.
 
@@ -177,7 +177,9 @@ class RunSplit:
                 )
         return splits
 
-    def _is_of_run(self, head: Mapping[str, Any], source: str, parts: Sequence[Part], everything: list[Part]) -> bool:
+    def _is_of_run(
+        self, head: Mapping[str, Any], source: str, parts: Sequence[Examples], everything: list[Examples]
+    ) -> bool:
         """Whether the source is that of the run, perhaps at another place, and not just one with the same names."""
         named = head.get("source")
         if named is not None and os.path.normpath(str(named)) == os.path.normpath(source):
@@ -208,7 +210,7 @@ class RunSplit:
         return True
 
     def _assign(
-        self, parts: Sequence[Part], second: Part | None, class_names: Sequence[str], changes: _Changes
+        self, parts: Sequence[Examples], second: Examples | None, class_names: Sequence[str], changes: _Changes
     ) -> Splits:
         sources = [*parts, second] if second is not None else list(parts)
         place = {name: (k, i) for k, part in enumerate(parts) for i, name in enumerate(part.ids)}
@@ -234,7 +236,7 @@ class RunSplit:
         return join_chosen(chosen, sources)
 
     def _is_kept(
-        self, row: Row, part: Part, i: int, class_names: Sequence[str], trained: set[str], changes: _Changes
+        self, row: Row, part: Examples, i: int, class_names: Sequence[str], trained: set[str], changes: _Changes
     ) -> bool:
         """Whether an example that is still there stays in its split."""
         label = int(part.labels[i])
@@ -268,10 +270,10 @@ class WholeSource:
         self,
         source: str,
         class_names: Sequence[str],
-        named: Mapping[str, Part],
-        second: Part | None,
-        request: Request,
-        choose: Callable[[Request], Splits],
+        named: Mapping[str, Examples],
+        second: Examples | None,
+        request: SplitConfig,
+        choose: Callable[[SplitConfig], Splits],
     ) -> Splits:
         """Put all labeled images into the split that is measured; the arguments are those of `RunSplit.apply`."""
         return measure_other(named, f"test_on is 'all' for {source}", _NEEDED[self.stage][0], True, request)
@@ -310,7 +312,7 @@ def choose_run_split(
     return WholeSource(stage) if measures_all else None
 
 
-def measure_other(named: Mapping[str, Part], why: str, name: str, takes_all: bool, request: Request) -> Splits:
+def measure_other(named: Mapping[str, Examples], why: str, name: str, takes_all: bool, request: SplitConfig) -> Splits:
     """Put what other data has to measure into the split that is measured.
 
     Args:
@@ -337,7 +339,7 @@ def measure_other(named: Mapping[str, Part], why: str, name: str, takes_all: boo
     return {**dict.fromkeys(NAMES, nothing), name: measured}
 
 
-def leave_out_trained(splits: Splits, trained: Sequence[Path], request: Request, source: str | None) -> Splits:
+def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitConfig, source: str | None) -> Splits:
     """Leave out of validation and test what runs have learned the labels of.
 
     Args:

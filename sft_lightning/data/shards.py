@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sft_lightning.data.mmap_columns import Numbers, Texts
 from sft_lightning.data.sample_orders import Windowed
-from sft_lightning.data.source import SPLITS, Part, Source
+from sft_lightning.data.source import SPLITS, Examples, Source
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.images import EncodedImages, Images
 from sft_lightning.data.vision.value_ranges import ranges_from
@@ -323,11 +323,11 @@ class ShardSource(Source):
         assert isinstance(parts, dict)
         self._parts: dict[str, dict[str, Any]] = {name: parts[name] for name in SPLITS if name in parts}
 
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """Maps the columns; no image is read."""
         return {name: self._part(self.path / name, about) for name, about in self._parts.items()}
 
-    def _part(self, folder: Path, about: dict[str, Any]) -> Part:
+    def _part(self, folder: Path, about: dict[str, Any]) -> Examples:
         count = about["count"]
         shards = Shards(folder, count, about["sha256"])
         ids = Texts(folder / "ids.bin")
@@ -336,4 +336,4 @@ class ShardSource(Source):
         if labels.min() < -1 or labels.max() >= len(self.class_names):
             raise InputError(f"{str(folder / 'labels.bin')!r} has labels beyond the classes: {_AGAIN}")
         groups = Texts(folder / "groups.bin") if about.get("groups") else None
-        return Part(ShardImages((shards, range(count)), ids=ids), ids, labels, groups)
+        return Examples(ShardImages((shards, range(count)), ids=ids), ids, labels, groups)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sft_lightning.data.mmap_columns import Chosen
 from sft_lightning.data.split_names import UNCLEAR, find_split
-from sft_lightning.data.vision.file_checks import text
+from sft_lightning.data.vision.file_checks import describe_error
 from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
 
@@ -29,7 +29,7 @@ def split_of_name(name: str) -> str | None:
 
 
 @dataclass
-class Part:
+class Examples:
     """The examples that a source itself puts into one split.
 
     Attributes:
@@ -66,11 +66,11 @@ class Source(ABC):
     value_ranges: ValueRanges = UNKNOWN
 
     @abstractmethod
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """Reads the parts that exist among `train`, `val`, `test` and `unlabeled`."""
 
 
-def concatenated(*pieces: tuple[Part, Sequence[int]]) -> Part:
+def concatenated(*pieces: tuple[Examples, Sequence[int]]) -> Examples:
     """Some examples of several parts as one part.
 
     Args:
@@ -83,9 +83,9 @@ def concatenated(*pieces: tuple[Part, Sequence[int]]) -> Part:
     images = [(part.images, chosen) for part, chosen in pieces]
     first = images[0][0]
     if isinstance(first, EncodedImages):
-        return Part(first.joined(images, ids), ids, labels, groups)
+        return Examples(first.joined(images, ids), ids, labels, groups)
     memory = [one.data[torch.as_tensor(chosen)] for one, chosen in images if isinstance(one, MemoryImages)]
-    return Part(MemoryImages(torch.cat(memory)), ids, labels, groups)
+    return Examples(MemoryImages(torch.cat(memory)), ids, labels, groups)
 
 
 def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:
@@ -102,4 +102,4 @@ def relative(path: Path, root: Path) -> str:
         path: To name.
         root: Folder that the name is relative to.
     """
-    return text(Path(os.path.relpath(path, root)).as_posix())
+    return describe_error(Path(os.path.relpath(path, root)).as_posix())

@@ -14,11 +14,11 @@ from torch import Tensor
 from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.mmap_columns import Prefixed
 from sft_lightning.data.shards import INDEX, ShardSource
-from sft_lightning.data.source import Part, Source, concatenated, relative
+from sft_lightning.data.source import Examples, Source, concatenated, relative
 from sft_lightning.data.vision.folder_source import FolderSource
 from sft_lightning.data.vision.images import FileImages, MemoryImages
 from sft_lightning.data.vision.torchvision_sources import DATASETS, load_dataset, read_idx
-from sft_lightning.utils.errors import InputError, near
+from sft_lightning.utils.errors import InputError, did_you_mean
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SAMPLE = Path(__file__).parent / "sample"
@@ -58,7 +58,8 @@ def open_source(
         raise InputError(f"{setting} {name!r} is a single file: give a folder, a .csv manifest or a .parquet manifest")
     known = [*DATASETS, "sample", "sample-digits"]
     raise InputError(
-        f"{setting} {name!r} is neither a folder or manifest that exists nor a known data set{near(name, known)}; "
+        f"{setting} {name!r} is neither a folder or manifest that exists nor a known data "
+        f"set{did_you_mean(name, known)}; "
         f"known are {', '.join(known)}"
     )
 
@@ -80,7 +81,7 @@ class SampleSource(Source):
         self.image_shape = (1, 28, 28)
         self.class_names = FASHION if name == "sample" else ()
 
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """Reads the compressed files (about 0.1 s)."""
         if self.name == "sample-digits":
             return {"unlabeled": _memory_part(read_idx(SAMPLE / "digits-images-idx3-ubyte.gz"), None, "digits")}
@@ -94,13 +95,13 @@ class SampleSource(Source):
         }
 
 
-def _memory_part(data: Tensor, labels: Tensor | None, prefix: str) -> Part:
+def _memory_part(data: Tensor, labels: Tensor | None, prefix: str) -> Examples:
     images = data[:, None] if data.ndim == 3 else data
     ids = [f"{prefix}/{i}" for i in range(len(images))]
     known = torch.full((len(images),), -1) if labels is None else labels.long()
     if len(known) != len(images):
         raise InputError(f"part {prefix!r} has {len(images)} images and {len(known)} labels: the files do not match")
-    return Part(MemoryImages(images), ids, known)
+    return Examples(MemoryImages(images), ids, known)
 
 
 class TorchvisionSource(Source):
@@ -122,7 +123,7 @@ class TorchvisionSource(Source):
         self.class_names = self._parts.class_names
         self.image_shape = self._parts.image_shape
 
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """Reads the parts; the shared tensors are not copied."""
         parts = {}
         for split, (images, labels) in self._parts.splits().items():
@@ -137,11 +138,11 @@ class TorchvisionSource(Source):
                 parts[split] = _memory_part(images, labels, split)
             else:
                 ids = [relative(path, self._parts.root) for path in images]
-                parts[split] = Part(FileImages(images, ids), ids, torch.as_tensor(labels).long())
+                parts[split] = Examples(FileImages(images, ids), ids, torch.as_tensor(labels).long())
         return parts
 
 
-def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: bool = False) -> Part:
+def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: bool = False) -> Examples:
     """All training and unlabeled pictures of a source, without their labels.
 
     Args:
@@ -162,4 +163,4 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: 
         raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")
     part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
     ids = Prefixed(f"{name}:", part.ids)
-    return Part(part.images, list(ids) if isinstance(part.ids, list) else ids, torch.full((len(part),), -1))
+    return Examples(part.images, list(ids) if isinstance(part.ids, list) else ids, torch.full((len(part),), -1))

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.class_names import list_classes
-from sft_lightning.data.source import Part
-from sft_lightning.data.splits import Request, Splits
+from sft_lightning.data.source import Examples
+from sft_lightning.data.splits import SplitConfig, Splits
 from sft_lightning.utils.errors import InputError
 
 
-def check_splits(splits: Splits, parts: Mapping[str, Part], request: Request, class_names: Sequence[str]) -> None:
+def check_splits(
+    splits: Splits, parts: Mapping[str, Examples], request: SplitConfig, class_names: Sequence[str]
+) -> None:
     """Refuse a budget of labels that leaves classes without one, and mention classes that a split lacks.
 
     Args:

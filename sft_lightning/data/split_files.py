@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_lightning.data.issues import STRADDLING, fault
-from sft_lightning.data.source import Part, concatenated
+from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
 from sft_lightning.data.vision.images import FileImages, Images
-from sft_lightning.utils.atomic import whole
+from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
 LEFT_OUT = "left_out"  # stands in the column `split` of an example that is in none
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 _CONTENT = "content"  # what `sha256` of the comment line is of; earlier versions, without this field, took files' sizes
 
 
-def digest(parts: Iterable[Part]) -> str:
+def digest(parts: Iterable[Examples]) -> str:
     """SHA-256 over the digests of all collections of pictures, whatever their order.
 
     Args:
@@ -55,14 +55,14 @@ def _joined(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
-def _digest_sizes(parts: Iterable[Part]) -> str:
+def _digest_sizes(parts: Iterable[Examples]) -> str:
     """As earlier versions made it: of files, of names and sizes."""
     return _joined(
         part.images.digest_sizes() if isinstance(part.images, FileImages) else part.images.digest() for part in parts
     )
 
 
-def is_of(head: Mapping[str, Any], parts: Sequence[Part]) -> bool:
+def is_of(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
     """Return whether a split was made from these images.
 
     Args:
@@ -74,7 +74,7 @@ def is_of(head: Mapping[str, Any], parts: Sequence[Part]) -> bool:
 
 
 def write_manifest(
-    path: Path, splits: Splits, parts: Iterable[Part], class_names: Sequence[str], about: dict[str, Any]
+    path: Path, splits: Splits, parts: Iterable[Examples], class_names: Sequence[str], about: dict[str, Any]
 ) -> None:
     """Writes a split: one comment line of JSON, then `id,split,label,content`, one example a line.
 
@@ -91,7 +91,7 @@ def write_manifest(
         "digest": _CONTENT,
         "counts": {name: len(split) for name, split in splits.items()},
     }
-    with whole(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
+    with open_atomic(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {json.dumps(head)}\n")
         writer = csv.writer(file)
         writer.writerow(Row._fields)
@@ -140,7 +140,7 @@ def _content_of_one(images: Images, index: int) -> bytes:
         return b""
 
 
-def _left_out(splits: Splits, parts: Sequence[Part]) -> Iterator[str]:
+def _left_out(splits: Splits, parts: Sequence[Examples]) -> Iterator[str]:
     """Names of the examples that are in none of the splits; mostly there are none, and nothing is gone through."""
     if sum(map(len, parts)) <= sum(map(len, splits.values())):
         return
@@ -215,7 +215,7 @@ def check_rows(path: Path) -> None:
             raise _unreadable(path, ValueError(f"it lists {counts[name]:,} {name} images, and the run had {count:,}"))
 
 
-def join_chosen(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[Part]) -> Splits:
+def join_chosen(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[Examples]) -> Splits:
     """Make splits of examples that may come from several parts.
 
     Args:
@@ -232,7 +232,7 @@ def join_chosen(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[P
     return splits
 
 
-def read_manifest(path: Path, parts: Iterable[Part], class_names: Sequence[str]) -> Splits:
+def read_manifest(path: Path, parts: Iterable[Examples], class_names: Sequence[str]) -> Splits:
     """Reads a split back.
 
     Args:

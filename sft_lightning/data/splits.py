@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sft_lightning.data.source import Part, concatenated
+from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.vision.equal_images import find_equal_images
 from sft_lightning.utils.errors import InputError
 
@@ -39,7 +39,7 @@ class Split:
         indices: Positions in the part.
     """
 
-    part: Part
+    part: Examples
     indices: Sequence[int]
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ Splits = dict[str, Split]
 
 
 @dataclass
-class Request:
+class SplitConfig:
     """What the user asks of the splits.
 
     Attributes:
@@ -86,7 +86,7 @@ class Request:
     leaks: list[str] = field(default_factory=list)
 
 
-def rank(seed: int, purpose: str, name: str) -> bytes:
+def hash_key(seed: int, purpose: str, name: str) -> bytes:
     """The sorting key that stands in for a random number.
 
     Args:
@@ -134,7 +134,7 @@ def choose(
     taken: set[int] = set()
     left = Counter(labels)
     best: tuple[int, list[int]] | None = None
-    for name in sorted(members, key=lambda name: rank(seed, purpose, name)):
+    for name in sorted(members, key=lambda name: hash_key(seed, purpose, name)):
         own = members[name]
         counts = {labels[own[0]]: 1} if len(own) == 1 else Counter(labels[i] for i in own)  # a Counter is slow to make
         if keep and any(left[c] <= n for c, n in counts.items()):
@@ -158,7 +158,7 @@ def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], see
         own = best.get(label)
         if own is None:
             continue
-        entry = -int.from_bytes(rank(seed, purpose, name)), position  # the heap has the highest rank on top
+        entry = -int.from_bytes(hash_key(seed, purpose, name)), position  # the heap has the highest rank on top
         if len(own) < quota[label]:
             heapq.heappush(own, entry)
         elif entry > own[0]:
@@ -191,7 +191,9 @@ def quotas(counts: dict[int, int], total: int, keep: int = 0) -> dict[int, int]:
     return shares
 
 
-def make_splits(parts: dict[str, Part], second: Part | None, request: Request, class_names: Sequence[str]) -> Splits:
+def make_splits(
+    parts: dict[str, Examples], second: Examples | None, request: SplitConfig, class_names: Sequence[str]
+) -> Splits:
     """Divides the parts of a source.
 
     Args:
@@ -227,7 +229,7 @@ def make_splits(parts: dict[str, Part], second: Part | None, request: Request, c
     return {name: splits[name] for name in NAMES}
 
 
-def _all(part: Part) -> Split:
+def _all(part: Examples) -> Split:
     return Split(part, range(len(part)))
 
 
@@ -248,11 +250,11 @@ def _known(pool: Split) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], d
     return indices, labels, dict(zip(classes.tolist(), counts.tolist(), strict=True))
 
 
-def _ids(part: Part, indices: npt.NDArray[np.int64]) -> Iterable[str]:
+def _ids(part: Examples, indices: npt.NDArray[np.int64]) -> Iterable[str]:
     return (part.ids[i] for i in indices.tolist())
 
 
-def _held_out(pool: Split, size: float, request: Request, purpose: str) -> tuple[Split, Split]:
+def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> tuple[Split, Split]:
     """What is held out of a pool, and what is left to train on: of each class one example at least."""
     part = pool.part
     candidates, labels, counts = _known(pool)
@@ -301,7 +303,7 @@ def _held_out(pool: Split, size: float, request: Request, purpose: str) -> tuple
     return held, _outside_groups(rest, {purpose: held}, request)
 
 
-def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple[Split, Split]:
+def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> tuple[Split, Split]:
     """The labels that are used, and the rest of the pool."""
     candidates, labels, counts = _known(pool)
     if min(request.num_labels or 0, request.labels_per_class or 0) < 0:
@@ -333,7 +335,7 @@ def _labeled(pool: Split, request: Request, class_names: Sequence[str]) -> tuple
     return _divided(pool, candidates[sorted(chosen)])
 
 
-def _outside_groups(given: Split, held: Splits, request: Request) -> Split:
+def _outside_groups(given: Split, held: Splits, request: SplitConfig) -> Split:
     """Unlabeled examples, or what is left to train on, without the groups that are held out."""
     groups = {split.part.groups[i] for split in held.values() if split.part.groups is not None for i in split.indices}
     own = given.part.groups
@@ -354,7 +356,7 @@ def _joined(rest: Split, given: Split) -> Split:
     return _all(concatenated((rest.part, rest.indices), (given.part, given.indices)))
 
 
-def without_leaks(splits: Splits, request: Request) -> Splits:
+def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
     """Drops or refuses training pictures that are held out for evaluation, too.
 
     Args:

@@ -16,14 +16,14 @@ from torch import Tensor
 from sft_lightning.data.mmap_columns import write_texts
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.shards import FORMAT, INDEX, need_extra
-from sft_lightning.data.source import Part, Source
+from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.split_files import read_manifest
 from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
 from sft_lightning.data.vision.image_files import open_image_file
 from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages, open_image
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, stored_ranges
-from sft_lightning.utils.atomic import whole_folder, write_json
-from sft_lightning.utils.errors import InputError, at_least
+from sft_lightning.utils.atomic import open_atomic_folder, write_json
+from sft_lightning.utils.errors import InputError, check_min
 
 _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
 _QUALITY = 95  # of JPEG
@@ -59,7 +59,7 @@ def write_shards(
         InputError: The folder exists, litdata is not installed, or an image cannot be read and may not be left out.
     """
     need_extra("making shards")
-    at_least(1, shard_size=shard_size, **({} if image_size is None else {"image_size": image_size}))
+    check_min(1, shard_size=shard_size, **({} if image_size is None else {"image_size": image_size}))
     if out.exists():
         raise InputError(f"{str(out)!r} exists: name a folder that does not, or remove it")
     bad = bad or BadImages()
@@ -67,13 +67,13 @@ def write_shards(
     facts = [part.images.facts for part in parts.values() if isinstance(part.images, EncodedImages)]
     measured = choose_ranges(value for one in facts if one is not None for value in one.values)
     ranges = ValueRanges(*(own or other for own, other in zip(source.value_ranges, measured, strict=True)))
-    chosen: dict[str, tuple[Part, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
+    chosen: dict[str, tuple[Examples, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
     if split_file is not None:
         splits = read_manifest(split_file, parts.values(), source.class_names)
         chosen = {"train" if name == "labeled" else name: (s.part, s.indices) for name, s in splits.items() if len(s)}
     shape = source.image_shape if image_size is None else None
     about: dict[str, Any] = {}
-    with whole_folder(out) as staged:
+    with open_atomic_folder(out) as staged:
         for name, (part, indices) in chosen.items():
             order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
             written = _Part(staged / name, shard_size, image_size, bad, ranges).write(part, indices, order)
@@ -97,7 +97,7 @@ class _Part:
         self.folder, self.shard_size, self.image_size = folder, shard_size, image_size
         self.bad, self.ranges = bad, ranges
 
-    def write(self, part: Part, indices: Sequence[int], order: Tensor) -> dict[str, Any]:
+    def write(self, part: Examples, indices: Sequence[int], order: Tensor) -> dict[str, Any]:
         from litdata.streaming import Cache
 
         self.folder.mkdir()

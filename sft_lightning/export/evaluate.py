@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.cli.loaded_run import Opened, some_of
-from sft_lightning.cli.logging import hushed
+from sft_lightning.cli.loaded_run import LoadedRun, some_of
+from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
-from sft_lightning.paradigms.calibration import temperature
+from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.paradigms.metrics import ClassifierMetrics
-from sft_lightning.runs.trained_network import Trained
-from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.runs.trained_network import TrainedNetwork
+from sft_lightning.utils.errors import InputError, find_input_error
 
 COMPARED = 128  # images that a program is compared on; of more, it would only repeat more of the same
 _SPLITS = {"test": "test", "val": "validation", "labeled": "labeled training", "unlabeled": "unlabeled training"}
 
 
 @dataclass
-class Measured:
+class Evaluated:
     """What there is to say of a network by images.
 
     Attributes:
@@ -45,7 +45,7 @@ class Measured:
     why_not: str | None = None
 
 
-def measure(run: str, trained: Trained, folder: Path | None, most: int, compared: int = COMPARED) -> Measured:
+def measure(run: str, trained: TrainedNetwork, folder: Path | None, most: int, compared: int = COMPARED) -> Evaluated:
     """Looks at images of the test split, else of validation, else of training; at random ones where none are left.
 
     The splits are those of the run's own `split.csv`: chosen anew from data that grew or shrank since, a test split
@@ -62,18 +62,18 @@ def measure(run: str, trained: Trained, folder: Path | None, most: int, compared
     manifest = None if folder is None else folder / MANIFEST
     own = [f"--data.init_args.split_file={manifest}"] if manifest is not None and manifest.is_file() else []
     try:
-        with hushed():
-            return _of_the_run(Opened(run, *own), trained, most, compared)
+        with silence_logs():
+            return _of_the_run(LoadedRun(run, *own), trained, most, compared)
     except Exception as error:
-        reason = cause(error)  # the data was moved, changed or damaged since
+        reason = find_input_error(error)  # the data was moved, changed or damaged since
         if reason is None:
             raise
         drawn = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (compared, *trained.about["image_shape"]), dtype=torch.uint8, generator=drawn)
-        return Measured("random", images, why_not=str(reason))
+        return Evaluated("random", images, why_not=str(reason))
 
 
-def _of_the_run(opened: Opened, trained: Trained, most: int, compared: int) -> Measured:
+def _of_the_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compared: int) -> Evaluated:
     data = opened.data
     name = next((n for n in _SPLITS if len(data.splits[n])), None)
     if name is None:
@@ -84,12 +84,12 @@ def _of_the_run(opened: Opened, trained: Trained, most: int, compared: int) -> M
         if not batches:
             raise InputError(f"no {_SPLITS[name]} image of run {opened.name!r} can be read")
         images = torch.cat([(batch.x * 255).round().to(torch.uint8) for batch in batches])
-    found = Measured(_SPLITS[name], images, total=len(data.splits[name]))
+    found = Evaluated(_SPLITS[name], images, total=len(data.splits[name]))
     if not most or not trained.head:
         return found
     logits, y = _judged(trained, data, "val", most)
     if len(y) and bool((logits.argmax(1) != y).any()):  # where all are right, no temperature fits best
-        found.temperature, found.calibrated_on = temperature(logits, y), len(y)
+        found.temperature, found.calibrated_on = fit_temperature(logits, y), len(y)
     if name != "val":
         logits, y = _judged(trained, data, "test", most)
     if len(y):
@@ -99,7 +99,7 @@ def _of_the_run(opened: Opened, trained: Trained, most: int, compared: int) -> M
     return found
 
 
-def _judged(trained: Trained, data: ImageDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
+def _judged(trained: TrainedNetwork, data: ImageDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and labels (N,) of examples of a split that have one."""
     if not len(data.splits[name]):
         return torch.empty(0, 1), torch.empty(0)

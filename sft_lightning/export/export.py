@@ -11,20 +11,20 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.cli.loaded_run import iterate
+from sft_lightning.cli.loaded_run import iterate_batches
 from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
 from sft_lightning.export.evaluate import COMPARED, measure
-from sft_lightning.export.model_card import Told, card
-from sft_lightning.export.programs import check, in_words, write_program
-from sft_lightning.export.usage_snippet import beside, preprocessing
+from sft_lightning.export.model_card import Told, format_model_card
+from sft_lightning.export.programs import check, describe_tolerance, write_program
+from sft_lightning.export.usage_snippet import metadata_path, preprocessing
 from sft_lightning.networks.heads import linear_head
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
 from sft_lightning.runs.lineage import run_of
 from sft_lightning.runs.paths import checkpoint_of
 from sft_lightning.runs.trained_classes import recorded_classes
-from sft_lightning.runs.trained_network import Trained, read_trained
+from sft_lightning.runs.trained_network import TrainedNetwork, read_trained
 from sft_lightning.utils.atomic import write_json, write_text
-from sft_lightning.utils.errors import InputError, at_least, shares
+from sft_lightning.utils.errors import InputError, check_fraction, check_min
 from sft_lightning.utils.yaml_files import read_yaml
 
 Part = Literal["backbone", "head", "model"]
@@ -60,8 +60,8 @@ def export(
     trained = read_trained(checkpoint)
     if part != "backbone" and not trained.head:
         raise InputError(f"run {run!r} ({trained.about['made_by']}) has no head: give --part backbone")
-    shares(wise=wise)
-    at_least(0, measure_on=measure_on)
+    check_fraction(wise=wise)
+    check_min(0, measure_on=measure_on)
     folder = run_of(checkpoint)
     file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
     if file.suffix != f".{format}":
@@ -87,10 +87,10 @@ def export(
         write_weights(file, _tensors(trained, part), about)
     else:
         about = write_program(file, format, trained, measured, about)
-        rank_zero_info(f"Parity: {file.name} {in_words(about['parity'])}.")
-    write_json(beside(file), about)
-    state = iterate(checkpoint, about["step"]) + (f", {wise:.0%} of the way from its start" if wise < 1 else "")
-    write_text(file.with_name(CARD), card(Told(file, about, checkpoint, folder, state, config, measured)))
+        rank_zero_info(f"Parity: {file.name} {describe_tolerance(about['parity'])}.")
+    write_json(metadata_path(file), about)
+    state = iterate_batches(checkpoint, about["step"]) + (f", {wise:.0%} of the way from its start" if wise < 1 else "")
+    write_text(file.with_name(CARD), format_model_card(Told(file, about, checkpoint, folder, state, config, measured)))
     return file
 
 
@@ -99,7 +99,7 @@ def _config(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tensors(trained: Trained, part: Part) -> Tensors:
+def _tensors(trained: TrainedNetwork, part: Part) -> Tensors:
     head = {f"head.{n}": t for n, t in trained.head.items()}
     if part == "head":
         return head
@@ -108,7 +108,7 @@ def _tensors(trained: Trained, part: Part) -> Tensors:
     return {**{f"backbone.{n}": t for n, t in trained.backbone.items()}, **head}
 
 
-def _interpolate(trained: Trained, alpha: float, run: str) -> None:
+def _interpolate(trained: TrainedNetwork, alpha: float, run: str) -> None:
     """Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models": between the start and what became of it."""
     chain = trained.about.get("chain") or [{}]
     source = chain[-1].get("weights")
@@ -135,7 +135,7 @@ def _interpolate(trained: Trained, alpha: float, run: str) -> None:
     trained.about["wise"] = alpha
 
 
-def _interpolate_head(trained: Trained, alpha: float, source: Path) -> None:
+def _interpolate_head(trained: TrainedNetwork, alpha: float, source: Path) -> None:
     """The rows of classes that the start knew by name; those of new classes have no start, and are kept."""
     tensors, told = read_weights(source)
     start, names, own = linear_head(evaluated(tensors)), recorded_classes(told, source), trained.about["class_names"]

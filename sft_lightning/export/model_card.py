@@ -15,13 +15,13 @@ import yaml  # type: ignore[import-untyped]
 from sft_lightning._version import __version__
 from sft_lightning.data.split_files import split_counts
 from sft_lightning.data.vision.datamodule import MANIFEST
-from sft_lightning.export.evaluate import Measured
-from sft_lightning.export.programs import in_words
-from sft_lightning.export.usage_snippet import as_code, beside
+from sft_lightning.export.evaluate import Evaluated
+from sft_lightning.export.programs import describe_tolerance
+from sft_lightning.export.usage_snippet import format_snippet, metadata_path
 from sft_lightning.paradigms.metrics import wilson
-from sft_lightning.runs.lineage import told as chain_in_words
+from sft_lightning.runs.lineage import format_lineage as chain_in_words
 from sft_lightning.training.callbacks.csv_log import read_curves
-from sft_lightning.utils.environment import in_words as machine_in_words
+from sft_lightning.utils.environment import format_machine as machine_in_words
 from sft_lightning.utils.errors import InputError
 
 BLANK = "**To be filled in by you:** ____"
@@ -58,7 +58,7 @@ class Told:
     folder: Path | None
     iterate: str
     config: dict[str, Any]
-    measured: Measured | None
+    measured: Evaluated | None
     name: str = field(init=False)
     counts: dict[str, Counter[str]] = field(init=False)
 
@@ -90,7 +90,7 @@ class Told:
         return sum(self.counts.get(split, Counter()).values())
 
 
-def card(told: Told) -> str:
+def format_model_card(told: Told) -> str:
     """The whole page.
 
     Args:
@@ -147,18 +147,19 @@ def _front(told: Told) -> str:
 
 def _use(told: Told) -> str:
     about = told.about
-    said = [f"```python\n{as_code(told.file, about)}\n```"]
+    said = [f"```python\n{format_snippet(told.file, about)}\n```"]
     if "format" in about:
         shape, size = (", ".join(map(str, about[end]["shape"])) for end in ("input", "output"))
         said.insert(
             0,
             f"Input `images`: uint8, 0 to 255, ({shape}). Output `{about['output']['name']}`: float32, ({size}). "
-            f"Inside the program: {', '.join(about['inside'])}. Before it, as below: what `{beside(told.file).name}` "
+            f"Inside the program: {', '.join(about['inside'])}. Before it, as below: what "
+            f"`{metadata_path(told.file).name}` "
             "lists under `preprocessing`. Another way to resize or crop gives other outputs.",
         )
         if not about["preprocessing"]["known"]:
             said.append("The data of the run is unknown: crop and background below are guesses.")
-        said.append(f"The written file, read back, {text(in_words(about['parity']))}.")
+        said.append(f"The written file, read back, {text(describe_tolerance(about['parity']))}.")
         if about["format"] == "pt2":
             said.append("PyTorch reads `.pt2` files of its own version; of another one it may refuse them.")
     return "\n\n".join(said)

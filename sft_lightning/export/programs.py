@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.export.evaluate import Measured
+from sft_lightning.export.evaluate import Evaluated
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import Tensors
-from sft_lightning.runs.trained_network import Trained
-from sft_lightning.utils.atomic import whole
+from sft_lightning.runs.trained_network import TrainedNetwork
+from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
 Language = Literal["onnx", "pt2"]
@@ -88,7 +88,7 @@ def check(part: str, language: Language) -> None:
 
 
 def write_program(
-    file: Path, language: Language, trained: Trained, measured: Measured, about: dict[str, Any]
+    file: Path, language: Language, trained: TrainedNetwork, measured: Evaluated, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes a program, reads it back and compares it with PyTorch; a file that differs does not stay.
 
@@ -111,7 +111,7 @@ def write_program(
     told = {**about, "format": language, **_contract(about, with_head, expected.shape[1])}
     if language == "onnx":
         told["opset"] = OPSET
-    with whole(file) as staged:
+    with open_atomic(file) as staged:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 # The exporters warn of their own insides, and that channels-last weights are no plain block of memory.
@@ -130,7 +130,7 @@ def write_program(
     return {**told, "parity": parity}
 
 
-def in_words(parity: dict[str, Any]) -> str:
+def describe_tolerance(parity: dict[str, Any]) -> str:
     """One line on how equal the written program is.
 
     Args:
@@ -146,7 +146,7 @@ def in_words(parity: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def _by_pytorch(trained: Trained, images: Tensor, with_head: bool) -> Tensor:
+def _by_pytorch(trained: TrainedNetwork, images: Tensor, with_head: bool) -> Tensor:
     """What the run itself computes, not by way of a `Program`: a mistake in it would not show."""
     network = trained.network()
     x = torch.cat([network(some.float() / 255) for some in images.split(32)])
@@ -210,7 +210,7 @@ def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _compared(
-    run: Callable[[Tensor], Tensor], measured: Measured, expected: Tensor, language: Language, with_head: bool
+    run: Callable[[Tensor], Tensor], measured: Evaluated, expected: Tensor, language: Language, with_head: bool
 ) -> dict[str, Any]:
     """What is told of the comparison.
 
@@ -240,7 +240,8 @@ def _compared(
     allowed = TOLERANCE * (expected.abs() + expected.abs().mean().clamp_max(1))
     if not bool((apart <= allowed).all()) or equal not in (None, 1.0):  # NaN is not less than anything
         raise InputError(
-            f"the {language} program {in_words(parity)}, more than is allowed ({parity['tolerance']}, no other class), "
+            f"the {language} program {describe_tolerance(parity)}, more than is allowed ({parity['tolerance']}, "
+            "no other class), "
             f"so nothing is written: give another --format"
         )
     return parity

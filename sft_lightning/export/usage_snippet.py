@@ -30,7 +30,7 @@ def preprocessing(about: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def as_code(file: Path, about: dict[str, Any]) -> str:
+def format_snippet(file: Path, about: dict[str, Any]) -> str:
     """Python that asks an exported file about `image.png`.
 
     Args:
@@ -94,13 +94,13 @@ def as_code(file: Path, about: dict[str, Any]) -> str:
         lines.append("probabilities = np.exp(logits - logits.max(1, keepdims=True))")
         lines.append("probabilities /= probabilities.sum(1, keepdims=True)")
         if about["class_names"]:
-            lines.append(f'names = json.load(open("{beside(file).name}", encoding="utf-8"))["class_names"]')
+            lines.append(f'names = json.load(open("{metadata_path(file).name}", encoding="utf-8"))["class_names"]')
         shown = "names[probabilities[0].argmax()]" if about["class_names"] else "probabilities[0].argmax()"
         lines.append(f"print({shown}, probabilities[0].max())")
     return "\n".join(lines)
 
 
-def beside(file: Path) -> Path:
+def metadata_path(file: Path) -> Path:
     """The JSON that tells of a file: one of its own for each format, so that none is lost to another.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.transfer import to_device
 
 
 def reconstruction(drawn: Tensor, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -
         std: Standard deviation in units of the pixel range.
         generator: Of the noise, on the CPU; None for torch's global one.
     """
-    return (x + std * sent(torch.randn(x.shape, generator=generator), x.device)).clamp(0, 1)
+    return (x + std * to_device(torch.randn(x.shape, generator=generator), x.device)).clamp(0, 1)
 
 
 def hide_patches(x: Tensor, share: float, patch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -46,6 +46,6 @@ def hide_patches(x: Tensor, share: float, patch: int, generator: torch.Generator
     """
     rows, columns = math.ceil(x.shape[2] / patch), math.ceil(x.shape[3] / patch)
     drawn = torch.rand(len(x), 1, rows, columns, generator=generator)
-    seen = sent(drawn >= share, x.device).to(x.dtype)
+    seen = to_device(drawn >= share, x.device).to(x.dtype)
     mask = seen.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     return x * mask[:, :, : x.shape[2], : x.shape[3]]

@@ -13,7 +13,7 @@ from torch import nn
 
 from sft_lightning.networks.modes import evaluating
 from sft_lightning.networks.vision.backbones import Backbone
-from sft_lightning.utils.errors import InputError, above_zero, at_least, decays
+from sft_lightning.utils.errors import InputError, check_decay, check_min, check_positive
 
 __all__ = ["IA3", "LoRA"]  # what a YAML can name
 
@@ -137,9 +137,9 @@ class LoRA(Adapter):
             InputError: A setting is out of its range.
         """
         super().__init__(targets)
-        at_least(1, rank=rank)
-        above_zero(alpha=alpha)
-        decays(dropout=dropout)
+        check_min(1, rank=rank)
+        check_positive(alpha=alpha)
+        check_decay(dropout=dropout)
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
 
     def _config(self, target_modules: str) -> Any:

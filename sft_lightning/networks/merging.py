@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 
-def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merge_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Merges LoRA (W + scale B A) and (IA)^3 (a factor on each output) of `sft_lightning.networks.adapters`.
 
     Args:

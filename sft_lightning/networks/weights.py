@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sft_lightning.networks.file_networks import choose_network, flatten_networks
-from sft_lightning.networks.merging import merged
-from sft_lightning.networks.metadata import described
-from sft_lightning.networks.resampling import Filter, make_fit
-from sft_lightning.networks.resampling import Tensors as Tensors
-from sft_lightning.utils.atomic import whole
+from sft_lightning.networks.merging import merge_weights
+from sft_lightning.networks.metadata import describe_architecture
+from sft_lightning.networks.resampling import Filter, Tensors as Tensors, make_fit
+from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
 _AVERAGE = "average."
@@ -106,7 +105,9 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                about = described(json.loads((file.metadata() or {}).get("sft_lightning", "{}")), "its description")
+                about = describe_architecture(
+                    json.loads((file.metadata() or {}).get("sft_lightning", "{}")), "its description"
+                )
                 return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
         with torch.serialization.safe_globals([Namespace]):  # plain values, in which publishers keep their settings
             content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, and safely
@@ -137,8 +138,8 @@ def settings_of(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
         InputError: They are of other types than a training writes.
     """
     try:
-        described({"step": about.get("global_step")}, "it")
-        return described(about.get(_SETTINGS, {}), _SETTINGS)
+        describe_architecture({"step": about.get("global_step")}, "it")
+        return describe_architecture(about.get(_SETTINGS, {}), _SETTINGS)
     except ValueError as error:
         raise InputError(
             f"checkpoint {str(path)!r} is none that `fit` wrote ({error}): fetch or make it again"
@@ -185,7 +186,7 @@ def evaluated(tensors: Tensors) -> Tensors:
     """
     averaged = {n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)}
     averaged.pop("steps", None)
-    return merged({**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _START))}, **averaged})
+    return merge_weights({**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _START))}, **averaged})
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> None:
@@ -197,7 +198,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, An
         about: Primitives that tell how to rebuild what they are of.
     """
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(path) as staged:
+    with open_atomic(path) as staged:
         save_file(own, staged, metadata={"sft_lightning": json.dumps(about)})
 
 

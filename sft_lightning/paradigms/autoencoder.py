@@ -19,7 +19,7 @@ from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.vision.autoencoders import ConvDecoder, MLPDecoder
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
-from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
+from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place
 from sft_lightning.runs.lineage import chain_of
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.utils.errors import InputError
@@ -83,7 +83,7 @@ class AutoencoderModule(Paradigm):
             MLPDecoder(image_shape) if network == "mlp" else ConvDecoder(image_shape, self.encoder.num_features)
         )
         self.regularize(self.encoder, compile)
-        compiled(self.encoder, compile)
+        compile_in_place(self.encoder, compile)
         self._held_out = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
         self._example: tuple[Tensor, Tensor] | None = None
 

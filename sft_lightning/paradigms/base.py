@@ -298,7 +298,7 @@ class Paradigm(LightningModule, ABC):
         return None
 
 
-def compiled(module: torch.nn.Module, mode: bool | str) -> None:
+def compile_in_place(module: torch.nn.Module, mode: bool | str) -> None:
     """Compiles a backbone in place, which leaves the names of its tensors as they are (pl#21836).
 
     torch counts the compiled forms of all backbones of a process together. With its own limit of 8 the third or fourth

@@ -6,7 +6,7 @@ from typing import Literal
 Ramp = Literal["constant", "linear", "sigmoid"]
 
 
-class Alternation:
+class BatchSchedule:
     """A supervised warm-up, then cycles of supervised and unsupervised steps, as a pure function of the batch number.
 
     A data module asks it which parts to load (`parts`, `before`).

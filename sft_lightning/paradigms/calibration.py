@@ -29,7 +29,7 @@ _NONE = torch.empty(0)
 _PAIRS = 2**17  # of inputs and remembered examples that are compared at a time
 
 
-def temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T of the largest likelihood of softmax(logits / T): Guo et al. 2017.
 
     Args:
@@ -66,7 +66,7 @@ def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = F
 
 
 @dataclass(eq=False)
-class Trust:
+class Calibration:
     """What is known of a trained classifier; without anything, probabilities are those of the network.
 
     Attributes:
@@ -141,7 +141,7 @@ class Trust:
 
 
 @torch.no_grad()
-def find_trust(module: Any, training: Iterable[Any], held_out: Iterable[Any], plugin: Any) -> Trust:
+def fit_calibration(module: Any, training: Iterable[Any], held_out: Iterable[Any], plugin: Any) -> Calibration:
     """Looks at training and validation examples through a trained classifier.
 
     Args:
@@ -167,7 +167,7 @@ def find_trust(module: Any, training: Iterable[Any], held_out: Iterable[Any], pl
     bank = F.normalize(known, dim=1) if len(known) else known
     features, logits, labels = seen(held_out)
     logits, labels = logits[labels >= 0], labels[labels >= 0]
-    trust = Trust(bank=bank, held_out=len(features) > 0)
+    trust = Calibration(bank=bank, held_out=len(features) > 0)
     if len(bank) > 1:
         ordinary = features if trust.held_out else known
         trust.ordinary = neighbor_distance(ordinary, bank, among_themselves=not trust.held_out).sort().values
@@ -176,11 +176,11 @@ def find_trust(module: Any, training: Iterable[Any], held_out: Iterable[Any], pl
     elif bool((logits.argmax(1) == labels).all()):
         trust.because = f"all of its {len(labels):,} validation images are right, which no temperature fits best"
     else:
-        trust.temperature, trust.calibrated_on = temperature(logits, labels), len(labels)
+        trust.temperature, trust.calibrated_on = fit_temperature(logits, labels), len(labels)
     return trust
 
 
-def use_trust(trainer: Any, module: Any) -> Trust:
+def use_calibration(trainer: Any, module: Any) -> Calibration:
     """What is known of the checkpoint that predicts: kept in its run's folder, or found out now and kept there.
 
     Args:
@@ -191,11 +191,11 @@ def use_trust(trainer: Any, module: Any) -> Trust:
         Nothing, where the weights are of no checkpoint.
     """
     if trainer.ckpt_path is None:
-        return Trust()
+        return Calibration()
     checkpoint = Path(trainer.ckpt_path)
     run = run_of(checkpoint)
     data: Any = getattr(trainer, "datamodule", None)
-    trust = Trust()
+    trust = Calibration()
     if run is None:
         trust.because = f"checkpoint {str(checkpoint)!r} does not lie in the folder of its run"
     elif not hasattr(data, "as_trained"):
@@ -215,21 +215,21 @@ def use_trust(trainer: Any, module: Any) -> Trust:
     return trust
 
 
-def _found(trainer: Any, module: Any, data: Any, run: Path) -> Trust:
+def _found(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
     try:
         own = data.as_trained(run, getattr(module, "hparams", {}).get("class_names"))
         batches = own.training_batches(REMEMBERED, module.device), own.batches_of("val", module.device)
-        return find_trust(module, *batches, trainer.precision_plugin)
+        return fit_calibration(module, *batches, trainer.precision_plugin)
     except InputError as error:
-        return Trust(because=f"the data of the run cannot be read ({str(error).partition('; ')[0]})")
+        return Calibration(because=f"the data of the run cannot be read ({str(error).partition('; ')[0]})")
 
 
-def _keep(path: Path, about: dict[str, Any], trust: Trust) -> None:
+def _keep(path: Path, about: dict[str, Any], trust: Calibration) -> None:
     told = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out", "because")}
     write_weights(path, {"bank": trust.bank, "ordinary": trust.ordinary}, {**about, **told})
 
 
-def _kept(path: Path, about: dict[str, Any], num_features: int) -> Trust | None:
+def _kept(path: Path, about: dict[str, Any], num_features: int) -> Calibration | None:
     """None where nothing is kept, or what is kept is of another checkpoint; or damaged, which is told."""
     if not path.is_file():
         return None
@@ -237,7 +237,7 @@ def _kept(path: Path, about: dict[str, Any], num_features: int) -> Trust | None:
         tensors, told = read_weights(path)
         if {name: told.pop(name) for name in about} != about:
             return None
-        trust = Trust(bank=tensors["bank"], ordinary=tensors["ordinary"], **told)
+        trust = Calibration(bank=tensors["bank"], ordinary=tensors["ordinary"], **told)
         trust.check(num_features)
     except InputError as error:
         rank_zero_warn(f"Left out, and found out anew: {error}")

@@ -16,8 +16,8 @@ from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.training.optimizers import Group
-from sft_lightning.utils.distributed import together
-from sft_lightning.utils.errors import InputError, at_least, shares
+from sft_lightning.utils.distributed import is_distributed
+from sft_lightning.utils.errors import InputError, check_fraction, check_min
 
 _RETRAINED = ("crt", "lws")  # heads that a second stage makes of a trained classifier
 
@@ -67,9 +67,9 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             InputError: A setting is out of its range, or two do not go together.
         """
         super().__init__(**classifier)
-        at_least(0, feature_weight=feature_weight, classifier_weight=classifier_weight)
-        at_least(1, neighbors=neighbors, remembered=remembered)
-        shares(tau=tau)
+        check_min(0, feature_weight=feature_weight, classifier_weight=classifier_weight)
+        check_min(1, neighbors=neighbors, remembered=remembered)
+        check_fraction(tau=tau)
         self.coupling, self.feature_epochs, self.head_kind, self.tau = coupling, feature_epochs, head, tau
         self.feature_weight, self.classifier_weight, self.remembered = feature_weight, classifier_weight, remembered
         self._check()
@@ -250,7 +250,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         if not hasattr(data, "labeled_batches") or not len(data.splits["labeled"]):
             metrics.forget()
             return
-        if together():  # each process has running statistics of its own until DDP's next forward
+        if is_distributed():  # each process has running statistics of its own until DDP's next forward
             for buffer in self.backbone.buffers():
                 distributed.broadcast(buffer, 0)
         with evaluating(self), self.trainer.precision_plugin.forward_context():

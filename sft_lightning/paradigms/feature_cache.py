@@ -14,7 +14,7 @@ from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.utils.errors import InputError
-from sft_lightning.utils.transfer import arriving
+from sft_lightning.utils.transfer import stream_to_cpu
 
 FOLDER = Path(LOGS) / "features"
 MOST = 4_000_000_000  # bytes of features that are kept; beyond, they are computed in each epoch
@@ -104,7 +104,7 @@ def features(
     seen = 0
     with evaluating(backbone), context or nullcontext():
         batches = data.batches_of(split, backbone.mean.device)
-        for indices, own in arriving((batch.indices, backbone(batch.x)) for batch in batches):
+        for indices, own in stream_to_cpu((batch.indices, backbone(batch.x)) for batch in batches):
             if made is None:
                 made = own.new_empty(count, own.shape[1])
             made[indices] = own

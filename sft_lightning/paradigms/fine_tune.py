@@ -18,16 +18,16 @@ from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.losses.regularizers.l2sp import L2SP
 from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.paradigms.base import Paradigm, StepResult, compiled
-from sft_lightning.paradigms.calibration import Trust, use_trust
+from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place
+from sft_lightning.paradigms.calibration import Calibration, use_calibration
 from sft_lightning.paradigms.class_weights import order_weights
 from sft_lightning.paradigms.feature_cache import use_cache
-from sft_lightning.paradigms.freezing import Depth, Tune, has_finetuning, rewrap
+from sft_lightning.paradigms.freezing import Tune, TuningDepth, has_finetuning, rewrap
 from sft_lightning.paradigms.head_weights import attach_head, take_head
 from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.training.optimizers import Group
-from sft_lightning.utils.errors import InputError, at_least, decays
+from sft_lightning.utils.errors import InputError, check_decay, check_min
 
 
 class FineTuneClassifier(Paradigm):
@@ -102,8 +102,8 @@ class FineTuneClassifier(Paradigm):
         super().__init__(optimizer, lr_scheduler, regularizer, on_nonfinite, nonfinite_limit)
         if num_classes < 2:
             raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
-        decays(label_smoothing=label_smoothing)
-        at_least(0, head_only_epochs=head_only_epochs)
+        check_decay(label_smoothing=label_smoothing)
+        check_min(0, head_only_epochs=head_only_epochs)
         weight = order_weights(class_weights, class_names, num_classes)
         if not isinstance(adapter, Adapter | None):
             raise InputError(f"adapter is {adapter!r:.60}: give an object such as LoRA() (in YAML, a class_path)")
@@ -128,15 +128,15 @@ class FineTuneClassifier(Paradigm):
         if names:
             self.name_classes(names)
         self.regularize(self.backbone, compile)  # before the adapter: the start is a plain network
-        self.depth = Depth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay)
+        self.depth = TuningDepth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay)
         self.depth.release(head_only_epochs == 0)
-        compiled(self.backbone, compile)
+        compile_in_place(self.backbone, compile)
         self.head_only_epochs = head_only_epochs
         self.label_smoothing, self.cache_features = label_smoothing, cache_features
         self._balanced = class_weights == "balanced"
         self.register_buffer("class_weight", weight)
         self._weighted = class_weights is not None
-        self.trust = Trust()
+        self.trust = Calibration()
         self._metrics = nn.ModuleDict({f"{stage}_metrics": ClassifierMetrics(num_classes) for stage in ("val", "test")})
 
     # --- names of the classes
@@ -352,10 +352,10 @@ class FineTuneClassifier(Paradigm):
 
     def on_predict_start(self) -> None:
         """Finds out how far predictions can be trusted, where there is a run to find it out from."""
-        self.trust = use_trust(self.trainer, self)
+        self.trust = use_calibration(self.trainer, self)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities, float32 of shape (B, num_classes), and what `Trust` adds."""
+        """Class probabilities, float32 of shape (B, num_classes), and what `Calibration` adds."""
         features, logits = self.evaluated(batch.x)
         return {"indices": batch.indices, **self.trust.of(features.float(), logits.float())}
 

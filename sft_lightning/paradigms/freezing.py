@@ -17,12 +17,12 @@ from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.blocks import blocks, list_parameters
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.training.optimizers import Group
-from sft_lightning.utils.errors import InputError, above_zero, at_least, shares
+from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 
 Tune = Literal["head", "last_k_blocks", "all"]
 
 
-class Depth:
+class TuningDepth:
     """How far into a backbone training reaches: nothing, its last blocks or all of it, or an adapter beside its layers.
 
     What others freeze stays frozen: `requires_grad` is changed only when a part is released or frozen by the settings
@@ -55,9 +55,9 @@ class Depth:
         Raises:
             InputError: A setting is out of its range, or does not go with an adapter.
         """
-        at_least(0, backbone_lr_scale=lr_scale)
-        above_zero(layer_decay=layer_decay)
-        shares(layer_decay=layer_decay)
+        check_min(0, backbone_lr_scale=lr_scale)
+        check_positive(layer_decay=layer_decay)
+        check_fraction(layer_decay=layer_decay)
         self.blocks = blocks(backbone.net)
         if not 1 <= last_k_blocks <= len(self.blocks):
             raise InputError(f"last_k_blocks is {last_k_blocks}: {backbone.name!r} has {len(self.blocks)} blocks")

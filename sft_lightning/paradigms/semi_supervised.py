@@ -7,16 +7,16 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from sft_lightning.losses.unlabeled.base import About, Outputs, Result, Step, Strategy
+from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.paradigms.base import StepResult
-from sft_lightning.paradigms.batch_schedule import Alternation, Ramp, ramp
+from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from sft_lightning.training.ema import Average
+from sft_lightning.training.ema import EMA
 from sft_lightning.training.optimizers import Group, accumulation
-from sft_lightning.utils.errors import InputError, at_least, decays
+from sft_lightning.utils.errors import InputError, check_decay, check_min
 
 
-class Guessed(NamedTuple):
+class PseudoLabels(NamedTuple):
     """What the last unsupervised step took its examples for, for those who watch (`PseudoLabelHealth`).
 
     Attributes:
@@ -72,9 +72,9 @@ class SemiSupervisedModule(FineTuneClassifier):
             InputError: A setting is out of its range.
         """
         super().__init__(**classifier)
-        at_least(0, lambda_u=lambda_u, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
-        at_least(1, supervised_steps=supervised_steps, unsupervised_steps=unsupervised_steps)
-        decays(ema_decay=ema_decay)
+        check_min(0, lambda_u=lambda_u, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
+        check_min(1, supervised_steps=supervised_steps, unsupervised_steps=unsupervised_steps)
+        check_decay(ema_decay=ema_decay)
         if strategy.needs_teacher and not ema_decay:
             raise InputError(f"{type(strategy).__name__} learns from the averaged network: set ema_decay, 0.999 say")
         if strategy.own_supervised and self.regularizer is not None and self.regularizer.watches:
@@ -84,15 +84,15 @@ class SemiSupervisedModule(FineTuneClassifier):
             )
         self.strategy, self.schedule = strategy, schedule
         channels, height, width = self.backbone.image_shape
-        strategy.build(About(self.num_classes, self.backbone.num_features, (channels, height, width)))
+        strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, (channels, height, width)))
         self.warmup_steps, self.supervised_steps = warmup_steps, supervised_steps
         self.unsupervised_steps = unsupervised_steps
         self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
-        self.average = Average({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
+        self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
         self._pool_share = 1.0
         self._followed = 0
         self._followed_there: int | None = None
-        self.guessed: Guessed | None = None
+        self.guessed: PseudoLabels | None = None
         self.supervised_loss: Tensor | None = None  # L_s of the last step, for those who watch
 
     # --- what the data module asks
@@ -103,7 +103,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         return self.strategy.views
 
     @property
-    def batch_schedule(self) -> Alternation | None:
+    def batch_schedule(self) -> BatchSchedule | None:
         """Which parts each batch holds; None for all."""
         if self.schedule == "joint" and not self.warmup_steps:
             return None
@@ -121,7 +121,7 @@ class SemiSupervisedModule(FineTuneClassifier):
             )
         supervised = 0 if self.schedule == "joint" else self.supervised_steps
         labels = self.schedule == "joint" or self.strategy.needs_labels
-        return Alternation(self.warmup_steps, supervised, self.unsupervised_steps, labels, accumulate)
+        return BatchSchedule(self.warmup_steps, supervised, self.unsupervised_steps, labels, accumulate)
 
     # --- what a strategy asks
 
@@ -227,9 +227,11 @@ class SemiSupervisedModule(FineTuneClassifier):
         with self.watched():
             student, known = self._forward(labeled, unlabeled)
         # None where the strategy did not ask for it: whoever reads it then is told so by the first step.
-        result = self.strategy.loss(Step(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known)))
+        result = self.strategy.loss(
+            StrategyInputs(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known))
+        )
         if result.pseudo_labels is not None:
-            self.guessed = Guessed(unlabeled.indices, result.pseudo_labels, result.weight)
+            self.guessed = PseudoLabels(unlabeled.indices, result.pseudo_labels, result.weight)
         supervised = result.supervised  # MixMatch: what it mixes in is part of its L_u, in alternation, too
         if supervised is None and self.schedule == "joint":
             logits = cast(Outputs, known).logits if result.known is None else result.known
@@ -247,7 +249,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         count = len(labeled.x)
         return Outputs(both.features[count:], both.logits[count:]), Outputs(both.features[:count], both.logits[:count])
 
-    def _finished(self, supervised: Tensor | None, result: Result | None) -> StepResult:
+    def _finished(self, supervised: Tensor | None, result: StrategyOutput | None) -> StepResult:
         share = self._lambda_now()
         parts = [] if supervised is None else [supervised]
         self.supervised_loss = None if supervised is None else supervised.detach()

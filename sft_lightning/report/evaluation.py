@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.cli.loaded_run import Opened, some_of
+from sft_lightning.cli.loaded_run import LoadedRun, some_of
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.utils.errors import InputError
 
@@ -13,7 +13,7 @@ _FEW = 2000  # unlabeled examples among which some are chosen to be labeled
 
 
 @dataclass
-class Judged:
+class Predictions:
     """A split as the network sees it.
 
     Attributes:
@@ -46,10 +46,10 @@ class Judged:
         return float((self.predicted == self.labels).double().mean())
 
 
-class Facts:
+class Evaluation:
     """A classifier and what it makes of its splits."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: LoadedRun) -> None:
         """Computes the features that are not kept yet.
 
         Args:
@@ -68,15 +68,15 @@ class Facts:
         self.validation = self._seen("val") if apart else None
         self.labeled = self._seen("labeled")
 
-    def _seen(self, name: str) -> Judged:
+    def _seen(self, name: str) -> Predictions:
         split = self.data.splits[name]
         found = features(self.backbone, self.data, name)
         if found is None:
             raise InputError(f"source {self.data.source.name!r} has {name} images that cannot be read: remove them")
         x = found.float()
-        return Judged(name, split.ids, x, F.linear(x, self.head["weight"], self.head["bias"]), split.labels)
+        return Predictions(name, split.ids, x, F.linear(x, self.head["weight"], self.head["bias"]), split.labels)
 
-    def unlabeled(self) -> Judged | None:
+    def unlabeled(self) -> Predictions | None:
         """At most 2,000 unlabeled examples, chosen by the seed of the data."""
         if not len(self.data.splits["unlabeled"]):
             return None

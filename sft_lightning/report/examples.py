@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from sft_lightning.cli.loaded_run import Opened
+from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
 from sft_lightning.report.attention import grad_cam, last_map
-from sft_lightning.report.evaluation import Facts, Judged
+from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.metrics import to_label_next
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.html import tiles
@@ -30,7 +30,7 @@ def kind(name: str) -> str:
     return "validation" if name == "val" else name
 
 
-def mistakes(facts: Facts) -> str:
+def mistakes(facts: Evaluation) -> str:
     """Those of the largest loss and the surest ones, each with its nearest labeled images.
 
     Args:
@@ -51,7 +51,7 @@ def mistakes(facts: Facts) -> str:
     return found
 
 
-def _beside(facts: Facts, chosen: list[int]) -> list[tuple[str, list[str]]]:
+def _beside(facts: Evaluation, chosen: list[int]) -> list[tuple[str, list[str]]]:
     """Mistakes, each with its nearest labeled examples."""
     judged, names = facts.judged, facts.class_names
     p = judged.logits.softmax(1)
@@ -77,7 +77,7 @@ def _beside(facts: Facts, chosen: list[int]) -> list[tuple[str, list[str]]]:
     return shown
 
 
-def attention(facts: Facts) -> str:
+def attention(facts: Evaluation) -> str:
     """Where it looks in its surest hits and mistakes.
 
     Args:
@@ -102,7 +102,7 @@ def attention(facts: Facts) -> str:
     return f'<p class="soft">{told}</p>' + tiles(shown)
 
 
-def to_label(facts: Facts, unlabeled: Judged | None, path: Path, count: int) -> str:
+def to_label(facts: Evaluation, unlabeled: Predictions | None, path: Path, count: int) -> str:
     """What to label next, here and as a CSV.
 
     Args:
@@ -133,7 +133,7 @@ def to_label(facts: Facts, unlabeled: Judged | None, path: Path, count: int) -> 
     return f'<p class="soft">{html.escape(told)}</p>' + tiles(shown)
 
 
-def redrawn(opened: Opened) -> str:
+def redrawn(opened: LoadedRun) -> str:
     """Pictures of the held-out split, and what an autoencoder makes of them.
 
     Args:

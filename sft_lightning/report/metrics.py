@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from sft_lightning.report.evaluation import Judged
+from sft_lightning.report.evaluation import Predictions
 
 BINS = 15
 
@@ -41,7 +41,7 @@ def reliability(logits: Tensor, labels: Tensor) -> list[tuple[float, float, int]
     return found
 
 
-def confusion(judged: Judged, num_classes: int) -> Tensor:
+def confusion(judged: Predictions, num_classes: int) -> Tensor:
     """Rows true, columns predicted, int64 of shape (C, C).
 
     Args:
@@ -53,7 +53,7 @@ def confusion(judged: Judged, num_classes: int) -> Tensor:
     )
 
 
-def to_label_next(unlabeled: Judged, known: Tensor, count: int) -> list[int]:
+def to_label_next(unlabeled: Predictions, known: Tensor, count: int) -> list[int]:
     """Examples that the network is unsure of, and that differ from the labeled ones and each other.
 
     Of the most uncertain tenth (by entropy, at least 10 for each one wanted) the one farthest from all that are

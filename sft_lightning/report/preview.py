@@ -7,19 +7,19 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from sft_lightning.cli.lightning_cli import Built, run
+from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.views import strong, weak
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.training.callbacks.figures import rows
-from sft_lightning.utils.atomic import whole
+from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
 _COUNT, _DRAWS = 10, 2
 ROWS = ("as they are", *["weak view"] * _DRAWS, *["strong view"] * _DRAWS)
 
 
-class Preview(Built):
+class Preview(DryRunCLI):
     """Takes what `fit` takes."""
 
     command = "preview"
@@ -53,7 +53,7 @@ def preview(words: Sequence[str]) -> str:
     picture = rows(torch.stack(made))
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
     path = folder / "preview.png"
-    with whole(path) as staged:
+    with open_atomic(path) as staged:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(staged, format="PNG")
     with SummaryWriter(str(folder)) as writer:
         writer.add_image("preview", picture)

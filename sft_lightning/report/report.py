@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from sft_lightning import AutoencoderModule
-from sft_lightning.cli.loaded_run import Opened, iterate, some
-from sft_lightning.cli.logging import hushed
-from sft_lightning.paradigms.calibration import temperature
+from sft_lightning.cli.loaded_run import LoadedRun, iterate_batches, subsample
+from sft_lightning.cli.logging import silence_logs
+from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report import figures
-from sft_lightning.report.evaluation import Facts, Judged
+from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import attention, kind, mistakes, redrawn, to_label
 from sft_lightning.report.metrics import (
     calibration_error,
@@ -25,7 +25,7 @@ from sft_lightning.runs.lineage import chain_of
 from sft_lightning.runs.lock import is_trained
 from sft_lightning.training.callbacks.csv_log import read_curves
 from sft_lightning.utils.atomic import write_text
-from sft_lightning.utils.errors import InputError, at_least
+from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.html import Section, matrix, page, table
 
 _MAPPED, _MATRIX = 1000, 30  # examples of the map; classes whose confusion matrix can be read
@@ -45,9 +45,9 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
     Raises:
         InputError: There is no such run, or nothing to judge it by.
     """
-    at_least(0, label_next=label_next)
-    with hushed():
-        opened = Opened(run)
+    check_min(0, label_next=label_next)
+    with silence_logs():
+        opened = LoadedRun(run)
         path = Path(out) if out is not None else opened.folder / "report.html"
         if opened.trained.head:
             verdict, sections = _classifier(opened, path.with_name("label_next.csv"), label_next)
@@ -70,13 +70,13 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
     return path
 
 
-def _iterate(opened: Opened) -> str:
-    return iterate(opened.checkpoint, opened.trained.about["step"])
+def _iterate(opened: LoadedRun) -> str:
+    return iterate_batches(opened.checkpoint, opened.trained.about["step"])
 
 
-def _classifier(opened: Opened, path: Path, label_next: int) -> tuple[list[str], list[Section]]:
+def _classifier(opened: LoadedRun, path: Path, label_next: int) -> tuple[list[str], list[Section]]:
     is_on_its_way = is_trained(opened.folder)
-    facts, found = Facts(opened), read_curves(opened.folder)
+    facts, found = Evaluation(opened), read_curves(opened.folder)
     unlabeled = facts.unlabeled()
     said, calibration = _calibration(facts)
     accuracy, caveats = _verdict(facts, _iterate(opened))
@@ -96,7 +96,7 @@ def _classifier(opened: Opened, path: Path, label_next: int) -> tuple[list[str],
     return [*accuracy, said, *caveats], sections
 
 
-def _verdict(facts: Facts, iterate: str) -> tuple[list[str], list[str]]:
+def _verdict(facts: Evaluation, iterate: str) -> tuple[list[str], list[str]]:
     """What it reaches, and what that does not say."""
     judged, names = facts.judged, facts.class_names
     low, high = wilson(judged.accuracy, len(judged.ids))
@@ -113,7 +113,7 @@ def _verdict(facts: Facts, iterate: str) -> tuple[list[str], list[str]]:
     return found, [*caveats[: judged.name == "val"], one]
 
 
-def _classes(facts: Facts) -> str:
+def _classes(facts: Evaluation) -> str:
     judged, names = facts.judged, facts.class_names
     counts = confusion(judged, len(names))
     labels = torch.bincount(facts.labeled.labels, minlength=len(names)).tolist()
@@ -133,7 +133,7 @@ def _classes(facts: Facts) -> str:
     return table(head, rows) + "<h3>Most frequent confusions</h3>" + table(("true", "predicted", "images"), confused)
 
 
-def _calibration(facts: Facts) -> tuple[str, str]:
+def _calibration(facts: Evaluation) -> tuple[str, str]:
     """A sentence for the verdict, and the section."""
     judged = facts.judged
     error = calibration_error(judged.logits, judged.labels)
@@ -144,7 +144,7 @@ def _calibration(facts: Facts) -> tuple[str, str]:
     if facts.validation is None:
         told = "There is no validation split beside it to find a temperature on."
         return f"{said}.", f"<p>{told}</p>" + figures.reliability(before, None)
-    t = temperature(facts.validation.logits, facts.validation.labels)
+    t = fit_temperature(facts.validation.logits, facts.validation.labels)
     scaled = calibration_error(judged.logits / t, judged.labels)
     drawn = figures.reliability(before, reliability(judged.logits / t, judged.labels))
     told = (
@@ -157,9 +157,9 @@ def _calibration(facts: Facts) -> tuple[str, str]:
     )
 
 
-def _map(facts: Facts, unlabeled: Judged | None) -> str:
+def _map(facts: Evaluation, unlabeled: Predictions | None) -> str:
     others = facts.judged if unlabeled is None else unlabeled
-    known, rest = (some(len(of.ids), _MAPPED, facts.data.request.seed) for of in (facts.labeled, others))
+    known, rest = (subsample(len(of.ids), _MAPPED, facts.data.request.seed) for of in (facts.labeled, others))
     x = torch.cat([facts.labeled.features[known], others.features[rest]])
     # The hidden label of an unlabeled example is nobody's business: its predicted class is what there is.
     shown = (others.labels if unlabeled is None else others.predicted)[rest]

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_lightning._version import __version__
-from sft_lightning.cli.loaded_run import Opened
+from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.report import figures
-from sft_lightning.runs.lineage import chain_of
-from sft_lightning.runs.lineage import told as chain_in_words
-from sft_lightning.runs.provenance import in_shell, read_circumstances, short
+from sft_lightning.runs.lineage import chain_of, format_lineage as chain_in_words
+from sft_lightning.runs.provenance import in_shell, read_provenance, short
 from sft_lightning.training.callbacks.csv_log import Curves, MetricsCSV
-from sft_lightning.utils.environment import in_words, machine
-from sft_lightning.utils.html import folded, table
+from sft_lightning.utils.environment import describe_machine, format_machine
+from sft_lightning.utils.html import collapsible, table
 
 # Of the pseudo-labels (`PseudoLabelHealth`): what each measure says.
 _HEALTH = {
@@ -75,7 +74,7 @@ def seconds(folder: Path) -> float | None:
     return total or None
 
 
-def origin(opened: Opened) -> str:
+def origin(opened: LoadedRun) -> str:
     """The section with data, config, versions, hardware, duration and lineage.
 
     Args:
@@ -84,8 +83,8 @@ def origin(opened: Opened) -> str:
     folder, about = opened.folder, opened.trained.about
     chain = chain_of(folder)
     counts = ", ".join(f"{len(s):,} {n}" for n, s in opened.data.splits.items() if " " not in n)
-    link, took, record = chain[-1], seconds(folder), read_circumstances(folder)
-    trained_on = in_words(link["machine"]) if "machine" in link else "unknown"
+    link, took, record = chain[-1], seconds(folder), read_provenance(folder)
+    trained_on = format_machine(link["machine"]) if "machine" in link else "unknown"
     rows = [
         ("run", folder),
         ("checkpoint", f"{opened.checkpoint.name}, step {about['step']:,}"),
@@ -98,9 +97,9 @@ def origin(opened: Opened) -> str:
         ("duration", "unknown" if took is None else f"{took:,.0f} s, by the log, from its first entry to its last"),
         ("hardware", trained_on),
         *((("command", in_shell(record["command"])), ("code", short(record["code"]))) if record else ()),
-        ("report", f"by sft-lightning {__version__} on {in_words(machine())}"),
+        ("report", f"by sft-lightning {__version__} on {format_machine(describe_machine())}"),
     ]
-    parts = [table(("", ""), rows, "facts"), folded("Lineage, the source first", chain_in_words(chain))]
-    parts.append(folded("Config", (folder / "fit.yaml").read_text(encoding="utf-8")))
+    parts = [table(("", ""), rows, "facts"), collapsible("Lineage, the source first", chain_in_words(chain))]
+    parts.append(collapsible("Config", (folder / "fit.yaml").read_text(encoding="utf-8")))
     weights = json.dumps({k: v for k, v in about.items() if k != "chain"}, indent=1)
-    return "".join([*parts, folded("What the weights say", weights)])
+    return "".join([*parts, collapsible("What the weights say", weights)])

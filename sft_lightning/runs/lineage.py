@@ -16,7 +16,7 @@ from typing import Any
 
 from sft_lightning._version import __version__
 from sft_lightning.utils.atomic import write_json
-from sft_lightning.utils.environment import machine
+from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError
 
 LINEAGE = "lineage.json"
@@ -190,11 +190,11 @@ def record(run: Path, link: Link, sources: list[Link]) -> None:
     """
     own = {"run": str(run), **link, "data_sha256": data_digest(run)}
     own.update({"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": __version__})
-    own["machine"] = machine()
+    own["machine"] = describe_machine()
     write_json(run / LINEAGE, [*sources, own])
 
 
-def told(chain: list[Link]) -> str:
+def format_lineage(chain: list[Link]) -> str:
     """A chain in words, the source first, a line for each link.
 
     Args:
@@ -226,4 +226,4 @@ def lineage(run: str) -> str:
     Raises:
         InputError: It is none.
     """
-    return told(chain_of(folder_of(run)))
+    return format_lineage(chain_of(folder_of(run)))

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.utils.errors import InputError, find_input_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOGS = "lightning_logs"
 
 
-def below_logs(name: str) -> bool:
+def is_below_logs(name: str) -> bool:
     """Whether a name leads to a folder below `lightning_logs`, and to none beside or above it.
 
     Args:
@@ -37,7 +37,7 @@ def check_name(setting: str, name: str) -> None:
     Raises:
         InputError: It does not.
     """
-    if not below_logs(name):
+    if not is_below_logs(name):
         raise InputError(f"{setting} is {name!r}, which leads out of {LOGS}/: give a name without '..' and a leading /")
 
 
@@ -61,12 +61,12 @@ def find_checkpoint(name: str, runs: Path) -> Path:
         InputError: There is none.
     """
     if name == "last":
-        found = [path for run in versions(runs) if (path := newest_whole(run)) is not None]
+        found = [path for run in versions(runs) if (path := newest_intact_checkpoint(run)) is not None]
         if not found:
             raise InputError(f"ckpt_path is 'last', but no run in {str(runs)!r} has a checkpoint yet: start without it")
         return found[-1]
     path = Path(name)
-    if (path / "checkpoints").is_dir() and (checkpoint := newest_whole(path)) is not None:
+    if (path / "checkpoints").is_dir() and (checkpoint := newest_intact_checkpoint(path)) is not None:
         return checkpoint
     if not path.is_file():
         raise InputError(f"ckpt_path {name!r} is no checkpoint and no run with checkpoints/last.ckpt: check the path")
@@ -98,7 +98,7 @@ def versions(runs: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
 
 
-def newest_whole(run: Path) -> Path | None:
+def newest_intact_checkpoint(run: Path) -> Path | None:
     """The last checkpoint of a run, or where a crash of the machine has damaged it the newest other one.
 
     Args:
@@ -161,7 +161,7 @@ def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None
         )
 
 
-def reason(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """What a run failed of, for a command that makes many; a mistake in the program is raised again.
 
     Args:
@@ -169,7 +169,7 @@ def reason(error: Exception) -> str:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    found = cause(error) or error
+    found = find_input_error(error) or error
     if not isinstance(found, (InputError, MisconfigurationException, RuntimeError, MemoryError)):
         raise error
     return " ".join(str(found).split()) or "memory ran out"  # of which Python says no more

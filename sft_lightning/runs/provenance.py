@@ -21,8 +21,8 @@ from lightning.pytorch import Trainer
 
 from sft_lightning._version import __version__
 from sft_lightning.runs.lineage import data_digest, file_digest
-from sft_lightning.utils.atomic import whole, write_json
-from sft_lightning.utils.environment import machine
+from sft_lightning.utils.atomic import open_atomic, write_json
+from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError
 
 RUN = "run.json"
@@ -35,7 +35,7 @@ _TELLING = {
     "folder": "folder", "seed": "seed", "data_sha256": "data", "split_sha256": "split.csv", "code": "code",
     "package_sha256": "package", "device": "device", "processes": "processes", "threads": "threads",
 }  # fmt: skip
-Circumstances = dict[str, Any]
+Provenance = dict[str, Any]
 
 
 def in_shell(words: Sequence[str]) -> str:
@@ -47,7 +47,7 @@ def in_shell(words: Sequence[str]) -> str:
     return f"sft-lightning {shlex.join(words)}"
 
 
-def write_circumstances(run: Path, words: Sequence[str], seed: int | bool | None, trainer: Trainer) -> None:
+def write_provenance(run: Path, words: Sequence[str], seed: int | bool | None, trainer: Trainer) -> None:
     """Writes `run.json` of a run that starts.
 
     Args:
@@ -56,13 +56,13 @@ def write_circumstances(run: Path, words: Sequence[str], seed: int | bool | None
         seed: Of `seed_everything`; False for none.
         trainer: About to train.
     """
-    told, kind = machine(), trainer.strategy.root_device.type
+    told, kind = describe_machine(), trainer.strategy.root_device.type
     split = run / "split.csv"
     code, patch = code_of(Path.cwd())
     if 0 < len(patch) <= LARGEST:
-        with whole(run / PATCH) as staged:
+        with open_atomic(run / PATCH) as staged:
             staged.write_bytes(patch)
-    found: Circumstances = {
+    found: Provenance = {
         "command": list(words),
         "folder": str(Path.cwd()),
         "seed": seed,
@@ -79,7 +79,7 @@ def write_circumstances(run: Path, words: Sequence[str], seed: int | bool | None
     write_json(run / RUN, found)
 
 
-def read_circumstances(run: Path) -> Circumstances:
+def read_provenance(run: Path) -> Provenance:
     """What a run recorded; nothing of one that recorded nothing.
 
     Args:
@@ -100,7 +100,7 @@ def read_circumstances(run: Path) -> Circumstances:
     return found
 
 
-def _is_record(found: Circumstances) -> bool:
+def _is_record(found: Provenance) -> bool:
     words, threads, code = found.get("command"), found.get("threads"), found.get("code", "missing")
     return (
         isinstance(words, list)
@@ -155,7 +155,7 @@ def package_digest() -> str:
     return hashlib.sha256("\n".join(f"{name} {file_digest(path)}" for name, path in files).encode()).hexdigest()
 
 
-def differences(then: Circumstances, now: Circumstances) -> list[str]:
+def describe_differences(then: Provenance, now: Provenance) -> list[str]:
     """What differs between two records and may change a result, each in words.
 
     Args:

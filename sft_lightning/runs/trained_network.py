@@ -16,7 +16,7 @@ from sft_lightning.utils.errors import InputError
 
 
 @dataclass
-class Trained:
+class TrainedNetwork:
     """A trained network apart from its run.
 
     Attributes:
@@ -42,7 +42,7 @@ class Trained:
         return made.eval()
 
 
-def read_trained(path: Path) -> Trained:
+def read_trained(path: Path) -> TrainedNetwork:
     """Reads a checkpoint of any paradigm; averaged weights where there are some, the head as one linear layer.
 
     Args:
@@ -82,4 +82,4 @@ def read_trained(path: Path) -> Trained:
     run = run_of(path)
     if run is not None:
         about.update({"run": str(run), "data_sha256": data_digest(run), "chain": chain_of(run)})
-    return Trained(backbone, head, about)
+    return TrainedNetwork(backbone, head, about)

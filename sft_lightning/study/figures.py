@@ -7,8 +7,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from sft_lightning.study.statistics import LEAST_SEEDS, interval
-from sft_lightning.utils.atomic import whole
+from sft_lightning.study.statistics import LEAST_SEEDS, confidence_interval
+from sft_lightning.utils.atomic import open_atomic
 
 # M. Okabe, K. Ito, "Color Universal Design"; without black and the yellow that is pale on white
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -78,17 +78,17 @@ def label_efficiency(path: Path, results: Mapping[str, Mapping[int, Sequence[flo
         frameon=False,
         fontsize=9,
     )
-    with whole(path) as staged:
+    with open_atomic(path) as staged:
         figure.savefig(staged, format="png")
 
 
 def _mean(values: Sequence[float]) -> float:
-    return interval(values)[0]
+    return confidence_interval(values)[0]
 
 
 def _bar(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean and how far the interval reaches below and above; not at all where there is none."""
-    mean, low, high = interval(values)
+    mean, low, high = confidence_interval(values)
     return mean, mean - (mean if low is None else low), (mean if high is None else high) - mean
 
 

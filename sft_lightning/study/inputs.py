@@ -10,14 +10,14 @@ from typing import Any
 from jsonargparse import Namespace
 
 from sft_lightning import ImageDataModule
-from sft_lightning.cli.lightning_cli import Built, run
-from sft_lightning.cli.logging import hushed
+from sft_lightning.cli.lightning_cli import DryRunCLI, run
+from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.digests import digest_file, digest_folder
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.sources import open_unlabeled
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.study.user_code import digest_code
-from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.utils.errors import InputError, find_input_error
 from sft_lightning.utils.yaml_files import read_yaml
 
 Inputs = dict[str, Any]
@@ -32,7 +32,7 @@ _LEFT_OUT = {
 }  # fmt: skip
 
 
-class Resolved(Built):
+class Resolved(DryRunCLI):
     """Parses the settings of `fit`, with nested files and defaults, and builds nothing."""
 
     def _set_seed(self) -> None:
@@ -86,7 +86,7 @@ class InputReader:
 
     def _read(self, words: Sequence[str], configs: Sequence[Path]) -> Inputs:
         try:
-            with hushed():
+            with silence_logs():
                 cli = run(["fit", *words], Resolved)
             assert isinstance(cli, Resolved)
             leaves = dict(_leaves(cli.settings()))
@@ -110,11 +110,11 @@ class InputReader:
 
     def _read_data(self, cli: Resolved, names: dict[str, str]) -> Inputs:
         """Digests of the data, where it is ours or a subclass; of other data modules, `_read_files` reads the files."""
-        with hushed():
+        with silence_logs():
             try:
                 data = cli.make_data()
             except Exception as error:
-                if found := cause(error):
+                if found := find_input_error(error):
                     raise found from error
                 return {}  # of a class of the user's: its training fails and says why
             if not isinstance(data, ImageDataModule):
@@ -142,7 +142,7 @@ def _describe_data(data: ImageDataModule) -> Inputs:
     return found
 
 
-def _describe_parts(parts: Mapping[str, Part], class_names: Sequence[str]) -> Inputs:
+def _describe_parts(parts: Mapping[str, Examples], class_names: Sequence[str]) -> Inputs:
     """Digests of the images, of what a table or folders say of them, and of their order, which batches follow."""
     images, order = [], []
     labels: list[Any] = [list(class_names)]

@@ -12,7 +12,7 @@ from jsonargparse.typing import Path_fr
 
 from sft_lightning._version import __version__
 from sft_lightning.study.inputs import VARIED, InputReader, Inputs
-from sft_lightning.utils.errors import InputError, near
+from sft_lightning.utils.errors import InputError, did_you_mean
 
 LABELS = "data.init_args.num_labels"  # a stage that sets it depends on no budget
 
@@ -155,7 +155,7 @@ def check_methods(methods: dict[str, list[Stage]], budgets: Sequence[int], seeds
         for stage in stages:
             if stage.weights is not None and stage.weights not in known:
                 told = f"earlier stages: {', '.join(known)}" if known else "there is no earlier one"
-                hint = near(stage.weights, known)
+                hint = did_you_mean(stage.weights, known)
                 raise InputError(f"method {method!r} starts stage {stage.name!r} from {stage.weights!r}{hint}: {told}")
             if stage.name in known:
                 raise InputError(f"method {method!r} has two stages named {stage.name!r}: give each its own name")

@@ -17,19 +17,18 @@ from typing import Any
 import torch
 
 from sft_lightning import ImageDataModule
-from sft_lightning.cli.lightning_cli import SFTCLI
-from sft_lightning.cli.lightning_cli import run as command
-from sft_lightning.cli.logging import hushed, quiet
+from sft_lightning.cli.lightning_cli import SFTCLI, run as command
+from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.digests import combine
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.runs.lineage import chain_of
-from sft_lightning.runs.paths import LOGS, below_logs, reason
+from sft_lightning.runs.paths import LOGS, describe_failure, is_below_logs
 from sft_lightning.study.baselines import logistic_regression
 from sft_lightning.study.plan import Run
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.utils.atomic import write_json
-from sft_lightning.utils.errors import InputError, Stopped
+from sft_lightning.utils.errors import InputError, StoppedBySignal
 
 Result = dict[str, Any]
 _NUMBERS = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")
@@ -103,7 +102,7 @@ def checked_result(found: Any) -> Result:
             raise ValueError(f"{name} is {value!r:.40}, no text")
     if not isinstance(found.get("inputs") or {}, dict):
         raise ValueError("inputs is no mapping")
-    if "folder" in found and not below_logs(found["folder"].removeprefix(f"{LOGS}/")):
+    if "folder" in found and not is_below_logs(found["folder"].removeprefix(f"{LOGS}/")):
         raise ValueError(f"folder is {found['folder']!r:.80}, which does not lie in {LOGS}")
     return found
 
@@ -137,12 +136,12 @@ def train(
             minutes = (time.monotonic() - begin) / finished * (total - finished) / 60
             outcome = f"failed: {result['failed']}" if "failed" in result else _told(result)
             say(f"{finished}/{total}  {one.title}: {outcome}; {total - finished} left, about {minutes:.0f} min")
-    except (Stopped, KeyboardInterrupt) as error:
+    except (StoppedBySignal, KeyboardInterrupt) as error:
         if launch is not None:
             raise
-        number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
         name = signal.Signals(number).name
-        raise Stopped(f"{name}: start the study again to go on", number) from error
+        raise StoppedBySignal(f"{name}: start the study again to go on", number) from error
 
 
 def left(runs: Sequence[Run], ledger: Ledger) -> list[Run]:
@@ -254,7 +253,7 @@ def outcome(one: Run, start: str | None, folder: str) -> Result:
     try:
         return perform(one, start, folder)
     except Exception as error:
-        return {"failed": reason(error)}
+        return {"failed": describe_failure(error)}
     finally:
         gc.collect()  # trainer and module know each other, and the memory that they hold may be what the next run needs
 
@@ -277,8 +276,8 @@ def perform(one: Run, start: str | None, folder: str) -> Result:
     words = [*one.words, f"--run_name={folder}/{one.folder}", "--trainer.enable_progress_bar=false"]
     if start is not None:
         words.append(f"--model.init_args.weights={start}")
-    with preserve_process(), hushed():
-        quiet()
+    with preserve_process(), silence_logs():
+        silence_third_party()
         cli = command(["fit", *words, *_resumed(Path(LOGS) / folder, one)])
         result: Result = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
         if one.final:

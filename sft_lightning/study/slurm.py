@@ -19,12 +19,12 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.cli.lightning_cli import leave
+from sft_lightning.cli.lightning_cli import destroy_process_group
 from sft_lightning.study.plan import Run
 from sft_lightning.study.runner import Ledger, Result, beginning, checked_result, outcome, prepare
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.cpu import cores
-from sft_lightning.utils.errors import InputError, Stopped, near
+from sft_lightning.utils.errors import InputError, StoppedBySignal, did_you_mean
 
 POLL = 5.0  # seconds between two looks at the queue
 _LISTS = ("setup", "teardown", "srun_args")  # submitit takes the letters of a text for its lines
@@ -46,7 +46,7 @@ class Work:
         result = outcome(one, start, folder)
         if os.environ.get("SLURM_PROCID", "0") == "0":  # of several tasks, which train together
             write_json(file, result)
-        leave()
+        destroy_process_group()
 
     def checkpoint(self, *args: Any) -> Any:
         """What submitit puts into the queue again.
@@ -122,7 +122,7 @@ def submitted(
                 time.sleep(POLL)
     except KeyboardInterrupt as error:
         told = f"{len(running)} jobs of Slurm go on: start the study again to wait for them, scancel ends them"
-        raise Stopped(told, signal.SIGINT) from error
+        raise StoppedBySignal(told, signal.SIGINT) from error
 
 
 def _file(place: Path, one: Run) -> Path:
@@ -218,7 +218,7 @@ def made(place: Path, settings: dict[str, Any]) -> Any:
     known = sorted(executor._valid_parameters())
     for name, value in settings.items():
         if name not in known:
-            raise InputError(f"slurm has no setting {name!r}{near(name, known)}: give {', '.join(known)}")
+            raise InputError(f"slurm has no setting {name!r}{did_you_mean(name, known)}: give {', '.join(known)}")
         if name in _LISTS and not isinstance(value, list):
             raise InputError(f"slurm.{name} is {value!r}: give a list, such as [{value}]")
     full = {"job_name": "sft-study", "time": 240, "cpus_per_task": 1, **settings}

@@ -108,7 +108,7 @@ def _sample(values: Sequence[float]) -> _Sample:
     return _Sample(n, mean, deviation, skewness)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+def confidence_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """The mean and its 95 % interval.
 
     Args:

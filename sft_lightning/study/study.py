@@ -26,10 +26,9 @@ from sft_lightning.study.slurm import still_there, submitted
 from sft_lightning.study.stale import name_stale
 from sft_lightning.study.statistics import Comparison, compare, corrected, headline, sentence
 from sft_lightning.utils.atomic import write_json, write_text
-from sft_lightning.utils.environment import machine
-from sft_lightning.utils.errors import InputError, at_least, near
-from sft_lightning.utils.html import Section, page, paragraphs
-from sft_lightning.utils.html import table as html_table
+from sft_lightning.utils.environment import describe_machine
+from sft_lightning.utils.errors import InputError, check_min, did_you_mean
+from sft_lightning.utils.html import Section, page, paragraphs, table as html_table
 from sft_lightning.utils.spreadsheet import format_csv
 
 COLUMNS = (
@@ -79,11 +78,12 @@ def study(
         Stopped: By a signal.
     """
     if jobs is not None:
-        at_least(1, jobs=jobs)
+        check_min(1, jobs=jobs)
     check_name("name", name)
     if baseline not in methods:
         raise InputError(
-            f"baseline {baseline!r} is none of the methods{near(baseline, [*methods])}: add a method that learns from "
+            f"baseline {baseline!r} is none of the methods{did_you_mean(baseline, [*methods])}: add a method "
+            "that learns from "
             f"the labels alone, or name it ({', '.join(methods)})"
         )
     if slurm and launcher == "local":
@@ -228,7 +228,7 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
         "rows": rows,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
-        "machine": machine(),
+        "machine": describe_machine(),
     }
     write_json(folder / "summary.json", summary)
     lines = table(rows, comparisons, column)

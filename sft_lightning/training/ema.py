@@ -18,7 +18,7 @@ class _Found(NamedTuple):
     counts_now: list[Tensor]
 
 
-class Average(nn.Module):
+class EMA(nn.Module):
     """A copy of a network that follows it. It is in the checkpoint, always in eval mode, and has no gradient."""
 
     steps: Tensor
@@ -40,7 +40,7 @@ class Average(nn.Module):
         self._found: _Found | None = None
         self.register_buffer("steps", torch.tensor(0))
 
-    def train(self, mode: bool = True) -> "Average":
+    def train(self, mode: bool = True) -> "EMA":
         """Stays in eval mode."""
         return super().train(False)
 
@@ -82,7 +82,7 @@ class Average(nn.Module):
             parts, [a for a, _ in floats], [b for _, b in floats], [a for a, _ in counts], [b for _, b in counts]
         )
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "Average":
+    def _apply(self, *args: Any, **kwargs: Any) -> "EMA":
         """Forgets the tensors, which other ones take the place of."""
         self._found = None
         super()._apply(*args, **kwargs)

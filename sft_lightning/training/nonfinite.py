@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sft_lightning.utils.atomic import write_json
-from sft_lightning.utils.errors import InputError, at_least
+from sft_lightning.utils.errors import InputError, check_min
 
 OnNonfinite = Literal["raise", "skip"]
 NONFINITE = "nonfinite.json"
@@ -73,7 +73,7 @@ class NonfiniteGuard:
         Raises:
             InputError: The limit is negative.
         """
-        at_least(0, nonfinite_limit=limit)
+        check_min(0, nonfinite_limit=limit)
         self._limit = limit if policy == "skip" else 0
         self._skipped = 0
         self.start()

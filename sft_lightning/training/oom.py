@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
-from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.utils.errors import InputError, find_input_error
 
 # What torch says where it has no type for it: of the CPU on Linux and elsewhere, of CUDA, MPS and cuBLAS, of C++.
 _SAID = re.compile(
@@ -40,7 +40,7 @@ def explain(error: BaseException, trainer: Trainer) -> None:
         error: What ended a command, any.
         trainer: In which, before it is torn down.
     """
-    if ran_out(error) and cause(error) is None:
+    if ran_out(error) and find_input_error(error) is None:
         error.__cause__ = InputError(_told(error, trainer))
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sft_lightning.utils.distributed import sum_over_ranks, together
+from sft_lightning.utils.distributed import is_distributed, sum_over_ranks
 
 
 class SyncBatchNormOnCPU(_BatchNorm):
@@ -29,7 +29,7 @@ class SyncBatchNormOnCPU(_BatchNorm):
         Returns:
             The same shape.
         """
-        if not self.training or not together():
+        if not self.training or not is_distributed():
             return super().forward(input)
         values = input if input.dtype == torch.float64 else input.float()  # half precision cannot count that far
         others = [d for d in range(input.ndim) if d != 1]

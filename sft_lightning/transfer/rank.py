@@ -16,9 +16,17 @@ from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.transfer.candidates import Candidate, load, resolved, seen
 from sft_lightning.transfer.folds import FoldPlan, plan_folds
-from sft_lightning.transfer.scores import cross_validated, divided, h_score, leep, logme, nce, regularized_h_score
-from sft_lightning.utils.atomic import whole, write_text
-from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.transfer.scores import (
+    cross_validated,
+    h_score,
+    leep,
+    logme,
+    nce,
+    regularized_h_score,
+    split_into_folds,
+)
+from sft_lightning.utils.atomic import open_atomic, write_text
+from sft_lightning.utils.errors import InputError, find_input_error
 from sft_lightning.utils.spreadsheet import format_csv
 
 Criterion = Literal["linear", "knn", "logme", "h_score", "regularized_h_score", "leep", "nce"]
@@ -125,14 +133,14 @@ def compare(
     own = views.own
     labeled = own.splits["labeled"]
     plan = plan_folds(labeled, own.geometry, folds, own.class_names)
-    divided(labeled.labels, plan.folds, own.request.seed, plan.groups, own.class_names)  # or says why not
+    split_into_folds(labeled.labels, plan.folds, own.request.seed, plan.groups, own.class_names)  # or says why not
     found = []
     for k, start in enumerate(starts):
         began = time.perf_counter()
         try:
             one = _judge(start, views, plan)
         except Exception as error:  # the others can still be compared
-            mistake = cause(error)
+            mistake = find_input_error(error)
             if mistake is None:
                 raise
             one = Ranked(start, failed=str(mistake))
@@ -309,5 +317,5 @@ def _draw(path: Path, ordered: Sequence[Ranked]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(places, [str(one.candidate)[-40:] for one in ordered])
     panels[0].invert_yaxis()
-    with whole(path) as staged:
+    with open_atomic(path) as staged:
         figure.savefig(staged, format="png")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.utils.errors import InputError, at_least
+from sft_lightning.utils.errors import InputError, check_min
 
 _NOISE = 1e-8  # least variance of the labels around a fit: a deviation of 1e-4 where they are 0 or 1
 _ROUNDING = 1e-6  # what is smaller than this share of the features' length may be float32's rounding
@@ -187,7 +187,7 @@ def fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGroups:
     return FewestGroups(int(classes[least]), len(members[least]))
 
 
-def divided(
+def split_into_folds(
     labels: Tensor,
     folds: int = 5,
     seed: int = 0,
@@ -211,7 +211,7 @@ def divided(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    at_least(2, folds=folds)
+    check_min(2, folds=folds)
     y = labels.cpu()
     _check_folds(y, folds, groups, class_names)
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
@@ -260,7 +260,7 @@ def cross_validated(
     predict = _knn if kind == "knn" else _linear
     accuracies = [
         (predict(x[train], y[train], x[test]) == y[test]).double().mean()
-        for train, test in divided(y, folds, seed, groups)
+        for train, test in split_into_folds(y, folds, seed, groups)
     ]
     found = torch.stack(accuracies)
     return float(found.mean()), float(found.std() / folds**0.5)

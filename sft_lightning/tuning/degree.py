@@ -15,16 +15,16 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning import ImageDataModule, __version__
-from sft_lightning.cli.lightning_cli import Built, run
-from sft_lightning.cli.logging import hushed
+from sft_lightning.cli.lightning_cli import DryRunCLI, run
+from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.splits import Split, Splits
-from sft_lightning.losses.regularizers.base import FromSource, Watcher
+from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.runs.lineage import file_digest
-from sft_lightning.runs.paths import LOGS, reason
+from sft_lightning.runs.paths import LOGS, describe_failure
 from sft_lightning.transfer.candidates import seen
 from sft_lightning.transfer.folds import plan_folds
-from sft_lightning.transfer.scores import divided
+from sft_lightning.transfer.scores import split_into_folds
 from sft_lightning.tuning.degree_grid import Degree, Setting, choose, rows, table
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError
@@ -34,7 +34,7 @@ RESULTS = "degree.json"
 _JUDGES = ("EarlyStopping", "ReduceLROnPlateau")
 
 
-class DegreeCLI(Built):
+class DegreeCLI(DryRunCLI):
     """Takes what `fit` takes, and the group `degree`."""
 
     command = "degree"
@@ -91,7 +91,7 @@ def degree(words: Sequence[str]) -> str:
     assert isinstance(cli, DegreeCLI)
     _check(cli)
     asked: Degree = cli.config_init.fit.degree
-    settings = asked.settings(not isinstance(cli.model.regularizer, FromSource | Watcher))
+    settings = asked.settings(not isinstance(cli.model.regularizer, StartRegularizer | ActivationRegularizer))
     data = cli.datamodule
     data.setup("fit")
     for path in _starts(cli.config.fit.model.init_args):
@@ -139,7 +139,7 @@ def folds(data: ImageDataModule, number: int, unlabeled: bool) -> list[Splits]:
     for note in plan.notes:
         rank_zero_info(f"Degree: {note}.")
     made = []
-    for train, test in divided(own.labels, plan.folds, data.request.seed, plan.groups, data.class_names):
+    for train, test in split_into_folds(own.labels, plan.folds, data.request.seed, plan.groups, data.class_names):
         away = {plan.joined[i] for i in test}
         rest = [i for i, group in zip(further.indices, plan.further, strict=True) if group not in away]
         made.append(
@@ -225,17 +225,17 @@ def _train(cli: DegreeCLI, runs: list[Run], folder: Path) -> dict[str, float]:
     rank_zero_info(f"Degree: {len(runs)} runs, {len(runs) - len(missing)} of them done before.")
     for one in {one.setting: one for one in missing}.values():  # what cannot be is told before the first training
         try:
-            with hushed():
+            with silence_logs():
                 run(["fit", "--config", _written(cli, one, folder)], DegreeCLI)
         except Exception as error:
-            raise InputError(f"degree compares {one.setting}, which cannot be: {reason(error)}") from error
+            raise InputError(f"degree compares {one.setting}, which cannot be: {describe_failure(error)}") from error
     begin = time.monotonic()
     for number, one in enumerate(missing, 1):
         try:
-            with hushed():
+            with silence_logs():
                 accuracy = _accuracy(_written(cli, one, folder))
         except Exception as error:
-            outcome = f"failed: {reason(error)}"
+            outcome = f"failed: {describe_failure(error)}"
         else:
             outcome = f"accuracy {accuracy:.4f}"
             accuracies[one.key] = accuracy

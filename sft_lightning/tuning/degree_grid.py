@@ -7,7 +7,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from sft_lightning.utils.errors import InputError, at_least, near
+from sft_lightning.utils.errors import InputError, check_min, did_you_mean
 
 _DEPTHS: dict[int | str, float] = {"head": 0.0, "all": math.inf}  # the others are numbers of blocks
 Accuracies = Sequence[float | None]  # of the folds, None where the run failed
@@ -72,13 +72,13 @@ class Degree:
         Raises:
             InputError: A value is none that can be compared.
         """
-        at_least(2, **{"degree.folds": self.folds})
+        check_min(2, **{"degree.folds": self.folds})
         for name in ("depth", "backbone_lr_scale", "regularizer_weight"):
             if getattr(self, name) == []:
                 raise InputError(f"degree.{name} is an empty list: give the values to compare")
         for depth in self.depth:
             if isinstance(depth, str) and depth not in _DEPTHS:
-                hint = near(depth, list(map(str, _DEPTHS)))
+                hint = did_you_mean(depth, list(map(str, _DEPTHS)))
                 raise InputError(f"degree.depth has {depth!r}{hint}: give head, all or numbers of last blocks")
         found = set()
         weights: Sequence[float | None] = self.regularizer_weight or [None]

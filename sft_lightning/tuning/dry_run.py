@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.cli.fast_loop import NoProfiler
-from sft_lightning.cli.lightning_cli import Built
+from sft_lightning.cli.lightning_cli import DryRunCLI
 from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.oom import explain
@@ -33,7 +33,7 @@ class MemoryExplained(Callback):
         explain(exception, trainer)
 
 
-class Trial(Built):
+class Trial(DryRunCLI):
     """`fit` without checkpoints, logs and validation, on a config and not on a checkpoint.
 
     Attributes:

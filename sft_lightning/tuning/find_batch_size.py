@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.training.oom import available, peak, ran_out
 from sft_lightning.tuning.dry_run import Trial
-from sft_lightning.tuning.throughput import Pace, paced, whole_turn
-from sft_lightning.utils.errors import InputError, above_zero, at_least
+from sft_lightning.tuning.throughput import Throughput, measure_throughput, whole_turn
+from sft_lightning.utils.errors import InputError, check_min, check_positive
 
 FIRST = 2  # batch normalization has nothing to normalize in one image
 GAIN = 1.05  # a larger size is better when it is so many times as fast
@@ -42,8 +42,8 @@ class SizeFinder(Trial):
     def before_instantiate_classes(self) -> None:
         """Checks it before the data is opened."""
         super().before_instantiate_classes()
-        at_least(FIRST, max=self.config.fit.max)
-        above_zero(seconds=self.config.fit.seconds)
+        check_min(FIRST, max=self.config.fit.max)
+        check_positive(seconds=self.config.fit.seconds)
 
 
 class Row(NamedTuple):
@@ -89,7 +89,7 @@ def find_batch_size(words: Sequence[str]) -> str:
     rows: list[Row] = []
     best, size, memory = 0, FIRST, peak()
     while True:
-        end = _tried(cli, size, Pace(turn, given.seconds), rows)
+        end = _tried(cli, size, Throughput(turn, given.seconds), rows)
         if end:
             break
         if rows[-1].rate >= GAIN * rows[best].rate:
@@ -108,12 +108,12 @@ def find_batch_size(words: Sequence[str]) -> str:
     return told(rows, best, end)
 
 
-def _tried(cli: SFTCLI, size: int, pace: Pace, rows: list[Row]) -> str:
+def _tried(cli: SFTCLI, size: int, pace: Throughput, rows: list[Row]) -> str:
     """Adds a row, or says why there is none."""
     rank_zero_info(f"batch_size {size} ...")
     end, cli.datamodule.batch_size = "", size
     try:
-        paced(cli, pace)
+        measure_throughput(cli, pace)
     except Exception as error:
         if not rows or not ran_out(error):
             raise

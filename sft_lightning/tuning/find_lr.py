@@ -16,12 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
-from sft_lightning.cli.lightning_cli import leave, run
+from sft_lightning.cli.lightning_cli import destroy_process_group, run
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.tuning.dry_run import Trial, all_in_turn
 from sft_lightning.tuning.lr_range import NAME, Curve, told, write
-from sft_lightning.utils.errors import InputError, above_zero, at_least
+from sft_lightning.utils.errors import InputError, check_min, check_positive
 
 
 class Sweep(Callback):
@@ -118,8 +118,8 @@ class Finder(Trial):
         """Checks the range before the data is opened."""
         super().before_instantiate_classes()
         given = self.config.fit
-        above_zero(min_lr=given.min_lr)
-        at_least(10, steps=given.steps)
+        check_positive(min_lr=given.min_lr)
+        check_min(10, steps=given.steps)
         if not given.min_lr < given.max_lr < math.inf:
             raise InputError(f"max_lr is {given.max_lr}: give a number above min_lr, which is {given.min_lr}")
 
@@ -156,7 +156,7 @@ def find_lr(words: Sequence[str]) -> str:
             raise
         curve.add(math.nan)  # some losses cannot even be computed of a network that has fallen apart
     finally:
-        leave()
+        destroy_process_group()
     if not trainer.is_global_zero:
         return ""
     words_of_it = told(curve, option(given))

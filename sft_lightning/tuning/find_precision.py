@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.cli.lightning_cli import run
 from sft_lightning.tuning.dry_run import Trial
-from sft_lightning.tuning.throughput import Pace, paced, whole_turn
-from sft_lightning.utils.errors import above_zero, at_least
+from sft_lightning.tuning.throughput import Throughput, measure_throughput, whole_turn
+from sft_lightning.utils.errors import check_min, check_positive
 
 PLAIN = "32-true"
 GAIN = 1.05  # in every round, for a precision to be suggested
@@ -39,8 +39,8 @@ class PrecisionFinder(Trial):
     def before_instantiate_classes(self) -> None:
         """Checks it before the data is opened."""
         super().before_instantiate_classes()
-        at_least(1, rounds=self.config.fit.rounds)
-        above_zero(seconds=self.config.fit.seconds)
+        check_min(1, rounds=self.config.fit.rounds)
+        check_positive(seconds=self.config.fit.seconds)
 
 
 def find_precision(words: Sequence[str]) -> str:
@@ -65,8 +65,8 @@ def find_precision(words: Sequence[str]) -> str:
         for name, found in rates.items():
             rank_zero_info(f"round {number + 1} of {given.rounds}: {name} ...")
             cli.config_init.fit.trainer.precision = name
-            pace = Pace(turn, given.seconds)
-            paced(cli, pace)
+            pace = Throughput(turn, given.seconds)
+            measure_throughput(cli, pace)
             found.append(pace.rate)
     return told(rates)
 

@@ -80,7 +80,7 @@ class Curve:
         return [median(self.losses[max(0, k - 2) : k + 3]) for k in range(len(self.losses))]
 
 
-class Found(NamedTuple):
+class SuggestedRate(NamedTuple):
     """What is read off a curve.
 
     Attributes:
@@ -108,7 +108,7 @@ def averages(values: Sequence[float], keep: float) -> list[float]:
     return found
 
 
-def judge(curve: Curve) -> Found | None:
+def judge(curve: Curve) -> SuggestedRate | None:
     """The rate at which the smoothed loss falls fastest by the logarithm of the rate, up to its lowest point.
 
     There each step gains the most. The lowest point itself is too late: what earlier, smaller rates have won makes it
@@ -134,7 +134,7 @@ def judge(curve: Curve) -> Found | None:
     slopes[0], slopes[-1] = 2 * slopes[0], 2 * slopes[-1]  # over one step, not two
     steepest = slopes.index(min(slopes))
     first = next(k for k, value in enumerate(smoothed) if smoothed[0] - value >= _BEGUN * fall)
-    return Found(
+    return SuggestedRate(
         rounded(curve.rates[steepest]),
         (rounded(curve.rates[min(first, steepest)]), rounded(curve.rates[lowest])),
         (smoothed[0], smoothed[lowest]),

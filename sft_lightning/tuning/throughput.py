@@ -15,7 +15,7 @@ _WARM, _LEAST = 2, 3  # turns before the clock starts, and the fewest that are t
 _ENDLESS = 10**6  # steps of an epoch, which no trial comes to the end of
 
 
-class Pace(Callback):
+class Throughput(Callback):
     """Times the steps of one size, and ends the training. The rates are 0, so that nothing is learned.
 
     Attributes:
@@ -87,7 +87,7 @@ def whole_turn(cli: SFTCLI) -> int:
     return all_in_turn(cli.model) * cli.trainer.accumulate_grad_batches
 
 
-def paced(cli: SFTCLI, pace: Pace) -> None:
+def measure_throughput(cli: SFTCLI, pace: Throughput) -> None:
     """Trains until a pace is known, with a Trainer of its own.
 
     Args:

@@ -20,7 +20,7 @@ STAGED = ".part"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def open_atomic(path: Path) -> Iterator[Path]:
     """A file to be written in place of another, which becomes that other at the end; its folder is made.
 
     Args:
@@ -56,7 +56,7 @@ def _unwritable(path: Path, error: OSError) -> InputError:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def open_atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to be filled, which gets its name at the end.
 
     Args:
@@ -149,9 +149,9 @@ def write_text(path: Path, text: str) -> None:
         text: Its content.
 
     Raises:
-        InputError: As `whole`.
+        InputError: As `open_atomic`.
     """
-    with whole(path) as staged:
+    with open_atomic(path) as staged:
         staged.write_text(text, encoding="utf-8", newline="")
 
 
@@ -163,6 +163,6 @@ def write_json(path: Path, content: Any) -> None:
         content: Of JSON's types.
 
     Raises:
-        InputError: As `whole`.
+        InputError: As `open_atomic`.
     """
     write_text(path, json.dumps(content, indent=1) + "\n")

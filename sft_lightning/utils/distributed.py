@@ -20,7 +20,7 @@ class _Sum(torch.autograd.Function):
         return _Sum.forward(ctx, gradients[0])
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether this is one of several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
@@ -31,7 +31,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     Args:
         value: Of equal shape on all ranks; not changed.
     """
-    if not together():
+    if not is_distributed():
         return value
     total: Tensor = _Sum.apply(value)
     return total
@@ -49,13 +49,13 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return sum_over_ranks(values.detach().sum(0)) / sum_over_ranks(values.new_full((), len(values)))
 
 
-def gathered(values: Tensor) -> Tensor:
+def all_gather_cat(values: Tensor) -> Tensor:
     """The examples of all processes, in the order of the ranks; gradients flow back to where they came from.
 
     Args:
         values: (B, ...); B may differ between ranks.
     """
-    if not together():
+    if not is_distributed():
         return values
     rank, world = distributed.get_rank(), distributed.get_world_size()
     sizes = sum_over_ranks(len(values) * (torch.arange(world, device=values.device) == rank))

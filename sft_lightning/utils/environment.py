@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 
 
-def machine() -> dict[str, str | int]:
+def describe_machine() -> dict[str, str | int]:
     """Processor, cores, graphics cards and versions, for records that outlive the machine."""
     # Here, since `lineage` only reads such records, and answers before torch would be imported.
     import lightning
@@ -26,11 +26,11 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def in_words(told: dict[str, str | int]) -> str:
+def format_machine(told: dict[str, str | int]) -> str:
     """The same as a line of text.
 
     Args:
-        told: By `machine`.
+        told: By `describe_machine`.
     """
     cards = f", {told['cards']}" if "cards" in told else ""
     return (

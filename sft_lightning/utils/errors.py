@@ -12,7 +12,7 @@ class InputError(Exception):
     """
 
 
-class Stopped(Exception):  # noqa: N818  # it is none
+class StoppedBySignal(Exception):  # noqa: N818  # it is none
     """A signal ended a training, which has saved; no mistake.
 
     Attributes:
@@ -29,18 +29,18 @@ class Stopped(Exception):  # noqa: N818  # it is none
         super().__init__(message)
         self.signal = signal
 
-    def __reduce__(self) -> tuple[type["Stopped"], tuple[str, int]]:
+    def __reduce__(self) -> tuple[type["StoppedBySignal"], tuple[str, int]]:
         return type(self), (str(self), self.signal)
 
 
-class Found(Exception):  # noqa: N818  # it is no error
+class IssuesFound(Exception):  # noqa: N818  # it is no error
     """A command found what it was to look for; scripts shall stop.
 
     The message is what the command prints; the exit code is 1.
     """
 
 
-def at_least(least: float, **settings: float | None) -> None:
+def check_min(least: float, **settings: float | None) -> None:
     """Checks settings that have a lower bound.
 
     Args:
@@ -55,7 +55,7 @@ def at_least(least: float, **settings: float | None) -> None:
             raise InputError(f"{name} is {value}: give a number of at least {least}")
 
 
-def above_zero(**settings: float) -> None:
+def check_positive(**settings: float) -> None:
     """Checks settings that must be positive.
 
     Args:
@@ -69,7 +69,7 @@ def above_zero(**settings: float) -> None:
             raise InputError(f"{name} is {value}: give a number above 0")
 
 
-def shares(**settings: float) -> None:
+def check_fraction(**settings: float) -> None:
     """Checks settings that are shares or probabilities.
 
     Args:
@@ -83,7 +83,7 @@ def shares(**settings: float) -> None:
             raise InputError(f"{name} is {value}: give a share from 0 to 1")
 
 
-def decays(**settings: float) -> None:
+def check_decay(**settings: float) -> None:
     """Checks settings that say how much of an old value each step keeps.
 
     Args:
@@ -97,7 +97,7 @@ def decays(**settings: float) -> None:
             raise InputError(f"{name} is {value}: give a share from 0 to below 1")
 
 
-def cause(error: BaseException) -> InputError | None:
+def find_input_error(error: BaseException) -> InputError | None:
     """The user's mistake at the root of an exception that a library wrapped around it, or None.
 
     Args:
@@ -109,18 +109,18 @@ def cause(error: BaseException) -> InputError | None:
     return seen
 
 
-def near(word: str, known: Sequence[str]) -> str:
+def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Returns a hint with the known names closest to a misspelled one, or an empty string.
 
     Args:
         word: What the user wrote.
         known: The names that would have been right.
     """
-    found = nearest(word, known)
+    found = find_nearest(word, known)
     return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
 
 
-def nearest(word: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:
+def find_nearest(word: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:
     """Up to three names that a misspelled one may mean, those that are about as close as the closest.
 
     Args:

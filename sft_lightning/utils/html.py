@@ -143,7 +143,7 @@ def tiles(found: Sequence[tuple[str, Sequence[str]]]) -> str:
     return f'<div class="tiles">{"".join(one)}</div>'
 
 
-def folded(title: str, text: str) -> str:
+def collapsible(title: str, text: str) -> str:
     """Plain text that is shown when asked for.
 
     Args:

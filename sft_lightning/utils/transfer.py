@@ -11,7 +11,7 @@ T = TypeVar("T")
 SHARE = 0.25  # of the free memory of a GPU, at most so much for the pictures of one source or split
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device. The copy to a GPU is queued: neither the CPU nor what is under way there waits for it.
 
     Args:
@@ -23,7 +23,7 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     return (x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True)
 
 
-def fits(size: int, device: torch.device) -> bool:
+def fits_in_memory(size: int, device: torch.device) -> bool:
     """Whether pictures may stay on a device from the start: on a GPU with four times as much free memory.
 
     Args:
@@ -33,7 +33,7 @@ def fits(size: int, device: torch.device) -> bool:
     return device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The items; a thread makes the next one while one is used.
 
     Args:
@@ -47,7 +47,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield cast(T, item)
 
 
-def arriving(computed: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def stream_to_cpu(computed: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Results on the CPU, each one late: while it is read, a GPU is at the next.
 
     Args:

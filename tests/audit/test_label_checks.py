@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sft_lightning.audit import label_checks
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.image_stats import Seen, look_at
+from sft_lightning.data.vision.image_stats import ImageStats, compute_image_stats
 from sft_lightning.data.vision.images import Geometry, MemoryImages
 
 
@@ -48,11 +48,11 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
     names = ["boot", "trouser", "bag"]
     of = {name: (truth == c).nonzero()[:, 0] for name, c in zip(names, (9, 1, 8), strict=True)}
 
-    def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> Seen:
+    def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> ImageStats:
         rows = torch.cat([of[kind][begin : begin + count] for kind, count in counts.items()])
         y = torch.tensor([names.index(kind) for kind, count in counts.items() for _ in range(count)])
-        part = Part(MemoryImages(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)
-        return look_at(name, Split(part, list(range(len(rows)))), Geometry(channels=1))
+        part = Examples(MemoryImages(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)
+        return compute_image_stats(name, Split(part, list(range(len(rows)))), Geometry(channels=1))
 
     labeled = seen("labeled", {"boot": 12, "trouser": 8, "bag": 3})
     labeled.split.part.labels[2] = 1  # a boot
@@ -113,9 +113,9 @@ def test_a_weak_classifier_says_so_and_doubts_no_label(fashion: tuple[Tensor, Te
     y = torch.tensor([{2: 0, 4: 1, 6: 2}[c] for c in truth[rows].tolist()])
     y[::3] = y[::3].roll(1)
 
-    def judged(y: Tensor) -> label_checks.Judged:
-        part = Part(MemoryImages(images[rows][:, None]), [str(k) for k in rows.tolist()], y)
-        seen = look_at("labeled", Split(part, list(range(len(rows)))), Geometry(channels=1))
+    def judged(y: Tensor) -> label_checks.LabelJudgments:
+        part = Examples(MemoryImages(images[rows][:, None]), [str(k) for k in rows.tolist()], y)
+        seen = compute_image_stats("labeled", Split(part, list(range(len(rows)))), Geometry(channels=1))
         return label_checks.judge([seen], cast(ImageDataModule, SimpleNamespace(num_classes=3)), None, 0)
 
     weak = judged(y)

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 
 from sft_lightning.__main__ import main
-from sft_lightning.cli.reproduce import compared, outcome
+from sft_lightning.cli.reproduce import compare_runs, read_outcome
 from sft_lightning.losses import unlabeled as strategies
 from sft_lightning.networks.weights import read_weights
 from tests.conftest import CONFIGS
@@ -117,10 +117,10 @@ def test_config_gives_the_same_metrics_twice(
         assert (seeds, Kernels.seen) == ([0], {deterministic})
         assert (workdir / "lightning_logs" / "twice" / f"version_{number}" / "metrics.csv").is_file()
         torch.rand(3), random.random(), np.random.rand()  # what was drawn before a run is nothing to it
-    first, second = (outcome(workdir / "lightning_logs" / "twice" / f"version_{number}") for number in (1, 2))
+    first, second = (read_outcome(workdir / "lightning_logs" / "twice" / f"version_{number}") for number in (1, 2))
     assert {step for step, _ in first.metrics} == {0, 1, 2, 3}
     assert any(metric.startswith("train/") for _, metric in first.metrics)
-    same, told = compared(first, second)
+    same, told = compare_runs(first, second)
     assert same, told
     assert f"tensors of the last iterate, of step {first.step}, are the same" in told
 

@@ -15,7 +15,7 @@ from sft_lightning.cli.commands import COMMANDS, RUN
 from sft_lightning.cli.completion import _options
 from sft_lightning.cli.early_checks import _meant, known
 from sft_lightning.runs import lineage
-from sft_lightning.utils.errors import Found
+from sft_lightning.utils.errors import IssuesFound
 from tests.conftest import CONFIGS
 
 # What makes an example cheap; None where it is parsed alone.
@@ -166,7 +166,7 @@ def test_what_a_command_was_to_look_for_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def found(run: str) -> str:
-        raise Found(f"two lines\nof {run}")
+        raise IssuesFound(f"two lines\nof {run}")
 
     monkeypatch.setattr(lineage, "lineage", found)
     assert main(["lineage", "mine"]) == 1

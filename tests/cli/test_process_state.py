@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 from sft_lightning.__main__ import main
 from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.cli.process_state import preserve_process
-from sft_lightning.utils.errors import InputError, Stopped
+from sft_lightning.utils.errors import InputError, StoppedBySignal
 from tests.conftest import CONFIGS
 
 FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run_name=run"]
@@ -154,10 +154,10 @@ def test_a_requeued_job_goes_on_to_ignore_signals(monkeypatch: pytest.MonkeyPatc
     def stop() -> None:
         with preserve_process():
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            raise Stopped("saved", signal.SIGUSR1)
+            raise StoppedBySignal("saved", signal.SIGUSR1)
 
     try:
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedBySignal):
             stop()
         assert signal.getsignal(signal.SIGUSR1) == (signal.SIG_IGN if is_on_slurm else before)
     finally:

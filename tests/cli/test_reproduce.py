@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from sft_lightning.__main__ import main
-from sft_lightning.cli.reproduce import compared, outcome
+from sft_lightning.cli.reproduce import compare_runs, read_outcome
 from sft_lightning.paradigms.base import Paradigm
-from sft_lightning.runs.provenance import LARGEST, code_of, differences, in_shell, package_digest
-from sft_lightning.utils.environment import machine
+from sft_lightning.runs.provenance import LARGEST, code_of, describe_differences, in_shell, package_digest
+from sft_lightning.utils.environment import describe_machine
 from tests.conftest import CONFIGS, ROOT
 
 FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run_name=a", "--trainer.max_epochs=2"]
@@ -94,7 +94,7 @@ def test_the_folder_holds_all_that_repeating_needs(trained: Path) -> None:
     assert b"\n-a = 1\n+a = 2\n" in patch
     assert record["package_sha256"] == package_digest()
     assert record["versions"].keys() == {"sft-lightning", "torchvision", "timm", "numpy", "torchmetrics"}
-    assert record["machine"] == machine()
+    assert record["machine"] == describe_machine()
     assert (record["device"], record["processes"], record["threads"]) == ("cpu", 1, 2)
 
 
@@ -142,7 +142,7 @@ def test_what_differs_first_is_told_with_the_circumstances(
 
 
 def values(run: Path) -> dict[tuple[int, str], str]:
-    return outcome(run).metrics
+    return read_outcome(run).metrics
 
 
 def _edit(run: Path, old: str, new: str) -> None:
@@ -154,29 +154,29 @@ def _edit(run: Path, old: str, new: str) -> None:
 def test_one_value_or_one_bit_is_enough(here: Path) -> None:
     other = RUN.with_name("other")
     shutil.copytree(RUN, other)
-    first = outcome(RUN)
-    assert compared(first, outcome(other))[0]
+    first = read_outcome(RUN)
+    assert compare_runs(first, read_outcome(other))[0]
     value = values(RUN)[7, "val/accuracy"]
     _edit(other, f"7,val/accuracy,{value}", "7,val/accuracy,0.25")
-    assert compared(first, outcome(other)) == (
+    assert compare_runs(first, read_outcome(other)) == (
         False,
         f"val/accuracy at step 7 is {value} then, 0.25 now (1 of {VALUES} values differ); {TENSORS} tensors of the "
         "last iterate, of step 8, are the same",
     )
     _edit(other, "7,val/accuracy,0.25\n", "")
-    assert f"val/accuracy at step 7 is {value} then, missing now" in compared(first, outcome(other))[1]
+    assert f"val/accuracy at step 7 is {value} then, missing now" in compare_runs(first, read_outcome(other))[1]
     shutil.copy(RUN / "metrics.csv", other)
     assert first.weights is not None
     name, tensor = next((n, t) for n, t in first.weights.items() if t.is_floating_point())
     for changed in (torch.nextafter(tensor, tensor + 1), torch.cat([tensor, tensor]), tensor.double()):
-        told = compared(first, first._replace(weights={**first.weights, name: changed}))
+        told = compare_runs(first, first._replace(weights={**first.weights, name: changed}))
         assert told[0] is False
         assert f"1 of {TENSORS} tensors of the last iterate differ, first {name}" in told[1]
     zero, nan = (first._replace(weights={"a": torch.tensor(value)}) for value in (0.0, float("nan")))
-    assert not compared(zero, first._replace(weights={"a": torch.tensor(-0.0)}))[0]
-    assert compared(nan, nan)[0]
+    assert not compare_runs(zero, first._replace(weights={"a": torch.tensor(-0.0)}))[0]
+    assert compare_runs(nan, nan)[0]
     (other / "checkpoints" / "last.ckpt").unlink()
-    assert compared(first, outcome(other))[1].endswith("there is no last.ckpt to compare")
+    assert compare_runs(first, read_outcome(other))[1].endswith("there is no last.ckpt to compare")
 
 
 def test_a_run_that_was_stopped(
@@ -232,7 +232,7 @@ def test_without_git_or_a_record(here: Path, tmp_path: Path, monkeypatch: pytest
         assert main(["repeat", str(RUN)]) == 0
         torch.set_num_threads(1)
     assert recorded(again := RUN.with_name("version_1"))["code"] is None
-    assert differences({}, recorded(again)) == ["unknown, as the run has no run.json"]
+    assert describe_differences({}, recorded(again)) == ["unknown, as the run has no run.json"]
     assert main(["repeat", str(again)]) == 0
     assert recorded(RUN.with_name("version_2"))["code"]["dirty"]
     assert not RUN.with_name("version_2").joinpath("uncommitted.patch").exists()

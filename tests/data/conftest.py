@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.vision.images import MemoryImages
 from tests.data.run_helpers import made, write_run
 
@@ -41,12 +41,12 @@ def table(path: Path, rows: Sequence[Sequence[str]], encoding: str = "utf-8") ->
     return path
 
 
-def memory_part(labels: Sequence[int], prefix: str = "train", seed: int = 0) -> Part:
+def memory_part(labels: Sequence[int], prefix: str = "train", seed: int = 0) -> Examples:
     """Pictures of noise; one seed gives the same ones again."""
     generator = torch.Generator().manual_seed(seed)
     data = torch.randint(0, 256, (len(labels), 1, 4, 4), generator=generator, dtype=torch.uint8)
     ids = [f"{prefix}/{i}" for i in range(len(labels))]
-    return Part(MemoryImages(data), ids, torch.tensor(labels, dtype=torch.long))
+    return Examples(MemoryImages(data), ids, torch.tensor(labels, dtype=torch.long))
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import FileImages, Geometry
-from sft_lightning.paradigms.batch_schedule import Alternation
+from sft_lightning.paradigms.batch_schedule import BatchSchedule
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import break_middle, memory_part, picture
 
@@ -25,7 +24,9 @@ CROPS = Geometry(8, scale=(0.2, 1.0))
 @pytest.fixture
 def files(tmp_path: Path) -> Split:
     paths = [picture(tmp_path / f"{i:02}.png", i, (20, 16)) for i in range(14)]
-    part = Part(FileImages(paths, [path.name for path in paths]), [path.name for path in paths], torch.arange(14) % 3)
+    part = Examples(
+        FileImages(paths, [path.name for path in paths]), [path.name for path in paths], torch.arange(14) % 3
+    )
     return Split(part, list(range(2, 14)))  # positions in the split are not positions in the part
 
 
@@ -72,7 +73,7 @@ def test_a_picture_is_cropped_anew_each_time(files: Split) -> None:
 
 def test_equal_pictures_of_one_batch_are_cropped_apart(tmp_path: Path) -> None:
     path = picture(tmp_path / "x.png", 1, (20, 16))
-    part = Part(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
+    part = Examples(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
     (batch,) = stream(Split(part, list(range(6))), 6).batches(0, 1)
     assert len({bytes(image.numpy().tobytes()) for image in batch.images}) == 6
 
@@ -321,7 +322,7 @@ def test_an_alternating_epoch_goes_on_with_exactly_what_is_left(needs_labels: bo
             "unlabeled": BatchPlan(40, 7, 1, True),
         }
         streams = {name: Stream(split, plan, Geometry(8)) for name, plan in plans.items()}
-        return TrainLoader(streams, 10, Alternation(3, 2, 3, needs_labels))
+        return TrainLoader(streams, 10, BatchSchedule(3, 2, 3, needs_labels))
 
     def told(batches: list[dict[str, RawBatch]]) -> list[dict[str, tuple[list[int], int | None]]]:
         return [{name: (raw.indices.tolist(), raw.draw) for name, raw in batch.items()} for batch in batches]

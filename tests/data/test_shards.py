@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from sft_lightning import ImageDataModule
@@ -25,12 +24,12 @@ from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import Stream, TrainLoader
 from sft_lightning.data.sample_orders import Windowed
 from sft_lightning.data.shards import ShardImages, ShardSource, pass_order
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.sources import open_source, open_unlabeled
-from sft_lightning.data.splits import Request, make_splits
+from sft_lightning.data.splits import SplitConfig, make_splits
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages
-from sft_lightning.data.vision.prediction_files import open_pictures
+from sft_lightning.data.vision.prediction_files import open_images
 from sft_lightning.data.write_shards import write_shards
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
@@ -74,7 +73,7 @@ def copied(shards: Path, tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def content(part: Part) -> dict[str, tuple[bytes, int, str | None]]:
+def content(part: Examples) -> dict[str, tuple[bytes, int, str | None]]:
     """Bytes, label and group by name."""
     assert isinstance(part.images, EncodedImages)
     found = {}
@@ -86,9 +85,9 @@ def content(part: Part) -> dict[str, tuple[bytes, int, str | None]]:
     return found
 
 
-def ids(parts: dict[str, Part], **request: Any) -> dict[str, set[str]]:
+def ids(parts: dict[str, Examples], **request: Any) -> dict[str, set[str]]:
     """Names in the splits of a source."""
-    return {name: set(s.ids) for name, s in make_splits(parts, None, Request(**request), ("a", "b", "c")).items()}
+    return {name: set(s.ids) for name, s in make_splits(parts, None, SplitConfig(**request), ("a", "b", "c")).items()}
 
 
 # --- what is written
@@ -125,7 +124,7 @@ def test_a_manifest_is_kept_with_groups_splits_and_blank_labels(tmp_path: Path) 
 def test_pixels_in_memory_are_kept_with_their_shape(tmp_path: Path) -> None:
     source = open_source("sample")
     train = source.load()["test"]
-    source.load = lambda: {"train": Part(train.images, train.ids[:50], train.labels[:50])}  # type: ignore[method-assign]
+    source.load = lambda: {"train": Examples(train.images, train.ids[:50], train.labels[:50])}  # type: ignore[method-assign]
     assert write_shards(source, tmp_path / "out", 20) == {"train": 50}
     found = open_source(str(tmp_path / "out"))
     part = found.load()["train"]
@@ -326,7 +325,7 @@ def test_equal_images_are_found_between_shards_and_files(files: Path, shards: Pa
     held.setup("fit")
     assert all(name.startswith(f"{shards}:") for name in held.splits["unlabeled"].ids)
     only_test = open_source(str(files)).load()["test"]
-    request = Request()
+    request = SplitConfig()
     splits = make_splits({"train": open_source(str(shards)).load()["test"], "test": only_test}, None, request, "abc")
     assert not len(splits["labeled"])
     assert "12 pictures were dropped" in request.messages[0]
@@ -334,11 +333,11 @@ def test_equal_images_are_found_between_shards_and_files(files: Path, shards: Pa
 
 def test_nothing_of_an_image_is_kept_in_memory(shards: Path) -> None:
     parts = open_source(str(shards)).load()
-    splits = make_splits(parts, None, Request(), "abc")
+    splits = make_splits(parts, None, SplitConfig(), "abc")
     for split in splits.values():
         assert not isinstance(split.part.ids, list)
         assert isinstance(split.indices, range)
-    joined = make_splits(parts, None, Request(num_labels=6), "abc")["unlabeled"]
+    joined = make_splits(parts, None, SplitConfig(num_labels=6), "abc")["unlabeled"]
     assert not isinstance(joined.part.ids, list)
     assert len(pickle.dumps(joined.part.images)) < 6000  # what a worker that is not forked gets
     again = pickle.loads(pickle.dumps(joined.part.images))  # noqa: S301
@@ -350,8 +349,8 @@ def test_unlabeled_shards_and_predicted_ones(files: Path, shards: Path) -> None:
     assert set(open_unlabeled(str(shards)).ids) == {
         f"{shards}:{name}" for part in ("train", "unlabeled") for name in open_source(str(files)).load()[part].ids
     }
-    part = open_pictures(str(shards))
-    assert isinstance(part, Part)
+    part = open_images(str(shards))
+    assert isinstance(part, Examples)
     assert len(part) == 42 + 9 + 12 + 30
     assert isinstance(part.images, ShardImages)
     assert part.images.place(len(part) - 1) == shards / "unlabeled" / part.ids[-1]
@@ -407,7 +406,7 @@ def test_orders_differ_by_pass_and_by_seed() -> None:
 
 
 def test_the_window_holds_where_there_are_more_shards(shards: Path) -> None:
-    split = make_splits(open_source(str(shards)).load(), None, Request(), "abc")["labeled"]
+    split = make_splits(open_source(str(shards)).load(), None, SplitConfig(), "abc")["labeled"]
     order = pass_order(split, 2)
     assert order is not None
     assert [sorted({i // SIZE for i in order(0)[k * 16 : k * 16 + 16].tolist()}) for k in range(2)] != [[0, 1], [2, 3]]

@@ -9,7 +9,7 @@ import pytest
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.data.split_checks import check_splits, check_unlabeled_batch
-from sft_lightning.data.splits import Request, Splits, choose, make_splits, quotas
+from sft_lightning.data.splits import SplitConfig, Splits, choose, make_splits, quotas
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import MakeFolder, memory_part, picture, table
@@ -18,7 +18,7 @@ CLASSES = ["ant", "bee", "cat", "fly"]
 Counts = list[list[int]]
 
 
-def split(labels: list[int], request: Request, groups: list[str] | None = None) -> Splits:
+def split(labels: list[int], request: SplitConfig, groups: list[str] | None = None) -> Splits:
     part = memory_part(labels)
     part.groups = groups
     splits = make_splits({"train": part}, None, request, CLASSES[: max(labels) + 1])
@@ -37,19 +37,19 @@ def counts(splits: Splits, classes: int) -> Counts:
     [
         (
             [20, 20, 1, 2],
-            Request(),
+            SplitConfig(),
             [[14, 15, 1, 1], [2, 1, 0, 0], [4, 4, 0, 1]],
             ["validation has no example of class 'cat', 'fly'", "test has no example of class 'cat'"],
         ),
         (
             [20, 20, 20, 1],
-            Request(),
+            SplitConfig(),
             [[14, 14, 15, 1], [2, 2, 1, 0], [4, 4, 4, 0]],
             ["neither validation nor test has an example of class 'fly'"],
         ),
         (
             [1, 1, 1, 1],
-            Request(),
+            SplitConfig(),
             [[1, 1, 1, 1], [0] * 4, [0] * 4],
             [
                 "test is empty: test_size is 0.2 of 4 examples, but each one is the last of its class; give more, or "
@@ -57,25 +57,25 @@ def counts(splits: Splits, classes: int) -> Counts:
                 "validation is empty: val_size is 0.1 of 4 examples, which is less than one; ask for more",
             ],
         ),
-        ([20, 20, 1, 2], Request(val_size=0, test_size=0), [[20, 20, 1, 2], [0] * 4, [0] * 4], []),
-        ([20, 20, 1, 2], Request(val_size=20, test_size=19), [[1, 1, 1, 1], [10, 10, 0, 0], [9, 9, 0, 1]], None),
-        ([20, 20, 20, 20], Request(), [[14, 14, 15, 15], [2, 2, 1, 1], [4] * 4], []),
+        ([20, 20, 1, 2], SplitConfig(val_size=0, test_size=0), [[20, 20, 1, 2], [0] * 4, [0] * 4], []),
+        ([20, 20, 1, 2], SplitConfig(val_size=20, test_size=19), [[1, 1, 1, 1], [10, 10, 0, 0], [9, 9, 0, 1]], None),
+        ([20, 20, 20, 20], SplitConfig(), [[14, 14, 15, 15], [2, 2, 1, 1], [4] * 4], []),
         (
             [3, 3],
-            Request(val_size=3, test_size=0),
+            SplitConfig(val_size=3, test_size=0),
             [[1, 2], [2, 1], [0, 0]],
             [],
         ),
         (
             [2, 2],
-            Request(val_size=0, test_size=3),  # who asks for a number gets it
+            SplitConfig(val_size=0, test_size=3),  # who asks for a number gets it
             [[0, 1], [0, 0], [2, 1]],
             ["training has no label of class 'ant', so it cannot be learned: all of its labeled images are in "
              "validation or test"],
         ),
         (
             [5, 0, 5],
-            Request(val_size=0, test_size=0),
+            SplitConfig(val_size=0, test_size=0),
             [[5, 0, 5], [0] * 3, [0] * 3],
             ["training has no label of class 'bee', so it cannot be learned: the source has no labeled image of it "
              "that can be read and stands in no other split"],
@@ -83,7 +83,7 @@ def counts(splits: Splits, classes: int) -> Counts:
     ],
 )  # fmt: skip
 def test_each_class_keeps_a_training_label(
-    sizes: list[int], request_: Request, expected: Counts, said: list[str] | None
+    sizes: list[int], request_: SplitConfig, expected: Counts, said: list[str] | None
 ) -> None:
     splits = split([c for c, n in enumerate(sizes) for _ in range(n)], request_)
     assert counts(splits, len(sizes)) == expected
@@ -93,7 +93,7 @@ def test_each_class_keeps_a_training_label(
 @pytest.mark.parametrize("seed", range(5))
 def test_no_class_is_lost_by_any_seed(seed: int) -> None:
     sizes = [12, 1, 5, 2]
-    splits = split([c for c, n in enumerate(sizes) for _ in range(n)], Request(seed, val_size=5, test_size=5))
+    splits = split([c for c, n in enumerate(sizes) for _ in range(n)], SplitConfig(seed, val_size=5, test_size=5))
     assert min(counts(splits, 4)[0]) >= 1
     assert [len(splits[name]) for name in ("labeled", "val", "test")] == [10, 5, 5]
 
@@ -132,7 +132,7 @@ def test_each_part_gets_a_group_where_there_are_enough(
     seed: int, data: tuple[list[int], list[str]], sizes: list[int], said: list[str]
 ) -> None:
     labels, groups = data
-    request = Request(seed)
+    request = SplitConfig(seed)
     splits = split(labels, request, groups)
     assert [len(splits[name]) for name in ("labeled", "val", "test")] == sizes
     assert set(splits["labeled"].labels.tolist()) == {0, 1}
@@ -151,7 +151,7 @@ def test_a_class_of_one_group_stays_in_training_and_nothing_else_changes() -> No
 
 
 def test_unlabeled_members_of_held_out_groups_are_counted() -> None:
-    request = Request(val_size=0, test_size=0.5)
+    request = SplitConfig(val_size=0, test_size=0.5)
     splits = split([0, 1, -1] * 4, request, [f"patient {i // 3}" for i in range(12)])
     assert len(splits["test"]) == 4
     assert request.messages[0].startswith("2 unlabeled images were left out: their group is in validation or test")

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.split_files import digest, read_manifest, write_manifest
 from sft_lightning.data.splits import (
     NAMES,
-    Request,
     Split,
+    SplitConfig,
     Splits,
     choose,
     make_splits,
@@ -29,13 +28,13 @@ SEEDS = st.integers(0, 2**32 - 1)
 COUNTS = st.dictionaries(st.integers(0, 20), st.integers(1, 50), min_size=1, max_size=12)
 
 
-def split_of(part: Part, request: Request, **others: Part) -> dict[str, list[str]]:
+def split_of(part: Examples, request: SplitConfig, **others: Examples) -> dict[str, list[str]]:
     return {name: split.ids for name, split in make_splits({"train": part, **others}, None, request, CLASSES).items()}
 
 
-def file_part(paths: list[Path], labels: list[int]) -> Part:
+def file_part(paths: list[Path], labels: list[int]) -> Examples:
     ids = [path.name for path in paths]
-    return Part(FileImages(paths, ids), ids, torch.tensor(labels))
+    return Examples(FileImages(paths, ids), ids, torch.tensor(labels))
 
 
 @given(COUNTS, st.data())
@@ -76,7 +75,7 @@ def test_splits_are_disjoint_whole_and_of_the_size_asked_for(
 ) -> None:
     part = memory_part(labels)
     known = len([c for c in labels if c >= 0])
-    splits = split_of(part, Request(seed, num_labels=budget, val_size=val, test_size=test))
+    splits = split_of(part, SplitConfig(seed, num_labels=budget, val_size=val, test_size=test))
     together = [name for ids in splits.values() for name in ids]
     assert sorted(together) == sorted(part.ids)
     assert len(splits["labeled"]) == budget
@@ -92,11 +91,11 @@ def test_each_class_has_its_quota(labels: list[int], seed: int, data: st.DataObj
     part = memory_part(labels)
     counts = {c: labels.count(c) for c in range(3)}
     total = data.draw(st.integers(0, sum(counts.values())))
-    none = Request(seed, num_labels=total, val_size=0, test_size=0)
+    none = SplitConfig(seed, num_labels=total, val_size=0, test_size=0)
     labeled = make_splits({"train": part}, None, none, CLASSES)["labeled"]
     assert Counter(labeled.labels.tolist()) == Counter(quotas(counts, total))
     each = data.draw(st.integers(0, min(counts.values())))
-    some = Request(seed, labels_per_class=each, val_size=0, test_size=0)
+    some = SplitConfig(seed, labels_per_class=each, val_size=0, test_size=0)
     labeled = make_splits({"train": part}, None, some, CLASSES)["labeled"]
     assert labeled.labels.bincount(minlength=3).tolist() == [each] * 3
 
@@ -107,8 +106,8 @@ def test_the_order_of_files_does_not_matter(labels: list[int], seed: int, shuffl
     order = list(range(len(labels)))
     shuffler.shuffle(order)  # type: ignore[attr-defined]
     assert isinstance(part.images, MemoryImages)
-    moved = Part(MemoryImages(part.images.data[order]), [part.ids[i] for i in order], part.labels[order])
-    request = Request(seed, num_labels=4)
+    moved = Examples(MemoryImages(part.images.data[order]), [part.ids[i] for i in order], part.labels[order])
+    request = SplitConfig(seed, num_labels=4)
     one, two = split_of(part, request), split_of(moved, request)
     assert {name: set(ids) for name, ids in one.items()} == {name: set(ids) for name, ids in two.items()}
 
@@ -118,7 +117,7 @@ def test_a_smaller_budget_is_a_subset_of_a_larger_one(labels: list[int], seed: i
     part = memory_part(labels)
     known = len([c for c in labels if c >= 0]) - 2
     small, large = sorted(data.draw(st.tuples(st.integers(0, known), st.integers(0, known))))
-    one, two = (split_of(part, Request(seed, num_labels=n, val_size=1, test_size=1)) for n in (small, large))
+    one, two = (split_of(part, SplitConfig(seed, num_labels=n, val_size=1, test_size=1)) for n in (small, large))
     assert set(one["labeled"]) <= set(two["labeled"])
     assert (one["val"], one["test"]) == (two["val"], two["test"])
 
@@ -130,7 +129,7 @@ def test_no_group_straddles_training_validation_and_test(
     part = memory_part(labels)
     groups = data.draw(st.lists(st.integers(0, count), min_size=len(labels), max_size=len(labels)))
     part.groups = [f"patient {g}" for g in groups]
-    splits = make_splits({"train": part}, None, Request(seed, val_size=0.3, test_size=0.3), CLASSES)
+    splits = make_splits({"train": part}, None, SplitConfig(seed, val_size=0.3, test_size=0.3), CLASSES)
     places: dict[str, set[str]] = {}
     for name, split in splits.items():
         for i in split.indices:
@@ -141,7 +140,7 @@ def test_no_group_straddles_training_validation_and_test(
 def test_groups_come_near_the_size_asked_for() -> None:
     part = memory_part([i % 2 for i in range(200)])
     part.groups = [f"video {i // 4}" for i in range(200)]
-    splits = make_splits({"train": part}, None, Request(val_size=0.2, test_size=0.2), CLASSES)
+    splits = make_splits({"train": part}, None, SplitConfig(val_size=0.2, test_size=0.2), CLASSES)
     assert splits["test"].labels.bincount().tolist() == [20, 20]
     assert splits["val"].labels.bincount().tolist() == [16, 16]
 
@@ -150,7 +149,7 @@ def test_unlabeled_pictures_of_a_held_out_group_are_left_out() -> None:
     train, given_part = memory_part([0, 1] * 10), memory_part([-1] * 4, "unlabeled", seed=1)
     train.groups = [f"p{i // 2}" for i in range(20)]
     given_part.groups = ["p0", "p4", "p5", "x"]
-    request = Request(val_size=0, test_size=0.5)
+    request = SplitConfig(val_size=0, test_size=0.5)
     splits = split_of(train, request, unlabeled=given_part)
     held = {train.groups[int(name.split("/")[1])] for name in splits["test"]}
     kept = {given_part.groups[int(name.split("/")[1])] for name in splits["unlabeled"]}
@@ -162,7 +161,7 @@ def test_unlabeled_pictures_of_a_held_out_group_are_left_out() -> None:
 
 def test_the_choice_of_one_seed_is_pinned() -> None:
     labels = [0, 1, 2] * 10
-    splits = make_splits({"train": memory_part(labels)}, None, Request(seed=7, num_labels=6), CLASSES)
+    splits = make_splits({"train": memory_part(labels)}, None, SplitConfig(seed=7, num_labels=6), CLASSES)
     assert {name: split.indices for name, split in splits.items() if name != "unlabeled"} == {
         "labeled": [1, 7, 8, 15, 18, 29],
         "val": [3, 16],
@@ -172,10 +171,10 @@ def test_the_choice_of_one_seed_is_pinned() -> None:
 
 def test_seeds_differ() -> None:
     part = memory_part([0, 1, 2] * 100)
-    one, two = (split_of(part, Request(seed, num_labels=30)) for seed in (0, 1))
+    one, two = (split_of(part, SplitConfig(seed, num_labels=30)) for seed in (0, 1))
     for name in ("labeled", "val", "test"):
         assert len(set(one[name]) & set(two[name])) < 0.5 * len(one[name])
-    assert one == split_of(part, Request(0, num_labels=30))
+    assert one == split_of(part, SplitConfig(0, num_labels=30))
 
 
 def test_choices_of_one_seed_are_independent() -> None:
@@ -186,7 +185,7 @@ def test_choices_of_one_seed_are_independent() -> None:
 
 def test_given_parts_are_kept_and_only_missing_ones_are_held_out() -> None:
     train, val = memory_part([0, 1, 2] * 10), memory_part([0, 1], "val", seed=1)
-    splits = split_of(train, Request(num_labels=3), val=val)
+    splits = split_of(train, SplitConfig(num_labels=3), val=val)
     assert splits["val"] == val.ids
     assert len(splits["test"]) == 6
     assert len(splits["unlabeled"]) == 21
@@ -194,7 +193,7 @@ def test_given_parts_are_kept_and_only_missing_ones_are_held_out() -> None:
 
 def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
     train, own = memory_part([0, 1, 2] * 10), memory_part([-1] * 5, "unlabeled", seed=1)
-    splits = make_splits({"train": train, "unlabeled": own}, None, Request(num_labels=3, test_size=0), CLASSES)
+    splits = make_splits({"train": train, "unlabeled": own}, None, SplitConfig(num_labels=3, test_size=0), CLASSES)
     joined = splits["unlabeled"]
     assert joined.ids[-5:] == own.ids
     assert len(joined) == 30 - 3 - 3 + 5
@@ -209,31 +208,31 @@ def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
 def test_a_second_source_is_the_only_unlabeled_one() -> None:
     second = memory_part([-1] * 4, "digits", seed=1)
     parts = {"train": memory_part([0, 1, 2] * 10)}
-    assert make_splits(parts, second, Request(num_labels=3), CLASSES)["unlabeled"].ids == second.ids
+    assert make_splits(parts, second, SplitConfig(num_labels=3), CLASSES)["unlabeled"].ids == second.ids
 
 
 def test_unlabeled_pictures_alone_get_a_validation_part() -> None:
-    splits = make_splits({"unlabeled": memory_part([-1] * 20)}, None, Request(val_size=4), [])
+    splits = make_splits({"unlabeled": memory_part([-1] * 20)}, None, SplitConfig(val_size=4), [])
     assert {name: len(split) for name, split in splits.items()} == {"labeled": 0, "unlabeled": 16, "val": 4, "test": 0}
     assert set(splits["val"].ids).isdisjoint(splits["unlabeled"].ids)
 
 
 def test_unlabeled_pictures_beside_a_validation_part_are_all_kept() -> None:
     parts = {"val": memory_part([0, 1, 2], "val", seed=1), "unlabeled": memory_part([-1] * 8)}
-    splits = make_splits(parts, None, Request(), CLASSES)
+    splits = make_splits(parts, None, SplitConfig(), CLASSES)
     assert {name: len(split) for name, split in splits.items()} == {"labeled": 0, "unlabeled": 8, "val": 3, "test": 0}
 
 
 @pytest.mark.parametrize("each", [0, 1])
 def test_one_label_of_each_class_or_none(each: int) -> None:
-    request = Request(labels_per_class=each, val_size=0, test_size=0)
+    request = SplitConfig(labels_per_class=each, val_size=0, test_size=0)
     splits = make_splits({"train": memory_part([0, 1, 2])}, None, request, CLASSES)
     assert splits["labeled"].labels.tolist() == [0, 1, 2][: 3 * each]
     assert len(splits["unlabeled"]) == 3 - 3 * each
 
 
 def test_all_labels_are_used_unless_fewer_are_asked_for() -> None:
-    splits = split_of(memory_part([0, 1, -1, 2]), Request(val_size=0, test_size=0))
+    splits = split_of(memory_part([0, 1, -1, 2]), SplitConfig(val_size=0, test_size=0))
     assert splits["labeled"] == ["train/0", "train/1", "train/3"]
     assert splits["unlabeled"] == ["train/2"]
 
@@ -241,30 +240,30 @@ def test_all_labels_are_used_unless_fewer_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (Request(num_labels=28, val_size=1, test_size=2), "num_labels is 28, but only 27 labeled training images"),
-        (Request(labels_per_class=10), "labels_per_class is 10, but class 'ant' has only 7 labeled"),
-        (Request(num_labels=1, labels_per_class=1), "are both set"),
-        (Request(num_labels=-1), "give zero or more"),
-        (Request(labels_per_class=-1), "give zero or more"),
-        (Request(val_size=-0.1), "val_size is -0.1"),
-        (Request(test_size=2.5), "test_size is 2.5"),
-        (Request(test_size=30), "test_size asks for 30 of the 30 training examples"),
+        (SplitConfig(num_labels=28, val_size=1, test_size=2), "num_labels is 28, but only 27 labeled training images"),
+        (SplitConfig(labels_per_class=10), "labels_per_class is 10, but class 'ant' has only 7 labeled"),
+        (SplitConfig(num_labels=1, labels_per_class=1), "are both set"),
+        (SplitConfig(num_labels=-1), "give zero or more"),
+        (SplitConfig(labels_per_class=-1), "give zero or more"),
+        (SplitConfig(val_size=-0.1), "val_size is -0.1"),
+        (SplitConfig(test_size=2.5), "test_size is 2.5"),
+        (SplitConfig(test_size=30), "test_size asks for 30 of the 30 training examples"),
     ],
 )
-def test_impossible_requests_are_refused(request_: Request, words: str) -> None:
+def test_impossible_requests_are_refused(request_: SplitConfig, words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
         split_of(memory_part([0, 1, 2] * 10), request_)
 
 
 def test_labels_of_a_source_without_any_are_refused() -> None:
     with pytest.raises(InputError, match="num_labels is 5, but only 0 labeled"):
-        make_splits({"unlabeled": memory_part([-1] * 20)}, None, Request(num_labels=5), [])
+        make_splits({"unlabeled": memory_part([-1] * 20)}, None, SplitConfig(num_labels=5), [])
     with pytest.raises(InputError, match="give zero or more"):
-        make_splits({"unlabeled": memory_part([-1] * 20)}, None, Request(num_labels=-5), [])
+        make_splits({"unlabeled": memory_part([-1] * 20)}, None, SplitConfig(num_labels=-5), [])
 
 
 @pytest.fixture
-def leaky(tmp_path: Path) -> dict[str, Part]:
+def leaky(tmp_path: Path) -> dict[str, Examples]:
     train = [picture(tmp_path / f"train{i}.png", i) for i in range(8)]
     train[3].write_bytes(plain(tmp_path / "test0.png", (9, 9, 9)).read_bytes())
     train[6].write_bytes(train[5].read_bytes())
@@ -277,8 +276,8 @@ def leaky(tmp_path: Path) -> dict[str, Part]:
     }
 
 
-def test_pictures_that_are_held_out_are_dropped_from_training_and_reported(leaky: dict[str, Part]) -> None:
-    request = Request()
+def test_pictures_that_are_held_out_are_dropped_from_training_and_reported(leaky: dict[str, Examples]) -> None:
+    request = SplitConfig()
     splits = make_splits(leaky, None, request, CLASSES)
     assert splits["labeled"].ids == [f"train{i}.png" for i in (0, 1, 4, 5, 6, 7)]
     assert splits["val"].ids == ["val1.png"]  # the other one stands in test
@@ -294,23 +293,23 @@ def test_pictures_that_are_held_out_are_dropped_from_training_and_reported(leaky
         assert pair in message
 
 
-def test_leaks_are_refused_on_request(leaky: dict[str, Part]) -> None:
+def test_leaks_are_refused_on_request(leaky: dict[str, Examples]) -> None:
     with pytest.raises(InputError, match=r"'train3.png' \(train\) equals 'test0.png' \(test\).*on_leak: drop"):
-        make_splits(leaky, None, Request(on_leak="raise"), CLASSES)
+        make_splits(leaky, None, SplitConfig(on_leak="raise"), CLASSES)
 
 
-def test_a_dropped_picture_takes_no_label_of_the_budget(leaky: dict[str, Part]) -> None:
+def test_a_dropped_picture_takes_no_label_of_the_budget(leaky: dict[str, Examples]) -> None:
     for seed in range(5):
-        labeled = make_splits(leaky, None, Request(seed, num_labels=6), CLASSES)["labeled"]
+        labeled = make_splits(leaky, None, SplitConfig(seed, num_labels=6), CLASSES)["labeled"]
         assert labeled.ids == [f"train{i}.png" for i in (0, 1, 4, 5, 6, 7)]
     with pytest.raises(InputError, match="only 6 labeled"):
-        make_splits(leaky, None, Request(num_labels=7), CLASSES)
+        make_splits(leaky, None, SplitConfig(num_labels=7), CLASSES)
 
 
 def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
     train, second = memory_part([0, 1, 2] * 4), memory_part([-1] * 12)  # the same pictures under other names
     second.ids = [f"again/{i}" for i in range(12)]
-    request = Request(val_size=3, test_size=3, num_labels=3)
+    request = SplitConfig(val_size=3, test_size=3, num_labels=3)
     splits = make_splits({"train": train}, second, request, CLASSES)
     held = {i for name in ("val", "test") for i in splits[name].indices}
     assert set(splits["unlabeled"].indices) == set(range(12)) - held
@@ -319,20 +318,20 @@ def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
 
 
 def test_without_leaks_nothing_is_said() -> None:
-    request = Request(on_leak="raise")
+    request = SplitConfig(on_leak="raise")
     split_of(memory_part([0, 1, 2] * 10), request)
     assert request.messages == []
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> tuple[Path, Splits, list[Part]]:
+def written(tmp_path: Path) -> tuple[Path, Splits, list[Examples]]:
     train, own = memory_part([0, 1, 2] * 10), memory_part([0, -1, 2], "unlabeled", seed=1)
-    splits = make_splits({"train": train, "unlabeled": own}, None, Request(3, num_labels=6), CLASSES)
+    splits = make_splits({"train": train, "unlabeled": own}, None, SplitConfig(3, num_labels=6), CLASSES)
     write_manifest(tmp_path / "run" / "split.csv", splits, [train, own], CLASSES, {"seed": 3})
     return tmp_path / "run" / "split.csv", splits, [train, own]
 
 
-def test_manifest_reads_back_the_same_splits(written: tuple[Path, Splits, list[Part]]) -> None:
+def test_manifest_reads_back_the_same_splits(written: tuple[Path, Splits, list[Examples]]) -> None:
     path, splits, parts = written
     again = read_manifest(path, parts, CLASSES)
     assert list(again) == list(NAMES)
@@ -347,7 +346,9 @@ def pixels(split: Split) -> torch.Tensor:
     return split.part.images.data[split.indices]
 
 
-def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(written: tuple[Path, Splits, list[Part]]) -> None:
+def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(
+    written: tuple[Path, Splits, list[Examples]],
+) -> None:
     path, splits, parts = written
     first, columns, *rows = path.read_text().splitlines()
     assert json.loads(first.removeprefix("# ")) == {
@@ -366,7 +367,7 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(written: tupl
     assert [p.name for p in path.parent.iterdir()] == ["split.csv"]
 
 
-def test_manifest_of_changed_pictures_is_refused(written: tuple[Path, Splits, list[Part]]) -> None:
+def test_manifest_of_changed_pictures_is_refused(written: tuple[Path, Splits, list[Examples]]) -> None:
     path, _, parts = written
     assert isinstance(parts[0].images, MemoryImages)
     parts[0].images.data[4, 0, 0, 0] ^= 1
@@ -374,7 +375,7 @@ def test_manifest_of_changed_pictures_is_refused(written: tuple[Path, Splits, li
         read_manifest(path, parts, CLASSES)
 
 
-def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list[Part]]) -> None:
+def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list[Examples]]) -> None:
     path, splits, parts = written
     k = splits["labeled"].indices[0]
     was = CLASSES[int(parts[0].labels[k])]
@@ -398,7 +399,9 @@ def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list
         ('"sha256": "', '"sha256": "0', "was made from other pictures"),
     ],
 )
-def test_spoiled_manifest_is_refused(written: tuple[Path, Splits, list[Part]], old: str, new: str, words: str) -> None:
+def test_spoiled_manifest_is_refused(
+    written: tuple[Path, Splits, list[Examples]], old: str, new: str, words: str
+) -> None:
     path, _, parts = written
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))

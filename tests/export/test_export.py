@@ -59,7 +59,9 @@ def test_backbones_and_heads_are_swapped_between_runs(workdir: Path) -> None:
     whole = export(str(runs[0][0]), "model", out="whole.safetensors")
     assert torch.equal(logits(FineTuneClassifier("mlp", 10, SHAPE, weights=str(whole)).eval()), logits(runs[0][1]))
     assert torch.equal(logits(put_together(whole, whole)), logits(runs[0][1]))
-    assert torch.equal(logits(put_together(exported[1][0], runs[0][0])), logits(put_together(exported[1][0], exported[0][1])))
+    assert torch.equal(
+        logits(put_together(exported[1][0], runs[0][0])), logits(put_together(exported[1][0], exported[0][1]))
+    )
 
 
 @pytest.mark.parametrize("head", ["linear", "nearest_class_mean", "tau_normalized", "lws"])

@@ -16,9 +16,9 @@ import yaml  # type: ignore[import-untyped]
 from sft_lightning.__main__ import main
 from sft_lightning.export.export import export
 from sft_lightning.export.model_card import BLANK, Told, _data, _limits, text
-from sft_lightning.paradigms.calibration import temperature
+from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.metrics import wilson
-from sft_lightning.utils.environment import in_words
+from sft_lightning.utils.environment import format_machine
 from tests.paradigms.helpers import cli
 
 
@@ -58,7 +58,7 @@ def test_its_figures_are_those_of_the_run(workdir: Path, capsys: pytest.CaptureF
             return torch.cat([model(b.x) for b in batches]), torch.cat([b.y for b in batches])
 
     (x, y), (scaled, labels) = seen("val"), seen("test")
-    t = temperature(x, y)
+    t = fit_temperature(x, y)
     measured = section(card, "Metrics")
     low, high = wilson(metrics["test/accuracy"], 2000)
     assert "on all 2,000 images of the test split: last iterate (step 24)." in measured
@@ -98,7 +98,7 @@ def test_its_figures_are_those_of_the_run(workdir: Path, capsys: pytest.CaptureF
     assert "The labels of 1,000 validation images were measured against." in labels_used
     link = json.loads((run / "lineage.json").read_text())[-1]
     trained = section(card, "Training")
-    assert f"- hardware: {in_words(link['machine'])}" in trained
+    assert f"- hardware: {format_machine(link['machine'])}" in trained
     assert f"- when: {link['date']}, by sft-lightning {link['version']}" in trained
     assert "- steps: 24" in trained
     assert f"- repeated by: `sft-lightning repeat {run}`" in trained

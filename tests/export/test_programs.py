@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import sft_lightning
 from sft_lightning.__main__ import main
 from sft_lightning.export import evaluate, programs
-from sft_lightning.export.evaluate import COMPARED, Measured
+from sft_lightning.export.evaluate import COMPARED, Evaluated
 from sft_lightning.export.export import export
 from sft_lightning.export.programs import Program
 from sft_lightning.utils.errors import InputError
@@ -284,7 +284,7 @@ def test_the_comparison_by_hand() -> None:
             sizes.append(len(batch))
             return (expected + torch.tensor(change))[batch.flatten().long()]
 
-        return programs._compared(run, Measured("test", images), expected, "pt2", with_head)
+        return programs._compared(run, Evaluated("test", images), expected, "pt2", with_head)
 
     nothing = [[0.0] * 3] * 2
     told = compared(nothing)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.networks.adapters import IA3, Adapter, LoRA
-from sft_lightning.networks.merging import merged
+from sft_lightning.networks.merging import merge_weights
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone
 from sft_lightning.utils.errors import InputError
 
@@ -93,7 +93,7 @@ def test_merged_weights_compute_the_same_in_the_plain_network(name: str, make: C
     adapter = make()
     backbone, plain = adapted(name, adapter, moved=True), built(name)
     before = copy.deepcopy(backbone.net.state_dict())
-    tensors = merged(backbone.net.state_dict())
+    tensors = merge_weights(backbone.net.state_dict())
     plain_names = list(plain.net.state_dict())
     expected = outputs(backbone)
     assert not torch.allclose(expected, outputs(plain), rtol=1e-3)
@@ -111,7 +111,7 @@ def test_merges_as_peft_does(name: str, make: Callable[[], Adapter]) -> None:
 
     adapter = make()
     backbone = adapted(name, adapter, moved=True)
-    tensors = merged(backbone.net.state_dict())
+    tensors = merge_weights(backbone.net.state_dict())
     count = 0
     for key, module in backbone.net.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -128,7 +128,7 @@ def test_merges_by_hand() -> None:
     names = {"x.net.0.base_layer.weight": w, "x.net.0.lora_A.default.weight": a, "x.net.0.lora_B.default.weight": b}
     names["x.net.0.lora_scale"] = torch.tensor(0.5)
     others = {"x.net.0.base_layer.bias": torch.ones(4), "base_layer.1.weight": w, "step": torch.tensor(3)}
-    tensors = merged({**names, **others})
+    tensors = merge_weights({**names, **others})
     expected = w + 0.5 * torch.einsum("or,rihw->oihw", b[:, :, 0, 0], a)
     assert set(tensors) == {"x.net.0.weight", "x.net.0.bias", "base_layer.1.weight", "step"}
     torch.testing.assert_close(tensors["x.net.0.weight"], expected, rtol=1e-6, atol=1e-6)
@@ -146,7 +146,7 @@ def test_a_checkpoint_is_loaded_strictly_into_a_new_network(name: str, make: Cal
     nn.ModuleDict({"backbone": other}).load_state_dict(checkpoint)
     assert torch.equal(outputs(other), outputs(backbone))
     plain = built(name)
-    plain.load_state_dict({key.removeprefix("backbone."): t for key, t in merged(checkpoint).items()})
+    plain.load_state_dict({key.removeprefix("backbone."): t for key, t in merge_weights(checkpoint).items()})
     torch.testing.assert_close(outputs(plain), outputs(backbone), rtol=1e-4, atol=1e-4)
 
 
@@ -155,7 +155,7 @@ def test_scales_by_alpha_over_rank() -> None:
     deltas = []
     for backbone in (one, two):
         plain = built(VIT).net.state_dict()["blocks.0.mlp.fc1.weight"]
-        deltas.append(merged(backbone.net.state_dict())["blocks.0.mlp.fc1.weight"] - plain)
+        deltas.append(merge_weights(backbone.net.state_dict())["blocks.0.mlp.fc1.weight"] - plain)
     torch.testing.assert_close(2 * deltas[0], deltas[1], rtol=1e-4, atol=1e-5)
 
 

@@ -15,7 +15,14 @@ from sft_lightning import DecoupledFeatureClassifier, SemiSupervisedModule
 from sft_lightning.data.batches import Labeled
 from sft_lightning.losses.features.supcon import SupCon
 from sft_lightning.losses.unlabeled.pseudo_label import PseudoLabel
-from sft_lightning.paradigms.calibration import Trust, _keep, _kept, find_trust, neighbor_distance, temperature
+from sft_lightning.paradigms.calibration import (
+    Calibration,
+    _keep,
+    _kept,
+    fit_calibration,
+    fit_temperature,
+    neighbor_distance,
+)
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from tests.paradigms.helpers import SHAPE, classifier, sample
 
@@ -33,7 +40,7 @@ class Plain:
 def test_temperature_by_hand() -> None:
     # Two classes with log-odds of 2 where three of four are right: log(3) is what they should be.
     logits = torch.tensor([[2.0, 0.0]] * 4)
-    assert temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / math.log(3), abs=1e-4)
+    assert fit_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / math.log(3), abs=1e-4)
 
 
 @pytest.mark.parametrize(("count", "k"), [(20, 1), (199, 1), (250, 2), (1000, 10), (3000, 10)])
@@ -63,7 +70,7 @@ def at(*distances: float) -> Tensor:
 
 def test_marked_is_what_is_farther_than_99_of_100_ordinary_images() -> None:
     ordinary = torch.arange(1, 101) / 100  # 0.01 to 1
-    trust = Trust(bank=torch.tensor([[1.0, 0.0]]), ordinary=ordinary)
+    trust = Calibration(bank=torch.tensor([[1.0, 0.0]]), ordinary=ordinary)
     found = trust.of(at(0.005, 0.505, 0.985, 0.995, 1.01, 1.9), torch.zeros(6, 2))
     assert found["distance_percentile"].tolist() == pytest.approx([0, 0.5, 0.98, 0.99, 1, 1])
     assert found["unlike_training"].tolist() == [False, False, False, False, True, True]
@@ -73,16 +80,16 @@ def test_one_in_a_hundred_ordinary_images_is_marked() -> None:
     draw = torch.Generator().manual_seed(0)
     bank = torch.nn.functional.normalize(torch.randn(2000, 8, generator=draw), dim=1)
     held_out, new = torch.randn(2, 3000, 8, generator=draw)
-    trust = Trust(bank=bank, ordinary=neighbor_distance(held_out, bank).sort().values)
+    trust = Calibration(bank=bank, ordinary=neighbor_distance(held_out, bank).sort().values)
     marked = trust.of(new, torch.zeros(3000, 2))["unlike_training"].float().mean()
     assert 0.005 < float(marked) < 0.016
 
 
 def test_probabilities_at_a_temperature() -> None:
     logits = torch.tensor([[2.0, 0.0]])
-    assert list(Trust().of(torch.zeros(1, 2), logits)) == ["probabilities"]
-    torch.testing.assert_close(Trust().of(torch.zeros(1, 2), logits)["probabilities"], logits.softmax(1))
-    found = Trust(temperature=4.0).of(torch.zeros(1, 2), logits)["probabilities"]
+    assert list(Calibration().of(torch.zeros(1, 2), logits)) == ["probabilities"]
+    torch.testing.assert_close(Calibration().of(torch.zeros(1, 2), logits)["probabilities"], logits.softmax(1))
+    found = Calibration(temperature=4.0).of(torch.zeros(1, 2), logits)["probabilities"]
     torch.testing.assert_close(found[0, 0], torch.tensor(1 / (1 + math.exp(-0.5))))
 
 
@@ -96,7 +103,7 @@ def some(count: int, labels: int | None = None, seed: int = 0) -> Iterator[Label
 
 def test_what_is_found_of_a_validation_split() -> None:
     model = classifier().eval()
-    trust = find_trust(model, some(130), some(90, seed=1), Plain())
+    trust = fit_calibration(model, some(130), some(90, seed=1), Plain())
     x, y = (torch.cat(parts) for parts in zip(*((b.x, b.y) for b in some(90, seed=1)), strict=True))
     training = torch.cat([b.x for b in some(130)])
     with torch.no_grad():
@@ -104,7 +111,7 @@ def test_what_is_found_of_a_validation_split() -> None:
     bank = bank / bank.norm(dim=1, keepdim=True)
     torch.testing.assert_close(trust.bank, bank)
     torch.testing.assert_close(trust.ordinary, neighbor_distance(features, bank).sort().values)
-    assert trust.temperature == pytest.approx(temperature(logits, y), rel=1e-4)
+    assert trust.temperature == pytest.approx(fit_temperature(logits, y), rel=1e-4)
     assert (trust.calibrated_on, trust.held_out, trust.because) == (90, True, "")
     assert f"Calibrated on 90 validation images: temperature {trust.temperature:.2f}." in str(trust)
     assert "farther from 130 training images than 99 % of 90 validation images" in str(trust)
@@ -112,7 +119,7 @@ def test_what_is_found_of_a_validation_split() -> None:
 
 def test_without_a_validation_split_the_bank_is_compared_with_itself() -> None:
     model = classifier().eval()
-    trust = find_trust(model, some(130), iter(()), Plain())
+    trust = fit_calibration(model, some(130), iter(()), Plain())
     expected = neighbor_distance(trust.bank, trust.bank, among_themselves=True).sort().values
     torch.testing.assert_close(trust.ordinary, expected, atol=1e-3, rtol=1e-3)
     assert (trust.temperature, trust.calibrated_on, trust.held_out) == (1.0, 0, False)
@@ -125,7 +132,7 @@ def test_where_all_are_right_no_temperature_is_best() -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.arange(10.0))
-    trust = find_trust(model, some(30), some(30, labels=9), Plain())
+    trust = fit_calibration(model, some(30), some(30, labels=9), Plain())
     assert (trust.temperature, trust.calibrated_on) == (1.0, 0)
     assert "Not calibrated: all of its 30 validation images are right" in str(trust)
     assert len(trust.ordinary) == 30
@@ -134,10 +141,10 @@ def test_where_all_are_right_no_temperature_is_best() -> None:
 def test_examples_without_a_label_calibrate_nothing() -> None:
     model = classifier().eval()
     mixed = [*some(40, seed=1), *some(40, labels=-1, seed=2)]
-    trust = find_trust(model, some(30), mixed, Plain())
+    trust = fit_calibration(model, some(30), mixed, Plain())
     assert trust.calibrated_on == 40
     assert len(trust.ordinary) == 80
-    assert trust.temperature == pytest.approx(find_trust(model, some(30), some(40, seed=1), Plain()).temperature)
+    assert trust.temperature == pytest.approx(fit_calibration(model, some(30), some(40, seed=1), Plain()).temperature)
 
 
 def of_each_kind() -> dict[str, FineTuneClassifier]:
@@ -175,7 +182,7 @@ def test_features_and_logits_are_those_of_the_evaluation(kind: str) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 5.0])
 @pytest.mark.parametrize("name", ["bank", "ordinary"])
 def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, value: float, tmp_path: Path) -> None:
-    trust = Trust(bank=F.normalize(torch.randn(4, 3), dim=1), ordinary=torch.tensor([0.1, 0.2, 0.3]))
+    trust = Calibration(bank=F.normalize(torch.randn(4, 3), dim=1), ordinary=torch.tensor([0.1, 0.2, 0.3]))
     _keep(tmp_path / "x.safetensors", {}, trust)
     assert _kept(tmp_path / "x.safetensors", {}, 3) is not None
     getattr(trust, name)[1] = value
@@ -188,7 +195,7 @@ def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, va
     "about", [{"temperature": torch.nan}, {"temperature": -1.0}, {"temperature": torch.inf}, {"calibrated_on": -1}]
 )
 def test_a_kept_calibration_with_numbers_that_cannot_be_is_left_out(about: dict[str, float], tmp_path: Path) -> None:
-    trust = Trust(bank=torch.eye(3), ordinary=torch.tensor([0.1]), **about)  # type: ignore[arg-type]
+    trust = Calibration(bank=torch.eye(3), ordinary=torch.tensor([0.1]), **about)  # type: ignore[arg-type]
     _keep(tmp_path / "x.safetensors", {}, trust)
     with pytest.warns(UserWarning, match=f"{next(iter(about))} cannot be that"):
         assert _kept(tmp_path / "x.safetensors", {}, 3) is None

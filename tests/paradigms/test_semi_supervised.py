@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule, StrongView, WarmupCosine, WeakView
 from sft_lightning.data.splits import Split
 from sft_lightning.losses import unlabeled as strategies
-from sft_lightning.losses.unlabeled.base import Result, Step, Strategy
-from sft_lightning.paradigms.batch_schedule import Alternation, ramp
+from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, StrategyOutput
+from sft_lightning.paradigms.batch_schedule import BatchSchedule, ramp
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
-from sft_lightning.training.ema import Average
+from sft_lightning.training.ema import EMA
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, moved, sample, state, trainer
 
@@ -79,7 +79,7 @@ def test_alternation_loads_only_what_a_step_needs() -> None:
 def test_batches_before_g_are_those_that_the_parts_name(
     needs_labels: bool, warmup: int, k_s: int, k_u: int, accumulate: int
 ) -> None:
-    plan = Alternation(warmup, k_s, k_u, needs_labels, accumulate)
+    plan = BatchSchedule(warmup, k_s, k_u, needs_labels, accumulate)
     for part in ("labeled", "unlabeled"):
         count = 0
         for g in range(100):
@@ -177,7 +177,7 @@ def test_the_average_follows_each_step_and_is_what_is_evaluated() -> None:
 def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
     network: Any = nn.Sequential(nn.Linear(1, 1, bias=False))
     network[0].weight.data.fill_(0.0)
-    average = Average({"0": network[0]}, 0.999)
+    average = EMA({"0": network[0]}, 0.999)
     network[0].weight.data.fill_(1.0)
     for _ in range(20):
         average.follow(network)
@@ -188,7 +188,7 @@ def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
 @pytest.mark.parametrize("how", ["copy", "part", "assign", "dtype"])
 def test_the_average_follows_what_is_there_now(how: str) -> None:
     network: Any = nn.ModuleDict({"0": nn.Linear(1, 1, bias=False)})
-    network.average = Average({"0": network["0"]}, 0.0)
+    network.average = EMA({"0": network["0"]}, 0.0)
     network.average.follow(network)
     if how == "copy":
         network = copy.deepcopy(network)
@@ -266,9 +266,9 @@ def test_a_buffer_in_the_log_is_averaged_as_it_was() -> None:
             super().__init__()
             self.register_buffer("count", torch.tensor(0.0))
 
-        def loss(self, step: Step) -> Result:
+        def loss(self, step: StrategyInputs) -> StrategyOutput:
             self.count += 1
-            return Result(0 * step.student.logits.sum(), logs={"count": self.count})
+            return StrategyOutput(0 * step.student.logits.sum(), logs={"count": self.count})
 
     run = trainer(log_every_n_steps=3)
     run.fit(module(Counting()), data())
@@ -405,9 +405,9 @@ def test_strong_views_that_change_nothing_are_refused() -> None:
 class Rotated(Strategy):
     """A strategy that needs nothing of ours but the interface."""
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         turned = step.network.outputs(step.unlabeled.weak.rot90(1, (2, 3))).features
-        return Result((turned - step.student.features).square().mean())
+        return StrategyOutput((turned - step.student.features).square().mean())
 
 
 def test_a_strategy_of_ones_own() -> None:

@@ -19,7 +19,7 @@ from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.paradigms.base import StepResult
-from sft_lightning.runs.paths import reason
+from sft_lightning.runs.paths import describe_failure
 from sft_lightning.training.oom import ran_out
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
@@ -171,7 +171,7 @@ def test_what_python_and_torch_raise_is_known(allocate: Callable[[], Any]) -> No
     with pytest.raises((RuntimeError, MemoryError)) as raised:
         allocate()
     assert ran_out(raised.value)
-    assert reason(raised.value)
+    assert describe_failure(raised.value)
 
 
 def test_what_is_something_else() -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule
 from sft_lightning.losses.unlabeled import FixMatch, FlexMatch
-from sft_lightning.losses.unlabeled.base import Result, Step
+from sft_lightning.losses.unlabeled.base import StrategyInputs, StrategyOutput
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.training import nonfinite
 from sft_lightning.utils.errors import InputError
@@ -156,7 +156,7 @@ def test_one_more_than_may_be_left_out_stops() -> None:
 
 
 class Poisoned(FixMatch):
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         result = super().loss(step)
         return result._replace(loss=result.loss + torch.nan)
 

@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.training.callbacks.preemption import SIGNALS
-from sft_lightning.utils.errors import Stopped
+from sft_lightning.utils.errors import StoppedBySignal
 from tests.paradigms.helpers import cli
 from tests.promises.conftest import Whole
 from tests.promises.killed import trained
@@ -59,11 +59,11 @@ def test_it_says_what_is_saved_and_listens_no_more(
 ) -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     words = (f"--trainer.enable_checkpointing={saves}", "--trainer.callbacks=tests.promises.test_preemption.Asked")
-    with pytest.raises(Stopped, match=re.escape(f"SIGINT at step 4: {told}")):
+    with pytest.raises(StoppedBySignal, match=re.escape(f"SIGINT at step 4: {told}")):
         cli("fit", "fine_tune", *words)
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    with pytest.raises(Stopped):  # more signals follow there, while the last things are written
+    with pytest.raises(StoppedBySignal):  # more signals follow there, while the last things are written
         cli("fit", "fine_tune", *words)
     assert all(signal.getsignal(number) != handler for number, handler in before.items())
     for number, handler in before.items():

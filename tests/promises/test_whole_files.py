@@ -14,7 +14,7 @@ import torch
 from sft_lightning.__main__ import main
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.training.callbacks.checkpoint import WholeFiles
-from sft_lightning.utils.atomic import whole, write_text
+from sft_lightning.utils.atomic import open_atomic, write_text
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.forks import FORKS
@@ -151,13 +151,13 @@ def test_a_damaged_last_checkpoint_is_left_out_and_named(workdir: Path, caplog: 
 def test_the_staged_file_lies_beside_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a temporary folder on another device, or one that is full or gone, does not matter."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
-    with whole(tmp_path / "a" / "b.txt") as staged:
+    with open_atomic(tmp_path / "a" / "b.txt") as staged:
         assert staged == tmp_path / "a" / "b.txt.part"
         staged.write_text("x")
     assert (tmp_path / "a" / "b.txt").read_text() == "x"
-    with pytest.raises(ZeroDivisionError), whole(tmp_path / "a" / "b.txt") as staged:
+    with pytest.raises(ZeroDivisionError), open_atomic(tmp_path / "a" / "b.txt") as staged:
         staged.write_text(str(1 / (staged.write_text("half") - 4)))
     assert [(file.name, file.read_text()) for file in (tmp_path / "a").iterdir()] == [("b.txt", "x")]
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"), whole(tmp_path / "file" / "c.txt") as staged:
+    with pytest.raises(InputError, match="cannot be written"), open_atomic(tmp_path / "file" / "c.txt") as staged:
         staged.write_text("z")

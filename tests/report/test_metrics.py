@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from sft_lightning.cli.loaded_run import some
+from sft_lightning.cli.loaded_run import subsample
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report.attention import grad_cam, last_map
-from sft_lightning.report.evaluation import Judged
+from sft_lightning.report.evaluation import Predictions
 from sft_lightning.report.metrics import calibration_error, flat, reliability, to_label_next
 
 
@@ -57,11 +57,11 @@ def test_calibration_error_by_hand() -> None:
 def test_what_to_label_next_is_uncertain_and_diverse() -> None:
     features = torch.tensor([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0], [-1.0, 0.0]])
     logits = torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.2, 0.0], [9.0, 0.0]])
-    pool = Judged("x", list("abcd"), features, logits, torch.full((4,), -1))
+    pool = Predictions("x", list("abcd"), features, logits, torch.full((4,), -1))
     # Known is near a and b: c and d are far, and d is certain, but the pool is small enough to hold it.
     assert to_label_next(pool, torch.tensor([[1.0, 0.02]]), 2) == [3, 2]
     # Of many only the most uncertain are looked at: d is the farthest, yet certain.
-    many = Judged("x", [], features.repeat(10, 1), logits.repeat(10, 1), torch.full((40,), -1))
+    many = Predictions("x", [], features.repeat(10, 1), logits.repeat(10, 1), torch.full((40,), -1))
     assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 1)} == {1}
     assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 3)} >= {2}
 
@@ -81,8 +81,8 @@ def test_the_map_is_that_of_the_covariance() -> None:
 
 
 def test_some_are_drawn_by_the_seed() -> None:
-    assert some(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
-    drawn = some(1000, 10, 3).tolist()
-    assert drawn == sorted({*drawn}) == some(1000, 10, 3).tolist()
+    assert subsample(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    drawn = subsample(1000, 10, 3).tolist()
+    assert drawn == sorted({*drawn}) == subsample(1000, 10, 3).tolist()
     assert len(drawn) == 10
-    assert drawn != some(1000, 10, 4).tolist()
+    assert drawn != subsample(1000, 10, 4).tolist()

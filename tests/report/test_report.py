@@ -18,11 +18,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
-from sft_lightning.paradigms.calibration import temperature
+from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report.report import report
-from sft_lightning.utils.environment import machine
-from sft_lightning.utils.html import Section, folded, matrix, page, table, tiles
+from sft_lightning.utils.environment import describe_machine
+from sft_lightning.utils.html import Section, collapsible, matrix, page, table, tiles
 from tests.paradigms.helpers import cli
 from tests.report.test_metrics import by_hand
 
@@ -96,7 +96,7 @@ def test_the_page_says_what_the_run_came_to(workdir: Path, capsys: pytest.Captur
     assert float(said[1]) == pytest.approx(metrics["test/calibration_error"], abs=6e-4)
     assert float(said[2]) == pytest.approx(by_hand(logits / float(said[3]), y), abs=4e-3)  # T is rounded on the page
     assert float(said[3]) == pytest.approx(t, abs=0.011)
-    assert abs(t - temperature(logits, y)) > 0.03  # so that it matters which split it is of
+    assert abs(t - fit_temperature(logits, y)) > 0.03  # so that it matters which split it is of
     recall = {data.class_names[c]: float((logits[y == c].argmax(1) == c).double().mean()) for c in range(10)}
     worst = min(recall, key=lambda name: recall[name])
     assert f"Class {worst} is found least often: {recall[worst]:.1%}" in text
@@ -283,7 +283,7 @@ def test_a_run_from_elsewhere_with_a_damaged_log(workdir: Path) -> None:
     told = re.sub(r"\n +num_nodes: 1", "", told)
     (run / "fit.yaml").write_text(re.sub(r"precision: .*", "precision: 16-mixed", told))
     chain = json.loads((run / "lineage.json").read_text())
-    assert chain[-1]["machine"] == machine()
+    assert chain[-1]["machine"] == describe_machine()
     chain[-1]["machine"].update({"processor": "One of theirs", "cards": "NVIDIA H200"})
     (run / "lineage.json").write_text(json.dumps(chain))
     for damaged in ("garbage\n1,2\n", "step,metric,value\n1,train/loss,x\n", "step,metric,value\n1,train/loss\n"):
@@ -343,7 +343,7 @@ def test_long_names_beside_a_matrix_are_cut_and_escaped() -> None:
 
 def test_each_part_of_a_page_escapes_what_it_is_given() -> None:
     bad = "<b>&"
-    body = table((bad,), [(bad,)]) + tiles([("", [bad])]) + folded(bad, bad)
+    body = table((bad,), [(bad,)]) + tiles([("", [bad])]) + collapsible(bad, bad)
     parsed = Parsed(page(bad, bad, [bad], [Section(bad, body), Section("left out", "")]))
     assert "b" not in parsed.tags
     assert parsed.text.count(bad) == 10  # the title twice

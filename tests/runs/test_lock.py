@@ -11,8 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from sft_lightning.__main__ import main
-from sft_lightning.cli.lightning_cli import SFTCLI
-from sft_lightning.cli.lightning_cli import run as command
+from sft_lightning.cli.lightning_cli import SFTCLI, run as command
 from sft_lightning.runs.lock import LOCK, RunLock, is_trained
 from sft_lightning.training.callbacks.predictions import LOCK as PREDICTIONS_LOCK
 from sft_lightning.utils.errors import InputError

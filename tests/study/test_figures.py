@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sft_lightning.study.figures import label_efficiency
-from sft_lightning.study.statistics import interval
+from sft_lightning.study.statistics import confidence_interval
 
 BASE = {10: [0.50, 0.52, 0.51], 100: [0.70, 0.71, 0.73]}
 OURS = {10: [0.60, 0.62, 0.61], 100: [0.60, 0.61, 0.63]}
@@ -40,7 +40,7 @@ def test_a_line_with_intervals_for_each_method(tmp_path: Path, drawn: list[Any])
         assert line.get_ydata() == pytest.approx([sum(of[budget]) / 3 for budget in (10, 100)])
         assert line.get_xdata() == pytest.approx([10, 100], rel=0.15)
         for stick, budget in zip(sticks.get_segments(), (10, 100), strict=True):
-            assert stick[:, 1] == pytest.approx(interval(of[budget])[1:])
+            assert stick[:, 1] == pytest.approx(confidence_interval(of[budget])[1:])
     base, ours = (bars.lines[0] for bars in axes.containers)
     assert base.get_xdata()[0] != ours.get_xdata()[0]
     assert (base.get_color(), base.get_linestyle(), ours.get_linestyle()) == ("#666666", "--", "-")

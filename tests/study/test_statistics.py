@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sft_lightning.study.statistics import Comparison, compare, corrected, headline, interval, sentence
+from sft_lightning.study.statistics import Comparison, compare, confidence_interval, corrected, headline, sentence
 from sft_lightning.utils.errors import InputError
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
@@ -80,7 +80,7 @@ def test_the_interval_covers_the_truth_in_95_percent(n: int) -> None:
 def test_without_skewness_it_is_student() -> None:
     values = [0.01, 0.02, 0.03, 0.04, 0.05]
     student = stats.t.interval(0.95, 4, 0.03, stats.sem(values))
-    assert interval(values) == pytest.approx((0.03, *student))
+    assert confidence_interval(values) == pytest.approx((0.03, *student))
     c = judged(values)
     assert (c.low, c.high) == pytest.approx(student)
     assert c.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
@@ -91,7 +91,7 @@ def test_without_skewness_it_is_student() -> None:
 def test_the_bound_on_the_skewed_side_is_halls() -> None:
     values = [-0.30, 0.02, 0.03, 0.05, 0.06, 0.07]
     n, mean, deviation, g = 6, np.mean(values), np.std(values, ddof=1), float(stats.skew(values, bias=False))
-    low, high = interval(values)[1:]
+    low, high = confidence_interval(values)[1:]
     student = stats.t.interval(0.95, n - 1, mean, deviation / math.sqrt(n))
     assert high == pytest.approx(student[1])
     assert low is not None
@@ -99,7 +99,7 @@ def test_the_bound_on_the_skewed_side_is_halls() -> None:
     ratio = (mean - low) / deviation  # the transformation of the bound is the quantile
     transformed = ratio + g * ratio**2 / 3 + g**2 * ratio**3 / 27 + g / (6 * n)
     assert transformed == pytest.approx(stats.t.ppf(0.975, n - 1) / math.sqrt(n))
-    mirrored = interval([-value for value in values])
+    mirrored = confidence_interval([-value for value in values])
     assert mirrored == pytest.approx((-mean, -student[1], -low))
 
 
@@ -141,7 +141,7 @@ def test_one_or_two_seeds_tell_nothing(differences: list[float]) -> None:
     c = judged(differences)
     assert (c.low, c.high, c.p_value, c.verdict, c.more_seeds) == (None, None, None, "no evidence yet", None)
     assert sentence(c).endswith("; a verdict needs at least 3 seeds.")
-    assert interval(differences) == (c.mean_difference, None, None)
+    assert confidence_interval(differences) == (c.mean_difference, None, None)
 
 
 def test_no_difference_at_all_is_no_evidence_however_many_seeds() -> None:
@@ -161,7 +161,7 @@ def test_the_same_difference_for_all_seeds_is_judged_by_its_sign() -> None:
     assert judged([0.1] * 5).more_seeds == 1
     assert judged([0.1] * 6).verdict == "helped"
     assert judged([-0.1] * 6).verdict == "hurt"
-    assert interval([0.5, 0.5, 0.5]) == (0.5, None, None)
+    assert confidence_interval([0.5, 0.5, 0.5]) == (0.5, None, None)
 
 
 def test_one_picture_of_difference_is_a_spread() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.audit import label_checks
-from sft_lightning.data.vision.image_stats import look_at
+from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.transfer.folds import plan_folds
@@ -139,7 +139,7 @@ def test_degree_holds_out_all_copies_the_unlabeled_ones_included(workdir: Path) 
 
 def test_audit_keeps_copies_together(workdir: Path) -> None:
     split = labeled(write_copies(Path("images"), 40, 2))
-    seen = look_at("labeled", split, Geometry())
+    seen = compute_image_stats("labeled", split, Geometry())
     known: Any = SimpleNamespace(num_classes=2)
     judged = label_checks.judge([seen], known, None, 0)
     right = float((judged.probabilities.argmax(1) == judged.labels).mean())
@@ -149,7 +149,7 @@ def test_audit_keeps_copies_together(workdir: Path) -> None:
 
 @pytest.mark.parametrize(("originals", "judged"), [(2, 0), (4, 24)])
 def test_audit_with_fewer_groups_than_folds(workdir: Path, originals: int, judged: int) -> None:
-    seen = look_at("labeled", labeled(write_copies(Path("images"), originals, 5)), Geometry())
+    seen = compute_image_stats("labeled", labeled(write_copies(Path("images"), originals, 5)), Geometry())
     known: Any = SimpleNamespace(num_classes=2)
     found = label_checks.judge([seen], known, None, 0)
     assert len(found.labels) == judged
@@ -161,4 +161,7 @@ def test_audit_of_a_few_groups_of_several_classes(workdir: Path) -> None:
     known: Any = SimpleNamespace(num_classes=2)
     for groups, judged in ((["a", "b", "c"] * 4, 12), (["a"] * 12, 0), (["a"] * 6 + ["b"] * 6, 0)):
         split.part.groups = groups
-        assert len(label_checks.judge([look_at("labeled", split, Geometry())], known, None, 0).labels) == judged
+        assert (
+            len(label_checks.judge([compute_image_stats("labeled", split, Geometry())], known, None, 0).labels)
+            == judged
+        )

@@ -12,8 +12,7 @@ from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
 from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.training.oom import available
-from sft_lightning.tuning import find_batch_size as module
-from sft_lightning.tuning import throughput
+from sft_lightning.tuning import find_batch_size as module, throughput
 from tests.conftest import CONFIGS
 from tests.forks import started
 from tests.paradigms.helpers import state
@@ -199,7 +198,7 @@ def test_a_turn_of_both_kinds_and_accumulated_batches_are_timed_together(
 ) -> None:
     words = [*FIXMATCH, *SMALL, "--data.init_args.unlabeled_ratio=5", "--model.init_args.schedule=alternating"]
     words += ["--model.init_args.warmup_steps=50", "--model.init_args.supervised_steps=2"]
-    monkeypatch.setattr(throughput.Pace, "__init__", counted := Counted(throughput.Pace.__init__))
+    monkeypatch.setattr(throughput.Throughput, "__init__", counted := Counted(throughput.Throughput.__init__))
     clock.perf_counter = lambda: setattr(clock, "now", clock.now + 1) or clock.now  # type: ignore[method-assign, func-returns-value]
     words += ["--trainer.accumulate_grad_batches=2", "--max=2"]
     assert main(["find-batch-size", *words]) == 0

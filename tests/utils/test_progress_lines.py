@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from sft_lightning.cli.commands import COMMANDS
-from sft_lightning.cli.dispatch import call
+from sft_lightning.cli.dispatch import run_command
 from sft_lightning.data.digests import digest_files
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_files import inspect_images
-from sft_lightning.data.vision.image_stats import look_at
+from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.utils import progress_lines
 from tests.data.conftest import picture
@@ -26,7 +26,7 @@ def test_every_stage_writes_lines_where_there_is_no_terminal(
 
     def work() -> None:
         inspect_images(paths)
-        look_at("test", Split(Part(images, images.ids, None), [0, 1, 2]), Geometry())  # type: ignore[arg-type]
+        compute_image_stats("test", Split(Examples(images, images.ids, None), [0, 1, 2]), Geometry())  # type: ignore[arg-type]
 
     work()
     assert caplog.messages == []
@@ -51,8 +51,8 @@ def test_a_command_says_that_it_imports_before_it_does(
 ) -> None:
     stub = COMMANDS["audit"]._replace(function=f"{__name__}:describe")
     monkeypatch.setitem(COMMANDS, "audit", stub)
-    call(["audit", "--data", "x.yaml"])
+    run_command(["audit", "--data", "x.yaml"])
     assert capsys.readouterr() == ("done\n", "")
     monkeypatch.delitem(sys.modules, "torch")
-    call(["audit", "--data", "x.yaml"])
+    run_command(["audit", "--data", "x.yaml"])
     assert capsys.readouterr() == ("done\n", "sft-lightning audit: importing PyTorch ...\n")

@@ -2,8 +2,7 @@ import csv
 import io
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sft_lightning.utils.spreadsheet import format_csv, protect_cell, restore_cell
 

@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 def test_a_quarter_of_the_free_memory_of_a_gpu_and_nothing_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (4000, 9000))
     gpu = torch.device("cuda", 0)
-    assert transfer.fits(1000, gpu)
-    assert not transfer.fits(1001, gpu)
-    assert not transfer.fits(1, CPU)
+    assert transfer.fits_in_memory(1000, gpu)
+    assert not transfer.fits_in_memory(1001, gpu)
+    assert not transfer.fits_in_memory(1, CPU)
 
 
 def test_pictures_are_copied_once_for_all_splits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,12 +48,12 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
                 used.set()
             yield k
 
-    found = transfer.ahead(items())
+    found = transfer.prefetch(items())
     assert next(found) == 0
     assert used.wait(10)
     assert [*found] == [1, 2]
     assert threading.current_thread() not in made
-    assert list(transfer.ahead(iter([]))) == []
+    assert list(transfer.prefetch(iter([]))) == []
 
 
 def test_a_mistake_in_the_thread_is_one_here() -> None:
@@ -61,7 +61,7 @@ def test_a_mistake_in_the_thread_is_one_here() -> None:
         yield 1
         raise ValueError("broken")
 
-    found = transfer.ahead(items())
+    found = transfer.prefetch(items())
     assert next(found) == 1
     with pytest.raises(ValueError, match="broken"):
         next(found)
@@ -75,9 +75,9 @@ def test_results_arrive_late_and_all() -> None:
             asked.append(k)
             yield torch.tensor(k), torch.tensor(10 * k)
 
-    seen = [(int(which), int(own), len(asked)) for which, own in transfer.arriving(computed())]
+    seen = [(int(which), int(own), len(asked)) for which, own in transfer.stream_to_cpu(computed())]
     assert seen == [(0, 0, 2), (1, 10, 3), (2, 20, 3)]
-    assert list(transfer.arriving([])) == []
+    assert list(transfer.stream_to_cpu([])) == []
 
 
 def batches(data: ImageDataModule) -> list[RawBatch]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.transfer import to_device
 
 
 def resampled(x: Tensor, source: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def resampled(x: Tensor, source: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     # The grid's unit is half a side.
     unit = torch.tensor([[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]])
-    grid = F.affine_grid(sent(source * unit, x.device), list(x.shape), align_corners=False)
+    grid = F.affine_grid(to_device(source * unit, x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.image_cache import ImageCache
@@ -62,7 +62,7 @@ class CachedImages(FileImages):
 class ImageCaches:
     """The caches of a data module: one for each geometry."""
 
-    def __init__(self, folder: Path, parts: Sequence[Part]) -> None:
+    def __init__(self, folder: Path, parts: Sequence[Examples]) -> None:
         """Keeps both; nothing is read.
 
         Args:

@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.vision.image_stats import Look, Pixels, find_contents
 from sft_lightning.data.vision.near_duplicates import CHUNK, FIELD, FLAT, WHOLE, coefficients, differences
 from sft_lightning.utils.progress_lines import Progress
@@ -93,7 +93,7 @@ def find_copies(looks: Sequence[Look | str]) -> Copies:
     return Copies(sets, len(looks) - distinct, distinct - len(set(sets)))
 
 
-def groups_of(examples: Sequence[tuple[Part, int]]) -> list[str] | None:
+def groups_of(examples: Sequence[tuple[Examples, int]]) -> list[str] | None:
     """Return the source's group of each example, or None where the source has no groups.
 
     Args:

@@ -20,10 +20,10 @@ from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.prepare_splits import read_splits
 from sft_lightning.data.run_splits import TestOn, choose_run_split, choosing
 from sft_lightning.data.shards import pass_order
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.split_checks import check_unlabeled_batch
 from sft_lightning.data.split_files import write_manifest
-from sft_lightning.data.splits import LeakPolicy, Request, Split, Splits
+from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig, Splits
 from sft_lightning.data.vision.cached_images import ImageCaches
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import EncodedImages, Geometry, Resize
@@ -31,7 +31,7 @@ from sft_lightning.data.vision.pixel_scale import PixelScale, check_value_range
 from sft_lightning.data.vision.prediction import ToPredict
 from sft_lightning.data.vision.views import StrongView, WeakView, make_view
 from sft_lightning.utils.cpu import cores
-from sft_lightning.utils.errors import InputError, above_zero, at_least, shares
+from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 
 MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
@@ -135,15 +135,15 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         super().__init__()
         whole = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch}
         whole |= {"unlabeled_ratio": unlabeled_ratio, "shard_window": shard_window, "image_size": image_size}
-        at_least(1, **whole)
-        at_least(0, num_workers=num_workers)
+        check_min(1, **whole)
+        check_min(0, num_workers=num_workers)
         if not 0 <= seed < 2**32:
             raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
-        above_zero(center_crop=center_crop)
-        shares(center_crop=center_crop)
+        check_positive(center_crop=center_crop)
+        check_fraction(center_crop=center_crop)
         self._named, self.root, self.download, self._class_names = source, root, download, class_names
         self.unlabeled_source, self.predict_source, self.split_file = unlabeled_source, predict_source, split_file
-        self.request = Request(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
+        self.request = SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
         self.bad = BadImages(on_bad_image)
         self.weak_view = make_view(WeakView, weak_view, "weak_view")
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
@@ -164,7 +164,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         self.starts: Sequence[Path] = ()  # `split.csv` of the runs before it, whose labels it has seen
         self.unlogged_folder: Path | None = None  # of a run without a logger
         self.splits: Splits = {}
-        self._parts: list[Part] = []
+        self._parts: list[Examples] = []
         self._caches: ImageCaches | None = None
         self._features: Splits = {}
         self._streams: list[Stream] = []

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sft_lightning.data.vision.images import repeated
 
 if TYPE_CHECKING:
-    from sft_lightning.data.splits import Request, Splits
+    from sft_lightning.data.splits import SplitConfig, Splits
 
 
-def find_equal_images(splits: Splits, request: Request) -> list[list[tuple[str, int]]]:
+def find_equal_images(splits: Splits, request: SplitConfig) -> list[list[tuple[str, int]]]:
     """Find groups of equal images, and mention those with different labels.
 
     Args:

@@ -13,7 +13,7 @@ from sft_lightning.utils.errors import InputError
 UNREADABLE = (OSError, ValueError, MemoryError)
 
 
-def text(path: str | Path) -> str:
+def describe_error(path: str | Path) -> str:
     """A path as text that every file takes; bytes that are no UTF-8 are spelled out.
 
     Args:
@@ -28,7 +28,7 @@ def printable(path: str | Path) -> str:
     Args:
         path: Of a file.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text(path))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in describe_error(path))
 
 
 def check_file(path: str | Path) -> None:
@@ -55,7 +55,7 @@ def check_file(path: str | Path) -> None:
         raise OSError("it has zero bytes")
 
 
-def whole(path: Path) -> str | None:
+def skip_damaged(path: Path) -> str | None:
     """Says why a file is no whole picture, or None when it is.
 
     Args:

@@ -12,13 +12,13 @@ import torch
 from sft_lightning.data.class_names import sort_classes
 from sft_lightning.data.issues import UNTRAINED, fault
 from sft_lightning.data.label_checks import check_class_names
-from sft_lightning.data.source import SPLITS, Part, Source, relative
+from sft_lightning.data.source import SPLITS, Examples, Source, relative
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
-from sft_lightning.data.vision.file_checks import printable, text
+from sft_lightning.data.vision.file_checks import describe_error, printable
 from sft_lightning.data.vision.file_kinds import PassedOver, has_image_content, is_litter, is_named_image
 from sft_lightning.data.vision.folders import is_folder, pictures
 from sft_lightning.data.vision.images import FileImages
-from sft_lightning.utils.errors import InputError, near
+from sft_lightning.utils.errors import InputError, did_you_mean
 
 
 class _Entries(NamedTuple):
@@ -74,7 +74,7 @@ class FolderSource(Source):
                 if split in self._splits
                 for f in self._class_folders(self._splits[split])
             ]
-        self.class_names = sort_classes({text(folder.name) for folder in classes})
+        self.class_names = sort_classes({describe_error(folder.name) for folder in classes})
         said += self._check_names(meant)
         self._files: dict[str, list[tuple[Path, int]]] = {}
         self._inside: dict[str, set[str]] = {}  # folders with images in each class folder; "" for images beside them
@@ -247,13 +247,13 @@ class FolderSource(Source):
             found = [*pictures(str(child), passed=passed)]
             images = [Path(path) for _, path in found]
             self._passed.merge(passed)
-            name = text(child.name)
+            name = describe_error(child.name)
             self._inside.setdefault(name, set()).update(inner.rpartition("/")[0].split("/")[0] for inner, _ in found)
             label = numbers.get(_composed(name))
             if label is None:
                 sentence = (
                     f"class {name!r} in {str(folder)!r} does not exist in {str(self._train)!r}"
-                    f"{near(name, self.class_names)}: rename it or add training images"
+                    f"{did_you_mean(name, self.class_names)}: rename it or add training images"
                 )
                 for path in images or [child]:
                     fault(UNTRAINED, split, relative(path, self.path), f"class {name!r}", sentence)
@@ -268,7 +268,7 @@ class FolderSource(Source):
                 fault("class folders without an image", split, relative(child, self.path), "empty", sentence)
             yield from ((path, label) for path in images)
 
-    def load(self) -> dict[str, Part]:
+    def load(self) -> dict[str, Examples]:
         """Makes the parts; no picture is read."""
         parts = {}
         for split, files in self._files.items():
@@ -276,7 +276,7 @@ class FolderSource(Source):
             ids = [relative(path, self.path) for path in paths]
             labels = torch.tensor([label for _, label in files], dtype=torch.long)
             if files:
-                parts[split] = Part(FileImages(paths, ids), ids, labels)
+                parts[split] = Examples(FileImages(paths, ids), ids, labels)
         return parts
 
 

@@ -89,7 +89,7 @@ class Look:
 
 
 @dataclass
-class Seen:
+class ImageStats:
     """A split and the looks at its pictures.
 
     Attributes:
@@ -124,7 +124,7 @@ class Seen:
         return self.split.part.ids[self.split.indices[position]]
 
 
-def look_at(name: str, split: Split, geometry: Geometry) -> Seen:
+def compute_image_stats(name: str, split: Split, geometry: Geometry) -> ImageStats:
     """Decodes every picture of a split.
 
     Args:
@@ -147,7 +147,7 @@ def look_at(name: str, split: Split, geometry: Geometry) -> Seen:
             for one in pool.map(look, split.indices[first : first + _BATCH]):
                 found.append(one)
                 bar.update()
-    return Seen(name, split, found)
+    return ImageStats(name, split, found)
 
 
 @contextmanager
@@ -254,7 +254,7 @@ def _transparent(file: Image.Image) -> bool:
     return file.has_transparency_data
 
 
-def small(seen: Seen, positions: Sequence[int]) -> Pixels:
+def small(seen: ImageStats, positions: Sequence[int]) -> Pixels:
     """The small pictures of some readable examples.
 
     Args:

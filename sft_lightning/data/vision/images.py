@@ -17,11 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning.data.digests import combine, digest_files
-from sft_lightning.data.vision.decoding import DECODING as DECODING
-from sft_lightning.data.vision.decoding import open_image as open_image
+from sft_lightning.data.vision.decoding import DECODING as DECODING, open_image as open_image
 from sft_lightning.data.vision.image_files import FileFacts, inspect_images
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
-from sft_lightning.utils.transfer import fits
+from sft_lightning.utils.transfer import fits_in_memory
 
 Resize = Literal["crop", "pad", "squash"]
 
@@ -67,7 +66,7 @@ class MemoryImages(Images):
         Args:
             device: Of the network.
         """
-        if device not in self._there and fits(self.data.nbytes, device):
+        if device not in self._there and fits_in_memory(self.data.nbytes, device):
             self._there[device] = self.data.to(device)  # once, so not by way of pinned memory, which would be kept
         return self._there.get(device, self.data)
 

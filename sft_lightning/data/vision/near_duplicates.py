@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
-from sft_lightning.data.vision.image_stats import SIDE, Pixels, Seen, find_contents, small
+from sft_lightning.data.vision.image_stats import SIDE, ImageStats, Pixels, find_contents, small
 from sft_lightning.utils.progress_lines import Progress
 
 WHOLE, FIELD = 0.15, 0.25
@@ -43,12 +43,12 @@ class Pair:
         difference: 0 for exact duplicates, otherwise that of the field that differs most.
     """
 
-    first: tuple[Seen, int]
-    second: tuple[Seen, int]
+    first: tuple[ImageStats, int]
+    second: tuple[ImageStats, int]
     difference: float = 0.0
 
 
-def duplicates(seen: Sequence[Seen]) -> tuple[list[Pair], list[Pair]]:
+def find_near_duplicates(seen: Sequence[ImageStats]) -> tuple[list[Pair], list[Pair]]:
     """Finds both kinds, within each split and between any two.
 
     Each picture that has an equal in another split, or an earlier one in its own, is in one pair for that split.
@@ -74,7 +74,7 @@ def duplicates(seen: Sequence[Seen]) -> tuple[list[Pair], list[Pair]]:
 class _Table:
     """A split, ready for looking up: the first image of each content, and the coefficients of all with contrast."""
 
-    def __init__(self, seen: Seen, contents: Sequence[object]) -> None:
+    def __init__(self, seen: ImageStats, contents: Sequence[object]) -> None:
         self.seen = seen
         self.digests = {i: content for i, content in enumerate(contents) if content is not None}
         self.first: dict[object, int] = {}

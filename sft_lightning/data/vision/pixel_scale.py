@@ -5,8 +5,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.data.source import Part
-from sft_lightning.data.splits import Request
+from sft_lightning.data.source import Examples
+from sft_lightning.data.splits import SplitConfig
 from sft_lightning.data.vision.image_files import DARK, FileFacts
 from sft_lightning.data.vision.images import EncodedImages, Geometry
 from sft_lightning.data.vision.value_ranges import (
@@ -29,9 +29,9 @@ class PixelScale:
     """A part of `ImageDataModule`, whose attributes these are."""
 
     geometry: Geometry
-    request: Request
+    request: SplitConfig
     value_range: Range | None
-    _parts: list[Part]
+    _parts: list[Examples]
 
     @property
     def _measures_values(self) -> bool:

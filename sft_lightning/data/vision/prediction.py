@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from sft_lightning.data.loaders import EvalLoader, RawBatch
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.run_splits import TestOn
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split, Splits
 from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
 from sft_lightning.data.vision.images import Geometry, decode, stacked
-from sft_lightning.data.vision.prediction_files import Listing, open_pictures
+from sft_lightning.data.vision.prediction_files import Listing, open_images
 from sft_lightning.utils.errors import InputError
 
 _Request = tuple[int, str, str]  # position in the listing, name, path
@@ -176,8 +176,8 @@ class ToPredict(ABC):
             if self.predict_source is None:
                 self._predicted = self.splits["test"]
             else:
-                found = open_pictures(self.predict_source, self.root, self.bad.policy == "raise")
-                if isinstance(found, Part):
+                found = open_images(self.predict_source, self.root, self.bad.policy == "raise")
+                if isinstance(found, Examples):
                     part = readable(found, self.bad)
                     self._predicted = Split(part, list(range(len(part))))
                 else:

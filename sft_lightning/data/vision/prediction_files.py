@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_lightning.data.shards import INDEX, ShardSource
-from sft_lightning.data.source import Part, concatenated
+from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.sources import open_source
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
-from sft_lightning.data.vision.file_checks import printable, text, whole
+from sft_lightning.data.vision.file_checks import describe_error, printable, skip_damaged
 from sft_lightning.data.vision.file_kinds import PassedOver
 from sft_lightning.data.vision.folders import pictures
 from sft_lightning.utils.errors import InputError
@@ -106,7 +106,7 @@ class OneFile(Listing):
             InputError: It is no picture.
         """
         self.name, self.path, self.count = str(path), path, 1
-        reason = whole(path)
+        reason = skip_damaged(path)
         if reason is not None:
             raise InputError(
                 f"{setting} '{printable(path)}' cannot be read as an image ({reason}): give an image, a folder, or a "
@@ -115,10 +115,10 @@ class OneFile(Listing):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """The file."""
-        return iter([(text(self.path.name), str(self.path))])
+        return iter([(describe_error(self.path.name), str(self.path))])
 
 
-def open_pictures(name: str, root: str = "data", check: bool = True) -> Listing | Part:
+def open_images(name: str, root: str = "data", check: bool = True) -> Listing | Examples:
     """The pictures to predict: all of a folder, those that a manifest lists, one file, or a data set's test part.
 
     Args:

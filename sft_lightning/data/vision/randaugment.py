@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.data.vision.affine import resampled
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.transfer import to_device
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _SMOOTH = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13
@@ -63,7 +63,7 @@ def sharpness(x: Tensor, m: Tensor) -> Tensor:
     """Moves all pixels but those of the border toward their smoothed neighborhood."""
     if min(x.shape[-2:]) < 3:
         return x
-    kernel = sent(_SMOOTH.to(x.dtype), x.device)
+    kernel = to_device(_SMOOTH.to(x.dtype), x.device)
     smooth = x.clone()
     smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
     return _blend(x, smooth, m)
@@ -162,9 +162,9 @@ def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tenso
         amount = _LOW[chosen] + share * _WIDTH[chosen]
         # Pictures with the same operation follow each other, so that all choices travel at once, and each is a part.
         chosen, order = chosen.sort(stable=True)
-        x, rows = x[sent(rows.argsort()[order], x.device)], order
+        x, rows = x[to_device(rows.argsort()[order], x.device)], order
         amount = amount[order]
-        m, bounds = sent(amount, x.device), torch.searchsorted(chosen, torch.arange(len(PIXELS) + 1)).tolist()
+        m, bounds = to_device(amount, x.device), torch.searchsorted(chosen, torch.arange(len(PIXELS) + 1)).tolist()
         parts = [
             x[first:last] if change is identity else change(x[first:last], m[first:last])
             for (change, _, _), first, last in zip(PIXELS.values(), bounds, bounds[1:], strict=False)
@@ -174,7 +174,7 @@ def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tenso
             source = sources(chosen[first:] - len(PIXELS), amount[first:], height, width)
             parts.append(resampled(x[first:], source))
         x = torch.cat(parts, out=torch.empty_like(x))
-    return x[sent(rows.argsort(), x.device)]
+    return x[to_device(rows.argsort(), x.device)]
 
 
 def cutout(x: Tensor, side: float, generator: torch.Generator) -> Tensor:
@@ -186,7 +186,7 @@ def cutout(x: Tensor, side: float, generator: torch.Generator) -> Tensor:
         generator: On the CPU.
     """
     height, width = x.shape[-2:]
-    center = sent(torch.rand(2, len(x), 1, generator=generator), x.device)
+    center = to_device(torch.rand(2, len(x), 1, generator=generator), x.device)
     rows = (torch.arange(height, device=x.device) + 0.5 - center[0] * height).abs() < side * height / 2
     columns = (torch.arange(width, device=x.device) + 0.5 - center[1] * width).abs() < side * width / 2
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from sft_lightning.utils.errors import InputError, near
+from sft_lightning.utils.errors import InputError, did_you_mean
 
 _BLOCK = 2**20  # bytes that are read at a time
 Pictures = Tensor | list[Path]
@@ -132,7 +132,8 @@ def load_dataset(name: str, root: Path, download: bool) -> Loaded:
         variant = variant or "balanced"
         if variant not in _EMNIST_SPLITS:
             raise InputError(
-                f"source {name!r}: EMNIST has the splits {', '.join(_EMNIST_SPLITS)}{near(variant, _EMNIST_SPLITS)}"
+                f"source {name!r}: EMNIST has the splits "
+                f"{', '.join(_EMNIST_SPLITS)}{did_you_mean(variant, _EMNIST_SPLITS)}"
             )
     elif variant:
         raise InputError(f"source {name!r}: {base} has no variants; write {base!r}")

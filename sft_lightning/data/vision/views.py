@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from sft_lightning.data.vision.affine import random_affine
 from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
-from sft_lightning.utils.errors import InputError, at_least, near, shares
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
+from sft_lightning.utils.transfer import to_device
 
 _APART = 0x9E3779B9  # between the seeds of the views of one batch; of 32 bits, all that torch's CPU generator knows
 
@@ -40,8 +40,8 @@ class WeakView:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
-        at_least(0, crop_padding=self.crop_padding, rotation=self.rotation, shear=self.shear)
-        shares(translation=self.translation)
+        check_min(0, crop_padding=self.crop_padding, rotation=self.rotation, shear=self.shear)
+        check_fraction(translation=self.translation)
         if self.scale is not None and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
             raise InputError(f"scale is {self.scale}: give two factors such as [0.9, 1.1]")
         if self.shear >= 90:
@@ -74,8 +74,8 @@ class StrongView:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
-        at_least(0, operations=self.operations)
-        shares(cutout=self.cutout)
+        check_min(0, operations=self.operations)
+        check_fraction(cutout=self.cutout)
 
     def __bool__(self) -> bool:
         """Whether it changes anything."""
@@ -103,7 +103,7 @@ def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> V
         raise InputError(f"{name} is {given!r:.60}: give a {kind.__name__}, or a mapping with {', '.join(known)}")
     for key in given:
         if key not in known:
-            raise InputError(f"{name} has {key!r}{near(str(key), known)}: give some of {', '.join(known)}")
+            raise InputError(f"{name} has {key!r}{did_you_mean(str(key), known)}: give some of {', '.join(known)}")
     try:
         return kind(**given)
     except TypeError as error:  # a text in the place of a number
@@ -150,7 +150,7 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
     if view.crop_padding:
         pad = view.crop_padding
         corner = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-        top, left = sent(corner, x.device)
+        top, left = to_device(corner, x.device)
         rows = top[:, None] + torch.arange(height, device=x.device)
         columns = left[:, None] + torch.arange(width, device=x.device)
         padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
@@ -158,7 +158,7 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
         x = padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if view.flip:
         flipped = torch.rand(count, generator=generator) < 0.5
-        x = torch.where(sent(flipped, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+        x = torch.where(to_device(flipped, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
     if view.is_affine:
         x = random_affine(x, view.rotation, view.translation, view.scale or (1, 1), view.shear, generator)
     return x
@@ -195,5 +195,5 @@ def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> 
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
     theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
-    grid = F.affine_grid(sent(theta, x.device), list(x.shape), align_corners=False)
+    grid = F.affine_grid(to_device(theta, x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sft_lightning.losses.features.base import FeatureLoss
 from sft_lightning.utils.distributed import sum_over_ranks
-from sft_lightning.utils.errors import shares
+from sft_lightning.utils.errors import check_fraction
 
 
 class Center(FeatureLoss):
@@ -28,7 +28,7 @@ class Center(FeatureLoss):
             InputError: It is no share.
         """
         super().__init__()
-        shares(rate=rate)
+        check_fraction(rate=rate)
         self.rate = rate
 
     def build(self, num_classes: int, num_features: int) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sft_lightning.losses.features.base import FeatureLoss
 from sft_lightning.utils.distributed import sum_over_ranks
-from sft_lightning.utils.errors import InputError, decays
+from sft_lightning.utils.errors import InputError, check_decay
 
 
 class CosinePrototype(FeatureLoss):
@@ -38,7 +38,7 @@ class CosinePrototype(FeatureLoss):
             InputError: momentum is out of its range.
         """
         super().__init__()
-        decays(momentum=momentum)
+        check_decay(momentum=momentum)
         self.kind, self.momentum, self.seed = prototypes, momentum, seed
         self.separates = prototypes == "simplex"  # type: ignore[misc]
 

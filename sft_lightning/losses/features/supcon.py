@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.losses.features.base import FeatureLoss
-from sft_lightning.utils.distributed import gathered
-from sft_lightning.utils.errors import above_zero, at_least
+from sft_lightning.utils.distributed import all_gather_cat
+from sft_lightning.utils.errors import check_min, check_positive
 
 
 class SupCon(FeatureLoss):
@@ -27,8 +27,8 @@ class SupCon(FeatureLoss):
             InputError: One is out of its range.
         """
         super().__init__()
-        above_zero(temperature=temperature)
-        at_least(0, projection=projection)
+        check_positive(temperature=temperature)
+        check_min(0, projection=projection)
         self.temperature, self.width = temperature, projection
 
     def build(self, num_classes: int, num_features: int) -> None:
@@ -51,7 +51,7 @@ class SupCon(FeatureLoss):
             labels: int64, (B,).
         """
         z = F.normalize(self.project(features), dim=1)
-        z, labels = gathered(z), gathered(labels)
+        z, labels = all_gather_cat(z), all_gather_cat(labels)
         others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
         similarity = (z @ z.T / self.temperature).masked_fill(~others, -torch.inf)
         log_share = similarity - similarity.logsumexp(1, keepdim=True)

@@ -1,21 +1,11 @@
 """All regularizers R(theta) by name, so that a YAML can say `class_path: L2SP`."""
 
 from sft_lightning.losses.regularizers.base import (
-    FromSource as FromSource,
-)
-from sft_lightning.losses.regularizers.base import (
+    ActivationRegularizer as ActivationRegularizer,
     Regularizer as Regularizer,
-)
-from sft_lightning.losses.regularizers.base import (
-    Watcher as Watcher,
-)
-from sft_lightning.losses.regularizers.base import (
+    StartRegularizer as StartRegularizer,
     half_square as half_square,
-)
-from sft_lightning.losses.regularizers.base import (
     l2 as l2,
-)
-from sft_lightning.losses.regularizers.base import (
     outputs_of as outputs_of,
 )
 from sft_lightning.losses.regularizers.bss import BSS

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sft_lightning.networks.vision.backbones import Backbone
-from sft_lightning.utils.errors import at_least
+from sft_lightning.utils.errors import check_min
 
 
 class Regularizer(nn.Module, ABC):
@@ -33,7 +33,7 @@ class Regularizer(nn.Module, ABC):
             InputError: It is negative.
         """
         super().__init__()
-        at_least(0, weight=weight)
+        check_min(0, weight=weight)
         self.weight = weight
 
     def build(self, backbone: Backbone) -> None:
@@ -72,7 +72,7 @@ class Regularizer(nn.Module, ABC):
         """
 
 
-class FromSource(Regularizer):
+class StartRegularizer(Regularizer):
     """Compares with the network as it was at the start, theta_0: a frozen copy that checkpoints hold, too.
 
     What has no start, such as a new head, gets beta/2 |w|^2.
@@ -91,7 +91,7 @@ class FromSource(Regularizer):
             InputError: One is negative.
         """
         super().__init__(weight)
-        at_least(0, beta=beta)
+        check_min(0, beta=beta)
         self.beta = beta
 
     def forward(self, network: nn.Module) -> Tensor:
@@ -113,7 +113,7 @@ class FromSource(Regularizer):
         super().build(backbone)
         self.source = deepcopy(backbone).requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "FromSource":
+    def train(self, mode: bool = True) -> "StartRegularizer":
         """The source stays in eval mode."""
         super().train(mode)
         if hasattr(self, "source"):
@@ -121,7 +121,7 @@ class FromSource(Regularizer):
         return self
 
 
-class Watcher(Regularizer):
+class ActivationRegularizer(Regularizer):
     """Looks at what some modules of the backbone make of a training pass."""
 
     watches = True

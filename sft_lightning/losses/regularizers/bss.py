@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.losses.regularizers.base import Watcher
+from sft_lightning.losses.regularizers.base import ActivationRegularizer
 from sft_lightning.networks.vision.backbones import Backbone
-from sft_lightning.utils.errors import at_least
+from sft_lightning.utils.errors import check_min
 
 
-class BSS(Watcher):
+class BSS(ActivationRegularizer):
     """The sum of the k smallest squared singular values of a batch's features: directions that do not transfer fade."""
 
     def __init__(self, weight: float = 0.001, k: int = 1) -> None:
@@ -22,7 +22,7 @@ class BSS(Watcher):
             InputError: One is out of its range.
         """
         super().__init__(weight)
-        at_least(1, k=k)
+        check_min(1, k=k)
         self.k = k
 
     def watched(self, backbone: Backbone) -> list[nn.Module]:

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.losses.regularizers.base import FromSource, Watcher, outputs_of
+from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer, outputs_of
 from sft_lightning.networks.blocks import blocks
 from sft_lightning.networks.vision.backbones import Backbone
-from sft_lightning.utils.errors import InputError, at_least
+from sft_lightning.utils.errors import InputError, check_min
 
 
-class DELTA(FromSource, Watcher):
+class DELTA(StartRegularizer, ActivationRegularizer):
     """alpha/2 |FM - FM_0|^2: feature maps stay near those that the start makes of the same examples.
 
     A map's squared distance is summed over its positions and averaged over examples and channels, as if all channels
@@ -29,7 +29,7 @@ class DELTA(FromSource, Watcher):
             InputError: A factor is negative, or there is no layer.
         """
         super().__init__(weight, beta)
-        at_least(1, layers=layers)
+        check_min(1, layers=layers)
         self.layers = layers
 
     def build(self, backbone: Backbone) -> None:

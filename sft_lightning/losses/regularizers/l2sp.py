@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.losses.regularizers.base import FromSource, half_square
+from sft_lightning.losses.regularizers.base import StartRegularizer, half_square
 
 
-class L2SP(FromSource):
+class L2SP(StartRegularizer):
     """alpha/2 |w - w_0|^2 of the backbone, whose start is w_0, and beta/2 |w|^2 of what has no start, such as the head.
 
     Without weights to start from it ties the network to its random initialization.

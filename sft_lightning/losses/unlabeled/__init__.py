@@ -2,43 +2,19 @@
 
 from sft_lightning.losses.unlabeled.adamatch import AdaMatch
 from sft_lightning.losses.unlabeled.base import (
-    About as About,
-)
-from sft_lightning.losses.unlabeled.base import (
     Consistency as Consistency,
-)
-from sft_lightning.losses.unlabeled.base import (
     Network as Network,
-)
-from sft_lightning.losses.unlabeled.base import (
     Outputs as Outputs,
-)
-from sft_lightning.losses.unlabeled.base import (
-    Result as Result,
-)
-from sft_lightning.losses.unlabeled.base import (
-    Step as Step,
-)
-from sft_lightning.losses.unlabeled.base import (
     Strategy as Strategy,
-)
-from sft_lightning.losses.unlabeled.base import (
-    aligned as aligned,
-)
-from sft_lightning.losses.unlabeled.base import (
+    StrategyContext as StrategyContext,
+    StrategyInputs as StrategyInputs,
+    StrategyOutput as StrategyOutput,
+    align_distribution as align_distribution,
     at_least_float32 as at_least_float32,
-)
-from sft_lightning.losses.unlabeled.base import (
+    ema_update_ as ema_update_,
+    frozen_bn_stats as frozen_bn_stats,
     masked_cross_entropy as masked_cross_entropy,
-)
-from sft_lightning.losses.unlabeled.base import (
-    moved_toward as moved_toward,
-)
-from sft_lightning.losses.unlabeled.base import (
-    sharpened as sharpened,
-)
-from sft_lightning.losses.unlabeled.base import (
-    still_statistics as still_statistics,
+    sharpen as sharpen,
 )
 from sft_lightning.losses.unlabeled.debiasmatch import DebiasMatch
 from sft_lightning.losses.unlabeled.dst import DST

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from sft_lightning.losses.unlabeled.base import (
-    About,
     Consistency,
-    Result,
-    Step,
-    aligned,
+    StrategyContext,
+    StrategyInputs,
+    StrategyOutput,
+    align_distribution,
     at_least_float32,
-    moved_toward,
-    still_statistics,
+    ema_update_,
+    frozen_bn_stats,
 )
 from sft_lightning.utils.distributed import mean_over_ranks
-from sft_lightning.utils.errors import decays, shares
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.errors import check_decay, check_fraction
+from sft_lightning.utils.transfer import to_device
 
 
 class AdaMatch(Consistency):
@@ -47,11 +47,11 @@ class AdaMatch(Consistency):
             InputError: One is no share.
         """
         super().__init__()
-        shares(threshold=threshold)
-        decays(momentum=momentum)
+        check_fraction(threshold=threshold)
+        check_decay(momentum=momentum)
         self.threshold, self.momentum, self.interpolation = threshold, momentum, interpolation
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """Two running means, uniform at first.
 
         Args:
@@ -62,26 +62,28 @@ class AdaMatch(Consistency):
         self.register_buffer("unlabeled_mean", uniform.clone())
         self.register_buffer("threshold_now", torch.tensor(self.threshold))
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """The consistency loss; the labeled logits are replaced by interpolated ones."""
         if not self.interpolation:
             return super().loss(step)
-        with still_statistics(step.network):
+        with frozen_bn_stats(step.network):
             alone = step.network.outputs(step.labeled.x).logits
         generator = torch.Generator().manual_seed(step.unlabeled.draw)
-        share = sent(torch.rand(alone.shape, generator=generator, dtype=torch.float32), alone.device).to(alone.dtype)
+        share = to_device(torch.rand(alone.shape, generator=generator, dtype=torch.float32), alone.device).to(
+            alone.dtype
+        )
         known = step.known._replace(logits=torch.lerp(alone, step.known.logits, share))
         return super().loss(step._replace(known=known))._replace(known=known.logits)
 
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """The most likely class after alignment, where its probability reaches the relative threshold."""
         # The weak views only, as the unlabeled ones are: strong ones are less sure.
         labeled = at_least_float32(step.known.logits[: step.labeled.num_weak]).softmax(1)
         free = logits.softmax(1)
-        moved_toward(self.known_mean, mean_over_ranks(labeled), self.momentum)
-        moved_toward(self.unlabeled_mean, mean_over_ranks(free), self.momentum)
+        ema_update_(self.known_mean, mean_over_ranks(labeled), self.momentum)
+        ema_update_(self.unlabeled_mean, mean_over_ranks(free), self.momentum)
         self.threshold_now.copy_(self.threshold * mean_over_ranks(labeled.amax(1)))
-        confidence, label = aligned(free, self.known_mean, self.unlabeled_mean).max(1)
+        confidence, label = align_distribution(free, self.known_mean, self.unlabeled_mean).max(1)
         return label, (confidence >= self.threshold_now).float()
 
     def told(self) -> Mapping[str, Tensor]:

@@ -37,7 +37,7 @@ class Network(Protocol):
         """Logits of the averaged network, without gradient."""
 
 
-class About(NamedTuple):
+class StrategyContext(NamedTuple):
     """What a strategy is told before the first step.
 
     Attributes:
@@ -51,7 +51,7 @@ class About(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-class Step(NamedTuple):
+class StrategyInputs(NamedTuple):
     """What a strategy is given of one training step.
 
     Attributes:
@@ -69,7 +69,7 @@ class Step(NamedTuple):
     known: Outputs
 
 
-class Result(NamedTuple):
+class StrategyOutput(NamedTuple):
     """What a strategy gives back.
 
     Attributes:
@@ -106,7 +106,7 @@ class Strategy(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = False
     own_supervised: ClassVar[bool] = False
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """Makes buffers and parameters, once, before training.
 
         Args:
@@ -121,7 +121,7 @@ class Strategy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """L_u of one batch.
 
         Args:
@@ -136,7 +136,7 @@ class Consistency(Strategy):
     student: ClassVar[str | None] = "strong"
 
     @abstractmethod
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """What the strong view shall say, and how much each example counts; called without gradient.
 
         Args:
@@ -151,13 +151,13 @@ class Consistency(Strategy):
         """Thresholds and the like for the log."""
         return {}
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Weighted cross-entropy of the strong view, mean over the whole batch."""
         with torch.no_grad():
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
             target, weight = self.targets(logits, step)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
-        return Result(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.told())
+        return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.told())
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The strong view's logits as they enter the loss."""
@@ -184,7 +184,7 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tens
     return (F.cross_entropy(logits, target, reduction="none") * weight).mean()
 
 
-def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
+def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
     """p^(1/T), normalized (Berthelot et al. 2019, eq. 7).
 
     Args:
@@ -195,7 +195,7 @@ def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
     return powered / powered.sum(1, keepdim=True)
 
 
-def aligned(probabilities: Tensor, toward: Tensor, running: Tensor) -> Tensor:
+def align_distribution(probabilities: Tensor, toward: Tensor, running: Tensor) -> Tensor:
     """Distribution alignment: predictions times wanted over running mean, normalized (Berthelot et al. 2020).
 
     Args:
@@ -208,7 +208,7 @@ def aligned(probabilities: Tensor, toward: Tensor, running: Tensor) -> Tensor:
 
 
 @contextmanager
-def still_statistics(network: object) -> Iterator[None]:
+def frozen_bn_stats(network: object) -> Iterator[None]:
     """Keeps running statistics of batch normalization from moving with pictures that are attacks, or seen before.
 
     Args:
@@ -229,7 +229,7 @@ def still_statistics(network: object) -> Iterator[None]:
                 m.num_batches_tracked.copy_(count)
 
 
-def moved_toward(running: Tensor, value: Tensor, momentum: float) -> None:
+def ema_update_(running: Tensor, value: Tensor, momentum: float) -> None:
     """In place: running = momentum * running + (1 - momentum) * value.
 
     Args:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from sft_lightning.losses.unlabeled.base import About, Step, moved_toward
+from sft_lightning.losses.unlabeled.base import StrategyContext, StrategyInputs, ema_update_
 from sft_lightning.losses.unlabeled.fixmatch import FixMatch
 from sft_lightning.utils.distributed import mean_over_ranks
-from sft_lightning.utils.errors import at_least, decays
+from sft_lightning.utils.errors import check_decay, check_min
 
 
 class DebiasMatch(FixMatch):
@@ -27,11 +27,11 @@ class DebiasMatch(FixMatch):
             InputError: One is out of its range.
         """
         super().__init__(threshold)
-        at_least(0, debias=debias)
-        decays(momentum=momentum)
+        check_min(0, debias=debias)
+        check_decay(momentum=momentum)
         self.debias, self.momentum = debias, momentum
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """A running mean, uniform at first.
 
         Args:
@@ -39,11 +39,11 @@ class DebiasMatch(FixMatch):
         """
         self.register_buffer("prediction_mean", torch.full((about.num_classes,), 1 / about.num_classes))
 
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """As FixMatch, from corrected logits; then the mean of the uncorrected predictions moves on."""
         self._correction = self.debias * self.prediction_mean.clamp_min(1e-12).log()
         label, weight = super().targets(logits - self._correction, step)
-        moved_toward(self.prediction_mean, mean_over_ranks(logits.softmax(1)), self.momentum)
+        ema_update_(self.prediction_mean, mean_over_ranks(logits.softmax(1)), self.momentum)
         return label, weight
 
     def adjusted(self, logits: Tensor) -> Tensor:

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled.base import About, Result, Step, at_least_float32, masked_cross_entropy
+from sft_lightning.losses.unlabeled.base import (
+    StrategyContext,
+    StrategyInputs,
+    StrategyOutput,
+    at_least_float32,
+    masked_cross_entropy,
+)
 from sft_lightning.losses.unlabeled.fixmatch import FixMatch
-from sft_lightning.utils.errors import at_least, shares
+from sft_lightning.utils.errors import check_fraction, check_min
 
 
 class DST(FixMatch):
@@ -48,13 +54,13 @@ class DST(FixMatch):
             InputError: One is out of its range.
         """
         super().__init__(threshold)
-        at_least(0, worst=worst, trade_off=trade_off)
-        at_least(1, reversal_steps=reversal_steps, width=width)
-        shares(reversal=reversal)
+        check_min(0, worst=worst, trade_off=trade_off)
+        check_min(1, reversal_steps=reversal_steps, width=width)
+        check_fraction(reversal=reversal)
         self.worst, self.trade_off = worst, trade_off
         self.reversal, self.reversal_steps, self.width = reversal, reversal_steps, width
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """Two more heads.
 
         Args:
@@ -64,12 +70,12 @@ class DST(FixMatch):
         self.worst_head = self._head(about)
         self.register_buffer("steps", torch.tensor(0))
 
-    def _head(self, about: About) -> nn.Module:
+    def _head(self, about: StrategyContext) -> nn.Module:
         return nn.Sequential(
             nn.Linear(about.num_features, self.width), nn.ReLU(), nn.Linear(self.width, about.num_classes)
         )
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Cross-entropy of the pseudo head, and the worst case."""
         with torch.no_grad():
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
@@ -83,7 +89,7 @@ class DST(FixMatch):
         wrong = -torch.log1p(-on_strong.softmax(1).gather(1, label[:, None]).clamp(max=1 - 1e-6))
         worst = self.trade_off * right + wrong.mean()
         logs = {"pseudo_head": consistency.detach(), "worst_head": worst.detach()}
-        return Result(consistency + self.worst * worst, label, weight, logs=logs)
+        return StrategyOutput(consistency + self.worst * worst, label, weight, logs=logs)
 
 
 class _Reverse(torch.autograd.Function):

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from sft_lightning.losses.unlabeled.base import Consistency, Step
-from sft_lightning.utils.errors import shares
+from sft_lightning.losses.unlabeled.base import Consistency, StrategyInputs
+from sft_lightning.utils.errors import check_fraction
 
 
 class FixMatch(Consistency):
@@ -19,10 +19,10 @@ class FixMatch(Consistency):
             InputError: It is no probability.
         """
         super().__init__()
-        shares(threshold=threshold)
+        check_fraction(threshold=threshold)
         self.threshold = threshold
 
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """The most likely class, where its probability reaches tau."""
         confidence, label = logits.softmax(1).max(1)
         return label, (confidence >= self.threshold).float()

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.losses.unlabeled.base import About, Step
+from sft_lightning.losses.unlabeled.base import StrategyContext, StrategyInputs
 from sft_lightning.losses.unlabeled.fixmatch import FixMatch
-from sft_lightning.utils.distributed import gathered
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.distributed import all_gather_cat
+from sft_lightning.utils.transfer import to_device
 
 
 class FlexMatch(FixMatch):
@@ -22,7 +22,7 @@ class FlexMatch(FixMatch):
     predicted: Tensor
     thresholds: Tensor
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """One threshold a class.
 
         Args:
@@ -53,7 +53,7 @@ class FlexMatch(FixMatch):
         """
         self.predicted = state.to(self.thresholds.device)
 
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """As FixMatch with the thresholds of the classes; then the status is brought up to date."""
         confidence, label = logits.softmax(1).max(1)
         # Neither `bincount` nor a mask as an index: for both the CPU waits for the device.
@@ -64,7 +64,10 @@ class FlexMatch(FixMatch):
         self.thresholds.copy_(self.threshold * beta / (2 - beta))
         weight = (confidence >= self.thresholds[label]).float()
         sure = confidence >= self.threshold
-        indices, labels = gathered(sent(step.unlabeled.indices, label.device)), gathered(torch.where(sure, label, -1))
+        indices, labels = (
+            all_gather_cat(to_device(step.unlabeled.indices, label.device)),
+            all_gather_cat(torch.where(sure, label, -1)),
+        )
         beyond = nn.functional.pad(self.predicted, (0, 1))  # one more place, for those that are not sure
         beyond[torch.where(labels >= 0, indices, len(self.predicted))] = labels
         self.predicted.copy_(beyond[:-1])  # in place: a step that is left out takes it back

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled.base import About, Consistency, Result, Step, moved_toward
+from sft_lightning.losses.unlabeled.base import (
+    Consistency,
+    StrategyContext,
+    StrategyInputs,
+    StrategyOutput,
+    ema_update_,
+)
 from sft_lightning.utils.distributed import mean_over_ranks, sum_over_ranks
-from sft_lightning.utils.errors import at_least, decays
+from sft_lightning.utils.errors import check_decay, check_min
 
 
 class FreeMatch(Consistency):
@@ -29,11 +35,11 @@ class FreeMatch(Consistency):
             InputError: One is out of its range.
         """
         super().__init__()
-        decays(momentum=momentum)
-        at_least(0, fairness=fairness)
+        check_decay(momentum=momentum)
+        check_min(0, fairness=fairness)
         self.momentum, self.fairness = momentum, fairness
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """Running means, at first as of a network that knows nothing.
 
         Args:
@@ -49,16 +55,16 @@ class FreeMatch(Consistency):
         """(C,): tau(c)."""
         return self.mean_prediction / self.mean_prediction.max() * self.mean_confidence
 
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """The most likely class, where its probability reaches the threshold of that class."""
         probabilities = logits.softmax(1)
         confidence, label = probabilities.max(1)
-        moved_toward(self.mean_confidence, mean_over_ranks(confidence), self.momentum)
-        moved_toward(self.mean_prediction, mean_over_ranks(probabilities), self.momentum)
-        moved_toward(self.label_histogram, mean_over_ranks(F.one_hot(label, logits.shape[1]).to(logits)), self.momentum)
+        ema_update_(self.mean_confidence, mean_over_ranks(confidence), self.momentum)
+        ema_update_(self.mean_prediction, mean_over_ranks(probabilities), self.momentum)
+        ema_update_(self.label_histogram, mean_over_ranks(F.one_hot(label, logits.shape[1]).to(logits)), self.momentum)
         return label, (confidence >= self.thresholds[label]).float()
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """The consistency loss, and w_f times the fairness."""
         result = super().loss(step)
         assert result.weight is not None

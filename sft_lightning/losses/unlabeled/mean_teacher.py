@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled.base import Result, Step, Strategy, at_least_float32
+from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, StrategyOutput, at_least_float32
 
 
 class MeanTeacher(Strategy):
@@ -16,7 +16,7 @@ class MeanTeacher(Strategy):
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
     needs_teacher: ClassVar[bool] = True
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Mean squared difference of the probabilities; the teacher gets no gradient."""
         target = at_least_float32(step.network.teacher_logits(step.unlabeled.weak_2)).softmax(1)
-        return Result(F.mse_loss(step.student.logits.softmax(1), target), target.argmax(1))
+        return StrategyOutput(F.mse_loss(step.student.logits.softmax(1), target), target.argmax(1))

@@ -6,9 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled.base import About, Result, Step, Strategy, at_least_float32, sharpened
-from sft_lightning.utils.errors import above_zero
-from sft_lightning.utils.transfer import sent
+from sft_lightning.losses.unlabeled.base import (
+    Strategy,
+    StrategyContext,
+    StrategyInputs,
+    StrategyOutput,
+    at_least_float32,
+    sharpen,
+)
+from sft_lightning.utils.errors import check_positive
+from sft_lightning.utils.transfer import to_device
 
 
 class MixMatch(Strategy):
@@ -34,10 +41,10 @@ class MixMatch(Strategy):
             InputError: One is not above 0.
         """
         super().__init__()
-        above_zero(temperature=temperature, alpha=alpha)
+        check_positive(temperature=temperature, alpha=alpha)
         self.temperature, self.alpha = temperature, alpha
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """Keeps the number of classes.
 
         Args:
@@ -45,23 +52,23 @@ class MixMatch(Strategy):
         """
         self._classes = about.num_classes
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Squared error on mixed unlabeled pictures; cross-entropy on mixed labeled ones as L_s."""
         with torch.no_grad():
             views = (step.unlabeled.weak, step.unlabeled.weak_2)
             guesses = [at_least_float32(step.network.outputs(x).logits).softmax(1) for x in views]
-            guess = sharpened((guesses[0] + guesses[1]) / 2, self.temperature)
+            guess = sharpen((guesses[0] + guesses[1]) / 2, self.temperature)
         x = torch.cat([step.labeled.x, step.unlabeled.weak, step.unlabeled.weak_2])
         target = torch.cat([F.one_hot(step.labeled.y, self._classes).to(guess), guess, guess])
         share, order = self.mixture(len(x), step.unlabeled.draw)
-        share, order = sent(share, x.device), sent(order, x.device)
+        share, order = to_device(share, x.device), to_device(order, x.device)
         mixed = torch.lerp(x[order], x, share.to(x.dtype).view(-1, 1, 1, 1))
         mixed_target = torch.lerp(target[order], target, share.to(target.dtype)[:, None])
         logits = step.network.outputs(mixed).logits
         count = len(step.labeled.x)
         supervised = F.cross_entropy(logits[:count], mixed_target[:count])
         loss = F.mse_loss(logits[count:].softmax(1), mixed_target[count:])
-        return Result(loss, guess.argmax(1), supervised=supervised)
+        return StrategyOutput(loss, guess.argmax(1), supervised=supervised)
 
     def mixture(self, count: int, draw: int) -> tuple[Tensor, Tensor]:
         """Shares of at least a half, and partners.

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled.base import Result, Step, Strategy
+from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, StrategyOutput
 
 
 class PiModel(Strategy):
@@ -14,8 +14,8 @@ class PiModel(Strategy):
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
     student: ClassVar[str | None] = None
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Mean squared difference of the probabilities; one pass, so that batch normalization treats both alike."""
         both = step.network.outputs(torch.cat([step.unlabeled.weak, step.unlabeled.weak_2])).logits
         one, two = both.softmax(1).chunk(2)
-        return Result(F.mse_loss(one, two), one.detach().argmax(1))
+        return StrategyOutput(F.mse_loss(one, two), one.detach().argmax(1))

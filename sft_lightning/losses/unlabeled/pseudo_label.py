@@ -2,8 +2,14 @@
 
 import torch
 
-from sft_lightning.losses.unlabeled.base import Result, Step, Strategy, at_least_float32, masked_cross_entropy
-from sft_lightning.utils.errors import shares
+from sft_lightning.losses.unlabeled.base import (
+    Strategy,
+    StrategyInputs,
+    StrategyOutput,
+    at_least_float32,
+    masked_cross_entropy,
+)
+from sft_lightning.utils.errors import check_fraction
 
 
 class PseudoLabel(Strategy):
@@ -22,12 +28,12 @@ class PseudoLabel(Strategy):
             InputError: It is no probability.
         """
         super().__init__()
-        shares(threshold=threshold)
+        check_fraction(threshold=threshold)
         self.threshold = threshold
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Cross-entropy with the network's own answer, which gets no gradient."""
         with torch.no_grad():
             confidence, label = at_least_float32(step.student.logits).softmax(1).max(1)
             weight = (confidence >= self.threshold).float()
-        return Result(masked_cross_entropy(step.student.logits, label, weight), label, weight)
+        return StrategyOutput(masked_cross_entropy(step.student.logits, label, weight), label, weight)

@@ -1,7 +1,7 @@
 """Reconstruction as L_u: the features shall still hold the picture."""
 
 from sft_lightning.losses.reconstruction import reconstruction
-from sft_lightning.losses.unlabeled.base import About, Result, Step, Strategy
+from sft_lightning.losses.unlabeled.base import Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.networks.vision.autoencoders import ConvDecoder
 
 
@@ -11,7 +11,7 @@ class Reconstruction(Strategy):
     Class logits hold no picture, so the decoder starts at the features. Works on pixels, of any size.
     """
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """The decoder.
 
         Args:
@@ -19,6 +19,6 @@ class Reconstruction(Strategy):
         """
         self.decoder = ConvDecoder(about.image_shape, about.num_features)
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Mean squared error."""
-        return Result(reconstruction(self.decoder(step.student.features), step.unlabeled.weak))
+        return StrategyOutput(reconstruction(self.decoder(step.student.features), step.unlabeled.weak))

@@ -5,9 +5,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sft_lightning.losses.unlabeled.base import About, Consistency, Step, aligned, moved_toward
+from sft_lightning.losses.unlabeled.base import (
+    Consistency,
+    StrategyContext,
+    StrategyInputs,
+    align_distribution,
+    ema_update_,
+)
 from sft_lightning.utils.distributed import mean_over_ranks, sum_over_ranks
-from sft_lightning.utils.errors import above_zero, decays
+from sft_lightning.utils.errors import check_decay, check_positive
 
 
 class SoftMatch(Consistency):
@@ -32,11 +38,11 @@ class SoftMatch(Consistency):
             InputError: One is out of its range.
         """
         super().__init__()
-        decays(momentum=momentum)
-        above_zero(width=width)
+        check_decay(momentum=momentum)
+        check_positive(width=width)
         self.momentum, self.width, self.uniform_alignment = momentum, width, uniform_alignment
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         """Running mean 1 / C and variance 1 of the confidence, as the paper starts.
 
         Args:
@@ -46,20 +52,20 @@ class SoftMatch(Consistency):
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("prediction_mean", torch.full((about.num_classes,), 1 / about.num_classes))
 
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """The most likely class, and its weight."""
         probabilities = logits.softmax(1)
         label = probabilities.argmax(1)
         if self.uniform_alignment:
-            moved_toward(self.prediction_mean, mean_over_ranks(probabilities), self.momentum)
+            ema_update_(self.prediction_mean, mean_over_ranks(probabilities), self.momentum)
             uniform = torch.full_like(self.prediction_mean, 1 / len(self.prediction_mean))
-            probabilities = aligned(probabilities, uniform, self.prediction_mean)
+            probabilities = align_distribution(probabilities, uniform, self.prediction_mean)
         confidence = probabilities.amax(1)
         mean = mean_over_ranks(confidence)
         variance = mean_over_ranks((confidence - mean).square())  # the difference of two means would round below 0
         count = sum_over_ranks(confidence.new_full((), len(confidence)))
-        moved_toward(self.mean, mean, self.momentum)
-        moved_toward(self.variance, variance * count / (count - 1).clamp_min(1), self.momentum)
+        ema_update_(self.mean, mean, self.momentum)
+        ema_update_(self.variance, variance * count / (count - 1).clamp_min(1), self.momentum)
         below = (confidence - self.mean).clamp(max=0)
         weight = torch.exp(-below.square() / (2 * self.variance.clamp_min(1e-12) / self.width**2))
         return label, weight

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from sft_lightning.losses.unlabeled.base import Consistency, Step
-from sft_lightning.utils.errors import above_zero, shares
+from sft_lightning.losses.unlabeled.base import Consistency, StrategyInputs
+from sft_lightning.utils.errors import check_fraction, check_positive
 
 
 class UDA(Consistency):
@@ -23,11 +23,11 @@ class UDA(Consistency):
             InputError: One is out of its range.
         """
         super().__init__()
-        above_zero(temperature=temperature)
-        shares(threshold=threshold)
+        check_positive(temperature=temperature)
+        check_fraction(threshold=threshold)
         self.temperature, self.threshold = temperature, threshold
 
-    def targets(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """Softmax at low temperature, where the softmax at 1 reaches the threshold."""
         confident = logits.softmax(1).amax(1) >= self.threshold
         return (logits / self.temperature).softmax(1), confident.float()

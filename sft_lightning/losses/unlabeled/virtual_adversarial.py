@@ -6,9 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.losses.unlabeled.base import Network, Result, Step, Strategy, at_least_float32, still_statistics
-from sft_lightning.utils.errors import above_zero, at_least
-from sft_lightning.utils.transfer import sent
+from sft_lightning.losses.unlabeled.base import (
+    Network,
+    Strategy,
+    StrategyInputs,
+    StrategyOutput,
+    at_least_float32,
+    frozen_bn_stats,
+)
+from sft_lightning.utils.errors import check_min, check_positive
+from sft_lightning.utils.transfer import to_device
 
 
 class VirtualAdversarial(Strategy):
@@ -34,23 +41,23 @@ class VirtualAdversarial(Strategy):
             InputError: One of them is negative or zero.
         """
         super().__init__()
-        above_zero(epsilon=epsilon, xi=xi)
-        at_least(1, steps=steps)
-        at_least(0, entropy=entropy)
+        check_positive(epsilon=epsilon, xi=xi)
+        check_min(1, steps=steps)
+        check_min(0, entropy=entropy)
         self.epsilon, self.xi, self.steps, self.entropy = epsilon, xi, steps, entropy
 
-    def loss(self, step: Step) -> Result:
+    def loss(self, step: StrategyInputs) -> StrategyOutput:
         """KL divergence from the prediction to that of the perturbed example."""
         x = step.unlabeled.weak
         with torch.set_grad_enabled(self.entropy > 0):
             logs = at_least_float32(step.network.outputs(x).logits).log_softmax(1)
         clean = logs.detach()
-        with still_statistics(step.network):
+        with frozen_bn_stats(step.network):
             attacked = step.network.outputs(x + self.epsilon * self.direction(step.network, x, step.unlabeled.draw))
         loss = _kl(clean, attacked.logits)
         if self.entropy:
             loss = loss - self.entropy * (logs.exp() * logs).sum(1).mean()
-        return Result(loss, clean.argmax(1))
+        return StrategyOutput(loss, clean.argmax(1))
 
     def direction(self, network: Network, x: Tensor, draw: int) -> Tensor:
         """Where the prediction changes most, in full precision: half of it does not resolve so small a change.
@@ -64,7 +71,7 @@ class VirtualAdversarial(Strategy):
             (B, C, H, W), each picture's of length 1.
         """
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(draw), dtype=torch.float32)
-        direction = sent(direction, x.device).to(x.dtype)
+        direction = to_device(direction, x.device).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             with torch.no_grad():
                 clean = network.outputs(x).logits.log_softmax(1)

@@ -15,7 +15,7 @@ from sft_lightning.networks.vision.normalization import (
     timm_normalization,
     torchvision_normalization,
 )
-from sft_lightning.utils.errors import InputError, near
+from sft_lightning.utils.errors import InputError, did_you_mean
 
 
 class LibraryNet(NamedTuple):
@@ -63,7 +63,8 @@ def library_net(name: str, image_shape: Sequence[int], published: bool, others: 
     if "/" in name:
         known = [f"{given}/{model}" for given, models in libraries.items() for model in models]
     raise InputError(
-        f"backbone {name!r} is unknown{near(name, known)}: give {', '.join(others)} or a name of torchvision or timm"
+        f"backbone {name!r} is unknown{did_you_mean(name, known)}: give {', '.join(others)} or a name of "
+        "torchvision or timm"
     )
 
 

@@ -19,7 +19,7 @@ from torch import distributed
 
 from sft_lightning.training.callbacks.checkpoint_validation import check_content, check_paths
 from sft_lightning.training.callbacks.preemption import Listening, stop
-from sft_lightning.utils.atomic import whole
+from sft_lightning.utils.atomic import open_atomic
 
 Place = Literal["inside", "end"]
 
@@ -49,7 +49,7 @@ class WholeFiles(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         # To a Python file: torch's own writing says "unexpected pos" of a full disk.
-        with whole(Path(path)) as staged, staged.open("wb") as file:
+        with open_atomic(Path(path)) as staged, staged.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(

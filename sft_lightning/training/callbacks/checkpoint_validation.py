@@ -9,7 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from sft_lightning.utils.errors import InputError, cause
+from sft_lightning.utils.errors import InputError, find_input_error
 
 # What Lightning looks up without asking; of a run of ours all of it is there.
 _KEPT: dict[str, type | tuple[type, ...]] = {
@@ -81,7 +81,11 @@ def _told(trainer: Trainer, restore: Callable[..., None]) -> Callable[..., None]
                 if not isinstance(made.scheduler.state_dict().get("last_epoch", 0), int):
                     raise TypeError("last_epoch of a schedule is no number")
         except Exception as error:
-            if trainer.ckpt_path is None or isinstance(error, MisconfigurationException) or cause(error) is not None:
+            if (
+                trainer.ckpt_path is None
+                or isinstance(error, MisconfigurationException)
+                or find_input_error(error) is not None
+            ):
                 raise
             said = " ".join(str(error).split())
             raise InputError(

@@ -17,7 +17,7 @@ from sft_lightning.training.callbacks.projector import examples, write_examples
 from sft_lightning.training.callbacks.validation_log import VALIDATE
 
 
-class Figures(Callback):
+class TensorBoardFigures(Callback):
     """Writes what a paradigm's `figures(stage)` gives after each validation and test.
 
     What takes longer, precision-recall curves and the projector's examples, comes once, at the end of a training, of

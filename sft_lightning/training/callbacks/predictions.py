@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 
 from sft_lightning.runs.lineage import file_digest
 from sft_lightning.runs.lock import FileLock
-from sft_lightning.utils.atomic import whole, write_json
+from sft_lightning.utils.atomic import open_atomic, write_json
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import protect_row
 
@@ -199,7 +199,7 @@ def _key(about: dict[str, Any]) -> tuple[Any, Any]:
 def _join(path: Path, world_size: int, about: dict[str, str | None]) -> None:
     """Makes one file of those of all processes."""
     pieces = [_piece(path, rank) for rank in range(world_size)]
-    with whole(path) as staged:
+    with open_atomic(path) as staged:
         if world_size == 1:
             pieces[0].replace(staged)
         else:

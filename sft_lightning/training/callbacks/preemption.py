@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 
-from sft_lightning.utils.errors import Stopped
+from sft_lightning.utils.errors import StoppedBySignal
 
 # SIGUSR1 is what SLURM sends ahead of a time limit (`--signal=USR1@120`): the job is requeued. SIGTERM comes before a
 # preempted job is requeued by SLURM itself, or of `scancel`: it is not.
@@ -57,7 +57,7 @@ class Signals:
                 Ctrl-C, Lightning listens to no other one until it has cleaned up, and ends the process. SLURM sends
                 a requeued job more signals, which must not cut short what is still written.
         """
-        stopped_by_slurm = isinstance(exception, Stopped) and "SLURM_JOB_ID" in os.environ
+        stopped_by_slurm = isinstance(exception, StoppedBySignal) and "SLURM_JOB_ID" in os.environ
         if isinstance(exception, KeyboardInterrupt) or stopped_by_slurm:
             return
         for number, handler in self._before.items():
@@ -144,14 +144,14 @@ def stop(trainer: Trainer, number: int) -> None:
     """
     told = f"{signal.Signals(number).name} at step {trainer.global_step}: "
     if trainer.checkpoint_callback is None:
-        raise Stopped(told + "nothing is saved where trainer.enable_checkpointing is false", number)
+        raise StoppedBySignal(told + "nothing is saved where trainer.enable_checkpointing is false", number)
     told += "saved"
     if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
         if trainer.is_global_zero:
             told += _requeued()
     else:
         told += f"; go on with the same command and --ckpt_path {trainer.log_dir}"
-    raise Stopped(told, number)
+    raise StoppedBySignal(told, number)
 
 
 def _requeued() -> str:

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.utils.transfer import sent
+from sft_lightning.utils.transfer import to_device
 
 _COLLAPSED = 0.5  # effective number of predicted classes as a share of that of the labels
 _LONG = 500  # steps of no accepted pseudo-label, or of collapse, before a word is said
@@ -77,7 +77,7 @@ class PseudoLabelHealth(Callback):
         weight = weight.to(self._seen.dtype)
         # Positions of examples are on the CPU, and so are the hidden labels.
         hidden = torch.full_like(guessed.indices, -1) if self._hidden is None else self._hidden[guessed.indices]
-        hidden = sent(hidden, guessed.classes.device)
+        hidden = to_device(hidden, guessed.classes.device)
         known = weight * (hidden >= 0)
         amounts = torch.stack([torch.ones_like(weight), weight, known, known * (hidden == guessed.classes)])
         self._seen.index_add_(1, guessed.classes, amounts)

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sft_lightning.networks.weights import find_weights, read_about
 from sft_lightning.runs.lineage import Link, before, file_digest, record
-from sft_lightning.runs.provenance import write_circumstances
+from sft_lightning.runs.provenance import write_provenance
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import remember
 from sft_lightning.training.callbacks.hparams import settings, write_end, write_settings
@@ -62,7 +62,7 @@ class RunFolder(SaveConfigCallback):
             request = getattr(getattr(trainer, "datamodule", None), "request", None)
             learns_labels = "labeled" in getattr(pl_module, "batch_parts", ("labeled",))
             self._record(Path(folder), learns_labels, getattr(request, "leaks", []))
-            write_circumstances(Path(folder), self.words, self.config.get("seed_everything"), trainer)
+            write_provenance(Path(folder), self.words, self.config.get("seed_everything"), trainer)
         if trainer.is_global_zero and folder is not None:
             write_settings(trainer.loggers, settings(self.config), Path(folder))
             remember(trainer.loggers, Path(folder))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.copies import Copies, find_copies, groups_of
-from sft_lightning.data.vision.image_stats import Look, Pixels, look_at
+from sft_lightning.data.vision.image_stats import Look, Pixels, compute_image_stats
 from sft_lightning.data.vision.images import Geometry, MemoryImages
 from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, Floats, differences
 
@@ -32,8 +32,10 @@ def resave(image: Image.Image) -> Image.Image:
 
 def looks(images: list[Image.Image]) -> list[Look | str]:
     data = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
-    part = Part(MemoryImages(data), [str(i) for i in range(len(images))], torch.zeros(len(images), dtype=torch.long))
-    return look_at("labeled", Split(part, list(range(len(images)))), Geometry()).looks
+    part = Examples(
+        MemoryImages(data), [str(i) for i in range(len(images))], torch.zeros(len(images), dtype=torch.long)
+    )
+    return compute_image_stats("labeled", Split(part, list(range(len(images)))), Geometry()).looks
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -143,7 +145,7 @@ def test_groups_that_share_a_copy_are_joined() -> None:
 
 def test_no_images() -> None:
     assert find_copies([]) == Copies([], 0, 0)
-    part = Part(MemoryImages(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), ["one"], torch.zeros(1, dtype=torch.long))
-    grouped = Part(part.images, ["two"], part.labels, ["patient"])
+    part = Examples(MemoryImages(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), ["one"], torch.zeros(1, dtype=torch.long))
+    grouped = Examples(part.images, ["two"], part.labels, ["patient"])
     assert groups_of([(part, 0)]) is None
     assert groups_of([(part, 0), (grouped, 0)]) == ["one", "patient"]

@@ -8,7 +8,7 @@ import sklearn.datasets
 import torch
 from PIL import Image
 
-from sft_lightning.data.vision.file_checks import BadImages, whole
+from sft_lightning.data.vision.file_checks import BadImages, skip_damaged
 from sft_lightning.data.vision.images import FileImages, Geometry, MemoryImages, cut_out, decode, open_image, repeated
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import break_middle, picture, plain
@@ -48,7 +48,7 @@ def test_formats(tmp_path: Path, name: str, options: dict[str, Any], tolerance: 
     assert image.mode == "RGB"
     assert image.size == (16, 16)
     assert near_to(image, [RED, GREEN, BLUE, WHITE], tolerance)
-    assert whole(tmp_path / name) is None
+    assert skip_damaged(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("name", ["x.tif", "x.jpg"])
@@ -221,16 +221,16 @@ def test_truncated_files_are_found_before_the_run(tmp_path: Path, name: str, sha
 @pytest.mark.parametrize(("content", "reason"), [(b"", "zero bytes"), (b"hello " * 99, "no picture that can be read")])
 def test_reason_of_what_is_no_picture(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    assert reason in str(whole(tmp_path / "x.png"))
+    assert reason in str(skip_damaged(tmp_path / "x.png"))
 
 
 def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
-    assert whole(tmp_path / "gone.png") == "it does not exist"
+    assert skip_damaged(tmp_path / "gone.png") == "it does not exist"
 
 
 def test_a_picture_spoiled_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:
     path = break_middle(picture(tmp_path / "x.png", 1, (40, 30)))
-    assert whole(path) is None
+    assert skip_damaged(path) is None
     with pytest.raises((OSError, SyntaxError)):
         open_image(path)
 

@@ -11,19 +11,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.image_stats import Look, Seen, find_contents, look_at
+from sft_lightning.data.vision.image_stats import ImageStats, Look, compute_image_stats, find_contents
 from sft_lightning.data.vision.images import Geometry, MemoryImages
-from sft_lightning.data.vision.near_duplicates import Pair, _Table, coefficients, differences, duplicates
+from sft_lightning.data.vision.near_duplicates import Pair, _Table, coefficients, differences, find_near_duplicates
 from tests.audit.conftest import Crop
 
 
-def split(name: str, pictures: Sequence[Any], channels: int = 3) -> Seen:
+def split(name: str, pictures: Sequence[Any], channels: int = 3) -> ImageStats:
     data = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     images = MemoryImages(torch.from_numpy(data).permute(0, 3, 1, 2))
-    part = Part(images, [f"{name}/{i}" for i in range(len(data))], torch.zeros(len(data), dtype=torch.long))
-    return look_at(name, Split(part, list(range(len(data)))), Geometry(channels=channels))
+    part = Examples(images, [f"{name}/{i}" for i in range(len(data))], torch.zeros(len(data), dtype=torch.long))
+    return compute_image_stats(name, Split(part, list(range(len(data)))), Geometry(channels=channels))
 
 
 def places(pairs: list[Pair]) -> list[tuple[str, int, str, int]]:
@@ -52,7 +52,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def test_changed_copies_are_found_and_nothing_else(change: str, channels: int, crop: Crop) -> None:
     originals = split("test", [crop(i) for i in range(20)], channels)
     copies = split("labeled", [CHANGES[change](crop(i)) for i in (19, 4, 50, 51, 7)], channels)
-    exact, near = duplicates([originals, copies])
+    exact, near = find_near_duplicates([originals, copies])
     assert exact == []
     assert places(near) == [("test", 4, "labeled", 1), ("test", 7, "labeled", 4), ("test", 19, "labeled", 0)]
     assert all(0 < pair.difference <= 0.25 for pair in near)
@@ -66,8 +66,8 @@ def test_a_small_thing_makes_another_picture(crop: Crop) -> None:
         return picture
 
     plain = split("test", [crop(3)])
-    assert places(duplicates([plain, split("labeled", [marked(0)])])[1]) == [("test", 0, "labeled", 0)]
-    assert duplicates([plain, split("labeled", [marked(1)])]) == ([], [])
+    assert places(find_near_duplicates([plain, split("labeled", [marked(0)])])[1]) == [("test", 0, "labeled", 0)]
+    assert find_near_duplicates([plain, split("labeled", [marked(1)])]) == ([], [])
 
 
 def test_a_difference_that_is_small_everywhere_may_be_too_much_on_the_whole(crop: Crop) -> None:
@@ -79,8 +79,10 @@ def test_a_difference_that_is_small_everywhere_may_be_too_much_on_the_whole(crop
         return Image.fromarray((middle + strength * 0.6 * pixels.std() * pattern).round().astype(np.uint8))
 
     plain = split("test", [rough(0)])
-    assert [p.difference for p in duplicates([plain, split("labeled", [rough(0.14)])])[1]] == [pytest.approx(0.12, 0.1)]
-    assert duplicates([plain, split("labeled", [rough(0.25)])]) == ([], [])
+    assert [p.difference for p in find_near_duplicates([plain, split("labeled", [rough(0.14)])])[1]] == [
+        pytest.approx(0.12, 0.1)
+    ]
+    assert find_near_duplicates([plain, split("labeled", [rough(0.25)])]) == ([], [])
 
 
 def test_another_color_makes_another_picture_where_there_are_colors(crop: Crop) -> None:
@@ -92,9 +94,11 @@ def test_another_color_makes_another_picture_where_there_are_colors(crop: Crop) 
     gray = crop(5).convert("L")
     levels = np.asarray(gray, dtype=np.float32)
     colored = np.stack([levels, levels, np.full_like(levels, 128)], 2).astype(np.uint8)
-    assert duplicates([split("test", [crop(5)]), split("labeled", [turned(crop(5))])])[1] == []
-    assert duplicates([split("test", [gray]), split("labeled", [Image.fromarray(colored)])])[1] == []
-    assert len(duplicates([split("test", [gray], 1), split("labeled", [Image.fromarray(colored)], 1)])[1]) == 1
+    assert find_near_duplicates([split("test", [crop(5)]), split("labeled", [turned(crop(5))])])[1] == []
+    assert find_near_duplicates([split("test", [gray]), split("labeled", [Image.fromarray(colored)])])[1] == []
+    assert (
+        len(find_near_duplicates([split("test", [gray], 1), split("labeled", [Image.fromarray(colored)], 1)])[1]) == 1
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -112,7 +116,7 @@ def test_candidates_are_never_farther_apart_than_their_pictures(channels: int, c
 def test_exact_ones_within_and_between_splits_each_told_once(crop: Crop) -> None:
     a, b, c, d = (crop(i) for i in range(4))
     seen = [split("test", [a, b, a, jpeg(b)]), split("labeled", [c, a, d, c, c]), split("unlabeled", [jpeg(d), d])]
-    exact, near = duplicates(seen)
+    exact, near = find_near_duplicates(seen)
     assert places(exact) == [
         ("labeled", 2, "unlabeled", 1),
         ("labeled", 3, "labeled", 0),
@@ -128,7 +132,9 @@ def test_exact_ones_within_and_between_splits_each_told_once(crop: Crop) -> None
 
 def test_each_copy_in_the_test_split_counts_and_the_nearest_is_named(crop: Crop) -> None:
     a = crop(8)
-    exact, near = duplicates([split("test", [a, a]), split("labeled", [crop(9), CHANGES["noise"](a), jpeg(a)])])
+    exact, near = find_near_duplicates(
+        [split("test", [a, a]), split("labeled", [crop(9), CHANGES["noise"](a), jpeg(a)])]
+    )
     assert places(exact) == [("test", 1, "test", 0)]
     found = places(near)
     assert [place[:3] for place in found] == [
@@ -139,7 +145,9 @@ def test_each_copy_in_the_test_split_counts_and_the_nearest_is_named(crop: Crop)
     small = {pair.second[1]: pair.difference for pair in near if pair.first[0].name == "test"}
     assert len(small) == 1  # both have the same nearest one
     (nearest,) = small
-    other = duplicates([split("test", [a]), split("labeled", [(CHANGES["noise"](a), jpeg(a))[2 - nearest]])])[1]
+    other = find_near_duplicates([split("test", [a]), split("labeled", [(CHANGES["noise"](a), jpeg(a))[2 - nearest]])])[
+        1
+    ]
     assert other[0].difference > small[nearest]
 
 
@@ -150,7 +158,7 @@ def test_a_crowd_within_a_split_does_not_hide_a_leak(crop: Crop) -> None:
         )
 
     seen = [split("test", [again(99)]), split("labeled", [again(k) for k in range(30)])]
-    near = duplicates(seen)[1]
+    near = find_near_duplicates(seen)[1]
     assert sum(pair.first[0].name == "test" for pair in near) == 1
     assert sum(pair.first[0].name == "labeled" for pair in near) >= 25
 
@@ -158,12 +166,12 @@ def test_a_crowd_within_a_split_does_not_hide_a_leak(crop: Crop) -> None:
 def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
     (look,) = split("labeled", [crop(2)]).looks
     assert isinstance(look, Look)
-    part = Part(
+    part = Examples(
         MemoryImages(torch.zeros(400, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(400)], torch.zeros(400)
     )
     crowd = [replace(look, size=(96, 97 + i)) for i in range(400)]  # of other sizes, so that they are not equal
-    seen = Seen("labeled", Split(part, list(range(400))), [*crowd])
-    exact, near = duplicates([split("test", [crop(2), crop(3)]), seen])
+    seen = ImageStats("labeled", Split(part, list(range(400))), [*crowd])
+    exact, near = find_near_duplicates([split("test", [crop(2), crop(3)]), seen])
     assert places(exact) == []
     assert _Table(seen, find_contents(seen.looks)).offered.tolist() == [0]  # or each would be compared with each
     assert [place for place in places(near) if place[0] == "test"] == [("test", 0, "labeled", 0)]
@@ -172,7 +180,7 @@ def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
 
 def test_pictures_of_one_color_are_only_compared_exactly() -> None:
     plain = [Image.new("RGB", (96, 96), (k, k, k)) for k in (10, 200, 10)]
-    exact, near = duplicates([split("labeled", plain)])
+    exact, near = find_near_duplicates([split("labeled", plain)])
     assert places(exact) == [("labeled", 2, "labeled", 0)]
     assert near == []
 
@@ -182,7 +190,9 @@ def test_handwritten_digits_are_not_alike(fashion: tuple[Tensor, Tensor]) -> Non
     data.setup("fit")
     part = data.splits["unlabeled"].part
     assert len(part) == 10_000
-    exact, near = duplicates([look_at("unlabeled", Split(part, list(range(3000))), Geometry(channels=1))])
+    exact, near = find_near_duplicates(
+        [compute_image_stats("unlabeled", Split(part, list(range(3000))), Geometry(channels=1))]
+    )
     assert (exact, near) == ([], [])
 
 
@@ -192,7 +202,7 @@ def test_the_sample_has_a_few_true_ones() -> None:
     data.setup("fit")
     part = data.splits["labeled"].part
     chosen = [4849, 334, 3568, 5448, 0, 1, 2]
-    exact, near = duplicates([look_at("labeled", Split(part, chosen), Geometry(channels=1))])
+    exact, near = find_near_duplicates([compute_image_stats("labeled", Split(part, chosen), Geometry(channels=1))])
     assert exact == []
     assert places(near) == [("labeled", 1, "labeled", 0), ("labeled", 3, "labeled", 2)]
 
@@ -202,6 +212,8 @@ def test_files_and_tensors_of_the_same_picture_are_equal(tmp_path: Path, crop: C
 
     crop(0).save(tmp_path / "a.png")
     crop(0).convert("RGBA").save(tmp_path / "b.webp", lossless=True)
-    part = Part(FileImages([tmp_path / "a.png", tmp_path / "b.webp"], ["a", "b"]), ["a", "b"], torch.zeros(2))
-    exact, _ = duplicates([split("test", [crop(0)]), look_at("labeled", Split(part, [0, 1]), Geometry(channels=3))])
+    part = Examples(FileImages([tmp_path / "a.png", tmp_path / "b.webp"], ["a", "b"]), ["a", "b"], torch.zeros(2))
+    exact, _ = find_near_duplicates(
+        [split("test", [crop(0)]), compute_image_stats("labeled", Split(part, [0, 1]), Geometry(channels=3))]
+    )
     assert places(exact) == [("labeled", 1, "labeled", 0), ("test", 0, "labeled", 0)]

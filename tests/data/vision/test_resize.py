@@ -9,11 +9,11 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.audit.image_checks import tables
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.cached_images import ImageCaches
 from sft_lightning.data.vision.file_checks import BadImages
-from sft_lightning.data.vision.image_stats import look_at
+from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import FileImages, Geometry, decode
 from tests.data.conftest import MakeFolder, picture
 
@@ -64,7 +64,7 @@ def test_any_shape_and_crop_has_a_result(size: tuple[int, int], resize: str, tmp
 
 def test_a_cache_has_the_same_padded_images(tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{i}.png", i, (40, 20 + i)) for i in range(4)]
-    part = Part(FileImages(paths, [p.name for p in paths]), [p.name for p in paths], np.zeros(4))  # type: ignore[arg-type]
+    part = Examples(FileImages(paths, [p.name for p in paths]), [p.name for p in paths], np.zeros(4))  # type: ignore[arg-type]
     green = (10, 200, 30)
     for scale in (None, (0.3, 1.0)):
         geometry = Geometry(16, background=green, resize="pad", scale=scale)
@@ -102,6 +102,6 @@ def test_an_audit_counts_what_is_cut_off(folder: MakeFolder) -> None:
     picture(source / "train" / "a" / "long.png", 99, (40, 10))
     data = ImageDataModule(str(source), image_size=8, val_size=0, test_size=0)
     data.setup("fit")
-    facts = tables([look_at("labeled", data.splits["labeled"], data.geometry)], data.geometry)
+    facts = tables([compute_image_stats("labeled", data.splits["labeled"], data.geometry)], data.geometry)
     assert facts["cut_off"] == {"more than 10%": 4, "more than 33%": 1, "more than 50%": 1}
     assert facts["cut_off_on_average"] == round((0.75 + 3 / 6) / 4, 3)

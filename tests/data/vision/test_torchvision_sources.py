@@ -13,7 +13,7 @@ import torch
 import torchvision.datasets as tv
 from scipy.io import savemat
 
-from sft_lightning.data.source import Part
+from sft_lightning.data.source import Examples
 from sft_lightning.data.sources import open_source
 from sft_lightning.data.vision import torchvision_sources
 from sft_lightning.data.vision.images import FileImages, MemoryImages
@@ -59,7 +59,7 @@ def idx_set(folder: Path, stems: tuple[str, str], labels: list[int], packed: boo
     return made
 
 
-def pixels(part: Part) -> Bytes:
+def pixels(part: Examples) -> Bytes:
     assert isinstance(part.images, MemoryImages)
     array: Bytes = part.images.data.numpy()
     return array

@@ -4,8 +4,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
-from torch.nn import functional as F
+from torch.nn import Parameter, functional as F
 
 from sft_lightning import AutoencoderModule, DecoupledFeatureClassifier, SemiSupervisedModule
 from sft_lightning.losses.features import SupCon

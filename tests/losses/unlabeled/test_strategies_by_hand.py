@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.losses import unlabeled as strategies
-from sft_lightning.losses.unlabeled.base import About, Outputs, Step, aligned, masked_cross_entropy, sharpened
+from sft_lightning.losses.unlabeled.base import (
+    Outputs,
+    StrategyContext,
+    StrategyInputs,
+    align_distribution,
+    masked_cross_entropy,
+    sharpen,
+)
 
 LOG = math.log
 # Two classes, with probabilities (0.8, 0.2), (0.4, 0.6) and (0.05, 0.95).
@@ -38,13 +45,13 @@ class Net(nn.Module):
         return (x * self.scale).detach()
 
 
-def step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: Any = None) -> Step:
-    return Step(net, batch, student, labeled, known)
+def step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: Any = None) -> StrategyInputs:
+    return StrategyInputs(net, batch, student, labeled, known)
 
 
 def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
     """The result, and the gradient that reached the network."""
-    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
     strategy.start(3)
     net = Net()
     batch = Batch(WEAK, STRONG, STRONG, torch.arange(3))
@@ -77,7 +84,7 @@ def test_fixmatch_takes_what_just_reaches_the_threshold() -> None:
 def test_no_gradient_reaches_the_weak_view(name: str) -> None:
     """With a student that is constant, the weak view is the only way to the network."""
     strategy = getattr(strategies, name)()
-    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
     strategy.start(3)
     net = Net()
     constant = torch.zeros(3, 2, requires_grad=True)
@@ -160,7 +167,7 @@ def test_adamatch_measures_weak_labeled_views_only() -> None:
 
 def test_softmatch_measures_a_variance_below_the_rounding_of_a_square() -> None:
     strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
-    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
     sure = torch.tensor([[2.0, 0.0]]) + torch.tensor([[1e-4, 0.0]]) * torch.linspace(0, 1, 64)[:, None]
     _, weight = strategy.targets(sure, None)  # type: ignore[arg-type]
     expected = sure.double().softmax(1).amax(1).var().item()
@@ -190,7 +197,7 @@ def test_softmatch_weight() -> None:
 
 def test_debiasmatch_prefers_rare_answers() -> None:
     strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
-    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
     strategy.prediction_mean = torch.tensor([0.25, 0.75])
     label, _ = strategy.targets(WEAK, step(Net(), None))
     assert label.tolist() == [0, 0, 1]  # 0.4 / 0.25 > 0.6 / 0.75
@@ -211,8 +218,10 @@ def test_mixmatch_shares_are_at_least_a_half_and_beta_distributed() -> None:
 
 def test_what_is_shared() -> None:
     p = torch.tensor([[0.8, 0.2]])
-    assert sharpened(p, 0.5).tolist()[0] == pytest.approx([0.64 / 0.68, 0.04 / 0.68])
-    assert aligned(p, torch.tensor([0.5, 0.5]), torch.tensor([0.8, 0.2])).tolist()[0] == pytest.approx([0.5, 0.5])
+    assert sharpen(p, 0.5).tolist()[0] == pytest.approx([0.64 / 0.68, 0.04 / 0.68])
+    assert align_distribution(p, torch.tensor([0.5, 0.5]), torch.tensor([0.8, 0.2])).tolist()[0] == pytest.approx(
+        [0.5, 0.5]
+    )
     logits = torch.zeros(4, 2)
     value = masked_cross_entropy(logits, torch.zeros(4, dtype=torch.long), torch.tensor([1.0, 1.0, 0.0, 0.0]))
     assert value.item() == pytest.approx(LOG(2) / 2)  # divided by the batch, not by what is accepted
@@ -266,7 +275,7 @@ def test_an_attack_is_found_in_full_precision() -> None:
 def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     net, still = Normed(), Normed()
     strategy = strategies.AdaMatch()
-    strategy.build(About(2, 2, (1, 4, 4)))
+    strategy.build(StrategyContext(2, 2, (1, 4, 4)))
     labeled = Labeled(PICTURES + 3, torch.zeros(6, dtype=torch.long))  # far from the others' statistics
     both = torch.cat([labeled.x, PICTURES])
     together, student = net.outputs(both).logits.chunk(2)
@@ -284,7 +293,7 @@ def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     result.known.sum().backward()
     assert net.norm.weight.grad is not None  # L_s learns through both
     plain = strategies.AdaMatch(interpolation=False)
-    plain.build(About(2, 2, (1, 4, 4)))
+    plain.build(StrategyContext(2, 2, (1, 4, 4)))
     assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).known is None
 
 
@@ -336,11 +345,11 @@ class PlainHeads(strategies.DST):
         super().__init__(**settings)  # type: ignore[arg-type]
         self.taken = taken
 
-    def build(self, about: About) -> None:
+    def build(self, about: StrategyContext) -> None:
         super().build(about)
         self.steps.fill_(self.taken)
 
-    def _head(self, about: About) -> nn.Module:
+    def _head(self, about: StrategyContext) -> nn.Module:
         head = nn.Linear(2, 2)
         head.weight.data.copy_(torch.eye(2))
         head.bias.data.zero_()
@@ -367,7 +376,7 @@ def test_dst_takes_the_labels_of_the_classifier() -> None:
     strategy = PlainHeads(threshold=0.99, trade_off=0.0)
     strategy._head = lambda about: nn.Linear(2, 2)  # type: ignore[method-assign]
     batch, net = Batch(WEAK, STRONG, STRONG, torch.arange(3)), Net()
-    strategy.build(About(2, 2, (1, 1, 1)))
+    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
     strategy.pseudo_head.weight.data.copy_(-torch.eye(2))  # type: ignore[operator]
     strategy.worst_head.weight.data.copy_(torch.eye(2))  # type: ignore[operator]
     strategy.worst_head.bias.data.zero_()  # type: ignore[operator]
@@ -394,7 +403,7 @@ def test_reconstruction() -> None:
     class Half(strategies.Reconstruction):
         """Draws pictures of half the brightness."""
 
-        def build(self, about: About) -> None:
+        def build(self, about: StrategyContext) -> None:
             self.decoder = Halved()  # type: ignore[assignment]
 
     class Halved(nn.Module):
@@ -416,7 +425,7 @@ def test_mixmatch() -> None:
             return torch.full((count,), 0.75), torch.arange(count).roll(1)
 
     strategy = Swapped(temperature=0.5)
-    strategy.build(About(2, 2, (1, 1, 2)))
+    strategy.build(StrategyContext(2, 2, (1, 1, 2)))
     weak, other = (torch.tensor([z]).view(1, 1, 1, 2) for z in ([LOG(0.8), LOG(0.2)], [LOG(0.6), LOG(0.4)]))
     known = torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)
 

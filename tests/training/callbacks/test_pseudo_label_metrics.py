@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sft_lightning import SemiSupervisedModule
 from sft_lightning.losses import unlabeled as strategies
-from sft_lightning.paradigms.semi_supervised import Guessed
+from sft_lightning.paradigms.semi_supervised import PseudoLabels
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from tests.paradigms.helpers import SHAPE, sample, trainer
 
@@ -23,7 +23,7 @@ class Told:
     num_classes = 4
 
     def __init__(self) -> None:
-        self.guessed: Guessed | None = None
+        self.guessed: PseudoLabels | None = None
         self.logs: list[dict[str, float]] = []
         self.trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda t, reduce_op: t))
 
@@ -43,7 +43,7 @@ def watched(steps: int, every: int, guess: Any) -> Told:
     health = PseudoLabelHealth()
     health.on_fit_start(run, module)
     for step in range(1, steps + 1):
-        module.guessed, run.global_step = Guessed(*guess(step)), step
+        module.guessed, run.global_step = PseudoLabels(*guess(step)), step
         health.on_train_batch_end(run, module, None, None, 0)
     told: Told = module
     return told

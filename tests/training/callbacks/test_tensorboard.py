@@ -20,7 +20,7 @@ from torch import Tensor
 from sft_lightning import AutoencoderModule, ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.paradigms.metrics import ClassifierMetrics, ScoreCounts
-from sft_lightning.training.callbacks.figures import Figures
+from sft_lightning.training.callbacks.figures import TensorBoardFigures
 from sft_lightning.training.callbacks.pr_curves import curves
 from sft_lightning.training.callbacks.projector import examples, small, write_examples
 from tests.conftest import CONFIGS
@@ -232,7 +232,7 @@ def test_without_validation_there_is_neither_projector_nor_curve() -> None:
 def test_without_tensorboard_nothing_is_written_and_nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sft_lightning.training.callbacks.figures.examples", pytest.fail)
     trainer = Trainer(
-        accelerator="cpu", logger=CSVLogger("elsewhere"), callbacks=[Figures()], max_epochs=1,
+        accelerator="cpu", logger=CSVLogger("elsewhere"), callbacks=[TensorBoardFigures()], max_epochs=1,
         enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(classifier(), sample())
@@ -244,7 +244,7 @@ def test_without_tensorboard_nothing_is_written_and_nothing_computed(monkeypatch
 def test_it_works_with_a_plain_trainer_and_its_sanity_check(module: Any) -> None:
     logger = TensorBoardLogger("logs", version=0)
     trainer = Trainer(
-        accelerator="cpu", logger=logger, callbacks=[Figures()], max_epochs=1, num_sanity_val_steps=2,
+        accelerator="cpu", logger=logger, callbacks=[TensorBoardFigures()], max_epochs=1, num_sanity_val_steps=2,
         enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module(), ImageDataModule("sample", num_labels=20, batch_size=10, val_size=30, steps_per_epoch=4))
