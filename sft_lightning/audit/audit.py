@@ -15,7 +15,7 @@ from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.issues import STRADDLING, Fault, listing
 from sft_lightning.data.splits import SplitConfig
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.file_checks import printable
+from sft_lightning.data.vision.file_checks import show_path
 from sft_lightning.data.vision.folder_source import FolderSource
 from sft_lightning.data.vision.image_stats import ImageStats, compute_image_stats
 from sft_lightning.data.vision.images import EncodedImages
@@ -90,7 +90,7 @@ def audit(words: Sequence[str]) -> str:
     found, folder, strict = examine(words)
     write_text(folder / "findings.csv", sheet(found.findings))
     write_json(folder / "audit.json", _about(found))
-    text = f"{told(found)}\nWritten: {folder / 'audit.json'} and {folder / 'findings.csv'}"
+    text = f"{format_audit(found)}\nWritten: {folder / 'audit.json'} and {folder / 'findings.csv'}"
     if strict and found.contaminated:
         raise IssuesFound(text)
     return text
@@ -191,10 +191,10 @@ def _unreadable(data: ImageDataModule, seen: Sequence[ImageStats], policy: str, 
             if not isinstance(images, EncodedImages):
                 break
             path = images.place(i)
-            if known not in told and (said := data.bad.found.pop(printable(path), None)) is not None:
+            if known not in told and (said := data.bad.found.pop(show_path(path), None)) is not None:
                 rows.append(Row(name, known, said))
             elif known in told:
-                data.bad.found.pop(printable(path), None)
+                data.bad.found.pop(show_path(path), None)
     rows += [Row("unlabeled", name, said) for name, said in sorted(data.bad.found.items())]
     rows += [
         Row(one.name, one.id(i), look) for one in seen for i, look in enumerate(one.looks) if isinstance(look, str)
@@ -216,7 +216,7 @@ def _strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding]:
 # --- what is shown
 
 
-def told(found: Audit) -> str:
+def format_audit(found: Audit) -> str:
     """The audit as text.
 
     Args:
@@ -224,7 +224,7 @@ def told(found: Audit) -> str:
     """
     lines = [f"Audit of {found.source}, splits of seed {found.request.seed}, before leaks are dropped", ""]
     lines += [*class_checks.table(found.counts, found.totals, found.names), ""]
-    lines += [*image_checks.told(found.facts), f"labels   {found.labels}", ""]
+    lines += [*image_checks.format_facts(found.facts), f"labels   {found.labels}", ""]
     if found.findings:
         lines += [f"{len(found.findings)} findings:", *(f"- {finding}" for finding in found.findings)]
     else:

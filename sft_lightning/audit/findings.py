@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sft_lightning.data.vision.file_checks import printable
+from sft_lightning.data.vision.file_checks import show_path
 from sft_lightning.utils.spreadsheet import format_csv
 
 _EXAMPLES = 3
@@ -43,7 +43,7 @@ class Finding:
 
     def __str__(self) -> str:
         """One line: how many, some of them, what to do."""
-        names = [(printable(row.name), row.detail) for row in self.rows[:_EXAMPLES]]
+        names = [(show_path(row.name), row.detail) for row in self.rows[:_EXAMPLES]]
         shown = [f"{name} ({detail})" if detail else name for name, detail in names]
         more = f" and {len(self.rows) - _EXAMPLES:,} more" if len(self.rows) > _EXAMPLES else ""
         return f"{self.name} ({len(self.rows):,}): {', '.join(shown)}{more}. {self.advice}."

@@ -202,7 +202,7 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def told(facts: dict[str, object]) -> list[str]:
+def format_facts(facts: dict[str, object]) -> list[str]:
     """The tables as lines.
 
     Args:

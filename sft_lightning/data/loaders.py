@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.batch_sampling import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, printable, reason
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason, show_path
 from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages, stacked
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.transfer import fits_in_memory, prefetch, to_device
@@ -218,7 +218,7 @@ class Stream:
             return None
         if read.images is None:  # a step of training needs something to train on
             raise InputError(
-                f"no image of a whole batch could be read, '{printable(self._path(read.bad[0][0]))}' among them: "
+                f"no image of a whole batch could be read, '{show_path(self._path(read.bad[0][0]))}' among them: "
                 "check the files and the permissions of their folder"
             )
         return self._raw(read.images, torch.tensor(read.positions), read.draw)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sft_lightning.data.mmap_columns import Chosen
 from sft_lightning.data.split_names import UNCLEAR, find_split
-from sft_lightning.data.vision.file_checks import describe_error
+from sft_lightning.data.vision.file_checks import format_path
 from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
 
@@ -102,4 +102,4 @@ def relative(path: Path, root: Path) -> str:
         path: To name.
         root: Folder that the name is relative to.
     """
-    return describe_error(Path(os.path.relpath(path, root)).as_posix())
+    return format_path(Path(os.path.relpath(path, root)).as_posix())

@@ -1,8 +1,7 @@
 """Labeled, unlabeled, validation, test: chosen by a seed alone, disjoint by construction, checked by content.
 
-The order in which examples are taken is that of SHA-256(seed, purpose, id). It depends on nothing else: not on the
-order of the files, the machine, the process or the version of a library. A budget of 40 labels is therefore a subset
-of the budget of 100 with the same seed.
+Examples are taken in the order of SHA-256(seed, purpose, id), whatever the order of the files, the machine, the process
+or the library versions. A budget of 40 labels is therefore a subset of the budget of 100 with the same seed.
 """
 
 import hashlib
@@ -66,12 +65,12 @@ class SplitConfig:
     """What the user asks of the splits.
 
     Attributes:
-        seed: Chooses the examples.
+        seed: Seed that chooses the examples.
         num_labels: Labels in total, or None.
         labels_per_class: Labels of each class, or None. With neither, all labels are used.
         val_size: Share (below 1) or number of the training examples held out where the source has no validation part.
         test_size: The same for the test part.
-        on_leak: What happens to a picture that stands in two splits; `keep` is for looking at the data as it is.
+        on_leak: What happens to an image in two splits; `keep` is for looking at the data as it is.
         messages: Sentences about what may not be meant, which a run logs.
         leaks: Those about held-out images whose labels the start of a run has learned, which its lineage keeps.
     """

@@ -126,13 +126,13 @@ class Paradigm(LightningModule, ABC):
         """
         if self.regularizer is not None:
             name = type(self.regularizer).__name__
-            if compile and self.regularizer.watches:
+            if compile and self.regularizer.needs_activations:
                 raise InputError(f"compile is {compile}, but {name} looks into the backbone: set it to false")
             self.regularizer.build(backbone)
 
     def watched(self) -> AbstractContextManager[None]:
         """The regularizer looks at the passes inside, if it looks at passes."""
-        return nullcontext() if self.regularizer is None else self.regularizer.watching()
+        return nullcontext() if self.regularizer is None else self.regularizer.capture()
 
     def groups(self) -> list[Group]:
         """All parameters that are ever trained; those released later are in from the start."""

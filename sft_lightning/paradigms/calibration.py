@@ -73,17 +73,17 @@ class Calibration:
         temperature: Divides the logits; 1 leaves them as they are.
         calibrated_on: Number of validation examples that the temperature fits best; 0 where there is none.
         bank: Features of training examples, float32, (M, F), of length 1; (0,) where none are known.
-        ordinary: Distances of examples that were not trained on, float32, sorted, (V,).
+        reference_distances: Distances of examples that were not trained on, float32, sorted, (V,).
         held_out: Whether these are the validation examples; otherwise the bank's own, each without itself.
-        because: Why it is not calibrated.
+        uncalibrated_reason: Why it is not calibrated.
     """
 
     temperature: float = 1.0
     calibrated_on: int = 0
     bank: Tensor = _NONE
-    ordinary: Tensor = _NONE
+    reference_distances: Tensor = _NONE
     held_out: bool = False
-    because: str = ""
+    uncalibrated_reason: str = ""
 
     def of(self, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """What is said of each example of a batch.
@@ -99,9 +99,9 @@ class Calibration:
             Where the bank itself stands in for a validation split more are: it lies closer than new images do.
         """
         found = {"probabilities": (logits / self.temperature).softmax(1)}
-        if len(self.ordinary):
+        if len(self.reference_distances):
             distance = neighbor_distance(features, self.bank)
-            share = torch.searchsorted(self.ordinary, distance, right=True) / len(self.ordinary)
+            share = torch.searchsorted(self.reference_distances, distance, right=True) / len(self.reference_distances)
             found.update({"distance_percentile": share, "unlike_training": share > UNLIKE})
         return found
 
@@ -114,29 +114,29 @@ class Calibration:
         Raises:
             ValueError: It cannot.
         """
-        kinds = {"temperature": float, "calibrated_on": int, "held_out": bool, "because": str}
+        kinds = {"temperature": float, "calibrated_on": int, "held_out": bool, "uncalibrated_reason": str}
         wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
         if not wrong and not 0 < self.temperature < math.inf:
             wrong.append("temperature")
         if not wrong and self.calibrated_on < 0:
             wrong.append("calibrated_on")
-        bank, ordinary = self.bank, self.ordinary
+        bank, ordinary = self.bank, self.reference_distances
         shaped = bank.ndim == 2 and bank.shape[1] == num_features and bank.dtype == torch.float32
         if not shaped or not bool((bank.norm(dim=1) < 1 + _ROUNDED).all()):  # NaN and infinity are not, either
             wrong.append("bank")
         shaped = ordinary.ndim == 1 and ordinary.dtype == torch.float32
         if not shaped or not bool(((ordinary >= 0) & (ordinary < 2 + _ROUNDED)).all() and (ordinary.diff() >= 0).all()):
-            wrong.append("ordinary")
+            wrong.append("reference_distances")
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be that")
 
     def __str__(self) -> str:
-        said = f"Not calibrated: {self.because}."
+        said = f"Not calibrated: {self.uncalibrated_reason}."
         if self.calibrated_on:
             said = f"Calibrated on {self.calibrated_on:,} validation images: temperature {self.temperature:.2f}."
-        if not len(self.ordinary):
+        if not len(self.reference_distances):
             return said
-        than = f"{len(self.ordinary):,} validation images" if self.held_out else "these from each other"
+        than = f"{len(self.reference_distances):,} validation images" if self.held_out else "these from each other"
         return f"{said} Marked: farther from {len(self.bank):,} training images than 99 % of {than}."
 
 
@@ -170,11 +170,13 @@ def fit_calibration(module: Any, training: Iterable[Any], held_out: Iterable[Any
     trust = Calibration(bank=bank, held_out=len(features) > 0)
     if len(bank) > 1:
         ordinary = features if trust.held_out else known
-        trust.ordinary = neighbor_distance(ordinary, bank, among_themselves=not trust.held_out).sort().values
+        trust.reference_distances = neighbor_distance(ordinary, bank, among_themselves=not trust.held_out).sort().values
     if not len(labels):
-        trust.because = "the run has no validation image"
+        trust.uncalibrated_reason = "the run has no validation image"
     elif bool((logits.argmax(1) == labels).all()):
-        trust.because = f"all of its {len(labels):,} validation images are right, which no temperature fits best"
+        trust.uncalibrated_reason = (
+            f"all of its {len(labels):,} validation images are right, which no temperature fits best"
+        )
     else:
         trust.temperature, trust.calibrated_on = fit_temperature(logits, labels), len(labels)
     return trust
@@ -197,9 +199,9 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
     data: Any = getattr(trainer, "datamodule", None)
     trust = Calibration()
     if run is None:
-        trust.because = f"checkpoint {str(checkpoint)!r} does not lie in the folder of its run"
+        trust.uncalibrated_reason = f"checkpoint {str(checkpoint)!r} does not lie in the folder of its run"
     elif not hasattr(data, "as_trained"):
-        trust.because = f"data of {type(data).__name__} cannot be read in the splits of the run"
+        trust.uncalibrated_reason = f"data of {type(data).__name__} cannot be read in the splits of the run"
     else:
         # All that numbers depend on, but for the data, of which the run has its own.
         about = {"checkpoint_sha256": file_digest(checkpoint), "precision": str(trainer.precision)}
@@ -210,7 +212,10 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
                 if first and len(trust.bank) and bool(trust.bank.isfinite().all()):
                     _keep(run / FILE, about, trust)
             trainer.strategy.barrier()
-        trust.bank, trust.ordinary = trust.bank.to(module.device), trust.ordinary.to(module.device)
+        trust.bank, trust.reference_distances = (
+            trust.bank.to(module.device),
+            trust.reference_distances.to(module.device),
+        )
     rank_zero_info(str(trust))
     return trust
 
@@ -221,12 +226,13 @@ def _found(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
         batches = own.training_batches(REMEMBERED, module.device), own.batches_of("val", module.device)
         return fit_calibration(module, *batches, trainer.precision_plugin)
     except InputError as error:
-        return Calibration(because=f"the data of the run cannot be read ({str(error).partition('; ')[0]})")
+        return Calibration(uncalibrated_reason=f"the data of the run cannot be read ({str(error).partition('; ')[0]})")
 
 
 def _keep(path: Path, about: dict[str, Any], trust: Calibration) -> None:
-    told = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out", "because")}
-    write_weights(path, {"bank": trust.bank, "ordinary": trust.ordinary}, {**about, **told})
+    told = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out")}
+    told["because"] = trust.uncalibrated_reason  # the name of earlier versions
+    write_weights(path, {"bank": trust.bank, "ordinary": trust.reference_distances}, {**about, **told})
 
 
 def _kept(path: Path, about: dict[str, Any], num_features: int) -> Calibration | None:
@@ -237,7 +243,8 @@ def _kept(path: Path, about: dict[str, Any], num_features: int) -> Calibration |
         tensors, told = read_weights(path)
         if {name: told.pop(name) for name in about} != about:
             return None
-        trust = Calibration(bank=tensors["bank"], ordinary=tensors["ordinary"], **told)
+        told["uncalibrated_reason"] = told.pop("because")
+        trust = Calibration(bank=tensors["bank"], reference_distances=tensors["ordinary"], **told)
         trust.check(num_features)
     except InputError as error:
         rank_zero_warn(f"Left out, and found out anew: {error}")

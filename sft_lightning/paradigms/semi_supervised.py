@@ -77,7 +77,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         check_decay(ema_decay=ema_decay)
         if strategy.needs_teacher and not ema_decay:
             raise InputError(f"{type(strategy).__name__} learns from the averaged network: set ema_decay, 0.999 say")
-        if strategy.own_supervised and self.regularizer is not None and self.regularizer.watches:
+        if strategy.computes_supervised_loss and self.regularizer is not None and self.regularizer.needs_activations:
             raise InputError(
                 f"regularizer {type(self.regularizer).__name__} looks at the labeled examples' pass, and "
                 f"{type(strategy).__name__} mixes labeled and unlabeled ones: set L2 or L2SP"
@@ -92,7 +92,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self._pool_share = 1.0
         self._followed = 0
         self._followed_there: int | None = None
-        self.guessed: PseudoLabels | None = None
+        self.pseudo_labels: PseudoLabels | None = None
         self.supervised_loss: Tensor | None = None  # L_s of the last step, for those who watch
 
     # --- what the data module asks
@@ -185,7 +185,7 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     def on_fit_start(self) -> None:
         """Tell the strategy how many unlabeled examples there are, and weigh those of a pool smaller than a batch."""
-        if self.strategy.own_supervised:
+        if self.strategy.computes_supervised_loss:
             self.refuse_loss_settings(f"strategy {type(self.strategy).__name__} computes the loss on labels itself")
         super().on_fit_start()
         data = getattr(self.trainer, "datamodule", None)
@@ -199,7 +199,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         super().on_train_start()
         if self.average is not None and self._followed_there is not None:
             if self._followed_there < self.trainer.global_step:
-                self.average.follow(self)
+                self.average.update(self)
             self._followed_there = None
         self._followed = self.trainer.global_step
 
@@ -231,17 +231,17 @@ class SemiSupervisedModule(FineTuneClassifier):
             StrategyInputs(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known))
         )
         if result.pseudo_labels is not None:
-            self.guessed = PseudoLabels(unlabeled.indices, result.pseudo_labels, result.weight)
+            self.pseudo_labels = PseudoLabels(unlabeled.indices, result.pseudo_labels, result.weight)
         supervised = result.supervised  # MixMatch: what it mixes in is part of its L_u, in alternation, too
         if supervised is None and self.schedule == "joint":
-            logits = cast(Outputs, known).logits if result.known is None else result.known
+            logits = cast(Outputs, known).logits if result.labeled_logits is None else result.labeled_logits
             supervised = self._supervised(labeled.y, logits)
         return self._finished(supervised, result)
 
     def _forward(self, labeled: Any, unlabeled: Any) -> tuple[Outputs | None, Outputs | None]:
         """One pass for all that needs gradient: the student's view and the labeled examples."""
         view = None if self.strategy.student is None else getattr(unlabeled, self.strategy.student)
-        if labeled is None or self.strategy.own_supervised:
+        if labeled is None or self.strategy.computes_supervised_loss:
             return (None if view is None else self.outputs(view)), None
         if view is None:
             return None, self.outputs(labeled.x)
@@ -279,6 +279,6 @@ class SemiSupervisedModule(FineTuneClassifier):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The average follows after each optimizer step."""
         if self.average is not None and self.trainer.global_step > self._followed:
-            self.average.follow(self)
+            self.average.update(self)
             self._followed = self.trainer.global_step
         super().on_train_batch_end(outputs, batch, batch_idx)

@@ -53,7 +53,7 @@ class EMA(nn.Module):
         return {**self.__dict__, "_found": None}
 
     @torch.no_grad()
-    def follow(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module) -> None:
         """One step toward the network; running statistics are averaged, too.
 
         Args:

@@ -105,7 +105,7 @@ def find_batch_size(words: Sequence[str]) -> str:
         if end:
             break
         size *= 2
-    return told(rows, best, end)
+    return format_rates(rows, best, end)
 
 
 def _tried(cli: SFTCLI, size: int, pace: Throughput, rows: list[Row]) -> str:
@@ -127,7 +127,7 @@ def _tried(cli: SFTCLI, size: int, pace: Throughput, rows: list[Row]) -> str:
     return end
 
 
-def told(rows: Sequence[Row], best: int, end: str) -> str:
+def format_rates(rows: Sequence[Row], best: int, end: str) -> str:
     """The result in words.
 
     Args:

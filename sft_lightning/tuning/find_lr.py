@@ -20,7 +20,7 @@ from sft_lightning.cli.lightning_cli import destroy_process_group, run
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.tuning.dry_run import Trial, all_in_turn
-from sft_lightning.tuning.lr_range import NAME, Curve, told, write
+from sft_lightning.tuning.lr_range import NAME, Curve, format_curve, write
 from sft_lightning.utils.errors import InputError, check_min, check_positive
 
 
@@ -159,7 +159,7 @@ def find_lr(words: Sequence[str]) -> str:
         destroy_process_group()
     if not trainer.is_global_zero:
         return ""
-    words_of_it = told(curve, option(given))
+    words_of_it = format_curve(curve, option(given))
     if not curve.losses:
         return words_of_it
     folder = Path(LOGS) / f"{given.run_name}_{NAME}"

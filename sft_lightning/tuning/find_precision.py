@@ -68,10 +68,10 @@ def find_precision(words: Sequence[str]) -> str:
             pace = Throughput(turn, given.seconds)
             measure_throughput(cli, pace)
             found.append(pace.rate)
-    return told(rates)
+    return format_rates(rates)
 
 
-def told(rates: dict[str, list[float]]) -> str:
+def format_rates(rates: dict[str, list[float]]) -> str:
     """The result in words.
 
     Args:

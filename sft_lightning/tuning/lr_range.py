@@ -150,7 +150,7 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
-def told(curve: Curve, option: str) -> str:
+def format_curve(curve: Curve, option: str) -> str:
     """The result in words.
 
     Args:

@@ -179,7 +179,7 @@ def test_delta_compares_with_the_plain_network_of_the_start(name: str) -> None:
             plain(X)
         maps.append(passes[0][1])
     expected = sum(float((a - b).square().flatten(1).sum(1).mean()) / a.shape[1] for a, b in zip(*maps, strict=True))
-    with delta.watching():
+    with delta.capture():
         model.eval().backbone(X)
     assert float(delta(model)) == pytest.approx(expected / 2, rel=1e-3)
     assert expected > 0

@@ -70,7 +70,7 @@ def at(*distances: float) -> Tensor:
 
 def test_marked_is_what_is_farther_than_99_of_100_ordinary_images() -> None:
     ordinary = torch.arange(1, 101) / 100  # 0.01 to 1
-    trust = Calibration(bank=torch.tensor([[1.0, 0.0]]), ordinary=ordinary)
+    trust = Calibration(bank=torch.tensor([[1.0, 0.0]]), reference_distances=ordinary)
     found = trust.of(at(0.005, 0.505, 0.985, 0.995, 1.01, 1.9), torch.zeros(6, 2))
     assert found["distance_percentile"].tolist() == pytest.approx([0, 0.5, 0.98, 0.99, 1, 1])
     assert found["unlike_training"].tolist() == [False, False, False, False, True, True]
@@ -80,7 +80,7 @@ def test_one_in_a_hundred_ordinary_images_is_marked() -> None:
     draw = torch.Generator().manual_seed(0)
     bank = torch.nn.functional.normalize(torch.randn(2000, 8, generator=draw), dim=1)
     held_out, new = torch.randn(2, 3000, 8, generator=draw)
-    trust = Calibration(bank=bank, ordinary=neighbor_distance(held_out, bank).sort().values)
+    trust = Calibration(bank=bank, reference_distances=neighbor_distance(held_out, bank).sort().values)
     marked = trust.of(new, torch.zeros(3000, 2))["unlike_training"].float().mean()
     assert 0.005 < float(marked) < 0.016
 
@@ -110,9 +110,9 @@ def test_what_is_found_of_a_validation_split() -> None:
         (bank, _), (features, logits) = model.evaluated(training), model.evaluated(x)
     bank = bank / bank.norm(dim=1, keepdim=True)
     torch.testing.assert_close(trust.bank, bank)
-    torch.testing.assert_close(trust.ordinary, neighbor_distance(features, bank).sort().values)
+    torch.testing.assert_close(trust.reference_distances, neighbor_distance(features, bank).sort().values)
     assert trust.temperature == pytest.approx(fit_temperature(logits, y), rel=1e-4)
-    assert (trust.calibrated_on, trust.held_out, trust.because) == (90, True, "")
+    assert (trust.calibrated_on, trust.held_out, trust.uncalibrated_reason) == (90, True, "")
     assert f"Calibrated on 90 validation images: temperature {trust.temperature:.2f}." in str(trust)
     assert "farther from 130 training images than 99 % of 90 validation images" in str(trust)
 
@@ -121,7 +121,7 @@ def test_without_a_validation_split_the_bank_is_compared_with_itself() -> None:
     model = classifier().eval()
     trust = fit_calibration(model, some(130), iter(()), Plain())
     expected = neighbor_distance(trust.bank, trust.bank, among_themselves=True).sort().values
-    torch.testing.assert_close(trust.ordinary, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(trust.reference_distances, expected, atol=1e-3, rtol=1e-3)
     assert (trust.temperature, trust.calibrated_on, trust.held_out) == (1.0, 0, False)
     assert str(trust).startswith("Not calibrated: the run has no validation image. Marked: farther from 130 ")
     assert str(trust).endswith("than 99 % of these from each other.")
@@ -135,7 +135,7 @@ def test_where_all_are_right_no_temperature_is_best() -> None:
     trust = fit_calibration(model, some(30), some(30, labels=9), Plain())
     assert (trust.temperature, trust.calibrated_on) == (1.0, 0)
     assert "Not calibrated: all of its 30 validation images are right" in str(trust)
-    assert len(trust.ordinary) == 30
+    assert len(trust.reference_distances) == 30
 
 
 def test_examples_without_a_label_calibrate_nothing() -> None:
@@ -143,7 +143,7 @@ def test_examples_without_a_label_calibrate_nothing() -> None:
     mixed = [*some(40, seed=1), *some(40, labels=-1, seed=2)]
     trust = fit_calibration(model, some(30), mixed, Plain())
     assert trust.calibrated_on == 40
-    assert len(trust.ordinary) == 80
+    assert len(trust.reference_distances) == 80
     assert trust.temperature == pytest.approx(fit_calibration(model, some(30), some(40, seed=1), Plain()).temperature)
 
 
@@ -180,9 +180,9 @@ def test_features_and_logits_are_those_of_the_evaluation(kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 5.0])
-@pytest.mark.parametrize("name", ["bank", "ordinary"])
+@pytest.mark.parametrize("name", ["bank", "reference_distances"])
 def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, value: float, tmp_path: Path) -> None:
-    trust = Calibration(bank=F.normalize(torch.randn(4, 3), dim=1), ordinary=torch.tensor([0.1, 0.2, 0.3]))
+    trust = Calibration(bank=F.normalize(torch.randn(4, 3), dim=1), reference_distances=torch.tensor([0.1, 0.2, 0.3]))
     _keep(tmp_path / "x.safetensors", {}, trust)
     assert _kept(tmp_path / "x.safetensors", {}, 3) is not None
     getattr(trust, name)[1] = value
@@ -195,7 +195,7 @@ def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, va
     "about", [{"temperature": torch.nan}, {"temperature": -1.0}, {"temperature": torch.inf}, {"calibrated_on": -1}]
 )
 def test_a_kept_calibration_with_numbers_that_cannot_be_is_left_out(about: dict[str, float], tmp_path: Path) -> None:
-    trust = Calibration(bank=torch.eye(3), ordinary=torch.tensor([0.1]), **about)  # type: ignore[arg-type]
+    trust = Calibration(bank=torch.eye(3), reference_distances=torch.tensor([0.1]), **about)  # type: ignore[arg-type]
     _keep(tmp_path / "x.safetensors", {}, trust)
     with pytest.warns(UserWarning, match=f"{next(iter(about))} cannot be that"):
         assert _kept(tmp_path / "x.safetensors", {}, 3) is None

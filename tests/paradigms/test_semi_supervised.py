@@ -180,7 +180,7 @@ def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
     average = EMA({"0": network[0]}, 0.999)
     network[0].weight.data.fill_(1.0)
     for _ in range(20):
-        average.follow(network)
+        average.update(network)
     weight: Any = average.get_submodule("0").weight
     assert weight.item() > 0.99  # a plain average of 0.999 would stand at 0.02
 
@@ -189,7 +189,7 @@ def test_the_average_is_near_the_network_from_the_first_validation_on() -> None:
 def test_the_average_follows_what_is_there_now(how: str) -> None:
     network: Any = nn.ModuleDict({"0": nn.Linear(1, 1, bias=False)})
     network.average = EMA({"0": network["0"]}, 0.0)
-    network.average.follow(network)
+    network.average.update(network)
     if how == "copy":
         network = copy.deepcopy(network)
     elif how == "part":
@@ -199,7 +199,7 @@ def test_the_average_follows_what_is_there_now(how: str) -> None:
     else:
         network.double()
     network["0"].weight.data.fill_(3.0)
-    network.average.follow(network)
+    network.average.update(network)
     assert network.average.get_submodule("0").weight.item() == 3.0
 
 
@@ -282,7 +282,7 @@ def test_interpolated_logits_are_what_the_labels_teach() -> None:
     model.strategy.loss = lambda step: seen.append(inner(step)) or seen[-1]  # type: ignore[method-assign,func-returns-value]
     model._supervised = lambda y, logits: seen.append(logits) or taught(y, logits)  # type: ignore[method-assign,func-returns-value]
     trainer(limit_train_batches=1).fit(model, data())
-    assert seen[1] is seen[0].known
+    assert seen[1] is seen[0].labeled_logits
 
 
 # --- the Trainer's flags

@@ -14,7 +14,7 @@ from sft_lightning import FineTuneClassifier, SemiSupervisedModule, WarmupCosine
 from sft_lightning.__main__ import main
 from sft_lightning.losses.unlabeled import FixMatch
 from sft_lightning.tuning.find_lr import Finder, Sweep, find_lr
-from sft_lightning.tuning.lr_range import Curve, averages, judge, told
+from sft_lightning.tuning.lr_range import Curve, averages, format_curve, judge
 from tests.conftest import CONFIGS
 from tests.forks import both_ranks
 from tests.paradigms.helpers import SHAPE, Recorder, classifier, sample, trainer
@@ -126,11 +126,11 @@ def test_the_rates_rise_by_one_factor_from_the_first_to_the_last() -> None:
 
 
 def test_words_for_a_range_that_begins_too_late_or_ends_too_early() -> None:
-    early = told(curve(lambda rate: valley(rate, 6e-7)), "--lr")
+    early = format_curve(curve(lambda rate: valley(rate, 6e-7)), "--lr")
     assert "a lower --min_lr may find a better one" in early
-    late = told(curve(lambda rate: valley(rate, 1.0)), "--lr")
+    late = format_curve(curve(lambda rate: valley(rate, 1.0)), "--lr")
     assert "a higher --max_lr may find a better one" in late
-    assert "may find" not in told(curve(valley), "--lr")
+    assert "may find" not in format_curve(curve(valley), "--lr")
 
 
 # --- what is set in training

@@ -13,7 +13,7 @@ from sft_lightning.utils.errors import InputError
 UNREADABLE = (OSError, ValueError, MemoryError)
 
 
-def describe_error(path: str | Path) -> str:
+def format_path(path: str | Path) -> str:
     """A path as text that every file takes; bytes that are no UTF-8 are spelled out.
 
     Args:
@@ -22,13 +22,13 @@ def describe_error(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def printable(path: str | Path) -> str:
+def show_path(path: str | Path) -> str:
     """A path as text on one line; line breaks and the like are spelled out, too.
 
     Args:
         path: Of a file.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in describe_error(path))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in format_path(path))
 
 
 def check_file(path: str | Path) -> None:
@@ -93,7 +93,7 @@ class BadImages:
 
     Attributes:
         policy: `raise` stops at the first, `skip` leaves it out, counts and lists it.
-        found: Path, as `printable` has it, and reason of each.
+        found: Path, as `show_path` has it, and reason of each.
     """
 
     policy: str = "raise"
@@ -110,7 +110,7 @@ class BadImages:
         Raises:
             InputError: The policy is `raise`.
         """
-        name = printable(path)
+        name = show_path(path)
         if self.policy == "raise":
             raise InputError(
                 f"image '{name}' cannot be read: {reason}; replace or remove it, or set on_bad_image: skip"

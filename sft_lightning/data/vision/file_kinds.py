@@ -6,7 +6,7 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, field
 
-from sft_lightning.data.vision.file_checks import UNREADABLE, printable
+from sft_lightning.data.vision.file_checks import UNREADABLE, show_path
 from sft_lightning.data.vision.image_files import open_image_file
 
 # Files of these names are images, or are refused as broken ones; no other file is.
@@ -112,7 +112,7 @@ class PassedOver:
             self.kinds[extension if re.fullmatch(r"\.\w{1,12}", extension) else ""] += 1
         elif is_named_image(name) and not name.startswith("._"):  # a Mac keeps metadata of cat.png in ._cat.png
             self.hidden_count += 1
-            self.hidden = [*self.hidden, printable(name)][:_FEW]
+            self.hidden = [*self.hidden, show_path(name)][:_FEW]
 
     def add_folder(self, name: str) -> None:
         """Count a hidden or system folder, whose content is not looked at.
@@ -120,7 +120,7 @@ class PassedOver:
         Args:
             name: Name of the folder.
         """
-        self.folders[printable(name)] += 1
+        self.folders[show_path(name)] += 1
 
     def merge(self, other: "PassedOver") -> None:
         """Add what another listing has left out.
@@ -139,7 +139,7 @@ class PassedOver:
         Args:
             folder: Folder that was listed.
         """
-        where = f"in {printable(folder)!r}"
+        where = f"in {show_path(folder)!r}"
         said = []
         closed = Counter({kind: n for kind, n in self.kinds.items() if kind in UNSUPPORTED})
         for kinds, what, remedy in (

@@ -14,7 +14,7 @@ from sft_lightning.data.issues import UNTRAINED, fault
 from sft_lightning.data.label_checks import check_class_names
 from sft_lightning.data.source import SPLITS, Examples, Source, relative
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
-from sft_lightning.data.vision.file_checks import describe_error, printable
+from sft_lightning.data.vision.file_checks import format_path, show_path
 from sft_lightning.data.vision.file_kinds import PassedOver, has_image_content, is_litter, is_named_image
 from sft_lightning.data.vision.folders import is_folder, pictures
 from sft_lightning.data.vision.images import FileImages
@@ -74,7 +74,7 @@ class FolderSource(Source):
                 if split in self._splits
                 for f in self._class_folders(self._splits[split])
             ]
-        self.class_names = sort_classes({describe_error(folder.name) for folder in classes})
+        self.class_names = sort_classes({format_path(folder.name) for folder in classes})
         said += self._check_names(meant)
         self._files: dict[str, list[tuple[Path, int]]] = {}
         self._inside: dict[str, set[str]] = {}  # folders with images in each class folder; "" for images beside them
@@ -112,20 +112,20 @@ class FolderSource(Source):
             split = find_split(folder.name)
             if split == UNCLEAR and _has_images(folder):
                 raise InputError(
-                    f"folder '{printable(folder)}' may mean validation or test: rename it to val or test; if it is a "
+                    f"folder '{show_path(folder)}' may mean validation or test: rename it to val or test; if it is a "
                     f"class, move all class folders into {str(self.path / 'train')!r}"
                 )
             if split is None or split == UNCLEAR:
                 continue
             if split in found:
                 raise InputError(
-                    f"folders {found[split].name!r} and {printable(folder.name)!r} in {self.name!r} both mean the "
+                    f"folders {found[split].name!r} and {show_path(folder.name)!r} in {self.name!r} both mean the "
                     f"split {split}: join them, or rename or remove one; if they are classes, move all class folders "
                     f"into {str(self.path / 'train')!r}"
                 )
             found[split] = folder
             if folder.name != split:
-                said.append(f"folder '{printable(folder)}' is read as the split {split}")
+                said.append(f"folder '{show_path(folder)}' is read as the split {split}")
         return found
 
     def _refuse_wrapper(self, path: Path, loose: Sequence[Path]) -> None:
@@ -134,11 +134,11 @@ class FolderSource(Source):
         while not images and len(folders := self._class_folders(inner)) == 1:
             inner = folders[0]
             folders, images, _ = self._look(inner)
-            names = [printable(f.name) for f in folders if _has_images(f)]
+            names = [show_path(f.name) for f in folders if _has_images(f)]
             if not images and (len(names) > 1 or any(map(find_split, names))):
                 remedy = f"rename it to {'train'!r}" if len(self._splits) > 1 else f"give {str(inner)!r} as the source"
                 raise InputError(
-                    f"folder {self.name!r} holds only the folder '{printable(relative(inner, path))}', which would be "
+                    f"folder {self.name!r} holds only the folder '{show_path(relative(inner, path))}', which would be "
                     f"the only class; that folder holds {_list(names)}: {remedy}"
                 )
         for folder in self._class_folders(path):
@@ -147,7 +147,7 @@ class FolderSource(Source):
             folders, images, _ = self._look(folder)
             if not images and any(map(_has_images, folders)):
                 raise InputError(
-                    f"folder '{printable(folder)}' is named like a split and holds folders: rename it to one of "
+                    f"folder '{show_path(folder)}' is named like a split and holds folders: rename it to one of "
                     f"{', '.join(SPLITS)}, move it away, or, if it is a class, move all class folders into "
                     f"{str(path / 'train')!r}"
                 )
@@ -155,9 +155,9 @@ class FolderSource(Source):
     def _beside(self, others: Sequence[Path], loose: Sequence[Path]) -> list[str]:
         """What lies beside the folder of the training split and is not read."""
         folders = [f for f in others if _has_images(f)]
-        names = _list([printable(f.name) for f in folders])
+        names = _list([show_path(f.name) for f in folders])
         inside, images, _ = self._look(self._train)
-        train = printable(self._train)
+        train = show_path(self._train)
         if folders and images and not inside:
             raise InputError(
                 f"folder '{train}' holds images and no class folders, and {names} lie beside it: if "
@@ -168,8 +168,8 @@ class FolderSource(Source):
             inner, images, _ = self._look(inside[0])
             if not images and sum(map(_has_images, inner)) > 1:
                 raise InputError(
-                    f"folder '{train}' holds only the folder {printable(inside[0].name)!r}, which would be the only "
-                    f"class; that folder holds {_list([printable(f.name) for f in inner])}: move these up into "
+                    f"folder '{train}' holds only the folder {show_path(inside[0].name)!r}, which would be the only "
+                    f"class; that folder holds {_list([show_path(f.name) for f in inner])}: move these up into "
                     f"'{train}'"
                 )
         said = [f"images in {names} are not read: only folders of splits are, beside '{train}'"] if folders else []
@@ -182,13 +182,13 @@ class FolderSource(Source):
         """Class names that look alike, or like a split."""
         splits = [name for name in self.class_names if find_split(name) is not None or mentions_split(name)]
         return [
-            *check_class_names(f"folder '{printable(self._train)}'", self.class_names, meant),
-            *(f"folder {name!r} in '{printable(self._train)}' is read as a class" for name in splits),
+            *check_class_names(f"folder '{show_path(self._train)}'", self.class_names, meant),
+            *(f"folder {name!r} in '{show_path(self._train)}' is read as a class" for name in splits),
         ]
 
     def _check_levels(self, meant: Sequence[str]) -> list[str]:
         """Folders inside the class folders that may be splits, or the classes themselves."""
-        where = f"'{printable(self._train)}'"
+        where = f"'{show_path(self._train)}'"
         shared = set.intersection(*self._inside.values()) if self._inside else set()
         for name, inside in self._inside.items():
             by_split = {find_split(inner): inner for inner in sorted(inside)}
@@ -230,14 +230,14 @@ class FolderSource(Source):
             return
         for path in loose:
             sentence = (
-                f"image '{printable(path)}' lies beside the class folders: move it into a class folder or to "
+                f"image '{show_path(path)}' lies beside the class folders: move it into a class folder or to "
                 f"{str(self.path / 'unlabeled')!r}"
             )
             if not classes:
                 sentence = (
-                    f"folder '{printable(folder)}' means the split {split} and holds images, such as "
-                    f"'{printable(path)}', but no class folders: move them into class folders or to "
-                    f"{str(self.path / 'unlabeled')!r}; if {printable(folder.name)!r} is a class, move all class "
+                    f"folder '{show_path(folder)}' means the split {split} and holds images, such as "
+                    f"'{show_path(path)}', but no class folders: move them into class folders or to "
+                    f"{str(self.path / 'unlabeled')!r}; if {show_path(folder.name)!r} is a class, move all class "
                     f"folders into {str(self.path / 'train')!r}"
                 )
             fault(_LOOSE, split, relative(path, self.path), "without a class", sentence)
@@ -247,7 +247,7 @@ class FolderSource(Source):
             found = [*pictures(str(child), passed=passed)]
             images = [Path(path) for _, path in found]
             self._passed.merge(passed)
-            name = describe_error(child.name)
+            name = format_path(child.name)
             self._inside.setdefault(name, set()).update(inner.rpartition("/")[0].split("/")[0] for inner, _ in found)
             label = numbers.get(_composed(name))
             if label is None:
@@ -287,7 +287,7 @@ def _list_folder(folder: Path) -> _Entries:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(
-            f"folder '{printable(folder)}' cannot be listed ({error.strerror}): mend its permissions, or leave it out"
+            f"folder '{show_path(folder)}' cannot be listed ({error.strerror}): mend its permissions, or leave it out"
         ) from error
     for entry in entries:
         is_inside = is_folder(entry)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 
-from sft_lightning.data.vision.file_checks import describe_error
+from sft_lightning.data.vision.file_checks import format_path
 from sft_lightning.data.vision.file_kinds import PassedOver, has_image_content, is_litter, is_named_image
 from sft_lightning.utils.errors import InputError
 
@@ -35,8 +35,7 @@ def pictures(folder: str, sorted_: int | None = None, passed: PassedOver | None 
         yield from _below(folder, "", frozenset(), sorted_, PassedOver() if passed is None else passed)
     except OSError as error:
         raise InputError(
-            f"folder {describe_error(folder)!r} cannot be listed ({error.strerror}): mend its permissions, or "
-            "leave it out"
+            f"folder {format_path(folder)!r} cannot be listed ({error.strerror}): mend its permissions, or leave it out"
         ) from error
 
 
@@ -53,7 +52,7 @@ def _below(
             if is_litter(entry.name):
                 (passed.add_folder if is_inside else passed.add_file)(entry.name)
                 continue
-            name = prefix + describe_error(entry.name)
+            name = prefix + format_path(entry.name)
             found = is_named_image(entry.name)
             if is_inside:
                 try:

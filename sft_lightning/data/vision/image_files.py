@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
 
-from sft_lightning.data.vision.file_checks import UNREADABLE, check_file, printable, reason
+from sft_lightning.data.vision.file_checks import UNREADABLE, check_file, reason, show_path
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import locked
 from sft_lightning.utils.progress_lines import Progress
@@ -45,7 +45,7 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
     Raises:
         OSError: The file is missing, empty, too large, or anything in the block failed because of its content.
     """
-    name = None if isinstance(source, BytesIO) else printable(source)
+    name = None if isinstance(source, BytesIO) else show_path(source)
     if not isinstance(source, BytesIO):
         check_file(source)
     try:
@@ -232,11 +232,11 @@ class FileFacts:
         if facts.brightest is not None:
             self.brightest = max(self.brightest or 0, facts.brightest)
         if facts.has_pages:
-            self.paged.append(printable(path))
+            self.paged.append(show_path(path))
         if facts.values is not None:
             self.values.append(facts.values)
             if not facts.values.is_finite:
-                self.not_finite.append(printable(path))
+                self.not_finite.append(show_path(path))
 
 
 def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFacts, dict[int, str]]:

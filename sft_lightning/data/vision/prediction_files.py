@@ -9,7 +9,7 @@ from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.sources import open_source
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
-from sft_lightning.data.vision.file_checks import describe_error, printable, skip_damaged
+from sft_lightning.data.vision.file_checks import format_path, show_path, skip_damaged
 from sft_lightning.data.vision.file_kinds import PassedOver
 from sft_lightning.data.vision.folders import pictures
 from sft_lightning.utils.errors import InputError
@@ -109,13 +109,13 @@ class OneFile(Listing):
         reason = skip_damaged(path)
         if reason is not None:
             raise InputError(
-                f"{setting} '{printable(path)}' cannot be read as an image ({reason}): give an image, a folder, or a "
+                f"{setting} '{show_path(path)}' cannot be read as an image ({reason}): give an image, a folder, or a "
                 ".csv or .parquet file with a column 'path'"
             )
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """The file."""
-        return iter([(describe_error(self.path.name), str(self.path))])
+        return iter([(format_path(self.path.name), str(self.path))])
 
 
 def open_images(name: str, root: str = "data", check: bool = True) -> Listing | Examples:

@@ -18,10 +18,10 @@ class Regularizer(nn.Module, ABC):
     """lambda R(theta), for any paradigm.
 
     Attributes:
-        watches: Whether it looks at what passes through the backbone, and not at the parameters alone.
+        needs_activations: Whether it looks at what passes through the backbone, and not at the parameters alone.
     """
 
-    watches: ClassVar[bool] = False
+    needs_activations: ClassVar[bool] = False
 
     def __init__(self, weight: float) -> None:
         """Sets lambda.
@@ -46,7 +46,7 @@ class Regularizer(nn.Module, ABC):
         self._backbone = (backbone,)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def capture(self) -> Iterator[None]:
         """The pass inside is looked at, where the regularizer looks at passes."""
         yield
 
@@ -124,7 +124,7 @@ class StartRegularizer(Regularizer):
 class ActivationRegularizer(Regularizer):
     """Looks at what some modules of the backbone make of a training pass."""
 
-    watches = True
+    needs_activations = True
 
     def build(self, backbone: Backbone) -> None:
         """Nothing seen.
@@ -144,7 +144,7 @@ class ActivationRegularizer(Regularizer):
         """
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def capture(self) -> Iterator[None]:
         """Keeps what goes into the backbone and comes out of the modules, until the penalty is made of it."""
         (backbone,) = self._backbone
         with outputs_of(backbone, self.watched(backbone)) as passes:

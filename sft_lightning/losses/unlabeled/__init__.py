@@ -1,5 +1,8 @@
 """All strategies for L_u by name, so that a YAML can say `class_path: FixMatch`."""
 
+import warnings
+from typing import Any
+
 from sft_lightning.losses.unlabeled.adamatch import AdaMatch
 from sft_lightning.losses.unlabeled.base import (
     Consistency as Consistency,
@@ -48,3 +51,15 @@ __all__ = [
     "SoftMatch",
     "VirtualAdversarial",
 ]
+
+_RENAMED = {"About": StrategyContext, "Step": StrategyInputs, "Result": StrategyOutput}
+
+
+def __getattr__(name: str) -> Any:
+    """Give strategies of earlier versions the classes of the interface under their old names."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        f"{name} is now {_RENAMED[name].__name__}; the old name goes in 0.4", DeprecationWarning, stacklevel=2
+    )
+    return _RENAMED[name]

@@ -72,13 +72,13 @@ class AdaMatch(Consistency):
         share = to_device(torch.rand(alone.shape, generator=generator, dtype=torch.float32), alone.device).to(
             alone.dtype
         )
-        known = step.known._replace(logits=torch.lerp(alone, step.known.logits, share))
-        return super().loss(step._replace(known=known))._replace(known=known.logits)
+        known = step.labeled_outputs._replace(logits=torch.lerp(alone, step.labeled_outputs.logits, share))
+        return super().loss(step._replace(labeled_outputs=known))._replace(labeled_logits=known.logits)
 
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """The most likely class after alignment, where its probability reaches the relative threshold."""
         # The weak views only, as the unlabeled ones are: strong ones are less sure.
-        labeled = at_least_float32(step.known.logits[: step.labeled.num_weak]).softmax(1)
+        labeled = at_least_float32(step.labeled_outputs.logits[: step.labeled.num_weak]).softmax(1)
         free = logits.softmax(1)
         ema_update_(self.known_mean, mean_over_ranks(labeled), self.momentum)
         ema_update_(self.unlabeled_mean, mean_over_ranks(free), self.momentum)
@@ -86,6 +86,6 @@ class AdaMatch(Consistency):
         confidence, label = align_distribution(free, self.known_mean, self.unlabeled_mean).max(1)
         return label, (confidence >= self.threshold_now).float()
 
-    def told(self) -> Mapping[str, Tensor]:
+    def log_metrics(self) -> Mapping[str, Tensor]:
         """The threshold in use."""
         return {"threshold": self.threshold_now}

@@ -59,14 +59,14 @@ class StrategyInputs(NamedTuple):
         unlabeled: The batch: `weak`, `indices`, `draw`, and `weak_2` and `strong` where `views` asks for them.
         student: Outputs of the view that `student` of the strategy names, with gradient.
         labeled: `x`, `y` and `num_weak`, where the strategy says `needs_labels` or the schedule is joint; else None.
-        known: Outputs of the labeled batch, with gradient; None where `labeled` is.
+        labeled_outputs: Outputs of the labeled batch, with gradient; None where `labeled` is.
     """
 
     network: Network
     unlabeled: Any
     student: Outputs
     labeled: Any
-    known: Outputs
+    labeled_outputs: Outputs
 
 
 class StrategyOutput(NamedTuple):
@@ -77,7 +77,7 @@ class StrategyOutput(NamedTuple):
         pseudo_labels: (B,) int64: the class each example is taken for, or None where there is no such thing.
         weight: (B,) in [0, 1]: how much each counts; 0 is rejected.
         supervised: L_s where the strategy replaces it (MixMatch), else None.
-        known: (B, C): logits of the labeled batch where the strategy replaces them (AdaMatch), else None.
+        labeled_logits: (B, C): logits of the labeled batch where the strategy replaces them (AdaMatch), else None.
         logs: Further scalars, such as thresholds.
     """
 
@@ -85,7 +85,7 @@ class StrategyOutput(NamedTuple):
     pseudo_labels: Tensor | None = None
     weight: Tensor | None = None
     supervised: Tensor | None = None
-    known: Tensor | None = None
+    labeled_logits: Tensor | None = None
     logs: Mapping[str, Tensor] = {}
 
 
@@ -97,14 +97,21 @@ class Strategy(nn.Module, ABC):
         student: The view that goes through the network together with the labeled examples, or None.
         needs_labels: Whether the labeled batch takes part in L_u.
         needs_teacher: Whether `teacher_logits` is used.
-        own_supervised: Whether the strategy computes L_s, too.
+        computes_supervised_loss: Whether the strategy computes L_s, too.
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak",)
     student: ClassVar[str | None] = "weak"
     needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
-    own_supervised: ClassVar[bool] = False
+    computes_supervised_loss: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse names of earlier versions, which would be ignored."""
+        super().__init_subclass__(**kwargs)
+        for old, new in (("told", "log_metrics"), ("own_supervised", "computes_supervised_loss")):
+            if old in vars(cls):
+                raise TypeError(f"{cls.__name__}.{old} is now called {new}: rename it")
 
     def build(self, about: StrategyContext) -> None:
         """Makes buffers and parameters, once, before training.
@@ -147,7 +154,7 @@ class Consistency(Strategy):
             Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1].
         """
 
-    def told(self) -> Mapping[str, Tensor]:
+    def log_metrics(self) -> Mapping[str, Tensor]:
         """Thresholds and the like for the log."""
         return {}
 
@@ -157,7 +164,7 @@ class Consistency(Strategy):
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
             target, weight = self.targets(logits, step)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
-        return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.told())
+        return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.log_metrics())
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The strong view's logits as they enter the loss."""

@@ -83,9 +83,9 @@ class DST(FixMatch):
         consistency = masked_cross_entropy(self.pseudo_head(step.student.features), label, weight)
         share = self.reversal * torch.tanh(self.steps / (2 * self.reversal_steps))
         self.steps += 1
-        on_known = self.worst_head(_reversed(step.known.features, share))
+        on_known = self.worst_head(_reversed(step.labeled_outputs.features, share))
         on_strong = at_least_float32(self.worst_head(_reversed(step.student.features, share)))
-        right = F.cross_entropy(on_known, step.known.logits.detach().argmax(1))
+        right = F.cross_entropy(on_known, step.labeled_outputs.logits.detach().argmax(1))
         wrong = -torch.log1p(-on_strong.softmax(1).gather(1, label[:, None]).clamp(max=1 - 1e-6))
         worst = self.trade_off * right + wrong.mean()
         logs = {"pseudo_head": consistency.detach(), "worst_head": worst.detach()}

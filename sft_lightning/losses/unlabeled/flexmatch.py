@@ -73,6 +73,6 @@ class FlexMatch(FixMatch):
         self.predicted.copy_(beyond[:-1])  # in place: a step that is left out takes it back
         return label, weight
 
-    def told(self) -> Mapping[str, Tensor]:
+    def log_metrics(self) -> Mapping[str, Tensor]:
         """The lowest and the highest threshold."""
         return {"threshold_min": self.thresholds.min(), "threshold_max": self.thresholds.max()}

@@ -84,6 +84,6 @@ class FreeMatch(Consistency):
         any_accepted = counts.sum().clamp(max=1)  # no `if`: that would wait for the device
         return any_accepted * (running * (now + 1e-12).log()).sum()
 
-    def told(self) -> Mapping[str, Tensor]:
+    def log_metrics(self) -> Mapping[str, Tensor]:
         """The lowest and the highest threshold."""
         return {"threshold_min": self.thresholds.min(), "threshold_max": self.thresholds.max()}

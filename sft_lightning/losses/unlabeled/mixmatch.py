@@ -28,7 +28,7 @@ class MixMatch(Strategy):
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
     student: ClassVar[str | None] = None
     needs_labels: ClassVar[bool] = True
-    own_supervised: ClassVar[bool] = True
+    computes_supervised_loss: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 0.5, alpha: float = 0.75) -> None:
         """Sets both.

@@ -70,6 +70,6 @@ class SoftMatch(Consistency):
         weight = torch.exp(-below.square() / (2 * self.variance.clamp_min(1e-12) / self.width**2))
         return label, weight
 
-    def told(self) -> Mapping[str, Tensor]:
+    def log_metrics(self) -> Mapping[str, Tensor]:
         """Mean and deviation of the confidence."""
         return {"confidence_mean": self.mean, "confidence_deviation": self.variance.sqrt()}

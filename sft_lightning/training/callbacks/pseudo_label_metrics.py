@@ -58,7 +58,7 @@ class PseudoLabelHealth(Callback):
             batch: Unused.
             batch_idx: Unused.
         """
-        guessed: Any = getattr(pl_module, "guessed", None)
+        guessed: Any = getattr(pl_module, "pseudo_labels", None)
         if guessed is None:
             return
         if guessed is not self._last:

@@ -128,13 +128,13 @@ def test_delta_of_a_convolution_sums_over_positions_and_averages_over_channels()
     backbone(x)
     with torch.no_grad():
         last.bias.add_(0.1)
-    with delta.watching():
+    with delta.capture():
         backbone(x)
     handle.remove()
     expected: Any = sum(((maps[1] - maps[0]) ** 2)[k].sum() / maps[0].shape[1] for k in range(3)) / 3
     assert float(delta(backbone)) == pytest.approx(float(expected), rel=1e-5)
     assert float(delta(backbone)) == 0.0  # what was seen is used once
-    with torch.no_grad(), delta.watching():
+    with torch.no_grad(), delta.capture():
         backbone(x)
     assert float(delta(backbone)) == 0.0  # an evaluation is not looked at
     assert not backbone._forward_pre_hooks

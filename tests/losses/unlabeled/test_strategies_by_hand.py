@@ -285,16 +285,16 @@ def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
     alone = still.outputs(labeled.x).logits
-    assert result.known is not None
-    share = (result.known - alone) / (together - alone)
+    assert result.labeled_logits is not None
+    share = (result.labeled_logits - alone) / (together - alone)
     assert torch.allclose(share, torch.rand(6, 2, generator=torch.Generator().manual_seed(4)), atol=1e-3)
-    confidence = result.known.softmax(1).amax(1).mean()
+    confidence = result.labeled_logits.softmax(1).amax(1).mean()
     assert strategy.threshold_now.item() == pytest.approx(0.9 * confidence.item(), rel=1e-5)
-    result.known.sum().backward()
+    result.labeled_logits.sum().backward()
     assert net.norm.weight.grad is not None  # L_s learns through both
     plain = strategies.AdaMatch(interpolation=False)
     plain.build(StrategyContext(2, 2, (1, 4, 4)))
-    assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).known is None
+    assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).labeled_logits is None
 
 
 def test_pi_model_gives_both_views_the_same_statistics() -> None:

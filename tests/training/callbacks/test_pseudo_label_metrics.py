@@ -23,7 +23,7 @@ class Told:
     num_classes = 4
 
     def __init__(self) -> None:
-        self.guessed: PseudoLabels | None = None
+        self.pseudo_labels: PseudoLabels | None = None
         self.logs: list[dict[str, float]] = []
         self.trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda t, reduce_op: t))
 
@@ -43,7 +43,7 @@ def watched(steps: int, every: int, guess: Any) -> Told:
     health = PseudoLabelHealth()
     health.on_fit_start(run, module)
     for step in range(1, steps + 1):
-        module.guessed, run.global_step = PseudoLabels(*guess(step)), step
+        module.pseudo_labels, run.global_step = PseudoLabels(*guess(step)), step
         health.on_train_batch_end(run, module, None, None, 0)
     told: Told = module
     return told
