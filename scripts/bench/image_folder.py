@@ -43,7 +43,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from sft_lightning import ImageDataModule
-from sft_lightning.utils.cpu import cores, keep_memory
+from sft_lightning.utils.cpu import count_cores, retain_freed_memory
 
 WAYS = ("image_folder", "without_cache", "first_epoch", "later_epoch")
 SIDE, BATCH = 224, 64
@@ -92,7 +92,9 @@ def anonymous_kib() -> int:
 def opened(folder: Path, cache: Path | None) -> ImageDataModule:
     """All pictures to train on."""
     kept = None if cache is None else str(cache)
-    data = ImageDataModule(str(folder), image_size=SIDE, batch_size=BATCH, val_size=0, num_workers=cores(), cache=kept)
+    data = ImageDataModule(
+        str(folder), image_size=SIDE, batch_size=BATCH, val_size=0, num_workers=count_cores(), cache=kept
+    )
     data.request.test_size = 0
     data.setup("fit")
     return data
@@ -113,19 +115,19 @@ def memory(folder: Path, cache: Path) -> dict[str, float]:
 
 def one(way: str, folder: Path, cache: Path) -> dict[str, float]:
     """Measures one way, in this process."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(count_cores())
     if way == "memory":
         return memory(folder, cache)
     if way == "image_folder":
-        keep_memory()
+        retain_freed_memory()
         views = Compose([Resize(SIDE), CenterCrop(SIDE), ToTensor()])
         pictures = ImageFolder(str(folder / "train"), views)
         start = time.perf_counter()
-        loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=cores())
+        loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=count_cores())
         count = sum(len(x) for x, _ in loader)
         return {"images_per_second": count / (time.perf_counter() - start)}
     data = opened(folder, None if way == "without_cache" else cache)
-    keep_memory()  # as a training on the CPU does
+    retain_freed_memory()  # as a training on the CPU does
     found = {}
     start = time.perf_counter()
     train = data.train_dataloader()

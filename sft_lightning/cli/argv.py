@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sft_lightning.cli.commands import COMMANDS, format_usage
-from sft_lightning.runs.paths import LOGS, find_checkpoint, run_folder
+from sft_lightning.runs.paths import LOGS, find_checkpoint, get_run_folder
 from sft_lightning.utils.errors import InputError
 
 _NUMBER = re.compile(r"-\.?\d")
@@ -36,7 +36,7 @@ def normalize_argv(words: Sequence[str]) -> list[str]:
             taker.append(word)
             taker = None
         elif not free:
-            raise InputError(_one_too_many(name, word))
+            raise InputError(_explain_extra_word(name, word))
         else:
             option = f"--{free.pop(next(iter(free)))}"
             if any(other.partition("=")[0] == option for other in rest):
@@ -56,7 +56,7 @@ def option_values(words: Sequence[str], *options: str) -> list[str]:
     return found + [word.partition("=")[2] for word in words if word.startswith(tuple(f"{name}=" for name in options))]
 
 
-def with_config(args: Sequence[str]) -> list[str]:
+def add_run_config(args: Sequence[str]) -> list[str]:
     """Adds the config of the run that --ckpt_path names where no config is given.
 
     Args:
@@ -73,7 +73,7 @@ def with_config(args: Sequence[str]) -> list[str]:
         given = str(find_checkpoint(given, Path(LOGS) / names[-1]))
     if given is None or given == "last":
         return words
-    folder = run_folder(find_checkpoint(given, Path(LOGS)))
+    folder = get_run_folder(find_checkpoint(given, Path(LOGS)))
     if folder is not None and (folder / "fit.yaml").is_file():
         return [words[0], "--config", str(folder / "fit.yaml"), *words[1:]]
     raise InputError(
@@ -81,7 +81,7 @@ def with_config(args: Sequence[str]) -> list[str]:
     )
 
 
-def _one_too_many(name: str, word: str) -> str:
+def _explain_extra_word(name: str, word: str) -> str:
     if word.endswith((".yaml", ".yml")):
         return f"{word!r} stands alone: give it as --config {word}"
     return (

@@ -148,7 +148,7 @@ COMMANDS = {
         "afterwards",
         "Tells what a run started from, back to the first source.",
         (f"lineage {RUN}",),
-        "sft_lightning.runs.lineage:lineage",
+        "sft_lightning.runs.lineage:show_lineage",
         words={"RUN": "run"},
     ),
     "repeat": Command(
@@ -166,7 +166,7 @@ COMMANDS = {
             "completion zsh > ~/.sft-lightning.zsh; "
             "echo 'autoload -U compinit; compinit; eval \"$(<~/.sft-lightning.zsh)\"' >> ~/.zshrc",
         ),
-        "sft_lightning.cli.completion:completion",
+        "sft_lightning.cli.completion:make_completion",
         words={"SHELL": "shell"},
     ),
 }

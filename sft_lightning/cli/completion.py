@@ -13,7 +13,7 @@ from jsonargparse import capture_parser
 from sft_lightning.cli.commands import COMMANDS
 from sft_lightning.cli.dispatch import run_command
 from sft_lightning.cli.lightning_cli import run
-from sft_lightning.cli.registry import OURS, settings
+from sft_lightning.cli.registry import OURS, describe_settings
 from sft_lightning.utils.errors import InputError
 
 # Last parts of options whose value is a file or folder.
@@ -44,7 +44,7 @@ complete -o bashdefault -F _sft_lightning sft-lightning
 """
 
 
-def completion(shell: Literal["bash", "zsh"]) -> str:
+def make_completion(shell: Literal["bash", "zsh"]) -> str:
     """Prints a script that completes commands, options and files at the TAB key.
 
     Args:
@@ -63,22 +63,22 @@ def completion(shell: Literal["bash", "zsh"]) -> str:
     root = argparse.ArgumentParser("sft-lightning")
     root.add_argument("--version", action="store_true", help="Print the version.")
     commands = root.add_subparsers()
-    fit = settings()
+    fit = describe_settings()
     for name, command in COMMANDS.items():
         parser = commands.add_parser(name, help=command.does)
-        options = list(_options(name))
+        options = list(_iterate_options(name))
         options += [(f"--{option}", told, []) for option, told in fit.items()] if command.takes_fit else []
         for option, told, choices in options:
             added = parser.add_argument(option, help=" ".join(told.replace("%", "").split()), choices=choices or None)
-            _complete(added, option.strip("-+").rpartition(".")[2], shtab.FILE)
+            _set_completion(added, option.strip("-+").rpartition(".")[2], shtab.FILE)
         for what, option in command.words.items():
             word = parser.add_argument(what, nargs="?", choices=("bash", "zsh") if what == "SHELL" else None)
-            _complete(word, option.rpartition(".")[2], shtab.FILE)
+            _set_completion(word, option.rpartition(".")[2], shtab.FILE)
     script: str = shtab.complete(root, shell)
     return script + _EQUALS if shell == "bash" else script
 
 
-def _complete(action: argparse.Action, last: str, files: Any) -> None:
+def _set_completion(action: argparse.Action, last: str, files: Any) -> None:
     if last in _PATHS:
         action.complete = files  # type: ignore[attr-defined]
     elif last in OURS and not action.choices:
@@ -89,7 +89,7 @@ def _complete(action: argparse.Action, last: str, files: Any) -> None:
         action.choices = ["mlp", "conv", "wrn_28_2", *(f"torchvision/{name}" for name in list_models())]
 
 
-def _options(name: str) -> Iterator[tuple[str, str, list[str]]]:
+def _iterate_options(name: str) -> Iterator[tuple[str, str, list[str]]]:
     """Options, help and choices of a command's own parser."""
     parser: Any = capture_parser(lambda: (run_command if COMMANDS[name].function else run)([name]))
     for action in parser._actions:
@@ -99,9 +99,9 @@ def _options(name: str) -> Iterator[tuple[str, str, list[str]]]:
         for option in action.option_strings:
             shown = option != "--help" and not (option.startswith("--trainer.") and option.endswith(".help"))
             if option.startswith("--") and shown:
-                yield option, action.help or "", _choices(action)
+                yield option, action.help or "", _parse_choices(action)
 
 
-def _choices(action: argparse.Action) -> list[str]:
+def _parse_choices(action: argparse.Action) -> list[str]:
     shown = action.metavar if isinstance(action.metavar, str) else ""
     return shown[1:-1].split(",") if shown.startswith("{") else []

@@ -30,17 +30,17 @@ def run_command(words: Sequence[str]) -> None:
     function = getattr(importlib.import_module(module), attribute)
     with preserve_process():
         silence_third_party()
-        given = {} if COMMANDS[name].takes_fit else _options(name, function, rest)
+        given = {} if COMMANDS[name].takes_fit else _parse_options(name, function, rest)
         if "torch" in sys.modules:  # else the command needs none of it, and answers before it would be imported
-            from sft_lightning.cli.lightning_cli import prepare
+            from sft_lightning.cli.lightning_cli import prepare_process
 
-            prepare()
+            prepare_process()
         found = function(rest) if COMMANDS[name].takes_fit else function(**given)
         if found:  # of a process beside the first: nothing
-            sys.stdout.write(f"{_told(name, found)}\n")
+            sys.stdout.write(f"{_format_result(name, found)}\n")
 
 
-def _options(name: str, function: Any, words: list[str]) -> dict[str, Any]:
+def _parse_options(name: str, function: Any, words: list[str]) -> dict[str, Any]:
     parser = Parser(prog=f"sft-lightning {name}")
     parser.add_argument("--config", action="config", help="YAML file with options.")
     parser.add_function_arguments(function, fail_untyped=True)
@@ -49,7 +49,7 @@ def _options(name: str, function: Any, words: list[str]) -> dict[str, Any]:
     return given
 
 
-def _told(name: str, found: Any) -> str:
+def _format_result(name: str, found: Any) -> str:
     if not isinstance(found, Path):
         return str(found)
     stem = found.name.removesuffix(".safetensors")

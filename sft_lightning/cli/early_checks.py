@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.cli.argv import option_values, with_config
+from sft_lightning.cli.argv import add_run_config, option_values
 from sft_lightning.cli.commands import COMMANDS, explain_missing, explain_unknown_option
-from sft_lightning.cli.error_messages import NOTHING, explain_missing_setting, explain_unknown_setting
-from sft_lightning.runs.paths import checkpoint_of, run_folder
+from sft_lightning.cli.error_messages import NO_MODEL_OR_DATA, explain_missing_setting, explain_unknown_setting
+from sft_lightning.runs.paths import find_run_checkpoint, get_run_folder
 from sft_lightning.utils.errors import InputError, find_nearest
 from sft_lightning.utils.yaml_files import read_yaml
 
@@ -37,7 +37,7 @@ def check_early(words: Sequence[str]) -> None:
     if len(words) == 1 and "RUN" in command.words:
         raise InputError(explain_missing(name, "RUN"))
     if len(words) == 1 and command.takes_fit:
-        raise InputError(NOTHING)
+        raise InputError(NO_MODEL_OR_DATA)
     options = known(name)
     for word in words[1:]:
         option = word.removeprefix("--").partition("=")[0].rstrip("+")
@@ -48,10 +48,10 @@ def check_early(words: Sequence[str]) -> None:
             _look_into(path, name, options)
     configs = [word.partition("=")[2] or word for word in words[1:]]
     if not command.function:
-        configs += with_config(words)
+        configs += add_run_config(words)
     elif "run" in command.words.values() and name != "lineage":  # which takes what has no checkpoint, too
         for run in option_values(words, "--run"):
-            folder = run_folder(checkpoint_of(run))
+            folder = get_run_folder(find_run_checkpoint(run))
             configs += [str(folder / "fit.yaml")] if folder else []
     read: set[Path] = set()
     for path in configs:

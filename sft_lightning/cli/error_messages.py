@@ -26,7 +26,7 @@ _REQUIRED = re.compile(r"arguments are required: (.+)|[Kk]ey \"?'?([\w.]+)\"?'? 
 _EXPECTED = re.compile(r"Expected a (?!<class 'NoneType'>|path but )(.*)")
 _CHOICE = re.compile(r"typing\.Literal\[(.+?)\]")
 _VALUE = re.compile(r"(?:Got|Given) value: (.*)")
-NOTHING = "no model or no data: add --config with a YAML file such as configs/quickstart/fine_tune.yaml"
+NO_MODEL_OR_DATA = "no model or no data: add --config with a YAML file such as configs/quickstart/fine_tune.yaml"
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 _TYPES = {
     "int": "a whole number",
@@ -54,29 +54,33 @@ def condense_error(message: str, command: str = "fit", flags: Sequence[str] = ()
     known = [flag.lstrip("-") for flag in flags if not flag.endswith((".help", "+"))]
     message = _OR_TENSOR.sub(r"\1", message)
     told = (
-        _no_file(message)
-        or _unknown_class(message)
-        or _unknown_key_of_a_class(message)
-        or _unknown_option(message, command, known)
-        or _unreadable(message)
-        or _missing(message, command)
-        or _wrong_value(message)
+        _explain_missing_file(message)
+        or _explain_unknown_class(message)
+        or _explain_unknown_class_key(message)
+        or _explain_unknown_argument(message, command, known)
+        or _explain_unreadable_config(message)
+        or _explain_required(message, command)
+        or _explain_wrong_value(message)
     )
-    return told or _otherwise(message, command)
+    return told or _shorten(message, command)
 
 
-def _key(message: str) -> str:
+def _find_key(message: str) -> str:
     """Where in a config the mistake is."""
     keys = _KEY.findall(message)
     return ".".join(part for i, part in enumerate(keys) if part not in keys[:i])
 
 
-def _no_file(message: str) -> str | None:
+def _explain_missing_file(message: str) -> str | None:
     found = _NO_FILE.search(message)
-    path = found[1] if found else next((word for word in _named(message) if word.endswith((".yaml", ".yml"))), None)
+    path = (
+        found[1]
+        if found
+        else next((word for word in _find_class_names(message) if word.endswith((".yaml", ".yml"))), None)
+    )
     if path is None:
         return None
-    return explain_missing_setting(path, _key(message))
+    return explain_missing_setting(path, _find_key(message))
 
 
 def explain_missing_setting(path: str, key: str = "") -> str:
@@ -92,29 +96,29 @@ def explain_missing_setting(path: str, key: str = "") -> str:
     return f"{key} {str(shown)!r} does not exist{did_you_mean(str(place), others)}: check the path".lstrip()
 
 
-def _named(message: str) -> list[str]:
+def _find_class_names(message: str) -> list[str]:
     return [a or b for a, b in _NO_CLASS.findall(message)]
 
 
-def _unknown_class(message: str) -> str | None:
-    missing, absent = _named(message), _NO_ATTRIBUTE.search(message)
+def _explain_unknown_class(message: str) -> str | None:
+    missing, absent = _find_class_names(message), _NO_ATTRIBUTE.search(message)
     if not missing and not absent:
         return None
-    from sft_lightning.cli.registry import OURS, classes
+    from sft_lightning.cli.registry import OURS, list_class_paths
 
     name = missing[0] if missing else f"{absent[1]}.{absent[2]}" if absent else ""
-    key = _key(message).rpartition(".")[2]
+    key = _find_key(message).rpartition(".")[2]
     if name in {one for names in OURS.values() for one in names}:  # but not here
         fitting = OURS.get(key, [])
         those = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "a class of that kind"
         return f"class {name!r} is no {key}: give {those}"
-    full = {known.rpartition(".")[2]: known for known in classes(key)}
+    full = {known.rpartition(".")[2]: known for known in list_class_paths(key)}
     hint = [full[found] for found in find_nearest(name.rpartition(".")[2], list(full))]
     told = f" (did you mean {' or '.join(map(repr, hint))}?)" if hint else ""
     return f"class {name!r} is unknown{told}: give its name, or package.module.Class"
 
 
-def _unknown_key_of_a_class(message: str) -> str | None:
+def _explain_unknown_class_key(message: str) -> str | None:
     """`clas_path` or `init_arg` where a class is described."""
     value = _VALUE.search(message)
     if "Not a valid subclass" not in message and "LightningModule':" not in message:
@@ -127,17 +131,17 @@ def _unknown_key_of_a_class(message: str) -> str | None:
     if not wrong:
         return None
     return (
-        f"{_key(message)} has no entry {wrong[0]!r}{did_you_mean(wrong[0], _CLASS_KEYS[:2])}: give "
+        f"{_find_key(message)} has no entry {wrong[0]!r}{did_you_mean(wrong[0], _CLASS_KEYS[:2])}: give "
         "class_path and init_args"
     )
 
 
-def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
+def _explain_unknown_argument(message: str, command: str, known: list[str]) -> str | None:
     word, unknown = _WORD.search(message), _UNKNOWN.search(message)
     owner = (_OWNER_AFTER.findall(message) or _OWNER.findall(message) or [""])[-1]
     if word:
-        name = f"{_key(message)}.{word[1]}".lstrip(".")
-        return explain_unknown_option(f"--{name}", _right_option(name, known), command)
+        name = f"{_find_key(message)}.{word[1]}".lstrip(".")
+        return explain_unknown_option(f"--{name}", _suggest_option(name, known), command)
     if not unknown:
         return None
     path = unknown[1]
@@ -152,23 +156,23 @@ def _unknown_option(message: str, command: str, known: list[str]) -> str | None:
     if not owner:
         tops = list(dict.fromkeys(name.partition(".")[0] for name in known))
         return explain_unknown_option(repr(head), did_you_mean(head, tops), command)
-    from sft_lightning.cli.registry import parameters
+    from sft_lightning.cli.registry import list_parameters
 
-    return _unknown_setting(owner, head if head not in parameters(owner) else path.rpartition(".")[2])
+    return _explain_setting_of_class(owner, head if head not in list_parameters(owner) else path.rpartition(".")[2])
 
 
-def _unknown_setting(owner: str, name: str) -> str:
-    from sft_lightning.cli.registry import OURS, owners, parameters
+def _explain_setting_of_class(owner: str, name: str) -> str:
+    from sft_lightning.cli.registry import OURS, find_models_with, list_parameters
 
-    cls, options = owner.rpartition(".")[2], parameters(owner)
-    if cls in OURS["model"] and (elsewhere := owners(name)):
+    cls, options = owner.rpartition(".")[2], list_parameters(owner)
+    if cls in OURS["model"] and (elsewhere := find_models_with(name)):
         return f"{cls} has no option {name!r}, which is one of {' and '.join(elsewhere)}"
     if hint := did_you_mean(name, options):
         return explain_unknown_setting(cls, name, hint)
-    others = [option for other in OURS["model"] for option in parameters(f"sft_lightning.{other}")]
+    others = [option for other in OURS["model"] for option in list_parameters(f"sft_lightning.{other}")]
     found = find_nearest(name, others)[:1] if cls in OURS["model"] else []
     if found:
-        return f"{cls} has no option {name!r} (did you mean {found[0]!r} of {' or '.join(owners(found[0]))}?)"
+        return f"{cls} has no option {name!r} (did you mean {found[0]!r} of {' or '.join(find_models_with(found[0]))}?)"
     return f"{cls} has no option {name!r}; its options: {', '.join(options)}"
 
 
@@ -183,13 +187,13 @@ def explain_unknown_setting(cls: str, name: str, hint: str) -> str:
     return f"{cls} has no option {name!r}{hint}"
 
 
-def _right_option(name: str, known: list[str]) -> str:
+def _suggest_option(name: str, known: list[str]) -> str:
     """The option that is nearest, by its full name or, where just one word was given, by its last part."""
     every = list(known)
     if "trainer.max_epochs" in known:
-        from sft_lightning.cli.registry import settings
+        from sft_lightning.cli.registry import describe_settings
 
-        every += settings()
+        every += describe_settings()
     parts = slice(None) if "." in name else slice(-1, None)
     short = {option: ".".join(option.replace("init_args.", "").split(".")[parts]) for option in every}
     word = name.replace("init_args.", "")
@@ -200,16 +204,16 @@ def _right_option(name: str, known: list[str]) -> str:
     return f" (did you mean {' or '.join(hint[:3])}?)" if hint else ""
 
 
-def _unreadable(message: str) -> str | None:
+def _explain_unreadable_config(message: str) -> str | None:
     if '"<unicode string>"' in message:
         line = re.findall(r"line (\d+), column \d+", message)
-        return unreadable("", int(line[-1]) if line else None)
+        return explain_unreadable("", int(line[-1]) if line else None)
     if "Unexpected config" in message:
         return "config: a YAML file holds no settings: give one such as configs/quickstart/fine_tune.yaml"
     return None
 
 
-def unreadable(path: str, line: int | None) -> str:
+def explain_unreadable(path: str, line: int | None) -> str:
     """The sentence about a config that is no YAML.
 
     Args:
@@ -220,12 +224,12 @@ def unreadable(path: str, line: int | None) -> str:
     return f"config{name}: a YAML file cannot be read{place}: check its indentation and quotes"
 
 
-def _missing(message: str, command: str) -> str | None:
+def _explain_required(message: str, command: str) -> str | None:
     if "required: " in message and message.rstrip().endswith((".model", ".data")):
-        return NOTHING
+        return NO_MODEL_OR_DATA
     found = _REQUIRED.search(message)
     if found and _OWNER.search(message):
-        return f"{_key(message)}.{found[1] or found[2]} is missing: set it"
+        return f"{_find_key(message)}.{found[1] or found[2]} is missing: set it"
     if not found or command not in COMMANDS:
         return None
     words = {option: what for what, option in COMMANDS[command].words.items()}
@@ -233,7 +237,7 @@ def _missing(message: str, command: str) -> str | None:
     return explain_missing(command, names)
 
 
-def _wrong_value(message: str) -> str | None:
+def _explain_wrong_value(message: str) -> str | None:
     """Another word than those that may be chosen from, or a value of another type."""
     expected, value = _EXPECTED.findall(message), _VALUE.search(message)
     if not expected or not value:
@@ -245,18 +249,18 @@ def _wrong_value(message: str) -> str | None:
     if choices:
         choices = list(dict.fromkeys([*choices, *(("true", "false") if "bool" in types else ())]))
         told = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
-        return f"{_key(message)} is {given!r}{did_you_mean(given, choices)}: give {told}"
+        return f"{_find_key(message)} is {given!r}{did_you_mean(given, choices)}: give {told}"
     if all(kind in _TYPES for kind in types):
         told = " or ".join(_TYPES[kind] for kind in dict.fromkeys(types))
-        return f"{_key(message)} is {given!r}: give {told}"
+        return f"{_find_key(message)} is {given!r}: give {told}"
     return None
 
 
-def _otherwise(message: str, command: str) -> str:
+def _shorten(message: str, command: str) -> str:
     lines = [line.strip() for line in message.strip().splitlines()]
     lines = [line for line in lines if line and not _NOISE.match(line)]
     last = re.sub(r"^- ", "", lines[-1]) if lines else message
     last = _KEY.sub("", last).strip(": ")
     last = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", last)
-    where = f"{_key(message)}: " if _KEY.search(message) else ""
+    where = f"{_find_key(message)}: " if _KEY.search(message) else ""
     return f"{where}{last} ('sft-lightning {command} --help' explains the options)"

@@ -46,7 +46,7 @@ from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.callbacks.run_folder import RunFolder
 from sft_lightning.training.callbacks.validation_log import ValidationLogger
-from sft_lightning.utils.cpu import flush_denormals, keep_memory
+from sft_lightning.utils.cpu import flush_denormals, retain_freed_memory
 
 # The exact classes for which `tests/cli/test_fast_loop.py` shows that both loops compute, call and log the same.
 TRAINERS: set[type] = {Trainer}
@@ -111,7 +111,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         trainer = self.trainer
         if trainer.strategy.root_device.type == "cpu":
-            keep_memory()
+            retain_freed_memory()
         self._lean = is_proven(trainer)
         if not self._lean:
             return

@@ -24,27 +24,27 @@ from sft_lightning import (  # noqa: F401
     SemiSupervisedModule,
     WarmupCosine,
 )
-from sft_lightning.cli.argv import normalize_argv, with_config
-from sft_lightning.cli.error_messages import NOTHING
+from sft_lightning.cli.argv import add_run_config, normalize_argv
+from sft_lightning.cli.error_messages import NO_MODEL_OR_DATA
 from sft_lightning.cli.fast_loop import LeanEpochLoop, NoProfiler
 from sft_lightning.cli.logging import silence_third_party
 from sft_lightning.cli.parser import Parser
-from sft_lightning.cli.predict_config import take_classes, without_source
+from sft_lightning.cli.predict_config import set_checkpoint_classes, set_checkpoint_shape
 from sft_lightning.cli.process_state import preserve_process
-from sft_lightning.cli.registry import LINKED, takes_null
-from sft_lightning.cli.resumed_settings import keep_settings
-from sft_lightning.cli.run_config import name_start, set_splits
+from sft_lightning.cli.registry import LINKED, accepts_null
+from sft_lightning.cli.resumed_settings import restore_settings
+from sft_lightning.cli.run_config import explain_missing_data, set_splits
 from sft_lightning.data.class_names import list_classes
-from sft_lightning.runs.lock import RunLock, is_trained
+from sft_lightning.runs.lock import RunLock, is_training
 from sft_lightning.runs.paths import (
     LOGS,
     check_checkpoint,
-    check_name,
+    check_run_name,
     find_checkpoint,
-    newest_intact_checkpoint,
+    find_newest_checkpoint,
+    get_run_folder,
+    list_versions,
     read_checkpoint,
-    run_folder,
-    versions,
 )
 from sft_lightning.training.callbacks import checkpoint_validation
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint, WholeFiles
@@ -58,7 +58,7 @@ from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHea
 from sft_lightning.training.callbacks.run_folder import RunFolder
 from sft_lightning.training.run_logger import run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
-from sft_lightning.utils.cpu import spare_cpu
+from sft_lightning.utils.cpu import prepare_cpu
 from sft_lightning.utils.errors import InputError, did_you_mean, find_input_error
 
 
@@ -89,7 +89,7 @@ class SFTCLI(LightningCLI):
             super().__init__(*args, **kwargs)
         except Exception as error:
             config = getattr(self, "config", {}).get(self._asked) or {}
-            if (where := name_start(config, find_input_error(error))) is None:
+            if (where := explain_missing_data(config, find_input_error(error))) is None:
                 raise
             raise InputError(where) from error
         finally:
@@ -119,7 +119,7 @@ class SFTCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
-        check_name("run_name", config.run_name)
+        check_run_name("run_name", config.run_name)
         if config.get("weights_only") is False:
             raise InputError("weights_only is False, with which a checkpoint could run code: leave it out")
         if config.get("ckpt_path") is not None:
@@ -131,14 +131,9 @@ class SFTCLI(LightningCLI):
 
     def _checkpoint(self, name: str, runs: Path) -> str | None:
         """None for a `fit` that goes on from `last` and was stopped before it had one: it starts anew."""
-        newest = versions(runs)[-1:]
-        if (
-            name == "last"
-            and self.config.subcommand == "fit"
-            and newest
-            and newest_intact_checkpoint(newest[0]) is None
-        ):
-            if is_trained(newest[0]):
+        newest = list_versions(runs)[-1:]
+        if name == "last" and self.config.subcommand == "fit" and newest and find_newest_checkpoint(newest[0]) is None:
+            if is_training(newest[0]):
                 raise InputError(
                     f"run {str(newest[0])!r} is being trained and has no checkpoint yet: wait, or leave out ckpt_path "
                     "to start another one"
@@ -154,7 +149,7 @@ class SFTCLI(LightningCLI):
         """Spares reading the weights that a run started from: its checkpoint holds what became of them."""
         config = self.config[self.config.subcommand]
         if config.get("model") is None or config.get("data") is None:
-            raise InputError(NOTHING)
+            raise InputError(NO_MODEL_OR_DATA)
         for part in ("model", "data"):
             _refuse_null(part, config[part])
         settings = config.model.get("init_args") or {}
@@ -164,13 +159,13 @@ class SFTCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None:
             self._tensors, about = read_checkpoint(Path(checkpoint))
-            self._classes = take_classes(config, about, Path(checkpoint))
+            self._classes = set_checkpoint_classes(config, about, Path(checkpoint))
             if self.subcommand == "predict":
-                without_source(config.data, about, Path(checkpoint))
-        run = None if checkpoint is None else run_folder(Path(checkpoint))
+                set_checkpoint_shape(config.data, about, Path(checkpoint))
+        run = None if checkpoint is None else get_run_folder(Path(checkpoint))
         if run is not None and self.subcommand == "fit":
-            keep_settings(config.model, run)
-        elif run is not None and is_trained(run):
+            restore_settings(config.model, run)
+        elif run is not None and is_training(run):
             # Not refused: to look at a run on its way is what its checkpoints are for, and they are whole files.
             rank_zero_info(
                 f"Run {run} is still being trained: {self.subcommand} takes {Path(checkpoint).name} of step "
@@ -195,7 +190,7 @@ class SFTCLI(LightningCLI):
         checkpoint = self._get(self.config_init, "ckpt_path")
         if isinstance(self.datamodule, ImageDataModule):
             config = self.config[self.subcommand]
-            set_splits(self.datamodule, config, None if checkpoint is None else run_folder(Path(checkpoint)))
+            set_splits(self.datamodule, config, None if checkpoint is None else get_run_folder(Path(checkpoint)))
         if checkpoint is None:
             return
         check_checkpoint(Path(checkpoint), self._tensors, self.model)
@@ -281,7 +276,7 @@ class SFTCLI(LightningCLI):
 def _refuse_null(part: str, described: Any) -> None:
     """Which the parser lets pass, whatever a model or data module takes."""
     for name, value in (described.get("init_args") or {}).items():
-        if value is None and name not in LINKED and not takes_null(described.class_path, name):
+        if value is None and name not in LINKED and not accepts_null(described.class_path, name):
             raise InputError(f"{part}.{name} is null, which means nothing there: give a value, or leave it out")
 
 
@@ -294,10 +289,10 @@ class DryRunCLI(SFTCLI):
         """Nothing."""
 
 
-def prepare() -> None:
+def prepare_process() -> None:
     """Set up the process for a command, inside of `preserve_process`."""
     silence_third_party()
-    spare_cpu()
+    prepare_cpu()
     if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
         sys.path.append("")
 
@@ -316,7 +311,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
         InputError: The input is wrong.
     """
     with preserve_process():
-        prepare()
+        prepare_process()
         # In a context of its own: jsonargparse leaves the parser in it, and with that model, data and trainer.
         return copy_context().run(
             kind,
@@ -334,7 +329,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
                 "num_sanity_val_steps": 0,  # bad input is found before the first step by other means
                 "use_distributed_sampler": False,  # our loaders know rank and world size
             },
-            args=with_config(normalize_argv(args)),
+            args=add_run_config(normalize_argv(args)),
         )
 
 

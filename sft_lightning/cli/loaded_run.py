@@ -8,9 +8,9 @@ from torch import Tensor
 from sft_lightning.cli.lightning_cli import SFTCLI, DryRunCLI, run
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.runs.lineage import run_of
-from sft_lightning.runs.paths import checkpoint_of
-from sft_lightning.runs.trained_network import read_trained
+from sft_lightning.runs.lineage import find_run
+from sft_lightning.runs.paths import find_run_checkpoint
+from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
 
 # What the run was trained on need not be here.
@@ -39,13 +39,13 @@ class LoadedRun:
         Raises:
             InputError: It is none, or is damaged, or its data cannot be read.
         """
-        self.checkpoint = checkpoint_of(name)
-        folder = run_of(self.checkpoint)
+        self.checkpoint = find_run_checkpoint(name)
+        folder = find_run(self.checkpoint)
         if folder is None:
             raise InputError(
                 f"run {name!r} has no fit.yaml, which says what its data is: give the folder that fit wrote"
             )
-        self.name, self.folder, self.trained = name, folder, read_trained(self.checkpoint)
+        self.name, self.folder, self.trained = name, folder, load_trained_network(self.checkpoint)
         self.cli: SFTCLI = run(["test", "--ckpt_path", str(self.checkpoint), *_HERE, *words], DryRunCLI)
         if not isinstance(self.cli.datamodule, ImageDataModule):
             kind = type(self.cli.datamodule).__name__
@@ -68,7 +68,7 @@ class LoadedRun:
         )
 
 
-def iterate_batches(checkpoint: Path, step: int | None) -> str:
+def describe_checkpoint(checkpoint: Path, step: int | None) -> str:
     """Which state of the training a checkpoint holds, in words.
 
     Args:
@@ -79,7 +79,7 @@ def iterate_batches(checkpoint: Path, step: int | None) -> str:
     return f"{name} (step {step:,})" if step is not None else name
 
 
-def subsample(count: int, most: int, seed: int) -> Tensor:
+def sample_positions(count: int, most: int, seed: int) -> Tensor:
     """Positions of all examples, or of some that a seed draws, in order.
 
     Args:
@@ -90,7 +90,7 @@ def subsample(count: int, most: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
-def some_of(data: ImageDataModule, name: str, most: int) -> str:
+def add_subset(data: ImageDataModule, name: str, most: int) -> str:
     """The name of a new split that holds some examples of another, drawn by the seed of the data.
 
     Args:
@@ -99,6 +99,6 @@ def some_of(data: ImageDataModule, name: str, most: int) -> str:
         most: So many are enough.
     """
     split = data.splits[name]
-    chosen = [split.indices[i] for i in subsample(len(split), most, data.request.seed).tolist()]
+    chosen = [split.indices[i] for i in sample_positions(len(split), most, data.request.seed).tolist()]
     data.splits[f"some {name}"] = Split(split.part, chosen)
     return f"some {name}"

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.cli.registry import parameters
+from sft_lightning.cli.registry import list_parameters
 from sft_lightning.networks.weights import settings_of
-from sft_lightning.runs.trained_classes import recorded_classes
+from sft_lightning.runs.trained_classes import read_recorded_classes
 
 
-def take_classes(config: Any, about: Mapping[str, Any], checkpoint: Path) -> list[str] | None:
+def set_checkpoint_classes(config: Any, about: Mapping[str, Any], checkpoint: Path) -> list[str] | None:
     """Number the classes of the data as the checkpoint has them, whatever the order in their source.
 
     Args:
@@ -20,16 +20,16 @@ def take_classes(config: Any, about: Mapping[str, Any], checkpoint: Path) -> lis
     Returns:
         Names of the checkpoint's classes; None where it does not tell them, or its model has none.
     """
-    if not {"num_classes", "class_names"} & {*parameters(config.model.class_path)}:
+    if not {"num_classes", "class_names"} & {*list_parameters(config.model.class_path)}:
         return None
-    names = recorded_classes(about, checkpoint)
+    names = read_recorded_classes(about, checkpoint)
     settings = config.data.get("init_args") or {}
     if names is not None and "class_names" in settings and settings["class_names"] is None:
         settings["class_names"] = names
     return names
 
 
-def without_source(data: Any, about: Mapping[str, Any], checkpoint: Path) -> None:
+def set_checkpoint_shape(data: Any, about: Mapping[str, Any], checkpoint: Path) -> None:
     """Takes classes and size of the images from the checkpoint, so that those it learned from need not be there.
 
     Args:

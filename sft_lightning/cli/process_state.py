@@ -19,7 +19,7 @@ _ENVIRONMENT = (
     "SFT_VERSION",  # of the run's folder, for the processes of DDP
     "PL_GLOBAL_SEED",  # Lightning's seed, from which later code would take its own
     "PL_SEED_WORKERS",
-    "PYTORCH_NVML_BASED_CUDA_CHECK",  # see `spare_cpu`
+    "PYTORCH_NVML_BASED_CUDA_CHECK",  # see `prepare_cpu`
     "CUBLAS_WORKSPACE_CONFIG",  # of `trainer.deterministic`
     "CUDA_DEVICE_ORDER",
     "OMP_NUM_THREADS",  # of several processes on one machine, as are all below

@@ -31,7 +31,7 @@ _OTHERS = {
 LINKED = ("num_classes", "class_names", "image_shape")  # taken from the data
 
 
-def classes(setting: str) -> list[str]:
+def list_class_paths(setting: str) -> list[str]:
     """Names of the classes that a setting takes, as a config gives them.
 
     Args:
@@ -44,7 +44,7 @@ def classes(setting: str) -> list[str]:
     return [*OURS.get(setting, []), *(f"{module}.{name}" for name in others if name != "Optimizer")]
 
 
-def parameters(class_path: str) -> list[str]:
+def list_parameters(class_path: str) -> list[str]:
     """Names of the settings of a class; none where there is no such class.
 
     Args:
@@ -64,7 +64,7 @@ def parameters(class_path: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def takes_null(class_path: str, name: str) -> bool:
+def accepts_null(class_path: str, name: str) -> bool:
     """Whether a setting of a class may be null; True where its type is not known.
 
     Args:
@@ -83,19 +83,19 @@ def takes_null(class_path: str, name: str) -> bool:
     return True
 
 
-def owners(name: str) -> list[str]:
+def find_models_with(name: str) -> list[str]:
     """Our models that have a setting.
 
     Args:
         name: Of the setting.
     """
-    return [cls for cls in OURS["model"] if name in parameters(f"sft_lightning.{cls}")]
+    return [cls for cls in OURS["model"] if name in list_parameters(f"sft_lightning.{cls}")]
 
 
-def settings() -> dict[str, str]:
+def describe_settings() -> dict[str, str]:
     """What `fit` takes below `--model` and `--data`: settings of our classes by their full names, with their help."""
     found: dict[str, str] = {}
-    for prefix, kinds in _families().items():
+    for prefix, kinds in _group_classes().items():
         for cls in kinds:
             parser = ArgumentParser(exit_on_error=False)
             parser.add_class_arguments(cls, prefix, fail_untyped=False, skip={"params", *LINKED})
@@ -106,8 +106,8 @@ def settings() -> dict[str, str]:
     return found
 
 
-def _families() -> dict[str, list[Any]]:
-    ours = {name: _ours(name) for name in OURS}
+def _group_classes() -> dict[str, list[Any]]:
+    ours = {name: _load_ours(name) for name in OURS}
     model, data = "model.init_args", "data.init_args"
     found = {model: ours.pop("model"), data: ours.pop("data")}
     found |= {f"{data}.weak_view": [sft_lightning.WeakView], f"{data}.strong_view": [sft_lightning.StrongView]}
@@ -115,6 +115,6 @@ def _families() -> dict[str, list[Any]]:
     return found | {f"{model}.optimizer.init_args": [optim.SGD, optim.Adam, optim.AdamW]}
 
 
-def _ours(name: str) -> list[Any]:
+def _load_ours(name: str) -> list[Any]:
     homes = (sft_lightning, strategies, feature_losses, regularizers, adapters)
     return [next(getattr(home, cls) for home in homes if cls in home.__all__) for cls in OURS[name]]

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.cli.lightning_cli import SFTCLI, destroy_process_group, run as command
-from sft_lightning.cli.predict_config import take_classes
+from sft_lightning.cli.predict_config import set_checkpoint_classes
 from sft_lightning.networks.weights import read_weights
-from sft_lightning.runs.lineage import folder_of
-from sft_lightning.runs.lock import is_trained
+from sft_lightning.runs.lineage import find_run_folder
+from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.provenance import Provenance, describe_differences, read_provenance
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.utils.errors import InputError, IssuesFound
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     about: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
-class Comparison(Callback):
+class ProvenanceWarning(Callback):
     """Says before the first step what is not as it was."""
 
     def __init__(self, then: Provenance) -> None:
@@ -77,8 +77,8 @@ def repeat(run: str) -> str:
         InputError: It is no run.
         Found: They are not: what differs first, and which circumstances.
     """
-    folder = folder_of(run)
-    if is_trained(folder):
+    folder = find_run_folder(run)
+    if is_training(folder):
         raise InputError(f"run {run!r} is still being trained, so there is no result to compare with: wait for its end")
     then, first = read_provenance(folder), read_outcome(folder)
     if then.get("seed") is False:
@@ -88,7 +88,7 @@ def repeat(run: str) -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(then.get("threads", threads))  # sums depend on it
     try:
-        trainer = _trained(folder, then, first.about)
+        trainer = _train_again(folder, then, first.about)
     finally:
         torch.set_num_threads(threads)
         destroy_process_group()
@@ -104,17 +104,17 @@ def repeat(run: str) -> str:
     raise IssuesFound(f"Not the same: {told}; {why}.{where}")
 
 
-def _trained(folder: Path, then: Provenance, about: dict[str, Any]) -> Trainer:
+def _train_again(folder: Path, then: Provenance, about: dict[str, Any]) -> Trainer:
     class Repeating(SFTCLI):
         """`fit` that says first what is not as it was."""
 
         def before_instantiate_classes(self) -> None:
             """Numbers the classes as they were, in whatever order the source has them now."""
             super().before_instantiate_classes()
-            take_classes(self.config[self.config.subcommand], about, folder / "checkpoints" / "last.ckpt")
+            set_checkpoint_classes(self.config[self.config.subcommand], about, folder / "checkpoints" / "last.ckpt")
 
         def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-            return super()._instantiate_trainer(config, [*callbacks, Comparison(then)])
+            return super()._instantiate_trainer(config, [*callbacks, ProvenanceWarning(then)])
 
     return command(["fit", "--config", str(folder / "fit.yaml")], Repeating).trainer
 
@@ -162,12 +162,12 @@ def compare_runs(first: Outcome, second: Outcome) -> tuple[bool, str]:
         then, now = (
             {place: value for place, value in one.items() if not place[1].startswith(_AVERAGES)} for one in (then, now)
         )
-    same_metrics, of_metrics = _metrics(then, now)
-    same_weights, of_weights = _weights(first, second)
+    same_metrics, of_metrics = _compare_metrics(then, now)
+    same_weights, of_weights = _compare_weights(first, second)
     return same_metrics and same_weights, "; ".join([of_metrics, of_weights, *told])
 
 
-def _metrics(then: Curves, now: Curves) -> tuple[bool, str]:
+def _compare_metrics(then: Curves, now: Curves) -> tuple[bool, str]:
     if not then:
         return True, f"there are no values in {MetricsCSV.FILE} to compare"
     places = {**then, **now}
@@ -179,19 +179,19 @@ def _metrics(then: Curves, now: Curves) -> tuple[bool, str]:
     return False, f"{metric} at step {step} is {values} ({len(differ):,} of {len(places):,} values differ)"
 
 
-def _weights(first: Outcome, second: Outcome) -> tuple[bool, str]:
+def _compare_weights(first: Outcome, second: Outcome) -> tuple[bool, str]:
     then, now = first.weights, second.weights
     if then is None or now is None:
         return True, "there is no last.ckpt to compare"
     if first.step != second.step:
         return False, "weights are not compared"
-    differ = [name for name in {**then, **now} if not _same(then.get(name), now.get(name))]
+    differ = [name for name in {**then, **now} if not _is_bitwise_equal(then.get(name), now.get(name))]
     if not differ:
         return True, f"{len(then)} tensors of the last iterate, of step {first.step}, are the same"
     return False, f"{len(differ)} of {len(then)} tensors of the last iterate differ, first {differ[0]}"
 
 
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
+def _is_bitwise_equal(a: Tensor | None, b: Tensor | None) -> bool:
     """Bit for bit: NaN is NaN, and 0 is not -0."""
     if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
         return False

@@ -13,7 +13,7 @@ _STATEFUL = ("optimizer", "lr_scheduler")
 _OF_GROUPS = ("backbone_lr_scale", "layer_decay")  # factors of learning rates, which are part of the optimizer's state
 
 
-def keep_settings(model: Any, run: Path) -> None:
+def restore_settings(model: Any, run: Path) -> None:
     """Set what the state in a checkpoint overrides to what it was, and say so.
 
     Args:
@@ -35,24 +35,24 @@ def keep_settings(model: Any, run: Path) -> None:
                 f"model.{name} is {classes[1]}, but the run {str(run)!r} goes on with the state of {classes[0]}: leave "
                 "that setting as it was, or start a new run from this one by model.init_args.weights"
             )
-        kept += _keep(f"{name}.", old.get("init_args") or {}, new.get("init_args") or {}, None)
-    kept += _keep("", then, now, _OF_GROUPS)
+        kept += _restore(f"{name}.", old.get("init_args") or {}, new.get("init_args") or {}, None)
+    kept += _restore("", then, now, _OF_GROUPS)
     if kept:
         rank_zero_info(f"The checkpoint overrides settings of the model: {', '.join(kept)}.")
 
 
-def _keep(prefix: str, then: Mapping[str, Any], now: Any, names: tuple[str, ...] | None) -> list[str]:
+def _restore(prefix: str, then: Mapping[str, Any], now: Any, names: tuple[str, ...] | None) -> list[str]:
     said = []
     for name in then if names is None else names:
         # What was null, such as the steps of a schedule that lasts as long as the training, is not part of the state.
-        if then.get(name) is None or name not in now or _plain(now[name]) == _plain(then[name]):
+        if then.get(name) is None or name not in now or _as_list(now[name]) == _as_list(then[name]):
             continue
         said.append(f"{prefix}{name} is {then[name]}, not {now[name]}")
         now[name] = then[name]
     return said
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from sft_lightning.cli.resumed_settings import read_settings
 from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.networks.weights import find_weights, read_about
-from sft_lightning.runs.lineage import run_of, splits_before
-from sft_lightning.runs.paths import run_folder
+from sft_lightning.runs.lineage import find_earlier_splits, find_run
+from sft_lightning.runs.paths import get_run_folder
 from sft_lightning.runs.provenance import read_provenance
 from sft_lightning.utils.errors import InputError
 
@@ -25,13 +25,13 @@ def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
     """
     checkpoint = config.get("ckpt_path")
     if checkpoint is None:
-        data.starts, unknown = _starts(config)
+        data.starts, unknown = _find_starts(config)
         for sentence in unknown:
             rank_zero_info(f"Data: {sentence}.")
         data.request.leaks += unknown
-    elif run is not None and (run / MANIFEST).is_file() and not _names(data.split_file, run / MANIFEST):
+    elif run is not None and (run / MANIFEST).is_file() and not _names_manifest(data.split_file, run / MANIFEST):
         data.followed_run = run
-        data.starts = splits_before(run / MANIFEST, {})[0]
+        data.starts = find_earlier_splits(run / MANIFEST, {})[0]
     elif data.split_file is None and data.predict_source is None:
         what = "the split is chosen anew from what lies there now, and may hold out"
         if data.test_on == "all":
@@ -41,7 +41,7 @@ def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
         )
 
 
-def name_start(config: Any, error: InputError | None) -> str | None:
+def explain_missing_data(config: Any, error: InputError | None) -> str | None:
     """Return the sentence about data of a run that is not where its config says, with what to do about it.
 
     Args:
@@ -52,7 +52,7 @@ def name_start(config: Any, error: InputError | None) -> str | None:
         None where the mistake is another one.
     """
     checkpoint = config.get("ckpt_path")
-    run = run_folder(Path(checkpoint)) if checkpoint else None
+    run = get_run_folder(Path(checkpoint)) if checkpoint else None
     settings = (config.get("data") or {}).get("init_args") or {}
     if error is None or run is None:
         return None
@@ -61,13 +61,13 @@ def name_start(config: Any, error: InputError | None) -> str | None:
     for name in ("root", "source", "unlabeled_source", "split_file"):
         given = settings.get(name)
         # What the command itself has named is a mistake of its own, which the error explains.
-        if not isinstance(given, str) or given != recorded.get(name) or not _is_gone(Path(given)):
+        if not isinstance(given, str) or given != recorded.get(name) or not _describe_absence(Path(given)):
             continue
         if not {repr(given), repr(str(Path(given)))} & {*re.findall(r"'[^']*'", str(error))}:
             continue
-        what = f"{name} {given!r}, which {str(run / 'fit.yaml')!r} names, is {_is_gone(Path(given))}"
+        what = f"{name} {given!r}, which {str(run / 'fit.yaml')!r} names, is {_describe_absence(Path(given))}"
         remedy = f"give the place of its data by --data.init_args.{name}"
-        started = _folder_of_start(run)
+        started = _read_start_folder(run)
         if started is None or started == str(Path.cwd()):
             return f"{what}: put it back, or {remedy}"
         return (
@@ -77,7 +77,7 @@ def name_start(config: Any, error: InputError | None) -> str | None:
     return None
 
 
-def _is_gone(path: Path) -> str | None:
+def _describe_absence(path: Path) -> str | None:
     """How a path holds nothing, in words: an empty folder may be the mount point of a disk."""
     try:
         if path.is_dir():
@@ -87,7 +87,7 @@ def _is_gone(path: Path) -> str | None:
         return f"not to be read ({error.strerror})"
 
 
-def _folder_of_start(run: Path) -> str | None:
+def _read_start_folder(run: Path) -> str | None:
     try:
         started = read_provenance(run).get("folder")
     except InputError:
@@ -95,7 +95,7 @@ def _folder_of_start(run: Path) -> str | None:
     return started if isinstance(started, str) else None
 
 
-def _starts(config: Any) -> tuple[list[Path], list[str]]:
+def _find_starts(config: Any) -> tuple[list[Path], list[str]]:
     """Files `split.csv` of the runs that a new run starts from, and sentences about those that are not known."""
     settings = config.model.get("init_args") or {}
     starts, unknown = list[Path](), list[str]()
@@ -104,9 +104,9 @@ def _starts(config: Any) -> tuple[list[Path], list[str]]:
         if given in (None, "none", "default"):
             continue
         path = find_weights(Path(given), "head" if name == "head_weights" else "backbone")
-        found, missing = splits_before(path, read_about(path))
+        found, missing = find_earlier_splits(path, read_about(path))
         starts += [split for split in found if split not in starts]
-        if path.suffix == ".ckpt" and run_of(path) is None:
+        if path.suffix == ".ckpt" and find_run(path) is None:
             unknown.append(
                 f"{name} {given!r} is a checkpoint outside of its run: whether it has learned labels of test images is "
                 "not known"
@@ -119,6 +119,6 @@ def _starts(config: Any) -> tuple[list[Path], list[str]]:
     return starts, unknown
 
 
-def _names(split_file: str | None, manifest: Path) -> bool:
+def _names_manifest(split_file: str | None, manifest: Path) -> bool:
     """Whether the split of the run is asked for by its name, which takes it as it is or not at all."""
     return split_file is not None and Path(split_file).is_file() and Path(split_file).samefile(manifest)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.cli.loaded_run import LoadedRun, some_of
+from sft_lightning.cli.loaded_run import LoadedRun, add_subset
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.paradigms.calibration import fit_temperature
@@ -69,7 +69,7 @@ def measure(run: str, trained: TrainedNetwork, folder: Path | None, most: int, c
         if reason is None:
             raise
         drawn = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (compared, *trained.about["image_shape"]), dtype=torch.uint8, generator=drawn)
+        images = torch.randint(0, 256, (compared, *trained.metadata["image_shape"]), dtype=torch.uint8, generator=drawn)
         return Evaluated("random", images, why_not=str(reason))
 
 
@@ -80,7 +80,7 @@ def _of_the_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compared:
         raise InputError(f"run {opened.name!r} has no image")
     images = torch.empty(0, *data.image_shape, dtype=torch.uint8)
     if compared:
-        batches = list(data.batches_of(some_of(data, name, compared), torch.device("cpu")))
+        batches = list(data.batches_of(add_subset(data, name, compared), torch.device("cpu")))
         if not batches:
             raise InputError(f"no {_SPLITS[name]} image of run {opened.name!r} can be read")
         images = torch.cat([(batch.x * 255).round().to(torch.uint8) for batch in batches])
@@ -103,7 +103,7 @@ def _judged(trained: TrainedNetwork, data: ImageDataModule, name: str, most: int
     """Logits (N, K) and labels (N,) of examples of a split that have one."""
     if not len(data.splits[name]):
         return torch.empty(0, 1), torch.empty(0)
-    chosen = some_of(data, name, most)
+    chosen = add_subset(data, name, most)
     x = features(trained.network(), data, chosen)
     if x is None:
         raise InputError(f"some {_SPLITS[name]} images cannot be read")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.cli.loaded_run import iterate_batches
+from sft_lightning.cli.loaded_run import describe_checkpoint
 from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
 from sft_lightning.export.evaluate import COMPARED, measure
 from sft_lightning.export.model_card import Told, format_model_card
@@ -19,10 +19,10 @@ from sft_lightning.export.programs import check, describe_tolerance, write_progr
 from sft_lightning.export.usage_snippet import metadata_path, preprocessing
 from sft_lightning.networks.heads import linear_head
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
-from sft_lightning.runs.lineage import run_of
-from sft_lightning.runs.paths import checkpoint_of
-from sft_lightning.runs.trained_classes import recorded_classes
-from sft_lightning.runs.trained_network import TrainedNetwork, read_trained
+from sft_lightning.runs.lineage import find_run
+from sft_lightning.runs.paths import find_run_checkpoint
+from sft_lightning.runs.trained_classes import read_recorded_classes
+from sft_lightning.runs.trained_network import TrainedNetwork, load_trained_network
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
 from sft_lightning.utils.yaml_files import read_yaml
@@ -56,13 +56,13 @@ def export(
     Raises:
         InputError: There is no such run or part, or it cannot be written so.
     """
-    checkpoint = checkpoint_of(run)
-    trained = read_trained(checkpoint)
+    checkpoint = find_run_checkpoint(run)
+    trained = load_trained_network(checkpoint)
     if part != "backbone" and not trained.head:
-        raise InputError(f"run {run!r} ({trained.about['made_by']}) has no head: give --part backbone")
+        raise InputError(f"run {run!r} ({trained.metadata['made_by']}) has no head: give --part backbone")
     check_fraction(wise=wise)
     check_min(0, measure_on=measure_on)
-    folder = run_of(checkpoint)
+    folder = find_run(checkpoint)
     file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
@@ -73,7 +73,7 @@ def export(
     config = {} if folder is None else _config(folder / "fit.yaml")
     data = config.get("data") or {}
     known = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
-    about: dict[str, Any] = {"part": part, **trained.about, "preprocessing": preprocessing(trained.about, known)}
+    about: dict[str, Any] = {"part": part, **trained.metadata, "preprocessing": preprocessing(trained.metadata, known)}
     most = measure_on if trained.head and folder is not None else 0
     if most:
         rank_zero_info(f"Measuring on at most {most:,} images (--measure_on 0 leaves it out).")
@@ -89,7 +89,9 @@ def export(
         about = write_program(file, format, trained, measured, about)
         rank_zero_info(f"Parity: {file.name} {describe_tolerance(about['parity'])}.")
     write_json(metadata_path(file), about)
-    state = iterate_batches(checkpoint, about["step"]) + (f", {wise:.0%} of the way from its start" if wise < 1 else "")
+    state = describe_checkpoint(checkpoint, about["step"]) + (
+        f", {wise:.0%} of the way from its start" if wise < 1 else ""
+    )
     write_text(file.with_name(CARD), format_model_card(Told(file, about, checkpoint, folder, state, config, measured)))
     return file
 
@@ -110,7 +112,7 @@ def _tensors(trained: TrainedNetwork, part: Part) -> Tensors:
 
 def _interpolate(trained: TrainedNetwork, alpha: float, run: str) -> None:
     """Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models": between the start and what became of it."""
-    chain = trained.about.get("chain") or [{}]
+    chain = trained.metadata.get("chain") or [{}]
     source = chain[-1].get("weights")
     if source in (None, "none", "default") or not Path(source).exists():
         raise InputError(
@@ -132,13 +134,17 @@ def _interpolate(trained: TrainedNetwork, alpha: float, run: str) -> None:
     if not mixed:
         raise InputError(f"wise is {alpha}, but the start {source!r} has no tensor of the run: it changed since")
     _interpolate_head(trained, alpha, find_weights(Path(chain[-1].get("head_weights", source)), "head"))
-    trained.about["wise"] = alpha
+    trained.metadata["wise"] = alpha
 
 
 def _interpolate_head(trained: TrainedNetwork, alpha: float, source: Path) -> None:
     """The rows of classes that the start knew by name; those of new classes have no start, and are kept."""
     tensors, told = read_weights(source)
-    start, names, own = linear_head(evaluated(tensors)), recorded_classes(told, source), trained.about["class_names"]
+    start, names, own = (
+        linear_head(evaluated(tensors)),
+        read_recorded_classes(told, source),
+        trained.metadata["class_names"],
+    )
     if not start or not trained.head or start["weight"].shape[1] != trained.head["weight"].shape[1]:
         return
     rows = torch.tensor(match_classes(own, names or []), dtype=torch.long)

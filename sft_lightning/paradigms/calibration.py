@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.networks.weights import read_weights, write_weights
-from sft_lightning.runs.lineage import file_digest, run_of
+from sft_lightning.runs.lineage import find_run, hash_file
 from sft_lightning.utils.errors import InputError
 
 FILE = "calibration.safetensors"
@@ -195,7 +195,7 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
     if trainer.ckpt_path is None:
         return Calibration()
     checkpoint = Path(trainer.ckpt_path)
-    run = run_of(checkpoint)
+    run = find_run(checkpoint)
     data: Any = getattr(trainer, "datamodule", None)
     trust = Calibration()
     if run is None:
@@ -204,7 +204,7 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
         trust.uncalibrated_reason = f"data of {type(data).__name__} cannot be read in the splits of the run"
     else:
         # All that numbers depend on, but for the data, of which the run has its own.
-        about = {"checkpoint_sha256": file_digest(checkpoint), "precision": str(trainer.precision)}
+        about = {"checkpoint_sha256": hash_file(checkpoint), "precision": str(trainer.precision)}
         about["geometry"] = repr(data.geometry)
         for first in (True, False):  # one process finds out, then the others read
             if trainer.is_global_zero == first:

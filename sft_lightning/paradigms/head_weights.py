@@ -13,7 +13,7 @@ from torch import nn
 from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
 from sft_lightning.networks.heads import linear_head
 from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights
-from sft_lightning.runs.trained_classes import recorded_classes
+from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.utils.errors import InputError
 
 
@@ -33,7 +33,7 @@ def take_head(head: nn.Linear, tensors: Tensors, weights: str, class_names: list
     if not old:
         return class_names
     path = find_weights(Path(weights))
-    names = recorded_classes(read_weights(path)[1], path)
+    names = read_recorded_classes(read_weights(path)[1], path)
     there, here = tuple(old["weight"].shape), tuple(head.weight.shape)
     if there[1] != here[1] or ((names is None or class_names is None) and there[0] != here[0]):
         rank_zero_info(f"The head of the weights has shape {there} and was replaced by a new one of {here}.")
@@ -76,7 +76,7 @@ def attach_head(head: nn.Linear, path: Path, backbone: str, class_names: list[st
             f"head_weights {str(path)!r} takes {features} features, backbone {backbone!r} gives "
             f"{head.in_features}: give a head of a backbone with as many features"
         )
-    names = recorded_classes(about, file)
+    names = read_recorded_classes(about, file)
     if names is not None and len(names) != classes:
         names = None
     if (names is None or class_names is None) and classes != head.out_features:

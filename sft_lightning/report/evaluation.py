@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.cli.loaded_run import LoadedRun, some_of
+from sft_lightning.cli.loaded_run import LoadedRun, add_subset
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.utils.errors import InputError
 
@@ -59,7 +59,7 @@ class Evaluation:
             InputError: It has nothing to be judged by, or pictures that cannot be read.
         """
         trained = opened.trained
-        self.folder, self.data, self.about = opened.folder, opened.data, trained.about
+        self.folder, self.data, self.about = opened.folder, opened.data, trained.metadata
         self.class_names = self.data.class_names
         self.backbone = trained.network()
         self.head = trained.head
@@ -80,4 +80,4 @@ class Evaluation:
         """At most 2,000 unlabeled examples, chosen by the seed of the data."""
         if not len(self.data.splits["unlabeled"]):
             return None
-        return self._seen(some_of(self.data, "unlabeled", _FEW))
+        return self._seen(add_subset(self.data, "unlabeled", _FEW))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning import AutoencoderModule
-from sft_lightning.cli.loaded_run import LoadedRun, iterate_batches, subsample
+from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.metrics import wilson
@@ -21,8 +21,8 @@ from sft_lightning.report.metrics import (
     unfolded,
 )
 from sft_lightning.report.run_sections import health, origin, training
-from sft_lightning.runs.lineage import chain_of
-from sft_lightning.runs.lock import is_trained
+from sft_lightning.runs.lineage import read_chain
+from sft_lightning.runs.lock import is_training
 from sft_lightning.training.callbacks.csv_log import read_curves
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min
@@ -61,9 +61,9 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
                 Section("How it learned", training(read_curves(opened.folder))),
             ]
         else:
-            raise InputError(f"run {run!r} ({opened.trained.about['made_by']}) has no classifier: give one that has")
+            raise InputError(f"run {run!r} ({opened.trained.metadata['made_by']}) has no classifier: give one that has")
         sections.append(Section("Where it comes from", origin(opened)))
-    about, data = opened.trained.about, opened.data
+    about, data = opened.trained.metadata, opened.data
     under = f"{about['made_by']} on {about['backbone']}, data {data.source.name}"
     under += f", {len(data.splits['labeled']):,} labels" if opened.trained.head else ""
     write_text(path, page(f"Run {'/'.join(opened.folder.resolve().parts[-2:])}", under, verdict, sections))
@@ -71,16 +71,16 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
 
 
 def _iterate(opened: LoadedRun) -> str:
-    return iterate_batches(opened.checkpoint, opened.trained.about["step"])
+    return describe_checkpoint(opened.checkpoint, opened.trained.metadata["step"])
 
 
 def _classifier(opened: LoadedRun, path: Path, label_next: int) -> tuple[list[str], list[Section]]:
-    is_on_its_way = is_trained(opened.folder)
+    is_on_its_way = is_training(opened.folder)
     facts, found = Evaluation(opened), read_curves(opened.folder)
     unlabeled = facts.unlabeled()
     said, calibration = _calibration(facts)
     accuracy, caveats = _verdict(facts, _iterate(opened))
-    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in chain_of(opened.folder)[-1].get("leaks", [])]
+    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in read_chain(opened.folder)[-1].get("leaks", [])]
     if is_on_its_way:
         caveats.append("The run is still being trained: this is not its end.")
     sections = [
@@ -159,7 +159,7 @@ def _calibration(facts: Evaluation) -> tuple[str, str]:
 
 def _map(facts: Evaluation, unlabeled: Predictions | None) -> str:
     others = facts.judged if unlabeled is None else unlabeled
-    known, rest = (subsample(len(of.ids), _MAPPED, facts.data.request.seed) for of in (facts.labeled, others))
+    known, rest = (sample_positions(len(of.ids), _MAPPED, facts.data.request.seed) for of in (facts.labeled, others))
     x = torch.cat([facts.labeled.features[known], others.features[rest]])
     # The hidden label of an unlabeled example is nobody's business: its predicted class is what there is.
     shown = (others.labels if unlabeled is None else others.predicted)[rest]

@@ -7,8 +7,8 @@ from pathlib import Path
 from sft_lightning._version import __version__
 from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.report import figures
-from sft_lightning.runs.lineage import chain_of, format_lineage as chain_in_words
-from sft_lightning.runs.provenance import in_shell, read_provenance, short
+from sft_lightning.runs.lineage import format_lineage as chain_in_words, read_chain
+from sft_lightning.runs.provenance import format_command, read_provenance, shorten
 from sft_lightning.training.callbacks.csv_log import Curves, MetricsCSV
 from sft_lightning.utils.environment import describe_machine, format_machine
 from sft_lightning.utils.html import collapsible, table
@@ -80,8 +80,8 @@ def origin(opened: LoadedRun) -> str:
     Args:
         opened: A run.
     """
-    folder, about = opened.folder, opened.trained.about
-    chain = chain_of(folder)
+    folder, about = opened.folder, opened.trained.metadata
+    chain = read_chain(folder)
     counts = ", ".join(f"{len(s):,} {n}" for n, s in opened.data.splits.items() if " " not in n)
     link, took, record = chain[-1], seconds(folder), read_provenance(folder)
     trained_on = format_machine(link["machine"]) if "machine" in link else "unknown"
@@ -96,7 +96,7 @@ def origin(opened: LoadedRun) -> str:
         ),
         ("duration", "unknown" if took is None else f"{took:,.0f} s, by the log, from its first entry to its last"),
         ("hardware", trained_on),
-        *((("command", in_shell(record["command"])), ("code", short(record["code"]))) if record else ()),
+        *((("command", format_command(record["command"])), ("code", shorten(record["code"]))) if record else ()),
         ("report", f"by sft-lightning {__version__} on {format_machine(describe_machine())}"),
     ]
     parts = [table(("", ""), rows, "facts"), collapsible("Lineage, the source first", chain_in_words(chain))]

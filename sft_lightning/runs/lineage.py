@@ -26,7 +26,7 @@ _TEXTS = ("run", "published", "file", "sha256", "model", "weights", "head_weight
 _MACHINE = {"system", "processor", "cores", "python", "torch", "lightning"}
 
 
-def file_digest(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """SHA-256 of a file's content.
 
     Args:
@@ -36,7 +36,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def chain_of(run: Path) -> list[Link]:
+def read_chain(run: Path) -> list[Link]:
     """The chain of a run, the run itself last; of a run that recorded none, the run alone.
 
     Args:
@@ -52,10 +52,10 @@ def chain_of(run: Path) -> list[Link]:
         chain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it, or train again") from error
-    return checked(chain, str(path)) or [{"run": str(run)}]
+    return check_chain(chain, str(path)) or [{"run": str(run)}]
 
 
-def checked(chain: Any, where: str) -> list[Link]:
+def check_chain(chain: Any, where: str) -> list[Link]:
     """A chain that was read from a file.
 
     Args:
@@ -81,7 +81,7 @@ def _is_link(link: Any) -> bool:
     return known and texts and ("file" not in link or isinstance(link.get("sha256"), str))
 
 
-def run_of(file: Path) -> Path | None:
+def find_run(file: Path) -> Path | None:
     """The run whose folder a file of weights lies in, or None.
 
     Args:
@@ -93,7 +93,7 @@ def run_of(file: Path) -> Path | None:
     return None
 
 
-def folder_of(run: str) -> Path:
+def find_run_folder(run: str) -> Path:
     """The folder of the run that the user means.
 
     Args:
@@ -103,13 +103,13 @@ def folder_of(run: str) -> Path:
         InputError: It is none.
     """
     path = Path(run)
-    folder = path if (path / "fit.yaml").is_file() else run_of(path) if path.exists() else None
+    folder = path if (path / "fit.yaml").is_file() else find_run(path) if path.exists() else None
     if folder is None:
         raise InputError(f"run {run!r} is no folder of a run (it has no fit.yaml): give lightning_logs/NAME/version_N")
     return folder
 
 
-def before(weights: str, about: Mapping[str, Any], backbone: str) -> list[Link]:
+def build_source_chain(weights: str, about: Mapping[str, Any], backbone: str) -> list[Link]:
     """The chain of what a run starts from.
 
     Args:
@@ -122,12 +122,12 @@ def before(weights: str, about: Mapping[str, Any], backbone: str) -> list[Link]:
     if weights == "default":
         return [{"published": backbone}]
     if about.get("chain"):
-        return list(checked(about["chain"], weights))
-    run = run_of(Path(weights))
-    return chain_of(run) if run is not None else [{"file": weights, "sha256": file_digest(Path(weights))}]
+        return list(check_chain(about["chain"], weights))
+    run = find_run(Path(weights))
+    return read_chain(run) if run is not None else [{"file": weights, "sha256": hash_file(Path(weights))}]
 
 
-def splits_before(file: Path, about: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
+def find_earlier_splits(file: Path, about: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
     """Find the splits of the runs that have led to a file of weights, and have learned labels.
 
     Args:
@@ -137,8 +137,8 @@ def splits_before(file: Path, about: Mapping[str, Any]) -> tuple[list[Path], lis
     Returns:
         Files `split.csv`, and folders of runs that have none or are gone.
     """
-    run = run_of(file)
-    chain = chain_of(run) if run is not None else checked(about.get("chain") or [], str(file))
+    run = find_run(file)
+    chain = read_chain(run) if run is not None else check_chain(about.get("chain") or [], str(file))
     found, missing = list[Path](), list[str]()
     for link in chain:
         if "run" not in link or link.get("model") == "AutoencoderModule" or link.get("learns_labels") is False:
@@ -157,10 +157,10 @@ def splits_before(file: Path, about: Mapping[str, Any]) -> tuple[list[Path], lis
 
 def _is_run_of(link: Link, folder: Path) -> bool:
     """Whether a folder holds the run of a link, and its split: another run may have come to have the same name."""
-    return (folder / SPLIT).is_file() and chain_of(folder)[-1].get("date") in (None, link.get("date"))
+    return (folder / SPLIT).is_file() and read_chain(folder)[-1].get("date") in (None, link.get("date"))
 
 
-def data_digest(run: Path) -> str | None:
+def read_data_digest(run: Path) -> str | None:
     """SHA-256 of the pictures of a run, as its `split.csv` has it.
 
     Args:
@@ -180,7 +180,7 @@ def data_digest(run: Path) -> str | None:
     return str(digest) if digest is not None else None
 
 
-def record(run: Path, link: Link, sources: list[Link]) -> None:
+def write_lineage(run: Path, link: Link, sources: list[Link]) -> None:
     """Writes the chain of a run that starts.
 
     Args:
@@ -188,7 +188,7 @@ def record(run: Path, link: Link, sources: list[Link]) -> None:
         link: What is to be said of the run.
         sources: The chain before it.
     """
-    own = {"run": str(run), **link, "data_sha256": data_digest(run)}
+    own = {"run": str(run), **link, "data_sha256": read_data_digest(run)}
     own.update({"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": __version__})
     own["machine"] = describe_machine()
     write_json(run / LINEAGE, [*sources, own])
@@ -217,7 +217,7 @@ def format_lineage(chain: list[Link]) -> str:
     return "\n".join(lines)
 
 
-def lineage(run: str) -> str:
+def show_lineage(run: str) -> str:
     """What `sft-lightning lineage RUN` prints.
 
     Args:
@@ -226,4 +226,4 @@ def lineage(run: str) -> str:
     Raises:
         InputError: It is none.
     """
-    return format_lineage(chain_of(folder_of(run)))
+    return format_lineage(read_chain(find_run_folder(run)))

@@ -140,7 +140,7 @@ class RunLock:
         self.folder = self._lock = None
 
 
-def is_trained(folder: Path) -> bool:
+def is_training(folder: Path) -> bool:
     """Whether another process is training in the folder of a run.
 
     Args:

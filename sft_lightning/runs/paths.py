@@ -27,7 +27,7 @@ def is_below_logs(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def check_name(setting: str, name: str) -> None:
+def check_run_name(setting: str, name: str) -> None:
     """Makes sure that what a run or a study writes lies below `lightning_logs`.
 
     Args:
@@ -41,7 +41,7 @@ def check_name(setting: str, name: str) -> None:
         raise InputError(f"{setting} is {name!r}, which leads out of {LOGS}/: give a name without '..' and a leading /")
 
 
-def run_folder(checkpoint: Path) -> Path | None:
+def get_run_folder(checkpoint: Path) -> Path | None:
     """The run that a checkpoint lies in, or None.
 
     Args:
@@ -61,19 +61,19 @@ def find_checkpoint(name: str, runs: Path) -> Path:
         InputError: There is none.
     """
     if name == "last":
-        found = [path for run in versions(runs) if (path := newest_intact_checkpoint(run)) is not None]
+        found = [path for run in list_versions(runs) if (path := find_newest_checkpoint(run)) is not None]
         if not found:
             raise InputError(f"ckpt_path is 'last', but no run in {str(runs)!r} has a checkpoint yet: start without it")
         return found[-1]
     path = Path(name)
-    if (path / "checkpoints").is_dir() and (checkpoint := newest_intact_checkpoint(path)) is not None:
+    if (path / "checkpoints").is_dir() and (checkpoint := find_newest_checkpoint(path)) is not None:
         return checkpoint
     if not path.is_file():
         raise InputError(f"ckpt_path {name!r} is no checkpoint and no run with checkpoints/last.ckpt: check the path")
     return path
 
 
-def checkpoint_of(name: str) -> Path:
+def find_run_checkpoint(name: str) -> Path:
     """The checkpoint that the user means by a run.
 
     Args:
@@ -88,7 +88,7 @@ def checkpoint_of(name: str) -> Path:
         raise InputError(str(error).replace("ckpt_path", "run", 1)) from error
 
 
-def versions(runs: Path) -> list[Path]:
+def list_versions(runs: Path) -> list[Path]:
     """The folders of the runs of a name, the newest last.
 
     Args:
@@ -98,7 +98,7 @@ def versions(runs: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
 
 
-def newest_intact_checkpoint(run: Path) -> Path | None:
+def find_newest_checkpoint(run: Path) -> Path | None:
     """The last checkpoint of a run, or where a crash of the machine has damaged it the newest other one.
 
     Args:

@@ -20,25 +20,25 @@ import torch
 from lightning.pytorch import Trainer
 
 from sft_lightning._version import __version__
-from sft_lightning.runs.lineage import data_digest, file_digest
+from sft_lightning.runs.lineage import hash_file, read_data_digest
 from sft_lightning.utils.atomic import open_atomic, write_json
 from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError
 
-RUN = "run.json"
+PROVENANCE = "run.json"
 PATCH = "uncommitted.patch"
 LARGEST = 2**20  # bytes of a patch that is kept
 _PACKAGES = ("torchvision", "timm", "numpy", "torchmetrics")  # torch's and lightning's are the machine's
 _SHOWN = 12  # characters of a digest or commit that are told
 # What may change a result, by the words that tell it.
-_TELLING = {
+_COMPARED = {
     "folder": "folder", "seed": "seed", "data_sha256": "data", "split_sha256": "split.csv", "code": "code",
     "package_sha256": "package", "device": "device", "processes": "processes", "threads": "threads",
 }  # fmt: skip
 Provenance = dict[str, Any]
 
 
-def in_shell(words: Sequence[str]) -> str:
+def format_command(words: Sequence[str]) -> str:
     """A command as it can be pasted.
 
     Args:
@@ -58,7 +58,7 @@ def write_provenance(run: Path, words: Sequence[str], seed: int | bool | None, t
     """
     told, kind = describe_machine(), trainer.strategy.root_device.type
     split = run / "split.csv"
-    code, patch = code_of(Path.cwd())
+    code, patch = describe_code(Path.cwd())
     if 0 < len(patch) <= LARGEST:
         with open_atomic(run / PATCH) as staged:
             staged.write_bytes(patch)
@@ -66,17 +66,17 @@ def write_provenance(run: Path, words: Sequence[str], seed: int | bool | None, t
         "command": list(words),
         "folder": str(Path.cwd()),
         "seed": seed,
-        "data_sha256": data_digest(run),
-        "split_sha256": file_digest(split) if split.is_file() else None,
+        "data_sha256": read_data_digest(run),
+        "split_sha256": hash_file(split) if split.is_file() else None,
         "code": code,
-        "package_sha256": package_digest(),
+        "package_sha256": hash_package(),
         "versions": {"sft-lightning": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": told,
         "device": told.get("cards", kind) if kind == "cuda" else kind,
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
     }
-    write_json(run / RUN, found)
+    write_json(run / PROVENANCE, found)
 
 
 def read_provenance(run: Path) -> Provenance:
@@ -88,7 +88,7 @@ def read_provenance(run: Path) -> Provenance:
     Raises:
         InputError: Its `run.json` is damaged.
     """
-    path = run / RUN
+    path = run / PROVENANCE
     if not path.is_file():
         return {}
     try:
@@ -108,7 +108,7 @@ def _is_record(found: Provenance) -> bool:
         and type(threads) is int
         and threads > 0
         and all(isinstance(found.get(name), dict) for name in ("versions", "machine"))
-        and not any(isinstance(found.get(name), dict) for name in _TELLING if name != "code")
+        and not any(isinstance(found.get(name), dict) for name in _COMPARED if name != "code")
         and (code is None or (isinstance(code, dict) and _is_state(code)))
     )
 
@@ -119,7 +119,7 @@ def _is_state(code: dict[str, Any]) -> bool:
     return isinstance(dirty, bool) and all(isinstance(code.get(name), str) for name in texts)
 
 
-def code_of(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
+def describe_code(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
     """The state of the Git repository that a folder lies in, and in what its tracked files differ from the commit.
 
     Args:
@@ -148,11 +148,11 @@ def _git(folder: Path, *words: str) -> bytes | None:
         return None
 
 
-def package_digest() -> str:
+def hash_package() -> str:
     """SHA-256 of the code of this package: two states of it may have the same version."""
     home = Path(__file__).parents[1]
     files = sorted((path.relative_to(home).as_posix(), path) for path in home.rglob("*.py"))
-    return hashlib.sha256("\n".join(f"{name} {file_digest(path)}" for name, path in files).encode()).hexdigest()
+    return hashlib.sha256("\n".join(f"{name} {hash_file(path)}" for name, path in files).encode()).hexdigest()
 
 
 def describe_differences(then: Provenance, now: Provenance) -> list[str]:
@@ -163,10 +163,10 @@ def describe_differences(then: Provenance, now: Provenance) -> list[str]:
         now: Of the one that repeats it.
     """
     if not then:
-        return [f"unknown, as the run has no {RUN}"]
+        return [f"unknown, as the run has no {PROVENANCE}"]
     found = [
-        f"{word} ({short(then.get(name))} then, {short(now.get(name))} now)"
-        for name, word in _TELLING.items()
+        f"{word} ({shorten(then.get(name))} then, {shorten(now.get(name))} now)"
+        for name, word in _COMPARED.items()
         if then.get(name) != now.get(name)
     ]
     for group in ("versions", "machine"):
@@ -179,7 +179,7 @@ def describe_differences(then: Provenance, now: Provenance) -> list[str]:
     return found
 
 
-def short(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value of the record in a few words.
 
     Args:

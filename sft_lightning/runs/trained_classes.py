@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.data.class_names import as_names
-from sft_lightning.runs.lineage import run_of
+from sft_lightning.runs.lineage import find_run
 
 
-def recorded_classes(about: Mapping[str, Any], path: Path) -> list[str] | None:
+def read_recorded_classes(about: Mapping[str, Any], path: Path) -> list[str] | None:
     """Return the class names that a file of weights was trained on, in the order of its outputs.
 
     Args:
@@ -23,7 +23,7 @@ def recorded_classes(about: Mapping[str, Any], path: Path) -> list[str] | None:
     settings = about.get("hyper_parameters", about)
     names = settings.get("class_names") if isinstance(settings, Mapping) else None
     if not names:
-        run = run_of(path)
+        run = find_run(path)
         names = None if run is None else _classes_of_split(run / "split.csv")
     return as_names(names)
 

@@ -10,8 +10,8 @@ from sft_lightning._version import __version__
 from sft_lightning.networks.heads import linear_head, tau_normalized
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone
 from sft_lightning.networks.weights import Tensors, evaluated, read_weights, settings_of
-from sft_lightning.runs.lineage import chain_of, data_digest, run_of
-from sft_lightning.runs.trained_classes import recorded_classes
+from sft_lightning.runs.lineage import find_run, read_chain, read_data_digest
+from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.utils.errors import InputError
 
 
@@ -22,16 +22,16 @@ class TrainedNetwork:
     Attributes:
         backbone: Tensors under the names of `Backbone` (`net....`, `mean`, `std`).
         head: `weight` (C, F) and `bias` (C,) of a linear layer, or nothing.
-        about: What a part says of itself.
+        metadata: What a part says of itself.
     """
 
     backbone: Tensors
     head: Tensors
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     def network(self) -> Backbone:
         """The backbone with its weights, in eval mode."""
-        made, _ = build_backbone(self.about["backbone"], self.about["image_shape"])
+        made, _ = build_backbone(self.metadata["backbone"], self.metadata["image_shape"])
         try:
             made.load_state_dict(self.backbone)
         except RuntimeError as error:  # torch lists each tensor on a line of its own
@@ -42,7 +42,7 @@ class TrainedNetwork:
         return made.eval()
 
 
-def read_trained(path: Path) -> TrainedNetwork:
+def load_trained_network(path: Path) -> TrainedNetwork:
     """Reads a checkpoint of any paradigm; averaged weights where there are some, the head as one linear layer.
 
     Args:
@@ -69,7 +69,7 @@ def read_trained(path: Path) -> TrainedNetwork:
         "image_shape": list(settings["image_shape"]),
         "mean": backbone["mean"].flatten().tolist(),
         "std": backbone["std"].flatten().tolist(),
-        "class_names": recorded_classes(told, path) or [],
+        "class_names": read_recorded_classes(told, path) or [],
         "made_by": str(settings.get("_class_path", "")).rpartition(".")[2] or None,
         "step": told.get("global_step"),
         "version": __version__,
@@ -79,7 +79,7 @@ def read_trained(path: Path) -> TrainedNetwork:
         about["value_ranges"] = ranges
     if head:
         about["num_features"] = head["weight"].shape[1]
-    run = run_of(path)
+    run = find_run(path)
     if run is not None:
-        about.update({"run": str(run), "data_sha256": data_digest(run), "chain": chain_of(run)})
+        about.update({"run": str(run), "data_sha256": read_data_digest(run), "chain": read_chain(run)})
     return TrainedNetwork(backbone, head, about)

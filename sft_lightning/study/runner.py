@@ -22,7 +22,7 @@ from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.digests import combine
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.runs.lineage import chain_of
+from sft_lightning.runs.lineage import read_chain
 from sft_lightning.runs.paths import LOGS, describe_failure, is_below_logs
 from sft_lightning.study.baselines import logistic_regression
 from sft_lightning.study.plan import Run
@@ -318,7 +318,7 @@ def _logistic(cli: SFTCLI, folder: Path) -> dict[str, float]:
     """Logistic regression on the pixels, and on the features of what the network starts from, where it starts so."""
     found = {}
     data = cli.datamodule
-    weights = chain_of(folder)[-1].get("weights", "none")
+    weights = read_chain(folder)[-1].get("weights", "none")
     try:
         found["pixels"] = logistic_regression(data)
         if weights != "none":

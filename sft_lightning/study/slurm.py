@@ -23,7 +23,7 @@ from sft_lightning.cli.lightning_cli import destroy_process_group
 from sft_lightning.study.plan import Run
 from sft_lightning.study.runner import Ledger, Result, beginning, checked_result, outcome, prepare
 from sft_lightning.utils.atomic import write_json
-from sft_lightning.utils.cpu import cores
+from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, StoppedBySignal, did_you_mean
 
 POLL = 5.0  # seconds between two looks at the queue
@@ -42,7 +42,7 @@ class Work:
             folder: Below `lightning_logs`.
             file: Gets the result.
         """
-        prepare(int(os.environ.get("SLURM_CPUS_PER_TASK", cores())))
+        prepare(int(os.environ.get("SLURM_CPUS_PER_TASK", count_cores())))
         result = outcome(one, start, folder)
         if os.environ.get("SLURM_PROCID", "0") == "0":  # of several tasks, which train together
             write_json(file, result)

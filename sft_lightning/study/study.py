@@ -18,7 +18,7 @@ from typing import Any, Literal
 from sft_lightning._version import __version__
 from sft_lightning.report.figures import drawn
 from sft_lightning.runs.lock import RunLock
-from sft_lightning.runs.paths import LOGS, check_name
+from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.study.figures import label_efficiency
 from sft_lightning.study.plan import Run, Stage, check_methods, plan
 from sft_lightning.study.runner import Ledger, Result, left, train
@@ -79,7 +79,7 @@ def study(
     """
     if jobs is not None:
         check_min(1, jobs=jobs)
-    check_name("name", name)
+    check_run_name("name", name)
     if baseline not in methods:
         raise InputError(
             f"baseline {baseline!r} is none of the methods{did_you_mean(baseline, [*methods])}: add a method "

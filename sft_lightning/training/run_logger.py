@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sft_lightning.runs.lock import RunLock
-from sft_lightning.runs.paths import LOGS, run_folder
+from sft_lightning.runs.paths import LOGS, get_run_folder
 from sft_lightning.training.callbacks.validation_log import ValidationLogger
 
 _VERSION = "SFT_VERSION"
@@ -24,7 +24,7 @@ def run_logger(
         lock: Lock of a training, which gets the folder; None where nothing is trained, or by another process.
     """
     kind = ValidationLogger if apart else TensorBoardLogger
-    folder = run_folder(Path(checkpoint)) if checkpoint else None
+    folder = get_run_folder(Path(checkpoint)) if checkpoint else None
     if folder is not None:
         if lock is not None:
             lock.lock(folder)

@@ -9,8 +9,8 @@ from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone, source_head
 from sft_lightning.networks.vision.pretrained import published_tensors
 from sft_lightning.networks.weights import Tensors, find_weights, read_about, read_weights
-from sft_lightning.runs.lineage import chain_of, checked, run_of
-from sft_lightning.runs.trained_network import read_trained
+from sft_lightning.runs.lineage import check_chain, find_run, read_chain
+from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
 
 
@@ -92,8 +92,8 @@ def load(
     path = _file(start.weights)
     told = read_weights(path)[1]
     ours = start.backbone is None and "hyper_parameters" in told
-    trained = read_trained(path) if ours else None
-    about = told if trained is None else trained.about
+    trained = load_trained_network(path) if ours else None
+    about = told if trained is None else trained.metadata
     name = start.backbone or about.get("backbone")
     if name is None:
         raise InputError(
@@ -132,8 +132,8 @@ def seen(weights: str, data: ImageDataModule) -> int:
         data: With the labels.
     """
     path = _file(weights)
-    run = run_of(path)
-    chain = chain_of(run) if run is not None else checked(read_about(path).get("chain") or [], str(path))
+    run = find_run(path)
+    chain = read_chain(run) if run is not None else check_chain(read_about(path).get("chain") or [], str(path))
     known: set[str] = set()
     for link in chain:
         manifest = Path(link.get("run", "")) / MANIFEST

@@ -20,7 +20,7 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.splits import Split, Splits
 from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer
 from sft_lightning.networks.weights import find_weights
-from sft_lightning.runs.lineage import file_digest
+from sft_lightning.runs.lineage import hash_file
 from sft_lightning.runs.paths import LOGS, describe_failure
 from sft_lightning.transfer.candidates import seen
 from sft_lightning.transfer.folds import plan_folds
@@ -202,7 +202,7 @@ def _runs(cli: DegreeCLI, settings: list[Setting], held_out: list[Splits], folde
         "trainer.enable_progress_bar": False,
         "trainer.limit_val_batches": 0,
     }
-    start = _digest([__version__, *(file_digest(path) for path in _starts(config.model.init_args))])
+    start = _digest([__version__, *(hash_file(path) for path in _starts(config.model.init_args))])
     pictures = _pictures([cli.datamodule.splits[name] for name in {"labeled", *cli.model.batch_parts}])
     contents = [_content(splits, pictures) for splits in held_out]
     found = []

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from sft_lightning.utils.errors import InputError
 
-STAGED = ".part"
+STAGED_SUFFIX = ".part"
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def open_atomic(path: Path) -> Iterator[Path]:
     Raises:
         InputError: The disk is full, or the folder may not be written to.
     """
-    staged = path.with_name(path.name + STAGED)
+    staged = path.with_name(path.name + STAGED_SUFFIX)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield staged
@@ -43,7 +43,7 @@ def open_atomic(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):  # its folder is gone, or is no folder: what went wrong is told already
             staged.unlink(missing_ok=True)
-        found = _of_the_system(error)
+        found = _find_os_error(error)
         if found is not None:
             raise _unwritable(path, found) from error
         raise
@@ -68,7 +68,7 @@ def open_atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: The disk is full, or the folder above may not be written to.
     """
-    staged = path.with_name(path.name + STAGED)
+    staged = path.with_name(path.name + STAGED_SUFFIX)
     try:
         if staged.exists():
             shutil.rmtree(staged)
@@ -83,13 +83,13 @@ def open_atomic_folder(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
-        found = None if isinstance(error, InputError) else _of_the_system(error)
+        found = None if isinstance(error, InputError) else _find_os_error(error)
         if found is not None:
             raise _unwritable(path, found) from error
         raise
 
 
-def _of_the_system(error: BaseException) -> OSError | None:
+def _find_os_error(error: BaseException) -> OSError | None:
     """The system's error behind another; safetensors writes its number into a text."""
     seen: BaseException | None = error
     while seen is not None:
@@ -114,7 +114,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(file: IO[Any], waiting: Callable[[], None]) -> Iterator[None]:
+def hold_lock(file: IO[Any], waiting: Callable[[], None]) -> Iterator[None]:
     """Only one process at a time is inside, of all that lock the same file; others wait.
 
     The lock ends with its process and those that it has started. Processes of several machines wait for each other

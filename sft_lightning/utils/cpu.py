@@ -12,12 +12,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _KEPT = 2**31 - 1  # bytes, the most that it takes
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Cores that this process may use; macOS and Windows only tell how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spare_cpu() -> None:
+def prepare_cpu() -> None:
     """Start torch's threads such that they take denormal numbers as zero, and look for a GPU only once.
 
     Threads inherit the mode from the one that starts them, and training steps set it for the calling thread alone (see
@@ -50,7 +50,7 @@ def flush_denormals() -> Iterator[None]:
         torch.set_flush_denormal(was_set)
 
 
-def keep_memory() -> None:
+def retain_freed_memory() -> None:
     """Keeps the memory that a step frees for the next one, up to 2 GB.
 
     glibc gives large blocks back to the kernel, which clears each page anew: a FixMatch step of the small CNN took

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-SHARE = 0.25  # of the free memory of a GPU, at most so much for the pictures of one source or split
+MAX_MEMORY_SHARE = 0.25  # of the free memory of a GPU, at most so much for the pictures of one source or split
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -30,7 +30,7 @@ def fits_in_memory(size: int, device: torch.device) -> bool:
         size: Bytes.
         device: Of the network.
     """
-    return device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]
+    return device.type == "cuda" and size <= MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:

@@ -12,7 +12,7 @@ import pytest
 from sft_lightning import __version__
 from sft_lightning.__main__ import main
 from sft_lightning.cli.commands import COMMANDS, RUN
-from sft_lightning.cli.completion import _options
+from sft_lightning.cli.completion import _iterate_options
 from sft_lightning.cli.early_checks import _meant, known
 from sft_lightning.runs import lineage
 from sft_lightning.utils.errors import IssuesFound
@@ -95,7 +95,7 @@ def test_help_and_mistakes_import_no_torch(tmp_path: Path) -> None:
 
 def test_what_is_refused_early_is_no_option_of_any_command() -> None:
     for name, command in COMMANDS.items():
-        real = {option.lstrip("-").rstrip("+") for option, _, _ in _options(name)}
+        real = {option.lstrip("-").rstrip("+") for option, _, _ in _iterate_options(name)}
         options = known(name)
         assert {*options} - real <= {"help"}
         assert not [option for option in real if _meant(option, options)]
@@ -168,7 +168,7 @@ def test_what_a_command_was_to_look_for_is_exit_code_1(
     def found(run: str) -> str:
         raise IssuesFound(f"two lines\nof {run}")
 
-    monkeypatch.setattr(lineage, "lineage", found)
+    monkeypatch.setattr(lineage, "show_lineage", found)
     assert main(["lineage", "mine"]) == 1
     assert capsys.readouterr().out == "two lines\nof mine\n"
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sft_lightning.__main__ import main
 from sft_lightning.cli.reproduce import compare_runs, read_outcome
 from sft_lightning.paradigms.base import Paradigm
-from sft_lightning.runs.provenance import LARGEST, code_of, describe_differences, in_shell, package_digest
+from sft_lightning.runs.provenance import LARGEST, describe_code, describe_differences, format_command, hash_package
 from sft_lightning.utils.environment import describe_machine
 from tests.conftest import CONFIGS, ROOT
 
@@ -79,7 +79,7 @@ def test_the_folder_holds_all_that_repeating_needs(trained: Path) -> None:
     run = trained / RUN
     record = recorded(run)
     assert record["command"] == FIT
-    assert in_shell(["fit", "--run_name=a b"]) == "sft-lightning fit '--run_name=a b'"
+    assert format_command(["fit", "--run_name=a b"]) == "sft-lightning fit '--run_name=a b'"
     assert record["folder"] == str(trained)
     assert record["seed"] == 0
     head = json.loads((run / "split.csv").read_text().splitlines()[0].removeprefix("# "))
@@ -92,7 +92,7 @@ def test_the_folder_holds_all_that_repeating_needs(trained: Path) -> None:
         "patch_sha256": hashlib.sha256(patch).hexdigest(),
     }
     assert b"\n-a = 1\n+a = 2\n" in patch
-    assert record["package_sha256"] == package_digest()
+    assert record["package_sha256"] == hash_package()
     assert record["versions"].keys() == {"sft-lightning", "torchvision", "timm", "numpy", "torchmetrics"}
     assert record["machine"] == describe_machine()
     assert (record["device"], record["processes"], record["threads"]) == ("cpu", 1, 2)
@@ -222,9 +222,9 @@ def test_a_seed_that_was_drawn_is_kept(here: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_without_git_or_a_record(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert code_of(tmp_path) == (None, b"")
+    assert describe_code(tmp_path) == (None, b"")
     (here / "mine.py").write_text("a" * 2 * LARGEST)
-    assert len(code_of(here)[1]) > LARGEST  # which is not kept
+    assert len(describe_code(here)[1]) > LARGEST  # which is not kept
     (RUN / "run.json").unlink()
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "")

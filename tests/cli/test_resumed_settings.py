@@ -5,7 +5,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from sft_lightning.__main__ import main
-from sft_lightning.cli.resumed_settings import keep_settings
+from sft_lightning.cli.resumed_settings import restore_settings
 from tests.conftest import CONFIGS
 
 FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run_name=run"]
@@ -83,7 +83,7 @@ SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": Non
 def keep(folder: Path, then: object, now: dict[str, object]) -> dict[str, object]:
     """Return the settings that a run goes on with whose own were others."""
     (folder / "fit.yaml").write_text(yaml.safe_dump({"model": then}))
-    keep_settings({"init_args": now}, folder)
+    restore_settings({"init_args": now}, folder)
     return now
 
 
@@ -112,4 +112,4 @@ def test_what_was_null_may_be_set_and_equal_settings_are_not_mentioned(
 def test_a_run_that_recorded_no_such_settings_overrides_nothing(then: object, tmp_path: Path) -> None:
     assert keep(tmp_path, then, {"optimizer": SGD, "layer_decay": 0.5}) == {"optimizer": SGD, "layer_decay": 0.5}
     (tmp_path / "fit.yaml").unlink()
-    keep_settings({"init_args": {"optimizer": SGD}}, tmp_path)
+    restore_settings({"init_args": {"optimizer": SGD}}, tmp_path)

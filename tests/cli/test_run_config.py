@@ -71,7 +71,7 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert main(["lineage", str(second)]) == 0
     *_, line = (line for line in capsys.readouterr().out.splitlines() if leak in line)
     assert re.fullmatch(r" +\d+ of \d+ test images .*\) and are left out; give .*", line)
-    monkeypatch.setattr("sft_lightning.report.report.is_trained", lambda run: run == second)
+    monkeypatch.setattr("sft_lightning.report.report.is_training", lambda run: run == second)
     page = report(str(second), label_next=0).read_text()
     assert page.count(html.escape(leak)) == 2  # in the verdict and in the lineage
     assert "The run is still being trained: this is not its end." in page

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sft_lightning.data.class_names import as_names, describe_difference, list_classes, match_classes, sort_classes
-from sft_lightning.runs.trained_classes import recorded_classes
+from sft_lightning.runs.trained_classes import read_recorded_classes
 
 ORDERED = [
     ["1", "2", "10"],
@@ -58,14 +58,14 @@ def test_sentences() -> None:
 
 def test_names_stand_in_a_file_or_in_its_run(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "last.ckpt"
-    assert recorded_classes({"class_names": ["a", "b"]}, file) == ["a", "b"]
-    assert recorded_classes({"hyper_parameters": {"class_names": ["a"]}}, file) == ["a"]
-    assert recorded_classes({}, file) is None
+    assert read_recorded_classes({"class_names": ["a", "b"]}, file) == ["a", "b"]
+    assert read_recorded_classes({"hyper_parameters": {"class_names": ["a"]}}, file) == ["a"]
+    assert read_recorded_classes({}, file) is None
     (tmp_path / "fit.yaml").touch()
-    assert recorded_classes({"hyper_parameters": {}}, file) is None
+    assert read_recorded_classes({"hyper_parameters": {}}, file) is None
     (tmp_path / "split.csv").write_text('# {"class_names": ["x", "y"]}\nid,split,label\n')
-    assert recorded_classes({"hyper_parameters": {"class_names": None}}, file) == ["x", "y"]
+    assert read_recorded_classes({"hyper_parameters": {"class_names": None}}, file) == ["x", "y"]
     (tmp_path / "split.csv").write_text("no JSON\n")
-    assert recorded_classes({}, file) is None
+    assert read_recorded_classes({}, file) is None
     for value in ([1, 2], "ab", {"a": 0}, [], None, torch.ones(2)):
         assert as_names(value) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from sft_lightning.cli.run_config import _starts
+from sft_lightning.cli.run_config import _find_starts
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, picture
@@ -160,7 +160,7 @@ def test_both_kinds_of_weights_name_the_splits_that_were_learned(start_from: Cal
     first, second = start_from("first"), start_from("second")
 
     def starts(**settings: str) -> list[Path]:
-        return _starts(Namespace(model={"init_args": settings}))[0]
+        return _find_starts(Namespace(model={"init_args": settings}))[0]
 
     assert starts(weights=str(first)) == [first / "split.csv"]
     assert starts(weights="none", head_weights=str(second)) == [second / "split.csv"]

@@ -24,7 +24,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.export import export as module
 from sft_lightning.losses.features import SupCon
 from sft_lightning.losses.unlabeled import PseudoLabel
-from sft_lightning.runs.lineage import chain_of, lineage
+from sft_lightning.runs.lineage import read_chain, show_lineage
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import ROOT, SHAPE, cli
 
@@ -123,26 +123,26 @@ def test_the_chain_from_source_to_target_outlives_its_folders(
     shutil.rmtree(first)
     shutil.rmtree(second)
     third, _ = fitted("again", f"--model.init_args.weights={file}")
-    chain = chain_of(third)
+    chain = read_chain(third)
     assert [link["model"] for link in chain] == ["AutoencoderModule", "FineTuneClassifier", "FineTuneClassifier"]
     assert [link["unlabeled"] for link in chain] == ["sample-digits", None, None]
     assert chain[1]["weights_sha256"] != chain[2]["weights_sha256"]
     cli("fit", "fine_tune", "--run_name=again", f"--ckpt_path={third}", "--trainer.max_epochs=3")
-    assert chain_of(third) == chain  # a resumed run started where it started
+    assert read_chain(third) == chain  # a resumed run started where it started
     capsys.readouterr()
     assert main(["lineage", str(third)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip().removeprefix("-> ").split()[0] for line in lines] == [link["model"] for link in chain]
     assert str(first) in lines[0]
-    assert lineage(str(third / "checkpoints" / "last.ckpt")).splitlines() == lines
+    assert show_lineage(str(third / "checkpoints" / "last.ckpt")).splitlines() == lines
 
 
 def test_a_file_from_elsewhere_is_named_by_its_content(workdir: Path) -> None:
     weights = {f"net.{n}": t for n, t in FineTuneClassifier("mlp", 10, SHAPE).backbone.net.state_dict().items()}
     save_file(weights, "given.safetensors")
     run, _ = fitted("run", "--model.init_args.weights=given.safetensors")
-    assert chain_of(run)[0]["file"] == "given.safetensors"
-    assert lineage(str(run)).startswith("file given.safetensors (SHA-256 ")
+    assert read_chain(run)[0]["file"] == "given.safetensors"
+    assert show_lineage(str(run)).startswith("file given.safetensors (SHA-256 ")
 
 
 def test_weights_between_start_and_tuned(workdir: Path) -> None:

@@ -89,7 +89,7 @@ def test_pictures_on_the_gpu_change_nothing(workdir: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Stream, "batches", watched)
     for share, kind in ((0.25, "cuda"), (0.0, "cpu")):
-        monkeypatch.setattr(transfer, "SHARE", share)
+        monkeypatch.setattr(transfer, "MAX_MEMORY_SHARE", share)
         where.clear()
         found.append(losses(run(words("fixmatch", "--trainer.deterministic=true"))))
         assert len(where) >= 2 * STEPS

@@ -24,7 +24,7 @@ from sft_lightning.networks.adapters import IA3, Adapter, LoRA
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import evaluated
 from sft_lightning.paradigms.feature_cache import FOLDER
-from sft_lightning.runs.trained_network import read_trained
+from sft_lightning.runs.trained_network import load_trained_network
 from tests.paradigms.helpers import ROOT, SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
 
 RESNET = "timm/resnet10t"
@@ -241,7 +241,7 @@ def test_what_is_exported_computes_the_same_in_the_plain_network(workdir: Path, 
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
     start, _ = build_backbone("conv", SHAPE, str(backbone))
     assert not moved(state(start), state(plain.backbone))
-    trained = read_trained(run / "checkpoints" / "last.ckpt")
+    trained = load_trained_network(run / "checkpoints" / "last.ckpt")
     assert trained.backbone.keys() == start.state_dict().keys()
     assert not moved(trained.backbone, state(start))
 

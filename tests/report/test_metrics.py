@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sft_lightning.cli.loaded_run import subsample
+from sft_lightning.cli.loaded_run import sample_positions
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report.attention import grad_cam, last_map
@@ -81,8 +81,8 @@ def test_the_map_is_that_of_the_covariance() -> None:
 
 
 def test_some_are_drawn_by_the_seed() -> None:
-    assert subsample(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
-    drawn = subsample(1000, 10, 3).tolist()
-    assert drawn == sorted({*drawn}) == subsample(1000, 10, 3).tolist()
+    assert sample_positions(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    drawn = sample_positions(1000, 10, 3).tolist()
+    assert drawn == sorted({*drawn}) == sample_positions(1000, 10, 3).tolist()
     assert len(drawn) == 10
-    assert drawn != subsample(1000, 10, 4).tolist()
+    assert drawn != sample_positions(1000, 10, 4).tolist()

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from sft_lightning.__main__ import main
 from sft_lightning.cli.lightning_cli import SFTCLI, run as command
-from sft_lightning.runs.lock import LOCK, RunLock, is_trained
+from sft_lightning.runs.lock import LOCK, RunLock, is_training
 from sft_lightning.training.callbacks.predictions import LOCK as PREDICTIONS_LOCK
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
@@ -70,12 +70,12 @@ def test_a_run_that_is_still_trained_is_not_taken_over(
     assert main(FIT) == 0
     run = Path("lightning_logs/run/version_0")
     assert not (run / LOCK).exists()
-    assert not is_trained(run)
+    assert not is_training(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     holder = start(str(run))
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    assert is_trained(run)
+    assert is_training(run)
     for words in (["--ckpt_path=last", "--run_name=run"], ["--ckpt_path", str(run), "--trainer.logger=false"]):
         assert main(["fit", *words, "--trainer.max_epochs=2"]) == 2
         assert f"is being trained by process {holder.pid} on" in capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_a_run_that_is_still_trained_is_not_taken_over(
     holder.kill()
     holder.communicate()
     assert (run / LOCK).exists()
-    assert not is_trained(run)
+    assert not is_training(run)
     assert main(["test", str(run)]) == 0
     assert "still being trained" not in caplog.text
     assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs=2"]) == 0
@@ -101,7 +101,7 @@ def test_a_run_that_is_still_trained_is_not_taken_over(
 def test_to_look_at_a_lock_of_this_process_does_not_give_it_up(workdir: Path) -> None:
     lock = RunLock()
     run = lock.claim_version(Path("runs"))
-    assert not is_trained(run)  # by another process
+    assert not is_training(run)  # by another process
     holder = start(str(run))
     assert holder.communicate("")[0] == ""  # refused
     assert holder.returncode == 1

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 
 from sft_lightning.utils.cpu import flush_denormals
 from sft_lightning.utils.errors import InputError
+from tests.conftest import CONFIGS
 from tests.forks import started
 from tests.paradigms.helpers import classifier, sample, trainer
 
@@ -31,11 +32,11 @@ class Watching(SFTCLI):
     def after_fit(self):
         runpy.run_path("watch.py")
 run(["fit", "--config", {config!r}, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], Watching)
-""".format(config=str(Path(__file__).parents[1] / "configs/quickstart/fine_tune.yaml"))
+""".format(config=str(CONFIGS / "quickstart/fine_tune.yaml"))
 SPARING = """
-from sft_lightning.utils.cpu import keep_memory, spare_cpu
-spare_cpu()
-keep_memory()
+from sft_lightning.utils.cpu import retain_freed_memory, prepare_cpu
+prepare_cpu()
+retain_freed_memory()
 runpy.run_path("watch.py")
 """
 

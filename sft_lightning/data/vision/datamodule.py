@@ -30,7 +30,7 @@ from sft_lightning.data.vision.images import EncodedImages, Geometry, Resize
 from sft_lightning.data.vision.pixel_scale import PixelScale, check_value_range
 from sft_lightning.data.vision.prediction import ToPredict
 from sft_lightning.data.vision.views import StrongView, WeakView, make_view
-from sft_lightning.utils.cpu import cores
+from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 
 MANIFEST = "split.csv"
@@ -151,7 +151,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch, self.shard_window, self.test_on = steps_per_epoch, shard_window, test_on
-        self.num_workers = min(8, cores()) if num_workers is None else num_workers
+        self.num_workers = min(8, count_cores()) if num_workers is None else num_workers
         self._converts = image_size is not None or channels is not None
         told = class_names is not None and image_size is not None and channels is not None
         shape = (3, 224, 224) if told else self.opened_source.image_shape or (3, 224, 224)

@@ -38,8 +38,8 @@ from torch.utils.data import DataLoader, Dataset
 from sft_lightning.data.digests import combine, digest_files
 from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
 from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, cut_out, open_image
-from sft_lightning.utils.atomic import locked, write_json
-from sft_lightning.utils.cpu import cores
+from sft_lightning.utils.atomic import hold_lock, write_json
+from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError
 
 _ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the file's picture; 0: not stored
@@ -155,7 +155,7 @@ class ImageCache:
             rows[part] = pixels[numbers[part]]
             return all(self._sound(int(numbers[k]), rows[k]) for k in part)
 
-        count = cores() // 2  # with two cores a second thread takes more time than it saves
+        count = count_cores() // 2  # with two cores a second thread takes more time than it saves
         if count < 2:
             return made if copied(np.arange(len(numbers))) else None
         with ThreadPoolExecutor(count) as threads:
@@ -191,7 +191,7 @@ class ImageCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._rows_path.open("ab"):  # makes it
                 pass
-            with self._rows_path.open("r+b", buffering=0) as file, locked(file, _waits):
+            with self._rows_path.open("r+b", buffering=0) as file, hold_lock(file, _waits):
                 self._prepare(file)
                 missing = self._missing(rows)
                 if len(missing):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sft_lightning.data.vision.file_checks import UNREADABLE, check_file, reason, show_path
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
-from sft_lightning.utils.atomic import locked
+from sft_lightning.utils.atomic import hold_lock
 from sft_lightning.utils.progress_lines import Progress
 
 LARGE = 2**25  # pixels; larger images are converted in strips, and one at a time on a machine
@@ -115,7 +115,7 @@ def one_large_image(size: tuple[int, int]) -> Iterator[None]:
         try:
             # A file of the user's own: others may not write to it.
             path = Path(tempfile.gettempdir(), f"sft-lightning-large-image-{getattr(os, 'getuid', int)()}.lock")
-            stack.enter_context(locked(stack.enter_context(path.open("ab")), lambda: None))
+            stack.enter_context(hold_lock(stack.enter_context(path.open("ab")), lambda: None))
         except OSError:  # no folder for temporary files: memory is not bounded then, and the result is the same
             pass
         yield

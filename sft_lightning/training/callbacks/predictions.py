@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed
 
-from sft_lightning.runs.lineage import file_digest
+from sft_lightning.runs.lineage import hash_file
 from sft_lightning.runs.lock import FileLock
 from sft_lightning.utils.atomic import open_atomic, write_json
 from sft_lightning.utils.errors import InputError
@@ -163,7 +163,7 @@ def _about(trainer: Trainer) -> dict[str, str | None]:
     return {
         "source": named,
         "checkpoint": None if path is None else str(path),
-        "checkpoint_sha256": file_digest(path) if path is not None and is_there else None,
+        "checkpoint_sha256": hash_file(path) if path is not None and is_there else None,
     }
 
 

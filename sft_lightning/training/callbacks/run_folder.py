@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sft_lightning.networks.weights import find_weights, read_about
-from sft_lightning.runs.lineage import Link, before, file_digest, record
+from sft_lightning.runs.lineage import Link, build_source_chain, hash_file, write_lineage
 from sft_lightning.runs.provenance import write_provenance
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import remember
@@ -106,9 +106,9 @@ class RunFolder(SaveConfigCallback):
             about = {} if path is None else read_about(path)
             link[name] = given if path is None else str(path)
             if path is not None:
-                link[f"{name}_sha256"] = file_digest(path)
-            sources = sources or before(str(link[name]), about, str(link["backbone"]))
-        record(folder, link, sources)
+                link[f"{name}_sha256"] = hash_file(path)
+            sources = sources or build_source_chain(str(link[name]), about, str(link["backbone"]))
+        write_lineage(folder, link, sources)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells the metrics of the command `validate`."""

@@ -427,7 +427,7 @@ def test_a_training_is_the_same_and_prediction_does_without(photos: Path, workdi
 def test_several_at_once_are_those_one_by_one_or_none(
     threads: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, "cores", lambda: threads)
+    monkeypatch.setattr(image_cache, "count_cores", lambda: threads)
     data = opened(photos, tmp_path / "cache")
     split = data.splits["labeled"]
     fresh, _ = data._opened(split, data.geometry)

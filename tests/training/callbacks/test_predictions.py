@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sft_lightning.__main__ import main
 from sft_lightning.cli.lightning_cli import run as run_command
 from sft_lightning.data.batches import Labeled
-from sft_lightning.runs.lineage import file_digest
+from sft_lightning.runs.lineage import hash_file
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
@@ -124,7 +124,7 @@ def test_predictions_of_another_source_or_checkpoint_are_kept(place: Path, caplo
         told = json.loads((folder / f"{name}.json").read_text())
         return told["source"], told["checkpoint_sha256"]
 
-    last = file_digest(folder / "checkpoints" / "last.ckpt")
+    last = hash_file(folder / "checkpoints" / "last.ckpt")
     new, own = str(place / "new"), f"test split of {place / 'images'}"
     assert main(["predict", RUN, "new"]) == 0
     first = (folder / "predictions.csv").read_bytes()
@@ -146,7 +146,7 @@ def test_predictions_of_another_source_or_checkpoint_are_kept(place: Path, caplo
     other["state_dict"]["head.bias"] += 1
     torch.save(other, folder / "checkpoints" / "last.ckpt")
     assert main(["predict", RUN, "new"]) == 0
-    assert about()[1] == file_digest(folder / "checkpoints" / "last.ckpt") != last
+    assert about()[1] == hash_file(folder / "checkpoints" / "last.ckpt") != last
     assert (folder / "predictions_1.csv").read_bytes() == first
     (folder / "predictions.json").unlink()  # as an earlier version left it
     before = (folder / "predictions.csv").read_bytes()
@@ -299,7 +299,7 @@ def test_what_was_found_out_is_kept_for_its_checkpoint_alone(place: Path, caplog
     assert main(["predict", RUN, "new"]) == 0
     rows, kept = written(), Path(RUN, CALIBRATION).read_bytes()
     with safe_open(Path(RUN, CALIBRATION), framework="pt") as file:
-        assert file_digest(Path(RUN, "checkpoints", "last.ckpt")) in file.metadata()["sft_lightning"]
+        assert hash_file(Path(RUN, "checkpoints", "last.ckpt")) in file.metadata()["sft_lightning"]
         assert file.get_tensor("bank").shape == (90, 32)
     Path("images").rename("elsewhere")  # what is kept needs no data
     caplog.clear()
