@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from sft_lightning.cli.lightning_cli import SFTCLI, run
-from sft_lightning.training.callbacks.checkpoint import Place, RunCheckpoint
+from sft_lightning.training.callbacks.checkpoint import EpochPosition, RunCheckpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")
@@ -45,7 +45,7 @@ def timed_saves(seconds: list[float]) -> Iterator[None]:
     """
     own, save = RunCheckpoint._save_if_due, RunCheckpoint.save_last_iterate
 
-    def timed(self: RunCheckpoint, trainer: Trainer, place: Place = "inside") -> None:
+    def timed(self: RunCheckpoint, trainer: Trainer, place: EpochPosition = "inside") -> None:
         start = time.perf_counter()
         save(self, trainer, place)
         seconds.append(time.perf_counter() - start)

@@ -40,7 +40,7 @@ def convert(out: Path) -> Path:
         raise SystemExit(f"the package's {len(given)} tensors are not the {len(own)} of {BACKBONE} and a classifier")
     backbone.net.load_state_dict(taken)
     head = dict(zip(("head.weight", "head.bias"), (given[name] for name in classifier), strict=True))
-    write_weights(out, {**backbone.state_dict(), **head}, backbone.about())
+    write_weights(out, {**backbone.state_dict(), **head}, backbone.describe())
     return out
 
 

@@ -41,7 +41,7 @@ from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
-from sft_lightning.training.callbacks.preemption import EndUnsaved
+from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.callbacks.run_folder import RunFolder
@@ -57,7 +57,7 @@ PRECISIONS: set[type] = {Precision, MixedPrecision}
 PROFILERS: set[type] = {PassThroughProfiler}
 CALLBACKS: set[type] = {
     DeviceStatsMonitor, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ModelSummary, RichModelSummary, Timer,
-    TQDMProgressBar, EndUnsaved, TensorBoardFigures, Progress, PseudoLabelHealth, RunCheckpoint, RunFolder,
+    TQDMProgressBar, StopWithoutSaving, TensorBoardFigures, Progress, PseudoLabelHealth, RunCheckpoint, RunFolder,
 }  # fmt: skip
 LOGGERS: set[type] = {
     CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger, MetricsCSV, ValidationLogger,

@@ -47,16 +47,16 @@ from sft_lightning.runs.paths import (
     read_checkpoint,
 )
 from sft_lightning.training.callbacks import checkpoint_validation
-from sft_lightning.training.callbacks.checkpoint import RunCheckpoint, WholeFiles
+from sft_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
-from sft_lightning.training.callbacks.external_loggers import go_on
+from sft_lightning.training.callbacks.external_loggers import resume_external_runs
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
 from sft_lightning.training.callbacks.predictions import PredictionWriter
-from sft_lightning.training.callbacks.preemption import EndUnsaved
+from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.callbacks.run_folder import RunFolder
-from sft_lightning.training.run_logger import run_logger
+from sft_lightning.training.run_logger import build_run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
 from sft_lightning.utils.cpu import prepare_cpu
 from sft_lightning.utils.errors import InputError, did_you_mean, find_input_error
@@ -171,7 +171,7 @@ class SFTCLI(LightningCLI):
                 f"Run {run} is still being trained: {self.subcommand} takes {Path(checkpoint).name} of step "
                 f"{about.get('global_step', 'unknown')}, which is not the end."
             )
-        go_on(config.trainer.get("logger"), run)
+        resume_external_runs(config.trainer.get("logger"), run)
 
     def instantiate_classes(self) -> None:
         """Names the extra that a logger needs."""
@@ -213,7 +213,7 @@ class SFTCLI(LightningCLI):
         if trainer.logger is not False:
             given = [] if trainer.logger in (None, True) else trainer.logger
             apart = self.subcommand == "validate"
-            logger = run_logger(checkpoint, name, apart, lock)
+            logger = build_run_logger(checkpoint, name, apart, lock)
             # Further loggers come after ours: Lightning asks the first one where the run's folder is.
             others = list(given) if isinstance(given, Iterable) else [given]
             kwargs["logger"] = [logger, MetricsCSV(logger.log_dir, apart), *others]
@@ -230,7 +230,7 @@ class SFTCLI(LightningCLI):
                     f"trainer.{named[1]} is {named[2]!r}{hint}: give auto, {', '.join(sorted(known, key=len)[:4])}, ..."
                 ) from error
             raise InputError(f"trainer: {error}") from error  # Lightning's sentence
-        WholeFiles.install(made)
+        AtomicCheckpointIO.install(made)
         checkpoint_validation.install(made)
         if self._get(self.config_init, "fast_loop"):
             LeanEpochLoop.install(made)
@@ -242,7 +242,7 @@ class SFTCLI(LightningCLI):
     ) -> None:
         """Keep the checkpoints of trainings without a logger apart, too."""
         if root is None:
-            folder = run_logger(checkpoint, name, lock=lock).log_dir
+            folder = build_run_logger(checkpoint, name, lock=lock).log_dir
             kwargs["default_root_dir"] = folder
             if isinstance(self.datamodule, ImageDataModule):
                 self.datamodule.unlogged_folder = Path(folder)
@@ -256,7 +256,7 @@ class SFTCLI(LightningCLI):
         """Adds the callbacks that the command needs, and no other: each one costs every step."""
         saves = config.get("enable_checkpointing") is not False
         own: list[Callback] = [
-            RunCheckpoint() if saves else EndUnsaved(),
+            RunCheckpoint() if saves else StopWithoutSaving(),
             PredictionWriter() if self.subcommand == "predict" else TensorBoardFigures(),
         ]
         if isinstance(self.model, SemiSupervisedModule):

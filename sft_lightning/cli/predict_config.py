@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.cli.registry import list_parameters
-from sft_lightning.networks.weights import settings_of
+from sft_lightning.networks.weights import check_model_settings
 from sft_lightning.runs.trained_classes import read_recorded_classes
 
 
@@ -42,7 +42,7 @@ def set_checkpoint_shape(data: Any, about: Mapping[str, Any], checkpoint: Path) 
         n in settings for n in ("class_names", "image_size", "channels")
     ):
         return
-    learned = settings_of(about, checkpoint)
+    learned = check_model_settings(about, checkpoint)
     shape = learned.get("image_shape")
     names = settings["class_names"] or learned.get("class_names")
     if shape is None or ("num_classes" in learned and not names):

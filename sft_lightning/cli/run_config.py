@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.cli.resumed_settings import read_settings
 from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
-from sft_lightning.networks.weights import find_weights, read_about
+from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import find_earlier_splits, find_run
 from sft_lightning.runs.paths import get_run_folder
 from sft_lightning.runs.provenance import read_provenance
@@ -104,7 +104,7 @@ def _find_starts(config: Any) -> tuple[list[Path], list[str]]:
         if given in (None, "none", "default"):
             continue
         path = find_weights(Path(given), "head" if name == "head_weights" else "backbone")
-        found, missing = find_earlier_splits(path, read_about(path))
+        found, missing = find_earlier_splits(path, read_metadata(path))
         starts += [split for split in found if split not in starts]
         if path.suffix == ".ckpt" and find_run(path) is None:
             unknown.append(

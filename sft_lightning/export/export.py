@@ -17,8 +17,8 @@ from sft_lightning.export.evaluate import COMPARED, measure
 from sft_lightning.export.model_card import Told, format_model_card
 from sft_lightning.export.programs import check, describe_tolerance, write_program
 from sft_lightning.export.usage_snippet import metadata_path, preprocessing
-from sft_lightning.networks.heads import linear_head
-from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights, write_weights
+from sft_lightning.networks.heads import extract_linear_head
+from sft_lightning.networks.weights import Tensors, find_weights, read_weights, select_evaluated_weights, write_weights
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.paths import find_run_checkpoint
 from sft_lightning.runs.trained_classes import read_recorded_classes
@@ -120,7 +120,7 @@ def _interpolate(trained: TrainedNetwork, alpha: float, run: str) -> None:
             "run that started from a file"
         )
     start, _ = read_weights(find_weights(Path(source)))
-    start = evaluated(start)
+    start = select_evaluated_weights(start)
     prefix = max(
         {"", *(n[: n.index("net.")] for n in start if "net." in n)},
         key=lambda p: sum(p + n in start for n in trained.backbone),
@@ -141,7 +141,7 @@ def _interpolate_head(trained: TrainedNetwork, alpha: float, source: Path) -> No
     """The rows of classes that the start knew by name; those of new classes have no start, and are kept."""
     tensors, told = read_weights(source)
     start, names, own = (
-        linear_head(evaluated(tensors)),
+        extract_linear_head(select_evaluated_weights(tensors)),
         read_recorded_classes(told, source),
         trained.metadata["class_names"],
     )

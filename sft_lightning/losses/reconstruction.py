@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sft_lightning.utils.transfer import to_device
 
 
-def reconstruction(drawn: Tensor, x: Tensor) -> Tensor:
+def reconstruction_loss(drawn: Tensor, x: Tensor) -> Tensor:
     """Mean squared error over pixels and batch.
 
     Args:

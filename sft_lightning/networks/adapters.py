@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.modes import eval_mode
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.utils.errors import InputError, check_decay, check_min, check_positive
 
@@ -90,7 +90,7 @@ class Adapter(ABC):
         """
         self.hold(net, trainable)
         net.requires_grad_(False)
-        for p in self.parameters_of(net):
+        for p in self.list_parameters(net):
             p.requires_grad_(trainable)
 
     def hold(self, net: nn.Module, trainable: bool) -> None:
@@ -105,7 +105,7 @@ class Adapter(ABC):
             if self._is_own(name):  # its dropout
                 module.train(trainable)
 
-    def parameters_of(self, net: nn.Module) -> list[nn.Parameter]:
+    def list_parameters(self, net: nn.Module) -> list[nn.Parameter]:
         """The parameters of the adapter, which are those to train.
 
         Args:
@@ -192,7 +192,7 @@ def _adaptable(backbone: Backbone) -> dict[str, nn.Linear | nn.Conv2d]:
     }
     called: set[nn.Module] = set()
     hooks = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
-    with evaluating(backbone):
+    with eval_mode(backbone):
         backbone(torch.zeros(1, *backbone.image_shape, device=backbone.mean.device))
     for hook in hooks:
         hook.remove()

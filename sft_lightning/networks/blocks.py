@@ -20,7 +20,7 @@ class Block(NamedTuple):
     parameters: list[nn.Parameter]
 
 
-def blocks(network: nn.Module) -> list[Block]:
+def split_blocks(network: nn.Module) -> list[Block]:
     """Divide a network into blocks.
 
     A network of timm says by `group_matcher` how its parameters follow one another; the order in which its modules are

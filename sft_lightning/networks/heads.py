@@ -12,7 +12,7 @@ from torch.nn import functional as F
 _NEVER = -1e4  # a logit that wins against no other, and that half precision can hold
 
 
-def nearest_class_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def fit_class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """The linear layer whose largest output is the class whose mean points most nearly where the features do.
 
     Args:
@@ -27,7 +27,7 @@ def nearest_class_mean(features: Tensor, labels: Tensor, num_classes: int) -> tu
     return F.normalize(hot.T @ features, dim=1), torch.where(hot.sum(0) > 0, 0.0, _NEVER).to(features)
 
 
-def tau_normalized(weight: Tensor, tau: float) -> Tensor:
+def normalize_tau(weight: Tensor, tau: float) -> Tensor:
     """Weights of length |w|^(1 - tau): large classes grow long weights, which favors them. There is no bias.
 
     Args:
@@ -38,7 +38,7 @@ def tau_normalized(weight: Tensor, tau: float) -> Tensor:
     return weight / length.clamp_min(1e-12).pow(tau)
 
 
-def linear_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def extract_linear_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The head among the tensors of a file.
 
     Args:

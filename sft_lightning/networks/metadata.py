@@ -37,7 +37,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def describe_architecture(found: Any, where: str) -> dict[str, Any]:
+def check_metadata(found: Any, where: str) -> dict[str, Any]:
     """A description whose known fields are of their types; other fields are nobody's and stay as they are.
 
     Nothing in it names code that is run: a `backbone` is looked up among known networks, a `_class_path` is shown.

@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode inside the block, and each of its parts back into its own mode after it.
 
     `module.train()` would put all parts into training mode, those that a callback keeps in evaluation mode, too.

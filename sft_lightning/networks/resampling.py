@@ -55,7 +55,7 @@ def torchvision_filter(tensors: Tensors, net: nn.Module) -> Tensors:
     return tensors
 
 
-def make_fit(net: nn.Module, tensors: Tensors, library_filter: Filter | None) -> tuple[Tensors, list[str]]:
+def fit_to_network(net: nn.Module, tensors: Tensors, library_filter: Filter | None) -> tuple[Tensors, list[str]]:
     """Resample and rename tensors so that as many as possible fit a network.
 
     Args:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sft_lightning.networks.file_networks import choose_network, flatten_networks
 from sft_lightning.networks.merging import merge_weights
-from sft_lightning.networks.metadata import describe_architecture
-from sft_lightning.networks.resampling import Filter, Tensors as Tensors, make_fit
+from sft_lightning.networks.metadata import check_metadata
+from sft_lightning.networks.resampling import Filter, Tensors as Tensors, fit_to_network
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
@@ -29,7 +29,7 @@ _LEAST = 0.5  # share of a network's matrices and kernels: less is what another 
 
 
 @dataclass
-class Matched:
+class WeightsMatch:
     """What a file gave to a network.
 
     Attributes:
@@ -105,7 +105,7 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                about = describe_architecture(
+                about = check_metadata(
                     json.loads((file.metadata() or {}).get("sft_lightning", "{}")), "its description"
                 )
                 return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
@@ -127,7 +127,7 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     return flatten_networks(content), about
 
 
-def settings_of(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def check_model_settings(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The settings of the model in a checkpoint of ours; nothing where it has none.
 
     Args:
@@ -138,15 +138,15 @@ def settings_of(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
         InputError: They are of other types than a training writes.
     """
     try:
-        describe_architecture({"step": about.get("global_step")}, "it")
-        return describe_architecture(about.get(_SETTINGS, {}), _SETTINGS)
+        check_metadata({"step": about.get("global_step")}, "it")
+        return check_metadata(about.get(_SETTINGS, {}), _SETTINGS)
     except ValueError as error:
         raise InputError(
             f"checkpoint {str(path)!r} is none that `fit` wrote ({error}): fetch or make it again"
         ) from error
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What a `.safetensors` file says of itself, without its tensors; nothing of another file.
 
     Args:
@@ -158,7 +158,7 @@ def read_about(path: Path) -> dict[str, Any]:
         return dict(json.loads((file.metadata() or {}).get("sft_lightning", "{}")))
 
 
-def refuse_unmerged(tensors: Tensors, source: str) -> None:
+def reject_unmerged_adapters(tensors: Tensors, source: str) -> None:
     """Refuse adapters of other programs, which scale what they add by a number that their tensors do not say.
 
     Args:
@@ -177,7 +177,7 @@ def refuse_unmerged(tensors: Tensors, source: str) -> None:
             )
 
 
-def evaluated(tensors: Tensors) -> Tensors:
+def select_evaluated_weights(tensors: Tensors) -> Tensors:
     """The plain network that was evaluated: averaged weights where a checkpoint has them, adapters merged.
 
     Args:
@@ -208,7 +208,7 @@ def load_into(
     source: str,
     library_filter: Filter | None = None,
     classifier: str | None = None,
-) -> Matched:
+) -> WeightsMatch:
     """Copy what fits by name and shape.
 
     The names of the file may carry any prefix (`backbone.net.`, `module.`, `_orig_mod.`), which `choose_network`
@@ -231,7 +231,7 @@ def load_into(
     own = network.state_dict()
     prefix, others = choose_network(own, tensors, source)
     given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    given, notes = make_fit(network, given, library_filter)
+    given, notes = fit_to_network(network, given, library_filter)
     taken = [n for n, t in own.items() if n in given and given[n].shape == t.shape]
     matrices = [n for n, t in own.items() if t.ndim > 1]  # vectors have few lengths, and fit by chance
     fitting = [n for n in taken if own[n].ndim > 1]
@@ -255,7 +255,7 @@ def load_into(
     _refuse_deeper(own, {n: given[n] for n in extra if not f"{prefix}{n}".startswith(heads)}, source)
     left = [prefix + n for n in extra] + [n for n in tensors if n not in used and not n.startswith(tuple(others))]
     left = [n for n in dict.fromkeys(left) if n in tensors]
-    return Matched(
+    return WeightsMatch(
         prefix,
         taken,
         missing=[n for n in rest if n not in given],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sft_lightning._version import __version__
-from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction
+from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction_loss
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.vision.autoencoders import ConvDecoder, MLPDecoder
 from sft_lightning.networks.vision.backbones import build_backbone
@@ -121,12 +121,12 @@ class AutoencoderModule(Paradigm):
             seen = hide_patches(seen, self.hidden, self.patch, draw) if self.hidden else seen
         with self.watched():
             drawn = self(seen)
-        return StepResult(reconstruction(drawn, x), {})
+        return StepResult(reconstruction_loss(drawn, x), {})
 
     def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
         drawn = self(batch.x)
         metric: Any = self._held_out[f"{stage}_loss"]
-        metric.update(reconstruction(drawn, batch.x), weight=len(batch.x))
+        metric.update(reconstruction_loss(drawn, batch.x), weight=len(batch.x))
         if batch_idx == 0:
             self._example = batch.x[:_SHOWN], drawn[:_SHOWN]
 
@@ -163,11 +163,11 @@ class AutoencoderModule(Paradigm):
             self.save_encoder(Path(folder) / ENCODER, {"run": folder, "chain": read_chain(Path(folder))})
 
     def save_encoder(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Writes the encoder with what is needed to rebuild it (`sft_lightning.networks.vision.backbones.rebuild`).
+        """Write the encoder with the metadata that `rebuild_backbone` needs.
 
         Args:
             path: Ends in `.safetensors`.
             provenance: What else the file is to say of itself.
         """
-        about = {"part": "backbone", **self.encoder.about(), "made_by": type(self).__name__, "version": __version__}
+        about = {"part": "backbone", **self.encoder.describe(), "made_by": type(self).__name__, "version": __version__}
         write_weights(Path(path), self.encoder.state_dict(), {**about, **(provenance or {})})

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.training.nonfinite import NonfiniteGuard, OnNonfinite
-from sft_lightning.training.optimizers import Group, check_schedules, optimizer_and_schedule
+from sft_lightning.training.optimizers import Group, check_schedules, configure_optimizer
 from sft_lightning.utils.cpu import flush_denormals
 from sft_lightning.utils.errors import InputError
 
@@ -140,7 +140,7 @@ class Paradigm(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the checkpoint stand alone: it holds the weights, wherever they came from; none follows bad steps."""
-        self._guard.ask(self)
+        self._guard.flush(self)
         settings = checkpoint.get("hyper_parameters", {})
         settings.update({name: "none" for name in ("weights", "head_weights") if name in settings})
 
@@ -148,7 +148,7 @@ class Paradigm(LightningModule, ABC):
         """Starts the averages anew, in a resumed training or in a second one of the same module, too."""
         check_schedules(self.trainer)  # after callbacks, which may have replaced them
         self._sums, self._summed, self._logged_step = {}, {}, self.trainer.global_step
-        self._guard.start()
+        self._guard.reset()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss; its parts are summed on the device and read only when the log is due.
@@ -156,7 +156,7 @@ class Paradigm(LightningModule, ABC):
         Raises:
             InputError: Batch normalization gets one value of each channel.
         """
-        self._guard.before(self)
+        self._guard.keep_buffers(self)
         try:
             result = self.step(batch)
         except (ValueError, RuntimeError) as error:  # RuntimeError where the network is compiled
@@ -171,7 +171,7 @@ class Paradigm(LightningModule, ABC):
             penalty: Tensor = self.regularizer(self)
             logs = result.logs or {"task": result.loss}
             result = StepResult(result.loss + penalty, {**logs, "regularizer": penalty})
-        self._guard.after(batch, {"loss": result.loss, **result.logs})
+        self._guard.record(batch, {"loss": result.loss, **result.logs})
         for name, value in (("loss", result.loss), *result.logs.items()):
             value = value.detach()
             if name in self._sums:
@@ -203,19 +203,19 @@ class Paradigm(LightningModule, ABC):
         Raises:
             InputError: The training is to stop.
         """
-        self._guard.allows(self, optimizer)
+        self._guard.check_step(self, optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Writes the averages of the last steps when the log is due, so that no other step waits for the device."""
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0 and step != self._logged_step:
-            self._guard.ask(self)
+            self._guard.flush(self)
             self._log_training(step)
 
     def on_train_epoch_end(self) -> None:
         """Writes what is left at the end, all of it where the training is shorter than the pace of the log."""
-        self._guard.ask(self)
+        self._guard.flush(self)
         if self._summed and self.is_last_epoch:
             self._log_training(self.trainer.global_step)
 
@@ -253,7 +253,7 @@ class Paradigm(LightningModule, ABC):
                 f"{type(self).__name__} has no optimizer: set `optimizer` (class_path: torch.optim.Adam, init_args: "
                 "{lr: 0.001} in YAML, a function of the parameters in Python)"
             )
-        return optimizer_and_schedule(self.trainer, self.groups(), self._optimizer, self._lr_scheduler)
+        return configure_optimizer(self.trainer, self.groups(), self._optimizer, self._lr_scheduler)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""

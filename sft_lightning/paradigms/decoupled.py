@@ -10,8 +10,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from sft_lightning.losses.features.base import FeatureLoss
-from sft_lightning.networks.heads import tau_normalized
-from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.heads import normalize_tau
+from sft_lightning.networks.modes import eval_mode
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
@@ -55,7 +55,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             coupling: How far L_g reaches.
             feature_epochs: Length of the first of two stages.
             head: Which classifier.
-            tau: Of `tau_normalized`: 0 changes nothing, 1 makes all weights equally long.
+            tau: Exponent of the `tau_normalized` head: 0 changes nothing, 1 makes all weights equally long.
             feature_weight: Of L_f.
             classifier_weight: Of L_g.
             neighbors: k of the k-nearest-neighbor accuracy.
@@ -165,7 +165,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
                 f"feature_epochs is {self.feature_epochs}, but training ends before (max_epochs {epochs}, max_steps "
                 f"{steps}): raise them, so that the classifier has epochs of its own"
             )
-        if self.features_alone and not self.feature_loss.separates:
+        if self.features_alone and not self.feature_loss.separates_classes:
             name = type(self.feature_loss).__name__
             rank_zero_info(
                 f"Warning: {name} as it is set draws classes together and keeps none apart; where it alone trains the "
@@ -221,7 +221,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             with torch.autocast(features.device.type, enabled=False):
                 return super().classify(features.to(self.head.weight))
         if self.head_kind == "tau_normalized" and not self.training:
-            return F.linear(features, tau_normalized(self.head.weight, self.tau))
+            return F.linear(features, normalize_tau(self.head.weight, self.tau))
         return super().classify(features)
 
     def step(self, batch: Any) -> StepResult:
@@ -253,7 +253,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         if is_distributed():  # each process has running statistics of its own until DDP's next forward
             for buffer in self.backbone.buffers():
                 distributed.broadcast(buffer, 0)
-        with evaluating(self), self.trainer.precision_plugin.forward_context():
+        with eval_mode(self), self.trainer.precision_plugin.forward_context():
             # A copy: a compiled backbone may give the same memory again.
             pairs = [
                 (self.backbone(batch.x).float().clone(), batch.y)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.modes import eval_mode
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.runs.paths import LOGS
@@ -57,7 +57,7 @@ def key(backbone: Backbone, data: Any, split: str, precision: str = "32-true") -
         split: Name of the split.
         precision: Of the computation.
     """
-    found = hashlib.sha256(repr((backbone.about(), precision, data.fingerprint(split))).encode())
+    found = hashlib.sha256(repr((backbone.describe(), precision, data.fingerprint(split))).encode())
     for name, tensor in sorted(backbone.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -102,7 +102,7 @@ def features(
             rank_zero_warn(f"Left out, and computed anew: {error}")
     made: Tensor | None = None
     seen = 0
-    with evaluating(backbone), context or nullcontext():
+    with eval_mode(backbone), context or nullcontext():
         batches = data.batches_of(split, backbone.mean.device)
         for indices, own in stream_to_cpu((batch.indices, backbone(batch.x)) for batch in batches):
             if made is None:
@@ -112,7 +112,7 @@ def features(
     if made is None or seen < count:
         return None
     if write and made.isfinite().all():
-        write_weights(path, {"features": made}, {"split": split, **backbone.about()})
+        write_weights(path, {"features": made}, {"split": split, **backbone.describe()})
     return made
 
 

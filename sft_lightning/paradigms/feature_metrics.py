@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from sft_lightning.networks.heads import nearest_class_mean
+from sft_lightning.networks.heads import fit_class_means
 from sft_lightning.paradigms.metrics import restart
 
 
@@ -86,7 +86,7 @@ class FeatureMetrics(nn.Module):
         """
         self._known = F.normalize(features, dim=1), labels
         self._center = features.mean(0)  # the spread is the same from anywhere, and rounds least from here
-        self._means = nearest_class_mean(features, labels, self.num_classes)
+        self._means = fit_class_means(features, labels, self.num_classes)
         return self._means
 
     def forget(self) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sft_lightning.networks.adapters import Adapter
-from sft_lightning.networks.blocks import blocks, list_parameters
+from sft_lightning.networks.blocks import list_parameters, split_blocks
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
@@ -58,7 +58,7 @@ class TuningDepth:
         check_min(0, backbone_lr_scale=lr_scale)
         check_positive(layer_decay=layer_decay)
         check_fraction(layer_decay=layer_decay)
-        self.blocks = blocks(backbone.net)
+        self.blocks = split_blocks(backbone.net)
         if not 1 <= last_k_blocks <= len(self.blocks):
             raise InputError(f"last_k_blocks is {last_k_blocks}: {backbone.name!r} has {len(self.blocks)} blocks")
         self.released = True
@@ -175,7 +175,7 @@ class TuningDepth:
     def groups(self) -> list[Group]:
         """What is ever trained, from the last block to the first."""
         if self._adapter is not None:
-            return [Group("adapter", self._adapter.parameters_of(self._backbone), self._lr_scale)]
+            return [Group("adapter", self._adapter.list_parameters(self._backbone), self._lr_scale)]
         tuned = self.blocks[len(self.blocks) - self._tuned :]
         if self._layer_decay == 1.0:
             inside = {id(p) for block in tuned for p in block.parameters}

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
-from sft_lightning.networks.heads import linear_head
-from sft_lightning.networks.weights import Tensors, evaluated, find_weights, read_weights
+from sft_lightning.networks.heads import extract_linear_head
+from sft_lightning.networks.weights import Tensors, find_weights, read_weights, select_evaluated_weights
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.utils.errors import InputError
 
@@ -29,7 +29,7 @@ def take_head(head: nn.Linear, tensors: Tensors, weights: str, class_names: list
     Returns:
         Names of the classes of the layer; those of the file where they were not known and all were taken over.
     """
-    old = linear_head(tensors)
+    old = extract_linear_head(tensors)
     if not old:
         return class_names
     path = find_weights(Path(weights))
@@ -67,7 +67,7 @@ def attach_head(head: nn.Linear, path: Path, backbone: str, class_names: list[st
     """
     file = find_weights(path, "head")
     tensors, about = read_weights(file)
-    old = linear_head(evaluated(tensors))
+    old = extract_linear_head(select_evaluated_weights(tensors))
     if not old:
         raise InputError(f"head_weights {str(path)!r} holds no head: give an exported head or model, or a run")
     classes, features = old["weight"].shape

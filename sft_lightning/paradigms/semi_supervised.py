@@ -12,7 +12,7 @@ from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.training.ema import EMA
-from sft_lightning.training.optimizers import Group, accumulation
+from sft_lightning.training.optimizers import Group, list_accumulation
 from sft_lightning.utils.errors import InputError, check_decay, check_min
 
 
@@ -107,7 +107,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         """Which parts each batch holds; None for all."""
         if self.schedule == "joint" and not self.warmup_steps:
             return None
-        accumulate, *others = dict.fromkeys(accumulation(self.trainer, max(1, self.trainer.max_epochs or 1)))
+        accumulate, *others = dict.fromkeys(list_accumulation(self.trainer, max(1, self.trainer.max_epochs or 1)))
         if others:
             raise InputError(
                 f"GradientAccumulationScheduler changes from {accumulate} to {others[0]} batches per optimizer step, "

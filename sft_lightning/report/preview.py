@@ -11,7 +11,7 @@ from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.views import strong, weak
 from sft_lightning.runs.paths import LOGS
-from sft_lightning.training.callbacks.figures import rows
+from sft_lightning.training.callbacks.figures import draw_image_rows
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
@@ -50,7 +50,7 @@ def preview(words: Sequence[str]) -> str:
     made = [x] + [weak(x, data.weak_view, draw) for draw in range(_DRAWS)]
     if data.strong_view:
         made += [strong(x, data.weak_view, data.strong_view, draw) for draw in range(_DRAWS)]
-    picture = rows(torch.stack(made))
+    picture = draw_image_rows(torch.stack(made))
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
     path = folder / "preview.png"
     with open_atomic(path) as staged:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from sft_lightning._version import __version__
-from sft_lightning.networks.heads import linear_head, tau_normalized
+from sft_lightning.networks.heads import extract_linear_head, normalize_tau
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone
-from sft_lightning.networks.weights import Tensors, evaluated, read_weights, settings_of
+from sft_lightning.networks.weights import Tensors, check_model_settings, read_weights, select_evaluated_weights
 from sft_lightning.runs.lineage import find_run, read_chain, read_data_digest
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.utils.errors import InputError
@@ -52,18 +52,18 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         InputError: It is not one of ours.
     """
     tensors, told = read_weights(path)
-    settings = settings_of(told, path)
+    settings = check_model_settings(told, path)
     name = settings.get("backbone", settings.get("network"))
     prefix = "encoder." if "network" in settings else "backbone."
     needed = {"image_shape", *(["tau"] if settings.get("head") == "tau_normalized" else [])}
     whole = {f"{prefix}mean", f"{prefix}std"} <= tensors.keys() and any(n.startswith(f"{prefix}net.") for n in tensors)
     if name is None or not needed <= settings.keys() or not whole:
         raise InputError(f"checkpoint {str(path)!r} is of no paradigm of this package: give one that `fit` wrote")
-    tensors = evaluated(tensors)
+    tensors = select_evaluated_weights(tensors)
     backbone = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    head = linear_head(tensors)
+    head = extract_linear_head(tensors)
     if head and settings.get("head") == "tau_normalized":
-        head = {"weight": tau_normalized(head["weight"], settings["tau"]), "bias": torch.zeros_like(head["bias"])}
+        head = {"weight": normalize_tau(head["weight"], settings["tau"]), "bias": torch.zeros_like(head["bias"])}
     about: dict[str, Any] = {
         "backbone": name,
         "image_shape": list(settings["image_shape"]),

@@ -76,16 +76,16 @@ class NonfiniteGuard:
         check_min(0, nonfinite_limit=limit)
         self._limit = limit if policy == "skip" else 0
         self._skipped = 0
-        self.start()
+        self.reset()
 
-    def start(self) -> None:
+    def reset(self) -> None:
         """Forgets the batches of a step that was never made: one that memory ran out in, in a search for a size."""
         self._seen: list[Batch] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._unasked: list[Update] = []
         self._ever: Tensor | None = None  # whether one of them was not finite, on the device
 
-    def before(self, module: LightningModule) -> None:
+    def keep_buffers(self, module: LightningModule) -> None:
         """Before a batch: running statistics are kept where the batch may be left out.
 
         Args:
@@ -94,7 +94,7 @@ class NonfiniteGuard:
         if self._limit and not self._seen:  # the first batch of a step
             self._buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
-    def after(self, batch: Any, terms: Mapping[str, Tensor]) -> None:
+    def record(self, batch: Any, terms: Mapping[str, Tensor]) -> None:
         """After the loss of a batch.
 
         Args:
@@ -105,7 +105,7 @@ class NonfiniteGuard:
         indices = {part: own.indices for part, own in parts}
         self._seen.append(Batch(indices, {name: value.detach() for name, value in terms.items()}))
 
-    def allows(self, module: LightningModule, optimizer: Optimizer) -> bool:
+    def check_step(self, module: LightningModule, optimizer: Optimizer) -> bool:
         """Whether the update may happen; where not, there is no gradient left, so that it changes nothing.
 
         Args:
@@ -128,14 +128,14 @@ class NonfiniteGuard:
             numbers = [value.float() for value in numbers]
         looked_at = torch.stack(numbers)  # takes long with many tensors, so once
         total = looked_at.sum(dtype=torch.float32)
-        if not scaled and not self._limit and waits(module.device) and _can_be_told(optimizer):
+        if not scaled and not self._limit and needs_sync(module.device) and _can_be_told(optimizer):
             bad = ~total.isfinite()
             self._ever = bad if self._ever is None else self._ever | bad
             optimizer.found_inf = self._ever.float()  # type: ignore[attr-defined]
             own_norms = looked_at[len(batches) :]
             self._unasked.append(_update(module, optimizer, batches, parameters, own_norms, bad))
             if len(self._unasked) >= _MOST:
-                self.ask(module)
+                self.flush(module)
             return True
         if math.isfinite(float(total)):
             return True
@@ -153,7 +153,7 @@ class NonfiniteGuard:
         rank_zero_info(f"Left out: {told} ({self._skipped} of at most {self._limit}).")
         return False
 
-    def ask(self, module: LightningModule) -> None:
+    def flush(self, module: LightningModule) -> None:
         """Asks the device whether all updates since the last time were finite, where no step has waited to know.
 
         Args:
@@ -202,7 +202,7 @@ class NonfiniteGuard:
         return f"{what} at step {update.step} (learning rate {update.rate:g}{where})"
 
 
-def waits(device: torch.device) -> bool:
+def needs_sync(device: torch.device) -> bool:
     """Whether a look at a number there makes the CPU wait.
 
     Args:

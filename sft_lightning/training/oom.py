@@ -20,7 +20,7 @@ _ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
 _STAGES: dict[Any, str] = {RunningStage.TESTING: "testing", RunningStage.PREDICTING: "prediction"}
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that there is no memory left.
 
     Args:
@@ -31,7 +31,7 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_SAID.search(str(error))))
 
 
-def explain(error: BaseException, trainer: Trainer) -> None:
+def attach_oom_message(error: BaseException, trainer: Trainer) -> None:
     """Hangs the sentence on an exception that says that there is no memory left; `errors.cause` finds it there.
 
     The exception stays what it is, since Lightning knows it by its type.
@@ -40,7 +40,7 @@ def explain(error: BaseException, trainer: Trainer) -> None:
         error: What ended a command, any.
         trainer: In which, before it is torn down.
     """
-    if ran_out(error) and find_input_error(error) is None:
+    if is_out_of_memory(error) and find_input_error(error) is None:
         error.__cause__ = InputError(_told(error, trainer))
 
 
@@ -95,7 +95,7 @@ def _kept(trainer: Trainer) -> str:
     return f"; {last} is kept" if last.is_file() else "; no checkpoint was saved yet"
 
 
-def available() -> int | None:
+def read_available_memory() -> int | None:
     """Bytes of main memory that can still be taken, on the machine and by this process's cgroup.
 
     Linux grants more than it has and kills the process that touches it, so that nothing is raised that one could wait
@@ -118,7 +118,7 @@ def available() -> int | None:
     return min(found, default=None)
 
 
-def peak() -> int:
+def read_peak_memory() -> int:
     """The most bytes of main memory that this process has held since this was last asked; 0 where none can tell."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     lines = status.read_text().splitlines() if status.is_file() else []

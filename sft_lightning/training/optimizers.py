@@ -32,7 +32,7 @@ class Group(NamedTuple):
     scale: float
 
 
-def optimizer_and_schedule(
+def configure_optimizer(
     trainer: Trainer, groups: list[Group], make_optimizer: OptimizerCallable, make_schedule: LRSchedulerCallable | None
 ) -> OptimizerLRScheduler:
     """One optimizer over all groups, each with its share of the learning rate.
@@ -62,14 +62,14 @@ def optimizer_and_schedule(
     on_cuda = trainer.strategy.root_device.type == "cuda" and isinstance(trainer.strategy, _WHOLE)
     # A scaler would leave the unscaling to a fused step, after the look for gradients that are not finite.
     if on_cuda and not clips and getattr(trainer.precision_plugin, "scaler", None) is None:
-        fuse(optimizer)
+        enable_fused_step(optimizer)
     if isinstance(optimizer, SGD):
         _start_momentum(optimizer)
     if make_schedule is None:
         return optimizer
     scheduler = make_schedule(optimizer)
     if getattr(scheduler, "total_steps", 0) is None:
-        setattr(scheduler, "total_steps", total_steps(trainer))  # noqa: B010 (not in torch's types)
+        setattr(scheduler, "total_steps", count_total_steps(trainer))  # noqa: B010 (not in torch's types)
     cyclic = isinstance(scheduler, (OneCycleLR, CyclicLR))
     if cyclic and len(groups) > 1:  # they would set one rate for all groups
         raise InputError(
@@ -105,12 +105,12 @@ def check_schedules(trainer: Trainer) -> None:
 def _given_steps(trainer: Trainer) -> int:
     """All optimizer steps of a training; 0 where it has no end."""
     try:
-        return total_steps(trainer)
+        return count_total_steps(trainer)
     except InputError:
         return 0
 
 
-def total_steps(trainer: Trainer) -> int:
+def count_total_steps(trainer: Trainer) -> int:
     """All optimizer steps of a training.
 
     `trainer.estimated_stepping_batches` would tell, too, but reading it makes Lightning forget where a resumed epoch
@@ -131,11 +131,11 @@ def total_steps(trainer: Trainer) -> int:
             "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
             "or trainer.max_steps"
         )
-    whole = sum(-(-int(steps) // factor) for factor in accumulation(trainer, trainer.max_epochs))
+    whole = sum(-(-int(steps) // factor) for factor in list_accumulation(trainer, trainer.max_epochs))
     return min(whole, most) if most > 0 else whole
 
 
-def accumulation(trainer: Trainer, epochs: int) -> list[int]:
+def list_accumulation(trainer: Trainer, epochs: int) -> list[int]:
     """Return how many batches share an optimizer step in each epoch; a callback may change that on the way.
 
     Args:
@@ -149,7 +149,7 @@ def accumulation(trainer: Trainer, epochs: int) -> list[int]:
     return [trainer.accumulate_grad_batches] * epochs
 
 
-def fuse(optimizer: Optimizer) -> None:
+def enable_fused_step(optimizer: Optimizer) -> None:
     """Lets torch's own optimizers make one step of one kernel, where the user has not said how to make it.
 
     It takes less time on a GPU, and can be told there that there is nothing to learn from (`nonfinite.py`).

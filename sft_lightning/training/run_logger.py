@@ -12,7 +12,7 @@ from sft_lightning.training.callbacks.validation_log import ValidationLogger
 _VERSION = "SFT_VERSION"
 
 
-def run_logger(
+def build_run_logger(
     checkpoint: str | None, name: str, apart: bool = False, lock: RunLock | None = None
 ) -> TensorBoardLogger:
     """The logger of a new version, or of the run that a checkpoint belongs to.

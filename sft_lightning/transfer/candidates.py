@@ -6,9 +6,9 @@ from pathlib import Path
 
 from sft_lightning.data.split_files import labeled_ids
 from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
-from sft_lightning.networks.vision.backbones import Backbone, build_backbone, source_head
-from sft_lightning.networks.vision.pretrained import published_tensors
-from sft_lightning.networks.weights import Tensors, find_weights, read_about, read_weights
+from sft_lightning.networks.vision.backbones import Backbone, build_backbone, find_source_head
+from sft_lightning.networks.vision.pretrained import fetch_published_weights
+from sft_lightning.networks.weights import Tensors, find_weights, read_metadata, read_weights
 from sft_lightning.runs.lineage import check_chain, find_run, read_chain
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
@@ -87,8 +87,8 @@ def load(
     if start.weights in ("none", "default"):
         assert start.backbone is not None
         backbone, _ = build_backbone(start.backbone, sized(image_shape), start.weights)
-        given = {} if start.weights == "none" else published_tensors(start.backbone)
-        return backbone, source_head(backbone, given)
+        given = {} if start.weights == "none" else fetch_published_weights(start.backbone)
+        return backbone, find_source_head(backbone, given)
     path = _file(start.weights)
     told = read_weights(path)[1]
     ours = start.backbone is None and "hyper_parameters" in told
@@ -105,7 +105,7 @@ def load(
     if start.image_size is None and given_size is not None and given_size != shape[1]:
         made = _build_resized(name, (shape[0], given_size, given_size), path)
     backbone, tensors = made or build_backbone(name, shape, str(path))
-    return backbone, source_head(backbone, tensors) if trained is None else trained.head
+    return backbone, find_source_head(backbone, tensors) if trained is None else trained.head
 
 
 def _build_resized(name: str, image_shape: Sequence[int], path: Path) -> tuple[Backbone, Tensors] | None:
@@ -133,7 +133,7 @@ def seen(weights: str, data: ImageDataModule) -> int:
     """
     path = _file(weights)
     run = find_run(path)
-    chain = read_chain(run) if run is not None else check_chain(read_about(path).get("chain") or [], str(path))
+    chain = read_chain(run) if run is not None else check_chain(read_metadata(path).get("chain") or [], str(path))
     known: set[str] = set()
     for link in chain:
         manifest = Path(link.get("run", "")) / MANIFEST

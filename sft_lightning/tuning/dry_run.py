@@ -9,7 +9,7 @@ from sft_lightning.cli.fast_loop import NoProfiler
 from sft_lightning.cli.lightning_cli import DryRunCLI
 from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 from sft_lightning.training.callbacks.progress import Progress
-from sft_lightning.training.oom import explain
+from sft_lightning.training.oom import attach_oom_message
 from sft_lightning.utils.errors import InputError
 
 # What shapes a step of training. The rest of the Trainer's settings writes files, or ends the trial before its time.
@@ -30,7 +30,7 @@ class MemoryExplained(Callback):
             pl_module: Unused.
             exception: Any.
         """
-        explain(exception, trainer)
+        attach_oom_message(exception, trainer)
 
 
 class Trial(DryRunCLI):

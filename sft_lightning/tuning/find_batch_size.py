@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
 from sft_lightning.cli.lightning_cli import SFTCLI, run
-from sft_lightning.training.oom import available, peak, ran_out
+from sft_lightning.training.oom import is_out_of_memory, read_available_memory, read_peak_memory
 from sft_lightning.tuning.dry_run import Trial
 from sft_lightning.tuning.throughput import Throughput, measure_throughput, whole_turn
 from sft_lightning.utils.errors import InputError, check_min, check_positive
@@ -87,15 +87,15 @@ def find_batch_size(words: Sequence[str]) -> str:
         raise InputError(f"data {type(data).__name__} has no whole number batch_size, which find-batch-size is to set")
     turn = whole_turn(cli)
     rows: list[Row] = []
-    best, size, memory = 0, FIRST, peak()
+    best, size, memory = 0, FIRST, read_peak_memory()
     while True:
         end = _tried(cli, size, Throughput(turn, given.seconds), rows)
         if end:
             break
         if rows[-1].rate >= GAIN * rows[best].rate:
             best = len(rows) - 1
-        before, memory = memory, peak()
-        free = available() if cli.trainer.strategy.root_device.type == "cpu" else None
+        before, memory = memory, read_peak_memory()
+        free = read_available_memory() if cli.trainer.strategy.root_device.type == "cpu" else None
         if len(rows) - 1 - best >= PATIENCE:
             end = f"{PATIENCE} doublings gained less than {GAIN - 1:.0%}"
         elif 2 * size > given.max:
@@ -115,7 +115,7 @@ def _tried(cli: SFTCLI, size: int, pace: Throughput, rows: list[Row]) -> str:
     try:
         measure_throughput(cli, pace)
     except Exception as error:
-        if not rows or not ran_out(error):
+        if not rows or not is_out_of_memory(error):
             raise
         end = f"memory ran out at {size}"
     cli.model.zero_grad()

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction
+from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction_loss
 
 
 def test_reconstruction_is_the_mean_over_pixels_and_batch() -> None:
     drawn, x = torch.rand(3, 2, 5, 4), torch.rand(3, 2, 5, 4)
-    assert float(reconstruction(drawn, x)) == pytest.approx(float(((drawn - x) ** 2).sum() / (3 * 2 * 5 * 4)))
+    assert float(reconstruction_loss(drawn, x)) == pytest.approx(float(((drawn - x) ** 2).sum() / (3 * 2 * 5 * 4)))
 
 
 def test_noise_has_its_deviation_and_stays_between_0_and_1() -> None:

@@ -38,7 +38,7 @@ def adapted(name: str, adapter: Adapter, moved: bool = False) -> Backbone:
         adapter.apply(backbone)
     if moved:
         with torch.no_grad():
-            for p in adapter.parameters_of(backbone.net):
+            for p in adapter.list_parameters(backbone.net):
                 p.add_(0.05 * torch.randn_like(p))
     return backbone
 
@@ -66,9 +66,9 @@ def test_only_the_adapter_learns(name: str, make: Callable[[], Adapter]) -> None
     adapter = make()
     backbone = adapted(name, adapter)
     net, start = backbone.net, copy.deepcopy(backbone.net.state_dict())
-    own = {id(p) for p in adapter.parameters_of(net)}
+    own = {id(p) for p in adapter.list_parameters(net)}
     assert {id(p) for p in net.parameters() if p.requires_grad} == own
-    assert sum(p.numel() for p in adapter.parameters_of(net)) < 0.1 * sum(p.numel() for p in net.parameters())
+    assert sum(p.numel() for p in adapter.list_parameters(net)) < 0.1 * sum(p.numel() for p in net.parameters())
     backbone.train()
     adapter.release(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -181,7 +181,7 @@ def test_adapts_the_layers_that_can_be(name: str, side: int, some: str, none: st
     assert none not in layers
     assert len(layers) == count
     with torch.no_grad():
-        for p in adapter.parameters_of(backbone.net):
+        for p in adapter.list_parameters(backbone.net):
             p.fill_(0.01)
     backbone.requires_grad_(False)
     changed = outputs(backbone)
@@ -236,7 +236,7 @@ def test_release_keeps_dropout_of_the_adapter_alone() -> None:
         adapter.release(net, released)
         assert all(m.p == 0.5 and m.training is released for m in dropouts)
         assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
-        assert {p.requires_grad for p in adapter.parameters_of(net)} == {released}
+        assert {p.requires_grad for p in adapter.list_parameters(net)} == {released}
         assert sum(p.requires_grad for p in net.parameters()) == 40 * released
 
 
@@ -256,7 +256,7 @@ def test_a_copy_is_independent() -> None:
     teacher = copy.deepcopy(backbone)
     expected = outputs(teacher)
     with torch.no_grad():
-        for p in adapter.parameters_of(backbone.net):
+        for p in adapter.list_parameters(backbone.net):
             p.zero_()
     assert torch.equal(outputs(teacher), expected)
 

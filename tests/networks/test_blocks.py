@@ -9,7 +9,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
 from sft_lightning import FineTuneClassifier
-from sft_lightning.networks.blocks import blocks
+from sft_lightning.networks.blocks import split_blocks
 from sft_lightning.networks.vision.backbones import build_backbone
 
 # The smallest network of each family (module) of timm that has one below 30 million parameters.
@@ -89,7 +89,7 @@ def _network(name: str) -> nn.Module:
     ],
 )
 def test_number_of_blocks(name: str, count: int) -> None:
-    assert len(blocks(_network(name))) == count
+    assert len(split_blocks(_network(name))) == count
 
 
 @torch.no_grad()
@@ -104,7 +104,9 @@ def _spans(network: nn.Module, side: int) -> list[tuple[int, int]]:
         if any(True for _ in module.parameters(recurse=False)):
             module.register_forward_pre_hook(enter)
     network.eval()(torch.zeros(1, 3, side, side))
-    own = [[begins[m] for unit in block.modules for m in unit.modules() if m in begins] for block in blocks(network)]
+    own = [
+        [begins[m] for unit in block.modules for m in unit.modules() if m in begins] for block in split_blocks(network)
+    ]
     return [(min(times), max(times)) for times in own if times]
 
 
@@ -119,7 +121,7 @@ def _spans(network: nn.Module, side: int) -> list[tuple[int, int]]:
 def test_blocks_follow_the_forward_pass(name: str) -> None:
     side = SIDES.get(name.rpartition("/")[2], 64)
     network = build_backbone(name, (3, side, side))[0].net
-    parameters = [p for block in blocks(network) for p in block.parameters]
+    parameters = [p for block in split_blocks(network) for p in block.parameters]
     assert {id(p) for p in parameters} == {id(p) for p in network.parameters()}
     assert len(parameters) == len({id(p) for p in parameters})
     spans = _spans(network, side)
@@ -131,7 +133,7 @@ def test_blocks_follow_the_forward_pass(name: str) -> None:
 def test_blocks_are_the_groups_of_timm(name: str) -> None:
     network: Any = timm.create_model(name, num_classes=0)
     theirs = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
-    ours = {id(p): i for i, block in enumerate(blocks(network)) for p in block.parameters}
+    ours = {id(p): i for i, block in enumerate(split_blocks(network)) for p in block.parameters}
     for group in range(max(theirs.values()) + 1):
         assert len({ours[id(p)] for n, p in network.named_parameters() if theirs[n] == group}) == 1
 
@@ -152,15 +154,15 @@ def test_layer_decay_of_a_timm_network_is_that_of_timm_below_its_head(name: str)
 
 def test_a_lone_normalization_belongs_to_the_block_before() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4))
-    assert [len(block.modules) for block in blocks(network)] == [2, 1]
+    assert [len(block.modules) for block in split_blocks(network)] == [2, 1]
 
 
 def test_blocks_of_resnet_are_stem_and_residual_blocks() -> None:
-    kinds = [type(block.modules[0]).__name__ for block in blocks(_network("resnet18"))]
+    kinds = [type(block.modules[0]).__name__ for block in split_blocks(_network("resnet18"))]
     assert kinds == ["Conv2d", *["BasicBlock"] * 8]
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "timm/efficientnet_b0"])
 def test_blocks_hold_no_module_twice(name: str) -> None:
-    modules = list(chain(*(block.modules for block in blocks(_network(name)))))
+    modules = list(chain(*(block.modules for block in split_blocks(_network(name)))))
     assert len({id(m) for m in modules}) == len(modules)

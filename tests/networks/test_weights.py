@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sft_lightning import AutoencoderModule, FineTuneClassifier
-from sft_lightning.networks.vision.backbones import build_backbone, rebuild
+from sft_lightning.networks.vision.backbones import build_backbone, rebuild_backbone
 from sft_lightning.networks.weights import load_into, read_weights, write_weights
 from sft_lightning.utils.errors import InputError
 
@@ -53,8 +53,8 @@ def test_raw_timm_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 def test_encoder_file_rebuilds_to_identical_features(tmp_path: Path) -> None:
     made, _ = build_backbone("conv", SHAPE, mean=0.3, std=0.4)
     made(torch.rand(8, *SHAPE))  # running statistics that are not those of a new network
-    write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.about())
-    again = rebuild(tmp_path)
+    write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.describe())
+    again = rebuild_backbone(tmp_path)
     x = torch.rand(3, *SHAPE)
     assert torch.equal(again.eval()(x), made.eval()(x))
 
@@ -62,7 +62,7 @@ def test_encoder_file_rebuilds_to_identical_features(tmp_path: Path) -> None:
 def test_file_without_description_cannot_be_rebuilt(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "encoder.safetensors")
     with pytest.raises(InputError, match="do not say which backbone"):
-        rebuild(tmp_path)
+        rebuild_backbone(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "run", "autoencoder_run"])
@@ -123,7 +123,7 @@ def test_a_matching_counter_alone_is_no_match() -> None:
 
 def test_an_encoder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     made, _ = build_backbone("conv", SHAPE)
-    write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.about())
+    write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.describe())
     with pytest.raises(InputError, match="are of backbone 'conv', asked for is 'mlp': set backbone: conv"):
         build_backbone("mlp", SHAPE, str(tmp_path))
 

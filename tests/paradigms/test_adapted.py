@@ -18,11 +18,11 @@ from sft_lightning.__main__ import main
 from sft_lightning.export.export import export
 from sft_lightning.losses.features import SupCon
 from sft_lightning.losses.regularizers import BSS, DELTA, L2
-from sft_lightning.losses.regularizers.base import Regularizer, outputs_of
+from sft_lightning.losses.regularizers.base import Regularizer, record_outputs
 from sft_lightning.losses.unlabeled import FixMatch
 from sft_lightning.networks.adapters import IA3, Adapter, LoRA
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.networks.weights import evaluated
+from sft_lightning.networks.weights import select_evaluated_weights
 from sft_lightning.paradigms.feature_cache import FOLDER
 from sft_lightning.runs.trained_network import load_trained_network
 from tests.paradigms.helpers import ROOT, SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
@@ -164,18 +164,22 @@ def test_regularizers(regularizer: Regularizer) -> None:
 def test_delta_compares_with_the_plain_network_of_the_start(name: str) -> None:
     delta = DELTA(1.0, beta=0.0, layers=3)
     model = classifier(name, adapter=LoRA(), regularizer=delta, lr=0.1)
-    start = evaluated({n.removeprefix("backbone."): t for n, t in state(model).items() if n.startswith("backbone.")})
+    start = select_evaluated_weights(
+        {n.removeprefix("backbone."): t for n, t in state(model).items() if n.startswith("backbone.")}
+    )
     trainer(max_epochs=3).fit(model, sample())
     kept = {n.removeprefix("regularizer.source."): t for n, t in state(model).items() if "regularizer.source." in n}
     assert kept.keys() == start.keys()
     assert not moved(kept, start)
-    now = evaluated({n.removeprefix("backbone."): t for n, t in state(model).items() if n.startswith("backbone.")})
+    now = select_evaluated_weights(
+        {n.removeprefix("backbone."): t for n, t in state(model).items() if n.startswith("backbone.")}
+    )
     maps = []
     for tensors in (start, now):
         plain, _ = build_backbone(name, SHAPE)
         plain.load_state_dict(tensors)
         plain.eval()
-        with torch.no_grad(), outputs_of(plain, delta.watched(plain)) as passes:
+        with torch.no_grad(), record_outputs(plain, delta.select_modules(plain)) as passes:
             plain(X)
         maps.append(passes[0][1])
     expected = sum(float((a - b).square().flatten(1).sum(1).mean()) / a.shape[1] for a, b in zip(*maps, strict=True))
@@ -198,7 +202,7 @@ def test_fixmatch_and_the_average_that_is_evaluated() -> None:
     both = {*own(before), "head.weight", "head.bias"}
     assert trained(before, state(model)) == {*both, *(f"average.{name}" for name in both), "average.steps"}
     plain = FineTuneClassifier("conv", 10, SHAPE)
-    tensors = evaluated(state(model))
+    tensors = select_evaluated_weights(state(model))
     plain.load_state_dict({name: tensors[name] for name in plain.state_dict()})
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(logits(model), model.outputs(X).logits, rtol=1e-3)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sft_lightning import AutoencoderModule, ImageDataModule
 from sft_lightning.data.batches import Unlabeled
-from sft_lightning.networks.vision.backbones import rebuild
+from sft_lightning.networks.vision.backbones import rebuild_backbone
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, batches, cli, moved, sample, state, trainer
@@ -89,7 +89,7 @@ def test_saved_encoder_rebuilds_to_identical_features(
     monkeypatch.chdir(tmp_path)
     model = cli("fit", "autoencoder", f"--model.init_args.network={network}", "--run_name=ae").model
     x = torch.rand(5, *SHAPE)
-    again = rebuild(tmp_path / "lightning_logs" / "ae" / "version_0")
+    again = rebuild_backbone(tmp_path / "lightning_logs" / "ae" / "version_0")
     assert torch.equal(again.eval()(x), model.encoder.eval()(x))
 
 

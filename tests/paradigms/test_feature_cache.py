@@ -8,7 +8,7 @@ import torch
 
 from sft_lightning import DecoupledFeatureClassifier, ImageDataModule, WeakView
 from sft_lightning.losses.features import SupCon
-from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.modes import eval_mode
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
 from sft_lightning.paradigms.feature_cache import FOLDER, features, key
@@ -130,7 +130,7 @@ def test_features_that_are_not_numbers_are_computed_again(tmp_path: Path) -> Non
 def test_modes_come_back() -> None:
     network = conv()
     network.net.eval()
-    with evaluating(network):
+    with eval_mode(network):
         assert not any(m.training for m in network.modules())
     assert network.training
     assert not network.net.training

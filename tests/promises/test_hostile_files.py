@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
 from sft_lightning.data.table_paths import check_inside
-from sft_lightning.networks.weights import read_about, read_weights
+from sft_lightning.networks.weights import read_metadata, read_weights
 from sft_lightning.paradigms.calibration import FILE as CALIBRATION
 from sft_lightning.study.plan import Stage, plan
-from sft_lightning.training.callbacks.checkpoint import WholeFiles
+from sft_lightning.training.callbacks.checkpoint import AtomicCheckpointIO
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
 from tests.study.test_study import METHODS, written
@@ -114,7 +114,7 @@ def test_the_payload_is_real(place: Path) -> None:
         with pytest.raises(InputError, match="could run code"):
             read_weights(Path("bad.ckpt"))
         with pytest.raises(pickle.UnpicklingError):  # behind the check of the command line, should it be passed by
-            WholeFiles().load_checkpoint("bad.ckpt", weights_only=False)
+            AtomicCheckpointIO().load_checkpoint("bad.ckpt", weights_only=False)
         assert not Path("ran").exists()
 
 
@@ -439,7 +439,7 @@ def test_a_calibration_that_is_none_is_told_and_found_out_anew(first: bool, plac
         with pytest.warns(UserWarning, match=f"Left out, and found out anew: .*{CALIBRATION}"):
             assert main(["predict", str(RUN), "new.png"]) == 0
         assert (RUN / "predictions.csv").read_text() == expected
-        assert read_about(path) == about
+        assert read_metadata(path) == about
     assert not Path("ran").exists()
 
 

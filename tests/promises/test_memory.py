@@ -20,7 +20,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.runs.paths import describe_failure
-from sft_lightning.training.oom import ran_out
+from sft_lightning.training.oom import is_out_of_memory
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import SHAPE, sample, trainer
@@ -170,15 +170,15 @@ def hungry_array() -> None:
 def test_what_python_and_torch_raise_is_known(allocate: Callable[[], Any]) -> None:
     with pytest.raises((RuntimeError, MemoryError)) as raised:
         allocate()
-    assert ran_out(raised.value)
+    assert is_out_of_memory(raised.value)
     assert describe_failure(raised.value)
 
 
 def test_what_is_something_else() -> None:
-    assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not ran_out(ValueError("out of memory"))
-    assert not ran_out(OSError(errno.ENOSPC, "No space left on device"))
-    assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert not is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
 
 
 def test_a_study_reports_the_run_and_goes_on(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ class Watch(Callback):
 
 def watched(configs: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[int, Counter[str]]:
     """What 100 steps read, as if on a device, where the first one has read what it needs once."""
-    monkeypatch.setattr(nonfinite, "waits", lambda device: True)
+    monkeypatch.setattr(nonfinite, "needs_sync", lambda device: True)
     monkeypatch.setattr(
         fast_loop, "CALLBACKS", fast_loop.CALLBACKS | {Watch}
     )  # beside other callbacks Lightning's loop reads

@@ -107,7 +107,7 @@ def test_where_a_look_would_wait_nothing_is_learned_until_it_is_told(
     kind: str, optimizer: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a device: the step is told by the next entry of the log, with its number, its examples and its terms."""
-    monkeypatch.setattr(nonfinite, "waits", lambda device: True)
+    monkeypatch.setattr(nonfinite, "needs_sync", lambda device: True)
     momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
     settings: dict[str, Any] = {"optimizer": lambda p: optimizer(p, 0.01, fused=True, **momentum)}
     steps, data = Steps(), sample(steps_per_epoch=20)
@@ -130,7 +130,7 @@ def test_where_a_look_would_wait_nothing_is_learned_until_it_is_told(
 def test_where_a_look_would_wait_the_weights_are_those_of_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for wait in (False, True):
-        monkeypatch.setattr(nonfinite, "waits", lambda device, wait=wait: wait)
+        monkeypatch.setattr(nonfinite, "needs_sync", lambda device, wait=wait: wait)
         model = classifier("conv", optimizer=lambda p: torch.optim.Adam(p, 0.01, fused=True))
         trainer(max_epochs=2).fit(model, sample(steps_per_epoch=6))
         found.append(state(model))
@@ -139,7 +139,7 @@ def test_where_a_look_would_wait_the_weights_are_those_of_a_look(monkeypatch: py
 
 def test_nothing_is_saved_after_it(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint on the way comes before the log is due."""
-    monkeypatch.setattr(nonfinite, "waits", lambda device: True)
+    monkeypatch.setattr(nonfinite, "needs_sync", lambda device: True)
     words = ["--data.init_args.steps_per_epoch=6", "--run_name=torn"]
     with pytest.raises(InputError, match=r" at step 8 "):
         cli("fit", "fine_tune", *words, TORN.replace("KIND", "value").replace("STEPS", "[8]"))

@@ -13,7 +13,7 @@ import torch
 
 from sft_lightning.__main__ import main
 from sft_lightning.networks.weights import read_weights, write_weights
-from sft_lightning.training.callbacks.checkpoint import WholeFiles
+from sft_lightning.training.callbacks.checkpoint import AtomicCheckpointIO
 from sft_lightning.utils.atomic import open_atomic, write_text
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
@@ -26,7 +26,7 @@ SHORT = ["--trainer.max_epochs=1", "--data.init_args.steps_per_epoch=2", "--run_
 def save(path: Path, number: int) -> None:
     content = torch.full((200_000,), float(number))
     if path.suffix == ".ckpt":
-        WholeFiles().save_checkpoint({"state_dict": {"a": content}}, path)
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": content}}, path)
     elif path.suffix == ".safetensors":
         write_weights(path, {"a": content}, {})
     else:

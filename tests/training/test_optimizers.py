@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from sft_lightning.training.nonfinite import _can_be_told
-from sft_lightning.training.optimizers import Group, optimizer_and_schedule
+from sft_lightning.training.optimizers import Group, configure_optimizer
 
 
 def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: Any) -> Optimizer:
@@ -18,7 +18,7 @@ def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: An
     plugin = SimpleNamespace(scaler=scaler)
     told = {"gradient_clip_val": None, "precision": "32-true", "strategy": strategy, "precision_plugin": plugin}
     group = Group("all", [torch.nn.Parameter(torch.ones(2))], 1.0)
-    found = optimizer_and_schedule(SimpleNamespace(**{**told, **trainer}), [group], make, None)  # type: ignore[arg-type]
+    found = configure_optimizer(SimpleNamespace(**{**told, **trainer}), [group], make, None)  # type: ignore[arg-type]
     assert isinstance(found, Optimizer)
     return found
 

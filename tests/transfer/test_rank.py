@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.networks.vision.backbones import Backbone, build_backbone, source_head
+from sft_lightning.networks.vision.backbones import Backbone, build_backbone, find_source_head
 from sft_lightning.transfer.candidates import Candidate, resolved
 from sft_lightning.transfer.rank import compare, rank
 from sft_lightning.transfer.scores import cross_validated, h_score, leep, logme, nce
@@ -183,7 +183,7 @@ def test_a_file_of_a_library_brings_its_classes(workdir: Path) -> None:
     save_file(net.state_dict(), "theirs.safetensors")
     name = "timm/resnet10t"
     backbone, tensors = build_backbone(name, (1, 28, 28), "theirs.safetensors")
-    head = source_head(backbone, tensors)
+    head = find_source_head(backbone, tensors)
     assert torch.equal(head["weight"], net.state_dict()["fc.weight"])
     x = torch.rand(3, 3, 28, 28)
     with torch.no_grad():

@@ -22,7 +22,7 @@ def export(name: str, shape: tuple[int, int, int], path: str) -> None:
     """Write what `export --part backbone` would write of an untrained network."""
     torch.manual_seed(0)
     backbone, _ = build_backbone(name, shape)
-    write_weights(Path(path), dict(backbone.state_dict()), backbone.about())
+    write_weights(Path(path), dict(backbone.state_dict()), backbone.describe())
 
 
 def ranked(capsys: pytest.CaptureFixture[str], candidates: str, *words: str) -> tuple[str, dict[str, dict[str, str]]]:

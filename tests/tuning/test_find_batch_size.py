@@ -11,7 +11,7 @@ from torch import Tensor
 from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
 from sft_lightning.cli.lightning_cli import SFTCLI, run
-from sft_lightning.training.oom import available
+from sft_lightning.training.oom import read_available_memory
 from sft_lightning.tuning import find_batch_size as module, throughput
 from tests.conftest import CONFIGS
 from tests.forks import started
@@ -156,7 +156,7 @@ def with_half_a_gib() -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Large, "most", 10**6)
         patch.setattr(module, "GAIN", 1e-9)
-        patch.setattr(module, "available", lambda: 2**29 - 2**26)
+        patch.setattr(module, "read_available_memory", lambda: 2**29 - 2**26)
         return main(["find-batch-size", *FINE_TUNE, *SMALL, f"--model.class_path={ME}.Large"])
 
 
@@ -175,7 +175,7 @@ def test_on_a_cpu_it_ends_before_linux_would_kill_it(workdir: Path) -> None:
 
 def test_what_is_left_is_told_by_the_machine() -> None:
     total = int(re.findall(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text())[0]) * 1024
-    left = available()
+    left = read_available_memory()
     assert left is not None
     assert 2**20 < left < total
 

@@ -11,11 +11,11 @@ class FeatureLoss(nn.Module, ABC):
     """Draws features of one class together.
 
     Attributes:
-        separates: Whether it also keeps classes apart. One that does not is least where all features are one point, so
-            it needs a classifier's loss beside it (`joint`).
+        separates_classes: Whether the loss also keeps classes apart. One that does not is minimal when all features
+            coincide, so it needs a classifier's loss beside it (`coupling: joint`).
     """
 
-    separates: ClassVar[bool] = True
+    separates_classes: ClassVar[bool] = True
 
     def build(self, num_classes: int, num_features: int) -> None:
         """Makes buffers and parameters, once, before training.

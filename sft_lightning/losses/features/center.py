@@ -15,7 +15,7 @@ class Center(FeatureLoss):
     It keeps no classes apart: the paper adds it to a classifier's loss, with a weight of 0.003 to 0.1.
     """
 
-    separates = False
+    separates_classes = False
     centers: Tensor
 
     def __init__(self, rate: float = 0.5) -> None:

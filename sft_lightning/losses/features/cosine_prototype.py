@@ -40,7 +40,7 @@ class CosinePrototype(FeatureLoss):
         super().__init__()
         check_decay(momentum=momentum)
         self.kind, self.momentum, self.seed = prototypes, momentum, seed
-        self.separates = prototypes == "simplex"  # type: ignore[misc]
+        self.separates_classes = prototypes == "simplex"  # type: ignore[misc]
 
     def build(self, num_classes: int, num_features: int) -> None:
         """The prototypes, (C, F), of length 1.
@@ -54,7 +54,7 @@ class CosinePrototype(FeatureLoss):
         """
         generator = torch.Generator().manual_seed(self.seed)
         if self.kind == "simplex":
-            self.register_buffer("prototypes", simplex(num_classes, num_features, generator))
+            self.register_buffer("prototypes", build_simplex(num_classes, num_features, generator))
             return
         first = F.normalize(torch.randn(num_classes, num_features, generator=generator), dim=1)
         if self.kind == "learnable":
@@ -86,7 +86,7 @@ class CosinePrototype(FeatureLoss):
         self.seen |= here
 
 
-def simplex(corners: int, dimensions: int, generator: torch.Generator) -> Tensor:
+def build_simplex(corners: int, dimensions: int, generator: torch.Generator) -> Tensor:
     """Unit vectors with the same angle between all pairs, arccos(-1 / (C - 1)), in a random orientation.
 
     Args:

@@ -4,9 +4,9 @@ from sft_lightning.losses.regularizers.base import (
     ActivationRegularizer as ActivationRegularizer,
     Regularizer as Regularizer,
     StartRegularizer as StartRegularizer,
-    half_square as half_square,
-    l2 as l2,
-    outputs_of as outputs_of,
+    half_squared_norm as half_squared_norm,
+    half_squared_norm_of_trained as half_squared_norm_of_trained,
+    record_outputs as record_outputs,
 )
 from sft_lightning.losses.regularizers.bss import BSS
 from sft_lightning.losses.regularizers.delta import DELTA

@@ -101,7 +101,7 @@ class StartRegularizer(Regularizer):
             network: All that is trained.
         """
         inside = {id(p) for p in self._backbone[0].parameters()}
-        rest = l2(p for p in network.parameters() if id(p) not in inside)
+        rest = half_squared_norm_of_trained(p for p in network.parameters() if id(p) not in inside)
         return super().forward(network) + self.beta * rest
 
     def build(self, backbone: Backbone) -> None:
@@ -136,7 +136,7 @@ class ActivationRegularizer(Regularizer):
         self._seen: list[tuple[Tensor, list[Tensor]]] = []
 
     @abstractmethod
-    def watched(self, backbone: Backbone) -> list[nn.Module]:
+    def select_modules(self, backbone: Backbone) -> list[nn.Module]:
         """The modules whose outputs are looked at.
 
         Args:
@@ -147,7 +147,7 @@ class ActivationRegularizer(Regularizer):
     def capture(self) -> Iterator[None]:
         """Keeps what goes into the backbone and comes out of the modules, until the penalty is made of it."""
         (backbone,) = self._backbone
-        with outputs_of(backbone, self.watched(backbone)) as passes:
+        with record_outputs(backbone, self.select_modules(backbone)) as passes:
             yield
         if torch.is_grad_enabled():
             self._seen += passes
@@ -159,11 +159,11 @@ class ActivationRegularizer(Regularizer):
             network: As for `forward`.
         """
         seen, self._seen = self._seen, []
-        parts = [self.of_pass(x, outputs) for x, outputs in seen if any(o.requires_grad for o in outputs)]
+        parts = [self.penalize_pass(x, outputs) for x, outputs in seen if any(o.requires_grad for o in outputs)]
         return torch.stack(parts).mean() if parts else next(network.parameters()).new_zeros(())
 
     @abstractmethod
-    def of_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
+    def penalize_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
         """R of one pass.
 
         Args:
@@ -173,7 +173,7 @@ class ActivationRegularizer(Regularizer):
 
 
 @contextmanager
-def outputs_of(network: nn.Module, modules: list[nn.Module]) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
+def record_outputs(network: nn.Module, modules: list[nn.Module]) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
     """What went into a network, and what came out of some of its modules, for each pass inside.
 
     Args:
@@ -197,7 +197,7 @@ def outputs_of(network: nn.Module, modules: list[nn.Module]) -> Iterator[list[tu
             handle.remove()
 
 
-def l2(parameters: Iterable[Parameter]) -> Tensor:
+def half_squared_norm_of_trained(parameters: Iterable[Parameter]) -> Tensor:
     """Half the squared Euclidean norm; its gradient is the parameter itself.
 
     Args:
@@ -206,10 +206,10 @@ def l2(parameters: Iterable[Parameter]) -> Tensor:
     Returns:
         A scalar.
     """
-    return half_square([p for p in parameters if p.requires_grad])
+    return half_squared_norm([p for p in parameters if p.requires_grad])
 
 
-def half_square(tensors: Sequence[Tensor]) -> Tensor:
+def half_squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Half the squared Euclidean norm of all tensors together.
 
     Args:

@@ -25,7 +25,7 @@ class BSS(ActivationRegularizer):
         check_min(1, k=k)
         self.k = k
 
-    def watched(self, backbone: Backbone) -> list[nn.Module]:
+    def select_modules(self, backbone: Backbone) -> list[nn.Module]:
         """The features.
 
         Args:
@@ -33,7 +33,7 @@ class BSS(ActivationRegularizer):
         """
         return [backbone]
 
-    def of_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
+    def penalize_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
         """Of a batch's features.
 
         Args:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer, outputs_of
-from sft_lightning.networks.blocks import blocks
+from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer, record_outputs
+from sft_lightning.networks.blocks import split_blocks
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.utils.errors import InputError, check_min
 
@@ -42,14 +42,14 @@ class DELTA(StartRegularizer, ActivationRegularizer):
             InputError: It has fewer blocks than are to be compared.
         """
         super().build(backbone)
-        found = blocks(backbone.net)
+        found = split_blocks(backbone.net)
         if self.layers > len(found):
             raise InputError(f"layers is {self.layers}: the backbone has {len(found)} blocks to compare, give fewer")
         last = [found[(k + 1) * len(found) // self.layers - 1].modules[-1] for k in range(self.layers)]
         names = {module: name for name, module in backbone.named_modules()}
         self._watched = [names[module] for module in last]  # an adapter may take a layer's place, not its name
 
-    def watched(self, backbone: Backbone) -> list[nn.Module]:
+    def select_modules(self, backbone: Backbone) -> list[nn.Module]:
         """The last module of every n-th block.
 
         Args:
@@ -57,14 +57,14 @@ class DELTA(StartRegularizer, ActivationRegularizer):
         """
         return [backbone.get_submodule(name) for name in self._watched]
 
-    def of_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
+    def penalize_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
         """Half the distance of the maps of one pass.
 
         Args:
             x: (B, ...).
             outputs: (B, ...) of each watched block.
         """
-        with torch.no_grad(), outputs_of(self.source, self.watched(self.source)) as passes:
+        with torch.no_grad(), record_outputs(self.source, self.select_modules(self.source)) as passes:
             self.source(x)
         distances = [(a.float() - b.float()).square() for a, b in zip(outputs, passes[0][1], strict=True)]
         return 0.5 * torch.stack([_over_channels(d).mean() for d in distances]).sum()

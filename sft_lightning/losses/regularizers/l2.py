@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sft_lightning.losses.regularizers.base import Regularizer, l2
+from sft_lightning.losses.regularizers.base import Regularizer, half_squared_norm_of_trained
 
 
 class L2(Regularizer):
@@ -25,4 +25,4 @@ class L2(Regularizer):
         Args:
             network: All that is trained.
         """
-        return l2(network.parameters())
+        return half_squared_norm_of_trained(network.parameters())

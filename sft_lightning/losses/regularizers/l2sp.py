@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.losses.regularizers.base import StartRegularizer, half_square
+from sft_lightning.losses.regularizers.base import StartRegularizer, half_squared_norm
 
 
 class L2SP(StartRegularizer):
@@ -31,4 +31,4 @@ class L2SP(StartRegularizer):
         trained = [(p, start) for p, start in pairs if p.requires_grad]
         if not trained:
             return next(network.parameters()).new_zeros(())
-        return half_square(torch._foreach_sub([p for p, _ in trained], [start for _, start in trained]))
+        return half_squared_norm(torch._foreach_sub([p for p, _ in trained], [start for _, start in trained]))

@@ -1,6 +1,6 @@
 """Reconstruction as L_u: the features shall still hold the picture."""
 
-from sft_lightning.losses.reconstruction import reconstruction
+from sft_lightning.losses.reconstruction import reconstruction_loss
 from sft_lightning.losses.unlabeled.base import Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.networks.vision.autoencoders import ConvDecoder
 
@@ -21,4 +21,4 @@ class Reconstruction(Strategy):
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Mean squared error."""
-        return StrategyOutput(reconstruction(self.decoder(step.student.features), step.unlabeled.weak))
+        return StrategyOutput(reconstruction_loss(self.decoder(step.student.features), step.unlabeled.weak))

@@ -8,17 +8,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.networks.heads import linear_head
+from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.resampling import Filter
 from sft_lightning.networks.vision.autoencoders import ConvEncoder, MLPEncoder
 from sft_lightning.networks.vision.normalization import Stats
-from sft_lightning.networks.vision.pretrained import library_net, normalization_of_file
+from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization
 from sft_lightning.networks.vision.wide_resnet import WideResNet
-from sft_lightning.networks.weights import Tensors, evaluated, find_weights, load_into, read_weights, refuse_unmerged
+from sft_lightning.networks.weights import (
+    Tensors,
+    find_weights,
+    load_into,
+    read_weights,
+    reject_unmerged_adapters,
+    select_evaluated_weights,
+)
 from sft_lightning.utils.errors import InputError
 
 _log = logging.getLogger(__name__)
-OWN: dict[str, Callable[[Sequence[int]], nn.Module]] = {"mlp": MLPEncoder, "conv": ConvEncoder, "wrn_28_2": WideResNet}
+BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
+    "mlp": MLPEncoder,
+    "conv": ConvEncoder,
+    "wrn_28_2": WideResNet,
+}
 
 
 class Backbone(nn.Module):
@@ -66,7 +77,7 @@ class Backbone(nn.Module):
         self.name, self.net, self.num_features, self.classifier = name, net, num_features, classifier
         self.image_shape = tuple(image_shape)
         self.misfits: list[str] = []
-        self._channels = image_shape[0] if name in OWN else 3
+        self._channels = image_shape[0] if name in BUILT_IN else 3
         self.register_buffer("mean", self._stats(mean))
         self.register_buffer("std", self._stats(std))
         self._plain = self._is_plain()
@@ -114,8 +125,8 @@ class Backbone(nn.Module):
         features: Tensor = self.net(x)
         return features
 
-    def about(self) -> dict[str, Any]:
-        """What `rebuild` needs, as primitives."""
+    def describe(self) -> dict[str, Any]:
+        """What `rebuild_backbone` needs, as primitives."""
         return {"backbone": self.name, "image_shape": list(self.image_shape), "num_features": self.num_features}
 
 
@@ -143,16 +154,16 @@ def build_backbone(
         InputError: The name is unknown, or the weights cannot be had or fit nothing.
     """
     published = weights == "default"
-    if name in OWN:
+    if name in BUILT_IN:
         if published:
             raise InputError(f"weights is 'default', but nobody publishes weights of {name!r}: give none or a path")
-        net = OWN[name](image_shape)
+        net = BUILT_IN[name](image_shape)
         backbone = Backbone(name, net, int(net.num_features), image_shape)  # type: ignore[arg-type]
         library_filter = None
     else:
         if image_shape[0] not in (1, 3):
             raise InputError(f"backbone {name!r} takes 1 or 3 channels, the pictures have {image_shape[0]}")
-        made = library_net(name, image_shape, published, [*OWN])._asdict()
+        made = build_library_net(name, image_shape, published, [*BUILT_IN])._asdict()
         library_filter = made.pop("library_filter")
         backbone = Backbone(name, image_shape=image_shape, **made)
         backbone.net.to(memory_format=torch.channels_last)  # a convolutional network takes half the time on a CPU
@@ -167,7 +178,7 @@ def build_backbone(
     return backbone, tensors
 
 
-def rebuild(path: str | Path) -> Backbone:
+def rebuild_backbone(path: str | Path) -> Backbone:
     """Rebuilds the backbone that an `encoder.safetensors` describes.
 
     Args:
@@ -183,7 +194,7 @@ def rebuild(path: str | Path) -> Backbone:
     return build_backbone(about["backbone"], about["image_shape"], str(file))[0]
 
 
-def source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
+def find_source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
     """The classifier that a network had where its weights come from.
 
     Args:
@@ -193,7 +204,7 @@ def source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
     Returns:
         `weight` (S, F) and `bias` (S,) of a linear layer on the features, or nothing.
     """
-    found = linear_head(tensors)
+    found = extract_linear_head(tensors)
     if not found and backbone.classifier is not None:
         for prefix in ("", "module.", "model."):
             pair = {n: tensors.get(f"{prefix}{backbone.classifier}.{n}") for n in ("weight", "bias")}
@@ -212,16 +223,16 @@ def _fill(backbone: Backbone, path: Path, library_filter: Filter | None, needs_s
             f"weights {str(path)!r} are of backbone {about['backbone']!r}, asked for is {backbone.name!r}: set "
             f"backbone: {about['backbone']}"
         )
-    refuse_unmerged(tensors, str(path))
-    tensors = evaluated(tensors)
+    reject_unmerged_adapters(tensors, str(path))
+    tensors = select_evaluated_weights(tensors)
     matched = load_into(backbone.net, tensors, str(path), library_filter, backbone.classifier)
     backbone.misfits = matched.other_shape
     prefix = matched.prefix.removesuffix("net.")
     stated = [tensors.get(prefix + name) for name in ("mean", "std")]
     if stated[0] is not None and stated[1] is not None:
         backbone.normalize(*(_to_channels(stats, backbone.mean) for stats in stated if stats is not None))
-    elif backbone.name not in OWN:
-        stats = normalization_of_file(backbone.name, backbone.net, path)
+    elif backbone.name not in BUILT_IN:
+        stats = infer_normalization(backbone.name, backbone.net, path)
         backbone.normalize(backbone._stats(stats.mean), backbone._stats(stats.std))
         if needs_stats:
             matched.notes.append(

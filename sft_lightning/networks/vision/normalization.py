@@ -25,7 +25,7 @@ class Normalization(NamedTuple):
 _HALVES = Normalization(0.5, 0.5, "torchvision")
 
 
-def torchvision_normalization(model: str, path: Path | None = None) -> Normalization:
+def infer_torchvision_normalization(model: str, path: Path | None = None) -> Normalization:
     """Return the normalization that torchvision publishes beside its weights.
 
     Args:
@@ -45,7 +45,7 @@ def torchvision_normalization(model: str, path: Path | None = None) -> Normaliza
     return Normalization(tuple(transform.mean), tuple(transform.std), f"torchvision for {entry.name}")
 
 
-def timm_normalization(config: dict[str, Any], path: Path) -> Normalization:
+def infer_timm_normalization(config: dict[str, Any], path: Path) -> Normalization:
     """Return the normalization of the published weights that a file most likely is.
 
     A `config.json` beside the file says it; else the name of the file or of a folder above it may hold the tag of

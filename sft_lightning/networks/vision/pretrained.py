@@ -12,8 +12,8 @@ from sft_lightning.networks.resampling import Filter, Tensors, keep_timm_filter,
 from sft_lightning.networks.vision.normalization import (
     Normalization,
     Stats,
-    timm_normalization,
-    torchvision_normalization,
+    infer_timm_normalization,
+    infer_torchvision_normalization,
 )
 from sft_lightning.utils.errors import InputError, did_you_mean
 
@@ -38,7 +38,7 @@ class LibraryNet(NamedTuple):
     library_filter: Filter | None = None
 
 
-def library_net(name: str, image_shape: Sequence[int], published: bool, others: Sequence[str]) -> LibraryNet:
+def build_library_net(name: str, image_shape: Sequence[int], published: bool, others: Sequence[str]) -> LibraryNet:
     """Builds a network by its name.
 
     Args:
@@ -68,7 +68,7 @@ def library_net(name: str, image_shape: Sequence[int], published: bool, others: 
     )
 
 
-def published_tensors(name: str) -> Tensors:
+def fetch_published_weights(name: str) -> Tensors:
     """All published tensors of a library's network, its classifier among them.
 
     Args:
@@ -123,7 +123,7 @@ def _torchvision(name: str, model: str, image_shape: Sequence[int], published: b
         choice = get_model_weights(model).DEFAULT if published else None
         if choice is not None:
             extra.pop("init_weights", None)
-            mean, std, _ = torchvision_normalization(model)
+            mean, std, _ = infer_torchvision_normalization(model)
         net = get_model(model, weights=choice, **extra)
     except (URLError, OSError) as error:
         raise _unreachable(name, error) from error
@@ -194,7 +194,7 @@ def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) ->
     return LibraryNet(net, features, config.get("mean", 0.0), config.get("std", 1.0), cut, library_filter)
 
 
-def normalization_of_file(name: str, net: nn.Module, path: Path) -> Normalization:
+def infer_normalization(name: str, net: nn.Module, path: Path) -> Normalization:
     """Return the normalization of published weights that lie in a file which states none.
 
     Args:
@@ -203,8 +203,8 @@ def normalization_of_file(name: str, net: nn.Module, path: Path) -> Normalizatio
         path: The file.
     """
     if _is_torchvision(name):
-        return torchvision_normalization(_library_and_model(name)[1], path)
-    return timm_normalization(net.pretrained_cfg, path)  # type: ignore[arg-type]
+        return infer_torchvision_normalization(_library_and_model(name)[1], path)
+    return infer_timm_normalization(net.pretrained_cfg, path)  # type: ignore[arg-type]
 
 
 def _wrong_size(name: str, image_shape: Sequence[int], error: Exception) -> InputError:

@@ -18,13 +18,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
 from sft_lightning.training.callbacks.checkpoint_validation import check_content, check_paths
-from sft_lightning.training.callbacks.preemption import Listening, stop
+from sft_lightning.training.callbacks.preemption import SignalListener, raise_stopped
 from sft_lightning.utils.atomic import open_atomic
 
-Place = Literal["inside", "end"]
+EpochPosition = Literal["inside", "end"]
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all, and reads them without running anything."""
 
     @classmethod
@@ -70,7 +70,7 @@ class WholeFiles(TorchCheckpointIO):
         return checkpoint
 
 
-def random_state() -> dict[str, Any]:
+def get_random_state() -> dict[str, Any]:
     """Where the global random number generators stand, of types that are loaded safely."""
     kind, keys, place, has_gauss, gauss = np.random.get_state()  # that of whoever uses it
     return {
@@ -85,7 +85,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     """Puts them there.
 
     Args:
-        state: From `random_state`.
+        state: From `get_random_state`.
     """
     version, inner, gauss = state["python"]
     random.setstate((version, tuple(inner), gauss))
@@ -96,7 +96,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-class RunCheckpoint(Listening, ModelCheckpoint):
+class RunCheckpoint(SignalListener, ModelCheckpoint):
     """`last.ckpt`, the last iterate, and `best-*.ckpt` by the paradigm's validation metric where there is one."""
 
     SHARE = 0.02  # of the time that may go into saving the last iterate on the way
@@ -105,7 +105,7 @@ class RunCheckpoint(Listening, ModelCheckpoint):
     def __init__(self) -> None:
         """Keeps one best and the last."""
         super().__init__(save_top_k=0, auto_insert_metric_name=False, enable_version_counter=False)
-        self._saved: tuple[int, Place] = -1, "end"
+        self._saved: tuple[int, EpochPosition] = -1, "end"
         self._saved_at, self._seconds = 0.0, 0.0
         self._step = -1
         self._random: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ class RunCheckpoint(Listening, ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Also the random number generators of all processes."""
-        own = random_state()
+        own = get_random_state()
         every = [own]
         if distributed.is_available() and distributed.is_initialized():
             every = [own] * distributed.get_world_size()
@@ -176,18 +176,18 @@ class RunCheckpoint(Listening, ModelCheckpoint):
         stepped, self._step = step != self._step, step
         if not stepped or trainer.is_last_batch:  # the end of the epoch will see to it
             return
-        if number := self._signals.agreed():
+        if number := self._signals.agree():
             self.save_last_iterate(trainer)
-            stop(trainer, number)
+            raise_stopped(trainer, number)
         if step % self.EVERY == 0:
             self._save_if_due(trainer, "inside")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last iterate, unless epochs are so short that saving would take a noticeable share of the time."""
         super().on_train_epoch_end(trainer, pl_module)
-        if number := self._signals.agreed():
+        if number := self._signals.agree():
             self.save_last_iterate(trainer, "end")
-            stop(trainer, number)
+            raise_stopped(trainer, number)
         self._save_if_due(trainer, "end")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,12 +195,12 @@ class RunCheckpoint(Listening, ModelCheckpoint):
         self._saved = -1, "end"
         self.save_last_iterate(trainer, "end")
 
-    def _save_if_due(self, trainer: Trainer, place: Place) -> None:
+    def _save_if_due(self, trainer: Trainer, place: EpochPosition) -> None:
         due = self.SHARE * (time.monotonic() - self._saved_at) >= self._seconds
         if trainer.strategy.broadcast(due):
             self.save_last_iterate(trainer, place)
 
-    def save_last_iterate(self, trainer: Trainer, place: Place = "inside") -> None:
+    def save_last_iterate(self, trainer: Trainer, place: EpochPosition = "inside") -> None:
         """Writes `last.ckpt`, unless it is of this step and place.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from sft_lightning.training.callbacks.validation_log import validated
+from sft_lightning.training.callbacks.validation_log import rename_validation_metrics
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError
 
@@ -55,10 +55,10 @@ class MetricsCSV(Logger):
             rows = csv.writer(file)
             if is_new:
                 rows.writerow(["step", "metric", "value"])
-            named = validated(metrics) if self._apart else metrics
+            named = rename_validation_metrics(metrics) if self._apart else metrics
             rows.writerows([step, name, value] for name, value in named.items() if name != "epoch")
 
-    def forget_after(self, step: int) -> None:
+    def drop_after(self, step: int) -> None:
         """Leaves out what was logged after a checkpoint: a run that goes on from there logs it again.
 
         Args:

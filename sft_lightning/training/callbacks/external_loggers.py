@@ -15,7 +15,7 @@ LOGGERS = "loggers.json"
 _ID = {"MLFlowLogger": "run_id", "WandbLogger": "id"}
 
 
-def remember(loggers: Sequence[Logger], folder: Path) -> None:
+def record_external_runs(loggers: Sequence[Logger], folder: Path) -> None:
     """Notes in the run's folder what the run is called elsewhere.
 
     Args:
@@ -24,10 +24,10 @@ def remember(loggers: Sequence[Logger], folder: Path) -> None:
     """
     names = {type(logger).__name__: str(logger.version) for logger in loggers if type(logger).__name__ in _ID}
     if names:
-        write_json(folder / LOGGERS, {**known(folder), **names})
+        write_json(folder / LOGGERS, {**read_external_runs(folder), **names})
 
 
-def known(folder: Path) -> dict[str, str]:
+def read_external_runs(folder: Path) -> dict[str, str]:
     """What a run is called elsewhere, by the class of the logger.
 
     Args:
@@ -46,14 +46,14 @@ def known(folder: Path) -> dict[str, str]:
     return found
 
 
-def go_on(config: Any, folder: Path | None) -> None:
+def resume_external_runs(config: Any, folder: Path | None) -> None:
     """Makes the loggers of a config go on with the runs of a folder.
 
     Args:
         config: `trainer.logger` as parsed: a class, a list of them, or none.
         folder: Of the run, or None.
     """
-    names = {} if folder is None else known(folder)
+    names = {} if folder is None else read_external_runs(folder)
     for one in config if isinstance(config, list) else [config]:
         name = str(one.get("class_path", "")).rpartition(".")[2] if hasattr(one, "get") else ""
         if name in names and not one.init_args.get(_ID[name]):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from sft_lightning.training.callbacks.pr_curves import write_curves
-from sft_lightning.training.callbacks.projector import examples, write_examples
+from sft_lightning.training.callbacks.projector import collect_examples, write_examples
 from sft_lightning.training.callbacks.validation_log import VALIDATE
 
 
@@ -52,7 +52,11 @@ class TensorBoardFigures(Callback):
         figures: Callable[[str], dict[str, Tensor]] | None = getattr(module, "figures", None)
         writers = _writers(trainer)
         for name, value in figures(stage).items() if figures is not None and writers else ():
-            picture = matrix(value, getattr(module, "class_names", None)) if value.ndim == 2 else rows(value)
+            picture = (
+                draw_confusion_matrix(value, getattr(module, "class_names", None))
+                if value.ndim == 2
+                else draw_image_rows(value)
+            )
             for writer in writers:
                 writer.add_image(f"{_named(trainer, stage)}/{name}", picture, _step(trainer))
 
@@ -61,7 +65,7 @@ class TensorBoardFigures(Callback):
         counts: Callable[[str], Tensor | None] | None = getattr(module, "score_counts", None)
         found = counts(stage) if counts is not None else None
         writers = _writers(trainer)
-        seen = examples(trainer, module) if stage == "val" and writers else None
+        seen = collect_examples(trainer, module) if stage == "val" and writers else None
         for writer in writers:
             if found is not None:
                 names: Sequence[str] = module.class_names  # type: ignore[assignment]
@@ -85,7 +89,7 @@ def _named(trainer: Trainer, stage: str) -> str:
     return VALIDATE if trainer.state.fn == TrainerFn.VALIDATING else stage
 
 
-def rows(pictures: Tensor) -> Tensor:
+def draw_image_rows(pictures: Tensor) -> Tensor:
     """Draws rows of pictures.
 
     Args:
@@ -103,7 +107,7 @@ def rows(pictures: Tensor) -> Tensor:
     return (grid * 255).round().to(torch.uint8)
 
 
-def matrix(counts: Tensor, names: Sequence[str] | None = None) -> Tensor:
+def draw_confusion_matrix(counts: Tensor, names: Sequence[str] | None = None) -> Tensor:
     """Draws a confusion matrix: rows are true classes, columns predictions, darker means a larger share of the row.
 
     Args:

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from sft_lightning.training.callbacks.external_loggers import known
+from sft_lightning.training.callbacks.external_loggers import read_external_runs
 
 Settings = dict[str, int | float | str]
 # Taken from the data when the model is made, so the config does not hold their values.
@@ -23,7 +23,7 @@ _METRICS = (
 )  # fmt: skip
 
 
-def settings(config: Any) -> Settings:
+def flatten_settings(config: Any) -> Settings:
     """What distinguishes one run from another, flat.
 
     Args:
@@ -50,7 +50,7 @@ def settings(config: Any) -> Settings:
     return found
 
 
-def write_settings(loggers: Sequence[Logger], found: Settings, folder: Path) -> None:
+def log_settings(loggers: Sequence[Logger], found: Settings, folder: Path) -> None:
     """Gives the settings to all loggers, when a training starts.
 
     TensorBoard's metrics are those that are logged anyway, by their last value: `test` in the same folder fills its own
@@ -58,10 +58,10 @@ def write_settings(loggers: Sequence[Logger], found: Settings, folder: Path) -> 
 
     Args:
         loggers: Of the trainer.
-        found: From `settings`.
+        found: From `flatten_settings`.
         folder: Of the run, which other loggers are told.
     """
-    started = known(folder)
+    started = read_external_runs(folder)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(found)  # hparams.yaml
@@ -77,7 +77,7 @@ def write_settings(loggers: Sequence[Logger], found: Settings, folder: Path) -> 
             logger.log_hyperparams({**found, "run_folder": str(folder)})
 
 
-def write_end(loggers: Sequence[Logger]) -> None:
+def log_end(loggers: Sequence[Logger]) -> None:
     """Says that the training was finished.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 
-def curves(counts: Tensor) -> Tensor:
+def compute_curves(counts: Tensor) -> Tensor:
     """The points of the curves: an example is taken for one of the class from a predicted probability on.
 
     Args:
@@ -32,11 +32,11 @@ def write_curves(writer: SummaryWriter, group: str, counts: Tensor, names: Seque
     Args:
         writer: Of the run.
         group: Of the tags.
-        counts: See `curves`.
+        counts: See `compute_curves`.
         names: Of the classes.
         step: Of the network.
     """
-    for name, points, own in zip(names, curves(counts), counts[1].sum(-1), strict=True):
+    for name, points, own in zip(names, compute_curves(counts), counts[1].sum(-1), strict=True):
         if own > 0:
             tp, fp, tn, fn, precision, recall = points
             writer.add_pr_curve_raw(f"{group}/{name}", tp, fp, tn, fn, precision, recall, step, points.shape[1])

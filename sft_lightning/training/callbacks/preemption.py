@@ -33,7 +33,7 @@ class Signals:
         self._group: Any = None
         self._question: tuple[Tensor, Any] | None = None
 
-    def listen(self, trainer: Trainer) -> None:
+    def install(self, trainer: Trainer) -> None:
         """From now on signals set a flag.
 
         Args:
@@ -49,7 +49,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
-    def leave(self, exception: BaseException | None = None) -> None:
+    def uninstall(self, exception: BaseException | None = None) -> None:
         """Puts back what was there.
 
         Args:
@@ -74,7 +74,7 @@ class Signals:
             sys.stderr.write("\nStopping after this step; Ctrl-C again stops at once.\n")
         self._asked = max(self._asked, int(number))
 
-    def agreed(self) -> int:
+    def agree(self) -> int:
         """The number of the signal that any process got, 0 for none, the same on all.
 
         With several processes each call sends this one's answer on its way, and reads that of the call before, which
@@ -93,7 +93,7 @@ class Signals:
         return 0
 
 
-class Listening(Callback):
+class SignalListener(Callback):
     """Listens to signals while a model is trained; whoever inherits from it asks `_signals.agreed()`."""
 
     def __init__(self, **settings: Any) -> None:
@@ -109,30 +109,30 @@ class Listening(Callback):
         """Listens."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._signals.listen(trainer)
+            self._signals.install(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves signals to others."""
-        self._signals.leave()
+        self._signals.uninstall()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves signals to others: there is no teardown after one."""
         super().on_exception(trainer, pl_module, exception)
-        self._signals.leave(exception)
+        self._signals.uninstall(exception)
 
 
-class EndUnsaved(Listening):
+class StopWithoutSaving(SignalListener):
     """Ends a training at a signal where nothing is saved; where something is, `RunCheckpoint` does."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ends it."""
-        if number := self._signals.agreed():
-            stop(trainer, number)
+        if number := self._signals.agree():
+            raise_stopped(trainer, number)
 
 
-def stop(trainer: Trainer, number: int) -> None:
+def raise_stopped(trainer: Trainer, number: int) -> None:
     """Ends a training that has saved, if it saves at all.
 
     Args:

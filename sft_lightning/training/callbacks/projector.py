@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.networks.modes import evaluating
+from sft_lightning.networks.modes import eval_mode
 from sft_lightning.utils.atomic import write_text
 
 MOST = 256  # examples: what a projector shows at a glance, in a fraction of a validation's time
@@ -27,7 +27,7 @@ Examples = tuple[Tensor, Tensor, list[str]]
 
 
 @torch.no_grad()
-def examples(trainer: Trainer, module: Any) -> Examples | None:
+def collect_examples(trainer: Trainer, module: Any) -> Examples | None:
     """Features, small pictures and classes, on one process.
 
     Args:
@@ -45,16 +45,16 @@ def examples(trainer: Trainer, module: Any) -> Examples | None:
     if not len(data.splits.get("val", ())):
         return None
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    with evaluating(module), trainer.precision_plugin.forward_context():
+    with eval_mode(module), trainer.precision_plugin.forward_context():
         for x, y, *_ in data.labeled_batches(MOST, module.device, "val"):
-            found.append((module.features(x).flatten(1).float().cpu(), small(x.float()).cpu(), y.cpu()))
+            found.append((module.features(x).flatten(1).float().cpu(), shrink(x.float()).cpu(), y.cpu()))
     if not found:
         return None
     features, pictures, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     return features, pictures, [data.class_names[k] if k >= 0 else "unlabeled" for k in labels.tolist()]
 
 
-def small(x: Tensor) -> Tensor:
+def shrink(x: Tensor) -> Tensor:
     """Pictures of at most 48 pixels a side, in their proportions.
 
     Args:

@@ -11,13 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from sft_lightning.networks.weights import find_weights, read_about
+from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import Link, build_source_chain, hash_file, write_lineage
 from sft_lightning.runs.provenance import write_provenance
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
-from sft_lightning.training.callbacks.external_loggers import remember
-from sft_lightning.training.callbacks.hparams import settings, write_end, write_settings
-from sft_lightning.training.oom import explain
+from sft_lightning.training.callbacks.external_loggers import record_external_runs
+from sft_lightning.training.callbacks.hparams import flatten_settings, log_end, log_settings
+from sft_lightning.training.oom import attach_oom_message
 
 
 class RunFolder(SaveConfigCallback):
@@ -64,8 +64,8 @@ class RunFolder(SaveConfigCallback):
             self._record(Path(folder), learns_labels, getattr(request, "leaks", []))
             write_provenance(Path(folder), self.words, self.config.get("seed_everything"), trainer)
         if trainer.is_global_zero and folder is not None:
-            write_settings(trainer.loggers, settings(self.config), Path(folder))
-            remember(trainer.loggers, Path(folder))
+            log_settings(trainer.loggers, flatten_settings(self.config), Path(folder))
+            record_external_runs(trainer.loggers, Path(folder))
         count = sum(p.numel() for p in pl_module.parameters())
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         part = "all trained" if trained == count else f"{trained:,} trained at first"
@@ -79,7 +79,7 @@ class RunFolder(SaveConfigCallback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
-                logger.forget_after(trainer.global_step)
+                logger.drop_after(trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 again = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
                 logger.experiment._get_file_writer().add_event(again)
@@ -103,7 +103,7 @@ class RunFolder(SaveConfigCallback):
             if given in ("none", None):
                 continue
             path = None if given == "default" else find_weights(Path(given), "head" if "head" in name else "backbone")
-            about = {} if path is None else read_about(path)
+            about = {} if path is None else read_metadata(path)
             link[name] = given if path is None else str(path)
             if path is not None:
                 link[f"{name}_sha256"] = hash_file(path)
@@ -125,7 +125,7 @@ class RunFolder(SaveConfigCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says what to lower where memory ran out; the stage is known here, and later no more."""
-        explain(exception, trainer)
+        attach_oom_message(exception, trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells the last metrics and the ways to go on."""
@@ -133,7 +133,7 @@ class RunFolder(SaveConfigCallback):
         if not trainer.is_global_zero or folder is None:
             return
         metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("val/", "train/"))}
-        write_end(trainer.loggers)
+        log_end(trainer.loggers)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         rank_zero_info(f"Finished at step {trainer.global_step}{': ' + shown if shown else ''}.")
         rank_zero_info(f"  results      {folder}")

@@ -22,10 +22,10 @@ class ValidationLogger(TensorBoardLogger):
             metrics: By name.
             step: Of the checkpoint.
         """
-        super().log_metrics(validated(metrics), step)
+        super().log_metrics(rename_validation_metrics(metrics), step)
 
 
-def validated(metrics: Mapping[str, float]) -> dict[str, float]:
+def rename_validation_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics of the command `validate`, beside those of the validations inside a training.
 
     Args:

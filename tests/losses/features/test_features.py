@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.losses.features.center import Center
-from sft_lightning.losses.features.cosine_prototype import CosinePrototype, simplex
+from sft_lightning.losses.features.cosine_prototype import CosinePrototype, build_simplex
 from sft_lightning.losses.features.supcon import SupCon
 from sft_lightning.utils.errors import InputError
 
@@ -59,10 +59,10 @@ def test_running_means_start_at_the_first_batch_and_follow() -> None:
 
 @pytest.mark.parametrize(("classes", "features"), [(2, 1), (4, 3), (4, 5), (10, 128)])
 def test_a_simplex_has_the_same_widest_angle_everywhere(classes: int, features: int) -> None:
-    corners = simplex(classes, features, torch.Generator().manual_seed(1)).double()
+    corners = build_simplex(classes, features, torch.Generator().manual_seed(1)).double()
     expected = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
     torch.testing.assert_close(corners @ corners.T, expected, atol=1e-6, rtol=0)
-    other = simplex(classes, features, torch.Generator().manual_seed(2)).double()
+    other = build_simplex(classes, features, torch.Generator().manual_seed(2)).double()
     assert not torch.allclose(corners, other) or features == 1
 
 
@@ -72,8 +72,12 @@ def test_a_simplex_of_ten_corners_needs_nine_features() -> None:
 
 
 def test_only_the_simplex_separates() -> None:
-    assert [CosinePrototype(kind).separates for kind in ("learnable", "mean", "simplex")] == [False, False, True]
-    assert (SupCon().separates, Center().separates) == (True, False)
+    assert [CosinePrototype(kind).separates_classes for kind in ("learnable", "mean", "simplex")] == [
+        False,
+        False,
+        True,
+    ]
+    assert (SupCon().separates_classes, Center().separates_classes) == (True, False)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7])

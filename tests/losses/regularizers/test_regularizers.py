@@ -9,7 +9,7 @@ from torch.nn import Parameter, functional as F
 from sft_lightning import AutoencoderModule, DecoupledFeatureClassifier, SemiSupervisedModule
 from sft_lightning.losses.features import SupCon
 from sft_lightning.losses.regularizers import BSS, DELTA, L2, L2SP
-from sft_lightning.losses.regularizers.base import Regularizer, l2
+from sft_lightning.losses.regularizers.base import Regularizer, half_squared_norm_of_trained
 from sft_lightning.losses.unlabeled import FixMatch, MixMatch
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.utils.errors import InputError
@@ -24,7 +24,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 def test_l2_is_half_the_squared_norm_and_its_gradient_the_parameter() -> None:
     parameters = [Parameter(torch.randn(3, 4)), Parameter(torch.randn(5)), Parameter(torch.zeros(2))]
-    penalty = l2(parameters)
+    penalty = half_squared_norm_of_trained(parameters)
     assert float(penalty) == pytest.approx(0.5 * sum(float((p.detach() ** 2).sum()) for p in parameters))
     penalty.backward()
     for p in parameters:
@@ -33,8 +33,8 @@ def test_l2_is_half_the_squared_norm_and_its_gradient_the_parameter() -> None:
 
 def test_frozen_parameters_are_left_out() -> None:
     frozen = Parameter(torch.full((9,), 7.0), requires_grad=False)
-    assert float(l2([frozen, Parameter(torch.ones(4))])) == 2.0
-    assert float(l2([frozen])) == 0.0
+    assert float(half_squared_norm_of_trained([frozen, Parameter(torch.ones(4))])) == 2.0
+    assert float(half_squared_norm_of_trained([frozen])) == 0.0
 
 
 def forward(weights: list[Tensor], x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -123,7 +123,7 @@ def test_delta_of_a_convolution_sums_over_positions_and_averages_over_channels()
     x = torch.rand(3, *SHAPE)
     last = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)][-1]
     maps: list[Tensor] = []
-    block = delta.watched(backbone)[0]
+    block = delta.select_modules(backbone)[0]
     handle = block.register_forward_hook(lambda *args: maps.append(args[-1]))
     backbone(x)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 from torchvision.models.regnet import BlockParams
 
-from sft_lightning.networks.blocks import blocks
+from sft_lightning.networks.blocks import split_blocks
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.vision.wide_resnet import WideResNet
 from sft_lightning.utils.errors import InputError
@@ -68,7 +68,7 @@ def test_wide_resnet_has_the_parameters_of_the_paper() -> None:
         count = sum(p.numel() for p in net.parameters()) + 10 * (net.num_features + 1)
         assert count / 1e6 == pytest.approx(millions, abs=0.05)
         assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in net.modules()) == 25
-    assert len(blocks(WideResNet((3, 32, 32)))) == 13  # the first convolution and 3 x 4 residual blocks
+    assert len(split_blocks(WideResNet((3, 32, 32)))) == 13  # the first convolution and 3 x 4 residual blocks
 
 
 @pytest.mark.slow

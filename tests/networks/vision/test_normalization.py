@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sft_lightning.networks.vision.normalization import timm_normalization, torchvision_normalization
+from sft_lightning.networks.vision.normalization import infer_timm_normalization, infer_torchvision_normalization
 
 IMAGENET = (0.485, 0.456, 0.406)
 HALVES = (0.5, 0.5, 0.5)
@@ -15,14 +15,14 @@ B0 = {"architecture": "tf_efficientnet_b0", "mean": IMAGENET, "std": (0.229, 0.2
 
 @pytest.mark.parametrize("model", ["googlenet", "inception_v3"])
 def test_what_torchvision_changes_inside_the_network_counts(model: str) -> None:
-    assert torchvision_normalization(model)[:2] == (0.5, 0.5)
+    assert infer_torchvision_normalization(model)[:2] == (0.5, 0.5)
 
 
 def test_the_entry_of_torchvision_with_the_name_of_the_file_is_taken() -> None:
-    found = torchvision_normalization("vit_b_16", Path("here/vit_b_16_swag-9ac1b537.pth"))
+    found = infer_torchvision_normalization("vit_b_16", Path("here/vit_b_16_swag-9ac1b537.pth"))
     assert found.source == "torchvision for IMAGENET1K_SWAG_E2E_V1"
     assert found.mean == IMAGENET
-    assert torchvision_normalization("vit_b_16", Path("mine.pth")).source == "torchvision for IMAGENET1K_V1"
+    assert infer_torchvision_normalization("vit_b_16", Path("mine.pth")).source == "torchvision for IMAGENET1K_V1"
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def test_the_entry_of_torchvision_with_the_name_of_the_file_is_taken() -> None:
     ],
 )
 def test_the_publication_of_timm_that_a_path_names(path: str, mean: Any, source: str, tmp_path: Path) -> None:
-    found = timm_normalization(B0, tmp_path / path)
+    found = infer_timm_normalization(B0, tmp_path / path)
     assert (found.mean, found.source) == (mean, source)
 
 
 def test_the_longest_name_in_a_path_is_meant(tmp_path: Path) -> None:
     name = "vit_base_patch16_224.augreg_in21k_ft_in1k"
     given = {"architecture": "vit_base_patch16_224", "mean": HALVES, "std": HALVES}
-    assert timm_normalization(given, tmp_path / name / "a.bin").source == f"timm for {name}"
+    assert infer_timm_normalization(given, tmp_path / name / "a.bin").source == f"timm for {name}"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,6 @@ def test_the_longest_name_in_a_path_is_meant(tmp_path: Path) -> None:
 )
 def test_the_files_that_the_hub_keeps_beside_weights(name: str, content: Any, is_taken: bool, tmp_path: Path) -> None:
     (tmp_path / name).write_text(json.dumps(content))
-    found = timm_normalization(B0, tmp_path / "model.safetensors")
+    found = infer_timm_normalization(B0, tmp_path / "model.safetensors")
     assert (found.mean, found.std) == (([0.1] * 3, [0.2] * 3) if is_taken else (B0["mean"], B0["std"]))
     assert (found.source == name) is is_taken

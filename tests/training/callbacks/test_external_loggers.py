@@ -9,7 +9,12 @@ from lightning.pytorch.loggers import CSVLogger
 
 from sft_lightning.__main__ import main
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
-from sft_lightning.training.callbacks.external_loggers import LOGGERS, go_on, known, remember
+from sft_lightning.training.callbacks.external_loggers import (
+    LOGGERS,
+    read_external_runs,
+    record_external_runs,
+    resume_external_runs,
+)
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
@@ -93,8 +98,8 @@ def _config(*names: str) -> Any:
 def test_loggers_go_on_with_the_run_that_they_have() -> None:
     write_json(RUN / LOGGERS, {"MLFlowLogger": "abc", "WandbLogger": "xyz"})
     one, two = _config("MLFlowLogger"), _config("CSVLogger", "WandbLogger")
-    go_on(one, RUN)
-    go_on(two, RUN)
+    resume_external_runs(one, RUN)
+    resume_external_runs(two, RUN)
     assert (one.init_args.run_id, one.init_args.id) == ("abc", None)
     assert (two[0].init_args.id, two[1].init_args.id, two[1].init_args.run_id) == (None, "xyz", None)
 
@@ -103,22 +108,22 @@ def test_a_run_that_the_user_names_is_not_replaced() -> None:
     write_json(RUN / LOGGERS, {"MLFlowLogger": "abc"})
     config = _config("MLFlowLogger")
     config.init_args.run_id = "mine"
-    go_on(config, RUN)
+    resume_external_runs(config, RUN)
     assert config.init_args.run_id == "mine"
 
 
 @pytest.mark.parametrize("config", [None, True, False, []])
 def test_without_such_a_logger_there_is_nothing_to_go_on_with(config: Any) -> None:
     write_json(RUN / LOGGERS, {"MLFlowLogger": "abc"})
-    go_on(config, RUN)
-    go_on(_config("MLFlowLogger"), None)
-    go_on(_config("MLFlowLogger"), Path("nowhere"))
+    resume_external_runs(config, RUN)
+    resume_external_runs(_config("MLFlowLogger"), None)
+    resume_external_runs(_config("MLFlowLogger"), Path("nowhere"))
 
 
 def test_loggers_without_runs_elsewhere_are_not_remembered() -> None:
     RUN.mkdir(parents=True)
-    remember([CSVLogger("elsewhere"), MetricsCSV(str(RUN))], RUN)
-    assert known(RUN) == {}
+    record_external_runs([CSVLogger("elsewhere"), MetricsCSV(str(RUN))], RUN)
+    assert read_external_runs(RUN) == {}
     assert not (RUN / LOGGERS).exists()
 
 
@@ -145,18 +150,18 @@ def test_mlflow_has_one_run_of_a_resumed_and_tested_training() -> None:
     assert {"train/loss", "val/accuracy", "test/accuracy"} <= set(found.data.metrics)
     assert [m.step for m in client.get_metric_history(found.info.run_id, "val/accuracy")] == [5, 11, 17]
     assert found.data.params["run_folder"] == str(RUN)
-    assert found.info.run_id == known(RUN)["MLFlowLogger"]
+    assert found.info.run_id == read_external_runs(RUN)["MLFlowLogger"]
 
 
 def test_wandb_goes_on_with_its_run() -> None:
     wandb = pytest.importorskip("wandb")
     words = ["--config", str(CONFIGS / "loggers" / "wandb.yaml"), "--run_name=a"]
     cli("fit", "fine_tune", *words)
-    first = known(RUN)["WandbLogger"]
+    first = read_external_runs(RUN)["WandbLogger"]
     wandb.finish()  # or its one run of the process would be taken again
     cli("fit", "fine_tune", *words, "--ckpt_path=last", "--trainer.max_epochs=3")
     wandb.finish()
-    assert known(RUN) == {"WandbLogger": first}
+    assert read_external_runs(RUN) == {"WandbLogger": first}
     folders = [*Path("lightning_logs", "wandb").glob("offline-run-*")]
     assert len(folders) == 2
     assert all(p.name.endswith(first) for p in folders)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sft_lightning.training.callbacks.figures import matrix, rows
+from sft_lightning.training.callbacks.figures import draw_confusion_matrix, draw_image_rows
 from tests.paradigms.helpers import cli
 
 
@@ -75,7 +75,7 @@ def test_a_training_shorter_than_the_pace_of_the_log_leaves_its_loss(
 
 def test_a_row_of_the_matrix_is_darker_where_its_share_is_larger() -> None:
     counts = torch.tensor([[9, 1], [0, 0]])
-    picture = matrix(counts, ["cat", "dog"]).float()
+    picture = draw_confusion_matrix(counts, ["cat", "dog"]).float()
     height = picture.shape[1]
     margin = height - 2 * 44 - 4
     corners = picture[:, margin + 2 :: 44, margin + 2 :: 44].mean(0)[:2, :2]
@@ -84,12 +84,12 @@ def test_a_row_of_the_matrix_is_darker_where_its_share_is_larger() -> None:
 
 @pytest.mark.parametrize("classes", [2, 10, 101, 1000])
 def test_the_matrix_of_many_classes_has_a_bounded_size(classes: int) -> None:
-    assert matrix(torch.eye(classes, dtype=torch.int64)).shape[1] < 4100
+    assert draw_confusion_matrix(torch.eye(classes, dtype=torch.int64)).shape[1] < 4100
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_are_drawn_in_color(channels: int) -> None:
-    assert rows(torch.rand(2, 5, channels, 64, 64)).shape == (3, 2 * 66 + 2, 5 * 66 + 2)
+    assert draw_image_rows(torch.rand(2, 5, channels, 64, 64)).shape == (3, 2 * 66 + 2, 5 * 66 + 2)
 
 
 def test_each_validation_has_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ from sft_lightning import AutoencoderModule, ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.paradigms.metrics import ClassifierMetrics, ScoreCounts
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
-from sft_lightning.training.callbacks.pr_curves import curves
-from sft_lightning.training.callbacks.projector import examples, small, write_examples
+from sft_lightning.training.callbacks.pr_curves import compute_curves
+from sft_lightning.training.callbacks.projector import collect_examples, shrink, write_examples
 from tests.conftest import CONFIGS
 from tests.forks import both_ranks
 from tests.paradigms.helpers import classifier, cli, sample
@@ -65,7 +65,7 @@ def test_the_counts_are_those_of_every_threshold() -> None:
     p[0], y[0] = torch.tensor([1.0, 0.0, 0.0]), 0
     metric.update(p[:20], y[:20])
     metric.update(p[20:], y[20:])
-    points = curves(metric.compute())
+    points = compute_curves(metric.compute())
     assert points.shape == (3, 6, 127)
     for k in range(3):
         for i in (0, 1, 63, 125, 126):
@@ -177,7 +177,7 @@ def test_training_goes_on_as_it_would_after_a_look_at_examples() -> None:
     trainer.fit(model, data)
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    assert examples(trainer, model) is not None
+    assert collect_examples(trainer, model) is not None
     assert model.training
     assert model.backbone.training
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
@@ -187,7 +187,7 @@ def test_training_goes_on_as_it_would_after_a_look_at_examples() -> None:
     ("shape", "expected"), [((3, 40, 20), (40, 20)), ((1, 96, 48), (48, 24)), ((3, 30, 300), (5, 48))]
 )
 def test_pictures_are_reduced_in_their_proportions(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
-    made = small(torch.rand(2, *shape))
+    made = shrink(torch.rand(2, *shape))
     assert made.shape == (2, shape[0], *expected)
     assert 0 <= made.min() <= made.max() <= 1
 
@@ -230,7 +230,7 @@ def test_without_validation_there_is_neither_projector_nor_curve() -> None:
 
 
 def test_without_tensorboard_nothing_is_written_and_nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sft_lightning.training.callbacks.figures.examples", pytest.fail)
+    monkeypatch.setattr("sft_lightning.training.callbacks.figures.collect_examples", pytest.fail)
     trainer = Trainer(
         accelerator="cpu", logger=CSVLogger("elsewhere"), callbacks=[TensorBoardFigures()], max_epochs=1,
         enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
