@@ -32,7 +32,7 @@ from efficientnet_lite0 import BACKBONE, convert
 from filelock import FileLock, Timeout
 
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone
-from sft_lightning.study.baselines import logistic_regression
+from sft_lightning.study.baselines import fit_logistic_regression
 
 SHARED = "semi_supervised/shared.yaml"
 SHIPPED = {path.stem for path in (CONFIGS / "semi_supervised").glob("*.yaml")}
@@ -200,7 +200,7 @@ def baselines(results: Results, cli: Any, labels: int, seed: int, backbone: str,
         with results.missing(row, seed) as missing:
             if missing:
                 start = time.monotonic()
-                accuracy = logistic_regression(cli.datamodule, backbone=features)
+                accuracy = fit_logistic_regression(cli.datamodule, backbone=features)
                 results.add(row, seed, accuracy, time.monotonic() - start)
 
 

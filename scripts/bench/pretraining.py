@@ -19,7 +19,7 @@ from pathlib import Path
 from about import about
 from commands import fit, test
 
-from sft_lightning.study.baselines import logistic_regression
+from sft_lightning.study.baselines import fit_logistic_regression
 
 VARIANTS: dict[str, list[str]] = {
     "mlp": [],
@@ -65,7 +65,7 @@ def main() -> None:
             if str(seed) not in done.get(f"{network} from scratch", {}):
                 folder, cli = fit(["quickstart/fine_tune.yaml"], "scratch", seed, *backbone)
                 record(f"{network} from scratch", seed, test(folder))
-                record("logistic regression", seed, logistic_regression(cli.datamodule))
+                record("logistic regression", seed, fit_logistic_regression(cli.datamodule))
         for variant in args.variants:
             if str(seed) in done.get(f"{variant}, frozen", {}):
                 continue

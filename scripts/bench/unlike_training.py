@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from sft_lightning.cli.lightning_cli import run
 from sft_lightning.data.sources import open_source
-from sft_lightning.report.metrics import calibration_error
+from sft_lightning.report.metrics import compute_calibration_error
 
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "fine_tune (mlp, 100 labels)": (["quickstart/fine_tune.yaml"], []),
@@ -74,7 +74,7 @@ def measure(name: str, seed: int, extra: list[str]) -> dict[str, Any]:
         "auroc": round(float(roc_auc_score(is_strange, torch.cat([ordinary, strange]))), 4),
         "auroc_of_confidence": round(float(roc_auc_score(is_strange, 1 - torch.cat([p, q]).max(1).values)), 4),
         "accuracy": round(float(metrics["test/accuracy"]), 4),
-        "calibration_error": round(calibration_error(p.clamp_min(1e-7).log(), labels), 4),
+        "calibration_error": round(compute_calibration_error(p.clamp_min(1e-7).log(), labels), 4),
         "calibration_error_before": round(float(metrics["test/calibration_error"]), 4),
     }
 

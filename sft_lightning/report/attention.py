@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sft_lightning.networks.vision.backbones import Backbone
 
 
-def last_map(backbone: Backbone) -> nn.Module | None:
+def find_last_map(backbone: Backbone) -> nn.Module | None:
     """The last module whose output is a map of more than one place; None for a network without one.
 
     Args:
@@ -32,13 +32,15 @@ def last_map(backbone: Backbone) -> nn.Module | None:
     return found[-1] if found else None
 
 
-def grad_cam(backbone: Backbone, head: Mapping[str, Tensor], module: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+def compute_grad_cam(
+    backbone: Backbone, head: Mapping[str, Tensor], module: nn.Module, x: Tensor, classes: Tensor
+) -> Tensor:
     """How much each place of the pictures speaks for a class.
 
     Args:
         backbone: In eval mode.
         head: `weight` (C, F) and `bias` (C,).
-        module: From `last_map`.
+        module: From `find_last_map`.
         x: (B, C, H, W) in [0, 1].
         classes: int64, (B,).
 

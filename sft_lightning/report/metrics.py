@@ -13,7 +13,7 @@ from sft_lightning.report.evaluation import Predictions
 BINS = 15
 
 
-def calibration_error(logits: Tensor, labels: Tensor) -> float:
+def compute_calibration_error(logits: Tensor, labels: Tensor) -> float:
     """Expected calibration error in 15 bins, as in the metrics of a run.
 
     Args:
@@ -23,7 +23,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     return float(multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=BINS))
 
 
-def reliability(logits: Tensor, labels: Tensor) -> list[tuple[float, float, int]]:
+def bin_reliability(logits: Tensor, labels: Tensor) -> list[tuple[float, float, int]]:
     """Mean confidence, accuracy and number of examples of each bin that has some.
 
     Args:
@@ -41,7 +41,7 @@ def reliability(logits: Tensor, labels: Tensor) -> list[tuple[float, float, int]
     return found
 
 
-def confusion(judged: Predictions, num_classes: int) -> Tensor:
+def count_confusions(judged: Predictions, num_classes: int) -> Tensor:
     """Rows true, columns predicted, int64 of shape (C, C).
 
     Args:
@@ -53,7 +53,7 @@ def confusion(judged: Predictions, num_classes: int) -> Tensor:
     )
 
 
-def to_label_next(unlabeled: Predictions, known: Tensor, count: int) -> list[int]:
+def choose_to_label(unlabeled: Predictions, known: Tensor, count: int) -> list[int]:
     """Examples that the network is unsure of, and that differ from the labeled ones and each other.
 
     Of the most uncertain tenth (by entropy, at least 10 for each one wanted) the one farthest from all that are
@@ -81,7 +81,7 @@ def to_label_next(unlabeled: Predictions, known: Tensor, count: int) -> list[int
     return chosen
 
 
-def flat(x: Tensor) -> tuple[Tensor, Tensor]:
+def project_pca(x: Tensor) -> tuple[Tensor, Tensor]:
     """The two directions of the largest variance (PCA).
 
     Args:
@@ -102,7 +102,7 @@ def flat(x: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(places.flip(1)[:, :2], missing), F.pad(share.flip(0)[:2], missing)
 
 
-def unfolded(x: Tensor) -> Tensor | None:
+def project_umap(x: Tensor) -> Tensor | None:
     """Neighbors as neighbors in the plane: UMAP, McInnes et al. 2018; None where it is not installed.
 
     Args:

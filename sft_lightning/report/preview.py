@@ -15,11 +15,11 @@ from sft_lightning.training.callbacks.figures import draw_image_rows
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
-_COUNT, _DRAWS = 10, 2
-ROWS = ("as they are", *["weak view"] * _DRAWS, *["strong view"] * _DRAWS)
+_COUNT, _VIEWS = 10, 2
+ROW_TITLES = ("as they are", *["weak view"] * _VIEWS, *["strong view"] * _VIEWS)
 
 
-class Preview(DryRunCLI):
+class PreviewCLI(DryRunCLI):
     """Takes what `fit` takes."""
 
     command = "preview"
@@ -37,7 +37,7 @@ def preview(words: Sequence[str]) -> str:
     Raises:
         InputError: The input is wrong, or there is no training image.
     """
-    cli = run(["fit", *words], Preview)
+    cli = run(["fit", *words], PreviewCLI)
     data = cli.datamodule
     if not isinstance(data, ImageDataModule):
         raise InputError(f"data is {type(data).__name__}: preview shows those of an ImageDataModule")
@@ -47,9 +47,9 @@ def preview(words: Sequence[str]) -> str:
         raise InputError(f"source {data.source.name!r} has no training image to show")
     order = torch.randperm(len(data.splits[name]), generator=torch.Generator().manual_seed(data.request.seed))
     x = data.pictures_of(name, order[:_COUNT].tolist())
-    made = [x] + [weak(x, data.weak_view, draw) for draw in range(_DRAWS)]
+    made = [x] + [weak(x, data.weak_view, draw) for draw in range(_VIEWS)]
     if data.strong_view:
-        made += [strong(x, data.weak_view, data.strong_view, draw) for draw in range(_DRAWS)]
+        made += [strong(x, data.weak_view, data.strong_view, draw) for draw in range(_VIEWS)]
     picture = draw_image_rows(torch.stack(made))
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
     path = folder / "preview.png"
@@ -57,5 +57,5 @@ def preview(words: Sequence[str]) -> str:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(staged, format="PNG")
     with SummaryWriter(str(folder)) as writer:
         writer.add_image("preview", picture)
-    told = "\n".join(f"row {k}  {row}" for k, row in enumerate(ROWS[: len(made)], 1))
+    told = "\n".join(f"row {k}  {row}" for k, row in enumerate(ROW_TITLES[: len(made)], 1))
     return f"{len(x)} {name} images of shape {tuple(x.shape[1:])}\n{told}\nWritten: {path}"

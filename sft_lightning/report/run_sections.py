@@ -11,7 +11,7 @@ from sft_lightning.runs.lineage import format_lineage as chain_in_words, read_ch
 from sft_lightning.runs.provenance import format_command, read_provenance, shorten
 from sft_lightning.training.callbacks.csv_log import Curves, MetricsCSV
 from sft_lightning.utils.environment import describe_machine, format_machine
-from sft_lightning.utils.html import collapsible, table
+from sft_lightning.utils.html import render_collapsible, render_table
 
 # Of the pseudo-labels (`PseudoLabelHealth`): what each measure says.
 _HEALTH = {
@@ -22,7 +22,7 @@ _HEALTH = {
 }
 
 
-def training(found: Curves | None) -> str:
+def render_training(found: Curves | None) -> str:
     """The section with the curves.
 
     Args:
@@ -36,10 +36,10 @@ def training(found: Curves | None) -> str:
         ("validation", ["val/accuracy", "val/macro_f1", "val/calibration_error", "val/knn_accuracy"]),
         ("validation loss", ["val/loss"]),
     ]
-    return figures.curves(found, groups) or "<p>It was too short for a curve.</p>"
+    return figures.draw_curves(found, groups) or "<p>It was too short for a curve.</p>"
 
 
-def health(found: Curves | None) -> str:
+def render_health(found: Curves | None) -> str:
     """The section with the health of the pseudo-labels; empty for a run that made none.
 
     Args:
@@ -51,13 +51,13 @@ def health(found: Curves | None) -> str:
         return ""
     rows = [(name, f"{of[0][1]:.3g}", f"{of[-1][1]:.3g}", _HEALTH[name]) for name, of in known.items()]
     shares = [f"pseudo_labels/{name}" for name in known if name != "classes"]
-    drawn = figures.curves(
+    drawn = figures.draw_curves(
         found, [("pseudo-labels", shares), ("loss of the unlabeled images over that of the labeled", ["train/ratio"])]
     )
-    return table(("measure", "first", "last", "meaning"), rows, "told") + drawn
+    return render_table(("measure", "first", "last", "meaning"), rows, "told") + drawn
 
 
-def seconds(folder: Path) -> float | None:
+def measure_duration(folder: Path) -> float | None:
     """How long the run was trained, by its log; a resumed one without the break. None where there is no log.
 
     Args:
@@ -74,7 +74,7 @@ def seconds(folder: Path) -> float | None:
     return total or None
 
 
-def origin(opened: LoadedRun) -> str:
+def render_origin(opened: LoadedRun) -> str:
     """The section with data, config, versions, hardware, duration and lineage.
 
     Args:
@@ -83,7 +83,7 @@ def origin(opened: LoadedRun) -> str:
     folder, about = opened.folder, opened.trained.metadata
     chain = read_chain(folder)
     counts = ", ".join(f"{len(s):,} {n}" for n, s in opened.data.splits.items() if " " not in n)
-    link, took, record = chain[-1], seconds(folder), read_provenance(folder)
+    link, took, record = chain[-1], measure_duration(folder), read_provenance(folder)
     trained_on = format_machine(link["machine"]) if "machine" in link else "unknown"
     rows = [
         ("run", folder),
@@ -99,7 +99,10 @@ def origin(opened: LoadedRun) -> str:
         *((("command", format_command(record["command"])), ("code", shorten(record["code"]))) if record else ()),
         ("report", f"by sft-lightning {__version__} on {format_machine(describe_machine())}"),
     ]
-    parts = [table(("", ""), rows, "facts"), collapsible("Lineage, the source first", chain_in_words(chain))]
-    parts.append(collapsible("Config", (folder / "fit.yaml").read_text(encoding="utf-8")))
+    parts = [
+        render_table(("", ""), rows, "facts"),
+        render_collapsible("Lineage, the source first", chain_in_words(chain)),
+    ]
+    parts.append(render_collapsible("Config", (folder / "fit.yaml").read_text(encoding="utf-8")))
     weights = json.dumps({k: v for k, v in about.items() if k != "chain"}, indent=1)
-    return "".join([*parts, collapsible("What the weights say", weights)])
+    return "".join([*parts, render_collapsible("What the weights say", weights)])

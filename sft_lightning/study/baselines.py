@@ -12,10 +12,10 @@ from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.utils.errors import InputError
 
-_MOST = 500_000_000  # numbers; more would not fit beside everything else on a small machine
+_MAX_VALUES = 500_000_000  # numbers; more would not fit beside everything else on a small machine
 
 
-def logistic_regression(data: ImageDataModule, strength: float = 1.0, backbone: Backbone | None = None) -> float:
+def fit_logistic_regression(data: ImageDataModule, strength: float = 1.0, backbone: Backbone | None = None) -> float:
     """Trains scikit-learn's logistic regression on the labeled pixels or features and measures it on the test split.
 
     Args:
@@ -32,26 +32,26 @@ def logistic_regression(data: ImageDataModule, strength: float = 1.0, backbone: 
     from sklearn.linear_model import LogisticRegression
 
     if backbone is None:
-        (x, y), (x_test, y_test) = (_pixels(data, name) for name in ("labeled", "test"))
+        (x, y), (x_test, y_test) = (_read_pixels(data, name) for name in ("labeled", "test"))
     else:
-        (x, y), (x_test, y_test) = (_features(backbone, data, name) for name in ("labeled", "test"))
+        (x, y), (x_test, y_test) = (_extract_features(backbone, data, name) for name in ("labeled", "test"))
         mean, deviation = x.mean(0), x.std(0).clamp_min(1e-6)  # features have any scale, the penalty has one
         x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
     model = LogisticRegression(C=strength, max_iter=1000).fit(x.numpy(), y.numpy())
     return float(model.score(x_test.numpy(), y_test.numpy()))
 
 
-def _features(backbone: Backbone, data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:
+def _extract_features(backbone: Backbone, data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:
     found = features(backbone, data, name)
     if found is None:
         raise InputError(f"source {data.source.name!r} has {name} images that cannot be read: mend or remove them")
     return found.float(), data.splits[name].labels
 
 
-def _pixels(data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:
+def _read_pixels(data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:
     split = data.splits[name]
     channels, height, width = data.image_shape
-    if len(split) * channels * height * width > _MOST:
+    if len(split) * channels * height * width > _MAX_VALUES:
         raise InputError(f"logistic regression on {len(split)} pictures of {data.image_shape} needs too much memory")
     if isinstance(split.part.images, MemoryImages):
         images = split.part.images.data[split.indices]

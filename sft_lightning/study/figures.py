@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from sft_lightning.study.statistics import LEAST_SEEDS, confidence_interval
+from sft_lightning.study.statistics import MIN_SEEDS, confidence_interval
 from sft_lightning.utils.atomic import open_atomic
 
 # M. Okabe, K. Ito, "Color Universal Design"; without black and the yellow that is pale on white
@@ -17,7 +17,7 @@ _LINES = ("-", "-.", ":")  # for methods that take a color a second and third ti
 _BASELINE = "#666666"
 
 
-def label_efficiency(path: Path, results: Mapping[str, Mapping[int, Sequence[float]]], baseline: str) -> None:
+def save_label_efficiency(path: Path, results: Mapping[str, Mapping[int, Sequence[float]]], baseline: str) -> None:
     """Draws the mean test accuracy of each method with its 95 % interval over the seeds.
 
     Args:
@@ -95,6 +95,6 @@ def _bar(values: Sequence[float]) -> tuple[float, float, float]:
 def _title(results: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
     counts = sorted({len(values) for of in results.values() for values in of.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
-    if counts[-1] < LEAST_SEEDS:
-        return f"Mean over {seeds}; an interval needs {LEAST_SEEDS}"
+    if counts[-1] < MIN_SEEDS:
+        return f"Mean over {seeds}; an interval needs {MIN_SEEDS}"
     return f"Mean and 95 % interval over {seeds}"

@@ -23,7 +23,7 @@ from sft_lightning.utils.yaml_files import read_yaml
 Inputs = dict[str, Any]
 VARIED = ("seed_everything", "data.init_args.seed", "data.init_args.num_labels")  # what a study sets for each training
 _DATA = "data.init_args."
-_PLACES = ("source", "root", "unlabeled_source", "split_file")  # their content counts, wherever it lies
+_CONTENTS = ("source", "root", "unlabeled_source", "split_file")  # their content counts, wherever it lies
 _WEIGHTS = ("weights", "head_weights")
 # Settings that change no result.
 _LEFT_OUT = {
@@ -32,7 +32,7 @@ _LEFT_OUT = {
 }  # fmt: skip
 
 
-class Resolved(DryRunCLI):
+class SettingsCLI(DryRunCLI):
     """Parses the settings of `fit`, with nested files and defaults, and builds nothing."""
 
     def _set_seed(self) -> None:
@@ -87,15 +87,15 @@ class InputReader:
     def _read(self, words: Sequence[str], configs: Sequence[Path]) -> Inputs:
         try:
             with silence_logs():
-                cli = run(["fit", *words], Resolved)
-            assert isinstance(cli, Resolved)
-            leaves = dict(_leaves(cli.settings()))
+                cli = run(["fit", *words], SettingsCLI)
+            assert isinstance(cli, SettingsCLI)
+            leaves = dict(_iterate_leaves(cli.settings()))
         except Exception:  # also of the user's classes: its training fails and says why
             plain = [word for word in words if word != "--config" and word not in map(str, configs)]
             return {"config": {"unread": _digest([[*map(_read_nested, configs)], plain])}}
         names: dict[str, str] = {}
         data = self._read_data(cli, names)
-        replaced = {f"{_DATA}{name}" for name in _PLACES} if data else set[str]()
+        replaced = {f"{_DATA}{name}" for name in _CONTENTS} if data else set[str]()
         files = _read_files({name: value for name, value in leaves.items() if name not in {*_LEFT_OUT, *replaced}})
         names.update((name, leaves[name]) for name in files)
         replaced |= {name for name in files if name.rpartition(".")[2] in _WEIGHTS}
@@ -108,7 +108,7 @@ class InputReader:
         code = digest_code(value for value in leaves.values() if isinstance(value, str))
         return {"config": config, "data": data, "files": files, "code": code, "names": names}
 
-    def _read_data(self, cli: Resolved, names: dict[str, str]) -> Inputs:
+    def _read_data(self, cli: SettingsCLI, names: dict[str, str]) -> Inputs:
         """Digests of the data, where it is ours or a subclass; of other data modules, `_read_files` reads the files."""
         with silence_logs():
             try:
@@ -129,11 +129,11 @@ class InputReader:
 
 def _describe_data(data: ImageDataModule) -> Inputs:
     source = data.source
-    found: Inputs = {"source": _describe_parts(source.load(), source.class_names)}
+    found: Inputs = {"source": _describe_examples(source.load(), source.class_names)}
     if data.unlabeled_source is not None:
         skip = data.bad.policy == "skip"
         second = open_unlabeled(data.unlabeled_source, data.root, data.download, skip)
-        found["unlabeled_source"] = _describe_parts({"unlabeled": second}, ())
+        found["unlabeled_source"] = _describe_examples({"unlabeled": second}, ())
     if data.split_file is not None:
         try:
             found["split_file"] = {"content": digest_file(Path(data.split_file))}
@@ -142,7 +142,7 @@ def _describe_data(data: ImageDataModule) -> Inputs:
     return found
 
 
-def _describe_parts(parts: Mapping[str, Examples], class_names: Sequence[str]) -> Inputs:
+def _describe_examples(parts: Mapping[str, Examples], class_names: Sequence[str]) -> Inputs:
     """Digests of the images, of what a table or folders say of them, and of their order, which batches follow."""
     images, order = [], []
     labels: list[Any] = [list(class_names)]
@@ -177,11 +177,11 @@ def _read_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _iterate_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Settings by their full names."""
     if isinstance(value, dict | list) and value:
         for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(one, f"{name}.{key}" if name else str(key))
+            yield from _iterate_leaves(one, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
 
@@ -191,7 +191,7 @@ def _read_nested(path: Path) -> list[Any]:
     seen: set[Path] = set()
 
     def read(value: Any, folder: Path) -> Iterator[Any]:
-        for name, one in _leaves(value):
+        for name, one in _iterate_leaves(value):
             yield name, one
             inner = folder / one if isinstance(one, str) and one.endswith((".yaml", ".yml")) else None
             if inner is not None and inner.is_file() and inner.resolve() not in seen:

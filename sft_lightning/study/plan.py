@@ -14,7 +14,7 @@ from sft_lightning._version import __version__
 from sft_lightning.study.inputs import VARIED, InputReader, Inputs
 from sft_lightning.utils.errors import InputError, did_you_mean
 
-LABELS = "data.init_args.num_labels"  # a stage that sets it depends on no budget
+NUM_LABELS = "data.init_args.num_labels"  # a stage that sets it depends on no budget
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Stage:
     name: str = "tune"
 
 
-class Run(NamedTuple):
+class StudyRun(NamedTuple):
     """One training.
 
     Attributes:
@@ -62,7 +62,7 @@ class Run(NamedTuple):
     @property
     def title(self) -> str:
         """For the progress."""
-        labels = "" if LABELS in self.stage.options else f"{self.budget} labels, "
+        labels = "" if NUM_LABELS in self.stage.options else f"{self.budget} labels, "
         return f"{self.method}, {self.stage.name}, {labels}seed {self.seed}"
 
     @property
@@ -82,7 +82,7 @@ def plan(
     seeds: Sequence[int],
     data: dict[str, Any] | None,
     options: dict[str, Any],
-) -> list[Run]:
+) -> list[StudyRun]:
     """All trainings, each after those that it starts from; those of a seed side by side.
 
     Args:
@@ -97,7 +97,7 @@ def plan(
     """
     check_methods(methods, budgets, seeds)
     reader = InputReader()
-    found: list[Run] = []
+    found: list[StudyRun] = []
     for budget in budgets:
         for seed in seeds:
             for method, stages in methods.items():
@@ -106,7 +106,7 @@ def plan(
                     settings = {
                         "seed_everything": seed,
                         "data.init_args.seed": seed,
-                        LABELS: budget,
+                        NUM_LABELS: budget,
                         **options,
                         **stage.options,
                     }
@@ -114,19 +114,19 @@ def plan(
                     words = [word for path in stage.config for word in ("--config", str(path.absolute))]
                     if data is not None:
                         words.append(f"--data={json.dumps(data)}")
-                    fixed = [*words, *_words({n: v for n, v in settings.items() if n not in VARIED})]
+                    fixed = [*words, *_format_options({n: v for n, v in settings.items() if n not in VARIED})]
                     inputs = reader.read(fixed, [Path(path.absolute) for path in stage.config])
                     varied = {name: settings[name] for name in VARIED}
                     inputs = {"version": __version__, **inputs}
                     key = _digest([{**inputs, "names": None}, varied, start])
                     done[stage.name] = key
                     final = stage is stages[-1]
-                    words += _words(settings)
-                    found.append(Run(method, stage, budget, seed, key, tuple(words), start, final, inputs))
+                    words += _format_options(settings)
+                    found.append(StudyRun(method, stage, budget, seed, key, tuple(words), start, final, inputs))
     return found
 
 
-def _words(settings: Mapping[str, Any]) -> list[str]:
+def _format_options(settings: Mapping[str, Any]) -> list[str]:
     return [f"--{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in settings.items()]
 
 

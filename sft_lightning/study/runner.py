@@ -24,16 +24,16 @@ from sft_lightning.data.digests import combine
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.runs.lineage import read_chain
 from sft_lightning.runs.paths import LOGS, describe_failure, is_below_logs
-from sft_lightning.study.baselines import logistic_regression
-from sft_lightning.study.plan import Run
+from sft_lightning.study.baselines import fit_logistic_regression
+from sft_lightning.study.plan import StudyRun
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError, StoppedBySignal
 
-Result = dict[str, Any]
+RunResult = dict[str, Any]
 _NUMBERS = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")
 _WORDS = ("folder", "failed", "network", "start", "job", "test_set")
-Launch = Callable[[list[Run], "Ledger", str, int | None], Iterator[tuple[Run, Result]]]
+Launch = Callable[[list[StudyRun], "Ledger", str, int | None], Iterator[tuple[StudyRun, RunResult]]]
 
 
 class Ledger:
@@ -49,15 +49,15 @@ class Ledger:
             InputError: It cannot be read.
         """
         self.path = path
-        self.results: dict[str, Result] = {}
+        self.results: dict[str, RunResult] = {}
         if path.is_file():
             try:
                 found = dict(json.loads(path.read_text(encoding="utf-8")))
-                self.results = {key: checked_result(result) for key, result in found.items()}
+                self.results = {key: check_result(result) for key, result in found.items()}
             except (OSError, ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
 
-    def add(self, key: str, result: Result) -> None:
+    def add(self, key: str, result: RunResult) -> None:
         """Keeps a result.
 
         Args:
@@ -78,14 +78,14 @@ class Ledger:
         return "folder" in result and (not final or "test_last" in result)
 
 
-def checked_result(found: Any) -> Result:
+def check_result(found: Any) -> RunResult:
     """A result that was read from a file.
 
     Args:
         found: What stood there.
 
     Raises:
-        ValueError: It is none that `outcome` gives.
+        ValueError: It is none that `try_perform` gives.
     """
     if not isinstance(found, dict):
         raise ValueError(f"a result is {found!r:.40}, no mapping")
@@ -108,7 +108,7 @@ def checked_result(found: Any) -> Result:
 
 
 def train(
-    runs: Sequence[Run],
+    runs: Sequence[StudyRun],
     ledger: Ledger,
     folder: str,
     jobs: int | None,
@@ -123,18 +123,18 @@ def train(
         folder: Below `lightning_logs`, where the runs' folders are made.
         jobs: So many at the same time; None for what `launch` does by itself.
         say: Told a line after each run.
-        launch: Trains them in another way than `performed`.
+        launch: Trains them in another way than `train_locally`.
 
     Raises:
         Stopped: By a signal.
     """
-    waiting = left(runs, ledger)
+    waiting = list_pending(runs, ledger)
     total, begin = len(waiting), time.monotonic()
     try:
-        for finished, (one, result) in enumerate((launch or performed)(waiting, ledger, folder, jobs), 1):
+        for finished, (one, result) in enumerate((launch or train_locally)(waiting, ledger, folder, jobs), 1):
             ledger.add(one.key, {**result, "start": one.start, "inputs": one.inputs})
             minutes = (time.monotonic() - begin) / finished * (total - finished) / 60
-            outcome = f"failed: {result['failed']}" if "failed" in result else _told(result)
+            outcome = f"failed: {result['failed']}" if "failed" in result else _format_result(result)
             say(f"{finished}/{total}  {one.title}: {outcome}; {total - finished} left, about {minutes:.0f} min")
     except (StoppedBySignal, KeyboardInterrupt) as error:
         if launch is not None:
@@ -144,14 +144,14 @@ def train(
         raise StoppedBySignal(f"{name}: start the study again to go on", number) from error
 
 
-def left(runs: Sequence[Run], ledger: Ledger) -> list[Run]:
+def list_pending(runs: Sequence[StudyRun], ledger: Ledger) -> list[StudyRun]:
     """The runs that are to be trained, each once, however many methods share it.
 
     Args:
         runs: From `plan`.
         ledger: With the results.
     """
-    unique: dict[str, Run] = {}
+    unique: dict[str, StudyRun] = {}
     for one in runs:
         unique.setdefault(one.key, one)
     for one in runs:  # what is the last stage of one method, and not of another, is tested
@@ -160,11 +160,13 @@ def left(runs: Sequence[Run], ledger: Ledger) -> list[Run]:
     return [run for run in unique.values() if not ledger.done(run.key, run.final)]
 
 
-def _told(result: Result) -> str:
+def _format_result(result: RunResult) -> str:
     return f"test accuracy {result['test_last']:.4f}" if "test_last" in result else f"{result['seconds']:.0f} s"
 
 
-def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None) -> Iterator[tuple[Run, Result]]:
+def train_locally(
+    waiting: list[StudyRun], ledger: Ledger, folder: str, jobs: int | None
+) -> Iterator[tuple[StudyRun, RunResult]]:
     """Each run with its result, as soon as it has one, trained on this machine.
 
     Args:
@@ -176,11 +178,11 @@ def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None)
     waiting = list(waiting)
     if jobs is None or jobs == 1:
         for one in waiting:
-            yield one, outcome(one, beginning(one, ledger), folder)
+            yield one, try_perform(one, find_start_folder(one, ledger), folder)
         return
     # Each process is a pool of its own: one that is killed takes no other training with it.
-    pools = [_pool(jobs) for _ in range(jobs)]
-    running: dict[Future[Result], tuple[Run, int]] = {}
+    pools = [_make_pool(jobs) for _ in range(jobs)]
+    running: dict[Future[RunResult], tuple[StudyRun, int]] = {}
     try:
         while waiting or running:
             open_keys = {one.key for one in [*waiting, *(one for one, _ in running.values())]}
@@ -188,7 +190,7 @@ def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None)
             idle = {*range(jobs)} - {k for _, k in running.values()}
             for one, k in zip(ready, sorted(idle), strict=False):
                 waiting.remove(one)
-                running[pools[k].submit(outcome, one, beginning(one, ledger), folder)] = one, k
+                running[pools[k].submit(try_perform, one, find_start_folder(one, ledger), folder)] = one, k
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 one, k = running.pop(future)
                 try:
@@ -196,23 +198,23 @@ def performed(waiting: list[Run], ledger: Ledger, folder: str, jobs: int | None)
                 except BrokenProcessPool:
                     result = {"failed": "its process was killed, for want of memory perhaps: give fewer --jobs"}
                     pools[k].shutdown()
-                    pools[k] = _pool(jobs)
+                    pools[k] = _make_pool(jobs)
                 yield one, result
     finally:
         for pool in pools:
             pool.shutdown()
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def _make_pool(jobs: int) -> ProcessPoolExecutor:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Forked from one process that has imported all, and has touched no GPU; Windows has no such way.
     forked = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forked else "spawn")
     context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(1, context, prepare, (threads,))
+    return ProcessPoolExecutor(1, context, prepare_process, (threads,))
 
 
-def prepare(threads: int) -> None:
+def prepare_process(threads: int) -> None:
     """Sets up a process for some trainings.
 
     Args:
@@ -220,17 +222,17 @@ def prepare(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
+def _exit_with_parent(parent: Any) -> None:
     """Ends this process when the study is killed: started again, it would train the same run in the same folder."""
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def beginning(one: Run, ledger: Ledger) -> str | None:
+def find_start_folder(one: StudyRun, ledger: Ledger) -> str | None:
     """The folder of the run that this one starts from, None without one, "" where that one failed.
 
     Args:
@@ -240,12 +242,12 @@ def beginning(one: Run, ledger: Ledger) -> str | None:
     return None if one.start is None else ledger.results.get(one.start, {}).get("folder", "")
 
 
-def outcome(one: Run, start: str | None, folder: str) -> Result:
+def try_perform(one: StudyRun, start: str | None, folder: str) -> RunResult:
     """What `perform` gives, or the reason why there is nothing.
 
     Args:
         one: The run.
-        start: From `beginning`.
+        start: From `find_start_folder`.
         folder: Below `lightning_logs`.
     """
     if start == "":
@@ -258,7 +260,7 @@ def outcome(one: Run, start: str | None, folder: str) -> Result:
         gc.collect()  # trainer and module know each other, and the memory that they hold may be what the next run needs
 
 
-def perform(one: Run, start: str | None, folder: str) -> Result:
+def perform(one: StudyRun, start: str | None, folder: str) -> RunResult:
     """Trains one run, goes on where an earlier attempt stopped, and tests it if it is the last of its method.
 
     Args:
@@ -278,27 +280,27 @@ def perform(one: Run, start: str | None, folder: str) -> Result:
         words.append(f"--model.init_args.weights={start}")
     with preserve_process(), silence_logs():
         silence_third_party()
-        cli = command(["fit", *words, *_resumed(Path(LOGS) / folder, one)])
-        result: Result = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
+        cli = command(["fit", *words, *_resume_argv(Path(LOGS) / folder, one)])
+        result: RunResult = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
         if one.final:
-            result.update(_tested(cli, Path(result["folder"])))
+            result.update(_test(cli, Path(result["folder"])))
     return result
 
 
-def _resumed(runs: Path, one: Run) -> list[str]:
+def _resume_argv(runs: Path, one: StudyRun) -> list[str]:
     """The words that make `fit` go on with an attempt that was stopped, also of a method that was called otherwise."""
     saved = list(runs.glob(f"*_{one.digest}/version_*/checkpoints/last.ckpt"))
     return ["--ckpt_path", str(max(saved, key=lambda path: path.stat().st_mtime).parents[1])] if saved else []
 
 
-def _tested(cli: SFTCLI, folder: Path) -> Result:
+def _test(cli: SFTCLI, folder: Path) -> RunResult:
     data, model, trainer = cli.datamodule, cli.model, cli.trainer
 
     def accuracy(checkpoint: Path) -> float:
         tested = command(["test", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar=false"])
         return round(float(tested.trainer.callback_metrics["test/accuracy"]), 6)
 
-    found: Result = {"test_last": accuracy(folder / "checkpoints" / "last.ckpt"), "steps": trainer.global_step}
+    found: RunResult = {"test_last": accuracy(folder / "checkpoints" / "last.ckpt"), "steps": trainer.global_step}
     saved = trainer.checkpoint_callback
     if isinstance(saved, RunCheckpoint) and saved.best_model_path and saved.best_model_score is not None:
         found["test_best"] = accuracy(Path(saved.best_model_path))
@@ -310,20 +312,20 @@ def _tested(cli: SFTCLI, folder: Path) -> Result:
     if isinstance(data, ImageDataModule):
         test = data.splits["test"]
         found["test_set"] = combine(zip(test.ids, test.part.images.fingerprints(test.indices), strict=True))
-        found["logistic"] = _logistic(cli, folder)
+        found["logistic"] = _fit_baselines(cli, folder)
     return found
 
 
-def _logistic(cli: SFTCLI, folder: Path) -> dict[str, float]:
+def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, float]:
     """Logistic regression on the pixels, and on the features of what the network starts from, where it starts so."""
     found = {}
     data = cli.datamodule
     weights = read_chain(folder)[-1].get("weights", "none")
     try:
-        found["pixels"] = logistic_regression(data)
+        found["pixels"] = fit_logistic_regression(data)
         if weights != "none":
             backbone, _ = build_backbone(cli.model.backbone.name, data.image_shape, weights)
-            found["its start"] = logistic_regression(data, backbone=backbone)
+            found["its start"] = fit_logistic_regression(data, backbone=backbone)
     except InputError:  # too large to be done in memory; the study goes on without
         pass
     return found

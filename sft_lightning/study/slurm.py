@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.cli.lightning_cli import destroy_process_group
-from sft_lightning.study.plan import Run
-from sft_lightning.study.runner import Ledger, Result, beginning, checked_result, outcome, prepare
+from sft_lightning.study.plan import StudyRun
+from sft_lightning.study.runner import Ledger, RunResult, check_result, find_start_folder, prepare_process, try_perform
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, StoppedBySignal, did_you_mean
@@ -30,10 +30,10 @@ POLL = 5.0  # seconds between two looks at the queue
 _LISTS = ("setup", "teardown", "srun_args")  # submitit takes the letters of a text for its lines
 
 
-class Work:
+class SlurmJob:
     """One training as a job; at its time limit, or before it makes way for another job, it is requeued and goes on."""
 
-    def __call__(self, one: Run, start: str | None, folder: str, file: Path) -> None:
+    def __call__(self, one: StudyRun, start: str | None, folder: str, file: Path) -> None:
         """Trains and writes the result.
 
         Args:
@@ -42,8 +42,8 @@ class Work:
             folder: Below `lightning_logs`.
             file: Gets the result.
         """
-        prepare(int(os.environ.get("SLURM_CPUS_PER_TASK", count_cores())))
-        result = outcome(one, start, folder)
+        prepare_process(int(os.environ.get("SLURM_CPUS_PER_TASK", count_cores())))
+        result = try_perform(one, start, folder)
         if os.environ.get("SLURM_PROCID", "0") == "0":  # of several tasks, which train together
             write_json(file, result)
         destroy_process_group()
@@ -59,14 +59,14 @@ class Work:
         return submitit.helpers.DelayedSubmission(self, *args)
 
 
-def submitted(
-    waiting: list[Run],
+def train_on_slurm(
+    waiting: list[StudyRun],
     ledger: Ledger,
     folder: str,
     jobs: int | None,
     settings: dict[str, Any],
     say: Callable[[str], None],
-) -> Iterator[tuple[Run, Result]]:
+) -> Iterator[tuple[StudyRun, RunResult]]:
     """Each run with its result, as soon as it has one.
 
     Args:
@@ -82,10 +82,10 @@ def submitted(
         Stopped: The user did not want to wait any longer.
     """
     place = ledger.path.parent / "slurm"
-    executor = made(place, settings)
+    executor = make_executor(place, settings)
     # A job whose result is known may take a while to leave the queue.
-    there = {k: job for k, job in still_there(place).items() if ledger.results.get(k, {}).get("job") != job}
-    known = [one for one in waiting if one.key in there or _file(place, one).is_file()]
+    there = {k: job for k, job in find_queued_jobs(place).items() if ledger.results.get(k, {}).get("job") != job}
+    known = [one for one in waiting if one.key in there or _result_path(place, one).is_file()]
     running = {one.key: (one, there.get(one.key, "")) for one in known}
     waiting = [one for one in waiting if one.key not in running]
     gone: set[str] = set()
@@ -93,29 +93,29 @@ def submitted(
         while waiting or running:
             open_keys = {one.key for one in waiting} | running.keys()
             ready = [one for one in waiting if one.start not in open_keys]
-            for one in [one for one in ready if beginning(one, ledger) == ""]:
+            for one in [one for one in ready if find_start_folder(one, ledger) == ""]:
                 ready.remove(one)
                 waiting.remove(one)
-                yield one, outcome(one, "", folder)
+                yield one, try_perform(one, "", folder)
             ready = ready if jobs is None else ready[: max(0, jobs - len(running))]
             if ready:
-                words = [(one, beginning(one, ledger), folder, _file(place, one)) for one in ready]
+                words = [(one, find_start_folder(one, ledger), folder, _result_path(place, one)) for one in ready]
                 numbers = _submit(executor, words)
                 say(f"Submitted to Slurm: {', '.join(numbers)}")
                 running |= {one.key: (one, number) for one, number in zip(ready, numbers, strict=True)}
                 waiting = [one for one in waiting if one.key not in running]
-            queue = in_queue()
+            queue = list_queue()
             for key, (one, number) in list(running.items()):
-                file = _file(place, one)
+                file = _result_path(place, one)
                 if file.is_file():
                     del running[key]
-                    yield one, {**_result(file), "job": number}
+                    yield one, {**_read_result(file), "job": number}
                     file.unlink()  # it stands in the ledger now
                 elif number in queue:
                     gone.discard(number)
                 elif number in gone:  # a second time: its result is not only late
                     del running[key]
-                    yield one, {"failed": _end(number, place / f"{number}_0_log.err"), "job": number}
+                    yield one, {"failed": _describe_end(number, place / f"{number}_0_log.err"), "job": number}
                 else:
                     gone.add(number)
             if running:
@@ -125,19 +125,19 @@ def submitted(
         raise StoppedBySignal(told, signal.SIGINT) from error
 
 
-def _file(place: Path, one: Run) -> Path:
+def _result_path(place: Path, one: StudyRun) -> Path:
     return (place / f"{one.key}.json").absolute()
 
 
-def _result(file: Path) -> Result:
+def _read_result(file: Path) -> RunResult:
     """What a job wrote."""
     try:
-        return checked_result(json.loads(file.read_text(encoding="utf-8")))
+        return check_result(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(file)!r} cannot be read ({error}): remove it to run its training anew") from error
 
 
-def _end(number: str, log: Path) -> str:
+def _describe_end(number: str, log: Path) -> str:
     """Why a job has no result: Slurm's own word on it, which stands between asterisks, or the last of the log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -152,7 +152,7 @@ def _submit(executor: Any, words: list[tuple[Any, ...]]) -> list[str]:
     try:
         # Clean, as the study itself may run in a job. What submitit prints of an error is told below.
         with submitit.helpers.clean_env(), redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(Work(), *these) for these in words]
+            jobs = [executor.submit(SlurmJob(), *these) for these in words]
     except RuntimeError as error:  # submitit's are such
         said = "; ".join(str(error).replace("sbatch: error: ", "").splitlines())
         raise InputError(
@@ -162,7 +162,7 @@ def _submit(executor: Any, words: list[tuple[Any, ...]]) -> list[str]:
     return [job.job_id for job in jobs]
 
 
-def still_there(place: Path) -> dict[str, str]:
+def find_queued_jobs(place: Path) -> dict[str, str]:
     """The jobs of a study that wait or run, by the keys of their runs.
 
     Args:
@@ -175,14 +175,14 @@ def still_there(place: Path) -> dict[str, str]:
     if not asked or shutil.which("squeue") is None:
         return {}
     found = {}
-    for number in in_queue() & asked.keys():
+    for number in list_queue() & asked.keys():
         # Searched and never unpickled, which could run code: the name of the result's file stands in it as it is.
         if key := re.search(rb"([0-9a-f]{64})\.json", asked[number].read_bytes()):
             found[key[1].decode()] = number
     return found
 
 
-def in_queue() -> set[str]:
+def list_queue() -> set[str]:
     """The jobs of this user that wait or run.
 
     Raises:
@@ -198,7 +198,7 @@ def in_queue() -> set[str]:
     raise InputError(f"launcher is slurm, but squeue fails ({done.stderr.strip()}): start the study again later")
 
 
-def made(place: Path, settings: dict[str, Any]) -> Any:
+def make_executor(place: Path, settings: dict[str, Any]) -> Any:
     """What submits.
 
     Args:

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.study.plan import Run
+from sft_lightning.study.plan import StudyRun
 
 _UNRECORDED = "An earlier version did not record what its trainings were made from"
 _START = "What they start from changed since"
 
 
-def name_stale(runs: Sequence[Run], waiting: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def explain_stale(
+    runs: Sequence[StudyRun], waiting: Sequence[StudyRun], results: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """Return a sentence for each reason why trainings that the study has done before are done anew.
 
     Args:

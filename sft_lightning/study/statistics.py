@@ -43,8 +43,8 @@ from scipy.special import stdtr, stdtrit
 from sft_lightning.utils.errors import InputError
 
 LEVEL = 0.05
-LEAST_SEEDS = 3
-HOPELESS = 1000
+MIN_SEEDS = 3
+MAX_MORE_SEEDS = 1000
 _SAME = 1e-6  # accuracies come in float32; one picture of a test split of 100,000 is ten times that
 
 Verdict = Literal["helped", "hurt", "no evidence yet"]
@@ -62,7 +62,7 @@ class Comparison:
         deviation: Of the differences over the seeds; None for one seed.
         low: Of the 95 % interval; None for fewer than 3 seeds, or where all differences are the same.
         high: The same.
-        p_value: Below 0.05 exactly where the interval excludes 0, until `corrected`; None for fewer than 3 seeds.
+        p_value: Below 0.05 exactly where the interval excludes 0, until `apply_holm`; None for fewer than 3 seeds.
         verdict: By the p-value.
         more_seeds: How many would settle it if the mean and the deviation stay; None if it is settled, if that takes
             more than 1,000, or for fewer than 3 seeds.
@@ -93,10 +93,10 @@ class _Sample(NamedTuple):
     @property
     def spread(self) -> float | None:
         """The deviation where an interval can be based on it."""
-        return self.deviation or None if self.n >= LEAST_SEEDS else None
+        return self.deviation or None if self.n >= MIN_SEEDS else None
 
 
-def _sample(values: Sequence[float]) -> _Sample:
+def _describe(values: Sequence[float]) -> _Sample:
     x = np.asarray(values, dtype=np.float64)
     n, mean = len(x), float(x.mean())
     if n == 1:
@@ -117,7 +117,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float | None, f
     Returns:
         Mean, lower and upper bound; no bounds for fewer than 3 values, or where all are the same.
     """
-    sample = _sample(values)
+    sample = _describe(values)
     return sample.mean, *_bounds(sample)
 
 
@@ -125,18 +125,18 @@ def _bounds(sample: _Sample) -> tuple[float | None, float | None]:
     if sample.spread is None:
         return None, None
     reach = float(stdtrit(sample.n - 1, 1 - LEVEL / 2)) / math.sqrt(sample.n)
-    below = max(reach, _unskewed_inverse(reach, sample))
-    above = max(reach, -_unskewed_inverse(-reach, sample))
+    below = max(reach, _restore_skewness(reach, sample))
+    above = max(reach, -_restore_skewness(-reach, sample))
     return sample.mean - sample.spread * below, sample.mean + sample.spread * above
 
 
-def _unskewed(ratio: float, sample: _Sample) -> float:
+def _remove_skewness(ratio: float, sample: _Sample) -> float:
     """Hall's transformation of mean / deviation, which removes its skewness; it rises everywhere."""
     g = sample.skewness
     return ratio + g * ratio**2 / 3 + g**2 * ratio**3 / 27 + g / (6 * sample.n)
 
 
-def _unskewed_inverse(value: float, sample: _Sample) -> float:
+def _restore_skewness(value: float, sample: _Sample) -> float:
     g = sample.skewness
     if abs(g) < 1e-6:  # the limit; the formula would divide by 0
         return value
@@ -145,21 +145,21 @@ def _unskewed_inverse(value: float, sample: _Sample) -> float:
 
 def _p_value(sample: _Sample) -> float | None:
     """Two-sided; that of the sign test where all differences are the same, for lack of a spread."""
-    if sample.n < LEAST_SEEDS:
+    if sample.n < MIN_SEEDS:
         return None
     if sample.spread is None:
-        return 1.0 if abs(sample.mean) < _SAME else _sign_test(sample.n)
+        return 1.0 if abs(sample.mean) < _SAME else _sign_p_value(sample.n)
     ratio = sample.mean / sample.spread
-    evidence = min(abs(ratio), math.copysign(1, ratio) * _unskewed(ratio, sample))
-    return min(1.0, _student(evidence, sample.n))
+    evidence = min(abs(ratio), math.copysign(1, ratio) * _remove_skewness(ratio, sample))
+    return min(1.0, _t_p_value(evidence, sample.n))
 
 
-def _student(ratio: float, n: int) -> float:
+def _t_p_value(ratio: float, n: int) -> float:
     """The two-sided p-value of mean / deviation."""
     return 2 * float(stdtr(n - 1, -ratio * math.sqrt(n)))
 
 
-def _sign_test(n: int) -> float:
+def _sign_p_value(n: int) -> float:
     return float(2.0 ** (1 - n))
 
 
@@ -178,7 +178,7 @@ def compare(method: str, budget: int, ours: Mapping[int, float], baseline: Mappi
     seeds = sorted(ours.keys() & baseline.keys())
     if not seeds:
         raise InputError(f"{method!r} with {budget} labels shares no finished seed with the baseline: run both on one")
-    sample = _sample([ours[seed] - baseline[seed] for seed in seeds])
+    sample = _describe([ours[seed] - baseline[seed] for seed in seeds])
     raw = Comparison(
         method,
         budget,
@@ -190,10 +190,10 @@ def compare(method: str, budget: int, ours: Mapping[int, float], baseline: Mappi
         verdict="no evidence yet",
         more_seeds=None,
     )
-    return _judged(raw)
+    return _decide(raw)
 
 
-def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def apply_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Holm's correction of the verdicts where several methods are compared at a budget, as chance favors one of them.
 
     The chance that any of them is called "helped" or "hurt" without an effect is then that of a single one. Intervals
@@ -212,11 +212,11 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
         at_least = 0.0
         for rank, k in enumerate(places):
             at_least = max(at_least, min(1.0, (len(places) - rank) * (found[k].p_value or 0.0)))
-            found[k] = _judged(replace(found[k], p_value=at_least, together=len(places)))
+            found[k] = _decide(replace(found[k], p_value=at_least, together=len(places)))
     return found
 
 
-def _judged(c: Comparison) -> Comparison:
+def _decide(c: Comparison) -> Comparison:
     """With the verdict and the missing seeds that follow from the rest."""
     if c.p_value is None:
         return c
@@ -233,34 +233,34 @@ def _more_seeds(c: Comparison) -> int | None:
 
     def clear(more: int) -> bool:
         n = c.seeds + more
-        chance = _student(size / c.deviation, n) if c.deviation else _sign_test(n)
+        chance = _t_p_value(size / c.deviation, n) if c.deviation else _sign_p_value(n)
         return chance < LEVEL / c.together
 
-    more = bisect_left(range(HOPELESS + 1), True, lo=1, key=clear)
-    return more if more <= HOPELESS else None
+    more = bisect_left(range(MAX_MORE_SEEDS + 1), True, lo=1, key=clear)
+    return more if more <= MAX_MORE_SEEDS else None
 
 
-def sentence(c: Comparison) -> str:
+def format_comparison(c: Comparison) -> str:
     """The verdict in words, with differences in percentage points.
 
     Args:
-        c: From `compare` or `corrected`.
+        c: From `compare` or `apply_holm`.
     """
-    seeds = _count(c.seeds, "seed")
-    told = f"{_points(c.mean_difference)} points"
+    seeds = _format_count(c.seeds, "seed")
+    told = f"{_format_points(c.mean_difference)} points"
     if c.low is not None and c.high is not None:
-        told += f" (95 % interval {_points(c.low)} to {_points(c.high)}, {seeds})"
-    elif c.seeds >= LEAST_SEEDS:
+        told += f" (95 % interval {_format_points(c.low)} to {_format_points(c.high)}, {seeds})"
+    elif c.seeds >= MIN_SEEDS:
         told += f" (the same for all {seeds})"
     else:
         told += f" ({seeds})"
-    start = f"With {_count(c.budget, 'label')}, "
+    start = f"With {_format_count(c.budget, 'label')}, "
     if c.verdict != "no evidence yet":
         return f"{start}{c.method} {c.verdict}: {told}."
-    return f"{start}no evidence yet for {c.method}: {told}{_remedy(c)}."
+    return f"{start}no evidence yet for {c.method}: {told}{_format_remedy(c)}."
 
 
-def headline(together: Sequence[Comparison]) -> str:
+def format_headline(together: Sequence[Comparison]) -> str:
     """The verdicts of one budget in a sentence, the largest differences first.
 
     Args:
@@ -269,30 +269,30 @@ def headline(together: Sequence[Comparison]) -> str:
     parts = []
     for verdict in ("helped", "hurt", "no evidence yet"):
         own = sorted((c for c in together if c.verdict == verdict), key=lambda c: -c.mean_difference)
-        told = [f"{c.method} ({_points(c.mean_difference)})" for c in own]
+        told = [f"{c.method} ({_format_points(c.mean_difference)})" for c in own]
         listed = " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
         if listed:
             parts.append(f"{listed} {verdict}" if verdict != "no evidence yet" else f"no evidence yet for {listed}")
     seeds = sorted({c.seeds for c in together})
-    counted = _count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    return f"With {_count(together[0].budget, 'label')} and {counted}: {'; '.join(parts)}."
+    counted = _format_count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return f"With {_format_count(together[0].budget, 'label')} and {counted}: {'; '.join(parts)}."
 
 
-def _remedy(c: Comparison) -> str:
-    if c.seeds < LEAST_SEEDS:
-        return f"; a verdict needs at least {LEAST_SEEDS} seeds"
+def _format_remedy(c: Comparison) -> str:
+    if c.seeds < MIN_SEEDS:
+        return f"; a verdict needs at least {MIN_SEEDS} seeds"
     excluded = c.low is not None and c.high is not None and c.low * c.high > 0
     chance = f", which chance could give as {c.together} methods were compared" if excluded and c.together > 1 else ""
     if c.more_seeds is not None:
-        return f"{chance}; about {_count(c.more_seeds, 'more seed')} would settle it if the difference stays"
+        return f"{chance}; about {_format_count(c.more_seeds, 'more seed')} would settle it if the difference stays"
     if c.deviation:
-        return f"; to settle so small a difference would take more than {HOPELESS} more seeds"
+        return f"; to settle so small a difference would take more than {MAX_MORE_SEEDS} more seeds"
     return ""
 
 
-def _points(share: float) -> str:
+def _format_points(share: float) -> str:
     return f"{100 * share:+z.1f}"
 
 
-def _count(number: int, what: str) -> str:
+def _format_count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft_lightning._version import __version__
-from sft_lightning.report.figures import drawn
+from sft_lightning.report.figures import embed_png
 from sft_lightning.runs.lock import RunLock
 from sft_lightning.runs.paths import LOGS, check_run_name
-from sft_lightning.study.figures import label_efficiency
-from sft_lightning.study.plan import Run, Stage, check_methods, plan
-from sft_lightning.study.runner import Ledger, Result, left, train
-from sft_lightning.study.slurm import still_there, submitted
-from sft_lightning.study.stale import name_stale
-from sft_lightning.study.statistics import Comparison, compare, corrected, headline, sentence
+from sft_lightning.study.figures import save_label_efficiency
+from sft_lightning.study.plan import Stage, StudyRun, check_methods, plan
+from sft_lightning.study.runner import Ledger, RunResult, list_pending, train
+from sft_lightning.study.slurm import find_queued_jobs, train_on_slurm
+from sft_lightning.study.stale import explain_stale
+from sft_lightning.study.statistics import Comparison, apply_holm, compare, format_comparison, format_headline
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError, check_min, did_you_mean
-from sft_lightning.utils.html import Section, page, paragraphs, table as html_table
+from sft_lightning.utils.html import Section, render_page, render_paragraphs, render_table as html_table
 from sft_lightning.utils.spreadsheet import format_csv
 
 COLUMNS = (
@@ -36,7 +36,7 @@ COLUMNS = (
     "failed",
 )  # fmt: skip
 LOGISTIC = "logistic regression"
-Judged = Literal["last", "best"]
+Judge = Literal["last", "best"]
 Row = dict[str, Any]
 
 
@@ -48,7 +48,7 @@ def study(
     baseline: str = "labels_only",
     data: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
-    judge: Judged = "last",
+    judge: Judge = "last",
     jobs: int | None = None,
     launcher: Literal["local", "slurm"] = "local",
     slurm: dict[str, Any] | None = None,
@@ -90,20 +90,20 @@ def study(
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
     check_methods(methods, budgets, seeds)
     folder = Path(LOGS) / "study" / name
-    with _locked(name, folder):
+    with _lock_study(name, folder):
         runs = plan(methods, budgets, seeds, data, options or {})
         ledger = Ledger(folder / "study.json")
-        waiting = left(runs, ledger)
-        _say(f"Study {name}: {len({run.key for run in runs})} trainings, {len(waiting)} to do.")
-        for reason in name_stale(runs, waiting, ledger.results):
-            _say(reason)
+        waiting = list_pending(runs, ledger)
+        _print(f"Study {name}: {len({run.key for run in runs})} trainings, {len(waiting)} to do.")
+        for reason in explain_stale(runs, waiting, ledger.results):
+            _print(reason)
         _train(name, folder, runs, ledger, jobs, launcher, slurm)
-        rows = collected([run for run in runs if run.final], ledger)
-        return written(folder, rows, baseline, judge)
+        rows = collect_rows([run for run in runs if run.final], ledger)
+        return write_results(folder, rows, baseline, judge)
 
 
 @contextmanager
-def _locked(name: str, folder: Path) -> Iterator[None]:
+def _lock_study(name: str, folder: Path) -> Iterator[None]:
     """One process at a time works on a study: two would train the same run in the same folder."""
     lock = RunLock()
     try:
@@ -125,14 +125,14 @@ def _locked(name: str, folder: Path) -> Iterator[None]:
 def _train(
     name: str,
     folder: Path,
-    runs: list[Run],
+    runs: list[StudyRun],
     ledger: Ledger,
     jobs: int | None,
     launcher: Literal["local", "slurm"],
     slurm: dict[str, Any] | None,
 ) -> None:
-    launch = partial(submitted, settings=slurm or {}, say=_say) if launcher == "slurm" else None
-    there = still_there(folder / "slurm") if launch is None else {}
+    launch = partial(train_on_slurm, settings=slurm or {}, say=_print) if launcher == "slurm" else None
+    there = find_queued_jobs(folder / "slurm") if launch is None else {}
     # A job whose result is known may take a while to leave the queue.
     there = {key: job for key, job in there.items() if not ledger.done(key)}
     if there:
@@ -140,14 +140,14 @@ def _train(
             f"jobs of Slurm still train for study {name!r}: add --launcher slurm to wait for them, or end them first "
             f"(scancel {' '.join(sorted(there.values()))})"
         )
-    train(runs, ledger, f"study/{name}", jobs, _say, launch)
+    train(runs, ledger, f"study/{name}", jobs, _print, launch)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def collected(finals: list[Run], ledger: Ledger) -> list[Row]:
+def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
     """The results of a study, a row for each method, budget and seed.
 
     Args:
@@ -156,12 +156,12 @@ def collected(finals: list[Run], ledger: Ledger) -> list[Row]:
     """
     rows: list[Row] = []
     for run in finals:
-        result: Result = ledger.results.get(run.key, {})
+        result: RunResult = ledger.results.get(run.key, {})
         row: Row = dict.fromkeys(COLUMNS, "")
         row.update({"method": run.method, "budget": run.budget, "seed": run.seed, "run": result.get("folder", "")})
         row.update({name: result[name] for name in COLUMNS if name in result})
         row["test_set"] = result.get("test_set", "")
-        row["seconds"] = sum(r.get("seconds", 0.0) for r in _chain(run, ledger))
+        row["seconds"] = sum(r.get("seconds", 0.0) for r in _list_results(run, ledger))
         rows.append(row)
         for what, accuracy in result.get("logistic", {}).items():
             method = f"{LOGISTIC} on {'pixels' if what == 'pixels' else f'the start of {run.method}'}"
@@ -172,7 +172,7 @@ def collected(finals: list[Run], ledger: Ledger) -> list[Row]:
     return rows
 
 
-def _chain(run: Run, ledger: Ledger) -> list[Result]:
+def _list_results(run: StudyRun, ledger: Ledger) -> list[RunResult]:
     """The results of a run and of those before it."""
     found = [ledger.results.get(run.key, {})]
     start = run.start
@@ -182,12 +182,12 @@ def _chain(run: Run, ledger: Ledger) -> list[Result]:
     return found
 
 
-def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
+def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) -> str:
     """Writes `results.csv`, `summary.json`, `label_efficiency.png` and `report.html`.
 
     Args:
         folder: Of the study.
-        rows: From `collected`.
+        rows: From `collect_rows`.
         baseline: With which the others are compared.
         judge: Which test accuracy counts.
 
@@ -206,13 +206,13 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
     failed = [f"{r['method']}, {r['budget']} labels, seed {r['seed']}: {r['failed']}" for r in rows if r["failed"]]
     if not accuracies:
         raise InputError(f"no run of the study finished; the first failed: {failed[0] if failed else 'none was run'}")
-    apart = _tested_otherwise(rows, baseline)
-    comparisons = compared(accuracies, baseline, apart)
+    apart = _find_unpaired(rows, baseline)
+    comparisons = compare_methods(accuracies, baseline, apart)
     by_budget = [list(own) for _, own in itertools.groupby(comparisons, key=lambda c: c.budget)]
-    verdict = [headline(own) for own in by_budget] + _beaten(accuracies)
-    details = [sentence(comparison) for comparison in comparisons]
-    different = _different(rows, baseline) + list(apart.values())
-    label_efficiency(
+    verdict = [format_headline(own) for own in by_budget] + _note_winning_baselines(accuracies)
+    details = [format_comparison(comparison) for comparison in comparisons]
+    different = _note_differences(rows, baseline) + list(apart.values())
+    save_label_efficiency(
         folder / "label_efficiency.png",
         {method: {b: list(of.values()) for b, of in by_budget.items()} for method, by_budget in accuracies.items()},
         baseline,
@@ -231,9 +231,9 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
         "machine": describe_machine(),
     }
     write_json(folder / "summary.json", summary)
-    lines = table(rows, comparisons, column)
-    text = aligned(lines)
-    write_text(folder / "report.html", _page(folder, verdict, details, [*different, *failed], lines, rows))
+    lines = make_table(rows, comparisons, column)
+    text = align_columns(lines)
+    write_text(folder / "report.html", _render_page(folder, verdict, details, [*different, *failed], lines, rows))
     parts = ["\n".join(verdict), text, "\n".join(details)]
     parts += ["\n".join(different)] if different else []
     parts += ["\n".join(f"failed: {line}" for line in failed)] if failed else []
@@ -241,11 +241,11 @@ def written(folder: Path, rows: list[Row], baseline: str, judge: Judged) -> str:
     return "\n\n".join(parts)
 
 
-def _page(
+def _render_page(
     folder: Path, verdict: list[str], details: list[str], notes: list[str], lines: list[list[str]], rows: list[Row]
 ) -> str:
     """`report.html`: the verdict first."""
-    picture = drawn((folder / "label_efficiency.png").read_bytes(), "Test accuracy against the number of labels")
+    picture = embed_png((folder / "label_efficiency.png").read_bytes(), "Test accuracy against the number of labels")
     columns = ("method", "budget", "seed", "test_last", "test_best", "val_best", "run")
     listed = [
         [Path(row[name]).parent.name if name == "run" else row[name] for name in columns] for row in rows if row["run"]
@@ -254,15 +254,15 @@ def _page(
     under = f"Folders are in {folder}; sft-lightning report RUN shows each by itself."
     sections = [
         Section("Accuracy and labels", f'<div class="scroll chart">{picture}</div>'),
-        Section("Methods", html_table(methods[0], methods[1:]) + paragraphs(details)),
-        Section("To be known", paragraphs(notes)),
-        Section("Runs", html_table(columns, listed) + paragraphs([under])),
+        Section("Methods", html_table(methods[0], methods[1:]) + render_paragraphs(details)),
+        Section("To be known", render_paragraphs(notes)),
+        Section("Runs", html_table(columns, listed) + render_paragraphs([under])),
     ]
     seeds = len({row["seed"] for row in rows})
-    return page(f"Study {folder.name}", f"{seeds} seeds; {folder}", verdict, sections)
+    return render_page(f"Study {folder.name}", f"{seeds} seeds; {folder}", verdict, sections)
 
 
-def _tested_otherwise(rows: list[Row], baseline: str) -> dict[tuple[str, int, int], str]:
+def _find_unpaired(rows: list[Row], baseline: str) -> dict[tuple[str, int, int], str]:
     """Return the sentence about each run that was tested on other examples than the labels alone with its seed."""
     tests = {(r["method"], r["budget"], r["seed"]): (r["tested"], r.get("test_set", "")) for r in rows if r["run"]}
     found: dict[tuple[str, int, int], str] = {}
@@ -278,7 +278,7 @@ def _tested_otherwise(rows: list[Row], baseline: str) -> dict[tuple[str, int, in
     return found
 
 
-def compared(
+def compare_methods(
     accuracies: dict[str, dict[int, dict[int, float]]],
     baseline: str,
     apart: Collection[tuple[str, int, int]] = (),
@@ -298,10 +298,10 @@ def compared(
         ours = {seed: own for seed, own in ours.items() if (method, budget, seed) not in apart}
         if ours.keys() & alone.keys():
             found.append(compare(method, budget, ours, alone))
-    return corrected(found)
+    return apply_holm(found)
 
 
-def _beaten(accuracies: dict[str, dict[int, dict[int, float]]]) -> list[str]:
+def _note_winning_baselines(accuracies: dict[str, dict[int, dict[int, float]]]) -> list[str]:
     """Where logistic regression is better than all networks, which the user must know."""
     said = []
     for budget in sorted({budget for by_budget in accuracies.values() for budget in by_budget}):
@@ -312,7 +312,7 @@ def _beaten(accuracies: dict[str, dict[int, dict[int, float]]]) -> list[str]:
     return said
 
 
-def _different(rows: list[Row], baseline: str) -> list[str]:
+def _note_differences(rows: list[Row], baseline: str) -> list[str]:
     """Methods whose last stage has another network or another number of steps than the labels alone."""
     own = {(r["network"], r["steps"]) for r in rows if r["method"] == baseline and not r["failed"]}
     said = {}
@@ -326,12 +326,12 @@ def _different(rows: list[Row], baseline: str) -> list[str]:
     return list(said.values())
 
 
-def table(rows: list[Row], comparisons: list[Comparison], column: str) -> list[list[str]]:
+def make_table(rows: list[Row], comparisons: list[Comparison], column: str) -> list[list[str]]:
     """Mean and deviation over the seeds, best first within each budget; the titles first.
 
     Args:
-        rows: From `collected`.
-        comparisons: From `compared`.
+        rows: From `collect_rows`.
+        comparisons: From `compare_methods`.
         column: Which test accuracy the order is by.
     """
     lines = [["labels", "method", "seeds", "last iterate", "chosen by validation", "against the labels", "seconds"]]
@@ -346,12 +346,12 @@ def table(rows: list[Row], comparisons: list[Comparison], column: str) -> list[l
             change = "" if found is None else f"{100 * found.mean_difference:+.1f} points: {found.verdict}"
             seconds = [float(row["seconds"]) for row in own if row["seconds"] != ""]
             time = f"{statistics.mean(seconds):.0f}" if seconds else ""
-            cells = [_cell([row[name] for row in own if row[name] != ""]) for name in ("test_last", "test_best")]
+            cells = [_format_cell([row[name] for row in own if row[name] != ""]) for name in ("test_last", "test_best")]
             lines.append([str(budget), method, str(len(own)), *cells, change, time])
     return lines
 
 
-def aligned(lines: list[list[str]]) -> str:
+def align_columns(lines: list[list[str]]) -> str:
     """A table as text.
 
     Args:
@@ -361,7 +361,7 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _cell(values: list[float]) -> str:
+def _format_cell(values: list[float]) -> str:
     if not values:
         return "-"
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

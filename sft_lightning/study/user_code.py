@@ -29,14 +29,14 @@ def digest_code(values: Iterable[str]) -> dict[str, str]:
         if name in seen:
             continue
         seen.add(name)
-        for module, file, is_package in _modules(name):
+        for module, file, is_package in _find_modules(name):
             if module not in found:
                 found[module] = digest_file(file)
-                waiting += _imports(file, module if is_package else module.rpartition(".")[0])
+                waiting += _read_imports(file, module if is_package else module.rpartition(".")[0])
     return found
 
 
-def _modules(name: str) -> Iterator[tuple[str, Path, bool]]:
+def _find_modules(name: str) -> Iterator[tuple[str, Path, bool]]:
     """The user's modules that importing a dotted name runs: name, file, and whether it is a package.
 
     Nothing is imported: what a function imports when it is called may not be.
@@ -58,7 +58,7 @@ def _modules(name: str) -> Iterator[tuple[str, Path, bool]]:
             yield module, file, path is not None
 
 
-def _imports(file: Path, package: str) -> Iterator[str]:
+def _read_imports(file: Path, package: str) -> Iterator[str]:
     """Dotted names that the import statements of a file may mean."""
     try:
         tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])

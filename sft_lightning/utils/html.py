@@ -64,7 +64,7 @@ class Section(NamedTuple):
     body: str
 
 
-def page(title: str, under: str, verdict: Sequence[str], sections: Sequence[Section]) -> str:
+def render_page(title: str, under: str, verdict: Sequence[str], sections: Sequence[Section]) -> str:
     """The whole page.
 
     Args:
@@ -79,11 +79,11 @@ def page(title: str, under: str, verdict: Sequence[str], sections: Sequence[Sect
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
         f'<h1>{html.escape(title)}</h1>\n<p class="soft">{html.escape(under)}</p>\n'
-        f'<div class="verdict">{paragraphs(verdict)}</div>\n' + "\n".join(parts) + "\n</body>\n</html>\n"
+        f'<div class="verdict">{render_paragraphs(verdict)}</div>\n' + "\n".join(parts) + "\n</body>\n</html>\n"
     )
 
 
-def paragraphs(sentences: Sequence[str]) -> str:
+def render_paragraphs(sentences: Sequence[str]) -> str:
     """Each a paragraph.
 
     Args:
@@ -92,7 +92,7 @@ def paragraphs(sentences: Sequence[str]) -> str:
     return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], kind: str = "") -> str:
+def render_table(head: Sequence[str], rows: Sequence[Sequence[object]], kind: str = "") -> str:
     """A table; the first column is text.
 
     Args:
@@ -105,7 +105,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], kind: str = "")
     return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+def render_matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """A confusion matrix; the stronger the color, the larger the share of the row.
 
     Args:
@@ -130,7 +130,7 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     )
 
 
-def tiles(found: Sequence[tuple[str, Sequence[str]]]) -> str:
+def render_tiles(found: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Pictures with words below.
 
     Args:
@@ -143,7 +143,7 @@ def tiles(found: Sequence[tuple[str, Sequence[str]]]) -> str:
     return f'<div class="tiles">{"".join(one)}</div>'
 
 
-def collapsible(title: str, text: str) -> str:
+def render_collapsible(title: str, text: str) -> str:
     """Plain text that is shown when asked for.
 
     Args:

@@ -484,14 +484,20 @@ def test_the_jobs_of_a_study_are_known_without_unpickling(workdir: Path, monkeyp
 
     from sft_lightning.study import slurm
 
-    monkeypatch.setattr(slurm, "in_queue", lambda: {"1", "2"})
+    monkeypatch.setattr(slurm, "list_queue", lambda: {"1", "2"})
     monkeypatch.setattr("shutil.which", lambda name: name)
     config = yaml.safe_load(Path(written(workdir).partition("=")[2]).read_text())
     (one,) = plan({"a": [Stage(config=[])]}, [20], [0], config["data"], {})
-    asked = slurm.Work(), one, "lightning_logs/" + "f" * 64, "folder", (Path("slurm") / f"{one.key}.json").absolute()
+    asked = (
+        slurm.SlurmJob(),
+        one,
+        "lightning_logs/" + "f" * 64,
+        "folder",
+        (Path("slurm") / f"{one.key}.json").absolute(),
+    )
     submitit.core.utils.DelayedSubmission(*asked).dump("1_submitted.pkl")
     Path("2_submitted.pkl").write_bytes(pickle.dumps(Payload()))
-    assert slurm.still_there(Path()) == {one.key: "1"}
+    assert slurm.find_queued_jobs(Path()) == {one.key: "1"}
     assert not Path("ran").exists()
 
 

@@ -6,9 +6,9 @@ import torch
 from sft_lightning.cli.loaded_run import sample_positions
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.metrics import wilson
-from sft_lightning.report.attention import grad_cam, last_map
+from sft_lightning.report.attention import compute_grad_cam, find_last_map
 from sft_lightning.report.evaluation import Predictions
-from sft_lightning.report.metrics import calibration_error, flat, reliability, to_label_next
+from sft_lightning.report.metrics import bin_reliability, choose_to_label, compute_calibration_error, project_pca
 
 
 def by_hand(logits: torch.Tensor, y: torch.Tensor) -> float:
@@ -28,14 +28,14 @@ def test_grad_cam_by_hand() -> None:
     conv.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     net = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     backbone = Backbone("conv", net, 2, (1, 4, 4)).requires_grad_(False).eval()
-    module = last_map(backbone)
+    module = find_last_map(backbone)
     assert module is net[1]
     x = torch.zeros(1, 1, 4, 4)
     x[0, 0, :2] = 1.0
     x[0, 0, 2, 1] = 0.5
     head = {"weight": torch.tensor([[3.0, 1.0], [-1.0, 0.0]]), "bias": torch.zeros(2)}
-    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([0]))[0], x[0, 0])
-    assert torch.equal(grad_cam(backbone, head, module, x, torch.tensor([1]))[0], torch.zeros(4, 4))
+    assert torch.equal(compute_grad_cam(backbone, head, module, x, torch.tensor([0]))[0], x[0, 0])
+    assert torch.equal(compute_grad_cam(backbone, head, module, x, torch.tensor([1]))[0], torch.zeros(4, 4))
 
 
 def test_wilson_by_hand() -> None:
@@ -48,8 +48,8 @@ def test_wilson_by_hand() -> None:
 def test_calibration_error_by_hand() -> None:
     draw = torch.Generator().manual_seed(0)
     logits, y = torch.randn(500, 4, generator=draw) * 3, torch.randint(4, (500,), generator=draw)
-    assert calibration_error(logits, y) == pytest.approx(by_hand(logits, y), abs=1e-5)
-    bins = reliability(logits, y)
+    assert compute_calibration_error(logits, y) == pytest.approx(by_hand(logits, y), abs=1e-5)
+    bins = bin_reliability(logits, y)
     assert sum(n for _, _, n in bins) == 500
     assert sum(n * abs(c - a) for c, a, n in bins) / 500 == pytest.approx(by_hand(logits, y), abs=1e-5)
 
@@ -59,22 +59,22 @@ def test_what_to_label_next_is_uncertain_and_diverse() -> None:
     logits = torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.2, 0.0], [9.0, 0.0]])
     pool = Predictions("x", list("abcd"), features, logits, torch.full((4,), -1))
     # Known is near a and b: c and d are far, and d is certain, but the pool is small enough to hold it.
-    assert to_label_next(pool, torch.tensor([[1.0, 0.02]]), 2) == [3, 2]
+    assert choose_to_label(pool, torch.tensor([[1.0, 0.02]]), 2) == [3, 2]
     # Of many only the most uncertain are looked at: d is the farthest, yet certain.
     many = Predictions("x", [], features.repeat(10, 1), logits.repeat(10, 1), torch.full((40,), -1))
-    assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 1)} == {1}
-    assert {i % 4 for i in to_label_next(many, torch.tensor([[1.0, 0.02]]), 3)} >= {2}
+    assert {i % 4 for i in choose_to_label(many, torch.tensor([[1.0, 0.02]]), 1)} == {1}
+    assert {i % 4 for i in choose_to_label(many, torch.tensor([[1.0, 0.02]]), 3)} >= {2}
 
 
 def test_the_map_is_that_of_the_covariance() -> None:
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.1, 2.0])
-    places, share = flat(x)
+    places, share = project_pca(x)
     values = torch.linalg.eigvalsh(torch.cov(x.double().T)).flip(0)
     torch.testing.assert_close(places.var(0), values[:2])
     torch.testing.assert_close(share, values[:2] / values.sum())
-    assert flat(x[:, :1])[0].shape == (50, 2)
+    assert project_pca(x[:, :1])[0].shape == (50, 2)
     wide = torch.randn(9, 40, generator=torch.Generator().manual_seed(1))
-    places, share = flat(wide)
+    places, share = project_pca(wide)
     u, s, _ = torch.linalg.svd((wide - wide.mean(0)).double(), full_matrices=False)
     torch.testing.assert_close(places.abs(), (u * s)[:, :2].abs())
     torch.testing.assert_close(share, (s.square() / s.square().sum())[:2])

@@ -22,7 +22,7 @@ from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report.report import report
 from sft_lightning.utils.environment import describe_machine
-from sft_lightning.utils.html import Section, collapsible, matrix, page, table, tiles
+from sft_lightning.utils.html import Section, render_collapsible, render_matrix, render_page, render_table, render_tiles
 from tests.paradigms.helpers import cli
 from tests.report.test_metrics import by_hand
 
@@ -335,7 +335,7 @@ def test_a_second_map_where_umap_is_installed(workdir: Path, monkeypatch: pytest
 
 
 def test_long_names_beside_a_matrix_are_cut_and_escaped() -> None:
-    made = matrix([[1, 0], [2, 3]], ["<i>" + "a" * 30, '"b"'])
+    made = render_matrix([[1, 0], [2, 3]], ["<i>" + "a" * 30, '"b"'])
     Parsed(made)
     assert f'<th title="&lt;i&gt;{"a" * 30}">&lt;i&gt;{"a" * 15}…</th>' in made
     assert '<th title="&quot;b&quot;">&quot;b&quot;</th>' in made
@@ -343,8 +343,8 @@ def test_long_names_beside_a_matrix_are_cut_and_escaped() -> None:
 
 def test_each_part_of_a_page_escapes_what_it_is_given() -> None:
     bad = "<b>&"
-    body = table((bad,), [(bad,)]) + tiles([("", [bad])]) + collapsible(bad, bad)
-    parsed = Parsed(page(bad, bad, [bad], [Section(bad, body), Section("left out", "")]))
+    body = render_table((bad,), [(bad,)]) + render_tiles([("", [bad])]) + render_collapsible(bad, bad)
+    parsed = Parsed(render_page(bad, bad, [bad], [Section(bad, body), Section("left out", "")]))
     assert "b" not in parsed.tags
     assert parsed.text.count(bad) == 10  # the title twice
     assert "left out" not in parsed.text

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.study.baselines import logistic_regression
+from sft_lightning.study.baselines import fit_logistic_regression
 
 
 def test_it_is_scikit_learn_on_the_labeled_pixels(fashion: tuple[Tensor, Tensor]) -> None:
@@ -19,13 +19,13 @@ def test_it_is_scikit_learn_on_the_labeled_pixels(fashion: tuple[Tensor, Tensor]
     x = labeled.part.images.data[labeled.indices].flatten(1).float().div(255)  # type: ignore[attr-defined]
     model = LogisticRegression(max_iter=1000).fit(x.numpy(), labeled.labels.numpy())
     images, labels = fashion
-    assert logistic_regression(data) == pytest.approx(model.score(images.flatten(1).numpy() / 255, labels.numpy()))
+    assert fit_logistic_regression(data) == pytest.approx(model.score(images.flatten(1).numpy() / 255, labels.numpy()))
 
 
 def test_it_reads_files_too(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
     data = ImageDataModule(str(write_folder(tmp_path, {"train": 20, "test": 20})), image_size=28, channels=1)
     data.setup("fit")
-    assert logistic_regression(data) > 0.6
+    assert fit_logistic_regression(data) > 0.6
 
 
 def test_features_are_standardized_by_the_labels_and_kept(workdir: Path) -> None:
@@ -43,5 +43,5 @@ def test_features_are_standardized_by_the_labels_and_kept(workdir: Path) -> None
     factor = (49 / 50) ** 0.5
     model = LogisticRegression(max_iter=1000).fit(scaler.transform(x.numpy()) * factor, data.splits["labeled"].labels)
     expected = model.score(scaler.transform(x_test.numpy()) * factor, data.splits["test"].labels.numpy())
-    assert logistic_regression(data, backbone=backbone) == pytest.approx(expected, abs=2e-3)
+    assert fit_logistic_regression(data, backbone=backbone) == pytest.approx(expected, abs=2e-3)
     assert len(list((workdir / "lightning_logs" / "features").iterdir())) == 2

@@ -5,7 +5,7 @@ import matplotlib.figure
 import pytest
 from PIL import Image
 
-from sft_lightning.study.figures import label_efficiency
+from sft_lightning.study.figures import save_label_efficiency
 from sft_lightning.study.statistics import confidence_interval
 
 BASE = {10: [0.50, 0.52, 0.51], 100: [0.70, 0.71, 0.73]}
@@ -28,7 +28,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_a_line_with_intervals_for_each_method(tmp_path: Path, drawn: list[Any]) -> None:
     path = tmp_path / "new" / "figure.png"
-    label_efficiency(path, {"labels_only": BASE, "ours": OURS}, "labels_only")
+    save_label_efficiency(path, {"labels_only": BASE, "ours": OURS}, "labels_only")
     assert Image.open(path).format == "PNG"
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
     axes = drawn[0].axes[0]
@@ -49,7 +49,7 @@ def test_a_line_with_intervals_for_each_method(tmp_path: Path, drawn: list[Any])
 
 
 def test_the_legend_is_in_the_order_in_which_lines_end(tmp_path: Path, drawn: list[Any]) -> None:
-    label_efficiency(tmp_path / "f.png", {"labels_only": OURS, "ours": BASE, "short": {10: [0.9]}}, "labels_only")
+    save_label_efficiency(tmp_path / "f.png", {"labels_only": OURS, "ours": BASE, "short": {10: [0.9]}}, "labels_only")
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["short", "ours", "labels_only"]
     assert drawn[0].axes[0].get_title(loc="left") == "Mean and 95 % interval over 1 to 3 seeds"
 
@@ -57,7 +57,7 @@ def test_the_legend_is_in_the_order_in_which_lines_end(tmp_path: Path, drawn: li
 @pytest.mark.parametrize(("seeds", "title"), [(1, "Mean over 1 seed; an"), (2, "Mean over 2 seeds; an")])
 def test_one_budget_and_too_few_seeds(tmp_path: Path, drawn: list[Any], seeds: int, title: str) -> None:
     results = {name: {100: [0.7, 0.8][:seeds]} for name in ("labels_only", "ours", "theirs")}
-    label_efficiency(tmp_path / "f.png", results, "labels_only")
+    save_label_efficiency(tmp_path / "f.png", results, "labels_only")
     axes = drawn[0].axes[0]
     assert axes.get_title(loc="left").startswith(title)
     low, high = axes.get_xlim()
@@ -68,11 +68,11 @@ def test_one_budget_and_too_few_seeds(tmp_path: Path, drawn: list[Any], seeds: i
 
 
 def test_wide_intervals_do_not_leave_the_range_of_accuracies(tmp_path: Path, drawn: list[Any]) -> None:
-    label_efficiency(tmp_path / "f.png", {"labels_only": {100: [0.1, 0.5, 0.99]}}, "labels_only")
+    save_label_efficiency(tmp_path / "f.png", {"labels_only": {100: [0.1, 0.5, 0.99]}}, "labels_only")
     assert drawn[0].axes[0].get_ylim() == (-0.02, 1.02)
 
 
 def test_each_of_many_methods_looks_different(tmp_path: Path, drawn: list[Any]) -> None:
-    label_efficiency(tmp_path / "f.png", {f"m{k}": BASE for k in range(13)}, "m0")
+    save_label_efficiency(tmp_path / "f.png", {f"m{k}": BASE for k in range(13)}, "m0")
     lines = [bars.lines[0] for bars in drawn[0].axes[0].containers]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 13

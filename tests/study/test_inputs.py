@@ -18,8 +18,8 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.study import inputs
-from sft_lightning.study.plan import Run, Stage, plan
-from sft_lightning.study.stale import name_stale
+from sft_lightning.study.plan import Stage, StudyRun, plan
+from sft_lightning.study.stale import explain_stale
 from sft_lightning.study.user_code import digest_code
 from sft_lightning.utils.errors import InputError
 
@@ -79,12 +79,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def planned(kind: str = "plain", data: dict[str, Any] = DATA, **options: Any) -> list[Run]:
+def planned(kind: str = "plain", data: dict[str, Any] = DATA, **options: Any) -> list[StudyRun]:
     config = [Path_fr(str(Path("config", "fit.yaml")))]
     return plan({"x": [Stage(config)]}, [4], [0], data, {**OPTIONS[kind], **options})
 
 
-def reasons(before: list[Run], after: list[Run]) -> list[str]:
+def reasons(before: list[StudyRun], after: list[StudyRun]) -> list[str]:
     results = {
         run.key: json.loads(
             json.dumps({"folder": f"l/{run.folder}/version_0", "start": run.start, "inputs": run.inputs})
@@ -92,7 +92,7 @@ def reasons(before: list[Run], after: list[Run]) -> list[str]:
         for run in before
     }
     kept = json.loads(json.dumps(results))
-    return name_stale(after, [run for run in after if run.key not in kept], kept)
+    return explain_stale(after, [run for run in after if run.key not in kept], kept)
 
 
 def exchange(path: str, other: str) -> None:
@@ -185,7 +185,7 @@ def test_what_changes_no_result_is_not_in_the_key(project: Path, monkeypatch: py
 
 
 def test_the_start_of_a_stage_is_a_reason_of_its_own(project: Path) -> None:
-    def stages(rate: float) -> list[Run]:
+    def stages(rate: float) -> list[StudyRun]:
         config = [Path_fr("config/fit.yaml")]
         first = Stage(config, {"model.init_args.optimizer.init_args.lr": rate}, name="a")
         return plan({"x": [first, Stage(config, weights="a")]}, [4], [0], DATA, {})
@@ -206,7 +206,7 @@ def test_results_of_earlier_versions_are_done_anew(project: Path, monkeypatch: p
     (said,) = reasons(before, planned())
     assert said.startswith("They were made by sft-lightning ")
     damaged = {before[0].key: {"folder": f"l/{before[0].folder}/version_0", "inputs": {"data": 1, "config": [2]}}}
-    assert name_stale(planned(), planned(), damaged)
+    assert explain_stale(planned(), planned(), damaged)
 
 
 def test_data_that_is_not_there_is_named_before_the_first_training(project: Path) -> None:

@@ -54,7 +54,7 @@ class Here:
         self.most = 0
         self.looked: Callable[[], None] = lambda: None
 
-    def in_queue(self) -> set[str]:
+    def list_queue(self) -> set[str]:
         self.looked()
         state = subprocess.run(["ps", "-eo", "pid=,stat="], capture_output=True, text=True, check=True).stdout
         alive = {pid for pid, stat in map(str.split, state.splitlines()) if not stat.startswith("Z")}
@@ -74,18 +74,18 @@ def here(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
 
     queue = Here()
 
-    def made(place: Path, settings: dict[str, Any]) -> Any:
+    def make_executor(place: Path, settings: dict[str, Any]) -> Any:
         executor = submitit.LocalExecutor(place)
         executor.update_parameters(timeout_min=10)
         return executor
 
-    for name, value in {"made": made, "in_queue": queue.in_queue, "POLL": 0.1}.items():
+    for name, value in {"make_executor": make_executor, "list_queue": queue.list_queue, "POLL": 0.1}.items():
         monkeypatch.setattr(slurm, name, value)
     monkeypatch.setattr("shutil.which", lambda name: name)
     for name, word in {"PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, word)
     yield queue
-    for job in queue.in_queue():  # of a test that failed
+    for job in queue.list_queue():  # of a test that failed
         subprocess.run(["kill", "-KILL", job, *children(job)], check=True)
 
 
@@ -149,7 +149,7 @@ def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys:
     said = capsys.readouterr().err
     assert "jobs of Slurm still train for study 'small': add --launcher slurm" in said
     assert f"(scancel {' '.join(sorted(asked()))})" in said
-    until(lambda: len(list((STUDY / "slurm").glob("*.json"))) == 2 and not here.in_queue())
+    until(lambda: len(list((STUDY / "slurm").glob("*.json"))) == 2 and not here.list_queue())
     assert main(["study", config, *SLURM]) == 0  # both ended while nobody waited
     assert "3/3" in capsys.readouterr().err
     assert len(asked()) == 3
@@ -193,16 +193,16 @@ def test_a_job_that_was_killed_is_told_and_goes_on_the_next_time(
 
 
 def test_only_the_first_of_several_tasks_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "outcome", lambda *words: {"failed": words[1:]})
-    monkeypatch.setattr(slurm, "prepare", lambda threads: None)
+    monkeypatch.setattr(slurm, "try_perform", lambda *words: {"failed": words[1:]})
+    monkeypatch.setattr(slurm, "prepare_process", lambda threads: None)
     one: Any = None
     for rank in ("1", "0"):
         monkeypatch.setenv("SLURM_PROCID", rank)
-        slurm.Work()(one, "start", "folder", tmp_path / f"{rank}.json")
+        slurm.SlurmJob()(one, "start", "folder", tmp_path / f"{rank}.json")
     assert [path.name for path in tmp_path.iterdir()] == ["0.json"]
     assert json.loads((tmp_path / "0.json").read_text()) == {"failed": ["start", "folder"]}
-    again = slurm.Work().checkpoint(one, "start", "folder", tmp_path)
-    assert (type(again.function), again.args) == (slurm.Work, (one, "start", "folder", tmp_path))
+    again = slurm.SlurmJob().checkpoint(one, "start", "folder", tmp_path)
+    assert (type(again.function), again.args) == (slurm.SlurmJob, (one, "start", "folder", tmp_path))
 
 
 def command(folder: Path, name: str, script: str) -> None:
@@ -224,14 +224,14 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_sbatch_gets(tmp_path: Path, commands: Path) -> None:
     settings = {"partition": "gpu", "cpus_per_task": 3, "srun_args": ["--exact"], "time": 60}
-    text = slurm.made(tmp_path, settings)._make_submission_file_text("python", "")
+    text = slurm.make_executor(tmp_path, settings)._make_submission_file_text("python", "")
     for line in ("partition=gpu", "cpus-per-task=3", "time=60", "job-name=sft-study"):
         assert f"#SBATCH --{line}\n" in text
     assert " --cpus-per-task=3 --exact python" in text
-    text = slurm.made(tmp_path, {"cpus_per_task": None})._make_submission_file_text("python", "")
+    text = slurm.make_executor(tmp_path, {"cpus_per_task": None})._make_submission_file_text("python", "")
     assert "#SBATCH --time=240\n" in text
     assert "cpus-per-task" not in text
-    assert "--cpus-per-task=1 python" in slurm.made(tmp_path, {})._make_submission_file_text("python", "")
+    assert "--cpus-per-task=1 python" in slurm.make_executor(tmp_path, {})._make_submission_file_text("python", "")
 
 
 def test_jobs_that_slurm_refuses(
@@ -256,12 +256,12 @@ def test_the_queue_is_asked_again_where_slurm_is_away(
     monkeypatch.setattr(slurm, "POLL", 0)
     tries = tmp_path / "tries"
     command(commands, "squeue", f'echo "$@" >> {tries}; test $(wc -l < {tries}) -gt 2 || exit 1; printf "12_0\\n13\\n"')
-    assert slurm.in_queue() == {"12_0", "13"}
+    assert slurm.list_queue() == {"12_0", "13"}
     lines = tries.read_text().splitlines()
     assert (len(lines), lines[0]) == (3, "--me --noheader --array --format=%i")
     command(commands, "squeue", f"echo >> {tries}; echo 'no controller' >&2; exit 1")
     with pytest.raises(InputError, match=r"squeue fails \(no controller\): start the study again later"):
-        slurm.in_queue()
+        slurm.list_queue()
     assert len(tries.read_text().splitlines()) == 63
 
 
@@ -332,7 +332,7 @@ def test_killed_and_started_again_it_waits_for_the_jobs_that_are_there(
     until(lambda: len(asked()) == 2)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert slurm.still_there(STUDY / "slurm") == {args[0].key: job for job, args in asked().items()}
+    assert slurm.find_queued_jobs(STUDY / "slurm") == {args[0].key: job for job, args in asked().items()}
     assert {job.partition("_")[2] for job in asked()} == {"0", "1"}  # an array
     assert main(["study", config, *SLURM]) == 0
     assert "3/3" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sft_lightning.__main__ import main
 from sft_lightning.study import study
-from sft_lightning.study.study import COLUMNS, compared
+from sft_lightning.study.study import COLUMNS, compare_methods
 from tests.forks import started
 from tests.study.test_study import METHODS, by_hand, results, written
 
@@ -101,14 +101,14 @@ def test_runs_tested_on_other_examples_are_not_compared() -> None:
     rows += [row("ours", 4, 24, "a")]  # without a partner
     rows += [row("alone", 5, 24, "e"), row("ours", 5, 24, "e")]  # each seed has a split of its own
     rows += [row("ours", 0, 24, "a"), row("ours", 1, 60, "b"), row("ours", 2, 24, "c"), row("ours", 3, 24, "")]
-    apart = study._tested_otherwise(rows, "alone")
+    apart = study._find_unpaired(rows, "alone")
     assert list(apart.values()) == [
         "ours, 4 labels, seed 1: tested on 60 examples, alone on 24; this pair is left out of the comparison.",
         "ours, 4 labels, seed 2: tested on 24 examples, alone on other examples; this pair is left out of the "
         "comparison.",
     ]
     accuracies = {"alone": {4: dict.fromkeys(range(4), 0.5)}, "ours": {4: {0: 0.6, 1: 1.0, 2: 1.0, 3: 0.6}}}
-    (found,) = compared(accuracies, "alone", apart)
+    (found,) = compare_methods(accuracies, "alone", apart)
     assert (found.seeds, round(found.mean_difference, 6)) == (2, 0.1)
 
 
@@ -118,7 +118,9 @@ def test_pairs_that_were_tested_on_other_examples_are_left_out_of_the_verdict(tm
     for seed in range(3):
         ledger.results[f"labels_only {seed}"]["test_set"] = "a"
         ledger.results[f"longer {seed}"]["test_set"] = "b" if seed == 2 else "a"
-    said = study.written(tmp_path, study.collected([run for run in runs if run.final], ledger), "labels_only", "last")
+    said = study.write_results(
+        tmp_path, study.collect_rows([run for run in runs if run.final], ledger), "labels_only", "last"
+    )
     left_out = "this pair is left out of the comparison."
     assert f"ours, 10 labels, seed 1: tested on 60 examples, labels_only on 100; {left_out}" in said
     assert f"longer, 10 labels, seed 2: tested on 100 examples, labels_only on other examples; {left_out}" in said

@@ -7,7 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sft_lightning.study.statistics import Comparison, compare, confidence_interval, corrected, headline, sentence
+from sft_lightning.study.statistics import (
+    Comparison,
+    apply_holm,
+    compare,
+    confidence_interval,
+    format_comparison,
+    format_headline,
+)
 from sft_lightning.utils.errors import InputError
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
@@ -140,21 +147,21 @@ def test_no_seed_in_common_is_said() -> None:
 def test_one_or_two_seeds_tell_nothing(differences: list[float]) -> None:
     c = judged(differences)
     assert (c.low, c.high, c.p_value, c.verdict, c.more_seeds) == (None, None, None, "no evidence yet", None)
-    assert sentence(c).endswith("; a verdict needs at least 3 seeds.")
+    assert format_comparison(c).endswith("; a verdict needs at least 3 seeds.")
     assert confidence_interval(differences) == (c.mean_difference, None, None)
 
 
 def test_no_difference_at_all_is_no_evidence_however_many_seeds() -> None:
     c = judged([0.0] * 20)
     assert (c.low, c.p_value, c.verdict, c.more_seeds) == (None, 1.0, "no evidence yet", None)
-    assert sentence(c) == "With 100 labels, no evidence yet for ours: +0.0 points (the same for all 20 seeds)."
+    assert format_comparison(c) == "With 100 labels, no evidence yet for ours: +0.0 points (the same for all 20 seeds)."
 
 
 def test_the_same_difference_for_all_seeds_is_judged_by_its_sign() -> None:
     float32 = [0.1, 0.10000001, 0.09999999]  # equal but for rounding
     c = judged(float32)
     assert (c.deviation, c.low, c.p_value, c.verdict, c.more_seeds) == (0.0, None, 0.25, "no evidence yet", 3)
-    assert sentence(c) == (
+    assert format_comparison(c) == (
         "With 100 labels, no evidence yet for ours: +10.0 points (the same for all 3 seeds); about 3 more seeds would "
         "settle it if the difference stays."
     )
@@ -191,23 +198,27 @@ def test_where_student_is_clear_and_the_skewness_is_not_another_seed_is_asked_fo
 def test_a_hopeless_difference_is_said() -> None:
     c = judged([0.1, -0.1, 0.001])
     assert c.more_seeds is None
-    assert sentence(c).endswith("; to settle so small a difference would take more than 1000 more seeds.")
+    assert format_comparison(c).endswith("; to settle so small a difference would take more than 1000 more seeds.")
     assert judged([0.1, -0.1, 0.0]).more_seeds is None
 
 
 def test_sentences() -> None:
     c = Comparison("autoencoder", 100, 5, 0.021, 0.01, 0.004, 0.038, 0.02, "helped", None)
-    assert sentence(c) == ("With 100 labels, autoencoder helped: +2.1 points (95 % interval +0.4 to +3.8, 5 seeds).")
+    assert format_comparison(c) == (
+        "With 100 labels, autoencoder helped: +2.1 points (95 % interval +0.4 to +3.8, 5 seeds)."
+    )
     hurt = replace(c, budget=1, mean_difference=-0.021, low=-0.038, high=-0.0001, verdict="hurt")
-    assert sentence(hurt) == "With 1 label, autoencoder hurt: -2.1 points (95 % interval -3.8 to +0.0, 5 seeds)."
+    assert (
+        format_comparison(hurt) == "With 1 label, autoencoder hurt: -2.1 points (95 % interval -3.8 to +0.0, 5 seeds)."
+    )
     open_ = replace(c, seeds=3, mean_difference=0.009, low=-0.012, high=0.03, verdict="no evidence yet", more_seeds=9)
-    assert sentence(open_) == (
+    assert format_comparison(open_) == (
         "With 100 labels, no evidence yet for autoencoder: +0.9 points (95 % interval -1.2 to +3.0, 3 seeds); "
         "about 9 more seeds would settle it if the difference stays."
     )
-    assert "about 1 more seed would" in sentence(replace(open_, more_seeds=1))
+    assert "about 1 more seed would" in format_comparison(replace(open_, more_seeds=1))
     together = [open_, hurt, replace(open_, method="c", mean_difference=0.2), replace(c, method="a")]
-    assert headline(together) == (
+    assert format_headline(together) == (
         "With 100 labels and 3 to 5 seeds: a (+2.1) helped; autoencoder (-2.1) hurt; no evidence yet for c (+20.0) and "
         "autoencoder (+0.9)."
     )
@@ -218,21 +229,21 @@ def test_holm_by_hand() -> None:
     given = [replace(base, method=name, p_value=p) for name, p in [("a", 0.03), ("b", 0.012), ("c", 0.04)]]
     other = replace(base, budget=400, p_value=0.04)
     few = replace(judged([0.5]), method="few")
-    found = corrected([*given, other, few])
+    found = apply_holm([*given, other, few])
     assert [c.method for c in found] == ["a", "b", "c", "ours", "few"]
     assert [c.p_value for c in found[:4]] == pytest.approx([0.06, 0.036, 0.06, 0.04])  # c: not below a's
     assert [c.verdict for c in found] == ["no evidence yet", "helped", "no evidence yet", "helped", "no evidence yet"]
     assert [c.together for c in found] == [3, 3, 3, 1, 1]
     assert (found[0].low, found[0].high) == (base.low, base.high)
     assert found[0].more_seeds is not None
-    assert "which chance could give as 3 methods were compared; about" in sentence(found[0])
+    assert "which chance could give as 3 methods were compared; about" in format_comparison(found[0])
     assert found[4] == few
-    assert max(c.p_value or 0 for c in corrected([replace(base, p_value=0.6)] * 3)) == 1.0
+    assert max(c.p_value or 0 for c in apply_holm([replace(base, p_value=0.6)] * 3)) == 1.0
 
 
 def test_after_the_correction_more_seeds_are_missing() -> None:
     alone = judged([0.03, -0.01, 0.01, 0.02])
-    together = corrected([alone] * 4)[0]
+    together = apply_holm([alone] * 4)[0]
     assert alone.more_seeds is not None
     assert together.more_seeds is not None
     assert alone.deviation is not None
@@ -240,7 +251,7 @@ def test_after_the_correction_more_seeds_are_missing() -> None:
     half_widths = [stats.t.ppf(1 - 0.05 / 8, m - 1) * alone.deviation / math.sqrt(m) for m in (n - 1, n)]
     assert half_widths[0] >= alone.mean_difference > half_widths[1]
     assert together.more_seeds > alone.more_seeds
-    assert "methods were compared" not in sentence(together)  # the interval alone gives no evidence either
+    assert "methods were compared" not in format_comparison(together)  # the interval alone gives no evidence either
 
 
 def test_holm_keeps_the_chance_of_any_finding_at_5_percent() -> None:
@@ -249,6 +260,6 @@ def test_holm_keeps_the_chance_of_any_finding_at_5_percent() -> None:
     for differences in 0.02 * rng.normal(size=(300, 6, 5)):
         studies = [judged(of.tolist()) for of in differences]
         plain += any(c.verdict != "no evidence yet" for c in studies)
-        any_corrected += any(c.verdict != "no evidence yet" for c in corrected(studies))
+        any_corrected += any(c.verdict != "no evidence yet" for c in apply_holm(studies))
     assert plain / 300 > 0.12
     assert any_corrected / 300 < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300)

@@ -25,9 +25,9 @@ from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study import runner, study
-from sft_lightning.study.baselines import logistic_regression
-from sft_lightning.study.plan import Run, Stage, plan
-from sft_lightning.study.runner import Ledger, left, perform
+from sft_lightning.study.baselines import fit_logistic_regression
+from sft_lightning.study.plan import Stage, StudyRun, plan
+from sft_lightning.study.runner import Ledger, list_pending, perform
 from tests.conftest import CONFIGS, ROOT
 from tests.forks import started
 
@@ -76,10 +76,10 @@ class Performed:
     """Lets runs through and keeps them; stops or breaks where told."""
 
     def __init__(self, stop_after: int = 10**9, breaks: str = "") -> None:
-        self.runs: list[Run] = []
+        self.runs: list[StudyRun] = []
         self.stop_after, self.breaks = stop_after, breaks
 
-    def __call__(self, one: Run, start: str | None, folder: str) -> dict[str, Any]:
+    def __call__(self, one: StudyRun, start: str | None, folder: str) -> dict[str, Any]:
         if len(self.runs) == self.stop_after:
             raise KeyboardInterrupt
         self.runs.append(one)
@@ -91,7 +91,7 @@ class Performed:
 class Told(NamedTuple):
     """One call of a study."""
 
-    runs: list[Run]
+    runs: list[StudyRun]
     rows: list[dict[str, str]]
     out: str
     err: str
@@ -182,7 +182,7 @@ def test_a_study_from_its_file_to_its_verdict(
     data = ImageDataModule(**DATA, num_labels=40, seed=1)
     data.setup("fit")
     backbone, _ = build_backbone("mlp", data.image_shape, str(workdir / chain[0]["run"]))
-    assert float(row["test_last"]) == pytest.approx(logistic_regression(data, backbone=backbone), abs=1e-3)
+    assert float(row["test_last"]) == pytest.approx(fit_logistic_regression(data, backbone=backbone), abs=1e-3)
 
     folder = workdir / "lightning_logs" / "study" / "small"
     summary = json.loads((folder / "summary.json").read_text())
@@ -325,7 +325,7 @@ def test_processes_that_decode_files_end_with_their_training(workdir: Path, writ
     assert len(multiprocessing.active_children()) <= 1  # of the last loader; without an end to them there were 8
 
 
-def by_hand(tmp_path: Path) -> tuple[list[Run], Ledger]:
+def by_hand(tmp_path: Path) -> tuple[list[StudyRun], Ledger]:
     """Three seeds of four methods, of which one has two stages; what is not said is the same for all."""
     ledger, runs = Ledger(tmp_path / "study.json"), []
     accuracies = {  # of the last iterate, of the chosen one, network, steps
@@ -338,9 +338,9 @@ def by_hand(tmp_path: Path) -> tuple[list[Run], Ledger]:
         for seed in range(3):
             start = f"start {seed}" if method == "ours" else None
             if start is not None:
-                runs.append(Run(method, Stage([], name="start"), 10, seed, start, (), None, False))
+                runs.append(StudyRun(method, Stage([], name="start"), 10, seed, start, (), None, False))
                 ledger.results[start] = {"folder": "f", "seconds": 5.0, "start": None}
-            runs.append(Run(method, Stage([]), 10, seed, f"{method} {seed}", (), start, True))
+            runs.append(StudyRun(method, Stage([]), 10, seed, f"{method} {seed}", (), start, True))
             ledger.results[runs[-1].key] = {
                 "folder": "runs/a/version_0", "seconds": 2.0, "start": start, "test_last": last[seed],
                 "test_best": best[seed], "network": network, "steps": steps, "tested": 100, "logistic": {"pixels": 0.7},
@@ -350,9 +350,9 @@ def by_hand(tmp_path: Path) -> tuple[list[Run], Ledger]:
 
 def test_the_table_and_the_verdict_by_hand(tmp_path: Path) -> None:
     runs, ledger = by_hand(tmp_path)
-    rows = study.collected([run for run in runs if run.final], ledger)
+    rows = study.collect_rows([run for run in runs if run.final], ledger)
     assert sum(row["method"] == "logistic regression on pixels" for row in rows) == 3
-    said = study.written(tmp_path, rows, "labels_only", "last").splitlines()
+    said = study.write_results(tmp_path, rows, "labels_only", "last").splitlines()
     # By itself `ours` would have helped with p = 0.038; as one of three it has not.
     assert said[:2] == [
         "With 10 labels and 3 seeds: no evidence yet for ours (+5.0), longer (+0.0) and wider (-3.3).",
@@ -369,7 +369,7 @@ def test_the_table_and_the_verdict_by_hand(tmp_path: Path) -> None:
         "longer is mlp for 20 steps, labels_only is mlp for 10",
         "wider is conv for 10 steps, labels_only is mlp for 10",
     ]
-    said = study.written(tmp_path, rows, "labels_only", "best").splitlines()
+    said = study.write_results(tmp_path, rows, "labels_only", "best").splitlines()
     assert (
         said[0] == "With 10 labels and 3 seeds: ours (-10.0) hurt; no evidence yet for longer (+0.0) and wider (-3.3)."
     )
@@ -378,14 +378,14 @@ def test_the_table_and_the_verdict_by_hand(tmp_path: Path) -> None:
 
 def test_what_is_left_to_do(tmp_path: Path) -> None:
     runs, ledger = by_hand(tmp_path)
-    assert left(runs, ledger) == []
+    assert list_pending(runs, ledger) == []
     del ledger.results["wider 1"]["folder"]
-    assert [run.key for run in left(runs, ledger)] == ["wider 1"]
+    assert [run.key for run in list_pending(runs, ledger)] == ["wider 1"]
     # A stage of one method that is all of another is trained once, and tested; also where it has finished untested.
-    also = Run("also", Stage([]), 10, 2, "start 2", (), None, True)
-    assert left([*runs, also], ledger)[0] == also
+    also = StudyRun("also", Stage([]), 10, 2, "start 2", (), None, True)
+    assert list_pending([*runs, also], ledger)[0] == also
     del ledger.results["start 2"]
-    assert [run.method for run in left([*runs, also], ledger) if run.key == "start 2"] == ["also"]
+    assert [run.method for run in list_pending([*runs, also], ledger) if run.key == "start 2"] == ["also"]
 
 
 @pytest.mark.slow
