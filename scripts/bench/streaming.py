@@ -39,13 +39,14 @@ import json, sys, time
 from pathlib import Path
 import litdata, torch
 from sft_lightning import ImageDataModule
+from sft_lightning.data.contract import BatchRequest
 
 def mib():
     words = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon")).split()
     return int(words[1]) / 1024
 
 class Both(ImageDataModule):
-    _needed = ("labeled", "unlabeled")
+    _request = BatchRequest(("labeled", "unlabeled"))
 
 settings = json.loads(sys.argv[1])
 most, seconds = settings.pop("most"), settings.pop("seconds")

@@ -130,6 +130,16 @@ class AsTheyAre(ABC):
         return found.hexdigest()
 
     @property
+    def size_settings(self) -> dict[str, Any]:
+        """The side of the images."""
+        return {"image_size": self.image_shape[-1]}
+
+    @property
+    def reading_key(self) -> str:
+        """How files become images of one size."""
+        return repr(self.geometry)
+
+    @property
     def fixed_views(self) -> bool:
         """Whether labeled training pictures are the same in every epoch."""
         return not self.weak_view and self.labeled_views == ("weak",)

@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sft_lightning.data.contract import BatchRequest
+from sft_lightning.data.loaders import Schedule
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.training.nonfinite import NonfiniteGuard, OnNonfinite
@@ -39,11 +41,15 @@ class Paradigm(LightningModule, ABC):
 
     Attributes:
         batch_parts: The parts of a training batch that the data module loads for this paradigm.
+        unlabeled_views: The views of an unlabeled example that it makes: `weak`, `weak_2`, `strong`.
+        balanced_from_epoch: Epoch from which labeled batches hold all classes equally often; None for never.
         monitor: The validation metric that chooses the best checkpoint, and `min` or `max`.
         constant_buffers: Of the module's own buffers those that no training step changes.
     """
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
+    unlabeled_views: tuple[str, ...] = ("weak",)
+    balanced_from_epoch: int | None = None
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     constant_buffers: ClassVar[tuple[str, ...]] = ()
 
@@ -105,6 +111,18 @@ class Paradigm(LightningModule, ABC):
     @_ddp_params_and_buffers_to_ignore.setter
     def _ddp_params_and_buffers_to_ignore(self, names: list[str]) -> None:
         self._ignored_by_ddp = list(names)
+
+    def batch_request(self) -> BatchRequest:
+        """Return what the data module should put into the training batches."""
+        return BatchRequest(self.batch_parts, self.unlabeled_views, self.balanced_from_epoch)
+
+    def make_schedule(self, epoch_steps: int) -> Schedule | None:
+        """Return which parts each training batch holds; None where every batch holds all.
+
+        Args:
+            epoch_steps: Number of training batches of an epoch.
+        """
+        return None
 
     @abstractmethod
     def step(self, batch: Any) -> StepResult:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.runs.lineage import find_run, hash_file
 from sft_lightning.utils.errors import InputError
@@ -196,16 +197,18 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
         return Calibration()
     checkpoint = Path(trainer.ckpt_path)
     run = find_run(checkpoint)
-    data: Any = getattr(trainer, "datamodule", None)
+    data = few_label_data(trainer)
     trust = Calibration()
     if run is None:
         trust.uncalibrated_reason = f"checkpoint {str(checkpoint)!r} does not lie in the folder of its run"
-    elif not hasattr(data, "as_trained"):
-        trust.uncalibrated_reason = f"data of {type(data).__name__} cannot be read in the splits of the run"
+    elif data is None:
+        trust.uncalibrated_reason = (
+            f"data of {type(trainer.datamodule).__name__} cannot be read in the splits of the run"
+        )
     else:
         # All that numbers depend on, but for the data, of which the run has its own.
         about = {"checkpoint_sha256": hash_file(checkpoint), "precision": str(trainer.precision)}
-        about["geometry"] = repr(data.geometry)
+        about["geometry"] = data.reading_key
         for first in (True, False):  # one process finds out, then the others read
             if trainer.is_global_zero == first:
                 trust = _kept(run / FILE, about, module.backbone.num_features) or _found(trainer, module, data, run)

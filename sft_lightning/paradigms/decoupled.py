@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.features.base import FeatureLoss
 from sft_lightning.networks.heads import normalize_tau
 from sft_lightning.networks.modes import eval_mode
@@ -119,8 +120,8 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         return self.coupling != "joint" or self.head_kind == "nearest_class_mean"
 
     @property
-    def balanced_from_epoch(self) -> int | None:
-        """From which epoch on labeled batches are to hold all classes equally often; the data module asks."""
+    def balanced_from_epoch(self) -> int | None:  # type: ignore[override] # the head decides
+        """Epoch from which labeled batches hold all classes equally often."""
         return self.feature_epochs if self.head_kind in _RETRAINED else None
 
     def backbone_learns(self, epoch: int) -> bool:
@@ -151,16 +152,17 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             self.refuse_loss_settings("head nearest_class_mean is made of features, without a loss")
         super().on_fit_start()
         self._made_at = -1
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if self.head_kind == "nearest_class_mean" and not hasattr(data, "labeled_batches"):
+        data = few_label_data(self.trainer)
+        if self.head_kind == "nearest_class_mean" and data is None:
             raise InputError(
                 "head is 'nearest_class_mean', but the loaders do not give labeled examples as they are: train it with "
                 "a data module that has labeled_batches, as ImageDataModule does"
             )
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
         ends = epochs is not None and 0 <= epochs <= self.feature_epochs
-        ends = ends or 0 < steps <= self.feature_epochs * getattr(data, "epoch_steps", 0)
-        if self.coupling == "two_stage" and ends and not getattr(self.trainer, "fast_dev_run", False):
+        ends = ends or 0 < steps <= self.feature_epochs * (0 if data is None else data.epoch_steps)
+        is_dry_run: bool = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.coupling == "two_stage" and ends and not is_dry_run:
             raise InputError(
                 f"feature_epochs is {self.feature_epochs}, but training ends before (max_epochs {epochs}, max_steps "
                 f"{steps}): raise them, so that the classifier has epochs of its own"
@@ -246,8 +248,8 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
     def _remember(self, stage: str) -> None:
         """Features of labeled examples as they are, for the metrics; the nearest-class-mean head is made of them."""
         metrics: Any = self._feature_metrics[f"{stage}_features"]
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "labeled_batches") or not len(data.splits["labeled"]):
+        data = few_label_data(self.trainer)
+        if data is None or not len(data.splits["labeled"]):
             metrics.forget()
             return
         if is_distributed():  # each process has running statistics of its own until DDP's next forward

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from sft_lightning.data.contract import FewLabelData
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import read_weights, write_weights
@@ -20,12 +21,12 @@ FOLDER = Path(LOGS) / "features"
 MOST = 4_000_000_000  # bytes of features that are kept; beyond, they are computed in each epoch
 
 
-def use_cache(trainer: Any, data: Any, backbone: Backbone) -> None:
+def use_cache(trainer: Any, data: FewLabelData, backbone: Backbone) -> None:
     """Gives the data module features in place of pictures, where training sees each example at least once.
 
     Args:
         trainer: That is about to fit.
-        data: An `ImageDataModule`, set up.
+        data: Data module after its setup.
         backbone: That no step of the training changes.
     """
     steps, size = data.epoch_steps * (trainer.max_epochs or 1), data.batch_size * trainer.world_size
@@ -48,12 +49,12 @@ def use_cache(trainer: Any, data: Any, backbone: Backbone) -> None:
         rank_zero_info(f"The backbone is frozen: the features of {' and '.join(made)} are computed once and kept.")
 
 
-def key(backbone: Backbone, data: Any, split: str, precision: str = "32-true") -> str:
+def key(backbone: Backbone, data: FewLabelData, split: str, precision: str = "32-true") -> str:
     """SHA-256 of all that features depend on: weights, normalization, pictures, their order and size, precision.
 
     Args:
         backbone: From pictures to features.
-        data: An `ImageDataModule`, set up.
+        data: Data module after its setup.
         split: Name of the split.
         precision: Of the computation.
     """
@@ -67,7 +68,7 @@ def key(backbone: Backbone, data: Any, split: str, precision: str = "32-true") -
 @torch.no_grad()
 def features(
     backbone: Backbone,
-    data: Any,
+    data: FewLabelData,
     split: str,
     folder: Path = FOLDER,
     precision: str = "32-true",
@@ -78,7 +79,7 @@ def features(
 
     Args:
         backbone: In eval mode while it computes.
-        data: An `ImageDataModule`, set up.
+        data: Data module after its setup.
         split: Name of the split.
         folder: Where features are kept.
         precision: Named in the key.
@@ -116,11 +117,11 @@ def features(
     return made
 
 
-def worth_it(data: Any, split: str, num_features: int) -> bool:
+def worth_it(data: FewLabelData, split: str, num_features: int) -> bool:
     """Whether the features of a split are few enough to be kept.
 
     Args:
-        data: An `ImageDataModule`, set up.
+        data: Data module after its setup.
         split: Name of the split.
         num_features: F.
     """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.data.class_names import as_names, describe_difference
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.losses.regularizers.l2sp import L2SP
 from sft_lightning.networks.adapters import Adapter
@@ -162,8 +163,8 @@ class FineTuneClassifier(Paradigm):
         Raises:
             InputError: The data has other classes, or the same ones in another order.
         """
-        names: list[str] | None = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
-        if names is None or list(names) == self.class_names:
+        data = few_label_data(self.trainer)
+        if data is None or list(names := data.class_names) == self.class_names:
             return
         if self.hparams.get("class_names") is None:
             if len(names) == self.num_classes:
@@ -187,8 +188,7 @@ class FineTuneClassifier(Paradigm):
 
     def on_fit_end(self) -> None:
         """Pictures again."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "use_features"):
+        if (data := few_label_data(self.trainer)) is not None:
             data.use_features({})
 
     def features(self, x: Tensor) -> Tensor:
@@ -214,19 +214,19 @@ class FineTuneClassifier(Paradigm):
     def on_fit_start(self) -> None:
         """Counts the labels where the class weights depend on them; looks for features that need no computing."""
         self.check_classes()
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
-        stay = not learns and self.batch_parts == ("labeled",) and getattr(data, "fixed_views", False)
-        if self.cache_features and stay:
+        stays = not learns and self.batch_parts == ("labeled",)
+        if self.cache_features and stays and data is not None and data.fixed_views:
             use_cache(self.trainer, data, self.backbone)
         if self._balanced:
-            if not hasattr(data, "labeled_counts"):
+            if data is None:
                 raise InputError("class_weights is 'balanced', but the loaders tell no counts: give a list of weights")
             counts = data.labeled_counts().clamp(min=1)
             self.class_weight.copy_(counts.sum() / (len(counts) * counts))
 
-            balanced = getattr(data, "balanced_labels", False) and "unlabeled" in self.batch_parts
-            if balanced or getattr(self, "balanced_from_epoch", None) is not None:
+            balanced = data.balanced_labels and "unlabeled" in self.batch_parts
+            if balanced or self.balanced_from_epoch is not None:
                 rank_zero_info(
                     "Warning: class_weights is 'balanced', and batches hold all classes equally often, too: rare "
                     "classes are made up for twice. Use one of the two."

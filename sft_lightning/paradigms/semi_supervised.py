@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
@@ -98,13 +99,19 @@ class SemiSupervisedModule(FineTuneClassifier):
     # --- what the data module asks
 
     @property
-    def unlabeled_views(self) -> tuple[str, ...]:
+    def unlabeled_views(self) -> tuple[str, ...]:  # type: ignore[override] # the strategy decides
         """The views of unlabeled examples that the strategy uses."""
         return self.strategy.views
 
-    @property
-    def batch_schedule(self) -> BatchSchedule | None:
-        """Which parts each batch holds; None for all."""
+    def make_schedule(self, epoch_steps: int) -> BatchSchedule | None:
+        """Return which parts each batch holds; None where every batch holds both.
+
+        Args:
+            epoch_steps: Number of training batches of an epoch.
+
+        Raises:
+            InputError: Gradients are accumulated in a way that warm-up and turns do not divide.
+        """
         if self.schedule == "joint" and not self.warmup_steps:
             return None
         accumulate, *others = dict.fromkeys(list_accumulation(self.trainer, max(1, self.trainer.max_epochs or 1)))
@@ -113,11 +120,10 @@ class SemiSupervisedModule(FineTuneClassifier):
                 f"GradientAccumulationScheduler changes from {accumulate} to {others[0]} batches per optimizer step, "
                 "so that warm-up and turns would lose their step: set trainer.accumulate_grad_batches instead"
             )
-        steps = getattr(getattr(self.trainer, "datamodule", None), "epoch_steps", 0)
-        if steps % accumulate:
+        if epoch_steps % accumulate:
             raise InputError(
-                f"an epoch has {steps} batches, which accumulate_grad_batches {accumulate} does not divide, so that "
-                "warm-up and turns would lose their step: set steps_per_epoch to a multiple"
+                f"an epoch has {epoch_steps} batches, which accumulate_grad_batches {accumulate} does not divide, so "
+                "that warm-up and turns would lose their step: set steps_per_epoch to a multiple"
             )
         supervised = 0 if self.schedule == "joint" else self.supervised_steps
         labels = self.schedule == "joint" or self.strategy.needs_labels
@@ -188,10 +194,10 @@ class SemiSupervisedModule(FineTuneClassifier):
         if self.strategy.computes_supervised_loss:
             self.refuse_loss_settings(f"strategy {type(self.strategy).__name__} computes the loss on labels itself")
         super().on_fit_start()
-        data = getattr(self.trainer, "datamodule", None)
-        pool = len(getattr(data, "splits", {}).get("unlabeled", ()))
+        data = few_label_data(self.trainer)
+        pool = 0 if data is None else len(data.splits["unlabeled"])
         self.strategy.start(pool)
-        labels = getattr(data, "batch_size", 1) * self.trainer.world_size
+        labels = (1 if data is None else data.batch_size) * self.trainer.world_size
         self._pool_share = min(1.0, pool / labels) if pool else 1.0
 
     def on_train_start(self) -> None:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sft_lightning.data.contract import known_splits
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError, check_min
 
@@ -183,7 +184,7 @@ class NonfiniteGuard:
         finite = dict(zip(map(id, update.parameters), update.norms.isfinite().tolist(), strict=True))
         torn = [name for name, p in module.named_parameters() if not finite.get(id(p), True)]
         what = bad[0] if bad else f"the gradient of {torn[0]} is not finite" if torn else "a gradient is not finite"
-        splits = getattr(getattr(trainer, "datamodule", None), "splits", {})
+        splits = known_splits(trainer)
         examples = [
             {
                 part: [splits[part].ids[i] if part in splits else i for i in dict.fromkeys(indices.tolist())]

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
+from sft_lightning.data.contract import FewLabelData, batch_request, few_label_data
 from sft_lightning.utils.errors import InputError, find_input_error
 
 # What torch says where it has no type for it: of the CPU on Linux and elsewhere, of CUDA, MPS and cuBLAS, of C++.
@@ -45,7 +46,7 @@ def attach_oom_message(error: BaseException, trainer: Trainer) -> None:
 
 
 def _told(error: BaseException, trainer: Trainer) -> str:
-    data: Any = getattr(trainer, "datamodule", None)
+    data = few_label_data(trainer)
     fits = trainer.state.fn == TrainerFn.FITTING
     where = _STAGES.get(trainer.state.stage, "validation") + (f" after step {trainer.global_step}" if fits else "")
     if trainer.training:
@@ -54,9 +55,9 @@ def _told(error: BaseException, trainer: Trainer) -> str:
     asked = _ASKED.search(str(error))
     more = f", for {_size(*asked.groups())} more" if asked else ""
     sizes, lower = _batch(trainer, data)
-    if (shape := getattr(data, "image_shape", None)) is not None:
-        sizes.append(f"image_size {shape[-1]}")
-        lower.append("image_size")
+    for name, value in {} if data is None else data.size_settings.items():
+        sizes.append(f"{name} {value}")
+        lower.append(name)
     sizes.append(f"precision {trainer.precision}")
     choice = " or ".join([", ".join(lower[:-1]), lower[-1]] if len(lower) > 1 else lower)
     advice = f"lower {choice or 'the size of the batches'}"
@@ -67,15 +68,14 @@ def _told(error: BaseException, trainer: Trainer) -> str:
     return f"{kind} ran out in {where}{more} ({', '.join(sizes)}): {advice}{_kept(trainer) if fits else ''}"
 
 
-def _batch(trainer: Trainer, data: Any) -> tuple[list[str], list[str]]:
+def _batch(trainer: Trainer, data: FewLabelData | None) -> tuple[list[str], list[str]]:
     """What a batch holds, and the settings that it follows from."""
-    if not trainer.training:
-        size = getattr(data, "eval_batch_size", None)
-        return ([], []) if size is None else ([f"eval_batch_size {size}"], ["eval_batch_size"])
-    size, ratio = (getattr(data, name, None) for name in ("batch_size", "unlabeled_ratio"))
-    if size is None:
+    if data is None:
         return [], []
-    if ratio is None or len(getattr(trainer.lightning_module, "batch_parts", ())) < 2:
+    if not trainer.training:
+        return [f"eval_batch_size {data.eval_batch_size}"], ["eval_batch_size"]
+    size, ratio = data.batch_size, data.unlabeled_ratio
+    if len(batch_request(trainer.lightning_module).parts) < 2:
         return [f"batch_size {size}"], ["batch_size"]
     told = f"batch_size {size} with unlabeled_ratio {ratio}: {size} labeled and {size * ratio} unlabeled images"
     return [told], ["batch_size", *(["unlabeled_ratio"] if ratio > 1 else [])]

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.utils.errors import InputError
 
 _FUSED = (SGD, Adam, AdamW)
@@ -123,7 +124,8 @@ def count_total_steps(trainer: Trainer) -> int:
         InputError: Neither the data module nor the trainer tells.
     """
     most = int(trainer.max_steps)
-    steps = getattr(getattr(trainer, "datamodule", None), "epoch_steps", None)
+    data = few_label_data(trainer)
+    steps = None if data is None else data.epoch_steps
     if steps is None or trainer.max_epochs is None or trainer.max_epochs < 0:
         if most > 0:
             return most

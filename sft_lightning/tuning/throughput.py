@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.cli.lightning_cli import SFTCLI
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.tuning.dry_run import all_in_turn
@@ -57,7 +58,8 @@ class Throughput(Callback):
             batch: Parts by their names.
             batch_idx: Unused.
         """
-        views = len(getattr(getattr(trainer, "datamodule", None), "labeled_views", "1"))  # of which each has its place
+        data = few_label_data(trainer)
+        views = 1 if data is None else len(data.labeled_views)  # each view has its place in the batch
         self._seen += sum(len(part.indices) // (views if name == "labeled" else 1) for name, part in batch.items())
         self._batches += 1
         turns, inside = divmod(self._batches, self._turn)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
 from sft_lightning.data.class_order import OrdersClasses
+from sft_lightning.data.contract import BatchRequest, FewLabelData, RequestsBatches, batch_request
 from sft_lightning.data.eval_batches import AsTheyAre
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader, close
 from sft_lightning.data.prepare_splits import read_splits
@@ -37,7 +38,7 @@ MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses, LightningDataModule):
+class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses, FewLabelData, LightningDataModule):
     """Labeled and unlabeled pictures.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
@@ -225,7 +226,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
     def _run_folder(self) -> Path | None:
         is_logged = self.trainer is not None and bool(self.trainer.loggers)
         folder = self.trainer.log_dir if is_logged else self.unlogged_folder
-        return None if folder is None or getattr(self.trainer, "fast_dev_run", False) else Path(folder)
+        is_dry_run = self.trainer is not None and self.trainer.fast_dev_run
+        return None if folder is None or is_dry_run else Path(folder)
 
     def _list_skipped(self, folder: Path) -> None:
         if folder.is_dir():
@@ -270,7 +272,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         if len(split) < world_size:
             raise InputError(f"there are {len(split)} {name} images for {world_size} processes: use fewer devices")
         size = self.batch_size if train else self.eval_batch_size
-        both = train and len(self._needed) > 1
+        both = train and len(self._request.parts) > 1
         if both and name == "unlabeled":
             size *= self.unlabeled_ratio
         beside = both and name == "labeled"
@@ -279,15 +281,11 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         seed = 2 * self.request.seed + (name == "unlabeled")
         order = pass_order(split, self.shard_window) if train else None
         plan = BatchPlan(len(split), size, seed, train, rank, world_size, beside, balance, order)
-        epoch: int | None = getattr(self._module, "balanced_from_epoch", None) if train and name == "labeled" else None
+        epoch = self._request.balanced_from_epoch if train and name == "labeled" else None
         if epoch is None:
             return plan
         later = BatchPlan(len(split), size, seed, train, rank, world_size, endless=True, balance=split.labels)
         return plan.then(later, epoch * self._taken(self.steps_per_epoch or plan.per_pass))
-
-    @property
-    def _needed(self) -> tuple[str, ...]:
-        return getattr(self._module, "batch_parts", ("labeled",))
 
     @property
     def epoch_steps(self) -> int:
@@ -300,7 +298,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
 
     @property
     def _batches(self) -> int:
-        first = "unlabeled" if "unlabeled" in self._needed else "labeled"
+        first = "unlabeled" if "unlabeled" in self._request.parts else "labeled"
         return self.steps_per_epoch or self._plan(first, self.splits[first], train=True).per_pass
 
     def _stream(self, name: str, split: Split, train: bool) -> Stream:
@@ -323,7 +321,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
 
     def train_dataloader(self) -> TrainLoader:
         """The parts that the paradigm needs, side by side."""
-        needed = self._needed
+        needed = self._request.parts
         if "labeled" in needed and not len(self.splits["labeled"]):
             raise InputError(
                 f"source {self.source.name!r} gives no label to train on (num_labels is {self.request.num_labels}): "
@@ -334,7 +332,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
                 f"source {self.source.name!r} gives no unlabeled image: use fewer labels (num_labels), add a folder "
                 "'unlabeled' or lines with a blank label, or name an unlabeled_source"
             )
-        if "strong" in (*getattr(self._module, "unlabeled_views", ()), *self.labeled_views) and not self.strong_view:
+        if "strong" in (*self._request.views, *self.labeled_views) and not self.strong_view:
             raise InputError(
                 "strong_view changes nothing (operations and cutout are 0), but strong views are to be learned from: "
                 "set one of them"
@@ -343,7 +341,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         everyone = self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
         if len(streams) > 1 and (few := check_unlabeled_batch(len(self.splits["unlabeled"]), everyone)):
             rank_zero_info(f"Data: {few}.")
-        schedule = getattr(self._module, "batch_schedule", None)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        schedule = module.make_schedule(self.epoch_steps) if isinstance(module, RequestsBatches) else None
         repeats = self.trainer is not None and self.trainer.overfit_batches > 0
         return TrainLoader(streams, self._batches, schedule, self.epoch_steps, repeats)
 
@@ -378,17 +377,18 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         if "labeled" in batch:
             views["labeled"] = self._maker("labeled").labeled(batch["labeled"])
         if "unlabeled" in batch:
-            wanted: tuple[str, ...] = getattr(self._module, "unlabeled_views", ())
+            wanted = self._request.views
             views["unlabeled"] = self._maker("unlabeled").unlabeled(batch["unlabeled"], wanted)
         return views
 
     @property
-    def _module(self) -> LightningModule | None:
-        return self.trainer.lightning_module if self.trainer is not None else None
+    def _request(self) -> BatchRequest:
+        """What the paradigm wants in its batches."""
+        return batch_request(None if self.trainer is None else self.trainer.lightning_module)
 
     def _crops_once(self, name: str) -> bool:
         """Whether a worker may crop while it decodes a file: each view has a crop of its own, and there is just one."""
-        views = self.labeled_views if name == "labeled" else getattr(self._module, "unlabeled_views", ("weak",))
+        views = self.labeled_views if name == "labeled" else self._request.views
         return isinstance(self.splits[name].part.images, EncodedImages) and len(views) == 1
 
     def _maker(self, name: str) -> ViewMaker:

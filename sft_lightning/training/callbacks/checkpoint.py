@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
+from sft_lightning.data.contract import known_splits
 from sft_lightning.training.callbacks.checkpoint_validation import check_content, check_paths
 from sft_lightning.training.callbacks.preemption import SignalListener, raise_stopped
 from sft_lightning.utils.atomic import open_atomic
@@ -118,7 +119,7 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds out what to monitor."""
         monitor: tuple[str, str] | None = getattr(pl_module, "monitor", None)
-        splits: Any = getattr(getattr(trainer, "datamodule", None), "splits", {})
+        splits = known_splits(trainer)
         if monitor and len(splits.get("val", ())) and trainer.limit_val_batches:
             self.monitor, self.mode = monitor
             self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed
 
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.runs.lock import FileLock
 from sft_lightning.utils.atomic import open_atomic, write_json
@@ -115,7 +116,8 @@ class PredictionWriter(BasePredictionWriter):
             raise _unwritable(self._path, error) from error
         self._file = None
         marks = "unlike_training" in (self._header or ())
-        told = [(*self._counts, marks, getattr(getattr(trainer, "datamodule", None), "predict_listed", (0, 0)))]
+        data = few_label_data(trainer)
+        told = [(*self._counts, marks, (0, 0) if data is None else data.predict_listed)]
         if trainer.world_size > 1:  # also waits until all files are written
             told *= trainer.world_size
             distributed.all_gather_object(told, told[0])
@@ -157,11 +159,11 @@ def _unwritable(path: Path, error: OSError) -> InputError:
 
 def _about(trainer: Trainer) -> dict[str, str | None]:
     """What is predicted, and by which checkpoint."""
-    named = getattr(getattr(trainer, "datamodule", None), "predict_name", None)
+    data = few_label_data(trainer)
     path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
     is_there = path is not None and path.is_file()
     return {
-        "source": named,
+        "source": None if data is None else data.predict_name,
         "checkpoint": None if path is None else str(path),
         "checkpoint_sha256": hash_file(path) if path is not None and is_there else None,
     }

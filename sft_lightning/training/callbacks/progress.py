@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 
+from sft_lightning.data.contract import few_label_data
+
 
 class Progress(TQDMProgressBar):
     """The training bar alone; in a file or pipe, where a bar would be thousands of lines, a line every few seconds."""
@@ -51,7 +53,8 @@ class Progress(TQDMProgressBar):
         """Starts to count."""
         super().on_predict_start(trainer, pl_module)
         self._said, self._done = time.monotonic(), 0
-        self._count: int | None = getattr(getattr(trainer, "datamodule", None), "predict_count", None)
+        data = few_label_data(trainer)
+        self._count = None if data is None else data.predict_count
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

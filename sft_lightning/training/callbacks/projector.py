@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.utils.atomic import write_text
 
@@ -38,9 +39,9 @@ def collect_examples(trainer: Trainer, module: Any) -> Examples | None:
         (N, F), (N, C, h, w) in [0, 1] and N names; None where there is nothing to show, or where the network is
         spread over processes, so that one alone cannot compute.
     """
-    data: Any = getattr(trainer, "datamodule", None)
+    data = few_label_data(trainer)
     whole = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-    if not whole or not hasattr(module, "features") or not hasattr(data, "labeled_batches"):
+    if not whole or not hasattr(module, "features") or data is None:
         return None
     if not len(data.splits.get("val", ())):
         return None

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from sft_lightning.data.contract import few_label_data, known_splits
 from sft_lightning.utils.transfer import to_device
 
 _COLLAPSED = 0.5  # effective number of predicted classes as a share of that of the labels
@@ -41,10 +42,9 @@ class PseudoLabelHealth(Callback):
             trainer: With its data module.
             pl_module: A semi-supervised one, or any other, which is left alone.
         """
-        data: Any = getattr(trainer, "datamodule", None)
-        splits = getattr(data, "splits", {})
+        data, splits = few_label_data(trainer), known_splits(trainer)
         self._hidden: Tensor | None = splits["unlabeled"].labels if "unlabeled" in splits else None
-        self._labels = data.labeled_counts().float() if hasattr(data, "labeled_counts") and splits else None
+        self._labels = data.labeled_counts().float() if data is not None and splits else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

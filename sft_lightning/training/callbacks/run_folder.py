@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from sft_lightning.data.contract import batch_request, few_label_data
 from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import Link, build_source_chain, hash_file, write_lineage
 from sft_lightning.runs.provenance import write_provenance
@@ -59,9 +60,9 @@ class RunFolder(SaveConfigCallback):
         """Names the run's folder, the size of the network and the device."""
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
-            request = getattr(getattr(trainer, "datamodule", None), "request", None)
-            learns_labels = "labeled" in getattr(pl_module, "batch_parts", ("labeled",))
-            self._record(Path(folder), learns_labels, getattr(request, "leaks", []))
+            data = few_label_data(trainer)
+            learns_labels = "labeled" in batch_request(pl_module).parts
+            self._record(Path(folder), learns_labels, [] if data is None else data.request.leaks)
             write_provenance(Path(folder), self.words, self.config.get("seed_everything"), trainer)
         if trainer.is_global_zero and folder is not None:
             log_settings(trainer.loggers, flatten_settings(self.config), Path(folder))

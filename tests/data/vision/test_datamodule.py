@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.data.batches import Labeled, Unlabeled
+from sft_lightning.data.contract import BatchRequest
 from sft_lightning.data.loaders import EvalLoader
 from sft_lightning.data.sources import FASHION
 from sft_lightning.data.vision.datamodule import MANIFEST
@@ -32,9 +34,15 @@ class Recorder(LightningModule):
 
     def __init__(self, *parts: str) -> None:
         super().__init__()
-        self.batch_parts = parts
+        self.request = BatchRequest(parts)
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[Any] = []
+
+    def batch_request(self) -> BatchRequest:
+        return self.request
+
+    def make_schedule(self, epoch_steps: int) -> None:
+        return None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -424,7 +432,7 @@ def test_each_view_of_a_file_has_a_crop_of_its_own(views: tuple[str, ...], tmp_p
     options = {"source": str(tmp_path), "image_size": 16, "val_size": 0, "test_size": 0, "num_labels": 4}
     options.update(batch_size=2, unlabeled_ratio=4, num_workers=0, strong_view=StrongView(operations=0, cutout=0.01))
     model = Recorder("labeled", "unlabeled")
-    model.unlabeled_views = views  # type: ignore[assignment]
+    model.request = replace(model.request, views=views)
     data = ImageDataModule(**options, weak_view=WeakView(crop_scale=[0.1, 0.2]), labeled_view="both")  # type: ignore[arg-type]
     trainer(tmp_path, max_epochs=1, limit_val_batches=0, limit_train_batches=1).fit(model, data)
     (batch,) = model.seen

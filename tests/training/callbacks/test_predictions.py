@@ -23,6 +23,7 @@ from sft_lightning.runs.lineage import hash_file
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
+from tests.doubles import FakeData
 from tests.forks import both_ranks
 from tests.paradigms.helpers import SHAPE, batches, classifier, cli, trainer
 
@@ -475,7 +476,7 @@ def test_processes_that_saw_different_files_write_nothing(
         told[1] = (1, 1, True, theirs)
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
-    data = SimpleNamespace(predict_listed=(3, 5))
+    data = FakeData(predict_listed=(3, 5))
     two: Any = SimpleNamespace(global_rank=0, world_size=2, is_global_zero=True, datamodule=data, ckpt_path=None)
     two.strategy = SimpleNamespace(broadcast=lambda said: said)
     model: Any = SimpleNamespace(class_names=["a", "b"])

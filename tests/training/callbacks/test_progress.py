@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from sft_lightning import ImageDataModule
 from sft_lightning.training.callbacks.progress import Progress
 from tests.data.conftest import picture
+from tests.doubles import FakeData
 from tests.paradigms.helpers import classifier, trainer
 
 
@@ -52,7 +53,7 @@ def test_a_bar_counts_images(
 
 
 def test_a_process_counts_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    two: Any = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(predict_count=1000))
+    two: Any = SimpleNamespace(world_size=2, datamodule=FakeData(predict_count=1000))
     progress = Progress(seconds=0)
     progress.on_predict_start(two, classifier())
     for k in range(2):

@@ -14,6 +14,7 @@ from sft_lightning import SemiSupervisedModule
 from sft_lightning.losses import unlabeled as strategies
 from sft_lightning.paradigms.semi_supervised import PseudoLabels
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from tests.doubles import FakeData
 from tests.paradigms.helpers import SHAPE, sample, trainer
 
 
@@ -37,7 +38,7 @@ HIDDEN = torch.tensor([0, 1, 2, 3, -1, 0])
 def watched(steps: int, every: int, guess: Any) -> Told:
     """What is told of `steps` steps in which `guess(step)` gives indices, classes and weights."""
     splits = {"unlabeled": SimpleNamespace(labels=HIDDEN)}
-    data = SimpleNamespace(splits=splits, labeled_counts=lambda: torch.tensor([5, 5, 5, 5]))
+    data = FakeData(splits=splits, labeled_counts=lambda: torch.tensor([5, 5, 5, 5]))
     run: Any = SimpleNamespace(datamodule=data, global_step=0, log_every_n_steps=every)
     module: Any = Told()
     health = PseudoLabelHealth()

@@ -1,0 +1,203 @@
+"""What a paradigm asks of a data module, and what a data module answers: the boundary between the two, typed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.batches import Labeled
+from sft_lightning.data.loaders import Schedule
+from sft_lightning.data.splits import SplitConfig, Splits
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What a paradigm wants in its training batches.
+
+    Attributes:
+        parts: Parts of a batch: `labeled`, `unlabeled` or both. Only these are loaded.
+        views: Views of an unlabeled example: `weak`, `weak_2`, `strong`.
+        balanced_from_epoch: Epoch from which labeled batches hold all classes equally often; None for never.
+    """
+
+    parts: tuple[str, ...] = ("labeled",)
+    views: tuple[str, ...] = ("weak",)
+    balanced_from_epoch: int | None = None
+
+
+@runtime_checkable
+class RequestsBatches(Protocol):
+    """A module that says what it wants in its training batches; any other gets labeled batches."""
+
+    def batch_request(self) -> BatchRequest:
+        """Return what the training batches should hold."""
+
+    def make_schedule(self, epoch_steps: int) -> Schedule | None:
+        """Return which parts each batch holds; None where every batch holds all.
+
+        Args:
+            epoch_steps: Number of training batches of an epoch.
+        """
+
+
+def batch_request(module: object) -> BatchRequest:
+    """Return what a module wants in its training batches; labeled ones where it does not say.
+
+    Args:
+        module: Paradigm, any other module, or None.
+    """
+    return module.batch_request() if isinstance(module, RequestsBatches) else BatchRequest()
+
+
+class FewLabelData(ABC):
+    """A data module as a paradigm, a callback or a command sees it, whatever the modality.
+
+    Attributes:
+        splits: Examples of `labeled`, `unlabeled`, `val` and `test`; empty before `setup`.
+        request: Settings of the splits, with the messages and leaks that were met.
+        batch_size: Training examples of each batch and process; labeled ones where both kinds come together.
+        eval_batch_size: Examples of each batch in evaluation and prediction.
+        unlabeled_ratio: Unlabeled examples for each labeled one.
+        balanced_labels: Whether classes take turns in labeled batches that come beside unlabeled ones.
+        labeled_views: Views of a labeled training example, one after the other in its batch.
+    """
+
+    splits: Splits
+    request: SplitConfig
+    eval_batch_size: int
+    unlabeled_ratio: int
+    balanced_labels: bool
+    labeled_views: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Training examples of each batch and process."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+
+    @property
+    @abstractmethod
+    def epoch_steps(self) -> int:
+        """Training batches of an epoch of this process, after `limit_train_batches`."""
+
+    @property
+    @abstractmethod
+    def size_settings(self) -> dict[str, Any]:
+        """Settings of the data that memory depends on, beside the size of a batch, and their values."""
+
+    @abstractmethod
+    def labeled_counts(self) -> Tensor:
+        """Return the number of training labels of each class, int64 of shape (num_classes,)."""
+
+    # --- examples without random changes
+
+    @property
+    @abstractmethod
+    def fixed_views(self) -> bool:
+        """Whether labeled training examples are the same in every epoch."""
+
+    @abstractmethod
+    def labeled_batches(self, most: int, device: torch.device, name: str = "labeled") -> Iterator[Labeled]:
+        """Yield batches of a split without random changes, the same on every process.
+
+        Args:
+            most: Number of examples at most; classes take turns where there are more.
+            device: Device of the batches.
+            name: Name of the split.
+        """
+
+    @abstractmethod
+    def training_batches(self, most: int, device: torch.device) -> Iterator[Labeled]:
+        """Yield training examples without random changes, the same on every process: labeled ones first.
+
+        Args:
+            most: Number of examples at most, chosen by the seed.
+            device: Device of the batches.
+        """
+
+    @abstractmethod
+    def batches_of(self, name: str, device: torch.device) -> Iterator[Labeled]:
+        """Yield all examples of a split in their order, without random changes, the same on every process.
+
+        Args:
+            name: Name of the split.
+            device: Device of the batches.
+        """
+
+    @abstractmethod
+    def fingerprint(self, name: str) -> str:
+        """Compute the SHA-256 of what goes into a network of a split without random changes.
+
+        Args:
+            name: Name of the split.
+        """
+
+    @abstractmethod
+    def use_features(self, features: dict[str, Tensor]) -> None:
+        """Give features in place of the examples of some splits from now on.
+
+        Args:
+            features: (N, F) by the name of the split, in its order; empty to read the examples again.
+        """
+
+    @abstractmethod
+    def as_trained(self, run: Path, class_names: list[str] | None = None) -> Self:
+        """Return the same data in the splits of a run.
+
+        Args:
+            run: Folder of the run, with `split.csv`.
+            class_names: Classes of the run in the order of their numbers; None for those of this data module.
+
+        Raises:
+            InputError: The data is no longer there, or is not that of the run.
+        """
+
+    @property
+    @abstractmethod
+    def reading_key(self) -> str:
+        """Text of all settings that change how an example is read, for the keys of what is kept on disk."""
+
+    # --- prediction
+
+    @property
+    @abstractmethod
+    def predict_name(self) -> str:
+        """Name of what is to be predicted."""
+
+    @property
+    @abstractmethod
+    def predict_count(self) -> int:
+        """Number of examples that are to be predicted, as far as it is known before they are read."""
+
+    @property
+    @abstractmethod
+    def predict_listed(self) -> tuple[int, int]:
+        """Number of all listed files and a checksum of their names; zeros where nothing was listed."""
+
+
+def few_label_data(trainer: Any) -> FewLabelData | None:
+    """Return the data module of a Trainer where it keeps the contract; None for plain loaders and other data modules.
+
+    Args:
+        trainer: Trainer of a run.
+    """
+    data = trainer.datamodule
+    return data if isinstance(data, FewLabelData) else None
+
+
+def known_splits(trainer: Any) -> Splits:
+    """Return the splits of the data module of a Trainer; empty where it has none.
+
+    Args:
+        trainer: Trainer of a run.
+    """
+    data = few_label_data(trainer)
+    return {} if data is None else data.splits
