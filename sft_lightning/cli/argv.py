@@ -6,11 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from sft_lightning.cli.commands import COMMANDS, format_usage
+from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.runs.paths import LOGS, find_checkpoint, get_run_folder
 from sft_lightning.utils.errors import InputError
 
 _NUMBER = re.compile(r"-\.?\d")
 _FLAGS = ("-h", "--help", "--print_config", "--strict")  # no value follows them
+_TAKE_CONFIGS = ("-c", "--config", "--data", "--model")  # whose value may name a shipped config
 
 
 def normalize_argv(words: Sequence[str]) -> list[str]:
@@ -42,7 +44,20 @@ def normalize_argv(words: Sequence[str]) -> list[str]:
             if any(other.partition("=")[0] == option for other in rest):
                 raise InputError(f"{name} is told {word!r} and {option}: give one of them")
             others.append(f"{option}={word}")
-    return [name, *configs, *others]
+    return [name, *_locate_in_options([*configs, *others])]
+
+
+def _locate_in_options(words: list[str]) -> list[str]:
+    """Replace the names of shipped configs with their paths."""
+    located: list[str] = []
+    for before, word in pairwise(["", *words]):
+        option, equals, value = word.partition("=")
+        if before in _TAKE_CONFIGS:
+            word = locate_configs(word)
+        elif equals and option in _TAKE_CONFIGS:
+            word = f"{option}={locate_configs(value)}"
+        located.append(word)
+    return located
 
 
 def option_values(words: Sequence[str], *options: str) -> list[str]:

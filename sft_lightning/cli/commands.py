@@ -158,6 +158,13 @@ COMMANDS = {
         "sft_lightning.cli.reproduce:repeat",
         words={"RUN": "run"},
     ),
+    "configs": Command(
+        "shell",
+        "Lists the configs that come with the package, or copies one to edit.",
+        ("configs", "configs copy quickstart/fine_tune.yaml --to my_training.yaml"),
+        "sft_lightning.cli.shipped_configs:configs",
+        words={"ACTION": "action", "NAME": "name"},
+    ),
     "completion": Command(
         "shell",
         "Prints a script that completes commands, options and files at the TAB key.",

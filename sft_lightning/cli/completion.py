@@ -14,6 +14,7 @@ from sft_lightning.cli.commands import COMMANDS
 from sft_lightning.cli.dispatch import run_command
 from sft_lightning.cli.lightning_cli import run
 from sft_lightning.cli.registry import OURS, describe_settings
+from sft_lightning.cli.shipped_configs import list_shipped
 from sft_lightning.utils.errors import InputError
 
 # Last parts of options whose value is a file or folder.
@@ -64,6 +65,7 @@ def make_completion(shell: Literal["bash", "zsh"]) -> str:
     root.add_argument("--version", action="store_true", help="Print the version.")
     commands = root.add_subparsers()
     fit = describe_settings()
+    choices_of_words = {"SHELL": ("bash", "zsh"), "ACTION": ("list", "copy"), "NAME": list_shipped()}
     for name, command in COMMANDS.items():
         parser = commands.add_parser(name, help=command.does)
         options = list(_iterate_options(name))
@@ -72,7 +74,7 @@ def make_completion(shell: Literal["bash", "zsh"]) -> str:
             added = parser.add_argument(option, help=" ".join(told.replace("%", "").split()), choices=choices or None)
             _set_completion(added, option.strip("-+").rpartition(".")[2], shtab.FILE)
         for what, option in command.words.items():
-            word = parser.add_argument(what, nargs="?", choices=("bash", "zsh") if what == "SHELL" else None)
+            word = parser.add_argument(what, nargs="?", choices=choices_of_words.get(what))
             _set_completion(word, option.rpartition(".")[2], shtab.FILE)
     script: str = shtab.complete(root, shell)
     return script + _EQUALS if shell == "bash" else script

@@ -15,6 +15,7 @@ from typing import Any
 from sft_lightning.cli.argv import add_run_config, option_values
 from sft_lightning.cli.commands import COMMANDS, explain_missing, explain_unknown_option
 from sft_lightning.cli.error_messages import NO_MODEL_OR_DATA, explain_missing_setting, explain_unknown_setting
+from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.runs.paths import find_run_checkpoint, get_run_folder
 from sft_lightning.utils.errors import InputError, find_nearest
 from sft_lightning.utils.yaml_files import read_yaml
@@ -104,7 +105,7 @@ def _read_nested(value: Any, path: Path, read: set[Path]) -> None:
         for one in value.values() if isinstance(value, dict) else value:
             _read_nested(one, path, read)
     elif isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        for inner in (path.parent / value, Path(value)):
+        for inner in (path.parent / value, Path(locate_configs(value))):
             if inner.is_file() and inner.resolve() not in read:
                 read.add(inner.resolve())
                 _read_nested(read_yaml(inner), inner, read)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_lightning.cli.commands import COMMANDS, explain_missing, explain_unknown_option
+from sft_lightning.cli.shipped_configs import suggest_shipped
 from sft_lightning.utils.errors import did_you_mean, find_nearest
 
 _KEY = re.compile(r"(?:Parser key|Key) \"([\w.]+)\"")
@@ -93,7 +94,8 @@ def explain_missing_setting(path: str, key: str = "") -> str:
     shown = Path(os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path)
     place = next(p for p in (shown, *shown.parents) if p.parent.exists())  # the first part that is not there
     others = [str(p) for p in place.parent.iterdir() if p.is_dir() or place != shown or p.suffix == shown.suffix]
-    return f"{key} {str(shown)!r} does not exist{did_you_mean(str(place), others)}: check the path".lstrip()
+    hint = did_you_mean(str(place), others) or suggest_shipped(str(shown))
+    return f"{key} {str(shown)!r} does not exist{hint}: check the path".lstrip()
 
 
 def _find_class_names(message: str) -> list[str]:

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from sft_lightning.cli.error_messages import condense_error
+from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.yaml_files import check_text
 
@@ -16,7 +17,7 @@ _load_yaml = get_loader("yaml")
 
 def _load_strictly(text: str) -> Any:
     check_text(text)
-    return _load_yaml(text)
+    return locate_configs(_load_yaml(text))  # jsonargparse reads a config in its folder, where its relative paths begin
 
 
 # Also for values and for configs that configs name: jsonargparse takes a repeated key silently.

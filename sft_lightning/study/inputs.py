@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from sft_lightning import ImageDataModule
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.data.digests import digest_file, digest_folder
 from sft_lightning.data.source import Examples
 from sft_lightning.data.sources import open_unlabeled
@@ -193,7 +194,8 @@ def _read_nested(path: Path) -> list[Any]:
     def read(value: Any, folder: Path) -> Iterator[Any]:
         for name, one in _iterate_leaves(value):
             yield name, one
-            inner = folder / one if isinstance(one, str) and one.endswith((".yaml", ".yml")) else None
+            is_config = isinstance(one, str) and one.endswith((".yaml", ".yml"))
+            inner = folder / locate_configs(one, folder) if is_config else None
             if inner is not None and inner.is_file() and inner.resolve() not in seen:
                 seen.add(inner.resolve())
                 yield from read(read_yaml(inner), inner.parent)

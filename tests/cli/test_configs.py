@@ -171,4 +171,6 @@ def test_every_strategy_has_a_config(name: str) -> None:
 def test_config_opens_with_its_header(config: Path) -> None:
     comment = "".join(line for line in config.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert all(word in comment for word in HEADER)
+    title = comment.partition("\n")[0]  # which `sft-lightning configs` lists
+    assert re.fullmatch(r"# [A-Z].{20,76}[.?]", title)
     assert f"configs/{config.parent.name}/{config.name}" in comment
