@@ -68,6 +68,9 @@ def _run(words: list[str]) -> None:
 
         words = normalize_argv(words)
         check_early(words)
+        if COMMANDS[name].needs_torch and "torch" not in sys.modules and sys.stderr.isatty():
+            sys.stderr.write(f"sft-lightning {name}: importing PyTorch ...\n")  # which takes seconds
+            sys.stderr.flush()
     if COMMANDS[name].function:
         from sft_lightning.cli.dispatch import run_command
 

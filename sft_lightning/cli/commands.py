@@ -28,6 +28,7 @@ class Command(NamedTuple):
         words: Options that may stand without their names, by what the help calls them, in order.
         beside: Names of the files that are written beside the one that is returned, with `{stem}` for its name without
             `.safetensors`.
+        needs_torch: Whether it imports torch, which takes seconds.
     """
 
     group: str
@@ -37,6 +38,7 @@ class Command(NamedTuple):
     takes_fit: bool = False
     words: dict[str, str] = {}  # noqa: RUF012 - never changed
     beside: tuple[str, ...] = ()
+    needs_torch: bool = True
 
 
 COMMANDS = {
@@ -150,6 +152,7 @@ COMMANDS = {
         (f"lineage {RUN}",),
         "sft_lightning.runs.lineage:show_lineage",
         words={"RUN": "run"},
+        needs_torch=False,
     ),
     "repeat": Command(
         "afterwards",
@@ -164,6 +167,7 @@ COMMANDS = {
         ("configs", "configs copy quickstart/fine_tune.yaml --to my_training.yaml"),
         "sft_lightning.cli.shipped_configs:configs",
         words={"ACTION": "action", "NAME": "name"},
+        needs_torch=False,
     ),
     "completion": Command(
         "shell",

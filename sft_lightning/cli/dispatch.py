@@ -22,9 +22,6 @@ def run_command(words: Sequence[str]) -> None:
         InputError: The input is wrong.
     """
     name, *rest = words
-    if COMMANDS[name].takes_fit and "torch" not in sys.modules:
-        sys.stderr.write(f"sft-lightning {name}: importing PyTorch ...\n")  # which takes seconds
-        sys.stderr.flush()
     module, _, attribute = COMMANDS[name].function.partition(":")
     # Imported first: what Lightning sets up when it is imported stays, and is no change of the command.
     function = getattr(importlib.import_module(module), attribute)

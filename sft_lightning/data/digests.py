@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sft_lightning.utils.progress_lines import Progress
+from sft_lightning.utils.progress_lines import LoggedProgress
 
 STORE = Path("lightning_logs") / "digests.sqlite"
 _TABLE = "create table if not exists files (path blob primary key, state text, digest blob) without rowid"
@@ -39,7 +39,7 @@ def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
     missing = [i for i, digest in enumerate(digests) if digest is None and states[i]]
     chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
     fresh: list[tuple[bytes, str, bytes]] = []
-    with ThreadPoolExecutor(8) as threads, Progress(len(missing), "Digests of files", "file") as bar:
+    with ThreadPoolExecutor(8) as threads, LoggedProgress(len(missing), "Digests of files", "file") as bar:
         for chunk, found in zip(chunks, threads.map(lambda own: [_digest(keys[i]) for i in own], chunks), strict=True):
             bar.update(len(chunk))
             for i, digest in zip(chunk, found, strict=True):

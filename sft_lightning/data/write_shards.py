@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, stored_ranges
 from sft_lightning.utils.atomic import open_atomic_folder, write_json
 from sft_lightning.utils.errors import InputError, check_min
+from sft_lightning.utils.progress_lines import track
 
 _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
 _QUALITY = 95  # of JPEG
@@ -107,7 +107,7 @@ class _Part:
         with ExitStack() as stack:
             names = ("labels", "sizes", "hashes")
             labels, sizes, hashes = (stack.enter_context((self.folder / f"{n}.bin").open("wb")) for n in names)
-            for k in Tqdm(order.tolist(), self.folder.name, disable=None):  # a bar on a terminal only
+            for k in track(order.tolist(), self.folder.name, "image"):
                 index = int(indices[k])
                 try:
                     content = stored(part.images, index, self.image_size, self.ranges)

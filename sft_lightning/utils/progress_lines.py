@@ -1,15 +1,17 @@
 """Progress of long work: a bar on a terminal, and now and then a line in the log where there is none."""
 
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 
+T = TypeVar("T")
 _SECONDS = 10.0  # between two lines
 
 
-class Progress(Tqdm):
+class LoggedProgress(Tqdm):
     """A bar that appears after a second, or lines every ten seconds where standard error is no terminal."""
 
     def __init__(self, total: int, desc: str, unit: str) -> None:
@@ -36,3 +38,17 @@ class Progress(Tqdm):
             self._next_line = time.monotonic() + _SECONDS
         shown: bool | None = super().update(n)
         return shown
+
+
+def track(items: Sequence[T], desc: str, unit: str) -> Iterator[T]:
+    """Yield items, and count each as done when the next one is asked for.
+
+    Args:
+        items: Things to work on.
+        desc: Name of the work.
+        unit: Name of one thing.
+    """
+    with LoggedProgress(len(items), desc, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

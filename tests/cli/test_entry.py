@@ -12,8 +12,6 @@ import pytest
 from sft_lightning import __version__
 from sft_lightning.__main__ import main
 from sft_lightning.cli.commands import COMMANDS, RUN
-from sft_lightning.cli.completion import _iterate_options
-from sft_lightning.cli.early_checks import _meant, known
 from sft_lightning.runs import lineage
 from sft_lightning.utils.errors import IssuesFound
 from tests.conftest import CONFIGS
@@ -29,7 +27,7 @@ TINY = {
     "study": None,
     "degree": None,
 }
-# It looks at 12,000 pictures; `tests/preflight` has audits of fewer.
+# It reads 12,000 images; `tests/audit` has audits of fewer.
 LONG = {"audit --config configs/quickstart/fine_tune.yaml"}
 
 EARLY = {
@@ -44,16 +42,9 @@ EARLY = {
     "test": "test needs RUN: give sft-lightning test RUN [options]",
     "export": "export needs RUN: give sft-lightning export RUN [options]",
     "fit a.yaml": "'a.yaml' stands alone: give it as --config a.yaml",
-    "fit --confg a.yaml": "there is no option --confg (did you mean --config?); 'sft-lightning fit --help' lists all",
-    "fit --trainer.max_epoch=3": "no option --trainer.max_epoch (did you mean --trainer.max_epochs?)",
-    "fit --trainer.callback+=EarlyStopping": "no option --trainer.callback (did you mean --trainer.callbacks?)",
-    "study --budget 3": "there is no option --budget (did you mean --budgets?); 'sft-lightning study --help'",
-    "degree --run_nam x": "there is no option --run_nam (did you mean --run_name?)",
     "fit --config rigt.yaml": "'rigt.yaml' does not exist (did you mean 'right.yaml'?): check the path",
     "fit -c=gone/b.yaml": "'gone/b.yaml' does not exist: check the path",
     "fit --config right.yaml --config torn.yaml": "config 'torn.yaml': a YAML file cannot be read (line 3)",
-    "fit --config modle.yaml": "there is no option 'modle' (did you mean 'model'?); 'sft-lightning fit --help'",
-    "fit --config epoch.yaml": "Trainer has no option 'max_epoch' (did you mean 'max_epochs'?)",
     "test gone": "ckpt_path 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
     "predict gone images/": "ckpt_path 'gone' is no checkpoint and no run with checkpoints/last.ckpt",
     "fit --ckpt_path last --run_name gone": "ckpt_path is 'last', but no run in 'lightning_logs/gone' has a checkpoint",
@@ -80,8 +71,6 @@ for words in sys.argv[1:]:
 def test_help_and_mistakes_import_no_torch(tmp_path: Path) -> None:
     (tmp_path / "right.yaml").write_text("model: {}")
     (tmp_path / "torn.yaml").write_text("model:\n  a: 1\n b: 2")
-    (tmp_path / "modle.yaml").write_text("modle: {}")
-    (tmp_path / "epoch.yaml").write_text("trainer: {max_epoch: 3}")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "fit.yaml").touch()
     (tmp_path / "run" / "lineage.json").write_text('[{"run": "run", "model": "model"}]')
@@ -91,20 +80,6 @@ def test_help_and_mistakes_import_no_torch(tmp_path: Path) -> None:
     for (words, expected), said in zip(EARLY.items(), told, strict=True):
         assert expected in said
         assert said.splitlines()[-1] == f"[] {0 if words in RIGHT else 2}", words
-
-
-def test_what_is_refused_early_is_no_option_of_any_command() -> None:
-    for name, command in COMMANDS.items():
-        real = {option.lstrip("-").rstrip("+") for option, _, _ in _iterate_options(name)}
-        options = known(name)
-        assert {*options} - real <= {"help"}
-        assert not [option for option in real if _meant(option, options)]
-        if not command.takes_fit or not command.function:  # all that it has, but for what stands below a setting
-            assert {option for option in real if not option.endswith(".help") and "init_args" not in option} <= {
-                *options,
-                "print_config",
-                "print_shtab",
-            }
 
 
 def test_help_names_every_command_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,10 @@ def said(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         # options
         (f"{FIT}--trainer.max_epoch 3", "no option --trainer.max_epoch (did you mean --trainer.max_epochs?)"),
         (f"{FIT}--trainer.max_epoch=3", "no option --trainer.max_epoch (did you mean --trainer.max_epochs?)"),
+        (
+            f"{FIT}--trainer.callback+=EarlyStopping",
+            "no option --trainer.callback+ (did you mean --trainer.callbacks?)",
+        ),
         (f"{FIT}--ckpt_pth x", "no option --ckpt_pth (did you mean --ckpt_path?); 'sft-lightning fit --help' lists"),
         (f"{FIT}--run_nam x", "(did you mean --run_name?)"),
         (f"{FIT}--num_labels 3", "no option --num_labels (did you mean --data.init_args.num_labels?)"),

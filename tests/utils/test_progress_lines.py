@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sft_lightning.__main__ import main
 from sft_lightning.cli.commands import COMMANDS
-from sft_lightning.cli.dispatch import run_command
 from sft_lightning.data.digests import digest_files
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
@@ -41,18 +41,35 @@ def test_every_stage_writes_lines_where_there_is_no_terminal(
     assert caplog.messages[4:] == ["Digests of files: 2 of 3 ..."]
 
 
+def test_track_counts_an_item_when_its_work_is_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress_lines, "_SECONDS", 0.0)
+    lines = [list(caplog.messages) for _ in progress_lines.track(["a", "b", "c"], "Work", "letter")]
+    assert lines == [[], ["Work: 1 of 3 ..."], ["Work: 1 of 3 ...", "Work: 2 of 3 ..."]]
+
+
 def describe(words: list[str]) -> str:
     assert words == ["--data", "x.yaml"]
     return "done"
 
 
-def test_a_command_says_that_it_imports_before_it_does(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_command_announces_its_import_on_a_terminal(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    stub = COMMANDS["audit"]._replace(function=f"{__name__}:describe")
-    monkeypatch.setitem(COMMANDS, "audit", stub)
-    run_command(["audit", "--data", "x.yaml"])
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").touch()
+    monkeypatch.setitem(COMMANDS, "audit", COMMANDS["audit"]._replace(function=f"{__name__}:describe"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert main(["audit", "--data", "x.yaml"]) == 0
     assert capsys.readouterr() == ("done\n", "")
     monkeypatch.delitem(sys.modules, "torch")
-    run_command(["audit", "--data", "x.yaml"])
-    assert capsys.readouterr() == ("done\n", "sft-lightning audit: importing PyTorch ...\n")
+    assert main(["audit", "--data", "x.yaml"]) == 0
+    expected = "sft-lightning audit: importing PyTorch ...\n" if is_terminal else ""
+    assert capsys.readouterr() == ("done\n", expected)
+
+
+@pytest.mark.parametrize("name", ["fit", "test", "report"])
+def test_every_command_that_imports_torch_says_so(name: str) -> None:
+    assert COMMANDS[name].needs_torch

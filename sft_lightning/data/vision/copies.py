@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from sft_lightning.data.source import Examples
 from sft_lightning.data.vision.image_stats import Look, Pixels, find_contents
 from sft_lightning.data.vision.near_duplicates import CHUNK, FIELD, FLAT, WHOLE, coefficients, differences
-from sft_lightning.utils.progress_lines import Progress
+from sft_lightning.utils.progress_lines import LoggedProgress
 
 _NEAREST = 32  # near copies of each image that are linked directly; larger sets are joined through these
 
@@ -113,7 +113,7 @@ def _near(images: dict[int, Pixels]) -> Edges:
     tree = cKDTree(np.concatenate([coefficients(pixels[chunk]) for chunk in chunks]))
     edges = [np.zeros((0, 2), np.int64)]
     sets = np.arange(len(pixels))
-    with Progress(len(pixels), "Copies", "image") as bar:
+    with LoggedProgress(len(pixels), "Copies", "image") as bar:
         for chunk in chunks:
             for queries in (pixels[chunk], pixels[chunk][:, :, ::-1]):
                 _, nearest = tree.query(

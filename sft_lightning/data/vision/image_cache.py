@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from PIL import features
@@ -41,6 +40,7 @@ from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, cut
 from sft_lightning.utils.atomic import hold_lock, write_json
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.progress_lines import LoggedProgress
 
 _ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the file's picture; 0: not stored
 _SYNC = 60.0  # seconds of work that a killed builder may lose
@@ -248,7 +248,7 @@ class ImageCache:
             collate_fn=list,
             generator=torch.Generator(),  # workers need no random numbers, and their seed would move the global state
         )
-        bar = Tqdm(total=len(missing), desc="Decoding", unit="file", disable=None, leave=False)
+        bar = LoggedProgress(len(missing), "Decoding", "file")
         done: list[tuple[int, _Found]] = []
         with self._pixels_path.open("r+b", buffering=0) as pixels, bar:
 

@@ -19,7 +19,7 @@ from PIL import Image
 from sft_lightning.data.vision.file_checks import UNREADABLE, check_file, reason, show_path
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import hold_lock
-from sft_lightning.utils.progress_lines import Progress
+from sft_lightning.utils.progress_lines import LoggedProgress
 
 LARGE = 2**25  # pixels; larger images are converted in strips, and one at a time on a machine
 LONG = 1.5  # longer side by shorter side, from which on a central square loses more than a third of the area
@@ -267,7 +267,7 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
         return facts
 
     found, unreadable = FileFacts(), {}
-    with ThreadPoolExecutor(max_workers=8) as pool, Progress(len(paths), "Checking files", "file") as bar:
+    with ThreadPoolExecutor(max_workers=8) as pool, LoggedProgress(len(paths), "Checking files", "file") as bar:
         for position, facts in enumerate(pool.map(look, paths)):
             bar.update()
             if isinstance(facts, str):

@@ -22,7 +22,7 @@ from sft_lightning.data.vision.file_checks import reason
 from sft_lightning.data.vision.image_files import open_image_file
 from sft_lightning.data.vision.images import EncodedImages, Geometry, Images, MemoryImages
 from sft_lightning.utils.cpu import count_cores
-from sft_lightning.utils.progress_lines import Progress
+from sft_lightning.utils.progress_lines import LoggedProgress
 
 SIDE = 32  # of the small picture
 Pixels = NDArray[np.uint8]
@@ -141,7 +141,7 @@ def compute_image_stats(name: str, split: Split, geometry: Geometry) -> ImageSta
             return reason(error)
 
     found: list[Look | str] = []
-    bar = Progress(len(split), f"Images ({name})", "image")
+    bar = LoggedProgress(len(split), f"Images ({name})", "image")
     with _silent(), ThreadPoolExecutor(count_cores()) as pool, bar:
         for first in range(0, len(split), _BATCH):  # the pool would make a task of each at once
             for one in pool.map(look, split.indices[first : first + _BATCH]):
@@ -200,7 +200,7 @@ def find_contents(looks: Sequence[Look | str]) -> list[object]:
     """
     counts = Counter(look.key for look in looks if isinstance(look, Look))
     alike = [look for look in looks if isinstance(look, Look) and counts[look.key] > 1 and look.digest is None]
-    bar = Progress(len(alike), "Comparing pixels", "image")
+    bar = LoggedProgress(len(alike), "Comparing pixels", "image")
     with _silent(), ThreadPoolExecutor(count_cores()) as pool, bar:
         for first in range(0, len(alike), _BATCH):
             some = alike[first : first + _BATCH]

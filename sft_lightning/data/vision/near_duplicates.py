@@ -22,7 +22,7 @@ from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
 from sft_lightning.data.vision.image_stats import SIDE, ImageStats, Pixels, find_contents, small
-from sft_lightning.utils.progress_lines import Progress
+from sft_lightning.utils.progress_lines import LoggedProgress
 
 WHOLE, FIELD = 0.15, 0.25
 _COEFFICIENTS, _NEAREST, _FIELDS = 32, 8, 8
@@ -109,7 +109,7 @@ def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, 
     tree = cKDTree(b.coefficients[offered])
     pieces = []
     desc = f"Near-duplicates ({a.seen.name}, {b.seen.name})"
-    with Progress(len(asked), desc, "image") as bar:
+    with LoggedProgress(len(asked), desc, "image") as bar:
         for k in range(0, len(asked), CHUNK):
             some = a.coefficients[asked[k : k + CHUNK]]
             pieces.append(tree.query(some, range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1)[1])
