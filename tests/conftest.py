@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sft_lightning.__main__ import main
 from sft_lightning.data.sources import SAMPLE
 from sft_lightning.data.vision.torchvision_sources import read_idx
 
@@ -29,6 +30,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def cli_error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must refuse its input, and return the one sentence that it prints: cli_error("fit", ...)."""
+
+    def results() -> set[Path]:
+        return {path for name in ("*.ckpt", "predictions.csv*") for path in Path().glob(f"lightning_logs/**/{name}")}
+
+    def run(*argv: str) -> str:
+        capsys.readouterr()
+        before = results()
+        assert main(argv) == 2, argv
+        captured = capsys.readouterr()
+        sentences = [line for line in captured.err.splitlines() if line.startswith("sft-lightning: ")]
+        assert len(sentences) == 1, captured.err
+        assert results() == before
+        return sentences[0].removeprefix("sft-lightning: ")
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,14 @@ SEMI_SUPERVISED = CONFIGS / "semi_supervised"
 AUTOENCODER = str(CONFIGS / "quickstart" / "autoencoder.yaml")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *args: str, config: str = FINE_TUNE) -> str:
-    """The one sentence on stderr, after checking that it is one and that nothing was trained."""
-    assert main(["fit", "--config", config, *args]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft-lightning: ")]
-    assert len(lines) == 1
-    assert not list(Path().glob("lightning_logs/**/checkpoints"))
-    return lines[0]
+@pytest.fixture
+def fit_error(cli_error: Callable[..., str]) -> Callable[..., str]:
+    """Run `fit` on input that it must refuse, and return the sentence that it prints."""
+
+    def run(*argv: str, config: str = FINE_TUNE) -> str:
+        return cli_error("fit", "--config", config, *argv)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -70,11 +71,11 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, config: str = FINE_T
         (["--data.init_args.split_file", "gone.csv"], "split_file 'gone.csv' is no readable split"),
     ],
 )
-def test_one_sentence(args: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert expected in refused(capsys, *args)
+def test_one_sentence(args: list[str], expected: str, workdir: Path, fit_error: Callable[..., str]) -> None:
+    assert expected in fit_error(*args)
 
 
-def test_unknown_keys_of_a_file_are_refused_by_name(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_keys_of_a_file_are_refused_by_name(workdir: Path, fit_error: Callable[..., str]) -> None:
     text = Path(FINE_TUNE).read_text()
     for old, new, expected in (
         ("backbone: mlp", "bakbone: mlp", "FineTuneClassifier has no option 'bakbone' (did you mean 'backbone'"),
@@ -84,11 +85,11 @@ def test_unknown_keys_of_a_file_are_refused_by_name(workdir: Path, capsys: pytes
         ("run_name", "runname", "no option 'runname'"),
     ):
         Path("bad.yaml").write_text(text.replace(old, new, 1) if old != "run_name" else text.replace("run_name", new))
-        assert expected in refused(capsys, config="bad.yaml")
+        assert expected in fit_error(config="bad.yaml")
 
 
-def test_no_unlabeled_images_where_they_are_needed(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "gives no unlabeled image" in refused(capsys, "--data.init_args.num_labels", "null", config=AUTOENCODER)
+def test_no_unlabeled_images_where_they_are_needed(workdir: Path, fit_error: Callable[..., str]) -> None:
+    assert "gives no unlabeled image" in fit_error("--data.init_args.num_labels", "null", config=AUTOENCODER)
 
 
 @pytest.mark.parametrize(
@@ -117,17 +118,17 @@ def test_no_unlabeled_images_where_they_are_needed(workdir: Path, capsys: pytest
         (["--data.init_args.strong_view", "{operations: 0, cutout: 0.0}"], "strong_view changes nothing"),
     ],
 )
-def test_semi_supervised(args: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_semi_supervised(args: list[str], expected: str, workdir: Path, fit_error: Callable[..., str]) -> None:
     fixmatch = ["--config", str(SEMI_SUPERVISED / "fixmatch.yaml")]
-    assert expected in refused(capsys, *fixmatch, *args, config=str(SEMI_SUPERVISED / "shared.yaml"))
+    assert expected in fit_error(*fixmatch, *args, config=str(SEMI_SUPERVISED / "shared.yaml"))
 
 
-def test_a_strategy_without_the_shared_config(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "give the config that does as the first" in refused(capsys, config=str(SEMI_SUPERVISED / "fixmatch.yaml"))
+def test_a_strategy_without_the_shared_config(workdir: Path, fit_error: Callable[..., str]) -> None:
+    assert "give the config that does as the first" in fit_error(config=str(SEMI_SUPERVISED / "fixmatch.yaml"))
 
 
 def test_an_unlabeled_source_of_another_size_or_channels(
-    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workdir: Path, fit_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(svhn, "check_integrity", lambda path, md5: Path(path).is_file())  # fakes have other checksums
     Path("root", "MNIST", "raw").mkdir(parents=True)
@@ -142,30 +143,28 @@ def test_an_unlabeled_source_of_another_size_or_channels(
     for name, shape in (("MNIST", "(1, 6, 6)"), ("SVHN", "(3, 32, 32)")):
         words = ["--config", str(SEMI_SUPERVISED / "fixmatch.yaml"), "--data.init_args.root=root"]
         words += [f"--data.init_args.unlabeled_source={name}"]
-        said = refused(capsys, *words, config=str(SEMI_SUPERVISED / "shared.yaml"))
+        said = fit_error(*words, config=str(SEMI_SUPERVISED / "shared.yaml"))
         assert f"unlabeled_source {name!r} has pictures of shape {shape}, source 'sample' of (1, 28, 28)" in said
         assert "set image_size and channels" in said
 
 
-def test_weights_that_fit_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_fit_nothing(workdir: Path, fit_error: Callable[..., str]) -> None:
     save_file({"a.weight": torch.zeros(3)}, "other.safetensors")
-    assert "fit nothing" in refused(capsys, "--model.init_args.weights", "other.safetensors")
+    assert "fit nothing" in fit_error("--model.init_args.weights", "other.safetensors")
 
 
-def test_folders(workdir: Path, capsys: pytest.CaptureFixture[str], write_folder: Callable[..., Path]) -> None:
+def test_folders(workdir: Path, fit_error: Callable[..., str], write_folder: Callable[..., Path]) -> None:
     Path("empty").mkdir()
-    assert "folder 'empty' holds no image" in refused(capsys, "--data.init_args.source", "empty")
+    assert "folder 'empty' holds no image" in fit_error("--data.init_args.source", "empty")
     folder = write_folder(Path("images"), {"train": 4, "val": 2})
     (folder / "train" / "class_9").mkdir()
-    assert "class folder 'images/train/class_9' holds no image" in refused(capsys, "--data.init_args.source", "images")
+    assert "class folder 'images/train/class_9' holds no image" in fit_error("--data.init_args.source", "images")
     (folder / "train" / "class_9").rmdir()
     (folder / "val" / "class_1").rename(folder / "val" / "klass_1")
-    assert "class 'klass_1' in 'images/val' does not exist" in refused(capsys, "--data.init_args.source", "images")
+    assert "class 'klass_1' in 'images/val' does not exist" in fit_error("--data.init_args.source", "images")
 
 
-def test_unreadable_images(
-    workdir: Path, capsys: pytest.CaptureFixture[str], write_folder: Callable[..., Path]
-) -> None:
+def test_unreadable_images(workdir: Path, fit_error: Callable[..., str], write_folder: Callable[..., Path]) -> None:
     folder = write_folder(Path("images"), {"train": 6, "test": 2})
     bad = min((folder / "train" / "class_0").iterdir())
     for content, reason in (
@@ -174,7 +173,7 @@ def test_unreadable_images(
         (b"x" * 99, "no picture"),
     ):
         bad.write_bytes(content)
-        said = refused(capsys, "--data.init_args.source", "images", "--data.init_args.num_labels", "null")
+        said = fit_error("--data.init_args.source", "images", "--data.init_args.num_labels", "null")
         assert str(bad) in said
         assert reason in said
         assert "on_bad_image: skip" in said
@@ -189,11 +188,11 @@ def test_unreadable_images(
         (["path,label"], "has no line below its header"),
     ],
 )
-def test_manifests(lines: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_manifests(lines: list[str], expected: str, workdir: Path, fit_error: Callable[..., str]) -> None:
     for name in ("a.png", "b.png"):
         Image.new("L", (8, 8)).save(name)
     Path("images.csv").write_text("\n".join(lines) + "\n")
-    assert expected in refused(capsys, "--data.init_args.source", "images.csv")
+    assert expected in fit_error("--data.init_args.source", "images.csv")
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
@@ -221,18 +220,16 @@ def test_checkpoints_that_are_damaged_or_of_another_model(
     assert said.startswith(f"sft-lightning: ckpt_path {str(last)!r} ")
 
 
-def test_clipping_with_mixed_precision_names_the_fused_optimizer(
-    workdir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clipping_with_mixed_precision_names_the_fused_optimizer(workdir: Path, fit_error: Callable[..., str]) -> None:
     flags = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"]
-    assert "set fused: false" in refused(capsys, *flags)
+    assert "set fused: false" in fit_error(*flags)
 
 
-def test_a_cyclic_schedule_would_undo_the_slower_backbone(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cyclic_schedule_would_undo_the_slower_backbone(workdir: Path, fit_error: Callable[..., str]) -> None:
     schedule = ["--model.init_args.lr_scheduler", "torch.optim.lr_scheduler.OneCycleLR"]
     schedule += ["--model.init_args.lr_scheduler.init_args.max_lr", "0.01"]
     schedule += ["--model.init_args.lr_scheduler.init_args.total_steps", "10"]
-    assert "cannot keep a slower backbone" in refused(capsys, *schedule, "--model.init_args.backbone_lr_scale", "0.1")
+    assert "cannot keep a slower backbone" in fit_error(*schedule, "--model.init_args.backbone_lr_scale", "0.1")
 
 
 def test_predict_without_a_picture(workdir: Path, write_folder: Callable[..., Path]) -> None:
@@ -258,9 +255,9 @@ def test_predict_without_a_picture(workdir: Path, write_folder: Callable[..., Pa
         ("run_name: a", "no model or no data"),
     ],
 )
-def test_configs_that_are_none(text: str, expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configs_that_are_none(text: str, expected: str, workdir: Path, fit_error: Callable[..., str]) -> None:
     Path("my.yaml").write_text(text)
-    assert expected in refused(capsys, config="my.yaml")
+    assert expected in fit_error(config="my.yaml")
 
 
 def test_resuming_with_fewer_epochs_than_were_done(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +267,7 @@ def test_resuming_with_fewer_epochs_than_were_done(workdir: Path, capsys: pytest
     assert "max_epochs=1" in capsys.readouterr().err
 
 
-def test_null_in_a_class_of_the_user(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_null_in_a_class_of_the_user(workdir: Path, fit_error: Callable[..., str]) -> None:
     Path("of_the_user.py").write_text(
         "from __future__ import annotations\n"
         "from typing import TYPE_CHECKING\n"
@@ -286,7 +283,7 @@ def test_null_in_a_class_of_the_user(workdir: Path, capsys: pytest.CaptureFixtur
     )
     for cls in ("Typed", "Unknown"):
         words = [f"--model.class_path=of_the_user.{cls}", "--trainer.fast_dev_run=1"]
-        assert "model.scale is null" in refused(capsys, *words, "--model.init_args.scale=null")
-        assert "model.weights is null" in refused(capsys, *words, "--model.init_args.weights=null")
+        assert "model.scale is null" in fit_error(*words, "--model.init_args.scale=null")
+        assert "model.weights is null" in fit_error(*words, "--model.init_args.weights=null")
     taken = ["--model.init_args.more=null", "--model.init_args.thing=null", "--model.init_args.untyped=null"]
     assert main(["fit", "--config", FINE_TUNE, *words, *taken]) == 0

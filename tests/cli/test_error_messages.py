@@ -2,11 +2,11 @@
 
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sft_lightning.__main__ import main
 from tests.conftest import CONFIGS
 
 FIT = "fit --config configs/quickstart/fine_tune.yaml "
@@ -30,17 +30,6 @@ methods:
 def checkout(workdir: Path) -> Path:
     shutil.copytree(CONFIGS, "configs")
     return workdir
-
-
-def said(words: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence on stderr; nothing was trained and nothing printed."""
-    assert main(shlex.split(words)) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    lines = [line for line in told.err.splitlines() if line.startswith("sft-lightning: ")]
-    assert len(lines) == 1
-    assert not list(Path().glob("lightning_logs/**/checkpoints"))
-    return lines[0].removeprefix("sft-lightning: ")
 
 
 @pytest.mark.parametrize(
@@ -139,10 +128,10 @@ def said(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         (f"{FIT}--data configs/data/sample_100_label.yaml", "(did you mean 'configs/data/sample_100_labels.yaml'?)"),
     ],
 )
-def test_words(words: str, expected: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words(words: str, expected: str, checkout: Path, cli_error: Callable[..., str]) -> None:
     Path("study.yaml").write_text(STUDY_YAML)
     Path("x").touch()  # stands for a checkpoint
-    assert expected in said(words, capsys)
+    assert expected in cli_error(*shlex.split(words))
 
 
 @pytest.mark.parametrize(
@@ -169,13 +158,11 @@ def test_words(words: str, expected: str, checkout: Path, capsys: pytest.Capture
         ),
     ],
 )
-def test_keys_of_a_config(
-    old: str, new: str, expected: str, checkout: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_keys_of_a_config(old: str, new: str, expected: str, checkout: Path, cli_error: Callable[..., str]) -> None:
     text = Path("configs/quickstart/fine_tune.yaml").read_text()
     assert old in text
     Path("my.yaml").write_text(text.replace(old, new, 1))
-    assert expected in said("fit --config my.yaml", capsys)
+    assert expected in cli_error("fit", "--config", "my.yaml")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +187,7 @@ def test_keys_of_a_config(
         ),
     ],
 )
-def test_keys_of_a_study(old: str, new: str, expected: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_a_study(old: str, new: str, expected: str, checkout: Path, cli_error: Callable[..., str]) -> None:
     assert old in STUDY_YAML
     Path("study.yaml").write_text(STUDY_YAML.replace(old, new, 1))
-    assert expected in said("study --config study.yaml", capsys)
+    assert expected in cli_error("study", "--config", "study.yaml")

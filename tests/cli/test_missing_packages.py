@@ -1,5 +1,6 @@
 """A callback of Lightning that needs a package says so in one sentence."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,16 +9,16 @@ from lightning_utilities.core.imports import RequirementCache
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.utils.errors import InputError
-from tests.cli.test_bad_input import refused
+from tests.cli.test_bad_input import FINE_TUNE
 from tests.paradigms.helpers import SHAPE
 
 
 def test_device_stats_without_psutil(
-    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workdir: Path, cli_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_stats_monitor, "_PSUTIL_AVAILABLE", RequirementCache("psutil_that_is_not_there"))
     words = ["--trainer.accelerator=cpu", "--trainer.callbacks+=lightning.pytorch.callbacks.DeviceStatsMonitor"]
-    said = refused(capsys, *words)
+    said = cli_error("fit", "--config", FINE_TUNE, *words)
     assert "`DeviceStatsMonitor` cannot log CPU stats as `psutil` is not installed" in said
     assert "pip install" in said
 

@@ -25,7 +25,8 @@ from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import select_evaluated_weights
 from sft_lightning.paradigms.feature_cache import FOLDER
 from sft_lightning.runs.trained_network import load_trained_network
-from tests.paradigms.helpers import ROOT, SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
+from tests.conftest import CONFIGS
+from tests.paradigms.helpers import SHAPE, Recorder, classifier, cli, moved, sample, state, trainer
 
 RESNET = "timm/resnet10t"
 X = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -336,21 +337,17 @@ def test_a_run_is_tested_and_predicts(workdir: Path) -> None:
         ),
     ],
 )
-def test_bad_settings(workdir: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
-    refused(capsys, words, expected)
-
-
-def refused(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
-    config = str(ROOT / "configs" / "quickstart" / "fine_tune.yaml")
-    assert main(["fit", "--config", config, "--trainer.accelerator=cpu", "--run_name=bad", *words]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft-lightning: ")]
-    assert said == [f"sft-lightning: {expected}"]
+def test_bad_settings(workdir: Path, cli_error: Callable[..., str], words: list[str], expected: str) -> None:
+    config = str(CONFIGS / "quickstart" / "fine_tune.yaml")
+    assert cli_error("fit", "--config", config, "--trainer.accelerator=cpu", "--run_name=bad", *words) == expected
     assert not Path("lightning_logs", "bad").exists()
 
 
-def test_without_peft(workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft(workdir: Path, cli_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    refused(capsys, LORA, "adapter LoRA needs the extra 'lora': pip install 'sft-lightning[lora]'")
+    config = str(CONFIGS / "quickstart" / "fine_tune.yaml")
+    expected = "adapter LoRA needs the extra 'lora': pip install 'sft-lightning[lora]'"
+    assert cli_error("fit", "--config", config, "--run_name=bad", *LORA) == expected
 
 
 @pytest.mark.parametrize(
@@ -362,11 +359,7 @@ def test_without_peft(workdir: Path, capsys: pytest.CaptureFixture[str], monkeyp
     ],
 )
 def test_a_run_with_another_adapter(
-    workdir: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+    workdir: Path, cli_error: Callable[..., str], words: list[str], expected: str
 ) -> None:
     run, _ = fitted("run", *LORA)
-    capsys.readouterr()
-    assert main(["test", "--config", str(run / "fit.yaml"), f"--ckpt_path={run}", *words]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft-lightning: ")]
-    assert len(said) == 1
-    assert expected in said[0]
+    assert expected in cli_error("test", "--config", str(run / "fit.yaml"), f"--ckpt_path={run}", *words)

@@ -73,15 +73,12 @@ def slow(value: Any) -> Any:
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-def refused(words: list[str], file: Path | str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence, which names the file; nothing has run."""
-    capsys.readouterr()
-    assert main(words) == 2, words
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft-lightning: ")]
-    assert len(said) == 1
-    assert repr(str(file)) in said[0], said
+def refused(cli_error: Callable[..., str], words: list[str], file: Path | str) -> str:
+    """Return the one sentence, which names the file; nothing has run."""
+    said = cli_error(*words)
+    assert repr(str(file)) in said
     assert not Path("ran").exists(), words
-    return said[0]
+    return said
 
 
 def hostile(file: Path, where: str) -> None:
@@ -143,24 +140,24 @@ READERS: dict[str, Callable[[str], list[str]]] = {
     "reader", [slow(r) if r in ("validated", "found a rate", "head_weights") else r for r in READERS]
 )
 def test_pickles_are_refused_wherever_they_are_read(
-    reader: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    reader: str, place: Path, cli_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     for where in ("settings",) if reader != "resumed" else PLACES:
         file = RUN / "checkpoints" / "bad.ckpt" if reader == "reported" else Path("bad.ckpt")
         hostile(file, where)
-        assert "could run code" in refused(READERS[reader](str(file)), file, capsys)
+        assert "could run code" in refused(cli_error, READERS[reader](str(file)), file)
 
 
 @pytest.mark.parametrize("command", ["test", "report", "fit", *map(slow, ["predict", "export", "rank"])])
-def test_and_in_the_folder_of_a_run(command: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_and_in_the_folder_of_a_run(command: str, place: Path, cli_error: Callable[..., str]) -> None:
     hostile(LAST, "callbacks")
     words = {
         "predict": ["predict", str(RUN), "new.png"],
         "rank": READERS["ranked"](str(RUN)),
         "fit": [*FIT, "--trainer.max_epochs=2", "--ckpt_path=last"],
     }
-    assert "could run code" in refused(words.get(command, [command, str(RUN)]), LAST, capsys)
+    assert "could run code" in refused(cli_error, words.get(command, [command, str(RUN)]), LAST)
 
 
 def test_unsafe_loading_cannot_be_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,19 +237,19 @@ def test_class_paths_in_a_checkpoint_are_never_followed(settings: dict[str, Any]
     ],
 )
 def test_safe_types_with_impossible_values(
-    changed: dict[str, Any], readers: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+    changed: dict[str, Any], readers: list[str], place: Path, cli_error: Callable[..., str]
 ) -> None:
     file = RUN / "checkpoints" / "bad.ckpt"
     torch.save({**torch.load(LAST, weights_only=True), **changed}, file)
     for reader in readers:
-        refused(READERS[reader](str(file)), file, capsys)
+        refused(cli_error, READERS[reader](str(file)), file)
 
 
 @pytest.mark.parametrize(
     "name", ["best_k_models", *map(slow, ["kth_best_model_path", "best_model_path", "last_model_path"])]
 )
 def test_a_checkpoint_removes_no_file_but_those_beside_it(
-    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+    name: str, place: Path, cli_error: Callable[..., str]
 ) -> None:
     victim = Path("thesis.txt")
     victim.write_text("years of work")
@@ -265,7 +262,7 @@ def test_a_checkpoint_removes_no_file_but_those_beside_it(
     value = {away: worst} if name == "best_k_models" else away
     again = {**state, name: value, "kth_value": worst, "best_model_score": worst}
     torch.save({**content, "callbacks": {**content["callbacks"], "RunCheckpoint": again}}, bad)
-    assert "lies elsewhere" in refused(READERS["resumed"](str(bad)), bad, capsys)
+    assert "lies elsewhere" in refused(cli_error, READERS["resumed"](str(bad)), bad)
     assert victim.read_text() == "years of work"
 
 
@@ -296,13 +293,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_safetensors_that_are_none(what: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_safetensors_that_are_none(what: str, place: Path, cli_error: Callable[..., str]) -> None:
     file = Path("bad.safetensors")
     file.write_bytes(BROKEN[what])
     with pytest.raises(InputError, match="cannot be read"):
         read_weights(file)
     for reader in ("weights", "head_weights", "ranked") if what == "a pickle" else ():
-        refused(READERS[reader](str(file)), file, capsys)
+        refused(cli_error, READERS[reader](str(file)), file)
 
 
 DESCRIBED: list[Any] = [
@@ -318,20 +315,20 @@ DESCRIBED: list[Any] = [
 
 
 @pytest.mark.parametrize("about", [DESCRIBED[1], DESCRIBED[-1], *map(slow, DESCRIBED[:1] + DESCRIBED[2:-1])], ids=str)
-def test_a_part_with_a_hostile_description(about: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_with_a_hostile_description(about: Any, place: Path, cli_error: Callable[..., str]) -> None:
     file = Path("bad.safetensors")
     save_file(read_weights(Path("model.safetensors"))[0], file, {"sft_lightning": json.dumps(about)})
     named = "os.system" if about == DESCRIBED[-1] else "evil.Evil" if about == DESCRIBED[-2] else file
-    refused(READERS["weights"](str(file)), file, capsys)
-    refused(READERS["ranked"](str(file)), named, capsys)
+    refused(cli_error, READERS["weights"](str(file)), file)
+    refused(cli_error, READERS["ranked"](str(file)), named)
     assert "evil" not in sys.modules
 
 
-def test_a_deep_description_and_the_file_beside_a_part(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deep_description_and_the_file_beside_a_part(place: Path, cli_error: Callable[..., str]) -> None:
     tensors = read_weights(Path("model.safetensors"))[0]
     deep = "[" * 100_000 + "]" * 100_000
     save_file(tensors, "deep.safetensors", {"sft_lightning": deep})
-    refused(READERS["weights"]("deep.safetensors"), "deep.safetensors", capsys)
+    refused(cli_error, READERS["weights"]("deep.safetensors"), "deep.safetensors")
     # The JSON beside a part is for people: nothing reads it back.
     Path("model.json").write_text('{"backbone": {"class_path": "evil.Evil"}, "image_shape": "touch ran"}')
     assert main(READERS["weights"]("model.safetensors")) == 0
@@ -357,11 +354,11 @@ def test_a_deep_description_and_the_file_beside_a_part(place: Path, capsys: pyte
     ],
 )
 def test_records_of_a_run(
-    name: str, text: str, commands: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+    name: str, text: str, commands: list[str], place: Path, cli_error: Callable[..., str]
 ) -> None:
     (RUN / name).write_text(text)
     for command in commands:
-        refused([command, str(RUN)], RUN / name, capsys)
+        refused(cli_error, [command, str(RUN)], RUN / name)
 
 
 @pytest.mark.parametrize(
@@ -379,10 +376,10 @@ def test_records_of_a_run(
         ("code", {"commit": "0", "dirty": True}),
     ],
 )
-def test_a_record_with_other_types(field: str, value: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_with_other_types(field: str, value: Any, place: Path, cli_error: Callable[..., str]) -> None:
     record = json.loads((RUN / "run.json").read_text())
     (RUN / "run.json").write_text(json.dumps({**record, field: value}))
-    refused(["repeat", str(RUN)], RUN / "run.json", capsys)
+    refused(cli_error, ["repeat", str(RUN)], RUN / "run.json")
 
 
 def test_a_report_takes_nothing_from_logs_that_are_none(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -401,9 +398,9 @@ def test_a_report_takes_nothing_from_logs_that_are_none(place: Path, capsys: pyt
     assert not Path("ran").exists()
 
 
-def test_a_run_does_not_go_on_with_a_damaged_log(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_does_not_go_on_with_a_damaged_log(place: Path, cli_error: Callable[..., str]) -> None:
     (RUN / "metrics.csv").write_text("step,metric,value\ntouch ran,x,1\n")
-    refused([*FIT, "--trainer.max_epochs=2", f"--ckpt_path={LAST}"], RUN / "metrics.csv", capsys)
+    refused(cli_error, [*FIT, "--trainer.max_epochs=2", f"--ckpt_path={LAST}"], RUN / "metrics.csv")
 
 
 def test_a_config_with_tags_of_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -471,12 +468,12 @@ def test_features_that_are_none_are_told_and_computed_anew(place: Path) -> None:
     ],
     ids=str,
 )
-def test_a_study_with_a_hostile_summary(result: Any, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_with_a_hostile_summary(result: Any, workdir: Path, cli_error: Callable[..., str]) -> None:
     config = written(workdir, budgets=[20], seeds=[0], methods={"labels_only": METHODS["labels_only"]})
     path = Path("lightning_logs/study/small/study.json")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"0" * 64: result}))
-    assert "remove it to run all anew" in refused(["study", config], path, capsys)
+    assert "remove it to run all anew" in refused(cli_error, ["study", config], path)
 
 
 def test_the_jobs_of_a_study_are_known_without_unpickling(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,7 +503,7 @@ def test_the_jobs_of_a_study_are_known_without_unpickling(workdir: Path, monkeyp
 
 @pytest.mark.parametrize("kind", ["csv", slow("parquet")])
 def test_a_table_names_files_in_its_folder_or_in_root_alone(
-    kind: str, place: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    kind: str, place: Path, write_folder: Callable[..., Path], cli_error: Callable[..., str]
 ) -> None:
     write_folder(Path("mine/images"), {"train": 4}, classes=2)
     write_folder(Path("mine-too"), {"train": 1}, classes=1)  # a name that begins alike
@@ -531,9 +528,9 @@ def test_a_table_names_files_in_its_folder_or_in_root_alone(
         with pytest.raises(InputError, match="leads out of the folder 'mine'"):
             check_inside(table, 1, path, "data")
     listed(*own, wrong[0])
-    said = refused(new, table, capsys)
+    said = refused(cli_error, new, table)
     assert f"line {len(own) + (2 if kind == 'csv' else 1)}: path {wrong[0]!r} leads out of the folder 'mine'" in said
-    assert "leads out of the folder 'mine'" in refused(["predict", str(RUN), str(table)], table, capsys)
+    assert "leads out of the folder 'mine'" in refused(cli_error, ["predict", str(RUN), str(table)], table)
     # Below root it may lie, and so may what is written in a roundabout way, absolutely, or behind a link.
     Path("mine/link").symlink_to(Path("mine-too").absolute())
     listed(
@@ -549,13 +546,13 @@ def test_a_table_names_files_in_its_folder_or_in_root_alone(
 
 
 @pytest.mark.parametrize("name", ["a/../../out", slow("../out"), slow("ABSOLUTE")])
-def test_a_name_leads_nowhere_but_below_the_logs(name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_leads_nowhere_but_below_the_logs(name: str, workdir: Path, cli_error: Callable[..., str]) -> None:
     name = str(workdir / "out") if name == "ABSOLUTE" else name
     for command in ("fit", "find-lr", "audit", "preview", "degree"):
         words = ["--config", str(CONFIGS / "reuse" / "degree.yaml")] if command == "degree" else []
         words = [command, "--config", FINE_TUNE, *words, f"--run_name={name}"]
-        assert "leads out of lightning_logs/" in refused(words, name, capsys)
-    assert "leads out of lightning_logs/" in refused(["study", written(workdir, name=name)], name, capsys)
+        assert "leads out of lightning_logs/" in refused(cli_error, words, name)
+    assert "leads out of lightning_logs/" in refused(cli_error, ["study", written(workdir, name=name)], name)
     assert [path.name for path in workdir.iterdir()] == ["study.yaml"]
 
 
@@ -565,7 +562,7 @@ def test_names_in_a_study_are_no_paths(workdir: Path) -> None:
     assert ".." not in one.folder
 
 
-def test_pickled_data_sets_must_be_the_published_ones(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pickled_data_sets_must_be_the_published_ones(workdir: Path, cli_error: Callable[..., str]) -> None:
     """Of CIFAR: torchvision asks for their checksum before it unpickles them."""
     for base, names in (
         ("cifar-10-batches-py", ["batches.meta", "test_batch", *(f"data_batch_{k}" for k in range(1, 6))]),
@@ -576,7 +573,7 @@ def test_pickled_data_sets_must_be_the_published_ones(workdir: Path, capsys: pyt
             Path("data", base, name).write_bytes(pickle.dumps(Payload()))
     Path("data/meta.bin").write_bytes(pickle.dumps(Payload()))
     for name in ("CIFAR10", "CIFAR100", "ImageNet"):
-        refused([*FIT, f"--data.init_args.source={name}"], name, capsys)
+        refused(cli_error, [*FIT, f"--data.init_args.source={name}"], name)
 
 
 # --- the rule

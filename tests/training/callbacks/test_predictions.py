@@ -66,14 +66,6 @@ def chances(rows: list[dict[str, str]]) -> torch.Tensor:
     return torch.tensor([[float(v) for name, v in row.items() if name.startswith("p(")] for row in rows])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one sentence of a command that writes nothing."""
-    assert main(["predict", *words]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft-lightning: ")]
-    assert not list(Path().glob("lightning_logs/**/predictions.csv*"))
-    return line
-
-
 def test_columns_and_order_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = cli("fit", "fine_tune", "--run_name=a")
@@ -214,21 +206,21 @@ def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixtur
         (["alone.ckpt", "new"], "ckpt_path 'alone.ckpt' has no fit.yaml beside its checkpoints: add --config"),
     ],
 )
-def test_one_sentence(words: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_sentence(words: list[str], expected: str, place: Path, cli_error: Callable[..., str]) -> None:
     Path("empty").mkdir()
     Path("notes.txt").write_text("words")
     Path("bad.csv").write_text("file\na.png\n")
     some = next(Path("new").rglob("*.png"))
     Path("alone.ckpt").touch()
     Path("gone.csv").write_text(f"path\n{some}\ngone.png\n")
-    assert expected in refused(capsys, *words)
+    assert expected in cli_error("predict", *words)
 
 
-def test_an_unreadable_image_is_named_or_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_image_is_named_or_left_out(place: Path, cli_error: Callable[..., str]) -> None:
     bad = sorted(Path("new").rglob("*.png"))[5]
     bad.write_bytes(b"no picture")
     few = "--data.init_args.eval_batch_size=2"
-    assert f"image '{bad}' cannot be read" in refused(capsys, RUN, "new", few)
+    assert f"image '{bad}' cannot be read" in cli_error("predict", RUN, "new", few)
     assert main(["predict", RUN, "new", few, "--data.init_args.on_bad_image=skip"]) == 0
     assert len(written()) == 11
     assert bad.relative_to("new").as_posix() not in {row["path"] for row in written()}
@@ -249,7 +241,7 @@ def test_where_no_image_can_be_read_the_table_is_empty(place: Path, caplog: pyte
     assert "predictions.csv: 0 images" in caplog.text
 
 
-def test_a_full_disk_is_told(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told(place: Path, cli_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def __init__(self, *_: object) -> None:
             """Takes the file."""
@@ -258,7 +250,9 @@ def test_a_full_disk_is_told(place: Path, capsys: pytest.CaptureFixture[str], mo
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(csv, "writer", Full)
-    assert "predictions.csv' cannot be written (No space left on device): free space" in refused(capsys, RUN, "new")
+    assert "predictions.csv' cannot be written (No space left on device): free space" in cli_error(
+        "predict", RUN, "new"
+    )
 
 
 def test_names_that_are_no_text_are_spelled_out_and_all_others_come_back_as_they_were(place: Path) -> None:
