@@ -1,4 +1,4 @@
-"""What the README shows for Python, with a plain Trainer."""
+"""What docs/training.md shows for Python, with a plain Trainer."""
 
 import csv
 import sys
@@ -52,10 +52,10 @@ def test_a_checkpoint_loads_without_its_optimizer(workdir: Path) -> None:
 
 
 def test_a_strategy_in_a_file_of_ones_own(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's example, as it stands there, named by its class path."""
+    """The example of docs/extending.md, as it stands there, named by its class path."""
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as where a console script begins
     monkeypatch.delitem(sys.modules, "my_strategy", raising=False)
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "extending.md").read_text()
     block = next(b for b in text.split("```python\n")[1:] if b.startswith("# my_strategy.py")).split("```")[0]
     Path("my_strategy.py").write_text(block)
     semi_supervised = CONFIGS / "semi_supervised"

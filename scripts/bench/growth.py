@@ -1,6 +1,6 @@
 """How the cost grows: images per second, memory and start against the number of images and of processes.
 
-    python scripts/bench/growth.py --out scripts/bench/results/growth.json --plot scripts/bench/results/growth.png
+    python scripts/bench/growth.py --out scripts/bench/results/growth.json --plot docs/images/growth.png
 
 Each training is that of `configs/quickstart/fine_tune.yaml` (the MLP, batches of 64) with all labels, through the
 command line and in a process of its own. `start` is from the start of the process to the first step,

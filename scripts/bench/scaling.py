@@ -1,4 +1,4 @@
-"""On paper: what 8 and 64 GPUs would give on 10^8 images, and where it stops scaling. See `SCALING.md`.
+"""On paper: what 8 and 64 GPUs would give on 10^8 images, and where it stops scaling. See `docs/scaling.md`.
 
     python scripts/bench/scaling.py
     python scripts/bench/scaling.py --images_per_second resnet50=4100 --storage 5 --out scaling.json

@@ -76,10 +76,10 @@ def test_what_needs_a_network_says_so_in_one_sentence(
 
 
 def test_tensorboard_serves_this_machine_alone(workdir: Path) -> None:
-    """As the README calls it."""
+    """As the documentation calls it."""
     from tensorboard import program
 
-    commands = re.findall(r"`(tensorboard [^`]*)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    commands = re.findall(r"`(tensorboard [^`]*)`", (ROOT / "docs" / "reproducibility.md").read_text(encoding="utf-8"))
     assert commands == ["tensorboard --logdir lightning_logs"]
     Path("lightning_logs").mkdir()
     board = program.TensorBoard()
