@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from sft_lightning.data.contract import few_label_data
@@ -13,6 +12,7 @@ from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.training.ema import EMA
+from sft_lightning.training.lightning_patches import find_unused_parameters
 from sft_lightning.training.optimizers import Group, list_accumulation
 from sft_lightning.utils.errors import InputError, check_decay, check_min
 
@@ -180,14 +180,13 @@ class SemiSupervisedModule(FineTuneClassifier):
     # --- steps
 
     def setup(self, stage: str) -> None:
-        """Tells DDP that turns leave parameters out, whose gradients are then none on all processes, as on one.
+        """Let DDP handle steps that leave parameters out: their gradients stay None, as in a single process.
 
         Args:
             stage: fit, validate, test or predict.
         """
-        turns = self.schedule == "alternating" or self.warmup_steps > 0
-        if turns and isinstance(self.trainer.strategy, DDPStrategy):
-            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        if self.schedule == "alternating" or self.warmup_steps > 0:
+            find_unused_parameters(self.trainer.strategy)
 
     def on_fit_start(self) -> None:
         """Tell the strategy how many unlabeled examples there are, and weigh those of a pool smaller than a batch."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sft_lightning.data.contract import known_splits
+from sft_lightning.training.lightning_patches import accepts_found_inf
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError, check_min
 
@@ -129,7 +130,7 @@ class NonfiniteGuard:
             numbers = [value.float() for value in numbers]
         looked_at = torch.stack(numbers)  # takes long with many tensors, so once
         total = looked_at.sum(dtype=torch.float32)
-        if not scaled and not self._limit and needs_sync(module.device) and _can_be_told(optimizer):
+        if not scaled and not self._limit and needs_sync(module.device) and accepts_found_inf(optimizer):
             bad = ~total.isfinite()
             self._ever = bad if self._ever is None else self._ever | bad
             optimizer.found_inf = self._ever.float()  # type: ignore[attr-defined]
@@ -216,12 +217,6 @@ def _norms(parameters: list[Tensor]) -> list[Tensor]:
     """Return the norm of each gradient; a step without any happens where Lightning skips the backward pass."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     return list(torch._foreach_norm(gradients)) if gradients else []
-
-
-def _can_be_told(optimizer: Optimizer) -> bool:
-    """Whether its step asks `found_inf` on the device: torch's fused ones do."""
-    told = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-    return told and all(group.get("fused") for group in optimizer.param_groups)  # a checkpoint may say otherwise
 
 
 def _update(

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from sft_lightning.data.contract import few_label_data
+from sft_lightning.training.lightning_patches import mark_as_fused
 from sft_lightning.utils.errors import InputError
 
 _FUSED = (SGD, Adam, AdamW)
@@ -165,11 +166,7 @@ def enable_fused_step(optimizer: Optimizer) -> None:
     # With dampening a momentum begins as the first gradient, which a fused step needs for all parameters at once.
     if said["differentiable"] or said.get("capturable") or said.get("dampening"):
         return
-    for settings in (said, *optimizer.param_groups):
-        settings["fused"] = True
-    # What their constructors set beside it.
-    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
-    optimizer._need_device_dtype_check_for_fused = True  # type: ignore[attr-defined]
+    mark_as_fused(optimizer)
 
 
 def _start_momentum(optimizer: SGD) -> None:

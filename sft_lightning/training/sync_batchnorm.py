@@ -3,14 +3,13 @@
 torch's own refuses the CPU, so that nobody could see two processes learn what one does before having two GPUs.
 """
 
-from typing import Any
-
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sft_lightning.training.lightning_patches import replace_layer_sync
 from sft_lightning.utils.distributed import is_distributed, sum_over_ranks
 
 
@@ -68,9 +67,8 @@ class SyncBatchNormsOnCPU(LayerSync):
         Args:
             trainer: The trainer; before its training.
         """
-        strategy: Any = trainer.strategy
-        if strategy.root_device.type == "cpu" and getattr(strategy, "_layer_sync", None) is not None:
-            strategy._layer_sync = cls()
+        if trainer.strategy.root_device.type == "cpu":
+            replace_layer_sync(trainer, cls())
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replaces the layers of batch normalization.

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
+from sft_lightning.training.lightning_patches import wrap_restoring
 from sft_lightning.utils.errors import InputError, find_input_error
 
 # What Lightning looks up without asking; of a run of ours all of it is there.
@@ -67,19 +68,17 @@ def install(trainer: Trainer) -> None:
     Args:
         trainer: Before it runs.
     """
-    connector = trainer._checkpoint_connector
-    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
-        setattr(connector, name, _told(trainer, getattr(connector, name)))
+    wrap_restoring(trainer, partial(_explain_errors, trainer))
 
 
-def _told(trainer: Trainer, restore: Callable[..., None]) -> Callable[..., None]:
+def _explain_errors(trainer: Trainer, restore: Callable[..., None]) -> Callable[..., None]:
     @wraps(restore)
-    def told(*args: Any, **kwargs: Any) -> None:
+    def restore_or_explain(*args: Any, **kwargs: Any) -> None:
         try:
             restore(*args, **kwargs)
-            for made in trainer.lr_scheduler_configs:  # a schedule takes over whatever it is given
-                if not isinstance(made.scheduler.state_dict().get("last_epoch", 0), int):
-                    raise TypeError("last_epoch of a schedule is no number")
+            for config in trainer.lr_scheduler_configs:  # a scheduler accepts any state
+                if not isinstance(config.scheduler.state_dict().get("last_epoch", 0), int):
+                    raise TypeError("last_epoch of a schedule is not a number")
         except Exception as error:
             if (
                 trainer.ckpt_path is None
@@ -93,4 +92,4 @@ def _told(trainer: Trainer, restore: Callable[..., None]) -> Callable[..., None]
                 f"({type(error).__name__}: {said:.200}): give the config of its run, or start anew"
             ) from error
 
-    return told
+    return restore_or_explain

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from sft_lightning.training.callbacks.pr_curves import write_curves
 from sft_lightning.training.callbacks.projector import collect_examples, write_examples
 from sft_lightning.training.callbacks.validation_log import VALIDATE
+from sft_lightning.training.lightning_patches import get_logged_step
 
 
 class TensorBoardFigures(Callback):
@@ -33,7 +34,7 @@ class TensorBoardFigures(Callback):
         """Writes the pictures of a validation."""
         if trainer.sanity_checking:
             return
-        self._validated = _step(trainer)
+        self._validated = get_logged_step(trainer)
         self._write(trainer, pl_module, "val")
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._write_once(trainer, pl_module, "val")
@@ -58,10 +59,10 @@ class TensorBoardFigures(Callback):
                 else draw_image_rows(value)
             )
             for writer in writers:
-                writer.add_image(f"{_named(trainer, stage)}/{name}", picture, _step(trainer))
+                writer.add_image(f"{_named(trainer, stage)}/{name}", picture, get_logged_step(trainer))
 
     def _write_once(self, trainer: Trainer, module: LightningModule, stage: str, step: int | None = None) -> None:
-        at = _step(trainer) if step is None else step
+        at = get_logged_step(trainer) if step is None else step
         counts: Callable[[str], Tensor | None] | None = getattr(module, "score_counts", None)
         found = counts(stage) if counts is not None else None
         writers = _writers(trainer)
@@ -78,11 +79,6 @@ def _writers(trainer: Trainer) -> list[SummaryWriter]:
     """Those of TensorBoard, on the first process."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return [logger.experiment for logger in loggers] if trainer.is_global_zero else []
-
-
-def _step(trainer: Trainer) -> int:
-    """Where Lightning puts the metrics of the same evaluation."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _named(trainer: Trainer, stage: str) -> str:

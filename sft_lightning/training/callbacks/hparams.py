@@ -9,6 +9,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from sft_lightning.training.callbacks.external_loggers import read_external_runs
+from sft_lightning.training.lightning_patches import get_event_writer
 
 Settings = dict[str, int | float | str]
 # Taken from the data when the model is made, so the config does not hold their values.
@@ -89,6 +90,6 @@ def log_end(loggers: Sequence[Logger]) -> None:
 
 
 def _summaries(logger: TensorBoardLogger, *summaries: Any) -> None:
-    writer = logger.experiment._get_file_writer()
+    writer = get_event_writer(logger)
     for summary in summaries:
         writer.add_summary(summary)

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 
+from sft_lightning.training.lightning_patches import disable_signal_handlers
 from sft_lightning.utils.errors import StoppedBySignal
 
 # SIGUSR1 is what SLURM sends ahead of a time limit (`--signal=USR1@120`): the job is requeued. SIGTERM comes before a
@@ -40,10 +41,7 @@ class Signals:
             trainer: About to train; its own handlers are not installed any more.
         """
         self._asked, self._question = 0, None
-        # Lightning would put its own in their place right after this.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        # It would also ask all processes in each step whether its handler was called, and wait for the answer.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        disable_signal_handlers(trainer)
         if trainer.world_size > 1 and distributed.is_initialized():
             self._group = distributed.new_group(backend="gloo")  # so that no process waits for its GPU
         if threading.current_thread() is threading.main_thread():

@@ -18,6 +18,7 @@ from sft_lightning.runs.provenance import write_provenance
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import record_external_runs
 from sft_lightning.training.callbacks.hparams import flatten_settings, log_end, log_settings
+from sft_lightning.training.lightning_patches import get_event_writer, set_logged_step
 from sft_lightning.training.oom import attach_oom_message
 
 
@@ -54,7 +55,7 @@ class RunFolder(SaveConfigCallback):
         if trainer.state.fn != TrainerFn.FITTING:
             trainer.fit_loop.epoch_progress.current.completed = int(checkpoint["epoch"])
             # A validation inside a training is logged at the last step that was done, counted from 0.
-            trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, int(checkpoint["global_step"]) - 1)
+            set_logged_step(trainer, max(0, int(checkpoint["global_step"]) - 1))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Names the run's folder, the size of the network and the device."""
@@ -83,7 +84,7 @@ class RunFolder(SaveConfigCallback):
                 logger.drop_after(trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 again = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
-                logger.experiment._get_file_writer().add_event(again)
+                get_event_writer(logger).add_event(again)
 
     def _record(self, folder: Path, learns_labels: bool, leaks: Sequence[str]) -> None:
         """What the run starts from."""
