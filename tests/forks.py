@@ -75,6 +75,6 @@ def both_ranks(target: Callable[..., Any], *args: Any, folder: Path, files: Path
     return [Done(process.exitcode, *own) for process, own in zip(running, texts, strict=True)]
 
 
-def work(module: str, out: Path) -> None:
-    """The `main` of a worker."""
-    importlib.import_module(module).main(out)
+def work(module: str, *args: Any) -> None:
+    """Run the `main` of a worker module."""
+    importlib.import_module(module).main(*args)

@@ -88,7 +88,7 @@ def test_equals_lightnings_step(words: tuple[str, ...], workdir: Path, monkeypat
 
 
 def test_two_processes_are_lean_and_the_same(tmp_path: Path) -> None:
-    first, second = left_by_ranks(two_processes("lean_worker", tmp_path))
+    first, second = left_by_ranks(two_processes("fast_loop", tmp_path))
     a, b = first["lean"], first["lightning"]
     assert (a["lean"], b["lean"]) == (True, False)
     assert len(a["losses"]) == 12

@@ -1,25 +1,87 @@
-"""Trains on two gloo processes and leaves what each of them saw; for `test_ddp`."""
+"""Trainings on two gloo processes for the `*_ddp` tests; each process leaves what it saw in `rank{rank}.pt`.
 
+`SCENARIOS` names the trainings. A test imports `train_*` of its scenario to train on one process what two have trained.
+The scenarios that compare losses and weights use double precision: in single precision an example near a threshold is
+accepted on one processor and rejected on another.
+"""
+
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, distributed
 
+from sft_lightning import (
+    AutoencoderModule,
+    DecoupledFeatureClassifier,
+    FineTuneClassifier,
+    ImageDataModule,
+    SemiSupervisedModule,
+)
+from sft_lightning.cli import fast_loop
+from sft_lightning.cli.lightning_cli import SFTCLI
+from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.losses.features import Center, CosinePrototype, SupCon
+from sft_lightning.losses.unlabeled import FreeMatch, Reconstruction
 from sft_lightning.networks.adapters import LoRA
 from sft_lightning.training.callbacks.predictions import PredictionWriter
-from tests.paradigms.helpers import Pictures, Recorder, classifier, sample, state, trainer
+from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from sft_lightning.training.sync_batchnorm import SyncBatchNormOnCPU, SyncBatchNormsOnCPU
+from sft_lightning.utils.errors import InputError
+from tests.paradigms.helpers import SHAPE, Pictures, Recorder, classifier, cli, sample, state, trainer
 
-RUNS: dict[str, dict[str, Any]] = {
+Schedule = Literal["joint", "alternating"]
+SCHEDULES: tuple[Schedule, ...] = ("joint", "alternating")
+
+CLASSIFIERS: dict[str, dict[str, Any]] = {
     "conv": {"head_only_epochs": 1},
     "mlp": {"head_only_epochs": 1},
     "lora": {"backbone": "conv", "adapter": LoRA(rank=2), "head_only_epochs": 1},
     "cached": {"backbone": "conv", "tune": "head"},
 }
 
+TWO_STAGE: dict[str, Any] = {"coupling": "two_stage", "feature_epochs": 1}
+DECOUPLED: dict[str, Any] = {
+    "mean joint": (lambda: CosinePrototype("mean"), {}),
+    "learnable detached": (CosinePrototype, {"coupling": "detached"}),
+    "center lws": (Center, {**TWO_STAGE, "head": "lws"}),
+    "supcon joint": (SupCon, {}),
+    "supcon two_stage": (SupCon, TWO_STAGE),
+    "supcon crt": (SupCon, {**TWO_STAGE, "head": "crt"}),
+    "simplex nearest": (lambda: CosinePrototype("simplex"), {"head": "nearest_class_mean"}),
+}
 
-class Validated(Callback):
+GLOBAL_STATISTICS = {
+    "FlexMatch": {"threshold": 0.35},
+    "FreeMatch": {"momentum": 0.9, "fairness": 0.05},
+    "SoftMatch": {"momentum": 0.9},
+    "AdaMatch": {"momentum": 0.9},
+    "DebiasMatch": {"momentum": 0.9, "threshold": 0.35},
+}
+
+
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.02, momentum=0.9)
+
+
+SETTINGS: dict[str, Any] = {"num_classes": 10, "image_shape": SHAPE, "optimizer": _sgd, "backbone": "conv"}
+SYNCED: dict[str, Callable[[], LightningModule]] = {
+    "autoencoder": lambda: AutoencoderModule("conv", SHAPE, optimizer=_sgd),
+    "autoencoder without": lambda: AutoencoderModule("mlp", SHAPE, optimizer=_sgd),
+    "fine-tuning": lambda: FineTuneClassifier(**SETTINGS, head_only_epochs=1),
+    "semi-supervised": lambda: SemiSupervisedModule(FreeMatch(momentum=0.9, fairness=0.05), **SETTINGS, ema_decay=0.9),
+    "reconstruction": lambda: SemiSupervisedModule(Reconstruction(), **SETTINGS, schedule="alternating"),
+    "decoupled": lambda: DecoupledFeatureClassifier(SupCon(), **SETTINGS),
+}
+
+
+class StatesAfterValidation(Callback):
     """Keeps the state of each replica after each validation."""
 
     def __init__(self) -> None:
@@ -29,28 +91,174 @@ class Validated(Callback):
         self.states.append(state(pl_module))
 
 
-def main(out: Path) -> None:
-    os.chdir(out)  # where the features are kept
-    found: dict[str, Any] = {}
-    for name, own in RUNS.items():
-        seen, after = Recorder(), Validated()
-        settings: dict[str, Any] = {"accelerator": "cpu", "strategy": "ddp", "devices": 2, "max_epochs": 3}
-        run = trainer([seen, after, PredictionWriter(out)], **settings)
+class BroadcastRecorder(Recorder):
+    """Also keeps the names of what DDP broadcasts from the first process before each pass."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        wrapped: Any = trainer.strategy.model
+        self.broadcast = list(wrapped.named_module_buffers)
+
+
+class DoublePrecision(ImageDataModule):
+    """Batches in double precision, whose strong view is a function of the image: random views differ by process."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        views = super().on_after_batch_transfer(batch, dataloader_idx)
+        if isinstance(views, dict) and "unlabeled" in views:
+            weak: Tensor = views["unlabeled"].weak
+            views["unlabeled"] = views["unlabeled"]._replace(strong=weak.flip(-1) * 0.8)
+        return apply_to_collection(views, Tensor, lambda t: t.double() if t.is_floating_point() else t)
+
+
+def ddp(devices: int, **settings: Any) -> dict[str, Any]:
+    """Settings of the trainer; those that one process has no use for are left out there."""
+    return {"devices": devices, **({"strategy": "ddp", **settings} if devices > 1 else {})}
+
+
+def run_classifiers(out: Path) -> dict[str, Any]:
+    """Fit all classifiers; validate, test and predict with one of them."""
+    os.chdir(out)  # where features are cached
+    results: dict[str, Any] = {}
+    for name, own in CLASSIFIERS.items():
+        recorder, after = Recorder(), StatesAfterValidation()
+        run = trainer([recorder, after, PredictionWriter(out)], max_epochs=3, **ddp(2))
         model = classifier(**{"backbone": name, **own})
-        pictures = Pictures(model.backbone)
+        images = Pictures(model.backbone)
         before = state(model)
         data = sample(val_size=61, batch_size=5, eval_batch_size=10)
         run.fit(model, data)
-        found[name] = {
+        results[name] = {
             "before": before,
-            "states": seen.states,
+            "states": recorder.states,
             "after": after.states,
-            "pictures": pictures.count,
+            "images": images.count,
             "metrics": {n: float(v) for n, v in run.callback_metrics.items()},
         }
         if name == "mlp":
-            found["test"] = run.test(model, data, verbose=False)[0]
+            results["test"] = run.test(model, data, verbose=False)[0]
             run.predict(model, data, return_predictions=False)
             one = sample(predict_source=str(out / "one.png"))  # fewer files than processes
-            trainer([PredictionWriter(out / "one")], **settings).predict(model, one, return_predictions=False)
-    torch.save(found, out / f"rank{run.global_rank}.pt")
+            trainer([PredictionWriter(out / "one")], **ddp(2)).predict(model, one, return_predictions=False)
+    return results
+
+
+def train_decoupled(name: str, devices: int) -> dict[str, Any]:
+    """Train 15 steps; the batch of all processes together has 8 images."""
+    torch.manual_seed(0)
+    loss, settings = DECOUPLED[name]
+    model = DecoupledFeatureClassifier(
+        loss(), backbone="mlp", num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        **settings,
+    ).double()  # fmt: skip
+    data = DoublePrecision("sample", num_labels=40, val_size=61, batch_size=8 // devices, eval_batch_size=20)
+    recorder = Recorder()
+    run = trainer([recorder], max_epochs=3, **ddp(devices))
+    run.fit(model, data)
+    metrics = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("val/")}
+    return {"state": state(model), "losses": recorder.losses, "metrics": metrics}
+
+
+def run_decoupled(out: Path) -> dict[str, Any]:
+    """Train all decoupled classifiers."""
+    return {name: train_decoupled(name, 2) for name in DECOUPLED}
+
+
+def train_semi_supervised(name: str, schedule: Schedule, devices: int) -> dict[str, Any]:
+    """Train 12 steps; the batch of all processes together has 8 labeled and 24 unlabeled images."""
+    torch.manual_seed(0)
+    model = SemiSupervisedModule(
+        getattr(strategies, name)(**GLOBAL_STATISTICS.get(name, {})), backbone="mlp", num_classes=10,
+        image_shape=SHAPE, ema_decay=0.9, schedule=schedule,
+        optimizer=lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
+    )  # fmt: skip
+    with torch.no_grad():  # confident predictions, so that some pseudo-labels are accepted
+        for p in model.head.parameters():
+            p.mul_(30)
+    data = DoublePrecision("sample", num_labels=40, val_size=9860, batch_size=8 // devices, unlabeled_ratio=3, seed=1,
+                           steps_per_epoch=6, eval_batch_size=1000)  # fmt: skip
+    recorder, health = Recorder(), PseudoLabelHealth()
+    run = trainer([recorder, health], max_epochs=2, log_every_n_steps=4, limit_val_batches=1, **ddp(devices))
+    run.fit(model.double(), data)
+    if devices > 1:
+        run.strategy.barrier()
+    logged = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("pseudo_labels/")}
+    return {"state": state(model), "losses": recorder.losses, "health": logged}
+
+
+def run_semi_supervised(out: Path) -> dict[str, Any]:
+    """Train the strategies and schedules that `requested.json` in the folder names."""
+    requested = json.loads((out / "requested.json").read_text())
+    return {f"{name} {schedule}": train_semi_supervised(name, schedule, 2) for name, schedule in requested}
+
+
+def train_synced(name: str, devices: int) -> dict[str, Any]:
+    """Train 8 steps; the batch of all processes together has 8 labeled and 16 unlabeled images."""
+    torch.manual_seed(0)
+    model = SYNCED[name]().double()
+    data = DoublePrecision("sample", num_labels=40, val_size=9860, batch_size=8 // devices, unlabeled_ratio=2, seed=1,
+                           steps_per_epoch=4, eval_batch_size=4930)  # fmt: skip
+    recorder = Recorder()
+    run = trainer([recorder], max_epochs=2, limit_val_batches=0, **ddp(devices, sync_batchnorm=True))
+    SyncBatchNormsOnCPU.install(run)
+    run.fit(model, data)
+    assert not any(type(module) is SyncBatchNormOnCPU for module in model.modules())
+    return {"state": state(model), "losses": recorder.losses}
+
+
+def run_synced(out: Path) -> dict[str, Any]:
+    """Train all models with synchronized batch normalization, and keep the message about a single unlabeled image."""
+    results: dict[str, Any] = {name: train_synced(name, 2) for name in SYNCED}
+    data = DoublePrecision("sample", num_labels=9000, val_size=999, batch_size=8)
+    try:
+        trainer(**ddp(2)).fit(SYNCED["semi-supervised"](), data)
+    except InputError as error:
+        results["refused"] = str(error)
+    return results
+
+
+def train_by_command(*words: str) -> tuple[SFTCLI, BroadcastRecorder]:
+    """Train the fine-tuning quickstart through the command line."""
+    two = ("--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
+    own = f"--trainer.callbacks={BroadcastRecorder.__module__}.{BroadcastRecorder.__name__}"
+    done = cli("fit", "fine_tune", *two, own, *words)
+    callbacks: list[Callback] = done.trainer.callbacks  # type: ignore[attr-defined]
+    return done, next(c for c in callbacks if isinstance(c, BroadcastRecorder))
+
+
+def run_fast_loop(out: Path) -> dict[str, Any]:
+    """Train with the fast loop and with Lightning's."""
+    os.chdir(out)
+    results: dict[str, Any] = {}
+    for is_lean in (True, False):
+        with (
+            patch.object(fast_loop, "CALLBACKS", fast_loop.CALLBACKS | ({BroadcastRecorder} if is_lean else set())),
+            patch.object(distributed, "broadcast", wraps=distributed.broadcast) as broadcast,
+        ):
+            done, recorder = train_by_command("--model.init_args.class_weights=balanced")
+        loop: Any = done.trainer.fit_loop.epoch_loop
+        results["lean" if is_lean else "lightning"] = {
+            "lean": loop._lean, "state": state(done.model), "losses": recorder.losses, "sent": recorder.broadcast,
+            "asked": broadcast.call_count,
+        }  # fmt: skip
+    conv = train_by_command("--model.init_args.backbone=conv", "--trainer.max_epochs=1")[1]
+    return {**results, "conv": conv.broadcast}
+
+
+SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "classifiers": run_classifiers,
+    "decoupled": run_decoupled,
+    "semi_supervised": run_semi_supervised,
+    "synced": run_synced,
+    "fast_loop": run_fast_loop,
+}
+
+
+def main(scenario: str, out: Path) -> None:
+    """Run a scenario on this process and save its results.
+
+    Args:
+        scenario: Key of `SCENARIOS`.
+        out: Folder for `rank{rank}.pt`.
+    """
+    results = SCENARIOS[scenario](out)
+    torch.save(results, out / f"rank{os.environ['LOCAL_RANK']}.pt")

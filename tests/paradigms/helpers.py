@@ -86,13 +86,13 @@ def cli(command: str, config: str, *words: str) -> SFTCLI:
     return run([command, *own, "--trainer.enable_progress_bar=false", *words])
 
 
-def two_processes(worker: str, out: Path) -> Path:
-    """Runs a worker's two gloo processes; each leaves `rank{rank}.pt` in the folder."""
-    done = both_ranks(work, f"tests.paradigms.{worker}", out, folder=ROOT, files=out)
+def two_processes(scenario: str, out: Path) -> Path:
+    """Run a scenario of `ddp_worker` on two gloo processes, which leave `rank{rank}.pt` in the folder."""
+    done = both_ranks(work, "tests.paradigms.ddp_worker", scenario, out, folder=ROOT, files=out)
     assert [rank.code for rank in done] == [0, 0], "".join(rank.stderr[-4000:] for rank in done)
     return out
 
 
 def left_by_ranks(folder: Path) -> list[dict[str, Any]]:
-    """What the two processes left."""
+    """Load what the two processes left."""
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning.paradigms.feature_cache import FOLDER
-from tests.paradigms.ddp_worker import RUNS
+from tests.paradigms.ddp_worker import CLASSIFIERS
 from tests.paradigms.helpers import classifier, left_by_ranks, moved, sample, state, trainer, two_processes
 
 Found = list[dict[str, Any]]
@@ -18,7 +18,7 @@ Found = list[dict[str, Any]]
 def folder(tmp_path_factory: pytest.TempPathFactory, fashion: tuple[Tensor, Tensor]) -> Path:
     out = tmp_path_factory.mktemp("ddp")
     Image.fromarray(fashion[0][0].numpy()).save(out / "one.png")
-    return two_processes("ddp_worker", out)
+    return two_processes("classifiers", out)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_an_adapter_stands_still_before_its_release_and_moves_after_it_alone(ran
     assert moved(first, later[1]) == {*matrices, "head.weight", "head.bias"}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_replicas_are_equal_to_the_bit_before_and_after_the_release(ranks: Found, name: str) -> None:
     assert len(ranks[0][name]["after"]) == 3
     for mine, other in zip(ranks[0][name]["after"], ranks[1][name]["after"], strict=True):
@@ -52,7 +52,7 @@ def test_replicas_are_equal_to_the_bit_before_and_after_the_release(ranks: Found
 
 @pytest.mark.parametrize("kind", ["mlp", "lora", "cached"])
 def test_two_processes_learn_what_one_with_the_whole_batch_learns(ranks: Found, kind: str) -> None:
-    model = classifier(**{"backbone": kind, **RUNS[kind], "cache_features": False})
+    model = classifier(**{"backbone": kind, **CLASSIFIERS[kind], "cache_features": False})
     data = sample(val_size=61, batch_size=10, eval_batch_size=10)
     run = trainer(max_epochs=3)
     run.fit(model, data)
@@ -65,7 +65,7 @@ def test_two_processes_learn_what_one_with_the_whole_batch_learns(ranks: Found, 
 
 
 def test_one_process_computes_the_features_and_the_other_reads_them(folder: Path, ranks: Found) -> None:
-    assert [rank["cached"]["pictures"] for rank in ranks] == [20 + 61, 0]
+    assert [rank["cached"]["images"] for rank in ranks] == [20 + 61, 0]
     assert len(list((folder / FOLDER).iterdir())) == 2
 
 

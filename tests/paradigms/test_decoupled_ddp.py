@@ -5,20 +5,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.paradigms.decoupled_worker import RUNS, train
+from tests.paradigms.ddp_worker import DECOUPLED, train_decoupled
 from tests.paradigms.helpers import left_by_ranks, moved, two_processes
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return left_by_ranks(two_processes("decoupled_worker", tmp_path_factory.mktemp("ddp")))
+    return left_by_ranks(two_processes("decoupled", tmp_path_factory.mktemp("ddp")))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", DECOUPLED)
 def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = (rank[name] for rank in ranks)
     assert not {n for n in moved(first["state"], second["state"]) if "metrics" not in n}
-    alone = train(name, 1)
+    alone = train_decoupled(name, 1)
     for key, tensor in alone["state"].items():
         if "metrics" not in key:
             torch.testing.assert_close(first["state"][key], tensor, atol=1e-6, rtol=1e-5, msg=key)

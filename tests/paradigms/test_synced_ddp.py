@@ -7,20 +7,20 @@ import torch
 from torch import nn
 
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
+from tests.paradigms.ddp_worker import SYNCED, train_synced
 from tests.paradigms.helpers import left_by_ranks, moved, two_processes
-from tests.paradigms.synced_worker import MODELS, train
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return left_by_ranks(two_processes("synced_worker", tmp_path_factory.mktemp("ddp")))
+    return left_by_ranks(two_processes("synced", tmp_path_factory.mktemp("ddp")))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SYNCED)
 def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = (rank[name] for rank in ranks)
     assert not moved(first["state"], second["state"])
-    alone = train(name, 1)
+    alone = train_synced(name, 1)
     assert any("running_var" in key for key in alone["state"]) == (name != "autoencoder without")
     for key, tensor in alone["state"].items():
         torch.testing.assert_close(first["state"][key], tensor, atol=1e-6, rtol=1e-5, msg=key)

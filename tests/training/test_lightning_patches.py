@@ -66,7 +66,7 @@ def digest_source(path: str) -> str:
     value = importlib.import_module(module)
     for part in name.split("."):
         value = getattr(value, part)
-    (function,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body  # type: ignore[arg-type]
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
     assert isinstance(function, ast.FunctionDef)
     if ast.get_docstring(function) is not None:
         del function.body[0]

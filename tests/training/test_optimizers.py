@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from sft_lightning.training.nonfinite import _can_be_told
+from sft_lightning.training.lightning_patches import accepts_found_inf
 from sft_lightning.training.optimizers import Group, configure_optimizer
 
 
@@ -27,11 +27,11 @@ def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: An
 def test_on_a_gpu_they_are_fused(make: Any) -> None:
     optimizer = made(make)
     assert [group["fused"] for group in optimizer.param_groups] == [True]
-    assert _can_be_told(optimizer)
+    assert accepts_found_inf(optimizer)
     own = make([torch.nn.Parameter(torch.ones(2))])
-    assert not _can_be_told(own)
+    assert not accepts_found_inf(own)
     optimizer.load_state_dict(own.state_dict())  # of a training on a CPU
-    assert not _can_be_told(optimizer)
+    assert not accepts_found_inf(optimizer)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_on_a_gpu_they_are_fused(make: Any) -> None:
 def test_they_are_as_they_were_made(make: Any, where: dict[str, Any]) -> None:
     optimizer = made(make, **where)
     assert not any(group.get("fused") for group in optimizer.param_groups)
-    assert not _can_be_told(optimizer)
+    assert not accepts_found_inf(optimizer)
