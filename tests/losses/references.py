@@ -242,7 +242,7 @@ class MixMatch(Reference):
         guess = mean ** (1 / self.s.temperature)
         guess = guess / guess.sum(1, keepdim=True)
         all_x, all_y = torch.cat([x, u.weak, u.weak_2]), torch.cat([hot(y), guess, guess])
-        share, order = self.s.mixture(len(all_x), u.draw)  # the draw itself is checked elsewhere
+        share, order = self.s.sample_mixture(len(all_x), u.draw)  # the draw itself is checked elsewhere
         mixed_x = share[:, None, None, None] * all_x + (1 - share)[:, None, None, None] * all_x[order]
         mixed_y = share[:, None] * all_y + (1 - share)[:, None] * all_y[order]
         logits = f(mixed_x)[1]

@@ -1,4 +1,4 @@
-"""All losses on features by name, so that a YAML can say `class_path: SupCon`."""
+"""Export all losses on features, so that YAML can say `class_path: SupCon`."""
 
 from sft_lightning.losses.features.base import (
     FeatureLoss as FeatureLoss,

@@ -1,4 +1,4 @@
-"""L_f: what a feature extractor learns from labels without a classifier. The interface; each loss has a file."""
+"""The interface of L_f, a loss that trains features with labels but without a classifier."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class FeatureLoss(nn.Module, ABC):
-    """Draws features of one class together.
+    """Base class of losses that pull the features of a class together.
 
     Attributes:
         separates_classes: Whether the loss also keeps classes apart. One that does not is minimal when all features
@@ -18,38 +18,38 @@ class FeatureLoss(nn.Module, ABC):
     separates_classes: ClassVar[bool] = True
 
     def build(self, num_classes: int, num_features: int) -> None:
-        """Makes buffers and parameters, once, before training.
+        """Create buffers and parameters; called once, before training.
 
         Args:
-            num_classes: C.
-            num_features: F.
+            num_classes: Number of classes C.
+            num_features: Number of features F.
         """
 
     def _apply(self, *args: Any, **kwargs: Any) -> "FeatureLoss":
-        """Stays in full precision where the network is in half of it."""
+        """Keep the loss in full precision when the network is converted to half precision."""
         super()._apply(*args, **kwargs)
         if any(t.is_floating_point() and t.dtype.itemsize < 4 for t in (*self.parameters(), *self.buffers())):
             super()._apply(lambda t: t.float() if t.is_floating_point() else t)
         return self
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The loss of one batch, in full precision: angles and running means would be coarse in half of it.
+        """Compute the loss of a batch in full precision, since angles and running means are coarse in half precision.
 
         Args:
-            features: (B, F), with gradient.
-            labels: int64, (B,).
+            features: Features with gradient, (B, F).
+            labels: Classes, int64, (B,).
 
         Returns:
-            A scalar; its mean over processes of equal batches is the loss of all their examples.
+            Scalar whose mean over processes with batches of equal size is the loss of all their examples.
         """
         with torch.autocast(features.device.type, enabled=False):
             return self.loss(features.float() if features.dtype.itemsize < 4 else features, labels)
 
     @abstractmethod
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """As `forward`.
+        """Compute the loss of a batch.
 
         Args:
-            features: (B, F), float32 or float64.
-            labels: int64, (B,).
+            features: Features with gradient in float32 or float64, (B, F).
+            labels: Classes, int64, (B,).
         """

@@ -1,4 +1,4 @@
-"""1 - cos(f(x), p_y): features point where the prototype of their class does."""
+"""Cosine loss to class prototypes: L_f = 1 - cos(f(x), p_y)."""
 
 import math
 from typing import Literal
@@ -13,29 +13,32 @@ from sft_lightning.utils.errors import InputError, check_decay
 
 
 class CosinePrototype(FeatureLoss):
-    """The reference's L_f. A label has no direction, so each class has a prototype p_c that has one.
+    """Cosine distance between features and the prototype p_y of their class, averaged over the batch.
 
-    `learnable`: vectors that gradient descent moves with the network. `mean`: the running mean of the class's unit
-    features. `simplex`: fixed, all pairs at the same widest angle, cos = -1 / (C - 1), the equiangular tight frame that
-    Papyan, Han & Donoho 2020 ("neural collapse") find at the end of training and Yang et al. 2022 fix from the start.
-    Only the last keeps classes apart.
+    A label is an integer without a direction, so each class has a prototype. `learnable` prototypes are parameters.
+    `mean` prototypes are running means of the normalized features of a class. `simplex` prototypes are fixed, with the
+    same widest angle between all pairs, cos = -1 / (C - 1): the equiangular tight frame that Papyan, Han & Donoho 2020
+    ("neural collapse") observe at the end of training and Yang et al. 2022 fix from the start. Only `simplex` keeps
+    classes apart.
+
+    Reference setting: ResNet-50 features (2048), Linear(2048, C) as the classifier, SGD with rate .01.
     """
 
     prototypes: Tensor
-    seen: Tensor
+    seen: Tensor  # whether a class has had an example; the name stands in checkpoints
 
     def __init__(
         self, prototypes: Literal["learnable", "mean", "simplex"] = "learnable", momentum: float = 0.9, seed: int = 0
     ) -> None:
-        """Chooses the prototypes.
+        """Check and store the settings.
 
         Args:
-            prototypes: Which.
-            momentum: Of the running mean.
-            seed: Of the first prototypes, or of the simplex's orientation.
+            prototypes: Kind of prototypes.
+            momentum: Momentum of the running means of `mean`.
+            seed: Seed of the initial prototypes, or of the orientation of the simplex.
 
         Raises:
-            InputError: momentum is out of its range.
+            InputError: The momentum is out of range.
         """
         super().__init__()
         check_decay(momentum=momentum)
@@ -43,14 +46,14 @@ class CosinePrototype(FeatureLoss):
         self.separates_classes = prototypes == "simplex"  # type: ignore[misc]
 
     def build(self, num_classes: int, num_features: int) -> None:
-        """The prototypes, (C, F), of length 1.
+        """Create the prototypes, (C, F), with norm 1.
 
         Args:
-            num_classes: C.
-            num_features: F.
+            num_classes: Number of classes C.
+            num_features: Number of features F.
 
         Raises:
-            InputError: A simplex of so many corners needs more features.
+            InputError: A simplex of C corners needs more than F dimensions.
         """
         generator = torch.Generator().manual_seed(self.seed)
         if self.kind == "simplex":
@@ -64,38 +67,38 @@ class CosinePrototype(FeatureLoss):
             self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch; running means move first, so that a class's first batch has one.
+        """Compute the loss; running means move first, so that the first batch of a class has a prototype.
 
         Args:
-            features: (B, F).
-            labels: int64, (B,).
+            features: Features with gradient, (B, F).
+            labels: Classes, int64, (B,).
         """
         unit = F.normalize(features, dim=1)
         if self.kind == "mean" and self.training:
-            self._follow(unit.detach(), labels)
+            self._update_means(unit.detach(), labels)
         return 1 - (unit * F.normalize(self.prototypes, dim=1)[labels]).sum(1).mean()
 
-    def _follow(self, unit: Tensor, labels: Tensor) -> None:
-        hot = F.one_hot(labels, len(self.prototypes)).to(unit)
-        sums, counts = sum_over_ranks(hot.T @ unit), sum_over_ranks(hot.sum(0))
-        here = counts > 0
+    def _update_means(self, unit: Tensor, labels: Tensor) -> None:
+        one_hot = F.one_hot(labels, len(self.prototypes)).to(unit)
+        sums, counts = sum_over_ranks(one_hot.T @ unit), sum_over_ranks(one_hot.sum(0))
+        is_present = counts > 0
         mean = sums / counts.clamp_min(1)[:, None]
-        kept = torch.where(self.seen, self.momentum, 0.0)[:, None].to(unit)
-        moved = kept * self.prototypes + (1 - kept) * mean
-        self.prototypes.copy_(torch.where(here[:, None], moved, self.prototypes))
-        self.seen |= here
+        decay = torch.where(self.seen, self.momentum, 0.0)[:, None].to(unit)
+        updated = decay * self.prototypes + (1 - decay) * mean
+        self.prototypes.copy_(torch.where(is_present[:, None], updated, self.prototypes))
+        self.seen |= is_present
 
 
 def build_simplex(corners: int, dimensions: int, generator: torch.Generator) -> Tensor:
-    """Unit vectors with the same angle between all pairs, arccos(-1 / (C - 1)), in a random orientation.
+    """Build unit vectors with the same angle arccos(-1 / (C - 1)) between all pairs, in a random orientation.
 
     Args:
-        corners: C, at least 2.
-        dimensions: F, at least C - 1.
-        generator: Of the orientation.
+        corners: Number of vectors C, at least 2.
+        dimensions: Number of dimensions F, at least C - 1.
+        generator: Generator of the orientation.
 
     Returns:
-        float32, (C, F).
+        Vectors in float32, (C, F).
 
     Raises:
         InputError: F is too small.
@@ -106,7 +109,7 @@ def build_simplex(corners: int, dimensions: int, generator: torch.Generator) -> 
             f"{dimensions}: use learnable or mean prototypes, or a wider backbone"
         )
     centered = torch.eye(corners, dtype=torch.float64) - 1 / corners
-    plane = torch.linalg.qr(centered[:, :-1])[0]  # (C, C - 1): an orthonormal basis of what is orthogonal to ones
-    turned = torch.linalg.qr(torch.randn(dimensions, corners - 1, generator=generator, dtype=torch.float64))[0]
-    made: Tensor = math.sqrt(corners / (corners - 1)) * plane @ turned.T
-    return made.float()
+    plane = torch.linalg.qr(centered[:, :-1])[0]  # (C, C - 1): an orthonormal basis of the complement of ones
+    rotation = torch.linalg.qr(torch.randn(dimensions, corners - 1, generator=generator, dtype=torch.float64))[0]
+    vectors: Tensor = math.sqrt(corners / (corners - 1)) * plane @ rotation.T
+    return vectors.float()

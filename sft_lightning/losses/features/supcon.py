@@ -10,21 +10,25 @@ from sft_lightning.utils.errors import check_min, check_positive
 
 
 class SupCon(FeatureLoss):
-    """Each example is drawn to all others of its class and away from the rest (eq. 2, the sum outside the logarithm).
+    """Supervised contrastive loss L_out (eq. 2, with the sum outside the logarithm).
 
-    Two views of each picture (`labeled_view: both`) are two examples of a class, as in the paper. An example without
-    another of its class in the batch has nothing to be drawn to and is left out of the mean.
+    Each example is pulled toward all others of its class and pushed away from the rest. Two views of each image
+    (`labeled_view: both`) are two examples of a class, as in the paper. An example without another of its class in the
+    batch is left out of the mean.
+
+    Reference setting: temperature .1, projection to 128 outputs, two views.
     """
 
     def __init__(self, temperature: float = 0.1, projection: int = 128) -> None:
-        """Sets both.
+        """Check and store the settings.
 
         Args:
-            temperature: tau.
-            projection: Outputs of the projection head, one hidden layer as wide as the features; 0 for none.
+            temperature: Temperature tau of the similarities.
+            projection: Number of outputs of the projection head, which has one hidden layer as wide as the features; 0
+                for no projection.
 
         Raises:
-            InputError: One is out of its range.
+            InputError: A setting is out of range.
         """
         super().__init__()
         check_positive(temperature=temperature)
@@ -32,11 +36,11 @@ class SupCon(FeatureLoss):
         self.temperature, self.width = temperature, projection
 
     def build(self, num_classes: int, num_features: int) -> None:
-        """The projection head, which is thrown away after training.
+        """Build the projection head, which is discarded after training.
 
         Args:
-            num_classes: C.
-            num_features: F.
+            num_classes: Number of classes C.
+            num_features: Number of features F.
         """
         self.project: nn.Module = nn.Identity()
         if self.width:
@@ -44,18 +48,18 @@ class SupCon(FeatureLoss):
             self.project = nn.Sequential(hidden, nn.ReLU(), nn.Linear(num_features, self.width))
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Over the examples of all processes.
+        """Compute the loss over the examples of all processes.
 
         Args:
-            features: (B, F).
-            labels: int64, (B,).
+            features: Features with gradient, (B, F).
+            labels: Classes, int64, (B,).
         """
         z = F.normalize(self.project(features), dim=1)
         z, labels = all_gather_cat(z), all_gather_cat(labels)
         others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
         similarity = (z @ z.T / self.temperature).masked_fill(~others, -torch.inf)
-        log_share = similarity - similarity.logsumexp(1, keepdim=True)
+        log_p = similarity - similarity.logsumexp(1, keepdim=True)
         positive = (labels[:, None] == labels) & others
         count = positive.sum(1)
-        drawn = torch.where(positive, log_share, 0.0).sum(1) / count.clamp_min(1)
-        return -drawn.sum() / (count > 0).sum().clamp_min(1)
+        mean_log_p = torch.where(positive, log_p, 0.0).sum(1) / count.clamp_min(1)
+        return -mean_log_p.sum() / (count > 0).sum().clamp_min(1)

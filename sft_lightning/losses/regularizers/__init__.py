@@ -1,4 +1,4 @@
-"""All regularizers R(theta) by name, so that a YAML can say `class_path: L2SP`."""
+"""Export all regularizers R(theta), so that YAML can say `class_path: L2SP`."""
 
 from sft_lightning.losses.regularizers.base import (
     ActivationRegularizer as ActivationRegularizer,

@@ -1,4 +1,4 @@
-"""R(theta): what is added to a loss to keep a network in check. The interface; each regularizer has a file."""
+"""The interface of R(theta), a penalty that is added to the loss of any paradigm."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,49 +15,49 @@ from sft_lightning.utils.errors import check_min
 
 
 class Regularizer(nn.Module, ABC):
-    """lambda R(theta), for any paradigm.
+    """Base class of penalties lambda R(theta).
 
     Attributes:
-        needs_activations: Whether it looks at what passes through the backbone, and not at the parameters alone.
+        needs_activations: Whether the penalty depends on activations of the backbone, not only on parameters.
     """
 
     needs_activations: ClassVar[bool] = False
 
     def __init__(self, weight: float) -> None:
-        """Sets lambda.
+        """Check and store lambda.
 
         Args:
-            weight: lambda.
+            weight: Weight lambda of the penalty.
 
         Raises:
-            InputError: It is negative.
+            InputError: The weight is negative.
         """
         super().__init__()
         check_min(0, weight=weight)
         self.weight = weight
 
     def build(self, backbone: Backbone) -> None:
-        """Takes note of the network where training starts, once; its weights are loaded by then.
+        """Store the network; called once, before training, when its weights are loaded.
 
         Args:
-            backbone: From examples to features.
+            backbone: Network from inputs to features.
         """
-        # In a tuple, or it would be a part of the regularizer and stand in checkpoints twice.
+        # In a tuple: as a submodule it would be in checkpoints twice.
         self._backbone = (backbone,)
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """The pass inside is looked at, where the regularizer looks at passes."""
+        """Capture the activations of passes inside the block, where the penalty needs them."""
         yield
 
     def forward(self, network: nn.Module) -> Tensor:
-        """Lambda R, in full precision.
+        """Compute lambda R in full precision.
 
         Args:
-            network: All that is trained, the backbone within.
+            network: Module with all trained parameters, the backbone among them.
 
         Returns:
-            A scalar with gradient.
+            Scalar with gradient.
         """
         device = next(network.parameters()).device
         with torch.autocast(device.type, enabled=False):
@@ -65,56 +65,57 @@ class Regularizer(nn.Module, ABC):
 
     @abstractmethod
     def penalty(self, network: nn.Module) -> Tensor:
-        """R.
+        """Compute R.
 
         Args:
-            network: As for `forward`.
+            network: Module with all trained parameters.
         """
 
 
 class StartRegularizer(Regularizer):
-    """Compares with the network as it was at the start, theta_0: a frozen copy that checkpoints hold, too.
+    """Base class of penalties on the distance from the initial network theta_0.
 
-    What has no start, such as a new head, gets beta/2 |w|^2.
+    The initial backbone is a frozen copy that is part of checkpoints. Parameters outside the backbone, such as a new
+    head, get the plain penalty beta/2 |w|^2.
     """
 
     source: Backbone
 
     def __init__(self, weight: float, beta: float) -> None:
-        """Sets both factors.
+        """Check and store both weights.
 
         Args:
-            weight: Of the comparison.
-            beta: Of the plain penalty on everything but the backbone.
+            weight: Weight of the distance from the initial network.
+            beta: Weight of the plain penalty on all parameters outside the backbone.
 
         Raises:
-            InputError: One is negative.
+            InputError: A weight is negative.
         """
         super().__init__(weight)
         check_min(0, beta=beta)
         self.beta = beta
 
     def forward(self, network: nn.Module) -> Tensor:
-        """Both parts.
+        """Compute the weighted distance from the initial network plus the plain penalty.
 
         Args:
-            network: All that is trained.
+            network: Module with all trained parameters.
         """
         inside = {id(p) for p in self._backbone[0].parameters()}
         rest = half_squared_norm_of_trained(p for p in network.parameters() if id(p) not in inside)
         return super().forward(network) + self.beta * rest
 
     def build(self, backbone: Backbone) -> None:
-        """Copies the backbone.
+        """Copy the initial backbone.
 
         Args:
-            backbone: With the weights of the start.
+            backbone: Network with the initial weights.
         """
         super().build(backbone)
         self.source = deepcopy(backbone).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "StartRegularizer":
-        """The source stays in eval mode."""
+        """Keep the initial network in eval mode."""
         super().train(mode)
         if hasattr(self, "source"):
             self.source.eval()
@@ -122,74 +123,77 @@ class StartRegularizer(Regularizer):
 
 
 class ActivationRegularizer(Regularizer):
-    """Looks at what some modules of the backbone make of a training pass."""
+    """Base class of penalties on the activations of training passes."""
 
     needs_activations = True
 
     def build(self, backbone: Backbone) -> None:
-        """Nothing seen.
+        """Start without captured passes.
 
         Args:
-            backbone: From examples to features.
+            backbone: Network from inputs to features.
         """
         super().build(backbone)
-        self._seen: list[tuple[Tensor, list[Tensor]]] = []
+        self._passes: list[tuple[Tensor, list[Tensor]]] = []
 
     @abstractmethod
     def select_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """The modules whose outputs are looked at.
+        """Return the modules whose outputs the penalty needs.
 
         Args:
-            backbone: From examples to features.
+            backbone: Network from inputs to features.
         """
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Keeps what goes into the backbone and comes out of the modules, until the penalty is made of it."""
+        """Capture inputs of the backbone and outputs of the selected modules for the next penalty."""
         (backbone,) = self._backbone
         with record_outputs(backbone, self.select_modules(backbone)) as passes:
             yield
         if torch.is_grad_enabled():
-            self._seen += passes
+            self._passes += passes
 
     def penalty(self, network: nn.Module) -> Tensor:
-        """The mean over the passes since the last time; 0 where there were none.
+        """Compute the mean penalty of the passes since the last call; 0 if there were none.
 
         Args:
-            network: As for `forward`.
+            network: Module with all trained parameters.
         """
-        seen, self._seen = self._seen, []
-        parts = [self.penalize_pass(x, outputs) for x, outputs in seen if any(o.requires_grad for o in outputs)]
-        return torch.stack(parts).mean() if parts else next(network.parameters()).new_zeros(())
+        passes, self._passes = self._passes, []
+        penalties = [self.penalize_pass(x, outputs) for x, outputs in passes if any(o.requires_grad for o in outputs)]
+        return torch.stack(penalties).mean() if penalties else next(network.parameters()).new_zeros(())
 
     @abstractmethod
     def penalize_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
-        """R of one pass.
+        """Compute R of one pass.
 
         Args:
-            x: (B, ...): what went in.
-            outputs: (B, ...) of each watched module.
+            x: Inputs of the backbone, (B, ...).
+            outputs: Outputs of each selected module, (B, ...).
         """
 
 
 @contextmanager
 def record_outputs(network: nn.Module, modules: list[nn.Module]) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
-    """What went into a network, and what came out of some of its modules, for each pass inside.
+    """Record the inputs of a network and the outputs of some of its modules.
 
     Args:
-        network: That examples go into.
-        modules: Parts of it, or the network itself, in the order in which they are passed.
+        network: Network that examples go into.
+        modules: Submodules or the network itself, in the order of the forward pass.
+
+    Yields:
+        A list that gets an entry for each pass inside the block: the input, and the outputs of the modules.
     """
     passes: list[tuple[Tensor, list[Tensor]]] = []
 
-    def enters(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def record_input(_: nn.Module, args: tuple[Any, ...]) -> None:
         passes.append((args[0], []))
 
-    def leaves(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> None:
+    def record_output(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> None:
         passes[-1][1].append(out)
 
-    handles: list[Any] = [network.register_forward_pre_hook(enters)]
-    handles += [module.register_forward_hook(leaves) for module in modules]
+    handles: list[Any] = [network.register_forward_pre_hook(record_input)]
+    handles += [module.register_forward_hook(record_output) for module in modules]
     try:
         yield passes
     finally:
@@ -198,21 +202,18 @@ def record_outputs(network: nn.Module, modules: list[nn.Module]) -> Iterator[lis
 
 
 def half_squared_norm_of_trained(parameters: Iterable[Parameter]) -> Tensor:
-    """Half the squared Euclidean norm; its gradient is the parameter itself.
+    """Compute half the squared Euclidean norm, whose gradient is the parameter itself.
 
     Args:
-        parameters: Those that do not require gradients are left out.
-
-    Returns:
-        A scalar.
+        parameters: Parameters; those that do not require gradients are left out.
     """
     return half_squared_norm([p for p in parameters if p.requires_grad])
 
 
 def half_squared_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Half the squared Euclidean norm of all tensors together.
+    """Compute half the squared Euclidean norm of all tensors together.
 
     Args:
-        tensors: Any; 0 where there are none.
+        tensors: Tensors of any shapes; the result is 0 for an empty sequence.
     """
     return 0.5 * torch.stack(torch._foreach_norm(list(tensors))).square().sum() if tensors else torch.zeros(())

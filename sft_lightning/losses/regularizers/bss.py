@@ -1,4 +1,4 @@
-"""Batch spectral shrinkage: Chen et al. 2019, "Catastrophic Forgetting Meets Negative Transfer"."""
+"""BSS: Chen et al. 2019, "Catastrophic Forgetting Meets Negative Transfer"."""
 
 import torch
 from torch import Tensor, nn
@@ -9,36 +9,39 @@ from sft_lightning.utils.errors import check_min
 
 
 class BSS(ActivationRegularizer):
-    """The sum of the k smallest squared singular values of a batch's features: directions that do not transfer fade."""
+    """Sum of the k smallest squared singular values of a batch's features (batch spectral shrinkage).
+
+    It suppresses directions of the features that do not transfer. Reference setting: eta .001, k 1.
+    """
 
     def __init__(self, weight: float = 0.001, k: int = 1) -> None:
-        """Sets both.
+        """Check and store the settings.
 
         Args:
-            weight: eta.
-            k: How many of the smallest singular values are penalized.
+            weight: Weight eta of the penalty.
+            k: Number of penalized singular values.
 
         Raises:
-            InputError: One is out of its range.
+            InputError: A setting is out of range.
         """
         super().__init__(weight)
         check_min(1, k=k)
         self.k = k
 
     def select_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """The features.
+        """Return the backbone itself, whose output is the features.
 
         Args:
-            backbone: From examples to features.
+            backbone: Network from inputs to features.
         """
         return [backbone]
 
     def penalize_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
-        """Of a batch's features.
+        """Compute R of one pass.
 
         Args:
-            x: Not used.
-            outputs: Features (B, F).
+            x: Inputs of the backbone, unused.
+            outputs: Features, (B, F).
         """
         values: Tensor = torch.linalg.svdvals(outputs[0].float())
         return values[-self.k :].square().sum()

@@ -10,67 +10,69 @@ from sft_lightning.utils.errors import InputError, check_min
 
 
 class DELTA(StartRegularizer, ActivationRegularizer):
-    """alpha/2 |FM - FM_0|^2: feature maps stay near those that the start makes of the same examples.
+    """Distance alpha/2 |FM - FM_0|^2 between the feature maps of the network and of its initial copy.
 
-    A map's squared distance is summed over its positions and averaged over examples and channels, as if all channels
-    had the same attention (the paper's version without attention); the head gets beta/2 |w|^2. It costs another pass
-    through the backbone, without gradient, in each step.
+    The squared distance of a map is summed over positions and averaged over examples and channels: all channels have
+    the same attention, as in the paper's variant without attention. Parameters outside the backbone get beta/2 |w|^2.
+    Each step costs another pass through the backbone, without gradient.
+
+    Reference setting: alpha .01, beta .01, four layers.
     """
 
     def __init__(self, weight: float = 0.01, beta: float = 0.01, layers: int = 4) -> None:
-        """Sets both factors.
+        """Check and store the settings.
 
         Args:
-            weight: alpha.
-            beta: Of the plain penalty on everything but the backbone.
-            layers: So many blocks' maps are compared, evenly from the first to the last.
+            weight: Weight alpha of the distance of the maps.
+            beta: Weight of the plain penalty on all parameters outside the backbone.
+            layers: Number of blocks whose maps are compared, spread evenly over the backbone.
 
         Raises:
-            InputError: A factor is negative, or there is no layer.
+            InputError: A weight is negative, or `layers` is below 1.
         """
         super().__init__(weight, beta)
         check_min(1, layers=layers)
         self.layers = layers
 
     def build(self, backbone: Backbone) -> None:
-        """Copies the backbone, and makes sure that it has blocks to look at.
+        """Copy the initial backbone and select the blocks to compare.
 
         Args:
-            backbone: With the weights of the start.
+            backbone: Network with the initial weights.
 
         Raises:
-            InputError: It has fewer blocks than are to be compared.
+            InputError: The backbone has fewer blocks than `layers`.
         """
         super().build(backbone)
-        found = split_blocks(backbone.net)
-        if self.layers > len(found):
-            raise InputError(f"layers is {self.layers}: the backbone has {len(found)} blocks to compare, give fewer")
-        last = [found[(k + 1) * len(found) // self.layers - 1].modules[-1] for k in range(self.layers)]
+        blocks = split_blocks(backbone.net)
+        if self.layers > len(blocks):
+            raise InputError(f"layers is {self.layers}: the backbone has {len(blocks)} blocks to compare, give fewer")
+        last = [blocks[(k + 1) * len(blocks) // self.layers - 1].modules[-1] for k in range(self.layers)]
         names = {module: name for name, module in backbone.named_modules()}
-        self._watched = [names[module] for module in last]  # an adapter may take a layer's place, not its name
+        self._selected = [names[module] for module in last]  # an adapter replaces a layer but keeps its name
 
     def select_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """The last module of every n-th block.
+        """Return the last module of each selected block.
 
         Args:
-            backbone: The network or its start.
+            backbone: Network or its initial copy.
         """
-        return [backbone.get_submodule(name) for name in self._watched]
+        return [backbone.get_submodule(name) for name in self._selected]
 
     def penalize_pass(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
-        """Half the distance of the maps of one pass.
+        """Compute R of one pass.
 
         Args:
-            x: (B, ...).
-            outputs: (B, ...) of each watched block.
+            x: Inputs of the backbone, (B, ...).
+            outputs: Outputs of each selected block, (B, ...).
         """
         with torch.no_grad(), record_outputs(self.source, self.select_modules(self.source)) as passes:
             self.source(x)
         distances = [(a.float() - b.float()).square() for a, b in zip(outputs, passes[0][1], strict=True)]
-        return 0.5 * torch.stack([_over_channels(d).mean() for d in distances]).sum()
+        return 0.5 * torch.stack([_mean_over_channels(d).mean() for d in distances]).sum()
 
 
-def _over_channels(distance: Tensor) -> Tensor:
-    """(B, C, H, W), (B, T, C) or (B, C) to (B,): a transformer's channels stand last."""
+def _mean_over_channels(distance: Tensor) -> Tensor:
+    """Reduce (B, C, H, W), (B, T, C) or (B, C) to (B,); channels of a transformer are the last dimension."""
     channels = distance.shape[1] if distance.ndim != 3 else distance.shape[2]
     return distance.flatten(1).sum(1) / channels

@@ -1,4 +1,4 @@
-"""The plain penalty on the length of the parameters."""
+"""L2: half the squared norm of the parameters."""
 
 from torch import Tensor, nn
 
@@ -6,23 +6,23 @@ from sft_lightning.losses.regularizers.base import Regularizer, half_squared_nor
 
 
 class L2(Regularizer):
-    """Half the squared Euclidean norm of all parameters that are being trained.
+    """Half the squared Euclidean norm of all trained parameters.
 
-    Unlike an optimizer's weight decay it is part of the loss: Adam scales its gradient, and it is logged.
+    Unlike weight decay of an optimizer, it is part of the loss: Adam scales its gradient, and it is logged.
     """
 
     def __init__(self, weight: float = 1e-4) -> None:
-        """Sets lambda.
+        """Check and store lambda.
 
         Args:
-            weight: lambda.
+            weight: Weight lambda of the penalty.
         """
         super().__init__(weight)
 
     def penalty(self, network: nn.Module) -> Tensor:
-        """R.
+        """Compute R.
 
         Args:
-            network: All that is trained.
+            network: Module with all trained parameters.
         """
         return half_squared_norm_of_trained(network.parameters())

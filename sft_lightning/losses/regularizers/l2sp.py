@@ -7,28 +7,30 @@ from sft_lightning.losses.regularizers.base import StartRegularizer, half_square
 
 
 class L2SP(StartRegularizer):
-    """alpha/2 |w - w_0|^2 of the backbone, whose start is w_0, and beta/2 |w|^2 of what has no start, such as the head.
+    """Distance alpha/2 |w - w_0|^2 of the backbone from its initial weights, and beta/2 |w|^2 of all other parameters.
 
-    Without weights to start from it ties the network to its random initialization.
+    Without pre-trained weights, it ties the network to its random initialization.
+
+    Reference setting: alpha .1, beta .01.
     """
 
     def __init__(self, weight: float = 0.1, beta: float = 0.01) -> None:
-        """Sets both factors, to the paper's unless given.
+        """Check and store both weights; the defaults are the paper's.
 
         Args:
-            weight: alpha.
-            beta: Of the plain penalty on everything but the backbone.
+            weight: Weight alpha of the distance from the initial weights.
+            beta: Weight of the plain penalty on all parameters outside the backbone.
         """
         super().__init__(weight, beta)
 
     def penalty(self, network: nn.Module) -> Tensor:
-        """Half the squared distance of the backbone's trained parameters to their start.
+        """Compute half the squared distance of the backbone's trained parameters from their initial values.
 
         Args:
-            network: All that is trained.
+            network: Module with all trained parameters.
         """
         pairs = zip(self._backbone[0].parameters(), self.source.parameters(), strict=True)
-        trained = [(p, start) for p, start in pairs if p.requires_grad]
+        trained = [(p, initial) for p, initial in pairs if p.requires_grad]
         if not trained:
             return next(network.parameters()).new_zeros(())
-        return half_squared_norm(torch._foreach_sub([p for p, _ in trained], [start for _, start in trained]))
+        return half_squared_norm(torch._foreach_sub([p for p, _ in trained], [initial for _, initial in trained]))

@@ -1,4 +1,4 @@
-"""All strategies for L_u by name, so that a YAML can say `class_path: FixMatch`."""
+"""Export all strategies for L_u, so that YAML can say `class_path: FixMatch`."""
 
 import warnings
 from typing import Any
@@ -56,10 +56,12 @@ _RENAMED = {"About": StrategyContext, "Step": StrategyInputs, "Result": Strategy
 
 
 def __getattr__(name: str) -> Any:
-    """Give strategies of earlier versions the classes of the interface under their old names."""
+    """Return a renamed class of the interface under its old name, with a deprecation warning."""
     if name not in _RENAMED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        f"{name} is now {_RENAMED[name].__name__}; the old name goes in 0.4", DeprecationWarning, stacklevel=2
+        f"{name} is now {_RENAMED[name].__name__}; the old name will be removed in 0.4",
+        DeprecationWarning,
+        stacklevel=2,
     )
     return _RENAMED[name]

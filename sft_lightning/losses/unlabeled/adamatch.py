@@ -22,11 +22,15 @@ from sft_lightning.utils.transfer import to_device
 
 
 class AdaMatch(Consistency):
-    """Pseudo-labels aligned with the labeled examples' distribution, accepted relative to the labeled confidence.
+    """Consistency with aligned pseudo-labels and a threshold relative to the labeled confidence.
 
-    The labeled logits are drawn between those of a pass with the unlabeled examples and those of a pass alone, each
-    logit for itself ("random logit interpolation"): with batch normalization the two differ, and the network learns to
-    be right under the statistics of both.
+    Distribution alignment multiplies predictions by the ratio of the running means on labeled and unlabeled examples. A
+    pseudo-label is accepted where its aligned probability reaches tau times the mean confidence on the labeled batch.
+    Random logit interpolation mixes the labeled logits of a joint pass with those of a pass without unlabeled
+    examples, by a random weight for each logit: under batch normalization the two differ, and the network learns to be
+    right with the statistics of both.
+
+    Reference setting: tau .9, momentum .999, `lambda_u` ramped up by half a cosine.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -35,57 +39,56 @@ class AdaMatch(Consistency):
     threshold_now: Tensor
 
     def __init__(self, threshold: float = 0.9, momentum: float = 0.999, interpolation: bool = True) -> None:
-        """Sets the threshold.
+        """Check and store the settings.
 
         Args:
-            threshold: tau, as a share of the mean confidence on labeled examples.
-            momentum: Of the running means of the predictions.
-            interpolation: Draw the labeled logits between two passes; a network without batch normalization needs no
-                second one.
+            threshold: tau, relative to the mean confidence on labeled examples.
+            momentum: Momentum of the running means of the predictions.
+            interpolation: Whether to interpolate labeled logits, which costs a second pass. Without batch normalization
+                both passes are equal, so false saves time.
 
         Raises:
-            InputError: One is no share.
+            InputError: A setting is outside [0, 1].
         """
         super().__init__()
         check_fraction(threshold=threshold)
         check_decay(momentum=momentum)
         self.threshold, self.momentum, self.interpolation = threshold, momentum, interpolation
 
-    def build(self, about: StrategyContext) -> None:
-        """Two running means, uniform at first.
+    def build(self, context: StrategyContext) -> None:
+        """Register the running means, uniform at first, and the threshold for the log.
 
         Args:
-            about: Sizes.
+            context: Numbers of classes and features, shape of the images.
         """
-        uniform = torch.full((about.num_classes,), 1 / about.num_classes)
+        uniform = torch.full((context.num_classes,), 1 / context.num_classes)
         self.register_buffer("known_mean", uniform.clone())
         self.register_buffer("unlabeled_mean", uniform.clone())
         self.register_buffer("threshold_now", torch.tensor(self.threshold))
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """The consistency loss; the labeled logits are replaced by interpolated ones."""
+        """Return the consistency loss, with interpolated logits in place of the labeled ones."""
         if not self.interpolation:
             return super().loss(step)
         with frozen_bn_stats(step.network):
             alone = step.network.outputs(step.labeled.x).logits
         generator = torch.Generator().manual_seed(step.unlabeled.draw)
-        share = to_device(torch.rand(alone.shape, generator=generator, dtype=torch.float32), alone.device).to(
-            alone.dtype
-        )
-        known = step.labeled_outputs._replace(logits=torch.lerp(alone, step.labeled_outputs.logits, share))
-        return super().loss(step._replace(labeled_outputs=known))._replace(labeled_logits=known.logits)
+        weight = torch.rand(alone.shape, generator=generator, dtype=torch.float32)
+        weight = to_device(weight, alone.device).to(alone.dtype)
+        outputs = step.labeled_outputs._replace(logits=torch.lerp(alone, step.labeled_outputs.logits, weight))
+        return super().loss(step._replace(labeled_outputs=outputs))._replace(labeled_logits=outputs.logits)
 
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
-        """The most likely class after alignment, where its probability reaches the relative threshold."""
-        # The weak views only, as the unlabeled ones are: strong ones are less sure.
+        """Return the most likely class after alignment, accepted where it reaches the relative threshold."""
+        # Of weak views only, like the unlabeled predictions: strong views are less confident.
         labeled = at_least_float32(step.labeled_outputs.logits[: step.labeled.num_weak]).softmax(1)
-        free = logits.softmax(1)
+        unlabeled = logits.softmax(1)
         ema_update_(self.known_mean, mean_over_ranks(labeled), self.momentum)
-        ema_update_(self.unlabeled_mean, mean_over_ranks(free), self.momentum)
+        ema_update_(self.unlabeled_mean, mean_over_ranks(unlabeled), self.momentum)
         self.threshold_now.copy_(self.threshold * mean_over_ranks(labeled.amax(1)))
-        confidence, label = align_distribution(free, self.known_mean, self.unlabeled_mean).max(1)
+        confidence, label = align_distribution(unlabeled, self.known_mean, self.unlabeled_mean).max(1)
         return label, (confidence >= self.threshold_now).float()
 
     def log_metrics(self) -> Mapping[str, Tensor]:
-        """The threshold in use."""
+        """Return the absolute threshold of the last batch."""
         return {"threshold": self.threshold_now}

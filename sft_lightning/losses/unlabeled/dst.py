@@ -18,13 +18,13 @@ from sft_lightning.utils.errors import check_fraction, check_min
 
 
 class DST(FixMatch):
-    """Pseudo-labels train a head of their own, and features are made safe against the worst head.
+    """Debiased self-training: a separate head for pseudo-labels, and features that resist the worst-case head.
 
-    The classifier gives the pseudo-labels but never learns from them (section 4.1). A third head is trained to be right
-    on labeled and wrong on unlabeled examples; through a gradient reversal the features learn to leave it no room
-    (section 4.2). The reversal starts at zero and rises to a tenth, as in the authors' program: at full strength the
-    features have nothing to learn from, and training fails. Their dropout in the heads is left out, and the worst head
-    sees strong views of unlabeled examples where theirs sees weak ones, which would need a gradient of their own.
+    The classifier makes the pseudo-labels but never learns from them; a pseudo head does (section 4.1). A worst-case
+    head learns to be right on labeled and wrong on unlabeled examples, and a gradient reversal trains the features
+    against it (section 4.2). As in the authors' code, the reversal rises from 0 to a tenth: at full strength training
+    fails. Differences from that code: no dropout in the heads, and the worst-case head sees strong views of unlabeled
+    examples, since weak ones would need another pass with gradient.
     """
 
     needs_labels = True
@@ -40,18 +40,19 @@ class DST(FixMatch):
         reversal_steps: int = 1000,
         width: int = 2048,
     ) -> None:
-        """Sets the weights.
+        """Check and store the settings.
 
         Args:
-            threshold: Least probability of an accepted pseudo-label.
-            worst: Weight of the worst head's loss.
-            trade_off: eta', weight of the labeled part in it.
-            reversal: Share of its gradient that reaches the features in the end, with the opposite sign.
-            reversal_steps: Steps until the share is 46 % of that; after five times as many it is 99 %.
-            width: Hidden units of the two heads.
+            threshold: Minimum probability of an accepted pseudo-label.
+            worst: Weight of the worst-case head's loss.
+            trade_off: eta', weight of the labeled part of that loss.
+            reversal: Final factor of the reversed gradient that reaches the features.
+            reversal_steps: Steps until the factor is at 46 % of its final value; after five times as many it is at
+                99 %.
+            width: Number of hidden units of both heads.
 
         Raises:
-            InputError: One is out of its range.
+            InputError: A setting is out of range.
         """
         super().__init__(threshold)
         check_min(0, worst=worst, trade_off=trade_off)
@@ -60,50 +61,50 @@ class DST(FixMatch):
         self.worst, self.trade_off = worst, trade_off
         self.reversal, self.reversal_steps, self.width = reversal, reversal_steps, width
 
-    def build(self, about: StrategyContext) -> None:
-        """Two more heads.
+    def build(self, context: StrategyContext) -> None:
+        """Build the pseudo head and the worst-case head.
 
         Args:
-            about: Sizes.
+            context: Numbers of classes and features, shape of the images.
         """
-        self.pseudo_head = self._head(about)
-        self.worst_head = self._head(about)
+        self.pseudo_head = self._build_head(context)
+        self.worst_head = self._build_head(context)
         self.register_buffer("steps", torch.tensor(0))
 
-    def _head(self, about: StrategyContext) -> nn.Module:
+    def _build_head(self, context: StrategyContext) -> nn.Module:
         return nn.Sequential(
-            nn.Linear(about.num_features, self.width), nn.ReLU(), nn.Linear(self.width, about.num_classes)
+            nn.Linear(context.num_features, self.width), nn.ReLU(), nn.Linear(self.width, context.num_classes)
         )
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Cross-entropy of the pseudo head, and the worst case."""
+        """Return the cross-entropy of the pseudo head plus the worst-case loss."""
         with torch.no_grad():
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
             label, weight = self.targets(logits, step)
         consistency = masked_cross_entropy(self.pseudo_head(step.student.features), label, weight)
-        share = self.reversal * torch.tanh(self.steps / (2 * self.reversal_steps))
+        scale = self.reversal * torch.tanh(self.steps / (2 * self.reversal_steps))
         self.steps += 1
-        on_known = self.worst_head(_reversed(step.labeled_outputs.features, share))
-        on_strong = at_least_float32(self.worst_head(_reversed(step.student.features, share)))
-        right = F.cross_entropy(on_known, step.labeled_outputs.logits.detach().argmax(1))
+        on_labeled = self.worst_head(_reverse_gradient(step.labeled_outputs.features, scale))
+        on_strong = at_least_float32(self.worst_head(_reverse_gradient(step.student.features, scale)))
+        right = F.cross_entropy(on_labeled, step.labeled_outputs.logits.detach().argmax(1))
         wrong = -torch.log1p(-on_strong.softmax(1).gather(1, label[:, None]).clamp(max=1 - 1e-6))
         worst = self.trade_off * right + wrong.mean()
         logs = {"pseudo_head": consistency.detach(), "worst_head": worst.detach()}
         return StrategyOutput(consistency + self.worst * worst, label, weight, logs=logs)
 
 
-class _Reverse(torch.autograd.Function):
+class _GradientReversal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, share: Tensor) -> Tensor:
-        ctx.share = share
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return -ctx.share * gradients[0], None
+        return -ctx.scale * gradients[0], None
 
 
-def _reversed(x: Tensor, share: Tensor) -> Tensor:
-    """The same forward, a share of the negative gradient backward (Ganin & Lempitsky 2015)."""
-    result: Tensor = _Reverse.apply(x, share)
+def _reverse_gradient(x: Tensor, scale: Tensor) -> Tensor:
+    """Return x, whose gradient is multiplied by -scale in the backward pass (Ganin & Lempitsky 2015)."""
+    result: Tensor = _GradientReversal.apply(x, scale)
     return result

@@ -4,9 +4,9 @@ from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, Strate
 
 
 class EntropyMinimization(Strategy):
-    """L_u is the mean entropy of the predictions: decision boundaries move away from the examples."""
+    """Mean entropy of the predictions as L_u, which moves decision boundaries away from the examples."""
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """-sum p log p, mean over the batch."""
-        logs = step.student.logits.log_softmax(1)
-        return StrategyOutput(-(logs.exp() * logs).sum(1).mean(), logs.detach().argmax(1))
+        """Return -sum p log p, averaged over the batch."""
+        log_p = step.student.logits.log_softmax(1)
+        return StrategyOutput(-(log_p.exp() * log_p).sum(1).mean(), log_p.detach().argmax(1))

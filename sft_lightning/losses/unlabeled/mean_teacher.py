@@ -8,15 +8,15 @@ from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, Strate
 
 
 class MeanTeacher(Strategy):
-    """The student's probabilities follow those of the averaged network on another view.
+    """Consistency of the student with an averaged teacher that sees another weak view.
 
-    The decay of the average is `ema_decay` of the paradigm.
+    Reference setting: decay of the average .999 (`ema_decay` of the paradigm), with a sigmoid ramp-up of the weight.
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
     needs_teacher: ClassVar[bool] = True
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Mean squared difference of the probabilities; the teacher gets no gradient."""
+        """Return the mean squared difference of the probabilities; the teacher gets no gradient."""
         target = at_least_float32(step.network.teacher_logits(step.unlabeled.weak_2)).softmax(1)
         return StrategyOutput(F.mse_loss(step.student.logits.softmax(1), target), target.argmax(1))

@@ -19,10 +19,12 @@ from sft_lightning.utils.transfer import to_device
 
 
 class MixMatch(Strategy):
-    """Guessed labels of two views, sharpened; then labeled and unlabeled pictures and labels are mixed.
+    """MixUp of labeled and unlabeled images, with sharpened guesses for the labels of the latter.
 
-    Computes L_s as well, on the mixed labeled pictures (eq. 3), and L_u as squared error on the mixed unlabeled ones
-    (eq. 4). The paper's weight of L_u is 75 to 100 with a linear ramp. Works on pixels.
+    The guess is the sharpened mean prediction of two weak views. L_s is cross-entropy on the mixed labeled images
+    (eq. 3), L_u squared error on the mixed unlabeled ones (eq. 4). Mixing works on pixels.
+
+    Reference setting: T .5, alpha .75, `lambda_u` 75 (CIFAR-10) to 100 with a linear ramp-up.
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
@@ -31,58 +33,58 @@ class MixMatch(Strategy):
     computes_supervised_loss: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 0.5, alpha: float = 0.75) -> None:
-        """Sets both.
+        """Check and store the settings.
 
         Args:
-            temperature: Of the sharpening.
-            alpha: Of the Beta distribution that shares of the mixture come from.
+            temperature: T, temperature of the sharpening.
+            alpha: Parameter of the Beta distribution of the mixing weights.
 
         Raises:
-            InputError: One is not above 0.
+            InputError: A setting is not positive.
         """
         super().__init__()
         check_positive(temperature=temperature, alpha=alpha)
         self.temperature, self.alpha = temperature, alpha
 
-    def build(self, about: StrategyContext) -> None:
-        """Keeps the number of classes.
+    def build(self, context: StrategyContext) -> None:
+        """Store the number of classes.
 
         Args:
-            about: Sizes.
+            context: Numbers of classes and features, shape of the images.
         """
-        self._classes = about.num_classes
+        self._classes = context.num_classes
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Squared error on mixed unlabeled pictures; cross-entropy on mixed labeled ones as L_s."""
+        """Return the squared error on mixed unlabeled images, and cross-entropy on mixed labeled ones as L_s."""
         with torch.no_grad():
             views = (step.unlabeled.weak, step.unlabeled.weak_2)
             guesses = [at_least_float32(step.network.outputs(x).logits).softmax(1) for x in views]
             guess = sharpen((guesses[0] + guesses[1]) / 2, self.temperature)
         x = torch.cat([step.labeled.x, step.unlabeled.weak, step.unlabeled.weak_2])
         target = torch.cat([F.one_hot(step.labeled.y, self._classes).to(guess), guess, guess])
-        share, order = self.mixture(len(x), step.unlabeled.draw)
-        share, order = to_device(share, x.device), to_device(order, x.device)
-        mixed = torch.lerp(x[order], x, share.to(x.dtype).view(-1, 1, 1, 1))
-        mixed_target = torch.lerp(target[order], target, share.to(target.dtype)[:, None])
+        mixing, order = self.sample_mixture(len(x), step.unlabeled.draw)
+        mixing, order = to_device(mixing, x.device), to_device(order, x.device)
+        mixed = torch.lerp(x[order], x, mixing.to(x.dtype).view(-1, 1, 1, 1))
+        mixed_target = torch.lerp(target[order], target, mixing.to(target.dtype)[:, None])
         logits = step.network.outputs(mixed).logits
         count = len(step.labeled.x)
         supervised = F.cross_entropy(logits[:count], mixed_target[:count])
         loss = F.mse_loss(logits[count:].softmax(1), mixed_target[count:])
         return StrategyOutput(loss, guess.argmax(1), supervised=supervised)
 
-    def mixture(self, count: int, draw: int) -> tuple[Tensor, Tensor]:
-        """Shares of at least a half, and partners.
+    def sample_mixture(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Sample mixing weights and partners.
 
         Args:
-            count: How many.
-            draw: Seed of the batch.
+            count: Number of images.
+            seed: Seed of the batch.
 
         Returns:
-            (count,) shares, (count,) positions.
+            Weights of each image itself, at least one half, and positions of the partners, both (count,).
         """
-        generator = torch.Generator().manual_seed(draw)
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
         alphas = torch.full((2, count), self.alpha, dtype=torch.float32)
-        gammas = torch._standard_gamma(alphas, generator=generator)
-        share = gammas[0] / gammas.sum(0).clamp_min(1e-12)
-        return torch.maximum(share, 1 - share), order
+        gammas = torch._standard_gamma(alphas, generator=generator)  # torch.distributions takes no generator
+        mixing = gammas[0] / gammas.sum(0).clamp_min(1e-12)
+        return torch.maximum(mixing, 1 - mixing), order

@@ -9,13 +9,16 @@ from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, Strate
 
 
 class PiModel(Strategy):
-    """Two views of an example shall lead to the same probabilities; both get gradient, as in the paper."""
+    """Consistency of the probabilities of two weak views, both with gradient, as in the paper."""
 
     views: ClassVar[tuple[str, ...]] = ("weak", "weak_2")
     student: ClassVar[str | None] = None
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Mean squared difference of the probabilities; one pass, so that batch normalization treats both alike."""
+        """Return the mean squared difference of the probabilities.
+
+        Both views go through one pass, so that batch normalization uses the same statistics for both.
+        """
         both = step.network.outputs(torch.cat([step.unlabeled.weak, step.unlabeled.weak_2])).logits
         one, two = both.softmax(1).chunk(2)
         return StrategyOutput(F.mse_loss(one, two), one.detach().argmax(1))

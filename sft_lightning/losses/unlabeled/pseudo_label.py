@@ -1,4 +1,4 @@
-"""Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks"."""
+"""Pseudo-Label: Lee 2013, "The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks"."""
 
 import torch
 
@@ -13,26 +13,27 @@ from sft_lightning.utils.errors import check_fraction
 
 
 class PseudoLabel(Strategy):
-    """The class that the network finds most likely is taken for the label.
+    """Cross-entropy with the network's most likely class (eq. 15).
 
-    Lee's loss has no threshold and a slowly growing weight (`lambda_ramp` of the paradigm); later work has a threshold.
+    Reference setting: no threshold, which later work added, and a weight that grows slowly (`lambda_ramp` of the
+    paradigm).
     """
 
     def __init__(self, threshold: float = 0.0) -> None:
-        """Sets the threshold.
+        """Check and store the threshold.
 
         Args:
-            threshold: Least probability of an accepted pseudo-label.
+            threshold: Minimum probability of an accepted pseudo-label.
 
         Raises:
-            InputError: It is no probability.
+            InputError: The threshold is outside [0, 1].
         """
         super().__init__()
         check_fraction(threshold=threshold)
         self.threshold = threshold
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Cross-entropy with the network's own answer, which gets no gradient."""
+        """Return the cross-entropy with the pseudo-label, which gets no gradient."""
         with torch.no_grad():
             confidence, label = at_least_float32(step.student.logits).softmax(1).max(1)
             weight = (confidence >= self.threshold).float()

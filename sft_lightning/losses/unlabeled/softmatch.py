@@ -17,9 +17,11 @@ from sft_lightning.utils.errors import check_decay, check_positive
 
 
 class SoftMatch(Consistency):
-    """No threshold: a pseudo-label's weight falls as a Gaussian below the mean confidence (eq. 7, 8).
+    """Consistency with a soft threshold: weights fall off as a Gaussian below the mean confidence (eq. 7 and 8).
 
-    Uniform alignment (eq. 10) is applied to the weight only; the label is that of the unaligned prediction.
+    Uniform alignment (eq. 10) affects only the weight; the pseudo-label is the class of the unaligned prediction.
+
+    Reference setting: momentum .999, weights fall off with half the standard deviation (`width: 2`).
     """
 
     mean: Tensor
@@ -27,33 +29,33 @@ class SoftMatch(Consistency):
     prediction_mean: Tensor
 
     def __init__(self, momentum: float = 0.999, width: float = 2.0, uniform_alignment: bool = True) -> None:
-        """Sets the Gaussian.
+        """Check and store the settings.
 
         Args:
-            momentum: Of the running mean and variance.
-            width: How many standard deviations the Gaussian's own are.
-            uniform_alignment: Divide by the running mean of the predictions before the weight is taken.
+            momentum: Momentum of the running mean and variance.
+            width: Divisor of the standard deviation of the Gaussian.
+            uniform_alignment: Whether to divide predictions by their running mean before computing weights.
 
         Raises:
-            InputError: One is out of its range.
+            InputError: A setting is out of range.
         """
         super().__init__()
         check_decay(momentum=momentum)
         check_positive(width=width)
         self.momentum, self.width, self.uniform_alignment = momentum, width, uniform_alignment
 
-    def build(self, about: StrategyContext) -> None:
-        """Running mean 1 / C and variance 1 of the confidence, as the paper starts.
+    def build(self, context: StrategyContext) -> None:
+        """Register the running statistics of the confidence: mean 1 / C and variance 1 at first, as in the paper.
 
         Args:
-            about: Sizes.
+            context: Numbers of classes and features, shape of the images.
         """
-        self.register_buffer("mean", torch.tensor(1 / about.num_classes))
+        self.register_buffer("mean", torch.tensor(1 / context.num_classes))
         self.register_buffer("variance", torch.tensor(1.0))
-        self.register_buffer("prediction_mean", torch.full((about.num_classes,), 1 / about.num_classes))
+        self.register_buffer("prediction_mean", torch.full((context.num_classes,), 1 / context.num_classes))
 
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
-        """The most likely class, and its weight."""
+        """Return the most likely class and its weight."""
         probabilities = logits.softmax(1)
         label = probabilities.argmax(1)
         if self.uniform_alignment:
@@ -62,7 +64,7 @@ class SoftMatch(Consistency):
             probabilities = align_distribution(probabilities, uniform, self.prediction_mean)
         confidence = probabilities.amax(1)
         mean = mean_over_ranks(confidence)
-        variance = mean_over_ranks((confidence - mean).square())  # the difference of two means would round below 0
+        variance = mean_over_ranks((confidence - mean).square())  # E[x^2] - E[x]^2 could round below 0
         count = sum_over_ranks(confidence.new_full((), len(confidence)))
         ema_update_(self.mean, mean, self.momentum)
         ema_update_(self.variance, variance * count / (count - 1).clamp_min(1), self.momentum)
@@ -71,5 +73,5 @@ class SoftMatch(Consistency):
         return label, weight
 
     def log_metrics(self) -> Mapping[str, Tensor]:
-        """Mean and deviation of the confidence."""
+        """Return mean and standard deviation of the confidence."""
         return {"confidence_mean": self.mean, "confidence_deviation": self.variance.sqrt()}

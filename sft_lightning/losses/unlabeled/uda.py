@@ -7,20 +7,23 @@ from sft_lightning.utils.errors import check_fraction, check_positive
 
 
 class UDA(Consistency):
-    """Sharpened probabilities of confident weak views are learned on the strong view.
+    """Cross-entropy of the strong view with the sharpened probabilities of a confident weak view.
 
-    The gradient is that of the paper's KL divergence. Its annealing of the labeled examples (TSA) is left out.
+    Its gradient is that of the paper's KL divergence (eq. 1). Training signal annealing (TSA) of the labeled examples
+    is left out.
+
+    Reference setting (CIFAR-10): temperature .4, threshold .8.
     """
 
     def __init__(self, temperature: float = 0.4, threshold: float = 0.8) -> None:
-        """Sets both.
+        """Check and store the settings.
 
         Args:
-            temperature: Divides the logits of the weak view.
-            threshold: Least probability, before sharpening, of an accepted example.
+            temperature: Divisor of the weak view's logits.
+            threshold: Minimum probability of an accepted example, before sharpening.
 
         Raises:
-            InputError: One is out of its range.
+            InputError: A setting is out of range.
         """
         super().__init__()
         check_positive(temperature=temperature)
@@ -28,6 +31,6 @@ class UDA(Consistency):
         self.temperature, self.threshold = temperature, threshold
 
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
-        """Softmax at low temperature, where the softmax at 1 reaches the threshold."""
+        """Return the sharpened probabilities, accepted where the plain ones reach the threshold."""
         confident = logits.softmax(1).amax(1) >= self.threshold
         return (logits / self.temperature).softmax(1), confident.float()

@@ -207,7 +207,7 @@ def test_debiasmatch_prefers_rare_answers() -> None:
 
 
 def test_mixmatch_shares_are_at_least_a_half_and_beta_distributed() -> None:
-    share, order = strategies.MixMatch(alpha=0.75).mixture(20000, 3)
+    share, order = strategies.MixMatch(alpha=0.75).sample_mixture(20000, 3)
     assert share.min() >= 0.5
     assert sorted(order.tolist()) == list(range(20000))
     # E|X - 1/2| of Beta(a, a) is 2^(1 - 2a) / (2 a B(a, a)).
@@ -264,11 +264,11 @@ def test_an_attack_of_no_length_costs_nothing_beside_other_pictures() -> None:
 def test_an_attack_is_found_in_full_precision() -> None:
     torch.manual_seed(0)
     net = Normed(nn.Linear(16, 4))
-    found = strategies.VirtualAdversarial().direction(net, PICTURES, 0)
-    exact = strategies.VirtualAdversarial(xi=1e-6).direction(net.double(), PICTURES.double(), 0)
+    found = strategies.VirtualAdversarial().find_direction(net, PICTURES, 0)
+    exact = strategies.VirtualAdversarial(xi=1e-6).find_direction(net.double(), PICTURES.double(), 0)
     assert torch.allclose((found * exact).flatten(1).sum(1), torch.ones(6, dtype=torch.float64), atol=1e-2)
     with torch.autocast("cpu", torch.bfloat16):
-        again = strategies.VirtualAdversarial().direction(net.float(), PICTURES, 0)
+        again = strategies.VirtualAdversarial().find_direction(net.float(), PICTURES, 0)
     assert torch.equal(again, found)
 
 
@@ -345,11 +345,11 @@ class PlainHeads(strategies.DST):
         super().__init__(**settings)  # type: ignore[arg-type]
         self.taken = taken
 
-    def build(self, about: StrategyContext) -> None:
-        super().build(about)
+    def build(self, context: StrategyContext) -> None:
+        super().build(context)
         self.steps.fill_(self.taken)
 
-    def _head(self, about: StrategyContext) -> nn.Module:
+    def _build_head(self, context: StrategyContext) -> nn.Module:
         head = nn.Linear(2, 2)
         head.weight.data.copy_(torch.eye(2))
         head.bias.data.zero_()
@@ -374,7 +374,7 @@ def test_dst() -> None:
 def test_dst_takes_the_labels_of_the_classifier() -> None:
     """The pseudo head says the opposite, which must not matter to the worst head."""
     strategy = PlainHeads(threshold=0.99, trade_off=0.0)
-    strategy._head = lambda about: nn.Linear(2, 2)  # type: ignore[method-assign]
+    strategy._build_head = lambda context: nn.Linear(2, 2)  # type: ignore[method-assign]
     batch, net = Batch(WEAK, STRONG, STRONG, torch.arange(3)), Net()
     strategy.build(StrategyContext(2, 2, (1, 1, 1)))
     strategy.pseudo_head.weight.data.copy_(-torch.eye(2))  # type: ignore[operator]
@@ -403,7 +403,7 @@ def test_reconstruction() -> None:
     class Half(strategies.Reconstruction):
         """Draws pictures of half the brightness."""
 
-        def build(self, about: StrategyContext) -> None:
+        def build(self, context: StrategyContext) -> None:
             self.decoder = Halved()  # type: ignore[assignment]
 
     class Halved(nn.Module):
@@ -421,7 +421,7 @@ def test_mixmatch() -> None:
     class Swapped(strategies.MixMatch):
         """Three quarters of each, one of its neighbor."""
 
-        def mixture(self, count: int, draw: int) -> tuple[Tensor, Tensor]:
+        def sample_mixture(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
             return torch.full((count,), 0.75), torch.arange(count).roll(1)
 
     strategy = Swapped(temperature=0.5)
