@@ -28,14 +28,14 @@ from sft_lightning import ImageDataModule
 from sft_lightning.audit import label_checks
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import NAMES, Split
-from sft_lightning.data.vision.image_stats import ImageStats, Pixels, compute_image_stats, small
+from sft_lightning.data.vision.image_stats import Pixels, SplitStats, compute_image_stats, stack_thumbnails
 from sft_lightning.data.vision.images import Geometry, MemoryImages
 from sft_lightning.data.vision.near_duplicates import find_near_duplicates
 
 COPIED, FLIPPED = 2000, 0.05
 
 
-def looked(source: str) -> tuple[ImageDataModule, list[ImageStats]]:
+def looked(source: str) -> tuple[ImageDataModule, list[SplitStats]]:
     """A source and the looks at its splits."""
     data = ImageDataModule(source)
     data.request = replace(data.request, on_leak="keep")
@@ -43,7 +43,7 @@ def looked(source: str) -> tuple[ImageDataModule, list[ImageStats]]:
     return data, [compute_image_stats(name, data.splits[name], Geometry(channels=1)) for name in NAMES]
 
 
-def of_tensors(name: str, pictures: list[Pixels]) -> ImageStats:
+def of_tensors(name: str, pictures: list[Pixels]) -> SplitStats:
     """A split of pictures (H, W)."""
     images = MemoryImages(torch.from_numpy(np.stack(pictures))[:, None])
     ids = [f"{name}/{i}" for i in range(len(pictures))]
@@ -105,9 +105,9 @@ def copies(source: str) -> dict[str, float]:
     return found
 
 
-def hash_pairs(seen: list[ImageStats], distance: int = 6) -> int:
+def hash_pairs(seen: list[SplitStats], distance: int = 6) -> int:
     """Pairs of pictures whose perceptual hashes differ in at most so many bits."""
-    pictures = np.concatenate([small(one, range(len(one.looks))) for one in seen if one.looks])[..., 0]
+    pictures = np.concatenate([stack_thumbnails(one, range(len(one.images))) for one in seen if one.images])[..., 0]
     low = dctn(pictures.astype(np.float32), axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(pictures), 64)
     hashes: NDArray[np.uint64] = np.packbits(low > np.median(low[:, 1:], axis=1, keepdims=True), 1).view(np.uint64)
     alike = 0
@@ -123,7 +123,7 @@ def alarms(source: str) -> dict[str, Any]:
     middle = time.perf_counter()
     exact, near = find_near_duplicates(seen)
     end = time.perf_counter()
-    pictures = sum(len(one.looks) for one in seen)
+    pictures = sum(len(one.images) for one in seen)
     return {
         "pictures": pictures,
         "seconds_of_looking": round(middle - began, 1),
@@ -142,7 +142,7 @@ def flipped(source: str) -> dict[str, Any]:
     wrong: set[tuple[str, int]] = set()
     for one in seen:
         given = one.split.part.labels = one.split.part.labels.clone()
-        for i in generator.permutation(len(one.looks))[: round(FLIPPED * len(one.looks))].tolist():
+        for i in generator.permutation(len(one.images))[: round(FLIPPED * len(one.images))].tolist():
             k = one.split.indices[i]
             given[k] = (given[k] + 1 + int(generator.integers(data.num_classes - 1))) % data.num_classes
             wrong.add((one.name, i))

@@ -27,7 +27,7 @@ import torch
 from about import publish
 from PIL import Image
 
-from sft_lightning.data.mmap_columns import Chosen
+from sft_lightning.data.mmap_columns import SelectedTexts
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.vision.images import EncodedImages, Images
 from sft_lightning.data.write_shards import write_shards
@@ -129,7 +129,7 @@ class MadeSource(Source):
         for name, count in self._sizes.items():
             labels = torch.arange(count) % 10 if name != "unlabeled" else torch.full((count,), -1)
             names = [f"{name}/{i:09}.jpg" for i in range(count)]
-            parts[name] = Examples(Made(count, first), Chosen((names, range(count))), labels)
+            parts[name] = Examples(Made(count, first), SelectedTexts((names, range(count))), labels)
             first += count
         return parts
 

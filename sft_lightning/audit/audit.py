@@ -12,12 +12,12 @@ from sft_lightning.audit import class_checks, image_checks, label_checks
 from sft_lightning.audit.findings import Finding, Row, sheet
 from sft_lightning.audit.overlap import dropped, overlaps
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
-from sft_lightning.data.issues import STRADDLING, Fault, listing
+from sft_lightning.data.issues import STRADDLING, Fault, collect_faults
 from sft_lightning.data.splits import SplitConfig
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.file_checks import show_path
 from sft_lightning.data.vision.folder_source import FolderSource
-from sft_lightning.data.vision.image_stats import ImageStats, compute_image_stats
+from sft_lightning.data.vision.image_stats import SplitStats, compute_image_stats
 from sft_lightning.data.vision.images import EncodedImages
 from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, find_near_duplicates
 from sft_lightning.networks.vision.backbones import Backbone
@@ -109,7 +109,7 @@ def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
         InputError: As `audit`.
     """
     began = time.perf_counter()
-    with listing() as faults:
+    with collect_faults() as faults:
         cli = run(["fit", *words], Auditing)
         data = cli.datamodule
         if not isinstance(data, ImageDataModule):
@@ -146,7 +146,7 @@ def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
         data.source.name,
         request,
         data.class_names,
-        {name: len(shown[name].looks) for name in ("labeled", "unlabeled", "val", "test")},
+        {name: len(shown[name].images) for name in ("labeled", "unlabeled", "val", "test")},
         counts,
         image_checks.tables(seen, data.geometry),
         judged.told,
@@ -181,23 +181,23 @@ def _of_faults(faults: Sequence[Fault]) -> list[Finding]:
     return [Finding(kind, advice.get(kind, ""), rows, kind == STRADDLING) for kind, rows in kinds.items()]
 
 
-def _unreadable(data: ImageDataModule, seen: Sequence[ImageStats], policy: str, faults: Sequence[Fault]) -> Finding:
+def _unreadable(data: ImageDataModule, seen: Sequence[SplitStats], policy: str, faults: Sequence[Fault]) -> Finding:
     """Files that were left out before there were splits, and those that turned out broken when decoded."""
     told = {fault.name for fault in faults}
     rows = []
-    for name, part in (data.source.load() if data.bad.found else {}).items():
+    for name, part in (data.source.load() if data.bad.reasons else {}).items():
         images = part.images
         for i, known in enumerate(part.ids):
             if not isinstance(images, EncodedImages):
                 break
             path = images.place(i)
-            if known not in told and (said := data.bad.found.pop(show_path(path), None)) is not None:
+            if known not in told and (said := data.bad.reasons.pop(show_path(path), None)) is not None:
                 rows.append(Row(name, known, said))
             elif known in told:
-                data.bad.found.pop(show_path(path), None)
-    rows += [Row("unlabeled", name, said) for name, said in sorted(data.bad.found.items())]
+                data.bad.reasons.pop(show_path(path), None)
+    rows += [Row("unlabeled", name, said) for name, said in sorted(data.bad.reasons.items())]
     rows += [
-        Row(one.name, one.id(i), look) for one in seen for i, look in enumerate(one.looks) if isinstance(look, str)
+        Row(one.name, one.id(i), look) for one in seen for i, look in enumerate(one.images) if isinstance(look, str)
     ]
     does = "stops at the first (on_bad_image: raise)" if policy == "raise" else "leaves them out (on_bad_image: skip)"
     return Finding("images that cannot be read", f"fit {does}: replace or remove them", rows)

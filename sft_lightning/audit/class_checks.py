@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sft_lightning.audit.findings import Finding, Row
-from sft_lightning.data.vision.image_stats import ImageStats
+from sft_lightning.data.vision.image_stats import SplitStats
 
 IMBALANCE = 10  # times as many examples as the smallest class
 _SHOWN = 24
@@ -11,7 +11,7 @@ _SHOWN = 24
 Counts = dict[str, list[int]]
 
 
-def counted(seen: Sequence[ImageStats], num_classes: int) -> Counts:
+def counted(seen: Sequence[SplitStats], num_classes: int) -> Counts:
     """Number of examples of each class, by split; the unlabeled ones have none that may be known.
 
     Args:
@@ -22,7 +22,7 @@ def counted(seen: Sequence[ImageStats], num_classes: int) -> Counts:
     for one in seen:
         if one.name != "unlabeled":
             counts = [0] * num_classes
-            for i in range(len(one.looks)):
+            for i in range(len(one.images)):
                 if (label := one.label(i)) >= 0:
                     counts[label] += 1
             found[one.name] = counts

@@ -10,29 +10,29 @@ from PIL import Image
 from sft_lightning.audit.findings import Finding, Row
 from sft_lightning.data.source import relative
 from sft_lightning.data.vision.file_checks import UNREADABLE
-from sft_lightning.data.vision.file_kinds import is_litter, is_named_image
+from sft_lightning.data.vision.file_kinds import is_named_image, is_system_folder
 from sft_lightning.data.vision.image_files import LONG, open_image_file
-from sft_lightning.data.vision.image_stats import Header, ImageStats, Look
+from sft_lightning.data.vision.image_stats import Header, ImageStats, SplitStats
 from sft_lightning.data.vision.images import FileImages, Geometry
-from sft_lightning.data.vision.value_ranges import stored_ranges
+from sft_lightning.data.vision.value_ranges import serialize_ranges
 
 # Gray levels; a JPEG of one color has up to 1, the darkest of Fashion-MNIST's 70,000 pictures has 7.
 CONSTANT = 2.0
 _TABLE = 5
 
 
-def oddities(seen: Sequence[ImageStats], geometry: Geometry) -> list[Finding]:
+def oddities(seen: Sequence[SplitStats], geometry: Geometry) -> list[Finding]:
     """Readable pictures that may not be what they seem.
 
     Args:
         seen: All splits.
         geometry: How files become pictures of one size.
     """
-    gray = sum(look.gray for one in seen for _, look in one.readable)
-    colored = sum(not look.gray for one in seen for _, look in one.readable)
+    gray = sum(look.is_gray for one in seen for _, look in one.readable)
+    colored = sum(not look.is_gray for one in seen for _, look in one.readable)
     few = geometry.channels == 3 and 0 < gray < colored
 
-    def of(test: Callable[[ImageStats, int, Look], str | None], name: str, advice: str) -> Finding:
+    def of(test: Callable[[SplitStats, int, ImageStats], str | None], name: str, advice: str) -> Finding:
         rows = []
         for one in seen:
             for i, look in one.readable:
@@ -41,19 +41,19 @@ def oddities(seen: Sequence[ImageStats], geometry: Geometry) -> list[Finding]:
                     rows.append(Row(one.name, one.id(i), detail))
         return Finding(name, advice, rows)
 
-    def header(test: Callable[[Header], str | None]) -> Callable[[ImageStats, int, Look], str | None]:
+    def header(test: Callable[[Header], str | None]) -> Callable[[SplitStats, int, ImageStats], str | None]:
         return lambda one, i, look: None if look.header is None else test(look.header)
 
-    def misnamed(one: ImageStats, i: int, look: Look) -> str | None:
+    def misnamed(one: SplitStats, i: int, look: ImageStats) -> str | None:
         if look.header is None or not isinstance(one.split.part.images, FileImages):  # in shards names are only names
             return None
         promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
         # An MPO of a camera is a JPEG that is followed by others.
         return None if promised == look.header.format.replace("MPO", "JPEG") else f"is {look.header.format}"
 
-    def constant(one: ImageStats, i: int, look: Look) -> str | None:
-        is_constant = look.spread is not None and look.spread < CONSTANT
-        return f"deviation {look.spread:.1f} of 255 gray levels" if is_constant else None
+    def constant(one: SplitStats, i: int, look: ImageStats) -> str | None:
+        is_constant = look.gray_std is not None and look.gray_std < CONSTANT
+        return f"deviation {look.gray_std:.1f} of 255 gray levels" if is_constant else None
 
     return [
         of(
@@ -63,12 +63,12 @@ def oddities(seen: Sequence[ImageStats], geometry: Geometry) -> list[Finding]:
         ),
         of(constant, "images that are (nearly) of one color", "They show nothing: remove them"),
         of(
-            lambda one, i, look: "" if few and look.gray else None,
+            lambda one, i, look: "" if few and look.is_gray else None,
             "gray images among colored ones",
             "They are read with three equal channels: a class that is gray more often is told by that, so check which",
         ),
         of(
-            header(lambda h: h.mode if h.transparent else None),
+            header(lambda h: h.mode if h.is_transparent else None),
             "images with transparent pixels",
             f"They are laid over the color {list(geometry.background)}: set background to what the others have",
         ),
@@ -93,7 +93,7 @@ def oddities(seen: Sequence[ImageStats], geometry: Geometry) -> list[Finding]:
             "Only the first frame is read: save the others as files of their own if they matter",
         ),
         of(
-            header(lambda h: "EXIF" if h.turned else None),
+            header(lambda h: "EXIF" if h.is_rotated else None),
             "images with an EXIF orientation",
             "They are turned upright here, not by every other tool: save them upright",
         ),
@@ -101,7 +101,7 @@ def oddities(seen: Sequence[ImageStats], geometry: Geometry) -> list[Finding]:
 
 
 def _scale(geometry: Geometry) -> str:
-    kinds = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in stored_ranges(geometry.ranges).items()]
+    kinds = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in serialize_ranges(geometry.ranges).items()]
     return f"One scale for all: {', '.join(kinds)}"
 
 
@@ -138,7 +138,7 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
             folders.clear()
             continue
         been.add(known)
-        folders[:] = sorted(name for name in folders if not is_litter(name))
+        folders[:] = sorted(name for name in folders if not is_system_folder(name))
         place = relative(Path(here), folder).split("/")[0]
         for name in folders:
             if is_named_image(name) and Path(here, name) not in taken:
@@ -169,7 +169,7 @@ def _kind(path: Path) -> str | None:
         return None
 
 
-def tables(seen: Sequence[ImageStats], geometry: Geometry) -> dict[str, object]:
+def tables(seen: Sequence[SplitStats], geometry: Geometry) -> dict[str, object]:
     """Sizes and modes of the files, in types of JSON; nothing for pictures in memory.
 
     Args:

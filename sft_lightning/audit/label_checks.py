@@ -21,9 +21,9 @@ from torch import Tensor
 
 from sft_lightning.audit.findings import Finding, Row
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.copies import find_copies, groups_of
+from sft_lightning.data.vision.copies import find_copies, get_groups
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.image_stats import SIDE, ImageStats, small
+from sft_lightning.data.vision.image_stats import SIDE, SplitStats, stack_thumbnails
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.transfer.scores import fewest_groups, split_into_folds
@@ -51,7 +51,7 @@ class LabelJudgments:
         is_decided: Whether the labels were judged: no suspects then means that none was found.
     """
 
-    places: list[tuple[ImageStats, int]]
+    places: list[tuple[SplitStats, int]]
     labels: Integers
     probabilities: Matrix
     suspects: list[int]
@@ -59,7 +59,7 @@ class LabelJudgments:
     is_decided: bool = True
 
 
-def judge(seen: Sequence[ImageStats], data: ImageDataModule, backbone: Backbone | None, seed: int) -> LabelJudgments:
+def judge(seen: Sequence[SplitStats], data: ImageDataModule, backbone: Backbone | None, seed: int) -> LabelJudgments:
     """Looks for wrong labels in all splits with labels together.
 
     Args:
@@ -73,8 +73,8 @@ def judge(seen: Sequence[ImageStats], data: ImageDataModule, backbone: Backbone 
         chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
         places = [places[k] for k in chosen.tolist()]
     y = np.array([one.label(i) for one, i in places], dtype=np.int64)
-    copies = find_copies([one.looks[i] for one, i in places])
-    groups = copies.join_groups(groups_of([(one.split.part, one.split.indices[i]) for one, i in places]))
+    copies = find_copies([one.images[i] for one, i in places])
+    groups = copies.join_groups(get_groups([(one.split.part, one.split.indices[i]) for one, i in places]))
     classes, counts = np.unique(y, return_counts=True)
     # A class in one group is never both learned from and held out.
     kept = classes[(counts >= FOLDS) & (_count_groups(y, groups) > 1)]
@@ -222,10 +222,10 @@ def finding(judged: LabelJudgments, names: Sequence[str]) -> Finding:
     )
 
 
-def _pixels(places: Sequence[tuple[ImageStats, int]]) -> NDArray[np.float32]:
+def _pixels(places: Sequence[tuple[SplitStats, int]]) -> NDArray[np.float32]:
     pieces = []
     for one, positions in _by_split(places):
-        pictures = small(one, positions)
+        pictures = stack_thumbnails(one, positions)
         n, step = len(pictures), SIDE // _POOLED
         pooled = pictures.reshape(n, _POOLED, step, _POOLED, step, -1).mean((2, 4), dtype=np.float32)
         pieces.append(pooled.reshape(n, -1) / 255)
@@ -233,7 +233,7 @@ def _pixels(places: Sequence[tuple[ImageStats, int]]) -> NDArray[np.float32]:
 
 
 def _features(
-    places: Sequence[tuple[ImageStats, int]], data: ImageDataModule, backbone: Backbone
+    places: Sequence[tuple[SplitStats, int]], data: ImageDataModule, backbone: Backbone
 ) -> NDArray[np.float32]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pieces: list[Tensor] = []
@@ -247,9 +247,9 @@ def _features(
     return x
 
 
-def _by_split(places: Sequence[tuple[ImageStats, int]]) -> list[tuple[ImageStats, list[int]]]:
+def _by_split(places: Sequence[tuple[SplitStats, int]]) -> list[tuple[SplitStats, list[int]]]:
     """Positions of each split; places of a split stand together."""
-    found: dict[str, tuple[ImageStats, list[int]]] = {}
+    found: dict[str, tuple[SplitStats, list[int]]] = {}
     for one, i in places:
         found.setdefault(one.name, (one, []))[1].append(i)
     return list(found.values())

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sft_lightning.audit.findings import Finding, Row
 from sft_lightning.data.splits import Split, SplitConfig, without_leaks
-from sft_lightning.data.vision.image_stats import ImageStats
+from sft_lightning.data.vision.image_stats import SplitStats
 from sft_lightning.data.vision.near_duplicates import Pair
 
 _WORDS = {"test": "test", "val": "validation", "labeled": "labeled", "unlabeled": "unlabeled"}
@@ -14,7 +14,7 @@ _LEAKS = (("test", "labeled"), ("test", "unlabeled"), ("test", "val"), ("val", "
 _COPIES = (("labeled",) * 2, ("labeled", "unlabeled"), ("unlabeled",) * 2, ("test",) * 2, ("val",) * 2)
 
 
-def dropped(seen: Sequence[ImageStats], request: SplitConfig) -> set[tuple[str, int]]:
+def dropped(seen: Sequence[SplitStats], request: SplitConfig) -> set[tuple[str, int]]:
     """Split and position of the pictures that a run drops: their files are equal byte for byte.
 
     Args:

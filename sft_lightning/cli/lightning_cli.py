@@ -34,7 +34,7 @@ from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.cli.registry import LINKED, accepts_null
 from sft_lightning.cli.resumed_settings import restore_settings
 from sft_lightning.cli.run_config import explain_missing_data, set_splits
-from sft_lightning.data.class_names import list_classes
+from sft_lightning.data.class_names import format_class_names
 from sft_lightning.runs.lock import RunLock, is_training
 from sft_lightning.runs.paths import (
     LOGS,
@@ -199,7 +199,7 @@ class SFTCLI(LightningCLI):
         if self._classes is None and here:
             rank_zero_info(
                 f"Checkpoint {checkpoint} does not name its classes: they are taken by position, in the order "
-                f"{list_classes(here)}."
+                f"{format_class_names(here)}."
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -50,7 +50,7 @@ def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int]:
     return [exact.get(name, composed.get(unicodedata.normalize("NFC", name), -1)) for name in names]
 
 
-def missing_classes(names: Sequence[str], among: Sequence[str]) -> list[str]:
+def find_missing_classes(names: Sequence[str], among: Sequence[str]) -> list[str]:
     """Return the names that are not among others.
 
     Args:
@@ -60,7 +60,7 @@ def missing_classes(names: Sequence[str], among: Sequence[str]) -> list[str]:
     return [name for name, place in zip(names, match_classes(names, among), strict=True) if place < 0]
 
 
-def list_classes(names: Sequence[str]) -> str:
+def format_class_names(names: Sequence[str]) -> str:
     """Format class names for a sentence, shortened where there are many.
 
     Args:
@@ -77,14 +77,14 @@ def describe_difference(names: Sequence[str], others: Sequence[str]) -> str:
         names: Classes of a model.
         others: Classes of the data.
     """
-    only_model, only_data = missing_classes(names, others), missing_classes(others, names)
+    only_model, only_data = find_missing_classes(names, others), find_missing_classes(others, names)
     if only_model or only_data:
-        return f"only the model has {list_classes(only_model)}, only the data has {list_classes(only_data)}"
+        return f"only the model has {format_class_names(only_model)}, only the data has {format_class_names(only_data)}"
     place = next(i for i, (a, b) in enumerate(zip(names, others, strict=False)) if a != b)
     return f"class {place} is {names[place]!r} in the model and {others[place]!r} in the data"
 
 
-def as_names(value: Any) -> list[str] | None:
+def parse_class_names(value: Any) -> list[str] | None:
     """Return class names that were read from a file; None where they are not a list of texts, or empty.
 
     Args:

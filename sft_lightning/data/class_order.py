@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
+from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.vision.file_checks import BadImages
@@ -31,20 +31,20 @@ class RenumberedSource(Source):
         """
         counts = Counter(unicodedata.normalize("NFC", name) for name in class_names)
         if twice := [name for name, count in counts.items() if count > 1]:
-            raise InputError(f"class_names has {list_classes(twice)} twice: name each class once")
-        unknown = missing_classes(source.class_names, class_names)
-        absent = missing_classes(class_names, source.class_names)
+            raise InputError(f"class_names has {format_class_names(twice)} twice: name each class once")
+        unknown = find_missing_classes(source.class_names, class_names)
+        absent = find_missing_classes(class_names, source.class_names)
         if unknown:
-            lacks = f" and lacks {list_classes(absent)}" if absent else ""
+            lacks = f" and lacks {format_class_names(absent)}" if absent else ""
             hint = did_you_mean(unknown[0], absent)
             raise InputError(
-                f"source {source.name!r} has the class {list_classes(unknown)}{hint}, which the run or class_names "
-                f"does not know{lacks}: rename it, leave it out, or train a new run on this source"
+                f"source {source.name!r} has the class {format_class_names(unknown)}{hint}, which the run or "
+                f"class_names does not know{lacks}: rename it, leave it out, or train a new run on this source"
             )
         self._source, self.name, self.image_shape = source, source.name, source.image_shape
         self.value_ranges = source.value_ranges
         self.class_names = tuple(class_names)
-        said = f"{source.name} has no example of the class {list_classes(absent)}, which keeps its number"
+        said = f"{source.name} has no example of the class {format_class_names(absent)}, which keeps its number"
         self.messages = [*source.messages, *([said] if absent else [])]
 
     def load(self) -> dict[str, Examples]:
@@ -53,7 +53,7 @@ class RenumberedSource(Source):
         return {name: replace(part, labels=numbers[part.labels]) for name, part in self._source.load().items()}
 
 
-class OrdersClasses:
+class ClassOrder:
     """The source of an `ImageDataModule`, whose attributes these are, and the order of its classes."""
 
     _named: str
@@ -67,8 +67,8 @@ class OrdersClasses:
     @cached_property
     def opened_source(self) -> Source:
         """Where the examples come from, with classes in an order of its own; opened when it is first needed."""
-        skip, meant = self.bad.policy == "skip", self._class_names or ()
-        return open_source(self._named, self.root, self.download, skip=skip, meant=meant)
+        skip, listed = self.bad.policy == "skip", self._class_names or ()
+        return open_source(self._named, self.root, self.download, skip=skip, listed_classes=listed)
 
     @property
     def source(self) -> Source:
@@ -87,7 +87,7 @@ class OrdersClasses:
         Args:
             stage: `fit`, `validate`, `test` or `predict`, which needs no labels and takes a source of other classes.
         """
-        strange = stage == "predict" and missing_classes(self.opened_source.class_names, self.class_names)
+        strange = stage == "predict" and find_missing_classes(self.opened_source.class_names, self.class_names)
         return self.opened_source if strange else self.source
 
     def unlabeled_for(self, stage: str) -> tuple[str, Examples] | None:

@@ -32,7 +32,7 @@ def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
         32 bytes for each; None for a file that cannot be read.
     """
     keys = [os.fsencode(os.path.abspath(path)) for path in paths]
-    states = [_state(key) for key in keys]
+    states = [_read_state(key) for key in keys]
     now = time.time_ns()
     kept = _load(keys)
     digests = [digest if state and state == old else None for state, (old, digest) in zip(states, kept, strict=True)]
@@ -44,7 +44,7 @@ def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
             bar.update(len(chunk))
             for i, digest in zip(chunk, found, strict=True):
                 digests[i], state = digest, states[i]
-                if digest and state and now - _changed_at(state) > _TICK:
+                if digest and state and now - _get_change_time(state) > _TICK:
                     fresh.append((keys[i], state, digest))
     if fresh:
         _save(fresh)
@@ -79,10 +79,10 @@ def digest_folder(path: Path) -> str:
         if not name.startswith(".")
     )
     names = [file.relative_to(path).as_posix() for file in files]
-    return combine(zip(names, digest_files(files), strict=True))
+    return combine_digests(zip(names, digest_files(files), strict=True))
 
 
-def combine(rows: Iterable[tuple[str, bytes | None]]) -> str:
+def combine_digests(rows: Iterable[tuple[str, bytes | None]]) -> str:
     """Return one SHA-256 of names and digests, in their order, as hexadecimal digits.
 
     Args:
@@ -94,7 +94,7 @@ def combine(rows: Iterable[tuple[str, bytes | None]]) -> str:
     return whole.hexdigest()
 
 
-def _state(path: bytes) -> str | None:
+def _read_state(path: bytes) -> str | None:
     try:
         at = os.stat(path)
     except OSError:
@@ -102,7 +102,7 @@ def _state(path: bytes) -> str | None:
     return f"{at.st_size} {at.st_mtime_ns} {at.st_ctime_ns} {at.st_ino}"
 
 
-def _changed_at(state: str) -> int:
+def _get_change_time(state: str) -> int:
     _, modified, changed, _ = map(int, state.split())
     return max(modified, changed)
 

@@ -35,7 +35,7 @@ _listed: ContextVar[list[Fault] | None] = ContextVar("faults", default=None)
 
 
 @contextmanager
-def listing() -> Iterator[list[Fault]]:
+def collect_faults() -> Iterator[list[Fault]]:
     """Faults that are met inside are listed, and what is at fault is passed over.
 
     Yields:
@@ -49,7 +49,7 @@ def listing() -> Iterator[list[Fault]]:
         _listed.reset(token)
 
 
-def fault(kind: str, split: str, name: str, detail: str, sentence: str) -> None:
+def report_fault(kind: str, split: str, name: str, detail: str, sentence: str) -> None:
     """Lists a fault where they are listed; elsewhere the first one stops the run.
 
     Args:

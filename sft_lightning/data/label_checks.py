@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
-from sft_lightning.data.issues import fault
+from sft_lightning.data.issues import report_fault
 from sft_lightning.data.source import split_of_name
 
 _DECIMAL = re.compile(r"[+-]?[0-9]+\.0+")
@@ -24,7 +24,7 @@ _FILLERS = str.maketrans({"_": " ", "-": " "})
 
 
 def check_class_names(
-    where: str, names: Iterable[str], meant: Iterable[str] = (), places: Mapping[str, str] = {}
+    where: str, names: Iterable[str], listed_classes: Iterable[str] = (), places: Mapping[str, str] = {}
 ) -> list[str]:
     """Refuse class names that are different to a computer only, and mention characters that nobody sees.
 
@@ -34,7 +34,7 @@ def check_class_names(
     Args:
         where: Kind and name of the source, such as "folder 'photos'".
         names: Names of the classes.
-        meant: Names that the user listed as classes.
+        listed_classes: Names that the user listed as classes.
         places: Place of a name within the source, such as "line 3"; may lack some.
 
     Returns:
@@ -44,27 +44,29 @@ def check_class_names(
         InputError: Two names look alike, unless faults are listed.
     """
     sentences = []
-    listed = set(meant)
+    listed = set(listed_classes)
     names = list(names)
-    for twin, name, both in _alike(names, places):
+    for twin, name, both in _find_alike(names, places):
         if len(name) == len(twin) == 1:
             sentences.append(f"{where}: the classes {both} differ in case alone")
         elif not {twin, name} <= listed:
-            fault(
+            report_fault(
                 "class names that look alike",
                 "",
                 name,
-                f"looks like {spell(twin)}",
+                f"looks like {quote_name(twin)}",
                 f"{where} has the classes {both}, which look alike: spell them the same, or list both in class_names "
                 "if they are two classes",
             )
     first: dict[str, str] = {}
-    for name in dict.fromkeys(map(_looks, names)):
+    for name in dict.fromkeys(map(_normalize, names)):
         twin = first.setdefault(re.sub(r"[\s_-]+", " ", name), name)
         if twin != name:
-            sentences.append(f"{where}: the classes {spell(twin)} and {spell(name)} differ only between their words")
+            sentences.append(
+                f"{where}: the classes {quote_name(twin)} and {quote_name(name)} differ only between their words"
+            )
     for name in names:
-        if name not in listed and name != _visible(name):
+        if name not in listed and name != _strip_invisible(name):
             sentences.append(f"{where}: the class name {name!a} has characters that cannot be seen")
         elif name not in listed and len(name) > 1 and name[0] == name[-1] and name[0] in "'\"`":
             sentences.append(f"{where}: the class name {name!r} has quotes in it: remove them if they are not meant")
@@ -74,14 +76,14 @@ def check_class_names(
 
 
 def check_missing_labels(
-    where: str, counts: Mapping[str, int], meant: Iterable[str] = (), places: Mapping[str, str] = {}
+    where: str, counts: Mapping[str, int], listed_classes: Iterable[str] = (), places: Mapping[str, str] = {}
 ) -> list[str]:
     """Refuse labels that say that there is none, such as `NA`.
 
     Args:
         where: Kind and name of the source, such as "manifest 'm.csv'".
         counts: Number of examples of each label.
-        meant: Names that the user listed as classes.
+        listed_classes: Names that the user listed as classes.
         places: Place of the first example of a label, such as "line 3"; may lack some.
 
     Returns:
@@ -91,18 +93,18 @@ def check_missing_labels(
         InputError: Labels say that they are missing, unless faults are listed.
     """
     sentences = []
-    listed = set(meant)
+    listed = set(listed_classes)
     if counts and not {*counts} & listed and all(map(split_of_name, counts)):
         sentence = f"{where}: the labels ({', '.join(map(repr, counts))}) are words for splits: "
         sentence += "call their column 'split' and give labels, or list them in class_names if they are classes"
-        fault("labels that are words for splits", "", next(iter(counts)), "in the place of a class", sentence)
+        report_fault("labels that are words for splits", "", next(iter(counts)), "in the place of a class", sentence)
     if counts and not {*counts} & listed and all(_DECIMAL.fullmatch(label) for label in counts):
         some = f"{where}: the labels are whole numbers written as decimals, such as {next(iter(counts))!r}, as some "
         sentences.append(f"{some}programs write them beside blanks: a class called '0' elsewhere is another one")
     if counts and not {*counts} & listed and all(map(_PRINTED.fullmatch, counts)):
         sentence = f"{where}: the labels are lists or the like, as a program prints them ({next(iter(counts))!r}): "
         sentence += "write the name of the class alone, or list them in class_names if they are names"
-        fault("labels as a program prints them", "", next(iter(counts)), "in the place of a name", sentence)
+        report_fault("labels as a program prints them", "", next(iter(counts)), "in the place of a name", sentence)
     fractions = sum(_FRACTION.fullmatch(label) is not None for label in counts)
     if fractions and all(_FRACTION.fullmatch(label) or _NUMBER.fullmatch(label) for label in counts):
         sentences.append(f"{where}: the labels are decimal numbers; each of the {len(counts):,} is taken as a class")
@@ -116,9 +118,9 @@ def check_missing_labels(
     for label, count in counts.items():
         if label in listed:
             continue
-        word = _looks(label)
+        word = _normalize(label)
         # Labels of -1 and 1, or of - and +, are the two classes of a margin classifier.
-        is_sign = word in ("-1", "-") and set(map(_looks, counts)) in ({"-1", "1"}, {"-", "+"})
+        is_sign = word in ("-1", "-") and set(map(_normalize, counts)) in ({"-1", "1"}, {"-", "+"})
         doubtful = is_sign or (word in _PERHAPS_MISSING and label != "None")  # as Python writes it
         if not doubtful and not {word, word.translate(_FILLERS)} & _MISSING and label != "None":
             continue
@@ -129,7 +131,7 @@ def check_missing_labels(
                 f"{where}: {number} {label!r}{place}, which is taken as a class; blank labels are for unlabeled images"
             )
             continue
-        fault(
+        report_fault(
             "labels that say that they are missing",
             "",
             label,
@@ -154,40 +156,40 @@ def check_groups(where: str, counts: Mapping[str, int], places: Mapping[str, str
     Raises:
         InputError: Two groups look alike, unless faults are listed.
     """
-    for twin, name, both in _alike(counts, places):
+    for twin, name, both in _find_alike(counts, places):
         sentence = f"{where} has the groups {both}, which look alike: spell them the same, or more differently"
-        fault("groups that look alike", "", name, f"looks like {spell(twin)}", sentence)
+        report_fault("groups that look alike", "", name, f"looks like {quote_name(twin)}", sentence)
     return [
         f"{where}: the group of {count:,} examples is {group!r}, which ties them together: leave it blank for none"
         for group, count in counts.items()
-        if count > 1 and _looks(group) in _MISSING | _PERHAPS_MISSING
+        if count > 1 and _normalize(group) in _MISSING | _PERHAPS_MISSING
     ]
 
 
-def _alike(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def _find_alike(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Pairs of names that look alike, and both in words."""
     first: dict[str, str] = {}
     for name in names:
-        twin = first.setdefault(_looks(name), name)
+        twin = first.setdefault(_normalize(name), name)
         if twin != name:
             yield (
                 twin,
                 name,
-                " and ".join(f"{spell(n)}{f' ({places[n]})' if n in places else ''}" for n in (twin, name)),
+                " and ".join(f"{quote_name(n)}{f' ({places[n]})' if n in places else ''}" for n in (twin, name)),
             )
 
 
-def spell(name: str) -> str:
+def quote_name(name: str) -> str:
     """Quote a name so that what cannot be seen can be seen.
 
     Args:
         name: Name of a class, column or file.
     """
     composed = unicodedata.normalize("NFC", name)
-    return repr(name) if composed == name == _visible(name) and name.isprintable() else ascii(name)
+    return repr(name) if composed == name == _strip_invisible(name) and name.isprintable() else ascii(name)
 
 
-def _visible(name: str) -> str:
+def _strip_invisible(name: str) -> str:
     """The name without invisible characters, but for joiners, which some scripts need, and with ordinary spaces."""
     kept = "".join(
         " " if unicodedata.category(c) in ("Zs", "Zl", "Zp") else c
@@ -201,7 +203,7 @@ def _is_joiner(character: str, name: str) -> bool:
     return character in "\u200c\u200d" and any(ord(c) > 0x5FF for c in name if c not in "\u200b\u200c\u200d\ufeff")
 
 
-def _looks(name: str) -> str:
+def _normalize(name: str) -> str:
     """What a reader takes a name for."""
     plain = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
     plain = " ".join(plain.split()).strip("'\"`\u2018\u2019\u201c\u201d").strip().casefold()

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.batch_sampling import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason, show_path
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error, show_path
 from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages, stacked
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.transfer import fits_in_memory, prefetch, to_device
@@ -53,7 +53,7 @@ class _Decoded(Dataset[Any]):
         try:
             return self.images.read(self.indices[position], self.geometry, seed), position, draw
         except UNREADABLE as error:
-            return reason(error), position, draw
+            return describe_read_error(error), position, draw
 
 
 class _Requests:

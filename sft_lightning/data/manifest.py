@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sft_lightning.data.class_names import sort_classes
-from sft_lightning.data.issues import STRADDLING, UNTRAINED, fault
+from sft_lightning.data.issues import STRADDLING, UNTRAINED, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.table_paths import TableFolders, is_same_spelling
@@ -24,14 +24,14 @@ class ManifestSource(Source):
     test, unlabeled (or another word for one of them) or blank (train).
     """
 
-    def __init__(self, path: Path, root: str = "data", skip: bool = False, meant: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = ()) -> None:
         """Reads the table and checks every line.
 
         Args:
             path: `.csv` (UTF-8) or `.parquet` (extra `parquet`).
             root: A second folder that its files may lie in.
             skip: Lines without a file are let through; whoever reads them leaves them out.
-            meant: Names of classes that the user listed, which need no check.
+            listed_classes: Names of classes that the user listed, which need no check.
 
         Raises:
             InputError: A path leads elsewhere, a column, file or label is missing, or a line contradicts another one;
@@ -44,10 +44,10 @@ class ManifestSource(Source):
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
         rows = TableRows(path)
-        self._rows = self._once([self._checked(line, row) for line, row in rows])
+        self._rows = self._deduplicate([self._check_row(line, row) for line, row in rows])
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one image per line")
-        self.messages = [*rows.messages, *self._linked(), *self._check_names(meant)]
+        self.messages = [*rows.messages, *self._describe_links(), *self._check_names(listed_classes)]
         self._refuse_untrained()
         self._refuse_straddling()
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
@@ -58,7 +58,7 @@ class ManifestSource(Source):
             )
         self.class_names = labels
 
-    def _checked(self, line: int, row: dict[str, str]) -> dict[str, str]:
+    def _check_row(self, line: int, row: dict[str, str]) -> dict[str, str]:
         where = f"manifest {self.name!r}, line {line}"
         if not row["path"]:
             raise InputError(f"{where}: the path is blank")
@@ -72,7 +72,7 @@ class ManifestSource(Source):
         row["split"] = split
         if about is None and not self._skip:
             what, sentence = self._folders.explain(line, row["path"])
-            fault("lines without a file", split, row["path"], f"{what}, line {line}", sentence)
+            report_fault("lines without a file", split, row["path"], f"{what}, line {line}", sentence)
         if about is not None and "\\" in row["path"] and not file.endswith(row["path"]):
             row["path"] = row["path"].replace("\\", "/")
         row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
@@ -81,7 +81,7 @@ class ManifestSource(Source):
         place = "" if about is None else f"{about.st_dev} {about.st_ino}"
         return {**row, "line": str(line), "file": file, "place": place}
 
-    def _once(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    def _deduplicate(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
         """The rows, each file once, however it is spelled; another link to one of them is another file, but counted."""
         first: dict[str, dict[str, str]] = {}
         by_place: dict[str, dict[str, str]] = {}
@@ -106,22 +106,22 @@ class ManifestSource(Source):
                     f"already{same}; list each image once"
                 )
                 detail = f"line {row['line']} repeats line {twin['line']}"
-                fault("lines that name an image again", row["split"], row["path"], detail, sentence)
+                report_fault("lines that name an image again", row["split"], row["path"], detail, sentence)
         return list({id(row): row for row in first.values()}.values())
 
-    def _linked(self) -> Iterable[str]:
+    def _describe_links(self) -> Iterable[str]:
         if self._links:
             count = "1 line names" if len(self._links) == 1 else f"{len(self._links):,} lines name"
             yield f"manifest {self.name!r}: {count} a file that another line names by another link ({self._links[0]})"
 
-    def _check_names(self, meant: Sequence[str]) -> list[str]:
+    def _check_names(self, listed_classes: Sequence[str]) -> list[str]:
         """Looks at the labels and groups for what reads alike, or says that there is none."""
         where = f"manifest {self.name!r}"
         places = {row["label"]: f"line {row['line']}" for row in reversed(self._rows)}
         labels = Counter(row["label"] for row in self._rows if row["label"])
         sentences = [
-            *check_missing_labels(where, labels, meant, places),
-            *check_class_names(where, labels, meant, places),
+            *check_missing_labels(where, labels, listed_classes, places),
+            *check_class_names(where, labels, listed_classes, places),
         ]
         places = {row["group"]: f"line {row['line']}" for row in reversed(self._rows)}
         return [*sentences, *check_groups(where, Counter(row["group"] for row in self._rows if row["group"]), places)]
@@ -137,7 +137,7 @@ class ManifestSource(Source):
             if len(found) > 1:
                 told = " and ".join(f"{split} (line {line})" for split, line in found.items())
                 sentence = f"manifest {self.name!r}: group {group!r} stands in {told}; keep it in one split"
-                fault(STRADDLING, " and ".join(found), group, f"in {told}", sentence)
+                report_fault(STRADDLING, " and ".join(found), group, f"in {told}", sentence)
 
     def _refuse_untrained(self) -> None:
         trained = sorted({row["label"] for row in self._rows if row["label"] and row["split"] == "train"})
@@ -147,7 +147,7 @@ class ManifestSource(Source):
                     f"manifest {self.name!r}, line {row['line']}: no training image has the class {row['label']!r} of "
                     f"this {row['split']} image{did_you_mean(row['label'], trained)}; correct it or add training images"
                 )
-                fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
+                report_fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
 
     def load(self) -> dict[str, Examples]:
         """Makes the parts; no picture is read."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Numbers:
+class NumberColumn:
     """A file of numbers of one kind, opened when it is first needed, in each process anew."""
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -36,7 +36,7 @@ class Numbers:
         return {**self.__dict__, "_values": None}  # another process maps the file, and gets no copy of it
 
 
-class _Texts(Sequence[str]):
+class _LazyTexts(Sequence[str]):
     """Texts that are made when they are asked for."""
 
     @overload
@@ -45,18 +45,18 @@ class _Texts(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self._one(i) for i in range(*index.indices(len(self)))]
+            return [self._get(i) for i in range(*index.indices(len(self)))]
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(index)
-        return self._one(place)
+        return self._get(place)
 
     @abstractmethod
-    def _one(self, place: int) -> str:
+    def _get(self, place: int) -> str:
         """The text at a place from 0 on."""
 
 
-class Texts(_Texts):
+class TextColumn(_LazyTexts):
     """A file of texts, and one of the places where each ends."""
 
     def __init__(self, path: Path) -> None:
@@ -65,18 +65,18 @@ class Texts(_Texts):
         Args:
             path: Written by `write_texts`.
         """
-        self._ends = Numbers(_ends(path), "<i8")
-        self._bytes = Numbers(path, "u1")
+        self._ends = NumberColumn(_ends_path(path), "<i8")
+        self._bytes = NumberColumn(path, "u1")
 
     def __len__(self) -> int:
         return len(self._ends.values)
 
-    def _one(self, place: int) -> str:
+    def _get(self, place: int) -> str:
         first = self._ends.values[place - 1] if place else 0
         return self._bytes.values[first : self._ends.values[place]].tobytes().decode("utf-8", "replace")
 
 
-class Chosen(_Texts):
+class SelectedTexts(_LazyTexts):
     """Some of each of several sequences of texts, one after the other."""
 
     def __init__(self, *pieces: tuple[Sequence[str], Sequence[int]]) -> None:
@@ -91,7 +91,7 @@ class Chosen(_Texts):
     def __len__(self) -> int:
         return int(self._stops[-1]) if len(self._stops) else 0
 
-    def _one(self, place: int) -> str:
+    def _get(self, place: int) -> str:
         k = int(np.searchsorted(self._stops, place, "right"))
         texts, places = self._pieces[k]
         return texts[int(places[place - (int(self._stops[k - 1]) if k else 0)])]
@@ -100,7 +100,7 @@ class Chosen(_Texts):
         return (texts[int(i)] for texts, places in self._pieces for i in places)
 
 
-class Prefixed(_Texts):
+class PrefixedTexts(_LazyTexts):
     """Texts behind a word."""
 
     def __init__(self, word: str, texts: Sequence[str]) -> None:
@@ -115,23 +115,23 @@ class Prefixed(_Texts):
     def __len__(self) -> int:
         return len(self._texts)
 
-    def _one(self, place: int) -> str:
+    def _get(self, place: int) -> str:
         return self._word + self._texts[place]
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
-    """Writes texts for `Texts`.
+    """Writes texts for `TextColumn`.
 
     Args:
         path: The file; where each ends is written beside it.
         texts: Of any length.
     """
     end = 0
-    with path.open("wb") as file, _ends(path).open("wb") as ends:
+    with path.open("wb") as file, _ends_path(path).open("wb") as ends:
         for text in texts:
             end += file.write(text.encode("utf-8", "replace"))
             ends.write(np.int64(end).astype("<i8").tobytes())
 
 
-def _ends(path: Path) -> Path:
+def _ends_path(path: Path) -> Path:
     return path.with_suffix(".ends.bin")

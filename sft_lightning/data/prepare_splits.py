@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sft_lightning.data.run_splits import RunSplit, WholeSource, leave_out_trained
+from sft_lightning.data.run_splits import AllLabeled, RunSplit, leave_out_trained
 from sft_lightning.data.source import Examples, Source, concatenated
 from sft_lightning.data.split_checks import check_splits
-from sft_lightning.data.split_files import read_manifest
+from sft_lightning.data.split_files import read_split_file
 from sft_lightning.data.splits import SplitConfig, Splits, make_splits, without_leaks
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import EncodedImages, MemoryImages
@@ -22,7 +22,7 @@ def read_splits(
     bad: BadImages,
     converts: bool,
     measures: bool = True,
-    run: RunSplit | WholeSource | None = None,
+    run: RunSplit | AllLabeled | None = None,
     starts: Sequence[Path] = (),
 ) -> tuple[Splits, list[Examples]]:
     """Reads the sources and divides them.
@@ -58,7 +58,7 @@ def read_splits(
 
     def choose(request: SplitConfig) -> Splits:
         if split_file is not None:
-            return without_leaks(read_manifest(Path(split_file), listed, source.class_names), request)
+            return without_leaks(read_split_file(Path(split_file), listed, source.class_names), request)
         return make_splits(parts, other, request, source.class_names)
 
     if run is not None:
@@ -69,8 +69,8 @@ def read_splits(
         request = replace(request, num_labels=None)
     if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # else other data is only measured
         check_splits(splits, parts, request, source.class_names)
-    if bad.untold:
-        request.messages.append(bad.told())
+    if bad.num_unreported:
+        request.messages.append(bad.summarize())
     return splits, listed
 
 

@@ -12,12 +12,12 @@ from sft_lightning.data.split_files import (
     LEFT_OUT,
     Row,
     check_rows,
-    contents_of,
-    is_of,
-    join_chosen,
+    is_same_data,
+    join_examples,
+    list_split_rows,
+    read_contents,
     read_head,
     read_rows,
-    split_rows,
 )
 from sft_lightning.data.splits import NAMES, Split, SplitConfig, Splits, without_leaks
 from sft_lightning.utils.errors import InputError
@@ -32,19 +32,19 @@ _NEEDED = {
     "test": ("test",),
     "predict": ("test",),
 }
-_OWN_DATA = ("fit", "calibrate")  # stages that need the data of the run itself
+_NEEDS_RUN_DATA = ("fit", "calibrate")  # stages that need the data of the run itself
 _SHOWN = 3  # names in a sentence
-_CHOOSING = ("seed", "num_labels", "labels_per_class", "val_size", "test_size", "unlabeled_source")
+_SPLIT_SETTINGS = ("seed", "num_labels", "labels_per_class", "val_size", "test_size", "unlabeled_source")
 
 
-def choosing(request: SplitConfig, unlabeled_source: str | None) -> dict[str, Any]:
+def get_split_settings(request: SplitConfig, unlabeled_source: str | None) -> dict[str, Any]:
     """Return the settings that choose a split, for the first line of its file.
 
     Args:
         request: Sizes and seed.
         unlabeled_source: Name of another source of unlabeled images, or None.
     """
-    return {name: getattr(request, name, unlabeled_source) for name in _CHOOSING}
+    return {name: getattr(request, name, unlabeled_source) for name in _SPLIT_SETTINGS}
 
 
 @dataclass
@@ -58,32 +58,36 @@ class _Changes:
     trained: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
 
-    def sentences(self) -> list[str]:
+    def describe(self) -> list[str]:
         said = []
         if gone := [name for names in self.gone.values() for name in names]:
             counts = ", ".join(f"{len(names):,} {split}" for split, names in self.gone.items())
-            said.append(f"{_count(gone, 'is', 'are')} gone or unreadable ({counts}): {_some(gone)}")
+            said.append(f"{_count_images(gone, 'is', 'are')} gone or unreadable ({counts}): {_format_examples(gone)}")
         for names, what in (
             (self.blank, "left out without the former label"),
             (self.trained, "left out, as the run was trained on what the file now holds"),
             (self.new, "not in the run's split and left out"),
         ):
             if names:
-                said.append(f"{_count(names, 'is', 'are')} {what}: {_some(names)}")
+                said.append(f"{_count_images(names, 'is', 'are')} {what}: {_format_examples(names)}")
         if self.changed:
-            said.append(f"{_count(self.changed, 'has', 'have')} other content than in the run: {_some(self.changed)}")
+            said.append(
+                f"{_count_images(self.changed, 'has', 'have')} other content than in the run: "
+                f"{_format_examples(self.changed)}"
+            )
         if self.relabeled:
             said.append(
-                f"{_count(self.relabeled, 'has', 'have')} another label than in the run: {_some(self.relabeled)}"
+                f"{_count_images(self.relabeled, 'has', 'have')} another label than in the run: "
+                f"{_format_examples(self.relabeled)}"
             )
         return said
 
 
-def _count(names: Sequence[str], one: str, more: str) -> str:
+def _count_images(names: Sequence[str], one: str, more: str) -> str:
     return f"1 image {one}" if len(names) == 1 else f"{len(names):,} images {more}"
 
 
-def _some(names: Sequence[str]) -> str:
+def _format_examples(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
@@ -131,7 +135,7 @@ class RunSplit:
         head, parts = read_head(self.path), list(named.values())
         everything = [*parts, second] if second is not None else parts
         if not self._is_of_run(head, source, parts, everything):
-            if self.stage in _OWN_DATA:
+            if self.stage in _NEEDS_RUN_DATA:
                 raise InputError(
                     f"the run of {str(self.path)!r} was trained on source {head.get('source')!r}, and source "
                     f"{source!r} holds other images: go on with the same data, or start a new run from it by "
@@ -139,7 +143,7 @@ class RunSplit:
                 )
             policy = replace(request, on_leak="drop")
             why = f"{source} is not the data of the run"
-            splits = measure_other(named, why, _NEEDED[self.stage][0], self.measures_all, request)
+            splits = choose_measured(named, why, _NEEDED[self.stage][0], self.measures_all, request)
             return leave_out_trained(splits, (self.path, *self.starts), policy, None)
         if self.measures_all:
             trained = sum(row.split in ("labeled", "unlabeled") for row in read_rows(self.path))
@@ -161,10 +165,10 @@ class RunSplit:
             splits = without_leaks(splits, request)
         differ = [
             f"{name} {value} ({head[name]} in the run)"
-            for name, value in choosing(request, head.get("unlabeled_source")).items()
+            for name, value in get_split_settings(request, head.get("unlabeled_source")).items()
             if name in head and head[name] != value
         ]
-        said = changes.sentences()
+        said = changes.describe()
         if differ:
             said.append(f"{', '.join(differ)} would choose another split and {'do' if len(differ) > 1 else 'does'} not")
         if said:
@@ -173,7 +177,8 @@ class RunSplit:
             if not len(splits[name]) and (lost := changes.gone.get(name)):
                 raise InputError(
                     f"source {source!r} has none of the {len(lost):,} {name} images of the run any more "
-                    f"({_some(lost)}; {self.path}): put them back, or name other data by data.init_args.source"
+                    f"({_format_examples(lost)}; {self.path}): put them back, or name other data by "
+                    "data.init_args.source"
                 )
         return splits
 
@@ -184,7 +189,7 @@ class RunSplit:
         named = head.get("source")
         if named is not None and os.path.normpath(str(named)) == os.path.normpath(source):
             return True
-        if is_of(head, everything):
+        if is_same_data(head, everything):
             return True
         place = {name: (part, i) for part in parts for i, name in enumerate(part.ids)}
         rows = [row for row in read_rows(self.path) if row.split in HELD_OUT]
@@ -192,17 +197,17 @@ class RunSplit:
         there = [row for row in rows if row.id in place]
         if not there or 2 * len(there) < len(rows) or not all(row.content for row in there):
             return bool(rows) and len(there) == len(rows)
-        same = [row for row in there if next(contents_of(place[row.id][0].images, [place[row.id][1]])) == row.content]
+        same = [row for row in there if next(read_contents(place[row.id][0].images, [place[row.id][1]])) == row.content]
         return 2 * len(same) >= len(rows)
 
     @property
     def _compared(self) -> tuple[str, ...]:
         """Splits whose content is compared: to measure a run takes no look at what it was trained on."""
-        return ("labeled", *HELD_OUT) if self.stage in _OWN_DATA else HELD_OUT
+        return ("labeled", *HELD_OUT) if self.stage in _NEEDS_RUN_DATA else HELD_OUT
 
     def _is_same(self, splits: Splits, class_names: Sequence[str]) -> bool:
         rows = (row for row in read_rows(self.path) if row.split != LEFT_OUT)
-        for then, now in zip_longest(rows, split_rows(splits, class_names, self._compared)):
+        for then, now in zip_longest(rows, list_split_rows(splits, class_names, self._compared)):
             if then is None or now is None or then[:3] != now[:3]:
                 return False
             if then.content != now.content and then.content and now.split in self._compared:
@@ -233,7 +238,7 @@ class RunSplit:
         changes.new = [name for name in place if name not in listed["own"]]
         if second is not None:
             changes.new += [name for name in apart if name not in listed["apart"]]
-        return join_chosen(chosen, sources)
+        return join_examples(chosen, sources)
 
     def _is_kept(
         self, row: Row, part: Examples, i: int, class_names: Sequence[str], trained: set[str], changes: _Changes
@@ -247,7 +252,7 @@ class RunSplit:
         if row.label and now != row.label:
             changes.relabeled.append(f"{row.id} ({row.label} then, {now} now)")
         if row.content and row.split in self._compared:
-            content = next(contents_of(part.images, [i]))
+            content = next(read_contents(part.images, [i]))
             if content != row.content and content in trained and row.split in HELD_OUT:
                 changes.trained.append(row.id)
                 return False
@@ -257,7 +262,7 @@ class RunSplit:
 
 
 @dataclass(frozen=True)
-class WholeSource:
+class AllLabeled:
     """All labeled images of a source, for a checkpoint outside of its run.
 
     Attributes:
@@ -276,12 +281,12 @@ class WholeSource:
         choose: Callable[[SplitConfig], Splits],
     ) -> Splits:
         """Put all labeled images into the split that is measured; the arguments are those of `RunSplit.apply`."""
-        return measure_other(named, f"test_on is 'all' for {source}", _NEEDED[self.stage][0], True, request)
+        return choose_measured(named, f"test_on is 'all' for {source}", _NEEDED[self.stage][0], True, request)
 
 
 def choose_run_split(
     path: Path | None, stage: str, starts: Sequence[Path], test_on: TestOn, split_file: str | None
-) -> RunSplit | WholeSource | None:
+) -> RunSplit | AllLabeled | None:
     """Choose what rules the splits in place of the settings of a new run.
 
     Args:
@@ -309,10 +314,12 @@ def choose_run_split(
         raise InputError(
             f"test_on is 'all', and split_file {split_file!r} names the images to measure: give one of them"
         )
-    return WholeSource(stage) if measures_all else None
+    return AllLabeled(stage) if measures_all else None
 
 
-def measure_other(named: Mapping[str, Examples], why: str, name: str, takes_all: bool, request: SplitConfig) -> Splits:
+def choose_measured(
+    named: Mapping[str, Examples], why: str, name: str, takes_all: bool, request: SplitConfig
+) -> Splits:
     """Put what other data has to measure into the split that is measured.
 
     Args:
@@ -370,14 +377,14 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitCon
         found = {
             i: run
             for i, one, content in zip(
-                split.indices, split.ids, contents_of(split.part.images, split.indices), strict=True
+                split.indices, split.ids, read_contents(split.part.images, split.indices), strict=True
             )
             if (run := contents.get(content) or names.get(one)) is not None
         }
         if not found:
             continue
         runs = ", ".join(sorted({str(path.parent) for path in found.values()}))
-        shown = _some([repr(split.part.ids[i]) for i in found])
+        shown = _format_examples([repr(split.part.ids[i]) for i in found])
         what = f"{len(found):,} of {len(split):,} {name} images are images that {runs} learned the labels of ({shown})"
         remedy = f"give data.init_args.split_file={next(iter(found.values()))} for the split of that run"
         if request.on_leak == "raise":

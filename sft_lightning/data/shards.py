@@ -33,12 +33,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sft_lightning.data.mmap_columns import Numbers, Texts
+from sft_lightning.data.mmap_columns import NumberColumn, TextColumn
 from sft_lightning.data.sample_orders import Windowed
 from sft_lightning.data.source import SPLITS, Examples, Source
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.images import EncodedImages, Images
-from sft_lightning.data.vision.value_ranges import ranges_from
+from sft_lightning.data.vision.value_ranges import parse_ranges
 from sft_lightning.utils.errors import InputError
 
 INDEX = "shards.json"
@@ -49,7 +49,7 @@ _LEAF = [1, {"type": None, "context": None, "children_spec": []}]
 _CONFIG = {"compression": None, "encryption": None, "data_format": ["bytes"], "item_loader": "PyTreeLoader"}
 
 
-def need_extra(what: str) -> None:
+def require_litdata(what: str) -> None:
     """Makes sure that litdata is installed.
 
     Args:
@@ -77,44 +77,44 @@ class Shards:
             InputError: The index is none, or a file is missing or of another size.
         """
         self.folder, self.count, self.digest = folder, count, digest
-        lengths = self._checked()
+        lengths = self._check_index()
         if sum(lengths) != count:
-            raise InputError(f"{str(folder / 'index.json')!r} has {sum(lengths)} images, not {count}: {_AGAIN}")
+            raise InputError(f"{str(folder / 'index.json')!r} has {sum(lengths)} images, not {count}: {_REMEDY}")
         self.starts = np.cumsum([0, *lengths])
         for name, size in (("labels", 8), ("sizes", 8), ("hashes", 32), ("ids.ends", 8)):
             path = folder / f"{name}.bin"
             if not path.is_file() or path.stat().st_size != size * count:
-                raise InputError(f"{str(path)!r} does not hold {count} entries: {_AGAIN}")
-        self.sizes, self.hashes = Numbers(folder / "sizes.bin", "<i8"), Numbers(folder / "hashes.bin", "V32")
-        _litdata()  # takes seconds: here, so that processes that are forked later have it
+                raise InputError(f"{str(path)!r} does not hold {count} entries: {_REMEDY}")
+        self.sizes, self.hashes = NumberColumn(folder / "sizes.bin", "<i8"), NumberColumn(folder / "hashes.bin", "V32")
+        _import_litdata()  # takes seconds: here, so that processes that are forked later have it
         self._reader: Any = None
         self._opened_by = 0
         self._lock = threading.Lock()
 
-    def _checked(self) -> list[int]:
+    def _check_index(self) -> list[int]:
         """Images of each shard."""
         path = self.folder / "index.json"
-        found = _json(path)
+        found = _read_json(path)
         config, chunks = found.get("config"), found.get("chunks")
         if not isinstance(config, dict) or not isinstance(chunks, list) or not chunks:
-            raise InputError(f"{str(path)!r} is no index of shards: {_AGAIN}")
+            raise InputError(f"{str(path)!r} is no index of shards: {_REMEDY}")
         wrong = [name for name, value in _CONFIG.items() if config.get(name) != value]
-        if wrong or _parsed(config.get("data_spec")) != _LEAF:
+        if wrong or _parse_json(config.get("data_spec")) != _LEAF:
             key = wrong[0] if wrong else "data_spec"
             value = config.get(key)
-            raise InputError(f"{str(path)!r} has {key} {value!r}, which scripts/shard does not write: {_AGAIN}")
+            raise InputError(f"{str(path)!r} has {key} {value!r}, which scripts/shard does not write: {_REMEDY}")
         for chunk in chunks:
             name = chunk.get("filename") if isinstance(chunk, dict) else None
             numbers = [chunk.get(key) for key in ("chunk_size", "chunk_bytes")] if isinstance(chunk, dict) else []
             good = isinstance(name, str) and _CHUNK.fullmatch(name) and all(type(n) is int and n > 0 for n in numbers)
             if not good:
-                raise InputError(f"{str(path)!r} names a shard {name!r}, which scripts/shard does not write: {_AGAIN}")
+                raise InputError(f"{str(path)!r} names a shard {name!r}, which scripts/shard does not write: {_REMEDY}")
             file = self.folder / str(name)
             if not file.is_file() or file.stat().st_size != numbers[1]:
-                raise InputError(f"shard {str(file)!r} is missing or not of {numbers[1]} bytes: copy it, or {_AGAIN}")
+                raise InputError(f"shard {str(file)!r} is missing or not of {numbers[1]} bytes: copy it, or {_REMEDY}")
         return [int(chunk["chunk_size"]) for chunk in chunks]
 
-    def shards_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def find_shards(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The number of the shard that each image is in.
 
         Args:
@@ -131,17 +131,19 @@ class Shards:
         Raises:
             OSError: The shard is damaged.
         """
-        shard = int(self.shards_of(np.asarray(index)))
+        shard = int(self.find_shards(np.asarray(index)))
         with self._lock:  # the reader has one shard open at a time
             try:
-                return bytes(self._opened()[_litdata()[1](index, shard)])  # a copy: the file is unmapped later
+                return bytes(
+                    self._open_reader()[_import_litdata()[1](index, shard)]
+                )  # a copy: the file is unmapped later
             except Exception as error:  # whatever it makes of damaged bytes
                 raise OSError(f"shard {shard} of '{self.folder}' is damaged ({type(error).__name__})") from error
 
-    def _opened(self) -> Any:
+    def _open_reader(self) -> Any:
         if self._reader is None or self._opened_by != os.getpid():
             # One image at a time: by default it decodes 256 around each, eleven times slower in shuffled order.
-            self._reader, self._opened_by = _litdata()[0](str(self.folder), batch_decode=0), os.getpid()
+            self._reader, self._opened_by = _import_litdata()[0](str(self.folder), batch_decode=0), os.getpid()
         return self._reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,11 +154,11 @@ class Shards:
         self._lock = threading.Lock()
 
 
-_AGAIN = "make the shards again"
+_REMEDY = "make the shards again"
 
 
 @cache
-def _litdata() -> tuple[Any, Any]:
+def _import_litdata() -> tuple[Any, Any]:
     """The reader, and the number of an image as it wants it."""
     from litdata import StreamingDataset
     from litdata.streaming.sampler import ChunkedIndex
@@ -164,15 +166,15 @@ def _litdata() -> tuple[Any, Any]:
     return StreamingDataset, ChunkedIndex
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}): {_AGAIN}") from error
+        raise InputError(f"{str(path)!r} cannot be read ({error}): {_REMEDY}") from error
     return found if isinstance(found, dict) else {}
 
 
-def _parsed(text: object) -> object:
+def _parse_json(text: object) -> object:
     try:
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -249,13 +251,13 @@ class ShardImages(EncodedImages):
     def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "ShardImages":
         """Some images of several parts, none of which is copied; each part's in ascending order."""
         own = [(images, chosen) for images, chosen in pieces if isinstance(images, ShardImages)]
-        return cls(*(piece for images, chosen in own for piece in images._chosen(chosen)), ids=ids)
+        return cls(*(piece for images, chosen in own for piece in images._select(chosen)), ids=ids)
 
-    def _chosen(self, indices: Sequence[int]) -> list[tuple[Shards, Sequence[int]]]:
+    def _select(self, indices: Sequence[int]) -> list[tuple[Shards, Sequence[int]]]:
         parts = ((self._pieces[k][0], own) for k, own, _ in self._split_up(indices))
-        return [(shards, _packed(own)) for shards, own in parts if len(own)]
+        return [(shards, _pack(own)) for shards, own in parts if len(own)]
 
-    def lengths(self, indices: Sequence[int]) -> Tensor:
+    def count_runs(self, indices: Sequence[int]) -> Tensor:
         """How many of some images follow each other in one shard, int64 of shape (S,).
 
         Args:
@@ -265,20 +267,20 @@ class ShardImages(EncodedImages):
         first = 0
         for k, own, mine in self._split_up(indices):
             shards = self._pieces[k][0]
-            number[mine] = first + shards.shards_of(own)
+            number[mine] = first + shards.find_shards(own)
             first += len(shards.starts)
         edges = np.flatnonzero(np.diff(number)) + 1
         return torch.from_numpy(np.diff(np.concatenate([[0], edges, [len(number)]])))
 
 
-def _packed(indices: npt.NDArray[np.int64]) -> Sequence[int]:
+def _pack(indices: npt.NDArray[np.int64]) -> Sequence[int]:
     """The same indices in less memory where they follow each other."""
     first, last = int(indices[0]), int(indices[-1])
     whole = last - first + 1 == len(indices) and bool((np.diff(indices) == 1).all())
     return range(first, last + 1) if whole else indices  # type: ignore[return-value]
 
 
-def pass_order(split: Split, window: int) -> Callable[[int], Windowed] | None:
+def choose_pass_order(split: Split, window: int) -> Callable[[int], Windowed] | None:
     """How a split's passes are ordered; None where it is not in shards, or in so few that any order will do.
 
     Args:
@@ -286,7 +288,7 @@ def pass_order(split: Split, window: int) -> Callable[[int], Windowed] | None:
         window: Shards whose examples are shuffled among each other.
     """
     images = split.part.images
-    lengths = images.lengths(split.indices) if isinstance(images, ShardImages) else torch.empty(0)
+    lengths = images.count_runs(split.indices) if isinstance(images, ShardImages) else torch.empty(0)
     return None if len(lengths) <= window else partial(Windowed, lengths, window)
 
 
@@ -303,8 +305,8 @@ class ShardSource(Source):
             InputError: It is damaged, of another version, or litdata is not installed.
         """
         self.path, self.name = path, str(path)
-        need_extra(f"source {self.name!r}, which is made of shards,")
-        found = _json(path / INDEX)
+        require_litdata(f"source {self.name!r}, which is made of shards,")
+        found = _read_json(path / INDEX)
         names, shape, parts = (found.get(key) for key in ("class_names", "image_shape", "parts"))
         good = (
             isinstance(names, list)
@@ -316,24 +318,24 @@ class ShardSource(Source):
             and all(type(part.get("count")) is int and isinstance(part.get("sha256"), str) for part in parts.values())
         )
         if found.get("format") != FORMAT or not good:
-            raise InputError(f"{str(path / INDEX)!r} is not of the format {FORMAT!r}: {_AGAIN}")
+            raise InputError(f"{str(path / INDEX)!r} is not of the format {FORMAT!r}: {_REMEDY}")
         self.class_names = tuple(names)  # type: ignore[arg-type]
         self.image_shape = None if shape is None else (shape[0], shape[1], shape[2])
-        self.value_ranges = ranges_from(found.get("value_ranges"), str(path / INDEX))
+        self.value_ranges = parse_ranges(found.get("value_ranges"), str(path / INDEX))
         assert isinstance(parts, dict)
         self._parts: dict[str, dict[str, Any]] = {name: parts[name] for name in SPLITS if name in parts}
 
     def load(self) -> dict[str, Examples]:
         """Maps the columns; no image is read."""
-        return {name: self._part(self.path / name, about) for name, about in self._parts.items()}
+        return {name: self._open_part(self.path / name, about) for name, about in self._parts.items()}
 
-    def _part(self, folder: Path, about: dict[str, Any]) -> Examples:
+    def _open_part(self, folder: Path, about: dict[str, Any]) -> Examples:
         count = about["count"]
         shards = Shards(folder, count, about["sha256"])
-        ids = Texts(folder / "ids.bin")
+        ids = TextColumn(folder / "ids.bin")
         # Mapped, so that they are no memory of the process.
         labels = torch.from_file(str(folder / "labels.bin"), shared=False, size=count, dtype=torch.long)
         if labels.min() < -1 or labels.max() >= len(self.class_names):
-            raise InputError(f"{str(folder / 'labels.bin')!r} has labels beyond the classes: {_AGAIN}")
-        groups = Texts(folder / "groups.bin") if about.get("groups") else None
+            raise InputError(f"{str(folder / 'labels.bin')!r} has labels beyond the classes: {_REMEDY}")
+        groups = TextColumn(folder / "groups.bin") if about.get("groups") else None
         return Examples(ShardImages((shards, range(count)), ids=ids), ids, labels, groups)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sft_lightning.data.mmap_columns import Chosen
+from sft_lightning.data.mmap_columns import SelectedTexts
 from sft_lightning.data.split_names import UNCLEAR, find_split
 from sft_lightning.data.vision.file_checks import format_path
 from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages
@@ -92,7 +92,7 @@ def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:
     """Some of several texts: of lists, a list; what is on the disk stays there."""
     if all(isinstance(texts, list) for texts, _ in pieces):
         return [texts[i] for texts, chosen in pieces for i in chosen]
-    return Chosen(*pieces)
+    return SelectedTexts(*pieces)
 
 
 def relative(path: Path, root: Path) -> str:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.manifest import ManifestSource
-from sft_lightning.data.mmap_columns import Prefixed
+from sft_lightning.data.mmap_columns import PrefixedTexts
 from sft_lightning.data.shards import INDEX, ShardSource
 from sft_lightning.data.source import Examples, Source, concatenated, relative
 from sft_lightning.data.vision.folder_source import FolderSource
@@ -26,7 +26,7 @@ SAMPLE = Path(__file__).parent / "sample"
 
 def open_source(
     name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False,
-    meant: Sequence[str] = (),
+    listed_classes: Sequence[str] = (),
 ) -> Source:  # fmt: skip
     """Finds out what kind of source a word names, and opens it.
 
@@ -37,7 +37,7 @@ def open_source(
         download: Fetch a torchvision data set that is not there.
         setting: What the user calls it, for messages.
         skip: Files that a manifest lists may be missing.
-        meant: Names of classes that the user listed, which need no check.
+        listed_classes: Names of classes that the user listed, which need no check.
 
     Raises:
         InputError: Nothing of that name exists, or what exists holds no usable picture.
@@ -49,11 +49,11 @@ def open_source(
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ManifestSource(path, root, skip, meant)
+        return ManifestSource(path, root, skip, listed_classes)
     if (path / INDEX).is_file():
         return ShardSource(path)
     if path.is_dir():
-        return FolderSource(path, meant)
+        return FolderSource(path, listed_classes)
     if path.is_file():
         raise InputError(f"{setting} {name!r} is a single file: give a folder, a .csv manifest or a .parquet manifest")
     known = [*DATASETS, "sample", "sample-digits"]
@@ -162,5 +162,5 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: 
     if not chosen:
         raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")
     part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
-    ids = Prefixed(f"{name}:", part.ids)
+    ids = PrefixedTexts(f"{name}:", part.ids)
     return Examples(part.images, list(ids) if isinstance(part.ids, list) else ids, torch.full((len(part),), -1))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sft_lightning.data.class_names import list_classes
+from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import SplitConfig, Splits
 from sft_lightning.utils.errors import InputError
@@ -25,16 +25,16 @@ def check_splits(
     Raises:
         InputError: Fewer labels are asked for than there are classes.
     """
-    counts = {name: _count(split.labels, len(class_names)) for name, split in splits.items()}
-    trained = _count(parts["train"].labels, len(class_names)) if "train" in parts else counts["labeled"]
+    counts = {name: _count_labels(split.labels, len(class_names)) for name, split in splits.items()}
+    trained = _count_labels(parts["train"].labels, len(class_names)) if "train" in parts else counts["labeled"]
     without = [c for c in range(len(class_names)) if not counts["labeled"][c]] if len(splits["labeled"]) else []
     if request.num_labels and (refused := [c for c in without if trained[c]]):
         present = int((trained > 0).sum())
         if request.num_labels < present:
             raise InputError(
                 f"num_labels is {request.num_labels}, fewer than the {present} classes: "
-                f"{list_classes([class_names[c] for c in refused])} would have no training label; ask for at least "
-                f"{present}, or for 0 to train without labels"
+                f"{format_class_names([class_names[c] for c in refused])} would have no training label; ask for at "
+                f"least {present}, or for 0 to train without labels"
             )
     if without:
         held = [c for c in without if counts["val"][c] or counts["test"][c]]
@@ -44,7 +44,7 @@ def check_splits(
             (lost, "the source has no labeled image of it that can be read and stands in no other split"),
         ):
             if classes:
-                names = list_classes([class_names[c] for c in classes])
+                names = format_class_names([class_names[c] for c in classes])
                 request.messages.append(f"training has no label of class {names}, so it cannot be learned: {why}")
     lacking = {
         said: [name for name, count in zip(class_names, counts[split].tolist(), strict=True) if not count]
@@ -54,7 +54,7 @@ def check_splits(
     if len(lacking) == 2 and lacking["validation"] == lacking["test"]:
         lacking = {"neither validation nor test": lacking["test"]}
     request.messages += [
-        f"{said} has {'an' if 'neither' in said else 'no'} example of class {list_classes(names)}"
+        f"{said} has {'an' if 'neither' in said else 'no'} example of class {format_class_names(names)}"
         for said, names in lacking.items()
         if names
     ]
@@ -77,5 +77,5 @@ def check_unlabeled_batch(count: int, batch_size: int) -> str | None:
     )
 
 
-def _count(labels: Tensor, num_classes: int) -> Tensor:
+def _count_labels(labels: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(labels[labels >= 0], minlength=num_classes)

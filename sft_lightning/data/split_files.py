@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_lightning.data.issues import STRADDLING, fault
+from sft_lightning.data.issues import STRADDLING, report_fault
 from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
 from sft_lightning.data.vision.images import FileImages, Images
@@ -19,7 +19,7 @@ from sft_lightning.utils.errors import InputError
 LEFT_OUT = "left_out"  # stands in the column `split` of an example that is in none
 _WITH_CONTENT = ("labeled", "val", "test")  # whose labels count
 _CONTENT_DIGITS = 32
-_AT_ONCE = 1024  # images whose content is read at a time
+_BATCH = 1024  # images whose content is read at a time
 
 
 class Row(NamedTuple):
@@ -42,39 +42,39 @@ class Row(NamedTuple):
 _CONTENT = "content"  # what `sha256` of the comment line is of; earlier versions, without this field, took files' sizes
 
 
-def digest(parts: Iterable[Examples]) -> str:
+def digest_examples(parts: Iterable[Examples]) -> str:
     """SHA-256 over the digests of all collections of pictures, whatever their order.
 
     Args:
         parts: All parts of the sources.
     """
-    return _joined(part.images.digest() for part in parts)
+    return _join_digests(part.images.digest() for part in parts)
 
 
-def _joined(digests: Iterable[str]) -> str:
+def _join_digests(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def _digest_sizes(parts: Iterable[Examples]) -> str:
     """As earlier versions made it: of files, of names and sizes."""
-    return _joined(
+    return _join_digests(
         part.images.digest_sizes() if isinstance(part.images, FileImages) else part.images.digest() for part in parts
     )
 
 
-def is_of(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
+def is_same_data(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
     """Return whether a split was made from these images.
 
     Args:
         head: First line of its file.
         parts: All parts of the sources.
     """
-    made = digest(parts) if head.get("digest") == _CONTENT else _digest_sizes(parts)
+    made = digest_examples(parts) if head.get("digest") == _CONTENT else _digest_sizes(parts)
     return head.get("sha256") == made
 
 
-def write_manifest(
-    path: Path, splits: Splits, parts: Iterable[Examples], class_names: Sequence[str], about: dict[str, Any]
+def write_split_file(
+    path: Path, splits: Splits, parts: Iterable[Examples], class_names: Sequence[str], metadata: dict[str, Any]
 ) -> None:
     """Writes a split: one comment line of JSON, then `id,split,label,content`, one example a line.
 
@@ -83,11 +83,11 @@ def write_manifest(
         splits: What to write.
         parts: All parts of the sources, for the digest.
         class_names: Names of the labels.
-        about: Goes into the comment line, with the counts and the digest.
+        metadata: Goes into the comment line, with the counts and the digest.
     """
     head = {
-        **about,
-        "sha256": digest(parts),
+        **metadata,
+        "sha256": digest_examples(parts),
         "digest": _CONTENT,
         "counts": {name: len(split) for name, split in splits.items()},
     }
@@ -95,11 +95,11 @@ def write_manifest(
         file.write(f"# {json.dumps(head)}\n")
         writer = csv.writer(file)
         writer.writerow(Row._fields)
-        writer.writerows(split_rows(splits, class_names))
-        writer.writerows(Row(name, LEFT_OUT, "", "") for name in _left_out(splits, list(parts)))
+        writer.writerows(list_split_rows(splits, class_names))
+        writer.writerows(Row(name, LEFT_OUT, "", "") for name in _list_left_out(splits, list(parts)))
 
 
-def split_rows(
+def list_split_rows(
     splits: Splits, class_names: Sequence[str], with_content: Sequence[str] = _WITH_CONTENT
 ) -> Iterator[Row]:
     """Give the rows of a `split.csv`.
@@ -110,37 +110,37 @@ def split_rows(
         with_content: Names of the splits whose images are read for their content.
     """
     for name, split in splits.items():
-        contents = contents_of(split.part.images, split.indices) if name in with_content else itertools.repeat("")
+        contents = read_contents(split.part.images, split.indices) if name in with_content else itertools.repeat("")
         for example, label, content in zip(split.ids, split.labels.tolist(), contents, strict=False):
             # The hidden label of an unlabeled example is nobody's business.
             shown = class_names[label] if label >= 0 and name != "unlabeled" else ""
             yield Row(example, name, shown, content)
 
 
-def contents_of(images: Images, indices: Sequence[int]) -> Iterator[str]:
+def read_contents(images: Images, indices: Sequence[int]) -> Iterator[str]:
     """Give what stands in the column `content` for some images, empty for one that cannot be read.
 
     Args:
         images: Collection of images.
         indices: Positions in it.
     """
-    for start in range(0, len(indices), _AT_ONCE):
-        some = indices[start : start + _AT_ONCE]
+    for start in range(0, len(indices), _BATCH):
+        some = indices[start : start + _BATCH]
         try:
             found = images.fingerprints(some)
         except OSError:  # one of them
-            found = [_content_of_one(images, i) for i in some]
+            found = [_read_content(images, i) for i in some]
         yield from (one.hex()[:_CONTENT_DIGITS] for one in found)
 
 
-def _content_of_one(images: Images, index: int) -> bytes:
+def _read_content(images: Images, index: int) -> bytes:
     try:
         return images.fingerprints([index])[0]
     except OSError:
         return b""
 
 
-def _left_out(splits: Splits, parts: Sequence[Examples]) -> Iterator[str]:
+def _list_left_out(splits: Splits, parts: Sequence[Examples]) -> Iterator[str]:
     """Names of the examples that are in none of the splits; mostly there are none, and nothing is gone through."""
     if sum(map(len, parts)) <= sum(map(len, splits.values())):
         return
@@ -168,7 +168,7 @@ def read_head(path: Path) -> dict[str, Any]:
         if not isinstance(head, dict):
             raise ValueError("its first line is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable_error(path, error) from error
     return head
 
 
@@ -189,7 +189,7 @@ def read_rows(path: Path) -> Iterator[Row]:
                     raise ValueError(f"split {row['split']!r} is not one of {', '.join(NAMES)}")
                 yield Row(row["id"], row["split"], row["label"], row.get("content") or "")
     except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable_error(path, error) from error
 
 
 def check_rows(path: Path) -> None:
@@ -207,15 +207,17 @@ def check_rows(path: Path) -> None:
         counts[row.split] += 1
         if row.split not in ("unlabeled", LEFT_OUT):
             if row.id in labeled:
-                raise _unreadable(path, ValueError(f"it lists {row.id!r} twice"))
+                raise _unreadable_error(path, ValueError(f"it lists {row.id!r} twice"))
             labeled.add(row.id)
     written = read_head(path).get("counts")
     for name, count in written.items() if isinstance(written, dict) else ():
         if counts[name] != count:
-            raise _unreadable(path, ValueError(f"it lists {counts[name]:,} {name} images, and the run had {count:,}"))
+            raise _unreadable_error(
+                path, ValueError(f"it lists {counts[name]:,} {name} images, and the run had {count:,}")
+            )
 
 
-def join_chosen(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[Examples]) -> Splits:
+def join_examples(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[Examples]) -> Splits:
     """Make splits of examples that may come from several parts.
 
     Args:
@@ -232,11 +234,11 @@ def join_chosen(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[E
     return splits
 
 
-def read_manifest(path: Path, parts: Iterable[Examples], class_names: Sequence[str]) -> Splits:
+def read_split_file(path: Path, parts: Iterable[Examples], class_names: Sequence[str]) -> Splits:
     """Reads a split back.
 
     Args:
-        path: Written by `write_manifest`.
+        path: Written by `write_split_file`.
         parts: All parts that its examples can be in.
         class_names: The source's classes, which the file's labels must be among.
 
@@ -275,8 +277,8 @@ def read_manifest(path: Path, parts: Iterable[Examples], class_names: Sequence[s
         if isinstance(error, InputError):
             raise
         raise InputError(f"split_file {str(path)!r} is no readable split ({error}): give a run's split.csv") from error
-    splits = join_chosen(chosen, listed)
-    if not is_of(head, listed):
+    splits = join_examples(chosen, listed)
+    if not is_same_data(head, listed):
         raise InputError(
             f"split_file {str(path)!r} was made from other pictures (their SHA-256 differs): use the same data, "
             "or make a new split"
@@ -285,7 +287,7 @@ def read_manifest(path: Path, parts: Iterable[Examples], class_names: Sequence[s
     return splits
 
 
-def labeled_ids(path: Path) -> set[str]:
+def read_labeled_ids(path: Path) -> set[str]:
     """The examples whose labels a run has learned from.
 
     Args:
@@ -297,7 +299,7 @@ def labeled_ids(path: Path) -> set[str]:
     return {row.id for row in read_rows(path) if row.split == "labeled"}
 
 
-def split_counts(path: Path) -> dict[str, Counter[str]]:
+def read_split_counts(path: Path) -> dict[str, Counter[str]]:
     """How many examples of each class a split file has in each split; the class of an unlabeled one is "".
 
     Args:
@@ -313,7 +315,7 @@ def split_counts(path: Path) -> dict[str, Counter[str]]:
     return found
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable_error(path: Path, error: Exception) -> InputError:
     return InputError(
         f"{str(path)!r} is not a readable split ({error}): put back the file that the run wrote, or train again"
     )
@@ -330,4 +332,4 @@ def _check_groups(path: Path, splits: Splits) -> None:
             if owner.setdefault(group, kind) != kind:
                 places = f"{owner[group]} and {kind}"
                 sentence = f"split_file {str(path)!r} puts group {group!r} into {places}: keep it in one"
-                fault(STRADDLING, places, group, f"in {split.part.ids[i]!r}", sentence)
+                report_fault(STRADDLING, places, group, f"in {split.part.ids[i]!r}", sentence)

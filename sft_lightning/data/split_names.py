@@ -25,7 +25,7 @@ def find_split(name: str) -> str | None:
     Returns:
         `UNCLEAR` where it means either val or test; None where it names no split.
     """
-    joined = "".join(word for word in _tokens(name) if not _FILLERS.fullmatch(word))
+    joined = "".join(word for word in _split_words(name) if not _FILLERS.fullmatch(word))
     for word in _MEANT:
         if joined == word or (joined.startswith(word) and _FILLERS.fullmatch(joined, len(word))):
             return _MEANT[word]
@@ -38,9 +38,9 @@ def mentions_split(name: str) -> bool:
     Args:
         name: Name of the folder.
     """
-    return find_split(name) is None and any(word in _MEANT for word in _tokens(name))
+    return find_split(name) is None and any(word in _MEANT for word in _split_words(name))
 
 
-def _tokens(name: str) -> list[str]:
+def _split_words(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
     return re.findall(r"[^\W\d_]+", spaced.casefold())

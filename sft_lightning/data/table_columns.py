@@ -9,7 +9,7 @@ from sft_lightning.utils.errors import InputError
 
 KNOWN = ("path", "label", "split", "group")
 _FEW = 12  # distinct values that a column of splits has at most
-# What other programs call them, without what `_stem` takes off.
+# What other programs call them, without what `_get_stem` takes off.
 _SYNONYMS = {
     "path": {"path", "filepath", "file", "image", "imagepath", "imagefile", "img", "imgpath", "fname", "url", "id"},
     "label": {"label", "class", "classlabel", "category", "target", "y", "annotation", "groundtruth", "gt"},
@@ -85,7 +85,7 @@ class TableColumns:
         """
         self._where = f"manifest {table!r}"
         self._names = [name.strip() for name in names]
-        plain = [_plain(name) for name in names]
+        plain = [_normalize(name) for name in names]
         for i, name in enumerate(plain):
             if name and name in plain[:i]:
                 raise InputError(
@@ -97,7 +97,7 @@ class TableColumns:
             raise InputError(
                 f"{self._where} lacks the column {' and '.join(map(repr, missing))}; its columns are "
                 f"{', '.join(map(repr, self._names)) or 'none'}, needed are path,label[,split][,group]"
-                f"{self._rename(missing)}"
+                f"{self._suggest_names(missing)}"
             )
         rest = [i for i in range(len(names)) if i not in self.positions.values()] if "label" in needed else []
         self._others = [i for i in rest if self._names[i]]
@@ -112,7 +112,7 @@ class TableColumns:
             texts: Positions of columns of text.
             numbers: Positions of columns of numbers.
         """
-        named = {i for i in numbers if self._kind(i) in ("split", "group") or self._split_of_one(i)}
+        named = {i for i in numbers if self._guess_kind(i) in ("split", "group") or self._guess_single_split(i)}
         self.watched = [i for i in self.watched if i in named.union(texts)]
 
     def watch(self, values: Sequence[str]) -> None:
@@ -129,13 +129,13 @@ class TableColumns:
             if value in seen:
                 self._repeats.add(i)
             seen.add(value)
-            is_done = i in self._repeats if self._kind(i) == "group" else True
+            is_done = i in self._repeats if self._guess_kind(i) == "group" else True
             if len(seen) > _FEW and is_done:
                 done.append(i)
         if done:
             self.watched = [i for i in self.watched if i not in done]
 
-    def judge(self) -> list[str]:
+    def describe_unused(self) -> list[str]:
         """Return sentences about columns that are not used.
 
         Raises:
@@ -143,10 +143,10 @@ class TableColumns:
         """
         sentences, ignored = [], []
         for i in self._others:
-            name, kind = self._names[i], self._kind(i)
+            name, kind = self._names[i], self._guess_kind(i)
             if "split" not in self.positions:
                 self._refuse_split(i)
-            is_group = kind == "group" and _stem(name) not in _PERHAPS_GROUP
+            is_group = kind == "group" and _get_stem(name) not in _PERHAPS_GROUP
             if is_group and "group" not in self.positions and i in self._repeats:
                 raise InputError(
                     f"{self._where}: the column {name!r} is not known, but its values repeat like groups: rename it to "
@@ -170,31 +170,31 @@ class TableColumns:
         words = {split_of_name(value) for value in values}
         are_splits = None not in words and words != {"train"}
         # A column called `Usage` may hold words of its maker's own beside `Training`.
-        is_named = self._kind(i) == "split" and len(values) > 1 and words != {None}
+        is_named = self._guess_kind(i) == "split" and len(values) > 1 and words != {None}
         if words and (are_splits or is_named) and len(values) <= _FEW:
             raise InputError(
                 f"{self._where}: the column {name!r} is not known, but its values ({', '.join(sorted(values))}) are "
                 "splits: rename it to 'split', or rename the values or remove the column if they mean something else"
             )
-        of_one = self._split_of_one(i)
+        of_one = self._guess_single_split(i)
         if of_one and values and {value.casefold() for value in values} <= _YES_OR_NO:
             raise InputError(
                 f"{self._where}: the column {name!r} is not known, but seems to say which images are for {of_one!r}: "
                 "make a column 'split' with train, val and test of it, or remove it"
             )
 
-    def _split_of_one(self, i: int) -> str | None:
+    def _guess_single_split(self, i: int) -> str | None:
         """The split that a column of yes and no is about: `test` of "is_test"."""
-        return split_of_name(re.sub(r"^(is|in|for)[\W_]*", "", _plain(self._names[i])))
+        return split_of_name(re.sub(r"^(is|in|for)[\W_]*", "", _normalize(self._names[i])))
 
-    def _kind(self, i: int) -> str | None:
+    def _guess_kind(self, i: int) -> str | None:
         """What a column may be by its name."""
-        stem = _stem(self._names[i])
+        stem = _get_stem(self._names[i])
         kind = next((kind for kind, stems in _SYNONYMS.items() if stem in stems), None)
         return kind or ("group" if stem in _PERHAPS_GROUP else None)
 
-    def _rename(self, missing: Sequence[str]) -> str:
-        pairs = [(name, kind) for kind in missing for name in self._names if _stem(name) in _SYNONYMS[kind]]
+    def _suggest_names(self, missing: Sequence[str]) -> str:
+        pairs = [(name, kind) for kind in missing for name in self._names if _get_stem(name) in _SYNONYMS[kind]]
         return f": rename {' and '.join(f'{name!r} to {kind!r}' for name, kind in pairs)}" if pairs else ""
 
 
@@ -204,17 +204,17 @@ def count_known(names: Sequence[str]) -> int:
     Args:
         names: Names of columns.
     """
-    return sum(_plain(name) in KNOWN or _stem(name) in set().union(*_SYNONYMS.values()) for name in names)
+    return sum(_normalize(name) in KNOWN or _get_stem(name) in set().union(*_SYNONYMS.values()) for name in names)
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     """A name without case, invisible characters, outer spaces and quotes."""
     composed = unicodedata.normalize("NFKC", name).casefold()
     return "".join(c for c in composed if unicodedata.category(c) not in ("Cf", "Cc")).strip(" '\"\u201c\u201d")
 
 
-def _stem(name: str) -> str:
+def _get_stem(name: str) -> str:
     """The main word of a name: `patient` of "Patient_ID"."""
-    word = re.sub(r"[\W_]+", "", _plain(name))
+    word = re.sub(r"[\W_]+", "", _normalize(name))
     is_known = word in _PERHAPS_GROUP or any(word in words for words in _SYNONYMS.values())
     return word if is_known else _ENDINGS.sub("", word) or word

@@ -6,7 +6,7 @@ import stat
 import unicodedata
 from pathlib import Path
 
-from sft_lightning.data.label_checks import spell
+from sft_lightning.data.label_checks import quote_name
 from sft_lightning.utils.errors import InputError
 
 _DEFAULT_ROOT = "data"  # of `ImageDataModule`; it need not be there
@@ -46,7 +46,7 @@ class TableFolders:
                     found[path] = about
             if len(found) > 1:
                 raise InputError(
-                    f"{self._where(line)}: path {name!r} is a file in {str(self._table.parent)!r} and another one in "
+                    f"{self._locate(line)}: path {name!r} is a file in {str(self._table.parent)!r} and another one in "
                     f"root {self._root!r}: give the path of the one that is meant, or another root"
                 )
             if found:
@@ -61,7 +61,7 @@ class TableFolders:
             line: Line of the table.
             name: Path as the table has it.
         """
-        where, path = self._where(line), os.path.join(self._table.parent, name)
+        where, path = self._locate(line), os.path.join(self._table.parent, name)
         if _URL.match(name):
             return "a URL", f"{where}: path {name!r} is a URL: download the file, and give its path"
         if os.path.isdir(path):
@@ -75,9 +75,9 @@ class TableFolders:
             if self._root == _DEFAULT_ROOT or os.path.isdir(self._root)
             else f" (root {self._root!r} is not a folder)"
         )
-        return what, f"{where}: file {name!r} does not exist below {places}{root}{self._near(name)}"
+        return what, f"{where}: file {name!r} does not exist below {places}{root}{self._suggest_file(name)}"
 
-    def _near(self, name: str) -> str:
+    def _suggest_file(self, name: str) -> str:
         """A file of nearly the same name: another extension or none, another case, composed letters or spaces."""
         for folder in self._folders:
             place, last = os.path.split(os.path.join(folder, name.replace("\\", "/")))
@@ -85,13 +85,15 @@ class TableFolders:
                 entries = sorted(os.listdir(place))
             except (OSError, ValueError):
                 continue
-            for wanted in (_bare(last), _bare(os.path.splitext(last)[0])):
+            for wanted in (_normalize(last), _normalize(os.path.splitext(last)[0])):
                 for entry in entries:
-                    if wanted and wanted in (_bare(entry), _bare(os.path.splitext(entry)[0])):
-                        return f", but {spell(os.path.join(os.path.dirname(name), entry))} does: write it like this"
+                    if wanted and wanted in (_normalize(entry), _normalize(os.path.splitext(entry)[0])):
+                        return (
+                            f", but {quote_name(os.path.join(os.path.dirname(name), entry))} does: write it like this"
+                        )
         return ""
 
-    def _where(self, line: int) -> str:
+    def _locate(self, line: int) -> str:
         return f"manifest {str(self._table)!r}, line {line}"
 
 
@@ -129,7 +131,7 @@ def is_inside(path: str, table: Path, root: str) -> bool:
     return any(file.startswith(os.path.join(os.path.abspath(folder), "")) for folder in (table.parent, root))
 
 
-def _bare(name: str) -> str:
+def _normalize(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip()).casefold()
 
 

@@ -16,7 +16,7 @@ _ROWS = 4096  # of a Parquet file that are in memory at a time
 _DELIMITERS = ",;\t|"
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _KINDS = {"path": (str,), "group": (str, bool, int, float, Decimal, datetime.date)}
-_A_FILE = re.compile(r"[^\s].*\.\w{1,5}")
+_FILE_NAME = re.compile(r"[^\s].*\.\w{1,5}")
 
 
 class TableRows:
@@ -45,15 +45,15 @@ class TableRows:
                 row does not fit the header.
         """
         is_parquet = self._path.suffix.lower() == ".parquet"
-        yield from self._parquet() if is_parquet else self._csv()
+        yield from self._read_parquet() if is_parquet else self._read_csv()
 
-    def _csv(self) -> Iterator[tuple[int, dict[str, str]]]:
+    def _read_csv(self) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             with self._path.open("rb") as raw:
                 mark = raw.read(3)
             encoding = next((name for bom, name in _ENCODINGS.items() if mark.startswith(bom)), "utf-8")
             with self._path.open(newline="", encoding=encoding) as file:
-                yield from self._csv_rows(_Lines(self._where, file))
+                yield from self._read_csv_rows(_Lines(self._where, file))
         except UnicodeError as error:
             if encoding == "utf-16":
                 raise InputError(f"{self._where} begins as UTF-16 text and is damaged: save it as UTF-8") from error
@@ -79,8 +79,8 @@ class TableRows:
             "`iconv -f WINDOWS-1252 -t UTF-8`"
         )
 
-    def _csv_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
-        delimiter, names = self._header(lines)
+    def _read_csv_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
+        delimiter, names = self._read_header(lines)
         columns = TableColumns(str(self._path), names, self._needed)
         reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         while True:
@@ -90,15 +90,15 @@ class TableRows:
             except StopIteration:
                 break
             except csv.Error as error:
-                raise lines.torn(line, delimiter, error) from error
+                raise lines.explain_error(line, delimiter, error) from error
             if not any(cells):
                 continue
-            self._check(line, cells, names, columns, delimiter)
+            self._check_row(line, cells, names, columns, delimiter)
             yield line, {name: cells[columns.positions[name]] if name in columns.positions else "" for name in KNOWN}
             columns.watch([cells[i] for i in columns.watched])
-        self.messages = columns.judge()
+        self.messages = columns.describe_unused()
 
-    def _header(self, lines: "_Lines") -> tuple[str, list[str]]:
+    def _read_header(self, lines: "_Lines") -> tuple[str, list[str]]:
         """The character between cells, and the names of the columns; comments before them are left out."""
         candidates = _DELIMITERS
         for text in lines:
@@ -111,7 +111,7 @@ class TableRows:
                 return best, headers[best]
         return ",", []
 
-    def _check(
+    def _check_row(
         self, line: int, cells: Sequence[str], names: Sequence[str], columns: TableColumns, delimiter: str
     ) -> None:
         """Refuses a row of another length than the header, and one whose quotes have taken in lines below it."""
@@ -122,14 +122,14 @@ class TableRows:
             remedy = f"put quotes around a cell with {delimiter!r} in it"
             if len(cells) < len(names):
                 remedy = f"write the {delimiter!r} of blank cells, too"
-            raise InputError(f"{where}: it has {_cells(len(cells))} and the header has {len(names)}: {remedy}")
+            raise InputError(f"{where}: it has {_count_cells(len(cells))} and the header has {len(names)}: {remedy}")
         for i, cell in enumerate(cells[: len(names)]):
             below = re.split("\r\n|\r|\n", cell)[1:]
             if not below:
                 continue
             at = columns.positions["path"]
             rows = [text.split(delimiter) for text in below]
-            is_row = any(len(row) == len(names) and _A_FILE.fullmatch(row[at].strip(' "')) for row in rows)
+            is_row = any(len(row) == len(names) and _FILE_NAME.fullmatch(row[at].strip(' "')) for row in rows)
             is_path = i == at
             if (
                 (not is_path and i in columns.positions.values())
@@ -145,7 +145,7 @@ class TableRows:
             if cell and not names[i].strip() and i and not cell.replace(".", "").isdecimal():
                 raise InputError(f"{where}: the cell {cell!r} stands in column {i + 1}, which has no name: name it")
 
-    def _parquet(self) -> Iterator[tuple[int, dict[str, str]]]:
+    def _read_parquet(self) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             import pyarrow
             import pyarrow.parquet as parquet
@@ -167,13 +167,15 @@ class TableRows:
                     for row in batch.to_pylist():
                         number += 1
                         where = f"{self._where}, line {number}"
-                        cells = {name: _text(row[column], where, column, name) for column, name in known.items()}
+                        cells = {
+                            name: _convert_cell(row[column], where, column, name) for column, name in known.items()
+                        }
                         yield number, {name: cells.get(name, "") for name in KNOWN}
                         names = [schema.names[i] for i in columns.watched]
-                        columns.watch([_text(row[name], where, name, "") for name in names])
+                        columns.watch([_convert_cell(row[name], where, name, "") for name in names])
         except (OSError, ValueError) as error:
             raise InputError(f"{self._where} is no readable Parquet file: {error}") from error
-        self.messages = columns.judge()
+        self.messages = columns.describe_unused()
 
 
 class _Lines:
@@ -200,7 +202,7 @@ class _Lines:
         self._row.clear()
         return self.number + 1
 
-    def torn(self, line: int, delimiter: str, error: csv.Error) -> InputError:
+    def explain_error(self, line: int, delimiter: str, error: csv.Error) -> InputError:
         """What is wrong with the row that begins in a line."""
         quote = re.compile(f'(?:^|[{re.escape(delimiter)}\r\n]) *(")(?:[^"]|"")*')
         found = list(quote.finditer("".join(self._row)))
@@ -214,11 +216,11 @@ class _Lines:
         )
 
 
-def _cells(count: int) -> str:
+def _count_cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
-def _text(value: object, where: str, column: str, name: str) -> str:
+def _convert_cell(value: object, where: str, column: str, name: str) -> str:
     """What a cell of a Parquet file says; nothing where it is empty or not a number."""
     if value is None or value != value:
         return ""

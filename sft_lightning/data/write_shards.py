@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sft_lightning.data.mmap_columns import write_texts
 from sft_lightning.data.prepare_splits import readable
-from sft_lightning.data.shards import FORMAT, INDEX, need_extra
+from sft_lightning.data.shards import FORMAT, INDEX, require_litdata
 from sft_lightning.data.source import Examples, Source
-from sft_lightning.data.split_files import read_manifest
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
+from sft_lightning.data.split_files import read_split_file
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error
 from sft_lightning.data.vision.image_files import open_image_file
 from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages, open_image
-from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, stored_ranges
+from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, serialize_ranges
 from sft_lightning.utils.atomic import open_atomic_folder, write_json
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.progress_lines import track
@@ -58,7 +58,7 @@ def write_shards(
     Raises:
         InputError: The folder exists, litdata is not installed, or an image cannot be read and may not be left out.
     """
-    need_extra("making shards")
+    require_litdata("making shards")
     check_min(1, shard_size=shard_size, **({} if image_size is None else {"image_size": image_size}))
     if out.exists():
         raise InputError(f"{str(out)!r} exists: name a folder that does not, or remove it")
@@ -69,26 +69,26 @@ def write_shards(
     ranges = ValueRanges(*(own or other for own, other in zip(source.value_ranges, measured, strict=True)))
     chosen: dict[str, tuple[Examples, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
     if split_file is not None:
-        splits = read_manifest(split_file, parts.values(), source.class_names)
+        splits = read_split_file(split_file, parts.values(), source.class_names)
         chosen = {"train" if name == "labeled" else name: (s.part, s.indices) for name, s in splits.items() if len(s)}
     shape = source.image_shape if image_size is None else None
     about: dict[str, Any] = {}
     with open_atomic_folder(out) as staged:
         for name, (part, indices) in chosen.items():
             order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-            written = _Part(staged / name, shard_size, image_size, bad, ranges).write(part, indices, order)
+            written = _PartWriter(staged / name, shard_size, image_size, bad, ranges).write(part, indices, order)
             if written["count"]:
                 about[name] = written
         if not about:
             raise InputError(f"source {source.name!r} has no image that can be read: give one with some")
         found: dict[str, Any] = {"format": FORMAT, "source": source.name, "class_names": list(source.class_names)}
-        if stored_ranges(ranges):
-            found["value_ranges"] = stored_ranges(ranges)
+        if serialize_ranges(ranges):
+            found["value_ranges"] = serialize_ranges(ranges)
         write_json(staged / INDEX, {**found, "image_shape": shape, "parts": about})
     return {name: part["count"] for name, part in about.items()}
 
 
-class _Part:
+class _PartWriter:
     """Writes one part."""
 
     def __init__(
@@ -110,10 +110,10 @@ class _Part:
             for k in track(order.tolist(), self.folder.name, "image"):
                 index = int(indices[k])
                 try:
-                    content = stored(part.images, index, self.image_size, self.ranges)
+                    content = encode_for_shard(part.images, index, self.image_size, self.ranges)
                 except UNREADABLE as error:
                     assert isinstance(part.images, EncodedImages)
-                    self.bad.report(part.images.place(index), reason(error))
+                    self.bad.report(part.images.place(index), describe_read_error(error))
                     continue
                 cache[len(kept)] = content
                 kept.append(index)
@@ -135,7 +135,7 @@ class _Part:
         return {"count": len(kept), "sha256": whole.hexdigest(), "groups": part.groups is not None}
 
 
-def stored(
+def encode_for_shard(
     images: Images,
     index: int,
     image_size: int | None,
@@ -158,7 +158,7 @@ def stored(
     if isinstance(images, MemoryImages):
         pixels = images.data[index].permute(1, 2, 0).numpy()
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-        return _encoded(_smaller(image, image_size), "PNG")
+        return _encode(_shrink(image, image_size), "PNG")
     assert isinstance(images, EncodedImages)
     file = images.file(index)
     content = file.getvalue() if isinstance(file, BytesIO) else file.read_bytes()
@@ -171,10 +171,10 @@ def stored(
     if small:
         return content
     image = open_image(BytesIO(content), 1 if gray else 3, ranges=ranges)
-    return _encoded(_smaller(image, image_size), kind)
+    return _encode(_shrink(image, image_size), kind)
 
 
-def _smaller(image: Image.Image, side: int | None) -> Image.Image:
+def _shrink(image: Image.Image, side: int | None) -> Image.Image:
     shorter = min(image.size)
     if side is None or shorter <= side:
         return image
@@ -182,7 +182,7 @@ def _smaller(image: Image.Image, side: int | None) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _encoded(image: Image.Image, kind: str) -> bytes:
+def _encode(image: Image.Image, kind: str) -> bytes:
     into = BytesIO()
     image.save(into, kind, **({"quality": _QUALITY} if kind == "JPEG" else {}))
     return into.getvalue()

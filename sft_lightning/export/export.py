@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.cli.loaded_run import describe_checkpoint
-from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
+from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.export.evaluate import COMPARED, measure
 from sft_lightning.export.model_card import Told, format_model_card
 from sft_lightning.export.programs import check, describe_tolerance, write_program
@@ -156,5 +156,6 @@ def _interpolate_head(trained: TrainedNetwork, alpha: float, source: Path) -> No
         tuned[shared] = torch.lerp(start[name][rows[shared]].to(tuned), tuned[shared], alpha)
     if not bool(shared.all()):
         rank_zero_info(
-            f"Rows of classes that are new since {source} are kept: {list_classes(missing_classes(own, names))}."
+            f"Rows of classes that are new since {source} are kept: "
+            f"{format_class_names(find_missing_classes(own, names))}."
         )

@@ -13,7 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from sft_lightning._version import __version__
-from sft_lightning.data.split_files import split_counts
+from sft_lightning.data.split_files import read_split_counts
 from sft_lightning.data.vision.datamodule import MANIFEST
 from sft_lightning.export.evaluate import Evaluated
 from sft_lightning.export.programs import describe_tolerance
@@ -68,7 +68,7 @@ class Told:
         self.counts = {}
         if self.folder is not None:
             with suppress(InputError):  # the card says that they are unknown
-                self.counts = split_counts(self.folder / MANIFEST)
+                self.counts = read_split_counts(self.folder / MANIFEST)
 
     def setting(self, part: str, name: str) -> Any:
         """A setting of the run's `model` or `data`, or None; of a class its name.

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
+from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.utils.errors import InputError
 
 
@@ -33,11 +33,11 @@ def order_weights(
             raise InputError(f"class_weights[{key}] is {value}: give a number above 0")
     if isinstance(given, dict):
         given = {str(name): weight for name, weight in given.items()}  # YAML reads 1 as a number
-        unknown, missing = missing_classes([*given], names or []), missing_classes(names or [], [*given])
+        unknown, missing = find_missing_classes([*given], names or []), find_missing_classes(names or [], [*given])
         if unknown or missing:
             raise InputError(
-                f"class_weights names the classes {list_classes([*given])}, the data has {list_classes(names or [])}: "
-                "give each class a weight"
+                f"class_weights names the classes {format_class_names([*given])}, the data has "
+                f"{format_class_names(names or [])}: give each class a weight"
             )
         numbers = [*given.values()]
         return torch.tensor([numbers[i] for i in match_classes(names or [], [*given])]).float()

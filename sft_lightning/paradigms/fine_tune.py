@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.data.class_names import as_names, describe_difference
+from sft_lightning.data.class_names import describe_difference, parse_class_names
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.losses.regularizers.l2sp import L2SP
@@ -153,7 +153,7 @@ class FineTuneClassifier(Paradigm):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the names of the classes with the weights."""
-        names = as_names(checkpoint.get("hyper_parameters", {}).get("class_names"))
+        names = parse_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"))
         if names is not None and len(names) == self.num_classes:
             self.name_classes(names)
 

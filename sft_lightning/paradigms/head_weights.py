@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from sft_lightning.data.class_names import list_classes, match_classes, missing_classes
+from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.weights import Tensors, find_weights, read_weights, select_evaluated_weights
 from sft_lightning.runs.trained_classes import read_recorded_classes
@@ -44,8 +44,8 @@ def take_head(head: nn.Linear, tensors: Tensors, weights: str, class_names: list
         return class_names or names
     else:
         rank_zero_info(
-            f"The head of the weights was replaced by a new one: its classes are {list_classes(names)}, those of the "
-            f"data {list_classes(class_names or names)}."
+            f"The head of the weights was replaced by a new one: its classes are {format_class_names(names)}, those "
+            f"of the data {format_class_names(class_names or names)}."
         )
     return class_names
 
@@ -93,8 +93,8 @@ def attach_head(head: nn.Linear, path: Path, backbone: str, class_names: list[st
     its, own = names or unnamed, class_names or names or unnamed
     if not _copy_rows(head, old, its, own):
         raise InputError(
-            f"head_weights {str(path)!r} knows none of the classes of the data: its classes are {list_classes(its)}, "
-            f"those of the data {list_classes(own)}; give a head of the same classes"
+            f"head_weights {str(path)!r} knows none of the classes of the data: its classes are "
+            f"{format_class_names(its)}, those of the data {format_class_names(own)}; give a head of the same classes"
         )
     trained_on = about.get("backbone", backbone)
     other = "" if trained_on == backbone else f" of backbone {trained_on}"
@@ -114,6 +114,6 @@ def _copy_rows(head: nn.Linear, old: Tensors, names: Sequence[str], class_names:
 
 def _differing(names: Sequence[str], class_names: Sequence[str]) -> str:
     """What a sentence adds where a head has not the classes of the data."""
-    new, unused = missing_classes(class_names, names), missing_classes(names, class_names)
-    told = f"; rows of new classes start anew: {list_classes(new)}" if new else ""
-    return told + (f"; rows of other classes are not used: {list_classes(unused)}" if unused else "")
+    new, unused = find_missing_classes(class_names, names), find_missing_classes(names, class_names)
+    told = f"; rows of new classes start anew: {format_class_names(new)}" if new else ""
+    return told + (f"; rows of other classes are not used: {format_class_names(unused)}" if unused else "")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.data.class_names import as_names
+from sft_lightning.data.class_names import parse_class_names
 from sft_lightning.runs.lineage import find_run
 
 
@@ -25,7 +25,7 @@ def read_recorded_classes(about: Mapping[str, Any], path: Path) -> list[str] | N
     if not names:
         run = find_run(path)
         names = None if run is None else _classes_of_split(run / "split.csv")
-    return as_names(names)
+    return parse_class_names(names)
 
 
 def _classes_of_split(path: Path) -> Any:

@@ -20,7 +20,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.cli.lightning_cli import SFTCLI, run as command
 from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
-from sft_lightning.data.digests import combine
+from sft_lightning.data.digests import combine_digests
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.runs.lineage import read_chain
 from sft_lightning.runs.paths import LOGS, describe_failure, is_below_logs
@@ -311,7 +311,7 @@ def _test(cli: SFTCLI, folder: Path) -> RunResult:
     found["logistic"] = {}
     if isinstance(data, ImageDataModule):
         test = data.splits["test"]
-        found["test_set"] = combine(zip(test.ids, test.part.images.fingerprints(test.indices), strict=True))
+        found["test_set"] = combine_digests(zip(test.ids, test.part.images.fingerprints(test.indices), strict=True))
         found["logistic"] = _fit_baselines(cli, folder)
     return found
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft_lightning.data.split_files import labeled_ids
+from sft_lightning.data.split_files import read_labeled_ids
 from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone, find_source_head
 from sft_lightning.networks.vision.pretrained import fetch_published_weights
@@ -138,5 +138,5 @@ def seen(weights: str, data: ImageDataModule) -> int:
     for link in chain:
         manifest = Path(link.get("run", "")) / MANIFEST
         if link.get("model") != "AutoencoderModule" and link.get("data") == data.source.name and manifest.is_file():
-            known |= labeled_ids(manifest)
+            known |= read_labeled_ids(manifest)
     return len(known & {*data.splits["labeled"].ids})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.copies import Copies, find_copies, groups_of
+from sft_lightning.data.vision.copies import Copies, find_copies, get_groups
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.transfer.scores import fewest_groups
@@ -50,8 +50,8 @@ def plan_folds(
         InputError: All labeled images of a class are copies of each other.
     """
     splits = [labeled] if others is None or not len(others) else [labeled, others]
-    looks = [look for split in splits for look in compute_image_stats("labeled", split, geometry).looks]
-    given = groups_of([(split.part, i) for split in splits for i in split.indices])
+    looks = [look for split in splits for look in compute_image_stats("labeled", split, geometry).images]
+    given = get_groups([(split.part, i) for split in splits for i in split.indices])
     joined = find_copies(looks).join_groups(given)
     if joined is None:  # no group, and no copy anywhere
         joined = [str(i) for i in range(len(looks))]

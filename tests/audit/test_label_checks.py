@@ -15,7 +15,7 @@ from sft_lightning.audit import label_checks
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.image_stats import ImageStats, compute_image_stats
+from sft_lightning.data.vision.image_stats import SplitStats, compute_image_stats
 from sft_lightning.data.vision.images import Geometry, MemoryImages
 
 
@@ -48,7 +48,7 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
     names = ["boot", "trouser", "bag"]
     of = {name: (truth == c).nonzero()[:, 0] for name, c in zip(names, (9, 1, 8), strict=True)}
 
-    def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> ImageStats:
+    def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> SplitStats:
         rows = torch.cat([of[kind][begin : begin + count] for kind, count in counts.items()])
         y = torch.tensor([names.index(kind) for kind, count in counts.items() for _ in range(count)])
         part = Examples(MemoryImages(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft_lightning.__main__ import main
-from sft_lightning.data.split_files import labeled_ids, read_rows
+from sft_lightning.data.split_files import read_labeled_ids, read_rows
 from sft_lightning.report.report import report
 from tests.conftest import CONFIGS
 
@@ -76,15 +76,15 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert page.count(html.escape(leak)) == 2  # in the verdict and in the lineage
     assert "The run is still being trained: this is not its end." in page
     assert "leaks" not in json.loads((first / "lineage.json").read_text())[-1]
-    assert not labeled_ids(first / "split.csv") & {*of_split(second, "test"), *of_split(second, "val")}
+    assert not read_labeled_ids(first / "split.csv") & {*of_split(second, "test"), *of_split(second, "val")}
     assert main(["export", str(second), "--part", "backbone"]) == 0
     # The exported part knows its chain, and is used in another place.
     shutil.move("lightning_logs", "moved")
     for start in ("second/version_0/backbone.safetensors", "second/version_0"):
         caplog.clear()
         assert fit("third", 2, f"--model.init_args.weights=moved/{start}") == 0
-        learned = {*labeled_ids("moved" / first.relative_to("lightning_logs") / "split.csv")}
-        learned |= labeled_ids("moved" / second.relative_to("lightning_logs") / "split.csv")
+        learned = {*read_labeled_ids("moved" / first.relative_to("lightning_logs") / "split.csv")}
+        learned |= read_labeled_ids("moved" / second.relative_to("lightning_logs") / "split.csv")
         assert not learned & {*of_split(third, "test"), *of_split(third, "val")}
         shutil.rmtree("lightning_logs")
     caplog.clear()

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft_lightning.data.class_names import as_names, describe_difference, list_classes, match_classes, sort_classes
+from sft_lightning.data.class_names import (
+    describe_difference,
+    format_class_names,
+    match_classes,
+    parse_class_names,
+    sort_classes,
+)
 from sft_lightning.runs.trained_classes import read_recorded_classes
 
 ORDERED = [
@@ -49,8 +55,8 @@ def test_classes_are_matched_by_name(names: list[str], among: list[str], expecte
 
 
 def test_sentences() -> None:
-    assert list_classes([str(i) for i in range(7)]) == "'0', '1', '2', '3', '4' and 2 more"
-    assert list_classes([]) == "none"
+    assert format_class_names([str(i) for i in range(7)]) == "'0', '1', '2', '3', '4' and 2 more"
+    assert format_class_names([]) == "none"
     assert describe_difference(["a", "b"], ["b", "a"]) == "class 0 is 'a' in the model and 'b' in the data"
     assert describe_difference(["a"], ["a", "b"]) == "only the model has none, only the data has 'b'"
     assert describe_difference(["a"], ["b"]) == "only the model has 'a', only the data has 'b'"
@@ -68,4 +74,4 @@ def test_names_stand_in_a_file_or_in_its_run(tmp_path: Path) -> None:
     (tmp_path / "split.csv").write_text("no JSON\n")
     assert read_recorded_classes({}, file) is None
     for value in ([1, 2], "ab", {"a": 0}, [], None, torch.ones(2)):
-        assert as_names(value) is None
+        assert parse_class_names(value) is None

@@ -71,12 +71,12 @@ def test_a_changed_file_has_another_digest_whatever_its_times_say(
     a, b = source / "cat" / "0.bmp", source / "dog" / "0.bmp"
     first, second = digest_files([a, b])
     folder, data = digest_folder(source), opened(source)
-    pictures = split_files.digest(data._parts)
+    pictures = split_files.digest_examples(data._parts)
     before = {name: data.fingerprint(name) for name in data.splits}
     change(a, b)
     assert digest_files([a])[0] == second != first
     assert digest_folder(source) != folder
-    assert split_files.digest(opened(source)._parts) != pictures
+    assert split_files.digest_examples(opened(source)._parts) != pictures
     after = {name: data.fingerprint(name) for name in data.splits}  # of the same examples
     holding = {name for name, split in data.splits.items() if {"cat/0.bmp", "dog/0.bmp"} & set(split.ids)}
     assert {"cat/0.bmp", "dog/0.bmp"} & {i for name in holding for i in data.splits[name].ids}
@@ -88,13 +88,13 @@ def test_a_changed_file_has_another_digest_whatever_its_times_say(
 def test_moved_and_touched_folders_keep_their_digests(source: Path) -> None:
     data = opened(source)
     keys = {name: data.fingerprint(name) for name in data.splits}
-    pictures, folder = split_files.digest(data._parts), digest_folder(source)
+    pictures, folder = split_files.digest_examples(data._parts), digest_folder(source)
     moved = source.rename(source.with_name("moved"))
     for path in moved.rglob("*.bmp"):
         path.touch()
     again = opened(moved)
     assert {name: again.fingerprint(name) for name in again.splits} == keys
-    assert split_files.digest(again._parts) == pictures
+    assert split_files.digest_examples(again._parts) == pictures
     assert digest_folder(moved) == folder
 
 
@@ -147,7 +147,7 @@ def test_splits_of_earlier_versions_are_read_by_their_kind_of_digest(source: Pat
     path = tmp_path / "split.csv"
     data.write_splits(path, data.splits)
     line, _, rows = path.read_text().partition("\n")
-    new = split_files.digest(data._parts)
+    new = split_files.digest_examples(data._parts)
     assert f'"sha256": "{new}", "digest": "content"' in line
     assert data.fingerprint("test") == reread(source, path).fingerprint("test")
     old = split_files._digest_sizes(data._parts)
@@ -175,7 +175,7 @@ def test_each_of_size_times_and_inode_makes_a_file_another_one(name: str, monkey
     states = []
     for value in (1, 2):
         monkeypatch.setattr(os, "stat", lambda _, value=value: SimpleNamespace(**{**fields, name: value}))
-        states.append(digests._state(b"x"))
+        states.append(digests._read_state(b"x"))
     monkeypatch.undo()
     assert states[0] != states[1]
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from sft_lightning.data.issues import listing
+from sft_lightning.data.issues import collect_faults
 from sft_lightning.data.label_checks import check_class_names, check_missing_labels
 from sft_lightning.data.source import split_of_name
 from sft_lightning.utils.errors import InputError
@@ -33,10 +33,10 @@ def test_class_names_that_look_alike_are_refused(one: str, other: str) -> None:
         check_class_names("folder 'x'", ["dog", one, other], places={one: "line 7"})
     assert "(line 7)" in str(caught.value)
     assert str(caught.value).isprintable()
-    check_class_names("folder 'x'", ["dog", one, other], meant=["dog", one, other])
+    check_class_names("folder 'x'", ["dog", one, other], listed_classes=["dog", one, other])
     with pytest.raises(InputError, match="look alike"):
-        check_class_names("folder 'x'", ["dog", one, other], meant=["dog", one])
-    with listing() as found:
+        check_class_names("folder 'x'", ["dog", one, other], listed_classes=["dog", one])
+    with collect_faults() as found:
         check_class_names("folder 'x'", ["dog", one, other])
     assert [fault.kind for fault in found] == ["class names that look alike"]
 
@@ -69,7 +69,7 @@ def test_single_letters_may_differ_in_case() -> None:
 def test_what_cannot_be_seen_is_spelled_out(name: str) -> None:
     (sentence,) = check_class_names("x", ["dog", name])
     assert sentence == f"x: the class name {name!a} has characters that cannot be seen"
-    assert check_class_names("x", ["dog", name], meant=[name]) == []
+    assert check_class_names("x", ["dog", name], listed_classes=[name]) == []
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_labels_that_say_that_they_are_missing_are_refused(label: str) -> None:
     words = f"m: 7 labels are {label!r} (first: line 3): leave the label blank"
     with pytest.raises(InputError, match=re.escape(words)):
         check_missing_labels("m", {"cat": 3, label: 7}, places={label: "line 3"})
-    assert check_missing_labels("m", {"cat": 3, label: 7}, meant=["cat", label]) == []
+    assert check_missing_labels("m", {"cat": 3, label: 7}, listed_classes=["cat", label]) == []
 
 
 @pytest.mark.parametrize("label", ["none", "unknown", "Unknown", "missing"])

@@ -257,8 +257,8 @@ def test_a_file_that_fails_on_the_way_is_left_out_and_listed(files: Split, worke
         assert batch.labels is not None
         assert batch.labels.tolist() == [(i + 2) % 3 for i in batch.indices.tolist()]
         assert len(batch.images) == len(batch.indices)
-    assert sorted(bad.found) == sorted(names)
-    assert all(bad.found.values())
+    assert sorted(bad.reasons) == sorted(names)
+    assert all(bad.reasons.values())
 
 
 def test_a_whole_batch_that_fails_is_skipped_in_evaluation_and_refused_in_training(files: Split) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from sft_lightning.data.sources import open_source
-from sft_lightning.data.vision.prediction_files import TableListing, open_images
+from sft_lightning.data.vision.prediction_files import TableListing, open_prediction_source
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import picture
 
@@ -43,7 +43,7 @@ def read_source(name: str, **settings: Any) -> dict[str, dict[str, str]]:
 
 def listed(name: str, root: str = "data") -> list[tuple[str, str]]:
     """Names and files of what is predicted."""
-    found = open_images(name, root)
+    found = open_prediction_source(name, root)
     assert isinstance(found, TableListing)
     return list(found)
 
@@ -217,8 +217,8 @@ def test_what_may_be_meant_is_a_sentence(text: str, sentence: str, place: Path) 
     ],
 )
 def test_listed_class_names_are_meant(text: str, meant: list[str], place: Path) -> None:
-    assert sorted(read(text, meant=meant)["train"].values()) == sorted(meant)
-    assert not open_source("m.csv", meant=meant).messages
+    assert sorted(read(text, listed_classes=meant)["train"].values()) == sorted(meant)
+    assert not open_source("m.csv", listed_classes=meant).messages
 
 
 def test_words_for_splits_are_understood(place: Path) -> None:
@@ -248,11 +248,11 @@ def test_paths_relative_to_root_are_found(place: Path) -> None:
         ("r/x.png", "images/r/x.png"),
         ("own.png", "lists/own.png"),
     ]
-    for opened in (open_source, open_images):
+    for opened in (open_source, open_prediction_source):
         with pytest.raises(InputError, match=r"line 2: file 'r/x.png' does not exist below 'lists'"):
             opened("lists/m.csv", root="nowhere")
     picture(place / "images" / "own.png", 52)
-    for opened in (open_source, open_images):
+    for opened in (open_source, open_prediction_source):
         with pytest.raises(InputError, match=r"line 3: path 'own.png' is a file in 'lists' and another one in root"):
             opened("lists/m.csv", root="images")
     (place / "images" / "own.png").unlink()
@@ -286,7 +286,7 @@ def test_a_cell_that_a_spreadsheet_was_kept_from_is_read_back(place: Path) -> No
 def test_tables_to_predict_are_read_as_strictly(text: str, words: str, place: Path) -> None:
     (place / "m.csv").write_text(text)
     with pytest.raises(InputError, match=re.escape(words)):
-        open_images("m.csv")
+        open_prediction_source("m.csv")
 
 
 def test_tables_to_predict_may_hold_whatever_else(place: Path) -> None:
@@ -346,7 +346,7 @@ def test_columns_of_parquet_that_do_not_fit(columns: dict[str, Any], words: str,
 
 def test_paths_of_parquet_are_text(place: Path) -> None:
     write(path=[1, 2], label=["a", "b"])
-    for opened in (open_source, open_images):
+    for opened in (open_source, open_prediction_source):
         with pytest.raises(InputError, match=r"line 1: the column 'path' holds a int \('1'\): write text$"):
             opened("m.parquet")
 

@@ -23,13 +23,13 @@ from sft_lightning.data import write_shards as module
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import Stream, TrainLoader
 from sft_lightning.data.sample_orders import Windowed
-from sft_lightning.data.shards import ShardImages, ShardSource, pass_order
+from sft_lightning.data.shards import ShardImages, ShardSource, choose_pass_order
 from sft_lightning.data.source import Examples
 from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.splits import SplitConfig, make_splits
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages
-from sft_lightning.data.vision.prediction_files import open_images
+from sft_lightning.data.vision.prediction_files import open_prediction_source
 from sft_lightning.data.write_shards import write_shards
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
@@ -199,7 +199,7 @@ def test_unreadable_images_stop_it_or_are_left_out(
 
 
 def _killed(source: str, out: Path, after: int) -> None:
-    own, left = module.stored, after
+    own, left = module.encode_for_shard, after
 
     def stored(*args: Any) -> bytes:
         nonlocal left
@@ -208,7 +208,7 @@ def _killed(source: str, out: Path, after: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return own(*args)
 
-    module.stored = stored  # type: ignore[assignment]
+    module.encode_for_shard = stored  # type: ignore[assignment]
     write_shards(open_source(source), out, SIZE)
 
 
@@ -285,7 +285,7 @@ def test_a_damaged_image_is_one_of_the_unreadable(copied: Path) -> None:
     data.setup("fit")
     broken = next(iter(open_source(str(copied)).load()["train"].ids))
     assert sum(len(batch.indices) for batch in data.batches_of("labeled", torch.device("cpu"))) == 41
-    assert list(data.bad.found) == [str(copied / "train" / broken)]
+    assert list(data.bad.reasons) == [str(copied / "train" / broken)]
     data.bad = BadImages()
     with pytest.raises(InputError, match="cannot be read: it is no picture that can be read"):
         list(data.batches_of("labeled", torch.device("cpu")))
@@ -349,7 +349,7 @@ def test_unlabeled_shards_and_predicted_ones(files: Path, shards: Path) -> None:
     assert set(open_unlabeled(str(shards)).ids) == {
         f"{shards}:{name}" for part in ("train", "unlabeled") for name in open_source(str(files)).load()[part].ids
     }
-    part = open_images(str(shards))
+    part = open_prediction_source(str(shards))
     assert isinstance(part, Examples)
     assert len(part) == 42 + 9 + 12 + 30
     assert isinstance(part.images, ShardImages)
@@ -407,10 +407,10 @@ def test_orders_differ_by_pass_and_by_seed() -> None:
 
 def test_the_window_holds_where_there_are_more_shards(shards: Path) -> None:
     split = make_splits(open_source(str(shards)).load(), None, SplitConfig(), "abc")["labeled"]
-    order = pass_order(split, 2)
+    order = choose_pass_order(split, 2)
     assert order is not None
     assert [sorted({i // SIZE for i in order(0)[k * 16 : k * 16 + 16].tolist()}) for k in range(2)] != [[0, 1], [2, 3]]
-    assert pass_order(split, 6) is None  # an ordinary shuffle
+    assert choose_pass_order(split, 6) is None  # an ordinary shuffle
     assert sorted(order(3)[:].tolist()) == list(range(42))
     data = ImageDataModule(str(shards), shard_window=2, batch_size=16)
     data.setup("fit")

@@ -193,7 +193,7 @@ def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> N
     labels = ["nan", "7", "b"]
     rows = list(zip(["a.png", "b.png", "c.png"], labels[first:] + labels[:first], strict=True))
     path = table(images / "m.csv", [HEADER[:2], *rows])
-    assert open_source(str(path), meant=labels).class_names == ("7", "b", "nan")
+    assert open_source(str(path), listed_classes=labels).class_names == ("7", "b", "nan")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from sft_lightning.data.source import Examples
-from sft_lightning.data.split_files import digest, read_manifest, write_manifest
+from sft_lightning.data.split_files import digest_examples, read_split_file, write_split_file
 from sft_lightning.data.splits import (
     NAMES,
     Split,
@@ -327,13 +327,13 @@ def test_without_leaks_nothing_is_said() -> None:
 def written(tmp_path: Path) -> tuple[Path, Splits, list[Examples]]:
     train, own = memory_part([0, 1, 2] * 10), memory_part([0, -1, 2], "unlabeled", seed=1)
     splits = make_splits({"train": train, "unlabeled": own}, None, SplitConfig(3, num_labels=6), CLASSES)
-    write_manifest(tmp_path / "run" / "split.csv", splits, [train, own], CLASSES, {"seed": 3})
+    write_split_file(tmp_path / "run" / "split.csv", splits, [train, own], CLASSES, {"seed": 3})
     return tmp_path / "run" / "split.csv", splits, [train, own]
 
 
 def test_manifest_reads_back_the_same_splits(written: tuple[Path, Splits, list[Examples]]) -> None:
     path, splits, parts = written
-    again = read_manifest(path, parts, CLASSES)
+    again = read_split_file(path, parts, CLASSES)
     assert list(again) == list(NAMES)
     for name, split in splits.items():
         assert again[name].ids == split.ids
@@ -354,7 +354,7 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(
     assert json.loads(first.removeprefix("# ")) == {
         "seed": 3,
         "digest": "content",
-        "sha256": digest(parts),
+        "sha256": digest_examples(parts),
         "counts": {name: len(split) for name, split in splits.items()},
     }
     assert columns == "id,split,label,content"
@@ -372,7 +372,7 @@ def test_manifest_of_changed_pictures_is_refused(written: tuple[Path, Splits, li
     assert isinstance(parts[0].images, MemoryImages)
     parts[0].images.data[4, 0, 0, 0] ^= 1
     with pytest.raises(InputError, match="was made from other pictures"):
-        read_manifest(path, parts, CLASSES)
+        read_split_file(path, parts, CLASSES)
 
 
 def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list[Examples]]) -> None:
@@ -381,10 +381,10 @@ def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list
     was = CLASSES[int(parts[0].labels[k])]
     parts[0].labels[k] = (parts[0].labels[k] + 1) % 3
     with pytest.raises(InputError, match=f"'train/{k}' is '{was}', the source says"):
-        read_manifest(path, parts, CLASSES)
+        read_split_file(path, parts, CLASSES)
     parts[0].labels[k] = -1
     with pytest.raises(InputError, match="the source says 'nothing'"):
-        read_manifest(path, parts, CLASSES)
+        read_split_file(path, parts, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -406,10 +406,10 @@ def test_spoiled_manifest_is_refused(
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputError, match=re.escape(words)) as caught:
-        read_manifest(path, parts, CLASSES)
+        read_split_file(path, parts, CLASSES)
     assert str(path) in str(caught.value)
 
 
 def test_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone.csv' is no readable split .*No such file"):
-        read_manifest(tmp_path / "gone.csv", [], CLASSES)
+        read_split_file(tmp_path / "gone.csv", [], CLASSES)

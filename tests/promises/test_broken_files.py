@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.vision.file_checks import skip_damaged
+from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import break_middle
@@ -194,7 +194,7 @@ def test_decoders_do_not_make_up_what_is_cut_off(corpus: Corpus) -> None:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     cut = [name for name in corpus.reasons if b"_tenths." in name]
     assert len(cut) == 4 * 27
-    assert all(skip_damaged(corpus.folder / os.fsdecode(name)) for name in cut)
+    assert all(find_damage(corpus.folder / os.fsdecode(name)) for name in cut)
 
 
 def test_a_training_names_them_all_once_and_goes_on(corpus: Corpus, run: Path) -> None:
@@ -287,7 +287,7 @@ def test_files_that_a_manifest_lists_and_that_are_none(
         ImageDataModule("m.csv")
     data = ImageDataModule("m.csv", on_bad_image="skip", val_size=2, test_size=2)
     data.setup("fit")
-    assert data.bad.found == {
+    assert data.bad.reasons == {
         r"good/train/gone\n.png": "it does not exist",
         "pipe.png": "it is no file but a pipe, socket or device",
     }

@@ -125,4 +125,4 @@ def test_a_file_that_cannot_be_read_is_told_batch_by_batch(
     found = batches(data)
     seen = {i for batch in found[: -len(data.val_dataloader())] for i in batch.indices.tolist()}
     assert len(seen) == 23
-    assert [Path(name).name for name in data.bad.found] == [bad.name]
+    assert [Path(name).name for name in data.bad.reasons] == [bad.name]

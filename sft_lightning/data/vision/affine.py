@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sft_lightning.utils.transfer import to_device
 
 
-def resampled(x: Tensor, source: Tensor) -> Tensor:
+def resample(x: Tensor, source: Tensor) -> Tensor:
     """Pictures whose pixels come from elsewhere, bilinear; what comes in from outside is black.
 
     Args:
@@ -42,10 +42,10 @@ def random_affine(
     angle, slope = (math.radians(most) * (2 * share - 1) for most, share in ((rotation, amount[0]), (shear, amount[1])))
     shift_x, shift_y = (2 * amount[2:4] - 1) * translation * torch.tensor([[width], [height]])
     factor = scale[0] + amount[4] * (scale[1] - scale[0])
-    return resampled(x, inverse(angle, slope.tan(), shift_x, shift_y, factor))
+    return resample(x, invert_affine(angle, slope.tan(), shift_x, shift_y, factor))
 
 
-def inverse(angle: Tensor, slope: Tensor, shift_x: Tensor, shift_y: Tensor, factor: Tensor) -> Tensor:
+def invert_affine(angle: Tensor, slope: Tensor, shift_x: Tensor, shift_y: Tensor, factor: Tensor) -> Tensor:
     """The way back of: shear along x, turn clockwise, scale, shift.
 
     Args:

@@ -15,8 +15,15 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from sft_lightning.data.source import Examples
-from sft_lightning.data.vision.image_stats import Look, Pixels, find_contents
-from sft_lightning.data.vision.near_duplicates import CHUNK, FIELD, FLAT, WHOLE, coefficients, differences
+from sft_lightning.data.vision.image_stats import ImageStats, Pixels, identify_contents
+from sft_lightning.data.vision.near_duplicates import (
+    CHUNK,
+    FIELD,
+    FLAT,
+    WHOLE,
+    compute_coefficients,
+    compute_differences,
+)
 from sft_lightning.utils.progress_lines import LoggedProgress
 
 _NEAREST = 32  # near copies of each image that are linked directly; larger sets are joined through these
@@ -60,8 +67,8 @@ class Copies:
             return None if groups is None else list(groups)
         if groups is None:
             return [str(number) for number in self.sets]
-        edges = np.concatenate([_to_first(self.sets), _to_first(groups)])
-        return [str(number) for number in _components(len(groups), edges)]
+        edges = np.concatenate([_link_to_first(self.sets), _link_to_first(groups)])
+        return [str(number) for number in _label_components(len(groups), edges)]
 
     def pick_representatives(self, labels: Sequence[int]) -> list[int]:
         """Return the position of the first example of each set and label.
@@ -75,25 +82,25 @@ class Copies:
         return list(first.values())
 
 
-def find_copies(looks: Sequence[Look | str]) -> Copies:
+def find_copies(images: Sequence[ImageStats | str]) -> Copies:
     """Find exact and near copies among images, mirror images included.
 
     Args:
-        looks: One look for each image, or the reason why it cannot be read; such an image has no copies.
+        images: One look for each image, or the reason why it cannot be read; such an image has no copies.
     """
-    contents = [i if content is None else content for i, content in enumerate(find_contents(looks))]
-    exact = _to_first(contents)
+    contents = [i if content is None else content for i, content in enumerate(identify_contents(images))]
+    exact = _link_to_first(contents)
     distinct = len(set(contents))
     # In images of next to no contrast, rounding would pass for a motif.
-    clear = {i: look for i, look in enumerate(looks) if isinstance(look, Look) and look.small.std() >= FLAT}
-    alike = np.array(list(clear), np.int64)[_to_first([look.small_digest for look in clear.values()])]
+    clear = {i: look for i, look in enumerate(images) if isinstance(look, ImageStats) and look.thumbnail.std() >= FLAT}
+    alike = np.array(list(clear), np.int64)[_link_to_first([look.thumbnail_digest for look in clear.values()])]
     copied = {*exact[:, 0].tolist(), *alike[:, 0].tolist()}
-    near = _near({i: look.small for i, look in clear.items() if i not in copied})
-    sets = _components(len(looks), np.concatenate([exact, alike, near]))
-    return Copies(sets, len(looks) - distinct, distinct - len(set(sets)))
+    near = _find_near({i: look.thumbnail for i, look in clear.items() if i not in copied})
+    sets = _label_components(len(images), np.concatenate([exact, alike, near]))
+    return Copies(sets, len(images) - distinct, distinct - len(set(sets)))
 
 
-def groups_of(examples: Sequence[tuple[Examples, int]]) -> list[str] | None:
+def get_groups(examples: Sequence[tuple[Examples, int]]) -> list[str] | None:
     """Return the source's group of each example, or None where the source has no groups.
 
     Args:
@@ -104,42 +111,45 @@ def groups_of(examples: Sequence[tuple[Examples, int]]) -> list[str] | None:
     return [part.ids[k] if part.groups is None else part.groups[k] for part, k in examples]
 
 
-def _near(images: dict[int, Pixels]) -> Edges:
+def _find_near(images: dict[int, Pixels]) -> Edges:
     """Return pairs of positions whose images nearly equal each other or each other's mirror images."""
     if len(images) < 2:
         return np.zeros((0, 2), np.int64)
     positions, pixels = np.array(list(images), np.int64), np.stack(list(images.values()))
     chunks = [slice(k, k + CHUNK) for k in range(0, len(pixels), CHUNK)]
-    tree = cKDTree(np.concatenate([coefficients(pixels[chunk]) for chunk in chunks]))
+    tree = cKDTree(np.concatenate([compute_coefficients(pixels[chunk]) for chunk in chunks]))
     edges = [np.zeros((0, 2), np.int64)]
     sets = np.arange(len(pixels))
     with LoggedProgress(len(pixels), "Copies", "image") as bar:
         for chunk in chunks:
             for queries in (pixels[chunk], pixels[chunk][:, :, ::-1]):
                 _, nearest = tree.query(
-                    coefficients(queries), k=range(1, _NEAREST + 2), distance_upper_bound=WHOLE + 1e-4, workers=-1
+                    compute_coefficients(queries),
+                    k=range(1, _NEAREST + 2),
+                    distance_upper_bound=WHOLE + 1e-4,
+                    workers=-1,
                 )
                 for others in nearest.T:
                     rows = np.flatnonzero(others < len(pixels))
                     # Where both are in one set already, another edge tells nothing.
                     rows = rows[sets[rows + chunk.start] != sets[others[rows]]]
-                    whole, field = differences(queries[rows], pixels[others[rows]])
+                    whole, field = compute_differences(queries[rows], pixels[others[rows]])
                     rows = rows[(whole <= WHOLE) & (field <= FIELD)]
                     if len(rows):
                         edges.append(np.stack([rows + chunk.start, others[rows]], axis=1))
-                        sets = np.array(_components(len(pixels), np.concatenate(edges)))
+                        sets = np.array(_label_components(len(pixels), np.concatenate(edges)))
             bar.update(len(pixels[chunk]))
     return positions[np.concatenate(edges)]
 
 
-def _to_first(names: Sequence[object]) -> Edges:
+def _link_to_first(names: Sequence[object]) -> Edges:
     """Return an edge from each position whose name occurred before to the first position with that name."""
     first: dict[object, int] = {}
     edges = [(i, first.setdefault(name, i)) for i, name in enumerate(names)]
     return np.array([(i, j) for i, j in edges if i != j], np.int64).reshape(-1, 2)
 
 
-def _components(count: int, edges: Edges) -> list[int]:
+def _label_components(count: int, edges: Edges) -> list[int]:
     if not count:
         return []
     graph = coo_matrix((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), (count, count))

@@ -14,22 +14,22 @@ from torch import Tensor
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.batch_size import BatchSize
 from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
-from sft_lightning.data.class_order import OrdersClasses
+from sft_lightning.data.class_order import ClassOrder
 from sft_lightning.data.contract import BatchRequest, FewLabelData, RequestsBatches, batch_request
 from sft_lightning.data.eval_batches import AsTheyAre
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader, close
 from sft_lightning.data.prepare_splits import read_splits
-from sft_lightning.data.run_splits import TestOn, choose_run_split, choosing
-from sft_lightning.data.shards import pass_order
+from sft_lightning.data.run_splits import TestOn, choose_run_split, get_split_settings
+from sft_lightning.data.shards import choose_pass_order
 from sft_lightning.data.source import Examples
 from sft_lightning.data.split_checks import check_unlabeled_batch
-from sft_lightning.data.split_files import write_manifest
+from sft_lightning.data.split_files import write_split_file
 from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig, Splits
 from sft_lightning.data.vision.cached_images import ImageCaches
 from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import EncodedImages, Geometry, Resize
 from sft_lightning.data.vision.pixel_scale import PixelScale, check_value_range
-from sft_lightning.data.vision.prediction import ToPredict
+from sft_lightning.data.vision.prediction import PredictionData
 from sft_lightning.data.vision.views import StrongView, WeakView, make_view
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
@@ -38,7 +38,7 @@ MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses, FewLabelData, LightningDataModule):
+class ImageDataModule(AsTheyAre, PredictionData, BatchSize, PixelScale, ClassOrder, FewLabelData, LightningDataModule):
     """Labeled and unlabeled pictures.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
@@ -203,8 +203,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
             splits: Those of this data module, or others of the same examples.
         """
         about: dict[str, Any] = {"source": self.opened_source.name, "class_names": self.class_names}
-        about |= choosing(self.request, self.unlabeled_source)
-        write_manifest(path, splits, self._parts, self.class_names, about)
+        about |= get_split_settings(self.request, self.unlabeled_source)
+        write_split_file(path, splits, self._parts, self.class_names, about)
 
     def on_exception(self, exception: BaseException) -> None:
         """Ends the processes that decode files."""
@@ -218,8 +218,8 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         """
         close(self._streams)
         folder = self._run_folder()
-        if self.bad.untold:
-            rank_zero_info(f"Data: {self.bad.told()}.")
+        if self.bad.num_unreported:
+            rank_zero_info(f"Data: {self.bad.summarize()}.")
         if folder is not None:
             self._list_skipped(folder)
 
@@ -279,7 +279,7 @@ class ImageDataModule(AsTheyAre, ToPredict, BatchSize, PixelScale, OrdersClasses
         balance = split.labels if beside and self.balanced_labels else None
         # Two streams of one run draw differently.
         seed = 2 * self.request.seed + (name == "unlabeled")
-        order = pass_order(split, self.shard_window) if train else None
+        order = choose_pass_order(split, self.shard_window) if train else None
         plan = BatchPlan(len(split), size, seed, train, rank, world_size, beside, balance, order)
         epoch = self._request.balanced_from_epoch if train and name == "labeled" else None
         if epoch is None:

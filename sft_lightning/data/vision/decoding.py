@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
-from sft_lightning.data.vision.image_files import DEEP_MODES, LARGE, one_large_image, open_image_file
+from sft_lightning.data.vision.image_files import DEEP_MODES, LARGE, limit_large_images, open_image_file
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, to_eight_bits
 
 DECODING = 3  # raised where files become other pixels than before: caches of them, or of features, are made anew
@@ -15,7 +15,7 @@ def open_image(
     path: str | Path | BytesIO,
     channels: int = 3,
     background: tuple[int, int, int] = (255, 255, 255),
-    enough: int | None = None,
+    min_side: int | None = None,
     ranges: ValueRanges = UNKNOWN,
 ) -> Image.Image:
     """Decodes a file to 8-bit gray or RGB, upright, first frame, transparency laid over a background.
@@ -26,8 +26,8 @@ def open_image(
         path: PNG, JPEG, WebP, BMP, TIFF or GIF, in any mode that Pillow reads; or its bytes.
         channels: 1 or 3.
         background: Color under transparent pixels.
-        enough: A JPEG is decoded to an eighth, a quarter or half of its size where its shorter side stays that long and
-            both are whole numbers, which takes a third of the time or less (libjpeg's scaled inverse DCT); None for
+        min_side: A JPEG is decoded to an eighth, a quarter or half of its size where its shorter side stays that long
+            and both are whole numbers, which takes a third of the time or less (libjpeg's scaled inverse DCT); None for
             the whole size. What is made of it then differs from what is made of the whole by 0.2 to 0.8 of 255 on
             average (photographs of 2000x1500 at 224, and of 640x424 with fine detail at 100). Any image of more than
             33 megapixels is reduced by averages of whole pixels as far as its shorter side stays that long.
@@ -37,14 +37,14 @@ def open_image(
         OSError: The file is missing, empty, truncated or no picture.
     """
     with open_image_file(path) as file:
-        return convert_image(file, channels, background, enough, ranges)
+        return convert_image(file, channels, background, min_side, ranges)
 
 
 def convert_image(
     file: Image.Image,
     channels: int,
     background: tuple[int, int, int],
-    enough: int | None = None,
+    min_side: int | None = None,
     ranges: ValueRanges = UNKNOWN,
 ) -> Image.Image:
     """Decode an open file as `open_image` does, for callers that ask more of the file than its pixels.
@@ -53,23 +53,23 @@ def convert_image(
         file: From `open_image_file`. Its pixels are loaded afterward.
         channels: 1 or 3.
         background: Color under transparent pixels.
-        enough: Least length of the shorter side, see `open_image`.
+        min_side: Least length of the shorter side, see `open_image`.
         ranges: What is black and white in images of more than 8 bits.
 
     Raises:
         OSError: The content cannot be decoded.
     """
-    if enough is not None and file.format in ("JPEG", "MPO"):
+    if min_side is not None and file.format in ("JPEG", "MPO"):
         # Sides that k does not divide would be rounded up, and the picture be shifted by a part of a pixel, which
         # does not count in a large one.
         large = file.width * file.height > LARGE
         parts = next(
-            (k for k in (8, 4, 2) if min(file.size) >= k * enough and (large or not any(n % k for n in file.size))),
+            (k for k in (8, 4, 2) if min(file.size) >= k * min_side and (large or not any(n % k for n in file.size))),
             1,
         )
         if parts > 1:
             file.draft(None, (file.width // parts, file.height // parts))
-    with one_large_image(file.size):
+    with limit_large_images(file.size):
         file.load()
         image: Image.Image = file
         if file.mode in DEEP_MODES:  # before the image is turned, which takes a second one of its size
@@ -78,7 +78,7 @@ def convert_image(
         ImageOps.exif_transpose(image, in_place=True)
         if image.width * image.height <= LARGE:
             return _flatten(image, channels, background)
-        factor = 1 if enough is None else max(1, min(image.size) // enough)
+        factor = 1 if min_side is None else max(1, min(image.size) // min_side)
         return _flatten_in_strips(image, channels, background, factor)
 
 

@@ -55,7 +55,7 @@ def check_file(path: str | Path) -> None:
         raise OSError("it has zero bytes")
 
 
-def skip_damaged(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """Says why a file is no whole picture, or None when it is.
 
     Args:
@@ -66,11 +66,11 @@ def skip_damaged(path: Path) -> str | None:
     try:
         inspect_image(path)
     except UNREADABLE as error:
-        return reason(error)
+        return describe_read_error(error)
     return None
 
 
-def reason(error: BaseException) -> str:
+def describe_read_error(error: BaseException) -> str:
     """Why a file is no picture, in a few words.
 
     Args:
@@ -93,12 +93,12 @@ class BadImages:
 
     Attributes:
         policy: `raise` stops at the first, `skip` leaves it out, counts and lists it.
-        found: Path, as `show_path` has it, and reason of each.
+        reasons: Path, as `show_path` has it, and reason of each.
     """
 
     policy: str = "raise"
-    found: dict[str, str] = field(default_factory=dict)
-    _told: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+    _num_reported: int = 0
 
     def report(self, path: str | Path, reason: str) -> None:
         """Records one unreadable picture.
@@ -115,20 +115,20 @@ class BadImages:
             raise InputError(
                 f"image '{name}' cannot be read: {reason}; replace or remove it, or set on_bad_image: skip"
             )
-        self.found[name] = reason
+        self.reasons[name] = reason
 
     @property
-    def untold(self) -> int:
+    def num_unreported(self) -> int:
         """How many were found since it was told how many there are."""
-        return len(self.found) - self._told
+        return len(self.reasons) - self._num_reported
 
-    def told(self) -> str:
+    def summarize(self) -> str:
         """How many there are, and which are the first; said once."""
-        self._told = len(self.found)
-        first = ", ".join(sorted(self.found)[:5])
-        more = ", ..." if self._told > 5 else ""
-        what = "image is" if self._told == 1 else "images are"
-        return f"{self._told:,} unreadable {what} skipped: {first}{more}"
+        self._num_reported = len(self.reasons)
+        first = ", ".join(sorted(self.reasons)[:5])
+        more = ", ..." if self._num_reported > 5 else ""
+        what = "image is" if self._num_reported == 1 else "images are"
+        return f"{self._num_reported:,} unreadable {what} skipped: {first}{more}"
 
     def write(self, folder: Path, rank: int) -> None:
         """Lists them in `skipped_images.txt`, if there are any.
@@ -137,7 +137,7 @@ class BadImages:
             folder: Of the run.
             rank: Of the process, which reads files of its own.
         """
-        if self.found:
-            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.found.items())]
+        if self.reasons:
+            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items())]
             path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
             write_text(path, "".join(lines))

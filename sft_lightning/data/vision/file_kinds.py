@@ -53,7 +53,7 @@ def is_named_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def is_litter(name: str) -> bool:
+def is_system_folder(name: str) -> bool:
     """Return whether a folder belongs to the system or is hidden.
 
     Args:
@@ -86,7 +86,7 @@ def has_image_content(path: str) -> bool:
 
 
 @dataclass
-class PassedOver:
+class IgnoredFiles:
     """What a listing of images leaves out.
 
     Attributes:
@@ -122,7 +122,7 @@ class PassedOver:
         """
         self.folders[show_path(name)] += 1
 
-    def merge(self, other: "PassedOver") -> None:
+    def merge(self, other: "IgnoredFiles") -> None:
         """Add what another listing has left out.
 
         Args:
@@ -149,18 +149,18 @@ class PassedOver:
             if count := kinds.total():
                 files = f"1 file {where} {what.replace('are not images', 'is not an image')}"
                 files = f"{count:,} files {where} {what}" if count > 1 else files
-                said.append(f"passed over {files}: {_list(kinds)}{remedy}")
+                said.append(f"passed over {files}: {_format_counts(kinds)}{remedy}")
         if self.hidden_count:
             images = "1 hidden image" if self.hidden_count == 1 else f"{self.hidden_count:,} hidden images"
             more = ", ..." if self.hidden_count > len(self.hidden) else ""
             said.append(f"passed over {images} {where}: {', '.join(self.hidden)}{more}; rename them to use them")
         if count := self.folders.total():
             folders = "1 hidden or system folder" if count == 1 else f"{count:,} hidden or system folders"
-            said.append(f"passed over {folders} {where}: {_list(self.folders)}")
+            said.append(f"passed over {folders} {where}: {_format_counts(self.folders)}")
         return said
 
 
-def _list(counts: Counter[str]) -> str:
+def _format_counts(counts: Counter[str]) -> str:
     """Counts by name, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count:,} {name or 'without an extension'}" for name, count in ordered[:_FEW]]

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 
 from sft_lightning.data.class_names import sort_classes
-from sft_lightning.data.issues import UNTRAINED, fault
+from sft_lightning.data.issues import UNTRAINED, report_fault
 from sft_lightning.data.label_checks import check_class_names
 from sft_lightning.data.source import SPLITS, Examples, Source, relative
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
 from sft_lightning.data.vision.file_checks import format_path, show_path
-from sft_lightning.data.vision.file_kinds import PassedOver, has_image_content, is_litter, is_named_image
-from sft_lightning.data.vision.folders import is_folder, pictures
+from sft_lightning.data.vision.file_kinds import IgnoredFiles, has_image_content, is_named_image, is_system_folder
+from sft_lightning.data.vision.folders import find_images, is_folder
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.utils.errors import InputError, did_you_mean
 
@@ -26,7 +26,7 @@ class _Entries(NamedTuple):
 
     folders: list[Path]
     images: list[Path]
-    passed: PassedOver
+    ignored: IgnoredFiles
 
 
 _LOOSE = "images beside the class folders"
@@ -42,12 +42,12 @@ class FolderSource(Source):
     on. Folders of splits may be spelled otherwise (`Train`, `valid`, `unlabelled`), which is said.
     """
 
-    def __init__(self, path: Path, meant: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, listed_classes: Sequence[str] = ()) -> None:
         """Lists the classes.
 
         Args:
             path: The folder.
-            meant: Class names that the user listed, which may look alike.
+            listed_classes: Class names that the user listed, which may look alike.
 
         Raises:
             InputError: No image, an empty class, a class in `val/` or `test/` that `train/` lacks, or a folder whose
@@ -55,17 +55,17 @@ class FolderSource(Source):
         """
         self.path = path
         self.name = str(path)
-        self._passed = PassedOver()
-        self._looked: dict[Path, _Entries] = {}
+        self._ignored = IgnoredFiles()
+        self._entries: dict[Path, _Entries] = {}
         said: list[str] = []
-        folders, loose, passed = self._look(path)
-        self._passed.merge(passed)
+        folders, loose, passed = self._list_entries(path)
+        self._ignored.merge(passed)
         self._splits = self._find_splits(folders, said)
         self._train = self._splits.setdefault("train", path)
         if self._train == path:
             self._refuse_wrapper(path, loose)
         else:
-            said += self._beside([f for f in folders if f not in self._splits.values()], loose)
+            said += self._check_beside([f for f in folders if f not in self._splits.values()], loose)
         classes = self._class_folders(self._train)
         if not classes and not loose:  # nothing to train on: the classes are those of what is to be evaluated
             classes = [
@@ -75,15 +75,17 @@ class FolderSource(Source):
                 for f in self._class_folders(self._splits[split])
             ]
         self.class_names = sort_classes({format_path(folder.name) for folder in classes})
-        said += self._check_names(meant)
+        said += self._check_names(listed_classes)
         self._files: dict[str, list[tuple[Path, int]]] = {}
-        self._inside: dict[str, set[str]] = {}  # folders with images in each class folder; "" for images beside them
+        self._subfolders: dict[
+            str, set[str]
+        ] = {}  # folders with images in each class folder; "" for images beside them
         for split in SPLITS:
             if split in self._splits:
                 folder = self._splits[split]
-                files = self._labeled(folder, split) if split != "unlabeled" else self._bare(folder)
+                files = self._list_labeled(folder, split) if split != "unlabeled" else self._list_unlabeled(folder)
                 self._files[split] = list(files)
-        said += [*self._passed.messages(self.name), *self._check_levels(meant)]
+        said += [*self._ignored.messages(self.name), *self._check_levels(listed_classes)]
         if not any(self._files.values()):
             raise InputError(
                 "; ".join(
@@ -96,14 +98,14 @@ class FolderSource(Source):
             )
         self.messages = said
 
-    def _look(self, folder: Path) -> _Entries:
+    def _list_entries(self, folder: Path) -> _Entries:
         """What a folder holds, listed once."""
-        if folder not in self._looked:
-            self._looked[folder] = _list_folder(folder)
-        return self._looked[folder]
+        if folder not in self._entries:
+            self._entries[folder] = _list_folder(folder)
+        return self._entries[folder]
 
     def _class_folders(self, folder: Path) -> list[Path]:
-        return [f for f in self._look(folder).folders if f not in self._splits.values()]
+        return [f for f in self._list_entries(folder).folders if f not in self._splits.values()]
 
     def _find_splits(self, folders: Sequence[Path], said: list[str]) -> dict[str, Path]:
         """The folder of each split."""
@@ -133,18 +135,18 @@ class FolderSource(Source):
         inner, images = path, list(loose)
         while not images and len(folders := self._class_folders(inner)) == 1:
             inner = folders[0]
-            folders, images, _ = self._look(inner)
+            folders, images, _ = self._list_entries(inner)
             names = [show_path(f.name) for f in folders if _has_images(f)]
             if not images and (len(names) > 1 or any(map(find_split, names))):
                 remedy = f"rename it to {'train'!r}" if len(self._splits) > 1 else f"give {str(inner)!r} as the source"
                 raise InputError(
                     f"folder {self.name!r} holds only the folder '{show_path(relative(inner, path))}', which would be "
-                    f"the only class; that folder holds {_list(names)}: {remedy}"
+                    f"the only class; that folder holds {_format_names(names)}: {remedy}"
                 )
         for folder in self._class_folders(path):
             if not mentions_split(folder.name):
                 continue
-            folders, images, _ = self._look(folder)
+            folders, images, _ = self._list_entries(folder)
             if not images and any(map(_has_images, folders)):
                 raise InputError(
                     f"folder '{show_path(folder)}' is named like a split and holds folders: rename it to one of "
@@ -152,11 +154,11 @@ class FolderSource(Source):
                     f"{str(path / 'train')!r}"
                 )
 
-    def _beside(self, others: Sequence[Path], loose: Sequence[Path]) -> list[str]:
+    def _check_beside(self, others: Sequence[Path], loose: Sequence[Path]) -> list[str]:
         """What lies beside the folder of the training split and is not read."""
         folders = [f for f in others if _has_images(f)]
-        names = _list([show_path(f.name) for f in folders])
-        inside, images, _ = self._look(self._train)
+        names = _format_names([show_path(f.name) for f in folders])
+        inside, images, _ = self._list_entries(self._train)
         train = show_path(self._train)
         if folders and images and not inside:
             raise InputError(
@@ -165,11 +167,11 @@ class FolderSource(Source):
                 "move these away"
             )
         if len(inside) == 1 and not images:
-            inner, images, _ = self._look(inside[0])
+            inner, images, _ = self._list_entries(inside[0])
             if not images and sum(map(_has_images, inner)) > 1:
                 raise InputError(
                     f"folder '{train}' holds only the folder {show_path(inside[0].name)!r}, which would be the only "
-                    f"class; that folder holds {_list([show_path(f.name) for f in inner])}: move these up into "
+                    f"class; that folder holds {_format_names([show_path(f.name) for f in inner])}: move these up into "
                     f"'{train}'"
                 )
         said = [f"images in {names} are not read: only folders of splits are, beside '{train}'"] if folders else []
@@ -178,53 +180,61 @@ class FolderSource(Source):
             said.append(f"{count} in {self.name!r} itself, beside '{train}', cannot be assigned to a split or class")
         return said
 
-    def _check_names(self, meant: Sequence[str]) -> list[str]:
+    def _check_names(self, listed_classes: Sequence[str]) -> list[str]:
         """Class names that look alike, or like a split."""
         splits = [name for name in self.class_names if find_split(name) is not None or mentions_split(name)]
         return [
-            *check_class_names(f"folder '{show_path(self._train)}'", self.class_names, meant),
+            *check_class_names(f"folder '{show_path(self._train)}'", self.class_names, listed_classes),
             *(f"folder {name!r} in '{show_path(self._train)}' is read as a class" for name in splits),
         ]
 
-    def _check_levels(self, meant: Sequence[str]) -> list[str]:
+    def _check_levels(self, listed_classes: Sequence[str]) -> list[str]:
         """Folders inside the class folders that may be splits, or the classes themselves."""
         where = f"'{show_path(self._train)}'"
-        shared = set.intersection(*self._inside.values()) if self._inside else set()
-        for name, inside in self._inside.items():
+        shared = set.intersection(*self._subfolders.values()) if self._subfolders else set()
+        for name, inside in self._subfolders.items():
             by_split = {find_split(inner): inner for inner in sorted(inside)}
             splits = {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
-            for_all = len(self._inside) > 1 and not shared.isdisjoint(splits.values())
+            for_all = len(self._subfolders) > 1 and not shared.isdisjoint(splits.values())
             if for_all or ("train" in splits and len(splits) > 1):
                 first = splits.get("train") or next(iter(splits.values()))
                 raise InputError(
-                    f"class folder {name!r} in {where} holds {_list(sorted(splits.values()))}, which are named like "
+                    f"class folder {name!r} in {where} holds {_format_names(sorted(splits.values()))}, which are "
+                    "named like "
                     f"splits, but all images in it would be divided anew: move the splits above the classes, as in "
                     f"{first}/{name}, or rename them if they are not splits"
                 )
-        if len(self._inside) < 2 or "" in shared or len(shared) < 2 or any(i != shared for i in self._inside.values()):
+        if (
+            len(self._subfolders) < 2
+            or "" in shared
+            or len(shared) < 2
+            or any(i != shared for i in self._subfolders.values())
+        ):
             return []
-        names, inner = list(self._inside), sorted(shared)
-        if set(names) <= set(meant):
+        names, inner = list(self._subfolders), sorted(shared)
+        if set(names) <= set(listed_classes):
             return []
         if all(map(_PIECE.fullmatch, names)):
             raise InputError(
-                f"the folders {_list(names)} in {where} would be the classes, but are named like pieces of a data set, "
-                f"and each one holds {_list(inner)}: join them, or list {', '.join(names)} in class_names if they are "
-                "the classes"
+                f"the folders {_format_names(names)} in {where} would be the classes, but are named like pieces of a "
+                "data set, "
+                f"and each one holds {_format_names(inner)}: join them, or list {', '.join(names)} in class_names if "
+                "they are the classes"
             )
         return [
-            f"the folders {_list(names)} in {where} are read as the classes, and each one holds {_list(inner)}, which "
+            f"the folders {_format_names(names)} in {where} are read as the classes, and each one holds "
+            f"{_format_names(inner)}, which "
             "are not: if these are the classes, give one of the former as the source, or join them"
         ]
 
-    def _bare(self, folder: Path) -> Iterator[tuple[Path, int]]:
-        return ((Path(path), -1) for _, path in pictures(str(folder), passed=self._passed))
+    def _list_unlabeled(self, folder: Path) -> Iterator[tuple[Path, int]]:
+        return ((Path(path), -1) for _, path in find_images(str(folder), ignored=self._ignored))
 
-    def _labeled(self, folder: Path, split: str) -> Iterator[tuple[Path, int]]:
-        _, loose, passed = self._look(folder)
+    def _list_labeled(self, folder: Path, split: str) -> Iterator[tuple[Path, int]]:
+        _, loose, passed = self._list_entries(folder)
         classes = self._class_folders(folder)
         if folder != self.path:
-            self._passed.merge(passed)
+            self._ignored.merge(passed)
         if not classes and folder == self._train:  # a folder of pictures without classes
             yield from ((path, -1) for path in loose)
             return
@@ -240,23 +250,25 @@ class FolderSource(Source):
                     f"{str(self.path / 'unlabeled')!r}; if {show_path(folder.name)!r} is a class, move all class "
                     f"folders into {str(self.path / 'train')!r}"
                 )
-            fault(_LOOSE, split, relative(path, self.path), "without a class", sentence)
-        numbers = {_composed(name): number for number, name in enumerate(self.class_names)}
+            report_fault(_LOOSE, split, relative(path, self.path), "without a class", sentence)
+        numbers = {_compose(name): number for number, name in enumerate(self.class_names)}
         for child in classes:
-            passed = PassedOver()
-            found = [*pictures(str(child), passed=passed)]
+            passed = IgnoredFiles()
+            found = [*find_images(str(child), ignored=passed)]
             images = [Path(path) for _, path in found]
-            self._passed.merge(passed)
+            self._ignored.merge(passed)
             name = format_path(child.name)
-            self._inside.setdefault(name, set()).update(inner.rpartition("/")[0].split("/")[0] for inner, _ in found)
-            label = numbers.get(_composed(name))
+            self._subfolders.setdefault(name, set()).update(
+                inner.rpartition("/")[0].split("/")[0] for inner, _ in found
+            )
+            label = numbers.get(_compose(name))
             if label is None:
                 sentence = (
                     f"class {name!r} in {str(folder)!r} does not exist in {str(self._train)!r}"
                     f"{did_you_mean(name, self.class_names)}: rename it or add training images"
                 )
                 for path in images or [child]:
-                    fault(UNTRAINED, split, relative(path, self.path), f"class {name!r}", sentence)
+                    report_fault(UNTRAINED, split, relative(path, self.path), f"class {name!r}", sentence)
                 continue
             if not images:
                 sentence = "; ".join(
@@ -265,7 +277,7 @@ class FolderSource(Source):
                         *passed.messages(str(child)),
                     ]
                 )
-                fault("class folders without an image", split, relative(child, self.path), "empty", sentence)
+                report_fault("class folders without an image", split, relative(child, self.path), "empty", sentence)
             yield from ((path, label) for path in images)
 
     def load(self) -> dict[str, Examples]:
@@ -281,7 +293,7 @@ class FolderSource(Source):
 
 
 def _list_folder(folder: Path) -> _Entries:
-    found = _Entries([], [], PassedOver())
+    found = _Entries([], [], IgnoredFiles())
     try:
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
@@ -291,24 +303,24 @@ def _list_folder(folder: Path) -> _Entries:
         ) from error
     for entry in entries:
         is_inside = is_folder(entry)
-        if is_litter(entry.name):
-            (found.passed.add_folder if is_inside else found.passed.add_file)(entry.name)
+        if is_system_folder(entry.name):
+            (found.ignored.add_folder if is_inside else found.ignored.add_file)(entry.name)
         elif is_inside:
             found.folders.append(folder / entry.name)
         elif is_named_image(entry.name) or has_image_content(entry.path):
             found.images.append(folder / entry.name)
         else:
-            found.passed.add_file(entry.name)
+            found.ignored.add_file(entry.name)
     return found
 
 
 def _has_images(folder: Path) -> bool:
-    return next(pictures(str(folder)), None) is not None
+    return next(find_images(str(folder)), None) is not None
 
 
-def _list(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
     return ", ".join([*names[:_FEW], *(["..."] if len(names) > _FEW else [])])
 
 
-def _composed(name: str) -> str:
+def _compose(name: str) -> str:
     return unicodedata.normalize("NFC", name)

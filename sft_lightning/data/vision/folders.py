@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from itertools import islice
 
 from sft_lightning.data.vision.file_checks import format_path
-from sft_lightning.data.vision.file_kinds import PassedOver, has_image_content, is_litter, is_named_image
+from sft_lightning.data.vision.file_kinds import IgnoredFiles, has_image_content, is_named_image, is_system_folder
 from sft_lightning.utils.errors import InputError
 
-_Place = tuple[int, int]  # device and number of a folder
+_FolderId = tuple[int, int]  # device and number of a folder
 
 
-def pictures(folder: str, sorted_: int | None = None, passed: PassedOver | None = None) -> Iterator[tuple[str, str]]:
+def find_images(
+    folder: str, max_sorted: int | None = None, ignored: IgnoredFiles | None = None
+) -> Iterator[tuple[str, str]]:
     """All files below a folder that are images by name or, without a known extension, by content.
 
     Hidden files and what belongs to the system are passed over, and counted.
@@ -21,9 +23,9 @@ def pictures(folder: str, sorted_: int | None = None, passed: PassedOver | None 
 
     Args:
         folder: Where.
-        sorted_: So many entries of a folder are held, to give them in the order of their names; the others come as the
-            system tells them. None for all.
-        passed: Counts of what is left out, to be added to.
+        max_sorted: Number of entries of a folder that are sorted by name; the rest come in the order of the system.
+            None sorts all.
+        ignored: Counts of what is left out, to be added to.
 
     Yields:
         The name relative to the folder, as text, and the path.
@@ -32,43 +34,43 @@ def pictures(folder: str, sorted_: int | None = None, passed: PassedOver | None 
         InputError: The folder itself cannot be listed.
     """
     try:
-        yield from _below(folder, "", frozenset(), sorted_, PassedOver() if passed is None else passed)
+        yield from _walk(folder, "", frozenset(), max_sorted, IgnoredFiles() if ignored is None else ignored)
     except OSError as error:
         raise InputError(
             f"folder {format_path(folder)!r} cannot be listed ({error.strerror}): mend its permissions, or leave it out"
         ) from error
 
 
-def _below(
-    folder: str, prefix: str, above: frozenset[_Place], held: int | None, passed: PassedOver
+def _walk(
+    folder: str, prefix: str, above: frozenset[_FolderId], max_sorted: int | None, ignored: IgnoredFiles
 ) -> Iterator[tuple[str, str]]:
     here = os.stat(folder)
     place = here.st_dev, here.st_ino
     if place in above:
         return
     with os.scandir(folder) as entries:
-        for entry in _in_order(entries, held):
+        for entry in _sort_first(entries, max_sorted):
             is_inside = is_folder(entry)
-            if is_litter(entry.name):
-                (passed.add_folder if is_inside else passed.add_file)(entry.name)
+            if is_system_folder(entry.name):
+                (ignored.add_folder if is_inside else ignored.add_file)(entry.name)
                 continue
             name = prefix + format_path(entry.name)
             found = is_named_image(entry.name)
             if is_inside:
                 try:
-                    for item in _below(entry.path, f"{name}/", above | {place}, held, passed):
+                    for item in _walk(entry.path, f"{name}/", above | {place}, max_sorted, ignored):
                         found = False
                         yield item
                 except OSError:
                     found = True
             elif not found and not (found := has_image_content(entry.path)):
-                passed.add_file(entry.name)
+                ignored.add_file(entry.name)
             if found:
                 yield name, entry.path
 
 
-def _in_order(entries: Iterator[os.DirEntry[str]], held: int | None) -> Iterator[os.DirEntry[str]]:
-    yield from sorted(islice(entries, held), key=lambda entry: entry.name)
+def _sort_first(entries: Iterator[os.DirEntry[str]], max_sorted: int | None) -> Iterator[os.DirEntry[str]]:
+    yield from sorted(islice(entries, max_sorted), key=lambda entry: entry.name)
     yield from entries
 
 

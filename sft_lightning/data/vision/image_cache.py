@@ -34,8 +34,8 @@ from PIL import features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.digests import combine, digest_files
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
+from sft_lightning.data.digests import combine_digests, digest_files
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error
 from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, cut_out, open_image
 from sft_lightning.utils.atomic import hold_lock, write_json
 from sft_lightning.utils.cpu import count_cores
@@ -79,7 +79,7 @@ class ImageCache:
         versions = DECODING, PIL.__version__, features.version("jpg")
         found.update(repr((versions, self.geometry, self.whole, self.shape)).encode())
         rows = zip(self.files.ids, digest_files(self.files.paths), strict=True)
-        found.update(combine(rows).encode())  # not sorted: rows are in this order
+        found.update(combine_digests(rows).encode())  # not sorted: rows are in this order
         return found.hexdigest()
 
     @property
@@ -294,7 +294,7 @@ class ImageCache:
                 box = (0, 0, image.width, image.height)
             picture = cut_out(image, own.size, box, own.background)
         except UNREADABLE as error:
-            return reason(error)
+            return describe_read_error(error)
         pixels = (picture.permute(1, 2, 0) if self.whole else picture).contiguous().numpy().tobytes()
         try:
             write(number, pixels)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
 
-from sft_lightning.data.vision.file_checks import UNREADABLE, check_file, reason, show_path
+from sft_lightning.data.vision.file_checks import UNREADABLE, check_file, describe_read_error, show_path
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import hold_lock
 from sft_lightning.utils.progress_lines import LoggedProgress
@@ -50,7 +50,7 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
         check_file(source)
     try:
         with (
-            _name_in_warnings(name),
+            _prefix_warnings(name),
             nullcontext(source) if isinstance(source, BytesIO) else Path(source).open("rb") as raw,
             Image.open(raw) as image,
         ):
@@ -102,7 +102,7 @@ def _check_bands(image: Image.Image) -> None:
 
 
 @contextmanager
-def one_large_image(size: tuple[int, int]) -> Iterator[None]:
+def limit_large_images(size: tuple[int, int]) -> Iterator[None]:
     """Decode at most one large image at a time, so that eight workers need not hold eight of them.
 
     Args:
@@ -261,7 +261,7 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
         try:
             facts = inspect_image(path, needs_values)
         except UNREADABLE as error:
-            return reason(error)
+            return describe_read_error(error)
         has_bright_color |= facts.brightest is not None and facts.brightest >= DARK
         has_full_range |= facts.values is not None and not facts.values.is_float and facts.values.high >= 2**14
         return facts
@@ -299,8 +299,8 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
         is_halved = image.mode in _COLOR and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         wants = (is_halved or image.mode in DEEP_MODES) and needs_values(image.mode)
         values, brightest = None, None
-        if wants or not _looks_sound(path, image):
-            with one_large_image(image.size):
+        if wants or not _is_sound(path, image):
+            with limit_large_images(image.size):
                 image.load()
                 if wants and is_halved:
                     brightest = max(high for _, high in image.getextrema()[:3])  # type: ignore[misc]
@@ -316,7 +316,7 @@ def _has_pages(image: Image.Image) -> bool:
         return True
 
 
-def _looks_sound(path: Path, image: Image.Image) -> bool:
+def _is_sound(path: Path, image: Image.Image) -> bool:
     tail = _TAILS.get(image.format or "")
     if tail is None:
         return False
@@ -340,7 +340,7 @@ _shown: set[tuple[type[Warning], str, int]] = set()
 
 
 @contextmanager
-def _name_in_warnings(name: str | None) -> Iterator[None]:
+def _prefix_warnings(name: str | None) -> Iterator[None]:
     """Put the name of the file before what Pillow warns of inside, and show each kind of warning once.
 
     `warnings.catch_warnings` would not do: it is not safe in threads.
@@ -349,7 +349,7 @@ def _name_in_warnings(name: str | None) -> Iterator[None]:
     outer, _current.name = getattr(_current, "name", None), name
     with _lock:
         if not _inside:
-            _show_before, warnings.showwarning = warnings.showwarning, _show
+            _show_before, warnings.showwarning = warnings.showwarning, _show_warning
         _inside += 1
     try:
         yield
@@ -357,11 +357,11 @@ def _name_in_warnings(name: str | None) -> Iterator[None]:
         _current.name = outer
         with _lock:
             _inside -= 1
-            if not _inside and warnings.showwarning is _show:
+            if not _inside and warnings.showwarning is _show_warning:
                 warnings.showwarning = _show_before
 
 
-def _show(
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,

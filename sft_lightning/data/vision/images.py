@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning.data.digests import combine, digest_files
+from sft_lightning.data.digests import combine_digests, digest_files
 from sft_lightning.data.vision.decoding import DECODING as DECODING, open_image as open_image
 from sft_lightning.data.vision.image_files import FileFacts, inspect_images
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
@@ -327,7 +327,7 @@ class FileImages(EncodedImages):
 
     def digest(self) -> str:
         """SHA-256 of names and contents, in the order of the names."""
-        return combine(sorted(zip(self.ids, digest_files(self.paths), strict=True), key=lambda row: row[0]))
+        return combine_digests(sorted(zip(self.ids, digest_files(self.paths), strict=True), key=lambda row: row[0]))
 
     def digest_sizes(self) -> str:
         """SHA-256 of names and sizes, which earlier versions took for that of the content."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
-from sft_lightning.data.vision.image_stats import SIDE, ImageStats, Pixels, find_contents, small
+from sft_lightning.data.vision.image_stats import SIDE, Pixels, SplitStats, identify_contents, stack_thumbnails
 from sft_lightning.utils.progress_lines import LoggedProgress
 
 WHOLE, FIELD = 0.15, 0.25
@@ -43,44 +43,44 @@ class Pair:
         difference: 0 for exact duplicates, otherwise that of the field that differs most.
     """
 
-    first: tuple[ImageStats, int]
-    second: tuple[ImageStats, int]
+    first: tuple[SplitStats, int]
+    second: tuple[SplitStats, int]
     difference: float = 0.0
 
 
-def find_near_duplicates(seen: Sequence[ImageStats]) -> tuple[list[Pair], list[Pair]]:
+def find_near_duplicates(splits: Sequence[SplitStats]) -> tuple[list[Pair], list[Pair]]:
     """Finds both kinds, within each split and between any two.
 
     Each picture that has an equal in another split, or an earlier one in its own, is in one pair for that split.
 
     Args:
-        seen: The splits; where two share a picture, the earlier one's is `first`.
+        splits: The splits; where two share a picture, the earlier one's is `first`.
 
     Returns:
         Exact and near-duplicates, the latter by their difference.
     """
-    contents = iter(find_contents([look for one in seen for look in one.looks]))
-    tables = [_Table(one, list(islice(contents, len(one.looks)))) for one in seen]
+    contents = iter(identify_contents([look for one in splits for look in one.images]))
+    tables = [_SplitIndex(one, list(islice(contents, len(one.images)))) for one in splits]
     exact: list[Pair] = []
     near: list[Pair] = []
-    for a, b in combinations_with_replacement(range(len(seen)), 2):
-        same = list(_equal(tables[a], tables[b]))
-        exact += [Pair((seen[a], i), (seen[b], j)) for i, j in same]
-        found = _nearly_equal(tables[a], tables[b], {i for i, _ in same})
-        near += [Pair((seen[a], i), (seen[b], j), difference) for i, j, difference in found]
+    for a, b in combinations_with_replacement(range(len(splits)), 2):
+        same = list(_find_equal(tables[a], tables[b]))
+        exact += [Pair((splits[a], i), (splits[b], j)) for i, j in same]
+        found = _find_nearly_equal(tables[a], tables[b], {i for i, _ in same})
+        near += [Pair((splits[a], i), (splits[b], j), difference) for i, j, difference in found]
     return exact, sorted(near, key=lambda pair: pair.difference)
 
 
-class _Table:
+class _SplitIndex:
     """A split, ready for looking up: the first image of each content, and the coefficients of all with contrast."""
 
-    def __init__(self, seen: ImageStats, contents: Sequence[object]) -> None:
-        self.seen = seen
+    def __init__(self, split: SplitStats, contents: Sequence[object]) -> None:
+        self.split = split
         self.digests = {i: content for i, content in enumerate(contents) if content is not None}
         self.first: dict[object, int] = {}
         for i, digest in self.digests.items():
             self.first.setdefault(digest, i)
-        clear = {i: look.small_digest for i, look in seen.readable if look.small.std() >= FLAT}
+        clear = {i: look.thumbnail_digest for i, look in split.readable if look.thumbnail.std() >= FLAT}
         positions = list(clear)
         # Where thousands of small images are equal, a tree of all would compare each with each.
         firsts: dict[bytes, int] = {}
@@ -89,18 +89,18 @@ class _Table:
         self.offered = np.array(list(firsts.values()), dtype=np.int64)
         self.positions: Positions = np.array(positions, dtype=np.int64)
         chunks = [positions[k : k + CHUNK] for k in range(0, len(positions), CHUNK)]
-        made = [coefficients(small(seen, chunk)) for chunk in chunks]
+        made = [compute_coefficients(stack_thumbnails(split, chunk)) for chunk in chunks]
         self.coefficients = np.concatenate(made) if made else np.zeros((0, _COEFFICIENTS), np.float32)
 
 
-def _equal(a: _Table, b: _Table) -> Iterator[tuple[int, int]]:
+def _find_equal(a: _SplitIndex, b: _SplitIndex) -> Iterator[tuple[int, int]]:
     for i, digest in a.digests.items():
         j = b.first.get(digest)
         if j is not None and (a is not b or j < i):
             yield i, j
 
 
-def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, int, float]]:
+def _find_nearly_equal(a: _SplitIndex, b: _SplitIndex, known: set[int]) -> Iterator[tuple[int, int, float]]:
     """For each picture of a, the one of b that is nearest to it, if it is near enough."""
     asked = np.array([k for k, i in enumerate(a.positions.tolist()) if i not in known], dtype=np.int64)
     offered = b.offered
@@ -108,7 +108,7 @@ def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, 
         return
     tree = cKDTree(b.coefficients[offered])
     pieces = []
-    desc = f"Near-duplicates ({a.seen.name}, {b.seen.name})"
+    desc = f"Near-duplicates ({a.split.name}, {b.split.name})"
     with LoggedProgress(len(asked), desc, "image") as bar:
         for k in range(0, len(asked), CHUNK):
             some = a.coefficients[asked[k : k + CHUNK]]
@@ -122,14 +122,14 @@ def _nearly_equal(a: _Table, b: _Table, known: set[int]) -> Iterator[tuple[int, 
     best: dict[int, tuple[float, int]] = {}
     for k in range(0, len(left), CHUNK):
         i, j = left[k : k + CHUNK].tolist(), right[k : k + CHUNK].tolist()
-        whole, field = differences(small(a.seen, i), small(b.seen, j))
+        whole, field = compute_differences(stack_thumbnails(a.split, i), stack_thumbnails(b.split, j))
         for x, y, ok, most in zip(i, j, (whole <= WHOLE) & (field <= FIELD), field.tolist(), strict=True):
             if ok:
                 best[x] = min(best.get(x, (most, y)), (most, y))
     yield from ((i, j, difference) for i, (difference, j) in best.items())
 
 
-def _standardized(pictures: Pixels) -> Floats:
+def _standardize(pictures: Pixels) -> Floats:
     """Mean 0 and deviation 1 over all pixels and channels of each, (N, 32, 32, C)."""
     x = pictures.astype(np.float32)
     x -= x.mean((1, 2, 3), keepdims=True)
@@ -137,9 +137,9 @@ def _standardized(pictures: Pixels) -> Floats:
     return x
 
 
-def coefficients(pictures: Pixels) -> Floats:
+def compute_coefficients(pictures: Pixels) -> Floats:
     """Of the lowest frequencies, without that of the mean, such that distances are root mean squares of pixels."""
-    x = _standardized(pictures)
+    x = _standardize(pictures)
     channels = x.shape[3]
     transformed = dctn(x.sum(3) / channels**0.5, axes=(1, 2), norm="ortho")
     order = np.add.outer(np.arange(SIDE), np.arange(SIDE)).ravel().argsort(kind="stable")[1 : _COEFFICIENTS + 1]
@@ -147,9 +147,9 @@ def coefficients(pictures: Pixels) -> Floats:
     return low
 
 
-def differences(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
+def compute_differences(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
     """Root mean squares over the whole pictures and over the field that differs most, each (N,)."""
-    square = (_standardized(one) - _standardized(other)) ** 2
+    square = (_standardize(one) - _standardize(other)) ** 2
     n, step = len(square), SIDE // _FIELDS
     fields = square.reshape(n, _FIELDS, step, _FIELDS, step, square.shape[3]).mean((2, 4, 5))
     return fields.mean((1, 2)) ** 0.5, fields.max((1, 2)) ** 0.5

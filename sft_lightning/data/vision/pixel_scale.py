@@ -14,8 +14,8 @@ from sft_lightning.data.vision.value_ranges import (
     Range,
     ValueRanges,
     choose_ranges,
-    ranges_from,
-    stored_ranges,
+    parse_ranges,
+    serialize_ranges,
 )
 from sft_lightning.utils.errors import InputError
 
@@ -55,7 +55,7 @@ class PixelScale:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale, which stands in the checkpoint, so that other images are read as those of the training."""
-        ranges = stored_ranges(self.geometry.ranges)
+        ranges = serialize_ranges(self.geometry.ranges)
         return {"value_ranges": ranges} if ranges else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -66,12 +66,13 @@ class PixelScale:
         """
         if self.value_range is not None:
             return
-        learned = ranges_from(state.get("value_ranges"), "the checkpoint")
+        learned = parse_ranges(state.get("value_ranges"), "the checkpoint")
         own = self.geometry.ranges
         for kind, ours, theirs in zip(ValueRanges._fields, own, learned, strict=True):
             if ours is not None and theirs is not None and ours != theirs:
                 rank_zero_info(
-                    f"Data: {kind} are scaled from {_format(theirs)} as in the training, not {_format(ours)}."
+                    f"Data: {kind} are scaled from {_format_range(theirs)} as in the training, not "
+                    f"{_format_range(ours)}."
                 )
         merged = ValueRanges(learned.integers or own.integers, learned.floats or own.floats)
         self.geometry = replace(self.geometry, ranges=merged)
@@ -110,11 +111,11 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[str]:
         if own and scale is not None:
             low, high = min(value.lowest for value in own), max(value.highest for value in own)
             said.append(
-                f"images of {kind} of more than 8 bits: {_format(scale)} becomes 0 to 255 in all of them (values in "
-                f"the files go from {_format((low, high))}); set value_range for another scale"
+                f"images of {kind} of more than 8 bits: {_format_range(scale)} becomes 0 to 255 in all of them "
+                f"(values in the files go from {_format_range((low, high))}); set value_range for another scale"
             )
             if max(value.high for value in own) - scale[0] < _DARK * (scale[1] - scale[0]):
-                bright = _format((scale[0], max(value.high for value in own)))
+                bright = _format_range((scale[0], max(value.high for value in own)))
                 said.append(
                     f"the images of {kind} are dark: all but one in a thousand of their values go from {bright}, so a "
                     "few bright ones set the scale; set value_range"
@@ -159,5 +160,5 @@ def describe_long_images(facts: list[FileFacts], geometry: Geometry) -> list[str
     ]
 
 
-def _format(values: Range) -> str:
+def _format_range(values: Range) -> str:
     return " to ".join(f"{int(v):,}" if float(v).is_integer() and abs(v) < 1e12 else f"{v:.4g}" for v in values)

@@ -16,15 +16,15 @@ from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split, Splits
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, reason
+from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error
 from sft_lightning.data.vision.images import Geometry, decode, stacked
-from sft_lightning.data.vision.prediction_files import Listing, open_images
+from sft_lightning.data.vision.prediction_files import Listing, open_prediction_source
 from sft_lightning.utils.errors import InputError
 
 _Request = tuple[int, str, str]  # position in the listing, name, path
 
 
-class _Decoded(Dataset[Any]):
+class _FileDecoder(Dataset[Any]):
     """Reads one file for a worker: the picture or the reason why there is none, and the request."""
 
     def __init__(self, geometry: Geometry) -> None:
@@ -34,10 +34,10 @@ class _Decoded(Dataset[Any]):
         try:
             return decode(request[2], self.geometry, None), request
         except UNREADABLE as error:
-            return reason(error), request
+            return describe_read_error(error), request
 
 
-def _stacked(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None, list[_Request], dict[str, str]]:
+def _collate(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None, list[_Request], dict[str, str]]:
     """The pictures of a batch as one tensor, which a worker hands over at once; reasons of the others by path."""
     pictures = [picture for picture, _ in items if isinstance(picture, Tensor)]
     requests = [request for picture, request in items if isinstance(picture, Tensor)]
@@ -91,10 +91,10 @@ class FileLoader:
         self.bad = bad
         self._requests = _Requests(listing, batch_size, rank, world_size)
         self._loader: DataLoader[Any] = DataLoader(
-            _Decoded(geometry),
+            _FileDecoder(geometry),
             batch_sampler=self._requests,
             num_workers=workers if listing.count > batch_size * world_size else 0,
-            collate_fn=_stacked,
+            collate_fn=_collate,
             generator=torch.Generator(),  # workers need no random numbers, and their seed would move the global state
         )
 
@@ -117,7 +117,7 @@ class FileLoader:
                 yield RawBatch(pictures, torch.full_like(index, -1), index, None, names)
 
 
-class Named:
+class NamedBatches:
     """Batches of a split that carry the names of their examples."""
 
     def __init__(self, batches: EvalLoader, names: list[str]) -> None:
@@ -137,7 +137,7 @@ class Named:
             yield batch._replace(names=[self._names[i] for i in batch.indices.tolist()])
 
 
-class ToPredict(ABC):
+class PredictionData(ABC):
     """A part of `ImageDataModule`, whose attributes these are."""
 
     splits: Splits
@@ -151,7 +151,7 @@ class ToPredict(ABC):
     num_workers: int
     trainer: Any
     _predicted: Listing | Split | None = None
-    _predict_loader: FileLoader | Named | None = None
+    _predict_loader: FileLoader | NamedBatches | None = None
 
     @abstractmethod
     def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
@@ -176,7 +176,7 @@ class ToPredict(ABC):
             if self.predict_source is None:
                 self._predicted = self.splits["test"]
             else:
-                found = open_images(self.predict_source, self.root, self.bad.policy == "raise")
+                found = open_prediction_source(self.predict_source, self.root, self.bad.policy == "raise")
                 if isinstance(found, Examples):
                     part = readable(found, self.bad)
                     self._predicted = Split(part, list(range(len(part))))
@@ -197,7 +197,7 @@ class ToPredict(ABC):
         """See `FileLoader.listed`; zeros where a split is predicted."""
         return self._predict_loader.listed if isinstance(self._predict_loader, FileLoader) else (0, 0)
 
-    def predict_dataloader(self) -> FileLoader | Named:
+    def predict_dataloader(self) -> FileLoader | NamedBatches:
         """What is to be predicted.
 
         Raises:
@@ -214,5 +214,5 @@ class ToPredict(ABC):
                 raise InputError(
                     "the source has no test image to predict: set predict_source to a folder, a manifest or a file"
                 )
-            self._predict_loader = Named(batches, found.ids)
+            self._predict_loader = NamedBatches(batches, found.ids)
         return self._predict_loader

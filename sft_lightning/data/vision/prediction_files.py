@@ -9,12 +9,12 @@ from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.sources import open_source
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
-from sft_lightning.data.vision.file_checks import format_path, show_path, skip_damaged
-from sft_lightning.data.vision.file_kinds import PassedOver
-from sft_lightning.data.vision.folders import pictures
+from sft_lightning.data.vision.file_checks import find_damage, format_path, show_path
+from sft_lightning.data.vision.file_kinds import IgnoredFiles
+from sft_lightning.data.vision.folders import find_images
 from sft_lightning.utils.errors import InputError
 
-_SORTED = 10_000  # so many entries of a folder are held, to give them in the order of their names
+_MAX_SORTED = 10_000  # so many entries of a folder are held, to give them in the order of their names
 
 
 class Listing(ABC):
@@ -49,13 +49,13 @@ class FolderListing(Listing):
             path: The folder.
         """
         self.name, self.path = str(path), path
-        passed = PassedOver()
-        self.count = sum(1 for _ in pictures(str(path), _SORTED, passed))
+        passed = IgnoredFiles()
+        self.count = sum(1 for _ in find_images(str(path), _MAX_SORTED, passed))
         self.messages = passed.messages(self.name)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Paths relative to the folder, and the paths."""
-        return pictures(str(self.path), _SORTED)
+        return find_images(str(self.path), _MAX_SORTED)
 
 
 class TableListing(Listing):
@@ -74,13 +74,13 @@ class TableListing(Listing):
         """
         self.name, self.path, self.count = str(path), path, 0
         self._folders = TableFolders(path, root)
-        for line, name, _, is_there in self._lines():
+        for line, name, _, is_there in self._read_lines():
             if check and not is_there:
                 _, sentence = self._folders.explain(line, name)
                 raise InputError(f"{sentence}: correct the line, or set on_bad_image: skip")
             self.count += 1
 
-    def _lines(self) -> Iterator[tuple[int, str, str, bool]]:
+    def _read_lines(self) -> Iterator[tuple[int, str, str, bool]]:
         for line, row in TableRows(self.path, ("path",)):
             if not row["path"]:
                 raise InputError(f"manifest {self.name!r}, line {line}: the path is blank")
@@ -89,10 +89,10 @@ class TableListing(Listing):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Paths as they are listed, and where the files lie."""
-        return ((name, file) for _, name, file, _ in self._lines())
+        return ((name, file) for _, name, file, _ in self._read_lines())
 
 
-class OneFile(Listing):
+class SingleFile(Listing):
     """A single picture."""
 
     def __init__(self, path: Path, setting: str) -> None:
@@ -106,7 +106,7 @@ class OneFile(Listing):
             InputError: It is no picture.
         """
         self.name, self.path, self.count = str(path), path, 1
-        reason = skip_damaged(path)
+        reason = find_damage(path)
         if reason is not None:
             raise InputError(
                 f"{setting} '{show_path(path)}' cannot be read as an image ({reason}): give an image, a folder, or a "
@@ -118,7 +118,7 @@ class OneFile(Listing):
         return iter([(format_path(self.path.name), str(self.path))])
 
 
-def open_images(name: str, root: str = "data", check: bool = True) -> Listing | Examples:
+def open_prediction_source(name: str, root: str = "data", check: bool = True) -> Listing | Examples:
     """The pictures to predict: all of a folder, those that a manifest lists, one file, or a data set's test part.
 
     Args:
@@ -138,7 +138,7 @@ def open_images(name: str, root: str = "data", check: bool = True) -> Listing | 
     elif path.suffix.lower() in (".csv", ".parquet") and path.is_file():
         listing = TableListing(path, check, root)
     elif path.is_file():
-        listing = OneFile(path, setting)
+        listing = SingleFile(path, setting)
     else:
         parts = open_source(name, root, setting=setting).load()
         return parts.get("test") or next(iter(parts.values()))

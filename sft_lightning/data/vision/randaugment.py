@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.data.vision.affine import resampled
+from sft_lightning.data.vision.affine import resample
 from sft_lightning.utils.transfer import to_device
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -35,18 +35,18 @@ def grayscale(x: Tensor) -> Tensor:
     return red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:]
 
 
-def _each(m: Tensor) -> Tensor:
+def _per_image(m: Tensor) -> Tensor:
     return m.view(-1, 1, 1, 1)
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """`share` of the picture and the rest of another one."""
-    return torch.lerp(other.expand_as(x), x, _each(share)).clamp_(0, 1)
+    return torch.lerp(other.expand_as(x), x, _per_image(share)).clamp_(0, 1)
 
 
 def brightness(x: Tensor, m: Tensor) -> Tensor:
     """Darkens to a share m of each pixel."""
-    return (x * _each(m)).clamp_(0, 1)
+    return (x * _per_image(m)).clamp_(0, 1)
 
 
 def color(x: Tensor, m: Tensor) -> Tensor:
@@ -71,13 +71,13 @@ def sharpness(x: Tensor, m: Tensor) -> Tensor:
 
 def posterize(x: Tensor, m: Tensor) -> Tensor:
     """Keeps the m highest of eight bits."""
-    step = _each(torch.pow(2.0, 8 - m.floor()))
+    step = _per_image(torch.pow(2.0, 8 - m.floor()))
     return (x * 255).round_().div_(step).floor_().mul_(step).div_(255)
 
 
 def solarize(x: Tensor, m: Tensor) -> Tensor:
     """Inverts pixels of at least m."""
-    return torch.where(x < _each(m), x, 1 - x)
+    return torch.where(x < _per_image(m), x, 1 - x)
 
 
 def autocontrast(x: Tensor, m: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ _LOW = torch.tensor([low for _, low, _ in PIXELS.values()] + [0.0] * len(GEOMETR
 _WIDTH = torch.tensor([high - low for _, low, high in PIXELS.values()] + [_RANGES[name] for name in GEOMETRIC])
 
 
-def sources(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
+def build_affine(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
     """Where each pixel of the result comes from, in pixels from the center.
 
     Args:
@@ -171,8 +171,8 @@ def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tenso
             if first < last
         ]
         if (first := bounds[-1]) < count:
-            source = sources(chosen[first:] - len(PIXELS), amount[first:], height, width)
-            parts.append(resampled(x[first:], source))
+            source = build_affine(chosen[first:] - len(PIXELS), amount[first:], height, width)
+            parts.append(resample(x[first:], source))
         x = torch.cat(parts, out=torch.empty_like(x))
     return x[to_device(rows.argsort(), x.device)]
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from sft_lightning.utils.errors import InputError, did_you_mean
 
 _BLOCK = 2**20  # bytes that are read at a time
-Pictures = Tensor | list[Path]
-Reader = Callable[[], tuple[Pictures, Any]]
+RawImages = Tensor | list[Path]
+Reader = Callable[[], tuple[RawImages, Any]]
 
 # Debian's package `dataset-fashion-mnist` puts the four IDX files here.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 @dataclass(frozen=True)
-class Spec:
+class DatasetSpec:
     """How one data set is asked for.
 
     Attributes:
@@ -45,25 +45,25 @@ _WORD: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split
 _GRAY, _SMALL = (1, 28, 28), (3, 32, 32)
 
 DATASETS = {
-    "MNIST": Spec(_FLAG, _GRAY, "{part}"),
-    "FashionMNIST": Spec(_FLAG, _GRAY, "{part}"),
-    "KMNIST": Spec(_FLAG, _GRAY, "{part}"),
-    "EMNIST": Spec(_FLAG, _GRAY, "emnist-{split}-{part}"),
-    "CIFAR10": Spec(_FLAG, _SMALL),
-    "CIFAR100": Spec(_FLAG, _SMALL),
-    "SVHN": Spec(_WORD, _SMALL),
-    "STL10": Spec({**_WORD, "unlabeled": {"split": "unlabeled"}}, (3, 96, 96)),
-    "Flowers102": Spec({**_WORD, "val": {"split": "val"}}),
-    "OxfordIIITPet": Spec({"train": {"split": "trainval"}, "test": {"split": "test"}}),
-    "Food101": Spec(_WORD),
-    "EuroSAT": Spec({"train": {}}),
-    "ImageNet": Spec({"train": {"split": "train"}, "test": {"split": "val"}}),
+    "MNIST": DatasetSpec(_FLAG, _GRAY, "{part}"),
+    "FashionMNIST": DatasetSpec(_FLAG, _GRAY, "{part}"),
+    "KMNIST": DatasetSpec(_FLAG, _GRAY, "{part}"),
+    "EMNIST": DatasetSpec(_FLAG, _GRAY, "emnist-{split}-{part}"),
+    "CIFAR10": DatasetSpec(_FLAG, _SMALL),
+    "CIFAR100": DatasetSpec(_FLAG, _SMALL),
+    "SVHN": DatasetSpec(_WORD, _SMALL),
+    "STL10": DatasetSpec({**_WORD, "unlabeled": {"split": "unlabeled"}}, (3, 96, 96)),
+    "Flowers102": DatasetSpec({**_WORD, "val": {"split": "val"}}),
+    "OxfordIIITPet": DatasetSpec({"train": {"split": "trainval"}, "test": {"split": "test"}}),
+    "Food101": DatasetSpec(_WORD),
+    "EuroSAT": DatasetSpec({"train": {}}),
+    "ImageNet": DatasetSpec({"train": {"split": "train"}, "test": {"split": "val"}}),
 }
 _EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 
 
 @dataclass
-class Loaded:
+class TorchvisionData:
     """A data set that was found.
 
     Attributes:
@@ -78,7 +78,7 @@ class Loaded:
     image_shape: tuple[int, int, int] | None
     readers: dict[str, Reader] = field(default_factory=dict)
 
-    def splits(self) -> dict[str, tuple[Pictures, Any]]:
+    def splits(self) -> dict[str, tuple[RawImages, Any]]:
         """Reads every split."""
         return {split: read() for split, read in self.readers.items()}
 
@@ -113,7 +113,7 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(data.reshape(shape))
 
 
-def load_dataset(name: str, root: Path, download: bool) -> Loaded:
+def load_dataset(name: str, root: Path, download: bool) -> TorchvisionData:
     """Finds a data set on disk, or downloads it.
 
     Args:
@@ -143,10 +143,10 @@ def load_dataset(name: str, root: Path, download: bool) -> Loaded:
     first = _construct(base, cls, root, download, spec.splits["train"])
 
     def reader(split: str, kwargs: dict[str, Any]) -> Reader:
-        return lambda: _content(first if split == "train" else _construct(base, cls, root, download, kwargs))
+        return lambda: _get_content(first if split == "train" else _construct(base, cls, root, download, kwargs))
 
     readers = {split: reader(split, kwargs) for split, kwargs in spec.splits.items()}
-    return Loaded(root, _class_names(first), spec.shape, readers)
+    return TorchvisionData(root, _get_class_names(first), spec.shape, readers)
 
 
 def _construct(name: str, cls: Callable[..., Any], root: Path, download: bool, kwargs: dict[str, Any]) -> Any:
@@ -160,10 +160,10 @@ def _construct(name: str, cls: Callable[..., Any], root: Path, download: bool, k
         with lock:
             return cls(str(root), **kwargs, **extra)
     except (OSError, RuntimeError, ValueError) as error:
-        raise _missing(name, root, download, error) from error
+        raise _missing_error(name, root, download, error) from error
 
 
-def _missing(name: str, root: Path, download: bool, error: Exception) -> InputError:
+def _missing_error(name: str, root: Path, download: bool, error: Exception) -> InputError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
     if download and name != "ImageNet":
         return InputError(
@@ -176,14 +176,14 @@ def _missing(name: str, root: Path, download: bool, error: Exception) -> InputEr
     )
 
 
-def _class_names(dataset: Any) -> tuple[str, ...]:
+def _get_class_names(dataset: Any) -> tuple[str, ...]:
     names = getattr(dataset, "classes", None)
     if names is None:  # SVHN has ten digits and no list of names
         names = [str(i) for i in range(10)]
     return tuple(name if isinstance(name, str) else name[0] for name in names)  # ImageNet lists synonyms
 
 
-def _content(dataset: Any) -> tuple[Pictures, Any]:
+def _get_content(dataset: Any) -> tuple[RawImages, Any]:
     """Pictures as a uint8 (N, C, H, W) tensor or a list of files, and their labels."""
     labels = next(
         getattr(dataset, key) for key in ("targets", "labels", "_labels") if getattr(dataset, key, None) is not None
@@ -199,7 +199,7 @@ def _content(dataset: Any) -> tuple[Pictures, Any]:
     return [Path(f[0] if isinstance(f, tuple) else f) for f in files], labels
 
 
-def _load_idx(name: str, variant: str, spec: Spec, root: Path, download: bool, cls: Any) -> Loaded:
+def _load_idx(name: str, variant: str, spec: DatasetSpec, root: Path, download: bool, cls: Any) -> TorchvisionData:
     folders = [root / name / "raw", root / name, root]
     if name == "FashionMNIST":
         folders.append(DEBIAN_FASHION_MNIST)
@@ -210,28 +210,28 @@ def _load_idx(name: str, variant: str, spec: Spec, root: Path, download: bool, c
             _construct(name, cls, root, True, {**kwargs, **arguments})
         found = _find_idx(folders, spec, variant)
     if found is None:
-        raise _missing(name, root, download, FileNotFoundError("its IDX files were not found"))
+        raise _missing_error(name, root, download, FileNotFoundError("its IDX files were not found"))
     classes = list(cls.classes_split_dict[variant]) if name == "EMNIST" else list(cls.classes)
     offset = 1 if classes[0] == "N/A" else 0  # EMNIST letters count from 1
 
-    def read(split: str) -> tuple[Pictures, Any]:
+    def read(split: str) -> tuple[RawImages, Any]:
         images, labels = (read_idx(path) for path in found[split])
         # EMNIST stores its pictures mirrored along the diagonal.
         return (images.transpose(1, 2).contiguous() if name == "EMNIST" else images), labels.long() - offset
 
-    return Loaded(
+    return TorchvisionData(
         root, tuple(classes[offset:]), spec.shape, {"train": lambda: read("train"), "test": lambda: read("test")}
     )
 
 
-def _find_idx(folders: list[Path], spec: Spec, variant: str) -> dict[str, tuple[Path, Path]] | None:
+def _find_idx(folders: list[Path], spec: DatasetSpec, variant: str) -> dict[str, tuple[Path, Path]] | None:
     """The image and label file of each split in the first folder that has all four."""
     assert spec.idx is not None
     for folder in folders:
         found: dict[str, tuple[Path, Path]] = {}
         for split, part in (("train", "train"), ("test", "test" if variant else "t10k")):
             stem = spec.idx.format(split=variant, part=part)
-            pair = [_either(folder / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+            pair = [_find_file(folder / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
             if pair[0] is not None and pair[1] is not None:
                 found[split] = (pair[0], pair[1])
         if len(found) == 2:
@@ -239,5 +239,5 @@ def _find_idx(folders: list[Path], spec: Spec, variant: str) -> dict[str, tuple[
     return None
 
 
-def _either(path: Path) -> Path | None:
+def _find_file(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)

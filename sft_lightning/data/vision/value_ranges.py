@@ -35,7 +35,7 @@ class ValueRanges(NamedTuple):
 UNKNOWN = ValueRanges()
 
 
-def ranges_from(stored: object, name: str) -> ValueRanges:
+def parse_ranges(stored: object, name: str) -> ValueRanges:
     """Return ranges that a file holds: by kind, a list of two finite numbers, the second larger.
 
     Args:
@@ -56,7 +56,7 @@ def ranges_from(stored: object, name: str) -> ValueRanges:
     return ranges
 
 
-def stored_ranges(ranges: ValueRanges) -> dict[str, list[float]]:
+def serialize_ranges(ranges: ValueRanges) -> dict[str, list[float]]:
     """Return ranges as a file holds them; nothing where none is known.
 
     Args:

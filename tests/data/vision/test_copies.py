@@ -11,10 +11,10 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.copies import Copies, find_copies, groups_of
-from sft_lightning.data.vision.image_stats import Look, Pixels, compute_image_stats
+from sft_lightning.data.vision.copies import Copies, find_copies, get_groups
+from sft_lightning.data.vision.image_stats import ImageStats, Pixels, compute_image_stats
 from sft_lightning.data.vision.images import Geometry, MemoryImages
-from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, Floats, differences
+from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, Floats, compute_differences
 
 
 def scene(seed: int) -> Image.Image:
@@ -30,12 +30,12 @@ def resave(image: Image.Image) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def looks(images: list[Image.Image]) -> list[Look | str]:
+def looks(images: list[Image.Image]) -> list[ImageStats | str]:
     data = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     part = Examples(
         MemoryImages(data), [str(i) for i in range(len(images))], torch.zeros(len(images), dtype=torch.long)
     )
-    return compute_image_stats("labeled", Split(part, list(range(len(images)))), Geometry()).looks
+    return compute_image_stats("labeled", Split(part, list(range(len(images)))), Geometry()).images
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -74,8 +74,8 @@ def test_images_that_differ_in_one_field_or_a_little_everywhere_are_no_copies(ch
         fields[:] = 0.21 * (-1.0) ** np.add.outer(range(8), range(8))
     offsets = np.kron(fields, np.ones((8, 8)))[..., None] * base.std()
     a, b = (Image.fromarray(pixels.round().astype(np.uint8)) for pixels in (base, base + offsets))
-    one, other = (look.small for look in looks([a, b]) if isinstance(look, Look))
-    whole, field = (float(found[0]) for found in differences(one[None], other[None]))
+    one, other = (look.thumbnail for look in looks([a, b]) if isinstance(look, ImageStats))
+    whole, field = (float(found[0]) for found in compute_differences(one[None], other[None]))
     assert (whole < WHOLE < FIELD < field) if change == "one field" else (WHOLE < whole < field < FIELD)
     assert find_copies(looks([a, b])).near == 0
 
@@ -108,16 +108,16 @@ def test_a_crowd_is_joined_by_few_comparisons(monkeypatch: pytest.MonkeyPatch) -
 
     def compare(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
         compared.append(len(one))
-        return differences(one, other)
+        return compute_differences(one, other)
 
-    monkeypatch.setattr("sft_lightning.data.vision.copies.differences", compare)
+    monkeypatch.setattr("sft_lightning.data.vision.copies.compute_differences", compare)
     assert len(set(find_copies(looks(noisy)).sets)) == 1
     assert sum(compared) < 4 * 90  # each with its 32 nearest would be 2,880
 
 
 def test_images_whose_small_images_are_equal_are_near_copies() -> None:
     one, other, mirrored = looks([scene(0), scene(1), ImageOps.mirror(scene(0))])
-    assert isinstance(one, Look)
+    assert isinstance(one, ImageStats)
     crowd = [replace(one, size=(64, 64 + i)) for i in range(100)]  # of other sizes, so that they are not equal
     copies = find_copies([other, *crowd, mirrored])
     assert copies.sets == [copies.sets[0], *[copies.sets[1]] * 101]
@@ -147,5 +147,5 @@ def test_no_images() -> None:
     assert find_copies([]) == Copies([], 0, 0)
     part = Examples(MemoryImages(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), ["one"], torch.zeros(1, dtype=torch.long))
     grouped = Examples(part.images, ["two"], part.labels, ["patient"])
-    assert groups_of([(part, 0)]) is None
-    assert groups_of([(part, 0), (grouped, 0)]) == ["one", "patient"]
+    assert get_groups([(part, 0)]) is None
+    assert get_groups([(part, 0), (grouped, 0)]) == ["one", "patient"]

@@ -11,11 +11,11 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.vision.file_checks import skip_damaged
-from sft_lightning.data.vision.file_kinds import EXTENSIONS, PassedOver
-from sft_lightning.data.vision.folders import pictures
+from sft_lightning.data.vision.file_checks import find_damage
+from sft_lightning.data.vision.file_kinds import EXTENSIONS, IgnoredFiles
+from sft_lightning.data.vision.folders import find_images
 from sft_lightning.data.vision.images import open_image
-from sft_lightning.data.vision.prediction_files import open_images
+from sft_lightning.data.vision.prediction_files import open_prediction_source
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import picture
@@ -48,8 +48,8 @@ def encoded(kind: str, mode: str = "RGB") -> bytes:
 
 
 def names(folder: Path) -> tuple[list[str], list[str]]:
-    passed = PassedOver()
-    return [name for name, _ in pictures(str(folder), passed=passed)], passed.messages("here")
+    passed = IgnoredFiles()
+    return [name for name, _ in find_images(str(folder), ignored=passed)], passed.messages("here")
 
 
 @pytest.mark.parametrize("extension", WRITTEN)
@@ -57,7 +57,7 @@ def test_what_pillow_reads_is_read(extension: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{extension.upper()}"
     path.write_bytes(encoded(WRITTEN[extension], MODES.get(extension, "RGB")))
     assert names(tmp_path) == ([path.name], [])
-    assert skip_damaged(path) is None
+    assert find_damage(path) is None
     assert open_image(path).mode == "RGB"
     assert set(EXTENSIONS) >= {f".{name}" for name in WRITTEN}
 
@@ -139,7 +139,7 @@ def test_many_kinds_and_hidden_images_are_said_in_short(tmp_path: Path) -> None:
 def test_a_prediction_of_nothing_says_what_was_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.heic").touch()
     with pytest.raises(InputError, match=r"holds no image: give .*; passed over 1 file in .*: 1 .heic; convert"):
-        open_images(str(tmp_path))
+        open_prediction_source(str(tmp_path))
 
 
 def test_fit_and_predict_read_them_and_say_what_they_pass_over(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -253,11 +253,11 @@ def test_a_bad_picture_is_left_out_or_refused_as_without_a_cache(
     kept = bad.stat()
     with_, without = (opened(source, cache, on_bad_image="skip") for cache in (tmp_path / "cache", None))
     assert all_same(with_, without)
-    assert with_.bad.found == without.bad.found == {str(bad): next(iter(without.bad.found.values()))}
+    assert with_.bad.reasons == without.bad.reasons == {str(bad): next(iter(without.bad.reasons.values()))}
     decoded.taken()
     again = opened(source, tmp_path / "cache", on_bad_image="skip")
     assert all_same(again, without)
-    assert again.bad.found == without.bad.found
+    assert again.bad.reasons == without.bad.reasons
     for data in (opened(source, tmp_path / "cache"), opened(source, tmp_path / "new")):
         with pytest.raises(InputError, match="on_bad_image: skip") as caught:
             data.train_dataloader()

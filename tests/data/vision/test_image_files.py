@@ -13,7 +13,7 @@ from PIL import Image
 from sft_lightning import ImageDataModule
 from sft_lightning.data.vision import decoding, image_files
 from sft_lightning.data.vision.decoding import _flatten, _flatten_in_strips, open_image
-from sft_lightning.data.vision.file_checks import skip_damaged
+from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.data.vision.images import Geometry, decode
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, break_middle, damage, picture, png_chunk as chunk, png_of
@@ -61,7 +61,7 @@ REFUSED = {
 def test_what_decoding_refuses_is_found_before_it_and_has_a_reason(name: str, tmp_path: Path) -> None:
     content, why = REFUSED[name]
     (tmp_path / "x.png").write_bytes(content)
-    assert why in str(skip_damaged(tmp_path / "x.png"))
+    assert why in str(find_damage(tmp_path / "x.png"))
     for source in (tmp_path / "x.png", BytesIO(content)):
         with pytest.raises(OSError, match=r"."):
             open_image(source)
@@ -76,7 +76,7 @@ def test_any_other_exception_of_a_decoder_is_a_reason(
 
     picture(tmp_path / "x.png", 0)
     monkeypatch.setattr(Image, "open", refuse)
-    assert skip_damaged(tmp_path / "x.png")
+    assert find_damage(tmp_path / "x.png")
     with pytest.raises(OSError, match="enough memory" if isinstance(error, MemoryError) else type(error).__name__):
         open_image(tmp_path / "x.png")
 
@@ -91,7 +91,7 @@ def test_a_png_damaged_in_its_middle_stops_a_training_before_it_begins(folder: M
 def test_a_png_with_a_wrong_checksum_is_refused_only_if_it_cannot_be_decoded(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png(after=chunk(b"tEXt", b"a\0b")[:-4] + b"????"))
     assert not image_files.is_sound_png(tmp_path / "x.png")
-    assert skip_damaged(tmp_path / "x.png") is None
+    assert find_damage(tmp_path / "x.png") is None
     assert image_files.is_sound_png(picture(tmp_path / "good.png", 1))
     assert image_files.is_sound_png(break_middle(picture(tmp_path / "hidden.png", 1)))
 
@@ -126,7 +126,7 @@ def test_warnings_name_the_file_once_for_each_kind(tmp_path: Path, monkeypatch: 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for name in ("a.png", "b.png", "a.png"):
-            assert skip_damaged(tmp_path / name) is None
+            assert find_damage(tmp_path / name) is None
             open_image(tmp_path / name)
     assert [str(one.message).partition(": Corrupt EXIF data")[0] for one in caught] == [f"image '{tmp_path / 'a.png'}'"]
     assert warnings.showwarning is before
@@ -163,6 +163,6 @@ def test_a_large_png_that_is_damaged_is_found_before_the_first_epoch(tmp_path: P
     header = struct.pack(">IIBBBBB", 300, 300, 8, 0, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + np.random.default_rng(i).bytes(300) for i in range(300)))
     (tmp_path / "good.png").write_bytes(png_of(header, rows))
-    assert skip_damaged(tmp_path / "good.png") is None
+    assert find_damage(tmp_path / "good.png") is None
     (tmp_path / "damaged.png").write_bytes(png_of(header, rows))
-    assert skip_damaged(damage(tmp_path / "damaged.png"))
+    assert find_damage(damage(tmp_path / "damaged.png"))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sft_lightning.data.vision import image_stats
-from sft_lightning.data.vision.image_stats import Look, find_contents
+from sft_lightning.data.vision.image_stats import ImageStats, identify_contents
 from sft_lightning.data.vision.images import FileImages, Geometry, open_image
 from tests.audit.conftest import Crop
 
@@ -26,16 +26,16 @@ def test_strips_change_nothing(
         image.putalpha(Image.linear_gradient("L").point(lambda v: max(v, 200 * is_flat)).resize(image.size))
     image.save(path := tmp_path / "image.png")
     images, geometry = FileImages([path], ["image"]), Geometry(channels=channels)
-    whole = image_stats._look(images, 0, geometry)
+    whole = image_stats._compute_stats(images, 0, geometry)
     digest = image_stats._digest(whole)
     monkeypatch.setattr(image_stats, "_STRIP", 7 * image.width)
-    strips = image_stats._look(images, 0, geometry)
-    assert np.array_equal(whole.small, strips.small)
-    assert (digest, whole.spread, whole.gray) == (image_stats._digest(strips), strips.spread, strips.gray)
+    strips = image_stats._compute_stats(images, 0, geometry)
+    assert np.array_equal(whole.thumbnail, strips.thumbnail)
+    assert (digest, whole.gray_std, whole.is_gray) == (image_stats._digest(strips), strips.gray_std, strips.is_gray)
     assert whole.header == strips.header
-    assert whole.gray == (kind == "L")
+    assert whole.is_gray == (kind == "L")
     gray = np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("L"))
-    assert whole.spread == (pytest.approx(gray.std()) if is_flat else None)
+    assert whole.gray_std == (pytest.approx(gray.std()) if is_flat else None)
 
 
 def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +52,13 @@ def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", ended)
     images = FileImages([tmp_path / "0.png", tmp_path / "1.png"], ["0", "1"])
-    found = [image_stats._look(images, i, Geometry()).header for i in (0, 1)]
-    assert [header is not None and header.transparent for header in found] == [True, False]
+    found = [image_stats._compute_stats(images, i, Geometry()).header for i in (0, 1)]
+    assert [header is not None and header.is_transparent for header in found] == [True, False]
     assert len(decoded) == 2
 
 
-def see(path: Path) -> Look:
-    return image_stats._look(FileImages([path], [path.name]), 0, Geometry())
+def see(path: Path) -> ImageStats:
+    return image_stats._compute_stats(FileImages([path], [path.name]), 0, Geometry())
 
 
 def test_only_images_that_look_alike_are_decoded_again(
@@ -85,12 +85,12 @@ def test_only_images_that_look_alike_are_decoded_again(
         return open_image(path, *more, **settings)
 
     monkeypatch.setattr(image_stats, "open_image", decode)
-    found = dict(zip(("?", *names), find_contents(["it is a folder", *seen.values()]), strict=True))
+    found = dict(zip(("?", *names), identify_contents(["it is a folder", *seen.values()]), strict=True))
     assert found.pop("?") is None
     assert found["a.png"] == found["b.webp"]
     assert len(set(found.values())) == 6
     assert sorted(path.name for path in decoded) == sorted(set(names) - {"c.png"})
-    assert find_contents(list(seen.values())) == list(found.values())
+    assert identify_contents(list(seen.values())) == list(found.values())
     assert len(decoded) == 6
 
 
@@ -101,7 +101,7 @@ def test_the_small_image_of_a_large_one_is_that_of_all_its_pixels(
     image = crop(0).resize(size, Image.Resampling.NEAREST)
     image.save(tmp_path / "x.png", compress_level=1)
     exact = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(see(tmp_path / "x.png").small - exact).mean() < 0.3
+    assert np.abs(see(tmp_path / "x.png").thumbnail - exact).mean() < 0.3
 
 
 def test_hidden_color_and_hidden_noise_are_seen(tmp_path: Path) -> None:
@@ -111,6 +111,6 @@ def test_hidden_color_and_hidden_noise_are_seen(tmp_path: Path) -> None:
     gray.save(tmp_path / "color.png", compress_level=1)
     board = np.indices((1024, 1024)).sum(0).astype(np.uint8) % 2 * 255  # one gray when it is reduced
     Image.fromarray(board).save(tmp_path / "board.png")
-    assert (see(tmp_path / "flat.png").gray, see(tmp_path / "flat.png").spread) == (True, 0)
-    assert not see(tmp_path / "color.png").gray
-    assert see(tmp_path / "board.png").spread == pytest.approx(127.5)
+    assert (see(tmp_path / "flat.png").is_gray, see(tmp_path / "flat.png").gray_std) == (True, 0)
+    assert not see(tmp_path / "color.png").is_gray
+    assert see(tmp_path / "board.png").gray_std == pytest.approx(127.5)

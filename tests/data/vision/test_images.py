@@ -8,7 +8,7 @@ import sklearn.datasets
 import torch
 from PIL import Image
 
-from sft_lightning.data.vision.file_checks import BadImages, skip_damaged
+from sft_lightning.data.vision.file_checks import BadImages, find_damage
 from sft_lightning.data.vision.images import FileImages, Geometry, MemoryImages, cut_out, decode, open_image, repeated
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import break_middle, picture, plain
@@ -48,7 +48,7 @@ def test_formats(tmp_path: Path, name: str, options: dict[str, Any], tolerance: 
     assert image.mode == "RGB"
     assert image.size == (16, 16)
     assert near_to(image, [RED, GREEN, BLUE, WHITE], tolerance)
-    assert skip_damaged(tmp_path / name) is None
+    assert find_damage(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("name", ["x.tif", "x.jpg"])
@@ -190,11 +190,11 @@ def test_a_large_jpeg_is_decoded_to_a_part_of_its_size(
     photo.save(tmp_path / "x.jpg", quality=95, exif=exif, **more)
     turned = orientation == 6
     for enough, size in ((424, (640, 424)), (213, (640, 424)), (212, (320, 212)), (53, (80, 53)), (10, (80, 53))):
-        assert open_image(tmp_path / "x.jpg", channels, enough=enough).size == (size[::-1] if turned else size)
+        assert open_image(tmp_path / "x.jpg", channels, min_side=enough).size == (size[::-1] if turned else size)
     whole = open_image(tmp_path / "x.jpg", channels)
     assert whole.size == ((424, 640) if turned else (640, 424))
     for geometry, seed in ((Geometry(100, channels), None), (Geometry(40, channels, scale=(0.2, 1.0)), 7)):
-        assert min(open_image(tmp_path / "x.jpg", channels, enough=geometry.enough).size) == 212
+        assert min(open_image(tmp_path / "x.jpg", channels, min_side=geometry.enough).size) == 212
         plain = cut_out(whole, geometry.size, geometry.box(*whole.size, seed))
         off = decode(tmp_path / "x.jpg", geometry, seed).float() - plain
         assert 0 < off.abs().mean() < 1
@@ -202,7 +202,7 @@ def test_a_large_jpeg_is_decoded_to_a_part_of_its_size(
     small = Geometry(107, channels)
     assert torch.equal(decode(tmp_path / "x.jpg", small, None), cut_out(whole, 107, small.box(*whole.size, None)))
     photo.crop((0, 0, 639, 424)).save(tmp_path / "x.jpg", quality=95, exif=exif, **more)
-    assert max(open_image(tmp_path / "x.jpg", channels, enough=10).size) == 639  # would be shifted
+    assert max(open_image(tmp_path / "x.jpg", channels, min_side=10).size) == 639  # would be shifted
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
@@ -221,16 +221,16 @@ def test_truncated_files_are_found_before_the_run(tmp_path: Path, name: str, sha
 @pytest.mark.parametrize(("content", "reason"), [(b"", "zero bytes"), (b"hello " * 99, "no picture that can be read")])
 def test_reason_of_what_is_no_picture(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    assert reason in str(skip_damaged(tmp_path / "x.png"))
+    assert reason in str(find_damage(tmp_path / "x.png"))
 
 
 def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
-    assert skip_damaged(tmp_path / "gone.png") == "it does not exist"
+    assert find_damage(tmp_path / "gone.png") == "it does not exist"
 
 
 def test_a_picture_spoiled_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:
     path = break_middle(picture(tmp_path / "x.png", 1, (40, 30)))
-    assert skip_damaged(path) is None
+    assert find_damage(path) is None
     with pytest.raises((OSError, SyntaxError)):
         open_image(path)
 
@@ -240,7 +240,7 @@ def test_bad_images_are_refused_or_listed() -> None:
         BadImages().report("a.png", "zero bytes")
     bad = BadImages("skip")
     bad.report("a.png", "zero bytes")
-    assert bad.found == {"a.png": "zero bytes"}
+    assert bad.reasons == {"a.png": "zero bytes"}
 
 
 def test_central_crop_is_square_and_keeps_the_middle(tmp_path: Path) -> None:

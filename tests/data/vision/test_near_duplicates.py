@@ -13,13 +13,19 @@ from torch import Tensor
 from sft_lightning import ImageDataModule
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.image_stats import ImageStats, Look, compute_image_stats, find_contents
+from sft_lightning.data.vision.image_stats import ImageStats, SplitStats, compute_image_stats, identify_contents
 from sft_lightning.data.vision.images import Geometry, MemoryImages
-from sft_lightning.data.vision.near_duplicates import Pair, _Table, coefficients, differences, find_near_duplicates
+from sft_lightning.data.vision.near_duplicates import (
+    Pair,
+    _SplitIndex,
+    compute_coefficients,
+    compute_differences,
+    find_near_duplicates,
+)
 from tests.audit.conftest import Crop
 
 
-def split(name: str, pictures: Sequence[Any], channels: int = 3) -> ImageStats:
+def split(name: str, pictures: Sequence[Any], channels: int = 3) -> SplitStats:
     data = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     images = MemoryImages(torch.from_numpy(data).permute(0, 3, 1, 2))
     part = Examples(images, [f"{name}/{i}" for i in range(len(data))], torch.zeros(len(data), dtype=torch.long))
@@ -104,11 +110,11 @@ def test_another_color_makes_another_picture_where_there_are_colors(crop: Crop) 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_candidates_are_never_farther_apart_than_their_pictures(channels: int, crop: Crop) -> None:
     seen = split("test", [crop(k) for k in range(20)], channels)
-    photos = np.stack([look.small for _, look in seen.readable])
+    photos = np.stack([look.thumbnail for _, look in seen.readable])
     ramp = np.tile(np.linspace(0, 255, 32), (32, 1))[..., None].repeat(channels, 2).astype(np.uint8)
     one, other = np.concatenate([photos, ramp[None]]), np.concatenate([photos[::-1], ramp.swapaxes(0, 1)[None]])
-    apart = np.linalg.norm(coefficients(one) - coefficients(other), axis=1)
-    whole = differences(one, other)[0]
+    apart = np.linalg.norm(compute_coefficients(one) - compute_coefficients(other), axis=1)
+    whole = compute_differences(one, other)[0]
     assert (apart <= whole + 1e-4).all()
     assert apart[-1] == pytest.approx(whole[-1], rel=0.05)  # two ramps have next to no high frequencies
 
@@ -164,16 +170,18 @@ def test_a_crowd_within_a_split_does_not_hide_a_leak(crop: Crop) -> None:
 
 
 def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
-    (look,) = split("labeled", [crop(2)]).looks
-    assert isinstance(look, Look)
+    (look,) = split("labeled", [crop(2)]).images
+    assert isinstance(look, ImageStats)
     part = Examples(
         MemoryImages(torch.zeros(400, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(400)], torch.zeros(400)
     )
     crowd = [replace(look, size=(96, 97 + i)) for i in range(400)]  # of other sizes, so that they are not equal
-    seen = ImageStats("labeled", Split(part, list(range(400))), [*crowd])
+    seen = SplitStats("labeled", Split(part, list(range(400))), [*crowd])
     exact, near = find_near_duplicates([split("test", [crop(2), crop(3)]), seen])
     assert places(exact) == []
-    assert _Table(seen, find_contents(seen.looks)).offered.tolist() == [0]  # or each would be compared with each
+    assert _SplitIndex(seen, identify_contents(seen.images)).offered.tolist() == [
+        0
+    ]  # or each would be compared with each
     assert [place for place in places(near) if place[0] == "test"] == [("test", 0, "labeled", 0)]
     assert places(near)[:-1] == [("labeled", i, "labeled", 0) for i in range(1, 400)]
 

@@ -55,7 +55,7 @@ def test_splits_inside_classes_are_refused(folders: list[str], words: str, tmp_p
 def test_levels_inside_classes_are_mentioned(
     folders: list[str], meant: list[str], said: list[str], tmp_path: Path
 ) -> None:
-    messages = open_source(str(layout(tmp_path, *folders)), meant=meant).messages
+    messages = open_source(str(layout(tmp_path, *folders)), listed_classes=meant).messages
     assert len(messages) == len(said)
     assert all(re.search(words, message) for words, message in zip(said, messages, strict=True))
 

@@ -12,14 +12,14 @@ import pytest
 from sft_lightning.data import table_rows
 from sft_lightning.data.source import Examples
 from sft_lightning.data.vision import prediction_files
-from sft_lightning.data.vision.file_checks import skip_damaged
-from sft_lightning.data.vision.prediction_files import FolderListing, Listing, open_images
+from sft_lightning.data.vision.file_checks import find_damage
+from sft_lightning.data.vision.prediction_files import FolderListing, Listing, open_prediction_source
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, picture, table
 
 
 def names(source: Path) -> list[str]:
-    found = open_images(str(source))
+    found = open_prediction_source(str(source))
     assert isinstance(found, Listing)
     listed = list(found)
     assert len(listed) == found.count
@@ -33,16 +33,16 @@ def test_pictures_to_predict(folder: MakeFolder) -> None:
     assert names(path / "1.png") == ["1.png"]
     listed = table(path / "m.csv", [("path",), ("2.png",), ("deep/er/0.png",)])
     assert names(listed) == ["2.png", "deep/er/0.png"]
-    found = open_images("sample")
+    found = open_prediction_source("sample")
     assert isinstance(found, Examples)
     assert len(found) == 2_000
     (path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no image"):
-        open_images(str(path / "empty"))
+        open_prediction_source(str(path / "empty"))
     table(path / "m.csv", [("path",), ("2.png",), ("gone.png",)])
     with pytest.raises(InputError, match=r"line 3: file 'gone.png' does not exist .* on_bad_image: skip"):
-        open_images(str(listed))
-    unchecked = open_images(str(listed), check=False)
+        open_prediction_source(str(listed))
+    unchecked = open_prediction_source(str(listed), check=False)
     assert isinstance(unchecked, Listing)
     assert [name for name, _ in unchecked] == ["2.png", "gone.png"]
 
@@ -64,7 +64,7 @@ def test_a_large_folder_is_never_held(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / f"{i:05}_{'x' * 100}.png").touch()
     found = FolderListing(tmp_path)
     assert [name[:5] for name, _ in found] == [f"{i:05}" for i in range(3000)]  # in order where that costs little
-    monkeypatch.setattr(prediction_files, "_SORTED", 50)
+    monkeypatch.setattr(prediction_files, "_MAX_SORTED", 50)
     tracemalloc.start()
     count = sum(1 for _ in FolderListing(tmp_path))
     peak = tracemalloc.get_traced_memory()[1]
@@ -78,7 +78,7 @@ def test_a_large_folder_is_never_held(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_files_that_come_later_are_given(folder: MakeFolder) -> None:
     path = folder("", count=2)
-    found = open_images(str(path))
+    found = open_prediction_source(str(path))
     assert isinstance(found, Listing)
     picture(path / "later.png", 9)
     assert found.count == 2
@@ -96,11 +96,11 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.raises(InputError, match=r"locked' cannot be listed \(Permission denied\): mend its permissions"):
-        open_images(str(tmp_path / "locked"))
+        open_prediction_source(str(tmp_path / "locked"))
     picture(tmp_path / "a.png", 1)
     inside = list(FolderListing(tmp_path))  # read as a picture, which it is not
     assert inside == [("a.png", str(tmp_path / "a.png")), ("locked", str(tmp_path / "locked"))]
-    assert skip_damaged(tmp_path / "locked") == "permission denied"
+    assert find_damage(tmp_path / "locked") == "permission denied"
 
 
 def test_what_is_named_like_a_picture_and_is_none_is_given_all_the_same(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_is_named_like_a_picture_and_is_none_is_given_all_the_same(tmp_path
     (tmp_path / "circle.png").symlink_to("circle.png")
     os.mkfifo(tmp_path / "pipe.png")
     given = dict(FolderListing(tmp_path))
-    assert {name: skip_damaged(Path(path)) for name, path in given.items()} == {
+    assert {name: find_damage(Path(path)) for name, path in given.items()} == {
         "circle.png": "it is a link to itself",
         "folder.jpg": "it is a folder",
         "full.jpg/1.png": None,
@@ -153,9 +153,9 @@ def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monk
 def test_one_sentence(name: str, content: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=expected):
-        open_images(str(tmp_path / name))
+        open_prediction_source(str(tmp_path / name))
 
 
 def test_nothing_there() -> None:
     with pytest.raises(InputError, match="predict_source 'nowhere' is neither a folder or manifest that exists"):
-        open_images("nowhere")
+        open_prediction_source("nowhere")

@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from sft_lightning.data.vision.affine import resampled
-from sft_lightning.data.vision.randaugment import GEOMETRIC, OPERATIONS, PIXELS, cutout, randaugment, sources
+from sft_lightning.data.vision.affine import resample
+from sft_lightning.data.vision.randaugment import GEOMETRIC, OPERATIONS, PIXELS, build_affine, cutout, randaugment
 
 
 def pictures(count: int = 6, channels: int = 3, height: int = 24, width: int = 30) -> Tensor:
@@ -66,7 +66,7 @@ def test_geometry_equals_torchvision(name: str, shape: tuple[int, int]) -> None:
     x = (0.5 + 0.4 * torch.sin(rows) * torch.cos(columns)).expand(2, 1, *shape).clone()
     m = torch.tensor([0.2, -0.25])
     kind = torch.full((2,), GEOMETRIC.index(name))
-    ours = resampled(x, sources(kind, m, *shape))
+    ours = resample(x, build_affine(kind, m, *shape))
 
     def theirs(one: Tensor, k: float) -> Tensor:
         degrees = torch.tensor(k).rad2deg().item()

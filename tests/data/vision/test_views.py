@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
-from sft_lightning.data.vision.affine import inverse, resampled
+from sft_lightning.data.vision.affine import invert_affine, resample
 from sft_lightning.data.vision.views import StrongView, WeakView, strong, to_float, weak
 from sft_lightning.utils.errors import InputError
 
@@ -151,7 +151,7 @@ def test_affine_equals_torchvision(
 ) -> None:
     x = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     numbers = (math.radians(angle), math.tan(math.radians(shear)), *shift, factor)
-    found = resampled(x, inverse(*(torch.full((2,), float(n)) for n in numbers)))
+    found = resample(x, invert_affine(*(torch.full((2,), float(n)) for n in numbers)))
     bilinear = InterpolationMode.BILINEAR
     expected = torch.stack([affine(image, angle, list(shift), factor, [shear, 0.0], bilinear) for image in x])
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
