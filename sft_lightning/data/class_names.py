@@ -57,7 +57,7 @@ def find_missing_classes(names: Sequence[str], among: Sequence[str]) -> list[str
         names: Names to look up.
         among: Names to look among.
     """
-    return [name for name, place in zip(names, match_classes(names, among), strict=True) if place < 0]
+    return [name for name, position in zip(names, match_classes(names, among), strict=True) if position < 0]
 
 
 def format_class_names(names: Sequence[str]) -> str:
@@ -71,7 +71,7 @@ def format_class_names(names: Sequence[str]) -> str:
 
 
 def describe_difference(names: Sequence[str], others: Sequence[str]) -> str:
-    """Say how two lists of classes differ: by their names, or else by their order.
+    """Describe how two lists of classes differ: by their names, or else by their order.
 
     Args:
         names: Classes of a model.
@@ -80,15 +80,15 @@ def describe_difference(names: Sequence[str], others: Sequence[str]) -> str:
     only_model, only_data = find_missing_classes(names, others), find_missing_classes(others, names)
     if only_model or only_data:
         return f"only the model has {format_class_names(only_model)}, only the data has {format_class_names(only_data)}"
-    place = next(i for i, (a, b) in enumerate(zip(names, others, strict=False)) if a != b)
-    return f"class {place} is {names[place]!r} in the model and {others[place]!r} in the data"
+    first = next(i for i, (a, b) in enumerate(zip(names, others, strict=False)) if a != b)
+    return f"class {first} is {names[first]!r} in the model and {others[first]!r} in the data"
 
 
 def parse_class_names(value: Any) -> list[str] | None:
-    """Return class names that were read from a file; None where they are not a list of texts, or empty.
+    """Return class names read from a file, or None where they are empty or not a list of strings.
 
     Args:
-        value: What the file has in their place.
+        value: Value in the file that should hold the names.
     """
     is_list = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
     return list(value) if is_list and value else None

@@ -1,4 +1,4 @@
-"""Which number each class of a source has: that of the run that goes on, where there is one, whatever the source's."""
+"""Number the classes of a source: by the resumed or evaluated run where there is one, else by the source."""
 
 import unicodedata
 from collections import Counter
@@ -17,17 +17,17 @@ from sft_lightning.utils.errors import InputError, did_you_mean
 
 
 class RenumberedSource(Source):
-    """A source whose labels are numbered as a run, or the setting `class_names`, has the classes."""
+    """Source whose labels are renumbered to the class order of a run or of the setting `class_names`."""
 
     def __init__(self, source: Source, class_names: Sequence[str]) -> None:
-        """Matches the classes by name.
+        """Match the classes by name.
 
         Args:
-            source: Source with classes of its own, in any order.
+            source: Source with its classes in any order.
             class_names: Classes in the order of their new numbers.
 
         Raises:
-            InputError: The source has a class that is not among them, or one stands there twice.
+            InputError: `class_names` lacks a class of the source, or lists one twice.
         """
         counts = Counter(unicodedata.normalize("NFC", name) for name in class_names)
         if twice := [name for name, count in counts.items() if count > 1]:
@@ -44,17 +44,17 @@ class RenumberedSource(Source):
         self._source, self.name, self.image_shape = source, source.name, source.image_shape
         self.value_ranges = source.value_ranges
         self.class_names = tuple(class_names)
-        said = f"{source.name} has no example of the class {format_class_names(absent)}, which keeps its number"
-        self.messages = [*source.messages, *([said] if absent else [])]
+        message = f"{source.name} has no example of the class {format_class_names(absent)}, which keeps its number"
+        self.messages = [*source.messages, *([message] if absent else [])]
 
     def load(self) -> dict[str, Examples]:
-        """Reads the parts; -1 stays -1."""
+        """Load the examples with renumbered labels; -1 (unlabeled) stays -1."""
         numbers = torch.tensor([*match_classes(self._source.class_names, self.class_names), -1])
         return {name: replace(part, labels=numbers[part.labels]) for name, part in self._source.load().items()}
 
 
 class ClassOrder:
-    """The source of an `ImageDataModule`, whose attributes these are, and the order of its classes."""
+    """Mixin of `ImageDataModule`: the source, opened on first use, and the order of its classes."""
 
     _named: str
     _class_names: list[str] | None
@@ -66,16 +66,16 @@ class ClassOrder:
 
     @cached_property
     def opened_source(self) -> Source:
-        """Where the examples come from, with classes in an order of its own; opened when it is first needed."""
+        """Source of the examples, with its own order of classes; opened on first use."""
         skip, listed = self.bad.policy == "skip", self._class_names or ()
         return open_source(self._named, self.root, self.download, skip=skip, listed_classes=listed)
 
     @property
     def source(self) -> Source:
-        """Where the examples come from, with labels in the order of `class_names`.
+        """Source of the examples, with labels in the order of `class_names`.
 
         Raises:
-            InputError: It is not there, or has a class that is not among them.
+            InputError: The source does not exist, or has a class that `class_names` lacks.
         """
         if self._class_names is None or self._class_names == list(self.opened_source.class_names):
             return self.opened_source
@@ -85,19 +85,21 @@ class ClassOrder:
         """Return the source for a stage of the Trainer.
 
         Args:
-            stage: `fit`, `validate`, `test` or `predict`, which needs no labels and takes a source of other classes.
+            stage: `fit`, `validate`, `test` or `predict`. `predict` needs no labels, so its source may have other
+                classes.
         """
-        strange = stage == "predict" and find_missing_classes(self.opened_source.class_names, self.class_names)
-        return self.opened_source if strange else self.source
+        has_other_classes = find_missing_classes(self.opened_source.class_names, self.class_names)
+        return self.opened_source if stage == "predict" and has_other_classes else self.source
 
     def unlabeled_for(self, stage: str) -> tuple[str, Examples] | None:
-        """Return name and images of the other source of unlabeled images, where there is one, for a stage.
+        """Return the name and images of the second source of unlabeled images, or None without one.
 
         Args:
-            stage: As for `source_for`; a run that is measured again does without what is no longer there.
+            stage: `fit`, `validate`, `test` or `predict`. Only `fit` needs the images; evaluating an earlier run works
+                without them.
 
         Raises:
-            InputError: It is not there, but needed.
+            InputError: The second source is needed and does not exist.
         """
         name = self.unlabeled_source
         if name is None:

@@ -17,9 +17,9 @@ from sft_lightning.utils.progress_lines import LoggedProgress
 
 STORE = Path("lightning_logs") / "digests.sqlite"
 _TABLE = "create table if not exists files (path blob primary key, state text, digest blob) without rowid"
-_TICK = 2_000_000_000  # ns; a file that changed so lately may change again within one tick of the clock of its disk
-_QUERY = 500  # paths that one query asks for
-_CHUNK = 64  # files that a thread reads before it answers
+_TICK = 2_000_000_000  # ns; a file changed within this time may change again without its timestamps changing
+_QUERY = 500  # paths per SQL query; SQLite limits the number of parameters
+_CHUNK = 64  # files per task of a thread
 
 
 def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
@@ -29,7 +29,7 @@ def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
         paths: Files to read.
 
     Returns:
-        32 bytes for each; None for a file that cannot be read.
+        Digest (32 bytes) of each file, or None for a file that cannot be read.
     """
     keys = [os.fsencode(os.path.abspath(path)) for path in paths]
     states = [_read_state(key) for key in keys]
@@ -58,7 +58,7 @@ def digest_file(path: Path) -> str:
         path: File to read.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     (digest,) = digest_files([path])
     if digest is None:
@@ -67,10 +67,10 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(path: Path) -> str:
-    """Return a SHA-256 of the names and contents of all files of a folder, hidden ones left out.
+    """Return a SHA-256 of the names and contents of all files in a folder, without hidden ones.
 
     Args:
-        path: The folder; the digest does not depend on where it lies.
+        path: Path of the folder; the digest does not depend on it.
     """
     files = sorted(
         Path(folder, name)
@@ -83,10 +83,10 @@ def digest_folder(path: Path) -> str:
 
 
 def combine_digests(rows: Iterable[tuple[str, bytes | None]]) -> str:
-    """Return one SHA-256 of names and digests, in their order, as hexadecimal digits.
+    """Return one SHA-256 over names and digests in the given order, as hexadecimal digits.
 
     Args:
-        rows: Name and digest of each example; None where its file is gone.
+        rows: Name and digest of each example; the digest is None where the file is gone.
     """
     whole = hashlib.sha256()
     for name, digest in rows:
@@ -116,7 +116,7 @@ def _digest(path: bytes) -> bytes | None:
 
 
 def _load(keys: Sequence[bytes]) -> list[tuple[str | None, bytes | None]]:
-    """State and digest of each file as they were kept; (None, None) for others, and where the store is damaged."""
+    """Return the stored state and digest of each file, or (None, None) where unknown or the store is damaged."""
     kept: dict[bytes, tuple[str, bytes]] = {}
     if STORE.is_file():
         with suppress(sqlite3.Error), closing(sqlite3.connect(STORE)) as store:
@@ -128,7 +128,10 @@ def _load(keys: Sequence[bytes]) -> list[tuple[str | None, bytes | None]]:
 
 
 def _save(rows: Sequence[tuple[bytes, str, bytes]]) -> None:
-    """Without a store (no permission, a full disk, no locks on this file system) files are read again next time."""
+    """Store states and digests, or do nothing where that fails: the files are then read again next time.
+
+    Writing fails without permission, on a full disk, and on file systems without locks.
+    """
     try:
         STORE.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(STORE)) as store, store:

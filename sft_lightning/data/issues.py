@@ -1,4 +1,4 @@
-"""What is wrong with a source: a run refuses it at the first fault, an audit lists them all."""
+"""Faults of a source: a run stops at the first one, an audit collects them all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from sft_lightning.utils.errors import InputError
 
-# Kinds that several kinds of sources have.
-STRADDLING = "groups that stand in two splits"
+# Kinds of faults that more than one type of source reports.
+STRADDLING = "groups that are in two splits"
 UNTRAINED = "images of a class without a training image"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A reason why a run would refuse the data.
+    """Reason why a run refuses the data.
 
     Attributes:
-        kind: What all of its kind are called.
-        split: Where, as the source calls it.
-        name: Of the picture, class, group or file.
-        detail: What is wrong with it, in a few words.
-        sentence: What a run says.
+        kind: Name that all faults of this kind share, in the plural.
+        split: Split that the fault is in, as the source calls it; may be empty.
+        name: Name of the image, class, group or file.
+        detail: Short description of this fault.
+        sentence: Error message of a run, with the remedy.
     """
 
     kind: str
@@ -36,10 +36,10 @@ _listed: ContextVar[list[Fault] | None] = ContextVar("faults", default=None)
 
 @contextmanager
 def collect_faults() -> Iterator[list[Fault]]:
-    """Faults that are met inside are listed, and what is at fault is passed over.
+    """Collect the faults reported inside the block in place of raising them.
 
     Yields:
-        The list, which grows.
+        List that each fault is appended to.
     """
     found: list[Fault] = []
     token = _listed.set(found)
@@ -50,17 +50,17 @@ def collect_faults() -> Iterator[list[Fault]]:
 
 
 def report_fault(kind: str, split: str, name: str, detail: str, sentence: str) -> None:
-    """Lists a fault where they are listed; elsewhere the first one stops the run.
+    """Record a fault inside a `collect_faults` block, and raise it elsewhere.
 
     Args:
-        kind: See `Fault`.
-        split: See `Fault`.
-        name: See `Fault`.
-        detail: See `Fault`.
-        sentence: See `Fault`.
+        kind: Name that all faults of this kind share, in the plural.
+        split: Split that the fault is in; may be empty.
+        name: Name of the image, class, group or file.
+        detail: Short description of this fault.
+        sentence: Error message with the remedy.
 
     Raises:
-        InputError: Faults are not listed.
+        InputError: The call is not inside a `collect_faults` block.
     """
     found = _listed.get()
     if found is None:

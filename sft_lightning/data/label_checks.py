@@ -9,16 +9,16 @@ from sft_lightning.data.source import split_of_name
 
 _DECIMAL = re.compile(r"[+-]?[0-9]+\.0+")
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]*[1-9][0-9]*(e[+-]?[0-9]+)?", re.IGNORECASE)
-# A list, tuple, mapping or the like as a program prints it.
+# A list, tuple, mapping, array or other object as a program prints it.
 _PRINTED = re.compile(r"\[.*\]|\(.*,.*\)|\{.*\}|b'.*'|b\".*\"|(tensor|array|np\.\w+|Timestamp)\(.*\)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
-# What other tools write where a label is missing.
+# Values that other tools write where a label is missing.
 _MISSING = {
     "-", "--", "?", "??", ".", "-1", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "<nan>", "nat", "null", "nil", "todo",
     "tbd", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!", "unlabeled", "unlabelled", "not labeled",
     "not labelled", "no label", "nolabel",
 }  # fmt: skip
-# Where somebody may mean a class by it: "none" is what many call an image without a defect.
+# Values that may also be a class: "none" often means an image without a defect.
 _PERHAPS_MISSING = {"none", "unknown", "undefined", "missing", "unspecified", "empty"}
 _FILLERS = str.maketrans({"_": " ", "-": " "})
 
@@ -26,7 +26,7 @@ _FILLERS = str.maketrans({"_": " ", "-": " "})
 def check_class_names(
     where: str, names: Iterable[str], listed_classes: Iterable[str] = (), places: Mapping[str, str] = {}
 ) -> list[str]:
-    """Refuse class names that are different to a computer only, and mention characters that nobody sees.
+    """Refuse class names that differ only to a computer, and report characters that a reader cannot see.
 
     Names that differ in case, in composed and decomposed letters, in invisible characters, in spaces, in quotes around
     them or in how a number is written count as alike. Single letters may differ in case, as those of handwriting do.
@@ -35,13 +35,13 @@ def check_class_names(
         where: Kind and name of the source, such as "folder 'photos'".
         names: Names of the classes.
         listed_classes: Names that the user listed as classes.
-        places: Place of a name within the source, such as "line 3"; may lack some.
+        places: Position of each name in the source, such as "line 3", where known.
 
     Returns:
-        Sentences about what may be meant.
+        Warnings about suspicious names, one sentence each.
 
     Raises:
-        InputError: Two names look alike, unless faults are listed.
+        InputError: Two names look alike, outside of `collect_faults`.
     """
     sentences = []
     listed = set(listed_classes)
@@ -78,42 +78,44 @@ def check_class_names(
 def check_missing_labels(
     where: str, counts: Mapping[str, int], listed_classes: Iterable[str] = (), places: Mapping[str, str] = {}
 ) -> list[str]:
-    """Refuse labels that say that there is none, such as `NA`.
+    """Refuse labels that stand for a missing label, such as `NA`.
 
     Args:
         where: Kind and name of the source, such as "manifest 'm.csv'".
         counts: Number of examples of each label.
         listed_classes: Names that the user listed as classes.
-        places: Place of the first example of a label, such as "line 3"; may lack some.
+        places: Position of the first example of each label, such as "line 3", where known.
 
     Returns:
-        Sentences about labels that are a class to some and missing to others, such as `unknown`.
+        Warnings about labels that may be a class or may stand for a missing one, such as `unknown`.
 
     Raises:
-        InputError: Labels say that they are missing, unless faults are listed.
+        InputError: Labels stand for missing ones, outside of `collect_faults`.
     """
     sentences = []
     listed = set(listed_classes)
     if counts and not {*counts} & listed and all(map(split_of_name, counts)):
-        sentence = f"{where}: the labels ({', '.join(map(repr, counts))}) are words for splits: "
+        sentence = f"{where}: the labels ({', '.join(map(repr, counts))}) are names of splits: "
         sentence += "call their column 'split' and give labels, or list them in class_names if they are classes"
-        report_fault("labels that are words for splits", "", next(iter(counts)), "in the place of a class", sentence)
+        report_fault("labels that are names of splits", "", next(iter(counts)), "in place of a class", sentence)
     if counts and not {*counts} & listed and all(_DECIMAL.fullmatch(label) for label in counts):
-        some = f"{where}: the labels are whole numbers written as decimals, such as {next(iter(counts))!r}, as some "
-        sentences.append(f"{some}programs write them beside blanks: a class called '0' elsewhere is another one")
+        sentences.append(
+            f"{where}: the labels are whole numbers written as decimals, such as {next(iter(counts))!r}, as some "
+            "programs write them in a column with blanks: a class '0' in other data is a different class"
+        )
     if counts and not {*counts} & listed and all(map(_PRINTED.fullmatch, counts)):
-        sentence = f"{where}: the labels are lists or the like, as a program prints them ({next(iter(counts))!r}): "
-        sentence += "write the name of the class alone, or list them in class_names if they are names"
-        report_fault("labels as a program prints them", "", next(iter(counts)), "in the place of a name", sentence)
+        sentence = f"{where}: the labels are objects as a program prints them ({next(iter(counts))!r}): "
+        sentence += "write only the name of the class, or list them in class_names if they are names"
+        report_fault(
+            "labels that are objects as a program prints them", "", next(iter(counts)), "in place of a name", sentence
+        )
     fractions = sum(_FRACTION.fullmatch(label) is not None for label in counts)
     if fractions and all(_FRACTION.fullmatch(label) or _NUMBER.fullmatch(label) for label in counts):
-        sentences.append(f"{where}: the labels are decimal numbers; each of the {len(counts):,} is taken as a class")
+        sentences.append(f"{where}: the labels are decimal numbers; each of the {len(counts):,} is read as a class")
     for label in counts:
         pieces = re.split(r"\s*[|;,/&+]\s*", label)
         if len(pieces) > 1 and label not in listed and all(piece in counts for piece in pieces):
-            sentences.append(
-                f"{where}: the label {label!r} is taken as a class of its own, not as {len(pieces)} labels"
-            )
+            sentences.append(f"{where}: the label {label!r} is read as one class, not as {len(pieces)} labels")
             break
     for label, count in counts.items():
         if label in listed:
@@ -121,18 +123,18 @@ def check_missing_labels(
         word = _normalize(label)
         # Labels of -1 and 1, or of - and +, are the two classes of a margin classifier.
         is_sign = word in ("-1", "-") and set(map(_normalize, counts)) in ({"-1", "1"}, {"-", "+"})
-        doubtful = is_sign or (word in _PERHAPS_MISSING and label != "None")  # as Python writes it
-        if not doubtful and not {word, word.translate(_FILLERS)} & _MISSING and label != "None":
+        is_doubtful = is_sign or (word in _PERHAPS_MISSING and label != "None")  # "None" is Python's missing value
+        if not is_doubtful and not {word, word.translate(_FILLERS)} & _MISSING and label != "None":
             continue
         number = "1 label is" if count == 1 else f"{count:,} labels are"
         place = f" (first: {places[label]})" if label in places else ""
-        if doubtful:
+        if is_doubtful:
             sentences.append(
-                f"{where}: {number} {label!r}{place}, which is taken as a class; blank labels are for unlabeled images"
+                f"{where}: {number} {label!r}{place}, which is read as a class; leave labels of unlabeled images blank"
             )
             continue
         report_fault(
-            "labels that say that they are missing",
+            "labels that stand for missing ones",
             "",
             label,
             number,
@@ -143,31 +145,31 @@ def check_missing_labels(
 
 
 def check_groups(where: str, counts: Mapping[str, int], places: Mapping[str, str]) -> list[str]:
-    """Refuse groups that differ to a computer only, and mention those that say that there is none.
+    """Refuse groups that differ only to a computer, and report groups that stand for a missing one.
 
     Args:
         where: Kind and name of the source, such as "manifest 'm.csv'".
         counts: Number of examples of each group.
-        places: Place of the first example of a group, such as "line 3".
+        places: Position of the first example of each group, such as "line 3".
 
     Returns:
-        Sentences about what may be meant.
+        Warnings about suspicious groups, one sentence each.
 
     Raises:
-        InputError: Two groups look alike, unless faults are listed.
+        InputError: Two groups look alike, outside of `collect_faults`.
     """
     for twin, name, both in _find_alike(counts, places):
         sentence = f"{where} has the groups {both}, which look alike: spell them the same, or more differently"
         report_fault("groups that look alike", "", name, f"looks like {quote_name(twin)}", sentence)
     return [
-        f"{where}: the group of {count:,} examples is {group!r}, which ties them together: leave it blank for none"
+        f"{where}: the group of {count:,} examples is {group!r}, which keeps them together: leave it blank for no group"
         for group, count in counts.items()
         if count > 1 and _normalize(group) in _MISSING | _PERHAPS_MISSING
     ]
 
 
 def _find_alike(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Pairs of names that look alike, and both in words."""
+    """Yield pairs of names that look alike, and a phrase that quotes both."""
     first: dict[str, str] = {}
     for name in names:
         twin = first.setdefault(_normalize(name), name)
@@ -180,7 +182,7 @@ def _find_alike(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tup
 
 
 def quote_name(name: str) -> str:
-    """Quote a name so that what cannot be seen can be seen.
+    """Quote a name with invisible and decomposed characters escaped.
 
     Args:
         name: Name of a class, column or file.
@@ -190,7 +192,7 @@ def quote_name(name: str) -> str:
 
 
 def _strip_invisible(name: str) -> str:
-    """The name without invisible characters, but for joiners, which some scripts need, and with ordinary spaces."""
+    """Return a name with plain spaces and without invisible characters, except joiners, which some scripts need."""
     kept = "".join(
         " " if unicodedata.category(c) in ("Zs", "Zl", "Zp") else c
         for c in name
@@ -204,15 +206,15 @@ def _is_joiner(character: str, name: str) -> bool:
 
 
 def _normalize(name: str) -> str:
-    """What a reader takes a name for."""
+    """Return a name as a reader perceives it: without case, quotes, composition and spelling of numbers."""
     plain = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
     plain = " ".join(plain.split()).strip("'\"`\u2018\u2019\u201c\u201d").strip().casefold()
-    if _NUMBER.fullmatch(plain) and len(plain) < 16:  # which a float holds exactly
+    if _NUMBER.fullmatch(plain) and len(plain) < 16:  # a float holds 15 digits exactly
         return repr(float(plain) + 0.0).removesuffix(".0")
     return unicodedata.normalize("NFC", plain)
 
 
 def _mixes_scripts(name: str) -> bool:
-    """Whether a name has Latin letters and Cyrillic ones, many of which look the same."""
+    """Return whether a name mixes Latin and Cyrillic letters, many of which look the same."""
     scripts = {unicodedata.name(c, "").partition(" ")[0] for c in name if c.isalpha()}
     return {"LATIN", "CYRILLIC"} <= scripts

@@ -1,4 +1,4 @@
-"""Pictures listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
+"""Images listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
 
 import os
 from collections import Counter
@@ -18,24 +18,24 @@ from sft_lightning.utils.errors import InputError, did_you_mean
 
 
 class ManifestSource(Source):
-    """A table with the columns `path,label[,split][,group]`; a blank label means unlabeled.
+    """Table with the columns `path,label[,split][,group]`; a blank label means unlabeled.
 
-    Paths are relative to the table's folder or to `root`, and lead to files in one of them. `split` is train, val,
-    test, unlabeled (or another word for one of them) or blank (train).
+    Paths are relative to the table's folder or to `root` and must stay inside one of them. `split` is train, val, test,
+    unlabeled, a synonym of one of these, or blank (train).
     """
 
     def __init__(self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = ()) -> None:
-        """Reads the table and checks every line.
+        """Read the table and check every line.
 
         Args:
-            path: `.csv` (UTF-8) or `.parquet` (extra `parquet`).
-            root: A second folder that its files may lie in.
-            skip: Lines without a file are let through; whoever reads them leaves them out.
-            listed_classes: Names of classes that the user listed, which need no check.
+            path: Path of a `.csv` (UTF-8) or `.parquet` file (extra `parquet`).
+            root: Second folder that the files may be in.
+            skip: Whether to keep lines whose file is missing, which are left out when the images are read.
+            listed_classes: Class names that the user listed, which are not checked.
 
         Raises:
-            InputError: A path leads elsewhere, a column, file or label is missing, or a line contradicts another one;
-                the line is named.
+            InputError: A path leads out of both folders, a column, file or label is missing, or two lines contradict
+                each other; the message names the line.
         """
         self.path, self._skip = path, skip
         self.name = str(path)
@@ -53,8 +53,8 @@ class ManifestSource(Source):
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
         if not labels:
             raise InputError(
-                f"manifest {self.name!r} has no label at all: fill the column 'label' for some lines, "
-                "or give the folder itself for training without labels"
+                f"manifest {self.name!r} has no labels: fill the column 'label' for some lines, or give the folder "
+                "itself to train without labels"
             )
         self.class_names = labels
 
@@ -62,32 +62,35 @@ class ManifestSource(Source):
         where = f"manifest {self.name!r}, line {line}"
         if not row["path"]:
             raise InputError(f"{where}: the path is blank")
-        file, about = self._folders.find(line, row["path"])
-        words = row["split"]
-        split = split_of_name(words) if words else "train" if row["label"] else "unlabeled"
+        file, status = self._folders.find(line, row["path"])
+        value = row["split"]
+        split = split_of_name(value) if value else "train" if row["label"] else "unlabeled"
         if split is None:
             raise InputError(
-                f"{where}: split {words!r} is none of {', '.join(SPLITS)} or blank{did_you_mean(words, SPLITS)}"
+                f"{where}: split {value!r} is none of {', '.join(SPLITS)} or blank{did_you_mean(value, SPLITS)}"
             )
         row["split"] = split
-        if about is None and not self._skip:
+        if status is None and not self._skip:
             what, sentence = self._folders.explain(line, row["path"])
             report_fault("lines without a file", split, row["path"], f"{what}, line {line}", sentence)
-        if about is not None and "\\" in row["path"] and not file.endswith(row["path"]):
+        if status is not None and "\\" in row["path"] and not file.endswith(row["path"]):
             row["path"] = row["path"].replace("\\", "/")
         row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
         if not row["label"] and split in ("val", "test"):
-            raise InputError(f"{where}: split {words!r} needs a label; leave the split blank for unlabeled")
-        place = "" if about is None else f"{about.st_dev} {about.st_ino}"
-        return {**row, "line": str(line), "file": file, "place": place}
+            raise InputError(f"{where}: split {value!r} needs a label; leave the split blank for unlabeled")
+        inode = "" if status is None else f"{status.st_dev} {status.st_ino}"
+        return {**row, "line": str(line), "file": file, "inode": inode}
 
     def _deduplicate(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The rows, each file once, however it is spelled; another link to one of them is another file, but counted."""
+        """Return the rows with each file once, however its path is spelled.
+
+        Another link to the same file counts as another file, and is remembered for `_describe_links`.
+        """
         first: dict[str, dict[str, str]] = {}
-        by_place: dict[str, dict[str, str]] = {}
+        by_inode: dict[str, dict[str, str]] = {}
         for row in rows:
             twin = first.setdefault(os.path.abspath(row["file"]), row)
-            other = by_place.setdefault(row["place"], row) if row["place"] else row
+            other = by_inode.setdefault(row["inode"], row) if row["inode"] else row
             if twin is row and other is not row:
                 if is_same_spelling(row["file"], other["file"]):
                     twin = first[os.path.abspath(row["file"])] = other
@@ -102,8 +105,8 @@ class ManifestSource(Source):
             if twin is not row:
                 same = "" if row["path"] == twin["path"] else f", as {twin['path']!r}"
                 sentence = (
-                    f"manifest {self.name!r}, line {row['line']}: {row['path']!r} stands on line {twin['line']} "
-                    f"already{same}; list each image once"
+                    f"manifest {self.name!r}, line {row['line']}: {row['path']!r} is already on line {twin['line']}"
+                    f"{same}; list each image once"
                 )
                 detail = f"line {row['line']} repeats line {twin['line']}"
                 report_fault("lines that name an image again", row["split"], row["path"], detail, sentence)
@@ -115,7 +118,7 @@ class ManifestSource(Source):
             yield f"manifest {self.name!r}: {count} a file that another line names by another link ({self._links[0]})"
 
     def _check_names(self, listed_classes: Sequence[str]) -> list[str]:
-        """Looks at the labels and groups for what reads alike, or says that there is none."""
+        """Check for labels and groups that look alike, or that say that they are missing."""
         where = f"manifest {self.name!r}"
         places = {row["label"]: f"line {row['line']}" for row in reversed(self._rows)}
         labels = Counter(row["label"] for row in self._rows if row["label"])
@@ -127,17 +130,17 @@ class ManifestSource(Source):
         return [*sentences, *check_groups(where, Counter(row["group"] for row in self._rows if row["group"]), places)]
 
     def _refuse_straddling(self) -> None:
-        """A group must not stand in two of training, validation and test."""
+        """Refuse groups that are in more than one of training, validation and test."""
         places: dict[str, dict[str, str]] = {}
         for row in self._rows:
             if row["group"]:
                 split = "train" if row["split"] == "unlabeled" else row["split"]
                 places.setdefault(row["group"], {}).setdefault(split, row["line"])
-        for group, found in places.items():
-            if len(found) > 1:
-                told = " and ".join(f"{split} (line {line})" for split, line in found.items())
-                sentence = f"manifest {self.name!r}: group {group!r} stands in {told}; keep it in one split"
-                report_fault(STRADDLING, " and ".join(found), group, f"in {told}", sentence)
+        for group, lines in places.items():
+            if len(lines) > 1:
+                listed = " and ".join(f"{split} (line {line})" for split, line in lines.items())
+                sentence = f"manifest {self.name!r}: group {group!r} is in {listed}; keep it in one split"
+                report_fault(STRADDLING, " and ".join(lines), group, f"in {listed}", sentence)
 
     def _refuse_untrained(self) -> None:
         trained = sorted({row["label"] for row in self._rows if row["label"] and row["split"] == "train"})
@@ -150,7 +153,7 @@ class ManifestSource(Source):
                 report_fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
 
     def load(self) -> dict[str, Examples]:
-        """Makes the parts; no picture is read."""
+        """Return the examples of each split; no image is read."""
         number = {name: i for i, name in enumerate(self.class_names)}
         grouped = any(row["group"] for row in self._rows)
         parts = {}
@@ -159,7 +162,7 @@ class ManifestSource(Source):
             if rows:
                 ids = [row["path"] for row in rows]
                 paths = [Path(row["file"]) for row in rows]
-                # A hidden label of a line marked `unlabeled` is read: it can be measured against, never trained on.
+                # Labels of lines marked `unlabeled` are kept for evaluation; training never sees them.
                 labels = torch.tensor([number.get(row["label"], -1) for row in rows])
                 groups = [row["group"] or row["path"] for row in rows] if grouped else None
                 parts[split] = Examples(FileImages(paths, ids), ids, labels, groups)

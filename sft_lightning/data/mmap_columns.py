@@ -1,6 +1,6 @@
-"""Columns of many examples that stay on the disk: numbers and texts, mapped into memory page by page as they are read.
+"""Columns of numbers and texts that stay on disk and are memory-mapped as they are read.
 
-A list of a million names takes a hundred megabytes of each process; these take none that the system cannot drop.
+A list of a million names takes 100 MB in each process; the system can drop the pages of a mapped file at any time.
 """
 
 from abc import abstractmethod
@@ -13,31 +13,31 @@ import numpy.typing as npt
 
 
 class NumberColumn:
-    """A file of numbers of one kind, opened when it is first needed, in each process anew."""
+    """Memory-mapped file of numbers of one type, opened on first use in each process."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        """Names the file; nothing is read.
+        """Store the path; nothing is read.
 
         Args:
-            path: Of raw numbers, one after the other.
-            kind: Of each, as numpy has it: `<i8`, `V32`.
+            path: Path of a file of raw numbers.
+            kind: Type of the numbers as NumPy spells it, such as `<i8` or `V32`.
         """
         self.path, self._kind = path, kind
         self._values: npt.NDArray[Any] | None = None
 
     @property
     def values(self) -> npt.NDArray[Any]:
-        """The numbers."""
+        """Numbers, memory-mapped."""
         if self._values is None:
             self._values = np.memmap(self.path, self._kind, "r")
         return self._values
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_values": None}  # another process maps the file, and gets no copy of it
+        return {**self.__dict__, "_values": None}  # another process maps the file itself, without a copy
 
 
 class _LazyTexts(Sequence[str]):
-    """Texts that are made when they are asked for."""
+    """Sequence of texts that are created on access."""
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -46,24 +46,24 @@ class _LazyTexts(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self._get(i) for i in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
             raise IndexError(index)
-        return self._get(place)
+        return self._get(position)
 
     @abstractmethod
-    def _get(self, place: int) -> str:
-        """The text at a place from 0 on."""
+    def _get(self, position: int) -> str:
+        """Return the text at a position in [0, len)."""
 
 
 class TextColumn(_LazyTexts):
-    """A file of texts, and one of the places where each ends."""
+    """File of texts, with a second file of the positions where each ends."""
 
     def __init__(self, path: Path) -> None:
-        """Names the files; nothing is read.
+        """Store the paths; nothing is read.
 
         Args:
-            path: Written by `write_texts`.
+            path: Path of a file that `write_texts` wrote.
         """
         self._ends = NumberColumn(_ends_path(path), "<i8")
         self._bytes = NumberColumn(path, "u1")
@@ -71,60 +71,60 @@ class TextColumn(_LazyTexts):
     def __len__(self) -> int:
         return len(self._ends.values)
 
-    def _get(self, place: int) -> str:
-        first = self._ends.values[place - 1] if place else 0
-        return self._bytes.values[first : self._ends.values[place]].tobytes().decode("utf-8", "replace")
+    def _get(self, position: int) -> str:
+        first = self._ends.values[position - 1] if position else 0
+        return self._bytes.values[first : self._ends.values[position]].tobytes().decode("utf-8", "replace")
 
 
 class SelectedTexts(_LazyTexts):
-    """Some of each of several sequences of texts, one after the other."""
+    """Concatenation of selected texts of one or more sequences."""
 
     def __init__(self, *pieces: tuple[Sequence[str], Sequence[int]]) -> None:
-        """Joins them without a copy.
+        """Join the texts without a copy.
 
         Args:
-            pieces: Texts, and which of them.
+            pieces: Pairs of a sequence of texts and the positions to take from it.
         """
         self._pieces = pieces
-        self._stops = np.cumsum([len(places) for _, places in pieces])
+        self._stops = np.cumsum([len(positions) for _, positions in pieces])
 
     def __len__(self) -> int:
         return int(self._stops[-1]) if len(self._stops) else 0
 
-    def _get(self, place: int) -> str:
-        k = int(np.searchsorted(self._stops, place, "right"))
-        texts, places = self._pieces[k]
-        return texts[int(places[place - (int(self._stops[k - 1]) if k else 0)])]
+    def _get(self, position: int) -> str:
+        k = int(np.searchsorted(self._stops, position, "right"))
+        texts, positions = self._pieces[k]
+        return texts[int(positions[position - (int(self._stops[k - 1]) if k else 0)])]
 
     def __iter__(self) -> Iterator[str]:
-        return (texts[int(i)] for texts, places in self._pieces for i in places)
+        return (texts[int(i)] for texts, positions in self._pieces for i in positions)
 
 
 class PrefixedTexts(_LazyTexts):
-    """Texts behind a word."""
+    """Texts with a common prefix."""
 
-    def __init__(self, word: str, texts: Sequence[str]) -> None:
-        """Joins both without a copy.
+    def __init__(self, prefix: str, texts: Sequence[str]) -> None:
+        """Join both without a copy.
 
         Args:
-            word: Goes before each.
-            texts: Of any kind.
+            prefix: Text to put before each of the others.
+            texts: Sequence of texts.
         """
-        self._word, self._texts = word, texts
+        self._prefix, self._texts = prefix, texts
 
     def __len__(self) -> int:
         return len(self._texts)
 
-    def _get(self, place: int) -> str:
-        return self._word + self._texts[place]
+    def _get(self, position: int) -> str:
+        return self._prefix + self._texts[position]
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
-    """Writes texts for `TextColumn`.
+    """Write texts for `TextColumn`.
 
     Args:
-        path: The file; where each ends is written beside it.
-        texts: Of any length.
+        path: Path of the file; the positions where texts end go into a second file beside it.
+        texts: Texts to write.
     """
     end = 0
     with path.open("wb") as file, _ends_path(path).open("wb") as ends:

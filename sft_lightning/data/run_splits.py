@@ -1,4 +1,4 @@
-"""The splits of a run that goes on or is measured again: its `split.csv` rules, and what changed since is reported."""
+"""Splits of a resumed or evaluated run: restore them from its `split.csv`, and report what changed since."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from sft_lightning.utils.errors import InputError
 
 TestOn = Literal["split", "all"]
 HELD_OUT = ("val", "test")
-# Whether unlabeled images are needed depends on the method, which says so itself.
+# Splits that each stage needs. Unlabeled images are checked elsewhere: whether they are needed depends on the method.
 _NEEDED = {
     "fit": ("labeled",),
     "calibrate": ("labeled",),
@@ -32,13 +32,13 @@ _NEEDED = {
     "test": ("test",),
     "predict": ("test",),
 }
-_NEEDS_RUN_DATA = ("fit", "calibrate")  # stages that need the data of the run itself
+_NEEDS_RUN_DATA = ("fit", "calibrate")  # stages that refuse other data than the run's
 _SHOWN = 3  # names in a sentence
 _SPLIT_SETTINGS = ("seed", "num_labels", "labels_per_class", "val_size", "test_size", "unlabeled_source")
 
 
 def get_split_settings(request: SplitConfig, unlabeled_source: str | None) -> dict[str, Any]:
-    """Return the settings that choose a split, for the first line of its file.
+    """Return the settings that determine a split, for the first line of its file.
 
     Args:
         request: Sizes and seed.
@@ -49,7 +49,7 @@ def get_split_settings(request: SplitConfig, unlabeled_source: str | None) -> di
 
 @dataclass
 class _Changes:
-    """What differs between the data of a run and what lies there now, as names of examples by kind of change."""
+    """Differences between the data of a run and the current data: names of examples by kind of change."""
 
     gone: dict[str, list[str]] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
@@ -59,28 +59,30 @@ class _Changes:
     new: list[str] = field(default_factory=list)
 
     def describe(self) -> list[str]:
-        said = []
+        phrases = []
         if gone := [name for names in self.gone.values() for name in names]:
             counts = ", ".join(f"{len(names):,} {split}" for split, names in self.gone.items())
-            said.append(f"{_count_images(gone, 'is', 'are')} gone or unreadable ({counts}): {_format_examples(gone)}")
+            phrases.append(
+                f"{_count_images(gone, 'is', 'are')} gone or unreadable ({counts}): {_format_examples(gone)}"
+            )
         for names, what in (
             (self.blank, "left out without the former label"),
             (self.trained, "left out, as the run was trained on what the file now holds"),
             (self.new, "not in the run's split and left out"),
         ):
             if names:
-                said.append(f"{_count_images(names, 'is', 'are')} {what}: {_format_examples(names)}")
+                phrases.append(f"{_count_images(names, 'is', 'are')} {what}: {_format_examples(names)}")
         if self.changed:
-            said.append(
+            phrases.append(
                 f"{_count_images(self.changed, 'has', 'have')} other content than in the run: "
                 f"{_format_examples(self.changed)}"
             )
         if self.relabeled:
-            said.append(
+            phrases.append(
                 f"{_count_images(self.relabeled, 'has', 'have')} another label than in the run: "
                 f"{_format_examples(self.relabeled)}"
             )
-        return said
+        return phrases
 
 
 def _count_images(names: Sequence[str], one: str, more: str) -> str:
@@ -93,13 +95,13 @@ def _format_examples(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class RunSplit:
-    """The split of a run that goes on or is measured again.
+    """Split of a resumed or evaluated run.
 
     Attributes:
-        path: Its `split.csv`.
-        stage: What is done: `fit`, `validate`, `test`, `predict`, or `calibrate` on the data of the run.
-        starts: Files `split.csv` of the runs that it started from.
-        measures_all: Whether all labeled images of other data are measured, even if it has a part for it.
+        path: Path of the run's `split.csv`.
+        stage: Stage: `fit`, `validate`, `test`, `predict`, or `calibrate` on the data of the run.
+        starts: Paths of the `split.csv` files of the runs that it started from.
+        measures_all: Whether to evaluate on all labeled images of other data, even if it has a test or val split.
     """
 
     path: Path
@@ -116,20 +118,20 @@ class RunSplit:
         request: SplitConfig,
         choose: Callable[[SplitConfig], Splits],
     ) -> Splits:
-        """Divide the examples as the run did; those that it did not have are left out.
+        """Divide the examples as the run did, leaving out examples that it did not have.
 
-        Of other data than that of the run, all is measured but what the run was trained on.
+        On other data than the run's, everything is evaluated except images that the run was trained on.
 
         Args:
             source: Name of the source, as the user wrote it.
-            class_names: Names of its classes.
-            named: Parts of the source by name.
-            second: Part of another source of unlabeled images, or None.
-            request: Sizes and seed; what is to be said goes into its messages.
-            choose: Makes the splits that a new run would have.
+            class_names: Names of the source's classes.
+            named: Examples of the source by the name of their split.
+            second: Examples of a second source of unlabeled images, or None.
+            request: Sizes and seed; messages for the user are appended to it.
+            choose: Function that makes the splits of a new run.
 
         Raises:
-            InputError: The data of the run is gone, or `fit` would go on with other data.
+            InputError: The data of the run is gone, or `fit` would continue on other data.
         """
         check_rows(self.path)
         head, parts = read_head(self.path), list(named.values())
@@ -138,7 +140,7 @@ class RunSplit:
             if self.stage in _NEEDS_RUN_DATA:
                 raise InputError(
                     f"the run of {str(self.path)!r} was trained on source {head.get('source')!r}, and source "
-                    f"{source!r} holds other images: go on with the same data, or start a new run from it by "
+                    f"{source!r} holds other images: continue with the same data, or start a new run from it with "
                     "model.init_args.weights"
                 )
             policy = replace(request, on_leak="drop")
@@ -168,15 +170,17 @@ class RunSplit:
             for name, value in get_split_settings(request, head.get("unlabeled_source")).items()
             if name in head and head[name] != value
         ]
-        said = changes.describe()
+        phrases = changes.describe()
         if differ:
-            said.append(f"{', '.join(differ)} would choose another split and {'do' if len(differ) > 1 else 'does'} not")
-        if said:
-            request.messages.append(f"the split is that of the run ({self.path}): {'; '.join(said)}")
+            phrases.append(
+                f"{', '.join(differ)} would choose another split and {'do' if len(differ) > 1 else 'does'} not"
+            )
+        if phrases:
+            request.messages.append(f"the split is that of the run ({self.path}): {'; '.join(phrases)}")
         for name in _NEEDED[self.stage]:
             if not len(splits[name]) and (lost := changes.gone.get(name)):
                 raise InputError(
-                    f"source {source!r} has none of the {len(lost):,} {name} images of the run any more "
+                    f"source {source!r} no longer has any of the {len(lost):,} {name} images of the run "
                     f"({_format_examples(lost)}; {self.path}): put them back, or name other data by "
                     "data.init_args.source"
                 )
@@ -185,32 +189,36 @@ class RunSplit:
     def _is_of_run(
         self, head: Mapping[str, Any], source: str, parts: Sequence[Examples], everything: list[Examples]
     ) -> bool:
-        """Whether the source is that of the run, perhaps at another place, and not just one with the same names."""
+        """Return whether the source is the run's, perhaps moved, and not other data with the same names."""
         named = head.get("source")
         if named is not None and os.path.normpath(str(named)) == os.path.normpath(source):
             return True
         if is_same_data(head, everything):
             return True
-        place = {name: (part, i) for part in parts for i, name in enumerate(part.ids)}
+        position = {name: (part, i) for part in parts for i, name in enumerate(part.ids)}
         rows = [row for row in read_rows(self.path) if row.split in HELD_OUT]
         rows = rows or [row for row in read_rows(self.path) if row.split == "labeled"]
-        there = [row for row in rows if row.id in place]
+        there = [row for row in rows if row.id in position]
         if not there or 2 * len(there) < len(rows) or not all(row.content for row in there):
             return bool(rows) and len(there) == len(rows)
-        same = [row for row in there if next(read_contents(place[row.id][0].images, [place[row.id][1]])) == row.content]
+        same = [
+            row
+            for row in there
+            if next(read_contents(position[row.id][0].images, [position[row.id][1]])) == row.content
+        ]
         return 2 * len(same) >= len(rows)
 
     @property
     def _compared(self) -> tuple[str, ...]:
-        """Splits whose content is compared: to measure a run takes no look at what it was trained on."""
+        """Splits whose content is compared: evaluating a run does not read its training images."""
         return ("labeled", *HELD_OUT) if self.stage in _NEEDS_RUN_DATA else HELD_OUT
 
     def _is_same(self, splits: Splits, class_names: Sequence[str]) -> bool:
         rows = (row for row in read_rows(self.path) if row.split != LEFT_OUT)
-        for then, now in zip_longest(rows, list_split_rows(splits, class_names, self._compared)):
-            if then is None or now is None or then[:3] != now[:3]:
+        for old, new in zip_longest(rows, list_split_rows(splits, class_names, self._compared)):
+            if old is None or new is None or old[:3] != new[:3]:
                 return False
-            if then.content != now.content and then.content and now.split in self._compared:
+            if old.content != new.content and old.content and new.split in self._compared:
                 return False
         return True
 
@@ -218,8 +226,8 @@ class RunSplit:
         self, parts: Sequence[Examples], second: Examples | None, class_names: Sequence[str], changes: _Changes
     ) -> Splits:
         sources = [*parts, second] if second is not None else list(parts)
-        place = {name: (k, i) for k, part in enumerate(parts) for i, name in enumerate(part.ids)}
-        apart = place if second is None else {name: (len(parts), i) for i, name in enumerate(second.ids)}
+        position = {name: (k, i) for k, part in enumerate(parts) for i, name in enumerate(part.ids)}
+        second_position = position if second is None else {name: (len(parts), i) for i, name in enumerate(second.ids)}
         rows = list(read_rows(self.path))
         trained = {row.content for row in rows if row.split == "labeled" and row.content}
         chosen: dict[str, dict[int, list[int]]] = {name: {} for name in NAMES}
@@ -230,20 +238,20 @@ class RunSplit:
             if row.split == LEFT_OUT:
                 listed["apart"].add(row.id)
                 continue
-            found = (apart if in_second else place).get(row.id)
-            if found is None:
+            where = (second_position if in_second else position).get(row.id)
+            if where is None:
                 changes.gone.setdefault(row.split, []).append(row.id)
-            elif self._is_kept(row, sources[found[0]], found[1], class_names, trained, changes):
-                chosen[row.split].setdefault(found[0], []).append(found[1])
-        changes.new = [name for name in place if name not in listed["own"]]
+            elif self._is_kept(row, sources[where[0]], where[1], class_names, trained, changes):
+                chosen[row.split].setdefault(where[0], []).append(where[1])
+        changes.new = [name for name in position if name not in listed["own"]]
         if second is not None:
-            changes.new += [name for name in apart if name not in listed["apart"]]
+            changes.new += [name for name in second_position if name not in listed["apart"]]
         return join_examples(chosen, sources)
 
     def _is_kept(
         self, row: Row, part: Examples, i: int, class_names: Sequence[str], trained: set[str], changes: _Changes
     ) -> bool:
-        """Whether an example that is still there stays in its split."""
+        """Return whether an example that still exists stays in its split, and record what changed about it."""
         label = int(part.labels[i])
         now = class_names[label] if label >= 0 else ""
         if row.label and not now:
@@ -263,10 +271,10 @@ class RunSplit:
 
 @dataclass(frozen=True)
 class AllLabeled:
-    """All labeled images of a source, for a checkpoint outside of its run.
+    """Evaluation on all labeled images of a source, for a checkpoint outside of its run.
 
     Attributes:
-        stage: What is done: `validate`, `test` or `predict`.
+        stage: Stage: `validate`, `test` or `predict`.
     """
 
     stage: str
@@ -280,33 +288,33 @@ class AllLabeled:
         request: SplitConfig,
         choose: Callable[[SplitConfig], Splits],
     ) -> Splits:
-        """Put all labeled images into the split that is measured; the arguments are those of `RunSplit.apply`."""
+        """Put all labeled images into the evaluated split; the arguments are those of `RunSplit.apply`."""
         return choose_measured(named, f"test_on is 'all' for {source}", _NEEDED[self.stage][0], True, request)
 
 
 def choose_run_split(
     path: Path | None, stage: str, starts: Sequence[Path], test_on: TestOn, split_file: str | None
 ) -> RunSplit | AllLabeled | None:
-    """Choose what rules the splits in place of the settings of a new run.
+    """Choose what determines the splits in place of the settings of a new run.
 
     Args:
-        path: `split.csv` of the run that goes on or is measured again, or None.
-        stage: See `RunSplit`.
-        starts: See `RunSplit`.
-        test_on: Setting of the user.
-        split_file: Setting of the user.
+        path: Path of the `split.csv` of the resumed or evaluated run, or None.
+        stage: Stage: `fit`, `validate`, `test`, `predict` or `calibrate`.
+        starts: Paths of the `split.csv` files of the runs that it started from.
+        test_on: Images to evaluate on: those of the split, or all labeled ones.
+        split_file: Path of a split file that the user gave, or None.
 
     Returns:
-        None where the settings choose the split.
+        Object that makes the splits, or None where the settings of a new run do.
 
     Raises:
-        InputError: Everything would be measured in training, or beside a split that a file gives.
+        InputError: `test_on` is `all` in training, or beside a split file.
     """
     measures_all = test_on == "all"
     if measures_all and stage == "fit":
         raise InputError(
-            "test_on is 'all', which measures images that a run was not trained on: leave it at 'split' here, and give "
-            "it to `test` or `validate`"
+            "test_on is 'all', which evaluates a run on other images than those of training: leave it at 'split' here, "
+            "and give it to `test` or `validate`"
         )
     if path is not None:
         return RunSplit(path, stage, tuple(starts), measures_all)
@@ -320,14 +328,14 @@ def choose_run_split(
 def choose_measured(
     named: Mapping[str, Examples], why: str, name: str, takes_all: bool, request: SplitConfig
 ) -> Splits:
-    """Put what other data has to measure into the split that is measured.
+    """Put the images of other data to evaluate on into the evaluated split.
 
     Args:
-        named: Parts of the source by name.
-        why: First half of the sentence that states what is measured.
-        name: Name of the split: `test` or `val`.
-        takes_all: Whether all labeled images are measured where the source has a part of that name.
-        request: What is to be said goes into its messages.
+        named: Examples of the source by the name of their split.
+        why: First half of the message that states which images are evaluated.
+        name: Name of the evaluated split: `test` or `val`.
+        takes_all: Whether to take all labeled images even where the source has a split of that name.
+        request: Request whose messages are appended to.
     """
     nothing = Split(next(iter(named.values())), [])
     pieces = [(part, (part.labels >= 0).nonzero()[:, 0].tolist()) for part in named.values()]
@@ -336,28 +344,28 @@ def choose_measured(
         part = named[name]
         measured = Split(part, range(len(part)))
         others = labeled - len(part)
-        more = f"; its other {others:,} labeled images are measured, too, with test_on: all" if others else ""
-        request.messages.append(f"{why}: its own {name} part is measured ({len(part):,}){more}")
+        more = f"; set test_on: all to evaluate its other {others:,} labeled images, too" if others else ""
+        request.messages.append(f"{why}: its own {name} split is evaluated ({len(part):,}){more}")
     else:
         pieces = [piece for piece in pieces if piece[1]]
         both = concatenated(*pieces) if pieces else nothing.part
         measured = Split(both, range(len(both))) if pieces else nothing
-        request.messages.append(f"{why}: all of its labeled images are measured ({labeled:,})")
+        request.messages.append(f"{why}: all of its labeled images are evaluated ({labeled:,})")
     return {**dict.fromkeys(NAMES, nothing), name: measured}
 
 
 def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitConfig, source: str | None) -> Splits:
-    """Leave out of validation and test what runs have learned the labels of.
+    """Leave images out of validation and test whose labels earlier runs learned.
 
     Args:
-        splits: Splits that a new run would have.
-        trained: Files `split.csv` of the runs.
-        request: Policy for leaks; what is to be said goes into its messages.
-        source: Name of the source, by which examples of runs without recorded content are compared; None for another
-            source than theirs.
+        splits: Splits of a new run.
+        trained: Paths of the `split.csv` files of the earlier runs.
+        request: Policy for leaks; messages for the user are appended to it.
+        source: Name of the source. Where a run recorded no content, its examples are compared by name if its source has
+            this name. None compares by content only.
 
     Raises:
-        InputError: The policy is `raise`, or nothing is left of a split.
+        InputError: The policy is `raise`, or a split would be empty.
     """
     contents: dict[str, Path] = {}
     names: dict[str, Path] = {}
@@ -374,24 +382,24 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitCon
     kept = dict(splits)
     for name in HELD_OUT:
         split = splits[name]
-        found = {
+        learned = {
             i: run
-            for i, one, content in zip(
+            for i, example, content in zip(
                 split.indices, split.ids, read_contents(split.part.images, split.indices), strict=True
             )
-            if (run := contents.get(content) or names.get(one)) is not None
+            if (run := contents.get(content) or names.get(example)) is not None
         }
-        if not found:
+        if not learned:
             continue
-        runs = ", ".join(sorted({str(path.parent) for path in found.values()}))
-        shown = _format_examples([repr(split.part.ids[i]) for i in found])
-        what = f"{len(found):,} of {len(split):,} {name} images are images that {runs} learned the labels of ({shown})"
-        remedy = f"give data.init_args.split_file={next(iter(found.values()))} for the split of that run"
+        runs = ", ".join(sorted({str(path.parent) for path in learned.values()}))
+        shown = _format_examples([repr(split.part.ids[i]) for i in learned])
+        what = f"{len(learned):,} of {len(split):,} {name} images are labeled training images of {runs} ({shown})"
+        remedy = f"give data.init_args.split_file={next(iter(learned.values()))} for the split of that run"
         if request.on_leak == "raise":
             raise InputError(f"{what}: {remedy}, or set on_leak: drop to leave them out")
-        if len(found) == len(split):
+        if len(learned) == len(split):
             raise InputError(f"{what}, and none is left: {remedy}, or give other data")
         request.messages.append(f"{what} and are left out; {remedy}")
         request.leaks.append(request.messages[-1])
-        kept[name] = Split(split.part, [i for i in split.indices if i not in found])
+        kept[name] = Split(split.part, [i for i in split.indices if i not in learned])
     return kept

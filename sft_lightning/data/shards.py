@@ -1,19 +1,19 @@
-"""Shards: a source of many images in few files, read by number, with everything else about them in mapped columns.
+"""Shards: a source that packs many images into few files, read by index, with all else in memory-mapped columns.
 
-Reading is litdata's: its files of packed images, its reader by number. Which image comes next is ours (`plans.py`,
-`orders.py`), as for every other source, because the libraries' own loaders promise less. Seen with litdata 0.2.76 and
-webdataset 1.0.2: webdataset reads tar files from the beginning and has no state to resume from. litdata's loader
-resumes exactly, and repeats nothing with another number of workers; but what a batch holds changes with that number,
-two streams are mixed at random where a batch needs so many labeled and so many unlabeled examples, and neither library
-knows of splits or can say how many examples a class has. A plan that is a pure function of (seed, number of the batch,
-rank, world size) over examples that are read by number has all of that for nothing; it costs 45 µs an image with
-litdata's reader. All ranks read all shards of the window: each machine fetches the whole data in a pass.
+litdata packs the images and reads them by index. The order of the images comes from this package (`batch_sampling`,
+`sample_orders`), as for every other source, because the loaders of the libraries guarantee less. As of litdata 0.2.76
+and webdataset 1.0.2: webdataset reads tar files from the beginning and has no state to resume from. litdata's loader
+resumes exactly and repeats nothing with another number of workers, but the content of a batch changes with that number,
+and it mixes two streams at random where a batch needs a fixed number of labeled and unlabeled examples. Neither library
+knows splits or the number of examples per class. A batch plan that is a pure function of (seed, index of the batch,
+rank, world size) over examples read by index provides all of that; litdata's reader takes 45 µs per image. All ranks
+read all shards of the window: each machine fetches the complete data in a pass.
 
 A folder of shards holds `shards.json`, written last, and one folder for each of train, val, test and unlabeled:
 
-    index.json, chunk-0-*.bin                   litdata's, of the images' bytes as they are
+    index.json, chunk-0-*.bin                   litdata's files, with the unchanged bytes of the images
     labels.bin, sizes.bin, hashes.bin           int64, int64 and SHA-256 of each image
-    ids.bin, ids.ends.bin                       names; groups.bin, too, where there are some
+    ids.bin, ids.ends.bin                       names; also groups.bin and groups.ends.bin, if there are groups
 """
 
 import json
@@ -45,36 +45,36 @@ INDEX = "shards.json"
 FORMAT = "sft-lightning shards 1"
 _CHUNK = re.compile(r"chunk-\d+-\d+\.bin")
 _LEAF = [1, {"type": None, "context": None, "children_spec": []}]
-# All that the reader is told; other formats of litdata's are pickles, which run code.
+# Only this configuration is accepted: other formats of litdata are pickles, which can run code.
 _CONFIG = {"compression": None, "encryption": None, "data_format": ["bytes"], "item_loader": "PyTreeLoader"}
 
 
 def require_litdata(what: str) -> None:
-    """Makes sure that litdata is installed.
+    """Check that litdata is installed.
 
     Args:
-        what: Needs it.
+        what: Subject of the error message, which needs litdata.
 
     Raises:
-        InputError: It is not.
+        InputError: litdata is not installed.
     """
     if find_spec("litdata") is None:
         raise InputError(f"{what} needs the extra 'stream': pip install 'sft-lightning[stream]'")
 
 
 class Shards:
-    """The images of one part, read by number: each process and each of its forks has a reader of its own."""
+    """Images of one split, read by index. Each process, and each of its forks, opens its own reader."""
 
     def __init__(self, folder: Path, count: int, digest: str) -> None:
-        """Checks the index and the sizes of the files; no image is read.
+        """Check the index and the sizes of the files; no image is read.
 
         Args:
-            folder: Of the part.
-            count: Of images.
+            folder: Path of the folder of the split.
+            count: Number of images.
             digest: SHA-256 of names and images.
 
         Raises:
-            InputError: The index is none, or a file is missing or of another size.
+            InputError: The index is invalid, or a file is missing or of another size.
         """
         self.folder, self.count, self.digest = folder, count, digest
         lengths = self._check_index()
@@ -86,18 +86,18 @@ class Shards:
             if not path.is_file() or path.stat().st_size != size * count:
                 raise InputError(f"{str(path)!r} does not hold {count} entries: {_REMEDY}")
         self.sizes, self.hashes = NumberColumn(folder / "sizes.bin", "<i8"), NumberColumn(folder / "hashes.bin", "V32")
-        _import_litdata()  # takes seconds: here, so that processes that are forked later have it
+        _import_litdata()  # takes seconds: done here, so that processes forked later inherit it
         self._reader: Any = None
         self._opened_by = 0
         self._lock = threading.Lock()
 
     def _check_index(self) -> list[int]:
-        """Images of each shard."""
+        """Return the number of images in each shard."""
         path = self.folder / "index.json"
-        found = _read_json(path)
-        config, chunks = found.get("config"), found.get("chunks")
+        index = _read_json(path)
+        config, chunks = index.get("config"), index.get("chunks")
         if not isinstance(config, dict) or not isinstance(chunks, list) or not chunks:
-            raise InputError(f"{str(path)!r} is no index of shards: {_REMEDY}")
+            raise InputError(f"{str(path)!r} is not an index of shards: {_REMEDY}")
         wrong = [name for name, value in _CONFIG.items() if config.get(name) != value]
         if wrong or _parse_json(config.get("data_spec")) != _LEAF:
             key = wrong[0] if wrong else "data_spec"
@@ -106,27 +106,29 @@ class Shards:
         for chunk in chunks:
             name = chunk.get("filename") if isinstance(chunk, dict) else None
             numbers = [chunk.get(key) for key in ("chunk_size", "chunk_bytes")] if isinstance(chunk, dict) else []
-            good = isinstance(name, str) and _CHUNK.fullmatch(name) and all(type(n) is int and n > 0 for n in numbers)
-            if not good:
-                raise InputError(f"{str(path)!r} names a shard {name!r}, which scripts/shard does not write: {_REMEDY}")
+            has_numbers = all(type(n) is int and n > 0 for n in numbers)
+            if not isinstance(name, str) or not _CHUNK.fullmatch(name) or not has_numbers:
+                raise InputError(f"{str(path)!r} lists a shard {name!r}, which scripts/shard does not write: {_REMEDY}")
             file = self.folder / str(name)
             if not file.is_file() or file.stat().st_size != numbers[1]:
-                raise InputError(f"shard {str(file)!r} is missing or not of {numbers[1]} bytes: copy it, or {_REMEDY}")
+                raise InputError(
+                    f"shard {str(file)!r} is missing or not {numbers[1]} bytes long: copy it, or {_REMEDY}"
+                )
         return [int(chunk["chunk_size"]) for chunk in chunks]
 
     def find_shards(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The number of the shard that each image is in.
+        """Return the index of the shard of each image.
 
         Args:
-            indices: In the part.
+            indices: Indices of images in the split, of shape (N,).
         """
         return np.searchsorted(self.starts, indices, "right") - 1
 
     def read(self, index: int) -> bytes:
-        """An image as it is stored.
+        """Read the stored bytes of an image.
 
         Args:
-            index: In the part.
+            index: Index of the image in the split.
 
         Raises:
             OSError: The shard is damaged.
@@ -137,12 +139,12 @@ class Shards:
                 return bytes(
                     self._open_reader()[_import_litdata()[1](index, shard)]
                 )  # a copy: the file is unmapped later
-            except Exception as error:  # whatever it makes of damaged bytes
+            except Exception as error:  # damaged bytes may raise anything
                 raise OSError(f"shard {shard} of '{self.folder}' is damaged ({type(error).__name__})") from error
 
     def _open_reader(self) -> Any:
         if self._reader is None or self._opened_by != os.getpid():
-            # One image at a time: by default it decodes 256 around each, eleven times slower in shuffled order.
+            # By default the reader decodes 256 images around each one, eleven times slower in shuffled order.
             self._reader, self._opened_by = _import_litdata()[0](str(self.folder), batch_decode=0), os.getpid()
         return self._reader
 
@@ -159,7 +161,7 @@ _REMEDY = "make the shards again"
 
 @cache
 def _import_litdata() -> tuple[Any, Any]:
-    """The reader, and the number of an image as it wants it."""
+    """Return litdata's reader and its type of an image's index."""
     from litdata import StreamingDataset
     from litdata.streaming.sampler import ChunkedIndex
 
@@ -168,10 +170,10 @@ def _import_litdata() -> tuple[Any, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): {_REMEDY}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _parse_json(text: object) -> object:
@@ -182,13 +184,13 @@ def _parse_json(text: object) -> object:
 
 
 class ShardImages(EncodedImages):
-    """Some images of each of several parts in shards, one after the other."""
+    """Concatenation of selected images of one or more splits in shards."""
 
     def __init__(self, *pieces: tuple[Shards, Sequence[int]], ids: Sequence[str]) -> None:
-        """Joins them; nothing is read.
+        """Join the images; nothing is read.
 
         Args:
-            pieces: Shards, and which of their images.
+            pieces: Pairs of shards and the indices of the images to take from them.
             ids: Names of the images, for messages.
         """
         self._pieces, self._ids = pieces, ids
@@ -203,20 +205,20 @@ class ShardImages(EncodedImages):
         return shards, int(chosen[index - (int(self._stops[k - 1]) if k else 0)])
 
     def file(self, index: int) -> BytesIO:
-        """The bytes of an image."""
-        shards, own = self._find(index)
-        return BytesIO(shards.read(own))
+        """Return the bytes of an image."""
+        shards, local = self._find(index)
+        return BytesIO(shards.read(local))
 
     def place(self, index: int) -> Path:
-        """The folder of the shards, and the name."""
+        """Return the folder of the shards joined with the name of the image."""
         return self._find(index)[0].folder / self._ids[index]
 
     def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
-        """None: the images were looked at when the shards were made, and a start shall not read all of them."""
+        """Return nothing: the images were checked when the shards were made, and reading all would delay the start."""
         return {}
 
     def _split_up(self, indices: Sequence[int]) -> Iterable[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-        """Piece, images in its shards, and which of the indices they are."""
+        """Yield for each piece its number, the indices in its shards, and a mask of the indices that are in it."""
         wanted = np.asarray(indices, dtype=np.int64)
         owner = np.searchsorted(self._stops, wanted, "right")
         for k, (_, chosen) in enumerate(self._pieces):
@@ -225,67 +227,69 @@ class ShardImages(EncodedImages):
             yield k, local if isinstance(chosen, range) else np.asarray(chosen, dtype=np.int64)[local], mine
 
     def sizes(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Bytes of each image, from the column."""
-        found = np.zeros(len(indices), np.int64)
-        for k, own, mine in self._split_up(indices):
-            found[mine] = self._pieces[k][0].sizes.values[own]
-        return found
+        """Return the size of each image in bytes, from the column."""
+        sizes = np.zeros(len(indices), np.int64)
+        for k, local, mask in self._split_up(indices):
+            sizes[mask] = self._pieces[k][0].sizes.values[local]
+        return sizes
 
     def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
-        """SHA-256 of the bytes of each image, from the column."""
+        """Return the SHA-256 of the bytes of each image, from the column."""
         wanted = list(indices)
-        found = np.zeros(len(wanted), "V32")
-        for k, own, mine in self._split_up(wanted):
-            found[mine] = self._pieces[k][0].hashes.values[own]
-        return [one.tobytes() for one in found]
+        hashes = np.zeros(len(wanted), "V32")
+        for k, local, mask in self._split_up(wanted):
+            hashes[mask] = self._pieces[k][0].hashes.values[local]
+        return [one.tobytes() for one in hashes]
 
     def digest(self) -> str:
-        """SHA-256 of the names and bytes of all images, as they were when the shards were made."""
-        told = [
+        """Return the SHA-256 of the names and bytes of all images, computed when the shards were made."""
+        digests = [
             shards.digest if len(chosen) == shards.count else f"{shards.digest} of {np.asarray(chosen).tolist()}"
             for shards, chosen in self._pieces
         ]
-        return told[0] if len(told) == 1 else sha256("\n".join(told).encode()).hexdigest()
+        return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "ShardImages":
-        """Some images of several parts, none of which is copied; each part's in ascending order."""
-        own = [(images, chosen) for images, chosen in pieces if isinstance(images, ShardImages)]
-        return cls(*(piece for images, chosen in own for piece in images._select(chosen)), ids=ids)
+        """Join selected images of one or more splits without a copy; indices of each are in ascending order."""
+        in_shards = [(images, chosen) for images, chosen in pieces if isinstance(images, ShardImages)]
+        return cls(*(piece for images, chosen in in_shards for piece in images._select(chosen)), ids=ids)
 
     def _select(self, indices: Sequence[int]) -> list[tuple[Shards, Sequence[int]]]:
-        parts = ((self._pieces[k][0], own) for k, own, _ in self._split_up(indices))
-        return [(shards, _pack(own)) for shards, own in parts if len(own)]
+        parts = ((self._pieces[k][0], local) for k, local, _ in self._split_up(indices))
+        return [(shards, _pack(local)) for shards, local in parts if len(local)]
 
     def count_runs(self, indices: Sequence[int]) -> Tensor:
-        """How many of some images follow each other in one shard, int64 of shape (S,).
+        """Count consecutive images in the same shard, int64 of shape (number of runs,).
 
         Args:
-            indices: In ascending order.
+            indices: Indices of images in ascending order.
         """
         number = np.zeros(len(indices), np.int64)
         first = 0
-        for k, own, mine in self._split_up(indices):
+        for k, local, mask in self._split_up(indices):
             shards = self._pieces[k][0]
-            number[mine] = first + shards.find_shards(own)
+            number[mask] = first + shards.find_shards(local)
             first += len(shards.starts)
         edges = np.flatnonzero(np.diff(number)) + 1
         return torch.from_numpy(np.diff(np.concatenate([[0], edges, [len(number)]])))
 
 
 def _pack(indices: npt.NDArray[np.int64]) -> Sequence[int]:
-    """The same indices in less memory where they follow each other."""
+    """Return consecutive indices as a range, which takes less memory, and others unchanged."""
     first, last = int(indices[0]), int(indices[-1])
-    whole = last - first + 1 == len(indices) and bool((np.diff(indices) == 1).all())
-    return range(first, last + 1) if whole else indices  # type: ignore[return-value]
+    is_range = last - first + 1 == len(indices) and bool((np.diff(indices) == 1).all())
+    return range(first, last + 1) if is_range else indices  # type: ignore[return-value]
 
 
 def choose_pass_order(split: Split, window: int) -> Callable[[int], Windowed] | None:
-    """How a split's passes are ordered; None where it is not in shards, or in so few that any order will do.
+    """Choose how to order the passes over a split, or return None where a full shuffle works.
+
+    A full shuffle works for a split that is not in shards, or in no more shards than the window holds.
 
     Args:
-        split: To train on.
-        window: Shards whose examples are shuffled among each other.
+        split: Split to train on.
+        window: Number of shards whose examples are shuffled together.
     """
     images = split.part.images
     lengths = images.count_runs(split.indices) if isinstance(images, ShardImages) else torch.empty(0)
@@ -293,22 +297,22 @@ def choose_pass_order(split: Split, window: int) -> Callable[[int], Windowed] | 
 
 
 class ShardSource(Source):
-    """A folder that `scripts/shard` made."""
+    """Source in a folder of shards that `scripts/shard` wrote."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what the shards hold.
+        """Read the index of the shards.
 
         Args:
-            path: The folder, with `shards.json`.
+            path: Path of the folder with `shards.json`.
 
         Raises:
-            InputError: It is damaged, of another version, or litdata is not installed.
+            InputError: The folder is damaged or of another version, or litdata is not installed.
         """
         self.path, self.name = path, str(path)
         require_litdata(f"source {self.name!r}, which is made of shards,")
-        found = _read_json(path / INDEX)
-        names, shape, parts = (found.get(key) for key in ("class_names", "image_shape", "parts"))
-        good = (
+        index = _read_json(path / INDEX)
+        names, shape, parts = (index.get(key) for key in ("class_names", "image_shape", "parts"))
+        is_valid = (
             isinstance(names, list)
             and all(isinstance(name, str) for name in names)
             and (shape is None or (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)))
@@ -317,25 +321,25 @@ class ShardSource(Source):
             and all(name in SPLITS and isinstance(part, dict) for name, part in parts.items())
             and all(type(part.get("count")) is int and isinstance(part.get("sha256"), str) for part in parts.values())
         )
-        if found.get("format") != FORMAT or not good:
-            raise InputError(f"{str(path / INDEX)!r} is not of the format {FORMAT!r}: {_REMEDY}")
+        if index.get("format") != FORMAT or not is_valid:
+            raise InputError(f"{str(path / INDEX)!r} does not have the format {FORMAT!r}: {_REMEDY}")
         self.class_names = tuple(names)  # type: ignore[arg-type]
         self.image_shape = None if shape is None else (shape[0], shape[1], shape[2])
-        self.value_ranges = parse_ranges(found.get("value_ranges"), str(path / INDEX))
+        self.value_ranges = parse_ranges(index.get("value_ranges"), str(path / INDEX))
         assert isinstance(parts, dict)
         self._parts: dict[str, dict[str, Any]] = {name: parts[name] for name in SPLITS if name in parts}
 
     def load(self) -> dict[str, Examples]:
-        """Maps the columns; no image is read."""
-        return {name: self._open_part(self.path / name, about) for name, about in self._parts.items()}
+        """Map the columns of each split; no image is read."""
+        return {name: self._open_part(self.path / name, entry) for name, entry in self._parts.items()}
 
-    def _open_part(self, folder: Path, about: dict[str, Any]) -> Examples:
-        count = about["count"]
-        shards = Shards(folder, count, about["sha256"])
+    def _open_part(self, folder: Path, entry: dict[str, Any]) -> Examples:
+        count = entry["count"]
+        shards = Shards(folder, count, entry["sha256"])
         ids = TextColumn(folder / "ids.bin")
-        # Mapped, so that they are no memory of the process.
+        # Memory-mapped, so that they do not take memory in each process.
         labels = torch.from_file(str(folder / "labels.bin"), shared=False, size=count, dtype=torch.long)
         if labels.min() < -1 or labels.max() >= len(self.class_names):
             raise InputError(f"{str(folder / 'labels.bin')!r} has labels beyond the classes: {_REMEDY}")
-        groups = TextColumn(folder / "groups.bin") if about.get("groups") else None
+        groups = TextColumn(folder / "groups.bin") if entry.get("groups") else None
         return Examples(ShardImages((shards, range(count)), ids=ids), ids, labels, groups)

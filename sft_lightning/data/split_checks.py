@@ -1,4 +1,4 @@
-"""What a user needs to know of splits that were made: classes and parts that came away empty-handed."""
+"""Check new splits for classes and splits that got no examples."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,16 +14,16 @@ from sft_lightning.utils.errors import InputError
 def check_splits(
     splits: Splits, parts: Mapping[str, Examples], request: SplitConfig, class_names: Sequence[str]
 ) -> None:
-    """Refuse a budget of labels that leaves classes without one, and mention classes that a split lacks.
+    """Refuse a number of labels that leaves classes without one, and report classes that a split lacks.
 
     Args:
-        splits: Splits that were made.
-        parts: Parts of the source, to tell a class without labels from one that got none.
-        request: Request that they answer; its messages are added to.
+        splits: Splits to check.
+        parts: Examples of the source, which show whether a class has any labels to give.
+        request: Request for these splits; its messages are appended to.
         class_names: Names of the classes.
 
     Raises:
-        InputError: Fewer labels are asked for than there are classes.
+        InputError: The request asks for fewer labels than there are classes.
     """
     counts = {name: _count_labels(split.labels, len(class_names)) for name, split in splits.items()}
     trained = _count_labels(parts["train"].labels, len(class_names)) if "train" in parts else counts["labeled"]
@@ -41,27 +41,27 @@ def check_splits(
         lost = [c for c in without if c not in held]
         for classes, why in (
             (held, "all of its labeled images are in validation or test"),
-            (lost, "the source has no labeled image of it that can be read and stands in no other split"),
+            (lost, "the source has no labeled image of it that can be read and is in no other split"),
         ):
             if classes:
                 names = format_class_names([class_names[c] for c in classes])
                 request.messages.append(f"training has no label of class {names}, so it cannot be learned: {why}")
     lacking = {
-        said: [name for name, count in zip(class_names, counts[split].tolist(), strict=True) if not count]
-        for split, said in (("val", "validation"), ("test", "test"))
+        title: [name for name, count in zip(class_names, counts[split].tolist(), strict=True) if not count]
+        for split, title in (("val", "validation"), ("test", "test"))
         if counts[split].any()
     }
     if len(lacking) == 2 and lacking["validation"] == lacking["test"]:
         lacking = {"neither validation nor test": lacking["test"]}
     request.messages += [
-        f"{said} has {'an' if 'neither' in said else 'no'} example of class {format_class_names(names)}"
-        for said, names in lacking.items()
+        f"{title} has {'an' if 'neither' in title else 'no'} example of class {format_class_names(names)}"
+        for title, names in lacking.items()
         if names
     ]
 
 
 def check_unlabeled_batch(count: int, batch_size: int) -> str | None:
-    """Return a sentence where there are fewer unlabeled images than a labeled batch has.
+    """Return a warning if there are fewer unlabeled images than a labeled batch has, else None.
 
     Args:
         count: Number of unlabeled images.
@@ -71,8 +71,8 @@ def check_unlabeled_batch(count: int, batch_size: int) -> str | None:
         return None
     images = "image" if count == 1 else "images"
     return (
-        f"each unlabeled batch has only {count} {images}, fewer than the {batch_size} labels beside them: each counts "
-        f"as much as a labeled image, so that the unlabeled loss has {count / batch_size:.3g} of its weight; give more "
+        f"each unlabeled batch has only {count} {images}, fewer than the {batch_size} labeled ones: each counts as "
+        f"much as a labeled image, so the unlabeled loss has {count / batch_size:.3g} of its weight; give more "
         "unlabeled images"
     )
 

@@ -1,4 +1,4 @@
-"""A run's `split.csv`: which example was in which split, and whether the data is still the same."""
+"""Read and write a run's `split.csv`: the split of each example, and a digest of the data."""
 
 import csv
 import hashlib
@@ -16,14 +16,14 @@ from sft_lightning.data.vision.images import FileImages, Images
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
-LEFT_OUT = "left_out"  # stands in the column `split` of an example that is in none
-_WITH_CONTENT = ("labeled", "val", "test")  # whose labels count
+LEFT_OUT = "left_out"  # value of the column `split` for an example that is in no split
+_WITH_CONTENT = ("labeled", "val", "test")  # splits whose labels are used
 _CONTENT_DIGITS = 32
-_BATCH = 1024  # images whose content is read at a time
+_BATCH = 1024  # images whose content is read at once
 
 
 class Row(NamedTuple):
-    """One example of a `split.csv`.
+    """Row of a `split.csv`, one for each example.
 
     Attributes:
         id: Name of the example.
@@ -39,14 +39,14 @@ class Row(NamedTuple):
     content: str
 
 
-_CONTENT = "content"  # what `sha256` of the comment line is of; earlier versions, without this field, took files' sizes
+_CONTENT = "content"  # kind of the digest `sha256` in the first line; files without it digest names and sizes
 
 
 def digest_examples(parts: Iterable[Examples]) -> str:
-    """SHA-256 over the digests of all collections of pictures, whatever their order.
+    """Return a SHA-256 over the digests of all collections of images, regardless of their order.
 
     Args:
-        parts: All parts of the sources.
+        parts: Examples of all sources.
     """
     return _join_digests(part.images.digest() for part in parts)
 
@@ -56,7 +56,7 @@ def _join_digests(digests: Iterable[str]) -> str:
 
 
 def _digest_sizes(parts: Iterable[Examples]) -> str:
-    """As earlier versions made it: of files, of names and sizes."""
+    """Return the digest of earlier versions, which covers names and sizes of files in place of their content."""
     return _join_digests(
         part.images.digest_sizes() if isinstance(part.images, FileImages) else part.images.digest() for part in parts
     )
@@ -66,8 +66,8 @@ def is_same_data(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
     """Return whether a split was made from these images.
 
     Args:
-        head: First line of its file.
-        parts: All parts of the sources.
+        head: First line of the split file, from `read_head`.
+        parts: Examples of all sources.
     """
     made = digest_examples(parts) if head.get("digest") == _CONTENT else _digest_sizes(parts)
     return head.get("sha256") == made
@@ -76,14 +76,14 @@ def is_same_data(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
 def write_split_file(
     path: Path, splits: Splits, parts: Iterable[Examples], class_names: Sequence[str], metadata: dict[str, Any]
 ) -> None:
-    """Writes a split: one comment line of JSON, then `id,split,label,content`, one example a line.
+    """Write a split file: a comment line of JSON, then `id,split,label,content`, one example per line.
 
     Args:
-        path: The file; its folder is made.
-        splits: What to write.
-        parts: All parts of the sources, for the digest.
-        class_names: Names of the labels.
-        metadata: Goes into the comment line, with the counts and the digest.
+        path: Path of the file; its folder is created.
+        splits: Splits to write.
+        parts: Examples of all sources, for the digest.
+        class_names: Names of the classes.
+        metadata: Fields for the comment line beside the counts and the digest.
     """
     head = {
         **metadata,
@@ -102,35 +102,35 @@ def write_split_file(
 def list_split_rows(
     splits: Splits, class_names: Sequence[str], with_content: Sequence[str] = _WITH_CONTENT
 ) -> Iterator[Row]:
-    """Give the rows of a `split.csv`.
+    """Yield the rows of a `split.csv`.
 
     Args:
         splits: Splits of a run.
-        class_names: Names of the labels.
+        class_names: Names of the classes.
         with_content: Names of the splits whose images are read for their content.
     """
     for name, split in splits.items():
         contents = read_contents(split.part.images, split.indices) if name in with_content else itertools.repeat("")
         for example, label, content in zip(split.ids, split.labels.tolist(), contents, strict=False):
-            # The hidden label of an unlabeled example is nobody's business.
-            shown = class_names[label] if label >= 0 and name != "unlabeled" else ""
-            yield Row(example, name, shown, content)
+            # Unlabeled examples may have hidden labels for evaluation, which must not leak into a run's files.
+            label_name = class_names[label] if label >= 0 and name != "unlabeled" else ""
+            yield Row(example, name, label_name, content)
 
 
 def read_contents(images: Images, indices: Sequence[int]) -> Iterator[str]:
-    """Give what stands in the column `content` for some images, empty for one that cannot be read.
+    """Yield the value of the column `content` for some images, empty for an image that cannot be read.
 
     Args:
         images: Collection of images.
-        indices: Positions in it.
+        indices: Positions of the images in the collection.
     """
     for start in range(0, len(indices), _BATCH):
-        some = indices[start : start + _BATCH]
+        batch = indices[start : start + _BATCH]
         try:
-            found = images.fingerprints(some)
-        except OSError:  # one of them
-            found = [_read_content(images, i) for i in some]
-        yield from (one.hex()[:_CONTENT_DIGITS] for one in found)
+            fingerprints = images.fingerprints(batch)
+        except OSError:  # one of them cannot be read
+            fingerprints = [_read_content(images, i) for i in batch]
+        yield from (fingerprint.hex()[:_CONTENT_DIGITS] for fingerprint in fingerprints)
 
 
 def _read_content(images: Images, index: int) -> bytes:
@@ -141,8 +141,8 @@ def _read_content(images: Images, index: int) -> bytes:
 
 
 def _list_left_out(splits: Splits, parts: Sequence[Examples]) -> Iterator[str]:
-    """Names of the examples that are in none of the splits; mostly there are none, and nothing is gone through."""
-    if sum(map(len, parts)) <= sum(map(len, splits.values())):
+    """Yield the names of the examples that are in no split."""
+    if sum(map(len, parts)) <= sum(map(len, splits.values())):  # the common case: nothing was left out
         return
     used = Counter(name for split in splits.values() for name in split.ids)
     for part in parts:
@@ -157,10 +157,10 @@ def read_head(path: Path) -> dict[str, Any]:
     """Read the first line of a `split.csv`.
 
     Args:
-        path: File of a run.
+        path: Path of a run's `split.csv`.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The file is damaged or missing.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -176,10 +176,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Read the examples of a `split.csv`.
 
     Args:
-        path: File of a run.
+        path: Path of a run's `split.csv`.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The file is damaged or missing.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -193,16 +193,16 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def check_rows(path: Path) -> None:
-    """Make sure that the `split.csv` of a run lists each example once and as many as the run wrote.
+    """Check that the `split.csv` of a run lists each example once and as many as the run wrote.
 
     Args:
-        path: File of a run.
+        path: Path of a run's `split.csv`.
 
     Raises:
         InputError: Lines are missing, or were added or moved to another split.
     """
     counts: Counter[str] = Counter()
-    labeled: set[str] = set()  # or held out; an unlabeled example may be of another source, with the same name
+    labeled: set[str] = set()  # or held out; an unlabeled example of a second source may have the same name
     for row in read_rows(path):
         counts[row.split] += 1
         if row.split not in ("unlabeled", LEFT_OUT):
@@ -218,11 +218,11 @@ def check_rows(path: Path) -> None:
 
 
 def join_examples(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence[Examples]) -> Splits:
-    """Make splits of examples that may come from several parts.
+    """Make splits of examples that may come from more than one collection.
 
     Args:
-        chosen: Positions by number of the part, for each split.
-        parts: Parts that the numbers stand for.
+        chosen: For each split, positions of its examples by the index of their collection in `parts`.
+        parts: Collections of examples.
     """
     splits: Splits = {}
     for name, by_part in chosen.items():
@@ -235,34 +235,34 @@ def join_examples(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence
 
 
 def read_split_file(path: Path, parts: Iterable[Examples], class_names: Sequence[str]) -> Splits:
-    """Reads a split back.
+    """Read a split file and find its examples.
 
     Args:
-        path: Written by `write_split_file`.
-        parts: All parts that its examples can be in.
-        class_names: The source's classes, which the file's labels must be among.
+        path: Path of a file that `write_split_file` wrote.
+        parts: Collections that the examples are in.
+        class_names: Names of the source's classes.
 
     Raises:
-        InputError: The file is none, or does not fit the data.
+        InputError: The file is not a split file, or does not fit the data.
     """
     listed = list(parts)
-    place = {name: (k, i) for k, part in enumerate(listed) for i, name in enumerate(part.ids)}
+    position = {name: (k, i) for k, part in enumerate(listed) for i, name in enumerate(part.ids)}
     chosen: dict[str, dict[int, list[int]]] = {name: {} for name in NAMES}
     seen: set[tuple[int, int]] = set()
     try:
         with path.open(newline="", encoding="utf-8") as file:
             head = json.loads(file.readline().removeprefix("# "))
             if not isinstance(head, dict):
-                raise ValueError("its first line is no JSON object")
+                raise ValueError("its first line is not a JSON object")
             for row in csv.DictReader(file):
                 if row["split"] == LEFT_OUT:
                     continue
-                if row["id"] not in place:
+                if row["id"] not in position:
                     raise InputError(
                         f"split_file {str(path)!r} names {row['id']!r}, which the source does not have: "
                         "give the source that the file was made from"
                     )
-                k, i = place[row["id"]]
+                k, i = position[row["id"]]
                 if (k, i) in seen:
                     raise InputError(f"split_file {str(path)!r} lists {row['id']!r} twice: keep one of the two lines")
                 seen.add((k, i))
@@ -276,11 +276,13 @@ def read_split_file(path: Path, parts: Iterable[Examples], class_names: Sequence
     except (OSError, KeyError, ValueError, RecursionError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"split_file {str(path)!r} is no readable split ({error}): give a run's split.csv") from error
+        raise InputError(
+            f"split_file {str(path)!r} is not a readable split ({error}): give a run's split.csv"
+        ) from error
     splits = join_examples(chosen, listed)
     if not is_same_data(head, listed):
         raise InputError(
-            f"split_file {str(path)!r} was made from other pictures (their SHA-256 differs): use the same data, "
+            f"split_file {str(path)!r} was made from other images (their SHA-256 differs): use the same data, "
             "or make a new split"
         )
     _check_groups(path, splits)
@@ -288,31 +290,31 @@ def read_split_file(path: Path, parts: Iterable[Examples], class_names: Sequence
 
 
 def read_labeled_ids(path: Path) -> set[str]:
-    """The examples whose labels a run has learned from.
+    """Read the names of the examples whose labels a run has learned.
 
     Args:
-        path: Its `split.csv`.
+        path: Path of a run's `split.csv`.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The file is damaged or missing.
     """
     return {row.id for row in read_rows(path) if row.split == "labeled"}
 
 
 def read_split_counts(path: Path) -> dict[str, Counter[str]]:
-    """How many examples of each class a split file has in each split; the class of an unlabeled one is "".
+    """Read the number of examples of each class in each split; the class of an unlabeled example is "".
 
     Args:
-        path: A run's `split.csv`.
+        path: Path of a run's `split.csv`.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The file is damaged or missing.
     """
-    found: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in read_rows(path):
         if row.split != LEFT_OUT:
-            found[row.split][row.label] += 1
-    return found
+            counts[row.split][row.label] += 1
+    return counts
 
 
 def _unreadable_error(path: Path, error: Exception) -> InputError:
@@ -322,7 +324,7 @@ def _unreadable_error(path: Path, error: Exception) -> InputError:
 
 
 def _check_groups(path: Path, splits: Splits) -> None:
-    """A group (patient, video) must not stand on both sides of an evaluation, also in a file edited by hand."""
+    """Refuse a group (patient, video) on both sides of an evaluation, which a file edited by hand may have."""
     owner: dict[str, str] = {}
     for name in ("test", "val", "labeled", "unlabeled"):
         split = splits[name]

@@ -1,4 +1,4 @@
-"""Which split a word means, however it is spelled: the name of a folder, or a value in a table."""
+"""Find the split that the name of a folder or a value in a table means, in any spelling."""
 
 import re
 import unicodedata
@@ -11,19 +11,19 @@ _WORDS = {
 }
 _MEANT = {word: split for split, words in _WORDS.items() for word in words}
 _UNCLEAR = ("eval", "evaluation", "holdout", "heldout")
-# Words that say nothing: test_images, Training Set, val2017.
+# Words that carry no meaning beside a split: test_images, Training Set, val2017.
 _FILLERS = re.compile(r"(data|set|dataset|split|images?|imgs?|files|folder|photos?|pictures?|examples?|samples?)+")
 UNCLEAR = "unclear"
 
 
 def find_split(name: str) -> str | None:
-    """Return the split that a folder's name means: train, val, test or unlabeled.
+    """Return the split that a name means: train, val, test or unlabeled.
 
     Args:
-        name: Name of the folder, in any spelling, such as `Valid`, `test_images` or `unlabelled-data`.
+        name: Name of a folder or value in a table, such as `Valid`, `test_images` or `unlabelled-data`.
 
     Returns:
-        `UNCLEAR` where it means either val or test; None where it names no split.
+        Name of the split; `UNCLEAR` where it may mean val or test; None where it does not name a split.
     """
     joined = "".join(word for word in _split_words(name) if not _FILLERS.fullmatch(word))
     for word in _MEANT:
@@ -33,7 +33,7 @@ def find_split(name: str) -> str | None:
 
 
 def mentions_split(name: str) -> bool:
-    """Return whether a name that means no split has the word for one in it, as `train_old` has.
+    """Return whether a name contains the word for a split without meaning one, such as `train_old`.
 
     Args:
         name: Name of the folder.

@@ -1,4 +1,4 @@
-"""Columns of a table: those that are known, and what the others seem to be, which is never passed over silently."""
+"""Columns of a table: find the known ones, and report what the others seem to be."""
 
 import re
 import unicodedata
@@ -8,8 +8,8 @@ from sft_lightning.data.source import split_of_name
 from sft_lightning.utils.errors import InputError
 
 KNOWN = ("path", "label", "split", "group")
-_FEW = 12  # distinct values that a column of splits has at most
-# What other programs call them, without what `_get_stem` takes off.
+_FEW = 12  # largest number of distinct values in a column of splits
+# Names that other programs use, without the endings that `_get_stem` strips.
 _SYNONYMS = {
     "path": {"path", "filepath", "file", "image", "imagepath", "imagefile", "img", "imgpath", "fname", "url", "id"},
     "label": {"label", "class", "classlabel", "category", "target", "y", "annotation", "groundtruth", "gt"},
@@ -29,7 +29,7 @@ _SYNONYMS = {
     },
     "group": {"group", "patient", "subject", "participant", "person", "individual", "video", "clip", "mrn", "pid"},
 }
-# Columns that may stand for groups, but often do not.
+# Names of columns that may hold groups, but often do not.
 _PERHAPS_GROUP = {
     "case",
     "study",
@@ -58,18 +58,18 @@ _PERHAPS_GROUP = {
     "burst",
     "identity",
 }
-# Some other name that ends with one of these: `fish_id`, `fishId`, `fish uuid`.
-_OF_SOMETHING = re.compile(r".*(?:[\W_](?:uu|u)?id|[a-z](?:ID|Id|UID|UUID))", re.ASCII)
+# Any other name with the ending of an identifier: `fish_id`, `fishId`, `fish uuid`.
+_IDENTIFIER = re.compile(r".*(?:[\W_](?:uu|u)?id|[a-z](?:ID|Id|UID|UUID))", re.ASCII)
 _ENDINGS = re.compile("(ids?|uid|number|num|no|nr|index|idx|code|key|name|s)$")
 _YES_OR_NO = {"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n"}
 
 
 class TableColumns:
-    """The columns of one table.
+    """Columns of one table.
 
     Attributes:
         positions: Position of each known column.
-        watched: Positions of other columns whose values `watch` wants to see.
+        watched: Positions of the other columns whose values `watch` takes.
     """
 
     def __init__(self, table: str, names: Sequence[str], needed: Sequence[str]) -> None:
@@ -78,10 +78,10 @@ class TableColumns:
         Args:
             table: Path of the table, for messages.
             names: Names of the columns, in their order.
-            needed: Columns that it must have; others than these are only of interest where a label is needed.
+            needed: Names of required columns; unknown columns are examined only where `label` is one of them.
 
         Raises:
-            InputError: A needed column is missing, or a name is repeated.
+            InputError: A required column is missing, or a name is repeated.
         """
         self._where = f"manifest {table!r}"
         self._names = [name.strip() for name in names]
@@ -106,7 +106,7 @@ class TableColumns:
         self.watched = list(self._others)
 
     def watch_only(self, texts: Iterable[int], numbers: Iterable[int]) -> None:
-        """Watch columns of text, and of those of numbers the ones whose names say that they are splits or groups.
+        """Watch only columns of text, and columns of numbers that are named like splits or groups.
 
         Args:
             texts: Positions of columns of text.
@@ -116,10 +116,10 @@ class TableColumns:
         self.watched = [i for i in self.watched if i in named.union(texts)]
 
     def watch(self, values: Sequence[str]) -> None:
-        """Take notice of one row.
+        """Take the values of one row into account.
 
         Args:
-            values: Values of the columns `watched`.
+            values: Values of the columns `watched`, in their order.
         """
         done = []
         for i, value in zip(self.watched, values, strict=True):
@@ -136,10 +136,10 @@ class TableColumns:
             self.watched = [i for i in self.watched if i not in done]
 
     def describe_unused(self) -> list[str]:
-        """Return sentences about columns that are not used.
+        """Return sentences about the unused columns.
 
         Raises:
-            InputError: One holds splits or groups under another name.
+            InputError: A column holds splits or groups under another name.
         """
         sentences, ignored = [], []
         for i in self._others:
@@ -150,9 +150,9 @@ class TableColumns:
             if is_group and "group" not in self.positions and i in self._repeats:
                 raise InputError(
                     f"{self._where}: the column {name!r} is not known, but its values repeat like groups: rename it to "
-                    "'group', so that images of one stay in one split, or remove it"
+                    "'group' to keep the images of a group in one split, or remove it"
                 )
-            if kind is None and i in self._repeats and _OF_SOMETHING.fullmatch(name) and len(self._values[i]) > 1:
+            if kind is None and i in self._repeats and _IDENTIFIER.fullmatch(name) and len(self._values[i]) > 1:
                 kind = "group"
             if kind and kind not in self.positions:
                 remedy = f"if it holds the {kind} of each image, call it {kind!r}"
@@ -169,7 +169,7 @@ class TableColumns:
         name, values = self._names[i], self._values[i]
         words = {split_of_name(value) for value in values}
         are_splits = None not in words and words != {"train"}
-        # A column called `Usage` may hold words of its maker's own beside `Training`.
+        # A column `Usage` may hold other values beside `Training`, such as `PublicTest`.
         is_named = self._guess_kind(i) == "split" and len(values) > 1 and words != {None}
         if words and (are_splits or is_named) and len(values) <= _FEW:
             raise InputError(
@@ -184,11 +184,11 @@ class TableColumns:
             )
 
     def _guess_single_split(self, i: int) -> str | None:
-        """The split that a column of yes and no is about: `test` of "is_test"."""
+        """Return the split that a column of yes and no is about, such as `test` for "is_test"."""
         return split_of_name(re.sub(r"^(is|in|for)[\W_]*", "", _normalize(self._names[i])))
 
     def _guess_kind(self, i: int) -> str | None:
-        """What a column may be by its name."""
+        """Return which known column this one may be by its name."""
         stem = _get_stem(self._names[i])
         kind = next((kind for kind, stems in _SYNONYMS.items() if stem in stems), None)
         return kind or ("group" if stem in _PERHAPS_GROUP else None)
@@ -199,7 +199,7 @@ class TableColumns:
 
 
 def count_known(names: Sequence[str]) -> int:
-    """Return how many columns are known, or called as other programs call them.
+    """Return the number of columns with a known name or a synonym of one.
 
     Args:
         names: Names of columns.
@@ -208,13 +208,13 @@ def count_known(names: Sequence[str]) -> int:
 
 
 def _normalize(name: str) -> str:
-    """A name without case, invisible characters, outer spaces and quotes."""
+    """Return a name in lower case without invisible characters, outer spaces and quotes."""
     composed = unicodedata.normalize("NFKC", name).casefold()
     return "".join(c for c in composed if unicodedata.category(c) not in ("Cf", "Cc")).strip(" '\"\u201c\u201d")
 
 
 def _get_stem(name: str) -> str:
-    """The main word of a name: `patient` of "Patient_ID"."""
+    """Return the main word of a name, such as `patient` for "Patient_ID"."""
     word = re.sub(r"[\W_]+", "", _normalize(name))
     is_known = word in _PERHAPS_GROUP or any(word in words for words in _SYNONYMS.values())
     return word if is_known else _ENDINGS.sub("", word) or word

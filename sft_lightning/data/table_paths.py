@@ -1,4 +1,4 @@
-"""Files that a table names: found in the folder of the table or in `root`, and nowhere else."""
+"""Find the files that a table names: in the folder of the table or in `root`, and nowhere else."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from pathlib import Path
 from sft_lightning.data.label_checks import quote_name
 from sft_lightning.utils.errors import InputError
 
-_DEFAULT_ROOT = "data"  # of `ImageDataModule`; it need not be there
+_DEFAULT_ROOT = "data"  # default of `ImageDataModule`, which may be missing
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class TableFolders:
-    """The two folders that the paths of a table may be relative to, and must lead into."""
+    """The two folders that the paths of a table may be relative to, and must stay inside."""
 
     def __init__(self, table: Path, root: str) -> None:
-        """Set both.
+        """Set both folders.
 
         Args:
             table: Path of the table.
@@ -27,27 +27,27 @@ class TableFolders:
         self._folders = [str(table.parent), *([root] if os.path.isdir(root) else [])]
 
     def find(self, line: int, name: str) -> tuple[str, os.stat_result | None]:
-        """Return the path of a file and what the system says of it, or None where it is not there.
+        """Return the path of a file and its status, or None for the status where the file is missing.
 
-        Backslashes separate folders where no file has them in its name.
+        Backslashes separate folders unless a file has them in its name.
 
         Args:
             line: Line of the table, for messages.
-            name: Path as the table has it.
+            name: Path as written in the table.
 
         Raises:
-            InputError: The path leads out of both folders, or to a file in each of them.
+            InputError: The path leads out of both folders, or to a different file in each.
         """
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             found: dict[str, os.stat_result] = {}
             for path in dict.fromkeys(os.path.join(folder, spelling) for folder in self._folders):
-                about = _stat(path) if is_inside(path, self._table, self._root) else None
-                if about is not None and not any(os.path.samestat(about, other) for other in found.values()):
-                    found[path] = about
+                status = _stat(path) if is_inside(path, self._table, self._root) else None
+                if status is not None and not any(os.path.samestat(status, other) for other in found.values()):
+                    found[path] = status
             if len(found) > 1:
                 raise InputError(
                     f"{self._locate(line)}: path {name!r} is a file in {str(self._table.parent)!r} and another one in "
-                    f"root {self._root!r}: give the path of the one that is meant, or another root"
+                    f"root {self._root!r}: give the full path of one of them, or another root"
                 )
             if found:
                 return next(iter(found.items()))
@@ -55,11 +55,11 @@ class TableFolders:
         return os.path.join(self._table.parent, name), None
 
     def explain(self, line: int, name: str) -> tuple[str, str]:
-        """Return why a path is not a file, in a few words and as a sentence.
+        """Return why a path is not a file, in a few words and as an error message.
 
         Args:
             line: Line of the table.
-            name: Path as the table has it.
+            name: Path as written in the table.
         """
         where, path = self._locate(line), os.path.join(self._table.parent, name)
         if _URL.match(name):
@@ -78,11 +78,11 @@ class TableFolders:
         return what, f"{where}: file {name!r} does not exist below {places}{root}{self._suggest_file(name)}"
 
     def _suggest_file(self, name: str) -> str:
-        """A file of nearly the same name: another extension or none, another case, composed letters or spaces."""
+        """Suggest a file of nearly the same name: another extension or case, composed letters, or spaces."""
         for folder in self._folders:
-            place, last = os.path.split(os.path.join(folder, name.replace("\\", "/")))
+            parent, last = os.path.split(os.path.join(folder, name.replace("\\", "/")))
             try:
-                entries = sorted(os.listdir(place))
+                entries = sorted(os.listdir(parent))
             except (OSError, ValueError):
                 continue
             for wanted in (_normalize(last), _normalize(os.path.splitext(last)[0])):
@@ -98,19 +98,19 @@ class TableFolders:
 
 
 def check_inside(table: Path, line: int, name: str, root: str) -> None:
-    """Makes sure that a path of a table leads into a folder that the user named: the table's own, or `root`.
+    """Refuse a path that leads out of the table's folder and of `root`.
 
-    Paths are compared as they are written. A link inside these folders is followed wherever it leads: whoever may put
-    one there could put the file there, too, and data sets are often linked.
+    Paths are compared as written. Links inside these folders are followed wherever they lead: whoever can put a link
+    there could put the file there, too, and data sets are often linked.
 
     Args:
-        table: The file.
-        line: Of the path.
-        name: The path.
-        root: The second folder.
+        table: Path of the table.
+        line: Line of the table, for the message.
+        name: Path as written in the table.
+        root: Path of the second folder.
 
     Raises:
-        InputError: It leads elsewhere.
+        InputError: The path leads out of both folders.
     """
     if not is_inside(os.path.join(table.parent, name), table, root):
         raise InputError(
@@ -120,10 +120,10 @@ def check_inside(table: Path, line: int, name: str, root: str) -> None:
 
 
 def is_inside(path: str, table: Path, root: str) -> bool:
-    """Return whether a path, as it is written, leads into the folder of a table or into `root`.
+    """Return whether a path, as written, leads into the folder of a table or into `root`.
 
     Args:
-        path: Path to look at.
+        path: Path to check.
         table: Path of the table.
         root: Path of the second folder.
     """
@@ -136,20 +136,20 @@ def _normalize(name: str) -> str:
 
 
 def is_same_spelling(one: str, other: str) -> bool:
-    """Return whether two paths of one file differ as a file system may overlook it: in case or composition alone.
+    """Return whether two paths of one file differ only in case or Unicode composition, which some file systems ignore.
 
     Args:
         one: Path of the file.
-        other: Another path of it.
+        other: Another path of the same file.
     """
     a, b = (unicodedata.normalize("NFC", os.path.abspath(path)).casefold() for path in (one, other))
     return a == b
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """What the system says of a file; None for what is not one."""
+    """Return the status of a regular file, or None for anything else."""
     try:
-        about = os.stat(path)
-    except (OSError, ValueError):  # the latter for what cannot be a path
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: not a valid path, such as one with a NUL byte
         return None
-    return about if stat.S_ISREG(about.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None

@@ -1,4 +1,4 @@
-"""Rows of CSV and Parquet files, read strictly: what does not fit is an error with its line, never another table."""
+"""Read the rows of CSV and Parquet files strictly: a malformed row is an error that names its line."""
 
 import codecs
 import csv
@@ -12,7 +12,7 @@ from sft_lightning.data.table_columns import KNOWN, TableColumns, count_known
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import restore_cell
 
-_ROWS = 4096  # of a Parquet file that are in memory at a time
+_ROWS = 4096  # rows of a Parquet file in memory at once
 _DELIMITERS = ",;\t|"
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _KINDS = {"path": (str,), "group": (str, bool, int, float, Decimal, datetime.date)}
@@ -20,10 +20,10 @@ _FILE_NAME = re.compile(r"[^\s].*\.\w{1,5}")
 
 
 class TableRows:
-    """The rows of a `.csv` or `.parquet` file: number of a line and its known columns, blank where missing.
+    """Rows of a `.csv` or `.parquet` file: line number and known columns, blank where missing.
 
     Attributes:
-        messages: Sentences about columns that are not used, complete when all rows were read.
+        messages: Sentences about unused columns, complete after all rows were read.
     """
 
     def __init__(self, path: Path, needed: Sequence[str] = ("path", "label")) -> None:
@@ -31,14 +31,14 @@ class TableRows:
 
         Args:
             path: Path of the file.
-            needed: Columns that it must have.
+            needed: Names of required columns.
         """
         self.messages: list[str] = []
         self._path, self._needed = path, needed
         self._where = f"manifest {str(path)!r}"
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Read the rows, some thousand of them at a time.
+        """Read the rows, a Parquet file 4,096 rows at a time.
 
         Raises:
             InputError: The file cannot be read, a column is missing or holds splits or groups under another name, or a
@@ -59,10 +59,10 @@ class TableRows:
                 raise InputError(f"{self._where} begins as UTF-16 text and is damaged: save it as UTF-8") from error
             raise InputError(self._describe_encoding()) from error
         except OSError as error:
-            raise InputError(f"{self._where} cannot be read ({error.strerror}): mend its permissions") from error
+            raise InputError(f"{self._where} cannot be read ({error.strerror}): fix its permissions") from error
 
     def _describe_encoding(self) -> str:
-        """Name the first line that is not UTF-8, what it would be on Windows, and programs that convert it."""
+        """Name the first line that is not UTF-8, its character in Windows-1252, and how to convert the file."""
         what = ""
         with self._path.open("rb") as raw:
             for number, line in enumerate(raw, 1):
@@ -99,11 +99,11 @@ class TableRows:
         self.messages = columns.describe_unused()
 
     def _read_header(self, lines: "_Lines") -> tuple[str, list[str]]:
-        """The character between cells, and the names of the columns; comments before them are left out."""
+        """Return the delimiter and the column names, skipping comments before them."""
         candidates = _DELIMITERS
         for text in lines:
             bare = text.strip()
-            if bare.lower().startswith("sep=") and len(bare) <= 5:  # which spreadsheets write and read
+            if bare.lower().startswith("sep=") and len(bare) <= 5:  # written and read by spreadsheet programs
                 candidates = bare[4:] or "\t"
             elif bare and not bare.startswith("#"):
                 headers = {d: next(csv.reader([text], delimiter=d, skipinitialspace=True)) for d in candidates}
@@ -114,9 +114,9 @@ class TableRows:
     def _check_row(
         self, line: int, cells: Sequence[str], names: Sequence[str], columns: TableColumns, delimiter: str
     ) -> None:
-        """Refuses a row of another length than the header, and one whose quotes have taken in lines below it."""
+        """Refuse a row whose length differs from the header's, or whose unclosed quote swallows the lines below."""
         where = f"{self._where}, line {line}"
-        if cells == [name.strip() for name in names]:  # tables that were put together
+        if cells == [name.strip() for name in names]:  # concatenated tables
             raise InputError(f"{where}: it repeats the header: remove the line")
         if len(cells) < len(names) or any(cells[len(names) :]):
             remedy = f"put quotes around a cell with {delimiter!r} in it"
@@ -139,11 +139,11 @@ class TableRows:
                 more = "the line" if len(below) == 1 else f"the {len(below)} lines"
                 raise InputError(
                     f"{where}: a quote that opens in the column {names[i].strip()!r} takes in {more} below it: close "
-                    "it in its own line"
+                    "it on its own line"
                 )
         for i, cell in enumerate(cells[: len(names)]):
             if cell and not names[i].strip() and i and not cell.replace(".", "").isdecimal():
-                raise InputError(f"{where}: the cell {cell!r} stands in column {i + 1}, which has no name: name it")
+                raise InputError(f"{where}: the cell {cell!r} is in column {i + 1}, which has no name: name it")
 
     def _read_parquet(self) -> Iterator[tuple[int, dict[str, str]]]:
         try:
@@ -174,12 +174,12 @@ class TableRows:
                         names = [schema.names[i] for i in columns.watched]
                         columns.watch([_convert_cell(row[name], where, name, "") for name in names])
         except (OSError, ValueError) as error:
-            raise InputError(f"{self._where} is no readable Parquet file: {error}") from error
+            raise InputError(f"{self._where} is not a readable Parquet file: {error}") from error
         self.messages = columns.describe_unused()
 
 
 class _Lines:
-    """The lines of a CSV, counted; those of the row that is being read are kept."""
+    """Iterator over the lines of a CSV that counts them and keeps the lines of the current row."""
 
     def __init__(self, where: str, file: Iterator[str]) -> None:
         self.number = 0
@@ -198,21 +198,21 @@ class _Lines:
         return text
 
     def begin_row(self) -> int:
-        """The number of the line in which the next row begins."""
+        """Return the number of the line in which the next row begins."""
         self._row.clear()
         return self.number + 1
 
     def explain_error(self, line: int, delimiter: str, error: csv.Error) -> InputError:
-        """What is wrong with the row that begins in a line."""
+        """Return the error for the row that begins on a line, pointing at the quote that does not close."""
         quote = re.compile(f'(?:^|[{re.escape(delimiter)}\r\n]) *(")(?:[^"]|"")*')
-        found = list(quote.finditer("".join(self._row)))
-        if not found:
-            return InputError(f"{self._where}, line {line} is no readable CSV: {error}")
-        opens = "".join(self._row)[: found[-1].start(1)]
+        matches = list(quote.finditer("".join(self._row)))
+        if not matches:
+            return InputError(f"{self._where}, line {line} is not readable as CSV: {error}")
+        opens = "".join(self._row)[: matches[-1].start(1)]
         opened = line + len(re.findall("\r\n|\r|\n", opens))
         return InputError(
             f'{self._where}, line {opened}: a quote (") opens a cell that it does not close (read up to line '
-            f"{self.number}): close it, or write two for one in a quoted cell"
+            f"{self.number}): close it, or double each quote inside a quoted cell"
         )
 
 
@@ -221,10 +221,10 @@ def _count_cells(count: int) -> str:
 
 
 def _convert_cell(value: object, where: str, column: str, name: str) -> str:
-    """What a cell of a Parquet file says; nothing where it is empty or not a number."""
+    """Return the text of a Parquet cell, or an empty string where it is null or NaN."""
     if value is None or value != value:
         return ""
-    if isinstance(value, bytes):  # text to programs that do not mark it as such
+    if isinstance(value, bytes):  # some programs do not mark their text as such
         try:
             return value.decode().strip()
         except UnicodeDecodeError as error:
@@ -232,7 +232,7 @@ def _convert_cell(value: object, where: str, column: str, name: str) -> str:
                 return ""
             raise InputError(f"{where}: the column {column!r} holds bytes that are not text: write text") from error
     if isinstance(value, float | Decimal) and float(value).is_integer() and abs(float(value)) < 2**53:
-        return str(int(value))  # whole numbers become floats beside blanks
+        return str(int(value))  # pandas turns a column of integers with blanks into floats
     kinds: tuple[type, ...] = _KINDS.get(name, (str, bool, int, float, Decimal))
     if name and not isinstance(value, kinds):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Makes shards of a source: its images in few large files, its names, labels, groups and splits beside them."""
+"""Write a source as shards: its images in few large files, its names, labels, groups and splits beside them."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -38,30 +38,30 @@ def write_shards(
     bad: BadImages | None = None,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Writes a folder of shards, whole or not at all.
+    """Write a folder of shards, completely or not at all.
 
-    The images of each part are written in an order drawn by the seed: the files of a class lie together, and a shard
-    shall be as mixed as the part.
+    The images of each split are written in random order: a source lists them by class, and each shard should be as
+    mixed as its split.
 
     Args:
-        source: What to write.
-        out: The folder; it must not exist.
-        shard_size: Images of each shard.
-        image_size: Larger images are made smaller until their shorter side has so many pixels; None keeps the bytes.
-        split_file: A run's `split.csv` whose splits the parts shall be, instead of the source's own.
-        bad: What is done with unreadable images.
-        seed: Of the order.
+        source: Source to write.
+        out: Path of the new folder, which must not exist.
+        shard_size: Number of images per shard.
+        image_size: Length in pixels that the shorter side of larger images is reduced to; None keeps the bytes.
+        split_file: Path of a run's `split.csv` whose splits replace the source's.
+        bad: Policy for unreadable images.
+        seed: Seed of the order.
 
     Returns:
-        Number of images in each part.
+        Number of images in each split.
 
     Raises:
-        InputError: The folder exists, litdata is not installed, or an image cannot be read and may not be left out.
+        InputError: The folder exists, litdata is not installed, or an unreadable image may not be left out.
     """
     require_litdata("making shards")
     check_min(1, shard_size=shard_size, **({} if image_size is None else {"image_size": image_size}))
     if out.exists():
-        raise InputError(f"{str(out)!r} exists: name a folder that does not, or remove it")
+        raise InputError(f"{str(out)!r} already exists: give the path of a new folder, or remove it")
     bad = bad or BadImages()
     parts = {name: readable(part, bad, measures=True) for name, part in source.load().items()}
     facts = [part.images.facts for part in parts.values() if isinstance(part.images, EncodedImages)]
@@ -72,24 +72,24 @@ def write_shards(
         splits = read_split_file(split_file, parts.values(), source.class_names)
         chosen = {"train" if name == "labeled" else name: (s.part, s.indices) for name, s in splits.items() if len(s)}
     shape = source.image_shape if image_size is None else None
-    about: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     with open_atomic_folder(out) as staged:
         for name, (part, indices) in chosen.items():
             order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
             written = _PartWriter(staged / name, shard_size, image_size, bad, ranges).write(part, indices, order)
             if written["count"]:
-                about[name] = written
-        if not about:
-            raise InputError(f"source {source.name!r} has no image that can be read: give one with some")
-        found: dict[str, Any] = {"format": FORMAT, "source": source.name, "class_names": list(source.class_names)}
+                entries[name] = written
+        if not entries:
+            raise InputError(f"source {source.name!r} has no readable image: give a source with images")
+        index: dict[str, Any] = {"format": FORMAT, "source": source.name, "class_names": list(source.class_names)}
         if serialize_ranges(ranges):
-            found["value_ranges"] = serialize_ranges(ranges)
-        write_json(staged / INDEX, {**found, "image_shape": shape, "parts": about})
-    return {name: part["count"] for name, part in about.items()}
+            index["value_ranges"] = serialize_ranges(ranges)
+        write_json(staged / INDEX, {**index, "image_shape": shape, "parts": entries})
+    return {name: part["count"] for name, part in entries.items()}
 
 
 class _PartWriter:
-    """Writes one part."""
+    """Writer of the shards of one split."""
 
     def __init__(
         self, folder: Path, shard_size: int, image_size: int | None, bad: BadImages, ranges: ValueRanges
@@ -102,7 +102,7 @@ class _PartWriter:
 
         self.folder.mkdir()
         cache = Cache(str(self.folder), chunk_size=self.shard_size)
-        whole = sha256()
+        total = sha256()
         kept: list[int] = []
         with ExitStack() as stack:
             names = ("labels", "sizes", "hashes")
@@ -121,7 +121,7 @@ class _PartWriter:
                 labels.write(np.array(int(part.labels[index]), "<i8").tobytes())
                 sizes.write(np.array(len(content), "<i8").tobytes())
                 hashes.write(digest)
-                whole.update(part.ids[index].encode("utf-8", "replace") + b"\0" + digest)
+                total.update(part.ids[index].encode("utf-8", "replace") + b"\0" + digest)
         if not kept:
             for file in self.folder.iterdir():
                 file.unlink()
@@ -132,7 +132,7 @@ class _PartWriter:
         write_texts(self.folder / "ids.bin", (part.ids[i] for i in kept))
         if part.groups is not None:
             write_texts(self.folder / "groups.bin", (part.groups[i] for i in kept))
-        return {"count": len(kept), "sha256": whole.hexdigest(), "groups": part.groups is not None}
+        return {"count": len(kept), "sha256": total.hexdigest(), "groups": part.groups is not None}
 
 
 def encode_for_shard(
@@ -141,19 +141,19 @@ def encode_for_shard(
     image_size: int | None,
     ranges: ValueRanges = UNKNOWN,
 ) -> bytes:
-    """An image as it goes into a shard: a file's bytes as they are, pixels in memory as PNG.
+    """Encode an image for a shard: keep the bytes of a file, and store pixels in memory as PNG.
 
-    An image whose shorter side is longer than `image_size` is decoded, upright, 8 bits and on white, made smaller by
-    Pillow's box-averaged bicubic filter, and written in the kind that it had: PNG where that loses nothing, else JPEG.
+    An image whose shorter side is longer than `image_size` is decoded (upright, 8 bits, on white), reduced by Pillow's
+    antialiased bicubic filter, and stored as PNG if its format was lossless, else as JPEG.
 
     Args:
-        images: Where it is.
-        index: Which.
-        image_size: Of the shorter side in pixels; None for any.
-        ranges: What is black and white in images of more than 8 bits.
+        images: Collection that the image is in.
+        index: Index of the image.
+        image_size: Maximum length of the shorter side in pixels, or None for any.
+        ranges: Values of black and white in images of more than 8 bits.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The image cannot be read.
     """
     if isinstance(images, MemoryImages):
         pixels = images.data[index].permute(1, 2, 0).numpy()

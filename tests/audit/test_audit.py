@@ -268,7 +268,7 @@ def test_groups_that_straddle(photos: Path, crop: Crop, audited: Audited, capsys
     table(source, rows, ("path", "label", "split", "group"))
     told = audited(source, "--strict")
     assert told.code == 1
-    found = told.rows["groups that stand in two splits"]
+    found = told.rows["groups that are in two splits"]
     assert [(split, name) for split, name, _ in found] == [("test and train", "patient 0"), ("test and train", test[3])]
     assert found[0][2] == f"in test (line 2) and train (line {len(rows) + 1})"
     assert "fit stops at the first: manifest" in told.text
@@ -294,7 +294,7 @@ def test_groups_that_a_split_file_tears(photos: Path, audited: Audited, workdir:
     told = audited(source, f"--data.init_args.split_file={file}", "--strict")
     assert told.code == 1
     group = next(row[3] for row in rows if row[0] == name)
-    assert told.rows["groups that stand in two splits"] == [("test and training", group, f"in '{name}'")]
+    assert told.rows["groups that are in two splits"] == [("test and training", group, f"in '{name}'")]
 
 
 def test_a_manifest_with_many_faults_is_looked_at_to_its_end(photos: Path, audited: Audited) -> None:

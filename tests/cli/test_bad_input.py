@@ -68,7 +68,7 @@ def fit_error(cli_error: Callable[..., str]) -> Callable[..., str]:
         (["--trainer.max_epochss", "1"], "no option --trainer.max_epochss (did you mean --trainer.max_epochs?)"),
         (["--ckpt_path", "gone.ckpt"], "ckpt_path 'gone.ckpt' is no checkpoint"),
         (["--ckpt_path", "last"], "no run in 'lightning_logs/quickstart/fine_tune' has a checkpoint yet"),
-        (["--data.init_args.split_file", "gone.csv"], "split_file 'gone.csv' is no readable split"),
+        (["--data.init_args.split_file", "gone.csv"], "split_file 'gone.csv' is not a readable split"),
     ],
 )
 def test_one_sentence(args: list[str], expected: str, workdir: Path, fit_error: Callable[..., str]) -> None:
@@ -184,7 +184,7 @@ def test_unreadable_images(workdir: Path, fit_error: Callable[..., str], write_f
     [
         (["file,label", "a.png,x"], "lacks the column 'path'"),
         (["path,label", "a.png,x", "gone.png,y"], "line 3: file 'gone.png' does not exist"),
-        (["path,label", "a.png,", "b.png,"], "has no label at all"),
+        (["path,label", "a.png,", "b.png,"], "has no labels"),
         (["path,label"], "has no line below its header"),
     ],
 )

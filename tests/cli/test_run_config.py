@@ -64,9 +64,9 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert main([*pretrain, "--trainer.max_epochs=1", "--run_name=images"]) == 0
     first, second, third = (Path(f"lightning_logs/{name}/version_0") for name in ("first", "second", "third"))
     assert fit("first", 0, "--model.init_args.weights=lightning_logs/images/version_0") == 0
-    assert "learned the labels of" not in caplog.text  # an autoencoder learns from no label
+    assert "labeled training images of" not in caplog.text  # an autoencoder learns from no label
     assert fit("second", 1, f"--model.init_args.weights={first}") == 0
-    leak = "test images are images that lightning_logs/first/version_0 learned the labels of ('class_"
+    leak = "test images are labeled training images of lightning_logs/first/version_0 ('class_"
     assert leak in caplog.text
     assert main(["lineage", str(second)]) == 0
     *_, line = (line for line in capsys.readouterr().out.splitlines() if leak in line)

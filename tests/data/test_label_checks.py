@@ -106,7 +106,7 @@ def test_labels_that_say_that_they_are_missing_are_refused(label: str) -> None:
 @pytest.mark.parametrize("label", ["none", "unknown", "Unknown", "missing"])
 def test_labels_that_may_be_a_class_are_mentioned(label: str) -> None:
     (sentence,) = check_missing_labels("m", {"cat": 3, label: 1})
-    assert sentence.startswith(f"m: 1 label is {label!r}, which is taken as a class")
+    assert sentence.startswith(f"m: 1 label is {label!r}, which is read as a class")
 
 
 def test_signs_are_two_classes() -> None:

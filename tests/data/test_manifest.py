@@ -118,7 +118,7 @@ def test_tables_that_say_the_same_are_read_alike(text: str | bytes, place: Path)
         ("a,path,label,a\n1,0.png,cat,2\n", "has the column 'a' twice (columns 1 and 4)"),
         ("filename,class\n0.png,cat\n", "rename 'filename' to 'path' and 'class' to 'label'"),
         ("path,target\n0.png,cat\n", "lacks the column 'label'; its columns are 'path', 'target'"),
-        ("path,label,\n0.png,cat,dog\n", "line 2: the cell 'dog' stands in column 3, which has no name"),
+        ("path,label,\n0.png,cat,dog\n", "line 2: the cell 'dog' is in column 3, which has no name"),
         ("0.png,cat\n1.png,dog\n", "lacks the column 'path' and 'label'; its columns are '0.png', 'cat'"),
         # Splits and groups under another name.
         ("path,label,set\n0.png,cat,train\n1.png,dog,test\n", "'set' is not known, but its values (test, train)"),
@@ -139,15 +139,15 @@ def test_tables_that_say_the_same_are_read_alike(text: str | bytes, place: Path)
         ("path,label\n0.png,cat\n1.png,c\u200bat\n", r"classes 'cat' (line 2) and 'c\u200bat' (line 3)"),
         ("path,label\n0.png,cat\n1.png,NA\n2.png,NA\n", "2 labels are 'NA' (first: line 3): leave the label blank"),
         ("path,label\n0.png,0\n1.png,1\n2.png,-1\n", "1 label is '-1' (first: line 4)"),
-        ("path,label\n0.png,train\n1.png,test\n", "the labels ('train', 'test') are words for splits"),
+        ("path,label\n0.png,train\n1.png,test\n", "the labels ('train', 'test') are names of splits"),
         # Paths.
         ("path,label\n0.png,cat\nhttps://x.org/1.png,dog\n", "line 3: path 'https://x.org/1.png' is a URL: download"),
         ("path,label\n0.png,cat\ns3://x/1.png,dog\n", "is a URL"),
         ("path,label\n0.png,cat\n*.png,dog\n", "line 3: path '*.png' is a pattern: list each image"),
         ("path,label\n0.png,cat\nsub,dog\n", "line 3: path 'sub' is a folder: list each image"),
-        ("path,label\n0.png,cat\n./0.png,cat\n", "line 3: '0.png' stands on line 2 already; list"),
-        ("path,label\n0.png,cat\nsub/../0.png,cat\n", "line 3: 'sub/../0.png' stands on line 2 already, as '0.png'"),
-        ("path,label\nsub/a.png,cat\nsub\\a.png,cat\n", "line 3: 'sub/a.png' stands on line 2 already"),
+        ("path,label\n0.png,cat\n./0.png,cat\n", "line 3: '0.png' is already on line 2; list"),
+        ("path,label\n0.png,cat\nsub/../0.png,cat\n", "line 3: 'sub/../0.png' is already on line 2, as '0.png'"),
+        ("path,label\nsub/a.png,cat\nsub\\a.png,cat\n", "line 3: 'sub/a.png' is already on line 2"),
         ("path,label\n0.png,cat\nlink.png,dog\n", "line 3: 'link.png' is the file of line 2 by another name, with"),
         ("path,label\n0.png,cat\nhard.png,dog\n", "line 3: 'hard.png' is the file of line 2 by another name, with"),
     ],
@@ -163,13 +163,13 @@ def test_what_does_not_fit_is_an_error_with_its_place(text: str | bytes, words: 
 
 
 def test_an_absolute_path_is_the_same_file(place: Path) -> None:
-    with pytest.raises(InputError, match=r"line 3: .* stands on line 2 already, as '0.png'"):
+    with pytest.raises(InputError, match=r"line 3: .* is already on line 2, as '0.png'"):
         read(f"path,label\n0.png,cat\n{place}/0.png,cat\n")
 
 
 def test_case_of_a_file_system_that_overlooks_it(place: Path) -> None:
     os.link("0.png", "0.PNG")  # as one file looks that has both names
-    with pytest.raises(InputError, match=r"line 3: '0.PNG' stands on line 2 already, as '0.png'"):
+    with pytest.raises(InputError, match=r"line 3: '0.PNG' is already on line 2, as '0.png'"):
         read("path,label\n0.png,cat\n0.PNG,cat\n")
 
 
@@ -186,13 +186,16 @@ def test_case_of_a_file_system_that_overlooks_it(place: Path) -> None:
             "path,label\n0.png,0.0\n1.png,1.0\n2.png,\n",
             "the labels are whole numbers written as decimals, such as '0.0'",
         ),
-        ("path,label\n0.png,cat\n1.png,dog\n2.png,cat | dog\n", "the label 'cat | dog' is taken as a class of its own"),
+        ("path,label\n0.png,cat\n1.png,dog\n2.png,cat | dog\n", "the label 'cat | dog' is read as one class"),
         ("path,label\n0.png,'cat'\n1.png,dog\n", "the class name \"'cat'\" has quotes in it"),
         ("path,label,split,set\n0.png,cat,,train\n1.png,dog,,test\n", "the column is ignored: 'set'"),
-        ("path,label\n0.png,cat\n1.png,unknown\n", "1 label is 'unknown' (first: line 3), which is taken as a class"),
+        ("path,label\n0.png,cat\n1.png,unknown\n", "1 label is 'unknown' (first: line 3), which is read as a class"),
         ("path,label\n0.png,a\n1.png,A\n", "the classes 'a' (line 2) and 'A' (line 3) differ in case alone"),
         ("path,label\n0.png,cat\n1.png,dog\u200b\n", r"the class name 'dog\u200b' has characters that cannot be seen"),
-        ("path,label,group\n0.png,cat,NA\n1.png,dog,NA\n", "the group of 2 examples is 'NA', which ties them together"),
+        (
+            "path,label,group\n0.png,cat,NA\n1.png,dog,NA\n",
+            "the group of 2 examples is 'NA', which keeps them together",
+        ),
         (
             "path,label\n0.png,cat\nlink.png,cat\n",
             "1 line names a file that another line names by another link (line 3",
@@ -240,7 +243,7 @@ def test_paths_relative_to_root_are_found(place: Path) -> None:
     picture(place / "images" / "r" / "x.png", 50)
     picture(place / "lists" / "own.png", 51)
     (place / "lists" / "m.csv").write_text("path,label\nr/x.png,cat\nown.png,dog\nr\\x.png,cat\n")
-    with pytest.raises(InputError, match=r"line 4: 'r/x.png' stands on line 2 already"):
+    with pytest.raises(InputError, match=r"line 4: 'r/x.png' is already on line 2"):
         open_source("lists/m.csv", root="images")
     (place / "lists" / "m.csv").write_text("path,label\nr/x.png,cat\nown.png,dog\n")
     assert read_source("lists/m.csv", root="images") == {"train": {"r/x.png": "cat", "own.png": "dog"}}

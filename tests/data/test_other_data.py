@@ -43,7 +43,7 @@ def test_other_images_under_the_same_names_are_other_data(source: Path, run: Pat
     other = draw_anew(tmp_path / "other", 20)
     now = made(other, run)
     assert len(ids(now)["test"]) == 40
-    assert "all of its labeled images are measured" in said(now)
+    assert "all of its labeled images are evaluated" in said(now)
     with pytest.raises(InputError, match="holds other images: go on with the same data"):
         made(other, run, "fit")
 
@@ -96,7 +96,7 @@ def test_other_data_without_what_a_start_of_the_run_has_learned(source: Path, ru
     data.followed_run, data.starts = run, [start / "split.csv"]
     data.setup("test")
     assert ids(data)["test"] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)]
-    assert f"1 of 7 test images are images that {start} learned the labels of ('cat/learned.png')" in said(data)
+    assert f"1 of 7 test images are labeled training images of {start} ('cat/learned.png')" in said(data)
 
 
 def test_unlabeled_images_of_other_data_are_not_measured(source: Path, run: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_removed_images_are_named_and_no_others_take_their_place(source: Path, r
 def test_a_run_all_of_whose_test_images_were_removed_is_not_tested(source: Path, run: Path) -> None:
     for name in recorded(run)["test"]:
         (source / name).unlink()
-    with pytest.raises(InputError, match="none of the 6 test images of the run any more"):
+    with pytest.raises(InputError, match="no longer has any of the 6 test images of the run"):
         made(source, run)
 
 
@@ -168,7 +168,7 @@ def test_other_data_is_measured_without_what_the_run_was_trained_on(source: Path
     for stage, name in (("test", "test"), ("predict", "test"), ("validate", "val")):
         now = made(other, run, stage)
         assert ids(now)[name] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3)]
-        assert "all of its labeled images are measured" in said(now)
+        assert "all of its labeled images are evaluated" in said(now)
         assert f"1 of 7 {name} images are images that" in said(now)
         assert "training" not in said(now)  # of which other data needs none
     with pytest.raises(InputError, match="holds other images: go on with the same data"):
@@ -194,8 +194,8 @@ def test_a_start_that_has_seen_test_labels(source: Path, run: Path) -> None:
     now = started()
     held_out = {*ids(now)["test"], *ids(now)["val"]}
     assert held_out == {*ids(plain)["test"], *ids(plain)["val"]} - seen
-    assert "learned the labels of" in said(now)
-    with pytest.raises(InputError, match=r"learned the labels of .*split_file=.*or set on_leak: drop"):
+    assert "labeled training images of" in said(now)
+    with pytest.raises(InputError, match=r"labeled training images of .*split_file=.*or set on_leak: drop"):
         started(on_leak="raise")
     same = started(seed=0)
     assert ids(same) == recorded(run)
@@ -229,11 +229,13 @@ def test_all_of_other_data_is_measured_where_it_is_asked_for(source: Path, run: 
     for stage, name in (("test", "test"), ("predict", "test"), ("validate", "val")):
         usual = made(other, run, stage)
         assert {one.split("/")[0] for one in ids(usual)[name]} == {name}
-        assert f"its own {name} part is measured (6); its other 13 labeled images are measured" in said(usual)
+        assert f"its own {name} split is evaluated (6); set test_on: all to evaluate its other 13 labeled" in said(
+            usual
+        )
         now = made(other, run, stage, test_on="all")
         assert set(ids(now)[name]) == everything
-        assert "all of its labeled images are measured (19)" in said(now)
-        assert f"1 of 19 {name} images are images that {run} learned the labels of" in said(now)
+        assert "all of its labeled images are evaluated (19)" in said(now)
+        assert f"1 of 19 {name} images are labeled training images of {run}" in said(now)
         assert now.predict_name == f"all of {other}"
         alone = made(other, None, stage, test_on="all")
         assert set(ids(alone)[name]) == {*everything, "train/cat/trained.png"}

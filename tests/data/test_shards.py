@@ -172,7 +172,7 @@ def test_a_folder_that_exists_is_left_alone(
     before = (shards / "shards.json").read_bytes()
     assert shard(files, shards) == 2
     told = capsys.readouterr().err
-    assert told == f"shard: {str(shards)!r} exists: name a folder that does not, or remove it\n"
+    assert told == f"shard: {str(shards)!r} already exists: give the path of a new folder, or remove it\n"
     assert (shards / "shards.json").read_bytes() == before
     assert not list(shards.parent.glob("*.part"))
     assert shard(tmp_path / "nowhere", tmp_path / "out") == 2
@@ -246,13 +246,13 @@ def cut(name: str) -> Callable[[Path], None]:
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no JSON": (lambda f: (f / "shards.json").write_text("{"), "shards.json' cannot be read"),
-    "another version": (lambda f: (f / "shards.json").write_text('{"format": "2"}'), "is not of the format"),
-    "a list": (lambda f: (f / "shards.json").write_text("[]"), "is not of the format"),
+    "another version": (lambda f: (f / "shards.json").write_text('{"format": "2"}'), "does not have the format"),
+    "a list": (lambda f: (f / "shards.json").write_text("[]"), "does not have the format"),
     "no index": (lambda f: (f / "train" / "index.json").unlink(), "index.json' cannot be read"),
     "a pickle": (index(lambda i: i["config"].update(data_format=["pickle"])), "data_format ['pickle'], which"),
     "a class": (index(lambda i: i["config"].update(data_spec='[1, {"type": "x"}]')), "data_spec"),
     "compressed": (index(lambda i: i["config"].update(compression="zstd")), "compression 'zstd', which"),
-    "outside": (index(lambda i: i["chunks"][0].update(filename="../test/chunk-0-0.bin")), "names a shard '../test"),
+    "outside": (index(lambda i: i["chunks"][0].update(filename="../test/chunk-0-0.bin")), "lists a shard '../test"),
     "fewer": (index(lambda i: i["chunks"].pop()), "has 40 images, not 42"),
     "a shard is gone": (lambda f: (f / "train" / "chunk-0-1.bin").unlink(), "chunk-0-1.bin' is missing or not of"),
     "a shard is cut": (cut("train/chunk-0-2.bin"), "chunk-0-2.bin' is missing or not of"),

@@ -206,17 +206,17 @@ def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> N
         ([HEADER], "has no line below its header"),
         ([HEADER, ("a.png", "x"), ("zzz.png", "x")], "line 3: file 'zzz.png' does not exist below"),
         ([HEADER, ("", "x")], "line 2: the path is blank"),
-        ([HEADER, ("a.png", ""), ("b.png", "")], "has no label at all"),
+        ([HEADER, ("a.png", ""), ("b.png", "")], "has no labels"),
         ([HEADER, ("a.png", "x"), ("b.png", "x", "tset")], "line 3: split 'tset' is none of train, val, test"),
         ([HEADER, ("a.png", "x"), ("b.png", "", "test")], "line 3: split 'test' needs a label"),
-        ([HEADER, ("a.png", "x"), ("b.png", "x"), ("./a.png", "y")], "line 4: 'a.png' stands on line 2 already"),
+        ([HEADER, ("a.png", "x"), ("b.png", "x"), ("./a.png", "y")], "line 4: 'a.png' is already on line 2"),
         (
             [HEADER, ("a.png", "x", "train", "p"), ("b.png", "x", "test", "p")],
-            "group 'p' stands in train (line 2) and test (line 3)",
+            "group 'p' is in train (line 2) and test (line 3)",
         ),
         (
             [HEADER, ("a.png", "", "", "p"), ("b.png", "x", "val", "p")],
-            "group 'p' stands in train (line 2) and val (line 3)",
+            "group 'p' is in train (line 2) and val (line 3)",
         ),
         ([HEADER, ("a.png", "cat"), ("b.png", "cta", "val")], "line 3: no training image has the class 'cta'"),
     ],
@@ -233,8 +233,8 @@ def test_manifest_errors_name_the_line(images: Path, rows: list[tuple[str, ...]]
     [
         ("m.csv", "path,label\nä.png,x\n".encode("latin-1"), "is not UTF-8 text"),
         ("m.csv", b'path,label\n"a' + b"a" * 200_000, r"line 2: a quote \(\"\) opens a cell that it does not close"),
-        ("m.parquet", b"no parquet at all", "is no readable Parquet file"),
-        ("m.parquet", b"", "is no readable Parquet file"),
+        ("m.parquet", b"no parquet at all", "is not a readable Parquet file"),
+        ("m.parquet", b"", "is not a readable Parquet file"),
     ],
 )
 def test_unreadable_manifest_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:

@@ -78,7 +78,7 @@ def counts(splits: Splits, classes: int) -> Counts:
             SplitConfig(val_size=0, test_size=0),
             [[5, 0, 5], [0] * 3, [0] * 3],
             ["training has no label of class 'bee', so it cannot be learned: the source has no labeled image of it "
-             "that can be read and stands in no other split"],
+             "that can be read and is in no other split"],
         ),
     ],
 )  # fmt: skip

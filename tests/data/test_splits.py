@@ -392,10 +392,10 @@ def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list
     [
         ("train/1,", "other/1,", "names 'other/1', which the source does not have"),
         ("train/1,", "train/4,", "lists 'train/4' twice"),
-        (",val,", ",dev,", "is no readable split ('dev')"),
-        ("# {", "# ", "is no readable split"),
+        (",val,", ",dev,", "is not a readable split ('dev')"),
+        ("# {", "# ", "is not a readable split"),
         ('# {"seed"', '# 1\n# {"seed"', "its first line is no JSON object"),
-        ("id,split,label", "name,split,label", "is no readable split ('id')"),
+        ("id,split,label", "name,split,label", "is not a readable split ('id')"),
         ('"sha256": "', '"sha256": "0', "was made from other pictures"),
     ],
 )
@@ -411,5 +411,5 @@ def test_spoiled_manifest_is_refused(
 
 
 def test_missing_manifest_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone.csv' is no readable split .*No such file"):
+    with pytest.raises(InputError, match=r"gone.csv' is not a readable split .*No such file"):
         read_split_file(tmp_path / "gone.csv", [], CLASSES)

@@ -149,14 +149,14 @@ class IgnoredFiles:
             if count := kinds.total():
                 files = f"1 file {where} {what.replace('are not images', 'is not an image')}"
                 files = f"{count:,} files {where} {what}" if count > 1 else files
-                said.append(f"passed over {files}: {_format_counts(kinds)}{remedy}")
+                said.append(f"ignored {files}: {_format_counts(kinds)}{remedy}")
         if self.hidden_count:
             images = "1 hidden image" if self.hidden_count == 1 else f"{self.hidden_count:,} hidden images"
             more = ", ..." if self.hidden_count > len(self.hidden) else ""
-            said.append(f"passed over {images} {where}: {', '.join(self.hidden)}{more}; rename them to use them")
+            said.append(f"ignored {images} {where}: {', '.join(self.hidden)}{more}; rename them to use them")
         if count := self.folders.total():
             folders = "1 hidden or system folder" if count == 1 else f"{count:,} hidden or system folders"
-            said.append(f"passed over {folders} {where}: {_format_counts(self.folders)}")
+            said.append(f"ignored {folders} {where}: {_format_counts(self.folders)}")
         return said
 
 

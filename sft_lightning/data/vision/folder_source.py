@@ -299,7 +299,7 @@ def _list_folder(folder: Path) -> _Entries:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(
-            f"folder '{show_path(folder)}' cannot be listed ({error.strerror}): mend its permissions, or leave it out"
+            f"folder '{show_path(folder)}' cannot be listed ({error.strerror}): fix its permissions, or leave it out"
         ) from error
     for entry in entries:
         is_inside = is_folder(entry)

@@ -37,7 +37,7 @@ def find_images(
         yield from _walk(folder, "", frozenset(), max_sorted, IgnoredFiles() if ignored is None else ignored)
     except OSError as error:
         raise InputError(
-            f"folder {format_path(folder)!r} cannot be listed ({error.strerror}): mend its permissions, or leave it out"
+            f"folder {format_path(folder)!r} cannot be listed ({error.strerror}): fix its permissions, or leave it out"
         ) from error
 
 

@@ -99,7 +99,7 @@ def test_pipes_links_and_locked_files_are_not_waited_for(tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(picture(tmp_path / "a.png", 1))
     assert names(tmp_path) == (
         ["a.png", "link"],
-        ["passed over 3 files in 'here' that are not images: 3 without an extension"],
+        ["ignored 3 files in 'here' that are not images: 3 without an extension"],
     )
 
 
@@ -117,8 +117,8 @@ def test_only_unknown_files_are_opened(tmp_path: Path, monkeypatch: pytest.Monke
     assert found == ["a.png", "b.jfif"]
     assert sorted(opened) == ["e", "f.odd"]
     assert said == [
-        "passed over 1 file in 'here' of a format that cannot be read: 1 .heic; convert them to JPEG or PNG",
-        "passed over 3 files in 'here' that are not images: 1 without an extension, 1 .odd, 1 .txt",
+        "ignored 1 file in 'here' of a format that cannot be read: 1 .heic; convert them to JPEG or PNG",
+        "ignored 3 files in 'here' that are not images: 1 without an extension, 1 .odd, 1 .txt",
     ]
 
 
@@ -131,14 +131,14 @@ def test_many_kinds_and_hidden_images_are_said_in_short(tmp_path: Path) -> None:
     (tmp_path / "._a.png").touch()
     (tmp_path / ".DS_Store").touch()
     assert names(tmp_path)[1] == [
-        "passed over 9 files in 'here' that are not images: 2 .k5, 1 .k0, 1 .k1, 1 .k2, 1 .k3, 3 others",
-        "passed over 7 hidden images in 'here': .0.png, .1.png, .2.png, .3.png, .4.png, ...; rename them to use them",
+        "ignored 9 files in 'here' that are not images: 2 .k5, 1 .k0, 1 .k1, 1 .k2, 1 .k3, 3 others",
+        "ignored 7 hidden images in 'here': .0.png, .1.png, .2.png, .3.png, .4.png, ...; rename them to use them",
     ]
 
 
 def test_a_prediction_of_nothing_says_what_was_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.heic").touch()
-    with pytest.raises(InputError, match=r"holds no image: give .*; passed over 1 file in .*: 1 .heic; convert"):
+    with pytest.raises(InputError, match=r"holds no image: give .*; ignored 1 file in .*: 1 .heic; convert"):
         open_prediction_source(str(tmp_path))
 
 
@@ -152,7 +152,7 @@ def test_fit_and_predict_read_them_and_say_what_they_pass_over(workdir: Path, ca
     data = ImageDataModule("set", image_size=16, num_workers=0)
     data.setup("fit")
     assert sum(map(len, data.splits.values())) == 18
-    assert data.request.messages[0] == "passed over 1 file in 'set' that is not an image: 1 .txt"
+    assert data.request.messages[0] == "ignored 1 file in 'set' that is not an image: 1 .txt"
     words = [
         f"--config={CONFIGS / 'quickstart' / 'fine_tune.yaml'}", "--data.init_args.source=set",
         "--data.init_args.num_labels=null", "--data.init_args.image_size=16", "--trainer.max_epochs=1", "--run_name=a",
@@ -161,6 +161,6 @@ def test_fit_and_predict_read_them_and_say_what_they_pass_over(workdir: Path, ca
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         assert main(["fit", *words]) == 0
         assert main(["predict", "lightning_logs/a/version_0", "set/a"]) == 0
-    assert "Data: passed over 1 file in 'set' that is not an image: 1 .txt." in caplog.text
-    assert "Data: passed over 1 file in 'set/a' that is not an image: 1 .txt." in caplog.text
+    assert "Data: ignored 1 file in 'set' that is not an image: 1 .txt." in caplog.text
+    assert "Data: ignored 1 file in 'set/a' that is not an image: 1 .txt." in caplog.text
     assert len(Path("lightning_logs/a/version_0/predictions.csv").read_text().splitlines()) == 13

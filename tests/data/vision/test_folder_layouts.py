@@ -81,7 +81,7 @@ def test_a_name_means_a_split(name: str, split: str | None) -> None:
         (["a", "b", "val/a"], "a b", {"train": 4, "val": 2}, []),
         (["test/a", "test/b"], "a b", {"test": 4}, []),
         (["Testing/a", "Testing/b", "val/c"], "a b c", {"test": 4, "val": 2}, ["Testing' is read as the split test"]),
-        (["a", "b", "@eaDir/a"], "a b", {"train": 4}, ["passed over 1 hidden or system folder in '.*': 1 @eaDir"]),
+        (["a", "b", "@eaDir/a"], "a b", {"train": 4}, ["ignored 1 hidden or system folder in '.*': 1 @eaDir"]),
         (
             ["a", "b", "a/@eaDir/x", "b/@eaDir", "__MACOSX/a", "a/.thumbnails"],
             "a b",
@@ -116,7 +116,7 @@ def test_a_name_means_a_split(name: str, split: str | None) -> None:
             ["a", "b", "x.txt", "a/y.txt", "b/z.json"],
             "a b",
             {"train": 4},
-            ["passed over 3 files in '.*' that are not images: 2 .txt, 1 .json"],
+            ["ignored 3 files in '.*' that are not images: 2 .txt, 1 .json"],
         ),
         (["a", "b", "test_strip"], "a b test_strip", {"train": 6}, ["folder 'test_strip' in '.*' is read as a class"]),
         (
@@ -196,9 +196,9 @@ def _same(a: str, b: str) -> bool:
         (["train/Cat", "val/cat"], "class 'cat' in '.*val' does not exist in '.*train' \\(did you mean 'Cat'"),
         (
             ["train/a", "train/b/x.heic", "val/a"],
-            "b' holds no image: add some.*; passed over 1 file in '.*b' of a .*: 1 .heic; convert",
+            "b' holds no image: add some.*; ignored 1 file in '.*b' of a .*: 1 .heic; convert",
         ),
-        (["a.txt", ".a/x.png", "@eaDir/y"], "no image.*passed over 1 file in.*1 .txt; passed over 2 hidden"),
+        (["a.txt", ".a/x.png", "@eaDir/y"], "no image.*ignored 1 file in.*1 .txt; ignored 2 hidden"),
     ],
 )
 def test_what_is_refused_of_a_layout(folders: list[str], words: str, tmp_path: Path) -> None:

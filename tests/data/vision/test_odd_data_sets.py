@@ -19,7 +19,7 @@ from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, picture, png_of
 from tests.data.vision.test_folder_layouts import layout
 
-PRINTED = "are lists or the like, as a program prints them"
+PRINTED = "are objects as a program prints them"
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_tables_that_mean_something_else_are_refused(header: str, cells: list[st
         ("path,label,fishID", ["a", "b"], ["the column 'fishID' is ignored; if it holds the group"]),
         ("path,label,grid", ["a", "b"], ["the column is ignored: 'grid'"]),
         ("path,label,fish_id", list("abcdefghijklmn"), ["the column is ignored: 'fish_id'"]),
-        ("path,label", ["0.5", "0.25", "1"], ["the labels are decimal numbers; each of the 3 is taken as a class"]),
+        ("path,label", ["0.5", "0.25", "1"], ["the labels are decimal numbers; each of the 3 is read as a class"]),
         ("path,label", ["1.0", "2.0"], ["whole numbers written as decimals"]),
         ("path,label", ["polar_bear", "polar bear"], ["the classes 'polar_bear' and 'polar bear' differ only between"]),
         ("path,label", ["(cat)", "[dog]", "b'x"], []),
-        ("path,label", ["+", "-"], ["labels are '-' (first: line 3), which is taken as a class"]),
+        ("path,label", ["+", "-"], ["labels are '-' (first: line 3), which is read as a class"]),
         ("path,label", ["re-do", "redo", "C", "C++", "1-2", "12"], []),
     ],
 )  # fmt: skip

@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refuses)
-    with pytest.raises(InputError, match=r"locked' cannot be listed \(Permission denied\): mend its permissions"):
+    with pytest.raises(InputError, match=r"locked' cannot be listed \(Permission denied\): fix its permissions"):
         open_prediction_source(str(tmp_path / "locked"))
     picture(tmp_path / "a.png", 1)
     inside = list(FolderListing(tmp_path))  # read as a picture, which it is not
@@ -145,7 +145,7 @@ def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monk
         ("a.csv", "file\n1.png\n", "lacks the column 'path'"),
         ("a.csv", "path\n", "holds no image"),
         ("a.csv", "path,label\n,x\n", "line 2: the path is blank"),
-        ("a.parquet", "nothing", "is no readable Parquet file"),
+        ("a.parquet", "nothing", "is not a readable Parquet file"),
         ("a.txt", "words", r"predict_source '.*a.txt' cannot be read as an image \(it is no picture"),
         ("a.png", "", r"cannot be read as an image \(it has zero bytes\): give an image, a folder"),
     ],
