@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 from sft_lightning.data.source import Examples, concatenated
+from sft_lightning.data.split_changes import SplitChanges, format_examples
 from sft_lightning.data.split_files import (
     LEFT_OUT,
     Row,
@@ -33,7 +34,6 @@ _NEEDED = {
     "predict": ("test",),
 }
 _NEEDS_RUN_DATA = ("fit", "calibrate")  # stages that refuse other data than the run's
-_SHOWN = 3  # names in a sentence
 _SPLIT_SETTINGS = ("seed", "num_labels", "labels_per_class", "val_size", "test_size", "unlabeled_source")
 
 
@@ -45,52 +45,6 @@ def get_split_settings(request: SplitConfig, unlabeled_source: str | None) -> di
         unlabeled_source: Name of another source of unlabeled images, or None.
     """
     return {name: getattr(request, name, unlabeled_source) for name in _SPLIT_SETTINGS}
-
-
-@dataclass
-class _Changes:
-    """Differences between the data of a run and the current data: names of examples by kind of change."""
-
-    gone: dict[str, list[str]] = field(default_factory=dict)
-    blank: list[str] = field(default_factory=list)
-    relabeled: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    trained: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-
-    def describe(self) -> list[str]:
-        phrases = []
-        if gone := [name for names in self.gone.values() for name in names]:
-            counts = ", ".join(f"{len(names):,} {split}" for split, names in self.gone.items())
-            phrases.append(
-                f"{_count_images(gone, 'is', 'are')} gone or unreadable ({counts}): {_format_examples(gone)}"
-            )
-        for names, what in (
-            (self.blank, "left out without the former label"),
-            (self.trained, "left out, as the run was trained on what the file now holds"),
-            (self.new, "not in the run's split and left out"),
-        ):
-            if names:
-                phrases.append(f"{_count_images(names, 'is', 'are')} {what}: {_format_examples(names)}")
-        if self.changed:
-            phrases.append(
-                f"{_count_images(self.changed, 'has', 'have')} other content than in the run: "
-                f"{_format_examples(self.changed)}"
-            )
-        if self.relabeled:
-            phrases.append(
-                f"{_count_images(self.relabeled, 'has', 'have')} another label than in the run: "
-                f"{_format_examples(self.relabeled)}"
-            )
-        return phrases
-
-
-def _count_images(names: Sequence[str], one: str, more: str) -> str:
-    return f"1 image {one}" if len(names) == 1 else f"{len(names):,} images {more}"
-
-
-def _format_examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 @dataclass(frozen=True)
@@ -161,7 +115,7 @@ class RunSplit:
         if fresh is not None and self._is_same(fresh, class_names):
             request.messages.extend(trial.messages)
             return fresh
-        changes = _Changes()
+        changes = SplitChanges()
         splits = self._assign(parts, second, class_names, changes)
         if self.stage == "fit":
             splits = without_leaks(splits, request)
@@ -181,7 +135,7 @@ class RunSplit:
             if not len(splits[name]) and (lost := changes.gone.get(name)):
                 raise InputError(
                     f"source {source!r} no longer has any of the {len(lost):,} {name} images of the run "
-                    f"({_format_examples(lost)}; {self.path}): put them back, or name other data by "
+                    f"({format_examples(lost)}; {self.path}): put them back, or name other data by "
                     "data.init_args.source"
                 )
         return splits
@@ -223,7 +177,7 @@ class RunSplit:
         return True
 
     def _assign(
-        self, parts: Sequence[Examples], second: Examples | None, class_names: Sequence[str], changes: _Changes
+        self, parts: Sequence[Examples], second: Examples | None, class_names: Sequence[str], changes: SplitChanges
     ) -> Splits:
         sources = [*parts, second] if second is not None else list(parts)
         position = {name: (k, i) for k, part in enumerate(parts) for i, name in enumerate(part.ids)}
@@ -249,7 +203,7 @@ class RunSplit:
         return join_examples(chosen, sources)
 
     def _is_kept(
-        self, row: Row, part: Examples, i: int, class_names: Sequence[str], trained: set[str], changes: _Changes
+        self, row: Row, part: Examples, i: int, class_names: Sequence[str], trained: set[str], changes: SplitChanges
     ) -> bool:
         """Return whether an example that still exists stays in its split, and record what changed about it."""
         label = int(part.labels[i])
@@ -392,7 +346,7 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitCon
         if not learned:
             continue
         runs = ", ".join(sorted({str(path.parent) for path in learned.values()}))
-        shown = _format_examples([repr(split.part.ids[i]) for i in learned])
+        shown = format_examples([repr(split.part.ids[i]) for i in learned])
         what = f"{len(learned):,} of {len(split):,} {name} images are labeled training images of {runs} ({shown})"
         remedy = f"give data.init_args.split_file={next(iter(learned.values()))} for the split of that run"
         if request.on_leak == "raise":
