@@ -273,7 +273,7 @@ def test_groups_that_straddle(photos: Path, crop: Crop, audited: Audited, capsys
     assert found[0][2] == f"in test (line 2) and train (line {len(rows) + 1})"
     assert "fit stops at the first: manifest" in told.text
     assert main(["fit", "--config", FINE_TUNE, f"--data.init_args.source={source}"]) == 2
-    assert "group 'patient 0' stands in" in capsys.readouterr().err
+    assert "group 'patient 0' is in" in capsys.readouterr().err
 
 
 def test_groups_that_a_split_file_tears(photos: Path, audited: Audited, workdir: Path) -> None:

@@ -44,7 +44,7 @@ def test_other_images_under_the_same_names_are_other_data(source: Path, run: Pat
     now = made(other, run)
     assert len(ids(now)["test"]) == 40
     assert "all of its labeled images are evaluated" in said(now)
-    with pytest.raises(InputError, match="holds other images: go on with the same data"):
+    with pytest.raises(InputError, match="holds other images: continue with the same data"):
         made(other, run, "fit")
 
 
@@ -140,7 +140,7 @@ def test_a_test_part_that_was_learned_as_a_start_is_refused(source: Path, run: P
     (run / "split.csv").write_text(text)
     data = ImageDataModule(**{"source": str(source), **SETTINGS})
     data.starts = [run / "split.csv"]
-    with pytest.raises(InputError, match=r"6 of 6 test images are images that .* and none is left"):
+    with pytest.raises(InputError, match=r"6 of 6 test images are labeled training images of .* and none is left"):
         data.setup("fit")
 
 

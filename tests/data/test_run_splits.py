@@ -170,8 +170,8 @@ def test_other_data_is_measured_without_what_the_run_was_trained_on(source: Path
         assert ids(now)[name] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3)]
         assert "all of its labeled images are evaluated" in said(now)
         assert f"1 of 7 {name} images are labeled training images of" in said(now)
-        assert "training" not in said(now)  # of which other data needs none
-    with pytest.raises(InputError, match="holds other images: go on with the same data"):
+        assert "training has no label" not in said(now)  # other data needs no training labels
+    with pytest.raises(InputError, match="holds other images: continue with the same data"):
         made(other, run, "fit", num_labels=None)
     for c, name in enumerate(("cat", "dog")):
         picture(other / "train" / name / "0.png", 950 + c)

@@ -236,7 +236,7 @@ def test_other_data_with_a_test_part_is_measured_by_that_which_is_said(folder: M
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(1, "has only 1 image, fewer than the 8 labels"), (7, "0.875 of its weight"), (8, None)]
+    ("count", "said"), [(1, "has only 1 image, fewer than the 8 labeled"), (7, "0.875 of its weight"), (8, None)]
 )
 def test_few_unlabeled_images_are_said(count: int, said: str | None) -> None:
     sentence = check_unlabeled_batch(count, 8)
@@ -253,4 +253,4 @@ def test_a_training_says_that_its_unlabeled_images_are_few(tmp_path: Path, caplo
     words += ["--data.init_args.batch_size=8", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     with caplog.at_level("INFO"):
         assert main(["fit", *words]) == 0
-    assert "Data: each unlabeled batch has only 1 image, fewer than the 8 labels" in caplog.text
+    assert "Data: each unlabeled batch has only 1 image, fewer than the 8 labeled" in caplog.text

@@ -371,7 +371,7 @@ def test_manifest_of_changed_pictures_is_refused(written: tuple[Path, Splits, li
     path, _, parts = written
     assert isinstance(parts[0].images, MemoryImages)
     parts[0].images.data[4, 0, 0, 0] ^= 1
-    with pytest.raises(InputError, match="was made from other pictures"):
+    with pytest.raises(InputError, match="was made from other images"):
         read_split_file(path, parts, CLASSES)
 
 
@@ -394,9 +394,9 @@ def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list
         ("train/1,", "train/4,", "lists 'train/4' twice"),
         (",val,", ",dev,", "is not a readable split ('dev')"),
         ("# {", "# ", "is not a readable split"),
-        ('# {"seed"', '# 1\n# {"seed"', "its first line is no JSON object"),
+        ('# {"seed"', '# 1\n# {"seed"', "its first line is not a JSON object"),
         ("id,split,label", "name,split,label", "is not a readable split ('id')"),
-        ('"sha256": "', '"sha256": "0', "was made from other pictures"),
+        ('"sha256": "', '"sha256": "0', "was made from other images"),
     ],
 )
 def test_spoiled_manifest_is_refused(

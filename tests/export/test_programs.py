@@ -321,7 +321,7 @@ def test_where_the_data_is_gone_or_has_changed_images_are_random(
         assert main(["export", str(run), "--format=pt2"]) == 0
     assert "on 128 random images in batches of 1, 3, 28 and 32" in caplog.text
     assert "which are random since split_file" in caplog.text
-    assert "was made from other pictures" in caplog.text
+    assert "was made from other images" in caplog.text
     told = json.loads((run / "model.pt2.json").read_text())
     assert told["parity"]["of"] == "random"
     assert "metrics" not in told
