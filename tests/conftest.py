@@ -5,9 +5,11 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from sft_lightning.__main__ import main
@@ -15,6 +17,7 @@ from sft_lightning.data.sources import SAMPLE
 from sft_lightning.data.vision.torchvision_sources import read_idx
 
 ROOT = Path(__file__).resolve().parents[1]
+Crop = Callable[[int], Image.Image]
 CONFIGS = ROOT / "configs"
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads only get into each other's way
     torch.set_num_threads(1)
@@ -92,3 +95,23 @@ def idx_root(tmp_path_factory: pytest.TempPathFactory, fashion: tuple[Tensor, Te
                 header = struct.pack(">HBB", 0, 8, data.ndim) + struct.pack(f">{data.ndim}I", *data.shape)
                 (folder / f"{part}-{kind}-ubyte").write_bytes(header + data.numpy().tobytes())
     return root
+
+
+@pytest.fixture(scope="session")
+def crop() -> Crop:
+    """Real photographs: crop(7) is a part of one, 96 pixels a side, that no other number gives; odd ones are flowers.
+
+    Both photographs have places where nothing is to be seen, which are left out.
+    """
+    whole = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+
+    def make(number: int) -> Image.Image:
+        draw = np.random.default_rng(number)
+        picture = whole[number % 2]
+        while True:
+            x, y = (int(draw.integers(0, picture.shape[k] - 96)) for k in (0, 1))
+            part = picture[x : x + 96, y : y + 96]
+            if part.std() > 40:
+                return Image.fromarray(part)
+
+    return make

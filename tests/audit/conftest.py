@@ -4,36 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from sft_lightning.__main__ import main
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, Crop
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
-Crop = Callable[[int], Image.Image]
-
-
-@pytest.fixture(scope="session")
-def crop() -> Crop:
-    """Real photographs: crop(7) is a part of one, 96 pixels a side, that no other number gives; odd ones are flowers.
-
-    Both photographs have places where nothing is to be seen, which are left out.
-    """
-    whole = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-
-    def make(number: int) -> Image.Image:
-        draw = np.random.default_rng(number)
-        picture = whole[number % 2]
-        while True:
-            x, y = (int(draw.integers(0, picture.shape[k] - 96)) for k in (0, 1))
-            part = picture[x : x + 96, y : y + 96]
-            if part.std() > 40:
-                return Image.fromarray(part)
-
-    return make
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sft_lightning import AutoencoderModule
 from sft_lightning.__main__ import main
-from tests.audit.conftest import FINE_TUNE, Crop, Told
+from tests.audit.conftest import FINE_TUNE, Told
+from tests.conftest import Crop
 
 Audited = Callable[..., Told]
 LEAK = "test images that equal a labeled one"

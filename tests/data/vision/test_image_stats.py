@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 from sft_lightning.data.vision import image_stats
 from sft_lightning.data.vision.image_stats import ImageStats, identify_contents
 from sft_lightning.data.vision.images import FileImages, Geometry, open_image
-from tests.audit.conftest import Crop
+from tests.conftest import Crop
 
 
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "L"])

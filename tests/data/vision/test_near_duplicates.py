@@ -22,7 +22,7 @@ from sft_lightning.data.vision.near_duplicates import (
     compute_differences,
     find_near_duplicates,
 )
-from tests.audit.conftest import Crop
+from tests.conftest import Crop
 
 
 def split(name: str, pictures: Sequence[Any], channels: int = 3) -> SplitStats:
