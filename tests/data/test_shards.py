@@ -254,8 +254,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "compressed": (index(lambda i: i["config"].update(compression="zstd")), "compression 'zstd', which"),
     "outside": (index(lambda i: i["chunks"][0].update(filename="../test/chunk-0-0.bin")), "lists a shard '../test"),
     "fewer": (index(lambda i: i["chunks"].pop()), "has 40 images, not 42"),
-    "a shard is gone": (lambda f: (f / "train" / "chunk-0-1.bin").unlink(), "chunk-0-1.bin' is missing or not of"),
-    "a shard is cut": (cut("train/chunk-0-2.bin"), "chunk-0-2.bin' is missing or not of"),
+    "a shard is gone": (lambda f: (f / "train" / "chunk-0-1.bin").unlink(), "chunk-0-1.bin' is missing or not"),
+    "a shard is cut": (cut("train/chunk-0-2.bin"), "chunk-0-2.bin' is missing or not"),
     "labels are cut": (cut("train/labels.bin"), "labels.bin' does not hold 42 entries"),
     "names are cut": (cut("train/ids.ends.bin"), "ids.ends.bin' does not hold 42 entries"),
     "labels of no class": (
