@@ -147,12 +147,12 @@ def flipped(source: str) -> dict[str, Any]:
             given[k] = (given[k] + 1 + int(generator.integers(data.num_classes - 1))) % data.num_classes
             wrong.add((one.name, i))
     began = time.perf_counter()
-    judged = label_checks.judge(seen, data, None, 0)
+    judged = label_checks.check_labels(seen, data, None, 0)
     seconds = time.perf_counter() - began
-    truth = np.array([(one.name, i) in wrong for one, i in judged.places])
-    told = {"labels": len(truth), "flipped": len(wrong), "seconds": round(seconds, 1), "told": judged.told}
-    own = label_checks.confident(judged.labels, judged.probabilities)
-    for name, suspects in (("own", own), ("cleanlab", judged.suspects if "cleanlab" in judged.told else None)):
+    truth = np.array([(one.name, i) in wrong for one, i in judged.examples])
+    told = {"labels": len(truth), "flipped": len(wrong), "seconds": round(seconds, 1), "told": judged.summary}
+    own = label_checks.apply_confident_learning(judged.labels, judged.probabilities)
+    for name, suspects in (("own", own), ("cleanlab", judged.suspects if "cleanlab" in judged.summary else None)):
         if suspects is not None:
             hits, first = truth[suspects].sum(), truth[suspects[: len(wrong)]]
             told[name] = {

@@ -37,11 +37,11 @@ from sft_lightning import ImageDataModule
 from sft_lightning.cli.lightning_cli import run
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study.statistics import confidence_interval
-from sft_lightning.tuning.dry_run import Trial
-from sft_lightning.tuning.find_precision import GAIN, PLAIN
-from sft_lightning.tuning.throughput import Throughput, measure_throughput
+from sft_lightning.tuning.dry_run import TrialCLI
+from sft_lightning.tuning.find_precision import FULL_PRECISION, MIN_GAIN
+from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput
 
-PRECISIONS = [PLAIN, "bf16-mixed"]
+PRECISIONS = [FULL_PRECISION, "bf16-mixed"]
 CONFIG = "quickstart/fine_tune.yaml"
 _aten = torch.ops.aten
 MULTIPLIES = (_aten.convolution.default, _aten.convolution_backward.default, _aten.mm.default, _aten.addmm.default)
@@ -73,8 +73,8 @@ def words(args: argparse.Namespace, side: int) -> list[str]:
 def framework(precision: str, args: argparse.Namespace) -> float:
     """Images a second of real steps."""
     given = ["fit", f"--config={CONFIGS / CONFIG}", *words(args, args.side), *QUIET, f"--trainer.precision={precision}"]
-    cli = run(given, Trial)
-    pace = Throughput(1, args.seconds)
+    cli = run(given, TrialCLI)
+    pace = ThroughputMeter(1, args.seconds)
     measure_throughput(cli, pace)
     return pace.rate
 
@@ -89,7 +89,7 @@ def plain(args: argparse.Namespace) -> float:
     network = nn.Sequential(body, nn.Linear(body.num_features, 10)).train()
     sgd = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
     ends: list[float] = []
-    while len(ends) < 6 or ends[-1] - ends[2] < args.seconds:  # as `Throughput` does: the first do not count
+    while len(ends) < 6 or ends[-1] - ends[2] < args.seconds:  # as `ThroughputMeter` does: the first do not count
         loss = F.cross_entropy(network(x), y)
         sgd.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -102,7 +102,7 @@ def accuracy(precision: str, seed: int, args: argparse.Namespace) -> float:
     """Test accuracy of the last iterate."""
     more = [f"--data.init_args.steps_per_epoch={args.steps}", "--trainer.max_epochs=1"]
     more += ["--trainer.limit_val_batches=0", f"--trainer.precision={precision}"]
-    emulates = args.emulate and precision != PLAIN
+    emulates = args.emulate and precision != FULL_PRECISION
     with Rounded() if emulates else nullcontext():  # type: ignore[no-untyped-call]
         folder, _ = fit([CONFIG], precision, seed, *words(args, args.accuracy_side), *more)
     return test(folder)
@@ -123,8 +123,8 @@ def speeds(args: argparse.Namespace) -> dict[str, Any]:
     """In turn."""
     names = ["plain", *PRECISIONS]
     rounds = [{name: alone(args, name) for name in names} for _ in range(args.rounds)]
-    gains = [row["bf16-mixed"] / row[PLAIN] for row in rounds]
-    chosen = "bf16-mixed" if min(gains) >= GAIN else PLAIN
+    gains = [row["bf16-mixed"] / row[FULL_PRECISION] for row in rounds]
+    chosen = "bf16-mixed" if min(gains) >= MIN_GAIN else FULL_PRECISION
     return {
         "images_per_second": {name: [round(row[name], 2) for row in rounds] for name in names},
         "half_over_full": [round(gain, 3) for gain in gains],

@@ -28,7 +28,7 @@ from transfer import SGD
 
 from sft_lightning import ImageDataModule
 from sft_lightning.transfer.candidates import Candidate
-from sft_lightning.transfer.rank import CRITERIA, compare
+from sft_lightning.transfer.rank import CRITERIA, score_candidates
 from sft_lightning.transfer.scores import weighted_kendall
 
 LABELS, STEPS, EPOCHS = 10, 198, 6
@@ -64,7 +64,7 @@ def measure(results: Results, name: str, start: Candidate, seed: int) -> None:
             "FashionMNIST", **{"labels_per_class": LABELS, "val_size": 5000, "seed": seed, **changed}
         )
 
-    (ranked,) = compare(data, [start], 5)
+    (ranked,) = score_candidates(data, [start], 5)
     for criterion, score in ranked.scores.items():
         results.add(f"{name}: {criterion}", seed, score)
     side = start.image_size or 28

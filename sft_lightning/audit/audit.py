@@ -9,8 +9,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.audit import class_checks, image_checks, label_checks
-from sft_lightning.audit.findings import Finding, Row, sheet
-from sft_lightning.audit.overlap import dropped, overlaps
+from sft_lightning.audit.findings import Finding, FindingRow, format_findings_csv
+from sft_lightning.audit.overlap import find_dropped, find_overlaps
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.issues import STRADDLING, Fault, collect_faults
 from sft_lightning.data.splits import SplitConfig
@@ -63,7 +63,7 @@ class Audit:
         return any(finding.contaminates for finding in self.findings)
 
 
-class Auditing(DryRunCLI):
+class AuditCLI(DryRunCLI):
     """Takes what `fit` takes, and `--strict`."""
 
     command = "audit"
@@ -74,11 +74,11 @@ class Auditing(DryRunCLI):
         parser.add_argument("--strict", action="store_true", help="Exit code 1 where test or validation leaks.")
 
 
-def audit(words: Sequence[str]) -> str:
+def audit(argv: Sequence[str]) -> str:
     """Looks at the data of a config and writes `audit.json` and `findings.csv`.
 
     Args:
-        words: What `fit` takes, and `--strict`.
+        argv: What `fit` takes, and `--strict`.
 
     Returns:
         What was found, in words.
@@ -87,20 +87,20 @@ def audit(words: Sequence[str]) -> str:
         InputError: The input is wrong in another way than an audit is for.
         Found: The same words, where with `--strict` the test or validation split is contaminated.
     """
-    found, folder, strict = examine(words)
-    write_text(folder / "findings.csv", sheet(found.findings))
-    write_json(folder / "audit.json", _about(found))
-    text = f"{format_audit(found)}\nWritten: {folder / 'audit.json'} and {folder / 'findings.csv'}"
-    if strict and found.contaminated:
+    result, folder, strict = run_audit(argv)
+    write_text(folder / "findings.csv", format_findings_csv(result.findings))
+    write_json(folder / "audit.json", _to_json(result))
+    text = f"{format_audit(result)}\nWritten: {folder / 'audit.json'} and {folder / 'findings.csv'}"
+    if strict and result.contaminated:
         raise IssuesFound(text)
     return text
 
 
-def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
+def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
     """The audit itself.
 
     Args:
-        words: What `fit` takes, and `--strict`.
+        argv: What `fit` takes, and `--strict`.
 
     Returns:
         What was found, the folder for it, and whether it was asked to be strict.
@@ -110,53 +110,53 @@ def examine(words: Sequence[str]) -> tuple[Audit, Path, bool]:
     """
     began = time.perf_counter()
     with collect_faults() as faults:
-        cli = run(["fit", *words], Auditing)
+        cli = run(["fit", *argv], AuditCLI)
         data = cli.datamodule
         if not isinstance(data, ImageDataModule):
             raise InputError(f"data is {type(data).__name__}: audit looks at that of an ImageDataModule")
         request, policy = data.request, data.bad.policy
         data.bad.policy = "skip"  # to find them all
         rank_zero_info(f"Audit: reading {data.source.name} ...")
-        refused = _set_up(data)
+        refused = _set_up_splits(data)
     count = sum(len(split) for split in data.splits.values())
     rank_zero_info(f"Audit: decoding {count:,} images ...")
-    seen = [
+    stats = [
         compute_image_stats(name, data.splits[name], data.geometry) for name in ("test", "val", "labeled", "unlabeled")
     ]
     rank_zero_info("Audit: looking for duplicates ...")
-    exact, near = find_near_duplicates(seen)
+    exact, near = find_near_duplicates(stats)
     weights = getattr(cli.config.fit.model.get("init_args"), "weights", "none")
     backbone = getattr(cli.model, "backbone", None)
     start = backbone if weights != "none" and isinstance(backbone, Backbone) else None
     rank_zero_info("Audit: judging labels ...")
-    judged = label_checks.judge(seen, data, start, request.seed)
-    counts = class_checks.counted(seen, data.num_classes)
+    judged = label_checks.check_labels(stats, data, start, request.seed)
+    counts = class_checks.count_classes(stats, data.num_classes)
     topics = {
         "refused settings": refused,
-        "refused data": _of_faults(faults),
-        "unreadable images": [_unreadable(data, seen, policy, faults)],
-        **overlaps(exact, near, dropped(seen, request), request, data.class_names),
-        "missing or uneven classes": class_checks.uneven(counts, data.class_names),
-        "odd images": image_checks.oddities(seen, data.geometry),
-        "odd files": _strays(data, faults),
-        **({"wrong labels": [label_checks.finding(judged, data.class_names)]} if judged.is_decided else {}),
+        "refused data": _list_faults(faults),
+        "unreadable images": [_find_unreadable(data, stats, policy, faults)],
+        **find_overlaps(exact, near, find_dropped(stats, request), request, data.class_names),
+        "missing or uneven classes": class_checks.find_uneven_classes(counts, data.class_names),
+        "odd images": image_checks.find_odd_images(stats, data.geometry),
+        "odd files": _find_strays(data, faults),
+        **({"wrong labels": [label_checks.make_finding(judged, data.class_names)]} if judged.is_decided else {}),
     }
-    shown = {one.name: one for one in seen}
+    shown = {one.name: one for one in stats}
     done = Audit(
         data.source.name,
         request,
         data.class_names,
         {name: len(shown[name].images) for name in ("labeled", "unlabeled", "val", "test")},
         counts,
-        image_checks.tables(seen, data.geometry),
-        judged.told,
+        image_checks.summarize_files(stats, data.geometry),
+        judged.summary,
         topics,
         time.perf_counter() - began,
     )
     return done, Path(LOGS) / f"{cli.config.fit.run_name}_audit", bool(cli.config.fit.strict)
 
 
-def _set_up(data: ImageDataModule) -> list[Finding]:
+def _set_up_splits(data: ImageDataModule) -> list[Finding]:
     """Makes the splits as they are before leaks are dropped; what a run would refuse to make is told and made less."""
     data.request = replace(data.request, on_leak="keep")
     refused = []
@@ -167,21 +167,23 @@ def _set_up(data: ImageDataModule) -> list[Finding]:
         except InputError as error:
             if less is None:
                 raise
-            row = Row("", data.source.name, str(error))
+            row = FindingRow("", data.source.name, str(error))
             refused += [row] if row not in refused else []
             data.request = replace(data.request, **less)
     return [Finding("settings that fit refuses", "Looked at without them: correct them", refused)]
 
 
-def _of_faults(faults: Sequence[Fault]) -> list[Finding]:
-    kinds = {STRADDLING: [], **{fault.kind: [] for fault in faults}}  # type: dict[str, list[Row]]
+def _list_faults(faults: Sequence[Fault]) -> list[Finding]:
+    kinds = {STRADDLING: [], **{fault.kind: [] for fault in faults}}  # type: dict[str, list[FindingRow]]
     for fault in faults:
-        kinds[fault.kind].append(Row(fault.split, fault.name, fault.detail))
+        kinds[fault.kind].append(FindingRow(fault.split, fault.name, fault.detail))
     advice = {fault.kind: f"fit stops at the first: {fault.sentence}" for fault in reversed(faults)}
     return [Finding(kind, advice.get(kind, ""), rows, kind == STRADDLING) for kind, rows in kinds.items()]
 
 
-def _unreadable(data: ImageDataModule, seen: Sequence[SplitStats], policy: str, faults: Sequence[Fault]) -> Finding:
+def _find_unreadable(
+    data: ImageDataModule, stats: Sequence[SplitStats], policy: str, faults: Sequence[Fault]
+) -> Finding:
     """Files that were left out before there were splits, and those that turned out broken when decoded."""
     told = {fault.name for fault in faults}
     rows = []
@@ -192,66 +194,69 @@ def _unreadable(data: ImageDataModule, seen: Sequence[SplitStats], policy: str, 
                 break
             path = images.place(i)
             if known not in told and (said := data.bad.reasons.pop(show_path(path), None)) is not None:
-                rows.append(Row(name, known, said))
+                rows.append(FindingRow(name, known, said))
             elif known in told:
                 data.bad.reasons.pop(show_path(path), None)
-    rows += [Row("unlabeled", name, said) for name, said in sorted(data.bad.reasons.items())]
+    rows += [FindingRow("unlabeled", name, said) for name, said in sorted(data.bad.reasons.items())]
     rows += [
-        Row(one.name, one.id(i), look) for one in seen for i, look in enumerate(one.images) if isinstance(look, str)
+        FindingRow(one.name, one.id(i), look)
+        for one in stats
+        for i, look in enumerate(one.images)
+        if isinstance(look, str)
     ]
     does = "stops at the first (on_bad_image: raise)" if policy == "raise" else "leaves them out (on_bad_image: skip)"
     return Finding("images that cannot be read", f"fit {does}: replace or remove them", rows)
 
 
-def _strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding]:
+def _find_strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding]:
     source = data.opened_source  # as it lies on the disk, whatever the order of its classes
     if not isinstance(source, FolderSource):
         return []
     folder = source.path
     known = {folder / fault.name for fault in faults}
     read = {path for part in source.load().values() for path in part.images.paths}  # type: ignore[attr-defined]
-    return image_checks.strays(folder, known | read)
+    return image_checks.find_strays(folder, known | read)
 
 
 # --- what is shown
 
 
-def format_audit(found: Audit) -> str:
+def format_audit(result: Audit) -> str:
     """The audit as text.
 
     Args:
-        found: The audit.
+        result: The audit.
     """
-    lines = [f"Audit of {found.source}, splits of seed {found.request.seed}, before leaks are dropped", ""]
-    lines += [*class_checks.table(found.counts, found.totals, found.names), ""]
-    lines += [*image_checks.format_facts(found.facts), f"labels   {found.labels}", ""]
-    if found.findings:
-        lines += [f"{len(found.findings)} findings:", *(f"- {finding}" for finding in found.findings)]
+    lines = [f"Audit of {result.source}, splits of seed {result.request.seed}, before leaks are dropped", ""]
+    lines += [*class_checks.format_class_counts(result.counts, result.totals, result.names), ""]
+    lines += [*image_checks.format_file_summary(result.facts), f"labels   {result.labels}", ""]
+    if result.findings:
+        lines += [f"{len(result.findings)} findings:", *(f"- {finding}" for finding in result.findings)]
     else:
-        is_judged = any(topic == "wrong labels" for topic in found.topics)
+        is_judged = any(topic == "wrong labels" for topic in result.topics)
         lines.append("The data is clean." if is_judged else "Nothing was found; labels were not judged.")
-    clean = [topic for topic, of in found.topics.items() if not any(finding.rows for finding in of)]
+    clean = [topic for topic, of in result.topics.items() if not any(finding.rows for finding in of)]
     if clean:
         lines.append(f"Looked for and not found: {', '.join(clean)}.")
-    if found.contaminated:
+    if result.contaminated:
         lines.append("The test or validation split is contaminated: its figures would be too good.")
     return "\n".join(lines)
 
 
-def _about(found: Audit) -> dict[str, object]:
+def _to_json(result: Audit) -> dict[str, object]:
     """The audit in types of JSON."""
-    asked = {name: value for name, value in asdict(found.request).items() if name not in ("messages", "leaks")}
+    asked = {name: value for name, value in asdict(result.request).items() if name not in ("messages", "leaks")}
     return {
-        "source": found.source,
+        "source": result.source,
         "request": asked,
-        "contaminated": found.contaminated,
-        "splits": found.totals,
-        "messages": found.request.messages,
-        "classes": {name: dict(zip(found.names, own, strict=True)) for name, own in found.counts.items()},
-        "files": found.facts,
-        "labels": found.labels,
+        "contaminated": result.contaminated,
+        "splits": result.totals,
+        "messages": result.request.messages,
+        "classes": {name: dict(zip(result.names, own, strict=True)) for name, own in result.counts.items()},
+        "files": result.facts,
+        "labels": result.labels,
         "near_duplicates": {"difference": WHOLE, "difference_of_a_field": FIELD},
-        "findings": [finding.about() for finding in found.findings],
-        "not_found": [finding.name for topic in found.topics.values() for finding in topic if not finding.rows],
-        "seconds": round(found.seconds, 1),
+        "findings": [finding.to_json() for finding in result.findings],
+        "not_found": [finding.name for topic in result.topics.values() for finding in topic if not finding.rows],
+        "seconds": round(result.seconds, 1),
     }

@@ -2,42 +2,42 @@
 
 from collections.abc import Sequence
 
-from sft_lightning.audit.findings import Finding, Row
+from sft_lightning.audit.findings import Finding, FindingRow
 from sft_lightning.data.vision.image_stats import SplitStats
 
 IMBALANCE = 10  # times as many examples as the smallest class
-_SHOWN = 24
+_MAX_ROWS = 24
 
 Counts = dict[str, list[int]]
 
 
-def counted(seen: Sequence[SplitStats], num_classes: int) -> Counts:
+def count_classes(stats: Sequence[SplitStats], num_classes: int) -> Counts:
     """Number of examples of each class, by split; the unlabeled ones have none that may be known.
 
     Args:
-        seen: All splits.
+        stats: All splits.
         num_classes: C.
     """
-    found = {}
-    for one in seen:
+    counted = {}
+    for one in stats:
         if one.name != "unlabeled":
             counts = [0] * num_classes
             for i in range(len(one.images)):
                 if (label := one.label(i)) >= 0:
                     counts[label] += 1
-            found[one.name] = counts
-    return found
+            counted[one.name] = counts
+    return counted
 
 
-def uneven(counts: Counts, names: Sequence[str]) -> list[Finding]:
+def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[Finding]:
     """Classes that a split lacks, and splits that one class rules.
 
     Args:
-        counts: From `counted`.
+        counts: From `count_classes`.
         names: Of the classes.
     """
     missing = {
-        split: [Row(split, name) for name, n in zip(names, own, strict=True) if not n]
+        split: [FindingRow(split, name) for name, n in zip(names, own, strict=True) if not n]
         for split, own in counts.items()
         if sum(own)
     }
@@ -46,7 +46,7 @@ def uneven(counts: Counts, names: Sequence[str]) -> list[Finding]:
         most, least = max(own, default=0), min((n for n in own if n), default=0)
         if least and most >= IMBALANCE * least:
             large, little = names[own.index(most)], names[own.index(least)]
-            ratios.append(Row(split, split, f"{most:,} of {large!r}, {least:,} of {little!r}"))
+            ratios.append(FindingRow(split, split, f"{most:,} of {large!r}, {least:,} of {little!r}"))
     return [
         Finding(
             "classes without a labeled training image",
@@ -71,17 +71,17 @@ def uneven(counts: Counts, names: Sequence[str]) -> list[Finding]:
     ]
 
 
-def table(counts: Counts, totals: dict[str, int], names: Sequence[str]) -> list[str]:
+def format_class_counts(counts: Counts, totals: dict[str, int], names: Sequence[str]) -> list[str]:
     """The counts as lines, a class each; of many classes the smallest.
 
     Args:
-        counts: From `counted`.
+        counts: From `count_classes`.
         totals: Examples of each split.
         names: Of the classes.
     """
     order = list(range(len(names)))
-    if len(names) > _SHOWN:
-        order = sorted(sorted(order, key=lambda c: sum(own[c] for own in counts.values()))[:_SHOWN])
+    if len(names) > _MAX_ROWS:
+        order = sorted(sorted(order, key=lambda c: sum(own[c] for own in counts.values()))[:_MAX_ROWS])
     rows = [["class", *totals]]
     rows += [[names[c], *(f"{counts[s][c]:,}" if s in counts else "" for s in totals)] for c in order]
     rows.append(["all", *(f"{n:,}" for n in totals.values())])

@@ -11,7 +11,7 @@ _EXAMPLES = 3
 COLUMNS = ("split", "id", "finding", "detail")
 
 
-class Row(NamedTuple):
+class FindingRow(NamedTuple):
     """One picture, class, group or file that a finding is about.
 
     Attributes:
@@ -38,7 +38,7 @@ class Finding:
 
     name: str
     advice: str
-    rows: Sequence[Row]
+    rows: Sequence[FindingRow]
     contaminates: bool = False
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Finding:
         more = f" and {len(self.rows) - _EXAMPLES:,} more" if len(self.rows) > _EXAMPLES else ""
         return f"{self.name} ({len(self.rows):,}): {', '.join(shown)}{more}. {self.advice}."
 
-    def about(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """The same in types of JSON."""
         examples = [row._asdict() for row in self.rows[:_EXAMPLES]]
         return {
@@ -60,7 +60,7 @@ class Finding:
         }
 
 
-def sheet(findings: Sequence[Finding]) -> str:
+def format_findings_csv(findings: Sequence[Finding]) -> str:
     """All rows of all findings as CSV.
 
     Args:

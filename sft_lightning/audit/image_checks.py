@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sft_lightning.audit.findings import Finding, Row
+from sft_lightning.audit.findings import Finding, FindingRow
 from sft_lightning.data.source import relative
 from sft_lightning.data.vision.file_checks import UNREADABLE
 from sft_lightning.data.vision.file_kinds import is_named_image, is_system_folder
@@ -18,27 +18,27 @@ from sft_lightning.data.vision.value_ranges import serialize_ranges
 
 # Gray levels; a JPEG of one color has up to 1, the darkest of Fashion-MNIST's 70,000 pictures has 7.
 CONSTANT = 2.0
-_TABLE = 5
+_MAX_SIZES = 5
 
 
-def oddities(seen: Sequence[SplitStats], geometry: Geometry) -> list[Finding]:
+def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Finding]:
     """Readable pictures that may not be what they seem.
 
     Args:
-        seen: All splits.
+        stats: All splits.
         geometry: How files become pictures of one size.
     """
-    gray = sum(look.is_gray for one in seen for _, look in one.readable)
-    colored = sum(not look.is_gray for one in seen for _, look in one.readable)
+    gray = sum(look.is_gray for one in stats for _, look in one.readable)
+    colored = sum(not look.is_gray for one in stats for _, look in one.readable)
     few = geometry.channels == 3 and 0 < gray < colored
 
     def of(test: Callable[[SplitStats, int, ImageStats], str | None], name: str, advice: str) -> Finding:
         rows = []
-        for one in seen:
+        for one in stats:
             for i, look in one.readable:
                 detail = test(one, i, look)
                 if detail is not None:
-                    rows.append(Row(one.name, one.id(i), detail))
+                    rows.append(FindingRow(one.name, one.id(i), detail))
         return Finding(name, advice, rows)
 
     def header(test: Callable[[Header], str | None]) -> Callable[[SplitStats, int, ImageStats], str | None]:
@@ -80,10 +80,10 @@ def oddities(seen: Sequence[SplitStats], geometry: Geometry) -> list[Finding]:
         of(
             header(lambda h: h.mode if h.mode.startswith(("I", "F")) else None),
             "images of more than 8 bits",
-            f"{_scale(geometry)} becomes 0 to 255: set value_range for another scale",
+            f"{_describe_ranges(geometry)} becomes 0 to 255: set value_range for another scale",
         ),
         of(
-            header(lambda h: _lost(h, geometry)),
+            header(lambda h: _describe_loss(h, geometry)),
             "long images of which a third or more is cut off",
             "The central square is kept: set resize: pad to keep all of them",
         ),
@@ -100,12 +100,12 @@ def oddities(seen: Sequence[SplitStats], geometry: Geometry) -> list[Finding]:
     ]
 
 
-def _scale(geometry: Geometry) -> str:
+def _describe_ranges(geometry: Geometry) -> str:
     kinds = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in serialize_ranges(geometry.ranges).items()]
     return f"One scale for all: {', '.join(kinds)}"
 
 
-def lost_share(header: Header, geometry: Geometry) -> float:
+def compute_lost_share(header: Header, geometry: Geometry) -> float:
     """Return the share of an image's area that does not become a part of the square.
 
     Args:
@@ -117,20 +117,20 @@ def lost_share(header: Header, geometry: Geometry) -> float:
     return 1 - min(header.width, header.height) / max(header.width, header.height) * geometry.center**2
 
 
-def _lost(header: Header, geometry: Geometry) -> str | None:
+def _describe_loss(header: Header, geometry: Geometry) -> str | None:
     is_long = max(header.width, header.height) > LONG * min(header.width, header.height)
-    return f"{lost_share(header, geometry):.0%} is cut off" if is_long and geometry.resize == "crop" else None
+    return f"{compute_lost_share(header, geometry):.0%} is cut off" if is_long and geometry.resize == "crop" else None
 
 
-def strays(folder: Path, taken: set[Path]) -> list[Finding]:
+def find_strays(folder: Path, taken: set[Path]) -> list[Finding]:
     """What lies in a folder and is not read: folders and links that are named like pictures, pictures named otherwise.
 
     Args:
         folder: Of the source.
         taken: Files that are read, or whose fault is told elsewhere.
     """
-    named: list[Row] = []
-    others: list[Row] = []
+    named: list[FindingRow] = []
+    others: list[FindingRow] = []
     been: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         place_of = os.stat(here)
@@ -142,15 +142,15 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
         place = relative(Path(here), folder).split("/")[0]
         for name in folders:
             if is_named_image(name) and Path(here, name) not in taken:
-                named.append(Row(place, relative(Path(here, name), folder), "a folder"))
+                named.append(FindingRow(place, relative(Path(here, name), folder), "a folder"))
         for name in sorted(files):
             path = Path(here, name)
             if path in taken or name.startswith("."):
                 continue
             if path.is_symlink() and not path.exists():
-                named.append(Row(place, relative(path, folder), "a broken link"))
-            elif (kind := _kind(path)) is not None:
-                others.append(Row(place, relative(path, folder), kind))
+                named.append(FindingRow(place, relative(path, folder), "a broken link"))
+            elif (kind := _read_format(path)) is not None:
+                others.append(FindingRow(place, relative(path, folder), kind))
     return [
         Finding("folders and links that are no images", "They are passed over: rename or remove them", named),
         Finding(
@@ -161,7 +161,7 @@ def strays(folder: Path, taken: set[Path]) -> list[Finding]:
     ]
 
 
-def _kind(path: Path) -> str | None:
+def _read_format(path: Path) -> str | None:
     try:
         with open_image_file(path) as file:
             return file.format
@@ -169,26 +169,26 @@ def _kind(path: Path) -> str | None:
         return None
 
 
-def tables(seen: Sequence[SplitStats], geometry: Geometry) -> dict[str, object]:
+def summarize_files(stats: Sequence[SplitStats], geometry: Geometry) -> dict[str, object]:
     """Sizes and modes of the files, in types of JSON; nothing for pictures in memory.
 
     Args:
-        seen: All splits.
+        stats: All splits.
         geometry: How files become pictures of one size.
     """
-    headers = [look.header for one in seen for _, look in one.readable if look.header is not None]
+    headers = [look.header for one in stats for _, look in one.readable if look.header is not None]
     if not headers:
         return {}
     sizes = Counter((h.width, h.height) for h in headers)
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    lost = [lost_share(h, geometry) for h in headers]
+    lost = [compute_lost_share(h, geometry) for h in headers]
     enlarged = sum(min(h.width, h.height) * geometry.center < geometry.size for h in headers)
     return {
         "files": len(headers),
-        "sizes": {_size(size): count for size, count in sizes.most_common(_TABLE)},
+        "sizes": {_format_size(size): count for size, count in sizes.most_common(_MAX_SIZES)},
         "different_sizes": len(sizes),
-        "smallest": _size(by_area[0]),
-        "largest": _size(by_area[-1]),
+        "smallest": _format_size(by_area[0]),
+        "largest": _format_size(by_area[-1]),
         "modes": dict(Counter(h.mode for h in headers).most_common()),
         "formats": dict(Counter(h.format for h in headers).most_common()),
         "enlarged": enlarged,
@@ -198,15 +198,15 @@ def tables(seen: Sequence[SplitStats], geometry: Geometry) -> dict[str, object]:
     }
 
 
-def _size(size: tuple[int, int]) -> str:
+def _format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def format_facts(facts: dict[str, object]) -> list[str]:
+def format_file_summary(facts: dict[str, object]) -> list[str]:
     """The tables as lines.
 
     Args:
-        facts: From `tables`.
+        facts: From `summarize_files`.
     """
     if not facts:
         return []

@@ -19,62 +19,66 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sft_lightning.audit.findings import Finding, Row
+from sft_lightning.audit.findings import Finding, FindingRow
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.copies import find_copies, get_groups
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.image_stats import SIDE, SplitStats, stack_thumbnails
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.feature_cache import features
-from sft_lightning.transfer.scores import fewest_groups, split_into_folds
+from sft_lightning.transfer.scores import find_fewest_groups, split_into_folds
 from sft_lightning.utils.errors import InputError
 
 FOLDS = 5
-MOST = 100_000  # examples; the regression takes a minute or two for so many
+MAX_EXAMPLES = 100_000  # examples; the regression takes a minute or two for so many
 CHANCE = 0.05  # highest probability that guessing the most frequent class is right as often
 _POOLED = 16  # side of the pixels that stand in for features: as telling as 32, and four times as fast
 
 Matrix = NDArray[np.float64]
-Integers = NDArray[np.int64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass
-class LabelJudgments:
+class LabelCheck:
     """Examples whose labels were looked at.
 
     Attributes:
-        places: Split and position of each.
+        examples: Split and position of each.
         labels: Their classes, (N,).
         probabilities: Out of fold, (N, C); 0 for classes that were left out.
         suspects: Positions in the above, the least likely label first.
-        told: On what, and how good the classifier is; or why nothing was looked at.
+        summary: On what, and how good the classifier is; or why nothing was looked at.
         is_decided: Whether the labels were judged: no suspects then means that none was found.
     """
 
-    places: list[tuple[SplitStats, int]]
-    labels: Integers
+    examples: list[tuple[SplitStats, int]]
+    labels: IntArray
     probabilities: Matrix
     suspects: list[int]
-    told: str
+    summary: str
     is_decided: bool = True
 
 
-def judge(seen: Sequence[SplitStats], data: ImageDataModule, backbone: Backbone | None, seed: int) -> LabelJudgments:
+def check_labels(
+    stats: Sequence[SplitStats], data: ImageDataModule, backbone: Backbone | None, seed: int
+) -> LabelCheck:
     """Looks for wrong labels in all splits with labels together.
 
     Args:
-        seen: The splits.
+        stats: The splits.
         data: They are of.
         backbone: Of a start that has learned; None for the pixels.
         seed: Of the folds, and of the choice among more than 100,000 examples.
     """
-    places = [(one, i) for one in seen for i, _ in one.readable if one.label(i) >= 0]
-    if len(places) > MOST:
-        chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
-        places = [places[k] for k in chosen.tolist()]
-    y = np.array([one.label(i) for one, i in places], dtype=np.int64)
-    copies = find_copies([one.images[i] for one, i in places])
-    groups = copies.join_groups(get_groups([(one.split.part, one.split.indices[i]) for one, i in places]))
+    examples = [(one, i) for one in stats for i, _ in one.readable if one.label(i) >= 0]
+    if len(examples) > MAX_EXAMPLES:
+        chosen = (
+            torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:MAX_EXAMPLES].sort().values
+        )
+        examples = [examples[k] for k in chosen.tolist()]
+    y = np.array([one.label(i) for one, i in examples], dtype=np.int64)
+    copies = find_copies([one.images[i] for one, i in examples])
+    groups = copies.join_groups(get_groups([(one.split.part, one.split.indices[i]) for one, i in examples]))
     classes, counts = np.unique(y, return_counts=True)
     # A class in one group is never both learned from and held out.
     kept = classes[(counts >= FOLDS) & (_count_groups(y, groups) > 1)]
@@ -83,18 +87,18 @@ def judge(seen: Sequence[SplitStats], data: ImageDataModule, backbone: Backbone 
         required += " in 2 groups of different images"
     nothing = np.zeros((0, data.num_classes))
     if len(kept) < 2:
-        told = f"not looked at: fewer than 2 classes have {required} or more"
-        return LabelJudgments([], y[:0], nothing, [], told, is_decided=False)
+        summary = f"not looked at: fewer than 2 classes have {required} or more"
+        return LabelCheck([], y[:0], nothing, [], summary, is_decided=False)
     distinct = set(copies.pick_representatives(y.tolist()))
     positions = np.flatnonzero(np.isin(y, kept)).tolist()
-    places, y = [places[k] for k in positions], y[positions]
+    examples, y = [examples[k] for k in positions], y[positions]
     groups = None if groups is None else [groups[k] for k in positions]
-    x = _pixels(places) if backbone is None else _features(places, data, backbone)
+    x = _pool_pixels(examples) if backbone is None else _compute_features(examples, data, backbone)
     p = np.zeros((len(y), data.num_classes))
     try:
-        p[:, kept] = out_of_fold(x, np.searchsorted(kept, y), groups, seed)
+        p[:, kept] = predict_out_of_fold(x, np.searchsorted(kept, y), groups, seed)
     except InputError as error:  # groups of several classes can leave a fold with one class
-        return LabelJudgments([], y[:0], nothing, [], f"not looked at: {error}", is_decided=False)
+        return LabelCheck([], y[:0], nothing, [], f"not looked at: {error}", is_decided=False)
     right = p.argmax(1) == y
     on = "pixels" if backbone is None else f"features of {backbone.name}"
     left = f"; {copies} among them stay in one fold of the cross-validation" if copies.count else ""
@@ -105,13 +109,13 @@ def judge(seen: Sequence[SplitStats], data: ImageDataModule, backbone: Backbone 
     once = right[[position in distinct for position in positions]]  # copies add no evidence
     if not is_skilled(int(once.sum()), len(once), guess):
         other = "a pre-trained backbone" if backbone is None else "a backbone that was pre-trained on images like these"
-        told = (
+        summary = (
             f"none is judged: {skill} of {len(y):,}, where the most frequent class alone is {guess:.1%}: too weak to "
             f"doubt a label; set model.init_args.weights to those of {other}"
         )
-        return LabelJudgments(places, y, p, [], told + left, is_decided=False)
-    suspects, by = issues(np.searchsorted(kept, y), p[:, kept])
-    return LabelJudgments(places, y, p, suspects, f"{len(y):,} looked at with {by}; {skill}{left}")
+        return LabelCheck(examples, y, p, [], summary + left, is_decided=False)
+    suspects, by = find_suspects(np.searchsorted(kept, y), p[:, kept])
+    return LabelCheck(examples, y, p, suspects, f"{len(y):,} looked at with {by}; {skill}{left}")
 
 
 def is_skilled(right: int, count: int, guess: float) -> bool:
@@ -128,7 +132,7 @@ def is_skilled(right: int, count: int, guess: float) -> bool:
     return bool(halves_errors and binom.sf(right - 1, count, guess) < CHANCE)
 
 
-def _count_groups(y: Integers, groups: Sequence[str] | None) -> Integers:
+def _count_groups(y: IntArray, groups: Sequence[str] | None) -> IntArray:
     """Count the groups of each class that occurs, or its examples where there are no groups."""
     if groups is None:
         return np.unique(y, return_counts=True)[1]
@@ -136,7 +140,7 @@ def _count_groups(y: Integers, groups: Sequence[str] | None) -> Integers:
     return np.unique(np.array([c for c, _ in pairs], np.int64), return_counts=True)[1]
 
 
-def out_of_fold(x: NDArray[np.float32], y: Integers, groups: Sequence[str] | None, seed: int) -> Matrix:
+def predict_out_of_fold(x: NDArray[np.float32], y: IntArray, groups: Sequence[str] | None, seed: int) -> Matrix:
     """Predict the class of each example by classifiers that have not seen it, nor others of its group.
 
     Args:
@@ -155,18 +159,18 @@ def out_of_fold(x: NDArray[np.float32], y: Integers, groups: Sequence[str] | Non
 
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
     labels = torch.from_numpy(y)
-    folds = min(FOLDS, fewest_groups(labels, groups).groups)
-    found = np.zeros((len(y), y.max() + 1))
+    folds = min(FOLDS, find_fewest_groups(labels, groups).groups)
+    probabilities = np.zeros((len(y), y.max() + 1))
     with warnings.catch_warnings():
         # A probe that has not converged in 100 steps judges as well; groups may keep a class out of a fold.
         warnings.simplefilter("ignore")
         for train, held in split_into_folds(labels, folds, seed, groups):
             model = LogisticRegression(max_iter=100).fit(x[train], y[train])
-            found[np.ix_(held, model.classes_)] = model.predict_proba(x[held])
-    return found
+            probabilities[np.ix_(held, model.classes_)] = model.predict_proba(x[held])
+    return probabilities
 
 
-def issues(y: Integers, p: Matrix) -> tuple[list[int], str]:
+def find_suspects(y: IntArray, p: Matrix) -> tuple[list[int], str]:
     """The suspects.
 
     Args:
@@ -179,12 +183,12 @@ def issues(y: Integers, p: Matrix) -> tuple[list[int], str]:
     try:
         from cleanlab.filter import find_label_issues
     except ImportError:
-        return confident(y, p), "confident learning"
-    found = find_label_issues(y, p, return_indices_ranked_by="self_confidence", n_jobs=1)
-    return [int(i) for i in found], "cleanlab"
+        return apply_confident_learning(y, p), "confident learning"
+    suspects = find_label_issues(y, p, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [int(i) for i in suspects], "cleanlab"
 
 
-def confident(y: Integers, p: Matrix) -> list[int]:
+def apply_confident_learning(y: IntArray, p: Matrix) -> list[int]:
     """Off the diagonal of the confident joint (Northcutt et al. 2021, equation 1).
 
     Args:
@@ -197,24 +201,24 @@ def confident(y: Integers, p: Matrix) -> list[int]:
     thresholds = np.array([p[y == c, c].mean() for c in range(p.shape[1])])
     sure = np.where(p >= thresholds, p, -1.0)
     suspects = np.flatnonzero((sure.max(1) >= 0) & (sure.argmax(1) != y))
-    own = p[suspects, y[suspects]]
-    return [int(i) for i in suspects[own.argsort(kind="stable")]]
+    self_confidence = p[suspects, y[suspects]]
+    return [int(i) for i in suspects[self_confidence.argsort(kind="stable")]]
 
 
-def finding(judged: LabelJudgments, names: Sequence[str]) -> Finding:
+def make_finding(check: LabelCheck, names: Sequence[str]) -> Finding:
     """The suspects as a finding.
 
     Args:
-        judged: From `judge`.
+        check: From `check_labels`.
         names: Of the classes.
     """
     rows = []
-    for k in judged.suspects:
-        one, i = judged.places[k]
-        p, own = judged.probabilities[k], judged.labels[k]
-        other = int(np.where(np.arange(len(p)) == own, -1, p).argmax())
-        detail = f"{names[own]!r}, looks like {names[other]!r}, p {p[own]:.2f} and {p[other]:.2f}"
-        rows.append(Row(one.name, one.id(i), detail))
+    for k in check.suspects:
+        one, i = check.examples[k]
+        p, label = check.probabilities[k], check.labels[k]
+        other = int(np.where(np.arange(len(p)) == label, -1, p).argmax())
+        detail = f"{names[label]!r}, looks like {names[other]!r}, p {p[label]:.2f} and {p[other]:.2f}"
+        rows.append(FindingRow(one.name, one.id(i), detail))
     return Finding(
         "labels that may be wrong",
         "Many are only hard: look at them, the first ones first, and correct what is wrong",
@@ -222,34 +226,34 @@ def finding(judged: LabelJudgments, names: Sequence[str]) -> Finding:
     )
 
 
-def _pixels(places: Sequence[tuple[SplitStats, int]]) -> NDArray[np.float32]:
+def _pool_pixels(examples: Sequence[tuple[SplitStats, int]]) -> NDArray[np.float32]:
     pieces = []
-    for one, positions in _by_split(places):
-        pictures = stack_thumbnails(one, positions)
-        n, step = len(pictures), SIDE // _POOLED
-        pooled = pictures.reshape(n, _POOLED, step, _POOLED, step, -1).mean((2, 4), dtype=np.float32)
+    for one, positions in _group_by_split(examples):
+        images = stack_thumbnails(one, positions)
+        n, step = len(images), SIDE // _POOLED
+        pooled = images.reshape(n, _POOLED, step, _POOLED, step, -1).mean((2, 4), dtype=np.float32)
         pieces.append(pooled.reshape(n, -1) / 255)
     return np.concatenate(pieces)
 
 
-def _features(
-    places: Sequence[tuple[SplitStats, int]], data: ImageDataModule, backbone: Backbone
+def _compute_features(
+    examples: Sequence[tuple[SplitStats, int]], data: ImageDataModule, backbone: Backbone
 ) -> NDArray[np.float32]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pieces: list[Tensor] = []
-    for one, positions in _by_split(places):
+    for one, positions in _group_by_split(examples):
         name = f"{one.name} with labels"
         data.splits[name] = Split(one.split.part, [one.split.indices[i] for i in positions])
-        found = features(backbone.to(device), data, name, write=False)
-        assert found is not None  # those that cannot be read are not among the places
-        pieces.append(found.float())
+        computed = features(backbone.to(device), data, name, write=False)
+        assert computed is not None  # those that cannot be read are not among the places
+        pieces.append(computed.float())
     x: NDArray[np.float32] = torch.cat(pieces).numpy()
     return x
 
 
-def _by_split(places: Sequence[tuple[SplitStats, int]]) -> list[tuple[SplitStats, list[int]]]:
+def _group_by_split(examples: Sequence[tuple[SplitStats, int]]) -> list[tuple[SplitStats, list[int]]]:
     """Positions of each split; places of a split stand together."""
-    found: dict[str, tuple[SplitStats, list[int]]] = {}
-    for one, i in places:
-        found.setdefault(one.name, (one, []))[1].append(i)
-    return list(found.values())
+    by_split: dict[str, tuple[SplitStats, list[int]]] = {}
+    for one, i in examples:
+        by_split.setdefault(one.name, (one, []))[1].append(i)
+    return list(by_split.values())

@@ -3,41 +3,45 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sft_lightning.audit.findings import Finding, Row
+from sft_lightning.audit.findings import Finding, FindingRow
 from sft_lightning.data.splits import Split, SplitConfig, without_leaks
 from sft_lightning.data.vision.image_stats import SplitStats
 from sft_lightning.data.vision.near_duplicates import Pair
 
-_WORDS = {"test": "test", "val": "validation", "labeled": "labeled", "unlabeled": "unlabeled"}
+_SPLIT_NAMES = {"test": "test", "val": "validation", "labeled": "labeled", "unlabeled": "unlabeled"}
 _HELD_OUT = ("test", "val")
 _LEAKS = (("test", "labeled"), ("test", "unlabeled"), ("test", "val"), ("val", "labeled"), ("val", "unlabeled"))
 _COPIES = (("labeled",) * 2, ("labeled", "unlabeled"), ("unlabeled",) * 2, ("test",) * 2, ("val",) * 2)
 
 
-def dropped(seen: Sequence[SplitStats], request: SplitConfig) -> set[tuple[str, int]]:
+def find_dropped(stats: Sequence[SplitStats], request: SplitConfig) -> set[tuple[str, int]]:
     """Split and position of the pictures that a run drops: their files are equal byte for byte.
 
     Args:
-        seen: All splits, as they are before anything is dropped.
+        stats: All splits, as they are before anything is dropped.
         request: Of the run.
     """
     # Files that cannot be read are not asked for: they may be gone.
-    whole = {one.name: [i for i, _ in one.readable] for one in seen}
-    splits = {one.name: Split(one.split.part, [one.split.indices[i] for i in whole[one.name]]) for one in seen}
+    readable = {one.name: [i for i, _ in one.readable] for one in stats}
+    splits = {one.name: Split(one.split.part, [one.split.indices[i] for i in readable[one.name]]) for one in stats}
     kept = without_leaks(splits, replace(request, on_leak="drop", messages=[]))
-    gone = {name: set(splits[name].indices) - set(kept[name].indices) for name in splits}
-    return {(one.name, i) for one in seen for i in whole[one.name] if one.split.indices[i] in gone[one.name]}
+    dropped = {name: set(splits[name].indices) - set(kept[name].indices) for name in splits}
+    return {(one.name, i) for one in stats for i in readable[one.name] if one.split.indices[i] in dropped[one.name]}
 
 
-def overlaps(
-    exact: Sequence[Pair], near: Sequence[Pair], gone: set[tuple[str, int]], request: SplitConfig, names: Sequence[str]
+def find_overlaps(
+    exact: Sequence[Pair],
+    near: Sequence[Pair],
+    dropped: set[tuple[str, int]],
+    request: SplitConfig,
+    names: Sequence[str],
 ) -> dict[str, list[Finding]]:
     """The findings by topic.
 
     Args:
         exact: From `duplicates`.
         near: The same.
-        gone: From `dropped`.
+        dropped: From `find_dropped`.
         request: Of the run.
         names: Of the classes.
     """
@@ -45,44 +49,53 @@ def overlaps(
     kinds = (("", exact), ("nearly ", near))
     for a, b in (*_LEAKS, *_COPIES):
         for kind, pairs in kinds:
-            own = [pair for pair in pairs if (pair.first[0].name, pair.second[0].name) == (a, b)]
-            rows = [_row(pair, kind) for pair in own]
+            matching = [pair for pair in pairs if (pair.first[0].name, pair.second[0].name) == (a, b)]
+            rows = [_make_row(pair, kind) for pair in matching]
             if (a, b) in _LEAKS:
-                leaks.append(Finding(_name(a, b, kind), _leak(own, gone, request, b), rows, contaminates=True))
+                leaks.append(
+                    Finding(
+                        _name_finding(a, b, kind),
+                        _advise_on_leak(matching, dropped, request, b),
+                        rows,
+                        contaminates=True,
+                    )
+                )
             else:
-                copies.append(Finding(_name(a, b, kind), _copy(a, b), rows))
-    conflicts = [_conflict(kind, pairs, names) for kind, pairs in kinds]
+                copies.append(Finding(_name_finding(a, b, kind), _advise_on_copies(a, b), rows))
+    conflicts = [_find_conflicts(kind, pairs, names) for kind, pairs in kinds]
     return {"leaks into test or validation": leaks, "duplicates": copies, "label conflicts": conflicts}
 
 
-def _name(a: str, b: str, kind: str) -> str:
+def _name_finding(a: str, b: str, kind: str) -> str:
     if a == b:
-        return f"{_WORDS[a]} images that {kind}equal an earlier one of their split"
-    return f"{_WORDS[a]} images that {kind}equal {'an' if b == 'unlabeled' else 'a'} {_WORDS[b]} one"
+        return f"{_SPLIT_NAMES[a]} images that {kind}equal an earlier one of their split"
+    return f"{_SPLIT_NAMES[a]} images that {kind}equal {'an' if b == 'unlabeled' else 'a'} {_SPLIT_NAMES[b]} one"
 
 
-def _row(pair: Pair, kind: str) -> Row:
+def _make_row(pair: Pair, kind: str) -> FindingRow:
     (one, i), (other, j) = pair.first, pair.second
     difference = f", difference {pair.difference:.2f}" if kind else ""
-    return Row(one.name, one.id(i), f"{kind}equals {other.id(j)}{difference}")
+    return FindingRow(one.name, one.id(i), f"{kind}equals {other.id(j)}{difference}")
 
 
-def _leak(pairs: Sequence[Pair], gone: set[tuple[str, int]], request: SplitConfig, b: str) -> str:
+def _advise_on_leak(pairs: Sequence[Pair], dropped: set[tuple[str, int]], request: SplitConfig, b: str) -> str:
     """What a run does about pictures that are held out and stand in b, and what is left to do."""
-    mine = [(pair.second[0].name, pair.second[1]) in gone for pair in pairs]
+    mine = [(pair.second[0].name, pair.second[1]) in dropped for pair in pairs]
     byte_for_byte, others = sum(mine), len(mine) - sum(mine)
     if byte_for_byte and request.on_leak == "raise":
         return "fit stops here (on_leak: raise): remove one of each two"
-    told = (
-        f"fit drops {'all' if not others else byte_for_byte} from {_WORDS[b]} (on_leak: drop)" if byte_for_byte else ""
+    advice = (
+        f"fit drops {'all' if not others else byte_for_byte} from {_SPLIT_NAMES[b]} (on_leak: drop)"
+        if byte_for_byte
+        else ""
     )
     if others:
-        left = f"fit does not see {'them' if not told else f'the other {others}'}: remove one of each two"
-        told = f"{told}; {left}" if told else left
-    return told
+        left = f"fit does not see {'them' if not advice else f'the other {others}'}: remove one of each two"
+        advice = f"{advice}; {left}" if advice else left
+    return advice
 
 
-def _copy(a: str, b: str) -> str:
+def _advise_on_copies(a: str, b: str) -> str:
     if a in _HELD_OUT:
         return "They count twice in every figure: remove one of each two"
     if a != b:
@@ -91,13 +104,13 @@ def _copy(a: str, b: str) -> str:
     return f"They weigh twice in training{also}: remove one of each two"
 
 
-def _conflict(kind: str, pairs: Sequence[Pair], names: Sequence[str]) -> Finding:
+def _find_conflicts(kind: str, pairs: Sequence[Pair], names: Sequence[str]) -> Finding:
     rows = []
     for pair in pairs:
         labels = [one.label(i) for one, i in (pair.first, pair.second)]
         if min(labels) >= 0 and labels[0] != labels[1]:
             one, i = pair.first
             detail = f"{names[labels[0]]!r}; {pair.second[0].id(pair.second[1])} is {names[labels[1]]!r}"
-            rows.append(Row(one.name, one.id(i), detail))
+            rows.append(FindingRow(one.name, one.id(i), detail))
     name = f"images that {kind}equal one of another class"
     return Finding(name, "One of the two labels is wrong: correct it, or remove both", rows)

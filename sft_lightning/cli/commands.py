@@ -128,7 +128,7 @@ COMMANDS = {
         "compare",
         "Finds by cross-validation how far to fine-tune.",
         (f"degree --config {FINE_TUNE} --config configs/reuse/degree.yaml",),
-        "sft_lightning.tuning.degree:degree",
+        "sft_lightning.tuning.degree:compare_degrees",
         takes_fit=True,
     ),
     "validate": Command(

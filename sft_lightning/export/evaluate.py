@@ -16,23 +16,23 @@ from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.runs.trained_network import TrainedNetwork
 from sft_lightning.utils.errors import InputError, find_input_error
 
-COMPARED = 128  # images that a program is compared on; of more, it would only repeat more of the same
+PARITY_IMAGES = 128  # images that a program is compared on; of more, it would only repeat more of the same
 _SPLITS = {"test": "test", "val": "validation", "labeled": "labeled training", "unlabeled": "unlabeled training"}
 
 
 @dataclass
-class Evaluated:
+class ExportEvaluation:
     """What there is to say of a network by images.
 
     Attributes:
         kind: Of the images: `test`, `validation`, `labeled training`, `unlabeled training` or `random`.
-        images: uint8, (N, C, H, W), at most `COMPARED`; none where no program is to be compared.
+        images: uint8, (N, C, H, W), at most `PARITY_IMAGES`; none where no program is to be compared.
         metrics: Of the classifier by name, on `count` images of `total`; empty where they were not measured.
         count: Images with a label.
         total: Images of the split.
         temperature: Divides the logits before the softmax, as `predict` does; 1 where none is known.
         calibrated_on: Validation images that it fits best.
-        why_not: Why the images are random ones.
+        random_reason: Why the images are random ones.
     """
 
     kind: str
@@ -42,10 +42,12 @@ class Evaluated:
     total: int = 0
     temperature: float = 1.0
     calibrated_on: int = 0
-    why_not: str | None = None
+    random_reason: str | None = None
 
 
-def measure(run: str, trained: TrainedNetwork, folder: Path | None, most: int, compared: int = COMPARED) -> Evaluated:
+def evaluate_export(
+    run: str, trained: TrainedNetwork, folder: Path | None, most: int, compared: int = PARITY_IMAGES
+) -> ExportEvaluation:
     """Looks at images of the test split, else of validation, else of training; at random ones where none are left.
 
     The splits are those of the run's own `split.csv`: chosen anew from data that grew or shrank since, a test split
@@ -60,20 +62,22 @@ def measure(run: str, trained: TrainedNetwork, folder: Path | None, most: int, c
         compared: Images that are wanted for themselves.
     """
     manifest = None if folder is None else folder / MANIFEST
-    own = [f"--data.init_args.split_file={manifest}"] if manifest is not None and manifest.is_file() else []
+    options = [f"--data.init_args.split_file={manifest}"] if manifest is not None and manifest.is_file() else []
     try:
         with silence_logs():
-            return _of_the_run(LoadedRun(run, *own), trained, most, compared)
+            return _evaluate_run(LoadedRun(run, *options), trained, most, compared)
     except Exception as error:
         reason = find_input_error(error)  # the data was moved, changed or damaged since
         if reason is None:
             raise
-        drawn = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (compared, *trained.metadata["image_shape"]), dtype=torch.uint8, generator=drawn)
-        return Evaluated("random", images, why_not=str(reason))
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(
+            0, 256, (compared, *trained.metadata["image_shape"]), dtype=torch.uint8, generator=generator
+        )
+        return ExportEvaluation("random", images, random_reason=str(reason))
 
 
-def _of_the_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compared: int) -> Evaluated:
+def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compared: int) -> ExportEvaluation:
     data = opened.data
     name = next((n for n in _SPLITS if len(data.splits[n])), None)
     if name is None:
@@ -84,22 +88,24 @@ def _of_the_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compared:
         if not batches:
             raise InputError(f"no {_SPLITS[name]} image of run {opened.name!r} can be read")
         images = torch.cat([(batch.x * 255).round().to(torch.uint8) for batch in batches])
-    found = Evaluated(_SPLITS[name], images, total=len(data.splits[name]))
+    evaluation = ExportEvaluation(_SPLITS[name], images, total=len(data.splits[name]))
     if not most or not trained.head:
-        return found
-    logits, y = _judged(trained, data, "val", most)
+        return evaluation
+    logits, y = _predict_split(trained, data, "val", most)
     if len(y) and bool((logits.argmax(1) != y).any()):  # where all are right, no temperature fits best
-        found.temperature, found.calibrated_on = fit_temperature(logits, y), len(y)
+        evaluation.temperature, evaluation.calibrated_on = fit_temperature(logits, y), len(y)
     if name != "val":
-        logits, y = _judged(trained, data, "test", most)
+        logits, y = _predict_split(trained, data, "test", most)
     if len(y):
-        found.count, found.metrics = len(y), _scores(logits, y)
-        if found.calibrated_on:
-            found.metrics["calibrated_error"] = _scores(logits / found.temperature, y)["calibration_error"]
-    return found
+        evaluation.count, evaluation.metrics = len(y), _compute_metrics(logits, y)
+        if evaluation.calibrated_on:
+            evaluation.metrics["calibrated_error"] = _compute_metrics(logits / evaluation.temperature, y)[
+                "calibration_error"
+            ]
+    return evaluation
 
 
-def _judged(trained: TrainedNetwork, data: ImageDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
+def _predict_split(trained: TrainedNetwork, data: ImageDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and labels (N,) of examples of a split that have one."""
     if not len(data.splits[name]):
         return torch.empty(0, 1), torch.empty(0)
@@ -111,7 +117,7 @@ def _judged(trained: TrainedNetwork, data: ImageDataModule, name: str, most: int
     return F.linear(x, trained.head["weight"], trained.head["bias"])[y >= 0], y[y >= 0]
 
 
-def _scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def _compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     metrics = ClassifierMetrics(logits.shape[1])
     metrics.update(logits, labels)
     return {name: float(value) for name, value in metrics.compute().items()}

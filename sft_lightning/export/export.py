@@ -13,10 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.cli.loaded_run import describe_checkpoint
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
-from sft_lightning.export.evaluate import COMPARED, measure
-from sft_lightning.export.model_card import Told, format_model_card
-from sft_lightning.export.programs import check, describe_tolerance, write_program
-from sft_lightning.export.usage_snippet import metadata_path, preprocessing
+from sft_lightning.export.evaluate import PARITY_IMAGES, evaluate_export
+from sft_lightning.export.model_card import CardData, format_model_card
+from sft_lightning.export.programs import check_format, describe_parity, write_program
+from sft_lightning.export.usage_snippet import describe_preprocessing, metadata_path
 from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.weights import Tensors, find_weights, read_weights, select_evaluated_weights, write_weights
 from sft_lightning.runs.lineage import find_run
@@ -27,15 +27,19 @@ from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
 from sft_lightning.utils.yaml_files import read_yaml
 
-Part = Literal["backbone", "head", "model"]
-Format = Literal["safetensors", "onnx", "pt2"]
+ExportPart = Literal["backbone", "head", "model"]
+ExportFormat = Literal["safetensors", "onnx", "pt2"]
 CARD = "model_card.md"
 
 
 def export(
-    run: str, part: Part = "model", format: Format = "safetensors", out: str | None = None, wise: float = 1.0,
+    run: str,
+    part: ExportPart = "model",
+    format: ExportFormat = "safetensors",
+    out: str | None = None,
+    wise: float = 1.0,
     measure_on: int = 2000,
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes a part of a trained model, a JSON of the same name and a model card beside it.
 
     A program (`onnx`, `pt2`) takes uint8 images and gives logits, of a backbone features. It is read back and compared
@@ -67,41 +71,47 @@ def export(
     if file.suffix != f".{format}":
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
     if format != "safetensors":
-        check(part, format)
+        check_format(part, format)
     if wise < 1:
         _interpolate(trained, wise, run)
-    config = {} if folder is None else _config(folder / "fit.yaml")
+    config = {} if folder is None else _read_config(folder / "fit.yaml")
     data = config.get("data") or {}
     known = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
-    about: dict[str, Any] = {"part": part, **trained.metadata, "preprocessing": preprocessing(trained.metadata, known)}
+    metadata: dict[str, Any] = {
+        "part": part,
+        **trained.metadata,
+        "preprocessing": describe_preprocessing(trained.metadata, known),
+    }
     most = measure_on if trained.head and folder is not None else 0
     if most:
         rank_zero_info(f"Measuring on at most {most:,} images (--measure_on 0 leaves it out).")
-    compared = 0 if format == "safetensors" else COMPARED
-    measured = measure(run, trained, folder, most, compared) if most or compared else None
-    if measured is not None and measured.metrics:
-        about["metrics"] = {"split": measured.kind, "images": measured.count, **measured.metrics}
-    if measured is not None and measured.calibrated_on:
-        about["temperature"] = {"value": measured.temperature, "validation_images": measured.calibrated_on}
-    if format == "safetensors" or measured is None:
-        write_weights(file, _tensors(trained, part), about)
+    compared = 0 if format == "safetensors" else PARITY_IMAGES
+    evaluation = evaluate_export(run, trained, folder, most, compared) if most or compared else None
+    if evaluation is not None and evaluation.metrics:
+        metadata["metrics"] = {"split": evaluation.kind, "images": evaluation.count, **evaluation.metrics}
+    if evaluation is not None and evaluation.calibrated_on:
+        metadata["temperature"] = {"value": evaluation.temperature, "validation_images": evaluation.calibrated_on}
+    if format == "safetensors" or evaluation is None:
+        write_weights(file, _select_tensors(trained, part), metadata)
     else:
-        about = write_program(file, format, trained, measured, about)
-        rank_zero_info(f"Parity: {file.name} {describe_tolerance(about['parity'])}.")
-    write_json(metadata_path(file), about)
-    state = describe_checkpoint(checkpoint, about["step"]) + (
+        metadata = write_program(file, format, trained, evaluation, metadata)
+        rank_zero_info(f"Parity: {file.name} {describe_parity(metadata['parity'])}.")
+    write_json(metadata_path(file), metadata)
+    state = describe_checkpoint(checkpoint, metadata["step"]) + (
         f", {wise:.0%} of the way from its start" if wise < 1 else ""
     )
-    write_text(file.with_name(CARD), format_model_card(Told(file, about, checkpoint, folder, state, config, measured)))
+    write_text(
+        file.with_name(CARD), format_model_card(CardData(file, metadata, checkpoint, folder, state, config, evaluation))
+    )
     return file
 
 
-def _config(path: Path) -> dict[str, Any]:
-    found = read_yaml(path)
-    return found if isinstance(found, dict) else {}
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_yaml(path)
+    return config if isinstance(config, dict) else {}
 
 
-def _tensors(trained: TrainedNetwork, part: Part) -> Tensors:
+def _select_tensors(trained: TrainedNetwork, part: ExportPart) -> Tensors:
     head = {f"head.{n}": t for n, t in trained.head.items()}
     if part == "head":
         return head
@@ -139,15 +149,15 @@ def _interpolate(trained: TrainedNetwork, alpha: float, run: str) -> None:
 
 def _interpolate_head(trained: TrainedNetwork, alpha: float, source: Path) -> None:
     """The rows of classes that the start knew by name; those of new classes have no start, and are kept."""
-    tensors, told = read_weights(source)
-    start, names, own = (
+    tensors, metadata = read_weights(source)
+    start, names, class_names = (
         extract_linear_head(select_evaluated_weights(tensors)),
-        read_recorded_classes(told, source),
+        read_recorded_classes(metadata, source),
         trained.metadata["class_names"],
     )
     if not start or not trained.head or start["weight"].shape[1] != trained.head["weight"].shape[1]:
         return
-    rows = torch.tensor(match_classes(own, names or []), dtype=torch.long)
+    rows = torch.tensor(match_classes(class_names, names or []), dtype=torch.long)
     if names is None or len(names) != len(start["weight"]) or len(rows) != len(trained.head["weight"]):
         rank_zero_info(f"The head is kept as it is: the classes of the run or of {source} are not named.")
         return
@@ -157,5 +167,5 @@ def _interpolate_head(trained: TrainedNetwork, alpha: float, source: Path) -> No
     if not bool(shared.all()):
         rank_zero_info(
             f"Rows of classes that are new since {source} are kept: "
-            f"{format_class_names(find_missing_classes(own, names))}."
+            f"{format_class_names(find_missing_classes(class_names, names))}."
         )

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.export.evaluate import Evaluated
+from sft_lightning.export.evaluate import ExportEvaluation
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import Tensors
 from sft_lightning.runs.trained_network import TrainedNetwork
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
-Language = Literal["onnx", "pt2"]
+ProgramFormat = Literal["onnx", "pt2"]
 OPSET = 18  # of ONNX: the oldest that PyTorch writes without converting, which most runtimes read
-MOST = 2_000_000_000  # bytes: one file of ONNX holds less than 2 GiB
+MAX_BYTES = 2_000_000_000  # bytes: one file of ONNX holds less than 2 GiB
 TOLERANCE = 1e-3  # of an output, and of the mean output where that is below 1
 
 
@@ -64,7 +64,7 @@ class Program(nn.Module):
         return F.linear(x, self.weight, self.bias) if self._has_head else x
 
 
-def check(part: str, language: Language) -> None:
+def check_format(part: str, language: ProgramFormat) -> None:
     """Whether such a program can be written here.
 
     Args:
@@ -88,7 +88,7 @@ def check(part: str, language: Language) -> None:
 
 
 def write_program(
-    file: Path, language: Language, trained: TrainedNetwork, measured: Evaluated, about: dict[str, Any]
+    file: Path, language: ProgramFormat, trained: TrainedNetwork, measured: ExportEvaluation, metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes a program, reads it back and compares it with PyTorch; a file that differs does not stay.
 
@@ -97,7 +97,7 @@ def write_program(
         language: Of the program.
         trained: The network.
         measured: Images to compare on.
-        about: What the program says of itself, with `part`.
+        metadata: What the program says of itself, with `part`.
 
     Returns:
         The same and what a user of the program needs: `format`, `input`, `output`, `inside`, `parity`.
@@ -105,32 +105,32 @@ def write_program(
     Raises:
         InputError: The network cannot be written, or the file is not the same network.
     """
-    with_head = about["part"] == "model"
+    with_head = metadata["part"] == "model"
     program = Program(trained.network(), trained.head if with_head else {})
-    expected = _by_pytorch(trained, measured.images, with_head)
-    told = {**about, "format": language, **_contract(about, with_head, expected.shape[1])}
+    expected = _run_pytorch(trained, measured.images, with_head)
+    contract = {**metadata, "format": language, **_describe_interface(metadata, with_head, expected.shape[1])}
     if language == "onnx":
-        told["opset"] = OPSET
+        contract["opset"] = OPSET
     with open_atomic(file) as staged:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 # The exporters warn of their own insides, and that channels-last weights are no plain block of memory.
                 warnings.simplefilter("ignore")
-                {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, staged, told)
+                {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, staged, contract)
                 run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)
-                parity = _compared(run, measured, expected, language, with_head)
+                parity = _check_parity(run, measured, expected, language, with_head)
         except InputError:
             raise
         except Exception as error:  # the exporters name no types, and each network fails in its own way
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
             raise InputError(
-                f"backbone {about['backbone']!r} cannot be written as {language} ({reason}): give --format "
+                f"backbone {metadata['backbone']!r} cannot be written as {language} ({reason}): give --format "
                 f"{'pt2 or safetensors' if language == 'onnx' else 'safetensors'}"
             ) from error
-    return {**told, "parity": parity}
+    return {**contract, "parity": parity}
 
 
-def describe_tolerance(parity: dict[str, Any]) -> str:
+def describe_parity(parity: dict[str, Any]) -> str:
     """One line on how equal the written program is.
 
     Args:
@@ -146,16 +146,16 @@ def describe_tolerance(parity: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def _by_pytorch(trained: TrainedNetwork, images: Tensor, with_head: bool) -> Tensor:
+def _run_pytorch(trained: TrainedNetwork, images: Tensor, with_head: bool) -> Tensor:
     """What the run itself computes, not by way of a `Program`: a mistake in it would not show."""
     network = trained.network()
     x = torch.cat([network(some.float() / 255) for some in images.split(32)])
     return F.linear(x, trained.head["weight"], trained.head["bias"]) if with_head else x
 
 
-def _contract(about: dict[str, Any], with_head: bool, size: int) -> dict[str, Any]:
-    channels, height, width = about["image_shape"]
-    wide = ["repetition of one gray channel to three"] if len(about["mean"]) > channels else []
+def _describe_interface(metadata: dict[str, Any], with_head: bool, size: int) -> dict[str, Any]:
+    channels, height, width = metadata["image_shape"]
+    wide = ["repetition of one gray channel to three"] if len(metadata["mean"]) > channels else []
     return {
         "input": {"name": "images", "type": "uint8", "range": [0, 255], "shape": ["batch", channels, height, width]},
         "output": {"name": "logits" if with_head else "features", "type": "float32", "shape": ["batch", size]},
@@ -163,7 +163,7 @@ def _contract(about: dict[str, Any], with_head: bool, size: int) -> dict[str, An
     }
 
 
-def _exported(program: Program, shape: list[int]) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+def _trace(program: Program, shape: list[int]) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
     free = {"images": {0: torch.export.Dim("batch")}}
     # An example of one image would make 1 a constant.
     made = torch.export.export(program, (torch.zeros(2, *shape, dtype=torch.uint8),), dynamic_shapes=free)
@@ -173,24 +173,24 @@ def _exported(program: Program, shape: list[int]) -> tuple[torch.export.Exported
     return made, free
 
 
-def _write_pt2(program: Program, file: Path, about: dict[str, Any]) -> None:
-    made, _ = _exported(program, about["image_shape"])
+def _write_pt2(program: Program, file: Path, metadata: dict[str, Any]) -> None:
+    made, _ = _trace(program, metadata["image_shape"])
     with file.open("wb") as opened:
-        torch.export.save(made, opened, extra_files={"sft_lightning.json": json.dumps(about)})
+        torch.export.save(made, opened, extra_files={"sft_lightning.json": json.dumps(metadata)})
 
 
-def _write_onnx(program: Program, file: Path, about: dict[str, Any]) -> None:
+def _write_onnx(program: Program, file: Path, metadata: dict[str, Any]) -> None:
     size = sum(tensor.nbytes for tensor in program.state_dict().values())
-    if size > MOST:
+    if size > MAX_BYTES:
         raise InputError(f"the network has {size / 1e9:.1f} GB, one ONNX file holds 2: give --format pt2")
-    made, free = _exported(program, about["image_shape"])
+    made, free = _trace(program, metadata["image_shape"])
     written = torch.onnx.export(
-        made, input_names=["images"], output_names=[about["output"]["name"]], dynamic_shapes=free,
+        made, input_names=["images"], output_names=[metadata["output"]["name"]], dynamic_shapes=free,
         opset_version=OPSET, verbose=False,
     )  # fmt: skip
     assert written is not None
-    names = {"class_names": json.dumps(about["class_names"])} if about["part"] == "model" else {}
-    written.model.metadata_props.update({**names, "sft_lightning": json.dumps(about)})
+    names = {"class_names": json.dumps(metadata["class_names"])} if metadata["part"] == "model" else {}
+    written.model.metadata_props.update({**names, "sft_lightning": json.dumps(metadata)})
     written.save(file, external_data=False)
 
 
@@ -209,8 +209,12 @@ def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _compared(
-    run: Callable[[Tensor], Tensor], measured: Evaluated, expected: Tensor, language: Language, with_head: bool
+def _check_parity(
+    run: Callable[[Tensor], Tensor],
+    measured: ExportEvaluation,
+    expected: Tensor,
+    language: ProgramFormat,
+    with_head: bool,
 ) -> dict[str, Any]:
     """What is told of the comparison.
 
@@ -224,15 +228,15 @@ def _compared(
     # One image alone would fail where an example's batch size became a constant; so would several where 1 became one.
     batches = [images[:1], images[1:4], *images[4:].split(32)]
     with torch.no_grad():
-        found = torch.cat([run(batch) for batch in batches])
-    apart = (found - expected).abs()
-    equal = float((found.argmax(1) == expected.argmax(1)).double().mean()) if with_head else None
+        outputs = torch.cat([run(batch) for batch in batches])
+    apart = (outputs - expected).abs()
+    equal = float((outputs.argmax(1) == expected.argmax(1)).double().mean()) if with_head else None
     parity = {
         "largest_difference": float(apart.max()),
         "equal_classes": equal,
         "images": len(measured.images),
         "of": measured.kind,
-        "why_random": measured.why_not if measured.kind == "random" else None,
+        "why_random": measured.random_reason if measured.kind == "random" else None,
         "batch_sizes": sorted({len(batch) for batch in batches}),
         "tolerance": f"{TOLERANCE} of each output and of the mean output, the latter not above 1",
         "runtime": f"onnxruntime {version('onnxruntime')}" if language == "onnx" else f"torch {torch.__version__}",
@@ -240,7 +244,7 @@ def _compared(
     allowed = TOLERANCE * (expected.abs() + expected.abs().mean().clamp_max(1))
     if not bool((apart <= allowed).all()) or equal not in (None, 1.0):  # NaN is not less than anything
         raise InputError(
-            f"the {language} program {describe_tolerance(parity)}, more than is allowed ({parity['tolerance']}, "
+            f"the {language} program {describe_parity(parity)}, more than is allowed ({parity['tolerance']}, "
             "no other class), "
             f"so nothing is written: give another --format"
         )

@@ -6,18 +6,18 @@ from typing import Any
 from sft_lightning.data.vision.images import Geometry
 
 
-def preprocessing(about: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def describe_preprocessing(metadata: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """What happens to a file's picture before it is pixels, in order, as `predict` does it.
 
     Args:
-        about: With `image_shape`.
+        metadata: With `image_shape`.
         data: Settings of the run's `ImageDataModule`; empty where they are unknown.
     """
-    channels, height, width = about["image_shape"]
+    channels, height, width = metadata["image_shape"]
     resize = data.get("resize") or Geometry.resize
     shapes = {"crop": "central square", "pad": "whole image, padded to a square", "squash": "whole image, squashed"}
     share = "share_of_shorter_side" if resize == "crop" else "share_of_each_side"
-    ranges = about.get("value_ranges")
+    ranges = metadata.get("value_ranges")
     return {
         "orientation": "upright, as EXIF has it",
         "background": list(data.get("background") or Geometry.background),
@@ -30,25 +30,28 @@ def preprocessing(about: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def format_snippet(file: Path, about: dict[str, Any]) -> str:
+def format_snippet(file: Path, metadata: dict[str, Any]) -> str:
     """Python that asks an exported file about `image.png`.
 
     Args:
         file: What was exported; its folder is where the code runs.
-        about: What the file's JSON says.
+        metadata: What the file's JSON says.
     """
-    if about["part"] == "head":
-        return f"# A head goes onto a backbone of {about['num_features']} features:\n{_fit('head_weights', file)}"
-    if "format" not in about:
-        both = [_fit("weights", file)] + [_fit("head_weights", file)] * (about["part"] == "model")
+    if metadata["part"] == "head":
+        option = _format_option("head_weights", file)
+        return f"# A head goes onto a backbone of {metadata['num_features']} features:\n{option}"
+    if "format" not in metadata:
+        both = [_format_option("weights", file)] + [_format_option("head_weights", file)] * (
+            metadata["part"] == "model"
+        )
         return "# A start for another training, with the same classes or others:\n" + "\n".join(both)
-    told, name = about["preprocessing"], about["output"]["name"]
-    mode = "L" if told["color"] == "gray" else "RGB"
-    (height, width), shape = told["resize"]["size"], told["crop"]["shape"]
-    share = told["crop"].get("share_of_shorter_side") or told["crop"]["share_of_each_side"]
+    steps, name = metadata["preprocessing"], metadata["output"]["name"]
+    mode = "L" if steps["color"] == "gray" else "RGB"
+    (height, width), shape = steps["resize"]["size"], steps["crop"]["shape"]
+    share = steps["crop"].get("share_of_shorter_side") or steps["crop"]["share_of_each_side"]
     padded = [
         "side = max(image.size)",
-        f'square = Image.new("RGBA", (side, side), {(*told["background"], 255)})',
+        f'square = Image.new("RGBA", (side, side), {(*steps["background"], 255)})',
         "square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))",
         "image = square",
     ]
@@ -61,20 +64,20 @@ def format_snippet(file: Path, about: dict[str, Any]) -> str:
         f"left, top = image.width * (1 - {share}) / 2, image.height * (1 - {share}) / 2",
         "box = (left, top, image.width - left, image.height - top)",
     ]
-    if told.get("value_ranges"):
-        scales = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in told["value_ranges"].items()]
+    if steps.get("value_ranges"):
+        scales = [f"{kind} from {low:g} to {high:g}" for kind, (low, high) in steps["value_ranges"].items()]
         eight = f"scaled to 8 bits: {', '.join(scales)}"
     else:
         eight = "of 8 bits a channel"
     lines = [
-        *(["import json", ""] if about["part"] == "model" else []),
+        *(["import json", ""] if metadata["part"] == "model" else []),
         "import numpy as np",
-        *(["import onnxruntime"] if about["format"] == "onnx" else []),
-        *(["import torch"] if about["format"] == "pt2" else []),
+        *(["import onnxruntime"] if metadata["format"] == "onnx" else []),
+        *(["import torch"] if metadata["format"] == "pt2" else []),
         "from PIL import Image, ImageOps",
         "",
         'image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")' + f"  # {eight}",
-        f'over = Image.new("RGBA", image.size, {(*told["background"], 255)})',
+        f'over = Image.new("RGBA", image.size, {(*steps["background"], 255)})',
         "image = Image.alpha_composite(over, image)",
         *(padded if "padded" in shape else []),
         f'image = image.convert("{mode}")',
@@ -82,20 +85,20 @@ def format_snippet(file: Path, about: dict[str, Any]) -> str:
         f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR, box=box)",
         f"pixels = np.asarray(image).reshape(1, {height}, {width}, {len(mode)}).transpose(0, 3, 1, 2)  # uint8",
     ]
-    if about["format"] == "onnx":
+    if metadata["format"] == "onnx":
         lines.append(f'session = onnxruntime.InferenceSession("{file.name}")')
         lines.append(f'{name} = session.run(["{name}"], {{"images": pixels}})[0]')
     else:
         lines.append(f'program = torch.export.load("{file.name}").module()')
         lines.append(f"{name} = program(torch.from_numpy(pixels.copy())).numpy()")
-    if about["part"] == "model":
-        scale = about.get("temperature", {}).get("value", 1.0)
+    if metadata["part"] == "model":
+        scale = metadata.get("temperature", {}).get("value", 1.0)
         lines.append(f"logits = logits / {scale}  # the temperature")
         lines.append("probabilities = np.exp(logits - logits.max(1, keepdims=True))")
         lines.append("probabilities /= probabilities.sum(1, keepdims=True)")
-        if about["class_names"]:
+        if metadata["class_names"]:
             lines.append(f'names = json.load(open("{metadata_path(file).name}", encoding="utf-8"))["class_names"]')
-        shown = "names[probabilities[0].argmax()]" if about["class_names"] else "probabilities[0].argmax()"
+        shown = "names[probabilities[0].argmax()]" if metadata["class_names"] else "probabilities[0].argmax()"
         lines.append(f"print({shown}, probabilities[0].max())")
     return "\n".join(lines)
 
@@ -109,5 +112,5 @@ def metadata_path(file: Path) -> Path:
     return file.with_suffix(".json") if file.suffix == ".safetensors" else file.with_name(f"{file.name}.json")
 
 
-def _fit(setting: str, file: Path) -> str:
+def _format_option(setting: str, file: Path) -> str:
     return f"# sft-lightning fit --config ... --model.init_args.{setting} {file.name}"

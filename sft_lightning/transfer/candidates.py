@@ -36,7 +36,7 @@ class Candidate:
         return self.weights + size
 
 
-def resolved(given: str | Candidate) -> list[Candidate]:
+def resolve_candidates(given: str | Candidate) -> list[Candidate]:
     """What a word stands for: a path where there is such a file or folder, else a name.
 
     Args:
@@ -51,7 +51,7 @@ def resolved(given: str | Candidate) -> list[Candidate]:
         return [given]
     path = Path(given)
     if path.is_dir() and not any((path / name).is_file() for name in ("encoder.safetensors", "checkpoints/last.ckpt")):
-        runs = sorted({file.parent.parent for file in path.glob("**/checkpoints/last.ckpt")}, key=_natural)
+        runs = sorted({file.parent.parent for file in path.glob("**/checkpoints/last.ckpt")}, key=_natural_key)
         if not runs:
             raise InputError(f"candidates names the folder {given!r}, which holds no run: give one that `fit` wrote to")
         return [Candidate(weights=str(run)) for run in runs]
@@ -59,12 +59,12 @@ def resolved(given: str | Candidate) -> list[Candidate]:
     return [Candidate(weights=given) if path.exists() or looks_like_path else Candidate(given)]
 
 
-def _natural(path: Path) -> list[tuple[str, int]]:
+def _natural_key(path: Path) -> list[tuple[str, int]]:
     """version_10 comes after version_9."""
     return [(part.rstrip("0123456789"), int("0" + part[len(part.rstrip("0123456789")) :])) for part in path.parts]
 
 
-def load(
+def load_candidate(
     start: Candidate, image_shape: tuple[int, int, int], given_size: int | None = None
 ) -> tuple[Backbone, Tensors]:
     """Build the network of a candidate, with the classifier of its source where it has one.
@@ -89,11 +89,11 @@ def load(
         backbone, _ = build_backbone(start.backbone, sized(image_shape), start.weights)
         given = {} if start.weights == "none" else fetch_published_weights(start.backbone)
         return backbone, find_source_head(backbone, given)
-    path = _file(start.weights)
-    told = read_weights(path)[1]
-    ours = start.backbone is None and "hyper_parameters" in told
+    path = _find_weights_file(start.weights)
+    metadata = read_weights(path)[1]
+    ours = start.backbone is None and "hyper_parameters" in metadata
     trained = load_trained_network(path) if ours else None
-    about = told if trained is None else trained.metadata
+    about = metadata if trained is None else trained.metadata
     name = start.backbone or about.get("backbone")
     if name is None:
         raise InputError(
@@ -117,21 +117,21 @@ def _build_resized(name: str, image_shape: Sequence[int], path: Path) -> tuple[B
     return None if backbone.misfits else (backbone, tensors)
 
 
-def _file(weights: str) -> Path:
+def _find_weights_file(weights: str) -> Path:
     """A run's checkpoint where it has one, since that holds its head, too."""
     path = Path(weights)
     last = path / "checkpoints" / "last.ckpt"
     return last if last.is_file() else find_weights(path)
 
 
-def seen(weights: str, data: ImageDataModule) -> int:
+def count_known_labels(weights: str, data: ImageDataModule) -> int:
     """How many of the labels the runs behind a file have learned from.
 
     Args:
         weights: Path of the file or run.
         data: With the labels.
     """
-    path = _file(weights)
+    path = _find_weights_file(weights)
     run = find_run(path)
     chain = read_chain(run) if run is not None else check_chain(read_metadata(path).get("chain") or [], str(path))
     known: set[str] = set()

@@ -7,7 +7,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.copies import Copies, find_copies, get_groups
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import Geometry
-from sft_lightning.transfer.scores import fewest_groups
+from sft_lightning.transfer.scores import find_fewest_groups
 from sft_lightning.utils.errors import InputError
 
 
@@ -55,16 +55,16 @@ def plan_folds(
     joined = find_copies(looks).join_groups(given)
     if joined is None:  # no group, and no copy anywhere
         joined = [str(i) for i in range(len(looks))]
-    own, further = joined[: len(labeled)], joined[len(labeled) :]
-    has_groups = given is not None or len(set(own)) < len(own)
-    groups = own if has_groups else None
+    labeled_groups, further = joined[: len(labeled)], joined[len(labeled) :]
+    has_groups = given is not None or len(set(labeled_groups)) < len(labeled_groups)
+    groups = labeled_groups if has_groups else None
     copies = find_copies(looks[: len(labeled)])
     notes = []
     if copies.count:
         notes.append(f"{copies} among {len(labeled)} labeled images; copies stay in one fold")
     before = None if given is None else given[: len(labeled)]
     if groups != before:
-        fewest, possible = fewest_groups(labeled.labels, groups), fewest_groups(labeled.labels, before).groups
+        fewest, possible = find_fewest_groups(labeled.labels, groups), find_fewest_groups(labeled.labels, before).groups
         name = repr(class_names[fewest.label])
         if fewest.groups == 1 < possible:
             raise InputError(
@@ -77,4 +77,6 @@ def plan_folds(
                 "different images"
             )
             folds = fewest.groups
-    return FoldPlan(groups, own, further, folds, copies.pick_representatives(labeled.labels.tolist()), copies, notes)
+    return FoldPlan(
+        groups, labeled_groups, further, folds, copies.pick_representatives(labeled.labels.tolist()), copies, notes
+    )

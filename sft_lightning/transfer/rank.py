@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.paths import LOGS
-from sft_lightning.transfer.candidates import Candidate, load, resolved, seen
+from sft_lightning.transfer.candidates import Candidate, count_known_labels, load_candidate, resolve_candidates
 from sft_lightning.transfer.folds import FoldPlan, plan_folds
 from sft_lightning.transfer.scores import (
-    cross_validated,
+    cross_validate,
     h_score,
     leep,
     logme,
@@ -36,7 +36,7 @@ ImageData = Callable[[], ImageDataModule]
 
 
 @dataclass
-class Ranked:
+class CandidateScores:
     """What was found of a candidate.
 
     Attributes:
@@ -51,7 +51,7 @@ class Ranked:
         scores: By criterion; higher is better. Those that need the source's classes are missing where it has none.
         errors: Standard errors of the cross-validated ones.
         seconds: That it took.
-        seen: How many of the labels its runs have learned from, which makes it look better than it is.
+        known_labels: How many of the labels its runs have learned from, which makes it look better than it is.
         failed: Why it has no scores, or nothing.
     """
 
@@ -66,7 +66,7 @@ class Ranked:
     scores: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    seen: int = 0
+    known_labels: int = 0
     failed: str = ""
 
 
@@ -97,24 +97,24 @@ def rank(
     Raises:
         InputError: The labels are too few, or there is nothing to compare.
     """
-    found = compare(data, candidates, folds, _say)
-    if all(one.failed for one in found):
-        raise InputError(f"none of the {len(found)} candidates can be used; the first: {found[0].failed}")
-    ordered = sorted(found, key=lambda one: -one.scores.get(by, -math.inf))
+    results = score_candidates(data, candidates, folds, _print_line)
+    if all(one.failed for one in results):
+        raise InputError(f"none of the {len(results)} candidates can be used; the first: {results[0].failed}")
+    ordered = sorted(results, key=lambda one: -one.scores.get(by, -math.inf))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "rank.csv", ordered)
-    _draw(folder / "rank.png", [one for one in ordered if not one.failed])
-    return f"{table(ordered, by)}\nWritten: {folder / 'rank.csv'} and {folder / 'rank.png'}"
+    _plot(folder / "rank.png", [one for one in ordered if not one.failed])
+    return f"{format_ranking(ordered, by)}\nWritten: {folder / 'rank.csv'} and {folder / 'rank.png'}"
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def compare(
+def score_candidates(
     data: ImageData, candidates: Sequence[str | Candidate], folds: int, say: Callable[[str], None] = lambda text: None
-) -> list[Ranked]:
+) -> list[CandidateScores]:
     """The scores of each candidate, in the order given.
 
     Args:
@@ -126,37 +126,39 @@ def compare(
     Raises:
         InputError: The labels are too few, or a folder holds no run.
     """
-    starts = [start for given in candidates for start in resolved(given)]
+    starts = [start for given in candidates for start in resolve_candidates(given)]
     if not starts:
         raise InputError("candidates is empty: give names of backbones, files, runs or a folder of runs")
-    views = _Views(data)
-    own = views.own
-    labeled = own.splits["labeled"]
-    plan = plan_folds(labeled, own.geometry, folds, own.class_names)
-    split_into_folds(labeled.labels, plan.folds, own.request.seed, plan.groups, own.class_names)  # or says why not
-    found = []
+    views = _DataBySize(data)
+    default = views.default
+    labeled = default.splits["labeled"]
+    plan = plan_folds(labeled, default.geometry, folds, default.class_names)
+    split_into_folds(
+        labeled.labels, plan.folds, default.request.seed, plan.groups, default.class_names
+    )  # or says why not
+    results = []
     for k, start in enumerate(starts):
         began = time.perf_counter()
         try:
-            one = _judge(start, views, plan)
+            one = _score_candidate(start, views, plan)
         except Exception as error:  # the others can still be compared
             mistake = find_input_error(error)
             if mistake is None:
                 raise
-            one = Ranked(start, failed=str(mistake))
+            one = CandidateScores(start, failed=str(mistake))
         one.seconds = time.perf_counter() - began
-        found.append(one)
+        results.append(one)
         say(f"{k + 1}/{len(starts)}  {start}  {one.failed or f'{one.seconds:.1f} s'}")
-    return found
+    return results
 
 
-class _Views:
+class _DataBySize:
     """The same labeled pictures at the sizes that candidates want."""
 
     def __init__(self, data: ImageData) -> None:
         self._make: Callable[..., ImageDataModule] = data
-        self.own = self._set_up()
-        self._made = {self.own.image_shape: self.own}
+        self.default = self._set_up()
+        self._by_shape = {self.default.image_shape: self.default}
 
     def _set_up(self, **changed: Any) -> ImageDataModule:
         made = self._make(**changed)
@@ -164,14 +166,14 @@ class _Views:
         return made
 
     def of(self, image_shape: tuple[int, int, int]) -> ImageDataModule:
-        if image_shape not in self._made:
-            self._made[image_shape] = self._set_up(image_size=image_shape[1], channels=image_shape[0])
-        return self._made[image_shape]
+        if image_shape not in self._by_shape:
+            self._by_shape[image_shape] = self._set_up(image_size=image_shape[1], channels=image_shape[0])
+        return self._by_shape[image_shape]
 
 
-def _judge(start: Candidate, views: _Views, plan: FoldPlan) -> Ranked:
-    torch.manual_seed(views.own.request.seed)  # of random starts
-    backbone, head = load(start, views.own.image_shape, views.own.given_image_size)
+def _score_candidate(start: Candidate, views: _DataBySize, plan: FoldPlan) -> CandidateScores:
+    torch.manual_seed(views.default.request.seed)  # of random starts
+    backbone, head = load_candidate(start, views.default.image_shape, views.default.given_image_size)
     data = views.of(backbone.image_shape)  # type: ignore[arg-type]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     x = features(backbone.to(device), data, "labeled")
@@ -181,7 +183,7 @@ def _judge(start: Candidate, views: _Views, plan: FoldPlan) -> Ranked:
     errors: dict[str, float] = {}
     scores: dict[str, float] = {}
     for kind in CROSS_VALIDATED:
-        scores[kind], errors[kind] = cross_validated(x, y, plan.folds, data.request.seed, plan.groups, kind=kind)
+        scores[kind], errors[kind] = cross_validate(x, y, plan.folds, data.request.seed, plan.groups, kind=kind)
     x, y = x[plan.distinct], y[plan.distinct]  # the other scores have nothing that would keep copies apart
     scores |= {
         "logme": logme(x, y, classes),
@@ -192,23 +194,23 @@ def _judge(start: Candidate, views: _Views, plan: FoldPlan) -> Ranked:
         probabilities = F.linear(x, head["weight"].float(), head["bias"].float()).softmax(1)
         scores["leep"] = leep(probabilities, y, classes)
         scores["nce"] = nce(probabilities.argmax(1), y)
-    known = 0 if start.weights in ("none", "default") else seen(start.weights, data)
-    return Ranked(
+    known = 0 if start.weights in ("none", "default") else count_known_labels(start.weights, data)
+    return CandidateScores(
         start,
         backbone.name,
         backbone.num_features,
         image_size=backbone.image_shape[1],
-        size_note=_size_note(start, backbone.image_shape[1], views.own),
+        size_note=_explain_size(start, backbone.image_shape[1], views.default),
         labels=len(data.splits["labeled"]),
         distinct=len(plan.distinct),
         fold_notes=plan.notes,
         scores=scores,
         errors=errors,
-        seen=known,
+        known_labels=known,
     )
 
 
-def _size_note(start: Candidate, size: int, data: ImageDataModule) -> str:
+def _explain_size(start: Candidate, size: int, data: ImageDataModule) -> str:
     """Explain why a candidate is compared on images of another size than that of the data, if it is."""
     common = data.image_shape[1]
     if size == common:
@@ -235,7 +237,7 @@ _TITLES = {
 }
 
 
-def table(ordered: Sequence[Ranked], by: Criterion) -> str:
+def format_ranking(ordered: Sequence[CandidateScores], by: Criterion) -> str:
     """The candidates as text, with what should be known of the figures.
 
     Args:
@@ -247,7 +249,7 @@ def table(ordered: Sequence[Ranked], by: Criterion) -> str:
     ]
     for one in ordered:
         if not one.failed:
-            cells = [_cell(one, name) for name in CRITERIA]
+            cells = [_format_cell(one, name) for name in CRITERIA]
             lines.append([str(one.candidate), str(one.image_size), str(one.num_features), *cells, f"{one.seconds:.1f}"])
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
@@ -262,22 +264,22 @@ def table(ordered: Sequence[Ranked], by: Criterion) -> str:
             text.append(f"all scores but {_TITLES['linear']} and {_TITLES['knn']} count each set of copies once")
     text += [one.size_note for one in ordered if one.size_note]
     text += [
-        f"{one.candidate} has learned from {one.seen} of these labels: its scores are too good"
+        f"{one.candidate} has learned from {one.known_labels} of these labels: its scores are too good"
         for one in ordered
-        if one.seen
+        if one.known_labels
     ]
     text += [f"left out: {one.candidate}: {one.failed}" for one in ordered if one.failed]
     return "\n".join(text)
 
 
-def _cell(one: Ranked, name: str) -> str:
+def _format_cell(one: CandidateScores, name: str) -> str:
     score, error = one.scores.get(name), one.errors.get(name)
     if score is None:
         return "-"
     return f"{score:.3f}" if error is None else f"{score:.3f} ± {error:.3f}"
 
 
-def _write_csv(path: Path, ordered: Sequence[Ranked]) -> None:
+def _write_csv(path: Path, ordered: Sequence[CandidateScores]) -> None:
     columns = ["start", "backbone", "num_features", "image_size", *CRITERIA, "linear_error", "knn_error"]
     columns += ["seconds", "seen", "failed"]
     rows: list[list[object]] = [[*columns]]
@@ -293,29 +295,29 @@ def _write_csv(path: Path, ordered: Sequence[Ranked]) -> None:
             one.image_size,
             *figures,
             round(one.seconds, 3),
-            one.seen,
+            one.known_labels,
             one.failed,
         ]
         rows.append(row)
     write_text(path, format_csv(rows))
 
 
-def _draw(path: Path, ordered: Sequence[Ranked]) -> None:
+def _plot(path: Path, ordered: Sequence[CandidateScores]) -> None:
     """A panel for each criterion, a line for each candidate, the best on top. Points: some scores are negative."""
     from matplotlib.figure import Figure
 
     shown = [name for name in CRITERIA if any(name in one.scores for one in ordered)]
     figure = Figure(figsize=(3 + 2.2 * len(shown), 1.2 + 0.35 * len(ordered)), layout="constrained", dpi=120)
     panels: Any = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    places = range(len(ordered))
+    positions = range(len(ordered))
     for panel, name in zip(panels, shown, strict=True):
         scores = [one.scores.get(name, math.nan) for one in ordered]
-        panel.errorbar(scores, places, xerr=[one.errors.get(name, 0.0) for one in ordered], fmt="o", color="#2f5f8f")
+        panel.errorbar(scores, positions, xerr=[one.errors.get(name, 0.0) for one in ordered], fmt="o", color="#2f5f8f")
         panel.grid(axis="y", color="#dddddd")
         panel.set_title(_TITLES[name], fontsize=10)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(places, [str(one.candidate)[-40:] for one in ordered])
+    panels[0].set_yticks(positions, [str(one.candidate)[-40:] for one in ordered])
     panels[0].invert_yaxis()
     with open_atomic(path) as staged:
         figure.savefig(staged, format="png")

@@ -41,7 +41,7 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
     Raises:
         InputError: There is no example, or a feature is not finite.
     """
-    x = _checked(features)
+    x = _check_features(features)
     y = F.one_hot(labels.cpu(), num_classes).to(x)
     y = y[:, y.any(0)]
     u, singular, _ = torch.linalg.svd(x, full_matrices=False)
@@ -82,8 +82,8 @@ def h_score(features: Tensor, labels: Tensor) -> float:
     Raises:
         InputError: There is no example, or a feature is not finite.
     """
-    x = _checked(features)
-    _, hot = _counted(labels)
+    x = _check_features(features)
+    _, hot = _encode_one_hot(labels)
     u, singular, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     u = u[:, singular > _ROUNDING * x.norm()]  # the whitened features; N cancels
     return float(((u.T @ hot).square() / hot.sum(0)).sum())
@@ -109,8 +109,8 @@ def regularized_h_score(features: Tensor, labels: Tensor) -> float:
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
-    x = _checked(features)
-    _, hot = _counted(labels)
+    x = _check_features(features)
+    _, hot = _encode_one_hot(labels)
     centered = x - x.mean(0)
     u, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     power = singular.square() / len(x)  # eigenvalues of the covariance
@@ -136,7 +136,7 @@ def leep(source_probabilities: Tensor, labels: Tensor, num_classes: int) -> floa
     Raises:
         InputError: There is no example, or a probability is not finite.
     """
-    theta = _checked(source_probabilities)
+    theta = _check_features(source_probabilities)
     joint = theta.T @ F.one_hot(labels.cpu(), num_classes).to(theta)
     given = joint / joint.sum(1, keepdim=True).clamp_min(1e-300)  # a source class that nothing is taken for adds 0
     return float((theta @ given).gather(1, labels.cpu()[:, None]).log().mean())
@@ -155,7 +155,7 @@ def nce(source_labels: Tensor, labels: Tensor) -> float:
     Raises:
         InputError: There is no example.
     """
-    joint = _counted(source_labels)[1].T @ _counted(labels)[1]
+    joint = _encode_one_hot(source_labels)[1].T @ _encode_one_hot(labels)[1]
     return float(torch.xlogy(joint, joint / joint.sum(1, keepdim=True)).sum() / joint.sum())
 
 
@@ -171,7 +171,7 @@ class FewestGroups(NamedTuple):
     groups: int
 
 
-def fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGroups:
+def find_fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGroups:
     """Find the class that limits the number of folds.
 
     Args:
@@ -181,7 +181,7 @@ def fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGroups:
     Raises:
         InputError: There is no example.
     """
-    classes, hot = _counted(labels)
+    classes, hot = _encode_one_hot(labels)
     members = [{i if groups is None else groups[i] for i in column.nonzero()[:, 0].tolist()} for column in hot.T]
     least = min(range(len(members)), key=lambda k: len(members[k]))
     return FewestGroups(int(classes[least]), len(members[least]))
@@ -215,19 +215,19 @@ def split_into_folds(
     y = labels.cpu()
     _check_folds(y, folds, groups, class_names)
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    found = []
+    splits = []
     for train, test in splitter(folds, shuffle=True, random_state=seed).split(y, y, groups and list(groups)):
         left = y[train].unique()
         if len(left) < 2:  # groups of several classes can do this
-            only = f"class {_named(int(left[0]), class_names)} alone" if len(left) else "nothing"
+            only = f"class {_name_class(int(left[0]), class_names)} alone" if len(left) else "nothing"
             raise InputError(f"a fold would learn from {only}: use another seed or smaller groups")
         if not len(test):
             raise InputError("a fold would hold nothing out: use fewer folds, another seed or smaller groups")
-        found.append((train.tolist(), test.tolist()))
-    return found
+        splits.append((train.tolist(), test.tolist()))
+    return splits
 
 
-def cross_validated(
+def cross_validate(
     features: Tensor,
     labels: Tensor,
     folds: int = 5,
@@ -256,14 +256,14 @@ def cross_validated(
     Raises:
         InputError: Too few folds, examples, groups or classes, or a feature that is not finite.
     """
-    x, y = _checked(features), labels.cpu()
-    predict = _knn if kind == "knn" else _linear
+    x, y = _check_features(features), labels.cpu()
+    predict = _predict_knn if kind == "knn" else _predict_linear
     accuracies = [
         (predict(x[train], y[train], x[test]) == y[test]).double().mean()
         for train, test in split_into_folds(y, folds, seed, groups)
     ]
-    found = torch.stack(accuracies)
-    return float(found.mean()), float(found.std() / folds**0.5)
+    stacked = torch.stack(accuracies)
+    return float(stacked.mean()), float(stacked.std() / folds**0.5)
 
 
 def weighted_kendall(scores: Sequence[float], accuracies: Sequence[float]) -> float:
@@ -284,7 +284,7 @@ def weighted_kendall(scores: Sequence[float], accuracies: Sequence[float]) -> fl
     return 0.0 if tau != tau else tau
 
 
-def _checked(features: Tensor) -> Tensor:
+def _check_features(features: Tensor) -> Tensor:
     if not len(features):
         raise InputError("there is no labeled example to score with: add labels")
     x = features.detach().cpu().double()
@@ -293,7 +293,7 @@ def _checked(features: Tensor) -> Tensor:
     return x
 
 
-def _counted(labels: Tensor) -> tuple[Tensor, Tensor]:
+def _encode_one_hot(labels: Tensor) -> tuple[Tensor, Tensor]:
     """The classes that have an example (K,), and who is in which, float64 (N, K)."""
     if not len(labels):
         raise InputError("there is no labeled example to score with: add labels")
@@ -302,8 +302,8 @@ def _counted(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None, class_names: Sequence[str] | None) -> None:
-    label, number = fewest_groups(labels, groups)
-    name = _named(label, class_names)
+    label, number = find_fewest_groups(labels, groups)
+    name = _name_class(label, class_names)
     if len(labels.unique()) < 2:
         raise InputError(f"all {len(labels)} labeled examples are of class {name}: add labels of another class")
     unit = "labeled example(s)" if groups is None else "group(s) of labeled examples"
@@ -315,19 +315,19 @@ def _check_folds(labels: Tensor, folds: int, groups: Sequence[str] | None, class
         )
 
 
-def _named(label: int, class_names: Sequence[str] | None) -> str:
+def _name_class(label: int, class_names: Sequence[str] | None) -> str:
     return str(label) if class_names is None else repr(class_names[label])
 
 
-def _knn(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
-    smallest = int(_counted(known_labels)[1].sum(0).min())
+def _predict_knn(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
+    smallest = int(_encode_one_hot(known_labels)[1].sum(0).min())
     nearest = (F.normalize(features, dim=1) @ F.normalize(known, dim=1).T).topk(min(_NEIGHBORS, smallest), 1)
     votes = torch.zeros(len(features), int(known_labels.max()) + 1, dtype=torch.float64)
     votes.scatter_add_(1, known_labels[nearest.indices], (nearest.values / _TEMPERATURE).exp())
     return votes.argmax(1)
 
 
-def _linear(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
+def _predict_linear(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

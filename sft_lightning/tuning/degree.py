@@ -22,16 +22,16 @@ from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartR
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.runs.paths import LOGS, describe_failure
-from sft_lightning.transfer.candidates import seen
+from sft_lightning.transfer.candidates import count_known_labels
 from sft_lightning.transfer.folds import plan_folds
 from sft_lightning.transfer.scores import split_into_folds
-from sft_lightning.tuning.degree_grid import Degree, Setting, choose, rows, table
+from sft_lightning.tuning.degree_grid import DegreeGrid, DegreeSetting, choose_setting, table, tabulate_results
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import format_csv
 
 RESULTS = "degree.json"
-_JUDGES = ("EarlyStopping", "ReduceLROnPlateau")
+_VALIDATING_CALLBACKS = ("EarlyStopping", "ReduceLROnPlateau")
 
 
 class DegreeCLI(DryRunCLI):
@@ -42,9 +42,9 @@ class DegreeCLI(DryRunCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the group."""
         super().add_arguments_to_parser(parser)
-        parser.add_class_arguments(Degree, "degree")
+        parser.add_class_arguments(DegreeGrid, "degree")
 
-    def with_options(self, options: dict[str, Any]) -> str:
+    def dump_config(self, options: dict[str, Any]) -> str:
         """The config of `fit` as YAML.
 
         Args:
@@ -59,7 +59,7 @@ class DegreeCLI(DryRunCLI):
         return text
 
 
-class Run(NamedTuple):
+class DegreeRun(NamedTuple):
     """One training.
 
     Attributes:
@@ -69,17 +69,17 @@ class Run(NamedTuple):
         options: What its config has in place of the command's settings.
     """
 
-    setting: Setting
+    setting: DegreeSetting
     fold: int
     key: str
     options: dict[str, Any]
 
 
-def degree(words: Sequence[str]) -> str:
+def compare_degrees(argv: Sequence[str]) -> str:
     """What `sft-lightning degree` does: all runs that have no result yet, a table, and a config for `fit`.
 
     Args:
-        words: Of the command line, without the command.
+        argv: Of the command line, without the command.
 
     Returns:
         The table, and where the config is.
@@ -87,28 +87,28 @@ def degree(words: Sequence[str]) -> str:
     Raises:
         InputError: The input is wrong, or no setting finished.
     """
-    cli = run(["fit", *words], DegreeCLI)
+    cli = run(["fit", *argv], DegreeCLI)
     assert isinstance(cli, DegreeCLI)
-    _check(cli)
-    asked: Degree = cli.config_init.fit.degree
-    settings = asked.settings(not isinstance(cli.model.regularizer, StartRegularizer | ActivationRegularizer))
+    _check_config(cli)
+    asked: DegreeGrid = cli.config_init.fit.degree
+    settings = asked.list_settings(not isinstance(cli.model.regularizer, StartRegularizer | ActivationRegularizer))
     data = cli.datamodule
     data.setup("fit")
-    for path in _starts(cli.config.fit.model.init_args):
-        if known := seen(str(path), data):
+    for path in _find_start_files(cli.config.fit.model.init_args):
+        if known := count_known_labels(str(path), data):
             rank_zero_info(f"Degree: {path} has learned from {known} of these labels: accuracies will be too good.")
-    held_out = folds(data, asked.folds, "unlabeled" in cli.model.batch_parts)
+    held_out = make_folds(data, asked.folds, "unlabeled" in cli.model.batch_parts)
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_degree"
     for k, splits in enumerate(held_out):
         data.write_splits(_split_file(folder, k), splits)
-    runs = _runs(cli, settings, held_out, folder)
-    accuracies = _train(cli, runs, folder)
+    runs = _plan_runs(cli, settings, held_out, folder)
+    accuracies = _train_missing(cli, runs, folder)
     results = {s: [accuracies.get(r.key) for r in runs if r.setting == s] for s in settings}
-    best, chosen = choose(results)
-    lines = rows(results, best, chosen)
+    best, chosen = choose_setting(results)
+    lines = tabulate_results(results, best, chosen)
     write_text(folder / "degree.csv", format_csv(lines))
     why = f"# Chosen by sft-lightning degree: {chosen} (see degree.csv beside this file).\n"
-    write_text(folder / "fit.yaml", why + cli.with_options(chosen.options()))
+    write_text(folder / "fit.yaml", why + cli.dump_config(chosen.to_options()))
     return (
         f"{table(lines)}\n"
         f"Chosen: {chosen}, the least change of the start within one standard error of the best.\n"
@@ -117,7 +117,7 @@ def degree(words: Sequence[str]) -> str:
     )
 
 
-def folds(data: ImageDataModule, number: int, unlabeled: bool) -> list[Splits]:
+def make_folds(data: ImageDataModule, number: int, use_unlabeled: bool) -> list[Splits]:
     """Divide the labeled examples into stratified folds, each held out once as `val`.
 
     Copies of an image and groups of the source stay together.
@@ -125,7 +125,7 @@ def folds(data: ImageDataModule, number: int, unlabeled: bool) -> list[Splits]:
     Args:
         data: Data module that is set up.
         number: Number of folds.
-        unlabeled: Whether the unlabeled examples are learned from; those of held-out groups never are.
+        use_unlabeled: Whether the unlabeled examples are learned from; those of held-out groups never are.
 
     Returns:
         Splits without any example of the data's own validation and test splits.
@@ -133,27 +133,27 @@ def folds(data: ImageDataModule, number: int, unlabeled: bool) -> list[Splits]:
     Raises:
         InputError: A class has too few examples or groups.
     """
-    own, others = data.splits["labeled"], data.splits["unlabeled"]
-    further = Split(others.part, others.indices if unlabeled else [])
-    plan = plan_folds(own, data.geometry, number, data.class_names, further)
+    labeled, unlabeled = data.splits["labeled"], data.splits["unlabeled"]
+    further = Split(unlabeled.part, unlabeled.indices if use_unlabeled else [])
+    plan = plan_folds(labeled, data.geometry, number, data.class_names, further)
     for note in plan.notes:
         rank_zero_info(f"Degree: {note}.")
     made = []
-    for train, test in split_into_folds(own.labels, plan.folds, data.request.seed, plan.groups, data.class_names):
+    for train, test in split_into_folds(labeled.labels, plan.folds, data.request.seed, plan.groups, data.class_names):
         away = {plan.joined[i] for i in test}
         rest = [i for i, group in zip(further.indices, plan.further, strict=True) if group not in away]
         made.append(
             {
-                "labeled": Split(own.part, [own.indices[i] for i in train]),
-                "unlabeled": Split(others.part, rest),
-                "val": Split(own.part, [own.indices[i] for i in test]),
-                "test": Split(own.part, []),
+                "labeled": Split(labeled.part, [labeled.indices[i] for i in train]),
+                "unlabeled": Split(unlabeled.part, rest),
+                "val": Split(labeled.part, [labeled.indices[i] for i in test]),
+                "test": Split(labeled.part, []),
             }
         )
     return made
 
 
-def _check(cli: DegreeCLI) -> None:
+def _check_config(cli: DegreeCLI) -> None:
     config = cli.config.fit
     settings = config.model.init_args
     model = config.model.class_path.rpartition(".")[2]
@@ -172,9 +172,9 @@ def _check(cli: DegreeCLI) -> None:
             f"trainer.devices gives {cli.trainer.world_size} processes, but degree trains its short runs on one: set "
             "--trainer.devices 1"
         )
-    told = str([config.trainer.callbacks, config.model])
-    for name in _JUDGES:
-        if name in told:
+    text = str([config.trainer.callbacks, config.model])
+    for name in _VALIDATING_CALLBACKS:
+        if name in text:
             raise InputError(f"{name} looks at a validation, which the runs of degree do without: leave it out")
     if config.degree.regularizer_weight is not None:
         if settings.regularizer is None:
@@ -190,7 +190,7 @@ def _split_file(folder: Path, fold: int) -> Path:
     return folder / f"fold_{fold}.csv"
 
 
-def _runs(cli: DegreeCLI, settings: list[Setting], held_out: list[Splits], folder: Path) -> list[Run]:
+def _plan_runs(cli: DegreeCLI, settings: list[DegreeSetting], held_out: list[Splits], folder: Path) -> list[DegreeRun]:
     """All runs, those of one setting after each other."""
     config = cli.config.fit
     given = config.trainer.callbacks or []
@@ -202,38 +202,38 @@ def _runs(cli: DegreeCLI, settings: list[Setting], held_out: list[Splits], folde
         "trainer.enable_progress_bar": False,
         "trainer.limit_val_batches": 0,
     }
-    start = _digest([__version__, *(hash_file(path) for path in _starts(config.model.init_args))])
-    pictures = _pictures([cli.datamodule.splits[name] for name in {"labeled", *cli.model.batch_parts}])
-    contents = [_content(splits, pictures) for splits in held_out]
-    found = []
+    start = _digest([__version__, *(hash_file(path) for path in _find_start_files(config.model.init_args))])
+    image_digests = _digest_images([cli.datamodule.splits[name] for name in {"labeled", *cli.model.batch_parts}])
+    contents = [_digest_fold(splits, image_digests) for splits in held_out]
+    runs = []
     for setting in settings:
         name = str(setting).replace(", ", "-").replace(" ", "_")
-        options = {**fixed, **setting.options()}
-        what = cli.with_options(options)
+        options = {**fixed, **setting.to_options()}
+        what = cli.dump_config(options)
         for k, content in enumerate(contents):
-            own = {"run_name": f"{folder.relative_to(LOGS)}/{name}/fold_{k}"}
-            own["data.init_args.split_file"] = str(_split_file(folder, k))
-            found.append(Run(setting, k, _digest([start, what, content]), {**options, **own}))
-    return found
+            per_fold = {"run_name": f"{folder.relative_to(LOGS)}/{name}/fold_{k}"}
+            per_fold["data.init_args.split_file"] = str(_split_file(folder, k))
+            runs.append(DegreeRun(setting, k, _digest([start, what, content]), {**options, **per_fold}))
+    return runs
 
 
-def _train(cli: DegreeCLI, runs: list[Run], folder: Path) -> dict[str, float]:
+def _train_missing(cli: DegreeCLI, runs: list[DegreeRun], folder: Path) -> dict[str, float]:
     """Trains what has no result yet; gives back all results by their keys."""
-    known = _known(folder / RESULTS)
+    known = _read_results(folder / RESULTS)
     accuracies = {key: float(result["accuracy"]) for key, result in known.items()}
     missing = [one for one in runs if one.key not in known]
     rank_zero_info(f"Degree: {len(runs)} runs, {len(runs) - len(missing)} of them done before.")
     for one in {one.setting: one for one in missing}.values():  # what cannot be is told before the first training
         try:
             with silence_logs():
-                run(["fit", "--config", _written(cli, one, folder)], DegreeCLI)
+                run(["fit", "--config", _write_config(cli, one, folder)], DegreeCLI)
         except Exception as error:
             raise InputError(f"degree compares {one.setting}, which cannot be: {describe_failure(error)}") from error
     begin = time.monotonic()
     for number, one in enumerate(missing, 1):
         try:
             with silence_logs():
-                accuracy = _accuracy(_written(cli, one, folder))
+                accuracy = _measure_accuracy(_write_config(cli, one, folder))
         except Exception as error:
             outcome = f"failed: {describe_failure(error)}"
         else:
@@ -243,18 +243,18 @@ def _train(cli: DegreeCLI, runs: list[Run], folder: Path) -> dict[str, float]:
             write_json(folder / RESULTS, known)
         left = len(missing) - number
         minutes = (time.monotonic() - begin) / number * left / 60
-        told = f"Run {number} of {len(missing)}: {one.setting}, fold {one.fold}: {outcome}"
-        rank_zero_info(f"{told}; {left} left, about {minutes:.1f} min.")
+        message = f"Run {number} of {len(missing)}: {one.setting}, fold {one.fold}: {outcome}"
+        rank_zero_info(f"{message}; {left} left, about {minutes:.1f} min.")
     return accuracies
 
 
-def _written(cli: DegreeCLI, one: Run, folder: Path) -> str:
+def _write_config(cli: DegreeCLI, one: DegreeRun, folder: Path) -> str:
     path = folder / "run.yaml"
-    write_text(path, cli.with_options(one.options))
+    write_text(path, cli.dump_config(one.options))
     return str(path)
 
 
-def _accuracy(config: str) -> float:
+def _measure_accuracy(config: str) -> float:
     """Of the last iterate, on the fold that was held out."""
     cli = run(["fit", "--config", config])
     cli.trainer.limit_val_batches = 1.0
@@ -262,12 +262,12 @@ def _accuracy(config: str) -> float:
     return float(metrics["val/accuracy"])
 
 
-def _known(path: Path) -> dict[str, dict[str, Any]]:
+def _read_results(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return {key: {**result, "accuracy": float(result["accuracy"])} for key, result in found.items()}
+        results: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: {**result, "accuracy": float(result["accuracy"])} for key, result in results.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
 
@@ -279,25 +279,25 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _starts(model: Any) -> list[Path]:
+def _find_start_files(model: Any) -> list[Path]:
     """The files that the model starts from."""
-    found = [] if model.weights in ("none", "default") else [find_weights(Path(model.weights))]
-    return found if model.head_weights == "none" else [*found, find_weights(Path(model.head_weights), "head")]
+    files = [] if model.weights in ("none", "default") else [find_weights(Path(model.weights))]
+    return files if model.head_weights == "none" else [*files, find_weights(Path(model.head_weights), "head")]
 
 
-def _pictures(splits: list[Split]) -> dict[str, str]:
+def _digest_images(splits: list[Split]) -> dict[str, str]:
     """Digest of each picture by its name."""
     return {
-        name: found.hex()
+        name: digest.hex()
         for split in splits
-        for name, found in zip(split.ids, split.part.images.fingerprints(split.indices), strict=True)
+        for name, digest in zip(split.ids, split.part.images.fingerprints(split.indices), strict=True)
     }
 
 
-def _content(splits: Splits, pictures: dict[str, str]) -> str:
+def _digest_fold(splits: Splits, image_digests: dict[str, str]) -> str:
     """Of a fold: its pictures, in their splits, and those labels that are not hidden."""
     listed = {
-        name: [[pictures[i] for i in split.ids], split.ids, [] if name == "unlabeled" else split.labels.tolist()]
+        name: [[image_digests[i] for i in split.ids], split.ids, [] if name == "unlabeled" else split.labels.tolist()]
         for name, split in splits.items()
     }
     return _digest(listed)

@@ -13,7 +13,7 @@ _DEPTHS: dict[int | str, float] = {"head": 0.0, "all": math.inf}  # the others a
 Accuracies = Sequence[float | None]  # of the folds, None where the run failed
 
 
-class Setting(NamedTuple):
+class DegreeSetting(NamedTuple):
     """How far to fine-tune; None leaves what the config says.
 
     Attributes:
@@ -35,20 +35,20 @@ class Setting(NamedTuple):
         depth = float(_DEPTHS.get(self.depth, self.depth))
         return depth, self.backbone_lr_scale or 0.0, -(self.regularizer_weight or 0.0)
 
-    def options(self) -> dict[str, Any]:
+    def to_options(self) -> dict[str, Any]:
         """The settings of a config that it replaces, by their full names."""
-        found: dict[str, Any] = {"tune": self.depth}
+        options: dict[str, Any] = {"tune": self.depth}
         if self.depth not in _DEPTHS:
-            found = {"tune": "last_k_blocks", "last_k_blocks": self.depth}
+            options = {"tune": "last_k_blocks", "last_k_blocks": self.depth}
         if self.backbone_lr_scale is not None:
-            found["backbone_lr_scale"] = self.backbone_lr_scale
+            options["backbone_lr_scale"] = self.backbone_lr_scale
         if self.regularizer_weight is not None:
-            found["regularizer.init_args.weight"] = self.regularizer_weight
-        return {f"model.init_args.{name}": value for name, value in found.items()}
+            options["regularizer.init_args.weight"] = self.regularizer_weight
+        return {f"model.init_args.{name}": value for name, value in options.items()}
 
 
 @dataclass
-class Degree:
+class DegreeGrid:
     """What is compared by cross-validation on the labeled examples alone.
 
     Args:
@@ -63,7 +63,7 @@ class Degree:
     regularizer_weight: list[float] | None = None
     folds: int = 5
 
-    def settings(self, head_is_regularized: bool) -> list[Setting]:
+    def list_settings(self, head_is_regularized: bool) -> list[DegreeSetting]:
         """All combinations that differ, that which changes least first: the head alone has no rate of the backbone.
 
         Args:
@@ -80,17 +80,17 @@ class Degree:
             if isinstance(depth, str) and depth not in _DEPTHS:
                 hint = did_you_mean(depth, list(map(str, _DEPTHS)))
                 raise InputError(f"degree.depth has {depth!r}{hint}: give head, all or numbers of last blocks")
-        found = set()
+        settings = set()
         weights: Sequence[float | None] = self.regularizer_weight or [None]
         for depth, scale, weight in product(self.depth, self.backbone_lr_scale, weights):
             if depth == "head":
-                found.add(Setting(depth, None, weight if head_is_regularized else None))
+                settings.add(DegreeSetting(depth, None, weight if head_is_regularized else None))
             else:
-                found.add(Setting(depth, scale, weight))
-        return sorted(found, key=lambda setting: setting.change)
+                settings.add(DegreeSetting(depth, scale, weight))
+        return sorted(settings, key=lambda setting: setting.change)
 
 
-def standard_error(accuracies: Sequence[float]) -> float:
+def compute_standard_error(accuracies: Sequence[float]) -> float:
     """Of the mean over folds, as if they were independent.
 
     Args:
@@ -99,7 +99,7 @@ def standard_error(accuracies: Sequence[float]) -> float:
     return stdev(accuracies) / math.sqrt(len(accuracies))
 
 
-def choose(results: Mapping[Setting, Accuracies]) -> tuple[Setting, Setting]:
+def choose_setting(results: Mapping[DegreeSetting, Accuracies]) -> tuple[DegreeSetting, DegreeSetting]:
     """The best, and what is chosen: within one standard error of the best that which changes the start least.
 
     The rule is that of Breiman et al. 1984, "Classification and Regression Trees".
@@ -113,17 +113,19 @@ def choose(results: Mapping[Setting, Accuracies]) -> tuple[Setting, Setting]:
     Raises:
         InputError: None has finished all folds.
     """
-    whole = {setting: found for setting in results if None not in (found := results[setting])}
-    finished = {setting: [a for a in found if a is not None] for setting, found in whole.items()}
+    complete = {setting: accuracies for setting in results if None not in (accuracies := results[setting])}
+    finished = {setting: [a for a in accuracies if a is not None] for setting, accuracies in complete.items()}
     if not finished:
         raise InputError("no setting of degree finished all its folds: see the reasons above")
     best = min(finished, key=lambda setting: (-fmean(finished[setting]), setting.change))
-    least = fmean(finished[best]) - standard_error(finished[best])
+    least = fmean(finished[best]) - compute_standard_error(finished[best])
     chosen = min((s for s in finished if fmean(finished[s]) >= least), key=lambda setting: setting.change)
     return best, chosen
 
 
-def rows(results: Mapping[Setting, Accuracies], best: Setting, chosen: Setting) -> list[list[str]]:
+def tabulate_results(
+    results: Mapping[DegreeSetting, Accuracies], best: DegreeSetting, chosen: DegreeSetting
+) -> list[list[str]]:
     """The table, its header first; settings that are the same in all lines have no column.
 
     Args:
@@ -131,19 +133,19 @@ def rows(results: Mapping[Setting, Accuracies], best: Setting, chosen: Setting) 
         best: Is marked.
         chosen: The same.
     """
-    names = [name for k, name in enumerate(Setting._fields) if any(setting[k] is not None for setting in results)]
+    names = [name for k, name in enumerate(DegreeSetting._fields) if any(setting[k] is not None for setting in results)]
     number = len(next(iter(results.values())))
-    found = [[*names, "accuracy", "std_error", *(f"fold_{k}" for k in range(number)), "mark"]]
+    lines = [[*names, "accuracy", "std_error", *(f"fold_{k}" for k in range(number)), "mark"]]
     for setting, accuracies in results.items():
         known = [a for a in accuracies if a is not None]
-        summary = [fmean(known), standard_error(known)] if len(known) == number else ["failed", "-"]
+        summary = [fmean(known), compute_standard_error(known)] if len(known) == number else ["failed", "-"]
         marks = [mark for mark, marked in (("best", best), ("chosen", chosen)) if marked == setting]
         values = [getattr(setting, name) for name in names]
         folds = ["failed" if a is None else a for a in accuracies]
         line = ["-" if v is None else str(v) for v in values]
         line += [v if isinstance(v, str) else f"{v:.4f}" for v in (*summary, *folds)]
-        found.append([*line, ", ".join(marks)])
-    return found
+        lines.append([*line, ", ".join(marks)])
+    return lines
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:

@@ -13,13 +13,13 @@ from sft_lightning.training.oom import attach_oom_message
 from sft_lightning.utils.errors import InputError
 
 # What shapes a step of training. The rest of the Trainer's settings writes files, or ends the trial before its time.
-_KEPT = (
+_STEP_SETTINGS = (
     "accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm", "deterministic",
     "benchmark", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs",
 )  # fmt: skip
 
 
-class MemoryExplained(Callback):
+class OutOfMemoryHint(Callback):
     """Says what to lower where memory ran out."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -33,14 +33,14 @@ class MemoryExplained(Callback):
         attach_oom_message(exception, trainer)
 
 
-class Trial(DryRunCLI):
+class TrialCLI(DryRunCLI):
     """`fit` without checkpoints, logs and validation, on a config and not on a checkpoint.
 
     Attributes:
-        bar: Whether it knows how many steps there are to show.
+        has_progress_bar: Whether it knows how many steps there are to show.
     """
 
-    bar: ClassVar[bool] = True
+    has_progress_bar: ClassVar[bool] = True
 
     def before_instantiate_classes(self) -> None:
         """Refuses to go on from a checkpoint, before the data is opened."""
@@ -53,12 +53,12 @@ class Trial(DryRunCLI):
         super().before_instantiate_classes()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        kept = {name: config[name] for name in _KEPT if name in config}
+        kept = {name: config[name] for name in _STEP_SETTINGS if name in config}
         # A bar or nothing: the lines that a file gets count epochs, of which this is none.
-        bar = self.bar and config.get("enable_progress_bar") is not False and sys.stdout.isatty()
+        bar = self.has_progress_bar and config.get("enable_progress_bar") is not False and sys.stdout.isatty()
         return self.trainer_class(
             **kept,
-            callbacks=[MemoryExplained(), *([Progress()] if bar else [])],
+            callbacks=[OutOfMemoryHint(), *([Progress()] if bar else [])],
             enable_progress_bar=bar,
             logger=False,
             enable_checkpointing=False,
@@ -71,7 +71,7 @@ class Trial(DryRunCLI):
         )
 
 
-def all_in_turn(model: LightningModule) -> int:
+def skip_warmup(model: LightningModule) -> int:
     """Gives lambda its full value from the first step: no warm-up, no ramp.
 
     Args:

@@ -14,20 +14,20 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
 from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.training.oom import is_out_of_memory, read_available_memory, read_peak_memory
-from sft_lightning.tuning.dry_run import Trial
-from sft_lightning.tuning.throughput import Throughput, measure_throughput, whole_turn
+from sft_lightning.tuning.dry_run import TrialCLI
+from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput, skip_to_full_training
 from sft_lightning.utils.errors import InputError, check_min, check_positive
 
 FIRST = 2  # batch normalization has nothing to normalize in one image
-GAIN = 1.05  # a larger size is better when it is so many times as fast
+MIN_GAIN = 1.05  # a larger size is better when it is so many times as fast
 PATIENCE = 2  # doublings without such a gain that end the search
 
 
-class SizeFinder(Trial):
+class FindBatchSizeCLI(TrialCLI):
     """A trial with the end of the search."""
 
     command = "find-batch-size"
-    bar: ClassVar[bool] = False
+    has_progress_bar: ClassVar[bool] = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the end.
@@ -46,7 +46,7 @@ class SizeFinder(Trial):
         check_positive(seconds=self.config.fit.seconds)
 
 
-class Row(NamedTuple):
+class SizeResult(NamedTuple):
     """What was found of a size.
 
     Attributes:
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     rate: float
 
 
-def find_batch_size(words: Sequence[str]) -> str:
+def find_batch_size(argv: Sequence[str]) -> str:
     """Trains for some steps with batch sizes of 2, 4, 8, ... and suggests one.
 
     Each step is a real one: forward, backward and the optimizer's, on labeled and unlabeled images in the config's own
@@ -68,7 +68,7 @@ def find_batch_size(words: Sequence[str]) -> str:
     first step where it will be released later.
 
     Args:
-        words: What `fit` takes, and `--max` and `--seconds`.
+        argv: What `fit` takes, and `--max` and `--seconds`.
 
     Returns:
         A table, the suggestion, and the option for `fit`.
@@ -76,7 +76,7 @@ def find_batch_size(words: Sequence[str]) -> str:
     Raises:
         InputError: The input is wrong, or not even the smallest size fits into memory.
     """
-    cli = run(["fit", *words], SizeFinder)
+    cli = run(["fit", *argv], FindBatchSizeCLI)
     given, data = cli.config.fit, cli.datamodule
     if cli.trainer.world_size > 1:
         raise InputError(
@@ -85,19 +85,19 @@ def find_batch_size(words: Sequence[str]) -> str:
         )
     if not isinstance(getattr(data, "batch_size", None), int):
         raise InputError(f"data {type(data).__name__} has no whole number batch_size, which find-batch-size is to set")
-    turn = whole_turn(cli)
-    rows: list[Row] = []
+    turn = skip_to_full_training(cli)
+    rows: list[SizeResult] = []
     best, size, memory = 0, FIRST, read_peak_memory()
     while True:
-        end = _tried(cli, size, Throughput(turn, given.seconds), rows)
+        end = _try_size(cli, size, ThroughputMeter(turn, given.seconds), rows)
         if end:
             break
-        if rows[-1].rate >= GAIN * rows[best].rate:
+        if rows[-1].rate >= MIN_GAIN * rows[best].rate:
             best = len(rows) - 1
         before, memory = memory, read_peak_memory()
         free = read_available_memory() if cli.trainer.strategy.root_device.type == "cpu" else None
         if len(rows) - 1 - best >= PATIENCE:
-            end = f"{PATIENCE} doublings gained less than {GAIN - 1:.0%}"
+            end = f"{PATIENCE} doublings gained less than {MIN_GAIN - 1:.0%}"
         elif 2 * size > given.max:
             end = f"--max is {given.max}"
         elif len(rows) > 1 and free is not None and 2 * (memory - before) > free:
@@ -105,10 +105,10 @@ def find_batch_size(words: Sequence[str]) -> str:
         if end:
             break
         size *= 2
-    return format_rates(rows, best, end)
+    return format_sizes(rows, best, end)
 
 
-def _tried(cli: SFTCLI, size: int, pace: Throughput, rows: list[Row]) -> str:
+def _try_size(cli: SFTCLI, size: int, pace: ThroughputMeter, rows: list[SizeResult]) -> str:
     """Adds a row, or says why there is none."""
     rank_zero_info(f"batch_size {size} ...")
     end, cli.datamodule.batch_size = "", size
@@ -123,11 +123,11 @@ def _tried(cli: SFTCLI, size: int, pace: Throughput, rows: list[Row]) -> str:
     if not end and rows and pace.images <= rows[-1].images:
         end = "the data has no more images for a batch"
     if not end:
-        rows.append(Row(size, pace.images, pace.rate))
+        rows.append(SizeResult(size, pace.images, pace.rate))
     return end
 
 
-def format_rates(rows: Sequence[Row], best: int, end: str) -> str:
+def format_sizes(rows: Sequence[SizeResult], best: int, end: str) -> str:
     """The result in words.
 
     Args:
@@ -139,7 +139,7 @@ def format_rates(rows: Sequence[Row], best: int, end: str) -> str:
     lines += [f"{row.size:>10}  {row.images:>13,.0f}  {row.rate:>8,.0f}" for row in rows]
     lines += [
         f"ended      {end}",
-        f"suggested  {rows[best].size}: no larger one that was tried is {GAIN - 1:.0%} faster",
+        f"suggested  {rows[best].size}: no larger one that was tried is {MIN_GAIN - 1:.0%} faster",
         f"for fit    --data.init_args.batch_size {rows[best].size}",
         "Another batch size may need another learning rate: sft-lightning find-lr.",
     ]

@@ -19,22 +19,22 @@ from torch import Tensor
 from sft_lightning.cli.lightning_cli import destroy_process_group, run
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.runs.paths import LOGS
-from sft_lightning.tuning.dry_run import Trial, all_in_turn
-from sft_lightning.tuning.lr_range import NAME, Curve, format_curve, write
+from sft_lightning.tuning.dry_run import TrialCLI, skip_warmup
+from sft_lightning.tuning.lr_range import NAME, LRCurve, format_curve, write_curve
 from sft_lightning.utils.errors import InputError, check_min, check_positive
 
 
-class Sweep(Callback):
+class LRSweep(Callback):
     """Raises the rate from step to step, keeps the losses, and ends the training where there is no more to learn."""
 
-    def __init__(self, curve: Curve, turn: int = 1) -> None:
+    def __init__(self, curve: LRCurve, turn: int = 1) -> None:
         """Prepares.
 
         Args:
             curve: Has the rates, and takes the losses.
             turn: Optimizer steps at each rate.
         """
-        self.curve, self._turn = curve, turn
+        self.curve, self._cycle = curve, turn
         self._losses: list[Tensor] = []
         self._batches = 0
 
@@ -90,7 +90,7 @@ class Sweep(Callback):
         self._batches += 1
         if loss is not None:
             self._losses.append(loss)
-        if self._batches < self._turn * every:
+        if self._batches < self._cycle * every:
             return
         mean = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
         self._losses, self._batches = [], 0
@@ -98,7 +98,7 @@ class Sweep(Callback):
             trainer.should_stop = True
 
 
-class Finder(Trial):
+class FindLRCLI(TrialCLI):
     """A trial with the range of the rates."""
 
     command = "find-lr"
@@ -124,7 +124,7 @@ class Finder(Trial):
             raise InputError(f"max_lr is {given.max_lr}: give a number above min_lr, which is {given.min_lr}")
 
 
-def find_lr(words: Sequence[str]) -> str:
+def find_lr(argv: Sequence[str]) -> str:
     """Trains for some hundred steps at rising rates and suggests one.
 
     What is trained is what the training begins with: the first stage where there are two, lambda at its full value from
@@ -132,7 +132,7 @@ def find_lr(words: Sequence[str]) -> str:
     these alternate, since their losses are not comparable.
 
     Args:
-        words: What `fit` takes, and `--min_lr`, `--max_lr` and `--steps`.
+        argv: What `fit` takes, and `--min_lr`, `--max_lr` and `--steps`.
 
     Returns:
         The suggestion, and where the curve is; nothing on processes other than the first.
@@ -140,15 +140,15 @@ def find_lr(words: Sequence[str]) -> str:
     Raises:
         InputError: The input is wrong.
     """
-    cli = run(["fit", *words], Finder)
+    cli = run(["fit", *argv], FindLRCLI)
     given, model, data, trainer = cli.config.fit, cli.model, cli.datamodule, cli.trainer
-    turn = all_in_turn(model)
+    turn = skip_warmup(model)
     if isinstance(data, ImageDataModule):  # one epoch, in which no stage ends
         data.steps_per_epoch = given.steps * turn * trainer.accumulate_grad_batches
     else:
         trainer.fit_loop.max_epochs = -1
-    curve = Curve(given.min_lr, given.max_lr, given.steps)
-    trainer.callbacks.append(Sweep(curve, turn))  # type: ignore[attr-defined]
+    curve = LRCurve(given.min_lr, given.max_lr, given.steps)
+    trainer.callbacks.append(LRSweep(curve, turn))  # type: ignore[attr-defined]
     try:
         trainer.fit(model, data)
     except RuntimeError:
@@ -159,15 +159,15 @@ def find_lr(words: Sequence[str]) -> str:
         destroy_process_group()
     if not trainer.is_global_zero:
         return ""
-    words_of_it = format_curve(curve, option(given))
+    text = format_curve(curve, lr_option(given))
     if not curve.losses:
-        return words_of_it
+        return text
     folder = Path(LOGS) / f"{given.run_name}_{NAME}"
-    write(folder, curve)
-    return f"{words_of_it}\nWritten: {folder / NAME}.png and {NAME}.csv"
+    write_curve(folder, curve)
+    return f"{text}\nWritten: {folder / NAME}.png and {NAME}.csv"
 
 
-def option(given: Any) -> str:
+def lr_option(given: Any) -> str:
     """The option that sets the rate.
 
     Args:

@@ -12,19 +12,19 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.cli.lightning_cli import run
-from sft_lightning.tuning.dry_run import Trial
-from sft_lightning.tuning.throughput import Throughput, measure_throughput, whole_turn
+from sft_lightning.tuning.dry_run import TrialCLI
+from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput, skip_to_full_training
 from sft_lightning.utils.errors import check_min, check_positive
 
-PLAIN = "32-true"
-GAIN = 1.05  # in every round, for a precision to be suggested
+FULL_PRECISION = "32-true"
+MIN_GAIN = 1.05  # in every round, for a precision to be suggested
 
 
-class PrecisionFinder(Trial):
+class FindPrecisionCLI(TrialCLI):
     """A trial with how long to look."""
 
     command = "find-precision"
-    bar: ClassVar[bool] = False
+    has_progress_bar: ClassVar[bool] = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds it.
@@ -43,13 +43,13 @@ class PrecisionFinder(Trial):
         check_positive(seconds=self.config.fit.seconds)
 
 
-def find_precision(words: Sequence[str]) -> str:
+def find_precision(argv: Sequence[str]) -> str:
     """Trains for some steps in full and in half precision, in turn, and suggests one.
 
     Steps are real ones, with the config's own network, batches and views; the learning rate is 0.
 
     Args:
-        words: What `fit` takes, and `--rounds` and `--seconds`.
+        argv: What `fit` takes, and `--rounds` and `--seconds`.
 
     Returns:
         A table, the suggestion, and the option for `fit`.
@@ -57,39 +57,41 @@ def find_precision(words: Sequence[str]) -> str:
     Raises:
         InputError: The input is wrong.
     """
-    cli = run(["fit", *words], PrecisionFinder)
+    cli = run(["fit", *argv], FindPrecisionCLI)
     given, cuda = cli.config.fit, cli.trainer.strategy.root_device.type == "cuda"
-    turn = whole_turn(cli)
-    rates: dict[str, list[float]] = {name: [] for name in (PLAIN, "bf16-mixed", *(["16-mixed"] if cuda else []))}
+    turn = skip_to_full_training(cli)
+    rates: dict[str, list[float]] = {
+        name: [] for name in (FULL_PRECISION, "bf16-mixed", *(["16-mixed"] if cuda else []))
+    }
     for number in range(given.rounds):
-        for name, found in rates.items():
+        for name, measured in rates.items():
             rank_zero_info(f"round {number + 1} of {given.rounds}: {name} ...")
             cli.config_init.fit.trainer.precision = name
-            pace = Throughput(turn, given.seconds)
+            pace = ThroughputMeter(turn, given.seconds)
             measure_throughput(cli, pace)
-            found.append(pace.rate)
-    return format_rates(rates)
+            measured.append(pace.rate)
+    return format_precisions(rates)
 
 
-def format_rates(rates: dict[str, list[float]]) -> str:
+def format_precisions(rates: dict[str, list[float]]) -> str:
     """The result in words.
 
     Args:
         rates: Images a second of each precision, by round.
     """
     lines = ["precision   images/s  against 32-true"]
-    best = PLAIN
-    for name, found in rates.items():
-        ratios = sorted(rate / plain for rate, plain in zip(found, rates[PLAIN], strict=True))
-        against = "" if name == PLAIN else f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        lines.append(f"{name:<10}  {median(found):>8,.0f}  {against}".rstrip())
-        if ratios[0] >= GAIN and median(found) > median(rates[best]):
+    best = FULL_PRECISION
+    for name, measured in rates.items():
+        ratios = sorted(rate / plain for rate, plain in zip(measured, rates[FULL_PRECISION], strict=True))
+        against = "" if name == FULL_PRECISION else f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        lines.append(f"{name:<10}  {median(measured):>8,.0f}  {against}".rstrip())
+        if ratios[0] >= MIN_GAIN and median(measured) > median(rates[best]):
             best = name
-    faster = f"at least {GAIN - 1:.0%} faster than {PLAIN} in every round"
+    faster = f"at least {MIN_GAIN - 1:.0%} faster than {FULL_PRECISION} in every round"
     lines += [
-        f"suggested  {best}: " + (f"no other is {faster}" if best == PLAIN else faster),
+        f"suggested  {best}: " + (f"no other is {faster}" if best == FULL_PRECISION else faster),
         f"for fit    --trainer.precision {best}",
     ]
-    if best != PLAIN:
+    if best != FULL_PRECISION:
         lines.append("Whether the accuracy stays, a study of both says: sft-lightning study.")
     return "\n".join(lines)

@@ -10,15 +10,19 @@ from typing import Any, NamedTuple
 
 from sft_lightning.utils.atomic import write_text
 
-_WIDTH = math.log(10) * 0.7  # of the smoothing, in log rate: however many the steps, they are smoothed over 0.7 decades
-_WORSE = 3.0  # the loss has diverged when it is so many times its best value above it
-_BEGUN = 0.1  # share of the whole fall from which on a rate is called usable
-_SURE = 4.0  # times the noise: where nothing is learned the loss falls so far in 1 of 100 tests with 30 to 100 steps
-_LEAST = 0.01  # share of the loss that the fall must be: without noise, the least of rates lowers the loss a little
+_SMOOTHING_WIDTH = (
+    math.log(10) * 0.7
+)  # of the smoothing, in log rate: however many the steps, they are smoothed over 0.7 decades
+_DIVERGENCE = 3.0  # the loss has diverged when it is so many times its best value above it
+_USABLE_FROM = 0.1  # share of the whole fall from which on a rate is called usable
+_MIN_SIGNAL = (
+    4.0  # times the noise: where nothing is learned the loss falls so far in 1 of 100 tests with 30 to 100 steps
+)
+_MIN_FALL = 0.01  # share of the loss that the fall must be: without noise, the least of rates lowers the loss a little
 NAME = "find_lr"
 
 
-class Curve:
+class LRCurve:
     """Losses at exponentially rising rates.
 
     Attributes:
@@ -37,7 +41,7 @@ class Curve:
         """
         step = math.log(max_lr / min_lr) / (steps - 1)
         self.rates = [min_lr * math.exp(k * step) for k in range(steps)]
-        self.width = max(5, round(_WIDTH / step))  # in steps, 10 by default
+        self.width = max(5, round(_SMOOTHING_WIDTH / step))  # in steps, 10 by default
         self.keep = 1 - 1 / self.width
         self.losses: list[float] = []
         self.end = ""
@@ -55,10 +59,10 @@ class Curve:
             self.end = "not finite"
             return True
         self.losses.append(loss)
-        so_far = averages(self.losses, self.keep)
+        so_far = smooth(self.losses, self.keep)
         best = min(so_far)
         # All that was won must be lost, too, or the noise of a loss near 0 would end the test.
-        if so_far[-1] - best > max(_WORSE * abs(best), so_far[0] - best):
+        if so_far[-1] - best > max(_DIVERGENCE * abs(best), so_far[0] - best):
             self.end = "diverged"
         return bool(self.end) or len(self.losses) == len(self.rates)
 
@@ -72,7 +76,7 @@ class Curve:
         """
         medians = self.medians
         most = max(medians[: self.width], default=0.0)
-        return averages(averages([min(x, most) for x in medians], self.keep)[::-1], self.keep)[::-1]
+        return smooth(smooth([min(x, most) for x in medians], self.keep)[::-1], self.keep)[::-1]
 
     @property
     def medians(self) -> list[float]:
@@ -94,21 +98,21 @@ class SuggestedRate(NamedTuple):
     fall: tuple[float, float]
 
 
-def averages(values: Sequence[float], keep: float) -> list[float]:
+def smooth(values: Sequence[float], keep: float) -> list[float]:
     """Moving averages with the correction of their bias (Kingma & Ba 2015), so that the first is the first value.
 
     Args:
         values: In order.
         keep: Share of the old average that each step keeps.
     """
-    found, average = [], 0.0
+    smoothed, average = [], 0.0
     for k, value in enumerate(values, 1):
         average = keep * average + (1 - keep) * value
-        found.append(average / (1 - keep**k))
-    return found
+        smoothed.append(average / (1 - keep**k))
+    return smoothed
 
 
-def judge(curve: Curve) -> SuggestedRate | None:
+def suggest_rate(curve: LRCurve) -> SuggestedRate | None:
     """The rate at which the smoothed loss falls fastest by the logarithm of the rate, up to its lowest point.
 
     There each step gains the most. The lowest point itself is too late: what earlier, smaller rates have won makes it
@@ -127,21 +131,21 @@ def judge(curve: Curve) -> SuggestedRate | None:
     lowest = smoothed.index(min(smoothed))
     fall = smoothed[0] - smoothed[lowest]
     noise = median(abs(loss - near) for loss, near in zip(curve.losses, curve.medians, strict=True))
-    if fall <= max(_SURE * noise, _LEAST * abs(smoothed[0])) or lowest == 0:
+    if fall <= max(_MIN_SIGNAL * noise, _MIN_FALL * abs(smoothed[0])) or lowest == 0:
         return None
     # The rates are equally far apart in the logarithm: differences are slopes.
     slopes = [smoothed[min(k + 1, lowest)] - smoothed[max(k - 1, 0)] for k in range(lowest + 1)]
     slopes[0], slopes[-1] = 2 * slopes[0], 2 * slopes[-1]  # over one step, not two
     steepest = slopes.index(min(slopes))
-    first = next(k for k, value in enumerate(smoothed) if smoothed[0] - value >= _BEGUN * fall)
+    first = next(k for k, value in enumerate(smoothed) if smoothed[0] - value >= _USABLE_FROM * fall)
     return SuggestedRate(
-        rounded(curve.rates[steepest]),
-        (rounded(curve.rates[min(first, steepest)]), rounded(curve.rates[lowest])),
+        round_rate(curve.rates[steepest]),
+        (round_rate(curve.rates[min(first, steepest)]), round_rate(curve.rates[lowest])),
         (smoothed[0], smoothed[lowest]),
     )
 
 
-def rounded(rate: float) -> float:
+def round_rate(rate: float) -> float:
     """Two digits: a range test knows no more.
 
     Args:
@@ -150,17 +154,17 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
-def format_curve(curve: Curve, option: str) -> str:
+def format_curve(curve: LRCurve, option: str) -> str:
     """The result in words.
 
     Args:
         curve: With losses.
         option: Of the command line, which sets the rate.
     """
-    found = judge(curve)
+    suggestion = suggest_rate(curve)
     tried, first, last = len(curve.losses), curve.rates[0], curve.rates[max(0, len(curve.losses) - 1)]
     ends = {"diverged": ", where it diverged", "not finite": ", after which it was not finite", "": ""}[curve.end]
-    if found is None:
+    if suggestion is None:
         lower = "lower --min_lr" if curve.end else "raise --max_lr or --steps"
         if not tried:
             return f"The loss is not finite at the first rate, {first:g}: {lower}, or look at the data and precision."
@@ -169,20 +173,20 @@ def format_curve(curve: Curve, option: str) -> str:
             f"there is nothing to suggest; {lower}, or look at the data (`sft-lightning preview`) and the config."
         )
     lines = [
-        f"The smoothed loss fell from {found.fall[0]:.4g} to {found.fall[1]:.4g} in {tried} rates from {first:g} to "
-        f"{last:.2g}{ends}.",
-        f"usable     {found.usable[0]:g} to {found.usable[1]:g}: from a tenth of the fall to the lowest loss",
-        f"suggested  {found.rate:g}: where the loss falls fastest",
-        f"for fit    {option} {found.rate:g}",
+        f"The smoothed loss fell from {suggestion.fall[0]:.4g} to {suggestion.fall[1]:.4g} in {tried} rates from "
+        f"{first:g} to {last:.2g}{ends}.",
+        f"usable     {suggestion.usable[0]:g} to {suggestion.usable[1]:g}: from a tenth of the fall to the lowest loss",
+        f"suggested  {suggestion.rate:g}: where the loss falls fastest",
+        f"for fit    {option} {suggestion.rate:g}",
     ]
-    if found.rate <= rounded(curve.rates[1]):
+    if suggestion.rate <= round_rate(curve.rates[1]):
         lines.append("The loss fell fastest at the first rate: a lower --min_lr may find a better one.")
-    if found.usable[1] >= rounded(curve.rates[-1]):
+    if suggestion.usable[1] >= round_rate(curve.rates[-1]):
         lines.append("The loss was still falling at the last rate: a higher --max_lr may find a better one.")
     return "\n".join(lines)
 
 
-def write(folder: Path, curve: Curve) -> None:
+def write_curve(folder: Path, curve: LRCurve) -> None:
     """Writes `find_lr.csv` and `find_lr.png`.
 
     Args:
@@ -194,22 +198,22 @@ def write(folder: Path, curve: Curve) -> None:
     rows.writerow(["lr", "loss", "smoothed_loss"])
     rows.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=False))
     write_text(folder / f"{NAME}.csv", text.getvalue())
-    _draw(folder / f"{NAME}.png", curve)
+    _plot(folder / f"{NAME}.png", curve)
 
 
-def _draw(path: Path, curve: Curve) -> None:
+def _plot(path: Path, curve: LRCurve) -> None:
     """Each loss a dot, the smoothed ones a line, the usable range shaded."""
     from matplotlib.figure import Figure
 
-    found, smoothed = judge(curve), curve.smoothed
+    suggestion, smoothed = suggest_rate(curve), curve.smoothed
     rates = curve.rates[: len(smoothed)]
     figure = Figure(figsize=(7, 4), layout="constrained", dpi=120)
     axes: Any = figure.subplots()
     axes.plot(rates, curve.losses, ".", color="#9db8d2", markersize=4, label="loss of a step")
     axes.plot(rates, smoothed, color="#2f5f8f", label="smoothed")
-    if found is not None:
-        axes.axvspan(*found.usable, color="#2f5f8f", alpha=0.1, linewidth=0, label="usable")
-        axes.axvline(found.rate, color="#b3541e", label=f"suggested: {found.rate:g}")
+    if suggestion is not None:
+        axes.axvspan(*suggestion.usable, color="#2f5f8f", alpha=0.1, linewidth=0, label="usable")
+        axes.axvline(suggestion.rate, color="#b3541e", label=f"suggested: {suggestion.rate:g}")
     top = smoothed[0] + 0.5 * max(smoothed[0] - min(smoothed), 0.1 * abs(smoothed[0]))
     low = min(curve.losses)
     axes.set(xscale="log", ylim=(low - 0.05 * (top - low), top), xlabel="learning rate", ylabel="training loss")

@@ -10,13 +10,13 @@ from sft_lightning.cli.lightning_cli import SFTCLI
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
-from sft_lightning.tuning.dry_run import all_in_turn
+from sft_lightning.tuning.dry_run import skip_warmup
 
-_WARM, _LEAST = 2, 3  # turns before the clock starts, and the fewest that are timed
-_ENDLESS = 10**6  # steps of an epoch, which no trial comes to the end of
+_WARMUP_CYCLES, _MIN_CYCLES = 2, 3  # turns before the clock starts, and the fewest that are timed
+_MANY_STEPS = 10**6  # steps of an epoch, which no trial comes to the end of
 
 
-class Throughput(Callback):
+class ThroughputMeter(Callback):
     """Times the steps of one size, and ends the training. The rates are 0, so that nothing is learned.
 
     Attributes:
@@ -32,8 +32,8 @@ class Throughput(Callback):
             seconds: So long the steps are timed, at least.
         """
         self.images, self.rate = 0.0, 0.0
-        self._turn, self._seconds = turn, seconds
-        self._batches, self._seen, self._begin = 0, 0, 0.0
+        self._cycle, self._seconds = turn, seconds
+        self._batches, self._count, self._begin = 0, 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets the rates to 0, and leaves the schedule out.
@@ -60,22 +60,25 @@ class Throughput(Callback):
         """
         data = few_label_data(trainer)
         views = 1 if data is None else len(data.labeled_views)  # each view has its place in the batch
-        self._seen += sum(len(part.indices) // (views if name == "labeled" else 1) for name, part in batch.items())
+        self._count += sum(len(part.indices) // (views if name == "labeled" else 1) for name, part in batch.items())
         self._batches += 1
-        turns, inside = divmod(self._batches, self._turn)
+        turns, inside = divmod(self._batches, self._cycle)
         if inside:
             return
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if turns == _WARM:
-            self._begin, self._seen = now, 0
-        elif turns >= _WARM + _LEAST and now - self._begin >= self._seconds:
-            self.images, self.rate = self._seen / (turns - _WARM) / self._turn, self._seen / (now - self._begin)
+        if turns == _WARMUP_CYCLES:
+            self._begin, self._count = now, 0
+        elif turns >= _WARMUP_CYCLES + _MIN_CYCLES and now - self._begin >= self._seconds:
+            self.images, self.rate = (
+                self._count / (turns - _WARMUP_CYCLES) / self._cycle,
+                self._count / (now - self._begin),
+            )
             trainer.should_stop = True
 
 
-def whole_turn(cli: SFTCLI) -> int:
+def skip_to_full_training(cli: SFTCLI) -> int:
     """Lets the model do from its first step what it will do later, the whole backbone included.
 
     Args:
@@ -86,10 +89,10 @@ def whole_turn(cli: SFTCLI) -> int:
     """
     if isinstance(cli.model, FineTuneClassifier):
         cli.model.head_only_epochs, cli.model.cache_features = 0, False
-    return all_in_turn(cli.model) * cli.trainer.accumulate_grad_batches
+    return skip_warmup(cli.model) * cli.trainer.accumulate_grad_batches
 
 
-def measure_throughput(cli: SFTCLI, pace: Throughput) -> None:
+def measure_throughput(cli: SFTCLI, pace: ThroughputMeter) -> None:
     """Trains until a pace is known, with a Trainer of its own.
 
     Args:
@@ -99,7 +102,7 @@ def measure_throughput(cli: SFTCLI, pace: Throughput) -> None:
     model, data, trainer = cli.model, cli.datamodule, cli.instantiate_trainer()
     trainer.callbacks.append(pace)  # type: ignore[attr-defined]
     if isinstance(data, ImageDataModule):
-        data.steps_per_epoch = _ENDLESS
+        data.steps_per_epoch = _MANY_STEPS
     else:
         trainer.fit_loop.max_epochs = -1
     trainer.fit(model, data)

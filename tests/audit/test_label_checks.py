@@ -24,9 +24,9 @@ def test_confident_learning_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     first = np.array([0.9, 0.8, 0.2, 0.1, 0.3, 0.9, 0.5, 0.48])
     p = np.stack([first, 1 - first], 1)
     # Sure of class 0 from 0.595 on, of class 1 from 0.55 on: the last two are sure of none.
-    assert label_checks.confident(y, p) == [5, 2]
+    assert label_checks.apply_confident_learning(y, p) == [5, 2]
     monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
-    assert label_checks.issues(y, p) == ([5, 2], "confident learning")
+    assert label_checks.find_suspects(y, p) == ([5, 2], "confident learning")
 
 
 def test_no_label_is_judged_by_what_has_learned_from_it_or_from_its_group() -> None:
@@ -37,10 +37,10 @@ def test_no_label_is_judged_by_what_has_learned_from_it_or_from_its_group() -> N
     def right(p: Any, y: Any) -> float:
         return float((p.argmax(1) == y).mean())
 
-    assert right(label_checks.out_of_fold(x, y, None, 0), y) < 0.7
-    assert right(label_checks.out_of_fold(twice, labels_twice, None, 0), labels_twice) > 0.8
+    assert right(label_checks.predict_out_of_fold(x, y, None, 0), y) < 0.7
+    assert right(label_checks.predict_out_of_fold(twice, labels_twice, None, 0), labels_twice) > 0.8
     groups = [str(k // 2) for k in range(120)]
-    assert right(label_checks.out_of_fold(twice, labels_twice, groups, 0), labels_twice) < 0.7
+    assert right(label_checks.predict_out_of_fold(twice, labels_twice, groups, 0), labels_twice) < 0.7
 
 
 def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,33 +59,33 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
     labeled.split.part.labels[3] = -1
     test = seen("test", {"trouser": 4, "bag": 1}, [f"patient {k}" for k in range(5)], begin=20)
     asked: list[Any] = []
-    own = label_checks.out_of_fold
+    own = label_checks.predict_out_of_fold
 
     def watched(x: Any, y: Any, groups: Any, seed: int) -> Any:
         asked.append(groups)
         return own(x, y, groups, seed)
 
-    monkeypatch.setattr(label_checks, "out_of_fold", watched)
+    monkeypatch.setattr(label_checks, "predict_out_of_fold", watched)
     data: Any = SimpleNamespace(num_classes=3)
-    judged = label_checks.judge([test, labeled, seen("unlabeled", {"bag": 9}, begin=30)], data, None, 0)
-    assert [one.id(i) for one, i in judged.places] == [
+    judged = label_checks.check_labels([test, labeled, seen("unlabeled", {"bag": 9}, begin=30)], data, None, 0)
+    assert [one.id(i) for one, i in judged.examples] == [
         *(f"test {k}" for k in range(4)), *(f"labeled {k}" for k in range(20) if k != 3),
     ]  # fmt: skip
     assert asked == [[*(f"patient {k}" for k in range(4)), *(f"labeled {k}" for k in range(20) if k != 3)]]
-    assert judged.told.startswith("23 looked at with ")
-    assert judged.told.endswith(
+    assert judged.summary.startswith("23 looked at with ")
+    assert judged.summary.endswith(
         "logistic regression on the pixels is right in 95.7%; left out for fewer than 5 labels: 1 of 3 classes"
     )
-    (row,) = label_checks.finding(judged, names).rows
+    (row,) = label_checks.make_finding(judged, names).rows
     assert row[:2] == ("labeled", "labeled 2")
     assert row.detail.startswith("'trouser', looks like 'boot', p 0.0")
     # Sure enough to be doubted, though the label is still the likeliest.
     unsure = replace(judged, suspects=[0], probabilities=np.array([[0.1, 0.5, 0.4]]), labels=np.array([1]))
-    assert label_checks.finding(unsure, names).rows[0].detail == "'trouser', looks like 'bag', p 0.50 and 0.40"
-    five = label_checks.judge([seen("labeled", {"boot": 5, "trouser": 5})], data, None, 0)
-    assert len(five.places) == 10
+    assert label_checks.make_finding(unsure, names).rows[0].detail == "'trouser', looks like 'bag', p 0.50 and 0.40"
+    five = label_checks.check_labels([seen("labeled", {"boot": 5, "trouser": 5})], data, None, 0)
+    assert len(five.examples) == 10
     assert five.is_decided
-    few = label_checks.judge([seen("labeled", {"boot": 4, "trouser": 4})], data, None, 0)
+    few = label_checks.check_labels([seen("labeled", {"boot": 4, "trouser": 4})], data, None, 0)
     assert not few.is_decided
 
 
@@ -113,10 +113,10 @@ def test_a_weak_classifier_says_so_and_doubts_no_label(fashion: tuple[Tensor, Te
     y = torch.tensor([{2: 0, 4: 1, 6: 2}[c] for c in truth[rows].tolist()])
     y[::3] = y[::3].roll(1)
 
-    def judged(y: Tensor) -> label_checks.LabelJudgments:
+    def judged(y: Tensor) -> label_checks.LabelCheck:
         part = Examples(MemoryImages(images[rows][:, None]), [str(k) for k in rows.tolist()], y)
         seen = compute_image_stats("labeled", Split(part, list(range(len(rows)))), Geometry(channels=1))
-        return label_checks.judge([seen], cast(ImageDataModule, SimpleNamespace(num_classes=3)), None, 0)
+        return label_checks.check_labels([seen], cast(ImageDataModule, SimpleNamespace(num_classes=3)), None, 0)
 
     weak = judged(y)
     assert weak.suspects == []
@@ -125,6 +125,6 @@ def test_a_weak_classifier_says_so_and_doubts_no_label(fashion: tuple[Tensor, Te
         r"none is judged: logistic regression on the pixels is right in \d\d\.\d% of 120, where the most "
         r"frequent class alone is \d\d\.\d%: too weak to doubt a label; set model.init_args.weights to those of a "
         r"pre-trained backbone",
-        weak.told,
+        weak.summary,
     )
-    assert len(weak.places) == 120
+    assert len(weak.examples) == 120

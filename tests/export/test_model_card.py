@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from sft_lightning.__main__ import main
 from sft_lightning.export.export import export
-from sft_lightning.export.model_card import BLANK, Told, _data, _limits, text
+from sft_lightning.export.model_card import BLANK, CardData, _write_data, _write_limits, escape_markdown
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.utils.environment import format_machine
@@ -150,7 +150,7 @@ def test_what_the_user_wrote_is_text(workdir: Path, write_folder: Callable[..., 
     run = fitted("run", *words, "--data.init_args.labels_per_class=5", "--data.init_args.num_workers=0")
     card = carded(run)
     escaped = "a\\|b \\<i\\>\\*x\\*\\_"
-    assert text("a|b <i>*x*_") == escaped
+    assert escape_markdown("a|b <i>*x*_") == escaped
     assert f"| {escaped} | 5 | 2 | 2 |" in card
     assert not re.search(r"(?<!\\)<i>", card)
     assert "15 labels were used (labels_per_class: 5). The 21 unlabeled images" in card
@@ -194,14 +194,14 @@ def test_a_checkpoint_without_its_run(workdir: Path) -> None:
 def test_many_classes_have_no_table() -> None:
     names = [f"c{k}" for k in range(101)]
     about: dict[str, Any] = {"class_names": names, "data_sha256": "0"}
-    told = Told(Path("a.onnx"), about, Path("last.ckpt"), None, "last iterate", {}, None)
+    told = CardData(Path("a.onnx"), about, Path("last.ckpt"), None, "last iterate", {}, None)
     told.counts = {n: Counter(dict.fromkeys(names, 3)) for n in ("labeled", "val", "test")}
     told.counts["labeled"].update({"c7": 4})
-    assert "- classes: 101, with 3 to 7 labels each" in _data(told)
-    assert "|" not in _data(told)
+    assert "- classes: 101, with 3 to 7 labels each" in _write_data(told)
+    assert "|" not in _write_data(told)
     about.update({"part": "model", "image_shape": [3, 5, 4]})
     told.counts["labeled"]["c9"] = 1
-    assert "from 305 labels, 1 of class c9:" in _limits(told)
-    assert "It sees 4 x 5 color pixels" in _limits(told)
+    assert "from 305 labels, 1 of class c9:" in _write_limits(told)
+    assert "It sees 4 x 5 color pixels" in _write_limits(told)
     about["class_names"] = names[:100]
-    assert "| c7 | 7 | 3 | 3 |" in _data(told)
+    assert "| c7 | 7 | 3 | 3 |" in _write_data(told)

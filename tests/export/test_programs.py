@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import sft_lightning
 from sft_lightning.__main__ import main
 from sft_lightning.export import evaluate, programs
-from sft_lightning.export.evaluate import COMPARED, Evaluated
+from sft_lightning.export.evaluate import PARITY_IMAGES, ExportEvaluation
 from sft_lightning.export.export import export
 from sft_lightning.export.programs import Program
 from sft_lightning.utils.errors import InputError
@@ -131,7 +131,7 @@ def test_an_onnx_file_says_what_it_is(workdir: Path, caplog: pytest.LogCaptureFi
     assert told["preprocessing"]["color"] == "gray"
     assert told["preprocessing"]["resize"]["size"] == [28, 28]
     assert str(Path(sft_lightning.__file__).parent).encode() not in (run / "model.onnx").read_bytes()
-    assert (parity["images"], parity["of"], parity["equal_classes"]) == (COMPARED, "test", 1.0)
+    assert (parity["images"], parity["of"], parity["equal_classes"]) == (PARITY_IMAGES, "test", 1.0)
     assert parity["batch_sizes"] == [1, 3, 28, 32]
     assert 0 < parity["largest_difference"] < 1e-5
     said = (
@@ -284,7 +284,7 @@ def test_the_comparison_by_hand() -> None:
             sizes.append(len(batch))
             return (expected + torch.tensor(change))[batch.flatten().long()]
 
-        return programs._compared(run, Evaluated("test", images), expected, "pt2", with_head)
+        return programs._check_parity(run, ExportEvaluation("test", images), expected, "pt2", with_head)
 
     nothing = [[0.0] * 3] * 2
     told = compared(nothing)
@@ -373,7 +373,7 @@ def test_wrong_combinations(workdir: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "out 'a.onnx' does not end in .safetensors" in refused(str(run), "--out=a.onnx")
     assert "format is 'onx' (did you mean 'onnx'?)" in refused(str(run), "--format=onx")
     assert "measure_on is -1" in refused(str(run), "--measure_on=-1")
-    monkeypatch.setattr(programs, "MOST", 1000)
+    monkeypatch.setattr(programs, "MAX_BYTES", 1000)
     assert "one ONNX file holds 2: give --format pt2" in refused(str(run), "--format=onnx", "--measure_on=0")
     monkeypatch.setattr(programs, "find_spec", lambda name: None if name == "onnxscript" else name)
     said = refused(str(run), "--format=onnx")
@@ -387,7 +387,7 @@ def test_a_mistake_of_the_program_is_no_missing_data(workdir: Path, monkeypatch:
     def broken(*words: str) -> None:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(evaluate, "Opened", broken)
+    monkeypatch.setattr(evaluate, "LoadedRun", broken)
     with pytest.raises(KeyError, match="a mistake"):
         export(str(run), format="pt2")
 

@@ -19,9 +19,9 @@ from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.transfer.folds import plan_folds
-from sft_lightning.transfer.rank import compare
-from sft_lightning.transfer.scores import cross_validated, logme
-from sft_lightning.tuning.degree import folds
+from sft_lightning.transfer.rank import score_candidates
+from sft_lightning.transfer.scores import cross_validate, logme
+from sft_lightning.tuning.degree import make_folds
 from sft_lightning.utils.errors import InputError
 
 
@@ -63,8 +63,8 @@ def test_copies_do_not_inflate_a_score(workdir: Path, kind: str, probe: Literal[
             for i in split.indices
         ]
     ).float()
-    assert cross_validated(pixels, split.labels, kind=probe)[0] > 0.9  # copies on both sides
-    assert cross_validated(pixels, split.labels, plan.folds, 0, plan.groups, kind=probe)[0] < 0.7
+    assert cross_validate(pixels, split.labels, kind=probe)[0] > 0.9  # copies on both sides
+    assert cross_validate(pixels, split.labels, plan.folds, 0, plan.groups, kind=probe)[0] < 0.7
     assert len(plan.distinct) == 60
     once = logme(pixels[plan.distinct], split.labels[plan.distinct], 2)
     assert once < logme(pixels, split.labels, 2)
@@ -81,7 +81,7 @@ def test_rank_says_how_many_copies_there_are(workdir: Path, capsys: pytest.Captu
     assert "all scores but linear probe and k-NN count each set of copies once" in shown
     with Path("found/rank.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    (alone,) = compare(data(write_copies(Path("alone"), copies=0)), [Candidate("conv", "none")], 5)
+    (alone,) = score_candidates(data(write_copies(Path("alone"), copies=0)), [Candidate("conv", "none")], 5)
     assert float(row["logme"]) == pytest.approx(alone.scores["logme"], rel=1e-4)
     assert float(row["regularized_h_score"]) == pytest.approx(alone.scores["regularized_h_score"], rel=1e-4)
 
@@ -115,7 +115,7 @@ def test_groups_of_the_source_stay_together_and_copies_join_them(workdir: Path) 
 def test_a_class_of_copies_of_one_image_is_refused(workdir: Path) -> None:
     write_copies(Path("images"), 2, 5)
     with pytest.raises(InputError, match="the labeled images of class 'class_0' are copies of each other"):
-        compare(data("images"), [Candidate("mlp", "none")], 5)
+        score_candidates(data("images"), [Candidate("mlp", "none")], 5)
 
 
 def test_degree_holds_out_all_copies_the_unlabeled_ones_included(workdir: Path) -> None:
@@ -126,7 +126,7 @@ def test_degree_holds_out_all_copies_the_unlabeled_ones_included(workdir: Path) 
     module = data("images", on_leak="drop", unlabeled_ratio=1)()
     module.setup("fit")
     held: Counter[str] = Counter()
-    parts = folds(module, 3, unlabeled=True)
+    parts = make_folds(module, 3, use_unlabeled=True)
     for part in parts:
         motifs = {name: {Path(i).stem.split("_")[0] for i in split.ids} for name, split in part.items()}
         assert motifs["val"]
@@ -141,19 +141,19 @@ def test_audit_keeps_copies_together(workdir: Path) -> None:
     split = labeled(write_copies(Path("images"), 40, 2))
     seen = compute_image_stats("labeled", split, Geometry())
     known: Any = SimpleNamespace(num_classes=2)
-    judged = label_checks.judge([seen], known, None, 0)
+    judged = label_checks.check_labels([seen], known, None, 0)
     right = float((judged.probabilities.argmax(1) == judged.labels).mean())
     assert right < 0.7
-    assert "40 exact and 40 near copies of others among them stay in one fold of the cross-validation" in judged.told
+    assert "40 exact and 40 near copies of others among them stay in one fold of the cross-validation" in judged.summary
 
 
 @pytest.mark.parametrize(("originals", "judged"), [(2, 0), (4, 24)])
 def test_audit_with_fewer_groups_than_folds(workdir: Path, originals: int, judged: int) -> None:
     seen = compute_image_stats("labeled", labeled(write_copies(Path("images"), originals, 5)), Geometry())
     known: Any = SimpleNamespace(num_classes=2)
-    found = label_checks.judge([seen], known, None, 0)
+    found = label_checks.check_labels([seen], known, None, 0)
     assert len(found.labels) == judged
-    assert found.told.startswith("not looked at: fewer than 2 classes have 5 labels in 2 groups") == (judged == 0)
+    assert found.summary.startswith("not looked at: fewer than 2 classes have 5 labels in 2 groups") == (judged == 0)
 
 
 def test_audit_of_a_few_groups_of_several_classes(workdir: Path) -> None:
@@ -162,6 +162,6 @@ def test_audit_of_a_few_groups_of_several_classes(workdir: Path) -> None:
     for groups, judged in ((["a", "b", "c"] * 4, 12), (["a"] * 12, 0), (["a"] * 6 + ["b"] * 6, 0)):
         split.part.groups = groups
         assert (
-            len(label_checks.judge([compute_image_stats("labeled", split, Geometry())], known, None, 0).labels)
+            len(label_checks.check_labels([compute_image_stats("labeled", split, Geometry())], known, None, 0).labels)
             == judged
         )

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone, find_source_head
-from sft_lightning.transfer.candidates import Candidate, resolved
-from sft_lightning.transfer.rank import compare, rank
-from sft_lightning.transfer.scores import cross_validated, h_score, leep, logme, nce
+from sft_lightning.transfer.candidates import Candidate, resolve_candidates
+from sft_lightning.transfer.rank import rank, score_candidates
+from sft_lightning.transfer.scores import cross_validate, h_score, leep, logme, nce
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import cli
@@ -92,9 +92,9 @@ def test_a_folder_of_runs_is_ranked_beside_names(workdir: Path, capsys: pytest.C
         "h_score": h_score(x, y),
         "leep": leep(probabilities, y, 10),
         "nce": nce(probabilities.argmax(1), y),
-        "linear": cross_validated(x, y, kind="linear")[0],
-        "linear_error": cross_validated(x, y, kind="linear")[1],
-        "knn": cross_validated(x, y, kind="knn")[0],
+        "linear": cross_validate(x, y, kind="linear")[0],
+        "linear_error": cross_validate(x, y, kind="linear")[1],
+        "knn": cross_validate(x, y, kind="knn")[0],
     }
     assert {name: float(row[name]) for name in expected} == pytest.approx(expected, abs=1e-5)
     assert float(row["seconds"]) > 0
@@ -116,7 +116,7 @@ def test_the_order_is_by_the_criterion_asked_for(workdir: Path, by: str) -> None
 def test_a_run_sees_pictures_of_its_own_size(workdir: Path) -> None:
     size = ["--data.init_args.image_size=20", "--data.init_args.channels=3"]
     run = fitted("small", "--model.init_args.backbone=conv", *size)
-    (one,) = compare(data(), [str(run)], 3)
+    (one,) = score_candidates(data(), [str(run)], 3)
     source = data(image_size=20, channels=3)()
     source.setup("fit")
     backbone, _ = build_backbone("conv", (3, 20, 20), str(run / "checkpoints" / "last.ckpt"))
@@ -125,8 +125,8 @@ def test_a_run_sees_pictures_of_its_own_size(workdir: Path) -> None:
         x = backbone.eval()(batch.x)
     assert one.scores["logme"] == pytest.approx(logme(x, source.splits["labeled"].labels, 10), abs=1e-5)
     for candidate in (Candidate("conv", str(run), 28), Candidate("conv", "none", 28)):
-        (at_28,) = compare(data(image_size=20, channels=3), [candidate], 3)
-        (as_it_is,) = compare(data(channels=3), [candidate], 3)
+        (at_28,) = score_candidates(data(image_size=20, channels=3), [candidate], 3)
+        (as_it_is,) = score_candidates(data(channels=3), [candidate], 3)
         assert at_28.scores == pytest.approx(as_it_is.scores, rel=1e-5)
         assert at_28.scores["logme"] != one.scores["logme"]
         assert "28 px" in str(candidate)
@@ -139,7 +139,10 @@ def test_runs_that_know_the_labels_are_told(workdir: Path) -> None:
     blind = fitted("blind", *same, config="autoencoder")
     later = fitted("later", *digits(), f"--model.init_args.weights={knows}")
     assert main(["export", str(knows), "--part=backbone", "--out=part.safetensors"]) == 0
-    found = {str(one.candidate): one.seen for one in compare(data(), ["lightning_logs", "part.safetensors"], 3)}
+    found = {
+        str(one.candidate): one.known_labels
+        for one in score_candidates(data(), ["lightning_logs", "part.safetensors"], 3)
+    }
     assert {found[str(run)] for run in (knows, later)} == {60}
     assert found["part.safetensors"] == 60
     assert found[str(blind)] == 0
@@ -148,14 +151,14 @@ def test_runs_that_know_the_labels_are_told(workdir: Path) -> None:
 
 
 def test_features_are_kept(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = compare(data(), [Candidate("mlp", "none"), Candidate("conv", "none")], 3)
+    first = score_candidates(data(), [Candidate("mlp", "none"), Candidate("conv", "none")], 3)
     assert len(list((workdir / "lightning_logs" / "features").glob("*.safetensors"))) == 2
 
     def forward(self: Backbone, x: torch.Tensor) -> torch.Tensor:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(Backbone, "forward", forward)
-    again = compare(data(), [Candidate("mlp", "none"), Candidate("conv", "none")], 3)
+    again = score_candidates(data(), [Candidate("mlp", "none"), Candidate("conv", "none")], 3)
     assert [one.scores for one in again] == [one.scores for one in first]
 
 
@@ -165,7 +168,7 @@ def test_published_classes_are_used(workdir: Path, monkeypatch: pytest.MonkeyPat
     tensors = torchvision.models.resnet18(weights=None).state_dict()
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: tensors)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: tensors)
-    (one,) = compare(data(num_labels=20), ["torchvision/resnet18"], 2)
+    (one,) = score_candidates(data(num_labels=20), ["torchvision/resnet18"], 2)
     source = data(num_labels=20)()
     source.setup("fit")
     net = torchvision.models.resnet18(weights=None)
@@ -189,7 +192,7 @@ def test_a_file_of_a_library_brings_its_classes(workdir: Path) -> None:
     with torch.no_grad():
         ours = F.linear(backbone.eval()(x), head["weight"], head["bias"])
         assert torch.allclose(ours, net.eval()((x - backbone.mean) / backbone.std), atol=1e-5)
-    (one,) = compare(data(num_labels=20), [Candidate(name, "theirs.safetensors")], 2)
+    (one,) = score_candidates(data(num_labels=20), [Candidate(name, "theirs.safetensors")], 2)
     assert {"leep", "nce"} <= set(one.scores)
 
 
@@ -198,8 +201,8 @@ def test_versions_are_listed_in_the_order_of_their_numbers(workdir: Path) -> Non
         folder = Path(f"runs/a/version_{k}/checkpoints")
         folder.mkdir(parents=True)
         (folder / "last.ckpt").touch()
-    assert [Path(str(one)).name for one in resolved("runs")] == ["version_2", "version_9", "version_10"]
-    assert [str(one) for one in resolved("runs/a/version_9")] == ["runs/a/version_9"]
+    assert [Path(str(one)).name for one in resolve_candidates("runs")] == ["version_2", "version_9", "version_10"]
+    assert [str(one) for one in resolve_candidates("runs/a/version_9")] == ["runs/a/version_9"]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +254,6 @@ def test_groups_stay_together(workdir: Path, write_folder: Callable[..., Path]) 
         return ImageDataModule("grouped.csv", image_size=28, channels=1, val_size=0, test_size=0, num_workers=0)
 
     with pytest.raises(InputError, match=r"class 'class_0' has 2 group\(s\) .* fewer than the 3 folds"):
-        compare(grouped, [Candidate("mlp", "none")], 3)
-    (one,) = compare(grouped, [Candidate("mlp", "none")], 2)
+        score_candidates(grouped, [Candidate("mlp", "none")], 3)
+    (one,) = score_candidates(grouped, [Candidate("mlp", "none")], 2)
     assert one.scores["knn"] >= 0

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sft_lightning.transfer.scores import (
-    cross_validated,
+    cross_validate,
     h_score,
     leep,
     logme,
@@ -279,7 +279,7 @@ def test_the_linear_probe_is_scikit_learns() -> None:
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     found = cross_val_score(model, x.numpy(), y.numpy(), cv=StratifiedKFold(4, shuffle=True, random_state=3))
     expected = found.mean(), math.sqrt(((found - found.mean()) ** 2).sum() / 3 / 4)
-    assert cross_validated(x, y, 4, 3, kind="linear") == pytest.approx(expected)
+    assert cross_validate(x, y, 4, 3, kind="linear") == pytest.approx(expected)
     assert 0.4 < expected[0] < 0.95
 
 
@@ -288,7 +288,7 @@ def test_the_neighbors_are_scikit_learns(counts: list[int], neighbors: int) -> N
     x, y, _ = made(counts, 6, 0.5)
     model = KNeighborsClassifier(neighbors, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     found = cross_val_score(model, x.numpy(), y.numpy(), cv=StratifiedKFold(3, shuffle=True, random_state=3))
-    assert cross_validated(x, y, 3, 3, kind="knn")[0] == pytest.approx(found.mean())
+    assert cross_validate(x, y, 3, 3, kind="knn")[0] == pytest.approx(found.mean())
     assert 0.4 < found.mean() < 0.95
 
 
@@ -296,13 +296,13 @@ def test_the_neighbors_are_scikit_learns(counts: list[int], neighbors: int) -> N
 def test_separable_classes_are_told_apart(kind: Literal["knn", "linear"]) -> None:
     labels = torch.arange(30) % 3 + 2
     features = torch.eye(5)[labels] + 0.05 * torch.randn(30, 5, generator=torch.manual_seed(0))
-    assert cross_validated(features, labels, kind=kind) == (1.0, 0.0)
+    assert cross_validate(features, labels, kind=kind) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_labels_are_guessed_at_chance(kind: Literal["knn", "linear"]) -> None:
     g = torch.Generator().manual_seed(0)
-    mean, error = cross_validated(torch.randn(400, 4, generator=g), torch.arange(400) % 4, kind=kind)
+    mean, error = cross_validate(torch.randn(400, 4, generator=g), torch.arange(400) % 4, kind=kind)
     assert mean == pytest.approx(0.25, abs=0.07)
     assert 0.002 < error < 0.06
 
@@ -311,16 +311,16 @@ def test_random_labels_are_guessed_at_chance(kind: Literal["knn", "linear"]) -> 
 def test_a_group_is_in_one_fold(kind: Literal["knn", "linear"]) -> None:
     labels = (torch.arange(80) % 2).repeat(8)
     features = torch.randn(80, 100, generator=torch.manual_seed(0)).repeat(8, 1)  # more features than examples
-    assert cross_validated(features, labels, kind=kind) == (1.0, 0.0)  # the same example is on both sides
+    assert cross_validate(features, labels, kind=kind) == (1.0, 0.0)  # the same example is on both sides
     groups = [f"patient {i % 80}" for i in range(640)]
-    assert cross_validated(features, labels, groups=groups, kind=kind)[0] == pytest.approx(0.5, abs=0.15)
+    assert cross_validate(features, labels, groups=groups, kind=kind)[0] == pytest.approx(0.5, abs=0.15)
 
 
 def test_the_seed_decides_on_the_folds() -> None:
     x, y, _ = made([30, 25, 20], 6, 0.5)
     groups = [str(i // 2) for i in range(75)]
     for known in (None, groups):
-        seeds = [cross_validated(x, y, seed=seed, groups=known, kind="knn") for seed in (0, 0, 1, 2)]
+        seeds = [cross_validate(x, y, seed=seed, groups=known, kind="knn") for seed in (0, 0, 1, 2)]
         assert seeds[0] == seeds[1]
         assert len(set(seeds)) > 1
 
@@ -360,14 +360,14 @@ def test_what_cannot_be_validated_is_refused(
 ) -> None:
     features = torch.randn(len(labels), 3, generator=torch.manual_seed(0))
     with pytest.raises(InputError) as caught:
-        cross_validated(features, torch.tensor(labels), folds, groups=groups, kind=kind)
+        cross_validate(features, torch.tensor(labels), folds, groups=groups, kind=kind)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_many_folds_as_examples_of_the_smallest_class_are_fine(kind: Literal["knn", "linear"]) -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
-    assert cross_validated(torch.eye(2)[labels], labels, 2, kind=kind) == (1.0, 0.0)
+    assert cross_validate(torch.eye(2)[labels], labels, 2, kind=kind) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_as_many_folds_as_examples_of_the_smallest_class_are_fine(kind: Literal[
         h_score,
         regularized_h_score,
         lambda x, y: leep(x, y, 2),
-        lambda x, y: cross_validated(x, y, 2, kind="linear")[0],
+        lambda x, y: cross_validate(x, y, 2, kind="linear")[0],
     ],
     ids=["logme", "h_score", "regularized_h_score", "leep", "cross_validated"],
 )

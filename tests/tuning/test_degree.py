@@ -17,8 +17,8 @@ from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.cli.lightning_cli import run
 from sft_lightning.tuning import degree as module
-from sft_lightning.tuning.degree import folds
-from sft_lightning.tuning.degree_grid import Degree, Setting, choose
+from sft_lightning.tuning.degree import make_folds
+from sft_lightning.tuning.degree_grid import DegreeGrid, DegreeSetting, choose_setting
 from tests.conftest import CONFIGS
 
 FINE_TUNE, SHARED = CONFIGS / "quickstart" / "fine_tune.yaml", CONFIGS / "semi_supervised" / "shared.yaml"
@@ -61,7 +61,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         trained.append(Path(config).read_text())
         return 0.5 + sum(trained[-1].encode()) % 100 / 1000
 
-    monkeypatch.setattr(module, "_accuracy", made_up)
+    monkeypatch.setattr(module, "_measure_accuracy", made_up)
     return trained
 
 
@@ -128,7 +128,7 @@ def test_groups_outlive_the_joining_of_parts(workdir: Path, write_folder: Callab
     data = ImageDataModule(str(file), num_labels=10, test_size=0, val_size=0, image_size=28)
     data.setup("fit")
     groups = {row["path"]: row["group"] for row in table(file)}
-    for fold in folds(data, 2, unlabeled=True):
+    for fold in make_folds(data, 2, use_unlabeled=True):
         away = {groups[i] for i in fold["val"].ids}
         assert fold["unlabeled"].ids
         assert not away & {groups[i] for name in ("labeled", "unlabeled") for i in fold[name].ids}
@@ -178,7 +178,7 @@ def test_an_interrupted_command_repeats_no_run(workdir: Path, monkeypatch: pytes
     assert degree() == 0
     whole = {name: (FOLDER / name).read_bytes() for name in ("degree.json", "degree.csv", "fit.yaml")}
     shutil.rmtree("lightning_logs")
-    real, started = module._accuracy, 0
+    real, started = module._measure_accuracy, 0
 
     def stops(config: str) -> float:
         nonlocal started
@@ -187,7 +187,7 @@ def test_an_interrupted_command_repeats_no_run(workdir: Path, monkeypatch: pytes
             raise KeyboardInterrupt
         return real(config)
 
-    monkeypatch.setattr(module, "_accuracy", stops)
+    monkeypatch.setattr(module, "_measure_accuracy", stops)
     with pytest.raises(KeyboardInterrupt):
         degree()
     assert len(results()) == 3
@@ -257,27 +257,37 @@ def test_copies_among_the_labels_are_dropped_from_training_where_one_is_held_out
 
 
 def test_the_least_change_within_one_standard_error_is_chosen() -> None:
-    head, one, two, all_ = (Setting("head"), Setting(1, 0.1), Setting(2, 0.1), Setting("all", 0.1))
+    head, one, two, all_ = (
+        DegreeSetting("head"),
+        DegreeSetting(1, 0.1),
+        DegreeSetting(2, 0.1),
+        DegreeSetting("all", 0.1),
+    )
     best = [0.7, 0.8, 0.9]  # mean 0.8, standard error 0.1 / sqrt(3) = 0.0577
-    assert choose({head: [0.7, 0.7, 0.7], one: [0.75, 0.75, 0.75], all_: best}) == (all_, one)
-    assert choose({head: [0.75] * 3, one: [0.79] * 3, all_: best}) == (all_, head)
-    assert choose({head: [0.7] * 3, one: [0.7423] * 3, all_: best})[1] == one  # just within
-    assert choose({head: [0.7] * 3, one: [0.7422] * 3, all_: best})[1] == all_  # just not
-    assert choose({all_: [0.8] * 3, two: [0.8] * 3, one: [0.8] * 3}) == (one, one)
-    slow, fast = Setting("all", 0.1, 0.5), Setting("all", 1.0, 5.0)
-    assert choose({fast: [0.8] * 3, slow: [0.8] * 3})[1] == slow
-    strong = Setting("all", 0.1, 5.0)
-    assert choose({slow: best, strong: [0.75] * 3})[1] == strong
-    assert choose({head: [0.9, 0.9, None], all_: best, one: [0.1] * 3}) == (all_, all_)  # a failed fold
+    assert choose_setting({head: [0.7, 0.7, 0.7], one: [0.75, 0.75, 0.75], all_: best}) == (all_, one)
+    assert choose_setting({head: [0.75] * 3, one: [0.79] * 3, all_: best}) == (all_, head)
+    assert choose_setting({head: [0.7] * 3, one: [0.7423] * 3, all_: best})[1] == one  # just within
+    assert choose_setting({head: [0.7] * 3, one: [0.7422] * 3, all_: best})[1] == all_  # just not
+    assert choose_setting({all_: [0.8] * 3, two: [0.8] * 3, one: [0.8] * 3}) == (one, one)
+    slow, fast = DegreeSetting("all", 0.1, 0.5), DegreeSetting("all", 1.0, 5.0)
+    assert choose_setting({fast: [0.8] * 3, slow: [0.8] * 3})[1] == slow
+    strong = DegreeSetting("all", 0.1, 5.0)
+    assert choose_setting({slow: best, strong: [0.75] * 3})[1] == strong
+    assert choose_setting({head: [0.9, 0.9, None], all_: best, one: [0.1] * 3}) == (all_, all_)  # a failed fold
 
 
 def test_combinations_that_differ_in_nothing_are_one() -> None:
-    asked = Degree(["all", "head", 2, 1, 1], [1.0, 0.1], [0.1, 1.0])
-    found = asked.settings(head_is_regularized=False)
+    asked = DegreeGrid(["all", "head", 2, 1, 1], [1.0, 0.1], [0.1, 1.0])
+    found = asked.list_settings(head_is_regularized=False)
     assert len(found) == 1 + 3 * 2 * 2
     assert [s.depth for s in found[:2]] == ["head", 1]
-    assert found[1:5] == [Setting(1, 0.1, 1.0), Setting(1, 0.1, 0.1), Setting(1, 1.0, 1.0), Setting(1, 1.0, 0.1)]
-    assert len(asked.settings(head_is_regularized=True)) == 2 + 3 * 2 * 2
+    assert found[1:5] == [
+        DegreeSetting(1, 0.1, 1.0),
+        DegreeSetting(1, 0.1, 0.1),
+        DegreeSetting(1, 1.0, 1.0),
+        DegreeSetting(1, 1.0, 0.1),
+    ]
+    assert len(asked.list_settings(head_is_regularized=True)) == 2 + 3 * 2 * 2
 
 
 def test_the_regularizer_gets_its_weights(workdir: Path, fits: list[str]) -> None:
@@ -316,7 +326,7 @@ def test_the_table_and_the_config_tell_what_was_chosen(
 ) -> None:
     made_up = {"head": [0.7, 0.75, 0.8], "all": [0.6, 0.8, 0.9]}  # the second is better by less than its error
     left = [*made_up["head"], *made_up["all"]]
-    monkeypatch.setattr(module, "_accuracy", lambda config: left.pop(0))
+    monkeypatch.setattr(module, "_measure_accuracy", lambda config: left.pop(0))
     assert degree("--degree.folds=3") == 0
     head, everything = table(FOLDER / "degree.csv")
     assert [(row["depth"], row["backbone_lr_scale"]) for row in (head, everything)] == [("head", "-"), ("all", "0.5")]
@@ -365,7 +375,7 @@ def test_a_run_that_fails_stops_no_other(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return 1.0 if "tune: head" in text else 0.5
 
-    monkeypatch.setattr(module, "_accuracy", fails)
+    monkeypatch.setattr(module, "_measure_accuracy", fails)
     with caplog.at_level("INFO"):
         assert degree() == 0
     assert "Run 2 of 4: depth head, fold 1: failed: CUDA out of memory.; 2 left" in caplog.text
@@ -379,7 +389,7 @@ def test_a_run_that_fails_stops_no_other(
     def wrong(config: str) -> float:
         raise TypeError("a mistake in the program")
 
-    monkeypatch.setattr(module, "_accuracy", wrong)
+    monkeypatch.setattr(module, "_measure_accuracy", wrong)
     with pytest.raises(TypeError):
         degree()
 

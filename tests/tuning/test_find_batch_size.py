@@ -89,7 +89,7 @@ def test_both_loaders_grow_by_the_ratio_nothing_is_learned_and_fit_takes_the_opt
         return made[0]
 
     monkeypatch.setattr(module, "run", kept)
-    monkeypatch.setattr(module, "GAIN", 1e-9)  # each is better than the one before
+    monkeypatch.setattr(module, "MIN_GAIN", 1e-9)  # each is better than the one before
     words = [*FIXMATCH, *SMALL, "--data.init_args.unlabeled_ratio=3", "--model.init_args.head_only_epochs=1"]
     assert main(["find-batch-size", *words, "--max=20"]) == 0
     shown = capsys.readouterr().out
@@ -155,7 +155,7 @@ def with_half_a_gib() -> int:
     """`find-batch-size` where that is left, and nothing else ends it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Large, "most", 10**6)
-        patch.setattr(module, "GAIN", 1e-9)
+        patch.setattr(module, "MIN_GAIN", 1e-9)
         patch.setattr(module, "read_available_memory", lambda: 2**29 - 2**26)
         return main(["find-batch-size", *FINE_TUNE, *SMALL, f"--model.class_path={ME}.Large"])
 
@@ -183,7 +183,7 @@ def test_what_is_left_is_told_by_the_machine() -> None:
 def test_it_ends_where_the_data_has_no_more(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "GAIN", 1e-9)
+    monkeypatch.setattr(module, "MIN_GAIN", 1e-9)
     words = [*FINE_TUNE, *SMALL, "--data.init_args.num_labels=20", "--model.init_args.tune=head"]
     words += ["--model.init_args.head_only_epochs=1", "--data.init_args.weak_view={flip: false, crop_padding: 0}"]
     assert main(["find-batch-size", *words]) == 0
@@ -198,7 +198,7 @@ def test_a_turn_of_both_kinds_and_accumulated_batches_are_timed_together(
 ) -> None:
     words = [*FIXMATCH, *SMALL, "--data.init_args.unlabeled_ratio=5", "--model.init_args.schedule=alternating"]
     words += ["--model.init_args.warmup_steps=50", "--model.init_args.supervised_steps=2"]
-    monkeypatch.setattr(throughput.Throughput, "__init__", counted := Counted(throughput.Throughput.__init__))
+    monkeypatch.setattr(throughput.ThroughputMeter, "__init__", counted := Counted(throughput.ThroughputMeter.__init__))
     clock.perf_counter = lambda: setattr(clock, "now", clock.now + 1) or clock.now  # type: ignore[method-assign, func-returns-value]
     words += ["--trainer.accumulate_grad_batches=2", "--max=2"]
     assert main(["find-batch-size", *words]) == 0

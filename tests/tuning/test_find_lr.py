@@ -13,8 +13,8 @@ from PIL import Image
 from sft_lightning import FineTuneClassifier, SemiSupervisedModule, WarmupCosine
 from sft_lightning.__main__ import main
 from sft_lightning.losses.unlabeled import FixMatch
-from sft_lightning.tuning.find_lr import Finder, Sweep, find_lr
-from sft_lightning.tuning.lr_range import Curve, averages, format_curve, judge
+from sft_lightning.tuning.find_lr import FindLRCLI, LRSweep, find_lr
+from sft_lightning.tuning.lr_range import LRCurve, format_curve, smooth, suggest_rate
 from tests.conftest import CONFIGS
 from tests.forks import both_ranks
 from tests.paradigms.helpers import SHAPE, Recorder, classifier, sample, trainer
@@ -35,8 +35,8 @@ def table(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def curve(losses: Callable[[float], float], steps: int = 100) -> Curve:
-    made = Curve(1e-6, 10.0, steps)
+def curve(losses: Callable[[float], float], steps: int = 100) -> LRCurve:
+    made = LRCurve(1e-6, 10.0, steps)
     for rate in made.rates:
         if made.add(losses(rate)):
             break
@@ -55,7 +55,7 @@ def valley(rate: float, fastest: float = 1e-3, noise: float = 0.0) -> float:
 @pytest.mark.parametrize("steps", [50, 100, 400])
 @pytest.mark.parametrize("fastest", [1e-4, 1e-2])
 def test_the_suggestion_is_where_the_loss_falls_fastest(fastest: float, steps: int) -> None:
-    found = judge(curve(lambda rate: valley(rate, fastest), steps))
+    found = suggest_rate(curve(lambda rate: valley(rate, fastest), steps))
     assert found is not None
     assert fastest / 1.7 < found.rate < fastest * 1.7
     assert found.usable[0] < found.rate < found.usable[1]
@@ -65,23 +65,23 @@ def test_the_suggestion_is_where_the_loss_falls_fastest(fastest: float, steps: i
 
 def test_noise_moves_the_suggestion_by_less_than_a_factor_of_three() -> None:
     random.seed(0)
-    found = [judge(curve(lambda rate: valley(rate, noise=0.08))) for _ in range(40)]
+    found = [suggest_rate(curve(lambda rate: valley(rate, noise=0.08))) for _ in range(40)]
     assert all(one is not None and 1e-3 / 3 < one.rate < 3e-3 for one in found)
 
 
 @pytest.mark.parametrize("steps", [30, 100])
 def test_where_nothing_is_learned_nothing_is_suggested(steps: int) -> None:
     random.seed(0)
-    found = [judge(curve(lambda rate: 2.3 + random.gauss(0, 0.1), steps)) for _ in range(100)]
+    found = [suggest_rate(curve(lambda rate: 2.3 + random.gauss(0, 0.1), steps)) for _ in range(100)]
     assert sum(one is not None for one in found) <= 3
 
 
 def test_batches_of_a_few_left_over_examples_do_not_hide_the_fall() -> None:
     random.seed(0)
-    made = Curve(1e-6, 10.0, 100)
+    made = LRCurve(1e-6, 10.0, 100)
     for k, rate in enumerate(made.rates):
         made.add(valley(rate, noise=0.03) * (0.4 if k % 4 == 3 else 1))
-    found = judge(made)
+    found = suggest_rate(made)
     assert found is not None
     assert 1e-3 / 3 < found.rate < 3e-3
 
@@ -90,7 +90,7 @@ def test_what_falls_apart_at_the_end_does_not_hide_what_came_before() -> None:
     made = curve(lambda rate: valley(rate) if rate < 0.02 else 2.0 + 40 * rate)
     assert made.end == "diverged"
     assert len(made.losses) < 90
-    found = judge(made)
+    found = suggest_rate(made)
     assert found is not None
     assert 1e-3 / 2 < found.rate < 2e-3
     assert found.fall[1] < 1.6
@@ -102,7 +102,7 @@ def test_the_noise_of_a_loss_near_zero_does_not_end_the_test() -> None:
 
 
 def test_one_bad_batch_does_not_end_the_test() -> None:
-    made = Curve(1e-6, 10.0, 100)
+    made = LRCurve(1e-6, 10.0, 100)
     assert not any(made.add(12.0 if k == 40 else 2.3) for k in range(99))
 
 
@@ -112,16 +112,16 @@ def test_a_loss_that_is_not_finite_ends_the_test_and_is_not_kept(end: float) -> 
     assert made.end == "not finite"
     assert made.losses
     assert all(map(math.isfinite, made.losses))
-    assert judge(made) is not None
+    assert suggest_rate(made) is not None
 
 
 def test_averages_start_at_the_first_value_and_forget_by_the_share_they_keep() -> None:
-    assert averages([5.0, 5.0, 5.0], 0.9) == pytest.approx([5.0] * 3)
-    assert averages([1.0, 0.0], 0.9) == pytest.approx([1.0, 0.09 / 0.19])
+    assert smooth([5.0, 5.0, 5.0], 0.9) == pytest.approx([5.0] * 3)
+    assert smooth([1.0, 0.0], 0.9) == pytest.approx([1.0, 0.09 / 0.19])
 
 
 def test_the_rates_rise_by_one_factor_from_the_first_to_the_last() -> None:
-    rates = Curve(1e-4, 1e-1, 4).rates
+    rates = LRCurve(1e-4, 1e-1, 4).rates
     assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
 
 
@@ -148,7 +148,7 @@ class Rates(Callback):
 
 def test_groups_keep_their_ratios_and_the_schedule_is_left_out() -> None:
     rates, seen = Rates(), Recorder()
-    sweep = Sweep(Curve(1e-4, 1e-1, 4))
+    sweep = LRSweep(LRCurve(1e-4, 1e-1, 4))
     model = classifier(
         "conv", lr=0.5, backbone_lr_scale=0.1, layer_decay=0.5, lr_scheduler=lambda o: WarmupCosine(o, 10)
     )
@@ -162,7 +162,7 @@ def test_groups_keep_their_ratios_and_the_schedule_is_left_out() -> None:
 
 def test_accumulated_batches_share_a_rate_and_their_mean_is_the_loss() -> None:
     rates, seen = Rates(), Recorder()
-    sweep = Sweep(Curve(1e-4, 1e-1, 4))
+    sweep = LRSweep(LRCurve(1e-4, 1e-1, 4))
     trainer([sweep, rates, seen], max_epochs=9, accumulate_grad_batches=2).fit(classifier(), sample())
     assert [own[0] for own in rates.rates] == pytest.approx(sweep.curve.rates)
     assert len(seen.losses) == 8
@@ -183,7 +183,7 @@ def test_of_a_semi_supervised_step_the_labeled_loss_is_looked_at() -> None:
             super().__init__()
             self.labeled: list[float | None] = []
 
-    seen, sweep = Labeled(), Sweep(Curve(1e-4, 1e-1, 4), turn=3)
+    seen, sweep = Labeled(), LRSweep(LRCurve(1e-4, 1e-1, 4), turn=3)
     model = SemiSupervisedModule(
         FixMatch(threshold=0.0), "alternating", supervised_steps=1, unsupervised_steps=2, backbone="mlp",
         num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.1),
@@ -256,13 +256,13 @@ def test_the_first_of_two_stages_lasts_and_the_backbone_is_not_released(
 
 def test_warm_up_and_ramp_are_left_out_and_a_turn_shares_a_rate(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int, bool]] = []
-    end = Sweep.on_train_batch_end
+    end = LRSweep.on_train_batch_end
 
-    def watched(self: Sweep, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+    def watched(self: LRSweep, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         seen.append((module.warmup_steps, module.ramp_steps, "unlabeled" in batch))
         end(self, trainer, module, outputs, batch, index)
 
-    monkeypatch.setattr(Sweep, "on_train_batch_end", watched)
+    monkeypatch.setattr(LRSweep, "on_train_batch_end", watched)
     shared, fixmatch = (str(CONFIGS / "semi_supervised" / f"{name}.yaml") for name in ("shared", "fixmatch"))
     words = ["--config", shared, "--config", fixmatch, *SMALL, "--model.init_args.backbone=mlp", "--steps=10"]
     words += ["--model.init_args.schedule=alternating", "--model.init_args.warmup_steps=50", "--max_lr=1e-3"]
@@ -399,7 +399,7 @@ def test_the_trainer_keeps_what_shapes_a_step_and_no_more(workdir: Path) -> None
     from sft_lightning.cli.lightning_cli import run
 
     words = ["--config", FINE_TUNE, *SMALL, "--trainer.precision=bf16-true", "--trainer.min_epochs=4"]
-    made = run(["fit", *words, "--trainer.gradient_clip_val=2"], Finder).trainer
+    made = run(["fit", *words, "--trainer.gradient_clip_val=2"], FindLRCLI).trainer
     assert made.precision == "bf16-true"
     assert made.gradient_clip_val == 2
     assert made.loggers == []

@@ -9,7 +9,7 @@ from torch import Tensor
 from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
 from sft_lightning.tuning import throughput
-from sft_lightning.tuning.find_precision import format_rates
+from sft_lightning.tuning.find_precision import format_precisions
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import state
 
@@ -69,7 +69,7 @@ def test_half_the_time_is_suggested_and_nothing_is_learned(
 
 
 def test_what_is_faster_in_one_round_alone_is_not_suggested() -> None:
-    lines = format_rates(
+    lines = format_precisions(
         {"32-true": [100.0, 100.0, 100.0], "bf16-mixed": [130.0, 104.0, 140.0], "16-mixed": [90.0] * 3}
     )
     assert lines.splitlines()[1:] == [

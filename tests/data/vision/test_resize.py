@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sft_lightning import ImageDataModule
-from sft_lightning.audit.image_checks import tables
+from sft_lightning.audit.image_checks import summarize_files
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.cached_images import ImageCaches
@@ -102,6 +102,6 @@ def test_an_audit_counts_what_is_cut_off(folder: MakeFolder) -> None:
     picture(source / "train" / "a" / "long.png", 99, (40, 10))
     data = ImageDataModule(str(source), image_size=8, val_size=0, test_size=0)
     data.setup("fit")
-    facts = tables([compute_image_stats("labeled", data.splits["labeled"], data.geometry)], data.geometry)
+    facts = summarize_files([compute_image_stats("labeled", data.splits["labeled"], data.geometry)], data.geometry)
     assert facts["cut_off"] == {"more than 10%": 4, "more than 33%": 1, "more than 50%": 1}
     assert facts["cut_off_on_average"] == round((0.75 + 3 / 6) / 4, 3)
