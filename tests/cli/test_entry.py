@@ -241,6 +241,8 @@ def test_bash_completes(home: Path) -> None:
     assert completed(home, "export", "--part", "") == ["backbone", "head", "model"]
     assert completed(home, "study", "--ju") == ["--judge"]
     assert completed(home, "completion", "") == ["bash", "zsh"]
+    assert completed(home, "configs", "") == ["list", "copy"]
+    assert completed(home, "configs", "copy", "reuse/") == ["reuse/degree.yaml", "reuse/rank.yaml"]
     assert completed(home, "fit", "--config", "=", "my_configs/") == ["my_configs/a b.yaml"]
     assert completed(home, "fit", "--run_name", "=", "a", "--config", "=") == completed(home, "fit", "--config", "")
     assert completed(home, "export", "--part", "=", "h", "--format", "=", "o") == ["onnx"]
