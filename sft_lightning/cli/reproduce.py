@@ -14,7 +14,8 @@ from sft_lightning.cli.predict_config import set_checkpoint_classes
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.runs.lineage import find_run_folder
 from sft_lightning.runs.lock import is_training
-from sft_lightning.runs.provenance import Provenance, describe_differences, read_provenance
+from sft_lightning.runs.provenance import describe_differences
+from sft_lightning.runs.record import Provenance, RunRecord
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.utils.errors import InputError, IssuesFound
 
@@ -56,7 +57,7 @@ class ProvenanceWarning(Callback):
         """The new run has written its own record by now."""
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None:
-            differ = describe_differences(self.then, read_provenance(Path(folder)))
+            differ = describe_differences(self.then, RunRecord(Path(folder)).provenance)
             if differ:
                 rank_zero_info(f"Warning: not as it was: {'; '.join(differ)}.")
 
@@ -80,7 +81,7 @@ def repeat(run: str) -> str:
     folder = find_run_folder(run)
     if is_training(folder):
         raise InputError(f"run {run!r} is still being trained, so there is no result to compare with: wait for its end")
-    then, first = read_provenance(folder), read_outcome(folder)
+    then, first = RunRecord(folder).provenance, read_outcome(folder)
     if then.get("seed") is False:
         rank_zero_info("Warning: the run had no seed (seed_everything: false): it will not come to the same.")
     if first.resumed:
@@ -99,7 +100,7 @@ def repeat(run: str) -> str:
     where = f"\n  the run    {folder}\n  once more  {again}"
     if same:
         return f"The same bit for bit: {told}.{where}"
-    differ = describe_differences(then, read_provenance(again))
+    differ = describe_differences(then, RunRecord(again).provenance)
     why = f"not as it was: {'; '.join(differ)}" if differ else "all that is recorded of the circumstances is as it was"
     raise IssuesFound(f"Not the same: {told}; {why}.{where}")
 

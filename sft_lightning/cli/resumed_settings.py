@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_info
 
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.utils.errors import InputError
 
 _STATEFUL = ("optimizer", "lr_scheduler")
@@ -23,7 +23,7 @@ def restore_settings(model: Any, run: Path) -> None:
     Raises:
         InputError: The optimizer or the schedule is another one, which the state does not fit.
     """
-    then, now = read_settings(run / "fit.yaml", "model"), model.get("init_args") or {}
+    then, now = RunRecord(run).read_settings("model"), model.get("init_args") or {}
     kept = []
     for name in _STATEFUL:
         if name not in then or name not in now:
@@ -54,18 +54,3 @@ def _restore(prefix: str, then: Mapping[str, Any], now: Any, names: tuple[str, .
 
 def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def read_settings(path: Path, part: str) -> dict[str, Any]:
-    """Return the settings in the config of a run; nothing where there is none that can be read.
-
-    Args:
-        path: File `fit.yaml` of the run.
-        part: Name of what is set: `model` or `data`.
-    """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        settings = config[part]["init_args"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        return {}
-    return dict(settings) if isinstance(settings, dict) else {}

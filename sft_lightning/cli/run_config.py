@@ -6,12 +6,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.cli.resumed_settings import read_settings
 from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import find_earlier_splits, find_run
 from sft_lightning.runs.paths import get_run_folder
-from sft_lightning.runs.provenance import read_provenance
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.utils.errors import InputError
 
 
@@ -56,7 +55,7 @@ def explain_missing_data(config: Any, error: InputError | None) -> str | None:
     settings = (config.get("data") or {}).get("init_args") or {}
     if error is None or run is None:
         return None
-    recorded = read_settings(run / "fit.yaml", "data")
+    recorded = RunRecord(run).read_settings("data")
     # The root first: below one that is gone, there is no data set of the name that `source` gives, either.
     for name in ("root", "source", "unlabeled_source", "split_file"):
         given = settings.get(name)
@@ -89,7 +88,7 @@ def _describe_absence(path: Path) -> str | None:
 
 def _read_start_folder(run: Path) -> str | None:
     try:
-        started = read_provenance(run).get("folder")
+        started = RunRecord(run).provenance.get("folder")
     except InputError:
         return None
     return started if isinstance(started, str) else None

@@ -40,6 +40,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.images import EncodedImages, Images
 from sft_lightning.data.vision.value_ranges import parse_ranges
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.json_files import read_json
 
 INDEX = "shards.json"
 FORMAT = "sft-lightning shards 1"
@@ -169,10 +170,7 @@ def _import_litdata() -> tuple[Any, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}): {_REMEDY}") from error
+    content = read_json(path, _REMEDY)
     return content if isinstance(content, dict) else {}
 
 

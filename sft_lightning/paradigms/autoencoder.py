@@ -20,7 +20,7 @@ from sft_lightning.networks.vision.autoencoders import ConvDecoder, MLPDecoder
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
 from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place
-from sft_lightning.runs.lineage import read_chain
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.utils.errors import InputError
 
@@ -160,7 +160,7 @@ class AutoencoderModule(Paradigm):
             return
         folder = self.trainer.log_dir  # on every rank: it is broadcast
         if self.trainer.is_global_zero and folder is not None:
-            self.save_encoder(Path(folder) / ENCODER, {"run": folder, "chain": read_chain(Path(folder))})
+            self.save_encoder(Path(folder) / ENCODER, {"run": folder, "chain": RunRecord(Path(folder)).chain})
 
     def save_encoder(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write the encoder with the metadata that `rebuild_backbone` needs.

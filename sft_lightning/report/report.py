@@ -27,8 +27,8 @@ from sft_lightning.report.metrics import (
     project_umap,
 )
 from sft_lightning.report.run_sections import render_health, render_origin, render_training
-from sft_lightning.runs.lineage import read_chain
 from sft_lightning.runs.lock import is_training
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.training.callbacks.csv_log import read_curves
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min
@@ -86,7 +86,7 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
     unlabeled = facts.unlabeled()
     said, calibration = _render_calibration(facts)
     accuracy, caveats = _format_verdict(facts, _describe_iterate(opened))
-    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in read_chain(opened.folder)[-1].get("leaks", [])]
+    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in RunRecord(opened.folder).chain[-1].get("leaks", [])]
     if is_on_its_way:
         caveats.append("The run is still being trained: this is not its end.")
     sections = [

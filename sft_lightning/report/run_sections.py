@@ -7,8 +7,9 @@ from pathlib import Path
 from sft_lightning._version import __version__
 from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.report import figures
-from sft_lightning.runs.lineage import format_lineage as chain_in_words, read_chain
-from sft_lightning.runs.provenance import format_command, read_provenance, shorten
+from sft_lightning.runs.lineage import format_lineage as chain_in_words
+from sft_lightning.runs.provenance import format_command, shorten
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.training.callbacks.csv_log import Curves, MetricsCSV
 from sft_lightning.utils.environment import describe_machine, format_machine
 from sft_lightning.utils.html import render_collapsible, render_table
@@ -81,9 +82,9 @@ def render_origin(opened: LoadedRun) -> str:
         opened: A run.
     """
     folder, about = opened.folder, opened.trained.metadata
-    chain = read_chain(folder)
+    chain = RunRecord(folder).chain
     counts = ", ".join(f"{len(s):,} {n}" for n, s in opened.data.splits.items() if " " not in n)
-    link, took, record = chain[-1], measure_duration(folder), read_provenance(folder)
+    link, took, record = chain[-1], measure_duration(folder), RunRecord(folder).provenance
     trained_on = format_machine(link["machine"]) if "machine" in link else "unknown"
     rows = [
         ("run", folder),

@@ -1,7 +1,6 @@
 """Trains what a study lists: finished runs are kept, interrupted ones go on, a failed one does not stop the rest."""
 
 import gc
-import json
 import math
 import multiprocessing
 import os
@@ -22,13 +21,14 @@ from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.digests import combine_digests
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.runs.lineage import read_chain
 from sft_lightning.runs.paths import LOGS, describe_failure, is_below_logs
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.study.baselines import fit_logistic_regression
 from sft_lightning.study.plan import StudyRun
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError, StoppedBySignal
+from sft_lightning.utils.json_files import read_json
 
 RunResult = dict[str, Any]
 _NUMBERS = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")
@@ -52,9 +52,9 @@ class Ledger:
         self.results: dict[str, RunResult] = {}
         if path.is_file():
             try:
-                found = dict(json.loads(path.read_text(encoding="utf-8")))
+                found = dict(read_json(path, "remove it to run all anew"))
                 self.results = {key: check_result(result) for key, result in found.items()}
-            except (OSError, ValueError, TypeError, RecursionError) as error:
+            except (ValueError, TypeError) as error:
                 raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
 
     def add(self, key: str, result: RunResult) -> None:
@@ -320,7 +320,7 @@ def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, float]:
     """Logistic regression on the pixels, and on the features of what the network starts from, where it starts so."""
     found = {}
     data = cli.datamodule
-    weights = read_chain(folder)[-1].get("weights", "none")
+    weights = RunRecord(folder).chain[-1].get("weights", "none")
     try:
         found["pixels"] = fit_logistic_regression(data)
         if weights != "none":

@@ -7,7 +7,6 @@ them twice.
 """
 
 import io
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from sft_lightning.study.runner import Ledger, RunResult, check_result, find_sta
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, StoppedBySignal, did_you_mean
+from sft_lightning.utils.json_files import read_json
 
 POLL = 5.0  # seconds between two looks at the queue
 _LISTS = ("setup", "teardown", "srun_args")  # submitit takes the letters of a text for its lines
@@ -132,8 +132,8 @@ def _result_path(place: Path, one: StudyRun) -> Path:
 def _read_result(file: Path) -> RunResult:
     """What a job wrote."""
     try:
-        return check_result(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
+        return check_result(read_json(file, "remove it to run its training anew"))
+    except ValueError as error:
         raise InputError(f"{str(file)!r} cannot be read ({error}): remove it to run its training anew") from error
 
 

@@ -9,7 +9,8 @@ from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone, find_source_head
 from sft_lightning.networks.vision.pretrained import fetch_published_weights
 from sft_lightning.networks.weights import Tensors, find_weights, read_metadata, read_weights
-from sft_lightning.runs.lineage import check_chain, find_run, read_chain
+from sft_lightning.runs.lineage import find_run
+from sft_lightning.runs.record import RunRecord, check_chain
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
 
@@ -133,7 +134,7 @@ def count_known_labels(weights: str, data: ImageDataModule) -> int:
     """
     path = _find_weights_file(weights)
     run = find_run(path)
-    chain = read_chain(run) if run is not None else check_chain(read_metadata(path).get("chain") or [], str(path))
+    chain = RunRecord(run).chain if run is not None else check_chain(read_metadata(path).get("chain") or [], str(path))
     known: set[str] = set()
     for link in chain:
         manifest = Path(link.get("run", "")) / MANIFEST

@@ -28,6 +28,7 @@ from sft_lightning.transfer.scores import split_into_folds
 from sft_lightning.tuning.degree_grid import DegreeGrid, DegreeSetting, choose_setting, table, tabulate_results
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.json_files import read_json
 from sft_lightning.utils.spreadsheet import format_csv
 
 RESULTS = "degree.json"
@@ -266,9 +267,9 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        results: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, dict[str, Any]] = read_json(path, "remove it to run all anew")
         return {key: {**result, "accuracy": float(result["accuracy"])} for key, result in results.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
 
 

@@ -50,7 +50,7 @@ EARLY = {
     "fit --ckpt_path last --run_name gone": "ckpt_path is 'last', but no run in 'lightning_logs/gone' has a checkpoint",
     "report gone": "run 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
     "export --run=gone": "run 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
-    "lineage gone": "run 'gone' is no folder of a run (it has no fit.yaml)",
+    "lineage gone": "run 'gone' is not the folder of a run (it has no fit.yaml)",
 }  # fmt: skip
 RIGHT = {"", "--help", "help", "--version", "lineage --help", "lineage run"}
 LIGHT = """

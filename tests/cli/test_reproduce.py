@@ -254,9 +254,9 @@ def test_two_processes_are_repeated_by_two(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("fit.yaml", None, f"run '{RUN}' is no folder of a run (it has no fit.yaml)"),
+        ("fit.yaml", None, f"run '{RUN}' is not the folder of a run (it has no fit.yaml)"),
         ("run.json", "{", "run.json' cannot be read ("),
-        ("run.json", "[]", "run.json' is no record of a run: remove it"),
+        ("run.json", "[]", "run.json' is not the record of a run: remove it"),
         (
             "metrics.csv",
             "step,metric\n1,a\n",

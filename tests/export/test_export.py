@@ -24,7 +24,8 @@ from sft_lightning.__main__ import main
 from sft_lightning.export import export as module
 from sft_lightning.losses.features import SupCon
 from sft_lightning.losses.unlabeled import PseudoLabel
-from sft_lightning.runs.lineage import read_chain, show_lineage
+from sft_lightning.runs.lineage import show_lineage
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import ROOT, SHAPE, cli
 
@@ -123,16 +124,18 @@ def test_the_chain_from_source_to_target_outlives_its_folders(
     shutil.rmtree(first)
     shutil.rmtree(second)
     third, _ = fitted("again", f"--model.init_args.weights={file}")
-    chain = read_chain(third)
+    chain = RunRecord(third).chain
     assert [link["model"] for link in chain] == ["AutoencoderModule", "FineTuneClassifier", "FineTuneClassifier"]
     assert [link["unlabeled"] for link in chain] == ["sample-digits", None, None]
     assert chain[1]["weights_sha256"] != chain[2]["weights_sha256"]
     cli("fit", "fine_tune", "--run_name=again", f"--ckpt_path={third}", "--trainer.max_epochs=3")
-    assert read_chain(third) == chain  # a resumed run started where it started
+    assert RunRecord(third).chain == chain  # a resumed run started where it started
     capsys.readouterr()
     assert main(["lineage", str(third)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.strip().removeprefix("-> ").split()[0] for line in lines] == [link["model"] for link in chain]
+    *links, leak = lines
+    assert [line.strip().removeprefix("-> ").split()[0] for line in links] == [link["model"] for link in chain]
+    assert "which has no split.csv any more" in leak
     assert str(first) in lines[0]
     assert show_lineage(str(third / "checkpoints" / "last.ckpt")).splitlines() == lines
 
@@ -141,7 +144,7 @@ def test_a_file_from_elsewhere_is_named_by_its_content(workdir: Path) -> None:
     weights = {f"net.{n}": t for n, t in FineTuneClassifier("mlp", 10, SHAPE).backbone.net.state_dict().items()}
     save_file(weights, "given.safetensors")
     run, _ = fitted("run", "--model.init_args.weights=given.safetensors")
-    assert read_chain(run)[0]["file"] == "given.safetensors"
+    assert RunRecord(run).chain[0]["file"] == "given.safetensors"
     assert show_lineage(str(run)).startswith("file given.safetensors (SHA-256 ")
 
 
@@ -204,7 +207,7 @@ def test_parts_that_do_not_fit(workdir: Path, capsys: pytest.CaptureFixture[str]
         assert main(["export", *words]) == 2
         assert expected in capsys.readouterr().err
     assert main(["lineage", "nowhere"]) == 2
-    assert "run 'nowhere' is no folder of a run" in capsys.readouterr().err
+    assert "run 'nowhere' is not the folder of a run" in capsys.readouterr().err
 
 
 def test_a_head_of_other_class_names_is_refused(workdir: Path) -> None:

@@ -1,6 +1,5 @@
 """Loggers beside TensorBoard that keep runs of their own: a resumed or tested run goes on in the one it has there."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.json_files import read_json
 
 LOGGERS = "loggers.json"
 # By class: the argument that names a run to go on with.
@@ -38,10 +38,10 @@ def read_external_runs(folder: Path) -> dict[str, str]:
     """
     path = folder / LOGGERS
     try:
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found: dict[str, str] = read_json(path, "remove it to begin new ones") if path.is_file() else {}
         if not all(isinstance(name, str) for name in found.values()):
             raise ValueError("a name is no text")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to begin new ones") from error
     return found
 

@@ -13,8 +13,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sft_lightning.data.contract import batch_request, few_label_data
 from sft_lightning.networks.weights import find_weights, read_metadata
-from sft_lightning.runs.lineage import Link, build_source_chain, hash_file, write_lineage
+from sft_lightning.runs.lineage import build_source_chain, hash_file, write_lineage
 from sft_lightning.runs.provenance import write_provenance
+from sft_lightning.runs.record import Link
 from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import record_external_runs
 from sft_lightning.training.callbacks.hparams import flatten_settings, log_end, log_settings
