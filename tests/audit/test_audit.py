@@ -136,7 +136,7 @@ def test_every_broken_file_is_named_and_what_is_left_is_looked_at(
         ("train", "train/china/folder.jpg", "it is a folder"),
         ("train", "train/china/link.png", "it is a broken link"),
         ("train", "train/china/middle.png", "unrecognized data stream contents when reading image file"),
-        ("train", "train/china/text.png", "it is no picture that can be read"),
+        ("train", "train/china/text.png", "it is not an image of a known format"),
         ("train", "train/china/zero.jpg", "it has zero bytes"),
     ]
     assert "truncated" in told.rows["images that cannot be read"][0][2]

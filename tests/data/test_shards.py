@@ -188,7 +188,7 @@ def test_unreadable_images_stop_it_or_are_left_out(
     (tmp_path / "set" / "x" / "2.png").write_bytes(b"nothing")  # found by its header
     words = (tmp_path / "set", tmp_path / "out", "--image_size", 20)
     assert shard(*words) == 2
-    assert "2.png' cannot be read: it is no picture that can be read; replace" in capsys.readouterr().err
+    assert "2.png' cannot be read: it is not an image of a known format; replace" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.part").exists()
     assert shard(*words, "--on_bad_image", "skip") == 0
@@ -287,7 +287,7 @@ def test_a_damaged_image_is_one_of_the_unreadable(copied: Path) -> None:
     assert sum(len(batch.indices) for batch in data.batches_of("labeled", torch.device("cpu"))) == 41
     assert list(data.bad.reasons) == [str(copied / "train" / broken)]
     data.bad = BadImages()
-    with pytest.raises(InputError, match="cannot be read: it is no picture that can be read"):
+    with pytest.raises(InputError, match="cannot be read: it is not an image of a known format"):
         list(data.batches_of("labeled", torch.device("cpu")))
 
 

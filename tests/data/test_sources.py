@@ -82,7 +82,7 @@ def test_pictures_without_classes_are_unlabeled(folder: MakeFolder, name: str) -
 @pytest.mark.parametrize(
     ("names", "change", "words"),
     [
-        ([], lambda p: p.mkdir(), ["set", "holds no image", "CLASS/picture.png"]),
+        ([], lambda p: p.mkdir(), ["set", "holds no image", "CLASS/image.png"]),
         (["train/a"], lambda p: (p / "train/b").mkdir(), ["class folder", "train/b", "holds no image"]),
         (["train/cats", "val/cat"], None, ["class 'cat'", "/val", "/train", "did you mean 'cats'?"]),
         (["train/a", "test/b"], None, ["class 'b'", "/test", "does not exist"]),

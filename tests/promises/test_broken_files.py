@@ -85,7 +85,7 @@ def spoil(folder: Path, pixels: np.ndarray, huge: bytes) -> dict[bytes, str]:
         for tenth in range(1, 10):
             write(f"{tenth}_tenths.{name}", content[: tenth * len(content) // 10], ANY)
     write("bomb.png", huge, "it has more than 179 megapixels")
-    write("text.png", b"words\n" * 99, "it is no picture that can be read")
+    write("text.png", b"words\n" * 99, "it is not an image of a known format")
     write("nothing.webp", b"", "it has zero bytes")
     write("two\nlines\t.png", b"", "it has zero bytes")
     write(b"caf\xe9 \xff.png", b"", "it has zero bytes")
@@ -100,7 +100,7 @@ def spoil(folder: Path, pixels: np.ndarray, huge: bytes) -> dict[bytes, str]:
         found[name.encode()] = f"it is {reason}" if to == "nowhere" else f"it is a {reason}"
         (folder / name).symlink_to(to)
     os.mkfifo(folder / "pipe.png")
-    found[b"pipe.png"] = "it is no file but a pipe"
+    found[b"pipe.png"] = "it is a pipe"
     os.mkfifo(folder / "pipe")  # is not named like a picture
     return found
 
@@ -289,6 +289,6 @@ def test_files_that_a_manifest_lists_and_that_are_none(
     data.setup("fit")
     assert data.bad.reasons == {
         r"good/train/gone\n.png": "it does not exist",
-        "pipe.png": "it is no file but a pipe, socket or device",
+        "pipe.png": "it is a pipe, socket or device",
     }
     assert sum(len(split) for split in data.splits.values()) == 12

@@ -1,4 +1,4 @@
-"""Affine maps of whole batches, one for each picture: where each pixel of the result comes from."""
+"""Affine maps of batches, one for each image, given as the source position of each output pixel."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,15 @@ from sft_lightning.utils.transfer import to_device
 
 
 def resample(x: Tensor, source: Tensor) -> Tensor:
-    """Pictures whose pixels come from elsewhere, bilinear; what comes in from outside is black.
+    """Resample images bilinearly at affine source positions; pixels from outside the image are black.
 
     Args:
-        x: float, (B, C, H, W).
-        source: (B, 2, 3): from a pixel of the result to one of the picture, in pixels from the center, x before y.
+        x: Images, float of shape (B, C, H, W).
+        source: Maps of shape (B, 2, 3) from an output pixel to a pixel of the image, in pixels from the center, x
+            before y.
+
+    Returns:
+        Images of the shape of `x`.
     """
     height, width = x.shape[-2:]
     # The grid's unit is half a side.
@@ -27,15 +31,18 @@ def resample(x: Tensor, source: Tensor) -> Tensor:
 def random_affine(
     x: Tensor, rotation: float, translation: float, scale: Sequence[float], shear: float, generator: torch.Generator
 ) -> Tensor:
-    """Turns, shifts, scales and shears each picture by an amount of its own, uniform in the ranges.
+    """Rotate, shift, scale and shear each image by independent amounts, uniform in the ranges.
 
     Args:
-        x: float, (B, C, H, W).
-        rotation: Degrees, at most so many in either direction.
-        translation: Share of the side, the same.
+        x: Images, float of shape (B, C, H, W).
+        rotation: Maximum angle in degrees, in either direction.
+        translation: Maximum shift as a fraction of the side, in either direction.
         scale: Smallest and largest factor.
-        shear: Degrees, along x.
-        generator: On the CPU.
+        shear: Maximum shear along x in degrees, in either direction.
+        generator: Random generator on the CPU.
+
+    Returns:
+        Images of the shape of `x`.
     """
     height, width = x.shape[-2:]
     amount = torch.rand(5, len(x), generator=generator)
@@ -46,17 +53,17 @@ def random_affine(
 
 
 def invert_affine(angle: Tensor, slope: Tensor, shift_x: Tensor, shift_y: Tensor, factor: Tensor) -> Tensor:
-    """The way back of: shear along x, turn clockwise, scale, shift.
+    """Return the inverse of the map: shear along x, rotate clockwise, scale, shift.
 
     Args:
-        angle: (B,) radians.
-        slope: (B,) tangent of the shear.
-        shift_x: (B,) pixels.
-        shift_y: (B,) pixels.
-        factor: (B,).
+        angle: Angles in radians, of shape (B,).
+        slope: Tangents of the shear, of shape (B,).
+        shift_x: Shifts to the right in pixels, of shape (B,).
+        shift_y: Shifts down in pixels, of shape (B,).
+        factor: Scale factors, of shape (B,).
 
     Returns:
-        (B, 2, 3).
+        Inverse maps of shape (B, 2, 3), for `resample`.
     """
     sine, cosine = angle.sin(), angle.cos()
     a, b, c, d = cosine, -cosine * slope - sine, sine, cosine - sine * slope  # of determinant 1

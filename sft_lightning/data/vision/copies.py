@@ -1,8 +1,7 @@
-"""Sets of copies among examples, so that no cross-validation learns from one copy and is judged by another.
+"""Find sets of copies among examples, so that cross-validation never trains on one copy and evaluates on another.
 
 Exact copies have equal decoded pixels. Near copies, and mirror images, differ by at most what `duplicates` allows.
-Crops, rotations and shifts by more than a few hundredths of the side are not recognized: those need groups in the
-source.
+Crops, rotations and shifts by more than a few percent of the side are not recognized: they need groups in the source.
 """
 
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ class Copies:
             groups: Group of each example in its source, or None.
 
         Returns:
-            Name of each example's group; what was given where nothing is a copy.
+            Name of each example's group; `groups` itself where there are no copies.
         """
         if not self.count:
             return None if groups is None else list(groups)
@@ -74,7 +73,7 @@ class Copies:
         """Return the position of the first example of each set and label.
 
         Args:
-            labels: Class of each example; copies with other labels count, too, as long as nobody knows who is right.
+            labels: Class of each example. Copies with different labels are all kept: which label is right is unknown.
         """
         first: dict[tuple[int, int], int] = {}
         for i, key in enumerate(zip(self.sets, labels, strict=True)):
@@ -86,12 +85,12 @@ def find_copies(images: Sequence[ImageStats | str]) -> Copies:
     """Find exact and near copies among images, mirror images included.
 
     Args:
-        images: One look for each image, or the reason why it cannot be read; such an image has no copies.
+        images: Statistics of each image, or the reason why it cannot be read; such an image has no copies.
     """
     contents = [i if content is None else content for i, content in enumerate(identify_contents(images))]
     exact = _link_to_first(contents)
     distinct = len(set(contents))
-    # In images of next to no contrast, rounding would pass for a motif.
+    # In images with almost no contrast, rounding errors would look like a pattern.
     clear = {i: look for i, look in enumerate(images) if isinstance(look, ImageStats) and look.thumbnail.std() >= FLAT}
     alike = np.array(list(clear), np.int64)[_link_to_first([look.thumbnail_digest for look in clear.values()])]
     copied = {*exact[:, 0].tolist(), *alike[:, 0].tolist()}
@@ -104,7 +103,7 @@ def get_groups(examples: Sequence[tuple[Examples, int]]) -> list[str] | None:
     """Return the source's group of each example, or None where the source has no groups.
 
     Args:
-        examples: Part and position in it; an example of a part without groups is a group of its own.
+        examples: Collection and position of each example; one without groups is the only member of its group.
     """
     if all(part.groups is None for part, _ in examples):
         return None
@@ -131,7 +130,7 @@ def _find_near(images: dict[int, Pixels]) -> Edges:
                 )
                 for others in nearest.T:
                     rows = np.flatnonzero(others < len(pixels))
-                    # Where both are in one set already, another edge tells nothing.
+                    # Where both are in one set already, another edge adds nothing.
                     rows = rows[sets[rows + chunk.start] != sets[others[rows]]]
                     whole, field = compute_differences(queries[rows], pixels[others[rows]])
                     rows = rows[(whole <= WHOLE) & (field <= FIELD)]

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 from sft_lightning.data.vision.image_files import DEEP_MODES, LARGE, limit_large_images, open_image_file
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, to_eight_bits
 
-DECODING = 3  # raised where files become other pixels than before: caches of them, or of features, are made anew
+DECODING = 3  # version of the decoder, part of the keys of caches of pixels and features: raise it when pixels change
 
 
 def open_image(
@@ -18,23 +18,24 @@ def open_image(
     min_side: int | None = None,
     ranges: ValueRanges = UNKNOWN,
 ) -> Image.Image:
-    """Decodes a file to 8-bit gray or RGB, upright, first frame, transparency laid over a background.
+    """Decode the first frame of a file to 8-bit gray or RGB, upright, with transparency laid over a background.
 
     Color profiles and gamma values in files are ignored.
 
     Args:
-        path: PNG, JPEG, WebP, BMP, TIFF or GIF, in any mode that Pillow reads; or its bytes.
-        channels: 1 or 3.
+        path: Path of a PNG, JPEG, WebP, BMP, TIFF or GIF in any mode that Pillow reads, or its bytes.
+        channels: Number of channels: 1 or 3.
         background: Color under transparent pixels.
-        min_side: A JPEG is decoded to an eighth, a quarter or half of its size where its shorter side stays that long
-            and both are whole numbers, which takes a third of the time or less (libjpeg's scaled inverse DCT); None for
-            the whole size. What is made of it then differs from what is made of the whole by 0.2 to 0.8 of 255 on
-            average (photographs of 2000x1500 at 224, and of 640x424 with fine detail at 100). Any image of more than
-            33 megapixels is reduced by averages of whole pixels as far as its shorter side stays that long.
-        ranges: What is black and white in images of more than 8 bits.
+        min_side: Minimum length of the shorter side in pixels, or None to decode at full size. A JPEG is decoded at an
+            eighth, a quarter or half of its size where its shorter side stays that long and both sides are divisible,
+            which takes a third of the time or less (libjpeg's scaled inverse DCT). Resized images then differ from
+            those of a full decode by 0.2 to 0.8 of 255 on average (photographs of 2000x1500 at 224, and of 640x424 with
+            fine detail at 100). An image of more than 33 megapixels is reduced by averaging squares of pixels as far
+            as its shorter side stays that long.
+        ranges: Values of black and white in images of more than 8 bits.
 
     Raises:
-        OSError: The file is missing, empty, truncated or no picture.
+        OSError: The file is missing, empty, truncated or not an image.
     """
     with open_image_file(path) as file:
         return convert_image(file, channels, background, min_side, ranges)
@@ -47,21 +48,21 @@ def convert_image(
     min_side: int | None = None,
     ranges: ValueRanges = UNKNOWN,
 ) -> Image.Image:
-    """Decode an open file as `open_image` does, for callers that ask more of the file than its pixels.
+    """Decode an open file as `open_image` does, for callers that need more from the file than its pixels.
 
     Args:
-        file: From `open_image_file`. Its pixels are loaded afterward.
-        channels: 1 or 3.
+        file: Image from `open_image_file`, whose pixels are loaded by this call.
+        channels: Number of channels: 1 or 3.
         background: Color under transparent pixels.
-        min_side: Least length of the shorter side, see `open_image`.
-        ranges: What is black and white in images of more than 8 bits.
+        min_side: Minimum length of the shorter side in pixels, as in `open_image`.
+        ranges: Values of black and white in images of more than 8 bits.
 
     Raises:
         OSError: The content cannot be decoded.
     """
     if min_side is not None and file.format in ("JPEG", "MPO"):
-        # Sides that k does not divide would be rounded up, and the picture be shifted by a part of a pixel, which
-        # does not count in a large one.
+        # Sides that k does not divide would be rounded up and shift the image by a fraction of a pixel, which is
+        # negligible in a large image.
         large = file.width * file.height > LARGE
         parts = next(
             (k for k in (8, 4, 2) if min(file.size) >= k * min_side and (large or not any(n % k for n in file.size))),
@@ -72,7 +73,7 @@ def convert_image(
     with limit_large_images(file.size):
         file.load()
         image: Image.Image = file
-        if file.mode in DEEP_MODES:  # before the image is turned, which takes a second one of its size
+        if file.mode in DEEP_MODES:  # before the rotation, which needs memory for a second image
             image = to_eight_bits(file, ranges)
             image.getexif()[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
@@ -83,14 +84,14 @@ def convert_image(
 
 
 def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Lays an image of 8 bits over a background, and converts it to gray or RGB."""
+    """Lay an 8-bit image over a background, and convert it to gray or RGB."""
     if image.mode == "P" and image.has_transparency_data:
         image = _flatten_palette(image, background)
     elif image.has_transparency_data:
         image = _lay_over(image, background)
     if image.mode == "RGB" and channels == 3 and not isinstance(image, ImageFile.ImageFile):
-        return image  # made here; `convert` would copy it
-    if image.mode == "LAB":  # which Pillow converts by color profiles only
+        return image  # already a new image; `convert` would copy it
+    if image.mode == "LAB":  # Pillow converts this mode only with color profiles
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB") or image
     return image.convert("L" if channels == 1 else "RGB")
@@ -110,18 +111,18 @@ def _flatten_palette(image: Image.Image, background: tuple[int, int, int]) -> Im
     made = image.copy()
     made.info.pop("transparency", None)
     made.putpalette(_lay_over(colors, background).tobytes())
-    return made.convert("RGB")  # Pillow rounds gray otherwise where it is made of a palette
+    return made.convert("RGB")  # converting a palette straight to gray would round differently
 
 
 _STRIP = 2**22  # pixels
 
 
 def _flatten_in_strips(image: Image.Image, channels: int, background: tuple[int, int, int], factor: int) -> Image.Image:
-    """Does the same to a large image without a copy of it, and averages squares of pixels.
+    """Lay a large image over a background without copying it, and average squares of pixels.
 
     Args:
-        image: Loaded, of 8 bits.
-        channels: 1 or 3.
+        image: Loaded 8-bit image.
+        channels: Number of channels: 1 or 3.
         background: Color under transparent pixels.
         factor: Side of the squares in pixels.
     """

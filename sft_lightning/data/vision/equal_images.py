@@ -1,4 +1,4 @@
-"""Equal images across splits, and a sentence about those whose labels differ."""
+"""Find equal images across splits, and report those with different labels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def find_equal_images(splits: Splits, request: SplitConfig) -> list[list[tuple[str, int]]]:
-    """Find groups of equal images, and mention those with different labels.
+    """Find groups of equal images, and report those with different labels.
 
     Args:
-        splits: Splits to compare; labels of unlabeled images do not count.
-        request: Request whose messages are added to.
+        splits: Splits to compare; labels of unlabeled images are ignored.
+        request: Request whose messages are appended to.
 
     Returns:
-        Groups of two or more equal images, each image as name of its split and position in its part.
+        Groups of two or more equal images; each image is the name of its split and its position in the collection.
     """
     groups = repeated({name: (split.part.images, split.indices) for name, split in splits.items()})
     contrary = []

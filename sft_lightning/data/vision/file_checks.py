@@ -1,4 +1,4 @@
-"""Files that are no whole pictures: found, named, counted, and refused or left out."""
+"""Find unreadable image files, and refuse, count or leave them out."""
 
 import errno
 import os
@@ -9,59 +9,59 @@ from pathlib import Path
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError
 
-# What is raised for one: `open_image_file` turns all that decoders raise into OSError; resizing may raise the others.
+# Exceptions for an unreadable image: `open_image_file` turns those of decoders into OSError; resizing raises others.
 UNREADABLE = (OSError, ValueError, MemoryError)
 
 
 def format_path(path: str | Path) -> str:
-    """A path as text that every file takes; bytes that are no UTF-8 are spelled out.
+    """Return a path as text that can be written as UTF-8, with other bytes escaped.
 
     Args:
-        path: Of a file.
+        path: Path of a file.
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def show_path(path: str | Path) -> str:
-    """A path as text on one line; line breaks and the like are spelled out, too.
+    """Return a path as text on one line, with bytes that are not UTF-8 and unprintable characters escaped.
 
     Args:
-        path: Of a file.
+        path: Path of a file.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in format_path(path))
 
 
 def check_file(path: str | Path) -> None:
-    """Refuses what is no file with content, before a decoder waits for it forever or says something odd of it.
+    """Refuse a path that is not a regular file with content: decoders hang on pipes and raise obscure errors.
 
     Args:
-        path: Of a file.
+        path: Path to check.
 
     Raises:
-        OSError: With a reason in a few words.
+        OSError: The path is not a regular file, or the file is empty; the message says which.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         if not os.path.islink(path):
             raise
         raise OSError("it is a broken link" if error.errno == errno.ENOENT else "it is a link to itself") from error
-    if stat.S_ISDIR(found.st_mode):
-        with os.scandir(path):  # or it says why not
+    if stat.S_ISDIR(status.st_mode):
+        with os.scandir(path):  # raises the reason itself where the folder cannot be read
             raise OSError("it is a folder")
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError("it is no file but a pipe, socket or device")
-    if not found.st_size:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is a pipe, socket or device")
+    if not status.st_size:
         raise OSError("it has zero bytes")
 
 
 def find_damage(path: Path) -> str | None:
-    """Says why a file is no whole picture, or None when it is.
+    """Return why a file cannot be read as an image, or None if it can.
 
     Args:
-        path: The file.
+        path: Path of the file.
     """
-    from sft_lightning.data.vision.image_files import inspect_image  # which imports this module
+    from sft_lightning.data.vision.image_files import inspect_image  # imports this module
 
     try:
         inspect_image(path)
@@ -71,17 +71,17 @@ def find_damage(path: Path) -> str | None:
 
 
 def describe_read_error(error: BaseException) -> str:
-    """Why a file is no picture, in a few words.
+    """Describe in a few words why a file cannot be read as an image.
 
     Args:
-        error: What was raised when it was read.
+        error: Exception raised while the file was read.
     """
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror[0].lower()}{error.strerror[1:]}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "it is no picture that can be read" if "cannot identify" in lines[0] else lines[0]
+    return "it is not an image of a known format" if "cannot identify" in lines[0] else lines[0]
 
 
 SKIPPED = "skipped_images.txt"
@@ -89,11 +89,11 @@ SKIPPED = "skipped_images.txt"
 
 @dataclass
 class BadImages:
-    """The unreadable pictures met so far, and what to do with the next one.
+    """Record of unreadable images, with the policy for them.
 
     Attributes:
-        policy: `raise` stops at the first, `skip` leaves it out, counts and lists it.
-        reasons: Path, as `show_path` has it, and reason of each.
+        policy: Policy: `raise` stops at the first one; `skip` leaves them out, counts and lists them.
+        reasons: Reason of each unreadable image, by its path from `show_path`.
     """
 
     policy: str = "raise"
@@ -101,10 +101,10 @@ class BadImages:
     _num_reported: int = 0
 
     def report(self, path: str | Path, reason: str) -> None:
-        """Records one unreadable picture.
+        """Record an unreadable image.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
             reason: Why it cannot be read.
 
         Raises:
@@ -119,11 +119,11 @@ class BadImages:
 
     @property
     def num_unreported(self) -> int:
-        """How many were found since it was told how many there are."""
+        """Number of images recorded since the last summary."""
         return len(self.reasons) - self._num_reported
 
     def summarize(self) -> str:
-        """How many there are, and which are the first; said once."""
+        """Return a sentence with the number of images and the first of them, and reset `num_unreported`."""
         self._num_reported = len(self.reasons)
         first = ", ".join(sorted(self.reasons)[:5])
         more = ", ..." if self._num_reported > 5 else ""
@@ -131,11 +131,11 @@ class BadImages:
         return f"{self._num_reported:,} unreadable {what} skipped: {first}{more}"
 
     def write(self, folder: Path, rank: int) -> None:
-        """Lists them in `skipped_images.txt`, if there are any.
+        """Write the images and their reasons to `skipped_images.txt`, if there are any.
 
         Args:
-            folder: Of the run.
-            rank: Of the process, which reads files of its own.
+            folder: Folder of the run.
+            rank: Rank of the process; each reads other files and writes its own list.
         """
         if self.reasons:
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items())]

@@ -1,4 +1,4 @@
-"""Which files and folders hold images, and which are passed over: each of these is counted, by kind."""
+"""Decide which files and folders hold images, and count the ignored ones by kind."""
 
 import os
 import re
@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from sft_lightning.data.vision.file_checks import UNREADABLE, show_path
 from sft_lightning.data.vision.image_files import open_image_file
 
-# Files of these names are images, or are refused as broken ones; no other file is.
+# Files with these extensions are read as images, and refused if they are broken.
 EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
     ".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
     ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".icb", ".vda", ".vst", ".qoi", ".pcx",
     ".sgi", ".ras", ".dds",
 )  # fmt: skip
-# Photographs that Pillow cannot open, or of which it would open a thumbnail.
+# Formats that Pillow cannot open, or of which it would open only a thumbnail.
 UNSUPPORTED = (
     ".heic", ".heif", ".hif", ".jxl", ".jxr", ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2",
     ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc", ".dcr", ".mrw", ".erf", ".rwl", ".dcm",
     ".dicom", ".nii", ".svs", ".ndpi", ".mrxs", ".svg", ".eps", ".ai",
 )  # fmt: skip
-# Files that often lie beside images: 100,000 annotations are not opened to see what they are.
+# Files that often accompany images, and are not opened to find out what they are: there may be 100,000 annotations.
 _OTHERS = {
     ".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".rst", ".yaml", ".yml", ".toml", ".html", ".htm", ".pdf",
     ".doc", ".docx", ".xls", ".xlsx", ".npy", ".npz", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".mat", ".parquet", ".bin",
@@ -30,7 +30,7 @@ _OTHERS = {
     ".ini", ".log", ".lnk", ".url", ".xmp", ".aae", ".thm", ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mp3",
     ".wav", ".exe", ".dll", ".tmp", ".part", ".crdownload", ".sha256", ".md5",
 }  # fmt: skip
-# What file servers, archivers and operating systems put beside images: thumbnails, deleted files, metadata.
+# Folders that file servers, archivers and operating systems create: thumbnails, deleted files, metadata.
 _LITTER = {
     "@eadir", "@__thumb", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "#recycle", "#snapshot", "__macosx",
     "__pycache__", "$recycle.bin", "system volume information", "lost+found", "found.000", "network trash folder",
@@ -40,12 +40,12 @@ _SIGNATURES = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
     b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"8BPS", b"qoif",
 )  # fmt: skip
-_SHORT = re.compile(rb"BM|P[1-6fF][\s#]|\x00\x00\x01\x00")  # may begin another file, too
+_SHORT = re.compile(rb"BM|P[1-6fF][\s#]|\x00\x00\x01\x00")  # too short to be sure: such a file is opened
 _FEW = 5  # kinds that a message lists
 
 
 def is_named_image(name: str) -> bool:
-    """Return whether a file is an image by its name.
+    """Return whether a file has the extension of an image.
 
     Args:
         name: Name of the file.
@@ -54,7 +54,7 @@ def is_named_image(name: str) -> bool:
 
 
 def is_system_folder(name: str) -> bool:
-    """Return whether a folder belongs to the system or is hidden.
+    """Return whether a folder is hidden or belongs to the system.
 
     Args:
         name: Name of the folder.
@@ -66,7 +66,7 @@ def has_image_content(path: str) -> bool:
     """Return whether a file without the extension of an image begins like one that Pillow reads.
 
     Args:
-        path: Path of the file. Files with an extension that is known to be another one's are not opened.
+        path: Path of the file. Files with the extension of another known format are not opened.
     """
     extension = os.path.splitext(path)[1].lower()
     if extension in _OTHERS or extension in UNSUPPORTED:
@@ -87,7 +87,7 @@ def has_image_content(path: str) -> bool:
 
 @dataclass
 class IgnoredFiles:
-    """What a listing of images leaves out.
+    """Files and folders that a listing of images ignored.
 
     Attributes:
         kinds: Number of files by extension.
@@ -102,7 +102,7 @@ class IgnoredFiles:
     hidden_count: int = 0
 
     def add_file(self, name: str) -> None:
-        """Count a file that is not read.
+        """Count an ignored file.
 
         Args:
             name: Name of the file.
@@ -115,7 +115,7 @@ class IgnoredFiles:
             self.hidden = [*self.hidden, show_path(name)][:_FEW]
 
     def add_folder(self, name: str) -> None:
-        """Count a hidden or system folder, whose content is not looked at.
+        """Count a hidden or system folder, whose content is not examined.
 
         Args:
             name: Name of the folder.
@@ -123,7 +123,7 @@ class IgnoredFiles:
         self.folders[show_path(name)] += 1
 
     def merge(self, other: "IgnoredFiles") -> None:
-        """Add what another listing has left out.
+        """Add the counts of another listing.
 
         Args:
             other: Counts of the other listing.
@@ -134,13 +134,13 @@ class IgnoredFiles:
         self.hidden_count += other.hidden_count
 
     def messages(self, folder: str) -> list[str]:
-        """Say what was passed over, one sentence for each reason; nothing where all was read.
+        """Return one sentence for each reason to ignore files, or nothing where all were read.
 
         Args:
             folder: Folder that was listed.
         """
         where = f"in {show_path(folder)!r}"
-        said = []
+        messages = []
         closed = Counter({kind: n for kind, n in self.kinds.items() if kind in UNSUPPORTED})
         for kinds, what, remedy in (
             (closed, "of a format that cannot be read", "; convert them to JPEG or PNG"),
@@ -149,19 +149,19 @@ class IgnoredFiles:
             if count := kinds.total():
                 files = f"1 file {where} {what.replace('are not images', 'is not an image')}"
                 files = f"{count:,} files {where} {what}" if count > 1 else files
-                said.append(f"ignored {files}: {_format_counts(kinds)}{remedy}")
+                messages.append(f"ignored {files}: {_format_counts(kinds)}{remedy}")
         if self.hidden_count:
             images = "1 hidden image" if self.hidden_count == 1 else f"{self.hidden_count:,} hidden images"
             more = ", ..." if self.hidden_count > len(self.hidden) else ""
-            said.append(f"ignored {images} {where}: {', '.join(self.hidden)}{more}; rename them to use them")
+            messages.append(f"ignored {images} {where}: {', '.join(self.hidden)}{more}; rename them to use them")
         if count := self.folders.total():
             folders = "1 hidden or system folder" if count == 1 else f"{count:,} hidden or system folders"
-            said.append(f"ignored {folders} {where}: {_format_counts(self.folders)}")
-        return said
+            messages.append(f"ignored {folders} {where}: {_format_counts(self.folders)}")
+        return messages
 
 
 def _format_counts(counts: Counter[str]) -> str:
-    """Counts by name, the most frequent first."""
+    """Format counts by name, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count:,} {name or 'without an extension'}" for name, count in ordered[:_FEW]]
     rest = sum(count for _, count in ordered[_FEW:])

@@ -1,4 +1,4 @@
-"""Class folders, with or without folders of splits; what is there and is not understood is said or refused."""
+"""Class folders, with or without folders of splits; anything ambiguous is reported or refused."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from sft_lightning.utils.errors import InputError, did_you_mean
 
 
 class _Entries(NamedTuple):
-    """Folders, images and what is passed over in a folder, in the order of the names."""
+    """Folders, images and ignored files in a folder, in the order of their names."""
 
     folders: list[Path]
     images: list[Path]
@@ -30,7 +30,7 @@ class _Entries(NamedTuple):
 
 
 _LOOSE = "images beside the class folders"
-# Folders of a cross-validation or of an archive in pieces.
+# Names of folders of a cross-validation, or of an archive in pieces.
 _PIECE = re.compile(r"(fold|k|cv|split|part|piece|chunk|shard|batch|subset|set|archive|images)[\W_]*\d+", re.IGNORECASE)
 _FEW = 5  # names that a message lists
 
@@ -38,36 +38,36 @@ _FEW = 5  # names that a message lists
 class FolderSource(Source):
     """Class folders: `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`, `unlabeled/...`, or `CLASS/...` alone.
 
-    A folder without class folders holds unlabeled pictures only; one with `val/` or `test/` alone has nothing to train
-    on. Folders of splits may be spelled otherwise (`Train`, `valid`, `unlabelled`), which is said.
+    A folder without class folders holds only unlabeled images; one with only `val/` or `test/` has nothing to train on.
+    Other spellings of the splits (`Train`, `valid`, `unlabelled`) are accepted and reported.
     """
 
     def __init__(self, path: Path, listed_classes: Sequence[str] = ()) -> None:
-        """Lists the classes.
+        """List the classes and their files.
 
         Args:
-            path: The folder.
+            path: Path of the folder.
             listed_classes: Class names that the user listed, which may look alike.
 
         Raises:
-            InputError: No image, an empty class, a class in `val/` or `test/` that `train/` lacks, or a folder whose
-                meaning is not clear.
+            InputError: The folder has no images, an empty class, a class in `val/` or `test/` that `train/` lacks, or a
+                folder whose meaning is ambiguous.
         """
         self.path = path
         self.name = str(path)
         self._ignored = IgnoredFiles()
         self._entries: dict[Path, _Entries] = {}
-        said: list[str] = []
+        messages: list[str] = []
         folders, loose, passed = self._list_entries(path)
         self._ignored.merge(passed)
-        self._splits = self._find_splits(folders, said)
+        self._splits = self._find_splits(folders, messages)
         self._train = self._splits.setdefault("train", path)
         if self._train == path:
             self._refuse_wrapper(path, loose)
         else:
-            said += self._check_beside([f for f in folders if f not in self._splits.values()], loose)
+            messages += self._check_beside([f for f in folders if f not in self._splits.values()], loose)
         classes = self._class_folders(self._train)
-        if not classes and not loose:  # nothing to train on: the classes are those of what is to be evaluated
+        if not classes and not loose:  # nothing to train on: take the classes of the splits to evaluate
             classes = [
                 f
                 for split in ("val", "test")
@@ -75,7 +75,7 @@ class FolderSource(Source):
                 for f in self._class_folders(self._splits[split])
             ]
         self.class_names = sort_classes({format_path(folder.name) for folder in classes})
-        said += self._check_names(listed_classes)
+        messages += self._check_names(listed_classes)
         self._files: dict[str, list[tuple[Path, int]]] = {}
         self._subfolders: dict[
             str, set[str]
@@ -85,21 +85,21 @@ class FolderSource(Source):
                 folder = self._splits[split]
                 files = self._list_labeled(folder, split) if split != "unlabeled" else self._list_unlabeled(folder)
                 self._files[split] = list(files)
-        said += [*self._ignored.messages(self.name), *self._check_levels(listed_classes)]
+        messages += [*self._ignored.messages(self.name), *self._check_levels(listed_classes)]
         if not any(self._files.values()):
             raise InputError(
                 "; ".join(
                     [
-                        f"folder {self.name!r} holds no image: expected CLASS/picture.png, train/CLASS/picture.png or "
-                        "images alone (.png, .jpg, .webp, .tif, ...)",
-                        *said,
+                        f"folder {self.name!r} holds no image: expected CLASS/image.png, train/CLASS/image.png or only "
+                        "images (.png, .jpg, .webp, .tif, ...)",
+                        *messages,
                     ]
                 )
             )
-        self.messages = said
+        self.messages = messages
 
     def _list_entries(self, folder: Path) -> _Entries:
-        """What a folder holds, listed once."""
+        """Return the entries of a folder, listed once."""
         if folder not in self._entries:
             self._entries[folder] = _list_folder(folder)
         return self._entries[folder]
@@ -107,8 +107,8 @@ class FolderSource(Source):
     def _class_folders(self, folder: Path) -> list[Path]:
         return [f for f in self._list_entries(folder).folders if f not in self._splits.values()]
 
-    def _find_splits(self, folders: Sequence[Path], said: list[str]) -> dict[str, Path]:
-        """The folder of each split."""
+    def _find_splits(self, folders: Sequence[Path], messages: list[str]) -> dict[str, Path]:
+        """Return the folder of each split, and report other spellings in `messages`."""
         found: dict[str, Path] = {}
         for folder in folders:
             split = find_split(folder.name)
@@ -127,11 +127,11 @@ class FolderSource(Source):
                 )
             found[split] = folder
             if folder.name != split:
-                said.append(f"folder '{show_path(folder)}' is read as the split {split}")
+                messages.append(f"folder '{show_path(folder)}' is read as the split {split}")
         return found
 
     def _refuse_wrapper(self, path: Path, loose: Sequence[Path]) -> None:
-        """A folder around the data set: its name would be the only class."""
+        """Refuse a folder around the data set, whose name would be the only class."""
         inner, images = path, list(loose)
         while not images and len(folders := self._class_folders(inner)) == 1:
             inner = folders[0]
@@ -155,7 +155,7 @@ class FolderSource(Source):
                 )
 
     def _check_beside(self, others: Sequence[Path], loose: Sequence[Path]) -> list[str]:
-        """What lies beside the folder of the training split and is not read."""
+        """Return warnings about images beside the folder of the training split, which are not read."""
         folders = [f for f in others if _has_images(f)]
         names = _format_names([show_path(f.name) for f in folders])
         inside, images, _ = self._list_entries(self._train)
@@ -174,14 +174,14 @@ class FolderSource(Source):
                     f"class; that folder holds {_format_names([show_path(f.name) for f in inner])}: move these up into "
                     f"'{train}'"
                 )
-        said = [f"images in {names} are not read: only folders of splits are, beside '{train}'"] if folders else []
+        messages = [f"images in {names} are not read: only folders of splits are, beside '{train}'"] if folders else []
         if loose:
             count = f"{len(loose):,} images" if len(loose) > 1 else "1 image"
-            said.append(f"{count} in {self.name!r} itself, beside '{train}', cannot be assigned to a split or class")
-        return said
+            messages.append(f"{count} in {self.name!r} itself, beside '{train}', belong to no split or class")
+        return messages
 
     def _check_names(self, listed_classes: Sequence[str]) -> list[str]:
-        """Class names that look alike, or like a split."""
+        """Return warnings about class names that look alike, or like a split."""
         splits = [name for name in self.class_names if find_split(name) is not None or mentions_split(name)]
         return [
             *check_class_names(f"folder '{show_path(self._train)}'", self.class_names, listed_classes),
@@ -189,7 +189,7 @@ class FolderSource(Source):
         ]
 
     def _check_levels(self, listed_classes: Sequence[str]) -> list[str]:
-        """Folders inside the class folders that may be splits, or the classes themselves."""
+        """Refuse or report folders inside the class folders that may be splits or the actual classes."""
         where = f"'{show_path(self._train)}'"
         shared = set.intersection(*self._subfolders.values()) if self._subfolders else set()
         for name, inside in self._subfolders.items():
@@ -235,7 +235,7 @@ class FolderSource(Source):
         classes = self._class_folders(folder)
         if folder != self.path:
             self._ignored.merge(passed)
-        if not classes and folder == self._train:  # a folder of pictures without classes
+        if not classes and folder == self._train:  # a folder of images without classes
             yield from ((path, -1) for path in loose)
             return
         for path in loose:
@@ -281,7 +281,7 @@ class FolderSource(Source):
             yield from ((path, label) for path in images)
 
     def load(self) -> dict[str, Examples]:
-        """Makes the parts; no picture is read."""
+        """Return the examples of each split; no image is read."""
         parts = {}
         for split, files in self._files.items():
             paths = [path for path, _ in files]

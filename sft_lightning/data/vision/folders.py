@@ -1,4 +1,4 @@
-"""Picture files below a folder, and what only looks like one: nothing is passed over in silence."""
+"""Find the image files below a folder, and count all files that are ignored."""
 
 import os
 from collections.abc import Iterator
@@ -8,27 +8,26 @@ from sft_lightning.data.vision.file_checks import format_path
 from sft_lightning.data.vision.file_kinds import IgnoredFiles, has_image_content, is_named_image, is_system_folder
 from sft_lightning.utils.errors import InputError
 
-_FolderId = tuple[int, int]  # device and number of a folder
+_FolderId = tuple[int, int]  # device and inode of a folder
 
 
 def find_images(
     folder: str, max_sorted: int | None = None, ignored: IgnoredFiles | None = None
 ) -> Iterator[tuple[str, str]]:
-    """All files below a folder that are images by name or, without a known extension, by content.
+    """Yield all files below a folder that are images by extension or, without a known extension, by content.
 
-    Hidden files and what belongs to the system are passed over, and counted.
-
-    So are a folder that is named like a picture and holds none, and a folder that cannot be listed: whoever reads them
-    finds out that they are no pictures. A link that leads back to a folder above it is not followed.
+    Hidden files and system folders are ignored and counted. A folder that is named like an image and holds none, and a
+    folder that cannot be listed, are yielded like images, so that reading them reports an error. A link back to a
+    folder above it is not followed.
 
     Args:
-        folder: Where.
+        folder: Path of the folder.
         max_sorted: Number of entries of a folder that are sorted by name; the rest come in the order of the system.
             None sorts all.
-        ignored: Counts of what is left out, to be added to.
+        ignored: Counts of ignored files, which are added to.
 
     Yields:
-        The name relative to the folder, as text, and the path.
+        Name relative to the folder, as text, and path of a file.
 
     Raises:
         InputError: The folder itself cannot be listed.
@@ -82,5 +81,5 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     """
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a link to itself
         return False

@@ -1,4 +1,4 @@
-"""Open image files so that whatever is wrong with one is an OSError with a reason, and warnings name the file."""
+"""Open and inspect image files: any defect is an OSError with a reason, and warnings name the file."""
 
 import os
 import struct
@@ -21,9 +21,9 @@ from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import hold_lock
 from sft_lightning.utils.progress_lines import LoggedProgress
 
-LARGE = 2**25  # pixels; larger images are converted in strips, and one at a time on a machine
-LONG = 1.5  # longer side by shorter side, from which on a central square loses more than a third of the area
-DARK = 64  # of 255: what data of 14 or fewer of 16 bits stays below
+LARGE = 2**25  # pixels; larger images are converted in strips, and one at a time per machine
+LONG = 1.5  # aspect ratio above which a central square loses more than a third of the area
+DARK = 64  # of 255; data of at most 14 of 16 bits stays below
 _COLOR = ("RGB", "RGBA")
 # Color images of other modes are refused: Pillow converts them to neither gray nor RGB.
 READABLE_MODES = frozenset(
@@ -61,18 +61,18 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
             if image.mode not in READABLE_MODES | DEEP_MODES:
                 raise OSError(f"its pixels are of the mode {image.mode!r}, which cannot be converted to RGB")
             yield image
-    except (OSError, Warning):  # a warning where the user makes errors of warnings
+    except (OSError, Warning):  # a Warning is raised where the user turns warnings into errors
         raise
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise OSError(f"it has more than {limit:.0f} megapixels, the limit of Pillow: make it smaller") from error
     except MemoryError as error:
         raise OSError("there is not enough memory to decode it") from error
-    except (SyntaxError, ValueError) as error:  # Pillow's usual ones, whose text speaks for itself
+    except (SyntaxError, ValueError) as error:  # Pillow's usual errors, with clear messages
         raise OSError(str(error) or type(error).__name__) from error
     except Exception as error:  # decoders raise anything: NotImplementedError, struct.error, IndexError, ...
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise OSError(f"its content cannot be decoded ({said})") from error
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise OSError(f"its content cannot be decoded ({text})") from error
 
 
 _COLOR_BANDS: dict[object, int] = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # of a TIFF, by its color space
@@ -92,7 +92,9 @@ def _check_bands(image: Image.Image) -> None:
     if extra > 0 and tags.get(284) == 2 and image.mode in ("LA", "La", "PA"):
         raise OSError("its gray and its transparency lie in separate planes, which Pillow reads wrongly: convert it")
     if left_out > 0 and not kinds and image.mode == "RGBA":
-        warnings.warn(f"the last of its {bands} bands is read as transparency, which it does not say", stacklevel=1)
+        warnings.warn(
+            f"the last of its {bands} bands is read as transparency, although the file does not say so", stacklevel=1
+        )
     elif left_out > 0:
         warnings.warn(
             f"{left_out} of its {bands} bands {'is' if left_out == 1 else 'are'} left out, as only those of color and "
@@ -113,10 +115,10 @@ def limit_large_images(size: tuple[int, int]) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            # A file of the user's own: others may not write to it.
+            # One lock file per user: others may not write to it.
             path = Path(tempfile.gettempdir(), f"sft-lightning-large-image-{getattr(os, 'getuid', int)()}.lock")
             stack.enter_context(hold_lock(stack.enter_context(path.open("ab")), lambda: None))
-        except OSError:  # no folder for temporary files: memory is not bounded then, and the result is the same
+        except OSError:  # no folder for temporary files: go on without the limit on memory
             pass
         yield
 
@@ -127,7 +129,7 @@ _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
 
 def is_sound_png(path: Path) -> bool:
-    """Return whether the checksums of a PNG's chunks hold and it is not animated; otherwise it needs decoding to tell.
+    """Return whether a PNG is not animated and its checksums match; False means that only decoding can tell.
 
     Args:
         path: Path of the file.
@@ -156,13 +158,13 @@ _NEEDED = {0xFFDB, 0xFFC4}  # quantization and Huffman tables
 
 
 def is_sound_jpeg(path: Path) -> bool:
-    """Return whether the segments before a JPEG's pixels are those that every decoder takes; otherwise decoding tells.
+    """Return whether a JPEG has the segments that every decoder needs; False means that only decoding can tell.
 
     Args:
         path: Path of the file.
     """
     with path.open("rb") as file:
-        seen: set[int] = set()
+        markers: set[int] = set()
         while len(head := file.read(2)) == 2:
             marker = int.from_bytes(head, "big")
             if marker in _BARE:
@@ -171,26 +173,26 @@ def is_sound_jpeg(path: Path) -> bool:
             if marker < 0xFF02 or length < 2:
                 return False
             if marker == 0xFFDA:  # pixels
-                return seen >= _NEEDED and not seen.isdisjoint(_FRAMES)
-            seen.add(marker)
+                return markers >= _NEEDED and not markers.isdisjoint(_FRAMES)
+            markers.add(marker)
             file.seek(length - 2, 1)
     return False
 
 
-_SMALL = 2**16  # pixels that are decoded nearly as fast as their checksums are made
-# The last bytes of a whole file, by format: a cheap sign that nothing was cut off.
+_SMALL = 2**16  # pixels; smaller images are decoded almost as fast as their checksums are computed
+# Last bytes of a complete file, by format: a cheap test for truncated files.
 _TAILS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 class ImageFacts(NamedTuple):
-    """What one look at a file says of its image.
+    """Facts about an image from inspecting its file.
 
     Attributes:
-        width: In pixels, before EXIF turns it.
-        height: In pixels, before EXIF turns it.
-        values: Of an image of more than 8 bits, where they were asked for.
-        brightest: Largest value, of 255, of a color image of 16 bits a channel, where it was asked for.
-        has_pages: Whether it is a TIFF of more than one image.
+        width: Width in pixels, before the EXIF rotation.
+        height: Height in pixels, before the EXIF rotation.
+        values: Values of an image of more than 8 bits, if requested.
+        brightest: Largest value, of 255, of a color image of 16 bits per channel, if requested.
+        has_pages: Whether the file is a TIFF of more than one image.
     """
 
     width: int
@@ -202,15 +204,15 @@ class ImageFacts(NamedTuple):
 
 @dataclass
 class FileFacts:
-    """What the files of a part have in common, as far as one look at each says.
+    """Facts about the files of a collection of images.
 
     Attributes:
-        count: Number of images that can be read.
-        long: Number of those that are longer than 1.5 times their width, or wider than 1.5 times their height.
-        values: Of the images of more than 8 bits, where they were measured.
-        not_finite: Files of images with NaN or infinite values.
-        paged: Files of TIFFs of more than one image, of which the first is read.
-        brightest: Largest value, of 255, of color images of 16 bits a channel; None where there is none.
+        count: Number of readable images.
+        long: Number of readable images with an aspect ratio above 1.5.
+        values: Values of the images of more than 8 bits, where measured.
+        not_finite: Paths of images with NaN or infinite values.
+        paged: Paths of TIFFs of more than one image, of which only the first is read.
+        brightest: Largest value, of 255, of the color images of 16 bits per channel; None without such images.
     """
 
     count: int = 0
@@ -221,11 +223,11 @@ class FileFacts:
     brightest: int | None = None
 
     def add(self, path: Path, facts: ImageFacts) -> None:
-        """Count one image.
+        """Add the facts of one image.
 
         Args:
-            path: Path of its file.
-            facts: From `inspect_image`.
+            path: Path of the file.
+            facts: Facts from `inspect_image`.
         """
         self.count += 1
         self.long += max(facts.width, facts.height) > LONG * min(facts.width, facts.height)
@@ -240,15 +242,15 @@ class FileFacts:
 
 
 def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFacts, dict[int, str]]:
-    """Look at many files.
+    """Inspect image files in parallel.
 
     Args:
         paths: Paths of the files.
-        measures: Whether to measure the values of images of more than 8 bits. Of 16-bit integers only as many are
-            measured as it takes to see that they use their whole range.
+        measures: Whether to measure the values of images of more than 8 bits. Measuring 16-bit integers stops once one
+            image uses the full range.
 
     Returns:
-        What can be said of the readable ones, and the reason why each other cannot be read, by its position.
+        Facts about the readable files, and the reason why each other file cannot be read, by its position.
     """
     has_full_range = has_bright_color = False
 
@@ -278,10 +280,10 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
 
 
 def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode: False) -> ImageFacts:
-    """Look at a file as far as it takes to find out whether it can be decoded.
+    """Inspect a file as far as necessary to find out whether it can be decoded.
 
-    The header is parsed. A JPEG must have the usual segments and end as JPEGs do, and the checksums of a PNG must hold;
-    where this is not so, and in every other format, the image is decoded.
+    A JPEG with the usual segments and ending, and a large PNG with matching checksums, pass without being decoded; any
+    other image is decoded.
 
     Args:
         path: Path of the file.
@@ -292,7 +294,7 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
     """
     with open_image_file(path) as image:
         if "exif" in image.info:
-            image.getexif()  # Pillow warns here of what is damaged in it, and not in each worker
+            image.getexif()  # Pillow warns of damaged EXIF here, and not later in each worker
         if image.format == "PNG" and image.mode == "P" and image.palette is None:
             raise OSError("it has no palette")
         # Pillow reads the upper 8 of 16 bits of a color, whatever the data fills.
@@ -312,7 +314,7 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
 def _has_pages(image: Image.Image) -> bool:
     try:
         return image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1
-    except Exception:  # whatever Pillow makes of a later page, which is not read
+    except Exception:  # a damaged later page, which is not read
         return True
 
 
@@ -324,7 +326,7 @@ def _is_sound(path: Path, image: Image.Image) -> bool:
         raw.seek(-min(16, path.stat().st_size), 2)
         if not raw.read().endswith(tail):
             return False
-    if image.format == "PNG":  # a small one is decoded, too: its pixels may be damaged while the checksums are right
+    if image.format == "PNG":  # a small one is decoded: its pixels may be damaged even if the checksums match
         return image.width * image.height > _SMALL and is_sound_png(path)
     layers, tables = getattr(image, "layer", []), getattr(image, "quantization", {})
     return all(layer[3] in tables for layer in layers) and is_sound_jpeg(path)
@@ -334,16 +336,16 @@ def _is_sound(path: Path, image: Image.Image) -> bool:
 
 _lock = threading.Lock()
 _current = threading.local()
-_inside = 0  # blocks that are open, in all threads
+_inside = 0  # number of open blocks in all threads
 _show_before: Any = None
 _shown: set[tuple[type[Warning], str, int]] = set()
 
 
 @contextmanager
 def _prefix_warnings(name: str | None) -> Iterator[None]:
-    """Put the name of the file before what Pillow warns of inside, and show each kind of warning once.
+    """Prefix Pillow's warnings inside the block with the name of the file, and show each kind once.
 
-    `warnings.catch_warnings` would not do: it is not safe in threads.
+    `warnings.catch_warnings` is not thread-safe.
     """
     global _inside, _show_before
     outer, _current.name = getattr(_current, "name", None), name

@@ -1,4 +1,4 @@
-"""One look at every picture: everything that an audit needs to know of it, from decoding it once."""
+"""Statistics of each image for the audit, from decoding it once."""
 
 import hashlib
 import os
@@ -24,29 +24,29 @@ from sft_lightning.data.vision.images import EncodedImages, Geometry, Images, Me
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.progress_lines import LoggedProgress
 
-SIDE = 32  # of the small picture
+SIDE = 32  # of the thumbnail, in pixels
 Pixels = NDArray[np.uint8]
 _ORIENTATION = 0x0112  # EXIF's tag
 _STRIP = 2**22  # pixels
 _BATCH = 4096
-# Before it is resized, an image of 512 pixels or more a side is averaged over whole pixels down to 256 or more, which
-# takes a quarter of the time. The small images then differ by 0.3 of 255 on average, at most.
+# Before resizing, Pillow averages squares of pixels of an image of 512 pixels or more a side down to 256 or more, which
+# takes a quarter of the time and changes the thumbnail by at most 0.3 of 255 on average.
 _REDUCING_GAP = 8
-_CONTRAST = 8.0  # gray levels of deviation in the small image: that of the whole is more than 2 then
+_CONTRAST = 8.0  # standard deviation of the thumbnail's gray levels above which that of the image exceeds 2
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its picture.
+    """Header of an image file.
 
     Attributes:
-        format: As Pillow calls it: JPEG, PNG, ...
-        mode: The same: L, RGB, RGBA, CMYK, I;16, ...
-        width: In pixels.
-        height: In pixels.
-        is_rotated: Whether EXIF says that it is to be turned or mirrored.
-        is_transparent: Whether some pixels are transparent, or one of the palette's colors is.
-        frames: Of an animation or a stack; 1 as a rule.
+        format: Format as Pillow names it: JPEG, PNG, ...
+        mode: Mode as Pillow names it: L, RGB, RGBA, CMYK, I;16, ...
+        width: Width in pixels.
+        height: Height in pixels.
+        is_rotated: Whether EXIF asks to rotate or mirror the image.
+        is_transparent: Whether some pixels, or a color of the palette, are transparent.
+        frames: Number of frames of an animation or a stack, else 1.
     """
 
     format: str
@@ -60,17 +60,17 @@ class Header:
 
 @dataclass
 class ImageStats:
-    """One readable image.
+    """Statistics of one readable image.
 
     Attributes:
-        size: Width and height, upright.
-        thumbnail: (32, 32, C), squeezed to a square; those of large images are made of averages of their pixels.
-        thumbnail_digest: Digest of that.
-        gray_std: Standard deviation of the gray levels, 0 to 127.5; None where the small image shows contrast.
-        is_gray: Whether no pixel has a color.
-        header: Of a file; None in memory.
-        decode: Reads the image again: upright, in color, over the background.
-        digest: Of the decoded pixels, which other bytes may mean, too; None until `identify_contents` needs it.
+        size: Width and height in pixels, upright.
+        thumbnail: Pixels of shape (32, 32, C), resized to a square regardless of the aspect ratio.
+        thumbnail_digest: Digest of the thumbnail.
+        gray_std: Standard deviation of the gray levels, 0 to 127.5; None where the thumbnail shows enough contrast.
+        is_gray: Whether all pixels are gray.
+        header: Header of the file; None for an image in memory.
+        decode: Function that reads the image again: upright, in color, over the background.
+        digest: Digest of the decoded pixels, which different files may share; None until `identify_contents` needs it.
     """
 
     size: tuple[int, int]
@@ -84,18 +84,18 @@ class ImageStats:
 
     @property
     def key(self) -> tuple[tuple[int, int], bytes]:
-        """What equal images have in common, and few others."""
+        """Key that equal images share, and few others."""
         return self.size, self.thumbnail_digest
 
 
 @dataclass
 class SplitStats:
-    """A split and the looks at its pictures.
+    """Statistics of the images of a split.
 
     Attributes:
-        name: Of the split.
-        split: Its examples.
-        images: By position; where a picture cannot be read, the reason.
+        name: Name of the split.
+        split: Examples of the split.
+        images: Statistics of the image at each position, or the reason why it cannot be read.
     """
 
     name: str
@@ -104,55 +104,55 @@ class SplitStats:
 
     @property
     def readable(self) -> Iterator[tuple[int, ImageStats]]:
-        """Positions and looks of the pictures that can be read."""
+        """Positions and statistics of the readable images."""
         return ((i, look) for i, look in enumerate(self.images) if isinstance(look, ImageStats))
 
     def label(self, position: int) -> int:
-        """The label that a run can learn from or measure with, or -1.
+        """Return the label that a run can train or evaluate with, or -1.
 
         Args:
-            position: In the split.
+            position: Position of the example in the split.
         """
         return -1 if self.name == "unlabeled" else int(self.split.part.labels[self.split.indices[position]])
 
     def id(self, position: int) -> str:
-        """The name of an example.
+        """Return the name of an example.
 
         Args:
-            position: In the split.
+            position: Position of the example in the split.
         """
         return self.split.part.ids[self.split.indices[position]]
 
 
 def compute_image_stats(name: str, split: Split, geometry: Geometry) -> SplitStats:
-    """Decodes every picture of a split.
+    """Decode every image of a split and compute its statistics.
 
     Args:
-        name: Of the split.
-        split: Its examples.
-        geometry: How files become pictures: C of the small ones, and the color under transparent pixels.
+        name: Name of the split.
+        split: Examples of the split.
+        geometry: Geometry of the run: number of channels of the thumbnails, background and value ranges.
     """
     images = split.part.images
 
-    def look(index: int) -> ImageStats | str:
+    def compute(index: int) -> ImageStats | str:
         try:
             return _compute_stats(images, index, geometry)
-        except Exception as error:  # whatever a decoder makes of a broken file: it is found, and no reason to stop
+        except Exception as error:  # decoders raise anything; the audit reports the file and goes on
             return describe_read_error(error)
 
-    found: list[ImageStats | str] = []
+    stats: list[ImageStats | str] = []
     bar = LoggedProgress(len(split), f"Images ({name})", "image")
     with _ignore_warnings(), ThreadPoolExecutor(count_cores()) as pool, bar:
-        for first in range(0, len(split), _BATCH):  # the pool would make a task of each at once
-            for one in pool.map(look, split.indices[first : first + _BATCH]):
-                found.append(one)
+        for first in range(0, len(split), _BATCH):  # `map` would queue all images at once
+            for one in pool.map(compute, split.indices[first : first + _BATCH]):
+                stats.append(one)
                 bar.update()
-    return SplitStats(name, split, found)
+    return SplitStats(name, split, stats)
 
 
 @contextmanager
 def _ignore_warnings() -> Iterator[None]:
-    """Pillow warns of damaged metadata and of large pictures, file by file."""
+    """Ignore Pillow's warnings about damaged metadata and large images, which it repeats for each file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -163,7 +163,7 @@ def _compute_stats(images: Images, index: int, geometry: Geometry) -> ImageStats
     if isinstance(images, EncodedImages):
         header = _read_header(images.file(index))
         with open_image_file(images.file(index)) as file:
-            # Both load the pixels: a PNG may have its EXIF behind them.
+            # Both calls load the pixels: in a PNG, EXIF may come after them.
             is_turned = file.getexif().get(_ORIENTATION, 1) not in (0, 1)
             image = convert_image(file, 3, geometry.background, ranges=geometry.ranges)
             header = replace(header, is_rotated=is_turned, is_transparent=_is_transparent(file))
@@ -176,7 +176,7 @@ def _compute_stats(images: Images, index: int, geometry: Geometry) -> ImageStats
     small_digest = hashlib.blake2b(small.tobytes(), digest_size=16).digest()
     has_contrast = np.asarray(shrunk.convert("L")).std() >= _CONTRAST
     spread = None if has_contrast else _compute_gray_std(image)
-    # Where the small image has a color, the whole has one.
+    # If the thumbnail has a color, so does the image.
     is_gray = _is_gray(small) and all(_is_gray(np.asarray(strip)) for strip in _cut_strips(image))
     return ImageStats(
         image.size, small, small_digest, spread, is_gray, header, partial(_decode, images, index, geometry)
@@ -193,20 +193,20 @@ def _decode(images: Images, index: int, geometry: Geometry) -> Image.Image:
 
 
 def identify_contents(images: Sequence[ImageStats | str]) -> list[object]:
-    """Return for each image what only images of equal pixels have in common, and None for one that cannot be read.
+    """Return an identifier of each image's pixels, equal for images of equal pixels; None where it cannot be read.
 
-    Only images that another one has the size and the small image of are decoded again, each at most once.
+    Only images that share their size and thumbnail with another one are decoded again, each at most once.
 
     Args:
-        images: All images that are to be compared.
+        images: Statistics of all images to compare, or the reasons why they cannot be read.
     """
     counts = Counter(look.key for look in images if isinstance(look, ImageStats))
     alike = [look for look in images if isinstance(look, ImageStats) and counts[look.key] > 1 and look.digest is None]
     bar = LoggedProgress(len(alike), "Comparing pixels", "image")
     with _ignore_warnings(), ThreadPoolExecutor(count_cores()) as pool, bar:
         for first in range(0, len(alike), _BATCH):
-            some = alike[first : first + _BATCH]
-            for look, digest in zip(some, pool.map(_digest, some), strict=True):
+            batch = alike[first : first + _BATCH]
+            for look, digest in zip(batch, pool.map(_digest, batch), strict=True):
                 look.digest = digest
                 bar.update()
     return [(look.digest or look.key) if isinstance(look, ImageStats) else None for look in images]
@@ -215,12 +215,12 @@ def identify_contents(images: Sequence[ImageStats | str]) -> list[object]:
 def _digest(look: ImageStats) -> bytes:
     try:
         image = look.decode()
-    except OSError:  # gone since the first look: it equals nothing
+    except OSError:  # the file is gone since it was first read: it equals no other image
         return os.urandom(32)
-    whole = hashlib.sha256(repr(image.size).encode())
+    digest = hashlib.sha256(repr(image.size).encode())
     for strip in _cut_strips(image):
-        whole.update(strip.tobytes())
-    return whole.digest()
+        digest.update(strip.tobytes())
+    return digest.digest()
 
 
 def _is_gray(pixels: Pixels) -> bool:
@@ -228,7 +228,7 @@ def _is_gray(pixels: Pixels) -> bool:
 
 
 def _cut_strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Parts of an image from top to bottom: copies of a large image as a whole would fill the memory."""
+    """Yield strips of an image from top to bottom, as a copy of a large image would fill the memory."""
     rows = max(1, _STRIP // image.width)
     if rows >= image.height:
         yield image  # a crop would copy it
@@ -245,26 +245,26 @@ def _compute_gray_std(image: Image.Image) -> float:
 
 
 def _read_header(path: Path | BytesIO) -> Header:
-    """What can be said without the pixels."""
+    """Read the header of a file without its pixels."""
     with open_image_file(path) as file:
         return Header(file.format or "", file.mode, *file.size, False, False, getattr(file, "n_frames", 1))
 
 
 def _is_transparent(file: Image.Image) -> bool:
-    if file.mode in ("RGBA", "LA"):  # as often as not, all of it is opaque
+    if file.mode in ("RGBA", "LA"):  # many files have an alpha channel that is opaque everywhere
         return file.getchannel("A").getextrema() != (255, 255)
     return file.has_transparency_data
 
 
 def stack_thumbnails(split: SplitStats, positions: Sequence[int]) -> Pixels:
-    """The small pictures of some readable examples.
+    """Stack the thumbnails of readable images.
 
     Args:
-        split: Where they are.
-        positions: Of readable ones.
+        split: Statistics of the split.
+        positions: Positions of readable images.
 
     Returns:
-        (N, 32, 32, C).
+        Thumbnails of shape (N, 32, 32, C).
     """
-    looks = [split.images[i] for i in positions]
-    return np.stack([look.thumbnail for look in looks if isinstance(look, ImageStats)])
+    images = [split.images[i] for i in positions]
+    return np.stack([image.thumbnail for image in images if isinstance(image, ImageStats)])

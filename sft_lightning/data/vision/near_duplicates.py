@@ -1,15 +1,16 @@
-"""The same picture twice: exact duplicates by decoded content, near-duplicates by the distance of small pictures.
+"""Find duplicates: exact ones by decoded content, near-duplicates by the distance of thumbnails.
 
-Near-duplicates are what re-encoding, resizing, noise or another brightness make of a picture. Benchmarks have many of
-them between training and test (Barz & Denzler 2020). Each picture is shrunk to 32 x 32 and standardized to mean 0 and
-deviation 1. Two are near-duplicates when they differ by at most 0.15 on the whole and by at most 0.25 in each of 8 x 8
-fields (root mean squares): the first makes them comparable fast, the second tells a shirt from the same with a print.
+Near-duplicates are images that were re-encoded, resized, or changed by noise or brightness. Benchmarks have many of
+them between training and test (Barz & Denzler 2020). Each image is reduced to 32 x 32 pixels and standardized to mean 0
+and standard deviation 1. Two images are near-duplicates if their root mean square difference is at most 0.15 overall
+and at most 0.25 in each of 8 x 8 fields: the first bound allows a fast search, the second separates a shirt from the
+same shirt with a print.
 
-Candidates come from a k-d tree over the 32 lowest coefficients of the discrete cosine transform. That is a projection,
-which makes no distance longer: no pair within the bound is lost, as pairs are with a hash. A 64-bit perceptual hash of
-the same coefficients at a Hamming distance of 6 makes 890,000 pairs of Fashion-MNIST alike, this method 99.
-`scripts/bench/audit.py` measures false alarms and what is found of changed copies. Crops, shifts and mirror images are
-not found, nor pictures of next to no contrast.
+Candidates come from a k-d tree over the 32 lowest coefficients of the discrete cosine transform. This is a projection,
+which never increases a distance, so that no pair within the bound is lost, unlike with a hash: a 64-bit perceptual hash
+of the same coefficients at a Hamming distance of 6 matches 890,000 pairs of Fashion-MNIST, this method 99.
+`scripts/bench/audit.py` measures false alarms and the share of changed copies that are found. Crops, shifts, mirror
+images and images with almost no contrast are not found.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from sft_lightning.utils.progress_lines import LoggedProgress
 
 WHOLE, FIELD = 0.15, 0.25
 _COEFFICIENTS, _NEAREST, _FIELDS = 32, 8, 8
-FLAT = 4.0  # gray levels of deviation, below which the rounding of pixels would pass for a picture
+FLAT = 4.0  # standard deviation of gray levels below which rounding errors would look like a pattern
 CHUNK = 4096
 
 Floats = NDArray[np.float32]
@@ -35,12 +36,12 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures that are the same, or nearly.
+    """Pair of exact or near-duplicates.
 
     Attributes:
-        first: Split and position.
-        second: Split and position.
-        difference: 0 for exact duplicates, otherwise that of the field that differs most.
+        first: Split and position of one image.
+        second: Split and position of the other image.
+        difference: Difference of the field that differs most; 0 for exact duplicates.
     """
 
     first: tuple[SplitStats, int]
@@ -49,15 +50,15 @@ class Pair:
 
 
 def find_near_duplicates(splits: Sequence[SplitStats]) -> tuple[list[Pair], list[Pair]]:
-    """Finds both kinds, within each split and between any two.
+    """Find exact and near-duplicates within each split and between any two splits.
 
-    Each picture that has an equal in another split, or an earlier one in its own, is in one pair for that split.
+    Each image with a duplicate in another split, or an earlier one in its own, is in one pair for that split.
 
     Args:
-        splits: The splits; where two share a picture, the earlier one's is `first`.
+        splits: Statistics of the splits; the image in the earlier split is `first` in a pair.
 
     Returns:
-        Exact and near-duplicates, the latter by their difference.
+        Exact duplicates, and near-duplicates sorted by their difference.
     """
     contents = iter(identify_contents([look for one in splits for look in one.images]))
     tables = [_SplitIndex(one, list(islice(contents, len(one.images)))) for one in splits]
@@ -72,7 +73,7 @@ def find_near_duplicates(splits: Sequence[SplitStats]) -> tuple[list[Pair], list
 
 
 class _SplitIndex:
-    """A split, ready for looking up: the first image of each content, and the coefficients of all with contrast."""
+    """Index of a split: the first image of each content, and the coefficients of all images with contrast."""
 
     def __init__(self, split: SplitStats, contents: Sequence[object]) -> None:
         self.split = split
@@ -82,7 +83,7 @@ class _SplitIndex:
             self.first.setdefault(digest, i)
         clear = {i: look.thumbnail_digest for i, look in split.readable if look.thumbnail.std() >= FLAT}
         positions = list(clear)
-        # Where thousands of small images are equal, a tree of all would compare each with each.
+        # With thousands of equal thumbnails, a tree of all images would compare each pair of them.
         firsts: dict[bytes, int] = {}
         for k, digest in enumerate(clear.values()):
             firsts.setdefault(digest, k)
@@ -101,7 +102,7 @@ def _find_equal(a: _SplitIndex, b: _SplitIndex) -> Iterator[tuple[int, int]]:
 
 
 def _find_nearly_equal(a: _SplitIndex, b: _SplitIndex, known: set[int]) -> Iterator[tuple[int, int, float]]:
-    """For each picture of a, the one of b that is nearest to it, if it is near enough."""
+    """Yield for each image of a its nearest image in b, if it is a near-duplicate."""
     asked = np.array([k for k, i in enumerate(a.positions.tolist()) if i not in known], dtype=np.int64)
     offered = b.offered
     if not len(asked) or not len(offered):
@@ -117,7 +118,7 @@ def _find_nearly_equal(a: _SplitIndex, b: _SplitIndex, known: set[int]) -> Itera
     nearest = np.concatenate(pieces)
     rows, columns = np.nonzero(nearest < len(offered))
     left, right = a.positions[asked[rows]], b.positions[offered[nearest[rows, columns]]]
-    if a is b:  # each pair once, and no picture with itself
+    if a is b:  # each pair once, and no image with itself
         left, right = left[left > right], right[left > right]
     best: dict[int, tuple[float, int]] = {}
     for k in range(0, len(left), CHUNK):
@@ -129,17 +130,24 @@ def _find_nearly_equal(a: _SplitIndex, b: _SplitIndex, known: set[int]) -> Itera
     yield from ((i, j, difference) for i, (difference, j) in best.items())
 
 
-def _standardize(pictures: Pixels) -> Floats:
-    """Mean 0 and deviation 1 over all pixels and channels of each, (N, 32, 32, C)."""
-    x = pictures.astype(np.float32)
+def _standardize(thumbnails: Pixels) -> Floats:
+    """Scale each thumbnail to mean 0 and standard deviation 1 over its pixels and channels, (N, 32, 32, C)."""
+    x = thumbnails.astype(np.float32)
     x -= x.mean((1, 2, 3), keepdims=True)
     x /= np.maximum(x.std((1, 2, 3), keepdims=True), 1e-6)
     return x
 
 
-def compute_coefficients(pictures: Pixels) -> Floats:
-    """Of the lowest frequencies, without that of the mean, such that distances are root mean squares of pixels."""
-    x = _standardize(pictures)
+def compute_coefficients(thumbnails: Pixels) -> Floats:
+    """Compute the lowest cosine coefficients but the mean's, scaled so that distances are root mean squares of pixels.
+
+    Args:
+        thumbnails: Pixels of shape (N, 32, 32, C).
+
+    Returns:
+        Coefficients of shape (N, 32).
+    """
+    x = _standardize(thumbnails)
     channels = x.shape[3]
     transformed = dctn(x.sum(3) / channels**0.5, axes=(1, 2), norm="ortho")
     order = np.add.outer(np.arange(SIDE), np.arange(SIDE)).ravel().argsort(kind="stable")[1 : _COEFFICIENTS + 1]
@@ -148,7 +156,15 @@ def compute_coefficients(pictures: Pixels) -> Floats:
 
 
 def compute_differences(one: Pixels, other: Pixels) -> tuple[Floats, Floats]:
-    """Root mean squares over the whole pictures and over the field that differs most, each (N,)."""
+    """Compute root mean square differences of standardized thumbnails.
+
+    Args:
+        one: Thumbnails of shape (N, 32, 32, C).
+        other: Thumbnails of the same shape.
+
+    Returns:
+        Differences over the full thumbnails and over the field that differs most, each of shape (N,).
+    """
     square = (_standardize(one) - _standardize(other)) ** 2
     n, step = len(square), SIDE // _FIELDS
     fields = square.reshape(n, _FIELDS, step, _FIELDS, step, square.shape[3]).mean((2, 4, 5))

@@ -1,4 +1,4 @@
-"""One scale for the pixels of a data set, which a run keeps; and what the user should know about its files."""
+"""Choose one scale for the pixels of a data set, keep it in the checkpoint, and report on the files."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,14 +19,14 @@ from sft_lightning.data.vision.value_ranges import (
 )
 from sft_lightning.utils.errors import InputError
 
-_LONG_SHARE = 0.05  # of images that lose more than a third of their area, from which on a run says so
-_NAMED = 5
+_LONG_SHARE = 0.05  # share of images that lose more than a third of their area above which a run reports it
+_NAMED = 5  # names in a sentence
 _DARK = 1 / 16  # share of the scale below which images are dark
-_NO_DATA = (-32768.0, -9999.0, -99999.0, float(-(2**31)))  # what programs for maps write
+_NO_DATA = (-32768.0, -9999.0, -99999.0, float(-(2**31)))  # values for missing data in geographic rasters
 
 
 class PixelScale:
-    """A part of `ImageDataModule`, whose attributes these are."""
+    """Mixin of `ImageDataModule`: the scale of images of more than 8 bits."""
 
     geometry: Geometry
     request: SplitConfig
@@ -38,10 +38,10 @@ class PixelScale:
         return self.geometry.ranges == UNKNOWN
 
     def _describe_files(self, own: ValueRanges) -> None:
-        """Choose the scale of images of more than 8 bits, and say what the user should know.
+        """Choose the scale of images of more than 8 bits, and report on the files.
 
         Args:
-            own: What the source itself says of its scale.
+            own: Scale that the source itself states.
         """
         kept = [part.images.facts for part in self._parts if isinstance(part.images, EncodedImages)]
         facts = [one for one in kept if one is not None]
@@ -54,15 +54,15 @@ class PixelScale:
         self.request.messages += describe_long_images(facts, self.geometry)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scale, which stands in the checkpoint, so that other images are read as those of the training."""
+        """Return the scale for the checkpoint, so that later images are read like those of the training."""
         ranges = serialize_ranges(self.geometry.ranges)
         return {"value_ranges": ranges} if ranges else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the scale of the training, unless the user set another.
+        """Restore the scale of the training, unless the user set another.
 
         Args:
-            state: From `state_dict`.
+            state: State from `state_dict`.
         """
         if self.value_range is not None:
             return
@@ -71,18 +71,17 @@ class PixelScale:
         for kind, ours, theirs in zip(ValueRanges._fields, own, learned, strict=True):
             if ours is not None and theirs is not None and ours != theirs:
                 rank_zero_info(
-                    f"Data: {kind} are scaled from {_format_range(theirs)} as in the training, not "
-                    f"{_format_range(ours)}."
+                    f"Data: {kind} are scaled from {_format_range(theirs)} as in training, not {_format_range(ours)}."
                 )
         merged = ValueRanges(learned.integers or own.integers, learned.floats or own.floats)
         self.geometry = replace(self.geometry, ranges=merged)
 
 
 def check_value_range(value_range: Range | None) -> ValueRanges:
-    """Return the ranges that a user asks for.
+    """Return the value ranges that a user set.
 
     Args:
-        value_range: What is black and what is white, or None.
+        value_range: Values of black and white, or None.
 
     Raises:
         InputError: They are not two finite numbers with the second one larger.
@@ -92,41 +91,41 @@ def check_value_range(value_range: Range | None) -> ValueRanges:
     low, high = value_range
     if not -1e38 < low < high < 1e38:
         raise InputError(
-            f"value_range is {list(value_range)}: give the value of black and a larger one of white, as in [0, 4095]"
+            f"value_range is {list(value_range)}: give the value of black and a larger value of white, as in [0, 4095]"
         )
     return ValueRanges((low, high), (low, high))
 
 
 def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[str]:
-    """Say which values of images of more than 8 bits become black and white.
+    """Describe which values of images of more than 8 bits become black and white.
 
     Args:
-        facts: Of all files.
+        facts: Facts about the files of each collection.
         ranges: Scale of the data set.
     """
-    said = []
+    messages = []
     values = [value for one in facts for value in one.values]
     for kind, scale, is_float in (("integers", ranges.integers, False), ("floating point", ranges.floats, True)):
         own = [value for value in values if value.is_float == is_float]
         if own and scale is not None:
             low, high = min(value.lowest for value in own), max(value.highest for value in own)
-            said.append(
+            messages.append(
                 f"images of {kind} of more than 8 bits: {_format_range(scale)} becomes 0 to 255 in all of them "
                 f"(values in the files go from {_format_range((low, high))}); set value_range for another scale"
             )
             if max(value.high for value in own) - scale[0] < _DARK * (scale[1] - scale[0]):
                 bright = _format_range((scale[0], max(value.high for value in own)))
-                said.append(
-                    f"the images of {kind} are dark: all but one in a thousand of their values go from {bright}, so a "
-                    "few bright ones set the scale; set value_range"
+                messages.append(
+                    f"the images of {kind} are dark: 99.9% of their values go from {bright}, so a few bright ones set "
+                    "the scale; set value_range"
                 )
             if low in _NO_DATA or low < -1e30:
-                said.append(
+                messages.append(
                     f"the lowest value, {low:g}, often stands for missing data: set value_range to that of the rest"
                 )
     brightest = max((one.brightest for one in facts if one.brightest is not None), default=DARK)
     if brightest < DARK:
-        said.append(
+        messages.append(
             "the color images of 16 bits a channel are dark: Pillow reads the upper 8 bits, of which "
             f"{brightest} of 255 is the largest; if the data fills fewer bits, scale the files to 8 or 16 bits"
         )
@@ -134,22 +133,22 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[str]:
     if paged := [name for one in facts for name in one.paged]:
         are = "1 TIFF has" if len(paged) == 1 else f"{len(paged):,} TIFFs have"
         more = ", ..." if len(paged) > _NAMED else ""
-        said.append(f"{are} more than one page, of which the first is read: {', '.join(paged[:_NAMED])}{more}")
+        messages.append(f"{are} more than one page, of which the first is read: {', '.join(paged[:_NAMED])}{more}")
     if not_finite:
         more = ", ..." if len(not_finite) > _NAMED else ""
-        said.append(
+        messages.append(
             f"{len(not_finite):,} of the images have values that are NaN (read as black) or infinite: "
             f"{', '.join(not_finite[:_NAMED])}{more}"
         )
-    return said
+    return messages
 
 
 def describe_long_images(facts: list[FileFacts], geometry: Geometry) -> list[str]:
-    """Say how many images lose much to the central square, where they are more than a few.
+    """Report images that lose much of their area to the central square, where they are more than 5%.
 
     Args:
-        facts: Of all files.
-        geometry: How they become square.
+        facts: Facts about the files of each collection.
+        geometry: Geometry of the run.
     """
     count, long = sum(one.count for one in facts), sum(one.long for one in facts)
     if geometry.resize != "crop" or long <= _LONG_SHARE * count:

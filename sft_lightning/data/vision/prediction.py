@@ -1,4 +1,4 @@
-"""What a data module predicts: files as they are found, or the examples of a split; each batch carries their names."""
+"""Batches to predict: files in the order of a listing, or the examples of a split, with their names."""
 
 import zlib
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ _Request = tuple[int, str, str]  # position in the listing, name, path
 
 
 class _FileDecoder(Dataset[Any]):
-    """Reads one file for a worker: the picture or the reason why there is none, and the request."""
+    """Data set that decodes one file per request into an image, or the reason why it cannot be read."""
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
@@ -38,15 +38,15 @@ class _FileDecoder(Dataset[Any]):
 
 
 def _collate(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None, list[_Request], dict[str, str]]:
-    """The pictures of a batch as one tensor, which a worker hands over at once; reasons of the others by path."""
-    pictures = [picture for picture, _ in items if isinstance(picture, Tensor)]
-    requests = [request for picture, request in items if isinstance(picture, Tensor)]
-    bad = {request[2]: picture for picture, request in items if isinstance(picture, str)}
-    return stacked(pictures) if pictures else None, requests, bad
+    """Stack the images of a batch in the worker, and return the reasons of unreadable ones by path."""
+    images = [image for image, _ in items if isinstance(image, Tensor)]
+    requests = [request for image, request in items if isinstance(image, Tensor)]
+    bad = {request[2]: image for image, request in items if isinstance(image, str)}
+    return stacked(images) if images else None, requests, bad
 
 
 class _Requests:
-    """The batches that a `DataLoader` asks its workers for; files are listed as they are asked for."""
+    """Batch sampler that lists the files while the `DataLoader` requests them."""
 
     def __init__(self, listing: Listing, batch_size: int, rank: int, world_size: int) -> None:
         self.listing, self.batch_size, self.rank, self.world_size = listing, batch_size, rank, world_size
@@ -68,24 +68,24 @@ class _Requests:
 
 
 class FileLoader:
-    """Batches of the files of a listing; this process has every world_size-th.
+    """Batches of the files of a listing; each process reads every `world_size`-th file.
 
-    It has no length: files that are added while it runs are read, too.
+    The loader has no length: files added while it runs are read, too.
     """
 
     def __init__(
         self, listing: Listing, geometry: Geometry, batch_size: int, workers: int, bad: BadImages,
         rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
-        """Prepares; nothing is read.
+        """Prepare the loader; nothing is read.
 
         Args:
-            listing: The files.
-            geometry: How they become pictures of one size.
-            batch_size: Files of a batch.
-            workers: Processes that decode; none is started for a single batch.
-            bad: Where unreadable files are reported.
-            rank: Of this process.
+            listing: Files to read.
+            geometry: Geometry that brings the files to images of one size.
+            batch_size: Number of files per batch.
+            workers: Number of worker processes that decode; none is started for a single batch.
+            bad: Record of unreadable files.
+            rank: Rank of this process.
             world_size: Number of processes.
         """
         self.bad = bad
@@ -95,37 +95,37 @@ class FileLoader:
             batch_sampler=self._requests,
             num_workers=workers if listing.count > batch_size * world_size else 0,
             collate_fn=_collate,
-            generator=torch.Generator(),  # workers need no random numbers, and their seed would move the global state
+            generator=torch.Generator(),  # without one, the seed of the workers would advance the global generator
         )
 
     @property
     def listed(self) -> tuple[int, int]:
-        """Number of all files and a checksum of their names, zeros until all are listed.
+        """Number of all files and a checksum of their names; zeros until all are listed.
 
-        By it processes know that they went through the same list.
+        Processes compare it to make sure that they read the same list.
         """
         return self._requests.listed
 
     def __iter__(self) -> Iterator[RawBatch]:
-        """Batches without labels (-1) and with names; unreadable files are left out, or refused."""
-        for pictures, requests, bad in self._loader:
-            for path, why in bad.items():
-                self.bad.report(path, why)
-            if pictures is not None:
+        """Yield batches with names and without labels (-1); unreadable files are left out or refused."""
+        for images, requests, bad in self._loader:
+            for path, reason in bad.items():
+                self.bad.report(path, reason)
+            if images is not None:
                 index = torch.tensor([position for position, _, _ in requests])
                 names = [name for _, name, _ in requests]
-                yield RawBatch(pictures, torch.full_like(index, -1), index, None, names)
+                yield RawBatch(images, torch.full_like(index, -1), index, None, names)
 
 
 class NamedBatches:
-    """Batches of a split that carry the names of their examples."""
+    """Batches of a split with the names of their examples."""
 
     def __init__(self, batches: EvalLoader, names: list[str]) -> None:
-        """Joins both.
+        """Join batches and names.
 
         Args:
-            batches: Of the split.
-            names: In its order.
+            batches: Batches of the split.
+            names: Names of the examples, in the order of the split.
         """
         self._batches, self._names = batches, names
 
@@ -138,7 +138,7 @@ class NamedBatches:
 
 
 class PredictionData(ABC):
-    """A part of `ImageDataModule`, whose attributes these are."""
+    """Mixin of `ImageDataModule`: the images to predict."""
 
     splits: Splits
     _named: str
@@ -159,7 +159,7 @@ class PredictionData(ABC):
 
     @property
     def predict_name(self) -> str:
-        """What is to be predicted: the name of a source, whole paths where it is a file or folder."""
+        """Name of the images to predict: that of the source, as an absolute path where it is a file or folder."""
         named = self._named if self.predict_source is None else self.predict_source
         full = str(Path(named).resolve()) if Path(named).exists() else named
         if self.predict_source is not None:
@@ -167,10 +167,10 @@ class PredictionData(ABC):
         return f"{'all' if self.test_on == 'all' else 'test split'} of {full}"
 
     def open_predicted(self) -> Listing | Split:
-        """What is to be predicted, opened once.
+        """Open the images to predict, once.
 
         Raises:
-            InputError: There is nothing.
+            InputError: There are no images.
         """
         if self._predicted is None:
             if self.predict_source is None:
@@ -188,20 +188,20 @@ class PredictionData(ABC):
 
     @property
     def predict_count(self) -> int:
-        """Number of pictures that are to be predicted, as far as is known before they are read."""
+        """Number of images to predict, as far as known before they are read."""
         found = self.open_predicted()
         return found.count if isinstance(found, Listing) else len(found)
 
     @property
     def predict_listed(self) -> tuple[int, int]:
-        """See `FileLoader.listed`; zeros where a split is predicted."""
+        """Number of all files and a checksum of their names, as in `FileLoader.listed`; zeros for a split."""
         return self._predict_loader.listed if isinstance(self._predict_loader, FileLoader) else (0, 0)
 
     def predict_dataloader(self) -> FileLoader | NamedBatches:
-        """What is to be predicted.
+        """Return the batches to predict.
 
         Raises:
-            InputError: There is nothing.
+            InputError: There are no images.
         """
         found = self.open_predicted()
         if isinstance(found, Listing):

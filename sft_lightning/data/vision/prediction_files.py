@@ -1,4 +1,4 @@
-"""Picture files to predict: found one after the other, never all held in memory."""
+"""List image files to predict one by one, without holding all of them in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from sft_lightning.data.vision.file_kinds import IgnoredFiles
 from sft_lightning.data.vision.folders import find_images
 from sft_lightning.utils.errors import InputError
 
-_MAX_SORTED = 10_000  # so many entries of a folder are held, to give them in the order of their names
+_MAX_SORTED = 10_000  # entries of a folder that are held in memory to sort them by name
 
 
 class Listing(ABC):
-    """Files in an order that is the same for all processes of a run.
+    """Listing of files in the same order for all processes of a run.
 
     Attributes:
-        name: What the user wrote.
-        count: Number of files when it was opened; those that come later are given, too.
-        messages: What a user needs to know of what is passed over.
+        name: Path as the user wrote it.
+        count: Number of files when the listing was opened; files added later are listed, too.
+        messages: Sentences about ignored files.
     """
 
     name: str
@@ -32,21 +32,21 @@ class Listing(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """The name of each picture, and the path of its file."""
+        """Yield the name of each image and the path of its file."""
 
 
 class FolderListing(Listing):
-    """All image files below a folder; hidden ones and those of the system are left out, and counted.
+    """Listing of all image files below a folder, without hidden and system files, which are counted.
 
-    Entries of a folder come in the order of their names where there are at most 10,000 of them. Of a larger one the
-    first 10,000 that the system tells do, and the others as the system tells them.
+    Entries of a folder are sorted by name. Of a folder with more than 10,000 entries, the first 10,000 that the system
+    returns are sorted, and the others follow in the order of the system.
     """
 
     def __init__(self, path: Path) -> None:
-        """Counts.
+        """Count the files.
 
         Args:
-            path: The folder.
+            path: Path of the folder.
         """
         self.name, self.path = str(path), path
         passed = IgnoredFiles()
@@ -54,23 +54,23 @@ class FolderListing(Listing):
         self.messages = passed.messages(self.name)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Paths relative to the folder, and the paths."""
+        """Yield paths relative to the folder, and the paths themselves."""
         return find_images(str(self.path), _MAX_SORTED)
 
 
 class TableListing(Listing):
-    """The files that a CSV or Parquet file lists in its column `path`, in its order."""
+    """Listing of the files in the column `path` of a CSV or Parquet file, in its order."""
 
     def __init__(self, path: Path, check: bool, root: str = "data") -> None:
-        """Counts.
+        """Count the files.
 
         Args:
-            path: The table; paths in it are relative to its folder or to `root`, and lead to files in one of them.
-            root: A second folder.
-            check: Refuse a file that does not exist now, before anything is predicted.
+            path: Path of the table. Paths in it are relative to its folder or to `root` and must stay inside one.
+            root: Path of the second folder.
+            check: Whether to refuse missing files now, before anything is predicted.
 
         Raises:
-            InputError: The table cannot be read, or lists a file elsewhere or one that does not exist.
+            InputError: The table cannot be read, or lists a file outside both folders or a missing one.
         """
         self.name, self.path, self.count = str(path), path, 0
         self._folders = TableFolders(path, root)
@@ -84,26 +84,26 @@ class TableListing(Listing):
         for line, row in TableRows(self.path, ("path",)):
             if not row["path"]:
                 raise InputError(f"manifest {self.name!r}, line {line}: the path is blank")
-            file, about = self._folders.find(line, row["path"])
-            yield line, row["path"], file, about is not None
+            file, status = self._folders.find(line, row["path"])
+            yield line, row["path"], file, status is not None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Paths as they are listed, and where the files lie."""
+        """Yield the paths as listed, and the paths of the files."""
         return ((name, file) for _, name, file, _ in self._read_lines())
 
 
 class SingleFile(Listing):
-    """A single picture."""
+    """Listing of a single image."""
 
     def __init__(self, path: Path, setting: str) -> None:
-        """Looks at the file.
+        """Check the file.
 
         Args:
-            path: The file.
-            setting: What the user calls it.
+            path: Path of the file.
+            setting: Name of the setting that holds the path, for the message.
 
         Raises:
-            InputError: It is no picture.
+            InputError: The file cannot be read as an image.
         """
         self.name, self.path, self.count = str(path), path, 1
         reason = find_damage(path)
@@ -114,20 +114,20 @@ class SingleFile(Listing):
             )
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """The file."""
+        """Yield the name and the path of the file."""
         return iter([(format_path(self.path.name), str(self.path))])
 
 
 def open_prediction_source(name: str, root: str = "data", check: bool = True) -> Listing | Examples:
-    """The pictures to predict: all of a folder, those that a manifest lists, one file, or a data set's test part.
+    """Open the images to predict: those of a folder or manifest, one file, or the test split of a data set.
 
     Args:
-        name: What the user wrote.
-        root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
+        name: Path or name of a data set, as the user wrote it.
+        root: Folder of torchvision data sets, and second folder for the files of a manifest.
         check: Whether files that a manifest lists must exist.
 
     Raises:
-        InputError: There is no picture.
+        InputError: There are no images.
     """
     path, setting = Path(name), "predict_source"
     listing: Listing

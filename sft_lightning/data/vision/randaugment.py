@@ -1,8 +1,8 @@
-"""RandAugment for a whole batch at once: each picture gets operations and magnitudes of its own.
+"""RandAugment on batches: each image gets its own operations and magnitudes.
 
 Cubuk et al. 2020, "RandAugment: Practical automated data augmentation with a reduced search space", with the fourteen
-operations and ranges of FixMatch (Sohn et al. 2020, table 12). Pictures that drew the same operation are changed
-together; the five geometric ones share one resampling.
+operations and ranges of FixMatch (Sohn et al. 2020, table 12). Images with the same operation are changed together; the
+five geometric operations share one resampling.
 """
 
 import math
@@ -21,13 +21,13 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
 def grayscale(x: Tensor) -> Tensor:
-    """Luma.
+    """Compute the luma of images.
 
     Args:
-        x: (B, C, H, W) with C of 1 or 3.
+        x: Images of shape (B, C, H, W) with C of 1 or 3.
 
     Returns:
-        (B, 1, H, W).
+        Gray images of shape (B, 1, H, W).
     """
     if x.shape[1] == 1:
         return x
@@ -40,27 +40,27 @@ def _per_image(m: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """`share` of the picture and the rest of another one."""
+    """Blend a share of each image with the rest of another one."""
     return torch.lerp(other.expand_as(x), x, _per_image(share)).clamp_(0, 1)
 
 
 def brightness(x: Tensor, m: Tensor) -> Tensor:
-    """Darkens to a share m of each pixel."""
+    """Scale each pixel by m."""
     return (x * _per_image(m)).clamp_(0, 1)
 
 
 def color(x: Tensor, m: Tensor) -> Tensor:
-    """Keeps a share m of the color, the rest becomes gray; gray pictures stay."""
+    """Keep a share m of the color and replace the rest by gray; gray images stay unchanged."""
     return x if x.shape[1] == 1 else _blend(x, grayscale(x), m)
 
 
 def contrast(x: Tensor, m: Tensor) -> Tensor:
-    """Moves all pixels toward the picture's mean gray."""
+    """Keep a share m of each pixel and replace the rest by the mean gray of the image."""
     return _blend(x, grayscale(x).mean((1, 2, 3), keepdim=True), m)
 
 
 def sharpness(x: Tensor, m: Tensor) -> Tensor:
-    """Moves all pixels but those of the border toward their smoothed neighborhood."""
+    """Keep a share m of each pixel and replace the rest by its smoothed neighborhood, except at the border."""
     if min(x.shape[-2:]) < 3:
         return x
     kernel = to_device(_SMOOTH.to(x.dtype), x.device)
@@ -70,25 +70,25 @@ def sharpness(x: Tensor, m: Tensor) -> Tensor:
 
 
 def posterize(x: Tensor, m: Tensor) -> Tensor:
-    """Keeps the m highest of eight bits."""
+    """Keep the m highest of eight bits."""
     step = _per_image(torch.pow(2.0, 8 - m.floor()))
     return (x * 255).round_().div_(step).floor_().mul_(step).div_(255)
 
 
 def solarize(x: Tensor, m: Tensor) -> Tensor:
-    """Inverts pixels of at least m."""
+    """Invert pixels of at least m."""
     return torch.where(x < _per_image(m), x, 1 - x)
 
 
 def autocontrast(x: Tensor, m: Tensor) -> Tensor:
-    """Stretches each channel over the whole range."""
+    """Stretch each channel over the full range; m is unused."""
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     width = high - low
     return torch.where(width > 0, (x - low) / width.clamp_min(1e-6), x).clamp_(0, 1)
 
 
 def equalize(x: Tensor, m: Tensor) -> Tensor:
-    """Makes each channel's histogram flat, as PIL does on 8-bit pixels."""
+    """Flatten the histogram of each channel, as PIL does on 8-bit pixels; m is unused."""
     count, channels, height, width = x.shape
     pixels = (x * 255).round_().long().reshape(count * channels, height * width)
     histogram = torch.zeros(count * channels, 256, dtype=torch.long, device=x.device)
@@ -101,11 +101,11 @@ def equalize(x: Tensor, m: Tensor) -> Tensor:
 
 
 def identity(x: Tensor, m: Tensor) -> Tensor:
-    """Nothing."""
+    """Return the images unchanged."""
     return x
 
 
-# Name: the change and the range of its magnitude.
+# Name of each pixel operation: the function, and the smallest and largest magnitude m.
 PIXELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
     "autocontrast": (autocontrast, 0.0, 1.0),
     "brightness": (brightness, 0.05, 0.95),
@@ -124,18 +124,18 @@ _WIDTH = torch.tensor([high - low for _, low, high in PIXELS.values()] + [_RANGE
 
 
 def build_affine(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel of the result comes from, in pixels from the center.
+    """Build the affine maps of geometric operations, from output pixels to source pixels.
 
     Args:
-        kind: (B,) positions in `GEOMETRIC`.
-        m: (B,): radians clockwise, shear, or share of the side.
-        height: In pixels.
-        width: In pixels.
+        kind: Positions in `GEOMETRIC`, of shape (B,).
+        m: Magnitudes, of shape (B,): radians clockwise, shear, or fraction of the side.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
 
     Returns:
-        (B, 2, 3).
+        Maps of shape (B, 2, 3), for `resample`.
     """
-    turn, shear_x, shear_y, shift_x, shift_y = (torch.where(kind == place, m, 0.0) for place in range(len(GEOMETRIC)))
+    turn, shear_x, shear_y, shift_x, shift_y = (torch.where(kind == k, m, 0.0) for k in range(len(GEOMETRIC)))
     cosine, sine = turn.cos(), turn.sin()
     x = [cosine, sine + shear_x, shift_x * width]
     y = [shear_y - sine, cosine, shift_y * height]
@@ -143,24 +143,24 @@ def build_affine(kind: Tensor, m: Tensor, height: int, width: int) -> Tensor:
 
 
 def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tensor:
-    """Applies random operations, one after the other.
+    """Apply random operations to each image, one after the other.
 
     Args:
-        x: float in [0, 1], (B, C, H, W) with C of 1 or 3.
-        operations: How many each picture gets.
-        generator: On the CPU.
+        x: Images, float in [0, 1] of shape (B, C, H, W) with C of 1 or 3.
+        operations: Number of operations per image.
+        generator: Random generator on the CPU.
 
     Returns:
-        A new tensor of the same shape; what comes in from outside is black.
+        New images of the same shape; pixels from outside an image are black.
     """
     count, _, height, width = x.shape
-    rows = torch.arange(count)  # which of the pictures given is where
+    rows = torch.arange(count)  # index in the input of the image at each position
     for _ in range(operations if count else 0):
         chosen = torch.randint(0, len(OPERATIONS), (count,), generator=generator)
         share = torch.rand(count, generator=generator)
-        share = torch.where(chosen < len(PIXELS), share, 2 * share - 1)  # geometric ones go in either direction
+        share = torch.where(chosen < len(PIXELS), share, 2 * share - 1)  # geometric operations go in both directions
         amount = _LOW[chosen] + share * _WIDTH[chosen]
-        # Pictures with the same operation follow each other, so that all choices travel at once, and each is a part.
+        # Sort images by operation: each operation is then one slice, and the choices are copied to the device at once.
         chosen, order = chosen.sort(stable=True)
         x, rows = x[to_device(rows.argsort()[order], x.device)], order
         amount = amount[order]
@@ -178,12 +178,15 @@ def randaugment(x: Tensor, operations: int, generator: torch.Generator) -> Tenso
 
 
 def cutout(x: Tensor, side: float, generator: torch.Generator) -> Tensor:
-    """Covers a square with gray (DeVries & Taylor 2017); part of it may lie outside.
+    """Cover a square of each image with gray (DeVries & Taylor 2017); part of it may lie outside.
 
     Args:
-        x: float, (B, C, H, W).
-        side: Share of the picture's sides.
-        generator: On the CPU.
+        x: Images, float of shape (B, C, H, W).
+        side: Side of the square as a fraction of the image's sides.
+        generator: Random generator on the CPU.
+
+    Returns:
+        New images of the same shape.
     """
     height, width = x.shape[-2:]
     center = to_device(torch.rand(2, len(x), 1, generator=generator), x.device)

@@ -1,4 +1,4 @@
-"""Standard data sets by name: read from disk by torchvision's classes, downloaded only on request."""
+"""Load standard data sets by name with torchvision's classes, downloaded only on request."""
 
 import contextlib
 import gzip
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sft_lightning.utils.errors import InputError, did_you_mean
 
-_BLOCK = 2**20  # bytes that are read at a time
+_BLOCK = 2**20  # bytes read at once
 RawImages = Tensor | list[Path]
 Reader = Callable[[], tuple[RawImages, Any]]
 
@@ -27,12 +27,12 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How one data set is asked for.
+    """Specification of a torchvision data set.
 
     Attributes:
-        splits: Our split to the arguments of torchvision's class.
-        shape: (C, H, W) where all pictures share it, else None: the pictures are files.
-        idx: Prefix pattern of IDX files, for the MNIST family, which is read without torchvision's own cache.
+        splits: Arguments of torchvision's class for each split.
+        shape: Shape (C, H, W) of all images, or None where the images are files.
+        idx: Pattern of the names of IDX files of the MNIST family, which is read without torchvision's cache.
     """
 
     splits: dict[str, dict[str, Any]]
@@ -64,13 +64,13 @@ _EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist"
 
 @dataclass
 class TorchvisionData:
-    """A data set that was found.
+    """Torchvision data set that exists on disk.
 
     Attributes:
         root: Folder that file names are relative to.
-        class_names: In the order of the labels.
-        image_shape: (C, H, W) or None.
-        readers: Our split to a function that gives pictures and labels.
+        class_names: Names of the classes in the order of the labels.
+        image_shape: Shape (C, H, W) of all images, or None.
+        readers: Function that returns images and labels, for each split.
     """
 
     root: Path
@@ -79,23 +79,23 @@ class TorchvisionData:
     readers: dict[str, Reader] = field(default_factory=dict)
 
     def splits(self) -> dict[str, tuple[RawImages, Any]]:
-        """Reads every split."""
+        """Return images and labels of every split."""
         return {split: read() for split, read in self.readers.items()}
 
 
 def read_idx(path: Path) -> Tensor:
-    """Reads an IDX file of unsigned bytes, gzipped or not.
+    """Read an IDX file of unsigned bytes, gzipped or not.
 
     Args:
-        path: The file, with or without `.gz`.
+        path: Path of the file, with or without `.gz`.
 
     Returns:
-        uint8 of the shape that the header tells: (N, H, W) for images, (N,) for labels.
+        Tensor of uint8 of the shape in the header: (N, H, W) for images, (N,) for labels.
 
     Raises:
-        InputError: The file is missing or not what its header says.
+        InputError: The file is missing or contradicts its header.
     """
-    content = bytearray()  # which the tensor shares: nothing is in memory twice
+    content = bytearray()  # the tensor shares it, so that nothing is in memory twice
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             while block := file.read(_BLOCK):
@@ -114,15 +114,15 @@ def read_idx(path: Path) -> Tensor:
 
 
 def load_dataset(name: str, root: Path, download: bool) -> TorchvisionData:
-    """Finds a data set on disk, or downloads it.
+    """Find a data set on disk, or download it.
 
     Args:
-        name: A key of `DATASETS`; `EMNIST/letters` for one of EMNIST's splits.
+        name: Key of `DATASETS`, or `EMNIST/letters` and the like for a split of EMNIST.
         root: Folder that holds the data sets.
-        download: Fetch what is missing.
+        download: Whether to download a missing data set.
 
     Raises:
-        InputError: It is not there and may not or cannot be downloaded.
+        InputError: The data set is missing and cannot or must not be downloaded.
     """
     import torchvision.datasets as tv
 
@@ -150,12 +150,12 @@ def load_dataset(name: str, root: Path, download: bool) -> TorchvisionData:
 
 
 def _construct(name: str, cls: Callable[..., Any], root: Path, download: bool, kwargs: dict[str, Any]) -> Any:
-    # torchvision's ImageNet takes no `download`: its archives must be fetched by hand.
+    # torchvision's ImageNet has no argument `download`: its archives must be fetched by hand.
     extra: dict[str, Any] = {}
     lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if download and name != "ImageNet":
         root.mkdir(parents=True, exist_ok=True)
-        lock, extra = FileLock(root / f".{name}.lock"), {"download": True}  # several ranks, one download
+        lock, extra = FileLock(root / f".{name}.lock"), {"download": True}  # one download for all ranks
     try:
         with lock:
             return cls(str(root), **kwargs, **extra)
@@ -184,7 +184,7 @@ def _get_class_names(dataset: Any) -> tuple[str, ...]:
 
 
 def _get_content(dataset: Any) -> tuple[RawImages, Any]:
-    """Pictures as a uint8 (N, C, H, W) tensor or a list of files, and their labels."""
+    """Return images as a uint8 tensor of shape (N, C, H, W) or a list of files, and their labels."""
     labels = next(
         getattr(dataset, key) for key in ("targets", "labels", "_labels") if getattr(dataset, key, None) is not None
     )
@@ -216,7 +216,7 @@ def _load_idx(name: str, variant: str, spec: DatasetSpec, root: Path, download: 
 
     def read(split: str) -> tuple[RawImages, Any]:
         images, labels = (read_idx(path) for path in found[split])
-        # EMNIST stores its pictures mirrored along the diagonal.
+        # EMNIST stores its images mirrored along the diagonal.
         return (images.transpose(1, 2).contiguous() if name == "EMNIST" else images), labels.long() - offset
 
     return TorchvisionData(
@@ -225,7 +225,7 @@ def _load_idx(name: str, variant: str, spec: DatasetSpec, root: Path, download: 
 
 
 def _find_idx(folders: list[Path], spec: DatasetSpec, variant: str) -> dict[str, tuple[Path, Path]] | None:
-    """The image and label file of each split in the first folder that has all four."""
+    """Return the image and label file of each split in the first folder that has all four."""
     assert spec.idx is not None
     for folder in folders:
         found: dict[str, tuple[Path, Path]] = {}

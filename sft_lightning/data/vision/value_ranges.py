@@ -21,12 +21,12 @@ _TOPS = (1.0, 255.0, 65535.0)  # usual values of white in floating point
 _OVER = 1.1  # factor by which interpolation may exceed white
 _FILLED = 1 / 16  # share of a usual range that data must reach to be of that range
 _TAIL = 0.001  # share of an image's pixels on either side that may be outliers
-_SAMPLE = 2**20  # pixels of an image whose quantiles are taken
-_ROWS = 2**20  # pixels that are converted at a time
+_SAMPLE = 2**20  # pixels of an image that quantiles are computed from
+_ROWS = 2**20  # pixels converted at once
 
 
 class ValueRanges(NamedTuple):
-    """What becomes black and white, for integers of more than 8 bits and for floating point; None where unknown."""
+    """Values of black and white, for integers of more than 8 bits and for floating point; None where unknown."""
 
     integers: Range | None = None
     floats: Range | None = None
@@ -36,14 +36,14 @@ UNKNOWN = ValueRanges()
 
 
 def parse_ranges(stored: object, name: str) -> ValueRanges:
-    """Return ranges that a file holds: by kind, a list of two finite numbers, the second larger.
+    """Parse ranges stored in a file: for each kind, a list of two finite numbers, the second one larger.
 
     Args:
-        stored: From JSON or a checkpoint; None holds none.
-        name: Of the file, for the message.
+        stored: Value from JSON or a checkpoint, or None for unknown ranges.
+        name: Name of the file, for the message.
 
     Raises:
-        InputError: It holds something else.
+        InputError: The value is invalid.
     """
     if stored is None:
         return UNKNOWN
@@ -52,12 +52,12 @@ def parse_ranges(stored: object, name: str) -> ValueRanges:
         ranges = ValueRanges(**{kind: (float(low), float(high)) for kind, (low, high) in stored.items()})
         assert all(one is None or (one[0] < one[1] and math.isfinite(one[1] - one[0])) for one in ranges)
     except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(f"{name!r} has value_ranges {stored!r}, which are none: make the file again") from error
+        raise InputError(f"{name!r} has invalid value_ranges {stored!r}: make the file again") from error
     return ranges
 
 
 def serialize_ranges(ranges: ValueRanges) -> dict[str, list[float]]:
-    """Return ranges as a file holds them; nothing where none is known.
+    """Return ranges in the form that files store, without unknown ones.
 
     Args:
         ranges: Scale of a data set.
@@ -66,15 +66,15 @@ def serialize_ranges(ranges: ValueRanges) -> dict[str, list[float]]:
 
 
 class ValueFacts(NamedTuple):
-    """The values of one image.
+    """Values of one image.
 
     Attributes:
-        is_float: Whether they are of floating point.
+        is_float: Whether the values are floating point numbers.
         lowest: Smallest finite value.
         highest: Largest finite value.
-        low: Value that all but one in a thousand exceed.
-        high: Value that all but one in a thousand stay below.
-        is_finite: Whether none is NaN or infinite.
+        low: 0.1 percentile of the finite values.
+        high: 99.9 percentile of the finite values.
+        is_finite: Whether all values are finite.
     """
 
     is_float: bool
@@ -86,10 +86,10 @@ class ValueFacts(NamedTuple):
 
 
 def _read_strips(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Yield the first row and the values of each strip, as NumPy's copy of a whole image takes twice its memory.
+    """Yield the first row and the values of each strip, as a NumPy copy of the full image would double the memory.
 
     Args:
-        image: Loaded, of one of `DEEP_MODES`. Values are unsigned where its TIFF says so.
+        image: Loaded image of one of `DEEP_MODES`. Values are unsigned where its TIFF says so.
     """
     tags = getattr(image, "tag_v2", None)
     is_unsigned = image.mode == "I" and tags is not None and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
@@ -103,26 +103,26 @@ def measure_values(image: Image.Image) -> ValueFacts:
     """Measure the values of one image.
 
     Args:
-        image: Loaded, of one of `DEEP_MODES`.
+        image: Loaded image of one of `DEEP_MODES`.
 
     Raises:
         OSError: No value is finite.
     """
     step = max(1, image.width * image.height // _SAMPLE)
-    # Allocated at once: what each strip leaves behind would keep the memory of the strip from the next one.
+    # Allocated once: small pieces kept from each strip would fragment the memory that strips are read into.
     sample = np.empty(-(-image.width * image.height // step))
     filled, lowest, highest, is_finite = 0, math.inf, -math.inf, True
     for top, strip in _read_strips(image):
         values = strip.reshape(-1)
-        some = values[-top * image.width % step :: step]  # each `step`th value of the whole image
-        sample[filled : filled + len(some)] = some
-        filled += len(some)
+        chosen = values[-top * image.width % step :: step]  # every `step`th value of the image
+        sample[filled : filled + len(chosen)] = chosen
+        filled += len(chosen)
         if image.mode == "F" and not (mask := np.isfinite(values)).all():
             is_finite, values = False, values[mask]
         if values.size:
             lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
     if lowest > highest:
-        raise OSError("none of its values is finite")
+        raise OSError("it has no finite values")
     if not is_finite:
         _warn_of_not_finite()
         sample = sample[np.isfinite(sample)]
@@ -132,7 +132,7 @@ def measure_values(image: Image.Image) -> ValueFacts:
 
 
 def _warn_of_not_finite() -> None:
-    """Warn from one line, so that one kind of warning is shown once, with the name of the file."""
+    """Warn of values that are not finite; a single call site makes Python show the warning once."""
     warnings.warn("some values are NaN, which is read as black, or infinite", stacklevel=1)
 
 
@@ -141,6 +141,9 @@ def choose_ranges(facts: Iterable[ValueFacts]) -> ValueRanges:
 
     Args:
         facts: Values of each image of more than 8 bits.
+
+    Returns:
+        Value ranges for integers and floating point.
     """
     facts = list(facts)
     integers = [one for one in facts if not one.is_float]
@@ -149,7 +152,7 @@ def choose_ranges(facts: Iterable[ValueFacts]) -> ValueRanges:
 
 
 def _choose_for_integers(facts: list[ValueFacts]) -> Range | None:
-    """The smallest usual number of bits that holds all, or the range of the data where none does."""
+    """Return the range of the smallest usual bit depth that holds all values, or that of the data where none does."""
     if not facts:
         return None
     if min(one.lowest for one in facts) >= 0:
@@ -172,7 +175,7 @@ def _choose_for_floats(facts: list[ValueFacts]) -> Range | None:
 
 def _range_of_data(facts: list[ValueFacts]) -> Range:
     low, high = min(one.low for one in facts), max(one.high for one in facts)
-    if low >= high:  # one value: black where it is 0, and otherwise not
+    if low >= high:  # a single value: black if it is 0
         low, high = min(low, 0.0), max(high, 0.0)
     return (low, high) if low < high else (0.0, 1.0)
 
@@ -183,9 +186,9 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
     Values outside the range are clipped; NaN becomes black.
 
     Args:
-        image: Loaded, of one of `DEEP_MODES`.
-        ranges: Scale of the data set. Where it is unknown, 16-bit integers have that of their type, and others that
-            which their own values suggest.
+        image: Loaded image of one of `DEEP_MODES`.
+        ranges: Scale of the data set. Where it is unknown, 16-bit integers get the scale of their type, and other
+            values a scale from the image itself.
 
     Raises:
         OSError: No value is finite.
@@ -193,7 +196,7 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
     is_float = image.mode == "F"
     scale = ranges.floats if is_float else ranges.integers
     if scale is None:
-        # Of one line, so that it is shown once, with the name of the file.
+        # A single call site makes Python show the warning once.
         warnings.warn(
             "no scale is known for its values of more than 8 bits: set value_range", RuntimeWarning, stacklevel=1
         )
@@ -204,8 +207,8 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
         scale = own.floats or own.integers or (0.0, 1.0)
     low, high = scale
     tags = getattr(image, "tag_v2", None)
-    white_is_zero = tags is not None and tags.get(262) == 0  # which Pillow applies to 8 bits only
-    clear = image.info.get("transparency")  # one gray value of a 16-bit PNG that stands for nothing
+    white_is_zero = tags is not None and tags.get(262) == 0  # Pillow applies this tag only to 8 bits
+    clear = image.info.get("transparency")  # the gray value of a 16-bit PNG that is transparent
     gray = Image.new("LA" if isinstance(clear, int) else "L", image.size)
     for top, strip in _read_strips(image):
         part = strip.astype(np.float64)

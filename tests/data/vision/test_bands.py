@@ -48,7 +48,7 @@ def over_white(alpha: int) -> list[int]:
         (4, 2, (0,), [200, 100, 50], "1 of its 4 bands is left out"),
         (4, 2, (2,), over_white(30), None),
         (4, 2, (1,), [255, 255, 255], None),
-        (4, 2, (), over_white(30), "the last of its 4 bands is read as transparency, which it does not say"),
+        (4, 2, (), over_white(30), "the last of its 4 bands is read as transparency, although the file does not"),
         (5, 2, (0, 0), [200, 100, 50], "2 of its 5 bands are left out"),
         (5, 2, (2, 0), over_white(30), "1 of its 5 bands is left out"),
         (6, 2, (0, 0, 0), [200, 100, 50], "3 of its 6 bands are left out"),

@@ -48,7 +48,7 @@ REFUSED = {
     "damaged EXIF": (png(before=chunk(b"eXIf", b"garbage garbage")), "not a TIFF file"),
     "animation": (
         png(before=ANIMATED + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 99, 99, 0, 0, 1, 1, 0, 0))),
-        "it is no picture that can be read",
+        "it is not an image of a known format",
     ),
     "lossless JPEG": (jpeg().replace(b"\xff\xc0", b"\xff\xc3", 1), "broken data stream"),
     "JPEG without pixels": (without_pixels(), "cannot load this image"),

@@ -163,7 +163,7 @@ def test_pages_of_a_tiff_that_are_not_read_are_mentioned(tmp_path: Path) -> None
         (
             np.uint16(4000),
             65535,
-            "the images of integers are dark: all but one in a thousand of their values go from 0",
+            "the images of integers are dark: 99.9% of their values go from 0",
         ),
         (np.uint16(60000), 65535, None),
         (np.int32(3000), -32768, "the lowest value, -32768, often stands for missing data"),

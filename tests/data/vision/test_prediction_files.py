@@ -116,7 +116,7 @@ def test_what_is_named_like_a_picture_and_is_none_is_given_all_the_same(tmp_path
         "folder.jpg": "it is a folder",
         "full.jpg/1.png": None,
         "gone.png": "it is a broken link",
-        "pipe.png": "it is no file but a pipe, socket or device",
+        "pipe.png": "it is a pipe, socket or device",
     }
 
 
@@ -146,7 +146,7 @@ def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monk
         ("a.csv", "path\n", "holds no image"),
         ("a.csv", "path,label\n,x\n", "line 2: the path is blank"),
         ("a.parquet", "nothing", "is not a readable Parquet file"),
-        ("a.txt", "words", r"predict_source '.*a.txt' cannot be read as an image \(it is no picture"),
+        ("a.txt", "words", r"predict_source '.*a.txt' cannot be read as an image \(it is not an image"),
         ("a.png", "", r"cannot be read as an image \(it has zero bytes\): give an image, a folder"),
     ],
 )

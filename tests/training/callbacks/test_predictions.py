@@ -192,7 +192,7 @@ def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixtur
     [
         ([RUN, "empty"], "predict_source 'empty' holds no image"),
         ([RUN, "nowhere"], "predict_source 'nowhere' is neither a folder"),
-        ([RUN, "notes.txt"], "predict_source 'notes.txt' cannot be read as an image (it is no picture"),
+        ([RUN, "notes.txt"], "predict_source 'notes.txt' cannot be read as an image (it is not an image"),
         ([RUN, "bad.csv"], "manifest 'bad.csv' lacks the column 'path'"),
         ([RUN, "gone.csv"], "manifest 'gone.csv', line 3: file 'gone.png' does not exist"),
         (
