@@ -110,7 +110,7 @@ def test_a_name_means_a_split(name: str, split: str | None) -> None:
             ["train/a", "train/b", "x.png", "y.png"],
             "a b",
             {"train": 4},
-            ["2 images in '.*' itself, beside '.*train', cannot be assigned"],
+            ["2 images in '.*' itself, beside '.*train', belong to no split or class"],
         ),
         (
             ["a", "b", "x.txt", "a/y.txt", "b/z.json"],
