@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sft_lightning.audit.findings import Finding, FindingRow
 from sft_lightning.data.vision.image_stats import SplitStats
+from sft_lightning.utils.tables import align_columns
 
 IMBALANCE = 10  # times as many examples as the smallest class
 _MAX_ROWS = 24
@@ -85,8 +86,7 @@ def format_class_counts(counts: Counts, totals: dict[str, int], names: Sequence[
     rows = [["class", *totals]]
     rows += [[names[c], *(f"{counts[s][c]:,}" if s in counts else "" for s in totals)] for c in order]
     rows.append(["all", *(f"{n:,}" for n in totals.values())])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    lines = align_columns(rows, "<>")
     if len(order) < len(names):
-        text.insert(-1, f"and {len(names) - len(order):,} larger ones")
-    return text
+        lines.insert(-1, f"and {len(names) - len(order):,} larger ones")
+    return lines

@@ -1,7 +1,5 @@
 """The metrics of every classifier, from torchmetrics, and how sure a share of few examples is."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -25,16 +23,16 @@ def restart(*metrics: Metric | MetricCollection) -> None:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share: Wilson 1927.
+    """Compute the 95 % confidence interval of a share (Wilson 1927).
 
     Args:
-        share: Observed, 0 to 1.
-        count: Of examples.
+        share: Observed share, a whole number of examples divided by `count`.
+        count: Number of examples.
     """
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
+    from scipy.stats import binomtest  # scipy.stats takes a second to import
+
+    interval = binomtest(round(share * count), count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 class ScoreCounts(Metric):

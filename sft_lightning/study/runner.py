@@ -27,6 +27,7 @@ from sft_lightning.study.baselines import fit_logistic_regression
 from sft_lightning.study.plan import StudyRun
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.utils.atomic import write_json
+from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, StoppedBySignal
 from sft_lightning.utils.json_files import read_json
 
@@ -206,7 +207,7 @@ def train_locally(
 
 
 def _make_pool(jobs: int) -> ProcessPoolExecutor:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, count_cores() // jobs)
     # Forked from one process that has imported all, and has touched no GPU; Windows has no such way.
     forked = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forked else "spawn")

@@ -30,6 +30,7 @@ from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError, check_min, did_you_mean
 from sft_lightning.utils.html import Section, render_page, render_paragraphs, render_table as html_table
 from sft_lightning.utils.spreadsheet import format_csv
+from sft_lightning.utils.tables import align_columns
 
 COLUMNS = (
     "method", "budget", "seed", "test_last", "test_best", "val_best", "network", "steps", "tested", "seconds", "run",
@@ -232,7 +233,7 @@ def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) ->
     }
     write_json(folder / "summary.json", summary)
     lines = make_table(rows, comparisons, column)
-    text = align_columns(lines)
+    text = "\n".join(align_columns(lines))
     write_text(folder / "report.html", _render_page(folder, verdict, details, [*different, *failed], lines, rows))
     parts = ["\n".join(verdict), text, "\n".join(details)]
     parts += ["\n".join(different)] if different else []
@@ -349,16 +350,6 @@ def make_table(rows: list[Row], comparisons: list[Comparison], column: str) -> l
             cells = [_format_cell([row[name] for row in own if row[name] != ""]) for name in ("test_last", "test_best")]
             lines.append([str(budget), method, str(len(own)), *cells, change, time])
     return lines
-
-
-def align_columns(lines: list[list[str]]) -> str:
-    """A table as text.
-
-    Args:
-        lines: Cells.
-    """
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _format_cell(values: list[float]) -> str:

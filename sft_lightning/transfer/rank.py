@@ -28,6 +28,7 @@ from sft_lightning.transfer.scores import (
 from sft_lightning.utils.atomic import open_atomic, write_text
 from sft_lightning.utils.errors import InputError, find_input_error
 from sft_lightning.utils.spreadsheet import format_csv
+from sft_lightning.utils.tables import align_columns
 
 Criterion = Literal["linear", "knn", "logme", "h_score", "regularized_h_score", "leep", "nce"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -251,8 +252,7 @@ def format_ranking(ordered: Sequence[CandidateScores], by: Criterion) -> str:
         if not one.failed:
             cells = [_format_cell(one, name) for name in CRITERIA]
             lines.append([str(one.candidate), str(one.image_size), str(one.num_features), *cells, f"{one.seconds:.1f}"])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    text = align_columns(lines, "<>")
     text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: accuracy ± s.e.")
     if any(one.num_features >= one.distinct for one in ordered if not one.failed):
         text.append(

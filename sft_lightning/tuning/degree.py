@@ -25,11 +25,12 @@ from sft_lightning.runs.paths import LOGS, describe_failure
 from sft_lightning.transfer.candidates import count_known_labels
 from sft_lightning.transfer.folds import plan_folds
 from sft_lightning.transfer.scores import split_into_folds
-from sft_lightning.tuning.degree_grid import DegreeGrid, DegreeSetting, choose_setting, table, tabulate_results
+from sft_lightning.tuning.degree_grid import DegreeGrid, DegreeSetting, choose_setting, tabulate_results
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.json_files import read_json
 from sft_lightning.utils.spreadsheet import format_csv
+from sft_lightning.utils.tables import align_columns
 
 RESULTS = "degree.json"
 _VALIDATING_CALLBACKS = ("EarlyStopping", "ReduceLROnPlateau")
@@ -111,7 +112,7 @@ def compare_degrees(argv: Sequence[str]) -> str:
     why = f"# Chosen by sft-lightning degree: {chosen} (see degree.csv beside this file).\n"
     write_text(folder / "fit.yaml", why + cli.dump_config(chosen.to_options()))
     return (
-        f"{table(lines)}\n"
+        "\n".join(align_columns(lines)) + "\n"
         f"Chosen: {chosen}, the least change of the start within one standard error of the best.\n"
         f"  table  {folder / 'degree.csv'}\n"
         f"  train  sft-lightning fit --config {folder / 'fit.yaml'}"

@@ -146,15 +146,3 @@ def tabulate_results(
         line += [v if isinstance(v, str) else f"{v:.4f}" for v in (*summary, *folds)]
         lines.append([*line, ", ".join(marks)])
     return lines
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of words under each other.
-
-    Args:
-        lines: Equally long.
-    """
-    widths = [max(len(word) for word in column) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

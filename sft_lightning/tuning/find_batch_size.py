@@ -17,6 +17,7 @@ from sft_lightning.training.oom import is_out_of_memory, read_available_memory, 
 from sft_lightning.tuning.dry_run import TrialCLI
 from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput, skip_to_full_training
 from sft_lightning.utils.errors import InputError, check_min, check_positive
+from sft_lightning.utils.tables import align_columns
 
 FIRST = 2  # batch normalization has nothing to normalize in one image
 MIN_GAIN = 1.05  # a larger size is better when it is so many times as fast
@@ -135,8 +136,8 @@ def format_sizes(rows: Sequence[SizeResult], best: int, end: str) -> str:
         best: Which of them is suggested.
         end: Why no more were tried.
     """
-    lines = ["batch_size  images a step  images/s"]
-    lines += [f"{row.size:>10}  {row.images:>13,.0f}  {row.rate:>8,.0f}" for row in rows]
+    cells = [[str(row.size), f"{row.images:,.0f}", f"{row.rate:,.0f}"] for row in rows]
+    lines = align_columns([["batch_size", "images a step", "images/s"], *cells], ">")
     lines += [
         f"ended      {end}",
         f"suggested  {rows[best].size}: no larger one that was tried is {MIN_GAIN - 1:.0%} faster",

@@ -15,6 +15,7 @@ from sft_lightning.cli.lightning_cli import run
 from sft_lightning.tuning.dry_run import TrialCLI
 from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput, skip_to_full_training
 from sft_lightning.utils.errors import check_min, check_positive
+from sft_lightning.utils.tables import align_columns
 
 FULL_PRECISION = "32-true"
 MIN_GAIN = 1.05  # in every round, for a precision to be suggested
@@ -79,16 +80,17 @@ def format_precisions(rates: dict[str, list[float]]) -> str:
     Args:
         rates: Images a second of each precision, by round.
     """
-    lines = ["precision   images/s  against 32-true"]
+    cells = [["precision", "images/s", "against 32-true"]]
     best = FULL_PRECISION
     for name, measured in rates.items():
         ratios = sorted(rate / plain for rate, plain in zip(measured, rates[FULL_PRECISION], strict=True))
         against = "" if name == FULL_PRECISION else f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        lines.append(f"{name:<10}  {median(measured):>8,.0f}  {against}".rstrip())
+        cells.append([name, f"{median(measured):,.0f}", against])
         if ratios[0] >= MIN_GAIN and median(measured) > median(rates[best]):
             best = name
     faster = f"at least {MIN_GAIN - 1:.0%} faster than {FULL_PRECISION} in every round"
-    lines += [
+    lines = [
+        *align_columns(cells, "<><"),
         f"suggested  {best}: " + (f"no other is {faster}" if best == FULL_PRECISION else faster),
         f"for fit    --trainer.precision {best}",
     ]

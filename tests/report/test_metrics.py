@@ -1,5 +1,8 @@
 """The numbers of a report, by hand."""
 
+import math
+from statistics import NormalDist
+
 import pytest
 import torch
 
@@ -38,11 +41,20 @@ def test_grad_cam_by_hand() -> None:
     assert torch.equal(compute_grad_cam(backbone, head, module, x, torch.tensor([1]))[0], torch.zeros(4, 4))
 
 
+@pytest.mark.parametrize(("correct", "count"), [(50, 100), (0, 10), (10, 10), (1, 3), (1379, 2000), (9999, 10000)])
+def test_wilson_equals_the_formula(correct: int, count: int) -> None:
+    share, z = correct / count, NormalDist().inv_cdf(0.975)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    expected = (max(0.0, middle - half), min(1.0, middle + half))
+    assert wilson(share, count) == pytest.approx(expected, abs=1e-12)
+    rounded = float(torch.tensor(share, dtype=torch.float32))  # as metrics give it
+    assert wilson(rounded, count) == wilson(share, count)
+
+
 def test_wilson_by_hand() -> None:
     assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    low, high = wilson(0.0, 10)
-    assert low == pytest.approx(0.0, abs=1e-12)
-    assert high == pytest.approx(0.2775, abs=1e-4)
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
 def test_calibration_error_by_hand() -> None:
