@@ -1,4 +1,4 @@
-"""The parser of the command line: its errors are one sentence, not a page of usage."""
+"""The parser of the command line: its errors are one sentence instead of a page of usage."""
 
 import argparse
 import re
@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from sft_lightning.cli.error_messages import condense_error
+from sft_lightning.cli.setting_groups import list_setting_groups
 from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.yaml_files import check_text
@@ -20,35 +21,68 @@ def _load_strictly(text: str) -> Any:
     return locate_configs(_load_yaml(text))  # jsonargparse reads a config in its folder, where its relative paths begin
 
 
-# Also for values and for configs that configs name: jsonargparse takes a repeated key silently.
+# Also for values and for configs inside of configs: jsonargparse silently takes a repeated key.
 set_loader("yaml", _load_strictly, (YAMLError,))
 
 
 class Parser(ArgumentParser):
-    """Raises what the user did wrong as an `InputError`, and takes no abbreviated option."""
+    """A parser that raises mistakes of the user as `InputError` and takes no abbreviated options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As argparse's."""
+        """Take the arguments of argparse's parser."""
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self._classes: list[tuple[type, str]] = []
 
-    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        """The options alone: usage, sentence and examples are told by `commands.opening`."""
-        self.usage, self.description = argparse.SUPPRESS, None
-        return super().format_help(formatter)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Shortens a message of jsonargparse.
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the settings of a class, and remember them for the groups of the help.
 
         Args:
-            message: Several lines, as a rule.
-            ex: What caused it.
+            theclass: Class whose parameters become options.
+            nested_key: Prefix of the options.
+            args: Further arguments of jsonargparse's method.
+            kwargs: Further arguments of jsonargparse's method.
+
+        Returns:
+            Names of the options.
+        """
+        self._classes.append((theclass, nested_key or ""))
+        added: list[str] = super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+        return added
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Format the options alone: `format_command_help` writes usage, sentence and examples.
+
+        Args:
+            formatter: Formatter in place of the default one.
+        """
+        self.usage, self.description = argparse.SUPPRESS, None
+        for cls, key in self._classes:
+            groups = list_setting_groups(cls)
+            for title, names in groups.items():
+                self._move_to_group(title, {f"{key}.{name}".lstrip(".") for name in names})
+            self._action_groups.sort(key=lambda group: group.title not in groups)  # groups of nested classes come last
+        return super().format_help(formatter)
+
+    def _move_to_group(self, title: str, options: set[str]) -> None:
+        """List some options under a title of their own; parsing does not look at groups."""
+        moved = self.add_argument_group(title)._group_actions
+        for group in self._action_groups[:-1]:
+            moved += [action for action in group._group_actions if action.dest in options]
+            group._group_actions[:] = [action for action in group._group_actions if action.dest not in options]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a message of jsonargparse as one sentence.
+
+        Args:
+            message: Message of jsonargparse, often of several lines.
+            ex: Exception behind the message.
 
         Raises:
-            InputError: Always, but for parsers inside this one.
+            InputError: Always, except in parsers inside of this one.
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        asked = re.search(r"Subcommand '(\w+)'", message)  # told by the parser above that of the command
+        asked = re.search(r"Subcommand '(\w+)'", message)  # raised by the parser above that of the command
         parser = _subparsers(self)[asked[1]] if asked else self
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise InputError(condense_error(message, parser.prog.split()[-1], flags)) from ex

@@ -1,0 +1,45 @@
+"""Titles under which `--help` lists the settings of a class that has many of them. In YAML they stay flat.
+
+A subclass lists its own groups before those of its bases; a setting without a group stays under the class itself.
+"""
+
+import inspect
+
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ImageDataModule": {
+        "Source": ("source", "root", "download", "unlabeled_source", "predict_source", "class_names", "on_bad_image"),
+        "Labels and splits": (
+            "num_labels", "labels_per_class", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak",
+        ),
+        "Images": ("image_size", "channels", "background", "center_crop", "resize", "value_range"),
+        "Views": ("weak_view", "strong_view", "labeled_view"),
+        "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
+        "Loading": ("num_workers", "cache", "shard_window"),
+    },
+    "FineTuneClassifier": {
+        "Network": ("backbone", "mean", "std", "compile"),
+        "Start": ("weights", "head_weights"),
+        "How much is tuned": (
+            "tune", "last_k_blocks", "adapter", "head_only_epochs", "backbone_lr_scale", "layer_decay",
+            "cache_features",
+        ),
+        "Loss": ("label_smoothing", "class_weights", "regularizer"),
+        "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
+    },
+    "SemiSupervisedModule": {
+        "Unlabeled images": ("strategy", "lambda_u", "lambda_ramp", "ramp_steps", "ema_decay"),
+        "Schedule": ("schedule", "warmup_steps", "supervised_steps", "unsupervised_steps"),
+    },
+}  # fmt: skip
+
+
+def list_setting_groups(cls: type) -> dict[str, tuple[str, ...]]:
+    """Return the names of settings by the title of their group.
+
+    Args:
+        cls: Class whose settings the command line takes.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    for base in inspect.getmro(cls):
+        groups |= GROUPS.get(base.__name__, {})
+    return groups
