@@ -120,7 +120,8 @@ def test_version_has_a_dated_section_and_a_citation() -> None:
 def test_hooks_of_a_commit_are_installed_with_the_extra_dev() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook for repo in config["repos"] if repo["repo"] == "local" for hook in repo["hooks"]]
-    modules = {hook["entry"].split()[2].removesuffix("_lib") for hook in hooks}
+    modules = {hook["entry"].split()[2].partition(".")[0] for hook in hooks}
+    modules = {module.removesuffix("_lib").replace("_", "-") for module in modules}
     packages = {re.split("[<>=\\[]", needed)[0] for needed in PROJECT["project"]["optional-dependencies"]["dev"]}
     assert modules <= packages
     assert {"pre-commit", "build"} <= packages
