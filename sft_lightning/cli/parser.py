@@ -60,7 +60,8 @@ class Parser(ArgumentParser):
             groups = list_setting_groups(cls)
             for title, names in groups.items():
                 self._move_to_group(title, {f"{key}.{name}".lstrip(".") for name in names})
-            self._action_groups.sort(key=lambda group: group.title not in groups)  # groups of nested classes come last
+            # Groups of nested classes come last.
+            self._action_groups = sorted(self._action_groups, key=lambda group: group.title not in groups)
         return super().format_help(formatter)
 
     def _move_to_group(self, title: str, options: set[str]) -> None:

@@ -23,7 +23,7 @@ def test_every_setting_is_in_one_group(cls: type) -> None:
 def test_help_shows_groups(option: str, cls: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", f"--{option}.help", cls.__name__])
-    shown = capsys.readouterr().out
+    shown = "\n" + capsys.readouterr().out
     titles = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
     assert [title for title in titles if title in list_setting_groups(cls)] == list(list_setting_groups(cls))
     for title, names in GROUPS[cls.__name__].items():
