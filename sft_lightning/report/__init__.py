@@ -1,1 +1,1 @@
-"""What a run came to, as one page that opens offline."""
+"""Reports: the results of a run as one page that opens offline."""

@@ -1,4 +1,4 @@
-"""Where a convolutional network looks: Grad-CAM, Selvaraju et al. 2017."""
+"""Grad-CAM: the regions of an image that support a class, Selvaraju et al. 2017."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,59 +11,59 @@ from sft_lightning.networks.vision.backbones import Backbone
 
 
 def find_last_map(backbone: Backbone) -> nn.Module | None:
-    """The last module whose output is a map of more than one place; None for a network without one.
+    """Return the last module whose output is a feature map larger than 1 x 1; None for a network without one.
 
     Args:
-        backbone: In eval mode.
+        backbone: Network in eval mode.
     """
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
 
-    def look(module: nn.Module, _: Any, output: Any) -> None:
+    def record(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-            found.append(module)
+            modules.append(module)
 
-    hooks = [module.register_forward_hook(look) for module in backbone.net.modules() if module is not backbone.net]
+    hooks = [module.register_forward_hook(record) for module in backbone.net.modules() if module is not backbone.net]
     try:
         with torch.no_grad():
             backbone(torch.zeros(1, *backbone.image_shape, device=backbone.mean.device))
     finally:
         for hook in hooks:
             hook.remove()
-    return found[-1] if found else None
+    return modules[-1] if modules else None
 
 
 def compute_grad_cam(
     backbone: Backbone, head: Mapping[str, Tensor], module: nn.Module, x: Tensor, classes: Tensor
 ) -> Tensor:
-    """How much each place of the pictures speaks for a class.
+    """Compute how much each pixel of the images supports a class.
 
     Args:
-        backbone: In eval mode.
-        head: `weight` (C, F) and `bias` (C,).
-        module: From `find_last_map`.
-        x: (B, C, H, W) in [0, 1].
-        classes: int64, (B,).
+        backbone: Network in eval mode.
+        head: Linear classifier: `weight` (C, F) and `bias` (C,).
+        module: Module from `find_last_map`.
+        x: Images, (B, C, H, W) in [0, 1].
+        classes: Class of each image, int64, (B,).
 
     Returns:
-        (B, H, W), the largest of each picture 1; all 0 where nothing speaks for the class.
+        Heatmaps, (B, H, W), with a maximum of 1 in each image, or all 0 where nothing supports the class.
     """
-    kept: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+    def record(_: nn.Module, __: Any, output: Tensor) -> None:
         output.retain_grad()
-        kept.append(output)
+        outputs.append(output)
 
-    hook = module.register_forward_hook(keep)
+    hook = module.register_forward_hook(record)
     try:
         with torch.enable_grad():
-            # The input asks for a gradient, so that frozen networks have one, too.
+            # The input requires a gradient, so that the maps of a frozen network have one, too.
             features = backbone(x.detach().clone().requires_grad_(True))
             logits = F.linear(features, head["weight"], head["bias"])
             logits.gather(1, classes[:, None]).sum().backward()
     finally:
         hook.remove()
         backbone.zero_grad()
-    (maps,) = kept
+    (maps,) = outputs
     assert maps.grad is not None
     weights = maps.grad.mean((2, 3), keepdim=True)
     heat = (weights * maps).sum(1, keepdim=True).relu().detach()

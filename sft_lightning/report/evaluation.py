@@ -1,4 +1,4 @@
-"""What there is to say of a trained classifier: its predictions, how far to trust them, and its mistakes."""
+"""The predictions of a trained classifier on the splits of its data."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from sft_lightning.cli.loaded_run import LoadedRun, add_subset
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.utils.errors import InputError
 
-_FEW = 2000  # unlabeled examples among which some are chosen to be labeled
+_MAX_CANDIDATES = 2000  # unlabeled examples from which the ones to label next are chosen
 
 
 @dataclass
 class Predictions:
-    """A split as the network sees it.
+    """Features and predictions of a split.
 
     Attributes:
-        name: Of the split.
-        ids: Names of the examples.
-        features: (N, F).
-        logits: (N, C).
-        labels: int64, (N,), -1 where unknown.
+        name: Name of the split.
+        ids: Identifiers of the examples.
+        features: Features of the network, (N, F).
+        logits: Logits of the classes, (N, C).
+        labels: True classes, int64, (N,); -1 where unknown.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Predictions:
 
     @property
     def predicted(self) -> Tensor:
-        """Classes, int64 of shape (N,)."""
+        """Predicted classes, int64, (N,)."""
         return self.logits.argmax(1)
 
     @property
@@ -42,42 +42,42 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """Share that is right."""
+        """Share of right predictions, 0 to 1."""
         return float((self.predicted == self.labels).double().mean())
 
 
 class Evaluation:
-    """A classifier and what it makes of its splits."""
+    """A classifier and its predictions on the splits of its data."""
 
     def __init__(self, opened: LoadedRun) -> None:
-        """Computes the features that are not kept yet.
+        """Compute the features that are not cached yet.
 
         Args:
-            opened: A run.
+            opened: Run of a classifier.
 
         Raises:
-            InputError: It has nothing to be judged by, or pictures that cannot be read.
+            InputError: The run has no held-out split, or images that cannot be read.
         """
         trained = opened.trained
-        self.folder, self.data, self.about = opened.folder, opened.data, trained.metadata
+        self.folder, self.data, self.metadata = opened.folder, opened.data, trained.metadata
         self.class_names = self.data.class_names
         self.backbone = trained.network()
         self.head = trained.head
-        self.judged = self._seen(opened.held_out)
-        apart = len(self.data.splits["val"]) and opened.held_out != "val"
-        self.validation = self._seen("val") if apart else None
-        self.labeled = self._seen("labeled")
+        self.judged = self._predict(opened.held_out)
+        has_validation = len(self.data.splits["val"]) and opened.held_out != "val"
+        self.validation = self._predict("val") if has_validation else None
+        self.labeled = self._predict("labeled")
 
-    def _seen(self, name: str) -> Predictions:
+    def _predict(self, name: str) -> Predictions:
         split = self.data.splits[name]
-        found = features(self.backbone, self.data, name)
-        if found is None:
+        x = features(self.backbone, self.data, name)
+        if x is None:
             raise InputError(f"source {self.data.source.name!r} has {name} images that cannot be read: remove them")
-        x = found.float()
+        x = x.float()
         return Predictions(name, split.ids, x, F.linear(x, self.head["weight"], self.head["bias"]), split.labels)
 
-    def unlabeled(self) -> Predictions | None:
-        """At most 2,000 unlabeled examples, chosen by the seed of the data."""
+    def predict_unlabeled(self) -> Predictions | None:
+        """Return the predictions of at most 2,000 unlabeled examples, chosen by the seed of the data."""
         if not len(self.data.splits["unlabeled"]):
             return None
-        return self._seen(add_subset(self.data, "unlabeled", _FEW))
+        return self._predict(add_subset(self.data, "unlabeled", _MAX_CANDIDATES))

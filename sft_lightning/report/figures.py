@@ -1,24 +1,31 @@
-"""The figures of a report as text for the page: SVG that is legible on light and dark, and pictures as PNG."""
+"""Draw the figures of a page: SVG that is legible on light and dark backgrounds, and images as PNG."""
 
-import base64
-import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from markupsafe import Markup, escape
 from PIL import Image
 from torch import Tensor
 
-# Okabe and Ito's colors, which the color-blind can tell apart, without black.
+from sft_lightning.utils.html import render_columns, render_figure, render_image
+
+# Okabe and Ito's palette, which color-blind readers can distinguish, without black.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7a00", "#7f7f7f", "#8a6fd8", "#a0522d")
-INK = "#808080"  # stands for the color of the page's text
+INK = "#808080"  # becomes the text color of the page
 
 
 def make_axes(height: float) -> tuple[Any, Any]:
-    """Of one width: letters are as large in all figures, and legible where a phone shows them at 340 pixels."""
+    """Return a matplotlib figure and its axes in the style of a page.
+
+    All figures have one width, so that their text has one size, legible where a phone shows them 340 pixels wide.
+
+    Args:
+        height: Height in inches.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, height), layout="constrained")
@@ -31,42 +38,45 @@ def make_axes(height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def render_svg(figure: Any, told: str, legend: Sequence[tuple[str, str, str]], title: str = "") -> str:
-    """The figure as an element of a page, named for those who cannot see it; the legend is text of the page."""
+def render_svg(figure: Any, description: str, legend: Sequence[tuple[str, str, str]], title: str = "") -> Markup:
+    """Return a matplotlib figure as an element of a page.
+
+    Args:
+        figure: Figure from `make_axes`.
+        description: Plain text for readers who cannot see the figure.
+        legend: Name, color and shape of each entry, as in `render_figure`.
+        title: Plain text above the figure.
+    """
     from matplotlib import rc_context
 
     file = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": told}):  # letters stay letters; the same file each time
+    # Text stays text, and the same figure gives the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue().replace(INK, "currentColor")
-    text = text[text.index("<svg") :]
-    # Sizes by the page; links to definitions of its own only.
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r' id="[A-Za-z][A-Za-z0-9.]*_\d+"', "", text)  # names that nothing refers to, alike in all figures
-    text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(told)}"', 1)
-    marks = "".join(
-        f'<span><i class="{shape}" style="background:{color}"></i>{html.escape(name)}</span>'
-        for name, color, shape in legend
-    )
-    above = f"<h3>{html.escape(title)}</h3>" if title else ""
-    return f'<figure>{above}{text}<figcaption class="legend">{marks}</figcaption></figure>'
+    svg = file.getvalue().replace(INK, "currentColor")
+    svg = svg[svg.index("<svg") :]
+    # The page sets the size; only links within the figure stay.
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r' id="[A-Za-z][A-Za-z0-9.]*_\d+"', "", svg)  # unused, and the same in all figures
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    return render_figure(Markup(svg), title, legend)  # matplotlib has escaped the text
 
 
 def draw_reliability(
     before: Sequence[tuple[float, float, int]], after: Sequence[tuple[float, float, int]] | None
-) -> str:
-    """Accuracy against confidence; the diagonal is perfect.
+) -> Markup:
+    """Return a reliability diagram: accuracy against confidence, perfect on the diagonal.
 
     Args:
-        before: Mean confidence, accuracy and count of each bin.
-        after: The same after temperature scaling, or None.
+        before: Mean confidence, accuracy and number of examples of each bin.
+        after: Mean confidence, accuracy and number of examples of each bin after temperature scaling, or None.
     """
     figure, axes = make_axes(3.8)
     axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1)
-    lines = [("as it is", before, COLORS[0])]
+    lines = [("as trained", before, COLORS[0])]
     lines += [("after temperature scaling", after, COLORS[1])] if after is not None else []
     for _, bins, color in lines:
         confidence, accuracy, counts = zip(*bins, strict=True)
@@ -74,100 +84,89 @@ def draw_reliability(
         axes.scatter(confidence, accuracy, [10 + 60 * math.sqrt(n / max(counts)) for n in counts], color=color)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_xlabel("confidence", color=INK)
-    axes.set_ylabel("share that is right", color=INK)
+    axes.set_ylabel("accuracy", color=INK)
     legend = [(name, color, "") for name, _, color in lines]
     return render_svg(figure, "Reliability diagram: larger dots are more examples", legend)
 
 
-def draw_curves(found: dict[str, list[tuple[int, float]]], groups: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Metrics over the steps, a panel for each group that has any.
+def draw_curves(
+    values: Mapping[str, Sequence[tuple[int, float]]], groups: Sequence[tuple[str, Sequence[str]]]
+) -> Markup:
+    """Return metrics over the steps, with a panel for each group that has any.
 
     Args:
-        found: Steps and values by metric.
+        values: Steps and values by metric.
         groups: Title and metrics of each panel.
     """
-    parts = []
+    panels = []
     for title, names in groups:
-        shown = [name for name in names if len(found.get(name, ())) > 1]  # a point is no curve
+        shown = [name for name in names if len(values.get(name, ())) > 1]  # one point is not a curve
         if not shown:
             continue
         figure, axes = make_axes(3.0)
         for name, color in zip(shown, COLORS, strict=False):
-            steps, values = zip(*sorted(found[name]), strict=True)
-            axes.plot(steps, values, color=color, linewidth=1.5, marker="o" if len(steps) < 15 else "", markersize=3)
+            x, y = zip(*sorted(values[name]), strict=True)
+            axes.plot(x, y, color=color, linewidth=1.5, marker="o" if len(x) < 15 else "", markersize=3)
         axes.set_xlabel("step", color=INK)
-        named = [(n.split("/")[-1].replace("_", " "), color, "") for n, color in zip(shown, COLORS, strict=False)]
-        parts.append(render_svg(figure, f"{title} over the steps", named, title))
-    return f'<div class="row">{"".join(parts)}</div>' if parts else ""
+        legend = [(n.split("/")[-1].replace("_", " "), color, "") for n, color in zip(shown, COLORS, strict=False)]
+        panels.append(render_svg(figure, f"{title} over the steps", legend, title))
+    return render_columns(panels, "row") if panels else Markup()
 
 
 def draw_feature_map(
     labeled: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, names: Sequence[str], title: str
-) -> str:
-    """Features in the plane, colored by class; labeled examples are large and ringed.
+) -> Markup:
+    """Return features in the plane, colored by class; labeled examples are large and ringed.
 
     Args:
-        labeled: (M, 2).
-        labels: int64, (M,).
-        others: (N, 2).
-        other_labels: int64, (N,).
-        names: Of the classes.
-        title: Above it.
+        labeled: Coordinates of the labeled examples, (M, 2).
+        labels: Classes of the labeled examples, int64, (M,).
+        others: Coordinates of the other examples, (N, 2).
+        other_labels: Classes of the other examples, int64, (N,).
+        names: Names of the classes.
+        title: Plain text above the figure.
     """
     figure, axes = make_axes(4.0)
     legend = []
     for k, name in enumerate(names):
-        color, square = COLORS[k % len(COLORS)], (k // len(COLORS)) % 2 == 1
-        style: dict[str, Any] = {"color": color, "marker": "s" if square else "o", "linewidths": 0}
-        for places, own, more in (
+        color, is_square = COLORS[k % len(COLORS)], (k // len(COLORS)) % 2 == 1
+        style: dict[str, Any] = {"color": color, "marker": "s" if is_square else "o", "linewidths": 0}
+        for coordinates, mask, emphasis in (
             (others, other_labels == k, {"s": 7, "alpha": 0.5}),
             (labeled, labels == k, {"s": 28, "edgecolors": INK, "linewidths": 0.8}),
         ):
-            if own.any():
-                axes.scatter(*places[own].T.numpy(), **{**style, **more})
-        legend.append((name, color, "square" if square else ""))
+            if mask.any():
+                axes.scatter(*coordinates[mask].T.numpy(), **{**style, **emphasis})
+        legend.append((name, color, "square" if is_square else ""))
     axes.set(xticks=[], yticks=[])
     return render_svg(figure, title, legend if len(names) <= 2 * len(COLORS) else [], title)
 
 
-def embed_png(png: bytes, told: str) -> str:
-    """A figure that was drawn before.
+def embed_image(x: Tensor, description: str, max_side: int = 96) -> Markup:
+    """Return an image as an `img` element.
 
     Args:
-        png: The file's content.
-        told: For those who cannot see it.
-    """
-    data = base64.b64encode(png).decode()
-    return f'<figure class="wide"><img alt="{html.escape(told)}" src="data:image/png;base64,{data}"></figure>'
-
-
-def embed_image(x: Tensor, told: str, side: int = 96) -> str:
-    """One picture as an `img`.
-
-    Args:
-        x: (C, H, W) in [0, 1].
-        told: What it is, as plain text: for those who cannot see it, and under the pointer.
-        side: Of the longest side, at most; small pictures are enlarged without smoothing by the page.
+        x: Image, (C, H, W) in [0, 1].
+        description: Plain text for readers who cannot see the image; also shown under the pointer.
+        max_side: Length of the longest side in pixels, at most; the page enlarges small images without smoothing.
     """
     pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    image.thumbnail((side, side))
+    image.thumbnail((max_side, max_side))
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
-    told = html.escape(told)
-    return f'<img alt="{told}" title="{told}" src="data:image/png;base64,{data}">'
+    return render_image(file.getvalue(), description)
 
 
 def overlay_heat(x: Tensor, heat: Tensor) -> Tensor:
-    """A picture in gray, and over it what speaks for a class, from red to yellow.
+    """Return an image in gray under a heatmap from red to yellow.
 
     Args:
-        x: (C, H, W) in [0, 1].
-        heat: (H, W), 0 to 1.
+        x: Image, (C, H, W) in [0, 1].
+        heat: Evidence for a class, (H, W), 0 to 1.
 
     Returns:
-        (3, H, W).
+        Image, (3, H, W).
     """
     color = torch.stack([torch.ones_like(heat), 0.9 * heat.square(), torch.zeros_like(heat)])
     return torch.lerp(x.mean(0).expand_as(color), color, 0.65 * heat)

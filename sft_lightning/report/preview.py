@@ -1,4 +1,4 @@
-"""`sft-lightning preview`: what a network will see, before it is trained."""
+"""`sft-lightning preview`: show the views of training images before training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,46 +16,46 @@ from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
 _COUNT, _VIEWS = 10, 2
-ROW_TITLES = ("as they are", *["weak view"] * _VIEWS, *["strong view"] * _VIEWS)
+ROW_TITLES = ("original", *["weak view"] * _VIEWS, *["strong view"] * _VIEWS)
 
 
 class PreviewCLI(DryRunCLI):
-    """Takes what `fit` takes."""
+    """Command line of `preview`, which takes the arguments of `fit`."""
 
     command = "preview"
 
 
-def preview(words: Sequence[str]) -> str:
-    """Draws ten training images, two weak views of each, and two strong ones where strong views change something.
+def preview(argv: Sequence[str]) -> str:
+    """Draw ten training images with two weak views of each, and two strong views where these are used.
 
     Args:
-        words: What `fit` takes.
+        argv: Arguments of `fit`.
 
     Returns:
-        The rows of the picture, and where it is; TensorBoard shows it, too.
+        Titles of the rows and path of the image, which TensorBoard shows, too.
 
     Raises:
-        InputError: The input is wrong, or there is no training image.
+        InputError: The arguments are wrong, or there are no training images.
     """
-    cli = run(["fit", *words], PreviewCLI)
+    cli = run(["fit", *argv], PreviewCLI)
     data = cli.datamodule
     if not isinstance(data, ImageDataModule):
-        raise InputError(f"data is {type(data).__name__}: preview shows those of an ImageDataModule")
+        raise InputError(f"data is {type(data).__name__}: preview needs an ImageDataModule")
     data.setup("fit")
     name = "labeled" if len(data.splits["labeled"]) else "unlabeled"
     if not len(data.splits[name]):
-        raise InputError(f"source {data.source.name!r} has no training image to show")
+        raise InputError(f"source {data.source.name!r} has no training images to show")
     order = torch.randperm(len(data.splits[name]), generator=torch.Generator().manual_seed(data.request.seed))
     x = data.pictures_of(name, order[:_COUNT].tolist())
-    made = [x] + [weak(x, data.weak_view, draw) for draw in range(_VIEWS)]
+    views = [x] + [weak(x, data.weak_view, seed) for seed in range(_VIEWS)]
     if data.strong_view:
-        made += [strong(x, data.weak_view, data.strong_view, draw) for draw in range(_VIEWS)]
-    picture = draw_image_rows(torch.stack(made))
+        views += [strong(x, data.weak_view, data.strong_view, seed) for seed in range(_VIEWS)]
+    image = draw_image_rows(torch.stack(views))
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
     path = folder / "preview.png"
     with open_atomic(path) as staged:
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(staged, format="PNG")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(staged, format="PNG")
     with SummaryWriter(str(folder)) as writer:
-        writer.add_image("preview", picture)
-    told = "\n".join(f"row {k}  {row}" for k, row in enumerate(ROW_TITLES[: len(made)], 1))
-    return f"{len(x)} {name} images of shape {tuple(x.shape[1:])}\n{told}\nWritten: {path}"
+        writer.add_image("preview", image)
+    rows = "\n".join(f"row {k}  {title}" for k, title in enumerate(ROW_TITLES[: len(views)], 1))
+    return f"{len(x)} {name} images of shape {tuple(x.shape[1:])}\n{rows}\nWritten: {path}"

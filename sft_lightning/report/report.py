@@ -1,8 +1,9 @@
-"""`sft-lightning report RUN`: what a run came to, as one page."""
+"""`sft-lightning report RUN`: write the results of a run as one page."""
 
 from pathlib import Path
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from sft_lightning import AutoencoderModule
@@ -28,28 +29,38 @@ from sft_lightning.report.metrics import (
 )
 from sft_lightning.report.run_sections import render_health, render_origin, render_training
 from sft_lightning.runs.lock import is_training
+from sft_lightning.runs.paths import LOGS
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.training.callbacks.csv_log import read_curves
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min
-from sft_lightning.utils.html import Section, render_matrix, render_page, render_table
+from sft_lightning.utils.html import (
+    Section,
+    render_columns,
+    render_heading,
+    render_matrix,
+    render_note,
+    render_page,
+    render_table,
+)
 
-_MAPPED, _MATRIX = 1000, 30  # examples of the map; classes whose confusion matrix can be read
+_MAX_MAPPED = 1000  # examples of each kind on a map of the features
+_MAX_MATRIX = 30  # classes of a confusion matrix that is still readable
 
 
 def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
-    """Writes `report.html`, and `label_next.csv` beside it where there are unlabeled examples.
+    """Write `report.html`, and `label_next.csv` beside it if there are unlabeled examples.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
-        out: The file; null for `report.html` in the run's folder.
-        label_next: How many unlabeled examples are proposed to be labeled next; 0 for none.
+        out: Path of the page; null for `report.html` in the run's folder.
+        label_next: Number of unlabeled examples to propose for labeling; 0 for none.
 
     Returns:
-        The file.
+        Path of the page.
 
     Raises:
-        InputError: There is no such run, or nothing to judge it by.
+        InputError: There is no such run, or nothing to evaluate it on.
     """
     check_min(0, label_next=label_next)
     with silence_logs():
@@ -59,21 +70,29 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
             verdict, sections = _describe_classifier(opened, path.with_name("label_next.csv"), label_next)
         elif isinstance(opened.cli.model, AutoencoderModule):
             verdict = [
-                f"This is a pre-training without labels, shown at the {_describe_iterate(opened)}.",
-                "Whether it helps, runs that start from it have to show, over several seeds.",
+                f"This is a pretraining without labels, shown at the {_describe_iterate(opened)}.",
+                "Only runs that start from it can show whether it helps, over several seeds.",
             ]
             sections = [
-                Section("What it redraws", render_reconstructions(opened)),
-                Section("How it learned", render_training(read_curves(opened.folder))),
+                Section("Reconstructions", render_reconstructions(opened)),
+                Section("Training curves", render_training(read_curves(opened.folder))),
             ]
         else:
-            raise InputError(f"run {run!r} ({opened.trained.metadata['made_by']}) has no classifier: give one that has")
-        sections.append(Section("Where it comes from", render_origin(opened)))
-    about, data = opened.trained.metadata, opened.data
-    under = f"{about['made_by']} on {about['backbone']}, data {data.source.name}"
-    under += f", {len(data.splits['labeled']):,} labels" if opened.trained.head else ""
-    write_text(path, render_page(f"Run {'/'.join(opened.folder.resolve().parts[-2:])}", under, verdict, sections))
+            made_by = opened.trained.metadata["made_by"]
+            raise InputError(f"run {run!r} ({made_by}) has no classifier: give a run that has one")
+        sections.append(Section("Provenance", render_origin(opened)))
+    metadata, data = opened.trained.metadata, opened.data
+    subtitle = f"{metadata['made_by']} on {metadata['backbone']}, data {data.source.name}"
+    subtitle += f", {len(data.splits['labeled']):,} labels" if opened.trained.head else ""
+    write_text(path, render_page(f"Run {_format_run(opened.folder)}", subtitle, verdict, sections))
     return path
+
+
+def _format_run(folder: Path) -> str:
+    """Return the name of a run below `lightning_logs`, or the end of its path where it lies elsewhere."""
+    parts = folder.resolve().parts
+    begin = len(parts) - parts[::-1].index(LOGS) if LOGS in parts else -2
+    return "/".join(parts[begin:])
 
 
 def _describe_iterate(opened: LoadedRun) -> str:
@@ -81,112 +100,105 @@ def _describe_iterate(opened: LoadedRun) -> str:
 
 
 def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tuple[list[str], list[Section]]:
-    is_on_its_way = is_training(opened.folder)
-    facts, found = Evaluation(opened), read_curves(opened.folder)
-    unlabeled = facts.unlabeled()
-    said, calibration = _render_calibration(facts)
-    accuracy, caveats = _format_verdict(facts, _describe_iterate(opened))
+    # Asked before the evaluation, which takes a while: the run may end meanwhile.
+    is_unfinished = is_training(opened.folder)
+    evaluation, curves = Evaluation(opened), read_curves(opened.folder)
+    unlabeled = evaluation.predict_unlabeled()
+    confidence, calibration = _render_calibration(evaluation)
+    results, caveats = _format_verdict(evaluation, _describe_iterate(opened))
     caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in RunRecord(opened.folder).chain[-1].get("leaks", [])]
-    if is_on_its_way:
-        caveats.append("The run is still being trained: this is not its end.")
+    if is_unfinished:
+        caveats.append("The run is still training: these are not its final results.")
     sections = [
-        Section("Classes and what they are taken for", _render_classes(facts)),
-        Section("Can its confidence be trusted?", calibration),
-        Section("How it learned", render_training(found)),
-        Section("Health of the pseudo-labels", render_health(found)),
-        Section("Its worst mistakes", render_mistakes(facts)),
-        Section("Where it looks", render_attention(facts)),
-        Section("Map of the features", _render_map(facts, unlabeled)),
-        Section("What to label next", render_label_next(facts, unlabeled, path, label_next)),
+        Section("Results by class", _render_classes(evaluation)),
+        Section("Calibration", calibration),
+        Section("Training curves", render_training(curves)),
+        Section("Health of the pseudo-labels", render_health(curves)),
+        Section("Worst mistakes", render_mistakes(evaluation)),
+        Section("Regions that support the prediction", render_attention(evaluation)),
+        Section("Map of the features", _render_map(evaluation, unlabeled)),
+        Section("What to label next", render_label_next(evaluation, unlabeled, path, label_next)),
     ]
-    return [*accuracy, said, *caveats], sections
+    return [*results, confidence, *caveats], sections
 
 
-def _format_verdict(facts: Evaluation, iterate: str) -> tuple[list[str], list[str]]:
-    """What it reaches, and what that does not say."""
-    judged, names = facts.judged, facts.class_names
+def _format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], list[str]]:
+    """Return sentences with the results, and sentences with what limits them."""
+    judged, names = evaluation.judged, evaluation.class_names
     low, high = wilson(judged.accuracy, len(judged.ids))
-    right = judged.predicted == judged.labels
-    shares = {c: float(right[judged.labels == c].double().mean()) for c in judged.labels.unique().tolist()}
-    worst = min(shares, key=lambda c: shares[c])
-    found = [
+    is_right = judged.predicted == judged.labels
+    recall = {c: float(is_right[judged.labels == c].double().mean()) for c in judged.labels.unique().tolist()}
+    worst = min(recall, key=lambda c: recall[c])
+    results = [
         f"{judged.accuracy:.1%} of {len(judged.ids):,} {format_split(judged.name)} images right "
         f"(95 % interval {low:.1%} to {high:.1%}).",
-        f"This is the {iterate}. Class {names[worst]} is found least often: {shares[worst]:.1%}.",
+        f"This is the {iterate}. The recall is lowest for class {names[worst]}: {recall[worst]:.1%}.",
     ]
-    caveats = ["There is no test split: if the validation split chose anything, this is too good."]
-    one = "One run does not say whether unlabeled images helped: a study over several seeds does."
-    return found, [*caveats[: judged.name == "val"], one]
+    caveats = ["There is no test split: if the validation split chose anything, this result is too optimistic."]
+    one_run = "One run cannot show whether unlabeled images helped: run a study over several seeds."
+    return results, [*caveats[: judged.name == "val"], one_run]
 
 
-def _render_classes(facts: Evaluation) -> str:
-    judged, names = facts.judged, facts.class_names
+def _render_classes(evaluation: Evaluation) -> Markup:
+    judged, names = evaluation.judged, evaluation.class_names
     counts = count_confusions(judged, len(names))
-    labels = torch.bincount(facts.labeled.labels, minlength=len(names)).tolist()
+    num_labels = torch.bincount(evaluation.labeled.labels, minlength=len(names)).tolist()
     rows = []
     for c, name in enumerate(names):
-        hit, true, said = (int(n) for n in (counts[c, c], counts[c].sum(), counts[:, c].sum()))
-        rows.append(
-            (name, labels[c], true, f"{hit / true:.1%}" if true else "-", f"{hit / said:.1%}" if said else "never said")
-        )
-    head = ("class", "labels", judged.name, "recall", "precision")
-    if len(names) <= _MATRIX:
-        confusions = render_matrix(counts.tolist(), names)
-        return f'<div class="beside"><div>{render_table(head, rows)}</div><div>{confusions}</div></div>'
-    apart = (counts - counts.diag().diag()).flatten()
-    pairs = [(int(n), *divmod(int(k), len(names))) for n, k in zip(*apart.topk(_MATRIX), strict=True) if n]
-    confused = [(names[true], names[said], n) for n, true, said in pairs]
-    return (
-        render_table(head, rows)
-        + "<h3>Most frequent confusions</h3>"
-        + render_table(("true", "predicted", "images"), confused)
-    )
+        right, true, predicted = (int(n) for n in (counts[c, c], counts[c].sum(), counts[:, c].sum()))
+        recall = f"{right / true:.1%}" if true else "-"
+        rows.append((name, num_labels[c], true, recall, f"{right / predicted:.1%}" if predicted else "never predicted"))
+    table = render_table(("class", "labels", judged.name, "recall", "precision"), rows)
+    if len(names) <= _MAX_MATRIX:
+        return render_columns([table, render_matrix(counts.tolist(), names)])
+    errors = (counts - counts.diag().diag()).flatten()
+    pairs = [(int(n), *divmod(int(k), len(names))) for n, k in zip(*errors.topk(_MAX_MATRIX), strict=True) if n]
+    confused = [(names[true], names[predicted], n) for n, true, predicted in pairs]
+    heading = render_heading("Most frequent confusions")
+    return table + heading + render_table(("true", "predicted", "images"), confused)
 
 
-def _render_calibration(facts: Evaluation) -> tuple[str, str]:
-    """A sentence for the verdict, and the section."""
-    judged = facts.judged
+def _render_calibration(evaluation: Evaluation) -> tuple[str, Markup]:
+    """Return a sentence for the verdict, and the section."""
+    judged, validation = evaluation.judged, evaluation.validation
     error = compute_calibration_error(judged.logits, judged.labels)
-    sure = float(judged.logits.softmax(1).max(1).values.mean())
-    word = "too sure" if sure > judged.accuracy else "not sure enough"
-    said = f"It is {word}: its mean confidence is {sure:.1%}; the calibration error is {error:.3f}"
+    confidence = float(judged.logits.softmax(1).max(1).values.mean())
+    direction = "overconfident" if confidence > judged.accuracy else "underconfident"
+    sentence = f"It is {direction}: its mean confidence is {confidence:.1%}; the calibration error is {error:.3f}"
     before = bin_reliability(judged.logits, judged.labels)
-    if facts.validation is None:
-        told = "There is no validation split beside it to find a temperature on."
-        return f"{said}.", f"<p>{told}</p>" + figures.draw_reliability(before, None)
-    t = fit_temperature(facts.validation.logits, facts.validation.labels)
+    if validation is None:
+        note = render_note("There is no separate validation split to fit a temperature on.")
+        return f"{sentence}.", note + figures.draw_reliability(before, None)
+    t = fit_temperature(validation.logits, validation.labels)
     scaled = compute_calibration_error(judged.logits / t, judged.labels)
-    drawn = figures.draw_reliability(before, bin_reliability(judged.logits / t, judged.labels))
-    told = (
-        f"Expected calibration error on the {format_split(judged.name)} split: {error:.3f}, {scaled:.3f} with all "
-        f"logits divided by the temperature {t:.2f}, which fits the validation split best. Dots below the dotted line "
-        "are too sure; larger dots are more examples."
+    note = render_note(
+        f"Expected calibration error on the {format_split(judged.name)} split: {error:.3f} as trained, {scaled:.3f} "
+        f"with all logits divided by the temperature {t:.2f}, which fits the validation split best. Dots below the "
+        "dotted line are overconfident; larger dots are more examples."
     )
-    return f"{said}, {scaled:.3f} after its temperature is set to {t:.2f} (on the validation split).", (
-        f'<p class="soft">{told}</p>{drawn}'
+    figure = figures.draw_reliability(before, bin_reliability(judged.logits / t, judged.labels))
+    return f"{sentence}, or {scaled:.3f} at temperature {t:.2f} (fitted on the validation split).", note + figure
+
+
+def _render_map(evaluation: Evaluation, unlabeled: Predictions | None) -> Markup:
+    labeled, others = evaluation.labeled, evaluation.judged if unlabeled is None else unlabeled
+    seed = evaluation.data.request.seed
+    first, second = (sample_positions(len(split.ids), _MAX_MAPPED, seed) for split in (labeled, others))
+    x = torch.cat([labeled.features[first], others.features[second]])
+    # The data may know labels of unlabeled examples, which are hidden from training and from the reader of this page.
+    classes = (others.labels if unlabeled is None else others.predicted)[second]
+    small = (
+        f"{format_split(others.name)} images by class" if unlabeled is None else "unlabeled images by predicted class"
     )
+    note = f"Large and ringed: {len(first):,} labeled images by class. Small: {len(second):,} {small}."
 
+    def draw(coordinates: Tensor, title: str) -> Markup:
+        known, rest = coordinates[: len(first)], coordinates[len(first) :]
+        return figures.draw_feature_map(known, labeled.labels[first], rest, classes, evaluation.class_names, title)
 
-def _render_map(facts: Evaluation, unlabeled: Predictions | None) -> str:
-    others = facts.judged if unlabeled is None else unlabeled
-    known, rest = (sample_positions(len(of.ids), _MAPPED, facts.data.request.seed) for of in (facts.labeled, others))
-    x = torch.cat([facts.labeled.features[known], others.features[rest]])
-    # The hidden label of an unlabeled example is nobody's business: its predicted class is what there is.
-    shown = (others.labels if unlabeled is None else others.predicted)[rest]
-    words = (
-        f"{format_split(others.name)} images by their class"
-        if unlabeled is None
-        else "unlabeled images by their predicted class"
-    )
-    told = f"Large and ringed: {len(known):,} labeled images by their class. Small: {len(rest):,} {words}."
-
-    def drawn(places: Tensor, title: str) -> str:
-        labels, count = facts.labeled.labels[known], len(known)
-        return figures.draw_feature_map(places[:count], labels, places[count:], shown, facts.class_names, title)
-
-    places, share = project_pca(x)
-    maps = [drawn(places, f"Main directions (PCA): {float(share[0]):.0%} and {float(share[1]):.0%} of the variance")]
-    near = project_umap(x)
-    if near is not None:
-        maps.append(drawn(near, "Neighbors stay neighbors (UMAP)"))
-    return f'<p class="soft">{told}</p><div class="row">{"".join(maps)}</div>'
+    coordinates, share = project_pca(x)
+    maps = [draw(coordinates, f"PCA: {float(share[0]):.0%} and {float(share[1]):.0%} of the variance")]
+    neighborhoods = project_umap(x)
+    if neighborhoods is not None:
+        maps.append(draw(neighborhoods, "UMAP, which keeps neighbors together"))
+    return render_note(note) + render_columns(maps, "row")

@@ -1,68 +1,68 @@
-"""What a run wrote about itself, without a look at its network: curves, health, and where it comes from."""
+"""Render the sections of a report from what the run logged: curves, pseudo-labels, and provenance."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from sft_lightning._version import __version__
 from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.report import figures
-from sft_lightning.runs.lineage import format_lineage as chain_in_words
+from sft_lightning.runs.lineage import format_lineage
 from sft_lightning.runs.provenance import format_command, shorten
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.training.callbacks.csv_log import Curves, MetricsCSV
 from sft_lightning.utils.environment import describe_machine, format_machine
-from sft_lightning.utils.html import render_collapsible, render_table
+from sft_lightning.utils.html import render_collapsible, render_note, render_table
 
-# Of the pseudo-labels (`PseudoLabelHealth`): what each measure says.
-_HEALTH = {
-    "accepted": "share of the guesses that are learned from",
-    "accuracy": "share of these that is right (hidden labels are only measured against)",
-    "classes": "over how many classes the guesses are spread; far below the number of classes is collapse",
-    "distance": "of the guesses' distribution from that of the labels, 0 to 1",
+# Meaning of each metric of the pseudo-labels.
+_MEANINGS = {
+    "accepted": "share of the pseudo-labels that training uses",
+    "accuracy": "share of these that is right (hidden labels serve only to measure it)",
+    "classes": "effective number of predicted classes; far below the number of classes, the predictions have collapsed",
+    "distance": "distance between the distributions of pseudo-labels and labels, 0 to 1",
 }
 
 
-def render_training(found: Curves | None) -> str:
-    """The section with the curves.
+def render_training(curves: Curves | None) -> Markup:
+    """Return the section with the training and validation curves.
 
     Args:
-        found: From `read_curves`.
+        curves: Metrics from `read_curves`.
     """
-    if found is None:
-        return f"<p>There is no {MetricsCSV.FILE} in the run's folder, or none that can be read.</p>"
-    losses = [name for name in found if name.startswith("train/") and "threshold" not in name and name != "train/ratio"]
+    if curves is None:
+        return render_note(f"The run's folder has no {MetricsCSV.FILE}, or one that cannot be read.")
+    losses = [n for n in curves if n.startswith("train/") and "threshold" not in n and n != "train/ratio"]
     groups: list[tuple[str, Sequence[str]]] = [
         ("training loss", losses[:6]),
         ("validation", ["val/accuracy", "val/macro_f1", "val/calibration_error", "val/knn_accuracy"]),
         ("validation loss", ["val/loss"]),
     ]
-    return figures.draw_curves(found, groups) or "<p>It was too short for a curve.</p>"
+    return figures.draw_curves(curves, groups) or render_note("The run was too short for a curve.")
 
 
-def render_health(found: Curves | None) -> str:
-    """The section with the health of the pseudo-labels; empty for a run that made none.
+def render_health(curves: Curves | None) -> Markup:
+    """Return the section about the pseudo-labels; empty for a run without any.
 
     Args:
-        found: From `read_curves`.
+        curves: Metrics from `read_curves`.
     """
-    found = found or {}
-    known = {name: sorted(found[f"pseudo_labels/{name}"]) for name in _HEALTH if f"pseudo_labels/{name}" in found}
-    if not known:
-        return ""
-    rows = [(name, f"{of[0][1]:.3g}", f"{of[-1][1]:.3g}", _HEALTH[name]) for name, of in known.items()]
-    shares = [f"pseudo_labels/{name}" for name in known if name != "classes"]
-    drawn = figures.draw_curves(
-        found, [("pseudo-labels", shares), ("loss of the unlabeled images over that of the labeled", ["train/ratio"])]
-    )
-    return render_table(("measure", "first", "last", "meaning"), rows, "told") + drawn
+    curves = curves or {}
+    logged = {n: sorted(curves[f"pseudo_labels/{n}"]) for n in _MEANINGS if f"pseudo_labels/{n}" in curves}
+    if not logged:
+        return Markup()
+    rows = [(n, f"{values[0][1]:.3g}", f"{values[-1][1]:.3g}", _MEANINGS[n]) for n, values in logged.items()]
+    shares = [f"pseudo_labels/{name}" for name in logged if name != "classes"]
+    groups = [("pseudo-labels", shares), ("unlabeled loss over labeled loss", ["train/ratio"])]
+    return render_table(("metric", "first", "last", "meaning"), rows, "explained") + figures.draw_curves(curves, groups)
 
 
 def measure_duration(folder: Path) -> float | None:
-    """How long the run was trained, by its log; a resumed one without the break. None where there is no log.
+    """Measure the seconds of training by the log, without the break before a resume; None without a log.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -70,40 +70,45 @@ def measure_duration(folder: Path) -> float | None:
     for path in folder.glob("events.out.tfevents.*"):
         events = list(EventFileLoader(str(path)).Load())
         tags = {value.tag for event in events for value in event.summary.value}
-        if "train/loss" in tags:  # `test` writes files of its own
+        if "train/loss" in tags:  # `test` writes event files of its own
             total += events[-1].wall_time - events[0].wall_time
     return total or None
 
 
-def render_origin(opened: LoadedRun) -> str:
-    """The section with data, config, versions, hardware, duration and lineage.
+def render_origin(opened: LoadedRun) -> Markup:
+    """Return the section about data, config, versions, hardware, duration and lineage.
 
     Args:
-        opened: A run.
+        opened: Run of the report.
     """
-    folder, about = opened.folder, opened.trained.metadata
+    folder, metadata = opened.folder, opened.trained.metadata
     chain = RunRecord(folder).chain
     counts = ", ".join(f"{len(s):,} {n}" for n, s in opened.data.splits.items() if " " not in n)
-    link, took, record = chain[-1], measure_duration(folder), RunRecord(folder).provenance
+    link, duration, record = chain[-1], measure_duration(folder), RunRecord(folder).provenance
     trained_on = format_machine(link["machine"]) if "machine" in link else "unknown"
     rows = [
         ("run", folder),
-        ("checkpoint", f"{opened.checkpoint.name}, step {about['step']:,}"),
+        ("checkpoint", f"{opened.checkpoint.name}, step {metadata['step']:,}"),
         ("data", f"{opened.data.source.name}: {counts}"),
         ("manifest", f"{folder / 'split.csv'}, SHA-256 of the data {link.get('data_sha256') or 'unknown'}"),
         (
             "trained",
-            f"{link.get('date', 'unknown when')} with sft-lightning {link.get('version', 'of unknown version')}",
+            f"{link.get('date', 'at an unknown date')} with sft-lightning {link.get('version', '(version unknown)')}",
         ),
-        ("duration", "unknown" if took is None else f"{took:,.0f} s, by the log, from its first entry to its last"),
+        (
+            "duration",
+            "unknown" if duration is None else f"{duration:,.0f} s between the first and the last log entry",
+        ),
         ("hardware", trained_on),
         *((("command", format_command(record["command"])), ("code", shorten(record["code"]))) if record else ()),
         ("report", f"by sft-lightning {__version__} on {format_machine(describe_machine())}"),
     ]
-    parts = [
-        render_table(("", ""), rows, "facts"),
-        render_collapsible("Lineage, the source first", chain_in_words(chain)),
-    ]
-    parts.append(render_collapsible("Config", (folder / "fit.yaml").read_text(encoding="utf-8")))
-    weights = json.dumps({k: v for k, v in about.items() if k != "chain"}, indent=1)
-    return "".join([*parts, render_collapsible("What the weights say", weights)])
+    weights = json.dumps({k: v for k, v in metadata.items() if k != "chain"}, indent=1)
+    return Markup().join(
+        [
+            render_table(("", ""), rows, "facts"),
+            render_collapsible("Lineage, from the first run to this one", format_lineage(chain)),
+            render_collapsible("Config", (folder / "fit.yaml").read_text(encoding="utf-8")),
+            render_collapsible("Metadata of the weights", weights),
+        ]
+    )

@@ -1,4 +1,4 @@
-"""The figure of a study: accuracy against the number of labels."""
+"""Draw the figure of a study: accuracy against the number of labels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,47 +7,92 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from markupsafe import Markup
+
+from sft_lightning.report.figures import INK, make_axes, render_svg
 from sft_lightning.study.statistics import MIN_SEEDS, confidence_interval
 from sft_lightning.utils.atomic import open_atomic
 
-# M. Okabe, K. Ito, "Color Universal Design"; without black and the yellow that is pale on white
+Results = Mapping[str, Mapping[int, Sequence[float]]]  # test accuracies of the seeds, by method and number of labels
+
+# M. Okabe, K. Ito, "Color Universal Design"; without black, and without the yellow that is pale on white
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = "sD^vPo"  # one for each color
 _LINES = ("-", "-.", ":")  # for methods that take a color a second and third time
 _BASELINE = "#666666"
 
 
-def save_label_efficiency(path: Path, results: Mapping[str, Mapping[int, Sequence[float]]], baseline: str) -> None:
-    """Draws the mean test accuracy of each method with its 95 % interval over the seeds.
+def save_label_efficiency(path: Path, results: Results, baseline: str) -> None:
+    """Save the mean test accuracy of each method with its 95 % interval over the seeds as a PNG file.
 
     Args:
-        path: Of the PNG, written whole or not at all; its folder is made.
-        results: Test accuracies of the seeds, by method and number of labels.
-        baseline: The labels alone, drawn in gray.
+        path: Path of the file, written atomically.
+        results: Test accuracies of the seeds by name of the method and number of labels.
+        baseline: Name of the method that learns from the labels alone, drawn in gray.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
 
-    budgets = sorted({budget for of in results.values() for budget in of})
-    apart = min((math.log(b / a) for a, b in pairwise(budgets)), default=1.0)
-    wide = math.log(budgets[-1] / budgets[0]) + apart
-    step = min(0.5 * apart / len(results), 0.04 * wide)  # side by side, as intervals would hide each other
     figure = Figure(figsize=(8, max(4.5, 1 + 0.4 * len(results))), layout="constrained", dpi=120)
     axes: Any = figure.subplots()
+    handles = _draw(axes, results, baseline, _BASELINE)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("labels")
+    axes.set_ylabel("test accuracy")
+    axes.set_title(_format_title(results), fontsize=10, loc="left")
+    figure.legend(
+        [*handles.values()],
+        [fill(method, 30) for method in handles],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+    )
+    with open_atomic(path) as staged:
+        figure.savefig(staged, format="png")
+
+
+def render_label_efficiency(results: Results, baseline: str) -> Markup:
+    """Return the same figure as an element of a page, narrow enough to stand beside the verdict.
+
+    Args:
+        results: Test accuracies of the seeds by name of the method and number of labels.
+        baseline: Name of the method that learns from the labels alone.
+    """
+    figure, axes = make_axes(3.4 + 0.22 * len(results))
+    handles = _draw(axes, results, baseline, INK)
+    axes.set_xlabel("labels", color=INK)
+    axes.set_ylabel("test accuracy", color=INK)
+    legend = figure.legend(
+        [*handles.values()],
+        [fill(method, 50) for method in handles],
+        loc="outside lower left",
+        frameon=False,
+        labelcolor=INK,
+        fontsize=10,
+    )
+    legend.set_in_layout(True)
+    return render_svg(figure, "Test accuracy against the number of labels", [], _format_title(results))
+
+
+def _draw(axes: Any, results: Results, baseline: str, ink: str) -> dict[str, Any]:
+    """Draw the lines with their intervals, and return their handles by method, in the order in which lines end."""
+    from matplotlib.ticker import NullLocator
+
+    budgets = sorted({budget for by_budget in results.values() for budget in by_budget})
+    spacing = min((math.log(b / a) for a, b in pairwise(budgets)), default=1.0)
+    width = math.log(budgets[-1] / budgets[0]) + spacing
+    step = min(0.5 * spacing / len(results), 0.04 * width)  # methods stand side by side, so that no interval hides
     others = [method for method in results if method != baseline]
-    bars = {}
-    for place, (method, of) in enumerate(results.items()):
-        shift = math.exp(step * (place - (len(results) - 1) / 2))
-        own = sorted(of)
-        means, below, above = zip(*(_bar(of[budget]) for budget in own), strict=True)
+    handles = {}
+    for position, (method, by_budget) in enumerate(results.items()):
+        shift = math.exp(step * (position - (len(results) - 1) / 2))
+        means, below, above = zip(*(_bar(by_budget[budget]) for budget in sorted(by_budget)), strict=True)
         if method == baseline:
-            style: dict[str, str] = {"color": _BASELINE, "linestyle": "--", "marker": "o"}
+            style: dict[str, str] = {"color": ink, "linestyle": "--", "marker": "o"}
         else:
-            k = others.index(method)
-            again, color = divmod(k, len(_COLORS))
-            style = {"color": _COLORS[color], "linestyle": _LINES[again % len(_LINES)], "marker": _MARKERS[color]}
-        bars[method] = axes.errorbar(
-            [budget * shift for budget in own],
+            repeat, color = divmod(others.index(method), len(_COLORS))
+            style = {"color": _COLORS[color], "linestyle": _LINES[repeat % len(_LINES)], "marker": _MARKERS[color]}
+        handles[method] = axes.errorbar(
+            [budget * shift for budget in sorted(by_budget)],
             means,
             yerr=(below, above),
             capsize=3,
@@ -58,28 +103,16 @@ def save_label_efficiency(path: Path, results: Mapping[str, Mapping[int, Sequenc
         )
     axes.margins(y=0.1)
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # no accuracy is beyond 0 or 1, wide as an interval may be
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # an interval may reach beyond 0 or 1, an accuracy cannot
     axes.set_xscale("log")
-    axes.set_xlim(budgets[0] / math.exp(apart / 2), budgets[-1] * math.exp(apart / 2))
+    axes.set_xlim(budgets[0] / math.exp(spacing / 2), budgets[-1] * math.exp(spacing / 2))
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.6g} %")
-    axes.set_xlabel("labels")
-    axes.set_ylabel("test accuracy")
-    axes.set_title(_title(results), fontsize=10, loc="left")
-    axes.grid(axis="y", color="#dddddd")
+    axes.grid(axis="y", color=INK, alpha=0.25)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    ranked = sorted(results, key=lambda method: -_mean(results[method][max(results[method])]))  # as the lines end
-    figure.legend(
-        [bars[method] for method in ranked],
-        [fill(method, 30) for method in ranked],
-        loc="outside right upper",
-        frameon=False,
-        fontsize=9,
-    )
-    with open_atomic(path) as staged:
-        figure.savefig(staged, format="png")
+    ranked = sorted(results, key=lambda method: -_mean(results[method][max(results[method])]))
+    return {method: handles[method] for method in ranked}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -87,13 +120,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _bar(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean and how far the interval reaches below and above; not at all where there is none."""
+    """Return the mean and how far the interval reaches below and above it, 0 without an interval."""
     mean, low, high = confidence_interval(values)
     return mean, mean - (mean if low is None else low), (mean if high is None else high) - mean
 
 
-def _title(results: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
-    counts = sorted({len(values) for of in results.values() for values in of.values()})
+def _format_title(results: Results) -> str:
+    counts = sorted({len(values) for by_budget in results.values() for values in by_budget.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     if counts[-1] < MIN_SEEDS:
         return f"Mean over {seeds}; an interval needs {MIN_SEEDS}"

@@ -1,4 +1,4 @@
-"""What a study compares, as a list of trainings: methods of one or more stages, label budgets and seeds."""
+"""Plan a study: list the runs of methods with one or more stages, by label budget and seed."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from sft_lightning._version import __version__
 from sft_lightning.study.inputs import VARIED, InputReader, Inputs
 from sft_lightning.utils.errors import InputError, did_you_mean
 
-NUM_LABELS = "data.init_args.num_labels"  # a stage that sets it depends on no budget
+NUM_LABELS = "data.init_args.num_labels"  # a stage that sets it does not depend on the budget
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Stage:
         config: YAML files that `fit` takes, relative to the file that names them.
         options: Further settings by their full names, such as `model.init_args.lambda_u: 5`.
         weights: Name of an earlier stage, whose weights this one starts from.
-        name: For a later stage's `weights`, and in the run's folder.
+        name: Name for the `weights` of later stages and for the run's folder.
     """
 
     config: list[Path_fr]
@@ -35,18 +35,19 @@ class Stage:
 
 
 class StudyRun(NamedTuple):
-    """One training.
+    """One training of a study.
 
     Attributes:
-        method: That it belongs to.
-        stage: The training.
+        method: Name of the method.
+        stage: Stage of the method.
         budget: Number of labels.
-        seed: Of the split, the initialization and the batches.
-        key: Digest of all that its result depends on; equal for stages that two methods or budgets share.
-        words: For `fit`, but for the name and the weights.
-        start: Key of the run that it starts from, or None.
-        final: Whether it is the last of its method, which is tested.
-        inputs: What its result depends on, from `InputReader`; a part of the key.
+        seed: Seed of the split, the initialization and the batches.
+        key: Digest of everything that the result depends on; equal for stages that methods or budgets share.
+        argv: Arguments of `fit` without the name of the run and the weights.
+        start: Key of the run whose weights it starts from, or None.
+        is_final: Whether it is the last stage of its method, which is tested.
+        inputs: Digests from `InputReader`; a part of the key.
+        folder: Name of the run below the study's folder, from `assign_folders`.
     """
 
     method: str
@@ -54,26 +55,33 @@ class StudyRun(NamedTuple):
     budget: int
     seed: int
     key: str
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     start: str | None
-    final: bool
+    is_final: bool
     inputs: Inputs | None = None
+    folder: str = ""
 
     @property
     def title(self) -> str:
-        """For the progress."""
+        """Name of the run in messages."""
         labels = "" if NUM_LABELS in self.stage.options else f"{self.budget} labels, "
         return f"{self.method}, {self.stage.name}, {labels}seed {self.seed}"
 
     @property
-    def folder(self) -> str:
-        """Part of the run's name."""
-        return f"{re.sub('[^a-zA-Z0-9]+', '_', self.title)}_{self.digest}"
+    def label(self) -> str:
+        """Name of the run's folder, such as `100_labels/freematch/seed_0`, which runs with other inputs may share."""
+        number = self.stage.options.get(NUM_LABELS, self.budget)
+        method = self.method if self.is_final else f"{self.method}_{self.stage.name}"
+        return f"{'all' if number is None else number}_labels/{simplify(method)}/seed_{self.seed}"
 
-    @property
-    def digest(self) -> str:
-        """The end of the folder's name."""
-        return self.key[:8]
+
+def simplify(name: str) -> str:
+    """Return a name without the characters that a folder should not have.
+
+    Args:
+        name: Name from the user.
+    """
+    return re.sub("[^a-zA-Z0-9]+", "_", name)
 
 
 def plan(
@@ -83,25 +91,25 @@ def plan(
     data: dict[str, Any] | None,
     options: dict[str, Any],
 ) -> list[StudyRun]:
-    """All trainings, each after those that it starts from; those of a seed side by side.
+    """List all runs of a study, each after the run that it starts from, and those of a seed together.
 
     Args:
-        methods: Stages by the name of the method.
+        methods: Stages of each method by its name.
         budgets: Numbers of labels.
-        seeds: One run of each method for each.
-        data: What `--data` takes, for all stages; None for that of the stages' own configs.
-        options: For all stages, as `Stage.options`.
+        seeds: Seeds of the runs of each method.
+        data: Data module of all stages as `--data` takes it; None to use that of each stage's config.
+        options: Settings of all stages, as in `Stage.options`.
 
     Raises:
-        InputError: A method has no stage or starts from one that it does not have, or the data cannot be read.
+        InputError: A method has no stage, or starts from a stage that it does not have, or the data cannot be read.
     """
     check_methods(methods, budgets, seeds)
     reader = InputReader()
-    found: list[StudyRun] = []
+    runs: list[StudyRun] = []
     for budget in budgets:
         for seed in seeds:
             for method, stages in methods.items():
-                done: dict[str, str] = {}
+                keys: dict[str, str] = {}
                 for stage in stages:
                     settings = {
                         "seed_everything": seed,
@@ -110,20 +118,20 @@ def plan(
                         **options,
                         **stage.options,
                     }
-                    start = None if stage.weights is None else done[stage.weights]
-                    words = [word for path in stage.config for word in ("--config", str(path.absolute))]
+                    start = None if stage.weights is None else keys[stage.weights]
+                    argv = [argument for path in stage.config for argument in ("--config", str(path.absolute))]
                     if data is not None:
-                        words.append(f"--data={json.dumps(data)}")
-                    fixed = [*words, *_format_options({n: v for n, v in settings.items() if n not in VARIED})]
+                        argv.append(f"--data={json.dumps(data)}")
+                    fixed = [*argv, *_format_options({n: v for n, v in settings.items() if n not in VARIED})]
                     inputs = reader.read(fixed, [Path(path.absolute) for path in stage.config])
                     varied = {name: settings[name] for name in VARIED}
                     inputs = {"version": __version__, **inputs}
                     key = _digest([{**inputs, "names": None}, varied, start])
-                    done[stage.name] = key
-                    final = stage is stages[-1]
-                    words += _format_options(settings)
-                    found.append(StudyRun(method, stage, budget, seed, key, tuple(words), start, final, inputs))
-    return found
+                    keys[stage.name] = key
+                    is_final = stage is stages[-1]
+                    argv += _format_options(settings)
+                    runs.append(StudyRun(method, stage, budget, seed, key, tuple(argv), start, is_final, inputs))
+    return runs
 
 
 def _format_options(settings: Mapping[str, Any]) -> list[str]:
@@ -131,15 +139,15 @@ def _format_options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def check_methods(methods: dict[str, list[Stage]], budgets: Sequence[int], seeds: Sequence[int]) -> None:
-    """Refuse what cannot be a study.
+    """Check the methods, budgets and seeds of a study.
 
     Args:
-        methods: Stages by the name of the method.
+        methods: Stages of each method by its name.
         budgets: Numbers of labels.
         seeds: Seeds of the runs of each method.
 
     Raises:
-        InputError: A list is empty or names one twice, or a stage starts from one that is not there.
+        InputError: A list is empty or has duplicates, or a stage starts from a stage that does not come before it.
     """
     for name, given in (("budgets", budgets), ("seeds", seeds), ("methods", methods)):
         if not given:
@@ -154,9 +162,11 @@ def check_methods(methods: dict[str, list[Stage]], budgets: Sequence[int], seeds
         known: list[str] = []
         for stage in stages:
             if stage.weights is not None and stage.weights not in known:
-                told = f"earlier stages: {', '.join(known)}" if known else "there is no earlier one"
+                earlier = f"earlier stages: {', '.join(known)}" if known else "no stage comes before it"
                 hint = did_you_mean(stage.weights, known)
-                raise InputError(f"method {method!r} starts stage {stage.name!r} from {stage.weights!r}{hint}: {told}")
+                raise InputError(
+                    f"method {method!r} starts stage {stage.name!r} from {stage.weights!r}{hint}: {earlier}"
+                )
             if stage.name in known:
                 raise InputError(f"method {method!r} has two stages named {stage.name!r}: give each its own name")
             known.append(stage.name)

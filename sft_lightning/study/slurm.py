@@ -1,9 +1,8 @@
-"""`sft-lightning study --launcher slurm`: the trainings of a study as array jobs, through submitit.
+"""`sft-lightning study --launcher slurm`: train the runs of a study as array jobs, through submitit.
 
-This process submits what is ready, waits for the results, and is the only one that writes `study.json`. Each job writes
-its result as a file of its own, and submitit keeps beside it what each job was asked. A study that was stopped at any
-moment and is started again therefore knows what the jobs in the queue train, and waits for them instead of submitting
-them twice.
+This process submits the runs that are ready, waits for their results, and alone writes `study.json`. Each job writes
+its result to a file, beside which submitit keeps the arguments of the job. A study that was stopped at any moment
+therefore knows which runs the jobs in the queue train, and waits for them instead of submitting them twice.
 """
 
 import io
@@ -26,33 +25,33 @@ from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, StoppedBySignal, did_you_mean
 from sft_lightning.utils.json_files import read_json
 
-POLL = 5.0  # seconds between two looks at the queue
-_LISTS = ("setup", "teardown", "srun_args")  # submitit takes the letters of a text for its lines
+POLL = 5.0  # seconds between two queries of the queue
+_LISTS = ("setup", "teardown", "srun_args")  # submitit would take each character of a string for a line
 
 
 class SlurmJob:
-    """One training as a job; at its time limit, or before it makes way for another job, it is requeued and goes on."""
+    """A run as a job, which Slurm requeues at its time limit or on preemption, and which then resumes."""
 
-    def __call__(self, one: StudyRun, start: str | None, folder: str, file: Path) -> None:
-        """Trains and writes the result.
+    def __call__(self, run: StudyRun, start: str | None, folder: str, file: Path) -> None:
+        """Train a run and write its result.
 
         Args:
-            one: The run.
+            run: Run to train.
             start: Folder of the run whose weights it starts from, or None.
-            folder: Below `lightning_logs`.
-            file: Gets the result.
+            folder: Folder of the study below `lightning_logs`.
+            file: Path of the result.
         """
         prepare_process(int(os.environ.get("SLURM_CPUS_PER_TASK", count_cores())))
-        result = try_perform(one, start, folder)
-        if os.environ.get("SLURM_PROCID", "0") == "0":  # of several tasks, which train together
+        result = try_perform(run, start, folder)
+        if os.environ.get("SLURM_PROCID", "0") == "0":  # the first of the tasks that train the run together
             write_json(file, result)
         destroy_process_group()
 
     def checkpoint(self, *args: Any) -> Any:
-        """What submitit puts into the queue again.
+        """Return the call that submitit requeues.
 
         Args:
-            args: Of the call.
+            args: Arguments of the interrupted call.
         """
         import submitit
 
@@ -65,128 +64,128 @@ def train_on_slurm(
     folder: str,
     jobs: int | None,
     settings: dict[str, Any],
-    say: Callable[[str], None],
+    report_progress: Callable[[str], None],
 ) -> Iterator[tuple[StudyRun, RunResult]]:
-    """Each run with its result, as soon as it has one.
+    """Submit runs as jobs and yield each with its result as soon as it has one.
 
     Args:
-        waiting: What is to be trained.
-        ledger: With the results of what runs start from.
-        folder: Below `lightning_logs`.
-        jobs: So many are in the queue at the same time; None for all that are ready.
-        settings: Of sbatch, as submitit names them.
-        say: Told what was submitted.
+        waiting: Runs to train.
+        ledger: Results of the runs that these start from.
+        folder: Folder of the study below `lightning_logs`.
+        jobs: Maximum number of jobs in the queue; None to submit all runs that are ready.
+        settings: Settings of sbatch as submitit names them.
+        report_progress: Function that gets a line after each submission.
 
     Raises:
-        InputError: There is no Slurm or no submitit, or a setting is wrong.
-        Stopped: The user did not want to wait any longer.
+        InputError: Slurm or submitit is missing, or a setting is wrong.
+        StoppedBySignal: The user stopped waiting.
     """
-    place = ledger.path.parent / "slurm"
-    executor = make_executor(place, settings)
-    # A job whose result is known may take a while to leave the queue.
-    there = {k: job for k, job in find_queued_jobs(place).items() if ledger.results.get(k, {}).get("job") != job}
-    known = [one for one in waiting if one.key in there or _result_path(place, one).is_file()]
-    running = {one.key: (one, there.get(one.key, "")) for one in known}
-    waiting = [one for one in waiting if one.key not in running]
+    directory = ledger.path.parent / "slurm"
+    executor = make_executor(directory, settings)
+    # A job may stay in the queue for a while after it wrote its result.
+    queued = {k: job for k, job in find_queued_jobs(directory).items() if ledger.results.get(k, {}).get("job") != job}
+    known = [run for run in waiting if run.key in queued or _result_path(directory, run).is_file()]
+    running = {run.key: (run, queued.get(run.key, "")) for run in known}
+    waiting = [run for run in waiting if run.key not in running]
     gone: set[str] = set()
     try:
         while waiting or running:
-            open_keys = {one.key for one in waiting} | running.keys()
-            ready = [one for one in waiting if one.start not in open_keys]
-            for one in [one for one in ready if find_start_folder(one, ledger) == ""]:
-                ready.remove(one)
-                waiting.remove(one)
-                yield one, try_perform(one, "", folder)
+            open_keys = {run.key for run in waiting} | running.keys()
+            ready = [run for run in waiting if run.start not in open_keys]
+            for run in [run for run in ready if find_start_folder(run, ledger) == ""]:
+                ready.remove(run)
+                waiting.remove(run)
+                yield run, try_perform(run, "", folder)
             ready = ready if jobs is None else ready[: max(0, jobs - len(running))]
             if ready:
-                words = [(one, find_start_folder(one, ledger), folder, _result_path(place, one)) for one in ready]
-                numbers = _submit(executor, words)
-                say(f"Submitted to Slurm: {', '.join(numbers)}")
-                running |= {one.key: (one, number) for one, number in zip(ready, numbers, strict=True)}
-                waiting = [one for one in waiting if one.key not in running]
+                calls = [(run, find_start_folder(run, ledger), folder, _result_path(directory, run)) for run in ready]
+                numbers = _submit(executor, calls)
+                report_progress(f"Submitted to Slurm: {', '.join(numbers)}")
+                running |= {run.key: (run, number) for run, number in zip(ready, numbers, strict=True)}
+                waiting = [run for run in waiting if run.key not in running]
             queue = list_queue()
-            for key, (one, number) in list(running.items()):
-                file = _result_path(place, one)
+            for key, (run, number) in list(running.items()):
+                file = _result_path(directory, run)
                 if file.is_file():
                     del running[key]
-                    yield one, {**_read_result(file), "job": number}
-                    file.unlink()  # it stands in the ledger now
+                    yield run, {**_read_result(file), "job": number}
+                    file.unlink()  # the ledger has the result now
                 elif number in queue:
                     gone.discard(number)
-                elif number in gone:  # a second time: its result is not only late
+                elif number in gone:  # missing for a second time: the result is not just late
                     del running[key]
-                    yield one, {"failed": _describe_end(number, place / f"{number}_0_log.err"), "job": number}
+                    yield run, {"failed": _describe_end(number, directory / f"{number}_0_log.err"), "job": number}
                 else:
                     gone.add(number)
             if running:
                 time.sleep(POLL)
     except KeyboardInterrupt as error:
-        told = f"{len(running)} jobs of Slurm go on: start the study again to wait for them, scancel ends them"
-        raise StoppedBySignal(told, signal.SIGINT) from error
+        message = f"{len(running)} Slurm jobs keep running: start the study again to wait for them, or scancel them"
+        raise StoppedBySignal(message, signal.SIGINT) from error
 
 
-def _result_path(place: Path, one: StudyRun) -> Path:
-    return (place / f"{one.key}.json").absolute()
+def _result_path(directory: Path, run: StudyRun) -> Path:
+    return (directory / f"{run.key}.json").absolute()
 
 
 def _read_result(file: Path) -> RunResult:
-    """What a job wrote."""
+    """Return the result that a job wrote."""
     try:
-        return check_result(read_json(file, "remove it to run its training anew"))
+        return check_result(read_json(file, "remove it to train its run again"))
     except ValueError as error:
-        raise InputError(f"{str(file)!r} cannot be read ({error}): remove it to run its training anew") from error
+        raise InputError(f"{str(file)!r} cannot be read ({error}): remove it to train its run again") from error
 
 
 def _describe_end(number: str, log: Path) -> str:
-    """Why a job has no result: Slurm's own word on it, which stands between asterisks, or the last of the log."""
+    """Explain why a job has no result, by Slurm's message (between asterisks) or the last line of the log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    last = next((line for line in reversed(lines) if "***" in line), (lines or ["nothing is logged"])[-1])
+    last = next((line for line in reversed(lines) if "***" in line), (lines or ["the log is empty"])[-1])
     return f"Slurm job {number} ended without a result ({last}): see {log}"
 
 
-def _submit(executor: Any, words: list[tuple[Any, ...]]) -> list[str]:
-    """The numbers of the jobs."""
+def _submit(executor: Any, calls: list[tuple[Any, ...]]) -> list[str]:
+    """Submit jobs and return their numbers."""
     import submitit
 
     try:
-        # Clean, as the study itself may run in a job. What submitit prints of an error is told below.
+        # A clean environment, as the study may itself run in a job. The message below has what submitit prints.
         with submitit.helpers.clean_env(), redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(SlurmJob(), *these) for these in words]
-    except RuntimeError as error:  # submitit's are such
+            jobs = [executor.submit(SlurmJob(), *arguments) for arguments in calls]
+    except RuntimeError as error:  # submitit raises nothing more specific
         said = "; ".join(str(error).replace("sbatch: error: ", "").splitlines())
         raise InputError(
-            f"Slurm refuses the jobs ({said}): mend the settings in slurm, or let --jobs submit fewer at a time, and "
-            "start the study again"
+            f"Slurm refuses the jobs ({said}): correct the settings in slurm, or submit fewer at a time with --jobs, "
+            "and start the study again"
         ) from error
     return [job.job_id for job in jobs]
 
 
-def find_queued_jobs(place: Path) -> dict[str, str]:
-    """The jobs of a study that wait or run, by the keys of their runs.
+def find_queued_jobs(directory: Path) -> dict[str, str]:
+    """Return the pending and running jobs of a study by the keys of their runs.
 
     Args:
-        place: Where submitit keeps its files.
+        directory: Folder of submitit's files.
 
     Raises:
-        InputError: Slurm does not answer for minutes.
+        InputError: Slurm does not respond for minutes.
     """
-    asked = {path.name.removesuffix("_submitted.pkl"): path for path in place.glob("*_submitted.pkl")}
-    if not asked or shutil.which("squeue") is None:
+    submitted = {path.name.removesuffix("_submitted.pkl"): path for path in directory.glob("*_submitted.pkl")}
+    if not submitted or shutil.which("squeue") is None:
         return {}
-    found = {}
-    for number in list_queue() & asked.keys():
-        # Searched and never unpickled, which could run code: the name of the result's file stands in it as it is.
-        if key := re.search(rb"([0-9a-f]{64})\.json", asked[number].read_bytes()):
-            found[key[1].decode()] = number
-    return found
+    jobs = {}
+    for number in list_queue() & submitted.keys():
+        # Search the pickle for the name of the result file; unpickling it could run code.
+        if key := re.search(rb"([0-9a-f]{64})\.json", submitted[number].read_bytes()):
+            jobs[key[1].decode()] = number
+    return jobs
 
 
 def list_queue() -> set[str]:
-    """The jobs of this user that wait or run.
+    """Return the pending and running jobs of this user.
 
     Raises:
-        InputError: Slurm does not answer for minutes.
+        InputError: Slurm does not respond for minutes.
     """
     for _ in range(60):
         done = subprocess.run(
@@ -198,23 +197,25 @@ def list_queue() -> set[str]:
     raise InputError(f"launcher is slurm, but squeue fails ({done.stderr.strip()}): start the study again later")
 
 
-def make_executor(place: Path, settings: dict[str, Any]) -> Any:
-    """What submits.
+def make_executor(directory: Path, settings: dict[str, Any]) -> Any:
+    """Return the submitit executor that submits the jobs.
 
     Args:
-        place: For the files of the jobs.
-        settings: Of sbatch, as submitit names them.
+        directory: Folder of submitit's files.
+        settings: Settings of sbatch as submitit names them.
 
     Raises:
-        InputError: There is no Slurm or no submitit, or a setting is wrong.
+        InputError: Slurm or submitit is missing, or a setting is wrong.
     """
     try:
         import submitit
     except ImportError as error:
         raise InputError("launcher is slurm, which needs submitit: pip install 'sft-lightning[slurm]'") from error
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise InputError("launcher is slurm, but there is no sbatch here: use a login node, or leave launcher out")
-    executor = submitit.SlurmExecutor(place)
+        raise InputError(
+            "launcher is slurm, but sbatch or srun is missing here: use a login node, or leave launcher out"
+        )
+    executor = submitit.SlurmExecutor(directory)
     known = sorted(executor._valid_parameters())
     for name, value in settings.items():
         if name not in known:
@@ -222,10 +223,10 @@ def make_executor(place: Path, settings: dict[str, Any]) -> Any:
         if name in _LISTS and not isinstance(value, list):
             raise InputError(f"slurm.{name} is {value!r}: give a list, such as [{value}]")
     full = {"job_name": "sft-study", "time": 240, "cpus_per_task": 1, **settings}
-    if full["cpus_per_task"] is not None:  # since Slurm 22.05 srun does not take it from sbatch
+    if full["cpus_per_task"] is not None:  # since Slurm 22.05, srun does not inherit it from sbatch
         full["srun_args"] = [f"--cpus-per-task={full['cpus_per_task']}", *full.get("srun_args", [])]
     try:
         executor.update_parameters(**full)
     except (TypeError, ValueError) as error:
-        raise InputError(f"slurm is {settings}, of which submitit says: {error}; mend it") from error
+        raise InputError(f"slurm is {settings}, which submitit refuses: {error}; correct it") from error
     return executor

@@ -1,42 +1,42 @@
-"""Which trainings of a study are done anew, and why."""
+"""Explain why runs of a study are trained again."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.study.plan import StudyRun
+from sft_lightning.study.plan import StudyRun, simplify
 
-_UNRECORDED = "An earlier version did not record what its trainings were made from"
-_START = "What they start from changed since"
+_UNRECORDED = "An earlier version did not record the inputs of its runs"
+_START = "The runs that they start from changed"
 
 
 def explain_stale(
     runs: Sequence[StudyRun], waiting: Sequence[StudyRun], results: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Return a sentence for each reason why trainings that the study has done before are done anew.
+    """Return a sentence for each reason why runs that the study finished before are trained again.
 
     Args:
-        runs: All trainings of the study, each after the one that it starts from.
-        waiting: Those of them that have no result.
-        results: All results of the study by their keys, also those of former calls.
+        runs: All runs of the study, each after the run that it starts from.
+        waiting: Runs of these that have no result.
+        results: All results of the study by key, including those of earlier calls.
     """
-    former = {_stem(result["folder"]): result for result in results.values() if "folder" in result}
+    former = {_identify(result): result for result in results.values() if "folder" in result}
     keys = {run.key for run in waiting if not _is_done(results.get(run.key))}
     reasons: dict[str, tuple[str, ...]] = {}
     for run in runs:
-        before = former.get(run.folder.rpartition("_")[0])
-        if run.key not in keys or run.key in reasons or before is None:
+        former_result = former.get(simplify(run.title))
+        if run.key not in keys or run.key in reasons or former_result is None:
             continue
-        found = _compare(before.get("inputs"), run.inputs or {})
-        if not found and run.start is not None and before.get("start") != run.start:
-            found = [*reasons.get(run.start, [_START])]
-        if found:
-            reasons[run.key] = tuple(found)
+        changes = _compare(former_result.get("inputs"), run.inputs or {})
+        if not changes and run.start is not None and former_result.get("start") != run.start:
+            changes = [*reasons.get(run.start, [_START])]
+        if changes:
+            reasons[run.key] = tuple(changes)
     counts = Counter(reasons.values())
     return [
-        f"{'; '.join(own)}: {count} training{'s are' if count > 1 else ' is'} done anew."
-        for own, count in counts.items()
+        f"{'; '.join(changes)}: {count} run{'s are' if count > 1 else ' is'} trained again."
+        for changes, count in counts.items()
     ]
 
 
@@ -44,46 +44,46 @@ def _is_done(result: Mapping[str, Any] | None) -> bool:
     return result is not None and "folder" in result
 
 
-def _stem(folder: str) -> str:
-    """Name of a training in the name of its folder, without its key."""
-    return Path(folder).parent.name.rpartition("_")[0]
+def _identify(result: Mapping[str, Any]) -> str:
+    """Return the title of a result's run; version 0.1 has it in the name of the folder, before the key."""
+    return simplify(result["title"]) if "title" in result else Path(result["folder"]).parent.name.rpartition("_")[0]
 
 
-def _compare(then: Any, now: Mapping[str, Any]) -> list[str]:
-    if not isinstance(then, dict):
+def _compare(old_inputs: Any, inputs: Mapping[str, Any]) -> list[str]:
+    if not isinstance(old_inputs, dict):
         return [_UNRECORDED]
-    names = _section(now, "names")
-    found: list[str] = []
+    names = _section(inputs, "names")
+    changes: list[str] = []
     for part in ("source", "unlabeled_source", "split_file"):
-        old, new = _section(_section(then, "data"), part), _section(_section(now, "data"), part)
+        old, new = _section(_section(old_inputs, "data"), part), _section(_section(inputs, "data"), part)
         if old != new:
-            found += _compare_data(old, new, names.get(part) or part)
-    found += [f"{names.get(name, name)} changed since" for name in _differing(then, now, "files")]
-    found += [f"The code of {name} changed since" for name in _differing(then, now, "code")]
-    settings = _differing(then, now, "config")
+            changes += _compare_data(old, new, names.get(part) or part)
+    changes += [f"{names.get(name, name)} changed" for name in _list_changed(old_inputs, inputs, "files")]
+    changes += [f"The code of {name} changed" for name in _list_changed(old_inputs, inputs, "code")]
+    settings = _list_changed(old_inputs, inputs, "config")
     if settings:
-        found.append(f"Settings changed since ({', '.join(settings)})")
-    if then.get("version") != now.get("version"):
-        found.append(f"They were made by sft-lightning {then.get('version')} (this is {now.get('version')})")
-    return found
+        changes.append(f"Settings changed ({', '.join(settings)})")
+    if old_inputs.get("version") != inputs.get("version"):
+        changes.append(f"sft-lightning {old_inputs.get('version')} trained them (this is {inputs.get('version')})")
+    return changes
 
 
 def _compare_data(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> list[str]:
     if not old or not new:
-        return [f"{name} is {'used now' if new else 'not used any more'}"]
+        return [f"{name} is {'new' if new else 'no longer used'}"]
     if old.get("count") != new.get("count"):
         return [f"{name} has {new.get('count')} images, {old.get('count')} before"]
-    found = [part for part in ("images", "labels", "groups") if old.get(part) != new.get(part)]
-    if not found and old.get("order") != new.get("order"):
-        found = ["order"]
-    return [f"The {' and '.join(found)} of {name} changed since" if found else f"{name} changed since"]
+    changed = [part for part in ("images", "labels", "groups") if old.get(part) != new.get(part)]
+    if not changed and old.get("order") != new.get("order"):
+        changed = ["order"]
+    return [f"The {' and '.join(changed)} of {name} changed" if changed else f"{name} changed"]
 
 
-def _differing(then: Mapping[str, Any], now: Mapping[str, Any], section: str) -> list[str]:
-    old, new = _section(then, section), _section(now, section)
+def _list_changed(old_inputs: Mapping[str, Any], inputs: Mapping[str, Any], section: str) -> list[str]:
+    old, new = _section(old_inputs, section), _section(inputs, section)
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
 def _section(inputs: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = inputs.get(name)
-    return found if isinstance(found, dict) else {}
+    section = inputs.get(name)
+    return section if isinstance(section, dict) else {}

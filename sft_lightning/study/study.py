@@ -1,25 +1,26 @@
-"""`sft-lightning study`: methods, label budgets and seeds in; an honest answer out.
+"""`sft-lightning study`: compare methods over label budgets and seeds.
 
-Each training is an ordinary run. Methods are compared with the labels alone on the same splits and seeds, by their test
-accuracy: of the last iterate, and beside it of the one that the validation split chose, never the best on the test.
+Each run is an ordinary `fit`. Methods are compared with the labels alone on the same splits and seeds, by the test
+accuracy of the last iterate and that of the checkpoint that the validation split chose, never by the best on the test.
 """
 
 import itertools
 import statistics
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from sft_lightning._version import __version__
-from sft_lightning.report.figures import embed_png
 from sft_lightning.runs.lock import RunLock
 from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.study.figures import save_label_efficiency
+from sft_lightning.study.method_names import LOGISTIC, name_baseline, name_methods
+from sft_lightning.study.page import render_study
 from sft_lightning.study.plan import Stage, StudyRun, check_methods, plan
 from sft_lightning.study.runner import Ledger, RunResult, list_pending, train
 from sft_lightning.study.slurm import find_queued_jobs, train_on_slurm
@@ -28,7 +29,6 @@ from sft_lightning.study.statistics import Comparison, apply_holm, compare, form
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError, check_min, did_you_mean
-from sft_lightning.utils.html import Section, render_page, render_paragraphs, render_table as html_table
 from sft_lightning.utils.spreadsheet import format_csv
 from sft_lightning.utils.tables import align_columns
 
@@ -36,9 +36,9 @@ COLUMNS = (
     "method", "budget", "seed", "test_last", "test_best", "val_best", "network", "steps", "tested", "seconds", "run",
     "failed",
 )  # fmt: skip
-LOGISTIC = "logistic regression"
 Judge = Literal["last", "best"]
 Row = dict[str, Any]
+Accuracies = dict[str, dict[int, dict[int, float]]]  # test accuracies by method, budget and seed
 
 
 def study(
@@ -54,38 +54,37 @@ def study(
     launcher: Literal["local", "slurm"] = "local",
     slurm: dict[str, Any] | None = None,
 ) -> str:
-    """Trains what is missing of a study, and tells what the unlabeled pictures gave.
+    """Train the missing runs of a study, and report whether the unlabeled images helped.
 
     Args:
-        name: The study's folder is `lightning_logs/study/NAME`.
+        name: Name of the study, whose folder is `lightning_logs/study/NAME`.
         budgets: Numbers of labels.
-        seeds: Each is a split, an initialization and an order of batches; all methods share them.
-        methods: A list of stages by the name of the method.
-        baseline: The method that learns from the labels alone, with which the others are compared.
-        data: Class path and options of the data module, for all stages; null for that of each stage's config.
-        options: Settings of `fit` for all stages by their full names; a stage's own come after.
-        judge: By which test accuracy methods are compared: of the `last` iterate, or of the `best` on validation.
-        jobs: Trainings at the same time, each in a process of its own if more than 1. Left out, it is one here, and all
-            that are ready with `slurm`.
-        launcher: Where they run: here (`local`), or as array jobs of a cluster (`slurm`, with the extra `slurm`).
-        slurm: Settings of sbatch for each training, as submitit names them: partition, time (minutes), cpus_per_task,
+        seeds: Seeds that all methods share; each sets the split, the initialization and the order of the batches.
+        methods: Stages of each method by its name.
+        baseline: Name of the method that learns from the labels alone, with which the others are compared.
+        data: Class path and options of the data module for all stages; null to use that of each stage's config.
+        options: Settings of `fit` for all stages by their full names; those of a stage override them.
+        judge: Test accuracy that methods are compared by: of the `last` iterate, or of the `best` on validation.
+        jobs: Number of runs at the same time, each in its own process if more than 1. By default one, and with `slurm`
+            all that are ready.
+        launcher: Where runs train: on this machine (`local`), or as array jobs (`slurm`, with the extra `slurm`).
+        slurm: Settings of sbatch for each run, as submitit names them: partition, time (minutes), cpus_per_task,
             gpus_per_node, mem, account, ...
 
     Returns:
-        The verdict and a table.
+        Verdict and table as text.
 
     Raises:
-        InputError: The study is not complete, or no run of it finished.
-        Stopped: By a signal.
+        InputError: A setting is wrong, or no run of the study finished.
+        StoppedBySignal: A signal stopped the study.
     """
     if jobs is not None:
         check_min(1, jobs=jobs)
     check_run_name("name", name)
     if baseline not in methods:
         raise InputError(
-            f"baseline {baseline!r} is none of the methods{did_you_mean(baseline, [*methods])}: add a method "
-            "that learns from "
-            f"the labels alone, or name it ({', '.join(methods)})"
+            f"baseline {baseline!r} is not among the methods{did_you_mean(baseline, [*methods])}: add a method that "
+            f"learns from the labels alone, or name it ({', '.join(methods)})"
         )
     if slurm and launcher == "local":
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
@@ -95,27 +94,27 @@ def study(
         runs = plan(methods, budgets, seeds, data, options or {})
         ledger = Ledger(folder / "study.json")
         waiting = list_pending(runs, ledger)
-        _print(f"Study {name}: {len({run.key for run in runs})} trainings, {len(waiting)} to do.")
+        _print(f"Study {name}: {_count_runs(len({run.key for run in runs}))}, {len(waiting)} to train.")
         for reason in explain_stale(runs, waiting, ledger.results):
             _print(reason)
         _train(name, folder, runs, ledger, jobs, launcher, slurm)
-        rows = collect_rows([run for run in runs if run.final], ledger)
+        rows = collect_rows([run for run in runs if run.is_final], ledger)
         return write_results(folder, rows, baseline, judge)
 
 
 @contextmanager
 def _lock_study(name: str, folder: Path) -> Iterator[None]:
-    """One process at a time works on a study: two would train the same run in the same folder."""
+    """Lock the folder of a study, in which two processes would train the same run."""
     lock = RunLock()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.lock(folder)
     except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): mend its permissions") from error
+        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): correct its permissions") from error
     except InputError as error:
         raise InputError(
-            f"study {name!r} is at work already, by {lock.holder}: wait until it has ended, stop it, or give this one "
-            "another name"
+            f"study {name!r} is already running, started by {lock.holder}: wait for it to end, stop it, or give this "
+            "one another name"
         ) from error
     try:
         yield
@@ -132,16 +131,20 @@ def _train(
     launcher: Literal["local", "slurm"],
     slurm: dict[str, Any] | None,
 ) -> None:
-    launch = partial(train_on_slurm, settings=slurm or {}, say=_print) if launcher == "slurm" else None
-    there = find_queued_jobs(folder / "slurm") if launch is None else {}
-    # A job whose result is known may take a while to leave the queue.
-    there = {key: job for key, job in there.items() if not ledger.done(key)}
-    if there:
+    launch = partial(train_on_slurm, settings=slurm or {}, report_progress=_print) if launcher == "slurm" else None
+    queued = find_queued_jobs(folder / "slurm") if launch is None else {}
+    # A job may stay in the queue for a while after it wrote its result.
+    queued = {key: job for key, job in queued.items() if not ledger.is_done(key)}
+    if queued:
         raise InputError(
-            f"jobs of Slurm still train for study {name!r}: add --launcher slurm to wait for them, or end them first "
-            f"(scancel {' '.join(sorted(there.values()))})"
+            f"Slurm jobs still train study {name!r}: add --launcher slurm to wait for them, or end them first "
+            f"(scancel {' '.join(sorted(queued.values()))})"
         )
     train(runs, ledger, f"study/{name}", jobs, _print, launch)
+
+
+def _count_runs(number: int) -> str:
+    return f"{number} run{'s' * (number != 1)}"
 
 
 def _print(text: str) -> None:
@@ -149,11 +152,11 @@ def _print(text: str) -> None:
 
 
 def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
-    """The results of a study, a row for each method, budget and seed.
+    """Return the results of a study, with a row for each method, budget and seed.
 
     Args:
-        finals: The last training of each.
-        ledger: With the results.
+        finals: Last run of each method, budget and seed.
+        ledger: Results of the study.
     """
     rows: list[Row] = []
     for run in finals:
@@ -164,64 +167,68 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
         row["test_set"] = result.get("test_set", "")
         row["seconds"] = sum(r.get("seconds", 0.0) for r in _list_results(run, ledger))
         rows.append(row)
-        for what, accuracy in result.get("logistic", {}).items():
-            method = f"{LOGISTIC} on {'pixels' if what == 'pixels' else f'the start of {run.method}'}"
+        for features, accuracy in result.get("logistic", {}).items():
+            method = name_baseline(None if features == "pixels" else run.method)
             new = {"method": method, "budget": run.budget, "seed": run.seed, "tested": row["tested"]}
             if not any(all(old[k] == v for k, v in new.items()) for old in rows):
-                row_of = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"]}
-                rows.append({**row_of, "test_last": accuracy, "test_best": accuracy})
+                baseline = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"]}
+                rows.append({**baseline, "test_last": accuracy, "test_best": accuracy})
     return rows
 
 
 def _list_results(run: StudyRun, ledger: Ledger) -> list[RunResult]:
-    """The results of a run and of those before it."""
-    found = [ledger.results.get(run.key, {})]
+    """Return the results of a run and of the runs that it starts from."""
+    results = [ledger.results.get(run.key, {})]
     start = run.start
     while start is not None:
-        found.append(ledger.results.get(start, {}))
-        start = found[-1].get("start")
-    return found
+        results.append(ledger.results.get(start, {}))
+        start = results[-1].get("start")
+    return results
 
 
 def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) -> str:
-    """Writes `results.csv`, `summary.json`, `label_efficiency.png` and `report.html`.
+    """Write `results.csv`, `summary.json`, `label_efficiency.png` and `report.html`.
 
     Args:
-        folder: Of the study.
-        rows: From `collect_rows`.
-        baseline: With which the others are compared.
-        judge: Which test accuracy counts.
+        folder: Folder of the study.
+        rows: Rows from `collect_rows`.
+        baseline: Name of the method with which the others are compared.
+        judge: Test accuracy that counts.
 
     Returns:
-        The verdict and a table as text.
+        Verdict and table as text.
 
     Raises:
         InputError: No run finished.
     """
     write_text(folder / "results.csv", format_csv([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]))
     column = f"test_{judge}"
-    accuracies: dict[str, dict[int, dict[int, float]]] = {}
+    accuracies: Accuracies = {}
     for row in rows:
         if row[column] != "":
             accuracies.setdefault(row["method"], {}).setdefault(row["budget"], {})[row["seed"]] = float(row[column])
-    failed = [f"{r['method']}, {r['budget']} labels, seed {r['seed']}: {r['failed']}" for r in rows if r["failed"]]
+    names = name_methods(dict.fromkeys([baseline, *(row["method"] for row in rows)]))
+    failed = [
+        f"{names[r['method']]}, {r['budget']} labels, seed {r['seed']}: {r['failed']}" for r in rows if r["failed"]
+    ]
     if not accuracies:
         raise InputError(f"no run of the study finished; the first failed: {failed[0] if failed else 'none was run'}")
-    apart = _find_unpaired(rows, baseline)
-    comparisons = compare_methods(accuracies, baseline, apart)
-    by_budget = [list(own) for _, own in itertools.groupby(comparisons, key=lambda c: c.budget)]
-    verdict = [format_headline(own) for own in by_budget] + _note_winning_baselines(accuracies)
-    details = [format_comparison(comparison) for comparison in comparisons]
-    different = _note_differences(rows, baseline) + list(apart.values())
-    save_label_efficiency(
-        folder / "label_efficiency.png",
-        {method: {b: list(of.values()) for b, of in by_budget.items()} for method, by_budget in accuracies.items()},
-        baseline,
-    )
+    unpaired = _find_unpaired(rows, baseline, names)
+    comparisons = compare_methods(accuracies, baseline, unpaired)
+    named = [replace(comparison, method=names[comparison.method]) for comparison in comparisons]
+    headlines = [format_headline([*group]) for _, group in itertools.groupby(named, key=lambda c: c.budget)]
+    verdict = headlines + _note_winning_baselines(accuracies, names)
+    details = [format_comparison(comparison) for comparison in named]
+    notes = _note_differences(rows, baseline, names) + list(unpaired.values())
+    results = {
+        names[method]: {budget: list(by_seed.values()) for budget, by_seed in by_budget.items()}
+        for method, by_budget in accuracies.items()
+    }
+    save_label_efficiency(folder / "label_efficiency.png", results, names[baseline])
     summary = {
         "verdict": verdict,
         "details": details,
-        "notes": different,
+        "notes": notes,
         "failed": failed,
         "judge": judge,
         "baseline": baseline,
@@ -232,123 +239,106 @@ def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) ->
         "machine": describe_machine(),
     }
     write_json(folder / "summary.json", summary)
-    lines = make_table(rows, comparisons, column)
-    text = "\n".join(align_columns(lines))
-    write_text(folder / "report.html", _render_page(folder, verdict, details, [*different, *failed], lines, rows))
-    parts = ["\n".join(verdict), text, "\n".join(details)]
-    parts += ["\n".join(different)] if different else []
+    table = make_table(rows, comparisons, column, names)
+    page = render_study(folder, verdict, details, [*notes, *failed], table, rows, results, names, baseline)
+    write_text(folder / "report.html", page)
+    parts = ["\n".join(verdict), "\n".join(align_columns(table)), "\n".join(details)]
+    parts += ["\n".join(notes)] if notes else []
     parts += ["\n".join(f"failed: {line}" for line in failed)] if failed else []
     parts.append(f"Study: {folder} (results.csv, summary.json, label_efficiency.png, report.html)")
     return "\n\n".join(parts)
 
 
-def _render_page(
-    folder: Path, verdict: list[str], details: list[str], notes: list[str], lines: list[list[str]], rows: list[Row]
-) -> str:
-    """`report.html`: the verdict first."""
-    picture = embed_png((folder / "label_efficiency.png").read_bytes(), "Test accuracy against the number of labels")
-    columns = ("method", "budget", "seed", "test_last", "test_best", "val_best", "run")
-    listed = [
-        [Path(row[name]).parent.name if name == "run" else row[name] for name in columns] for row in rows if row["run"]
-    ]
-    methods = [[method, labels, *cells] for labels, method, *cells in lines]
-    under = f"Folders are in {folder}; sft-lightning report RUN shows each by itself."
-    sections = [
-        Section("Accuracy and labels", f'<div class="scroll chart">{picture}</div>'),
-        Section("Methods", html_table(methods[0], methods[1:]) + render_paragraphs(details)),
-        Section("To be known", render_paragraphs(notes)),
-        Section("Runs", html_table(columns, listed) + render_paragraphs([under])),
-    ]
-    seeds = len({row["seed"] for row in rows})
-    return render_page(f"Study {folder.name}", f"{seeds} seeds; {folder}", verdict, sections)
-
-
-def _find_unpaired(rows: list[Row], baseline: str) -> dict[tuple[str, int, int], str]:
-    """Return the sentence about each run that was tested on other examples than the labels alone with its seed."""
+def _find_unpaired(rows: list[Row], baseline: str, names: Mapping[str, str]) -> dict[tuple[str, int, int], str]:
+    """Return a sentence for each run that was tested on other examples than the baseline with its seed."""
     tests = {(r["method"], r["budget"], r["seed"]): (r["tested"], r.get("test_set", "")) for r in rows if r["run"]}
-    found: dict[tuple[str, int, int], str] = {}
+    unpaired: dict[tuple[str, int, int], str] = {}
     for (method, budget, seed), (count, digest) in tests.items():
-        alone, own = tests.get((baseline, budget, seed), ("", ""))
-        if alone == "" or count == "" or (alone == count and (not own or not digest or own == digest)):
+        expected, expected_digest = tests.get((baseline, budget, seed), ("", ""))
+        has_other_digest = bool(digest and expected_digest) and digest != expected_digest
+        if expected == "" or count == "" or (expected == count and not has_other_digest):
             continue
-        others = "other examples" if alone == count else f"{alone}"
-        found[method, budget, seed] = (
-            f"{method}, {budget} labels, seed {seed}: tested on {count} examples, {baseline} on {others}; this pair is "
-            "left out of the comparison."
+        others = "other examples" if expected == count else f"{expected}"
+        run = f"{names[method]}, {budget} labels, seed {seed}"
+        unpaired[method, budget, seed] = (
+            f"{run}: tested on {count} examples, {names[baseline]} on {others}; this pair is not in the comparison."
         )
-    return found
+    return unpaired
 
 
 def compare_methods(
-    accuracies: dict[str, dict[int, dict[int, float]]],
-    baseline: str,
-    apart: Collection[tuple[str, int, int]] = (),
+    accuracies: Accuracies, baseline: str, unpaired: Collection[tuple[str, int, int]] = ()
 ) -> list[Comparison]:
-    """Compare each method with the labels alone on the seeds that both have, corrected for their number, by budget.
+    """Compare each method with the baseline on the seeds that both have, corrected for the number of methods.
 
     Args:
-        accuracies: By method, budget and seed.
-        baseline: The labels alone.
-        apart: Method, budget and seed of runs that were tested on other examples.
+        accuracies: Test accuracies by method, budget and seed.
+        baseline: Name of the method that learns from the labels alone.
+        unpaired: Method, budget and seed of runs that were tested on other examples.
     """
     others = [method for method in accuracies if method != baseline and not method.startswith(LOGISTIC)]
     budgets = sorted({budget for by_budget in accuracies.values() for budget in by_budget})
-    found = []
+    comparisons = []
     for budget, method in itertools.product(budgets, others):
-        ours, alone = (accuracies.get(name, {}).get(budget, {}) for name in (method, baseline))
-        ours = {seed: own for seed, own in ours.items() if (method, budget, seed) not in apart}
-        if ours.keys() & alone.keys():
-            found.append(compare(method, budget, ours, alone))
-    return apply_holm(found)
+        ours, theirs = (accuracies.get(name, {}).get(budget, {}) for name in (method, baseline))
+        ours = {seed: accuracy for seed, accuracy in ours.items() if (method, budget, seed) not in unpaired}
+        if ours.keys() & theirs.keys():
+            comparisons.append(compare(method, budget, ours, theirs))
+    return apply_holm(comparisons)
 
 
-def _note_winning_baselines(accuracies: dict[str, dict[int, dict[int, float]]]) -> list[str]:
-    """Where logistic regression is better than all networks, which the user must know."""
-    said = []
+def _note_winning_baselines(accuracies: Accuracies, names: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each budget at which logistic regression beats all networks."""
+    notes = []
     for budget in sorted({budget for by_budget in accuracies.values() for budget in by_budget}):
         means = {m: statistics.mean(of[budget].values()) for m, of in accuracies.items() if budget in of}
         best = max(means, key=lambda method: means[method])
         if best.startswith(LOGISTIC):
-            said.append(f"With {budget} labels, {best} is better than every method: {means[best]:.3f} on average.")
-    return said
+            notes.append(f"With {budget} labels, {names[best]} beats every method: {means[best]:.3f} on average.")
+    return notes
 
 
-def _note_differences(rows: list[Row], baseline: str) -> list[str]:
-    """Methods whose last stage has another network or another number of steps than the labels alone."""
-    own = {(r["network"], r["steps"]) for r in rows if r["method"] == baseline and not r["failed"]}
-    said = {}
+def _note_differences(rows: list[Row], baseline: str, names: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each method whose last stage has another network or number of steps than the baseline."""
+    expected = {(r["network"], r["steps"]) for r in rows if r["method"] == baseline and not r["failed"]}
+    notes = {}
     for row in rows:
-        if row["network"] and (row["network"], row["steps"]) not in own and own:
-            network, steps = next(iter(own))
-            said[row["method"]] = (
-                f"{row['method']} is {row['network']} for {row['steps']} steps, {baseline} is {network} for {steps}: "
-                "the difference is not that of the method alone."
+        if row["network"] and (row["network"], row["steps"]) not in expected and expected:
+            network, steps = next(iter(expected))
+            notes[row["method"]] = (
+                f"{names[row['method']]} is {row['network']} for {row['steps']} steps, {names[baseline]} is {network} "
+                f"for {steps}: the difference does not come from the method alone."
             )
-    return list(said.values())
+    return list(notes.values())
 
 
-def make_table(rows: list[Row], comparisons: list[Comparison], column: str) -> list[list[str]]:
-    """Mean and deviation over the seeds, best first within each budget; the titles first.
+def make_table(
+    rows: list[Row], comparisons: list[Comparison], column: str, names: Mapping[str, str]
+) -> list[list[str]]:
+    """Return the means and deviations over the seeds, the best first within each budget, below the titles.
 
     Args:
-        rows: From `collect_rows`.
-        comparisons: From `compare_methods`.
-        column: Which test accuracy the order is by.
+        rows: Rows from `collect_rows`.
+        comparisons: Comparisons from `compare_methods`.
+        column: Test accuracy that sets the order.
+        names: Names of the methods for readers.
     """
     lines = [["labels", "method", "seeds", "last iterate", "chosen by validation", "against the labels", "seconds"]]
-    against = {(c.method, c.budget): c for c in comparisons}
+    by_method = {(c.method, c.budget): c for c in comparisons}
     for budget in sorted({row["budget"] for row in rows}):
         groups: dict[str, list[Row]] = {}
         for row in rows:
             if row["budget"] == budget and not row["failed"] and row[column] != "":
                 groups.setdefault(row["method"], []).append(row)
-        for method, own in sorted(groups.items(), key=lambda item: -statistics.mean(r[column] for r in item[1])):
-            found = against.get((method, budget))
-            change = "" if found is None else f"{100 * found.mean_difference:+.1f} points: {found.verdict}"
-            seconds = [float(row["seconds"]) for row in own if row["seconds"] != ""]
-            time = f"{statistics.mean(seconds):.0f}" if seconds else ""
-            cells = [_format_cell([row[name] for row in own if row[name] != ""]) for name in ("test_last", "test_best")]
-            lines.append([str(budget), method, str(len(own)), *cells, change, time])
+        for method, group in sorted(groups.items(), key=lambda item: -statistics.mean(r[column] for r in item[1])):
+            comparison = by_method.get((method, budget))
+            change = (
+                "" if comparison is None else f"{100 * comparison.mean_difference:+.1f} points: {comparison.verdict}"
+            )
+            seconds = [float(row["seconds"]) for row in group if row["seconds"] != ""]
+            duration = f"{statistics.mean(seconds):.0f}" if seconds else ""
+            cells = [_format_cell([row[k] for row in group if row[k] != ""]) for k in ("test_last", "test_best")]
+            lines.append([str(budget), names[method], str(len(group)), *cells, change, duration])
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The numbers of a report, by hand."""
+"""Numbers of a report match those computed by hand."""
 
 import math
 from statistics import NormalDist
@@ -25,8 +25,8 @@ def by_hand(logits: torch.Tensor, y: torch.Tensor) -> float:
     return float(sum(gaps))
 
 
-def test_grad_cam_by_hand() -> None:
-    """Features are the means of two maps, of which the class weighs the first: only where that is active it looks."""
+def test_grad_cam_matches_a_network_by_hand() -> None:
+    """The class weighs only the first of two averaged maps, so that the heatmap is that map."""
     conv = torch.nn.Conv2d(1, 2, 1, bias=False)
     conv.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     net = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -52,21 +52,21 @@ def test_wilson_equals_the_formula(correct: int, count: int) -> None:
     assert wilson(rounded, count) == wilson(share, count)
 
 
-def test_wilson_by_hand() -> None:
+def test_wilson_matches_published_intervals() -> None:
     assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
-def test_calibration_error_by_hand() -> None:
-    draw = torch.Generator().manual_seed(0)
-    logits, y = torch.randn(500, 4, generator=draw) * 3, torch.randint(4, (500,), generator=draw)
+def test_calibration_error_matches_a_loop_over_the_bins() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(500, 4, generator=generator) * 3, torch.randint(4, (500,), generator=generator)
     assert compute_calibration_error(logits, y) == pytest.approx(by_hand(logits, y), abs=1e-5)
     bins = bin_reliability(logits, y)
     assert sum(n for _, _, n in bins) == 500
     assert sum(n * abs(c - a) for c, a, n in bins) / 500 == pytest.approx(by_hand(logits, y), abs=1e-5)
 
 
-def test_what_to_label_next_is_uncertain_and_diverse() -> None:
+def test_proposals_for_labeling_are_uncertain_and_diverse() -> None:
     features = torch.tensor([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0], [-1.0, 0.0]])
     logits = torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.2, 0.0], [9.0, 0.0]])
     pool = Predictions("x", list("abcd"), features, logits, torch.full((4,), -1))
@@ -78,21 +78,21 @@ def test_what_to_label_next_is_uncertain_and_diverse() -> None:
     assert {i % 4 for i in choose_to_label(many, torch.tensor([[1.0, 0.02]]), 3)} >= {2}
 
 
-def test_the_map_is_that_of_the_covariance() -> None:
+def test_pca_matches_the_covariance_and_the_svd() -> None:
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.1, 2.0])
-    places, share = project_pca(x)
+    coordinates, share = project_pca(x)
     values = torch.linalg.eigvalsh(torch.cov(x.double().T)).flip(0)
-    torch.testing.assert_close(places.var(0), values[:2])
+    torch.testing.assert_close(coordinates.var(0), values[:2])
     torch.testing.assert_close(share, values[:2] / values.sum())
     assert project_pca(x[:, :1])[0].shape == (50, 2)
     wide = torch.randn(9, 40, generator=torch.Generator().manual_seed(1))
-    places, share = project_pca(wide)
+    coordinates, share = project_pca(wide)
     u, s, _ = torch.linalg.svd((wide - wide.mean(0)).double(), full_matrices=False)
-    torch.testing.assert_close(places.abs(), (u * s)[:, :2].abs())
+    torch.testing.assert_close(coordinates.abs(), (u * s)[:, :2].abs())
     torch.testing.assert_close(share, (s.square() / s.square().sum())[:2])
 
 
-def test_some_are_drawn_by_the_seed() -> None:
+def test_sampled_positions_depend_on_the_seed() -> None:
     assert sample_positions(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
     drawn = sample_positions(1000, 10, 3).tolist()
     assert drawn == sorted({*drawn}) == sample_positions(1000, 10, 3).tolist()

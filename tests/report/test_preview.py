@@ -16,16 +16,16 @@ from tests.conftest import CONFIGS
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
 
 
-def test_the_picture_holds_the_views_that_training_makes(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_preview_shows_the_views_of_training(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preview", "--config", FINE_TUNE, "--data.init_args.weak_view={crop_padding: 2, flip: true}"]) == 0
     folder = workdir / "lightning_logs" / "quickstart" / "fine_tune_preview"
     shown = capsys.readouterr().out
     assert f"Written: {folder.relative_to(workdir) / 'preview.png'}" in shown
     assert "row 5  strong view" in shown
-    with Image.open(folder / "preview.png") as picture:
-        drawn = np.asarray(picture.convert("L"), dtype=np.float32) / 255
+    with Image.open(folder / "preview.png") as image:
+        drawn = np.asarray(image.convert("L"), dtype=np.float32) / 255
 
-    # Pictures of 28 x 28 are drawn twice as large, with 2 pixels between them.
+    # Images of 28 x 28 are drawn twice as large, with 2 pixels between them.
     def cell(r: int, c: int) -> Any:
         return drawn[58 * r + 2 : 58 * r + 58 : 2, 58 * c + 2 : 58 * c + 58 : 2]
 
@@ -39,8 +39,8 @@ def test_the_picture_holds_the_views_that_training_makes(workdir: Path, capsys: 
     assert len({*chosen}) == 10
     x = data.pictures_of("labeled", chosen)
     view = data.weak_view.__class__(flip=True, crop_padding=2)
-    expected = [weak(x, view, draw) for draw in (0, 1)]
-    expected += [strong(x, view, data.strong_view, draw) for draw in (0, 1)]
+    expected = [weak(x, view, seed) for seed in (0, 1)]
+    expected += [strong(x, view, data.strong_view, seed) for seed in (0, 1)]
     for row, views in enumerate(expected, 1):
         assert np.abs(views[:, 0].numpy() - cells[row]).max() < 0.01
     (file,) = folder.glob("events.*")
@@ -49,7 +49,7 @@ def test_the_picture_holds_the_views_that_training_makes(workdir: Path, capsys: 
     assert events.Tags()["images"] == ["preview"]
 
 
-def test_unlabeled_images_where_there_is_no_label(
+def test_the_preview_shows_unlabeled_images_if_there_are_no_labels(
     workdir: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(workdir / "images", {"train": 2, "unlabeled": 9})
@@ -62,6 +62,6 @@ def test_unlabeled_images_where_there_is_no_label(
     assert "strong" not in shown
 
 
-def test_bad_input_is_one_sentence(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_give_one_sentence(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preview", "--config", FINE_TUNE, "--data.init_args.source=nowhere"]) == 2
     assert "source 'nowhere' is neither a folder" in capsys.readouterr().err

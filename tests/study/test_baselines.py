@@ -12,7 +12,7 @@ from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study.baselines import fit_logistic_regression
 
 
-def test_it_is_scikit_learn_on_the_labeled_pixels(fashion: tuple[Tensor, Tensor]) -> None:
+def test_the_baseline_is_scikit_learn_on_labeled_pixels(fashion: tuple[Tensor, Tensor]) -> None:
     data = ImageDataModule("sample", num_labels=50)
     data.setup("fit")
     labeled = data.splits["labeled"]
@@ -22,13 +22,13 @@ def test_it_is_scikit_learn_on_the_labeled_pixels(fashion: tuple[Tensor, Tensor]
     assert fit_logistic_regression(data) == pytest.approx(model.score(images.flatten(1).numpy() / 255, labels.numpy()))
 
 
-def test_it_reads_files_too(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+def test_the_baseline_reads_image_files(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
     data = ImageDataModule(str(write_folder(tmp_path, {"train": 20, "test": 20})), image_size=28, channels=1)
     data.setup("fit")
     assert fit_logistic_regression(data) > 0.6
 
 
-def test_features_are_standardized_by_the_labels_and_kept(workdir: Path) -> None:
+def test_features_are_standardized_and_cached(workdir: Path) -> None:
     data = ImageDataModule("sample", num_labels=50)
     data.setup("fit")
     backbone, _ = build_backbone("conv", data.image_shape)

@@ -14,7 +14,7 @@ OURS = {10: [0.60, 0.62, 0.61], 100: [0.60, 0.61, 0.63]}
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were saved."""
+    """Return the figures that were saved."""
     figures: list[Any] = []
     save = matplotlib.figure.Figure.savefig
 
@@ -26,7 +26,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return figures
 
 
-def test_a_line_with_intervals_for_each_method(tmp_path: Path, drawn: list[Any]) -> None:
+def test_each_method_has_a_line_with_intervals(tmp_path: Path, drawn: list[Any]) -> None:
     path = tmp_path / "new" / "figure.png"
     save_label_efficiency(path, {"labels_only": BASE, "ours": OURS}, "labels_only")
     assert Image.open(path).format == "PNG"
@@ -48,31 +48,33 @@ def test_a_line_with_intervals_for_each_method(tmp_path: Path, drawn: list[Any])
     assert legend == ["labels_only", "ours"]  # as the lines end
 
 
-def test_the_legend_is_in_the_order_in_which_lines_end(tmp_path: Path, drawn: list[Any]) -> None:
+def test_the_legend_has_the_order_in_which_lines_end(tmp_path: Path, drawn: list[Any]) -> None:
     save_label_efficiency(tmp_path / "f.png", {"labels_only": OURS, "ours": BASE, "short": {10: [0.9]}}, "labels_only")
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["short", "ours", "labels_only"]
     assert drawn[0].axes[0].get_title(loc="left") == "Mean and 95 % interval over 1 to 3 seeds"
 
 
 @pytest.mark.parametrize(("seeds", "title"), [(1, "Mean over 1 seed; an"), (2, "Mean over 2 seeds; an")])
-def test_one_budget_and_too_few_seeds(tmp_path: Path, drawn: list[Any], seeds: int, title: str) -> None:
+def test_one_budget_with_too_few_seeds_has_no_intervals(
+    tmp_path: Path, drawn: list[Any], seeds: int, title: str
+) -> None:
     results = {name: {100: [0.7, 0.8][:seeds]} for name in ("labels_only", "ours", "theirs")}
     save_label_efficiency(tmp_path / "f.png", results, "labels_only")
     axes = drawn[0].axes[0]
     assert axes.get_title(loc="left").startswith(title)
     low, high = axes.get_xlim()
-    places = [bars.lines[0].get_xdata()[0] for bars in axes.containers]
-    assert low < places[0] < places[1] < places[2] < high
-    assert places[1] == pytest.approx(100)
+    positions = [bars.lines[0].get_xdata()[0] for bars in axes.containers]
+    assert low < positions[0] < positions[1] < positions[2] < high
+    assert positions[1] == pytest.approx(100)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["100"]
 
 
-def test_wide_intervals_do_not_leave_the_range_of_accuracies(tmp_path: Path, drawn: list[Any]) -> None:
+def test_wide_intervals_stay_in_the_range_of_accuracies(tmp_path: Path, drawn: list[Any]) -> None:
     save_label_efficiency(tmp_path / "f.png", {"labels_only": {100: [0.1, 0.5, 0.99]}}, "labels_only")
     assert drawn[0].axes[0].get_ylim() == (-0.02, 1.02)
 
 
-def test_each_of_many_methods_looks_different(tmp_path: Path, drawn: list[Any]) -> None:
+def test_each_of_many_methods_has_its_own_style(tmp_path: Path, drawn: list[Any]) -> None:
     save_label_efficiency(tmp_path / "f.png", {f"m{k}": BASE for k in range(13)}, "m0")
     lines = [bars.lines[0] for bars in drawn[0].axes[0].containers]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 13

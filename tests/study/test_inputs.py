@@ -1,4 +1,4 @@
-"""What a training depends on is in its key, and what changed is named."""
+"""Keys of runs depend on their inputs, and changed inputs are named."""
 
 import hashlib
 import json
@@ -87,7 +87,9 @@ def planned(kind: str = "plain", data: dict[str, Any] = DATA, **options: Any) ->
 def reasons(before: list[StudyRun], after: list[StudyRun]) -> list[str]:
     results = {
         run.key: json.loads(
-            json.dumps({"folder": f"l/{run.folder}/version_0", "start": run.start, "inputs": run.inputs})
+            json.dumps(
+                {"folder": f"l/{run.label}/version_0", "title": run.title, "start": run.start, "inputs": run.inputs}
+            )
         )
         for run in before
     }
@@ -123,47 +125,47 @@ class Change(NamedTuple):
 
 
 CHANGES = {
-    "labels": Change("plain", lambda: write_table(Path(), 1), "The labels of t.csv changed since"),
-    "groups": Change("plain", lambda: write_table(Path(), group=1), "The groups of t.csv changed since"),
-    "order": Change("plain", lambda: write_table(Path(), order=-1), "The order of t.csv changed since"),
-    "an image": Change("plain", lambda: exchange("d/0.bmp", "d/1.bmp"), "The images of t.csv changed since"),
+    "labels": Change("plain", lambda: write_table(Path(), 1), "The labels of t.csv changed"),
+    "groups": Change("plain", lambda: write_table(Path(), group=1), "The groups of t.csv changed"),
+    "order": Change("plain", lambda: write_table(Path(), order=-1), "The order of t.csv changed"),
+    "an image": Change("plain", lambda: exchange("d/0.bmp", "d/1.bmp"), "The images of t.csv changed"),
     "more images": Change("plain", lambda: write_table(Path(), 0, 12), "t.csv has 12 images, 10 before"),
-    "unlabeled": Change("unlabeled", lambda: exchange("u/0.bmp", "u/1.bmp"), "The images of u changed since"),
+    "unlabeled": Change("unlabeled", lambda: exchange("u/0.bmp", "u/1.bmp"), "The images of u changed"),
     "more unlabeled": Change("unlabeled", lambda: draw(Path("u/x.bmp"), 5), "u has 13 images, 12 before"),
-    "split": Change("split", lambda: replace_text("split.csv", "{}", '{"a": 1}'), "split.csv changed since"),
-    "weights": Change("weights", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed since"),
-    "head": Change("head", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed since"),
-    "run": Change("run", lambda: replace_text("start/encoder.safetensors", "1", "2"), "start changed since"),
+    "split": Change("split", lambda: replace_text("split.csv", "{}", '{"a": 1}'), "split.csv changed"),
+    "weights": Change("weights", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed"),
+    "head": Change("head", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed"),
+    "run": Change("run", lambda: replace_text("start/encoder.safetensors", "1", "2"), "start changed"),
     "head of a run": Change(
-        "head of a run", lambda: replace_text("start/checkpoints/last.ckpt", "1", "2"), "start changed since"
+        "head of a run", lambda: replace_text("start/checkpoints/last.ckpt", "1", "2"), "start changed"
     ),
-    "exchanged groups": Change("plain", lambda: exchange_groups("t.csv"), "The groups of t.csv changed since"),
+    "exchanged groups": Change("plain", lambda: exchange_groups("t.csv"), "The groups of t.csv changed"),
     "nested": Change(
-        "plain", lambda: replace_text("config/inner/model.yaml", "mlp", "conv"), "Settings changed since (model)"
+        "plain", lambda: replace_text("config/inner/model.yaml", "mlp", "conv"), "Settings changed (model)"
     ),
     "nested twice": Change(
-        "plain", lambda: replace_text("config/inner/optimizer.yaml", "0.1", "0.2"), "Settings changed since (model)"
+        "plain", lambda: replace_text("config/inner/optimizer.yaml", "0.1", "0.2"), "Settings changed (model)"
     ),
     "class": Change(
-        "own", lambda: replace_text("user_model.py", "RATE", "RATE + 1"), "The code of user_model changed since"
+        "own", lambda: replace_text("user_model.py", "RATE", "RATE + 1"), "The code of user_model changed"
     ),
     "its import": Change(
-        "own", lambda: replace_text("user_part.py", "1", "2"), "The code of user_part changed since"
+        "own", lambda: replace_text("user_part.py", "1", "2"), "The code of user_part changed"
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_a_result_depends_on_is_in_its_key_and_is_named(project: Path, name: str) -> None:
+def test_a_changed_input_changes_the_key_and_is_named(project: Path, name: str) -> None:
     change = CHANGES[name]
     before = planned(change.kind)
     change.make()
     after = planned(change.kind)
     assert not {run.key for run in after} & {run.key for run in before}
-    assert reasons(before, after) == [f"{change.reason}: 1 training is done anew."]
+    assert reasons(before, after) == [f"{change.reason}: 1 run is trained again."]
 
 
-def test_what_changes_no_result_is_not_in_the_key(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_ignore_what_changes_no_result(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [kind for kind in OPTIONS if kind != "own"]
     keys = {kind: [run.key for run in planned(kind)] for kind in OPTIONS}
     moved = shutil.copytree(project, project.with_name("moved"))
@@ -184,7 +186,7 @@ def test_what_changes_no_result_is_not_in_the_key(project: Path, monkeypatch: py
     assert [run.key for run in planned("weights", **weights)] == keys["weights"]
 
 
-def test_the_start_of_a_stage_is_a_reason_of_its_own(project: Path) -> None:
+def test_a_changed_earlier_stage_is_named(project: Path) -> None:
     def stages(rate: float) -> list[StudyRun]:
         config = [Path_fr("config/fit.yaml")]
         first = Stage(config, {"model.init_args.optimizer.init_args.lr": rate}, name="a")
@@ -192,30 +194,34 @@ def test_the_start_of_a_stage_is_a_reason_of_its_own(project: Path) -> None:
 
     before, after = stages(0.1), stages(0.2)
     assert after[1].key != before[1].key
-    assert reasons(before, after) == ["Settings changed since (model): 2 trainings are done anew."]
+    assert reasons(before, after) == ["Settings changed (model): 2 runs are trained again."]
     assert reasons(before, before) == []
 
 
-def test_results_of_earlier_versions_are_done_anew(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_earlier_versions_are_trained_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = planned()
     old = [run._replace(key=f"{k}" * 64, inputs=None) for k, run in enumerate(before)]
-    assert reasons(old, before) == [
-        "An earlier version did not record what its trainings were made from: 1 training is done anew."
-    ]
+    assert reasons(old, before) == ["An earlier version did not record the inputs of its runs: 1 run is trained again."]
     monkeypatch.setattr("sft_lightning.study.plan.__version__", "another")
     (said,) = reasons(before, planned())
-    assert said.startswith("They were made by sft-lightning ")
-    damaged = {before[0].key: {"folder": f"l/{before[0].folder}/version_0", "inputs": {"data": 1, "config": [2]}}}
+    assert said.startswith("sft-lightning another trained them") or "trained them (this is another)" in said
+    damaged = {
+        before[0].key: {
+            "folder": f"l/{before[0].label}/version_0",
+            "title": before[0].title,
+            "inputs": {"data": 1, "config": [2]},
+        }
+    }
     assert explain_stale(planned(), planned(), damaged)
 
 
-def test_data_that_is_not_there_is_named_before_the_first_training(project: Path) -> None:
+def test_missing_data_is_named_before_the_first_run(project: Path) -> None:
     Path("t.csv").unlink()
     with pytest.raises(InputError, match=r"t\.csv"):
         planned()
 
 
-def test_files_of_a_data_module_of_the_users_are_in_the_key(project: Path) -> None:
+def test_keys_contain_files_of_custom_data_modules(project: Path) -> None:
     Path("user_data.py").write_text(
         "from lightning.pytorch import LightningDataModule\n\n\nclass Data(LightningDataModule):\n"
         "    def __init__(self, source: str, num_labels: int = 1, seed: int = 0) -> None:\n"
@@ -226,7 +232,7 @@ def test_files_of_a_data_module_of_the_users_are_in_the_key(project: Path) -> No
     assert before[0].inputs
     assert "user_data" in before[0].inputs["code"]
     exchange("d/0.bmp", "d/1.bmp")
-    assert reasons(before, planned(data=data)) == ["d changed since: 1 training is done anew."]
+    assert reasons(before, planned(data=data)) == ["d changed: 1 run is trained again."]
 
 
 def test_each_source_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,13 +250,13 @@ def test_each_source_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch
     assert read == ["t.csv"]
 
 
-def test_a_setting_of_the_data_is_in_the_key(project: Path) -> None:
+def test_keys_contain_settings_of_the_data(project: Path) -> None:
     larger: dict[str, Any] = {"data.init_args.image_size": 12}
     before, after = planned(), planned(**larger)
-    assert reasons(before, after) == ["Settings changed since (data): 1 training is done anew."]
+    assert reasons(before, after) == ["Settings changed (data): 1 run is trained again."]
 
 
-def test_the_key_of_settings_that_cannot_be_parsed_follows_them_and_their_files(project: Path) -> None:
+def test_keys_of_invalid_settings_depend_on_the_settings_and_their_files(project: Path) -> None:
     options: list[dict[str, Any]] = [{"model.init_args.nonsense": value} for value in (1, 2)]
     keys = [planned(**given)[0].key for given in options]
     replace_text("config/inner/optimizer.yaml", "0.1", "0.2")
@@ -258,7 +264,7 @@ def test_the_key_of_settings_that_cannot_be_parsed_follows_them_and_their_files(
     assert len(set(keys)) == 3
 
 
-def test_a_source_under_another_root_is_another_source(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_under_different_roots_are_read_separately(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots: list[Any] = []
     describe = inputs._describe_data
 
@@ -273,7 +279,7 @@ def test_a_source_under_another_root_is_another_source(project: Path, monkeypatc
     assert roots == ["here", "there"]
 
 
-def test_code_is_followed_through_the_modules_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_digests_follow_imports_within_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "user_package"
     (package / "inner").mkdir(parents=True)
     for name, text in {

@@ -90,7 +90,7 @@ def here(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
 
 
 @pytest.mark.slow
-def test_a_study_as_jobs_in_their_order(workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_train_a_study_in_order(workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     broken = {**METHODS["autoencoder"][0], "options": {"model.init_args.network": "mlpp"}}
     methods = {**METHODS, "broken": [broken, METHODS["autoencoder"][1]]}
     assert main(["study", written(workdir, budgets=[20], seeds=[0], methods=methods), *SLURM, "--jobs=2"]) == 0
@@ -112,7 +112,7 @@ def test_a_study_as_jobs_in_their_order(workdir: Path, here: Here, capsys: pytes
         "broken, pretrain": None,
     }
     assert any("  broken, pretrain, " in line and "'mlpp'" in line for line in told)
-    assert "failed: broken, 20 labels, seed 0: the stage that it starts from has failed" in shown.out
+    assert "failed: broken, 20 labels, seed 0: the stage that it starts from failed" in shown.out
     assert not list((STUDY / "slurm").glob("*.json"))
     rows = {row["method"]: row for row in results(workdir) if row["run"]}
     assert {method: (row["steps"], row["tested"]) for method, row in rows.items()} == {
@@ -122,7 +122,9 @@ def test_a_study_as_jobs_in_their_order(workdir: Path, here: Here, capsys: pytes
 
 
 @pytest.mark.slow
-def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_study_loses_and_repeats_no_job(
+    workdir: Path, here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = written(workdir, budgets=[20], seeds=[0])
 
     def stop() -> None:
@@ -130,7 +132,7 @@ def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys:
 
     here.looked = stop  # the jobs are submitted, and nothing else has happened yet
     assert main(["study", config, *SLURM]) == 128 + signal.SIGINT
-    assert "sft-lightning: 2 jobs of Slurm go on: start the study again to wait for them" in capsys.readouterr().err
+    assert "sft-lightning: 2 Slurm jobs keep running: start the study again to wait for them" in capsys.readouterr().err
     assert len(asked()) == 2
     looks = 0
 
@@ -142,12 +144,12 @@ def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys:
 
     here.looked = stop_in_the_loop
     assert main(["study", config, *SLURM]) == 128 + signal.SIGINT
-    assert "2 jobs of Slurm go on" in capsys.readouterr().err
+    assert "2 Slurm jobs keep running" in capsys.readouterr().err
     assert len(asked()) == 2
     here.looked = lambda: None
     assert main(["study", config]) == 2
     said = capsys.readouterr().err
-    assert "jobs of Slurm still train for study 'small': add --launcher slurm" in said
+    assert "Slurm jobs still train study 'small': add --launcher slurm" in said
     assert f"(scancel {' '.join(sorted(asked()))})" in said
     until(lambda: len(list((STUDY / "slurm").glob("*.json"))) == 2 and not here.list_queue())
     assert main(["study", config, *SLURM]) == 0  # both ended while nobody waited
@@ -161,13 +163,13 @@ def test_stopped_it_loses_and_repeats_nothing(workdir: Path, here: Here, capsys:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_job_that_was_killed_is_told_and_goes_on_the_next_time(
+def test_a_killed_job_is_reported_and_resumes_the_next_time(
     workdir: Path, here: Here, how: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options=LONG)
 
     def kill() -> None:
-        until(lambda: list(STUDY.glob("*/version_0/checkpoints/last.ckpt")))
+        until(lambda: list(STUDY.glob("*/*/*/version_0/checkpoints/last.ckpt")))
         (job,) = asked()
         (process,) = children(job)
         os.kill(int(process), how)
@@ -192,8 +194,8 @@ def test_a_job_that_was_killed_is_told_and_goes_on_the_next_time(
     assert (row["steps"], row["failed"]) == ("2000", "")
 
 
-def test_only_the_first_of_several_tasks_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "try_perform", lambda *words: {"failed": words[1:]})
+def test_only_the_first_task_of_a_job_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "try_perform", lambda *arguments: {"failed": arguments[1:]})
     monkeypatch.setattr(slurm, "prepare_process", lambda threads: None)
     one: Any = None
     for rank in ("1", "0"):
@@ -222,7 +224,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_what_sbatch_gets(tmp_path: Path, commands: Path) -> None:
+def test_sbatch_gets_the_settings(tmp_path: Path, commands: Path) -> None:
     settings = {"partition": "gpu", "cpus_per_task": 3, "srun_args": ["--exact"], "time": 60}
     text = slurm.make_executor(tmp_path, settings)._make_submission_file_text("python", "")
     for line in ("partition=gpu", "cpus-per-task=3", "time=60", "job-name=sft-study"):
@@ -234,7 +236,7 @@ def test_what_sbatch_gets(tmp_path: Path, commands: Path) -> None:
     assert "--cpus-per-task=1 python" in slurm.make_executor(tmp_path, {})._make_submission_file_text("python", "")
 
 
-def test_jobs_that_slurm_refuses(
+def test_refused_jobs_give_one_sentence(
     workdir: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     says = "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed"
@@ -243,14 +245,14 @@ def test_jobs_that_slurm_refuses(
     assert main(["study", written(workdir), *SLURM]) == 2
     last = capsys.readouterr().err.splitlines()[1:]
     assert last == [
-        "sft-lightning: Slurm refuses the jobs (invalid partition specified: nope; Batch job submission failed): mend "
-        "the settings in slurm, or let --jobs submit fewer at a time, and start the study again"
+        "sft-lightning: Slurm refuses the jobs (invalid partition specified: nope; Batch job submission failed): "
+        "correct the settings in slurm, or submit fewer at a time with --jobs, and start the study again"
     ]
     assert "SLURM_JOB_ID" not in (workdir / "environment").read_text()
     assert os.environ["SLURM_JOB_ID"] == "7"
 
 
-def test_the_queue_is_asked_again_where_slurm_is_away(
+def test_the_queue_is_queried_again_if_slurm_does_not_respond(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "POLL", 0)
@@ -265,7 +267,7 @@ def test_the_queue_is_asked_again_where_slurm_is_away(
     assert len(tries.read_text().splitlines()) == 63
 
 
-def test_bad_input_is_one_sentence(
+def test_invalid_settings_give_one_sentence(
     workdir: Path, commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = written(workdir)
@@ -282,12 +284,12 @@ def test_bad_input_is_one_sentence(
     words = said("--launcher=slurm", "--slurm={setup: module load cuda}")
     assert words.endswith("slurm.setup is 'module load cuda': give a list, such as [module load cuda]")
     words = said("--launcher=slurm", "--slurm={additional_parameters: x}")
-    assert words.startswith("sft-lightning: slurm is {'additional_parameters': 'x'}, of which submitit says: ")
+    assert words.startswith("sft-lightning: slurm is {'additional_parameters': 'x'}, which submitit refuses: ")
     for missing in ("srun", "sbatch"):
         (commands / missing).unlink()
         with monkeypatch.context() as patch:
             patch.setenv("PATH", str(commands))
-            assert "launcher is slurm, but there is no sbatch here: use a login node" in said("--launcher=slurm")
+            assert "launcher is slurm, but sbatch or srun is missing here: use a login node" in said("--launcher=slurm")
         command(commands, missing, "exit 1")
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert "launcher is slurm, which needs submitit: pip install 'sft-lightning[slurm]'" in said("--launcher=slurm")
@@ -305,7 +307,9 @@ def cluster(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.mark.slurm
-def test_the_same_study_on_slurm(workdir: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_slurm_gives_the_results_of_this_machine(
+    workdir: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = written(workdir, budgets=[20])
     assert main(["study", config, *SLURM, "--jobs=2"]) == 0
     assert "6/6" in capsys.readouterr().err
@@ -324,7 +328,7 @@ def test_the_same_study_on_slurm(workdir: Path, cluster: dict[str, str], capsys:
 
 
 @pytest.mark.slurm
-def test_killed_and_started_again_it_waits_for_the_jobs_that_are_there(
+def test_a_killed_study_waits_for_its_jobs_when_started_again(
     workdir: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = written(workdir, budgets=[20], seeds=[0])
@@ -344,14 +348,14 @@ def test_killed_and_started_again_it_waits_for_the_jobs_that_are_there(
 @pytest.mark.parametrize(
     ("words", "last"), [(["--signal=KILL", "--full"], ""), ([], "CANCELLED")], ids=["killed", "canceled"]
 )
-def test_a_canceled_job_is_told_and_goes_on_the_next_time(
+def test_a_canceled_job_is_reported_and_resumes_the_next_time(
     workdir: Path, cluster: dict[str, str], words: list[str], last: str
 ) -> None:
     options = {**LONG, "trainer.max_epochs": 3000}
     config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options=options)
     start = [sys.executable, "-m", "sft_lightning", "study", config, *SLURM]
     study = subprocess.Popen(start, env=cluster, stderr=subprocess.PIPE, text=True)
-    until(lambda: list(STUDY.glob("*/version_0/checkpoints/last.ckpt")))
+    until(lambda: list(STUDY.glob("*/*/*/version_0/checkpoints/last.ckpt")))
     (job,) = asked()
     subprocess.run(["scancel", *words, job], check=True)
     _, said = study.communicate(timeout=120)
@@ -361,19 +365,19 @@ def test_a_canceled_job_is_told_and_goes_on_the_next_time(
     assert last in said
     assert f"): see {STUDY}/slurm/{job}_0_log.err" in said
     again = subprocess.Popen(start, env=cluster)
-    until(lambda: list(STUDY.glob("*/version_0/fit-resumed.yaml")))
-    assert not list(STUDY.glob("*/version_1"))
+    until(lambda: list(STUDY.glob("*/*/*/version_0/fit-resumed.yaml")))
+    assert not list(STUDY.glob("*/*/*/version_1"))
     again.kill()
     subprocess.run(["scancel", *asked()], check=True)
 
 
 @pytest.mark.slurm
-def test_at_its_time_limit_a_job_is_requeued_and_goes_on(
+def test_a_job_is_requeued_at_its_time_limit_and_resumes(
     workdir: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options={**LONG, "trainer.max_epochs": 1000})
     study = subprocess.Popen([sys.executable, "-m", "sft_lightning", "study", config, *SLURM], env=cluster)
-    until(lambda: list(STUDY.glob("*/version_0/checkpoints/last.ckpt")))
+    until(lambda: list(STUDY.glob("*/*/*/version_0/checkpoints/last.ckpt")))
     (job,) = asked()
     subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as Slurm does ahead of the limit
     assert study.wait(timeout=400) == 0
@@ -385,7 +389,7 @@ def test_at_its_time_limit_a_job_is_requeued_and_goes_on(
 
 
 @pytest.mark.slurm
-def test_several_tasks_train_one_run_and_a_study_may_run_in_a_job(workdir: Path, cluster: dict[str, str]) -> None:
+def test_tasks_train_one_run_together_and_a_study_may_run_in_a_job(workdir: Path, cluster: dict[str, str]) -> None:
     options = {"trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.strategy": "ddp"}
     config = written(workdir, budgets=[20], seeds=[0], methods=ALONE, options=options)
     words = [sys.executable, "-m", "sft_lightning", "study", config, "--launcher=slurm"]

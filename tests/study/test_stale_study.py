@@ -1,4 +1,4 @@
-"""A study called again: what its data has become is trained anew and said, and two calls at once are refused."""
+"""Studies called again: runs whose data changed are trained again, and a second call at the same time is refused."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def colors(workdir: Path) -> Path:
     return workdir
 
 
-def test_corrected_labels_are_trained_anew(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_trained_again_after_labels_are_corrected(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["study", written(colors, **SETTINGS)]
     assert main(words) == 0
     wrong = results(colors)
@@ -58,8 +58,8 @@ def test_corrected_labels_are_trained_anew(colors: Path, capsys: pytest.CaptureF
     assert main(words) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[:2] == [
-        "Study small: 1 trainings, 1 to do.",
-        "The labels of t.csv changed since: 1 training is done anew.",
+        "Study small: 1 run, 1 to train.",
+        "The labels of t.csv changed: 1 run is trained again.",
     ]
     right = results(colors)
     # Also of logistic regression, which is measured on the same labels.
@@ -68,10 +68,10 @@ def test_corrected_labels_are_trained_anew(colors: Path, capsys: pytest.CaptureF
     assert {row["run"] for row in right} & {row["run"] for row in wrong} == {""}
     assert all((colors / row["run"]).is_dir() for row in wrong if row["run"])
     assert main(words) == 0
-    assert capsys.readouterr().err.splitlines() == ["Study small: 1 trainings, 0 to do."]
+    assert capsys.readouterr().err.splitlines() == ["Study small: 1 run, 0 to train."]
 
 
-def test_a_study_at_work_is_not_started_twice(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_study_is_not_started_twice(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"trainer.max_epochs": 4000, "trainer.accelerator": "cpu"}
     process = started(
         main, ["study", written(colors, **SETTINGS, options=options)], folder=colors, files=colors / "output"
@@ -84,7 +84,7 @@ def test_a_study_at_work_is_not_started_twice(colors: Path, capsys: pytest.Captu
     short = ["study", written(colors, **SETTINGS)]
     assert main(short) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"sft-lightning: study 'small' is at work already, by process {process.pid} on ")
+    assert said.startswith(f"sft-lightning: study 'small' is already running, started by process {process.pid} on ")
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     assert lock.is_file()
@@ -101,11 +101,10 @@ def test_runs_tested_on_other_examples_are_not_compared() -> None:
     rows += [row("ours", 4, 24, "a")]  # without a partner
     rows += [row("alone", 5, 24, "e"), row("ours", 5, 24, "e")]  # each seed has a split of its own
     rows += [row("ours", 0, 24, "a"), row("ours", 1, 60, "b"), row("ours", 2, 24, "c"), row("ours", 3, 24, "")]
-    apart = study._find_unpaired(rows, "alone")
+    apart = study._find_unpaired(rows, "alone", {"alone": "alone", "ours": "ours"})
     assert list(apart.values()) == [
-        "ours, 4 labels, seed 1: tested on 60 examples, alone on 24; this pair is left out of the comparison.",
-        "ours, 4 labels, seed 2: tested on 24 examples, alone on other examples; this pair is left out of the "
-        "comparison.",
+        "ours, 4 labels, seed 1: tested on 60 examples, alone on 24; this pair is not in the comparison.",
+        "ours, 4 labels, seed 2: tested on 24 examples, alone on other examples; this pair is not in the comparison.",
     ]
     accuracies = {"alone": {4: dict.fromkeys(range(4), 0.5)}, "ours": {4: {0: 0.6, 1: 1.0, 2: 1.0, 3: 0.6}}}
     (found,) = compare_methods(accuracies, "alone", apart)
@@ -119,11 +118,11 @@ def test_pairs_that_were_tested_on_other_examples_are_left_out_of_the_verdict(tm
         ledger.results[f"labels_only {seed}"]["test_set"] = "a"
         ledger.results[f"longer {seed}"]["test_set"] = "b" if seed == 2 else "a"
     said = study.write_results(
-        tmp_path, study.collect_rows([run for run in runs if run.final], ledger), "labels_only", "last"
+        tmp_path, study.collect_rows([run for run in runs if run.is_final], ledger), "labels_only", "last"
     )
-    left_out = "this pair is left out of the comparison."
-    assert f"ours, 10 labels, seed 1: tested on 60 examples, labels_only on 100; {left_out}" in said
-    assert f"longer, 10 labels, seed 2: tested on 100 examples, labels_only on other examples; {left_out}" in said
+    left_out = "this pair is not in the comparison."
+    assert f"ours, 10 labels, seed 1: tested on 60 examples, labels only on 100; {left_out}" in said
+    assert f"longer, 10 labels, seed 2: tested on 100 examples, labels only on other examples; {left_out}" in said
     compared = json.loads((tmp_path / "summary.json").read_text())["comparisons"]
     assert {one["method"]: one["seeds"] for one in compared} == {"ours": 2, "longer": 2, "wider": 3}
     (ours,) = (one["mean_difference"] for one in compared if one["method"] == "ours")

@@ -1,4 +1,4 @@
-"""A study over the real command line, on the shipped sample and small networks."""
+"""Studies over the real command line, on the shipped sample with small networks."""
 
 import csv
 import html
@@ -52,7 +52,7 @@ METHODS: Methods = {"labels_only": [{"config": [str(QUICK / "fine_tune.yaml")]}]
 
 
 def written(folder: Path, **changed: Any) -> str:
-    """A study as a file; its --config."""
+    """Write the file of a study and return its --config."""
     study: dict[str, Any] = {
         "name": "small",
         "budgets": [20, 40],
@@ -72,8 +72,8 @@ def results(folder: Path, name: str = "small") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-class Performed:
-    """Lets runs through and keeps them; stops or breaks where told."""
+class Recorder:
+    """Records the runs and performs them; stops after some, and fails for a title."""
 
     def __init__(self, stop_after: int = 10**9, breaks: str = "") -> None:
         self.runs: list[StudyRun] = []
@@ -88,7 +88,7 @@ class Performed:
         return perform(one, start, folder)
 
 
-class Told(NamedTuple):
+class Call(NamedTuple):
     """One call of a study."""
 
     runs: list[StudyRun]
@@ -98,27 +98,27 @@ class Told(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told, Told]:
-    """A study of which one run fails, and the same one once more."""
-    folder, told = tmp_path_factory.mktemp("study"), []
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Call, Call]:
+    """Return a study with a failed run, and the same study called again."""
+    folder, calls = tmp_path_factory.mktemp("study"), []
     for breaks in ("pretrain, seed 1", ""):
-        seen = Performed(breaks=breaks)
+        recorder = Recorder(breaks=breaks)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            patch.setattr(runner, "perform", seen)
+            patch.setattr(runner, "perform", recorder)
             with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
                 assert main(["study", written(folder)]) == 0
-        told.append(Told(seen.runs, results(folder), out.getvalue(), err.getvalue()))
-    return folder, told[0], told[1]
+        calls.append(Call(recorder.runs, results(folder), out.getvalue(), err.getvalue()))
+    return folder, calls[0], calls[1]
 
 
-def test_a_failed_run_is_told_and_tried_again(studied: tuple[Path, Told, Told]) -> None:
+def test_a_failed_run_is_reported_and_trained_again(studied: tuple[Path, Call, Call]) -> None:
     _, first, second = studied
     # Two budgets and seeds of two methods; the autoencoder once for each seed, since it learns from no label.
     assert len(first.runs) == 2 * 2 + 2 + 2
     assert "failed: out of memory" in first.err
     for budget in (20, 40):
-        sentence = f"failed: autoencoder, {budget} labels, seed 1: the stage that it starts from has failed"
+        sentence = f"failed: autoencoder, {budget} labels, seed 1: the stage that it starts from failed"
         assert sentence in first.out
     assert [r["failed"] != "" for r in first.rows if r["method"] == "autoencoder"] == [False, True] * 2
     assert all(r["test_last"] for r in first.rows if r["method"] == "labels_only")
@@ -130,8 +130,8 @@ def test_a_failed_run_is_told_and_tried_again(studied: tuple[Path, Told, Told]) 
     assert not any(row["failed"] for row in second.rows)
 
 
-def test_a_study_from_its_file_to_its_verdict(
-    studied: tuple[Path, Told, Told], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_study_trains_tests_and_compares_its_methods(
+    studied: tuple[Path, Call, Call], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     workdir, _, shown = studied
     monkeypatch.chdir(workdir)
@@ -171,7 +171,7 @@ def test_a_study_from_its_file_to_its_verdict(
         assert splits[0] == splits[1]
         chain = json.loads((workdir / tuned["run"] / "lineage.json").read_text())
         assert [link["model"] for link in chain] == ["AutoencoderModule", "FineTuneClassifier"]
-        assert f"seed_{tuned['seed']}_" in chain[0]["run"]
+        assert f"0_labels/autoencoder_pretrain/seed_{tuned['seed']}/" in chain[0]["run"]
 
     # Logistic regression on what the last of them starts from.
     (row,) = (
@@ -203,36 +203,40 @@ def test_a_study_from_its_file_to_its_verdict(
     assert shown.out.index(summary["verdict"][0]) < shown.out.index("against the labels")
     assert summary["notes"] == summary["failed"] == []
     page = (folder / "report.html").read_text()
-    assert html.unescape(page).index(summary["verdict"][0]) < page.index("data:image/png")
-    assert all(Path(row["run"]).parent.name in page for row in by_method["autoencoder"])
-    with Image.open(folder / "label_efficiency.png") as picture:
-        assert min(picture.size) > 200
+    assert html.unescape(page).index(summary["verdict"][0]) < page.index("<svg")
+    assert "labels only" in page
+    assert "<td>labels_only</td>" not in page
+    assert all(
+        f"{row['budget']}_labels/autoencoder/seed_{row['seed']}/version_0" in page for row in by_method["autoencoder"]
+    )
+    with Image.open(folder / "label_efficiency.png") as image:
+        assert min(image.size) > 200
 
 
 @pytest.mark.slow
-def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(
+def test_an_interrupted_study_resumes_and_trains_nothing_twice(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = written(workdir, seeds=[0], budgets=[20])
-    first = Performed(stop_after=2)
+    first = Recorder(stop_after=2)
     monkeypatch.setattr(runner, "perform", first)
     assert main(["study", config]) == 128 + signal.SIGINT
-    assert "sft-lightning: SIGINT: start the study again to go on" in capsys.readouterr().err
-    second = Performed()
+    assert "sft-lightning: SIGINT: start the study again to continue" in capsys.readouterr().err
+    second = Recorder()
     monkeypatch.setattr(runner, "perform", second)
     assert main(["study", config]) == 0
-    assert "Study small: 3 trainings, 1 to do." in capsys.readouterr().err
-    third = Performed()
+    assert "Study small: 3 runs, 1 to train." in capsys.readouterr().err
+    third = Recorder()
     monkeypatch.setattr(runner, "perform", third)
     assert main(["study", config]) == 0
     assert (len(first.runs), len(second.runs), len(third.runs)) == (2, 1, 0)
     interrupted = results(workdir)
     # A larger study takes over what it shares; other options are other runs.
-    more = Performed()
+    more = Recorder()
     monkeypatch.setattr(runner, "perform", more)
     assert main(["study", written(workdir, seeds=[0], budgets=[20, 40])]) == 0
     assert [run.budget for run in more.runs] == [40, 40]
-    other = Performed()
+    other = Recorder()
     monkeypatch.setattr(runner, "perform", other)
     options = {"trainer.max_epochs": 1, "trainer.accelerator": "cpu"}
     assert main(["study", written(workdir, seeds=[0], budgets=[20], options=options)]) == 0
@@ -244,7 +248,7 @@ def test_nothing_is_run_twice_and_an_interrupted_study_goes_on(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> None:
+def test_a_killed_run_resumes_from_its_checkpoint(workdir: Path) -> None:
     alone = METHODS["labels_only"]
     options = {"trainer.max_epochs": 400, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 0}
     config = written(workdir, seeds=[0], budgets=[20], methods={"labels_only": alone}, options=options)
@@ -253,12 +257,12 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> Non
     until = time.monotonic() + 120
     while not saved and time.monotonic() < until:
         time.sleep(0.05)
-        saved = list(workdir.glob("lightning_logs/study/small/*/version_0/checkpoints/last.ckpt"))
+        saved = list(workdir.glob("lightning_logs/study/small/*/*/*/version_0/checkpoints/last.ckpt"))
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert saved
-    # Another name is another folder, but no other training.
+    # A method with another name resumes the run in its folder.
     config = written(workdir, seeds=[0], budgets=[20], methods={"a": alone}, baseline="a", options=options)
     assert main(["study", config]) == 0
     (row,) = (row for row in results(workdir) if row["run"])
@@ -269,7 +273,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workdir: Path) -> Non
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does_though_a_third_is_killed(
+def test_two_processes_give_the_results_of_one_even_if_a_third_is_killed(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["study", written(workdir, budgets=[20], seeds=[0])]) == 0
@@ -283,14 +287,14 @@ def test_two_processes_find_what_one_does_though_a_third_is_killed(
     one, two = ([(r["method"], r["seed"], r["test_last"]) for r in results(workdir, n)] for n in ("small", "parallel"))
     assert one == [row for row in two if row[0] != "killed"]
     assert (
-        "failed: killed, 20 labels, seed 0: its process was killed, for want of memory perhaps"
+        "failed: killed, 20 labels, seed 0: its process was killed, perhaps because memory ran out"
         in capsys.readouterr().out
     )
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_takes_its_processes_with_it(workdir: Path) -> None:
+def test_processes_end_when_their_study_is_killed(workdir: Path) -> None:
     options = {"trainer.max_epochs": 4000, "trainer.accelerator": "cpu"}
     config = written(workdir, budgets=[20], methods={"labels_only": METHODS["labels_only"]}, options=options)
     words = [sys.executable, "-m", "sft_lightning", "study", config, "--jobs=2"]
@@ -301,7 +305,7 @@ def test_a_study_that_is_killed_takes_its_processes_with_it(workdir: Path) -> No
         return [line for line in said.stdout.splitlines() if not line.split()[1].startswith("Z")]
 
     until = time.monotonic() + 240
-    while len(list(workdir.glob("lightning_logs/study/small/*/*/checkpoints/last.ckpt"))) < 2:
+    while len(list(workdir.glob("lightning_logs/study/small/*/*/*/*/checkpoints/last.ckpt"))) < 2:
         time.sleep(0.1)
         assert time.monotonic() < until
     assert len(alive()) >= 3
@@ -314,7 +318,7 @@ def test_a_study_that_is_killed_takes_its_processes_with_it(workdir: Path) -> No
 
 
 @pytest.mark.slow
-def test_processes_that_decode_files_end_with_their_training(workdir: Path, write_folder: Callable[..., Path]) -> None:
+def test_loader_processes_end_with_their_run(workdir: Path, write_folder: Callable[..., Path]) -> None:
     write_folder(workdir / "images", {"train": 20, "test": 4})
     given = {"source": "images", "image_size": 28, "channels": 1, "val_size": 6, "steps_per_epoch": 2, "num_workers": 1}
     runs = plan(
@@ -348,35 +352,35 @@ def by_hand(tmp_path: Path) -> tuple[list[StudyRun], Ledger]:
     return runs, ledger
 
 
-def test_the_table_and_the_verdict_by_hand(tmp_path: Path) -> None:
+def test_table_and_verdict_match_a_study_by_hand(tmp_path: Path) -> None:
     runs, ledger = by_hand(tmp_path)
-    rows = study.collect_rows([run for run in runs if run.final], ledger)
+    rows = study.collect_rows([run for run in runs if run.is_final], ledger)
     assert sum(row["method"] == "logistic regression on pixels" for row in rows) == 3
     said = study.write_results(tmp_path, rows, "labels_only", "last").splitlines()
     # By itself `ours` would have helped with p = 0.038; as one of three it has not.
     assert said[:2] == [
         "With 10 labels and 3 seeds: no evidence yet for ours (+5.0), longer (+0.0) and wider (-3.3).",
-        "With 10 labels, logistic regression on pixels is better than every method: 0.700 on average.",
+        "With 10 labels, logistic regression on pixels beats every method: 0.700 on average.",
     ]
     assert [re.split("  +", line) for line in said if "±" in line] == [
         ["10", "logistic regression on pixels", "3", "0.700 ± 0.000", "0.700 ± 0.000"],
         ["10", "ours", "3", "0.550 ± 0.093", "0.400 ± 0.090", "+5.0 points: no evidence yet", "7"],
-        ["10", "labels_only", "3", "0.500 ± 0.100", "0.500 ± 0.100", "2"],
+        ["10", "labels only", "3", "0.500 ± 0.100", "0.500 ± 0.100", "2"],
         ["10", "longer", "3", "0.500 ± 0.173", "0.500 ± 0.173", "+0.0 points: no evidence yet", "2"],
         ["10", "wider", "3", "0.467 ± 0.126", "0.467 ± 0.126", "-3.3 points: no evidence yet", "2"],
     ]
-    assert [line.partition(":")[0] for line in said if "the method alone" in line] == [
-        "longer is mlp for 20 steps, labels_only is mlp for 10",
-        "wider is conv for 10 steps, labels_only is mlp for 10",
+    assert [line.partition(":")[0] for line in said if "from the method alone" in line] == [
+        "longer is mlp for 20 steps, labels only is mlp for 10",
+        "wider is conv for 10 steps, labels only is mlp for 10",
     ]
     said = study.write_results(tmp_path, rows, "labels_only", "best").splitlines()
     assert (
         said[0] == "With 10 labels and 3 seeds: ours (-10.0) hurt; no evidence yet for longer (+0.0) and wider (-3.3)."
     )
-    assert [line.split()[1] for line in said if "±" in line] == ["logistic", "labels_only", "longer", "wider", "ours"]
+    assert [line.split()[1] for line in said if "±" in line] == ["logistic", "labels", "longer", "wider", "ours"]
 
 
-def test_what_is_left_to_do(tmp_path: Path) -> None:
+def test_runs_without_a_result_are_pending(tmp_path: Path) -> None:
     runs, ledger = by_hand(tmp_path)
     assert list_pending(runs, ledger) == []
     del ledger.results["wider 1"]["folder"]
@@ -389,18 +393,20 @@ def test_what_is_left_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_networks_and_steps_are_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_networks_and_steps_are_reported(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = {**METHODS["labels_only"][0], "options": {"model.init_args.backbone": "conv", "trainer.max_epochs": 1}}
     methods = {**METHODS, "another": [stage]}
     assert main(["study", written(workdir, seeds=[0], budgets=[20], methods=methods)]) == 0
-    assert "another is conv for 5 steps, labels_only is mlp for 10" in capsys.readouterr().out
+    assert "another is conv for 5 steps, labels only is mlp for 10" in capsys.readouterr().out
 
 
-def test_logistic_regression_that_wins_is_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logistic_regression_that_beats_all_methods_is_reported(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     methods = {"labels_only": METHODS["labels_only"]}
     assert main(["study", written(workdir, seeds=[0], budgets=[40], methods=methods)]) == 0
     said = capsys.readouterr().out.splitlines()[0]
-    assert said.startswith("With 40 labels, logistic regression on pixels is better than every method: 0.")
+    assert said.startswith("With 40 labels, logistic regression on pixels beats every method: 0.")
 
 
 @pytest.mark.parametrize(
@@ -409,11 +415,11 @@ def test_logistic_regression_that_wins_is_told(workdir: Path, capsys: pytest.Cap
         ({"budgets": []}, "budgets is empty"),
         ({"seeds": [1, 1]}, "seeds names one twice: 1, 1"),
         ({"budgets": [0]}, "budgets has 0"),
-        ({"baseline": "label_only"}, "baseline 'label_only' is none of the methods (did you mean 'labels_only'?)"),
+        ({"baseline": "label_only"}, "baseline 'label_only' is not among the methods (did you mean 'labels_only'?)"),
         ({"methods": {"labels_only": []}}, "method 'labels_only' has no stage"),
         (
             {"methods": {**METHODS, "x": [{"config": [str(QUICK / "fine_tune.yaml")], "weights": "pretrian"}]}},
-            "method 'x' starts stage 'tune' from 'pretrian': there is no earlier one",
+            "method 'x' starts stage 'tune' from 'pretrian': no stage comes before it",
         ),
         (
             {"methods": {**METHODS, "x": [PRETRAINED[0], {**PRETRAINED[1], "weights": "pretrian"}]}},
@@ -428,7 +434,7 @@ def test_logistic_regression_that_wins_is_told(workdir: Path, capsys: pytest.Cap
     ],
     ids=str,
 )
-def test_bad_input_is_one_sentence(
+def test_invalid_studies_give_one_sentence(
     workdir: Path, changed: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["study", written(workdir, **{"seeds": [0], "budgets": [20], **changed})]) == 2
@@ -437,7 +443,7 @@ def test_bad_input_is_one_sentence(
     assert sentence in last
 
 
-def test_a_damaged_ledger_is_named(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_ledger_is_reported_with_its_path(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = workdir / "lightning_logs" / "study" / "small" / "study.json"
     ledger.parent.mkdir(parents=True)
     ledger.write_text("{")
@@ -445,7 +451,7 @@ def test_a_damaged_ledger_is_named(workdir: Path, capsys: pytest.CaptureFixture[
     assert "study.json' cannot be read" in capsys.readouterr().err
 
 
-def test_a_key_depends_on_all_that_a_result_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_depend_on_everything_that_results_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "a.yaml"
     config.write_text("model: {}")
 
