@@ -102,6 +102,7 @@ MOVED = {
     "sft_lightning.networks.backbones": "sft_lightning.networks.vision.backbones",
     "sft_lightning.networks.described": "sft_lightning.networks.metadata",
     "sft_lightning.networks.libraries": "sft_lightning.networks.vision.pretrained",
+    "sft_lightning.networks.merging": "sft_lightning.networks.adapters",
     "sft_lightning.networks.normalization": "sft_lightning.networks.vision.normalization",
     "sft_lightning.networks.wide_resnet": "sft_lightning.networks.vision.wide_resnet",
     "sft_lightning.options": "sft_lightning.cli.registry",

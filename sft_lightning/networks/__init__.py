@@ -1,1 +1,1 @@
-"""Networks in plain torch."""
+"""Networks, their weights and adapters, in plain torch."""

@@ -1,4 +1,4 @@
-"""Which of the networks in a weights file is meant: flat and nested files, wrappers, students beside teachers."""
+"""Choice of the network in a weights file with several: nested files, wrappers, students beside teachers."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from sft_lightning.utils.errors import InputError
 
 _TRAINER_STATE = re.compile(r"optim|sched|scaler|amp|loops|callbacks|rng|args|config|hyper_parameters", re.IGNORECASE)
 _LIGHTNING = ("pytorch-lightning_version", "hyper_parameters", "global_step")
-_DEPTH = 4  # of nested mappings: {"model": {"state_dict": {...}}} has two
-_NEARLY = 0.9  # a network whose count of fitting tensors is this share of the best one's could be meant, too
+_DEPTH = 4  # of nested mappings; {"model": {"state_dict": {...}}} has depth two
+_RIVAL_SHARE = 0.9  # of the best network's matching tensors: others from here on are candidates, too
 _AVERAGES = {"teacher", "ema", "averaged", "average", "avg", "swa", "shadow"}
 _FOLLOWERS = {"student", "momentum", "k", "key"}
 
@@ -20,11 +20,11 @@ _FOLLOWERS = {"student", "momentum", "k", "key"}
 def flatten_networks(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name.
 
-    A file with one nested state dict (`state_dict`, `model`, `net`, `params`, ...) gives the names in it; the names of
-    several are prefixed with the keys that they stand under. The state of an optimizer and the like is left out.
+    With one nested state dict (`state_dict`, `model`, `net`, `params`, ...), names are those in it; with several, names
+    get the key of their state dict as a prefix. States of optimizers and the like are left out.
 
     Args:
-        content: What was read.
+        content: Content of the checkpoint.
     """
     if isinstance(content.get("state_dict"), Mapping) and any(key in content for key in _LIGHTNING):
         return _flatten(content["state_dict"], _DEPTH)
@@ -41,34 +41,36 @@ def _flatten(content: Mapping[Any, Any], depth: int) -> dict[str, Tensor]:
                 nested[str(name)] = tensors
     if len(nested) == 1:
         (only,) = nested.values()
-        if len(only) >= len(direct):  # what stands beside it is a score or a queue
+        if len(only) >= len(direct):  # the tensors beside it are a score or a queue
             return only
     return {**direct, **{f"{key}.{name}": tensor for key, inner in nested.items() for name, tensor in inner.items()}}
 
 
 def choose_network(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> tuple[str, list[str]]:
-    """Choose the prefix under which a file's tensors fit a network.
+    """Choose the prefix under which a file's tensors match a network.
 
-    Of several networks that fit about as well, the one that the publishers of such files evaluate is taken: a teacher
-    or an average rather than the student, a query encoder rather than the key encoder that follows it.
+    Of several networks that match about equally well, the one that publishers of such files evaluate wins: a teacher or
+    an average over the student, a query encoder over the key encoder that follows it.
 
     Args:
         own: State dict of the network.
-        tensors: Of the file.
+        tensors: Tensors of the file by name.
         source: Name of the file for the error.
 
     Returns:
-        The prefix, and the prefixes of other networks in the file that would fit, too.
+        The prefix, and the prefixes of other matching networks in the file.
 
     Raises:
-        InputError: Several networks fit, and their names do not tell which one is meant.
+        InputError: Several networks match, and their names do not decide between them.
     """
     names = [name for name in tensors if name.rpartition(".")[2] in {n.rpartition(".")[2] for n in own}]
     # A dict and not a set, whose order would change with PYTHONHASHSEED.
     prefixes = dict.fromkeys(["", *(name[: end.end()] for name in names for end in re.finditer(r"\.", name))])
     counts = {p: sum(_fits(tensors.get(p + n), t) for n, t in own.items()) for p in prefixes}
     best = max(counts.values())
-    rivals = sorted((p for p, n in counts.items() if n and n >= _NEARLY * best), key=lambda p: (-counts[p], len(p), p))
+    rivals = sorted(
+        (p for p, n in counts.items() if n and n >= _RIVAL_SHARE * best), key=lambda p: (-counts[p], len(p), p)
+    )
     if len(rivals) < 2:
         return (rivals or [""])[0], []
     ranks = {p: _rank(p, rivals) for p in rivals}
@@ -88,15 +90,15 @@ def _fits(tensor: Tensor | None, own: Tensor) -> bool:
 
 
 def _are_equal(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
-    """Whether two names stand for one network, as those of a module that is registered twice."""
+    """Return whether two prefixes have the same tensors, such as those of a module that is registered twice."""
     pairs = [(tensors.get(one + n), tensors.get(other + n)) for n in own]
     return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 
 def _rank(prefix: str, rivals: list[str]) -> int:
-    """Return 0 for what publishers evaluate, 2 for what only helps to train it, else 1."""
+    """Return 0 for a network that publishers evaluate, 2 for one that only helps to train it, else 1."""
     words = set(re.split(r"[._]", prefix.lower()))
-    if "target" in words:  # follows BYOL's online network, but is what I-JEPA evaluates in place of its encoder
+    if "target" in words:  # follows the online network in BYOL, but is evaluated in I-JEPA
         return 2 if any("online" in re.split(r"[._]", p.lower()) for p in rivals) else 0
     if words & _AVERAGES:
         return 0

@@ -1,6 +1,6 @@
-"""Classifiers made without gradient steps on the features, after Kang et al. 2020 ("Decoupling Representation ...").
+"""Linear classifiers computed from features or weights without gradient steps.
 
-Each is a linear layer in the end.
+Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition".
 """
 
 from collections.abc import Mapping
@@ -9,43 +9,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_NEVER = -1e4  # a logit that wins against no other, and that half precision can hold
+_NEVER = -1e4  # a logit that never wins and that half precision can represent
 
 
 def fit_class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The linear layer whose largest output is the class whose mean points most nearly where the features do.
+    """Fit the nearest-class-mean classifier for the cosine similarity.
 
     Args:
-        features: (N, F).
-        labels: int64, (N,).
-        num_classes: C.
+        features: Features, (N, F).
+        labels: Classes, int64, (N,).
+        num_classes: Number of classes C.
 
     Returns:
-        Weight (C, F), the means at length 1, and bias (C,); a class without an example never wins.
+        Weight (C, F), the normalized class means, and bias (C,); a class without examples never wins.
     """
-    hot = F.one_hot(labels, num_classes).to(features)
-    return F.normalize(hot.T @ features, dim=1), torch.where(hot.sum(0) > 0, 0.0, _NEVER).to(features)
+    one_hot = F.one_hot(labels, num_classes).to(features)
+    return F.normalize(one_hot.T @ features, dim=1), torch.where(one_hot.sum(0) > 0, 0.0, _NEVER).to(features)
 
 
 def normalize_tau(weight: Tensor, tau: float) -> Tensor:
-    """Weights of length |w|^(1 - tau): large classes grow long weights, which favors them. There is no bias.
+    """Rescale the weights of each class to the norm |w|^(1 - tau).
+
+    Frequent classes get weights of larger norm, which favors them. The classifier has no bias.
 
     Args:
-        weight: (C, F).
-        tau: 0 changes nothing, 1 makes all of length 1.
+        weight: Weights, (C, F).
+        tau: Exponent; 0 changes nothing, 1 makes all norms equal.
     """
     length: Tensor = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
     return weight / length.clamp_min(1e-12).pow(tau)
 
 
 def extract_linear_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head among the tensors of a file.
+    """Extract the head from the tensors of a file.
 
     Args:
-        tensors: Of a checkpoint, a model or a head: `head.weight`, `head.bias` and, of an `lws` head, `scale`.
+        tensors: Tensors of a checkpoint, a model or a head: `head.weight`, `head.bias` and, for an `lws` head, `scale`.
 
     Returns:
-        `weight` (C, F) and `bias` (C,), or nothing.
+        `weight` (C, F) and `bias` (C,), or an empty dict.
     """
     weight, bias, scale = (tensors.get(name) for name in ("head.weight", "head.bias", "scale"))
     if weight is None or bias is None:

@@ -1,10 +1,10 @@
-"""What a file of weights says of itself: taken only where it is of the types that this package writes."""
+"""Metadata of weights files, accepted only if its fields have the types that this package writes."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_MOST = 65_536  # pixels of a side
+_MAX_SIDE = 65_536  # pixels
 
 
 def _is_text(value: Any) -> bool:
@@ -20,7 +20,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(_is_count(n) and 0 < n <= _MOST for n in value)
+    return (
+        isinstance(value, list | tuple) and len(value) == 3 and all(_is_count(n) and 0 < n <= _MAX_SIDE for n in value)
+    )
 
 
 def _are_names(value: Any) -> bool:
@@ -37,25 +39,25 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_metadata(found: Any, where: str) -> dict[str, Any]:
-    """A description whose known fields are of their types; other fields are nobody's and stay as they are.
+def check_metadata(metadata: Any, where: str) -> dict[str, Any]:
+    """Check the types of known fields; unknown fields are kept.
 
-    Nothing in it names code that is run: a `backbone` is looked up among known networks, a `_class_path` is shown.
+    No field names code that is run: a `backbone` is looked up among known networks, a `_class_path` is only shown.
 
     Args:
-        found: What was read.
-        where: The file, as messages name it.
+        metadata: Metadata of a file.
+        where: Name of the metadata for messages.
 
     Returns:
-        A copy.
+        A copy of the metadata.
 
     Raises:
-        ValueError: It is no mapping, or a field is of another type.
+        ValueError: The metadata is not a mapping, or a field has another type.
     """
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{where} is no mapping")
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"{where} is not a mapping")
     for name, (fits, kind) in _FIELDS.items():
-        value = found.get(name)
+        value = metadata.get(name)
         if value is not None and not fits(value):
             raise ValueError(f"{where} has {name} {value!r:.60}, which is not {kind}")
-    return dict(found)
+    return dict(metadata)

@@ -8,9 +8,9 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside the block, and each of its parts back into its own mode after it.
+    """Put a module into eval mode inside the block, and restore the mode of each submodule after it.
 
-    `module.train()` would put all parts into training mode, those that a callback keeps in evaluation mode, too.
+    `module.train()` would also put submodules into training mode that a callback keeps in eval mode.
 
     Args:
         module: Any module.

@@ -1,4 +1,4 @@
-"""Tensors of a file made to fit a network of another input size, as the library that the network is of would do it."""
+"""Resampling of weights for another input size or number of channels, by the code of the network's library."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ Filter = Callable[[Tensors, nn.Module], Tensors]
 
 @contextmanager
 def keep_timm_filter() -> Iterator[list[Filter]]:
-    """Let timm build a network as if it loaded published weights, and keep what it would do to them first.
+    """Let timm build a network as if it loaded published weights, and capture the filter that it would apply to them.
 
-    Each family of timm renames and resamples a file's tensors by a function of its own, which only the builder is given
-    (read in timm 1.0.31: `_builder.build_model_with_cfg` calls `load_pretrained(..., filter_fn=...)`).
+    Each family of timm has its own function to rename and resample tensors, which only the builder gets (read in timm
+    1.0.31: `_builder.build_model_with_cfg` calls `load_pretrained(..., filter_fn=...)`).
 
     Yields:
-        A list that holds the function once a network was built inside the block; it stays empty where its family needs
-        none.
+        A list that contains the filter after a network was built inside the block; it stays empty for families without
+        one.
     """
     from timm.models import _builder
 
@@ -41,11 +41,11 @@ def keep_timm_filter() -> Iterator[list[Filter]]:
 
 
 def torchvision_filter(tensors: Tensors, net: nn.Module) -> Tensors:
-    """Resample the position embedding of a torchvision ViT; other networks of torchvision need nothing.
+    """Resample the position embedding of torchvision's ViT; its other networks need no change.
 
     Args:
-        tensors: Under the network's names.
-        net: The network.
+        tensors: Tensors under the network's names.
+        net: Network of torchvision.
     """
     from torchvision.models import VisionTransformer
     from torchvision.models.vision_transformer import interpolate_embeddings
@@ -59,12 +59,12 @@ def fit_to_network(net: nn.Module, tensors: Tensors, library_filter: Filter | No
     """Resample and rename tensors so that as many as possible fit a network.
 
     Args:
-        net: The network.
-        tensors: Of the file, without the prefix of the network in it.
-        library_filter: What the network's library does to published files, or None.
+        net: Network to fit.
+        tensors: Tensors of the file, without the prefix of the network.
+        library_filter: Function of the network's library that adapts published files, or None.
 
     Returns:
-        The tensors, and a phrase for each first layer that was changed to another number of channels.
+        The tensors, and a phrase for each first layer that was adapted to another number of channels.
     """
     own = net.state_dict()
 
@@ -76,7 +76,7 @@ def fit_to_network(net: nn.Module, tensors: Tensors, library_filter: Filter | No
     if library_filter is not None:
         try:
             changed = library_filter(_match_prefix_tokens(net, own, tensors), net)
-        except Exception:  # a filter of a family expects that family's files, and fails in any way on others
+        except Exception:  # a family's filter expects its own files, and may raise anything for others
             changed = tensors
         if count(changed) >= count(tensors):
             tensors = changed
@@ -85,9 +85,9 @@ def fit_to_network(net: nn.Module, tensors: Tensors, library_filter: Filter | No
 
 
 def _match_prefix_tokens(net: nn.Module, own: Tensors, tensors: Tensors) -> Tensors:
-    """Give a position embedding as many places for class tokens and the like as the network has.
+    """Give a position embedding as many entries for class tokens and the like as the network has.
 
-    timm takes the number of the network for that of the file.
+    timm's filters assume that file and network have the same number.
     """
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
     here, there = own.get("pos_embed"), tensors.get("pos_embed")
@@ -108,7 +108,7 @@ def _is_square(number: int) -> bool:
 
 
 def _resize_grid(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
-    """Resize what a square grid of positions has learned, in families whose filter leaves it as it is."""
+    """Resize a learned square grid of positions, for families whose filter does not."""
     if own is None or tensor.shape == own.shape or tensor.ndim != own.ndim or not tensor.is_floating_point():
         return tensor
     changed = [i for i, (there, here) in enumerate(zip(tensor.shape, own.shape, strict=True)) if there != here]
@@ -122,7 +122,7 @@ def _resize_grid(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
         for t in (tensor, own)
     ]
     rest = [n for i, n in enumerate(tensor.shape) if i not in changed]
-    # The grid goes to the end, is resized, and goes back to its place.
+    # Move the grid to the last dimensions, resize it, and move it back.
     channels = tensor.float().movedim(changed, list(range(-len(changed), 0))).reshape(1, -1, *sizes[0])
     resized = F.interpolate(channels, size=sizes[1], mode="bicubic", antialias=True)
     there = resized.reshape(*rest, *(own.shape[i] for i in changed))

@@ -1,4 +1,4 @@
-"""Weights from files: read without running anything, matched by name and shape, and said aloud."""
+"""Weights from files: read without running code, matched by name and shape, and reported."""
 
 import json
 import pickle  # noqa: TID251  # for the name of its error
@@ -13,33 +13,33 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sft_lightning.networks.adapters import merge_weights
 from sft_lightning.networks.file_networks import choose_network, flatten_networks
-from sft_lightning.networks.merging import merge_weights
 from sft_lightning.networks.metadata import check_metadata
 from sft_lightning.networks.resampling import Filter, Tensors as Tensors, fit_to_network
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
 _AVERAGE = "average."
-_START = "regularizer."
+_REGULARIZER = "regularizer."
 _SETTINGS = "hyper_parameters"
 
 
-_LEAST = 0.5  # share of a network's matrices and kernels: less is what another architecture has by chance
+_MIN_SHARE = 0.5  # of a network's matrices and kernels; other architectures match less than that by chance
 
 
 @dataclass
 class WeightsMatch:
-    """What a file gave to a network.
+    """Which tensors of a file were loaded into a network.
 
     Attributes:
-        prefix: What stood before the network's own names in the file.
-        taken: Names that were loaded.
-        missing: Names of the network that the file lacks.
+        prefix: Prefix of the network's names in the file.
+        taken: Names of loaded tensors.
+        missing: Names in the network that the file lacks.
         other_shape: Names in both whose shapes differ.
-        unused: Names of the file that the network lacks.
-        classifier: Names of the file that belong to a classifier, which is not part of the network.
-        notes: Phrases about what was made to fit, or passed over.
+        unused: Names in the file that the network lacks.
+        classifier: Names in the file that belong to a classifier, which is not part of the network.
+        notes: Phrases about tensors that were resampled, renamed or ignored.
     """
 
     prefix: str
@@ -53,27 +53,26 @@ class WeightsMatch:
     def __str__(self) -> str:
         total = len(self.taken) + len(self.missing) + len(self.other_shape)
         text = f"{len(self.taken)} of {total} backbone tensors matched"
-        for words, names in (
-            ("not in the file, so they start anew", self.missing),
-            ("of another shape, so they start anew", self.other_shape),
+        for label, names in (
+            ("not in the file, so randomly initialized", self.missing),
+            ("of another shape, so randomly initialized", self.other_shape),
             ("in the file but not used", self.unused),
             ("classifier in the file", self.classifier),
         ):
             if names:
-                text += f"; {words}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+                text += f"; {label}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
         return "; ".join([text, *self.notes])
 
 
 def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone") -> Path:
-    """The file with weights that a path means.
+    """Find the weights file that a path refers to.
 
     Args:
-        path: A file, or the folder of a run: its `encoder.safetensors` where no head is asked for, else its last
-            checkpoint.
-        part: What is asked for.
+        path: File, or folder of a run: its `encoder.safetensors` for a backbone, else its last checkpoint.
+        part: Part of the network that the caller needs.
 
     Raises:
-        InputError: There is none.
+        InputError: The path does not exist, or the folder has no weights.
     """
     setting = "head_weights" if part == "head" else "weights"
     if path.is_dir():
@@ -90,14 +89,14 @@ def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone") -> 
 
 
 def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Reads tensors and what is said about them; nothing in the file is run.
+    """Read tensors and metadata without running code from the file.
 
     Args:
-        path: `.safetensors`, or a checkpoint or state dict that `torch.load(weights_only=True)` takes.
+        path: `.safetensors` file, or a checkpoint or state dict that `torch.load(weights_only=True)` accepts.
 
     Returns:
-        Tensors by name, and the description that `write_weights` put beside them; of a checkpoint its
-        `hyper_parameters`, its step, the state of its data and nothing more; of any other file an empty one.
+        Tensors by name, and the metadata that `write_weights` stored; of a checkpoint its `hyper_parameters`, step and
+        state of the data instead; of any other file an empty dict.
 
     Raises:
         InputError: The file is damaged, or holds objects other than tensors.
@@ -109,14 +108,14 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
                     json.loads((file.metadata() or {}).get("sft_lightning", "{}")), "its description"
                 )
                 return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-        with torch.serialization.safe_globals([Namespace]):  # plain values, in which publishers keep their settings
+        with torch.serialization.safe_globals([Namespace]):  # plain values, used by publishers for settings
             content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, and safely
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights {str(path)!r} is damaged or holds objects other than tensors, which could run code: "
             "save its state dict as .safetensors"
         ) from error
-    except Exception as error:  # torch names no types for damaged files: struct.error, IndexError, AssertionError, ...
+    except Exception as error:  # of damaged files torch raises anything: struct.error, IndexError, AssertionError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"weights {str(path)!r} cannot be read ({reason}): fetch or save it again") from error
     about = {}
@@ -128,29 +127,32 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def check_model_settings(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The settings of the model in a checkpoint of ours; nothing where it has none.
+    """Return the model's settings from the metadata of a checkpoint, after a check of their types.
 
     Args:
-        about: From `read_weights`.
-        path: Named in the error.
+        about: Metadata from `read_weights`.
+        path: Path of the checkpoint for the error.
+
+    Returns:
+        Settings by name; empty if the checkpoint has none.
 
     Raises:
-        InputError: They are of other types than a training writes.
+        InputError: A setting has another type than a training writes.
     """
     try:
         check_metadata({"step": about.get("global_step")}, "it")
         return check_metadata(about.get(_SETTINGS, {}), _SETTINGS)
     except ValueError as error:
         raise InputError(
-            f"checkpoint {str(path)!r} is none that `fit` wrote ({error}): fetch or make it again"
+            f"checkpoint {str(path)!r} was not written by `fit` ({error}): fetch or make it again"
         ) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a `.safetensors` file says of itself, without its tensors; nothing of another file.
+    """Read the metadata of a `.safetensors` file without its tensors; empty for other files.
 
     Args:
-        path: That `read_weights` has taken.
+        path: File that `read_weights` accepts.
     """
     if path.suffix != ".safetensors":
         return {}
@@ -159,14 +161,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def reject_unmerged_adapters(tensors: Tensors, source: str) -> None:
-    """Refuse adapters of other programs, which scale what they add by a number that their tensors do not say.
+    """Refuse adapters of other programs, whose scale is not among their tensors.
 
     Args:
-        tensors: From `read_weights`.
+        tensors: Tensors from `read_weights`.
         source: Name of the file for the error.
 
     Raises:
-        InputError: There is one.
+        InputError: The file holds such an adapter.
     """
     for name in tensors:
         layer, adapter, _ = name.partition(".lora_")
@@ -178,28 +180,30 @@ def reject_unmerged_adapters(tensors: Tensors, source: str) -> None:
 
 
 def select_evaluated_weights(tensors: Tensors) -> Tensors:
-    """The plain network that was evaluated: averaged weights where a checkpoint has them, adapters merged.
+    """Select the weights that were evaluated: averaged ones where a checkpoint has them, with adapters merged.
 
     Args:
-        tensors: From `read_weights`; those of an average are named `average.` and the name in the network, those of a
-            regularizer's start, which are left out, `regularizer.`.
+        tensors: Tensors from `read_weights`. The prefix `average.` marks averaged weights; tensors with the prefix
+            `regularizer.` are the initial network of a regularizer and are left out.
     """
     averaged = {n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)}
     averaged.pop("steps", None)
-    return merge_weights({**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _START))}, **averaged})
+    return merge_weights(
+        {**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _REGULARIZER))}, **averaged}
+    )
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes tensors as safetensors, whole or not at all.
+    """Write tensors to a safetensors file atomically.
 
     Args:
-        path: The file; its folder is made.
-        tensors: By name.
-        about: Primitives that tell how to rebuild what they are of.
+        path: Path of the file; missing folders are created.
+        tensors: Tensors by name.
+        about: Metadata of JSON types, from which the network can be rebuilt.
     """
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with open_atomic(path) as staged:
-        save_file(own, staged, metadata={"sft_lightning": json.dumps(about)})
+        save_file(on_cpu, staged, metadata={"sft_lightning": json.dumps(about)})
 
 
 def load_into(
@@ -209,23 +213,23 @@ def load_into(
     library_filter: Filter | None = None,
     classifier: str | None = None,
 ) -> WeightsMatch:
-    """Copy what fits by name and shape.
+    """Copy the tensors that match by name and shape.
 
-    The names of the file may carry any prefix (`backbone.net.`, `module.`, `_orig_mod.`), which `choose_network`
-    finds; what is of another size is resampled as the network's library does it.
+    Names in the file may have any prefix (`backbone.net.`, `module.`, `_orig_mod.`), which `choose_network` finds.
+    Tensors of another input size are resampled by the code of the network's library.
 
     Args:
-        network: Changed in place.
-        tensors: From `read_weights`.
+        network: Network to change in place.
+        tensors: Tensors from `read_weights`.
         source: Name of the file for messages.
-        library_filter: What the network's library does to published files before it loads them, or None.
+        library_filter: Function of the network's library that adapts published files, or None.
         classifier: Name of the layer that was cut off the network, or None.
 
     Returns:
-        What was taken and what was not.
+        Names of loaded and other tensors.
 
     Raises:
-        InputError: Nothing or too little fits, several networks fit, or a value cannot be a weight.
+        InputError: Too few tensors match, several networks match, or a value cannot be a weight.
     """
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
     own = network.state_dict()
@@ -233,10 +237,10 @@ def load_into(
     given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     given, notes = fit_to_network(network, given, library_filter)
     taken = [n for n, t in own.items() if n in given and given[n].shape == t.shape]
-    matrices = [n for n, t in own.items() if t.ndim > 1]  # vectors have few lengths, and fit by chance
-    fitting = [n for n in taken if own[n].ndim > 1]
-    if not fitting or len(fitting) < _LEAST * len(matrices):
-        few = f"only {len(fitting)} of {len(matrices)} matrices and kernels" if fitting else "nothing"
+    matrices = [n for n, t in own.items() if t.ndim > 1]  # vectors have few lengths and match by chance
+    matched = [n for n in taken if own[n].ndim > 1]
+    if not matched or len(matched) < _MIN_SHARE * len(matrices):
+        few = f"only {len(matched)} of {len(matrices)} matrices and kernels" if matched else "nothing"
         raise InputError(
             f"weights {source!r} fit {few}: the file has {_some(sorted(tensors))}, the backbone {_some(sorted(own))}; "
             "give weights of the same architecture"
@@ -249,7 +253,7 @@ def load_into(
             + ", ".join(repr(p.rstrip(".") or "the names without a prefix") for p in others)
         )
     rest = [n for n in own if n not in set(taken)]
-    heads = tuple(f"{place}." for place in ("head", f"{prefix}{classifier}")[: 1 if classifier is None else 2])
+    heads = tuple(f"{name}." for name in ("head", f"{prefix}{classifier}")[: 1 if classifier is None else 2])
     used = {prefix + n for n in {**own, **given}} | {prefix.removesuffix("net.") + n for n in ("mean", "std")}
     extra = [n for n in given if n not in own]
     _refuse_deeper(own, {n: given[n] for n in extra if not f"{prefix}{n}".startswith(heads)}, source)
@@ -267,11 +271,11 @@ def load_into(
 
 
 def _refuse_deeper(own: Tensors, extra: Tensors, source: str) -> None:
-    """Refuse a network whose stages have more blocks: the first ones fit, but do not compute the features alone."""
-    stages = {stage for name in own for stage, _ in _numbered(name)}
-    blocks = {block for name in own for _, block in _numbered(name)}
-    places = [place for name, tensor in extra.items() if tensor.ndim > 1 for place in _numbered(name)]
-    deeper = list(dict.fromkeys(block for stage, block in places if stage in stages and block not in blocks))
+    """Refuse a deeper network: its first blocks match, but do not compute the features alone."""
+    stages = {stage for name in own for stage, _ in _split_numbered(name)}
+    blocks = {block for name in own for _, block in _split_numbered(name)}
+    numbered = [pair for name, tensor in extra.items() if tensor.ndim > 1 for pair in _split_numbered(name)]
+    deeper = list(dict.fromkeys(block for stage, block in numbered if stage in stages and block not in blocks))
     if deeper:
         more = f" and {len(deeper) - 3} more" if len(deeper) > 3 else ""
         raise InputError(
@@ -280,8 +284,8 @@ def _refuse_deeper(own: Tensors, extra: Tensors, source: str) -> None:
         )
 
 
-def _numbered(name: str) -> list[tuple[str, str]]:
-    """Names of the numbered modules that a tensor lies in, each after the name of what it is numbered in."""
+def _split_numbered(name: str) -> list[tuple[str, str]]:
+    """Return (parent, numbered module) for each numbered module that a tensor lies in."""
     pieces = name.split(".")
     return [(".".join(pieces[:i]), ".".join(pieces[: i + 1])) for i in range(1, len(pieces)) if pieces[i].isdecimal()]
 

@@ -119,7 +119,7 @@ class TuningDepth:
         """Put what is frozen by the settings into evaluation mode; call it again after `Module.train()`."""
         if self._adapter is not None:
             self._backbone.eval()
-            self._adapter.hold(self._backbone.net, self.released)
+            self._adapter.set_modes(self._backbone.net, self.released)
         elif not self.released or not self.learns:
             self._backbone.eval()
         else:

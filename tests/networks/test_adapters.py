@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.networks.adapters import IA3, Adapter, LoRA
-from sft_lightning.networks.merging import merge_weights
+from sft_lightning.networks.adapters import IA3, Adapter, LoRA, merge_weights
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone
 from sft_lightning.utils.errors import InputError
 
@@ -70,7 +69,7 @@ def test_only_the_adapter_learns(name: str, make: Callable[[], Adapter]) -> None
     assert {id(p) for p in net.parameters() if p.requires_grad} == own
     assert sum(p.numel() for p in adapter.list_parameters(net)) < 0.1 * sum(p.numel() for p in net.parameters())
     backbone.train()
-    adapter.release(net)
+    adapter.set_trainable(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     x, target = torch.rand(4, *backbone.image_shape), torch.randn(4, backbone.num_features)
     losses = []
@@ -233,7 +232,7 @@ def test_release_keeps_dropout_of_the_adapter_alone() -> None:
     for released in (True, False):
         net.train()
         net.requires_grad_(True)
-        adapter.release(net, released)
+        adapter.set_trainable(net, released)
         assert all(m.p == 0.5 and m.training is released for m in dropouts)
         assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
         assert {p.requires_grad for p in adapter.list_parameters(net)} == {released}

@@ -103,8 +103,8 @@ def test_report_names_what_matched_and_what_did_not() -> None:
     assert (matched.prefix, matched.taken) == ("x.", ["0.weight", "1.weight"])
     assert (matched.other_shape, matched.missing, matched.unused) == (["0.bias (9 there, 3 here)"], ["1.bias"], ["x.7"])
     assert str(matched) == (
-        "2 of 4 backbone tensors matched; not in the file, so they start anew: 1.bias; of another shape, so they start "
-        "anew: 0.bias (9 there, 3 here); in the file but not used: x.7"
+        "2 of 4 backbone tensors matched; not in the file, so randomly initialized: 1.bias; of another shape, so "
+        "randomly initialized: 0.bias (9 there, 3 here); in the file but not used: x.7"
     )
     assert torch.equal(network.state_dict()["0.weight"], torch.ones(3, 2))
 

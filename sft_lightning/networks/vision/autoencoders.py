@@ -1,4 +1,4 @@
-"""Encoders and decoders in plain torch: the reference's MLP, and a small convolutional pair for any image size."""
+"""Encoders and decoders: the MLP of the reference setting, and a small convolutional pair for any image size."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 
 class MLPEncoder(nn.Sequential):
-    """(B, C, H, W) to (B, 32): Linear layers of 128, 64 and 32, each with a ReLU."""
+    """MLP from images (B, C, H, W) to features (B, 32): linear layers of 128, 64 and 32 outputs, each with a ReLU."""
 
     def __init__(self, image_shape: Sequence[int], widths: Sequence[int] = (128, 64, 32)) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            image_shape: (C, H, W).
-            widths: Outputs of each layer; the last is the number of features.
+            image_shape: Shape of the images, (C, H, W).
+            widths: Number of outputs of each layer; the last is the number of features.
         """
         sizes = [math.prod(image_shape), *widths]
         layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
@@ -26,14 +26,14 @@ class MLPEncoder(nn.Sequential):
 
 
 class MLPDecoder(nn.Module):
-    """(B, 32) to (B, C, H, W) in [0, 1]: the encoder's widths backward, ReLU between, a sigmoid at the end."""
+    """MLP from features (B, 32) to images (B, C, H, W): the mirrored encoder with a sigmoid at the end."""
 
     def __init__(self, image_shape: Sequence[int], widths: Sequence[int] = (32, 64, 128)) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            image_shape: (C, H, W).
-            widths: Of the features and the hidden layers.
+            image_shape: Shape of the images, (C, H, W).
+            widths: Number of features, then of outputs of each hidden layer.
         """
         super().__init__()
         layers: list[nn.Module] = []
@@ -43,16 +43,16 @@ class MLPDecoder(nn.Module):
         self.image_shape = tuple(image_shape)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Draws pictures from features.
+        """Decode images from features.
 
         Args:
-            features: (B, 32).
+            features: Features, (B, 32).
 
         Returns:
-            (B, C, H, W) in [0, 1].
+            Images in [0, 1], (B, C, H, W).
         """
-        pictures: Tensor = self.layers(features)
-        return pictures.view(-1, *self.image_shape)
+        images: Tensor = self.layers(features)
+        return images.view(-1, *self.image_shape)
 
 
 def _conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
@@ -62,15 +62,18 @@ def _conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential
 
 
 class ConvEncoder(nn.Sequential):
-    """(B, C, H, W) to (B, 128): five 3x3 convolutions of 32, 32, 64, 64 and 128 channels, averaged over the picture."""
+    """CNN from images (B, C, H, W) to features (B, 128).
+
+    It has five 3x3 convolutions of 32, 32, 64, 64 and 128 channels and global average pooling.
+    """
 
     num_features = 128
 
     def __init__(self, image_shape: Sequence[int]) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            image_shape: (C, H, W), any H and W.
+            image_shape: Shape of the images, (C, H, W), with any H and W.
         """
         super().__init__(
             _conv(image_shape[0], 32),
@@ -85,14 +88,14 @@ class ConvEncoder(nn.Sequential):
 
 
 class ConvDecoder(nn.Module):
-    """(B, F) features to (B, C, H, W) in [0, 1], for any image size."""
+    """CNN from features (B, F) to images (B, C, H, W) of any size in [0, 1]."""
 
     def __init__(self, image_shape: Sequence[int], num_features: int) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            image_shape: (C, H, W).
-            num_features: F.
+            image_shape: Shape of the images, (C, H, W).
+            num_features: Number of features F.
         """
         super().__init__()
         channels, height, width = image_shape
@@ -104,13 +107,13 @@ class ConvDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Draws pictures from features.
+        """Decode images from features.
 
         Args:
-            features: (B, F).
+            features: Features, (B, F).
 
         Returns:
-            (B, C, H, W) in [0, 1].
+            Images in [0, 1], (B, C, H, W).
         """
         x = self.spread(features)
         for stage, size in zip(self.stages, self.sizes[1:], strict=True):

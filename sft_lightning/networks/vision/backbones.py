@@ -1,4 +1,4 @@
-"""Backbones by name, our own or any torchvision or timm model; weights from nowhere, a publisher or a file."""
+"""Backbones by name: built-in, torchvision or timm networks with random, published or own weights."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -33,19 +33,19 @@ BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, and the normalization that belongs to its weights.
+    """A network without its classifier, with the normalization that belongs to its weights.
 
-    Pixels in [0, 1] go in, so whoever takes the weights cannot take them with another normalization. One gray channel
-    is repeated for a network that was made for three.
+    It takes pixels in [0, 1], so that weights are never used with another normalization. A single gray channel is
+    repeated for networks with three input channels.
 
     Attributes:
-        name: As the user wrote it.
-        image_shape: (C, H, W) that goes in.
-        num_features: Size of what comes out.
+        name: Name as given by the user.
+        image_shape: Shape of the inputs, (C, H, W).
+        num_features: Number of output features.
         net: The network itself.
-        classifier: Name of the layer that was cut off, under which a file of the library's own may hold it, or None.
-        misfits: Tensors that the file of its weights has in another shape, so that they start anew.
-        constant_buffers: Those of its own that no training step changes.
+        classifier: Name of the layer that was removed, under which files of its library may hold it, or None.
+        misfits: Tensors with another shape in the weights file, which were initialized randomly.
+        constant_buffers: Names of buffers that no training step changes.
     """
 
     mean: Tensor
@@ -62,16 +62,16 @@ class Backbone(nn.Module):
         std: Stats = 1.0,
         classifier: str | None = None,
     ) -> None:
-        """Wraps a network.
+        """Wrap a network.
 
         Args:
-            name: For messages and for rebuilding.
-            net: (B, C, H, W) to (B, num_features).
-            num_features: Of the output.
-            image_shape: (C, H, W).
-            mean: Subtracted from the pixels, one number or one for each channel.
-            std: Divides the pixels.
-            classifier: See above.
+            name: Name for messages and for rebuilding.
+            net: Network from (B, C, H, W) to (B, num_features).
+            num_features: Number of output features.
+            image_shape: Shape of the inputs, (C, H, W).
+            mean: Mean that is subtracted from pixels; one number, or one for each channel.
+            std: Standard deviation that divides pixels; one number, or one for each channel.
+            classifier: Name of the layer that was removed, or None.
         """
         super().__init__()
         self.name, self.net, self.num_features, self.classifier = name, net, num_features, classifier
@@ -93,12 +93,12 @@ class Backbone(nn.Module):
     def _is_plain(self) -> bool:
         return bool((self.mean == 0).all() and (self.std == 1).all())
 
-    def normalize(self, mean: Tensor, std: Tensor) -> None:
-        """Replaces the normalization.
+    def set_normalization(self, mean: Tensor, std: Tensor) -> None:
+        """Replace the normalization.
 
         Args:
-            mean: (C, 1, 1).
-            std: (C, 1, 1).
+            mean: Mean of each channel, (C, 1, 1).
+            std: Standard deviation of each channel, (C, 1, 1).
         """
         self.mean.copy_(mean)
         self.std.copy_(std)
@@ -109,24 +109,24 @@ class Backbone(nn.Module):
         self._plain = self._is_plain()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes features.
+        """Compute features.
 
         Args:
             x: Pixels in [0, 1], (B, C, H, W).
 
         Returns:
-            (B, num_features).
+            Features, (B, num_features).
         """
         if x.shape[1] == 1 and self._channels == 3:
             x = x.expand(-1, 3, -1, -1)
-        x = x.to(self.mean.dtype)  # where all of the network is in half or double precision
+        x = x.to(self.mean.dtype)  # the whole network may be in half or double precision
         if not self._plain:
             x = (x - self.mean) / self.std
         features: Tensor = self.net(x)
         return features
 
     def describe(self) -> dict[str, Any]:
-        """What `rebuild_backbone` needs, as primitives."""
+        """Return the metadata that `rebuild_backbone` needs, of JSON types."""
         return {"backbone": self.name, "image_shape": list(self.image_shape), "num_features": self.num_features}
 
 
@@ -137,21 +137,21 @@ def build_backbone(
     mean: Stats | None = None,
     std: Stats | None = None,
 ) -> tuple[Backbone, Tensors]:
-    """Builds a backbone and fills it.
+    """Build a backbone and load its weights.
 
     Args:
-        name: `mlp`, `conv`, `wrn_28_2`, a torchvision or timm name; `torchvision/NAME` or `timm/NAME` where both have
-            it (torchvision's comes first).
-        image_shape: (C, H, W) of the pictures.
-        weights: `none`, `default` (the published ones, downloaded), or the path of a file or run.
-        mean: Normalization; null for that of the weights, or none.
-        std: The same.
+        name: `mlp`, `conv`, `wrn_28_2`, or a name of torchvision or timm; `torchvision/NAME` or `timm/NAME` if both
+            have it (torchvision takes precedence).
+        image_shape: Shape of the images, (C, H, W).
+        weights: `none`, `default` (the published weights, which are downloaded), or the path of a file or run.
+        mean: Mean of the normalization; null for that of the weights, if any.
+        std: Standard deviation of the normalization; null for that of the weights, if any.
 
     Returns:
-        The backbone, and all tensors of the file (a head among them, perhaps).
+        The backbone, and all tensors of the file, which may contain a head.
 
     Raises:
-        InputError: The name is unknown, or the weights cannot be had or fit nothing.
+        InputError: The name is unknown, or the weights are unavailable or do not fit.
     """
     published = weights == "default"
     if name in BUILT_IN:
@@ -162,30 +162,30 @@ def build_backbone(
         library_filter = None
     else:
         if image_shape[0] not in (1, 3):
-            raise InputError(f"backbone {name!r} takes 1 or 3 channels, the pictures have {image_shape[0]}")
+            raise InputError(f"backbone {name!r} takes 1 or 3 channels, the images have {image_shape[0]}")
         made = build_library_net(name, image_shape, published, [*BUILT_IN])._asdict()
         library_filter = made.pop("library_filter")
         backbone = Backbone(name, image_shape=image_shape, **made)
-        backbone.net.to(memory_format=torch.channels_last)  # a convolutional network takes half the time on a CPU
+        backbone.net.to(memory_format=torch.channels_last)  # halves the time of convolutions on a CPU
     tensors: Tensors = {}
     if weights not in ("none", "default"):
-        tensors = _fill(backbone, find_weights(Path(weights)), library_filter, mean is None or std is None)
+        tensors = _load_weights(backbone, find_weights(Path(weights)), library_filter, mean is None or std is None)
     new_mean = backbone.mean if mean is None else backbone._stats(mean)
     new_std = backbone.std if std is None else backbone._stats(std)
     if not bool((new_std > 0).all()):
         raise InputError(f"std is {new_std.flatten().tolist()}: give numbers above 0")
-    backbone.normalize(new_mean.clone(), new_std.clone())
+    backbone.set_normalization(new_mean.clone(), new_std.clone())
     return backbone, tensors
 
 
 def rebuild_backbone(path: str | Path) -> Backbone:
-    """Rebuilds the backbone that an `encoder.safetensors` describes.
+    """Rebuild the backbone that an `encoder.safetensors` describes.
 
     Args:
-        path: The file or its run folder.
+        path: Path of the file or of its run folder.
 
     Raises:
-        InputError: The file does not say what it is.
+        InputError: The file does not name its backbone.
     """
     file = find_weights(Path(path))
     _, about = read_weights(file)
@@ -195,26 +195,26 @@ def rebuild_backbone(path: str | Path) -> Backbone:
 
 
 def find_source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
-    """The classifier that a network had where its weights come from.
+    """Find the classifier that belongs to the weights of a backbone.
 
     Args:
-        backbone: Of a library, or our own.
-        tensors: All of the file, or of `libraries.published_tensors`.
+        backbone: Backbone of any kind.
+        tensors: All tensors of the weights file, or those of `pretrained.fetch_published_weights`.
 
     Returns:
-        `weight` (S, F) and `bias` (S,) of a linear layer on the features, or nothing.
+        `weight` (S, F) and `bias` (S,) of a linear layer on the features, or an empty dict.
     """
-    found = extract_linear_head(tensors)
-    if not found and backbone.classifier is not None:
+    head = extract_linear_head(tensors)
+    if not head and backbone.classifier is not None:
         for prefix in ("", "module.", "model."):
             pair = {n: tensors.get(f"{prefix}{backbone.classifier}.{n}") for n in ("weight", "bias")}
-            found = found or {n: t for n, t in pair.items() if t is not None}
-    weight = found.get("weight")
-    fits = weight is not None and weight.ndim == 2 and weight.shape[1] == backbone.num_features and "bias" in found
-    return found if fits else {}
+            head = head or {n: t for n, t in pair.items() if t is not None}
+    weight = head.get("weight")
+    fits = weight is not None and weight.ndim == 2 and weight.shape[1] == backbone.num_features and "bias" in head
+    return head if fits else {}
 
 
-def _fill(backbone: Backbone, path: Path, library_filter: Filter | None, needs_stats: bool) -> Tensors:
+def _load_weights(backbone: Backbone, path: Path, library_filter: Filter | None, needs_stats: bool) -> Tensors:
     tensors, about = read_weights(path)
     if about.get("part") == "head":
         raise InputError(f"weights {str(path)!r} is a head without a backbone: give it as head_weights")
@@ -230,23 +230,23 @@ def _fill(backbone: Backbone, path: Path, library_filter: Filter | None, needs_s
     prefix = matched.prefix.removesuffix("net.")
     stated = [tensors.get(prefix + name) for name in ("mean", "std")]
     if stated[0] is not None and stated[1] is not None:
-        backbone.normalize(*(_to_channels(stats, backbone.mean) for stats in stated if stats is not None))
+        backbone.set_normalization(*(_to_channels(stats, backbone.mean) for stats in stated if stats is not None))
     elif backbone.name not in BUILT_IN:
         stats = infer_normalization(backbone.name, backbone.net, path)
-        backbone.normalize(backbone._stats(stats.mean), backbone._stats(stats.std))
+        backbone.set_normalization(backbone._stats(stats.mean), backbone._stats(stats.std))
         if needs_stats:
             matched.notes.append(
-                f"the file states no normalization, so that of {stats.source} is used, mean {_listed(backbone.mean)} "
-                f"and std {_listed(backbone.std)}: set mean and std for another"
+                f"the file states no normalization, so that of {stats.source} is used, mean "
+                f"{_join_numbers(backbone.mean)} and std {_join_numbers(backbone.std)}: set mean and std for another"
             )
     _log.info("Weights %s: %s.", path, matched)
     return tensors
 
 
 def _to_channels(stats: Tensor, like: Tensor) -> Tensor:
-    """Means or deviations for another number of channels, as the first layer is adapted to it."""
+    """Adapt means or deviations to another number of channels, like the kernels of the first layer."""
     return stats if stats.shape == like.shape else stats.mean().expand_as(like)
 
 
-def _listed(stats: Tensor) -> str:
+def _join_numbers(stats: Tensor) -> str:
     return ", ".join(f"{value:.4g}" for value in stats.flatten().tolist())

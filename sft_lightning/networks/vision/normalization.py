@@ -1,4 +1,4 @@
-"""The normalization of pixels that belongs to weights in a file that does not state it."""
+"""Normalization of pixels for weights files that do not state it."""
 
 import json
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ Stats = float | Sequence[float]
 
 
 class Normalization(NamedTuple):
-    """What is subtracted from the pixels, and what divides them.
+    """Mean and standard deviation of pixels.
 
     Attributes:
-        mean: One number, or one for each channel.
-        std: One number, or one for each channel.
-        source: Whose it is, for a message.
+        mean: Mean that is subtracted from pixels; one number, or one for each channel.
+        std: Standard deviation that divides pixels; one number, or one for each channel.
+        source: Origin of the numbers, for a message.
     """
 
     mean: Stats
@@ -26,17 +26,17 @@ _HALVES = Normalization(0.5, 0.5, "torchvision")
 
 
 def infer_torchvision_normalization(model: str, path: Path | None = None) -> Normalization:
-    """Return the normalization that torchvision publishes beside its weights.
+    """Infer the normalization of weights of torchvision from the transforms that it publishes with them.
 
     Args:
-        model: Name in torchvision.
-        path: Weights, of which the entry with the same file name is taken; None or another name for the default entry.
+        model: Name of the network in torchvision.
+        path: Path of the weights; the entry with the same file name is used, else the default entry.
     """
     from torchvision.models import get_model_weights
 
     if model in ("googlenet", "inception_v3"):
-        # torchvision states ImageNet's and then undoes it inside the network (`transform_input`): what comes out is
-        # this one, which travels with a checkpoint, as a flag of the network would not.
+        # torchvision states ImageNet's normalization and undoes it inside the network (`transform_input`). This is the
+        # result, which is stored in checkpoints, while a flag of the network is not.
         return _HALVES
     entries = get_model_weights(model)
     name = path.name if path is not None else ""
@@ -46,19 +46,19 @@ def infer_torchvision_normalization(model: str, path: Path | None = None) -> Nor
 
 
 def infer_timm_normalization(config: dict[str, Any], path: Path) -> Normalization:
-    """Return the normalization of the published weights that a file most likely is.
+    """Infer the normalization of a file of timm weights.
 
-    A `config.json` beside the file says it; else the name of the file or of a folder above it may hold the tag of
-    published weights; else it is that of the default weights.
+    It comes from a `config.json` beside the file, else from the published weights whose tag is in the name of the file
+    or of a folder above it, else from the default weights.
 
     Args:
         config: `pretrained_cfg` of the network.
-        path: The file.
+        path: Path of the file.
     """
     from timm.models import get_pretrained_cfg, list_pretrained
 
     model, where = config.get("architecture", ""), str(path.absolute())
-    beside = _read_beside(path, model)
+    beside = _read_hub_config(path, model)
     if beside is not None:
         return beside
     published = {name: get_pretrained_cfg(name) for name in list_pretrained(f"{model}.*")}
@@ -73,8 +73,8 @@ def infer_timm_normalization(config: dict[str, Any], path: Path) -> Normalizatio
     return stats
 
 
-def _read_beside(path: Path, model: str) -> Normalization | None:
-    """Read the files that the Hugging Face hub keeps beside the weights of a model."""
+def _read_hub_config(path: Path, model: str) -> Normalization | None:
+    """Read the normalization from a config file of the Hugging Face hub beside the weights."""
     for name, keys in (("config.json", ("mean", "std")), ("preprocessor_config.json", ("image_mean", "image_std"))):
         file = path.with_name(name)
         try:

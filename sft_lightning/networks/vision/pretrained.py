@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm without their classifier, and what belongs to their published weights."""
+"""Networks of torchvision and timm without their classifier, and their published weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ class LibraryNet(NamedTuple):
     """A network without its classifier.
 
     Attributes:
-        net: (B, 3, H, W) to (B, num_features).
-        num_features: Of the output.
-        mean: Of the pixels that the weights were trained with.
-        std: The same.
-        classifier: Name of the linear layer that was cut off, or None where it was none.
-        library_filter: What the library does to published files before it loads them, or None.
+        net: Network from (B, 3, H, W) to (B, num_features).
+        num_features: Number of output features.
+        mean: Mean of the pixels that the weights were trained with.
+        std: Standard deviation of the pixels that the weights were trained with.
+        classifier: Name of the linear layer that was removed, or None if the classifier was not linear.
+        library_filter: Function of the library that adapts published files, or None.
     """
 
     net: nn.Module
@@ -39,18 +39,18 @@ class LibraryNet(NamedTuple):
 
 
 def build_library_net(name: str, image_shape: Sequence[int], published: bool, others: Sequence[str]) -> LibraryNet:
-    """Builds a network by its name.
+    """Build a network of a library by its name.
 
     Args:
-        name: `torchvision/NAME`, `timm/NAME`, or NAME, of which torchvision's comes first.
-        image_shape: (C, H, W) of the pictures.
-        published: With the weights that the library publishes, which may be downloaded.
-        others: Names that the user could have meant, too.
+        name: `torchvision/NAME`, `timm/NAME`, or NAME, for which torchvision takes precedence.
+        image_shape: Shape of the images, (C, H, W).
+        published: Whether to load the published weights, which may be downloaded.
+        others: Further valid names, for the error.
 
     Raises:
-        InputError: The name is unknown, or the weights cannot be had.
+        InputError: The name is unknown, or the weights are unavailable.
     """
-    library, rest = _library_and_model(name)
+    library, rest = _split_name(name)
     if _is_torchvision(name):
         return _torchvision(name, rest, image_shape, published)
     import timm
@@ -69,15 +69,15 @@ def build_library_net(name: str, image_shape: Sequence[int], published: bool, ot
 
 
 def fetch_published_weights(name: str) -> Tensors:
-    """All published tensors of a library's network, its classifier among them.
+    """Fetch all published tensors of a library's network, including its classifier.
 
     Args:
-        name: Of torchvision or timm.
+        name: Name of the network in torchvision or timm.
 
     Raises:
-        InputError: They cannot be fetched.
+        InputError: The weights are unavailable.
     """
-    _, model = _library_and_model(name)
+    _, model = _split_name(name)
     try:
         if _is_torchvision(name):
             from torchvision.models import get_model_weights
@@ -87,10 +87,10 @@ def fetch_published_weights(name: str) -> Tensors:
 
         return dict(timm.create_model(model, pretrained=True).state_dict())
     except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise _unreachable(name, error) from error
+        raise _download_error(name, error) from error
 
 
-def _library_and_model(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     library, _, model = name.partition("/")
     return (library, model) if library in ("torchvision", "timm") else ("", name)
 
@@ -98,7 +98,7 @@ def _library_and_model(name: str) -> tuple[str, str]:
 def _is_torchvision(name: str) -> bool:
     from torchvision.models import list_models
 
-    library, model = _library_and_model(name)
+    library, model = _split_name(name)
     return library != "timm" and model in list_models(module=_torchvision_models())
 
 
@@ -111,9 +111,9 @@ def _torchvision_models() -> Any:
 def _torchvision(name: str, model: str, image_shape: Sequence[int], published: bool) -> LibraryNet:
     from torchvision.models import get_model, get_model_weights
 
-    # Inception's side outputs belong to its own training recipe.
+    # The auxiliary outputs of Inception belong to its own training recipe.
     extra: dict[str, Any] = {"aux_logits": published} if model in ("googlenet", "inception_v3") else {}
-    if model in ("googlenet", "inception_v3"):  # their normalization says what `transform_input` would change
+    if model in ("googlenet", "inception_v3"):  # their normalization includes what `transform_input` would change
         extra.update(transform_input=False, init_weights=False)
     if model.startswith("vit_"):
         extra["image_size"] = image_shape[1]
@@ -126,20 +126,20 @@ def _torchvision(name: str, model: str, image_shape: Sequence[int], published: b
             mean, std, _ = infer_torchvision_normalization(model)
         net = get_model(model, weights=choice, **extra)
     except (URLError, OSError) as error:
-        raise _unreachable(name, error) from error
+        raise _download_error(name, error) from error
     except (AssertionError, ValueError) as error:
-        raise _wrong_size(name, image_shape, error) from error
+        raise _size_error(name, image_shape, error) from error
     if hasattr(net, "aux_logits"):
         net.aux_logits = False
         for side in ("aux1", "aux2", "AuxLogits"):
             if hasattr(net, side):
                 setattr(net, side, None)
-    cut = _cut(net)
-    return LibraryNet(net, _num_features(name, net, image_shape), mean, std, cut, torchvision_filter)
+    classifier = _remove_classifier(net)
+    return LibraryNet(net, _count_features(name, net, image_shape), mean, std, classifier, torchvision_filter)
 
 
-def _cut(net: nn.Module) -> str | None:
-    """Replaces the classifier by nothing, and tells the name of the linear layer that it was."""
+def _remove_classifier(net: nn.Module) -> str | None:
+    """Replace the classifier by an identity, and return the name of the linear layer, or None if it was not linear."""
     if type(net).__name__ == "SqueezeNet":  # its classifier is a convolution
         net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return None
@@ -154,14 +154,14 @@ def _cut(net: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def _num_features(name: str, net: nn.Module, image_shape: Sequence[int]) -> int:
-    """What the network makes of one picture, which is also how to know that it takes pictures of this size."""
+def _count_features(name: str, net: nn.Module, image_shape: Sequence[int]) -> int:
+    """Count the output features for one image, which also checks that the network accepts images of this size."""
     device = next(net.parameters()).device
     net.eval()
     try:
         features = net(torch.zeros(1, 3, *image_shape[1:], device=device))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise _wrong_size(name, image_shape, error) from error
+        raise _size_error(name, image_shape, error) from error
     net.train()
     if features.ndim != 2:
         raise InputError(f"backbone {name!r} gives features of shape {tuple(features.shape[1:])}: take another one")
@@ -174,7 +174,7 @@ def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) ->
     def create(published: bool) -> Any:
         try:
             return timm.create_model(model, pretrained=published, num_classes=0, img_size=image_shape[1])
-        except TypeError:  # most convolutional networks take any size and no such argument
+        except TypeError:  # most convolutional networks accept any size and have no such argument
             return timm.create_model(model, pretrained=published, num_classes=0)
 
     filters: list[Filter] = []
@@ -185,29 +185,29 @@ def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) ->
             with keep_timm_filter() as filters:
                 net = create(True)
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        raise (_unreachable(name, error) if published else _wrong_size(name, image_shape, error)) from error
+        raise (_download_error(name, error) if published else _size_error(name, image_shape, error)) from error
     config: dict[str, Any] = net.pretrained_cfg if published else {}
-    features = _num_features(name, net, image_shape)
-    cut = net.pretrained_cfg.get("classifier")
-    cut = cut if isinstance(cut, str) else None  # distilled networks have two
+    features = _count_features(name, net, image_shape)
+    classifier = net.pretrained_cfg.get("classifier")
+    classifier = classifier if isinstance(classifier, str) else None  # distilled networks have two
     library_filter = filters[-1] if filters else None
-    return LibraryNet(net, features, config.get("mean", 0.0), config.get("std", 1.0), cut, library_filter)
+    return LibraryNet(net, features, config.get("mean", 0.0), config.get("std", 1.0), classifier, library_filter)
 
 
 def infer_normalization(name: str, net: nn.Module, path: Path) -> Normalization:
-    """Return the normalization of published weights that lie in a file which states none.
+    """Infer the normalization of published weights in a file that does not state it.
 
     Args:
-        name: Of torchvision or timm.
-        net: The network of that name.
-        path: The file.
+        name: Name of the network in torchvision or timm.
+        net: Network of that name.
+        path: Path of the file.
     """
     if _is_torchvision(name):
-        return infer_torchvision_normalization(_library_and_model(name)[1], path)
+        return infer_torchvision_normalization(_split_name(name)[1], path)
     return infer_timm_normalization(net.pretrained_cfg, path)  # type: ignore[arg-type]
 
 
-def _wrong_size(name: str, image_shape: Sequence[int], error: Exception) -> InputError:
+def _size_error(name: str, image_shape: Sequence[int], error: Exception) -> InputError:
     return InputError(
         f"backbone {name!r} does not take images of side {image_shape[1]} ({_first_line(error)}): set image_size"
     )
@@ -217,7 +217,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _unreachable(name: str, error: Exception) -> InputError:
+def _download_error(name: str, error: Exception) -> InputError:
     return InputError(
         f"the published weights of backbone {name!r} could not be fetched ({_first_line(error)}): give weights: none, "
         "or the path of a file that was fetched on a machine with a network"

@@ -1,4 +1,4 @@
-"""Wide residual networks for small pictures: Zagoruyko & Komodakis 2016, "Wide Residual Networks"."""
+"""Wide residual networks for small images: Zagoruyko & Komodakis 2016, "Wide Residual Networks"."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_SLOPE = 0.1  # of LeakyReLU, as in FixMatch's network
+_SLOPE = 0.1  # negative slope of LeakyReLU, as in FixMatch's network
 
 
 class _Block(nn.Module):
-    """Norm, activation, convolution, twice, beside a shortcut."""
+    """Pre-activation residual block: norm, activation and convolution, twice."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -25,22 +25,25 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.leaky_relu(self.norm_1(x), _SLOPE)
-        # Where the size changes, the shortcut starts behind the activation.
+        # Where the shape changes, the shortcut starts after the activation.
         shortcut: Tensor = self.shortcut(x if self._same else active)
         out: Tensor = self.conv_2(F.leaky_relu(self.norm_2(self.conv_1(active)), _SLOPE))
         return out + shortcut
 
 
 class WideResNet(nn.Sequential):
-    """(B, C, H, W) to (B, 64 k): three stages of (depth - 4) / 6 blocks with 16 k, 32 k and 64 k channels."""
+    """WRN-depth-k from images (B, C, H, W) to features (B, 64 k).
+
+    It has three stages of (depth - 4) / 6 blocks with 16 k, 32 k and 64 k channels. Reference setting: WRN-28-2.
+    """
 
     def __init__(self, image_shape: Sequence[int], depth: int = 28, width: int = 2) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            image_shape: (C, H, W), any H and W.
-            depth: 6 n + 4.
-            width: k.
+            image_shape: Shape of the images, (C, H, W), with any H and W.
+            depth: Number of layers, 6 n + 4.
+            width: Factor k of the number of channels.
         """
         channels = [16, 16 * width, 32 * width, 64 * width]
         stages = []

@@ -99,7 +99,7 @@ def test_one_gray_channel_is_repeated() -> None:
 
 
 def test_two_channels_are_refused() -> None:
-    with pytest.raises(InputError, match="1 or 3 channels, the pictures have 2"):
+    with pytest.raises(InputError, match="1 or 3 channels, the images have 2"):
         build_backbone("resnet18", (2, 32, 32))
 
 

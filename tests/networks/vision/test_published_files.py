@@ -121,7 +121,7 @@ def test_what_depends_on_the_image_size_is_resampled_as_by_timm(load: Any, name:
     ).state_dict()
     for key, tensor in backbone.net.state_dict().items():
         torch.testing.assert_close(tensor, theirs[key], msg=key)
-    assert "start anew" not in said
+    assert "randomly initialized" not in said
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_grids_that_timm_does_not_resample_are_resampled(load: Any, name: str, g
         n: t.normal_() if t.is_floating_point() else t for n, t in timm.create_model(name).state_dict().items()
     }
     backbone, said = load(f"timm/{name}", published, (3, 112, 112))
-    assert "start anew" not in said
+    assert "randomly initialized" not in said
     here = backbone.net.state_dict()
     for key in ("pos_embed", "pos_embed1", "stages.0.blocks.0.attn.attention_biases"):
         if key in here:
@@ -149,7 +149,9 @@ def test_grids_that_timm_does_not_resample_are_resampled(load: Any, name: str, g
 
 def test_what_cannot_be_resampled_is_named(load: Any) -> None:
     _, said = load("timm/gmlp_ti16_224", timm.create_model("gmlp_ti16_224").state_dict(), (3, 112, 112))
-    assert "of another shape, so they start anew: blocks.0.mlp_channels.gate.proj.weight (196 x 196 there, 49" in said
+    assert (
+        "of another shape, so randomly initialized: blocks.0.mlp_channels.gate.proj.weight (196 x 196 there, 49" in said
+    )
 
 
 def test_a_position_embedding_with_other_prefix_tokens_keeps_its_grid(load: Any) -> None:
@@ -176,7 +178,7 @@ def test_the_position_embedding_of_torchvision_is_resampled(load: Any) -> None:
     own = backbone.net.encoder.pos_embedding
     torch.testing.assert_close(own[:, 0], published["encoder.pos_embedding"][:, 0])
     torch.testing.assert_close(own[0, [1, 3, 7, 9]], published["encoder.pos_embedding"][0, [1, 2, 3, 4]])
-    assert "start anew" not in said
+    assert "randomly initialized" not in said
 
 
 @pytest.mark.parametrize(("there", "here"), [(1, 3), (3, 1)])
@@ -187,13 +189,13 @@ def test_the_first_layer_takes_another_number_of_colors(there: int, here: int, l
     expected = source.eval()(gray.expand(-1, there, -1, -1))
     torch.testing.assert_close(backbone.eval()(gray.expand(-1, here, -1, -1)), expected, rtol=1e-4, atol=1e-5)
     assert f"from {there} to {here} color channels" in said
-    assert "start anew" not in said
+    assert "randomly initialized" not in said
 
 
 def test_a_first_layer_that_cannot_be_adapted_is_named(load: Any) -> None:
     source, _ = build_backbone("mlp", (1, 8, 8))
     _, said = load("mlp", source.state_dict(), (3, 8, 8))
-    assert "of another shape, so they start anew: 1.0.weight (128 x 64 there, 128 x 192 here)" in said
+    assert "of another shape, so randomly initialized: 1.0.weight (128 x 64 there, 128 x 192 here)" in said
 
 
 # --- several networks in a file
