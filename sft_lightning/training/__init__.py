@@ -1,1 +1,1 @@
-"""What a training uses besides the model: optimizers, schedules, averages and callbacks."""
+"""Optimizers, schedules, weight averages, guards and callbacks of a training."""

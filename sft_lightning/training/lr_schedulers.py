@@ -8,9 +8,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up from one step's share, then half a cosine down (Loshchilov & Hutter 2017).
+    """Linear warm-up, then half a cosine down to a share of the full rate (Loshchilov & Hutter 2017).
 
-    Counted in optimizer steps. Without `total_steps` the schedule ends with the training.
+    The schedule counts optimizer steps. Without `total_steps`, it ends with the training.
     """
 
     interval = "step"
@@ -23,31 +23,31 @@ class WarmupCosine(LRScheduler):
         final_scale: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
-        """Sets the first rate.
+        """Store the settings and set the first rate.
 
         Args:
-            optimizer: Whose groups each keep their own full rate.
-            warmup_steps: Steps of the rise.
-            total_steps: Steps of the whole schedule; null for all steps of the training.
-            final_scale: Share of the full rate at the end.
-            last_epoch: Steps done before, -1 for none (torch's name).
+            optimizer: Optimizer whose groups each have their own full rate.
+            warmup_steps: Number of warm-up steps.
+            total_steps: Number of steps of the schedule; null for all steps of the training.
+            final_scale: Factor of the full rate at the end.
+            last_epoch: Number of earlier steps, -1 for none; the name is torch's.
         """
-        self._to_the_end = total_steps is None
+        self._ends_with_training = total_steps is None
         self.warmup_steps, self.total_steps, self.final_scale = warmup_steps, total_steps, final_scale
         super().__init__(optimizer, last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds; the end of the training is not part of it, so that a resumed run may be longer."""
+        """Return the state without the length of the training, so that a resumed run may be longer."""
         state: dict[str, Any] = super().state_dict()
-        if self._to_the_end:
+        if self._ends_with_training:
             del state["total_steps"]
         return state
 
     def scale(self, step: int) -> float:
-        """The share of the full rate at a step.
+        """Return the factor of the full rate at a step.
 
         Args:
-            step: Optimizer steps done so far.
+            step: Number of optimizer steps so far.
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -56,5 +56,5 @@ class WarmupCosine(LRScheduler):
         return self.final_scale + (1 - self.final_scale) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        """The rate of each group."""
+        """Return the rate of each group."""
         return [base * self.scale(self.last_epoch) for base in self.base_lrs]  # type: ignore[misc]

@@ -1,11 +1,11 @@
-"""What is not finite stops before the update: a loss or gradient that is NaN or infinite changes no parameter.
+"""A guard that keeps losses and gradients that are NaN or infinite from changing any parameter.
 
-All processes see it in the same step, since gradients are reduced over them before they are looked at.
+All processes detect them in the same step, since gradients are reduced before the check.
 
-A look at a number makes the CPU wait for the device. Where the training stops at the first such step anyway, and a
-fused optimizer can be told on the device to change nothing (its `found_inf`, which torch has for gradient scaling), no
-step waits: from the first one on that is not finite the optimizer changes neither a parameter nor its own state, and
-whether there was one is asked where the log waits for the device anyway, and before anything is saved.
+Reading a number makes the CPU wait for the device. No step waits if the training stops at the first bad step anyway and
+the optimizer is fused: its `found_inf`, which torch has for gradient scaling, makes it skip updates on the device. From
+the first bad step on, neither parameters nor the optimizer's state change. The CPU checks for a bad step where the log
+waits for the device anyway, and before anything is saved.
 """
 
 import math
@@ -27,15 +27,15 @@ from sft_lightning.utils.errors import InputError, check_min
 
 OnNonfinite = Literal["raise", "skip"]
 NONFINITE = "nonfinite.json"
-_MOST = 1000  # updates that are kept until they are asked about
+_MAX_PENDING = 1000  # updates that are kept before the device is asked
 
 
 class Batch(NamedTuple):
-    """What is kept of a batch until its step is known to be finite.
+    """Record of a batch that is kept until its step is known to be finite.
 
     Attributes:
-        indices: Of its examples, by part.
-        terms: Of the loss, scalars.
+        indices: Indices of its examples by part.
+        terms: Terms of the loss, scalars.
     """
 
     indices: dict[str, Tensor]
@@ -43,15 +43,15 @@ class Batch(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What is looked at of an update, on the device.
+    """Record of an update, on the device.
 
     Attributes:
-        step: Its number.
-        rate: The largest learning rate.
-        batches: Of the step.
-        parameters: With a gradient.
-        norms: Of their gradients, (P,).
-        bad: Whether anything is not finite.
+        step: Number of the optimizer step.
+        rate: Largest learning rate.
+        batches: Batches of the step.
+        parameters: Parameters with a gradient.
+        norms: Norms of their gradients, (P,).
+        bad: Whether a loss or gradient is not finite.
     """
 
     step: int
@@ -63,14 +63,14 @@ class Update(NamedTuple):
 
 
 class NonfiniteGuard:
-    """Looks at each update before it happens."""
+    """Check of each update before it happens."""
 
     def __init__(self, policy: OnNonfinite, limit: int) -> None:
-        """Sets what happens.
+        """Check and store the policy.
 
         Args:
-            policy: `raise` stops the training, `skip` leaves the step out.
-            limit: So many steps may be left out; one more stops the training, too.
+            policy: `raise` to stop the training, `skip` to skip the step.
+            limit: Number of steps that `skip` may skip; one more stops the training, too.
 
         Raises:
             InputError: The limit is negative.
@@ -81,45 +81,48 @@ class NonfiniteGuard:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the batches of a step that was never made: one that memory ran out in, in a search for a size."""
-        self._seen: list[Batch] = []
+        """Drop the records of a step that was never made, because memory ran out in a search for a batch size."""
+        self._batches: list[Batch] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._unasked: list[Update] = []
-        self._ever: Tensor | None = None  # whether one of them was not finite, on the device
+        self._pending: list[Update] = []
+        self._any_bad: Tensor | None = None  # whether one of them was not finite, on the device
 
     def keep_buffers(self, module: LightningModule) -> None:
-        """Before a batch: running statistics are kept where the batch may be left out.
+        """Copy the running statistics before a batch whose step may be skipped.
 
         Args:
-            module: Of whose buffers.
+            module: Module with the buffers.
         """
-        if self._limit and not self._seen:  # the first batch of a step
+        if self._limit and not self._batches:  # the first batch of a step
             self._buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
     def record(self, batch: Any, terms: Mapping[str, Tensor]) -> None:
-        """After the loss of a batch.
+        """Record a batch after its loss.
 
         Args:
-            batch: What it is of.
-            terms: Of the loss, scalars.
+            batch: Parts of the batch by name.
+            terms: Terms of the loss, scalars.
         """
         parts = batch.items() if isinstance(batch, Mapping) else ()
         indices = {part: own.indices for part, own in parts}
-        self._seen.append(Batch(indices, {name: value.detach() for name, value in terms.items()}))
+        self._batches.append(Batch(indices, {name: value.detach() for name, value in terms.items()}))
 
     def check_step(self, module: LightningModule, optimizer: Optimizer) -> bool:
-        """Whether the update may happen; where not, there is no gradient left, so that it changes nothing.
+        """Check the update, and remove all gradients if it must not happen.
 
         Args:
-            module: With its trainer.
-            optimizer: About to step.
+            module: Module with its trainer.
+            optimizer: Optimizer that is about to step.
+
+        Returns:
+            Whether the update may happen, as far as is known without waiting.
 
         Raises:
-            InputError: The training is to stop.
+            InputError: The loss or a gradient is not finite, and the policy stops the training.
         """
-        batches, self._seen = self._seen, []
+        batches, self._batches = self._batches, []
         plugin: Any = module.trainer.strategy.precision_plugin
-        # An infinite gradient of a scaled loss is the scaler's business, which leaves out the step and scales less.
+        # The scaler handles infinite gradients of a scaled loss: it skips the step and lowers the scale.
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = [] if scaled else _norms(parameters)
@@ -128,22 +131,24 @@ class NonfiniteGuard:
             return True
         if len({value.dtype for value in numbers}) > 1:
             numbers = [value.float() for value in numbers]
-        looked_at = torch.stack(numbers)  # takes long with many tensors, so once
-        total = looked_at.sum(dtype=torch.float32)
+        stacked = torch.stack(numbers)  # slow for many tensors, so only once
+        total = stacked.sum(dtype=torch.float32)
         if not scaled and not self._limit and needs_sync(module.device) and accepts_found_inf(optimizer):
             bad = ~total.isfinite()
-            self._ever = bad if self._ever is None else self._ever | bad
-            optimizer.found_inf = self._ever.float()  # type: ignore[attr-defined]
-            own_norms = looked_at[len(batches) :]
-            self._unasked.append(_update(module, optimizer, batches, parameters, own_norms, bad))
-            if len(self._unasked) >= _MOST:
+            self._any_bad = bad if self._any_bad is None else self._any_bad | bad
+            optimizer.found_inf = self._any_bad.float()  # type: ignore[attr-defined]
+            stacked_norms = stacked[len(batches) :]
+            self._pending.append(_update(module, optimizer, batches, parameters, stacked_norms, bad))
+            if len(self._pending) >= _MAX_PENDING:
                 self.flush(module)
             return True
         if math.isfinite(float(total)):
             return True
-        own = norms or _norms(parameters)
-        own_norms = torch.stack(own) if own else total.new_empty(0)
-        told = self._told(module, _update(module, optimizer, batches, parameters, own_norms, ~total.isfinite()))
+        gradient_norms = norms or _norms(parameters)
+        stacked_norms = torch.stack(gradient_norms) if gradient_norms else total.new_empty(0)
+        message = self._describe(
+            module, _update(module, optimizer, batches, parameters, stacked_norms, ~total.isfinite())
+        )
         self._skipped += 1
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -151,37 +156,39 @@ class NonfiniteGuard:
         for buffer, kept in self._buffers:
             buffer.copy_(kept)
         if self._skipped > self._limit:
-            self._stop(told)
-        rank_zero_info(f"Left out: {told} ({self._skipped} of at most {self._limit}).")
+            self._stop(message)
+        rank_zero_info(f"Skipped a step: {message} ({self._skipped} of at most {self._limit}).")
         return False
 
     def flush(self, module: LightningModule) -> None:
-        """Asks the device whether all updates since the last time were finite, where no step has waited to know.
+        """Wait for the device, and check all updates since the last call that no step has waited for.
 
         Args:
-            module: With its trainer.
+            module: Module with its trainer.
 
         Raises:
-            InputError: One was not; none since has changed a parameter.
+            InputError: An update was not finite; no update since then has changed a parameter.
         """
-        unasked, self._unasked = self._unasked, []
-        bad = torch.stack([update.bad for update in unasked]).tolist() if unasked else []
+        pending, self._pending = self._pending, []
+        bad = torch.stack([update.bad for update in pending]).tolist() if pending else []
         if any(bad):
-            self._stop(self._told(module, unasked[bad.index(True)]))
+            self._stop(self._describe(module, pending[bad.index(True)]))
 
-    def _stop(self, told: str) -> NoReturn:
-        more = f" after {self._limit} that were left out" if self._limit else ""
+    def _stop(self, message: str) -> NoReturn:
+        more = f" after {self._limit} skipped steps" if self._limit else ""
         raise InputError(
-            f"{told}{more}: nothing was learned from it, and the parameters are those before; lower the learning "
-            "rate, clip gradients (trainer.gradient_clip_val: 1), or leave such steps out (on_nonfinite: skip)"
+            f"{message}{more}: the parameters are those before the step; lower the learning rate, clip gradients "
+            "(trainer.gradient_clip_val: 1), or skip such steps (on_nonfinite: skip)"
         )
 
-    def _told(self, module: LightningModule, update: Update) -> str:
-        """What is not finite, in words; in the run's folder also which examples it came of."""
+    def _describe(self, module: LightningModule, update: Update) -> str:
+        """Describe what is not finite, and write the examples of the step to the run's folder."""
         trainer = module.trainer
         terms = [{name: float(value) for name, value in batch.terms.items()} for batch in update.batches]
-        bad = [f"{name} is {value}" for own in terms for name, value in own.items() if not abs(value) < float("inf")]
-        bad.sort(key=lambda text: text.startswith("loss "))  # a part says more than the sum
+        bad = [
+            f"{name} is {value}" for batch in terms for name, value in batch.items() if not abs(value) < float("inf")
+        ]
+        bad.sort(key=lambda text: text.startswith("loss "))  # a term says more than the sum
         finite = dict(zip(map(id, update.parameters), update.norms.isfinite().tolist(), strict=True))
         torn = [name for name, p in module.named_parameters() if not finite.get(id(p), True)]
         what = bad[0] if bad else f"the gradient of {torn[0]} is not finite" if torn else "a gradient is not finite"
@@ -205,16 +212,16 @@ class NonfiniteGuard:
 
 
 def needs_sync(device: torch.device) -> bool:
-    """Whether a look at a number there makes the CPU wait.
+    """Return whether reading a number makes the CPU wait for the device.
 
     Args:
-        device: Of the parameters.
+        device: Device of the parameters.
     """
     return device.type != "cpu"
 
 
 def _norms(parameters: list[Tensor]) -> list[Tensor]:
-    """Return the norm of each gradient; a step without any happens where Lightning skips the backward pass."""
+    """Return the norm of each gradient; there are none if Lightning skipped the backward pass."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     return list(torch._foreach_norm(gradients)) if gradients else []
 

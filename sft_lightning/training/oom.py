@@ -1,4 +1,4 @@
-"""Memory that runs out, of a GPU or of the machine: how it is known, and the sentence that says what to lower."""
+"""Detection of exhausted memory, of a GPU or of the machine, and the message that says what to lower."""
 
 import errno
 import re
@@ -13,46 +13,46 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from sft_lightning.data.contract import FewLabelData, batch_request, few_label_data
 from sft_lightning.utils.errors import InputError, find_input_error
 
-# What torch says where it has no type for it: of the CPU on Linux and elsewhere, of CUDA, MPS and cuBLAS, of C++.
-_SAID = re.compile(
+# Messages of errors without a type of their own: CPU on Linux and elsewhere, CUDA, MPS, cuBLAS and C++.
+_MESSAGE = re.compile(
     r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|bad_alloc", re.IGNORECASE
 )
-_ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
+_REQUESTED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
 _STAGES: dict[Any, str] = {RunningStage.TESTING: "testing", RunningStage.PREDICTING: "prediction"}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that there is no memory left.
+    """Return whether an exception means that memory ran out.
 
     Args:
-        error: What was caught.
+        error: Caught exception.
     """
-    if isinstance(error, OSError):  # of a process that could not be started
+    if isinstance(error, OSError):  # a process could not be started
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_SAID.search(str(error))))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MESSAGE.search(str(error))))
 
 
 def attach_oom_message(error: BaseException, trainer: Trainer) -> None:
-    """Hangs the sentence on an exception that says that there is no memory left; `errors.cause` finds it there.
+    """Attach the message as the cause of an out-of-memory error, where `find_input_error` finds it.
 
-    The exception stays what it is, since Lightning knows it by its type.
+    The exception itself stays, since Lightning checks its type.
 
     Args:
-        error: What ended a command, any.
-        trainer: In which, before it is torn down.
+        error: Exception that ended a command.
+        trainer: Trainer of the command, before its teardown.
     """
     if is_out_of_memory(error) and find_input_error(error) is None:
-        error.__cause__ = InputError(_told(error, trainer))
+        error.__cause__ = InputError(_format_message(error, trainer))
 
 
-def _told(error: BaseException, trainer: Trainer) -> str:
+def _format_message(error: BaseException, trainer: Trainer) -> str:
     data = few_label_data(trainer)
     fits = trainer.state.fn == TrainerFn.FITTING
     where = _STAGES.get(trainer.state.stage, "validation") + (f" after step {trainer.global_step}" if fits else "")
     if trainer.training:
         where = f"training at step {trainer.global_step}"
     kind = "GPU memory" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "Memory"
-    asked = _ASKED.search(str(error))
+    asked = _REQUESTED.search(str(error))
     more = f", for {_size(*asked.groups())} more" if asked else ""
     sizes, lower = _batch(trainer, data)
     for name, value in {} if data is None else data.size_settings.items():
@@ -69,7 +69,7 @@ def _told(error: BaseException, trainer: Trainer) -> str:
 
 
 def _batch(trainer: Trainer, data: FewLabelData | None) -> tuple[list[str], list[str]]:
-    """What a batch holds, and the settings that it follows from."""
+    """Return the size of a batch, and the settings that determine it."""
     if data is None:
         return [], []
     if not trainer.training:
@@ -96,13 +96,12 @@ def _kept(trainer: Trainer) -> str:
 
 
 def read_available_memory() -> int | None:
-    """Bytes of main memory that can still be taken, on the machine and by this process's cgroup.
+    """Return how many bytes of main memory are available to the machine and to the cgroup of this process.
 
-    Linux grants more than it has and kills the process that touches it, so that nothing is raised that one could wait
-    for.
+    Linux overcommits memory and kills the process that touches too much, so no exception tells that it ran out.
 
     Returns:
-        None where the system does not tell.
+        Number of bytes, or None if the system does not report it.
     """
     info = Path("/proc/meminfo")
     if not info.is_file():
@@ -114,14 +113,14 @@ def read_available_memory() -> int | None:
         limit, use = group / "memory.max", group / "memory.stat"
         if limit.is_file() and use.is_file() and (most := limit.read_text().strip()).isdecimal():
             used = dict(line.split() for line in use.read_text().splitlines())
-            found.append(int(most) - int(used["anon"]))  # the rest is caches, which give way
+            found.append(int(most) - int(used["anon"]))  # the rest is caches, which the kernel reclaims
     return min(found, default=None)
 
 
 def read_peak_memory() -> int:
-    """The most bytes of main memory that this process has held since this was last asked; 0 where none can tell."""
+    """Return the peak memory of this process in bytes since the last call, or 0 if the system does not report it."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     lines = status.read_text().splitlines() if status.is_file() else []
-    with suppress(OSError):  # it then counts from the start of the process
+    with suppress(OSError):  # the peak then counts from the start of the process
         reset.write_text("5")
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

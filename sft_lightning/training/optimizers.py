@@ -1,4 +1,4 @@
-"""From parameter groups to an optimizer and its schedule."""
+"""Construction of the optimizer and its schedule from parameter groups."""
 
 from typing import NamedTuple
 
@@ -17,16 +17,16 @@ from sft_lightning.training.lightning_patches import mark_as_fused
 from sft_lightning.utils.errors import InputError
 
 _FUSED = (SGD, Adam, AdamW)
-_WHOLE = (SingleDeviceStrategy, DDPStrategy)  # each process has whole parameters
+_UNSHARDED = (SingleDeviceStrategy, DDPStrategy)  # strategies whose processes hold whole parameters
 
 
 class Group(NamedTuple):
     """Parameters that share a learning rate.
 
     Attributes:
-        name: For the log.
-        parameters: The parameters.
-        scale: Their share of the optimizer's learning rate.
+        name: Name for the log.
+        parameters: Parameters of the group.
+        scale: Factor of the optimizer's learning rate.
     """
 
     name: str
@@ -37,32 +37,32 @@ class Group(NamedTuple):
 def configure_optimizer(
     trainer: Trainer, groups: list[Group], make_optimizer: OptimizerCallable, make_schedule: LRSchedulerCallable | None
 ) -> OptimizerLRScheduler:
-    """One optimizer over all groups, each with its share of the learning rate.
+    """Build one optimizer over all groups, each with its scaled learning rate, and the schedule.
 
     Args:
-        trainer: Tells precision, clipping and length of the training.
-        groups: All parameters that are ever trained.
-        make_optimizer: From parameter groups to an optimizer.
-        make_schedule: From the optimizer to a schedule, or None for a constant rate.
+        trainer: Trainer with the precision, clipping and length of the training.
+        groups: All parameters that are trained at any time.
+        make_optimizer: Factory from parameter groups to an optimizer.
+        make_schedule: Factory from the optimizer to a schedule, or None for a constant rate.
 
     Returns:
-        What `configure_optimizers` returns.
+        Return value for `configure_optimizers`.
 
     Raises:
-        InputError: Two of the settings do not go together.
+        InputError: Two settings contradict each other.
     """
-    groups = _merged(groups)
+    groups = _merge_equal_scales(groups)
     optimizer = make_optimizer([{"params": g.parameters, "name": g.name} for g in groups])
-    for made, asked in zip(optimizer.param_groups, groups, strict=True):
-        made["lr"] = made["lr"] * asked.scale
+    for settings, group in zip(optimizer.param_groups, groups, strict=True):
+        settings["lr"] = settings["lr"] * group.scale
     clips = trainer.gradient_clip_val is not None and "mixed" in str(trainer.precision)
     if clips and optimizer.defaults.get("fused"):
         raise InputError(
             f"gradient_clip_val with precision {trainer.precision} needs an optimizer that is not fused: set fused: "
             "false"
         )
-    on_cuda = trainer.strategy.root_device.type == "cuda" and isinstance(trainer.strategy, _WHOLE)
-    # A scaler would leave the unscaling to a fused step, after the look for gradients that are not finite.
+    on_cuda = trainer.strategy.root_device.type == "cuda" and isinstance(trainer.strategy, _UNSHARDED)
+    # A gradient scaler leaves the unscaling to a fused step, which comes after the check for nonfinite gradients.
     if on_cuda and not clips and getattr(trainer.precision_plugin, "scaler", None) is None:
         enable_fused_step(optimizer)
     if isinstance(optimizer, SGD):
@@ -73,7 +73,7 @@ def configure_optimizer(
     if getattr(scheduler, "total_steps", 0) is None:
         setattr(scheduler, "total_steps", count_total_steps(trainer))  # noqa: B010 (not in torch's types)
     cyclic = isinstance(scheduler, (OneCycleLR, CyclicLR))
-    if cyclic and len(groups) > 1:  # they would set one rate for all groups
+    if cyclic and len(groups) > 1:  # they set one rate for all groups
         raise InputError(
             f"lr_scheduler {type(scheduler).__name__} cannot keep a slower backbone: leave backbone_lr_scale and "
             "layer_decay at 1, or use WarmupCosine"
@@ -86,10 +86,10 @@ def configure_optimizer(
 
 
 def check_schedules(trainer: Trainer) -> None:
-    """Refuse a schedule that raises an error at its end, which comes before that of the training.
+    """Refuse a schedule that raises an error at its end if it ends before the training.
 
     Args:
-        trainer: Trainer about to train, with the state of the checkpoint that it goes on from.
+        trainer: Trainer about to train, with the state of its checkpoint restored.
 
     Raises:
         InputError: OneCycleLR has fewer steps than the training.
@@ -105,7 +105,7 @@ def check_schedules(trainer: Trainer) -> None:
 
 
 def _given_steps(trainer: Trainer) -> int:
-    """All optimizer steps of a training; 0 where it has no end."""
+    """Return the number of optimizer steps of a training, or 0 if it has no end."""
     try:
         return count_total_steps(trainer)
     except InputError:
@@ -113,16 +113,16 @@ def _given_steps(trainer: Trainer) -> int:
 
 
 def count_total_steps(trainer: Trainer) -> int:
-    """All optimizer steps of a training.
+    """Count the optimizer steps of a training.
 
-    `trainer.estimated_stepping_batches` would tell, too, but reading it makes Lightning forget where a resumed epoch
-    stood (pl#20550).
+    Reading `trainer.estimated_stepping_batches` instead would make Lightning forget the position in a resumed epoch
+    (pl#20550).
 
     Args:
-        trainer: With its data module.
+        trainer: Trainer with its data module.
 
     Raises:
-        InputError: Neither the data module nor the trainer tells.
+        InputError: Neither the data module nor the trainer determines the number.
     """
     most = int(trainer.max_steps)
     data = few_label_data(trainer)
@@ -134,12 +134,12 @@ def count_total_steps(trainer: Trainer) -> int:
             "the learning-rate schedule does not know how long the training is: set total_steps in the schedule, "
             "or trainer.max_steps"
         )
-    whole = sum(-(-int(steps) // factor) for factor in list_accumulation(trainer, trainer.max_epochs))
-    return min(whole, most) if most > 0 else whole
+    total = sum(-(-int(steps) // factor) for factor in list_accumulation(trainer, trainer.max_epochs))
+    return min(total, most) if most > 0 else total
 
 
 def list_accumulation(trainer: Trainer, epochs: int) -> list[int]:
-    """Return how many batches share an optimizer step in each epoch; a callback may change that on the way.
+    """List the number of batches for an optimizer step in each epoch, which a callback may change.
 
     Args:
         trainer: Trainer with its callbacks.
@@ -153,26 +153,26 @@ def list_accumulation(trainer: Trainer, epochs: int) -> list[int]:
 
 
 def enable_fused_step(optimizer: Optimizer) -> None:
-    """Lets torch's own optimizers make one step of one kernel, where the user has not said how to make it.
+    """Let torch's optimizers make each step with one kernel, unless the user chose an implementation.
 
-    It takes less time on a GPU, and can be told there that there is nothing to learn from (`nonfinite.py`).
+    It is faster on a GPU, and can skip an update there without a wait (`nonfinite.py`).
 
     Args:
-        optimizer: New.
+        optimizer: New optimizer.
     """
-    said = optimizer.defaults
-    if type(optimizer) not in _FUSED or said["fused"] is not None or said["foreach"] is not None:
+    defaults = optimizer.defaults
+    if type(optimizer) not in _FUSED or defaults["fused"] is not None or defaults["foreach"] is not None:
         return
-    # With dampening a momentum begins as the first gradient, which a fused step needs for all parameters at once.
-    if said["differentiable"] or said.get("capturable") or said.get("dampening"):
+    # With dampening, momentum starts as the first gradient, which a fused step needs for all parameters at once.
+    if defaults["differentiable"] or defaults.get("capturable") or defaults.get("dampening"):
         return
     mark_as_fused(optimizer)
 
 
 def _start_momentum(optimizer: SGD) -> None:
-    """Gives all parameters a momentum of zero, which is where those begin that are released later.
+    """Initialize the momentum of all parameters with zero, also of those that are frozen at first.
 
-    torch's fused step cannot take some parameters with a momentum beside others without.
+    torch's fused step cannot handle parameters with and without momentum together.
     """
     for group in optimizer.param_groups:
         if group["fused"] and group["momentum"] and not group["dampening"]:
@@ -180,8 +180,8 @@ def _start_momentum(optimizer: SGD) -> None:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-def _merged(groups: list[Group]) -> list[Group]:
-    """Groups with the same learning rate as one: a fused optimizer makes one call for each."""
+def _merge_equal_scales(groups: list[Group]) -> list[Group]:
+    """Merge groups with the same learning rate, since a fused optimizer launches a kernel for each group."""
     by_scale: dict[float, Group] = {}
     for name, parameters, scale in groups:
         if parameters:

@@ -1,4 +1,4 @@
-"""The TensorBoard logger of a run: of a new version, or of the run that a checkpoint belongs to."""
+"""The TensorBoard logger of a run: for a new version, or for the run of a checkpoint."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,13 @@ _VERSION = "SFT_VERSION"
 def build_run_logger(
     checkpoint: str | None, name: str, apart: bool = False, lock: RunLock | None = None
 ) -> TensorBoardLogger:
-    """The logger of a new version, or of the run that a checkpoint belongs to.
+    """Build the logger for a new version, or for the run that a checkpoint belongs to.
 
     Args:
-        checkpoint: What the command goes on from, or None.
-        name: Of a new run.
-        apart: Whether validation metrics are to stand apart from those of the training.
-        lock: Lock of a training, which gets the folder; None where nothing is trained, or by another process.
+        checkpoint: Checkpoint that the command continues from, or None.
+        name: Name of a new run.
+        apart: Whether to log validation metrics separately from those of the training.
+        lock: Lock that a training takes on its folder; None if nothing is trained, or another process holds the lock.
     """
     kind = ValidationLogger if apart else TensorBoardLogger
     folder = get_run_folder(Path(checkpoint)) if checkpoint else None
@@ -31,7 +31,7 @@ def build_run_logger(
         return kind(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop(_VERSION, None)
-    # The processes that DDP starts inherit the version, which they would count differently.
+    # Processes that DDP starts inherit the version, since they would count differently.
     version = os.environ.get(_VERSION)
     if version is None and lock is not None:
         version = lock.claim_version(Path(LOGS) / name).name

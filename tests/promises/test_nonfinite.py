@@ -26,7 +26,7 @@ TORN = "--model.init_args.regularizer={class_path: tests.promises.killed.Torn, i
 
 @pytest.mark.parametrize("lean", [True, False])
 @pytest.mark.parametrize(("kind", "what"), [("value", "regularizer is inf"), ("gradient", "the gradient of backbone.")])
-def test_the_first_one_stops_and_says_where(kind: str, what: str, lean: bool, workdir: Path) -> None:
+def test_first_nonfinite_step_stops_the_training_and_is_named(kind: str, what: str, lean: bool, workdir: Path) -> None:
     words = ["--data.init_args.steps_per_epoch=6", "--trainer.max_epochs=1", "--model.init_args.backbone=conv"]
     if not lean:
         words += ["--trainer.gradient_clip_val=5", "--model.init_args.optimizer.init_args.fused=false"]
@@ -38,7 +38,7 @@ def test_the_first_one_stops_and_says_where(kind: str, what: str, lean: bool, wo
     assert said.startswith(what)
     assert " at step 4 (learning rate 0.0001, " in said
     assert f"{folder / 'nonfinite.json'} lists the examples" in said
-    assert "nothing was learned" in said
+    assert "the parameters are those before the step" in said
     told = json.loads((folder / "nonfinite.json").read_text())
     assert (told["step"], told["lr"]) == (4, 0.0001)
     assert 0 < told["terms"][0]["task"] < 10
@@ -78,7 +78,7 @@ class Remembers(SemiSupervisedModule):
         return result._replace(loss=result.loss * torch.inf) if len(self.kept) == 2 else result
 
 
-def test_a_strategy_forgets_what_it_saw_in_a_step_that_is_left_out() -> None:
+def test_skipped_step_restores_buffers_of_the_strategy() -> None:
     model = Remembers(
         FlexMatch(threshold=0.1), backbone="mlp", num_classes=10, image_shape=SHAPE, on_nonfinite="skip",
         optimizer=lambda p: torch.optim.SGD(p, 0.05),
@@ -103,7 +103,7 @@ class Steps(Callback):
 
 @pytest.mark.parametrize("kind", ["value", "gradient"])
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
-def test_where_a_look_would_wait_nothing_is_learned_until_it_is_told(
+def test_nonfinite_step_on_a_device_changes_nothing_before_the_log_reports_it(
     kind: str, optimizer: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a device: the step is told by the next entry of the log, with its number, its examples and its terms."""
@@ -112,7 +112,7 @@ def test_where_a_look_would_wait_nothing_is_learned_until_it_is_told(
     settings: dict[str, Any] = {"optimizer": lambda p: optimizer(p, 0.01, fused=True, **momentum)}
     steps, data = Steps(), sample(steps_per_epoch=20)
     logged = trainer([steps], logger=CSVLogger("."), log_every_n_steps=8)
-    with pytest.raises(InputError, match=r" at step 4 \(learning rate 0.01, .*: nothing was learned") as stopped:
+    with pytest.raises(InputError, match=r" at step 4 \(learning rate 0.01, .*: the parameters are") as stopped:
         logged.fit(classifier("conv", regularizer=Torn(kind, [4, 6]), **settings), data)
     what = "regularizer is inf" if kind == "value" else "the gradient of backbone."
     assert str(stopped.value).startswith(what)
@@ -127,7 +127,7 @@ def test_where_a_look_would_wait_nothing_is_learned_until_it_is_told(
     assert (told["step"], bool(told["gradients"])) == (4, kind == "gradient")
 
 
-def test_where_a_look_would_wait_the_weights_are_those_of_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deferred_check_trains_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for wait in (False, True):
         monkeypatch.setattr(nonfinite, "needs_sync", lambda device, wait=wait: wait)
@@ -137,7 +137,7 @@ def test_where_a_look_would_wait_the_weights_are_those_of_a_look(monkeypatch: py
     assert not moved(*found)
 
 
-def test_nothing_is_saved_after_it(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_checkpoint_is_saved_after_a_nonfinite_step(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint on the way comes before the log is due."""
     monkeypatch.setattr(nonfinite, "needs_sync", lambda device: True)
     words = ["--data.init_args.steps_per_epoch=6", "--run_name=torn"]
@@ -147,9 +147,9 @@ def test_nothing_is_saved_after_it(workdir: Path, monkeypatch: pytest.MonkeyPatc
     assert kept["global_step"] == 6
 
 
-def test_one_more_than_may_be_left_out_stops() -> None:
+def test_one_step_more_than_the_limit_stops() -> None:
     model = classifier(regularizer=Torn("value", [1, 2, 4]), on_nonfinite="skip", nonfinite_limit=2)
-    with pytest.raises(InputError, match=r"regularizer is inf at step 4 .* after 2 that were left out: nothing"):
+    with pytest.raises(InputError, match=r"regularizer is inf at step 4 .* after 2 skipped steps: the parameters"):
         trainer().fit(model, sample(steps_per_epoch=6))
     with pytest.raises(InputError, match="nonfinite_limit is -1"):
         classifier(nonfinite_limit=-1)
@@ -172,7 +172,7 @@ def test_the_unlabeled_part_is_named() -> None:
 
 def test_a_learning_rate_that_is_too_high_is_told() -> None:
     model = classifier(lr=1e20)
-    with pytest.raises(InputError, match=r"at step \d+ \(learning rate 1e\+20\): nothing was learned"):
+    with pytest.raises(InputError, match=r"at step \d+ \(learning rate 1e\+20\): the parameters are those before"):
         trainer(max_epochs=3).fit(model, sample(steps_per_epoch=6))
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
