@@ -69,14 +69,12 @@ def locate_configs(value: Any, folder: Path | None = None) -> Any:
         return {key: locate_configs(entry, folder) for key, entry in value.items()}
     if isinstance(value, list):
         return [locate_configs(entry, folder) for entry in value]
-    if not isinstance(value, str) or not value.endswith(_SUFFIXES) or Path(folder or "", value).exists():
-        return value
-    shipped = find_shipped(value)
-    return value if shipped is None else str(shipped)
+    shipped = find_shipped(value) if isinstance(value, str) else None
+    return value if shipped is None or Path(folder or "", value).exists() else str(shipped)
 
 
 def configs(action: Literal["list", "copy"] = "list", name: str | None = None, to: str | None = None) -> str | Path:
-    """Lists the shipped configs, or copies one for editing.
+    """List the shipped configs, or copy one for editing.
 
     Args:
         action: `list`, or `copy` with a name.

@@ -30,7 +30,9 @@ def test_name_is_found_with_and_without_the_folder(name: str) -> None:
     assert find_shipped(name) == CONFIGS / AUTOENCODER
 
 
-@pytest.mark.parametrize("name", ["quickstart/autoencoder", "autoencoder.yaml", "../setup.yaml", "", "a.yaml"])
+@pytest.mark.parametrize(
+    "name", ["quickstart/autoencoder", "autoencoder.yaml", "../setup.yaml", "", "a.yaml", f"{'long' * 999}.yaml"]
+)
 def test_other_names_are_not_found(name: str) -> None:
     assert find_shipped(name) is None
     assert locate_configs(name) == name
