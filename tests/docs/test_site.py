@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import sft_lightning
 from sft_lightning.cli.commands import COMMANDS
 from sft_lightning.cli.registry import describe_settings
-from tests.conftest import CONFIGS, ROOT
+from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 docs_hooks = pytest.importorskip("docs_hooks")  # needs MkDocs, which the extra `docs` installs
@@ -75,7 +74,6 @@ def test_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path:
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "sft-lightning"  # the package of this checkout, whatever is installed
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m sft_lightning "$@"\n')
