@@ -470,7 +470,7 @@ def test_processes_that_saw_different_files_write_nothing(
         told[1] = (1, 1, True, theirs)
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
-    data = FakeData(predict_listed=(3, 5), predict_name="new")
+    data = FakeData(predict_listed=(3, 5), predict_name=None)
     two: Any = SimpleNamespace(global_rank=0, world_size=2, is_global_zero=True, datamodule=data, ckpt_path=None)
     two.strategy = SimpleNamespace(broadcast=lambda said: said)
     model: Any = SimpleNamespace(class_names=["a", "b"])
