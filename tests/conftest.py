@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from sft_lightning.__main__ import main
-from sft_lightning.data.sources import SAMPLE
+from sft_lightning.data.vision.sources import SAMPLE
 from sft_lightning.data.vision.torchvision_sources import read_idx
 
 ROOT = Path(__file__).resolve().parents[1]

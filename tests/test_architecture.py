@@ -56,6 +56,17 @@ def test_imports_lead_downward() -> None:
     assert not upward
 
 
+def test_what_serves_every_modality_imports_nothing_of_one() -> None:
+    neutral = sorted((HOME / "data").glob("*.py"))
+    wrong = [
+        f"{path.name} imports {node.module}"
+        for path in neutral
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and ".vision" in (node.module or "")
+    ]
+    assert not wrong
+
+
 def test_no_module_is_above_400_lines() -> None:
     long = [str(path) for path in HOME.rglob("*.py") if len(path.read_text().splitlines()) > 400]
     assert not long

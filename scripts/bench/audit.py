@@ -28,8 +28,9 @@ from sft_lightning import ImageDataModule
 from sft_lightning.audit import label_checks
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import NAMES, Split
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.image_stats import Pixels, SplitStats, compute_image_stats, stack_thumbnails
-from sft_lightning.data.vision.images import Geometry, MemoryImages
+from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.near_duplicates import find_near_duplicates
 
 COPIED, FLIPPED = 2000, 0.05
@@ -45,7 +46,7 @@ def looked(source: str) -> tuple[ImageDataModule, list[SplitStats]]:
 
 def of_tensors(name: str, pictures: list[Pixels]) -> SplitStats:
     """A split of pictures (H, W)."""
-    images = MemoryImages(torch.from_numpy(np.stack(pictures))[:, None])
+    images = TensorStorage(torch.from_numpy(np.stack(pictures))[:, None])
     ids = [f"{name}/{i}" for i in range(len(pictures))]
     part = Examples(images, ids, torch.full((len(pictures),), -1))
     return compute_image_stats(name, Split(part, list(range(len(pictures)))), Geometry(channels=1))
@@ -93,7 +94,7 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 def copies(source: str) -> dict[str, float]:
     """Share of changed copies that is found, by the change."""
     images = ImageDataModule(source).source.load()["test"].images
-    assert isinstance(images, MemoryImages)
+    assert isinstance(images, TensorStorage)
     originals = list(images.data[:COPIED, 0].numpy())
     one = of_tensors("test", originals)
     found = {}

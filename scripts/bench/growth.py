@@ -154,11 +154,11 @@ def pngs(root: Path, count: int) -> list[str]:
 
     from PIL import Image
 
-    from sft_lightning.data.sources import open_source
-    from sft_lightning.data.vision.images import MemoryImages
+    from sft_lightning.data.storage import TensorStorage
+    from sft_lightning.data.vision.sources import open_source
 
     part = open_source("sample").load()["test"]
-    assert isinstance(part.images, MemoryImages)
+    assert isinstance(part.images, TensorStorage)
     encoded = []
     for picture in part.images.data[:100, 0].numpy():
         Image.fromarray(picture).save(file := io.BytesIO(), "PNG")

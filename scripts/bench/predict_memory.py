@@ -24,8 +24,8 @@ from about import publish
 from commands import fit
 from PIL import Image
 
-from sft_lightning.data.sources import open_source
-from sft_lightning.data.vision.images import MemoryImages
+from sft_lightning.data.storage import TensorStorage
+from sft_lightning.data.vision.sources import open_source
 
 DISTINCT = 1000
 # Not `ru_maxrss` of the process itself: it begins with that of the process that has started it.
@@ -43,7 +43,7 @@ print(json.dumps({"code": code, "main_mib": round(peak / 1024, 1), "worker_mib":
 def originals(folder: Path) -> list[Path]:
     """Pictures of the sample's test part as files."""
     images = open_source("sample").load()["test"].images
-    assert isinstance(images, MemoryImages)
+    assert isinstance(images, TensorStorage)
     folder.mkdir()
     paths = [folder / f"{i}.png" for i in range(DISTINCT)]
     for path, image in zip(paths, images.data, strict=False):

@@ -35,7 +35,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from sft_lightning import ImageDataModule, StrongView, WeakView
 from sft_lightning.cli.lightning_cli import run
-from sft_lightning.data.vision.images import MemoryImages
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.views import strong, to_float, weak
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.training.callbacks.progress import Progress
@@ -71,8 +71,8 @@ def pictures() -> tuple[Tensor, Tensor, Tensor]:
     data = ImageDataModule("FashionMNIST", num_labels=100, val_size=0)
     data.setup("fit")
     free, known = data.splits["unlabeled"], data.splits["labeled"]
-    assert isinstance(free.part.images, MemoryImages)
-    assert isinstance(known.part.images, MemoryImages)
+    assert isinstance(free.part.images, TensorStorage)
+    assert isinstance(known.part.images, TensorStorage)
     return free.part.images.data[free.indices], known.part.images.data[known.indices], known.labels
 
 

@@ -29,8 +29,9 @@ from PIL import Image
 
 from sft_lightning.data.mmap_columns import SelectedTexts
 from sft_lightning.data.source import Examples, Source
-from sft_lightning.data.vision.images import EncodedImages, Images
-from sft_lightning.data.write_shards import write_shards
+from sft_lightning.data.storage import Storage
+from sft_lightning.data.vision.images import EncodedImages
+from sft_lightning.data.vision.write_shards import write_shards
 
 BY_SEED = "shards, splits by seed"
 KINDS = ["shards", BY_SEED, "folder"]
@@ -72,7 +73,7 @@ print(json.dumps(found))
 
 
 class Made(EncodedImages):
-    """Images that are generated when they are read."""
+    """Storage that are generated when they are read."""
 
     def __init__(self, count: int, first: int) -> None:
         """Names them by number."""
@@ -109,7 +110,7 @@ class Made(EncodedImages):
         return []
 
     @classmethod
-    def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "Made":
+    def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "Made":
         """Nobody asks for it: shards are written of one source."""
         raise TypeError("made pictures are not joined with others")
 

@@ -21,7 +21,7 @@ from commands import QUIET, fit
 from sklearn.metrics import roc_auc_score
 
 from sft_lightning.cli.lightning_cli import run
-from sft_lightning.data.sources import open_source
+from sft_lightning.data.vision.sources import open_source
 from sft_lightning.report.metrics import compute_calibration_error
 
 RUNS: dict[str, tuple[list[str], list[str]]] = {

@@ -12,10 +12,10 @@ from sft_lightning.audit import class_checks, image_checks, label_checks
 from sft_lightning.audit.findings import Finding, FindingRow, format_findings_csv
 from sft_lightning.audit.overlap import find_dropped, find_overlaps
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
+from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.issues import STRADDLING, Fault, collect_faults
 from sft_lightning.data.splits import SplitConfig
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.file_checks import show_path
 from sft_lightning.data.vision.folder_source import FolderSource
 from sft_lightning.data.vision.image_stats import SplitStats, compute_image_stats
 from sft_lightning.data.vision.images import EncodedImages

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sft_lightning.data.vision.file_checks import show_path
+from sft_lightning.data.bad_examples import show_path
 from sft_lightning.utils.spreadsheet import format_csv
 
 _EXAMPLES = 3

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from sft_lightning.audit.findings import Finding, FindingRow
+from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.source import relative
-from sft_lightning.data.vision.file_checks import UNREADABLE
 from sft_lightning.data.vision.file_kinds import is_named_image, is_system_folder
 from sft_lightning.data.vision.image_files import LONG, open_image_file
 from sft_lightning.data.vision.image_stats import Header, ImageStats, SplitStats

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.loaders import RawBatch
-from sft_lightning.data.vision.views import StrongView, WeakView, strong, to_float, weak
+from sft_lightning.data.modality import Views
 from sft_lightning.utils.transfer import to_device
 
 
@@ -47,64 +47,51 @@ class Unlabeled(NamedTuple):
     strong: Tensor | None = None
 
 
-class ViewMaker:
-    """From uint8 pictures to the views of one split."""
+class BatchViews:
+    """From the examples of a batch as they are stored to the views that a paradigm wants."""
 
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        weak_view: WeakView,
-        strong_view: StrongView,
-        labeled_views: Sequence[str] = ("weak",),
-    ) -> None:
-        """Keeps the settings.
+    def __init__(self, views: Views, labeled_views: Sequence[str] = ("weak",)) -> None:
+        """Keep the settings.
 
         Args:
-            image_shape: (C, H, W) of what comes out.
-            weak_view: Random changes.
-            strong_view: What a strong view adds.
-            labeled_views: `weak`, `strong` or both: what becomes of a labeled picture in training.
+            views: Views of the modality.
+            labeled_views: Views of a labeled training example: `weak`, `strong` or both.
         """
-        self._labeled = labeled_views
-        self._channels, self._side = image_shape[0], image_shape[1]
-        self._weak, self._strong = weak_view, strong_view
+        self._views, self._labeled = views, labeled_views
 
     def labeled(self, raw: RawBatch) -> Labeled:
-        """The wanted views in training, one after the other, the pictures as they are in evaluation.
+        """Make the views of labeled examples: in training those wanted, one after the other, else none but themselves.
 
         Args:
-            raw: With labels.
+            raw: Batch with labels.
         """
         assert raw.labels is not None
-        if raw.images.ndim == 2:  # features
+        if raw.is_features:
             return Labeled(raw.images, raw.labels, raw.indices)
-        x = self._float(raw)
+        x = self._views.prepare(raw.images)
         if raw.draw is None:
             return Labeled(x, raw.labels, raw.indices, names=raw.names)
-        views = [weak(x, self._weak, raw.draw)] if "weak" in self._labeled else []
-        views += [strong(x, self._weak, self._strong, raw.draw)] if "strong" in self._labeled else []
+        views = [self._views.weak(x, raw.draw)] if "weak" in self._labeled else []
+        views += [self._views.strong(x, raw.draw)] if "strong" in self._labeled else []
         if len(views) == 1:
             return Labeled(views[0], raw.labels, raw.indices)
         return Labeled(torch.cat(views), raw.labels.repeat(2), raw.indices.repeat(2), len(x))
 
     def unlabeled(self, raw: RawBatch, wanted: Sequence[str]) -> Unlabeled:
-        """The views that a paradigm wants, each of its own draw.
+        """Make the views of unlabeled examples, each with randomness of its own.
 
         Args:
-            raw: Of a training split.
-            wanted: `weak_2`, `strong`; `weak` is always there.
+            raw: Batch of a training split.
+            wanted: Views to make: `weak_2`, `strong`; `weak` is always made.
         """
-        x, draw = self._float(raw), raw.draw or 0
+        x, draw = self._views.prepare(raw.images), raw.draw or 0
         return Unlabeled(
-            weak(x, self._weak, raw.draw),
+            self._views.weak(x, raw.draw),
             raw.indices,
             draw,
-            weak(x, self._weak, draw, 1) if "weak_2" in wanted else None,
-            strong(x, self._weak, self._strong, draw) if "strong" in wanted else None,
+            self._views.weak(x, draw, 1) if "weak_2" in wanted else None,
+            self._views.strong(x, draw) if "strong" in wanted else None,
         )
-
-    def _float(self, raw: RawBatch) -> Tensor:
-        return to_float(raw.images, self._channels, self._side)
 
 
 def moved(raw: RawBatch, device: torch.device) -> RawBatch:

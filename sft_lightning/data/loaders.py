@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error, show_path
 from sft_lightning.data.batch_sampling import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error, show_path
-from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages, stacked
+from sft_lightning.data.storage import FeatureStorage, ReadSettings, RecordStorage, TensorStorage, collate
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.transfer import fits_in_memory, prefetch, to_device
 
@@ -33,6 +33,7 @@ class RawBatch(NamedTuple):
         indices: int64, (B,): positions in the split.
         draw: Seed of the random views of this batch, None where views are fixed.
         names: Of the examples, where they are to be predicted.
+        is_features: Whether `images` holds features of the examples, (B, F), in place of the examples.
     """
 
     images: Tensor
@@ -40,12 +41,13 @@ class RawBatch(NamedTuple):
     indices: Tensor
     draw: int | None
     names: list[str] | None = None
+    is_features: bool = False
 
 
 class _Decoded(Dataset[Any]):
     """Reads one file for a worker: (position, seed or None) to (picture or reason, position)."""
 
-    def __init__(self, images: EncodedImages, indices: Sequence[int], geometry: Geometry) -> None:
+    def __init__(self, images: RecordStorage, indices: Sequence[int], geometry: ReadSettings) -> None:
         self.images, self.indices, self.geometry = images, indices, geometry
 
     def __getitem__(self, request: tuple[int, int | None, int]) -> tuple[Tensor | str, int, int]:
@@ -85,7 +87,7 @@ def _stacked(items: list[tuple[Tensor | str, int, int]]) -> _Read:
     pictures = [picture for picture, _, _ in items if isinstance(picture, Tensor)]
     positions = [position for picture, position, _ in items if isinstance(picture, Tensor)]
     bad = [(position, picture) for picture, position, _ in items if isinstance(picture, str)]
-    return _Read(stacked(pictures) if pictures else None, positions, bad, items[0][2])
+    return _Read(collate(pictures) if pictures else None, positions, bad, items[0][2])
 
 
 class Stream:
@@ -95,7 +97,7 @@ class Stream:
         self,
         split: Split,
         plan: BatchPlan,
-        geometry: Geometry,
+        geometry: ReadSettings,
         with_labels: bool = True,
         workers: int = 0,
         bad: BadImages | None = None,
@@ -117,11 +119,12 @@ class Stream:
         self._labels = split.labels if with_labels else None
         self._indices: Tensor | None = None
         images = split.part.images
-        if isinstance(images, MemoryImages):
+        self._is_features = isinstance(images, FeatureStorage)
+        if isinstance(images, TensorStorage):
             whole = len(split.indices) == len(images)
             self._indices = None if whole else torch.tensor(split.indices)
         else:
-            assert isinstance(images, EncodedImages)
+            assert isinstance(images, RecordStorage)
             self._requests, self._decoded = _Requests(plan), _Decoded(images, split.indices, geometry)
             self._loader: DataLoader[Any] = DataLoader(
                 self._decoded,
@@ -173,16 +176,17 @@ class Stream:
 
     def _raw(self, images: Tensor, index: Tensor, draw: int) -> RawBatch:
         labels = None if self._labels is None else self._labels[index]
-        return RawBatch(images, labels, index, draw if self.plan.shuffle else None)
+        draw_or_none = draw if self.plan.shuffle else None
+        return RawBatch(images, labels, index, draw_or_none, is_features=self._is_features)
 
     @cached_property
     def _memory(self) -> Tensor | None:
         """All pictures, of which a batch is a selection; None where files are read for each batch."""
         images, count = self._split.part.images, len(self._split)
-        if isinstance(images, MemoryImages):
+        if isinstance(images, TensorStorage):
             return images.data if self._device is None else images.on(self._device)
-        assert isinstance(images, EncodedImages)
-        shape = (count, self._geometry.channels, self._geometry.size, self._geometry.size)
+        assert isinstance(images, RecordStorage)
+        shape = (count, *self._geometry.shape)
         # What is seen once is read while the device is at work.
         wanted = self.plan.shuffle and images.decoded and self._device is not None
         if not wanted or not fits_in_memory(math.prod(shape), cast(torch.device, self._device)):
@@ -198,7 +202,7 @@ class Stream:
     def _copied(self, start: int, stop: int) -> Iterator[RawBatch | None]:
         """Batches of pictures that are there decoded; where one is not, its batch is read like any other."""
         images = self._split.part.images
-        assert isinstance(images, EncodedImages)
+        assert isinstance(images, RecordStorage)
         for g in range(start, stop):
             index, draw = self.plan[g]
             rows = images.several([self._split.indices[i] for i in index.tolist()], self._pins)
@@ -225,7 +229,7 @@ class Stream:
 
     def _path(self, position: int) -> Path:
         images = self._split.part.images
-        assert isinstance(images, EncodedImages)
+        assert isinstance(images, RecordStorage)
         return images.place(self._split.indices[position])
 
 

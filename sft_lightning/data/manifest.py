@@ -1,6 +1,7 @@
 """Images listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
 
 import os
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ from sft_lightning.data.class_names import sort_classes
 from sft_lightning.data.issues import STRADDLING, UNTRAINED, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
+from sft_lightning.data.storage import Storage
 from sft_lightning.data.table_paths import TableFolders, is_same_spelling
 from sft_lightning.data.table_rows import TableRows
-from sft_lightning.data.vision.images import FileImages
 from sft_lightning.utils.errors import InputError, did_you_mean
 
 
@@ -152,6 +153,15 @@ class ManifestSource(Source):
                 )
                 report_fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
 
+    @abstractmethod
+    def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> Storage:
+        """Return the files of one split, of which none is read yet.
+
+        Args:
+            paths: Paths of the files.
+            ids: Names of the files, as the table has them.
+        """
+
     def load(self) -> dict[str, Examples]:
         """Return the examples of each split; no image is read."""
         number = {name: i for i, name in enumerate(self.class_names)}
@@ -165,5 +175,5 @@ class ManifestSource(Source):
                 # Labels of lines marked `unlabeled` are kept for evaluation; training never sees them.
                 labels = torch.tensor([number.get(row["label"], -1) for row in rows])
                 groups = [row["group"] or row["path"] for row in rows] if grouped else None
-                parts[split] = Examples(FileImages(paths, ids), ids, labels, groups)
+                parts[split] = Examples(self.open_files(paths, ids), ids, labels, groups)
         return parts

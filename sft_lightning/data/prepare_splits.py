@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.run_splits import AllLabeled, RunSplit, leave_out_trained
 from sft_lightning.data.source import Examples, Source, concatenated
 from sft_lightning.data.split_checks import check_splits
 from sft_lightning.data.split_files import read_split_file
 from sft_lightning.data.splits import SplitConfig, Splits, make_splits, without_leaks
-from sft_lightning.data.vision.file_checks import BadImages
-from sft_lightning.data.vision.images import EncodedImages, MemoryImages
+from sft_lightning.data.storage import RecordStorage, TensorStorage
 from sft_lightning.utils.errors import InputError
 
 
@@ -82,7 +82,7 @@ def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples
         bad: Where they are reported, which may refuse them.
         measures: Whether to measure the values of images of more than 8 bits.
     """
-    if not isinstance(part.images, EncodedImages):
+    if not isinstance(part.images, RecordStorage):
         return part
     broken = part.images.unreadable(range(len(part)), measures)
     for i, reason in broken.items():
@@ -90,13 +90,13 @@ def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples
     if not broken:
         return part
     rest = concatenated((part, [i for i in range(len(part)) if i not in broken]))
-    assert isinstance(rest.images, EncodedImages)
+    assert isinstance(rest.images, RecordStorage)
     rest.images.facts = part.images.facts
     return rest
 
 
 def _check_shape(first_name: str, first: Examples, second_name: str, second: Examples) -> None:
-    a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, MemoryImages) else None for p in (first, second))
+    a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, TensorStorage) else None for p in (first, second))
     if a and b and a != b:
         raise InputError(
             f"unlabeled_source {second_name!r} has pictures of shape {b}, source {first_name!r} of {a}: set image_size "

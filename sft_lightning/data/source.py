@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sft_lightning.data.bad_examples import format_path
 from sft_lightning.data.mmap_columns import SelectedTexts
 from sft_lightning.data.split_names import UNCLEAR, find_split
-from sft_lightning.data.vision.file_checks import format_path
-from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages
-from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
+from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -39,7 +38,7 @@ class Examples:
         groups: Patient, video, ... of each, or None.
     """
 
-    images: Images
+    images: Storage
     ids: Sequence[str]
     labels: Tensor
     groups: Sequence[str] | None = None
@@ -49,21 +48,22 @@ class Examples:
 
 
 class Source(ABC):
-    """A set of pictures, some with labels.
+    """A set of examples, some with labels.
 
     Attributes:
         name: What the user wrote.
         class_names: The classes, in the order of their numbers.
-        image_shape: (C, H, W) when all pictures have one shape, else None.
         messages: Sentences about what may not be meant, which a run logs.
-        value_ranges: What is black and white in images of more than 8 bits, where the source says so.
     """
 
     name: str
     class_names: tuple[str, ...] = ()
-    image_shape: tuple[int, int, int] | None = None
     messages: Sequence[str] = ()
-    value_ranges: ValueRanges = UNKNOWN
+
+    @property
+    def original(self) -> "Source":
+        """The source itself; of one that only numbers classes anew, the one below it."""
+        return self
 
     @abstractmethod
     def load(self) -> dict[str, Examples]:
@@ -82,10 +82,10 @@ def concatenated(*pieces: tuple[Examples, Sequence[int]]) -> Examples:
     groups = _some([(part.groups or part.ids, chosen) for part, chosen in pieces]) if grouped else None
     images = [(part.images, chosen) for part, chosen in pieces]
     first = images[0][0]
-    if isinstance(first, EncodedImages):
+    if isinstance(first, RecordStorage):
         return Examples(first.joined(images, ids), ids, labels, groups)
-    memory = [one.data[torch.as_tensor(chosen)] for one, chosen in images if isinstance(one, MemoryImages)]
-    return Examples(MemoryImages(torch.cat(memory)), ids, labels, groups)
+    memory = [one.data[torch.as_tensor(chosen)] for one, chosen in images if isinstance(one, TensorStorage)]
+    return Examples(TensorStorage(torch.cat(memory)), ids, labels, groups)
 
 
 def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:

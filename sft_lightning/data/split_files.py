@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sft_lightning.data.issues import STRADDLING, report_fault
 from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.splits import NAMES, Split, Splits
-from sft_lightning.data.vision.images import FileImages, Images
+from sft_lightning.data.storage import Storage
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
@@ -57,9 +57,7 @@ def _join_digests(digests: Iterable[str]) -> str:
 
 def _digest_sizes(parts: Iterable[Examples]) -> str:
     """Return the digest of earlier versions, which covers names and sizes of files in place of their content."""
-    return _join_digests(
-        part.images.digest_sizes() if isinstance(part.images, FileImages) else part.images.digest() for part in parts
-    )
+    return _join_digests(part.images.digest_sizes() for part in parts)
 
 
 def is_same_data(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
@@ -117,7 +115,7 @@ def list_split_rows(
             yield Row(example, name, label_name, content)
 
 
-def read_contents(images: Images, indices: Sequence[int]) -> Iterator[str]:
+def read_contents(images: Storage, indices: Sequence[int]) -> Iterator[str]:
     """Yield the value of the column `content` for some images, empty for an image that cannot be read.
 
     Args:
@@ -133,7 +131,7 @@ def read_contents(images: Images, indices: Sequence[int]) -> Iterator[str]:
         yield from (fingerprint.hex()[:_CONTENT_DIGITS] for fingerprint in fingerprints)
 
 
-def _read_content(images: Images, index: int) -> bytes:
+def _read_content(images: Storage, index: int) -> bytes:
     try:
         return images.fingerprints([index])[0]
     except OSError:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sft_lightning.data.equal_examples import find_equal_examples
 from sft_lightning.data.source import Examples, concatenated
-from sft_lightning.data.vision.equal_images import find_equal_images
 from sft_lightning.utils.errors import InputError
 
 LeakPolicy = Literal["drop", "raise"]
@@ -372,7 +372,7 @@ def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
         return splits
     drop: dict[str, set[int]] = {name: set() for name in splits}
     pairs = []
-    for group in find_equal_images(splits, request):
+    for group in find_equal_examples(splits, request):
         keeper = min(group, key=lambda item: _KEEPS.get(item[0], len(_KEEPS)))
         for name, index in group:
             # Copies among the training pictures are the data's own weighting; they tell nothing about the test.

@@ -58,8 +58,8 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
     references = F.normalize(labeled.features, dim=1)
     k = min(_NUM_NEIGHBORS, len(references))
     nearest = (F.normalize(judged.features[positions], dim=1) @ references.T).topk(k, 1).indices
-    images = evaluation.data.pictures_of(judged.name, positions)
-    neighbors = evaluation.data.pictures_of("labeled", nearest.flatten().tolist()).unflatten(0, nearest.shape)
+    images = evaluation.data.inputs_of(judged.name, positions)
+    neighbors = evaluation.data.inputs_of("labeled", nearest.flatten().tolist()).unflatten(0, nearest.shape)
     tiles = []
     for i, x, near_x, near in zip(positions, images, neighbors, nearest.tolist(), strict=True):
         classes = [names[int(labeled.labels[j])] for j in near]
@@ -97,7 +97,7 @@ def render_attention(evaluation: Evaluation) -> Markup:
     ]
     # A group with fewer examples than asked for is filled up with those of the other one: leave these out.
     positions = [i for k, i in enumerate(positions) if bool(is_right[i]) == (k < _NUM_HEATMAPS)]
-    x = evaluation.data.pictures_of(judged.name, positions)
+    x = evaluation.data.inputs_of(judged.name, positions)
     heat = compute_grad_cam(evaluation.backbone, evaluation.head, module, x, judged.predicted[positions])
     tiles = []
     for i, image, image_heat in zip(positions, x, heat, strict=True):
@@ -131,7 +131,7 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
         for order, i in enumerate(positions, 1)
     ]
     write_text(path, format_csv([("order", "id", "predicted", "uncertainty"), *rows]))
-    images = evaluation.data.pictures_of(unlabeled.name, positions)
+    images = evaluation.data.inputs_of(unlabeled.name, positions)
     tiles = [
         (figures.embed_image(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
         for x, (order, name, predicted, value) in zip(images, rows, strict=True)
@@ -152,7 +152,7 @@ def render_reconstructions(opened: LoadedRun) -> Markup:
     model, name = opened.cli.model, opened.held_out
     model.load_state_dict(read_weights(opened.checkpoint)[0])
     ids = opened.data.splits[name].ids[:_NUM_SHOWN]
-    x = opened.data.pictures_of(name, [*range(len(ids))])
+    x = opened.data.inputs_of(name, [*range(len(ids))])
     with torch.no_grad():
         reconstructed = model.eval()(x)
     errors = (reconstructed - x).square().flatten(1).mean(1)

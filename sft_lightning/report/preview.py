@@ -46,7 +46,7 @@ def preview(argv: Sequence[str]) -> str:
     if not len(data.splits[name]):
         raise InputError(f"source {data.source.name!r} has no training images to show")
     order = torch.randperm(len(data.splits[name]), generator=torch.Generator().manual_seed(data.request.seed))
-    x = data.pictures_of(name, order[:_COUNT].tolist())
+    x = data.inputs_of(name, order[:_COUNT].tolist())
     views = [x] + [weak(x, data.weak_view, seed) for seed in range(_VIEWS)]
     if data.strong_view:
         views += [strong(x, data.weak_view, data.strong_view, seed) for seed in range(_VIEWS)]

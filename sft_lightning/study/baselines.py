@@ -5,8 +5,8 @@ from torch import Tensor
 
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import EvalLoader, Stream
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.images import MemoryImages
 from sft_lightning.data.vision.views import to_float
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.paradigms.feature_cache import features
@@ -53,7 +53,7 @@ def _read_pixels(data: ImageDataModule, name: str) -> tuple[Tensor, Tensor]:
     channels, height, width = data.image_shape
     if len(split) * channels * height * width > _MAX_VALUES:
         raise InputError(f"logistic regression on {len(split)} pictures of {data.image_shape} needs too much memory")
-    if isinstance(split.part.images, MemoryImages):
+    if isinstance(split.part.images, TensorStorage):
         images = split.part.images.data[split.indices]
     else:
         stream = Stream(split, BatchPlan(len(split), 256), data.geometry, bad=data.bad)

@@ -15,7 +15,7 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.data.digests import digest_file, digest_folder
 from sft_lightning.data.source import Examples
-from sft_lightning.data.sources import open_unlabeled
+from sft_lightning.data.vision.sources import open_unlabeled
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.study.user_code import digest_code
 from sft_lightning.utils.errors import InputError, find_input_error

@@ -387,7 +387,7 @@ def test_other_mistakes_are_one_sentence(workdir: Path, capsys: pytest.CaptureFi
     assert not (workdir / "lightning_logs").exists()
 
 
-def test_unlabeled_pictures_of_another_source(photos: Path, crop: Crop, workdir: Path, audited: Audited) -> None:
+def test_unlabeled_inputs_of_another_source(photos: Path, crop: Crop, workdir: Path, audited: Audited) -> None:
     (workdir / "pool").mkdir()
     crop(700).save(workdir / "pool" / "1.png")
     (workdir / "pool" / "zero.png").write_bytes(b"")

@@ -14,9 +14,10 @@ from torch import Tensor
 from sft_lightning.audit import label_checks
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.image_stats import SplitStats, compute_image_stats
-from sft_lightning.data.vision.images import Geometry, MemoryImages
+from sft_lightning.data.vision.images import Geometry
 
 
 def test_confident_learning_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +52,7 @@ def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monke
     def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> SplitStats:
         rows = torch.cat([of[kind][begin : begin + count] for kind, count in counts.items()])
         y = torch.tensor([names.index(kind) for kind, count in counts.items() for _ in range(count)])
-        part = Examples(MemoryImages(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)
+        part = Examples(TensorStorage(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)
         return compute_image_stats(name, Split(part, list(range(len(rows)))), Geometry(channels=1))
 
     labeled = seen("labeled", {"boot": 12, "trouser": 8, "bag": 3})
@@ -114,7 +115,7 @@ def test_a_weak_classifier_says_so_and_doubts_no_label(fashion: tuple[Tensor, Te
     y[::3] = y[::3].roll(1)
 
     def judged(y: Tensor) -> label_checks.LabelCheck:
-        part = Examples(MemoryImages(images[rows][:, None]), [str(k) for k in rows.tolist()], y)
+        part = Examples(TensorStorage(images[rows][:, None]), [str(k) for k in rows.tolist()], y)
         seen = compute_image_stats("labeled", Split(part, list(range(len(rows)))), Geometry(channels=1))
         return label_checks.check_labels([seen], cast(ImageDataModule, SimpleNamespace(num_classes=3)), None, 0)
 

@@ -17,8 +17,8 @@ from sft_lightning import FineTuneClassifier, ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.cli.lightning_cli import run as command
 from sft_lightning.data.class_order import RenumberedSource
-from sft_lightning.data.sources import open_source
-from sft_lightning.data.write_shards import write_shards
+from sft_lightning.data.vision.sources import open_source
+from sft_lightning.data.vision.write_shards import write_shards
 from sft_lightning.export.export import export
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.utils.errors import InputError

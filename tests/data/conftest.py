@@ -10,7 +10,7 @@ from hypothesis import settings
 from PIL import Image
 
 from sft_lightning.data.source import Examples
-from sft_lightning.data.vision.images import MemoryImages
+from sft_lightning.data.storage import TensorStorage
 from tests.data.run_helpers import made, write_run
 
 # A deadline would fail on a busy machine; the same examples each time, so that a failure is found again.
@@ -46,7 +46,7 @@ def memory_part(labels: Sequence[int], prefix: str = "train", seed: int = 0) -> 
     generator = torch.Generator().manual_seed(seed)
     data = torch.randint(0, 256, (len(labels), 1, 4, 4), generator=generator, dtype=torch.uint8)
     ids = [f"{prefix}/{i}" for i in range(len(labels))]
-    return Examples(MemoryImages(data), ids, torch.tensor(labels, dtype=torch.long))
+    return Examples(TensorStorage(data), ids, torch.tensor(labels, dtype=torch.long))
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.paradigms.batch_schedule import BatchSchedule
 from sft_lightning.utils.errors import InputError
@@ -71,7 +71,7 @@ def test_a_picture_is_cropped_anew_each_time(files: Split) -> None:
     assert len({bytes(image.numpy().tobytes()) for image in seen}) == 4
 
 
-def test_equal_pictures_of_one_batch_are_cropped_apart(tmp_path: Path) -> None:
+def test_equal_inputs_of_one_batch_are_cropped_apart(tmp_path: Path) -> None:
     path = picture(tmp_path / "x.png", 1, (20, 16))
     part = Examples(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
     (batch,) = stream(Split(part, list(range(6))), 6).batches(0, 1)

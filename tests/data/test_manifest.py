@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from sft_lightning.data.sources import open_source
 from sft_lightning.data.vision.prediction_files import TableListing, open_prediction_source
+from sft_lightning.data.vision.sources import open_source
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import picture
 

@@ -18,7 +18,8 @@ from sft_lightning.data.splits import (
     make_splits,
     quotas,
 )
-from sft_lightning.data.vision.images import FileImages, MemoryImages
+from sft_lightning.data.storage import TensorStorage
+from sft_lightning.data.vision.images import FileImages
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import memory_part, picture, plain
 
@@ -105,8 +106,8 @@ def test_the_order_of_files_does_not_matter(labels: list[int], seed: int, shuffl
     part = memory_part(labels)
     order = list(range(len(labels)))
     shuffler.shuffle(order)  # type: ignore[attr-defined]
-    assert isinstance(part.images, MemoryImages)
-    moved = Examples(MemoryImages(part.images.data[order]), [part.ids[i] for i in order], part.labels[order])
+    assert isinstance(part.images, TensorStorage)
+    moved = Examples(TensorStorage(part.images.data[order]), [part.ids[i] for i in order], part.labels[order])
     request = SplitConfig(seed, num_labels=4)
     one, two = split_of(part, request), split_of(moved, request)
     assert {name: set(ids) for name, ids in one.items()} == {name: set(ids) for name, ids in two.items()}
@@ -145,7 +146,7 @@ def test_groups_come_near_the_size_asked_for() -> None:
     assert splits["val"].labels.bincount().tolist() == [16, 16]
 
 
-def test_unlabeled_pictures_of_a_held_out_group_are_left_out() -> None:
+def test_unlabeled_inputs_of_a_held_out_group_are_left_out() -> None:
     train, given_part = memory_part([0, 1] * 10), memory_part([-1] * 4, "unlabeled", seed=1)
     train.groups = [f"p{i // 2}" for i in range(20)]
     given_part.groups = ["p0", "p4", "p5", "x"]
@@ -197,9 +198,9 @@ def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
     joined = splits["unlabeled"]
     assert joined.ids[-5:] == own.ids
     assert len(joined) == 30 - 3 - 3 + 5
-    assert isinstance(joined.part.images, MemoryImages)
-    assert isinstance(own.images, MemoryImages)
-    assert isinstance(train.images, MemoryImages)
+    assert isinstance(joined.part.images, TensorStorage)
+    assert isinstance(own.images, TensorStorage)
+    assert isinstance(train.images, TensorStorage)
     assert torch.equal(joined.part.images.data[joined.indices[-5:]], own.images.data)
     first = train.ids.index(joined.ids[0])
     assert torch.equal(joined.part.images.data[joined.indices[0]], train.images.data[first])
@@ -342,7 +343,7 @@ def test_manifest_reads_back_the_same_splits(written: tuple[Path, Splits, list[E
 
 
 def pixels(split: Split) -> torch.Tensor:
-    assert isinstance(split.part.images, MemoryImages)
+    assert isinstance(split.part.images, TensorStorage)
     return split.part.images.data[split.indices]
 
 
@@ -369,7 +370,7 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(
 
 def test_manifest_of_changed_pictures_is_refused(written: tuple[Path, Splits, list[Examples]]) -> None:
     path, _, parts = written
-    assert isinstance(parts[0].images, MemoryImages)
+    assert isinstance(parts[0].images, TensorStorage)
     parts[0].images.data[4, 0, 0, 0] ^= 1
     with pytest.raises(InputError, match="was made from other images"):
         read_split_file(path, parts, CLASSES)

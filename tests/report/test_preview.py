@@ -32,12 +32,12 @@ def test_the_preview_shows_the_views_of_training(workdir: Path, capsys: pytest.C
     cells = np.stack([[cell(r, c) for c in range(10)] for r in range(5)])
     data = ImageDataModule("sample", num_labels=100)
     data.setup("fit")
-    labeled = torch.stack([data.pictures_of("labeled", [i])[0, 0] for i in range(100)]).numpy()
+    labeled = torch.stack([data.inputs_of("labeled", [i])[0, 0] for i in range(100)]).numpy()
     distances = np.abs(labeled[:, None] - cells[0][None]).mean((2, 3))
     assert distances.min(0).max() < 0.01  # ten of the labeled ones
     chosen = distances.argmin(0).tolist()
     assert len({*chosen}) == 10
-    x = data.pictures_of("labeled", chosen)
+    x = data.inputs_of("labeled", chosen)
     view = data.weak_view.__class__(flip=True, crop_padding=2)
     expected = [weak(x, view, seed) for seed in (0, 1)]
     expected += [strong(x, view, data.strong_view, seed) for seed in (0, 1)]

@@ -117,7 +117,7 @@ def test_the_page_shows_the_results_of_the_run(workdir: Path, capsys: pytest.Cap
         assert f">is {data.class_names[int(y[i])]}; loss {losses[i]:.2f}<" in tile[1]
         beside = re.findall(r'alt="([^"]*)"', tile[1])
         with torch.no_grad():
-            like = F.cosine_similarity(model.backbone(data.pictures_of("test", [i])), known).topk(3).indices.tolist()
+            like = F.cosine_similarity(model.backbone(data.inputs_of("test", [i])), known).topk(3).indices.tolist()
         names = [f"{data.class_names[int(data.splits['labeled'].labels[j])]}: " for j in like]
         assert beside[1:] == [name + data.splits["labeled"].ids[j] for name, j in zip(names, like, strict=True)]
     for phrase in ("lineage", "sft_lightning.FineTuneClassifier", "40 labels", "9,920 unlabeled"):
@@ -126,7 +126,7 @@ def test_the_page_shows_the_results_of_the_run(workdir: Path, capsys: pytest.Cap
         listed = list(csv.DictReader(file))
     assert len(listed) == 20 == len({row["id"] for row in listed})
     place = {name: i for i, name in enumerate(data.splits["unlabeled"].ids)}
-    chosen = data.pictures_of("unlabeled", [place[row["id"]] for row in listed])
+    chosen = data.inputs_of("unlabeled", [place[row["id"]] for row in listed])
     with torch.no_grad():
         q = model(chosen).softmax(1)
     assert [row["predicted"] for row in listed] == [data.class_names[k] for k in q.argmax(1).tolist()]
@@ -267,7 +267,7 @@ def test_an_autoencoder_shows_reconstructions(workdir: Path) -> None:
     text = Parsed(page).text
     assert "pretraining without labels, shown at the last iterate (step 12)" in text
     assert "images right" not in text
-    x = done.datamodule.pictures_of("test", [*range(6)])
+    x = done.datamodule.inputs_of("test", [*range(6)])
     with torch.no_grad():
         error = (done.model.eval()(x) - x).square().flatten(1).mean(1)
     for k, value in enumerate(error.tolist()):

@@ -113,7 +113,7 @@ def test_the_order_is_by_the_criterion_asked_for(workdir: Path, by: str) -> None
     assert [by.lower() in title.lower().replace("-", "") for title in shown.splitlines()[0].split("  ") if "*" in title]
 
 
-def test_a_run_sees_pictures_of_its_own_size(workdir: Path) -> None:
+def test_a_run_sees_inputs_of_its_own_size(workdir: Path) -> None:
     size = ["--data.init_args.image_size=20", "--data.init_args.channels=3"]
     run = fitted("small", "--model.init_args.backbone=conv", *size)
     (one,) = score_candidates(data(), [str(run)], 3)

@@ -11,8 +11,8 @@ import torch
 from sft_lightning import ImageDataModule
 from sft_lightning.data import loaders
 from sft_lightning.data.loaders import RawBatch
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision import images
-from sft_lightning.data.vision.images import MemoryImages
 from sft_lightning.utils import transfer
 from tests.data.conftest import break_middle
 from tests.paradigms.helpers import classifier, trainer
@@ -30,7 +30,7 @@ def test_a_quarter_of_the_free_memory_of_a_gpu_and_nothing_of_a_cpu(monkeypatch:
 
 def test_pictures_are_copied_once_for_all_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = torch.device("meta")
-    own = MemoryImages(torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2))
+    own = TensorStorage(torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2))
     assert own.on(elsewhere) is own.data  # which do not fit
     monkeypatch.setattr(images, "fits", lambda size, where: size == 12)
     there = own.on(elsewhere)

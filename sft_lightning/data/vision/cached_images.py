@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.image_cache import ImageCache
 from sft_lightning.data.vision.images import FileImages, Geometry, cut_out
 

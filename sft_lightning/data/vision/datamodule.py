@@ -1,48 +1,47 @@
-"""`ImageDataModule`: from one word that names pictures to labeled, unlabeled, validation and test batches."""
+"""`ImageDataModule`: from one word that names images to labeled, unlabeled, validation and test batches."""
 
-from collections.abc import Sequence
-from copy import copy
+import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import LightningDataModule
+import PIL
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from PIL import features
 
-from sft_lightning.data.batch_sampling import BatchPlan
-from sft_lightning.data.batch_size import BatchSize
-from sft_lightning.data.batches import Labeled, Unlabeled, ViewMaker, moved
-from sft_lightning.data.class_order import ClassOrder
-from sft_lightning.data.contract import BatchRequest, FewLabelData, RequestsBatches, batch_request
-from sft_lightning.data.eval_batches import AsTheyAre
-from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader, close
-from sft_lightning.data.prepare_splits import read_splits
-from sft_lightning.data.run_splits import TestOn, choose_run_split, get_split_settings
-from sft_lightning.data.shards import choose_pass_order
-from sft_lightning.data.source import Examples
-from sft_lightning.data.split_checks import check_unlabeled_batch
-from sft_lightning.data.split_files import write_split_file
-from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig, Splits
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.loaders import RawBatch, TrainLoader
+from sft_lightning.data.prepare_splits import readable
+from sft_lightning.data.run_splits import TestOn
+from sft_lightning.data.source import Examples, Source
+from sft_lightning.data.split_datamodule import MANIFEST as MANIFEST
+from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
 from sft_lightning.data.vision.cached_images import ImageCaches
-from sft_lightning.data.vision.file_checks import BadImages
-from sft_lightning.data.vision.images import EncodedImages, Geometry, Resize
-from sft_lightning.data.vision.pixel_scale import PixelScale, check_value_range
-from sft_lightning.data.vision.prediction import PredictionData
-from sft_lightning.data.vision.views import StrongView, WeakView, make_view
-from sft_lightning.utils.cpu import count_cores
+from sft_lightning.data.vision.image_source import ImageSource
+from sft_lightning.data.vision.images import DECODING, EncodedImages, FileImages, Geometry, Resize
+from sft_lightning.data.vision.pixel_scale import (
+    check_value_range,
+    choose_scale,
+    describe_long_images,
+    describe_values,
+    merge_learned,
+)
+from sft_lightning.data.vision.prediction import FileLoader
+from sft_lightning.data.vision.prediction_files import Listing, open_prediction_source
+from sft_lightning.data.vision.sources import open_source, open_unlabeled
+from sft_lightning.data.vision.value_ranges import UNKNOWN, parse_ranges, serialize_ranges
+from sft_lightning.data.vision.views import ImageViews, StrongView, WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 
-MANIFEST = "split.csv"
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
 
-class ImageDataModule(AsTheyAre, PredictionData, BatchSize, PixelScale, ClassOrder, FewLabelData, LightningDataModule):
-    """Labeled and unlabeled pictures.
+class ImageDataModule(FewLabelDataModule):
+    """Labeled and unlabeled images.
 
-    A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both: a paradigm names what
-    it needs in `batch_parts`, and only that is loaded. Validation, test and prediction batches are `Labeled`.
+    A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both, as the paradigm
+    requests, and only that is loaded. Validation, test and prediction batches are `Labeled`.
     """
 
     def __init__(
@@ -133,266 +132,229 @@ class ImageDataModule(AsTheyAre, PredictionData, BatchSize, PixelScale, ClassOrd
         Raises:
             InputError: Something of this cannot be.
         """
-        super().__init__()
-        whole = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch}
-        whole |= {"unlabeled_ratio": unlabeled_ratio, "shard_window": shard_window, "image_size": image_size}
-        check_min(1, **whole)
-        check_min(0, num_workers=num_workers)
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295")
+        check_min(1, image_size=image_size)
         check_positive(center_crop=center_crop)
         check_fraction(center_crop=center_crop)
-        self._named, self.root, self.download, self._class_names = source, root, download, class_names
-        self.unlabeled_source, self.predict_source, self.split_file = unlabeled_source, predict_source, split_file
-        self.request = SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak)
-        self.bad = BadImages(on_bad_image)
+        self.root, self.download, self.predict_source = root, download, predict_source
+        super().__init__(
+            source,
+            SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak),
+            unlabeled_source,
+            split_file,
+            test_on,
+            on_bad_image,
+            class_names,
+            ("weak", "strong") if labeled_view == "both" else (labeled_view,),
+            batch_size,
+            unlabeled_ratio,
+            balanced_labels,
+            eval_batch_size,
+            steps_per_epoch,
+            num_workers,
+            shard_window,
+        )
         self.weak_view = make_view(WeakView, weak_view, "weak_view")
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
-        self.labeled_views = ("weak", "strong") if labeled_view == "both" else (labeled_view,)
-        self.unlabeled_ratio, self.balanced_labels = unlabeled_ratio, balanced_labels
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.steps_per_epoch, self.shard_window, self.test_on = steps_per_epoch, shard_window, test_on
-        self.num_workers = min(8, count_cores()) if num_workers is None else num_workers
-        self._converts = image_size is not None or channels is not None
-        told = class_names is not None and image_size is not None and channels is not None
-        shape = (3, 224, 224) if told else self.opened_source.image_shape or (3, 224, 224)
+        self.is_converted = image_size is not None or channels is not None
+        is_known = class_names is not None and image_size is not None and channels is not None
+        shape = (3, 224, 224) if is_known else self.image_source.image_shape or (3, 224, 224)
         side = image_size or shape[1]
         self.given_image_size, self._image_shape = image_size, (channels or shape[0], side, side)
+        self.views = ImageViews(self._image_shape, self.weak_view, self.strong_view)
         self.value_range, ranges = value_range, check_value_range(value_range)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop, resize=resize, ranges=ranges)
         self._cache = None if cache is None else Path(cache)
-        self.followed_run: Path | None = None  # the run that goes on or is measured again: its split rules
-        self.starts: Sequence[Path] = ()  # `split.csv` of the runs before it, whose labels it has seen
-        self.unlogged_folder: Path | None = None  # of a run without a logger
-        self.splits: Splits = {}
-        self._parts: list[Examples] = []
         self._caches: ImageCaches | None = None
-        self._features: Splits = {}
-        self._streams: list[Stream] = []
+        self._predicted: Listing | Split | None = None
+        self._predict_loader: FileLoader | None = None
+
+    # --- sources
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what a network sees."""
         return self._image_shape
 
-    def labeled_counts(self) -> Tensor:
-        """Number of training labels of each class, int64 of shape (num_classes,)."""
-        return torch.bincount(self.splits["labeled"].labels, minlength=self.num_classes)
+    @property
+    def image_source(self) -> ImageSource:
+        """Where the images come from, with classes in an order of its own."""
+        source = self.opened_source
+        assert isinstance(source, ImageSource)
+        return source
 
-    def setup(self, stage: str) -> None:
-        """Reads the source and makes the splits, once.
+    def open_source(self, name: str) -> ImageSource:
+        """Open the source of labeled and unlabeled images."""
+        skip = self.bad.policy == "skip"
+        return open_source(name, self.root, self.download, skip=skip, listed_classes=self._class_names or ())
 
-        Args:
-            stage: fit, validate, test or predict.
-        """
-        if not self.splits and not (stage == "predict" and self.predict_source is not None):
-            self._make_splits(stage)
-        if stage == "predict":
-            self.open_predicted()
-        folder = self._run_folder()  # a collective call: on every rank
-        if folder is not None and stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
-            if self.followed_run is None:
-                self.write_splits(folder / MANIFEST, self.splits)
-            self._list_skipped(folder)
+    def open_unlabeled(self, name: str) -> Examples:
+        """Open another source and return its training images, without labels."""
+        return open_unlabeled(name, self.root, self.download, self.bad.policy == "skip")
 
-    def write_splits(self, path: Path, splits: Splits) -> None:
-        """Writes splits of the source's examples, for `split_file`.
+    # --- how files are read
 
-        Args:
-            path: The file; its folder is made.
-            splits: Those of this data module, or others of the same examples.
-        """
-        about: dict[str, Any] = {"source": self.opened_source.name, "class_names": self.class_names}
-        about |= get_split_settings(self.request, self.unlabeled_source)
-        write_split_file(path, splits, self._parts, self.class_names, about)
+    @property
+    def read_settings(self) -> Geometry:
+        """Size, channels, crop and scale of files' images."""
+        return self.geometry
 
-    def on_exception(self, exception: BaseException) -> None:
-        """Ends the processes that decode files."""
-        close(self._streams)
+    @property
+    def reading_key(self) -> str:
+        """Text of the settings of `read_settings`."""
+        return repr(self.geometry)
 
-    def teardown(self, stage: str) -> None:
-        """Ends them, too; counts and lists pictures that turned out unreadable on the way.
+    @property
+    def size_settings(self) -> dict[str, Any]:
+        """Side of the images."""
+        return {"image_size": self._image_shape[-1]}
 
-        Args:
-            stage: fit, validate, test or predict.
-        """
-        close(self._streams)
-        folder = self._run_folder()
-        if self.bad.num_unreported:
-            rank_zero_info(f"Data: {self.bad.summarize()}.")
-        if folder is not None:
-            self._list_skipped(folder)
+    @property
+    def measures_values(self) -> bool:
+        """Whether to measure the values of images of more than 8 bits, whose scale is not known yet."""
+        return self.geometry.ranges == UNKNOWN
 
-    def _run_folder(self) -> Path | None:
-        is_logged = self.trainer is not None and bool(self.trainer.loggers)
-        folder = self.trainer.log_dir if is_logged else self.unlogged_folder
-        is_dry_run = self.trainer is not None and self.trainer.fast_dev_run
-        return None if folder is None or is_dry_run else Path(folder)
-
-    def _list_skipped(self, folder: Path) -> None:
-        if folder.is_dir():
-            self.bad.write(folder, self.trainer.global_rank if self.trainer is not None else 0)
-
-    def _make_splits(self, stage: str) -> None:
-        source, second = self.source_for(stage), self.unlabeled_for(stage)
-        self.request.messages[:] = source.messages  # those of a refused attempt are gone
-        followed = None if self.followed_run is None else self.followed_run / MANIFEST
-        run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)
-        how = self.split_file, self.bad, self._converts, self._measures_values, run, self.starts
-        self.splits, self._parts = read_splits(source, second, self.request, *how)
-        self._describe_files(source.value_ranges)
+    def on_splits_read(self, source: Source) -> None:
+        """Choose the scale of images of more than 8 bits, say what the user should know, and open the cache."""
+        kept = [part.images.facts for part in self._parts if isinstance(part.images, EncodedImages)]
+        facts = [one for one in kept if one is not None]
+        ranges = choose_scale(facts, self.geometry.ranges, self.image_source.value_ranges)
+        self.geometry = replace(self.geometry, ranges=ranges)
+        self.request.messages += describe_values(facts, ranges)
+        self.request.messages += describe_long_images(facts, self.geometry)
         self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
         if self._caches is not None and not self._caches:
             rank_zero_info(f"Data: cache {str(self._cache)!r} is not used: no picture is a file of its own.")
-        for message in self.request.messages:
-            rank_zero_info(f"Data: {message}.")
-        sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
-        rank_zero_info(f"Data: {source.name}: {sizes}.")
 
-    def as_trained(self, run: Path, class_names: list[str] | None = None) -> "ImageDataModule":
-        """The same data in the splits of a run, whatever was chosen or predicted here.
-
-        Args:
-            run: Its folder, with `split.csv`.
-            class_names: Its classes in the order of their numbers; None for those of this data module.
-
-        Raises:
-            InputError: The data is no longer there, or is not that of the run.
-        """
-        other = copy(self)
-        other.split_file, other.request = None, replace(self.request, messages=[])
-        other.followed_run, other.starts, other.test_on = run, (), "split"
-        other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
-        other._class_names = class_names or self._class_names
-        other._make_splits("calibrate")
-        return other
-
-    def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if len(split) < world_size:
-            raise InputError(f"there are {len(split)} {name} images for {world_size} processes: use fewer devices")
-        size = self.batch_size if train else self.eval_batch_size
-        both = train and len(self._request.parts) > 1
-        if both and name == "unlabeled":
-            size *= self.unlabeled_ratio
-        beside = both and name == "labeled"
-        balance = split.labels if beside and self.balanced_labels else None
-        # Two streams of one run draw differently.
-        seed = 2 * self.request.seed + (name == "unlabeled")
-        order = choose_pass_order(split, self.shard_window) if train else None
-        plan = BatchPlan(len(split), size, seed, train, rank, world_size, beside, balance, order)
-        epoch = self._request.balanced_from_epoch if train and name == "labeled" else None
-        if epoch is None:
-            return plan
-        later = BatchPlan(len(split), size, seed, train, rank, world_size, endless=True, balance=split.labels)
-        return plan.then(later, epoch * self._taken(self.steps_per_epoch or plan.per_pass))
-
-    @property
-    def epoch_steps(self) -> int:
-        """Training batches of an epoch of this process, after `limit_train_batches`."""
-        return self._taken(self._batches)
-
-    def _taken(self, batches: int) -> int:
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
-
-    @property
-    def _batches(self) -> int:
-        first = "unlabeled" if "unlabeled" in self._request.parts else "labeled"
-        return self.steps_per_epoch or self._plan(first, self.splits[first], train=True).per_pass
-
-    def _stream(self, name: str, split: Split, train: bool) -> Stream:
-        split = self._features.get(name, split)
-        plan = self._plan(name, split, train)
+    def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, Geometry, int]:
+        """Return the split, from the cache if there is one, how it is read, and the number of workers."""
         scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
-        split, workers = (split, self.num_workers) if name == "predict" else self._opened(split, geometry)
-        made = Stream(
-            split,
-            plan,
-            geometry,
-            with_labels=name != "unlabeled",
-            workers=workers,
-            bad=self.bad,
-            device=None if self.trainer is None else self.trainer.strategy.root_device,
-        )
-        self._streams.append(made)
-        return made
+        if self._caches is None or name == "predict" or not isinstance(split.part.images, FileImages):
+            return split, geometry, self.num_workers
+        # One process of a machine decodes, with the workers of all that wait for it.
+        workers = self.num_workers * (self.trainer.num_devices if self.trainer is not None else 1)
+        split = self._caches.cached(split, geometry, workers, self.bad)
+        return split, geometry, self.num_workers if geometry.scale is not None else 0  # to copy rows takes none
 
-    def train_dataloader(self) -> TrainLoader:
-        """The parts that the paradigm needs, side by side."""
-        needed = self._request.parts
-        if "labeled" in needed and not len(self.splits["labeled"]):
-            raise InputError(
-                f"source {self.source.name!r} gives no label to train on (num_labels is {self.request.num_labels}): "
-                "ask for some, or train without labels"
-            )
-        if "unlabeled" in needed and not len(self.splits["unlabeled"]):
-            raise InputError(
-                f"source {self.source.name!r} gives no unlabeled image: use fewer labels (num_labels), add a folder "
-                "'unlabeled' or lines with a blank label, or name an unlabeled_source"
-            )
-        if "strong" in (*self._request.views, *self.labeled_views) and not self.strong_view:
-            raise InputError(
-                "strong_view changes nothing (operations and cutout are 0), but strong views are to be learned from: "
-                "set one of them"
-            )
-        streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
-        everyone = self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
-        if len(streams) > 1 and (few := check_unlabeled_batch(len(self.splits["unlabeled"]), everyone)):
-            rank_zero_info(f"Data: {few}.")
-        module = None if self.trainer is None else self.trainer.lightning_module
-        schedule = module.make_schedule(self.epoch_steps) if isinstance(module, RequestsBatches) else None
-        repeats = self.trainer is not None and self.trainer.overfit_batches > 0
-        return TrainLoader(streams, self._batches, schedule, self.epoch_steps, repeats)
+    def fingerprint(self, name: str) -> str:
+        """Compute the SHA-256 of a split's content and geometry, which decide what goes into a network."""
+        split = self.splits[name]
+        versions = DECODING, PIL.__version__, features.version("jpg")  # other decoders give other pixels
+        digest = hashlib.sha256(repr((versions, self.geometry, self.image_shape)).encode())
+        for content in split.part.images.fingerprints(split.indices):
+            digest.update(content)
+        return digest.hexdigest()
 
-    def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
-        if not len(split):
-            return []
-        return EvalLoader(self._stream(name, split, train=False))
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale, which stands in the checkpoint, so that other images are read as those of the training."""
+        ranges = serialize_ranges(self.geometry.ranges)
+        return {"value_ranges": ranges} if ranges else {}
 
-    def val_dataloader(self) -> EvalLoader | list[Any]:
-        """The validation split, or nothing where none is held out."""
-        return self._eval("val", self.splits["val"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the scale of the training, unless the user set another.
 
-    def test_dataloader(self) -> EvalLoader | list[Any]:
-        """The test split."""
-        if not len(self.splits["test"]):
-            raise InputError(f"source {self.source.name!r} has no test image: set test_size or add a folder 'test'")
-        return self._eval("test", self.splits["test"])
+        Args:
+            state: State from `state_dict`.
+        """
+        if self.value_range is None:
+            learned = parse_ranges(state.get("value_ranges"), "the checkpoint")
+            self.geometry = replace(self.geometry, ranges=merge_learned(self.geometry.ranges, learned))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves the uint8 pictures; on the CPU there is nothing to do."""
-        if device.type == "cpu":
-            return batch
-        if isinstance(batch, dict):
-            return {name: moved(raw, device) for name, raw in batch.items()}
-        return moved(batch, device)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes the views on the device."""
-        if isinstance(batch, RawBatch):
-            return ViewMaker(self._image_shape, self.weak_view, self.strong_view).labeled(batch)
-        views: dict[str, Labeled | Unlabeled] = {}
-        if "labeled" in batch:
-            views["labeled"] = self._maker("labeled").labeled(batch["labeled"])
-        if "unlabeled" in batch:
-            wanted = self._request.views
-            views["unlabeled"] = self._maker("unlabeled").unlabeled(batch["unlabeled"], wanted)
-        return views
+    # --- views
 
     @property
-    def _request(self) -> BatchRequest:
-        """What the paradigm wants in its batches."""
-        return batch_request(None if self.trainer is None else self.trainer.lightning_module)
+    def fixed_views(self) -> bool:
+        """Whether labeled training images are the same in every epoch."""
+        return not self.weak_view and self.labeled_views == ("weak",)
 
     def _crops_once(self, name: str) -> bool:
         """Whether a worker may crop while it decodes a file: each view has a crop of its own, and there is just one."""
         views = self.labeled_views if name == "labeled" else self._request.views
         return isinstance(self.splits[name].part.images, EncodedImages) and len(views) == 1
 
-    def _maker(self, name: str) -> ViewMaker:
+    def views_of(self, name: str) -> ImageViews:
+        """Return the views of a training split, without the crop where a worker has cropped."""
         view = self.weak_view
         if view.crop_scale is not None and self._crops_once(name):
-            view = replace(view, crop_scale=None)  # the worker has cropped
-        return ViewMaker(self._image_shape, view, self.strong_view, self.labeled_views)
+            view = replace(view, crop_scale=None)
+        return ImageViews(self._image_shape, view, self.strong_view)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Return the parts that the paradigm requests, side by side.
+
+        Raises:
+            InputError: A part has no image, or strong views are requested that change nothing.
+        """
+        if "strong" in (*self._request.views, *self.labeled_views) and not self.strong_view:
+            raise InputError(
+                "strong_view changes nothing (operations and cutout are 0), but strong views are to be learned from: "
+                "set one of them"
+            )
+        return super().train_dataloader()
+
+    # --- prediction
+
+    def setup(self, stage: str) -> None:
+        """Read the source and make the splits, once; for `predict`, open what is to be predicted.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if stage != "predict" or self.predict_source is None:
+            super().setup(stage)
+        if stage == "predict":
+            self.open_predicted()
+
+    def open_predicted(self) -> Listing | Split:
+        """Open what is to be predicted, once.
+
+        Raises:
+            InputError: There is nothing.
+        """
+        if self._predicted is None:
+            if self.predict_source is None:
+                self._predicted = self.splits["test"]
+            else:
+                opened = open_prediction_source(self.predict_source, self.root, self.bad.policy == "raise")
+                if isinstance(opened, Examples):
+                    part = readable(opened, self.bad)
+                    self._predicted = Split(part, list(range(len(part))))
+                else:
+                    self._predicted = opened
+                    for message in opened.messages:
+                        rank_zero_info(f"Data: {message}.")
+        return self._predicted
+
+    @property
+    def predict_name(self) -> str:
+        """Name of what is to be predicted: the name of a source, or the absolute path of a file or folder."""
+        if self.predict_source is None:
+            return super().predict_name
+        path = Path(self.predict_source)
+        return str(path.resolve()) if path.exists() else self.predict_source
+
+    @property
+    def predict_count(self) -> int:
+        """Number of images that are to be predicted, as far as it is known before they are read."""
+        opened = self.open_predicted()
+        return opened.count if isinstance(opened, Listing) else len(opened)
+
+    @property
+    def predict_listed(self) -> tuple[int, int]:
+        """`FileLoader.listed`; zeros where a split is predicted."""
+        return (0, 0) if self._predict_loader is None else self._predict_loader.listed
+
+    def predict_dataloader(self) -> Iterable[RawBatch]:
+        """Return what is to be predicted.
+
+        Raises:
+            InputError: There is nothing.
+        """
+        opened = self.open_predicted()
+        if isinstance(opened, Split):
+            self._predict_loader = None
+            return self.named_batches(opened)
+        where = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        settings = self.geometry, self.eval_batch_size, self.num_workers, self.bad
+        self._predict_loader = FileLoader(opened, *settings, *where)
+        return self._predict_loader

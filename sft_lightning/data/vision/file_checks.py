@@ -3,32 +3,9 @@
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from sft_lightning.utils.atomic import write_text
-from sft_lightning.utils.errors import InputError
-
-# Exceptions for an unreadable image: `open_image_file` turns those of decoders into OSError; resizing raises others.
-UNREADABLE = (OSError, ValueError, MemoryError)
-
-
-def format_path(path: str | Path) -> str:
-    """Return a path as text that can be written as UTF-8, with other bytes escaped.
-
-    Args:
-        path: Path of a file.
-    """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def show_path(path: str | Path) -> str:
-    """Return a path as text on one line, with bytes that are not UTF-8 and unprintable characters escaped.
-
-    Args:
-        path: Path of a file.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in format_path(path))
+from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error
 
 
 def check_file(path: str | Path) -> None:
@@ -68,76 +45,3 @@ def find_damage(path: Path) -> str | None:
     except UNREADABLE as error:
         return describe_read_error(error)
     return None
-
-
-def describe_read_error(error: BaseException) -> str:
-    """Describe in a few words why a file cannot be read as an image.
-
-    Args:
-        error: Exception raised while the file was read.
-    """
-    if isinstance(error, FileNotFoundError):
-        return "it does not exist"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror[0].lower()}{error.strerror[1:]}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "it is not an image of a known format" if "cannot identify" in lines[0] else lines[0]
-
-
-SKIPPED = "skipped_images.txt"
-
-
-@dataclass
-class BadImages:
-    """Record of unreadable images, with the policy for them.
-
-    Attributes:
-        policy: Policy: `raise` stops at the first one; `skip` leaves them out, counts and lists them.
-        reasons: Reason of each unreadable image, by its path from `show_path`.
-    """
-
-    policy: str = "raise"
-    reasons: dict[str, str] = field(default_factory=dict)
-    _num_reported: int = 0
-
-    def report(self, path: str | Path, reason: str) -> None:
-        """Record an unreadable image.
-
-        Args:
-            path: Path of the file.
-            reason: Why it cannot be read.
-
-        Raises:
-            InputError: The policy is `raise`.
-        """
-        name = show_path(path)
-        if self.policy == "raise":
-            raise InputError(
-                f"image '{name}' cannot be read: {reason}; replace or remove it, or set on_bad_image: skip"
-            )
-        self.reasons[name] = reason
-
-    @property
-    def num_unreported(self) -> int:
-        """Number of images recorded since the last summary."""
-        return len(self.reasons) - self._num_reported
-
-    def summarize(self) -> str:
-        """Return a sentence with the number of images and the first of them, and reset `num_unreported`."""
-        self._num_reported = len(self.reasons)
-        first = ", ".join(sorted(self.reasons)[:5])
-        more = ", ..." if self._num_reported > 5 else ""
-        what = "image is" if self._num_reported == 1 else "images are"
-        return f"{self._num_reported:,} unreadable {what} skipped: {first}{more}"
-
-    def write(self, folder: Path, rank: int) -> None:
-        """Write the images and their reasons to `skipped_images.txt`, if there are any.
-
-        Args:
-            folder: Folder of the run.
-            rank: Rank of the process; each reads other files and writes its own list.
-        """
-        if self.reasons:
-            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items())]
-            path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
-            write_text(path, "".join(lines))

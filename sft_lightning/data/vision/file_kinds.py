@@ -6,7 +6,7 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, field
 
-from sft_lightning.data.vision.file_checks import UNREADABLE, show_path
+from sft_lightning.data.bad_examples import UNREADABLE, show_path
 from sft_lightning.data.vision.image_files import open_image_file
 
 # Files with these extensions are read as images, and refused if they are broken.

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import torch
 
+from sft_lightning.data.bad_examples import format_path, show_path
 from sft_lightning.data.class_names import sort_classes
 from sft_lightning.data.issues import UNTRAINED, report_fault
 from sft_lightning.data.label_checks import check_class_names
-from sft_lightning.data.source import SPLITS, Examples, Source, relative
+from sft_lightning.data.source import SPLITS, Examples, relative
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
-from sft_lightning.data.vision.file_checks import format_path, show_path
 from sft_lightning.data.vision.file_kinds import IgnoredFiles, has_image_content, is_named_image, is_system_folder
 from sft_lightning.data.vision.folders import find_images, is_folder
+from sft_lightning.data.vision.image_source import ImageSource
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.utils.errors import InputError, did_you_mean
 
@@ -35,7 +36,7 @@ _PIECE = re.compile(r"(fold|k|cv|split|part|piece|chunk|shard|batch|subset|set|a
 _FEW = 5  # names that a message lists
 
 
-class FolderSource(Source):
+class FolderSource(ImageSource):
     """Class folders: `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`, `unlabeled/...`, or `CLASS/...` alone.
 
     A folder without class folders holds only unlabeled images; one with only `val/` or `test/` has nothing to train on.

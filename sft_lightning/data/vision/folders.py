@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 
-from sft_lightning.data.vision.file_checks import format_path
+from sft_lightning.data.bad_examples import format_path
 from sft_lightning.data.vision.file_kinds import IgnoredFiles, has_image_content, is_named_image, is_system_folder
 from sft_lightning.utils.errors import InputError
 

@@ -34,8 +34,8 @@ from PIL import features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error
 from sft_lightning.data.digests import combine_digests, digest_files
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error
 from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, cut_out, open_image
 from sft_lightning.utils.atomic import hold_lock, write_json
 from sft_lightning.utils.cpu import count_cores

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sft_lightning.data.bad_examples import describe_read_error
 from sft_lightning.data.splits import Split
+from sft_lightning.data.storage import Storage, TensorStorage
 from sft_lightning.data.vision.decoding import convert_image, open_image
-from sft_lightning.data.vision.file_checks import describe_read_error
 from sft_lightning.data.vision.image_files import open_image_file
-from sft_lightning.data.vision.images import EncodedImages, Geometry, Images, MemoryImages
+from sft_lightning.data.vision.images import EncodedImages, Geometry
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.progress_lines import LoggedProgress
 
@@ -141,7 +142,7 @@ def compute_image_stats(name: str, split: Split, geometry: Geometry) -> SplitSta
             return describe_read_error(error)
 
     stats: list[ImageStats | str] = []
-    bar = LoggedProgress(len(split), f"Images ({name})", "image")
+    bar = LoggedProgress(len(split), f"Storage ({name})", "image")
     with _ignore_warnings(), ThreadPoolExecutor(count_cores()) as pool, bar:
         for first in range(0, len(split), _BATCH):  # `map` would queue all images at once
             for one in pool.map(compute, split.indices[first : first + _BATCH]):
@@ -158,7 +159,7 @@ def _ignore_warnings() -> Iterator[None]:
         yield
 
 
-def _compute_stats(images: Images, index: int, geometry: Geometry) -> ImageStats:
+def _compute_stats(images: Storage, index: int, geometry: Geometry) -> ImageStats:
     header = None
     if isinstance(images, EncodedImages):
         header = _read_header(images.file(index))
@@ -183,11 +184,11 @@ def _compute_stats(images: Images, index: int, geometry: Geometry) -> ImageStats
     )
 
 
-def _decode(images: Images, index: int, geometry: Geometry) -> Image.Image:
+def _decode(images: Storage, index: int, geometry: Geometry) -> Image.Image:
     """Return an image upright, in color, over the background."""
     if isinstance(images, EncodedImages):
         return open_image(images.file(index), 3, geometry.background, ranges=geometry.ranges)
-    assert isinstance(images, MemoryImages)
+    assert isinstance(images, TensorStorage)
     pixels = images.data[index].permute(1, 2, 0).numpy()
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)).convert("RGB")
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
@@ -11,77 +11,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sft_lightning.data.digests import combine_digests, digest_files
+from sft_lightning.data.storage import RecordStorage, Storage
 from sft_lightning.data.vision.decoding import DECODING as DECODING, open_image as open_image
 from sft_lightning.data.vision.image_files import FileFacts, inspect_images
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
-from sft_lightning.utils.transfer import fits_in_memory
 
 Resize = Literal["crop", "pad", "squash"]
-
-
-class Images(ABC):
-    """A numbered collection of pictures."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """The number of pictures."""
-
-    @abstractmethod
-    def digest(self) -> str:
-        """SHA-256 of the content of all images; of files, also of their names."""
-
-    @abstractmethod
-    def sizes(self, indices: Sequence[int]) -> Sequence[int] | npt.NDArray[np.int64]:
-        """Bytes of each picture: equal content implies equal size, so only equal sizes are compared."""
-
-    @abstractmethod
-    def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
-        """SHA-256 of the content of each of some pictures."""
-
-
-class MemoryImages(Images):
-    """Pictures as one uint8 tensor of shape (N, C, H, W); a batch is an index into it."""
-
-    def __init__(self, data: Tensor) -> None:
-        """Wraps the tensor without a copy.
-
-        Args:
-            data: uint8, shape (N, C, H, W).
-        """
-        self.data = data
-        self._there: dict[torch.device, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def on(self, device: torch.device) -> Tensor:
-        """The pictures on a device, copied there once, where they fit; else where they are.
-
-        Args:
-            device: Of the network.
-        """
-        if device not in self._there and fits_in_memory(self.data.nbytes, device):
-            self._there[device] = self.data.to(device)  # once, so not by way of pinned memory, which would be kept
-        return self._there.get(device, self.data)
-
-    def digest(self) -> str:
-        """SHA-256 of all pixels."""
-        return hashlib.sha256(self.data.contiguous().numpy().data).hexdigest()
-
-    def sizes(self, indices: Sequence[int]) -> list[int]:
-        """Every picture of a tensor has the same size."""
-        return [self.data[0].numel()] * len(indices)
-
-    def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
-        """SHA-256 of the pixels of each picture."""
-        pixels = self.data.contiguous().numpy()
-        return [hashlib.sha256(pixels[i].data).digest() for i in indices]
 
 
 @dataclass
@@ -113,6 +53,11 @@ class Geometry:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         shown = [f"{name}={value!r}" for name, value in values.items() if name not in newer or value != newer[name]]
         return f"Geometry({', '.join(shown)})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the result."""
+        return self.channels, self.size, self.size
 
     @property
     def enough(self) -> int:
@@ -206,89 +151,38 @@ def _place(first: float, last: float, length: float, size: int) -> tuple[int, in
     return start, max(round(last / length * size), start + 1)
 
 
-def stacked(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures of one shape as one tensor, copied by this thread alone.
-
-    `torch.stack` divides each among its threads; where others want the cores, too, they wait for each other: 2 seconds
-    for 384 pictures of 3 x 224 x 224 on two busy cores, instead of 13 milliseconds.
-
-    Args:
-        pictures: uint8, on the CPU; at least one.
-    """
-    made = np.empty((len(pictures), *pictures[0].shape), np.uint8)
-    return torch.from_numpy(np.stack([picture.numpy() for picture in pictures], out=made))
-
-
-class EncodedImages(Images):
-    """Pictures that are decoded when they are read.
+class EncodedImages(RecordStorage):
+    """Storage that are decoded when they are read.
 
     Attributes:
-        decoded: They were already, and what is read without a random crop is just there.
-        facts: What the files have in common, where they were looked at.
+        facts: Properties that the files have in common, where they were looked at.
     """
 
-    decoded: bool = False
     facts: FileFacts | None = None
 
     @abstractmethod
     def file(self, index: int) -> Path | BytesIO:
-        """Where the picture is stored, or its bytes as they are stored.
+        """Return where an image is stored, or its bytes as they are stored.
 
         Args:
-            index: Which.
+            index: Position of the image.
 
         Raises:
             OSError: It cannot be read.
         """
 
-    @abstractmethod
-    def place(self, index: int) -> Path:
-        """Where a picture is, for messages.
-
-        Args:
-            index: Which.
-        """
-
-    @abstractmethod
-    def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
-        """Finds those that are no whole pictures, as far as that is told without decoding: index to reason.
-
-        Args:
-            indices: Which to look at.
-            measures: Whether to measure the values of images of more than 8 bits, where that takes decoding.
-        """
-
-    @classmethod
-    @abstractmethod
-    def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "EncodedImages":
-        """Some pictures of several collections as one.
-
-        Args:
-            pieces: Collections of this kind, and which of their pictures.
-            ids: Names of all.
-        """
-
     def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor:
-        """Decodes one picture to a uint8 tensor of shape (C, size, size).
+        """Decode one image to a uint8 tensor of shape (C, size, size).
 
         Args:
-            index: Which.
+            index: Position of the image.
             geometry: Size, channels and crop.
-            seed: Of the random crop; None for the central one.
+            seed: Seed of the random crop; None for the central one.
 
         Raises:
             OSError: It cannot be decoded.
         """
         return decode(self.file(index), geometry, seed)
-
-    def several(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
-        """Several pictures at once, uint8 (B, C, H, W), without a random crop; None where not all are there decoded.
-
-        Args:
-            indices: Which.
-            pinned: In memory from where a GPU copies faster.
-        """
-        return None
 
 
 class FileImages(EncodedImages):
@@ -316,7 +210,7 @@ class FileImages(EncodedImages):
         return self.paths[index]
 
     @classmethod
-    def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "FileImages":
+    def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "FileImages":
         """Some files of several lists."""
         files = [(images.paths, chosen) for images, chosen in pieces if isinstance(images, FileImages)]
         return cls([paths[i] for paths, chosen in files for i in chosen], ids)
@@ -348,45 +242,3 @@ class FileImages(EncodedImages):
         order = list(indices)
         self.facts, reasons = inspect_images([self.paths[i] for i in order], measures)
         return {order[k]: reason for k, reason in reasons.items()}
-
-
-_AT_ONCE = 4096  # digests that are in memory while equal pictures are looked for
-
-
-def repeated(sets: dict[str, tuple[Images, Sequence[int]]]) -> list[list[tuple[str, int]]]:
-    """Finds equal pictures across sets by content.
-
-    Only pictures whose size in bytes occurs more than once are hashed, so a folder of photographs costs a `stat`
-    per file. Of each of these 8 bytes of its digest are kept, and only where they are equal the whole is looked at.
-
-    Args:
-        sets: Name of a set to its images and the indices that belong to it.
-
-    Returns:
-        Groups of two or more equal pictures, each as (set, index).
-    """
-    sizes = {name: np.asarray(images.sizes(indices), dtype=np.int64) for name, (images, indices) in sets.items()}
-    values, counts = np.unique(np.concatenate([*sizes.values()]), return_counts=True)
-    often = values[(counts > 1) & (values > 0)]
-    twins = {name: _of(sets[name][1], np.isin(sizes[name], often)) for name in sets}
-    short = {name: _short(sets[name][0], twins[name]) for name in sets}
-    values, counts = np.unique(np.concatenate([*short.values()]), return_counts=True)
-    seen: dict[bytes, list[tuple[str, int]]] = {}
-    for name, (images, _) in sets.items():
-        equal = twins[name][np.isin(short[name], values[counts > 1])].tolist()
-        for index, content in zip(equal, images.fingerprints(equal), strict=True):
-            seen.setdefault(content, []).append((name, index))
-    return [group for group in seen.values() if len(group) > 1]
-
-
-def _of(indices: Sequence[int], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    return np.asarray(indices, dtype=np.int64)[which]
-
-
-def _short(images: Images, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """The first 8 bytes of the digest of each picture."""
-    found = np.empty(len(indices), np.uint64)
-    for first in range(0, len(indices), _AT_ONCE):
-        contents = images.fingerprints(indices[first : first + _AT_ONCE].tolist())
-        found[first : first + _AT_ONCE] = np.frombuffer(b"".join(content[:8] for content in contents), np.uint64)
-    return found

@@ -1,21 +1,14 @@
 """Choose one scale for the pixels of a data set, keep it in the checkpoint, and report on the files."""
 
-from dataclasses import replace
-from typing import Any
-
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.data.source import Examples
-from sft_lightning.data.splits import SplitConfig
 from sft_lightning.data.vision.image_files import DARK, FileFacts
-from sft_lightning.data.vision.images import EncodedImages, Geometry
+from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.value_ranges import (
     UNKNOWN,
     Range,
     ValueRanges,
     choose_ranges,
-    parse_ranges,
-    serialize_ranges,
 )
 from sft_lightning.utils.errors import InputError
 
@@ -25,56 +18,33 @@ _DARK = 1 / 16  # share of the scale below which images are dark
 _NO_DATA = (-32768.0, -9999.0, -99999.0, float(-(2**31)))  # values for missing data in geographic rasters
 
 
-class PixelScale:
-    """Mixin of `ImageDataModule`: the scale of images of more than 8 bits."""
+def merge_learned(own: ValueRanges, learned: ValueRanges) -> ValueRanges:
+    """Merge the scale of this data with that of a training, which rules; say where they differ.
 
-    geometry: Geometry
-    request: SplitConfig
-    value_range: Range | None
-    _parts: list[Examples]
+    Args:
+        own: Scale that this data would have.
+        learned: Scale of the training.
+    """
+    for kind, ours, theirs in zip(ValueRanges._fields, own, learned, strict=True):
+        if ours is not None and theirs is not None and ours != theirs:
+            rank_zero_info(
+                f"Data: {kind} are scaled from {_format_range(theirs)} as in the training, not {_format_range(ours)}."
+            )
+    return ValueRanges(learned.integers or own.integers, learned.floats or own.floats)
 
-    @property
-    def _measures_values(self) -> bool:
-        return self.geometry.ranges == UNKNOWN
 
-    def _describe_files(self, own: ValueRanges) -> None:
-        """Choose the scale of images of more than 8 bits, and report on the files.
+def choose_scale(facts: list[FileFacts], known: ValueRanges, own: ValueRanges) -> ValueRanges:
+    """Choose the scale of images of more than 8 bits.
 
-        Args:
-            own: Scale that the source itself states.
-        """
-        kept = [part.images.facts for part in self._parts if isinstance(part.images, EncodedImages)]
-        facts = [one for one in kept if one is not None]
-        known = self.geometry.ranges
-        if known == UNKNOWN:
-            chosen = choose_ranges(value for one in facts for value in one.values)
-            known = ValueRanges(own.integers or chosen.integers, own.floats or chosen.floats)
-            self.geometry = replace(self.geometry, ranges=known)
-        self.request.messages += describe_values(facts, known)
-        self.request.messages += describe_long_images(facts, self.geometry)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the scale for the checkpoint, so that later images are read like those of the training."""
-        ranges = serialize_ranges(self.geometry.ranges)
-        return {"value_ranges": ranges} if ranges else {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the scale of the training, unless the user set another.
-
-        Args:
-            state: State from `state_dict`.
-        """
-        if self.value_range is not None:
-            return
-        learned = parse_ranges(state.get("value_ranges"), "the checkpoint")
-        own = self.geometry.ranges
-        for kind, ours, theirs in zip(ValueRanges._fields, own, learned, strict=True):
-            if ours is not None and theirs is not None and ours != theirs:
-                rank_zero_info(
-                    f"Data: {kind} are scaled from {_format_range(theirs)} as in training, not {_format_range(ours)}."
-                )
-        merged = ValueRanges(learned.integers or own.integers, learned.floats or own.floats)
-        self.geometry = replace(self.geometry, ranges=merged)
+    Args:
+        facts: Facts about the files of each part.
+        known: Scale that was set or learned.
+        own: Scale that the source itself states.
+    """
+    if known != UNKNOWN:
+        return known
+    chosen = choose_ranges(value for one in facts for value in one.values)
+    return ValueRanges(own.integers or chosen.integers, own.floats or chosen.floats)
 
 
 def check_value_range(value_range: Range | None) -> ValueRanges:

@@ -1,25 +1,18 @@
 """Batches to predict: files in the order of a listing, or the examples of a split, with their names."""
 
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.loaders import EvalLoader, RawBatch
-from sft_lightning.data.prepare_splits import readable
-from sft_lightning.data.run_splits import TestOn
-from sft_lightning.data.source import Examples
-from sft_lightning.data.splits import Split, Splits
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error
-from sft_lightning.data.vision.images import Geometry, decode, stacked
-from sft_lightning.data.vision.prediction_files import Listing, open_prediction_source
-from sft_lightning.utils.errors import InputError
+from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error
+from sft_lightning.data.loaders import RawBatch
+from sft_lightning.data.storage import collate
+from sft_lightning.data.vision.images import Geometry, decode
+from sft_lightning.data.vision.prediction_files import Listing
 
 _Request = tuple[int, str, str]  # position in the listing, name, path
 
@@ -42,7 +35,7 @@ def _collate(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None,
     images = [image for image, _ in items if isinstance(image, Tensor)]
     requests = [request for image, request in items if isinstance(image, Tensor)]
     bad = {request[2]: image for image, request in items if isinstance(image, str)}
-    return stacked(images) if images else None, requests, bad
+    return collate(images) if images else None, requests, bad
 
 
 class _Requests:
@@ -115,104 +108,3 @@ class FileLoader:
                 index = torch.tensor([position for position, _, _ in requests])
                 names = [name for _, name, _ in requests]
                 yield RawBatch(images, torch.full_like(index, -1), index, None, names)
-
-
-class NamedBatches:
-    """Batches of a split with the names of their examples."""
-
-    def __init__(self, batches: EvalLoader, names: list[str]) -> None:
-        """Join batches and names.
-
-        Args:
-            batches: Batches of the split.
-            names: Names of the examples, in the order of the split.
-        """
-        self._batches, self._names = batches, names
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[RawBatch]:
-        for batch in self._batches:
-            yield batch._replace(names=[self._names[i] for i in batch.indices.tolist()])
-
-
-class PredictionData(ABC):
-    """Mixin of `ImageDataModule`: the images to predict."""
-
-    splits: Splits
-    _named: str
-    predict_source: str | None
-    test_on: TestOn
-    root: str
-    geometry: Geometry
-    bad: BadImages
-    eval_batch_size: int
-    num_workers: int
-    trainer: Any
-    _predicted: Listing | Split | None = None
-    _predict_loader: FileLoader | NamedBatches | None = None
-
-    @abstractmethod
-    def _eval(self, name: str, split: Split) -> EvalLoader | list[Any]:
-        """Batches of a split in its order."""
-
-    @property
-    def predict_name(self) -> str:
-        """Name of the images to predict: that of the source, as an absolute path where it is a file or folder."""
-        named = self._named if self.predict_source is None else self.predict_source
-        full = str(Path(named).resolve()) if Path(named).exists() else named
-        if self.predict_source is not None:
-            return full
-        return f"{'all' if self.test_on == 'all' else 'test split'} of {full}"
-
-    def open_predicted(self) -> Listing | Split:
-        """Open the images to predict, once.
-
-        Raises:
-            InputError: There are no images.
-        """
-        if self._predicted is None:
-            if self.predict_source is None:
-                self._predicted = self.splits["test"]
-            else:
-                found = open_prediction_source(self.predict_source, self.root, self.bad.policy == "raise")
-                if isinstance(found, Examples):
-                    part = readable(found, self.bad)
-                    self._predicted = Split(part, list(range(len(part))))
-                else:
-                    self._predicted = found
-                    for message in found.messages:
-                        rank_zero_info(f"Data: {message}.")
-        return self._predicted
-
-    @property
-    def predict_count(self) -> int:
-        """Number of images to predict, as far as known before they are read."""
-        found = self.open_predicted()
-        return found.count if isinstance(found, Listing) else len(found)
-
-    @property
-    def predict_listed(self) -> tuple[int, int]:
-        """Number of all files and a checksum of their names, as in `FileLoader.listed`; zeros for a split."""
-        return self._predict_loader.listed if isinstance(self._predict_loader, FileLoader) else (0, 0)
-
-    def predict_dataloader(self) -> FileLoader | NamedBatches:
-        """Return the batches to predict.
-
-        Raises:
-            InputError: There are no images.
-        """
-        found = self.open_predicted()
-        if isinstance(found, Listing):
-            where = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-            settings = self.geometry, self.eval_batch_size, self.num_workers, self.bad
-            self._predict_loader = FileLoader(found, *settings, *where)
-        else:
-            batches = self._eval("predict", found)
-            if isinstance(batches, list):
-                raise InputError(
-                    "the source has no test image to predict: set predict_source to a folder, a manifest or a file"
-                )
-            self._predict_loader = NamedBatches(batches, found.ids)
-        return self._predict_loader

@@ -4,14 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sft_lightning.data.shards import INDEX, ShardSource
+from sft_lightning.data.bad_examples import format_path, show_path
 from sft_lightning.data.source import Examples, concatenated
-from sft_lightning.data.sources import open_source
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
-from sft_lightning.data.vision.file_checks import find_damage, format_path, show_path
+from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.data.vision.file_kinds import IgnoredFiles
 from sft_lightning.data.vision.folders import find_images
+from sft_lightning.data.vision.shards import INDEX, ShardSource
+from sft_lightning.data.vision.sources import open_source
 from sft_lightning.utils.errors import InputError
 
 _MAX_SORTED = 10_000  # entries of a folder that are held in memory to sort them by name

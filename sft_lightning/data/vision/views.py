@@ -1,6 +1,6 @@
 """Views: from uint8 pictures to what a network sees, for a whole batch at once, on its device, random per sample."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.data.modality import Views
 from sft_lightning.data.vision.affine import random_affine
 from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
@@ -178,6 +179,33 @@ def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tenso
     if view.operations:
         x = randaugment(x, view.operations, generator)
     return cutout(x, view.cutout, generator) if view.cutout else x
+
+
+class ImageViews(Views):
+    """The views of images."""
+
+    def __init__(self, image_shape: Sequence[int], weak_view: WeakView, strong_view: StrongView) -> None:
+        """Keep the settings.
+
+        Args:
+            image_shape: (C, H, W) of the views.
+            weak_view: Random changes of the weak view.
+            strong_view: Changes that a strong view adds.
+        """
+        self._channels, self._side = image_shape[0], image_shape[1]
+        self._weak, self._strong = weak_view, strong_view
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """Turn uint8 images into float32 pixels in [0, 1] of one shape, (B, C, H, W)."""
+        return to_float(raw, self._channels, self._side)
+
+    def weak(self, x: Tensor, seed: int | None, number: int = 0) -> Tensor:
+        """Apply the weak view."""
+        return weak(x, self._weak, seed, number)
+
+    def strong(self, x: Tensor, seed: int) -> Tensor:
+        """Apply the strong view."""
+        return strong(x, self._weak, self._strong, seed)
 
 
 def _generator(draw: int, number: int) -> torch.Generator:

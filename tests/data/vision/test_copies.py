@@ -11,9 +11,10 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.copies import Copies, find_copies, get_groups
 from sft_lightning.data.vision.image_stats import ImageStats, Pixels, compute_image_stats
-from sft_lightning.data.vision.images import Geometry, MemoryImages
+from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, Floats, compute_differences
 
 
@@ -33,7 +34,7 @@ def resave(image: Image.Image) -> Image.Image:
 def looks(images: list[Image.Image]) -> list[ImageStats | str]:
     data = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     part = Examples(
-        MemoryImages(data), [str(i) for i in range(len(images))], torch.zeros(len(images), dtype=torch.long)
+        TensorStorage(data), [str(i) for i in range(len(images))], torch.zeros(len(images), dtype=torch.long)
     )
     return compute_image_stats("labeled", Split(part, list(range(len(images)))), Geometry()).images
 
@@ -145,7 +146,9 @@ def test_groups_that_share_a_copy_are_joined() -> None:
 
 def test_no_images() -> None:
     assert find_copies([]) == Copies([], 0, 0)
-    part = Examples(MemoryImages(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), ["one"], torch.zeros(1, dtype=torch.long))
+    part = Examples(
+        TensorStorage(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), ["one"], torch.zeros(1, dtype=torch.long)
+    )
     grouped = Examples(part.images, ["two"], part.labels, ["patient"])
     assert get_groups([(part, 0)]) is None
     assert get_groups([(part, 0), (grouped, 0)]) == ["one", "patient"]

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
+from sft_lightning.data.bad_examples import SKIPPED
 from sft_lightning.data.batches import Labeled, Unlabeled
 from sft_lightning.data.contract import BatchRequest
 from sft_lightning.data.loaders import EvalLoader
-from sft_lightning.data.sources import FASHION
 from sft_lightning.data.vision.datamodule import MANIFEST
-from sft_lightning.data.vision.file_checks import SKIPPED
+from sft_lightning.data.vision.sources import FASHION
 from sft_lightning.data.vision.views import StrongView, WeakView, to_float, weak
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, break_middle, picture, table

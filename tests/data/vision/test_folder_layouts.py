@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
+from sft_lightning.data.vision.sources import open_source, open_unlabeled
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import picture
 

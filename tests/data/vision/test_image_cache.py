@@ -430,7 +430,7 @@ def test_several_at_once_are_those_one_by_one_or_none(
     monkeypatch.setattr(image_cache, "count_cores", lambda: threads)
     data = opened(photos, tmp_path / "cache")
     split = data.splits["labeled"]
-    fresh, _ = data._opened(split, data.geometry)
+    fresh, *_ = data.prepare_reading("labeled", split, train=False)
     kept = fresh.part.images
     assert isinstance(kept, CachedImages)
     wanted = list(split.indices[:7])

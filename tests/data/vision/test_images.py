@@ -8,8 +8,11 @@ import sklearn.datasets
 import torch
 from PIL import Image
 
-from sft_lightning.data.vision.file_checks import BadImages, find_damage
-from sft_lightning.data.vision.images import FileImages, Geometry, MemoryImages, cut_out, decode, open_image, repeated
+from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.equal_examples import find_duplicates
+from sft_lightning.data.storage import TensorStorage
+from sft_lightning.data.vision.file_checks import find_damage
+from sft_lightning.data.vision.images import FileImages, Geometry, cut_out, decode, open_image
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import break_middle, picture, plain
 
@@ -301,17 +304,17 @@ def test_memory_digest_follows_pixels() -> None:
     data = torch.arange(48, dtype=torch.uint8).view(3, 1, 4, 4)
     changed = data.clone()
     changed[2, 0, 3, 3] += 1
-    assert MemoryImages(data).digest() == MemoryImages(data.clone()).digest() != MemoryImages(changed).digest()
+    assert TensorStorage(data).digest() == TensorStorage(data.clone()).digest() != TensorStorage(changed).digest()
 
 
 def test_equal_files_are_found_whatever_their_names(tmp_path: Path) -> None:
     one = FileImages([plain(tmp_path / "a.png", RED), plain(tmp_path / "b.png", BLUE)], ["a", "b"])
     two = FileImages([plain(tmp_path / "c.png", GREEN), plain(tmp_path / "d.png", RED)], ["c", "d"])
-    assert repeated({"one": (one, [0, 1]), "two": (two, [0, 1])}) == [[("one", 0), ("two", 1)]]
-    assert repeated({"one": (one, [1]), "two": (two, [0, 1])}) == []
+    assert find_duplicates({"one": (one, [0, 1]), "two": (two, [0, 1])}) == [[("one", 0), ("two", 1)]]
+    assert find_duplicates({"one": (one, [1]), "two": (two, [0, 1])}) == []
 
 
 def test_equal_pixels_are_found_in_memory() -> None:
     data = torch.arange(48, dtype=torch.uint8).view(3, 1, 4, 4)
-    sets = {"one": (MemoryImages(data), [0, 2]), "two": (MemoryImages(data.flip(0).clone()), [0, 1])}
-    assert repeated({**sets}) == [[("one", 2), ("two", 0)]]
+    sets = {"one": (TensorStorage(data), [0, 2]), "two": (TensorStorage(data.flip(0).clone()), [0, 1])}
+    assert find_duplicates({**sets}) == [[("one", 2), ("two", 0)]]

@@ -13,8 +13,9 @@ from torch import Tensor
 from sft_lightning import ImageDataModule
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.image_stats import ImageStats, SplitStats, compute_image_stats, identify_contents
-from sft_lightning.data.vision.images import Geometry, MemoryImages
+from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.near_duplicates import (
     Pair,
     _SplitIndex,
@@ -27,7 +28,7 @@ from tests.conftest import Crop
 
 def split(name: str, pictures: Sequence[Any], channels: int = 3) -> SplitStats:
     data = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-    images = MemoryImages(torch.from_numpy(data).permute(0, 3, 1, 2))
+    images = TensorStorage(torch.from_numpy(data).permute(0, 3, 1, 2))
     part = Examples(images, [f"{name}/{i}" for i in range(len(data))], torch.zeros(len(data), dtype=torch.long))
     return compute_image_stats(name, Split(part, list(range(len(data)))), Geometry(channels=channels))
 
@@ -173,7 +174,7 @@ def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
     (look,) = split("labeled", [crop(2)]).images
     assert isinstance(look, ImageStats)
     part = Examples(
-        MemoryImages(torch.zeros(400, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(400)], torch.zeros(400)
+        TensorStorage(torch.zeros(400, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(400)], torch.zeros(400)
     )
     crowd = [replace(look, size=(96, 97 + i)) for i in range(400)]  # of other sizes, so that they are not equal
     seen = SplitStats("labeled", Split(part, list(range(400))), [*crowd])
@@ -186,7 +187,7 @@ def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
     assert places(near)[:-1] == [("labeled", i, "labeled", 0) for i in range(1, 400)]
 
 
-def test_pictures_of_one_color_are_only_compared_exactly() -> None:
+def test_inputs_of_one_color_are_only_compared_exactly() -> None:
     plain = [Image.new("RGB", (96, 96), (k, k, k)) for k in (10, 200, 10)]
     exact, near = find_near_duplicates([split("labeled", plain)])
     assert places(exact) == [("labeled", 2, "labeled", 0)]

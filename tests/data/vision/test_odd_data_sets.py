@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from sft_lightning import ImageDataModule
-from sft_lightning.data.sources import open_source
 from sft_lightning.data.vision import image_files
 from sft_lightning.data.vision.image_files import inspect_images
 from sft_lightning.data.vision.images import open_image
 from sft_lightning.data.vision.pixel_scale import describe_values
+from sft_lightning.data.vision.sources import open_source
 from sft_lightning.data.vision.value_ranges import choose_ranges
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, picture, png_of

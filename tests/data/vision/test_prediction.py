@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sft_lightning.data.vision.file_checks import BadImages
+from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.prediction import FileLoader
 from sft_lightning.data.vision.prediction_files import FolderListing

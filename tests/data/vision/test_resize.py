@@ -9,10 +9,10 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.audit.image_checks import summarize_files
+from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.cached_images import ImageCaches
-from sft_lightning.data.vision.file_checks import BadImages
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import FileImages, Geometry, decode
 from tests.data.conftest import MakeFolder, picture

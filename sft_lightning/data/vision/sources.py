@@ -13,21 +13,23 @@ from torch import Tensor
 
 from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.mmap_columns import PrefixedTexts
-from sft_lightning.data.shards import INDEX, ShardSource
-from sft_lightning.data.source import Examples, Source, concatenated, relative
+from sft_lightning.data.source import Examples, concatenated, relative
+from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.folder_source import FolderSource
-from sft_lightning.data.vision.images import FileImages, MemoryImages
+from sft_lightning.data.vision.image_source import ImageSource
+from sft_lightning.data.vision.images import FileImages
+from sft_lightning.data.vision.shards import INDEX, ShardSource
 from sft_lightning.data.vision.torchvision_sources import DATASETS, load_dataset, read_idx
 from sft_lightning.utils.errors import InputError, did_you_mean
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-SAMPLE = Path(__file__).parent / "sample"
+SAMPLE = Path(__file__).parents[1] / "sample"
 
 
 def open_source(
     name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False,
     listed_classes: Sequence[str] = (),
-) -> Source:  # fmt: skip
+) -> ImageSource:  # fmt: skip
     """Finds out what kind of source a word names, and opens it.
 
     Args:
@@ -49,7 +51,7 @@ def open_source(
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ManifestSource(path, root, skip, listed_classes)
+        return ImageManifest(path, root, skip, listed_classes)
     if (path / INDEX).is_file():
         return ShardSource(path)
     if path.is_dir():
@@ -64,7 +66,15 @@ def open_source(
     )
 
 
-class SampleSource(Source):
+class ImageManifest(ManifestSource, ImageSource):
+    """A table of image files."""
+
+    def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> FileImages:
+        """Return the files of one split."""
+        return FileImages(paths, ids)
+
+
+class SampleSource(ImageSource):
     """The pictures shipped inside the package: small, real, and there without a network.
 
     `sample` is 10,000 training and 2,000 test pictures of Fashion-MNIST; `sample-digits` is 10,000 MNIST digits
@@ -101,10 +111,10 @@ def _memory_part(data: Tensor, labels: Tensor | None, prefix: str) -> Examples:
     known = torch.full((len(images),), -1) if labels is None else labels.long()
     if len(known) != len(images):
         raise InputError(f"part {prefix!r} has {len(images)} images and {len(known)} labels: the files do not match")
-    return Examples(MemoryImages(images), ids, known)
+    return Examples(TensorStorage(images), ids, known)
 
 
-class TorchvisionSource(Source):
+class TorchvisionSource(ImageSource):
     """A standard data set, read from disk by torchvision's own classes."""
 
     def __init__(self, name: str, root: Path, download: bool) -> None:

@@ -35,9 +35,10 @@ from torch import Tensor
 
 from sft_lightning.data.mmap_columns import NumberColumn, TextColumn
 from sft_lightning.data.sample_orders import Windowed
-from sft_lightning.data.source import SPLITS, Examples, Source
-from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.images import EncodedImages, Images
+from sft_lightning.data.source import SPLITS, Examples
+from sft_lightning.data.storage import Storage
+from sft_lightning.data.vision.image_source import ImageSource
+from sft_lightning.data.vision.images import EncodedImages
 from sft_lightning.data.vision.value_ranges import parse_ranges
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.json_files import read_json
@@ -64,7 +65,7 @@ def require_litdata(what: str) -> None:
 
 
 class Shards:
-    """Images of one split, read by index. Each process, and each of its forks, opens its own reader."""
+    """Storage of one split, read by index. Each process, and each of its forks, opens its own reader."""
 
     def __init__(self, folder: Path, count: int, digest: str) -> None:
         """Check the index and the sizes of the files; no image is read.
@@ -248,7 +249,7 @@ class ShardImages(EncodedImages):
         return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
     @classmethod
-    def joined(cls, pieces: Sequence[tuple[Images, Sequence[int]]], ids: Sequence[str]) -> "ShardImages":
+    def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "ShardImages":
         """Join selected images of one or more splits without a copy; indices of each are in ascending order."""
         in_shards = [(images, chosen) for images, chosen in pieces if isinstance(images, ShardImages)]
         return cls(*(piece for images, chosen in in_shards for piece in images._select(chosen)), ids=ids)
@@ -256,6 +257,16 @@ class ShardImages(EncodedImages):
     def _select(self, indices: Sequence[int]) -> list[tuple[Shards, Sequence[int]]]:
         parts = ((self._pieces[k][0], local) for k, local, _ in self._split_up(indices))
         return [(shards, _pack(local)) for shards, local in parts if len(local)]
+
+    def pass_order(self, indices: Sequence[int], window: int) -> Callable[[int], Windowed] | None:
+        """Return how passes over some images are ordered; None where they lie in so few shards that any order will do.
+
+        Args:
+            indices: Positions of the images, in ascending order.
+            window: Shards whose images are shuffled among each other.
+        """
+        lengths = self.count_runs(indices)
+        return None if len(lengths) <= window else partial(Windowed, lengths, window)
 
     def count_runs(self, indices: Sequence[int]) -> Tensor:
         """Count consecutive images in the same shard, int64 of shape (number of runs,).
@@ -280,21 +291,7 @@ def _pack(indices: npt.NDArray[np.int64]) -> Sequence[int]:
     return range(first, last + 1) if is_range else indices  # type: ignore[return-value]
 
 
-def choose_pass_order(split: Split, window: int) -> Callable[[int], Windowed] | None:
-    """Choose how to order the passes over a split, or return None where a full shuffle works.
-
-    A full shuffle works for a split that is not in shards, or in no more shards than the window holds.
-
-    Args:
-        split: Split to train on.
-        window: Number of shards whose examples are shuffled together.
-    """
-    images = split.part.images
-    lengths = images.count_runs(split.indices) if isinstance(images, ShardImages) else torch.empty(0)
-    return None if len(lengths) <= window else partial(Windowed, lengths, window)
-
-
-class ShardSource(Source):
+class ShardSource(ImageSource):
     """Source in a folder of shards that `scripts/shard` wrote."""
 
     def __init__(self, path: Path) -> None:

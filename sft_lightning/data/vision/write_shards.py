@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error
 from sft_lightning.data.mmap_columns import write_texts
 from sft_lightning.data.prepare_splits import readable
-from sft_lightning.data.shards import FORMAT, INDEX, require_litdata
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.split_files import read_split_file
-from sft_lightning.data.vision.file_checks import UNREADABLE, BadImages, describe_read_error
+from sft_lightning.data.storage import Storage, TensorStorage
 from sft_lightning.data.vision.image_files import open_image_file
-from sft_lightning.data.vision.images import EncodedImages, Images, MemoryImages, open_image
+from sft_lightning.data.vision.image_source import ImageSource
+from sft_lightning.data.vision.images import EncodedImages, open_image
+from sft_lightning.data.vision.shards import FORMAT, INDEX, require_litdata
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, serialize_ranges
 from sft_lightning.utils.atomic import open_atomic_folder, write_json
 from sft_lightning.utils.errors import InputError, check_min
@@ -63,15 +65,17 @@ def write_shards(
     if out.exists():
         raise InputError(f"{str(out)!r} already exists: give the path of a new folder, or remove it")
     bad = bad or BadImages()
+    origin = source.original
+    assert isinstance(origin, ImageSource)
     parts = {name: readable(part, bad, measures=True) for name, part in source.load().items()}
     facts = [part.images.facts for part in parts.values() if isinstance(part.images, EncodedImages)]
     measured = choose_ranges(value for one in facts if one is not None for value in one.values)
-    ranges = ValueRanges(*(own or other for own, other in zip(source.value_ranges, measured, strict=True)))
+    ranges = ValueRanges(*(own or other for own, other in zip(origin.value_ranges, measured, strict=True)))
     chosen: dict[str, tuple[Examples, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
     if split_file is not None:
         splits = read_split_file(split_file, parts.values(), source.class_names)
         chosen = {"train" if name == "labeled" else name: (s.part, s.indices) for name, s in splits.items() if len(s)}
-    shape = source.image_shape if image_size is None else None
+    shape = origin.image_shape if image_size is None else None
     entries: dict[str, Any] = {}
     with open_atomic_folder(out) as staged:
         for name, (part, indices) in chosen.items():
@@ -136,7 +140,7 @@ class _PartWriter:
 
 
 def encode_for_shard(
-    images: Images,
+    images: Storage,
     index: int,
     image_size: int | None,
     ranges: ValueRanges = UNKNOWN,
@@ -155,7 +159,7 @@ def encode_for_shard(
     Raises:
         OSError: The image cannot be read.
     """
-    if isinstance(images, MemoryImages):
+    if isinstance(images, TensorStorage):
         pixels = images.data[index].permute(1, 2, 0).numpy()
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
         return _encode(_shrink(image, image_size), "PNG")

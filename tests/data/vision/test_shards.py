@@ -19,18 +19,19 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data import write_shards as module
+from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import Stream, TrainLoader
 from sft_lightning.data.sample_orders import Windowed
-from sft_lightning.data.shards import ShardImages, ShardSource, choose_pass_order
 from sft_lightning.data.source import Examples
-from sft_lightning.data.sources import open_source, open_unlabeled
 from sft_lightning.data.splits import SplitConfig, make_splits
-from sft_lightning.data.vision.file_checks import BadImages
-from sft_lightning.data.vision.images import EncodedImages, Geometry, MemoryImages
+from sft_lightning.data.storage import TensorStorage
+from sft_lightning.data.vision import write_shards as module
+from sft_lightning.data.vision.images import EncodedImages, Geometry
 from sft_lightning.data.vision.prediction_files import open_prediction_source
-from sft_lightning.data.write_shards import write_shards
+from sft_lightning.data.vision.shards import ShardImages, ShardSource
+from sft_lightning.data.vision.sources import open_source, open_unlabeled
+from sft_lightning.data.vision.write_shards import write_shards
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
 from tests.data.conftest import break_middle, picture, table
@@ -130,7 +131,7 @@ def test_pixels_in_memory_are_kept_with_their_shape(tmp_path: Path) -> None:
     part = found.load()["train"]
     assert found.image_shape == (1, 28, 28)
     assert isinstance(part.images, ShardImages)
-    assert isinstance(train.images, MemoryImages)
+    assert isinstance(train.images, TensorStorage)
     for i, name in enumerate(part.ids):
         assert torch.equal(part.images.read(i, Geometry(28, 1), None), train.images.data[train.ids.index(name)])
 
@@ -294,7 +295,7 @@ def test_a_damaged_image_is_one_of_the_unreadable(copied: Path) -> None:
 def test_the_extra_is_named_where_it_is_missing(
     files: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sft_lightning.data.shards.find_spec", lambda name: None)
+    monkeypatch.setattr("sft_lightning.data.vision.shards.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"made of shards, needs the extra 'stream': pip install 'sft-lightning\[str"):
         open_source(str(shards))
     assert shard(files, tmp_path / "out") == 2
@@ -407,10 +408,10 @@ def test_orders_differ_by_pass_and_by_seed() -> None:
 
 def test_the_window_holds_where_there_are_more_shards(shards: Path) -> None:
     split = make_splits(open_source(str(shards)).load(), None, SplitConfig(), "abc")["labeled"]
-    order = choose_pass_order(split, 2)
+    order = split.part.images.pass_order(split.indices, 2)
     assert order is not None
     assert [sorted({i // SIZE for i in order(0)[k * 16 : k * 16 + 16].tolist()}) for k in range(2)] != [[0, 1], [2, 3]]
-    assert choose_pass_order(split, 6) is None  # an ordinary shuffle
+    assert split.part.images.pass_order(split.indices, 6) is None  # an ordinary shuffle
     assert sorted(order(3)[:].tolist()) == list(range(42))
     data = ImageDataModule(str(shards), shard_window=2, batch_size=16)
     data.setup("fit")

@@ -1,0 +1,80 @@
+"""Equal examples across splits, and a sentence about those whose labels differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from sft_lightning.data.splits import SplitConfig, Splits
+    from sft_lightning.data.storage import Storage
+
+_AT_ONCE = 4096  # digests that are in memory while equal pictures are looked for
+
+
+def find_equal_examples(splits: Splits, request: SplitConfig) -> list[list[tuple[str, int]]]:
+    """Find groups of equal images, and report those with different labels.
+
+    Args:
+        splits: Splits to compare; labels of unlabeled images are ignored.
+        request: Request whose messages are appended to.
+
+    Returns:
+        Groups of two or more equal images; each image is the name of its split and its position in the collection.
+    """
+    groups = find_duplicates({name: (split.part.images, split.indices) for name, split in splits.items()})
+    contrary = []
+    for group in groups:
+        first = {int(splits[name].part.labels[i]): splits[name].part.ids[i] for name, i in group if name != "unlabeled"}
+        first.pop(-1, None)
+        if len(first) > 1:
+            contrary.append(list(first.values()))
+    if contrary:
+        images = "1 image has" if len(contrary) == 1 else f"{len(contrary):,} images have"
+        request.messages.append(
+            f"{images} copies with another label, such as {contrary[0][0]!r} and {contrary[0][1]!r}: correct the "
+            "labels or remove the copies"
+        )
+    return groups
+
+
+def find_duplicates(sets: dict[str, tuple[Storage, Sequence[int]]]) -> list[list[tuple[str, int]]]:
+    """Finds equal pictures across sets by content.
+
+    Only pictures whose size in bytes occurs more than once are hashed, so a folder of photographs costs a `stat`
+    per file. Of each of these 8 bytes of its digest are kept, and only where they are equal the whole is looked at.
+
+    Args:
+        sets: Name of a set to its images and the indices that belong to it.
+
+    Returns:
+        Groups of two or more equal pictures, each as (set, index).
+    """
+    sizes = {name: np.asarray(images.sizes(indices), dtype=np.int64) for name, (images, indices) in sets.items()}
+    values, counts = np.unique(np.concatenate([*sizes.values()]), return_counts=True)
+    often = values[(counts > 1) & (values > 0)]
+    twins = {name: _of(sets[name][1], np.isin(sizes[name], often)) for name in sets}
+    short = {name: _short(sets[name][0], twins[name]) for name in sets}
+    values, counts = np.unique(np.concatenate([*short.values()]), return_counts=True)
+    seen: dict[bytes, list[tuple[str, int]]] = {}
+    for name, (images, _) in sets.items():
+        equal = twins[name][np.isin(short[name], values[counts > 1])].tolist()
+        for index, content in zip(equal, images.fingerprints(equal), strict=True):
+            seen.setdefault(content, []).append((name, index))
+    return [group for group in seen.values() if len(group) > 1]
+
+
+def _of(indices: Sequence[int], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    return np.asarray(indices, dtype=np.int64)[which]
+
+
+def _short(images: Storage, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """The first 8 bytes of the digest of each picture."""
+    found = np.empty(len(indices), np.uint64)
+    for first in range(0, len(indices), _AT_ONCE):
+        contents = images.fingerprints(indices[first : first + _AT_ONCE].tolist())
+        found[first : first + _AT_ONCE] = np.frombuffer(b"".join(content[:8] for content in contents), np.uint64)
+    return found

@@ -1,0 +1,229 @@
+"""`SplitDataModule`: from a source to the splits of a run, whatever the modality."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.class_names import find_missing_classes
+from sft_lightning.data.class_order import RenumberedSource
+from sft_lightning.data.contract import FewLabelData
+from sft_lightning.data.loaders import Stream, close
+from sft_lightning.data.prepare_splits import read_splits
+from sft_lightning.data.run_splits import TestOn, choose_run_split, get_split_settings
+from sft_lightning.data.source import Examples, Source
+from sft_lightning.data.split_files import write_split_file
+from sft_lightning.data.splits import SplitConfig, Splits
+from sft_lightning.utils.errors import InputError
+
+MANIFEST = "split.csv"
+
+
+class SplitDataModule(FewLabelData, LightningDataModule):
+    """The splits of a run: opened, chosen or read again, written, and closed.
+
+    Attributes:
+        followed_run: Run that goes on or is measured again, whose splits rule; None for none.
+        starts: Files `split.csv` of the runs that this one starts from, whose labels it has learned.
+        unlogged_folder: Folder of a run without a logger.
+    """
+
+    trainer: Any
+    is_converted: bool = True  # whether examples are brought to one shape, so that sources of different shapes fit
+
+    def __init__(
+        self,
+        source: str,
+        request: SplitConfig,
+        unlabeled_source: str | None,
+        split_file: str | None,
+        test_on: TestOn,
+        on_bad: str,
+        class_names: list[str] | None,
+    ) -> None:
+        """Keep the settings; the source is opened when it is first needed.
+
+        Args:
+            source: Name of the source, as `open_source` of the modality takes it.
+            request: Settings of the splits.
+            unlabeled_source: Name of another source, whose training examples are the unlabeled ones.
+            split_file: A `split.csv` of an earlier run to use instead of get_split_settings anew.
+            test_on: `split` to test on the held-out part, `all` to test on all labels the run has not learned.
+            on_bad: `raise` to stop at an unreadable example, `skip` to leave it out, count and list it.
+            class_names: Classes in the order of their numbers; those of the source are matched by name.
+
+        Raises:
+            InputError: The seed is out of its range.
+        """
+        super().__init__()
+        if not 0 <= request.seed < 2**32:
+            raise InputError(f"seed is {request.seed}: give a whole number from 0 to 4294967295")
+        self._named, self._class_names = source, class_names
+        self.unlabeled_source, self.split_file, self.test_on = unlabeled_source, split_file, test_on
+        self.request, self.bad = request, BadImages(on_bad)
+        self.followed_run: Path | None = None
+        self.starts: Sequence[Path] = ()
+        self.unlogged_folder: Path | None = None
+        self.splits: Splits = {}
+        self._parts: list[Examples] = []
+        self._features: Splits = {}
+        self._streams: list[Stream] = []
+
+    # --- what a modality adds
+
+    @abstractmethod
+    def open_source(self, name: str) -> Source:
+        """Open the source of labeled and unlabeled examples.
+
+        Args:
+            name: Name as the user wrote it.
+        """
+
+    @abstractmethod
+    def open_unlabeled(self, name: str) -> Examples:
+        """Open another source and return its training examples, without labels.
+
+        Args:
+            name: Name as the user wrote it.
+        """
+
+    def on_splits_read(self, source: Source) -> None:
+        """Look at the splits once they are made, before anything is read from them.
+
+        Args:
+            source: Source of the examples.
+        """
+
+    @property
+    def measures_values(self) -> bool:
+        """Whether looking at the files also measures what takes decoding."""
+        return False
+
+    # --- source and classes
+
+    @cached_property
+    def opened_source(self) -> Source:
+        """Where the examples come from, with classes in an order of its own; opened when it is first needed."""
+        return self.open_source(self._named)
+
+    @property
+    def source(self) -> Source:
+        """Where the examples come from, with labels in the order of `class_names`."""
+        if self._class_names is None or self._class_names == list(self.opened_source.class_names):
+            return self.opened_source
+        return RenumberedSource(self.opened_source, self._class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, known before any example is read."""
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+        return list(self.opened_source.class_names if self._class_names is None else self._class_names)
+
+    def labeled_counts(self) -> Tensor:
+        """Return the number of training labels of each class, int64 of shape (num_classes,)."""
+        return torch.bincount(self.splits["labeled"].labels, minlength=self.num_classes)
+
+    # --- splits
+
+    def setup(self, stage: str) -> None:
+        """Read the source and make the splits, once.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if not self.splits:
+            self._make_splits(stage)
+        folder = self._run_folder()  # a collective call: on every rank
+        if folder is not None and stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            if self.followed_run is None:
+                self.write_splits(folder / MANIFEST, self.splits)
+            self._list_skipped(folder)
+
+    def write_splits(self, path: Path, splits: Splits) -> None:
+        """Write splits of the source's examples, for `split_file`.
+
+        Args:
+            path: Path of the file; its folder is made.
+            splits: Splits of this data module, or others of the same examples.
+        """
+        about: dict[str, Any] = {"source": self.opened_source.name, "class_names": self.class_names}
+        about |= get_split_settings(self.request, self.unlabeled_source)
+        write_split_file(path, splits, self._parts, self.class_names, about)
+
+    def _make_splits(self, stage: str) -> None:
+        # Predicting needs no labels, so the source may have other classes than the model.
+        strange = stage == "predict" and find_missing_classes(self.opened_source.class_names, self.class_names)
+        source, second = self.opened_source if strange else self.source, self._open_second(stage)
+        self.request.messages[:] = source.messages  # those of a refused attempt are gone
+        followed = None if self.followed_run is None else self.followed_run / MANIFEST
+        run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)
+        how = self.split_file, self.bad, self.is_converted, self.measures_values, run, self.starts
+        self.splits, self._parts = read_splits(source, second, self.request, *how)
+        self.on_splits_read(source)
+        for message in self.request.messages:
+            rank_zero_info(f"Data: {message}.")
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        rank_zero_info(f"Data: {source.name}: {sizes}.")
+
+    def _open_second(self, stage: str) -> tuple[str, Examples] | None:
+        """The other source of unlabeled examples; a run that is measured again does without what is gone."""
+        if (name := self.unlabeled_source) is None:
+            return None
+        try:
+            return name, self.open_unlabeled(name)
+        except InputError:
+            if stage == "fit" or self.followed_run is None:
+                raise
+            return None
+
+    def as_trained(self, run: Path, class_names: list[str] | None = None) -> Self:
+        """Return the same data in the splits of a run, whatever was chosen or predicted here."""
+        other = copy(self)
+        other.split_file, other.request = None, replace(self.request, messages=[])
+        other.followed_run, other.starts, other.test_on = run, (), "split"
+        other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
+        other._class_names = class_names or self._class_names
+        other._make_splits("calibrate")
+        return other
+
+    # --- end of a run
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the processes that read examples."""
+        close(self._streams)
+
+    def teardown(self, stage: str) -> None:
+        """End the processes that read examples; count and list the examples that turned out unreadable.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        close(self._streams)
+        folder = self._run_folder()
+        if self.bad.num_unreported:
+            rank_zero_info(f"Data: {self.bad.summarize()}.")
+        if folder is not None:
+            self._list_skipped(folder)
+
+    def _run_folder(self) -> Path | None:
+        is_logged = self.trainer is not None and bool(self.trainer.loggers)
+        folder = self.trainer.log_dir if is_logged else self.unlogged_folder
+        is_dry_run = self.trainer is not None and self.trainer.fast_dev_run
+        return None if folder is None or is_dry_run else Path(folder)
+
+    def _list_skipped(self, folder: Path) -> None:
+        if folder.is_dir():
+            self.bad.write(folder, self.trainer.global_rank if self.trainer is not None else 0)
