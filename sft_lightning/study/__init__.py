@@ -1,1 +1,1 @@
-"""Comparisons of methods: baselines, and the quickstart as the first of them."""
+"""Studies: comparisons of methods over label budgets and seeds."""

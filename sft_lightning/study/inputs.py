@@ -1,4 +1,4 @@
-"""What the result of a training depends on, as digests that become a part of its key."""
+"""Digests of everything that the result of a run depends on, which become part of its key."""
 
 import hashlib
 import json
@@ -22,9 +22,9 @@ from sft_lightning.utils.errors import InputError, find_input_error
 from sft_lightning.utils.yaml_files import read_yaml
 
 Inputs = dict[str, Any]
-VARIED = ("seed_everything", "data.init_args.seed", "data.init_args.num_labels")  # what a study sets for each training
+VARIED = ("seed_everything", "data.init_args.seed", "data.init_args.num_labels")  # what a study sets for each run
 _DATA = "data.init_args."
-_CONTENTS = ("source", "root", "unlabeled_source", "split_file")  # their content counts, wherever it lies
+_CONTENTS = ("source", "root", "unlabeled_source", "split_file")  # their content counts, not their path
 _WEIGHTS = ("weights", "head_weights")
 # Settings that change no result.
 _LEFT_OUT = {
@@ -34,25 +34,25 @@ _LEFT_OUT = {
 
 
 class SettingsCLI(DryRunCLI):
-    """Parses the settings of `fit`, with nested files and defaults, and builds nothing."""
+    """Command line that parses the settings of `fit`, with nested files and defaults, and builds nothing."""
 
     def _set_seed(self) -> None:
-        """Leaves the seed of the process alone."""
+        """Leave the seed of the process unchanged."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks nothing: what is wrong is the reason why its training fails."""
+        """Check nothing: an invalid run fails with its reason."""
 
     def instantiate_classes(self) -> None:
-        """Builds nothing."""
+        """Build nothing."""
 
     def after_instantiate_classes(self) -> None:
-        """Checks nothing."""
+        """Check nothing."""
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings as JSON has them."""
+        """Return all settings as JSON values."""
         text = self._parser("fit").dump(self.config.fit, skip_none=False, format="json")
-        found: dict[str, Any] = json.loads(text)
-        return found
+        settings: dict[str, Any] = json.loads(text)
+        return settings
 
     def make_data(self) -> Any:
         """Build the data module alone."""
@@ -60,39 +60,39 @@ class SettingsCLI(DryRunCLI):
 
 
 class InputReader:
-    """Reads the inputs of trainings, each source of data once."""
+    """Reader of the inputs of runs, which reads each source of data once."""
 
     def __init__(self) -> None:
-        """Has read nothing yet."""
+        """Start without anything read."""
         self._inputs: dict[tuple[str, ...], Inputs] = {}
         self._data: dict[str, Inputs] = {}
 
-    def read(self, words: Sequence[str], configs: Sequence[Path]) -> Inputs:
-        """Return the inputs of a training.
+    def read(self, argv: Sequence[str], configs: Sequence[Path]) -> Inputs:
+        """Return the inputs of a run.
 
         Args:
-            words: Words of its `fit`, without what a study varies.
-            configs: Files among them, whose content counts where they are not a valid config.
+            argv: Arguments of its `fit`, without the settings that a study varies.
+            configs: Config files among the arguments, whose content counts if they are invalid.
 
         Returns:
-            `config`, `data`, `files` and `code`, each with digests by name, and `names` of what the digests are of.
+            Digests by name in `config`, `data`, `files` and `code`; `names` has the path behind each digest.
 
         Raises:
             InputError: The data cannot be read.
         """
-        key = tuple(words)
+        key = tuple(argv)
         if key not in self._inputs:
-            self._inputs[key] = self._read(words, configs)
+            self._inputs[key] = self._read(argv, configs)
         return self._inputs[key]
 
-    def _read(self, words: Sequence[str], configs: Sequence[Path]) -> Inputs:
+    def _read(self, argv: Sequence[str], configs: Sequence[Path]) -> Inputs:
         try:
             with silence_logs():
-                cli = run(["fit", *words], SettingsCLI)
+                cli = run(["fit", *argv], SettingsCLI)
             assert isinstance(cli, SettingsCLI)
             leaves = dict(_iterate_leaves(cli.settings()))
-        except Exception:  # also of the user's classes: its training fails and says why
-            plain = [word for word in words if word != "--config" and word not in map(str, configs)]
+        except Exception:  # also from custom classes: the run itself fails with its reason
+            plain = [argument for argument in argv if argument != "--config" and argument not in map(str, configs)]
             return {"config": {"unread": _digest([[*map(_read_nested, configs)], plain])}}
         names: dict[str, str] = {}
         data = self._read_data(cli, names)
@@ -105,19 +105,19 @@ class InputReader:
             if name not in _LEFT_OUT and name not in replaced:
                 top = name.partition(".")[0]
                 groups.setdefault(top if top in ("model", "data", "trainer") else "others", {})[name] = value
-        config = {top: _digest(own) for top, own in groups.items()}
+        config = {top: _digest(settings) for top, settings in groups.items()}
         code = digest_code(value for value in leaves.values() if isinstance(value, str))
         return {"config": config, "data": data, "files": files, "code": code, "names": names}
 
     def _read_data(self, cli: SettingsCLI, names: dict[str, str]) -> Inputs:
-        """Digests of the data, where it is ours or a subclass; of other data modules, `_read_files` reads the files."""
+        """Return digests of an ImageDataModule; `_read_files` reads the files of other data modules."""
         with silence_logs():
             try:
                 data = cli.make_data()
             except Exception as error:
-                if found := find_input_error(error):
-                    raise found from error
-                return {}  # of a class of the user's: its training fails and says why
+                if input_error := find_input_error(error):
+                    raise input_error from error
+                return {}  # a custom class: the run itself fails with its reason
             if not isinstance(data, ImageDataModule):
                 return {}
             given = {"source": data._named, "unlabeled_source": data.unlabeled_source, "split_file": data.split_file}
@@ -130,25 +130,25 @@ class InputReader:
 
 def _describe_data(data: ImageDataModule) -> Inputs:
     source = data.source
-    found: Inputs = {"source": _describe_examples(source.load(), source.class_names)}
+    digests: Inputs = {"source": _describe_examples(source.load(), source.class_names)}
     if data.unlabeled_source is not None:
         skip = data.bad.policy == "skip"
         second = open_unlabeled(data.unlabeled_source, data.root, data.download, skip)
-        found["unlabeled_source"] = _describe_examples({"unlabeled": second}, ())
+        digests["unlabeled_source"] = _describe_examples({"unlabeled": second}, ())
     if data.split_file is not None:
         try:
-            found["split_file"] = {"content": digest_file(Path(data.split_file))}
+            digests["split_file"] = {"content": digest_file(Path(data.split_file))}
         except OSError as error:
-            raise InputError(f"split_file {data.split_file!r} cannot be read: give a run's split.csv") from error
-    return found
+            raise InputError(f"split_file {data.split_file!r} cannot be read: give the split.csv of a run") from error
+    return digests
 
 
-def _describe_examples(parts: Mapping[str, Examples], class_names: Sequence[str]) -> Inputs:
-    """Digests of the images, of what a table or folders say of them, and of their order, which batches follow."""
+def _describe_examples(examples: Mapping[str, Examples], class_names: Sequence[str]) -> Inputs:
+    """Return digests of the images, labels and groups, and of their order, which sets the order of batches."""
     images, order = [], []
     labels: list[Any] = [list(class_names)]
     groups: list[Any] = []
-    for name, part in sorted(parts.items()):
+    for name, part in sorted(examples.items()):
         ids = list(part.ids)
         images.append([name, part.images.digest(), _digest(sorted(ids))])
         order.append([name, _digest(ids)])
@@ -157,14 +157,14 @@ def _describe_examples(parts: Mapping[str, Examples], class_names: Sequence[str]
         )
         if part.groups is not None:
             groups += sorted(zip(ids, map(str, part.groups), strict=True))
-    count = sum(map(len, parts.values()))
-    found = {"images": images, "labels": labels, "groups": groups, "order": order}
-    return {"count": count, **{name: _digest(content) for name, content in found.items()}}
+    count = sum(map(len, examples.values()))
+    digests = {"images": images, "labels": labels, "groups": groups, "order": order}
+    return {"count": count, **{name: _digest(content) for name, content in digests.items()}}
 
 
 def _read_files(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files that settings name; of the folder of a run, those of the weights that are taken from it."""
-    found: dict[str, str] = {}
+    """Return digests of the files in settings; of a run's folder, the digest of the weights that are loaded from it."""
+    digests: dict[str, str] = {}
     for name, value in settings.items():
         if not isinstance(value, str) or value in ("none", "default"):
             continue
@@ -172,23 +172,23 @@ def _read_files(settings: Mapping[str, Any]) -> dict[str, str]:
         if os.path.isdir(path) and last in _WEIGHTS:
             path = find_weights(path, "head" if last == "head_weights" else "backbone")
         if os.path.isfile(path):
-            found[name] = digest_file(path)
+            digests[name] = digest_file(path)
         elif os.path.isdir(path) and name.startswith(_DATA):
-            found[name] = digest_folder(path)
-    return found
+            digests[name] = digest_folder(path)
+    return digests
 
 
 def _iterate_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their full names."""
+    """Yield settings by their full names."""
     if isinstance(value, dict | list) and value:
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _iterate_leaves(one, f"{name}.{key}" if name else str(key))
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _iterate_leaves(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
 
 
 def _read_nested(path: Path) -> list[Any]:
-    """Content of a config and of the files that it names, of which one cannot be parsed."""
+    """Return the content of a config that cannot be parsed, and of the files that it names."""
     seen: set[Path] = set()
 
     def read(value: Any, folder: Path) -> Iterator[Any]:

@@ -1,11 +1,11 @@
-"""Whether a method did better than the labels alone, judged over seeds: intervals, verdicts, and their error rates.
+"""Decide over seeds whether a method beats the labels alone: intervals, verdicts, and their error rates.
 
-**Paired.** Both methods see the same split and seed, so that the difference of each seed is what is averaged.
+**Paired.** Both methods use the same split and seed, so that the mean is over the difference of each seed.
 
-**Interval.** Student's t, and Hall's correction of it for skewed differences, whichever bound is farther out (P. Hall,
+**Interval.** Student's t, and Hall's correction of it for skewed differences, whichever bound is wider (P. Hall,
 "On the removal of skewness by transformation", J. R. Stat. Soc. B 54, 1992). Like the studentized bootstrap it accounts
 for skewness, but in closed form, which also works for 3 seeds. A bootstrap of 3 differences does not: the interval of
-its percentiles excludes 0 whenever all three have one sign, by chance in every fourth study.
+its percentiles excludes 0 whenever all three have one sign, which happens by chance in every fourth study.
 
 **Error rates.** How often the verdict was "helped" in 40,000 simulated studies each (4,000 for the bootstrap) where the
 true mean of the differences is 0; for "hurt" turn the signs around. A method that does nothing has symmetric
@@ -27,8 +27,7 @@ No method keeps to 5 % for every distribution. This one does not where one seed 
 (12 % with 3 seeds, 3 % with 5). The price: of true effects twice as large as the deviation over the seeds, it finds
 32 % with 3 seeds, 70 % with 5, 97 % with 10.
 
-**What it is not.** An interval is about other seeds, on the same test pictures; it does not say how other pictures
-would fare.
+**Limits.** An interval is about other seeds on the same test images, not about other images.
 """
 
 import math
@@ -45,28 +44,28 @@ from sft_lightning.utils.errors import InputError
 LEVEL = 0.05
 MIN_SEEDS = 3
 MAX_MORE_SEEDS = 1000
-_SAME = 1e-6  # accuracies come in float32; one picture of a test split of 100,000 is ten times that
+_SAME = 1e-6  # accuracies are float32; one image in a test split of 100,000 makes ten times this difference
 
 Verdict = Literal["helped", "hurt", "no evidence yet"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the labels alone at one budget. Accuracies and their differences are shares, not percent.
+    """Comparison of a method with the labels alone at one budget. Accuracies and differences are shares, not percent.
 
     Args:
-        method: Its name.
+        method: Name of the method.
         budget: Number of labels.
-        seeds: How many both have.
-        mean_difference: Above 0 if the method is better.
-        deviation: Of the differences over the seeds; None for one seed.
-        low: Of the 95 % interval; None for fewer than 3 seeds, or where all differences are the same.
-        high: The same.
-        p_value: Below 0.05 exactly where the interval excludes 0, until `apply_holm`; None for fewer than 3 seeds.
-        verdict: By the p-value.
-        more_seeds: How many would settle it if the mean and the deviation stay; None if it is settled, if that takes
-            more than 1,000, or for fewer than 3 seeds.
-        together: How many methods the p-value is corrected for.
+        seeds: Number of seeds that both have.
+        mean_difference: Mean difference of accuracies, above 0 if the method is better.
+        deviation: Standard deviation of the differences over the seeds; None for one seed.
+        low: Lower bound of the 95 % interval; None for fewer than 3 seeds, or where all differences are the same.
+        high: Upper bound of the 95 % interval; None as for `low`.
+        p_value: Below 0.05 exactly if the interval excludes 0, before `apply_holm`; None for fewer than 3 seeds.
+        verdict: Verdict by the p-value.
+        more_seeds: Number of further seeds that would settle it if mean and deviation stay; None if it is settled, if
+            it would take more than 1,000, or for fewer than 3 seeds.
+        together: Number of methods that the p-value is corrected for.
     """
 
     method: str
@@ -83,7 +82,7 @@ class Comparison:
 
 
 class _Sample(NamedTuple):
-    """Moments; `deviation` is None for one value, and 0 where all are the same but for rounding."""
+    """Moments of a sample; `deviation` is None for one value, and 0 if all are equal up to rounding."""
 
     n: int
     mean: float
@@ -92,7 +91,7 @@ class _Sample(NamedTuple):
 
     @property
     def spread(self) -> float | None:
-        """The deviation where an interval can be based on it."""
+        """Deviation, or None if it cannot support an interval."""
         return self.deviation or None if self.n >= MIN_SEEDS else None
 
 
@@ -109,10 +108,10 @@ def _describe(values: Sequence[float]) -> _Sample:
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """The mean and its 95 % interval.
+    """Return the mean and its 95 % interval.
 
     Args:
-        values: Of each seed, at least one.
+        values: Value of each seed, at least one.
 
     Returns:
         Mean, lower and upper bound; no bounds for fewer than 3 values, or where all are the same.
@@ -131,20 +130,20 @@ def _bounds(sample: _Sample) -> tuple[float | None, float | None]:
 
 
 def _remove_skewness(ratio: float, sample: _Sample) -> float:
-    """Hall's transformation of mean / deviation, which removes its skewness; it rises everywhere."""
+    """Apply Hall's transformation to mean / deviation, which removes its skewness and increases monotonically."""
     g = sample.skewness
     return ratio + g * ratio**2 / 3 + g**2 * ratio**3 / 27 + g / (6 * sample.n)
 
 
 def _restore_skewness(value: float, sample: _Sample) -> float:
     g = sample.skewness
-    if abs(g) < 1e-6:  # the limit; the formula would divide by 0
+    if abs(g) < 1e-6:  # the limit: the formula divides by the skewness
         return value
     return 3 / g * (math.cbrt(1 + g * (value - g / (6 * sample.n))) - 1)
 
 
 def _p_value(sample: _Sample) -> float | None:
-    """Two-sided; that of the sign test where all differences are the same, for lack of a spread."""
+    """Return the two-sided p-value, by the sign test if all differences are the same and so have no spread."""
     if sample.n < MIN_SEEDS:
         return None
     if sample.spread is None:
@@ -155,7 +154,7 @@ def _p_value(sample: _Sample) -> float | None:
 
 
 def _t_p_value(ratio: float, n: int) -> float:
-    """The two-sided p-value of mean / deviation."""
+    """Return the two-sided p-value of mean / deviation by Student's t."""
     return 2 * float(stdtr(n - 1, -ratio * math.sqrt(n)))
 
 
@@ -164,20 +163,22 @@ def _sign_p_value(n: int) -> float:
 
 
 def compare(method: str, budget: int, ours: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison:
-    """Compares two methods on the seeds that both have.
+    """Compare two methods on the seeds that both have.
 
     Args:
-        method: Name of the one that is judged.
+        method: Name of the method.
         budget: Number of labels.
-        ours: Its test accuracy by seed.
-        baseline: That of the labels alone.
+        ours: Test accuracy of the method by seed.
+        baseline: Test accuracy of the labels alone by seed.
 
     Raises:
-        InputError: They have no seed in common.
+        InputError: The methods have no seed in common.
     """
     seeds = sorted(ours.keys() & baseline.keys())
     if not seeds:
-        raise InputError(f"{method!r} with {budget} labels shares no finished seed with the baseline: run both on one")
+        raise InputError(
+            f"{method!r} with {budget} labels shares no finished seed with the baseline: run both on the same seeds"
+        )
     sample = _describe([ours[seed] - baseline[seed] for seed in seeds])
     raw = Comparison(
         method,
@@ -194,30 +195,30 @@ def compare(method: str, budget: int, ours: Mapping[int, float], baseline: Mappi
 
 
 def apply_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Holm's correction of the verdicts where several methods are compared at a budget, as chance favors one of them.
+    """Correct p-values and verdicts for the number of methods compared at a budget (Holm 1979).
 
-    The chance that any of them is called "helped" or "hurt" without an effect is then that of a single one. Intervals
-    stay those of each method by itself.
+    The chance that any method without an effect is called "helped" or "hurt" is then that of a single comparison.
+    Intervals are not corrected.
 
     Args:
-        comparisons: From `compare`.
+        comparisons: Comparisons from `compare`.
 
     Returns:
-        The same in their order, with corrected p-values and verdicts.
+        Comparisons in the same order, with corrected p-values and verdicts.
     """
-    found = list(comparisons)
-    for budget in {c.budget for c in found}:
-        places = [k for k, c in enumerate(found) if c.budget == budget and c.p_value is not None]
-        places.sort(key=lambda k: found[k].p_value or 0.0)
-        at_least = 0.0
-        for rank, k in enumerate(places):
-            at_least = max(at_least, min(1.0, (len(places) - rank) * (found[k].p_value or 0.0)))
-            found[k] = _decide(replace(found[k], p_value=at_least, together=len(places)))
-    return found
+    corrected = list(comparisons)
+    for budget in {c.budget for c in corrected}:
+        positions = [k for k, c in enumerate(corrected) if c.budget == budget and c.p_value is not None]
+        positions.sort(key=lambda k: corrected[k].p_value or 0.0)
+        largest = 0.0
+        for rank, k in enumerate(positions):
+            largest = max(largest, min(1.0, (len(positions) - rank) * (corrected[k].p_value or 0.0)))
+            corrected[k] = _decide(replace(corrected[k], p_value=largest, together=len(positions)))
+    return corrected
 
 
 def _decide(c: Comparison) -> Comparison:
-    """With the verdict and the missing seeds that follow from the rest."""
+    """Return the comparison with the verdict and the missing seeds that follow from its numbers."""
     if c.p_value is None:
         return c
     if c.p_value < LEVEL:
@@ -226,51 +227,51 @@ def _decide(c: Comparison) -> Comparison:
 
 
 def _more_seeds(c: Comparison) -> int | None:
-    """By the t interval alone, or the sign test where there is no spread."""
+    """Return the number of missing seeds by the t interval alone, or by the sign test if there is no spread."""
     size = abs(c.mean_difference)
     if size < _SAME:
         return None
 
-    def clear(more: int) -> bool:
+    def is_clear(more: int) -> bool:
         n = c.seeds + more
         chance = _t_p_value(size / c.deviation, n) if c.deviation else _sign_p_value(n)
         return chance < LEVEL / c.together
 
-    more = bisect_left(range(MAX_MORE_SEEDS + 1), True, lo=1, key=clear)
+    more = bisect_left(range(MAX_MORE_SEEDS + 1), True, lo=1, key=is_clear)
     return more if more <= MAX_MORE_SEEDS else None
 
 
 def format_comparison(c: Comparison) -> str:
-    """The verdict in words, with differences in percentage points.
+    """Return the verdict as a sentence, with differences in percentage points.
 
     Args:
-        c: From `compare` or `apply_holm`.
+        c: Comparison from `compare` or `apply_holm`.
     """
     seeds = _format_count(c.seeds, "seed")
-    told = f"{_format_points(c.mean_difference)} points"
+    difference = f"{_format_points(c.mean_difference)} points"
     if c.low is not None and c.high is not None:
-        told += f" (95 % interval {_format_points(c.low)} to {_format_points(c.high)}, {seeds})"
+        difference += f" (95 % interval {_format_points(c.low)} to {_format_points(c.high)}, {seeds})"
     elif c.seeds >= MIN_SEEDS:
-        told += f" (the same for all {seeds})"
+        difference += f" (the same for all {seeds})"
     else:
-        told += f" ({seeds})"
+        difference += f" ({seeds})"
     start = f"With {_format_count(c.budget, 'label')}, "
     if c.verdict != "no evidence yet":
-        return f"{start}{c.method} {c.verdict}: {told}."
-    return f"{start}no evidence yet for {c.method}: {told}{_format_remedy(c)}."
+        return f"{start}{c.method} {c.verdict}: {difference}."
+    return f"{start}no evidence yet for {c.method}: {difference}{_format_remedy(c)}."
 
 
 def format_headline(together: Sequence[Comparison]) -> str:
-    """The verdicts of one budget in a sentence, the largest differences first.
+    """Return the verdicts of one budget as a sentence, the largest differences first.
 
     Args:
-        together: The comparisons of a budget.
+        together: Comparisons of one budget.
     """
     parts = []
     for verdict in ("helped", "hurt", "no evidence yet"):
-        own = sorted((c for c in together if c.verdict == verdict), key=lambda c: -c.mean_difference)
-        told = [f"{c.method} ({_format_points(c.mean_difference)})" for c in own]
-        listed = " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+        group = sorted((c for c in together if c.verdict == verdict), key=lambda c: -c.mean_difference)
+        items = [f"{c.method} ({_format_points(c.mean_difference)})" for c in group]
+        listed = " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
         if listed:
             parts.append(f"{listed} {verdict}" if verdict != "no evidence yet" else f"no evidence yet for {listed}")
     seeds = sorted({c.seeds for c in together})
@@ -282,11 +283,11 @@ def _format_remedy(c: Comparison) -> str:
     if c.seeds < MIN_SEEDS:
         return f"; a verdict needs at least {MIN_SEEDS} seeds"
     excluded = c.low is not None and c.high is not None and c.low * c.high > 0
-    chance = f", which chance could give as {c.together} methods were compared" if excluded and c.together > 1 else ""
+    chance = f", which chance could give, as {c.together} methods were compared" if excluded and c.together > 1 else ""
     if c.more_seeds is not None:
         return f"{chance}; about {_format_count(c.more_seeds, 'more seed')} would settle it if the difference stays"
     if c.deviation:
-        return f"; to settle so small a difference would take more than {MAX_MORE_SEEDS} more seeds"
+        return f"; a difference this small would take more than {MAX_MORE_SEEDS} more seeds to settle"
     return ""
 
 
@@ -294,5 +295,5 @@ def _format_points(share: float) -> str:
     return f"{100 * share:+z.1f}"
 
 
-def _format_count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _format_count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

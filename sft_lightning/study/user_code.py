@@ -1,4 +1,4 @@
-"""Source code that belongs to the user: the modules of the classes that a config names, and those that they import."""
+"""Digests of custom code: the modules of the classes that a config names, and their imports outside site-packages."""
 
 import ast
 import sys
@@ -16,30 +16,30 @@ _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "p
 
 
 def digest_code(values: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of each module of the user's that settings lead to, by the module's name.
+    """Return the SHA-256 of each custom module that settings lead to, by the module's name.
 
     Args:
-        values: Values of settings, of which those are followed that name a class or function of an imported module.
+        values: Values of settings; those that name a class or function of an imported module are followed.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     waiting = [value for value in values if value.partition(".")[0] in sys.modules and "." in value]
-    seen: set[str] = set()
+    visited: set[str] = set()
     while waiting:
         name = waiting.pop()
-        if name in seen:
+        if name in visited:
             continue
-        seen.add(name)
+        visited.add(name)
         for module, file, is_package in _find_modules(name):
-            if module not in found:
-                found[module] = digest_file(file)
+            if module not in digests:
+                digests[module] = digest_file(file)
                 waiting += _read_imports(file, module if is_package else module.rpartition(".")[0])
-    return found
+    return digests
 
 
 def _find_modules(name: str) -> Iterator[tuple[str, Path, bool]]:
-    """The user's modules that importing a dotted name runs: name, file, and whether it is a package.
+    """Yield the custom modules that importing a dotted name runs: name, file, and whether it is a package.
 
-    Nothing is imported: what a function imports when it is called may not be.
+    This imports nothing, as an import inside a function may not be safe to run now.
     """
     module, path = "", None
     for piece in name.split("."):
@@ -53,13 +53,15 @@ def _find_modules(name: str) -> Iterator[tuple[str, Path, bool]]:
         path = spec.submodule_search_locations
         if spec.has_location and spec.origin is not None:
             file = Path(spec.origin).resolve()
-            if any(place in file.parents for place in _INSTALLED) or {"site-packages", "dist-packages"} & {*file.parts}:
+            if any(folder in file.parents for folder in _INSTALLED) or {"site-packages", "dist-packages"} & {
+                *file.parts
+            }:
                 return
             yield module, file, path is not None
 
 
 def _read_imports(file: Path, package: str) -> Iterator[str]:
-    """Dotted names that the import statements of a file may mean."""
+    """Yield the dotted names that the import statements of a file may refer to."""
     try:
         tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
     except (SyntaxError, ValueError, OSError):
@@ -68,6 +70,6 @@ def _read_imports(file: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
             yield from (f"{base}.{alias.name}" for alias in node.names)

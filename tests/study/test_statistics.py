@@ -48,20 +48,20 @@ def share(studies: list[Comparison], verdict: str) -> float:
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("name", [*SYMMETRIC, *SKEWED])
-def test_without_an_effect_a_method_rarely_seems_to_help_or_hurt(name: str, n: int) -> None:
+def test_methods_without_an_effect_rarely_get_a_verdict(name: str, n: int) -> None:
     draw = {**SYMMETRIC, **SKEWED}[name]
     assert share(simulated(draw, n), "helped") <= ABOUT_5_PERCENT
     assert share(simulated(lambda rng, size: -draw(rng, size), n), "hurt") <= ABOUT_5_PERCENT
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_without_an_effect_either_verdict_is_as_rare_as_the_interval_says(n: int) -> None:
+def test_false_verdicts_are_as_rare_as_the_interval_promises(n: int) -> None:
     studies = simulated(SYMMETRIC["normal"], n)
     assert 0.01 < share(studies, "helped") + share(studies, "hurt") <= 0.05
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_the_skewness_of_exponential_differences_is_worth_much_less_than_to_student(n: int) -> None:
+def test_skewed_differences_mislead_less_often_than_student(n: int) -> None:
     drawn = 1 - np.random.default_rng(n).exponential(size=(STUDIES, n))
     student = stats.ttest_1samp(drawn, 0, axis=1)
     fooled = float(((student.pvalue < 0.05) & (student.statistic > 0)).mean())
@@ -72,7 +72,7 @@ def test_the_skewness_of_exponential_differences_is_worth_much_less_than_to_stud
 
 
 @pytest.mark.parametrize(("n", "found"), [(3, 0.85), (5, 0.9), (10, 0.95)])
-def test_a_big_effect_is_found(n: int, found: float) -> None:
+def test_large_effects_get_a_verdict(n: int, found: float) -> None:
     effect = 3 if n > 5 else 10
     assert share(simulated(SYMMETRIC["normal"], n, effect), "helped") > found
     assert share(simulated(SYMMETRIC["normal"], n, -effect), "hurt") > found
@@ -84,7 +84,7 @@ def test_the_interval_covers_the_truth_in_95_percent(n: int) -> None:
     assert 0.945 < np.mean([c.low is not None and c.high is not None and c.low < 0.02 < c.high for c in studies]) < 0.98
 
 
-def test_without_skewness_it_is_student() -> None:
+def test_symmetric_differences_give_the_interval_of_student() -> None:
     values = [0.01, 0.02, 0.03, 0.04, 0.05]
     student = stats.t.interval(0.95, 4, 0.03, stats.sem(values))
     assert confidence_interval(values) == pytest.approx((0.03, *student))
@@ -95,7 +95,7 @@ def test_without_skewness_it_is_student() -> None:
     assert (c.seeds, c.verdict, c.more_seeds) == (5, "helped", None)
 
 
-def test_the_bound_on_the_skewed_side_is_halls() -> None:
+def test_the_bound_on_the_skewed_side_is_that_of_hall() -> None:
     values = [-0.30, 0.02, 0.03, 0.05, 0.06, 0.07]
     n, mean, deviation, g = 6, np.mean(values), np.std(values, ddof=1), float(stats.skew(values, bias=False))
     low, high = confidence_interval(values)[1:]
@@ -125,7 +125,7 @@ def test_verdict_p_value_and_interval_agree(n: int) -> None:
         assert c.verdict != "helped" or c.low > 0
 
 
-def test_only_seeds_of_both_are_paired() -> None:
+def test_only_seeds_of_both_methods_are_paired() -> None:
     ours, baseline = {1: 0.80, 2: 0.71, 3: 0.92, 9: 0.1}, {3: 0.90, 1: 0.77, 2: 0.69, 7: 0.9}
     c = compare("ours", 100, ours, baseline)
     assert c.seeds == 3
@@ -138,26 +138,26 @@ def test_only_seeds_of_both_are_paired() -> None:
     assert shuffled.low < 0
 
 
-def test_no_seed_in_common_is_said() -> None:
+def test_methods_without_a_common_seed_are_refused() -> None:
     with pytest.raises(InputError, match="'ours' with 100 labels shares no finished seed"):
         compare("ours", 100, {1: 0.5}, {2: 0.5})
 
 
 @pytest.mark.parametrize("differences", [[0.5], [0.5, 0.51]])
-def test_one_or_two_seeds_tell_nothing(differences: list[float]) -> None:
+def test_one_or_two_seeds_give_no_verdict(differences: list[float]) -> None:
     c = judged(differences)
     assert (c.low, c.high, c.p_value, c.verdict, c.more_seeds) == (None, None, None, "no evidence yet", None)
     assert format_comparison(c).endswith("; a verdict needs at least 3 seeds.")
     assert confidence_interval(differences) == (c.mean_difference, None, None)
 
 
-def test_no_difference_at_all_is_no_evidence_however_many_seeds() -> None:
+def test_equal_accuracies_are_no_evidence_for_any_number_of_seeds() -> None:
     c = judged([0.0] * 20)
     assert (c.low, c.p_value, c.verdict, c.more_seeds) == (None, 1.0, "no evidence yet", None)
     assert format_comparison(c) == "With 100 labels, no evidence yet for ours: +0.0 points (the same for all 20 seeds)."
 
 
-def test_the_same_difference_for_all_seeds_is_judged_by_its_sign() -> None:
+def test_equal_differences_are_judged_by_the_sign_test() -> None:
     float32 = [0.1, 0.10000001, 0.09999999]  # equal but for rounding
     c = judged(float32)
     assert (c.deviation, c.low, c.p_value, c.verdict, c.more_seeds) == (0.0, None, 0.25, "no evidence yet", 3)
@@ -171,11 +171,11 @@ def test_the_same_difference_for_all_seeds_is_judged_by_its_sign() -> None:
     assert confidence_interval([0.5, 0.5, 0.5]) == (0.5, None, None)
 
 
-def test_one_picture_of_difference_is_a_spread() -> None:
+def test_a_difference_of_one_image_is_a_spread() -> None:
     assert judged([0.1, 0.1, 0.10001]).verdict == "helped"
 
 
-def test_more_seeds_is_the_smallest_number_whose_t_interval_is_clear() -> None:
+def test_more_seeds_is_the_smallest_number_that_clears_the_t_interval() -> None:
     c = judged([0.03, -0.01, 0.01, 0.02])
     mean, deviation = 0.0125, float(np.std([0.03, -0.01, 0.01, 0.02], ddof=1))
 
@@ -188,21 +188,21 @@ def test_more_seeds_is_the_smallest_number_whose_t_interval_is_clear() -> None:
     assert c.more_seeds > 1
 
 
-def test_where_student_is_clear_and_the_skewness_is_not_another_seed_is_asked_for() -> None:
+def test_one_more_seed_is_asked_for_if_only_the_skewness_is_unclear() -> None:
     values = [0.012, 0.05, 0.052, 0.055]
     assert stats.ttest_1samp(values, 0).pvalue < 0.05
     skewed = judged(values)
     assert (skewed.verdict, skewed.more_seeds) == ("no evidence yet", 1)
 
 
-def test_a_hopeless_difference_is_said() -> None:
+def test_a_difference_too_small_to_settle_is_reported() -> None:
     c = judged([0.1, -0.1, 0.001])
     assert c.more_seeds is None
-    assert format_comparison(c).endswith("; to settle so small a difference would take more than 1000 more seeds.")
+    assert format_comparison(c).endswith("; a difference this small would take more than 1000 more seeds to settle.")
     assert judged([0.1, -0.1, 0.0]).more_seeds is None
 
 
-def test_sentences() -> None:
+def test_comparisons_are_formatted_as_sentences() -> None:
     c = Comparison("autoencoder", 100, 5, 0.021, 0.01, 0.004, 0.038, 0.02, "helped", None)
     assert format_comparison(c) == (
         "With 100 labels, autoencoder helped: +2.1 points (95 % interval +0.4 to +3.8, 5 seeds)."
@@ -224,7 +224,7 @@ def test_sentences() -> None:
     )
 
 
-def test_holm_by_hand() -> None:
+def test_holm_matches_a_correction_by_hand() -> None:
     base = judged([0.01, 0.02, 0.03, 0.04, 0.05])
     given = [replace(base, method=name, p_value=p) for name, p in [("a", 0.03), ("b", 0.012), ("c", 0.04)]]
     other = replace(base, budget=400, p_value=0.04)
@@ -236,12 +236,12 @@ def test_holm_by_hand() -> None:
     assert [c.together for c in found] == [3, 3, 3, 1, 1]
     assert (found[0].low, found[0].high) == (base.low, base.high)
     assert found[0].more_seeds is not None
-    assert "which chance could give as 3 methods were compared; about" in format_comparison(found[0])
+    assert "which chance could give, as 3 methods were compared; about" in format_comparison(found[0])
     assert found[4] == few
     assert max(c.p_value or 0 for c in apply_holm([replace(base, p_value=0.6)] * 3)) == 1.0
 
 
-def test_after_the_correction_more_seeds_are_missing() -> None:
+def test_the_correction_asks_for_more_seeds() -> None:
     alone = judged([0.03, -0.01, 0.01, 0.02])
     together = apply_holm([alone] * 4)[0]
     assert alone.more_seeds is not None
@@ -254,7 +254,7 @@ def test_after_the_correction_more_seeds_are_missing() -> None:
     assert "methods were compared" not in format_comparison(together)  # the interval alone gives no evidence either
 
 
-def test_holm_keeps_the_chance_of_any_finding_at_5_percent() -> None:
+def test_holm_keeps_the_chance_of_any_false_verdict_at_5_percent() -> None:
     rng = np.random.default_rng(0)
     plain = any_corrected = 0
     for differences in 0.02 * rng.normal(size=(300, 6, 5)):
