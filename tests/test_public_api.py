@@ -20,6 +20,7 @@ def adam(parameters: object) -> torch.optim.Optimizer:
 
 
 def test_pretrain_and_fine_tune_in_ten_lines(workdir: Path) -> None:
+    torch.manual_seed(0)  # the bound must not depend on the tests before
     data = ImageDataModule("sample", num_labels=100, steps_per_epoch=5)
     autoencoder = AutoencoderModule("mlp", image_shape=data.image_shape, optimizer=adam)
     trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
