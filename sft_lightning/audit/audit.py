@@ -1,4 +1,4 @@
-"""`sft-lightning audit`: what is wrong with the data, before anything is trained."""
+"""`sft-lightning audit`: check the data of a config before training."""
 
 import time
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ from sft_lightning.utils.errors import InputError, IssuesFound
 
 @dataclass
 class Audit:
-    """What was found.
+    """Result of an audit.
 
     Attributes:
-        source: Name of the data.
-        request: Of the run, whose seed makes the splits.
-        names: Of the classes.
-        totals: Examples of each split.
-        counts: Of each class, by split.
-        facts: Sizes and modes of files.
-        labels: How labels were looked at.
-        topics: All that was looked for, found or not, by topic.
-        seconds: That it took.
+        source: Name of the data source.
+        request: Split settings of the run; its seed makes the splits.
+        names: Class names.
+        totals: Number of examples of each split.
+        counts: Number of examples of each class, by split.
+        facts: Sizes and modes of the files.
+        labels: Sentence on how labels were checked.
+        topics: Findings by topic, including those without rows.
+        seconds: Duration of the audit in seconds.
     """
 
     source: str
@@ -54,38 +54,38 @@ class Audit:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found."""
+        """Findings that have at least one row."""
         return [finding for topic in self.topics.values() for finding in topic if finding.rows]
 
     @property
     def contaminated(self) -> bool:
-        """Whether figures of the test or validation split cannot be trusted."""
+        """Whether metrics on the test or validation split cannot be trusted."""
         return any(finding.contaminates for finding in self.findings)
 
 
 class AuditCLI(DryRunCLI):
-    """Takes what `fit` takes, and `--strict`."""
+    """Command line of `fit` with the option `--strict`."""
 
     command = "audit"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the option."""
+        """Add `--strict`."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--strict", action="store_true", help="Exit code 1 where test or validation leaks.")
 
 
 def audit(argv: Sequence[str]) -> str:
-    """Looks at the data of a config and writes `audit.json` and `findings.csv`.
+    """Check the data of a config and write `audit.json` and `findings.csv`.
 
     Args:
-        argv: What `fit` takes, and `--strict`.
+        argv: Arguments of `fit`, and `--strict`.
 
     Returns:
-        What was found, in words.
+        The report as text.
 
     Raises:
-        InputError: The input is wrong in another way than an audit is for.
-        Found: The same words, where with `--strict` the test or validation split is contaminated.
+        InputError: The input is wrong in a way that an audit does not check.
+        IssuesFound: With `--strict`, the test or validation split is contaminated; the message is the report.
     """
     result, folder, strict = run_audit(argv)
     write_text(folder / "findings.csv", format_findings_csv(result.findings))
@@ -97,16 +97,16 @@ def audit(argv: Sequence[str]) -> str:
 
 
 def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
-    """The audit itself.
+    """Run the audit without writing files.
 
     Args:
-        argv: What `fit` takes, and `--strict`.
+        argv: Arguments of `fit`, and `--strict`.
 
     Returns:
-        What was found, the folder for it, and whether it was asked to be strict.
+        The result, the folder for its files, and whether `--strict` was given.
 
     Raises:
-        InputError: As `audit`.
+        InputError: The input is wrong in a way that an audit does not check.
     """
     began = time.perf_counter()
     with collect_faults() as faults:
@@ -157,7 +157,7 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
 
 
 def _set_up_splits(data: ImageDataModule) -> list[Finding]:
-    """Makes the splits as they are before leaks are dropped; what a run would refuse to make is told and made less."""
+    """Make the splits before leaks are dropped; where `fit` would refuse, report why and make smaller ones."""
     data.request = replace(data.request, on_leak="keep")
     refused = []
     for less in ({"num_labels": None, "labels_per_class": None}, {"val_size": 0.0, "test_size": 0.0}, None):
@@ -174,6 +174,7 @@ def _set_up_splits(data: ImageDataModule) -> list[Finding]:
 
 
 def _list_faults(faults: Sequence[Fault]) -> list[Finding]:
+    """Group faults of the data by their kind, one finding each."""
     kinds = {STRADDLING: [], **{fault.kind: [] for fault in faults}}  # type: dict[str, list[FindingRow]]
     for fault in faults:
         kinds[fault.kind].append(FindingRow(fault.split, fault.name, fault.detail))
@@ -184,8 +185,8 @@ def _list_faults(faults: Sequence[Fault]) -> list[Finding]:
 def _find_unreadable(
     data: ImageDataModule, stats: Sequence[SplitStats], policy: str, faults: Sequence[Fault]
 ) -> Finding:
-    """Files that were left out before there were splits, and those that turned out broken when decoded."""
-    told = {fault.name for fault in faults}
+    """Find files that were left out before splitting, and those that failed to decode."""
+    reported = {fault.name for fault in faults}
     rows = []
     for name, part in (data.source.load() if data.bad.reasons else {}).items():
         images = part.images
@@ -193,11 +194,11 @@ def _find_unreadable(
             if not isinstance(images, EncodedImages):
                 break
             path = images.place(i)
-            if known not in told and (said := data.bad.reasons.pop(show_path(path), None)) is not None:
-                rows.append(FindingRow(name, known, said))
-            elif known in told:
+            if known not in reported and (reason := data.bad.reasons.pop(show_path(path), None)) is not None:
+                rows.append(FindingRow(name, known, reason))
+            elif known in reported:
                 data.bad.reasons.pop(show_path(path), None)
-    rows += [FindingRow("unlabeled", name, said) for name, said in sorted(data.bad.reasons.items())]
+    rows += [FindingRow("unlabeled", name, reason) for name, reason in sorted(data.bad.reasons.items())]
     rows += [
         FindingRow(one.name, one.id(i), look)
         for one in stats
@@ -209,6 +210,7 @@ def _find_unreadable(
 
 
 def _find_strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding]:
+    """Find files in the source's folder that are not read."""
     source = data.opened_source  # as it lies on the disk, whatever the order of its classes
     if not isinstance(source, FolderSource):
         return []
@@ -222,10 +224,10 @@ def _find_strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding
 
 
 def format_audit(result: Audit) -> str:
-    """The audit as text.
+    """Format an audit as text.
 
     Args:
-        result: The audit.
+        result: Audit to format.
     """
     lines = [f"Audit of {result.source}, splits of seed {result.request.seed}, before leaks are dropped", ""]
     lines += [*class_checks.format_class_counts(result.counts, result.totals, result.names), ""]
@@ -244,7 +246,7 @@ def format_audit(result: Audit) -> str:
 
 
 def _to_json(result: Audit) -> dict[str, object]:
-    """The audit in types of JSON."""
+    """Convert an audit to JSON types."""
     asked = {name: value for name, value in asdict(result.request).items() if name not in ("messages", "leaks")}
     return {
         "source": result.source,

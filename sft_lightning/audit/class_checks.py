@@ -1,4 +1,4 @@
-"""How many examples each class has, split by split."""
+"""Class counts of each split, and findings about missing and uneven classes."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ Counts = dict[str, list[int]]
 
 
 def count_classes(stats: Sequence[SplitStats], num_classes: int) -> Counts:
-    """Number of examples of each class, by split; the unlabeled ones have none that may be known.
+    """Count the examples of each class by split, without the unlabeled split, whose labels stay hidden.
 
     Args:
-        stats: All splits.
-        num_classes: C.
+        stats: Statistics of all splits.
+        num_classes: Number of classes.
     """
     counted = {}
     for one in stats:
@@ -31,11 +31,11 @@ def count_classes(stats: Sequence[SplitStats], num_classes: int) -> Counts:
 
 
 def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[Finding]:
-    """Classes that a split lacks, and splits that one class rules.
+    """Find classes that a split lacks, and splits dominated by one class.
 
     Args:
-        counts: From `count_classes`.
-        names: Of the classes.
+        counts: Counts from `count_classes`.
+        names: Class names.
     """
     missing = {
         split: [FindingRow(split, name) for name, n in zip(names, own, strict=True) if not n]
@@ -73,12 +73,12 @@ def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[Finding]:
 
 
 def format_class_counts(counts: Counts, totals: dict[str, int], names: Sequence[str]) -> list[str]:
-    """The counts as lines, a class each; of many classes the smallest.
+    """Format the counts as an aligned table with one class per line; of many classes, the smallest.
 
     Args:
-        counts: From `count_classes`.
-        totals: Examples of each split.
-        names: Of the classes.
+        counts: Counts from `count_classes`.
+        totals: Number of examples of each split.
+        names: Class names.
     """
     order = list(range(len(names)))
     if len(names) > _MAX_ROWS:

@@ -1,4 +1,4 @@
-"""What an audit found, as lines to read and as a table."""
+"""Findings of an audit, as text and as CSV."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ COLUMNS = ("split", "id", "finding", "detail")
 
 
 class FindingRow(NamedTuple):
-    """One picture, class, group or file that a finding is about.
+    """One image, class, group or file of a finding.
 
     Attributes:
-        split: Where it stands.
-        name: Its id.
-        detail: What is the matter with it, in a few words; may be empty.
+        split: Name of the split it is in.
+        name: Id of the example, or name of the class, group or file.
+        detail: Short description of the problem; may be empty.
     """
 
     split: str
@@ -27,13 +27,13 @@ class FindingRow(NamedTuple):
 
 @dataclass
 class Finding:
-    """Everything of one kind.
+    """All problems of one kind.
 
     Attributes:
-        name: What all of them are.
-        advice: What to do about it.
-        rows: The most telling first.
-        contaminates: Whether figures of the test or validation split cannot be trusted because of it.
+        name: Description of the kind.
+        advice: Remedy for the user.
+        rows: Affected items, the most telling first.
+        contaminates: Whether it makes metrics on the test or validation split untrustworthy.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Finding:
     contaminates: bool = False
 
     def __str__(self) -> str:
-        """One line: how many, some of them, what to do."""
+        """Format as one line: the number, a few examples and the remedy."""
         names = [(show_path(row.name), row.detail) for row in self.rows[:_EXAMPLES]]
         shown = [f"{name} ({detail})" if detail else name for name, detail in names]
         more = f" and {len(self.rows) - _EXAMPLES:,} more" if len(self.rows) > _EXAMPLES else ""
         return f"{self.name} ({len(self.rows):,}): {', '.join(shown)}{more}. {self.advice}."
 
     def to_json(self) -> dict[str, object]:
-        """The same in types of JSON."""
+        """Convert to JSON types, with a few examples."""
         examples = [row._asdict() for row in self.rows[:_EXAMPLES]]
         return {
             "finding": self.name,
@@ -61,10 +61,10 @@ class Finding:
 
 
 def format_findings_csv(findings: Sequence[Finding]) -> str:
-    """All rows of all findings as CSV.
+    """Format all rows of all findings as CSV.
 
     Args:
-        findings: In their order.
+        findings: Findings, in the order to write them.
     """
     rows = [(row.split, row.name, finding.name, row.detail) for finding in findings for row in finding.rows]
     return format_csv([COLUMNS, *rows])

@@ -1,4 +1,4 @@
-"""What is odd about files and pictures by themselves."""
+"""Checks of single files and images: extensions, modes, orientation, cropping, stray files."""
 
 import os
 from collections import Counter
@@ -16,17 +16,17 @@ from sft_lightning.data.vision.image_stats import Header, ImageStats, SplitStats
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.value_ranges import serialize_ranges
 
-# Gray levels; a JPEG of one color has up to 1, the darkest of Fashion-MNIST's 70,000 pictures has 7.
+# Standard deviation in gray levels; a JPEG of one color reaches 1, the darkest of Fashion-MNIST's 70,000 images has 7.
 CONSTANT = 2.0
 _MAX_SIZES = 5
 
 
 def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Finding]:
-    """Readable pictures that may not be what they seem.
+    """Find readable images that may not be what they seem.
 
     Args:
-        stats: All splits.
-        geometry: How files become pictures of one size.
+        stats: Statistics of all splits.
+        geometry: Settings that turn files into images of one size.
     """
     gray = sum(look.is_gray for one in stats for _, look in one.readable)
     colored = sum(not look.is_gray for one in stats for _, look in one.readable)
@@ -65,7 +65,7 @@ def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Fin
         of(
             lambda one, i, look: "" if few and look.is_gray else None,
             "gray images among colored ones",
-            "They are read with three equal channels: a class that is gray more often is told by that, so check which",
+            "They are read with three equal channels: if one class is gray more often, a network can tell it by that",
         ),
         of(
             header(lambda h: h.mode if h.is_transparent else None),
@@ -106,11 +106,11 @@ def _describe_ranges(geometry: Geometry) -> str:
 
 
 def compute_lost_share(header: Header, geometry: Geometry) -> float:
-    """Return the share of an image's area that does not become a part of the square.
+    """Compute the share of an image's area that is cut off, 0 to 1.
 
     Args:
-        header: Of the image.
-        geometry: How files become pictures of one size.
+        header: Header of the image file.
+        geometry: Settings that turn files into images of one size.
     """
     if geometry.resize != "crop":
         return 1 - geometry.center**2
@@ -123,11 +123,11 @@ def _describe_loss(header: Header, geometry: Geometry) -> str | None:
 
 
 def find_strays(folder: Path, taken: set[Path]) -> list[Finding]:
-    """What lies in a folder and is not read: folders and links that are named like pictures, pictures named otherwise.
+    """Find what a folder holds but is not read: folders and links named like images, and images named otherwise.
 
     Args:
-        folder: Of the source.
-        taken: Files that are read, or whose fault is told elsewhere.
+        folder: Folder of the source.
+        taken: Files that are read, or whose fault is reported elsewhere.
     """
     named: list[FindingRow] = []
     others: list[FindingRow] = []
@@ -170,11 +170,11 @@ def _read_format(path: Path) -> str | None:
 
 
 def summarize_files(stats: Sequence[SplitStats], geometry: Geometry) -> dict[str, object]:
-    """Sizes and modes of the files, in types of JSON; nothing for pictures in memory.
+    """Summarize sizes and modes of the files in JSON types; return nothing for images in memory.
 
     Args:
-        stats: All splits.
-        geometry: How files become pictures of one size.
+        stats: Statistics of all splits.
+        geometry: Settings that turn files into images of one size.
     """
     headers = [look.header for one in stats for _, look in one.readable if look.header is not None]
     if not headers:
@@ -203,10 +203,10 @@ def _format_size(size: tuple[int, int]) -> str:
 
 
 def format_file_summary(facts: dict[str, object]) -> list[str]:
-    """The tables as lines.
+    """Format a summary of files as lines of text.
 
     Args:
-        facts: From `summarize_files`.
+        facts: Summary from `summarize_files`.
     """
     if not facts:
         return []

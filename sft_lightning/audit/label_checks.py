@@ -1,13 +1,13 @@
-"""Labels that are probably wrong: confident learning (Northcutt et al. 2021) over a simple classifier.
+"""Find labels that are probably wrong: confident learning (Northcutt et al. 2021) on a simple classifier.
 
-Each label is judged by a logistic regression that has not learned from it (cross-validation). An example speaks for
-class k when its probability of k is at least what examples labeled k have on average; one that speaks for another class
-than its label is a suspect. Where cleanlab is installed (extra `cleanlab`), its `find_label_issues` chooses the
-suspects: the same idea with the number of suspects per class matched to the estimated noise.
+Each label is judged by a logistic regression that has not learned from it (cross-validation). An example votes for
+class k if its probability of k is at least the mean that examples labeled k have; an example that votes for another
+class than its label is a suspect. With cleanlab (extra `cleanlab`), its `find_label_issues` chooses the suspects: the
+same idea, with the number of suspects per class matched to the estimated noise.
 
-A classifier that is often wrong doubts right labels, and no choice among its doubts mends that. So no label is doubted
-unless the classifier makes at most half as many errors as the answer that is the most frequent class, and is right more
-often than that by more than chance.
+A classifier that is often wrong doubts correct labels, and no choice among its doubts mends that. Labels are therefore
+doubted only if the classifier makes at most half as many errors as always guessing the most frequent class, and beats
+that guess by more than chance.
 """
 
 import warnings
@@ -30,7 +30,7 @@ from sft_lightning.transfer.scores import find_fewest_groups, split_into_folds
 from sft_lightning.utils.errors import InputError
 
 FOLDS = 5
-MAX_EXAMPLES = 100_000  # examples; the regression takes a minute or two for so many
+MAX_EXAMPLES = 100_000  # the regression takes a minute or two for this number
 CHANCE = 0.05  # highest probability that guessing the most frequent class is right as often
 _POOLED = 16  # side of the pixels that stand in for features: as telling as 32, and four times as fast
 
@@ -40,15 +40,15 @@ IntArray = NDArray[np.int64]
 
 @dataclass
 class LabelCheck:
-    """Examples whose labels were looked at.
+    """Result of a check of labels.
 
     Attributes:
-        examples: Split and position of each.
-        labels: Their classes, (N,).
-        probabilities: Out of fold, (N, C); 0 for classes that were left out.
+        examples: Split and position of each checked example.
+        labels: Class of each example, (N,).
+        probabilities: Out-of-fold probabilities, (N, C); 0 for classes that were left out.
         suspects: Positions in the above, the least likely label first.
-        summary: On what, and how good the classifier is; or why nothing was looked at.
-        is_decided: Whether the labels were judged: no suspects then means that none was found.
+        summary: Sentence on the classifier and its accuracy, or why nothing was checked.
+        is_decided: Whether labels were judged; if so, no suspects means that none was found.
     """
 
     examples: list[tuple[SplitStats, int]]
@@ -62,13 +62,13 @@ class LabelCheck:
 def check_labels(
     stats: Sequence[SplitStats], data: ImageDataModule, backbone: Backbone | None, seed: int
 ) -> LabelCheck:
-    """Looks for wrong labels in all splits with labels together.
+    """Check the labels of all labeled splits together.
 
     Args:
-        stats: The splits.
-        data: They are of.
-        backbone: Of a start that has learned; None for the pixels.
-        seed: Of the folds, and of the choice among more than 100,000 examples.
+        stats: Statistics of the splits.
+        data: Data module of the splits.
+        backbone: Pre-trained backbone whose features are classified; None to classify pixels.
+        seed: Seed of the folds, and of the choice among more than 100,000 examples.
     """
     examples = [(one, i) for one in stats for i, _ in one.readable if one.label(i) >= 0]
     if len(examples) > MAX_EXAMPLES:
@@ -119,10 +119,10 @@ def check_labels(
 
 
 def is_skilled(right: int, count: int, guess: float) -> bool:
-    """Return whether a classifier is right often enough that its doubts about labels mean something.
+    """Return whether a classifier is accurate enough for its doubts about labels to mean something.
 
     Args:
-        right: Number of examples that it is right about, out of fold.
+        right: Number of correct out-of-fold predictions.
         count: Number of all examples.
         guess: Share of the most frequent class.
     """
@@ -141,12 +141,12 @@ def _count_groups(y: IntArray, groups: Sequence[str] | None) -> IntArray:
 
 
 def predict_out_of_fold(x: NDArray[np.float32], y: IntArray, groups: Sequence[str] | None, seed: int) -> Matrix:
-    """Predict the class of each example by classifiers that have not seen it, nor others of its group.
+    """Predict the class of each example with classifiers that saw neither it nor others of its group.
 
     Args:
         x: Features, (N, F).
         y: Classes from 0, (N,), each at least five times.
-        groups: Group of each example, or None. A class with fewer groups than folds makes for fewer folds.
+        groups: Group of each example, or None. A class with fewer groups than folds lowers the number of folds.
         seed: Seed of the folds.
 
     Returns:
@@ -171,14 +171,14 @@ def predict_out_of_fold(x: NDArray[np.float32], y: IntArray, groups: Sequence[st
 
 
 def find_suspects(y: IntArray, p: Matrix) -> tuple[list[int], str]:
-    """The suspects.
+    """Find suspects with cleanlab where it is installed, otherwise with confident learning.
 
     Args:
         y: Classes from 0, (N,).
         p: Out-of-fold probabilities, (N, C).
 
     Returns:
-        Positions, the least likely label first, and what chose them.
+        Positions, the least likely label first, and the name of the method.
     """
     try:
         from cleanlab.filter import find_label_issues
@@ -189,7 +189,7 @@ def find_suspects(y: IntArray, p: Matrix) -> tuple[list[int], str]:
 
 
 def apply_confident_learning(y: IntArray, p: Matrix) -> list[int]:
-    """Off the diagonal of the confident joint (Northcutt et al. 2021, equation 1).
+    """Find the examples off the diagonal of the confident joint (Northcutt et al. 2021, equation 1).
 
     Args:
         y: Classes from 0, (N,), each at least once.
@@ -206,11 +206,11 @@ def apply_confident_learning(y: IntArray, p: Matrix) -> list[int]:
 
 
 def make_finding(check: LabelCheck, names: Sequence[str]) -> Finding:
-    """The suspects as a finding.
+    """Convert a check of labels to a finding.
 
     Args:
-        check: From `check_labels`.
-        names: Of the classes.
+        check: Result of `check_labels`.
+        names: Class names.
     """
     rows = []
     for k in check.suspects:
@@ -252,7 +252,7 @@ def _compute_features(
 
 
 def _group_by_split(examples: Sequence[tuple[SplitStats, int]]) -> list[tuple[SplitStats, list[int]]]:
-    """Positions of each split; places of a split stand together."""
+    """Group positions by split, in order; examples of one split are contiguous."""
     by_split: dict[str, tuple[SplitStats, list[int]]] = {}
     for one, i in examples:
         by_split.setdefault(one.name, (one, []))[1].append(i)

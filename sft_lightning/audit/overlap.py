@@ -1,4 +1,4 @@
-"""What duplicates mean for training and evaluation, and what a run does about them."""
+"""What duplicates mean for training and evaluation, and how `fit` treats them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +15,14 @@ _COPIES = (("labeled",) * 2, ("labeled", "unlabeled"), ("unlabeled",) * 2, ("tes
 
 
 def find_dropped(stats: Sequence[SplitStats], request: SplitConfig) -> set[tuple[str, int]]:
-    """Split and position of the pictures that a run drops: their files are equal byte for byte.
+    """Find the images that `fit` drops because their files are byte-for-byte copies.
 
     Args:
-        stats: All splits, as they are before anything is dropped.
-        request: Of the run.
+        stats: Statistics of all splits, before anything is dropped.
+        request: Split settings of the run.
+
+    Returns:
+        Name of the split and position of each dropped image.
     """
     # Files that cannot be read are not asked for: they may be gone.
     readable = {one.name: [i for i, _ in one.readable] for one in stats}
@@ -36,14 +39,14 @@ def find_overlaps(
     request: SplitConfig,
     names: Sequence[str],
 ) -> dict[str, list[Finding]]:
-    """The findings by topic.
+    """Sort duplicates into findings by topic: leaks, harmless duplicates and label conflicts.
 
     Args:
-        exact: From `duplicates`.
-        near: The same.
-        dropped: From `find_dropped`.
-        request: Of the run.
-        names: Of the classes.
+        exact: Pairs of equal images, from `find_near_duplicates`.
+        near: Pairs of nearly equal images, from `find_near_duplicates`.
+        dropped: Dropped images from `find_dropped`.
+        request: Split settings of the run.
+        names: Class names.
     """
     leaks, copies = [], []
     kinds = (("", exact), ("nearly ", near))
@@ -79,7 +82,7 @@ def _make_row(pair: Pair, kind: str) -> FindingRow:
 
 
 def _advise_on_leak(pairs: Sequence[Pair], dropped: set[tuple[str, int]], request: SplitConfig, b: str) -> str:
-    """What a run does about pictures that are held out and stand in b, and what is left to do."""
+    """Say what `fit` does about leaked copies in split `b`, and what is left to the user."""
     mine = [(pair.second[0].name, pair.second[1]) in dropped for pair in pairs]
     byte_for_byte, others = sum(mine), len(mine) - sum(mine)
     if byte_for_byte and request.on_leak == "raise":

@@ -1,4 +1,4 @@
-"""What a trained network makes of images of its own run: metrics, and outputs that a written program must repeat."""
+"""Evaluation of a trained network at export: metrics on its own run's images, and images to check a program on."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +22,16 @@ _SPLITS = {"test": "test", "val": "validation", "labeled": "labeled training", "
 
 @dataclass
 class ExportEvaluation:
-    """What there is to say of a network by images.
+    """Metrics of a network, and images for a comparison.
 
     Attributes:
-        kind: Of the images: `test`, `validation`, `labeled training`, `unlabeled training` or `random`.
-        images: uint8, (N, C, H, W), at most `PARITY_IMAGES`; none where no program is to be compared.
-        metrics: Of the classifier by name, on `count` images of `total`; empty where they were not measured.
-        count: Images with a label.
-        total: Images of the split.
-        temperature: Divides the logits before the softmax, as `predict` does; 1 where none is known.
-        calibrated_on: Validation images that it fits best.
+        kind: Kind of the images: `test`, `validation`, `labeled training`, `unlabeled training` or `random`.
+        images: Images for a comparison, uint8, (N, C, H, W), at most `PARITY_IMAGES`; none where no program is written.
+        metrics: Metrics of the classifier by name, on `count` images of `total`; empty if not measured.
+        count: Number of images with a label.
+        total: Number of images of the split.
+        temperature: Divisor of the logits before the softmax, as in `predict`; 1 if unknown.
+        calibrated_on: Number of validation images that the temperature was fitted on.
         random_reason: Why the images are random ones.
     """
 
@@ -48,18 +48,18 @@ class ExportEvaluation:
 def evaluate_export(
     run: str, trained: TrainedNetwork, folder: Path | None, most: int, compared: int = PARITY_IMAGES
 ) -> ExportEvaluation:
-    """Looks at images of the test split, else of validation, else of training; at random ones where none are left.
+    """Evaluate a network on the test split, else on validation, else on training images; on random ones without data.
 
-    The splits are those of the run's own `split.csv`: chosen anew from data that grew or shrank since, a test split
-    could hold what the run was trained on.
+    The splits are those of the run's own `split.csv`: splits made anew from data that grew or shrank since could put
+    training images into the test split.
 
     Args:
         run: Folder of a run, or a checkpoint.
-        trained: Its network, which may have been changed since.
-        folder: Of the run, if there is one.
-        most: Images of the held-out split that metrics are measured on, and of validation that the temperature fits,
-            drawn by the data's seed; 0 for neither.
-        compared: Images that are wanted for themselves.
+        trained: Network of the run, possibly changed since.
+        folder: Folder of the run, if there is one.
+        most: Largest number of held-out images for metrics, and of validation images for the temperature, sampled with
+            the data's seed; 0 for neither.
+        compared: Number of images to return for a comparison.
     """
     manifest = None if folder is None else folder / MANIFEST
     options = [f"--data.init_args.split_file={manifest}"] if manifest is not None and manifest.is_file() else []
@@ -106,7 +106,7 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
 
 
 def _predict_split(trained: TrainedNetwork, data: ImageDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and labels (N,) of examples of a split that have one."""
+    """Compute logits (N, K) of the labeled examples of a split, and return them with their labels (N,)."""
     if not len(data.splits[name]):
         return torch.empty(0, 1), torch.empty(0)
     chosen = add_subset(data, name, most)

@@ -1,8 +1,8 @@
-"""Parts of a trained model as files of their own: the backbone, the head, or both.
+"""Export of a trained model's backbone, head or both to a file.
 
-safetensors to train on, ONNX or PyTorch's `.pt2` to be run elsewhere. The JSON beside it (also inside the file) says
-what is needed to use the part: architecture, input size, normalization, classes, and where it came from; the model card
-says it to people.
+safetensors serves further training, ONNX and PyTorch's `.pt2` run elsewhere. The JSON beside the file (and inside it)
+holds what is needed to use it: architecture, input size, normalization, classes, and origin. The model card says the
+same to people.
 """
 
 from pathlib import Path
@@ -40,25 +40,26 @@ def export(
     wise: float = 1.0,
     measure_on: int = 2000,
 ) -> Path:
-    """Writes a part of a trained model, a JSON of the same name and a model card beside it.
+    """Write a part of a trained model, with a JSON of the same name and a model card beside it.
 
-    A program (`onnx`, `pt2`) takes uint8 images and gives logits, of a backbone features. It is read back and compared
-    with PyTorch on images of the run; one that differs is not written.
+    A program (`onnx`, `pt2`) takes uint8 images and returns logits, or features for a backbone. It is read back and
+    compared with PyTorch on images of the run; a program that differs is not written.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
-        part: `backbone`, `head` or `model`, which is both.
-        format: Of the file; `onnx` needs the extra `export`.
-        out: The file; null for PART.FORMAT in the run's folder.
-        wise: alpha of WiSE-FT: weights (1 - alpha) * start + alpha * tuned, the start being what the run started from.
-        measure_on: Images of the test split (validation, where there is none) that the card's metrics are measured on,
-            drawn by the seed of the data; 0 for a card without.
+        part: What to export: `backbone`, `head` or `model`, which is both.
+        format: Format of the file; `onnx` needs the extra `export`.
+        out: Path of the file; null for PART.FORMAT in the run's folder.
+        wise: alpha of WiSE-FT: weights (1 - alpha) * start + alpha * tuned, where the start is what the run started
+        from.
+        measure_on: Number of images of the test split (else of validation) for the card's metrics, sampled with the
+            data's seed; 0 for a card without metrics.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        InputError: There is no such run or part, or it cannot be written so.
+        InputError: The run or part does not exist, or cannot be written in this format.
     """
     checkpoint = find_run_checkpoint(run)
     trained = load_trained_network(checkpoint)
@@ -121,7 +122,7 @@ def _select_tensors(trained: TrainedNetwork, part: ExportPart) -> Tensors:
 
 
 def _interpolate(trained: TrainedNetwork, alpha: float, run: str) -> None:
-    """Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models": between the start and what became of it."""
+    """Interpolate between the weights of the start and the tuned ones (WiSE-FT, Wortsman et al. 2022)."""
     chain = trained.metadata.get("chain") or [{}]
     source = chain[-1].get("weights")
     if source in (None, "none", "default") or not Path(source).exists():
@@ -148,7 +149,7 @@ def _interpolate(trained: TrainedNetwork, alpha: float, run: str) -> None:
 
 
 def _interpolate_head(trained: TrainedNetwork, alpha: float, source: Path) -> None:
-    """The rows of classes that the start knew by name; those of new classes have no start, and are kept."""
+    """Interpolate the rows of classes that the start knew by name; rows of new classes are kept."""
     tensors, metadata = read_weights(source)
     start, names, class_names = (
         extract_linear_head(select_evaluated_weights(tensors)),

@@ -1,4 +1,4 @@
-"""The model card beside an exported file: what it is, learned from, reaches, and is not for.
+"""Model card of an exported file: its origin, data, metrics, intended use and limits.
 
 Plain Markdown after Mitchell et al. 2019 ("Model Cards for Model Reporting"), with front matter that hubs read.
 """
@@ -38,18 +38,18 @@ _SPLIT_TITLES = {"labeled": "labeled", "val": "validation", "test": "test"}
 
 @dataclass
 class CardData:
-    """What a card is made of.
+    """Content of a model card.
 
     Attributes:
-        file: What was exported.
-        metadata: What its JSON says.
-        checkpoint: What it was made of.
-        folder: Of the run, or None.
-        iterate: Which state of the training it is.
-        config: What `fit` was asked for; empty where that is unknown.
-        evaluation: What the network makes of images; None where none were looked at.
-        name: Of the run.
-        counts: Examples by split and class; empty where they are unknown.
+        file: Exported file.
+        metadata: Metadata of the export.
+        checkpoint: Checkpoint that was exported.
+        folder: Folder of the run, or None.
+        iterate: Description of the exported training state.
+        config: Config of `fit`; empty where it is unknown.
+        evaluation: Evaluation at export; None if there was none.
+        name: Name of the run.
+        counts: Number of examples by split and class; empty where they are unknown.
     """
 
     file: Path
@@ -63,7 +63,7 @@ class CardData:
     counts: dict[str, Counter[str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Reads how the data was split."""
+        """Read how the data was split."""
         self.name = self.checkpoint.name if self.folder is None else "/".join(self.folder.resolve().parts[-2:])
         self.counts = {}
         if self.folder is not None:
@@ -71,30 +71,30 @@ class CardData:
                 self.counts = read_split_counts(self.folder / MANIFEST)
 
     def get_setting(self, part: str, name: str) -> Any:
-        """A setting of the run's `model` or `data`, or None; of a class its name.
+        """Return a setting of the run's `model` or `data`, of a class its name; None if unset.
 
         Args:
-            part: `model` or `data`.
-            name: Of the setting.
+            part: Section of the config: `model` or `data`.
+            name: Name of the setting.
         """
         value = ((self.config.get(part) or {}).get("init_args") or {}).get(name)
         given = value.get("class_path", value) if isinstance(value, dict) else value
         return given.rpartition(".")[2] if isinstance(value, dict) and isinstance(given, str) else given
 
     def count_examples(self, split: str) -> int:
-        """Examples of a split.
+        """Count the examples of a split.
 
         Args:
-            split: Its name.
+            split: Name of the split.
         """
         return sum(self.counts.get(split, Counter()).values())
 
 
 def format_model_card(card: CardData) -> str:
-    """The whole page.
+    """Format a model card as Markdown.
 
     Args:
-        card: What there is to say.
+        card: Content of the card.
     """
     sections = {
         "Use": _write_use(card),
@@ -116,10 +116,10 @@ def format_model_card(card: CardData) -> str:
 
 
 def escape_markdown(value: object) -> str:
-    """What a user wrote, such that Markdown and HTML take it as text, also in a table.
+    """Escape a user's text for Markdown and HTML, also inside a table.
 
     Args:
-        value: Anything.
+        value: Value to format.
     """
     return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(str(value).split()))
 
@@ -255,7 +255,7 @@ def _write_metrics(card: CardData) -> str:
 
 
 def _write_recorded(card: CardData) -> str:
-    """What the run wrote of just this state of its training."""
+    """Report the metrics that the run logged for exactly this state of its training."""
     step, curves = card.metadata["step"], read_curves(card.folder) if card.folder is not None else None
     if curves is None or step is None or "wise" in card.metadata:
         return ""

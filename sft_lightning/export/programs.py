@@ -1,9 +1,9 @@
-"""A trained network as one program for elsewhere: ONNX, or PyTorch's own `.pt2`.
+"""Export of a trained network as one program: ONNX, or PyTorch's own `.pt2`.
 
-uint8 images go in, as every decoder gives them: a program that divides by 255 and normalizes itself cannot be fed with
-pixels in another range, and a float is refused by its type. Logits come out, not probabilities: a temperature divides
-them, and a difference between two programs shows in them where probabilities hide it near 0 and 1. The number of images
-of a batch is free, their size is not.
+The input is uint8 images, as every decoder returns them: a program that divides by 255 and normalizes cannot be fed
+pixels in another range, and a float is refused by its type. The output is logits, not probabilities: a temperature
+divides logits, and they show a difference between two programs that probabilities hide near 0 and 1. The number of
+images of a batch is free, their size is not.
 """
 
 import json
@@ -32,17 +32,17 @@ TOLERANCE = 1e-3  # of an output, and of the mean output where that is below 1
 
 
 class Program(nn.Module):
-    """From uint8 images to logits, or to features without a head."""
+    """Module from uint8 images to logits, or to features if it has no head."""
 
     weight: Tensor
     bias: Tensor
 
     def __init__(self, backbone: Backbone, head: Tensors) -> None:
-        """Joins both.
+        """Join backbone and head.
 
         Args:
-            backbone: With its normalization.
-            head: `weight` (K, F) and `bias` (K,), or nothing.
+            backbone: Backbone with its normalization.
+            head: `weight` (K, F) and `bias` (K,) of the head, or nothing.
         """
         super().__init__()
         self.backbone = backbone
@@ -52,27 +52,27 @@ class Program(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes.
+        """Compute logits or features.
 
         Args:
-            images: uint8, (N, C, H, W).
+            images: Images, uint8, (N, C, H, W).
 
         Returns:
-            float32, (N, K) or (N, F).
+            Logits (N, K) or features (N, F), float32.
         """
         x: Tensor = self.backbone(images.float() / 255)
         return F.linear(x, self.weight, self.bias) if self._has_head else x
 
 
 def check_format(part: str, language: ProgramFormat) -> None:
-    """Whether such a program can be written here.
+    """Check that a program can be written here.
 
     Args:
-        part: `backbone`, `head` or `model`.
-        language: Of the program.
+        part: Part to export: `backbone`, `head` or `model`.
+        language: Format of the program.
 
     Raises:
-        InputError: A head takes no images, or a package is missing.
+        InputError: The part is a head, which takes no images, or a package is missing.
     """
     if part == "head":
         raise InputError(
@@ -90,20 +90,20 @@ def check_format(part: str, language: ProgramFormat) -> None:
 def write_program(
     file: Path, language: ProgramFormat, trained: TrainedNetwork, measured: ExportEvaluation, metadata: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes a program, reads it back and compares it with PyTorch; a file that differs does not stay.
+    """Write a program, read it back and compare it with PyTorch; delete the file if it differs.
 
     Args:
-        file: To write.
-        language: Of the program.
-        trained: The network.
-        measured: Images to compare on.
-        metadata: What the program says of itself, with `part`.
+        file: Path of the file.
+        language: Format of the program.
+        trained: Network to export.
+        measured: Evaluation with the images to compare on.
+        metadata: Metadata of the export, with `part`.
 
     Returns:
-        The same and what a user of the program needs: `format`, `input`, `output`, `inside`, `parity`.
+        The metadata with what users of the program need: `format`, `input`, `output`, `inside`, `parity`.
 
     Raises:
-        InputError: The network cannot be written, or the file is not the same network.
+        InputError: The network cannot be written, or the program's outputs differ.
     """
     with_head = metadata["part"] == "model"
     program = Program(trained.network(), trained.head if with_head else {})
@@ -131,10 +131,10 @@ def write_program(
 
 
 def describe_parity(parity: dict[str, Any]) -> str:
-    """One line on how equal the written program is.
+    """Describe in one line how closely the program's outputs match PyTorch's.
 
     Args:
-        parity: From `write_program`.
+        parity: Entry `parity` of the metadata from `write_program`.
     """
     why = f", which are random since {parity['why_random']}" if parity["why_random"] else ""
     classes = "" if parity["equal_classes"] is None else f", {parity['equal_classes']:.1%} of the classes are equal"
@@ -147,7 +147,7 @@ def describe_parity(parity: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def _run_pytorch(trained: TrainedNetwork, images: Tensor, with_head: bool) -> Tensor:
-    """What the run itself computes, not by way of a `Program`: a mistake in it would not show."""
+    """Compute the expected outputs without a `Program`, so that a mistake in that class would show."""
     network = trained.network()
     x = torch.cat([network(some.float() / 255) for some in images.split(32)])
     return F.linear(x, trained.head["weight"], trained.head["bias"]) if with_head else x
@@ -216,7 +216,7 @@ def _check_parity(
     language: ProgramFormat,
     with_head: bool,
 ) -> dict[str, Any]:
-    """What is told of the comparison.
+    """Compare a program with the expected outputs and return what is recorded of it.
 
     Raises:
         InputError: The outputs differ.

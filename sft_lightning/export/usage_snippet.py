@@ -1,4 +1,4 @@
-"""What a user of an exported file does before and after: told as data, and as Python that runs as it is."""
+"""Pre- and postprocessing of an exported file, as data and as Python code that runs as it is."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ from sft_lightning.data.vision.images import Geometry
 
 
 def describe_preprocessing(metadata: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """What happens to a file's picture before it is pixels, in order, as `predict` does it.
+    """Describe, in order, how an image file becomes pixels, as `predict` does it.
 
     Args:
-        metadata: With `image_shape`.
+        metadata: Metadata of the export, with `image_shape`.
         data: Settings of the run's `ImageDataModule`; empty where they are unknown.
     """
     channels, height, width = metadata["image_shape"]
@@ -31,11 +31,11 @@ def describe_preprocessing(metadata: dict[str, Any], data: dict[str, Any]) -> di
 
 
 def format_snippet(file: Path, metadata: dict[str, Any]) -> str:
-    """Python that asks an exported file about `image.png`.
+    """Write Python code that applies an exported file to `image.png`.
 
     Args:
-        file: What was exported; its folder is where the code runs.
-        metadata: What the file's JSON says.
+        file: Exported file; the code runs in its folder.
+        metadata: Metadata of the export.
     """
     if metadata["part"] == "head":
         option = _format_option("head_weights", file)
@@ -104,10 +104,10 @@ def format_snippet(file: Path, metadata: dict[str, Any]) -> str:
 
 
 def metadata_path(file: Path) -> Path:
-    """The JSON that tells of a file: one of its own for each format, so that none is lost to another.
+    """Return the path of a file's JSON: one for each format, so that exports do not overwrite each other's.
 
     Args:
-        file: What was exported.
+        file: Exported file.
     """
     return file.with_suffix(".json") if file.suffix == ".safetensors" else file.with_name(f"{file.name}.json")
 

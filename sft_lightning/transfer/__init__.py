@@ -1,1 +1,1 @@
-"""Which trained network to start from: candidates, transferability scores and rankings."""
+"""Choice of a start for a transfer: candidates, transferability scores and rankings."""

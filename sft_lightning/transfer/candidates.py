@@ -1,4 +1,4 @@
-"""Starts to choose from: backbones by name, files and past runs."""
+"""Candidates for a start: backbones by name, weight files and earlier runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from sft_lightning.utils.errors import InputError
 
 @dataclass
 class Candidate:
-    """A start.
+    """Start to compare.
 
     Args:
-        backbone: `conv`, a torchvision or timm name, ...; null where the weights say what they are of.
-        weights: `none` for a random start, `default` for the published ones, or the path of a file or run.
-        image_size: Side of the images it sees; null for that given for the data where its weights fit it, else that of
-            its file or run, else that of the data.
+        backbone: Name of the backbone, such as `conv` or a torchvision or timm name; null to read it from the weights.
+        weights: `none` for a random start, `default` for the published weights, or the path of a file or run.
+        image_size: Side of its images in pixels; null for the size given for the data where the weights fit it, else
+            that of its file or run, else that of the data.
     """
 
     backbone: str | None = None
@@ -38,10 +38,10 @@ class Candidate:
 
 
 def resolve_candidates(given: str | Candidate) -> list[Candidate]:
-    """What a word stands for: a path where there is such a file or folder, else a name.
+    """Resolve a text to candidates: a path where such a file or folder exists, else a name.
 
     Args:
-        given: A name, file, run or folder of runs; what is a candidate already stays one.
+        given: Name, file, run or folder of runs; a candidate is returned as it is.
 
     Raises:
         InputError: A folder holds no run, or nothing names a backbone.
@@ -61,7 +61,7 @@ def resolve_candidates(given: str | Candidate) -> list[Candidate]:
 
 
 def _natural_key(path: Path) -> list[tuple[str, int]]:
-    """version_10 comes after version_9."""
+    """Return a sort key that puts version_10 after version_9."""
     return [(part.rstrip("0123456789"), int("0" + part[len(part.rstrip("0123456789")) :])) for part in path.parts]
 
 
@@ -72,14 +72,14 @@ def load_candidate(
 
     Args:
         start: Candidate to load.
-        image_shape: (C, H, W) of images for those that do not say what they are for.
+        image_shape: (C, H, W) of the images for candidates that record none.
         given_size: Side of the images that the user asked for; files and runs keep their own where they do not fit it.
 
     Returns:
-        The backbone, and `weight` (S, F) and `bias` (S,) or nothing.
+        The backbone, and `weight` (S, F) and `bias` (S,) of the classifier or nothing.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: The candidate cannot be loaded.
     """
 
     def sized(shape: Sequence[int]) -> Sequence[int]:
@@ -119,18 +119,18 @@ def _build_resized(name: str, image_shape: Sequence[int], path: Path) -> tuple[B
 
 
 def _find_weights_file(weights: str) -> Path:
-    """A run's checkpoint where it has one, since that holds its head, too."""
+    """Find the file of weights; of a run, prefer its checkpoint, since that holds its head, too."""
     path = Path(weights)
     last = path / "checkpoints" / "last.ckpt"
     return last if last.is_file() else find_weights(path)
 
 
 def count_known_labels(weights: str, data: ImageDataModule) -> int:
-    """How many of the labels the runs behind a file have learned from.
+    """Count the labels that the runs behind a file have learned from.
 
     Args:
         weights: Path of the file or run.
-        data: With the labels.
+        data: Data module with the labels.
     """
     path = _find_weights_file(weights)
     run = find_run(path)

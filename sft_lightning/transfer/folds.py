@@ -1,4 +1,4 @@
-"""Folds of a cross-validation that keep copies of an image, and the source's groups, together."""
+"""Folds of a cross-validation that keep copies of an image, and groups of the source, together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from sft_lightning.utils.errors import InputError
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """What a cross-validation on labeled examples must keep to.
+    """Constraints of a cross-validation on labeled examples.
 
     Attributes:
         groups: Group of each labeled example, copies joined; None where each example stands alone.
-        joined: Group of each labeled example, copies among the further examples joined, too.
+        joined: Group of each labeled example, joined with copies among the further examples, too.
         further: Group of each further example; a fold that holds out this group must not learn from it.
-        folds: Number of folds, smaller than what was asked for where copies leave fewer groups in a class.
+        folds: Number of folds, smaller than requested where copies leave fewer groups in a class.
         distinct: Positions of labeled examples without repeated copies.
         copies: Copies among the labeled examples.
         notes: Phrases about copies and folds for the user.
@@ -37,13 +37,13 @@ class FoldPlan:
 def plan_folds(
     labeled: Split, geometry: Geometry, folds: int, class_names: Sequence[str], others: Split | None = None
 ) -> FoldPlan:
-    """Find copies among labeled examples and join them, and groups that share one, into groups of folds.
+    """Join copies among labeled examples, and groups that share one, into groups that folds keep together.
 
     Args:
         labeled: Examples to divide.
-        geometry: How files become images.
-        folds: Number of folds that was asked for.
-        class_names: Names of the classes, for messages.
+        geometry: Settings that turn files into images.
+        folds: Requested number of folds.
+        class_names: Class names, for messages.
         others: Further examples to learn from, such as unlabeled ones; they may be copies of labeled ones.
 
     Raises:

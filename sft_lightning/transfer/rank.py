@@ -1,4 +1,4 @@
-"""Which start suits these labels: backbones by name, files and past runs, compared without training any of them."""
+"""Rank starts (backbones by name, files, earlier runs) for a set of labels without training any of them."""
 
 import math
 import sys
@@ -38,22 +38,22 @@ ImageData = Callable[[], ImageDataModule]
 
 @dataclass
 class CandidateScores:
-    """What was found of a candidate.
+    """Scores of a candidate.
 
     Attributes:
-        candidate: The start.
-        backbone: Its name.
-        num_features: F.
-        image_size: Side of the images that it was compared on.
-        size_note: Why this is not the size of the data's images, or nothing.
-        labels: That it was judged by.
-        distinct: Labels without repeated copies of an image, by which the scores without cross-validation judge.
+        candidate: Start that was scored.
+        backbone: Name of the backbone.
+        num_features: Number of features F.
+        image_size: Side of the images it was compared on, in pixels.
+        size_note: Why this is not the size of the data's images; empty if it is.
+        labels: Number of labels it was scored on.
+        distinct: Number of labels without repeated copies of an image, on which scores without cross-validation rest.
         fold_notes: Phrases about copies and folds.
-        scores: By criterion; higher is better. Those that need the source's classes are missing where it has none.
-        errors: Standard errors of the cross-validated ones.
-        seconds: That it took.
-        known_labels: How many of the labels its runs have learned from, which makes it look better than it is.
-        failed: Why it has no scores, or nothing.
+        scores: Scores by criterion; higher is better. Criteria that need the source's classes are missing without them.
+        errors: Standard errors of the cross-validated scores.
+        seconds: Duration in seconds.
+        known_labels: Number of these labels that its runs have learned from, which makes it look better than it is.
+        failed: Why it has no scores; empty if it has.
     """
 
     candidate: Candidate
@@ -78,16 +78,15 @@ def rank(
     by: Criterion = "logme",
     out: str = f"{LOGS}/rank",
 ) -> str:
-    """Compares starts on the labeled split and writes `rank.csv` and `rank.png`.
+    """Compare starts on the labeled split and write `rank.csv` and `rank.png`.
 
     Args:
-        data: Whose labels the starts are judged by; nothing of its other splits is looked at. Starts by name see
-            images of its size; files and runs, too, where `image_size` is given and their weights fit it, and
-            otherwise images of their own size.
+        data: Data with the labels; its other splits are not used. Starts by name see images of its size; files and runs
+            do, too, where `image_size` is given and their weights fit it, and otherwise images of their own size.
         candidates: Names (with published weights), files, runs or folders of runs; or a mapping of backbone, weights
             and image_size.
-        folds: Of the cross-validation of `knn` and `linear`.
-        by: The criterion of the order: `logme`, which foretold the fine-tuned accuracy best where that was measured
+        folds: Number of folds of the cross-validation of `knn` and `linear`.
+        by: Criterion to sort by: `logme`, which predicted the fine-tuned accuracy best where that was measured
             (`scripts/bench/ranking.py`), `linear` and `knn` (cross-validated accuracy of a classifier on the
             features), `h_score`, `regularized_h_score`, or `leep` and `nce`, which need the source's classes.
         out: Folder of both files.
@@ -96,7 +95,7 @@ def rank(
         The table, best first.
 
     Raises:
-        InputError: The labels are too few, or there is nothing to compare.
+        InputError: The labels are too few, or no candidate can be used.
     """
     results = score_candidates(data, candidates, folds, _print_line)
     if all(one.failed for one in results):
@@ -116,13 +115,13 @@ def _print_line(text: str) -> None:
 def score_candidates(
     data: ImageData, candidates: Sequence[str | Candidate], folds: int, say: Callable[[str], None] = lambda text: None
 ) -> list[CandidateScores]:
-    """The scores of each candidate, in the order given.
+    """Score each candidate, in the given order.
 
     Args:
-        data: Makes the data; `image_size` and `channels` are given for candidates that need pictures of their own.
-        candidates: See `rank`.
-        folds: Of the cross-validation.
-        say: Told a line for each candidate.
+        data: Factory of the data; called with `image_size` and `channels` for candidates that need other images.
+        candidates: Starts as in `rank`.
+        folds: Number of folds of the cross-validation.
+        say: Function that takes a progress line for each candidate.
 
     Raises:
         InputError: The labels are too few, or a folder holds no run.
@@ -154,7 +153,7 @@ def score_candidates(
 
 
 class _DataBySize:
-    """The same labeled pictures at the sizes that candidates want."""
+    """Labeled images at the sizes that candidates need."""
 
     def __init__(self, data: ImageData) -> None:
         self._make: Callable[..., ImageDataModule] = data
@@ -239,11 +238,11 @@ _TITLES = {
 
 
 def format_ranking(ordered: Sequence[CandidateScores], by: Criterion) -> str:
-    """The candidates as text, with what should be known of the figures.
+    """Format the ranking as a table, with notes on how to read it.
 
     Args:
-        ordered: As they are to be listed.
-        by: The criterion of the order.
+        ordered: Scores in the order to list them.
+        by: Criterion they are sorted by.
     """
     lines = [
         ["start", "px", "features", *(_TITLES[name] + (" *" if name == by else "") for name in CRITERIA), "seconds"]

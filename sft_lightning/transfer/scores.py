@@ -1,6 +1,6 @@
-"""How well features or predictions of a trained model suit a task's labels, told without training the model.
+"""Transferability scores: how well features or predictions of a model suit a task, without training the model.
 
-Higher is better for each. All are calculated in float64.
+Higher is better for each. All are computed in float64.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _TEMPERATURE = 0.07  # of the neighbors' votes
 
 
 def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """Log evidence of Bayesian linear regression from features to labels: LogME, You et al. 2021.
+    """Compute LogME: the log evidence of Bayesian linear regression from features to labels (You et al. 2021).
 
     Each class is a regression to 0 or 1 without an intercept. Its weights have the prior N(0, 1/alpha), its labels the
     noise N(0, 1/beta), with the alpha and beta of the largest evidence. For each alpha/beta the best beta has a closed
@@ -30,13 +30,13 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
     never below 1e-8, so that such features score high, yet finitely.
 
     Args:
-        features: (N, F).
-        labels: int64, (N,).
-        num_classes: C.
+        features: Features, (N, F).
+        labels: Classes, int64, (N,).
+        num_classes: Number of classes C.
 
     Returns:
-        Natural logarithm of the evidence per example, the mean over the classes. A class without an example is left
-        out: it is fit exactly by weights of 0.
+        Natural logarithm of the evidence per example, averaged over the classes. A class without an example is left
+        out, since weights of 0 fit it exactly.
 
     Raises:
         InputError: There is no example, or a feature is not finite.
@@ -66,18 +66,18 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
 
 
 def h_score(features: Tensor, labels: Tensor) -> float:
-    """The features' variance between classes, as a share of all their variance and summed over directions.
+    """Compute the H-score: the share of the features' variance that lies between classes, summed over directions.
 
     Bao et al. 2019 ("An Information-Theoretic Approach to Transferability ..."): trace(pinv(cov(F)) cov(E[F|Y])).
-    In a direction where the features vary by less than 1e-6 of their length they count as constant.
+    Directions in which the features vary by less than 1e-6 of their length count as constant.
 
     Args:
-        features: (N, F).
-        labels: int64, (N,).
+        features: Features, (N, F).
+        labels: Classes, int64, (N,).
 
     Returns:
-        From 0 to the smaller of C - 1 and the features' rank. With N <= F it tends to be C - 1 whatever the features,
-        and ranks nothing.
+        Score from 0 to the smaller of C - 1 and the features' rank. With N <= F it tends to C - 1 whatever the
+        features, and ranks nothing.
 
     Raises:
         InputError: There is no example, or a feature is not finite.
@@ -98,8 +98,8 @@ def regularized_h_score(features: Tensor, labels: Tensor) -> float:
     features. Covariances divide by N, as in that estimate.
 
     Args:
-        features: (N, F).
-        labels: int64, (N,).
+        features: Features, (N, F).
+        labels: Classes, int64, (N,).
 
     Returns:
         Score from 0 to C - 1; 0 where the features are constant.
@@ -123,15 +123,15 @@ def regularized_h_score(features: Tensor, labels: Tensor) -> float:
 
 
 def leep(source_probabilities: Tensor, labels: Tensor, num_classes: int) -> float:
-    """Log expected empirical prediction: LEEP, Nguyen et al. 2020.
+    """Compute LEEP, the log expected empirical prediction (Nguyen et al. 2020).
 
     Args:
-        source_probabilities: The model's softmax over its own S classes, (N, S).
-        labels: int64, (N,).
-        num_classes: C.
+        source_probabilities: Softmax of the model over its own S classes, (N, S).
+        labels: Classes, int64, (N,).
+        num_classes: Number of classes C.
 
     Returns:
-        Mean natural logarithm of the probability of the label, guessed from the source class alone; 0 at most.
+        Mean natural logarithm of the label's probability given the source class alone; at most 0.
 
     Raises:
         InputError: There is no example, or a probability is not finite.
@@ -143,14 +143,14 @@ def leep(source_probabilities: Tensor, labels: Tensor, num_classes: int) -> floa
 
 
 def nce(source_labels: Tensor, labels: Tensor) -> float:
-    """Minus the conditional entropy H(Y|Z) of labels given the source's: NCE, Tran et al. 2019.
+    """Compute NCE, the negative conditional entropy -H(Y|Z) of labels given the source's (Tran et al. 2019).
 
     Args:
-        source_labels: Z, int64, (N,).
-        labels: Y, int64, (N,).
+        source_labels: Classes predicted by the source Z, int64, (N,).
+        labels: Classes Y, int64, (N,).
 
     Returns:
-        In nats; 0 at most.
+        Score in nats; at most 0.
 
     Raises:
         InputError: There is no example.
@@ -160,11 +160,11 @@ def nce(source_labels: Tensor, labels: Tensor) -> float:
 
 
 class FewestGroups(NamedTuple):
-    """The class with the fewest groups of examples.
+    """Class with the fewest groups of examples.
 
     Attributes:
         label: Number of the class.
-        groups: Number of its groups; of its examples where nothing is grouped.
+        groups: Number of its groups, or of its examples where nothing is grouped.
     """
 
     label: int
@@ -175,7 +175,7 @@ def find_fewest_groups(labels: Tensor, groups: Sequence[str] | None) -> FewestGr
     """Find the class that limits the number of folds.
 
     Args:
-        labels: int64, (N,).
+        labels: Classes, int64, (N,).
         groups: Name of each example's group, or None where each stands alone.
 
     Raises:
@@ -194,17 +194,17 @@ def split_into_folds(
     groups: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> list[tuple[list[int], list[int]]]:
-    """Stratified folds, each example held out once.
+    """Divide examples into stratified folds, each example held out once.
 
     Args:
-        labels: int64, (N,).
-        folds: At least 2; at most the examples, or groups, of the smallest class.
-        seed: Of the shuffle.
-        groups: One name per example; examples of one group are in one fold.
-        class_names: For messages; without them a class is told by its number.
+        labels: Classes, int64, (N,).
+        folds: Number of folds, at least 2 and at most the examples, or groups, of the smallest class.
+        seed: Seed of the shuffle.
+        groups: Name of each example's group; examples of one group stay in one fold.
+        class_names: Class names for messages, which otherwise give the class's number.
 
     Returns:
-        For each fold the positions that are learned from, and those that are held out.
+        For each fold the positions to learn from, and those that are held out.
 
     Raises:
         InputError: Too few folds, examples, groups or classes.
@@ -236,22 +236,22 @@ def cross_validate(
     *,
     kind: Literal["knn", "linear"],
 ) -> tuple[float, float]:
-    """Accuracy of a simple classifier on the features, by stratified cross-validation.
+    """Compute the accuracy of a simple classifier on the features by stratified cross-validation.
 
-    "knn": neighbors by cosine vote with exp(cos / 0.07), as in Wu et al. 2018. They are 5, or as many as the smallest
+    "knn": neighbors by cosine vote with exp(cos / 0.07), as in Wu et al. 2018. There are 5, or as many as the smallest
     class has examples in the training folds: more would outvote it even among its own.
     "linear": scikit-learn's logistic regression on features standardized by the training folds.
 
     Args:
-        features: (N, F).
-        labels: int64, (N,).
-        folds: At least 2; at most the examples, or groups, of the smallest class.
-        seed: Of the shuffle.
-        groups: One name per example; examples of one group are in one fold.
-        kind: The classifier.
+        features: Features, (N, F).
+        labels: Classes, int64, (N,).
+        folds: Number of folds, at least 2 and at most the examples, or groups, of the smallest class.
+        seed: Seed of the shuffle.
+        groups: Name of each example's group; examples of one group stay in one fold.
+        kind: Type of the classifier.
 
     Returns:
-        Mean of the folds' accuracies and its standard error, as if folds were independent.
+        Mean accuracy over the folds and its standard error, as if folds were independent.
 
     Raises:
         InputError: Too few folds, examples, groups or classes, or a feature that is not finite.
@@ -267,14 +267,14 @@ def cross_validate(
 
 
 def weighted_kendall(scores: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Rank correlation in which exchanges at the top weigh most (hyperbolically), as in You et al. 2021.
+    """Compute the rank correlation in which exchanges at the top weigh most (hyperbolically), as in You et al. 2021.
 
     Args:
-        scores: One per model.
-        accuracies: One per model.
+        scores: Score of each model.
+        accuracies: Accuracy of each model.
 
     Returns:
-        From -1 to 1; 0 where it is not defined: fewer than 2 models, or all scores or all accuracies equal.
+        Correlation from -1 to 1; 0 where it is undefined: fewer than 2 models, or all scores or all accuracies equal.
     """
     from scipy.stats import weightedtau
 
@@ -294,7 +294,7 @@ def _check_features(features: Tensor) -> Tensor:
 
 
 def _encode_one_hot(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes that have an example (K,), and who is in which, float64 (N, K)."""
+    """Return the classes that have an example, (K,), and one-hot labels, float64, (N, K)."""
     if not len(labels):
         raise InputError("there is no labeled example to score with: add labels")
     classes, index = labels.cpu().unique(return_inverse=True)

@@ -1,7 +1,7 @@
-"""How far to fine-tune, by cross-validation on the labeled examples alone.
+"""`sft-lightning degree`: choose how far to fine-tune by cross-validation on the labeled examples alone.
 
-Each run is an ordinary `fit` with a split file of its own, which holds one fold out and has no test example, so that a
-run cannot see the test split. It is judged by its last iterate; nothing is measured on the fold before.
+Each run is an ordinary `fit` with its own split file, which holds one fold out and contains no test example, so that a
+run cannot see the test split. A run is judged by its last iterate; its fold is not evaluated earlier.
 """
 
 import hashlib
@@ -37,17 +37,17 @@ _VALIDATING_CALLBACKS = ("EarlyStopping", "ReduceLROnPlateau")
 
 
 class DegreeCLI(DryRunCLI):
-    """Takes what `fit` takes, and the group `degree`."""
+    """Command line of `fit` with the group `degree`."""
 
     command = "degree"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the group."""
+        """Add the group `degree`."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(DegreeGrid, "degree")
 
     def dump_config(self, options: dict[str, Any]) -> str:
-        """The config of `fit` as YAML.
+        """Dump the config of `fit` as YAML.
 
         Args:
             options: New values of settings by their full names.
@@ -65,10 +65,10 @@ class DegreeRun(NamedTuple):
     """One training.
 
     Attributes:
-        setting: What is compared.
-        fold: Which one is held out.
+        setting: Setting to compare.
+        fold: Number of the held-out fold.
         key: Digest of all that its result depends on.
-        options: What its config has in place of the command's settings.
+        options: Settings that replace those of the command's config.
     """
 
     setting: DegreeSetting
@@ -78,13 +78,13 @@ class DegreeRun(NamedTuple):
 
 
 def compare_degrees(argv: Sequence[str]) -> str:
-    """What `sft-lightning degree` does: all runs that have no result yet, a table, and a config for `fit`.
+    """Train all runs that have no result yet, and write a table and a config for `fit`.
 
     Args:
-        argv: Of the command line, without the command.
+        argv: Arguments of the command line, without the command.
 
     Returns:
-        The table, and where the config is.
+        The table as text, and the path of the config.
 
     Raises:
         InputError: The input is wrong, or no setting finished.
@@ -127,7 +127,7 @@ def make_folds(data: ImageDataModule, number: int, use_unlabeled: bool) -> list[
     Args:
         data: Data module that is set up.
         number: Number of folds.
-        use_unlabeled: Whether the unlabeled examples are learned from; those of held-out groups never are.
+        use_unlabeled: Whether runs learn from the unlabeled examples; those of held-out groups are always left out.
 
     Returns:
         Splits without any example of the data's own validation and test splits.
@@ -193,7 +193,7 @@ def _split_file(folder: Path, fold: int) -> Path:
 
 
 def _plan_runs(cli: DegreeCLI, settings: list[DegreeSetting], held_out: list[Splits], folder: Path) -> list[DegreeRun]:
-    """All runs, those of one setting after each other."""
+    """List all runs, grouped by setting."""
     config = cli.config.fit
     given = config.trainer.callbacks or []
     callbacks = given if isinstance(given, list) else [given]
@@ -220,12 +220,12 @@ def _plan_runs(cli: DegreeCLI, settings: list[DegreeSetting], held_out: list[Spl
 
 
 def _train_missing(cli: DegreeCLI, runs: list[DegreeRun], folder: Path) -> dict[str, float]:
-    """Trains what has no result yet; gives back all results by their keys."""
+    """Train the runs without a result, and return the accuracies of all runs by their keys."""
     known = _read_results(folder / RESULTS)
     accuracies = {key: float(result["accuracy"]) for key, result in known.items()}
     missing = [one for one in runs if one.key not in known]
     rank_zero_info(f"Degree: {len(runs)} runs, {len(runs) - len(missing)} of them done before.")
-    for one in {one.setting: one for one in missing}.values():  # what cannot be is told before the first training
+    for one in {one.setting: one for one in missing}.values():  # report impossible settings before training
         try:
             with silence_logs():
                 run(["fit", "--config", _write_config(cli, one, folder)], DegreeCLI)
@@ -257,7 +257,7 @@ def _write_config(cli: DegreeCLI, one: DegreeRun, folder: Path) -> str:
 
 
 def _measure_accuracy(config: str) -> float:
-    """Of the last iterate, on the fold that was held out."""
+    """Train a run and return the accuracy of its last iterate on the held-out fold."""
     cli = run(["fit", "--config", config])
     cli.trainer.limit_val_batches = 1.0
     (metrics,) = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
@@ -282,13 +282,13 @@ def _digest(content: Any) -> str:
 
 
 def _find_start_files(model: Any) -> list[Path]:
-    """The files that the model starts from."""
+    """List the weight files that the model starts from."""
     files = [] if model.weights in ("none", "default") else [find_weights(Path(model.weights))]
     return files if model.head_weights == "none" else [*files, find_weights(Path(model.head_weights), "head")]
 
 
 def _digest_images(splits: list[Split]) -> dict[str, str]:
-    """Digest of each picture by its name."""
+    """Return the digest of each image by its name."""
     return {
         name: digest.hex()
         for split in splits
@@ -297,7 +297,7 @@ def _digest_images(splits: list[Split]) -> dict[str, str]:
 
 
 def _digest_fold(splits: Splits, image_digests: dict[str, str]) -> str:
-    """Of a fold: its pictures, in their splits, and those labels that are not hidden."""
+    """Digest a fold: its images by split, and all labels that are not hidden."""
     listed = {
         name: [[image_digests[i] for i in split.ids], split.ids, [] if name == "unlabeled" else split.labels.tolist()]
         for name, split in splits.items()

@@ -1,4 +1,4 @@
-"""What `degree` compares, and what it chooses: depths, learning rates of the backbone, weights of a regularizer."""
+"""Settings that `degree` compares, and the rule that chooses one: depths, learning rates, regularizer weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ Accuracies = Sequence[float | None]  # of the folds, None where the run failed
 
 
 class DegreeSetting(NamedTuple):
-    """How far to fine-tune; None leaves what the config says.
+    """How far to fine-tune; None keeps the config's value.
 
     Attributes:
         depth: `head`, a number of last blocks, or `all`.
         backbone_lr_scale: Learning rate of the backbone as a share of the head's.
-        regularizer_weight: Lambda.
+        regularizer_weight: Weight (lambda) of the regularizer.
     """
 
     depth: int | str
@@ -31,12 +31,12 @@ class DegreeSetting(NamedTuple):
 
     @property
     def change(self) -> tuple[float, float, float]:
-        """How much of the start it changes: the depth counts first, then the learning rate, then the regularizer."""
+        """How far it moves from the start: the depth counts first, then the learning rate, then the regularizer."""
         depth = float(_DEPTHS.get(self.depth, self.depth))
         return depth, self.backbone_lr_scale or 0.0, -(self.regularizer_weight or 0.0)
 
     def to_options(self) -> dict[str, Any]:
-        """The settings of a config that it replaces, by their full names."""
+        """Return the settings of a config that it replaces, by their full names."""
         options: dict[str, Any] = {"tune": self.depth}
         if self.depth not in _DEPTHS:
             options = {"tune": "last_k_blocks", "last_k_blocks": self.depth}
@@ -49,13 +49,13 @@ class DegreeSetting(NamedTuple):
 
 @dataclass
 class DegreeGrid:
-    """What is compared by cross-validation on the labeled examples alone.
+    """Settings to compare by cross-validation on the labeled examples alone.
 
     Args:
         depth: What is trained: `head`, a number of last blocks and the head, or `all`.
         backbone_lr_scale: Learning rates of the backbone as shares of the head's.
         regularizer_weight: Weights (lambda) of the config's regularizer; null for the one that it has.
-        folds: Parts of the labeled examples, each held out once.
+        folds: Number of folds of the labeled examples, each held out once.
     """
 
     depth: list[int | str] = field(default_factory=lambda: ["head", 1, "all"])
@@ -64,13 +64,13 @@ class DegreeGrid:
     folds: int = 5
 
     def list_settings(self, head_is_regularized: bool) -> list[DegreeSetting]:
-        """All combinations that differ, that which changes least first: the head alone has no rate of the backbone.
+        """List all distinct combinations, the smallest change first; the head alone has no backbone learning rate.
 
         Args:
-            head_is_regularized: Whether the regularizer's weight matters where the backbone is frozen.
+            head_is_regularized: Whether the regularizer's weight matters while the backbone is frozen.
 
         Raises:
-            InputError: A value is none that can be compared.
+            InputError: A value cannot be compared.
         """
         check_min(2, **{"degree.folds": self.folds})
         for name in ("depth", "backbone_lr_scale", "regularizer_weight"):
@@ -91,27 +91,28 @@ class DegreeGrid:
 
 
 def compute_standard_error(accuracies: Sequence[float]) -> float:
-    """Of the mean over folds, as if they were independent.
+    """Compute the standard error of the mean over folds, as if they were independent.
 
     Args:
-        accuracies: Two at least.
+        accuracies: Accuracies of at least two folds.
     """
     return stdev(accuracies) / math.sqrt(len(accuracies))
 
 
 def choose_setting(results: Mapping[DegreeSetting, Accuracies]) -> tuple[DegreeSetting, DegreeSetting]:
-    """The best, and what is chosen: within one standard error of the best that which changes the start least.
+    """Find the best setting, and choose the smallest change within one standard error of it.
 
-    The rule is that of Breiman et al. 1984, "Classification and Regression Trees".
+    The rule is that of Breiman et al. 1984, "Classification and Regression Trees". Settings with a failed fold are
+    excluded.
 
     Args:
-        results: Accuracies on the folds. Who has a failed fold takes no part.
+        results: Accuracies on the folds by setting.
 
     Returns:
-        Best and chosen, often the same.
+        Best and chosen setting, often the same.
 
     Raises:
-        InputError: None has finished all folds.
+        InputError: No setting finished all folds.
     """
     complete = {setting: accuracies for setting in results if None not in (accuracies := results[setting])}
     finished = {setting: [a for a in accuracies if a is not None] for setting, accuracies in complete.items()}
@@ -126,12 +127,12 @@ def choose_setting(results: Mapping[DegreeSetting, Accuracies]) -> tuple[DegreeS
 def tabulate_results(
     results: Mapping[DegreeSetting, Accuracies], best: DegreeSetting, chosen: DegreeSetting
 ) -> list[list[str]]:
-    """The table, its header first; settings that are the same in all lines have no column.
+    """Tabulate the results, header first; settings that are never set have no column.
 
     Args:
-        results: Accuracies on the folds.
-        best: Is marked.
-        chosen: The same.
+        results: Accuracies on the folds by setting.
+        best: Setting to mark as best.
+        chosen: Setting to mark as chosen.
     """
     names = [name for k, name in enumerate(DegreeSetting._fields) if any(setting[k] is not None for setting in results)]
     number = len(next(iter(results.values())))

@@ -1,4 +1,4 @@
-"""What the commands that train for some steps to find something out share: a Trainer that leaves nothing behind."""
+"""Base of the commands that train for some steps to measure something: a Trainer that leaves no files behind."""
 
 import sys
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.oom import attach_oom_message
 from sft_lightning.utils.errors import InputError
 
-# What shapes a step of training. The rest of the Trainer's settings writes files, or ends the trial before its time.
+# Settings that shape a training step. The Trainer's others write files, or would end the trial early.
 _STEP_SETTINGS = (
     "accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm", "deterministic",
     "benchmark", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_epochs",
@@ -20,30 +20,30 @@ _STEP_SETTINGS = (
 
 
 class OutOfMemoryHint(Callback):
-    """Says what to lower where memory ran out."""
+    """Callback that says what to lower when memory runs out."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Puts the sentence in place of the error.
+        """Replace an out-of-memory error by one with a remedy.
 
         Args:
-            trainer: In training.
+            trainer: Trainer of the failed step.
             pl_module: Unused.
-            exception: Any.
+            exception: Exception that was raised.
         """
         attach_oom_message(exception, trainer)
 
 
 class TrialCLI(DryRunCLI):
-    """`fit` without checkpoints, logs and validation, on a config and not on a checkpoint.
+    """`fit` without checkpoints, logs and validation, from a config and not from a checkpoint.
 
     Attributes:
-        has_progress_bar: Whether it knows how many steps there are to show.
+        has_progress_bar: Whether the number of steps is known, so that a bar can show them.
     """
 
     has_progress_bar: ClassVar[bool] = True
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to go on from a checkpoint, before the data is opened."""
+        """Refuse to resume from a checkpoint, before the data is opened."""
         checkpoint = self.config.fit.get("ckpt_path")
         if checkpoint is not None:
             raise InputError(
@@ -54,7 +54,7 @@ class TrialCLI(DryRunCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         kept = {name: config[name] for name in _STEP_SETTINGS if name in config}
-        # A bar or nothing: the lines that a file gets count epochs, of which this is none.
+        # A bar or nothing: progress lines for log files count epochs, and a trial has none.
         bar = self.has_progress_bar and config.get("enable_progress_bar") is not False and sys.stdout.isatty()
         return self.trainer_class(
             **kept,
@@ -72,14 +72,13 @@ class TrialCLI(DryRunCLI):
 
 
 def skip_warmup(model: LightningModule) -> int:
-    """Gives lambda its full value from the first step: no warm-up, no ramp.
+    """Give lambda its full value from the first step: no warm-up, no ramp.
 
     Args:
-        model: About to be trained.
+        model: Model about to be trained.
 
     Returns:
-        Steps in which all is done that is done in turn: those of both kinds where supervised and unsupervised ones
-        alternate, else 1.
+        Number of steps in one cycle: a turn of supervised and unsupervised steps where these alternate, else 1.
     """
     if not isinstance(model, SemiSupervisedModule):
         return 1

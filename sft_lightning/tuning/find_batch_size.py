@@ -1,8 +1,8 @@
-"""`sft-lightning find-batch-size`: how many images a second a config trains on, by batch size, until memory runs out.
+"""`sft-lightning find-batch-size`: measure the training throughput by batch size until memory runs out.
 
-Lightning's callback `BatchSizeFinder` looks for the largest size that fits and trains with it. That is more than is
-needed, since from some size on a batch only takes longer, and on a CPU, where Linux kills a process that takes too
-much, it is no search at all.
+Lightning's `BatchSizeFinder` looks for the largest size that fits and trains with it. Beyond some size, however, a
+batch only takes longer; and on a CPU, where Linux kills a process that takes too much memory, that search cannot end
+well.
 """
 
 from collections.abc import Sequence
@@ -20,40 +20,40 @@ from sft_lightning.utils.errors import InputError, check_min, check_positive
 from sft_lightning.utils.tables import align_columns
 
 FIRST = 2  # batch normalization has nothing to normalize in one image
-MIN_GAIN = 1.05  # a larger size is better when it is so many times as fast
-PATIENCE = 2  # doublings without such a gain that end the search
+MIN_GAIN = 1.05  # speedup from which a larger size counts as better
+PATIENCE = 2  # doublings without that gain before the search ends
 
 
 class FindBatchSizeCLI(TrialCLI):
-    """A trial with the end of the search."""
+    """Trial with options for the largest size and the duration."""
 
     command = "find-batch-size"
     has_progress_bar: ClassVar[bool] = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the end.
+        """Add `--max` and `--seconds`.
 
         Args:
-            parser: Of a command.
+            parser: Parser of a subcommand.
         """
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--max", type=int, default=4096, help="No larger batch_size is tried.")
-        parser.add_argument("--seconds", type=float, default=1.0, help="So long the steps of each size are timed.")
+        parser.add_argument("--max", type=int, default=4096, help="Largest batch_size to try.")
+        parser.add_argument("--seconds", type=float, default=1.0, help="Seconds to time each size.")
 
     def before_instantiate_classes(self) -> None:
-        """Checks it before the data is opened."""
+        """Check both options before the data is opened."""
         super().before_instantiate_classes()
         check_min(FIRST, max=self.config.fit.max)
         check_positive(seconds=self.config.fit.seconds)
 
 
 class SizeResult(NamedTuple):
-    """What was found of a size.
+    """Measurement of one batch size.
 
     Attributes:
-        size: `batch_size`.
-        images: Of a batch, on average: of labeled and unlabeled ones together, fewer where the data has no more.
-        rate: Images a second.
+        size: Value of `batch_size`.
+        images: Mean number of images per step, labeled and unlabeled together; fewer where the data has no more.
+        rate: Throughput in images per second.
     """
 
     size: int
@@ -62,14 +62,14 @@ class SizeResult(NamedTuple):
 
 
 def find_batch_size(argv: Sequence[str]) -> str:
-    """Trains for some steps with batch sizes of 2, 4, 8, ... and suggests one.
+    """Train for some steps with batch sizes of 2, 4, 8, ... and suggest one.
 
-    Each step is a real one: forward, backward and the optimizer's, on labeled and unlabeled images in the config's own
-    ratio, with its views, precision and accumulation. The learning rate is 0, and the backbone is trained from the
-    first step where it will be released later.
+    Each step is real: forward, backward and optimizer, on labeled and unlabeled images in the config's own ratio, with
+    its views, precision and accumulation. The learning rate is 0, and a backbone that is unfrozen later is trained from
+    the first step.
 
     Args:
-        argv: What `fit` takes, and `--max` and `--seconds`.
+        argv: Arguments of `fit`, and `--max` and `--seconds`.
 
     Returns:
         A table, the suggestion, and the option for `fit`.
@@ -110,7 +110,7 @@ def find_batch_size(argv: Sequence[str]) -> str:
 
 
 def _try_size(cli: SFTCLI, size: int, pace: ThroughputMeter, rows: list[SizeResult]) -> str:
-    """Adds a row, or says why there is none."""
+    """Measure a batch size and append the result, or return why the search ends."""
     rank_zero_info(f"batch_size {size} ...")
     end, cli.datamodule.batch_size = "", size
     try:
@@ -129,12 +129,12 @@ def _try_size(cli: SFTCLI, size: int, pace: ThroughputMeter, rows: list[SizeResu
 
 
 def format_sizes(rows: Sequence[SizeResult], best: int, end: str) -> str:
-    """The result in words.
+    """Format the measurements and the suggestion as text.
 
     Args:
-        rows: At least one.
-        best: Which of them is suggested.
-        end: Why no more were tried.
+        rows: Measurements, at least one.
+        best: Position of the suggested size.
+        end: Reason why no larger size was tried.
     """
     cells = [[str(row.size), f"{row.images:,.0f}", f"{row.rate:,.0f}"] for row in rows]
     lines = align_columns([["batch_size", "images a step", "images/s"], *cells], ">")

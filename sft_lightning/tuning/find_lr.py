@@ -1,9 +1,9 @@
-"""`sft-lightning find-lr`: a learning rate range test (Smith 2017) of what a config trains.
+"""`sft-lightning find-lr`: run a learning rate range test (Smith 2017) on a config.
 
-The rate rises by the same factor from step to step, from one at which nothing is learned to one at which training falls
-apart, and the loss of each step is written down. Lightning's `Tuner.lr_find` does the same, but not here: it wants the
-rate as an attribute `lr` of the module, where ours is an argument of the optimizer that the YAML names (pl#16787); it
-gives all parameter groups one rate, so that a slow backbone would be as fast as its head; and it saves a checkpoint.
+The rate grows by a constant factor per step, from one at which nothing is learned to one at which training diverges,
+and the loss of each step is recorded. Lightning's `Tuner.lr_find` does not work here: it needs an attribute `lr` of the
+module, where ours is an argument of the optimizer in the YAML (pl#16787); it gives all parameter groups one rate, so
+that a slow backbone would become as fast as its head; and it saves a checkpoint.
 """
 
 import math
@@ -25,28 +25,28 @@ from sft_lightning.utils.errors import InputError, check_min, check_positive
 
 
 class LRSweep(Callback):
-    """Raises the rate from step to step, keeps the losses, and ends the training where there is no more to learn."""
+    """Callback that raises the rate from step to step, records the losses, and stops at the end of the range."""
 
     def __init__(self, curve: LRCurve, turn: int = 1) -> None:
-        """Prepares.
+        """Create the callback.
 
         Args:
-            curve: Has the rates, and takes the losses.
-            turn: Optimizer steps at each rate.
+            curve: Curve with the rates; it takes the losses.
+            turn: Number of optimizer steps at each rate.
         """
         self.curve, self._cycle = curve, turn
         self._losses: list[Tensor] = []
         self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes each group's share of the optimizer's rate, and leaves the schedule out.
+        """Record each group's share of the optimizer's rate, and disable the schedule.
 
         Args:
-            trainer: In training.
-            pl_module: Any with one optimizer.
+            trainer: Trainer in training.
+            pl_module: Module with one optimizer.
 
         Raises:
-            InputError: The optimizer has no rate.
+            InputError: The optimizer has no learning rate, or there are several optimizers.
         """
         optimizer = trainer.optimizers[0]
         rate = optimizer.defaults.get("lr")
@@ -59,10 +59,10 @@ class LRSweep(Callback):
         trainer.strategy.lr_scheduler_configs = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Sets the rate.
+        """Set the learning rate.
 
         Args:
-            trainer: In training.
+            trainer: Trainer in training.
             pl_module: Unused.
             batch: Unused.
             batch_idx: Unused.
@@ -73,15 +73,15 @@ class LRSweep(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the loss, the mean over the batches of a rate and over all processes.
+        """Record the loss: its mean over the batches of a rate and over all processes.
 
         Of a semi-supervised step it is L_s. The network itself makes the targets of L_u, which may fall because they
         become easy, and rise because more of them are accepted.
 
         Args:
-            trainer: In training.
-            pl_module: Unused.
-            outputs: The loss, which Lightning has divided by the batches of a step.
+            trainer: Trainer in training.
+            pl_module: Module in training.
+            outputs: Output of the step, whose loss Lightning has divided by the batches per optimizer step.
             batch: Unused.
             batch_idx: Unused.
         """
@@ -99,23 +99,23 @@ class LRSweep(Callback):
 
 
 class FindLRCLI(TrialCLI):
-    """A trial with the range of the rates."""
+    """Trial with options for the range of rates."""
 
     command = "find-lr"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the range.
+        """Add `--min_lr`, `--max_lr` and `--steps`.
 
         Args:
-            parser: Of a command.
+            parser: Parser of a subcommand.
         """
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--min_lr", type=float, default=1e-6, help="First rate of find-lr.")
-        parser.add_argument("--max_lr", type=float, default=10.0, help="Last rate of find-lr.")
-        parser.add_argument("--steps", type=int, default=100, help="Rates between them, each a step of training.")
+        parser.add_argument("--min_lr", type=float, default=1e-6, help="First rate of the range.")
+        parser.add_argument("--max_lr", type=float, default=10.0, help="Last rate of the range.")
+        parser.add_argument("--steps", type=int, default=100, help="Number of rates, each one training step.")
 
     def before_instantiate_classes(self) -> None:
-        """Checks the range before the data is opened."""
+        """Check the range before the data is opened."""
         super().before_instantiate_classes()
         given = self.config.fit
         check_positive(min_lr=given.min_lr)
@@ -125,17 +125,17 @@ class FindLRCLI(TrialCLI):
 
 
 def find_lr(argv: Sequence[str]) -> str:
-    """Trains for some hundred steps at rising rates and suggests one.
+    """Train for some hundred steps at rising rates and suggest one.
 
-    What is trained is what the training begins with: the first stage where there are two, lambda at its full value from
-    the first step (no warm-up, no ramp), and a whole turn of supervised and unsupervised steps at each rate where
-    these alternate, since their losses are not comparable.
+    The test covers the beginning of the training: the first stage where there are two, lambda at its full value from
+    the first step (no warm-up, no ramp), and a full cycle of supervised and unsupervised steps at each rate where these
+    alternate, since their losses are not comparable.
 
     Args:
-        argv: What `fit` takes, and `--min_lr`, `--max_lr` and `--steps`.
+        argv: Arguments of `fit`, and `--min_lr`, `--max_lr` and `--steps`.
 
     Returns:
-        The suggestion, and where the curve is; nothing on processes other than the first.
+        The suggestion and the paths of the curve; an empty text on all processes but the first.
 
     Raises:
         InputError: The input is wrong.
@@ -168,10 +168,10 @@ def find_lr(argv: Sequence[str]) -> str:
 
 
 def lr_option(given: Any) -> str:
-    """The option that sets the rate.
+    """Return the option of `fit` that sets the learning rate.
 
     Args:
-        given: The parsed config.
+        given: Parsed config.
     """
     schedule = (given.model.get("init_args") or {}).get("lr_scheduler") or {}
     peak = "max_lr" in (schedule.get("init_args") or {})  # OneCycleLR and CyclicLR take no notice of the optimizer's

@@ -1,7 +1,7 @@
-"""`sft-lightning find-precision`: whether half precision makes a config faster on this machine.
+"""`sft-lightning find-precision`: measure whether half precision makes a config faster on this machine.
 
-It does not everywhere: a CPU without instructions for bfloat16 converts back and forth, and in a small network the
-conversions cost more than they save.
+Often it does not: a CPU without bfloat16 instructions converts back and forth, and in a small network the conversions
+cost more than they save.
 """
 
 from collections.abc import Sequence
@@ -18,39 +18,44 @@ from sft_lightning.utils.errors import check_min, check_positive
 from sft_lightning.utils.tables import align_columns
 
 FULL_PRECISION = "32-true"
-MIN_GAIN = 1.05  # in every round, for a precision to be suggested
+MIN_GAIN = 1.05  # speedup in every round from which a precision is suggested
 
 
 class FindPrecisionCLI(TrialCLI):
-    """A trial with how long to look."""
+    """Trial with options for the number and the duration of rounds."""
 
     command = "find-precision"
     has_progress_bar: ClassVar[bool] = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds it.
+        """Add `--rounds` and `--seconds`.
 
         Args:
-            parser: Of a command.
+            parser: Parser of a subcommand.
         """
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--rounds", type=int, default=3, help="All are timed in turn so many times.")
-        parser.add_argument("--seconds", type=float, default=2.0, help="So long each is timed in a round.")
+        parser.add_argument("--rounds", type=int, default=3, help="Number of timings of each precision.")
+        parser.add_argument(
+            "--seconds",
+            type=float,
+            default=2.0,
+            help="Seconds of each timing.",
+        )
 
     def before_instantiate_classes(self) -> None:
-        """Checks it before the data is opened."""
+        """Check both options before the data is opened."""
         super().before_instantiate_classes()
         check_min(1, rounds=self.config.fit.rounds)
         check_positive(seconds=self.config.fit.seconds)
 
 
 def find_precision(argv: Sequence[str]) -> str:
-    """Trains for some steps in full and in half precision, in turn, and suggests one.
+    """Train for some steps in full and in half precision, in turn, and suggest one.
 
-    Steps are real ones, with the config's own network, batches and views; the learning rate is 0.
+    Steps are real, with the config's own network, batches and views; the learning rate is 0.
 
     Args:
-        argv: What `fit` takes, and `--rounds` and `--seconds`.
+        argv: Arguments of `fit`, and `--rounds` and `--seconds`.
 
     Returns:
         A table, the suggestion, and the option for `fit`.
@@ -75,10 +80,10 @@ def find_precision(argv: Sequence[str]) -> str:
 
 
 def format_precisions(rates: dict[str, list[float]]) -> str:
-    """The result in words.
+    """Format the measurements and the suggestion as text.
 
     Args:
-        rates: Images a second of each precision, by round.
+        rates: Images per second of each precision, by round.
     """
     cells = [["precision", "images/s", "against 32-true"]]
     best = FULL_PRECISION

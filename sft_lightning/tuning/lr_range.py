@@ -1,4 +1,4 @@
-"""What a learning rate range test says: the losses at rising rates, the rate to take, a table and a picture."""
+"""Results of a learning rate range test: the losses at rising rates, the suggested rate, a table and a plot."""
 
 import csv
 import io
@@ -10,33 +10,31 @@ from typing import Any, NamedTuple
 
 from sft_lightning.utils.atomic import write_text
 
-_SMOOTHING_WIDTH = (
-    math.log(10) * 0.7
-)  # of the smoothing, in log rate: however many the steps, they are smoothed over 0.7 decades
-_DIVERGENCE = 3.0  # the loss has diverged when it is so many times its best value above it
-_USABLE_FROM = 0.1  # share of the whole fall from which on a rate is called usable
-_MIN_SIGNAL = (
-    4.0  # times the noise: where nothing is learned the loss falls so far in 1 of 100 tests with 30 to 100 steps
-)
+# Width of the smoothing in log rate: 0.7 decades, however many the steps.
+_SMOOTHING_WIDTH = math.log(10) * 0.7
+_DIVERGENCE = 3.0  # the loss has diverged once it exceeds its best value by this multiple of it
+_USABLE_FROM = 0.1  # share of the total fall from which on a rate counts as usable
+# Multiple of the noise that the fall must exceed: without learning, 1 of 100 tests with 30 to 100 steps gets there.
+_MIN_SIGNAL = 4.0
 _MIN_FALL = 0.01  # share of the loss that the fall must be: without noise, the least of rates lowers the loss a little
 NAME = "find_lr"
 
 
 class LRCurve:
-    """Losses at exponentially rising rates.
+    """Losses at exponentially rising learning rates.
 
     Attributes:
-        rates: All that are to be tried.
-        losses: Of those tried so far.
-        end: Why no more were tried: "diverged", "not finite", or "" at the last of them.
+        rates: All rates of the range.
+        losses: Losses of the rates tried so far.
+        end: Why the test ended early: "diverged", "not finite", or "" if it did not.
     """
 
     def __init__(self, min_lr: float, max_lr: float, steps: int) -> None:
-        """Sets the rates.
+        """Compute the rates.
 
         Args:
-            min_lr: First.
-            max_lr: Last.
+            min_lr: First rate.
+            max_lr: Last rate.
             steps: Number of rates, at least 2.
         """
         step = math.log(max_lr / min_lr) / (steps - 1)
@@ -47,13 +45,13 @@ class LRCurve:
         self.end = ""
 
     def add(self, loss: float) -> bool:
-        """Takes the loss of the next rate.
+        """Add the loss of the next rate.
 
         Args:
-            loss: Its mean over the batches at this rate.
+            loss: Mean loss over the batches at this rate.
 
         Returns:
-            Whether that was the last.
+            Whether the test is over.
         """
         if not math.isfinite(loss):
             self.end = "not finite"
@@ -68,11 +66,11 @@ class LRCurve:
 
     @property
     def smoothed(self) -> list[float]:
-        """The losses averaged forward and then backward: forward alone, they would lag behind their rates.
+        """Losses averaged forward and then backward, since a forward average alone would lag behind the rates.
 
-        Before, each is replaced by the median of five (a batch of a few left-over examples may have a loss of its own
-        kind), and none counts for more than those at the start, so that the last ones, in which training falls apart,
-        do not hide what came before them.
+        First, each loss is replaced by the median of five (a batch of a few left-over examples may have an unusual
+        loss) and capped at the level of the first ones, so that the end, where training diverges, does not hide what
+        came before.
         """
         medians = self.medians
         most = max(medians[: self.width], default=0.0)
@@ -80,16 +78,16 @@ class LRCurve:
 
     @property
     def medians(self) -> list[float]:
-        """The median of each loss and two on each side."""
+        """Median of each loss and two on each side."""
         return [median(self.losses[max(0, k - 2) : k + 3]) for k in range(len(self.losses))]
 
 
 class SuggestedRate(NamedTuple):
-    """What is read off a curve.
+    """Learning rates read off a curve.
 
     Attributes:
-        rate: The suggestion.
-        usable: First and last rate at which training gets somewhere.
+        rate: Suggested rate.
+        usable: First and last rate at which training makes progress.
         fall: Smoothed loss at the first rate, and the lowest one.
     """
 
@@ -99,10 +97,10 @@ class SuggestedRate(NamedTuple):
 
 
 def smooth(values: Sequence[float], keep: float) -> list[float]:
-    """Moving averages with the correction of their bias (Kingma & Ba 2015), so that the first is the first value.
+    """Compute bias-corrected moving averages (Kingma & Ba 2015); the first one is the first value.
 
     Args:
-        values: In order.
+        values: Values in order.
         keep: Share of the old average that each step keeps.
     """
     smoothed, average = [], 0.0
@@ -113,17 +111,17 @@ def smooth(values: Sequence[float], keep: float) -> list[float]:
 
 
 def suggest_rate(curve: LRCurve) -> SuggestedRate | None:
-    """The rate at which the smoothed loss falls fastest by the logarithm of the rate, up to its lowest point.
+    """Suggest the rate at which the smoothed loss falls fastest per logarithm of the rate, up to its lowest point.
 
-    There each step gains the most. The lowest point itself is too late: what earlier, smaller rates have won makes it
-    low, and at that rate gain and damage are in balance. A tenth of it, another common rule, has its factor from
-    nowhere, and where the loss rises slowly the lowest point is anywhere.
+    There each step gains the most. The lowest point itself is too late: it is low because of what smaller rates have
+    gained, and at that rate gain and damage are in balance. A tenth of it, another common rule, uses an arbitrary
+    factor, and where the loss rises slowly the lowest point is anywhere.
 
     Args:
-        curve: With losses.
+        curve: Curve with losses.
 
     Returns:
-        None where the loss does not fall by more than it may by chance.
+        The suggestion, or None where the loss falls no more than it may by chance.
     """
     smoothed = curve.smoothed
     if len(smoothed) < 3:
@@ -146,20 +144,20 @@ def suggest_rate(curve: LRCurve) -> SuggestedRate | None:
 
 
 def round_rate(rate: float) -> float:
-    """Two digits: a range test knows no more.
+    """Round to two digits, since a range test is no more precise.
 
     Args:
-        rate: Above 0.
+        rate: Learning rate above 0.
     """
     return float(f"{rate:.1e}")
 
 
 def format_curve(curve: LRCurve, option: str) -> str:
-    """The result in words.
+    """Format the result as text.
 
     Args:
-        curve: With losses.
-        option: Of the command line, which sets the rate.
+        curve: Curve with losses.
+        option: Command-line option that sets the rate.
     """
     suggestion = suggest_rate(curve)
     tried, first, last = len(curve.losses), curve.rates[0], curve.rates[max(0, len(curve.losses) - 1)]
@@ -187,11 +185,11 @@ def format_curve(curve: LRCurve, option: str) -> str:
 
 
 def write_curve(folder: Path, curve: LRCurve) -> None:
-    """Writes `find_lr.csv` and `find_lr.png`.
+    """Write `find_lr.csv` and `find_lr.png`.
 
     Args:
-        folder: Where to; it is made.
-        curve: With losses, at least one.
+        folder: Folder of both files; created if missing.
+        curve: Curve with at least one loss.
     """
     text = io.StringIO()
     rows = csv.writer(text)
@@ -202,7 +200,7 @@ def write_curve(folder: Path, curve: LRCurve) -> None:
 
 
 def _plot(path: Path, curve: LRCurve) -> None:
-    """Each loss a dot, the smoothed ones a line, the usable range shaded."""
+    """Plot each loss as a dot, the smoothed ones as a line, and the usable range shaded."""
     from matplotlib.figure import Figure
 
     suggestion, smoothed = suggest_rate(curve), curve.smoothed

@@ -1,4 +1,4 @@
-"""How many images a second a config trains on: real steps of a Trainer that leaves nothing behind."""
+"""Measure the training throughput of a config in images per second, with real steps and no files."""
 
 import time
 from typing import Any
@@ -12,34 +12,36 @@ from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.tuning.dry_run import skip_warmup
 
-_WARMUP_CYCLES, _MIN_CYCLES = 2, 3  # turns before the clock starts, and the fewest that are timed
-_MANY_STEPS = 10**6  # steps of an epoch, which no trial comes to the end of
+_WARMUP_CYCLES, _MIN_CYCLES = 2, 3  # cycles before the clock starts, and the fewest to time
+_MANY_STEPS = 10**6  # steps per epoch: more than any trial takes
 
 
 class ThroughputMeter(Callback):
-    """Times the steps of one size, and ends the training. The rates are 0, so that nothing is learned.
+    """Callback that times training steps and then stops the training.
+
+    Learning rates are 0, so that nothing is learned.
 
     Attributes:
-        images: Of a batch, on average.
-        rate: Images a second.
+        images: Mean number of images per step.
+        rate: Throughput in images per second.
     """
 
     def __init__(self, turn: int, seconds: float) -> None:
-        """Prepares.
+        """Create the meter.
 
         Args:
-            turn: Batches in which all is done that is done in turn.
-            seconds: So long the steps are timed, at least.
+            turn: Number of batches in one cycle of steps.
+            seconds: Minimum duration of the timed steps.
         """
         self.images, self.rate = 0.0, 0.0
         self._cycle, self._seconds = turn, seconds
         self._batches, self._count, self._begin = 0, 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets the rates to 0, and leaves the schedule out.
+        """Set the learning rates to 0 and disable the schedule.
 
         Args:
-            trainer: In training.
+            trainer: Trainer in training.
             pl_module: Unused.
         """
         trainer.strategy.lr_scheduler_configs = []
@@ -49,13 +51,13 @@ class ThroughputMeter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the images, and looks at the clock after each turn, when the device has done it.
+        """Count the images, and read the clock after each cycle, once the device has finished it.
 
         Args:
-            trainer: In training.
+            trainer: Trainer in training.
             pl_module: Unused.
             outputs: Unused.
-            batch: Parts by their names.
+            batch: Batches of the splits by name.
             batch_idx: Unused.
         """
         data = few_label_data(trainer)
@@ -79,13 +81,13 @@ class ThroughputMeter(Callback):
 
 
 def skip_to_full_training(cli: SFTCLI) -> int:
-    """Lets the model do from its first step what it will do later, the whole backbone included.
+    """Make the model do from the first step what it would do later, including training the whole backbone.
 
     Args:
-        cli: With the model.
+        cli: Command line with the model.
 
     Returns:
-        Batches in which all is done that is done in turn.
+        Number of batches in one cycle of steps.
     """
     if isinstance(cli.model, FineTuneClassifier):
         cli.model.head_only_epochs, cli.model.cache_features = 0, False
@@ -93,11 +95,11 @@ def skip_to_full_training(cli: SFTCLI) -> int:
 
 
 def measure_throughput(cli: SFTCLI, pace: ThroughputMeter) -> None:
-    """Trains until a pace is known, with a Trainer of its own.
+    """Train with a new Trainer until the throughput is known.
 
     Args:
-        cli: With config, model and data.
-        pace: That is to be found.
+        cli: Command line with config, model and data.
+        pace: Meter that takes the result and stops the training.
     """
     model, data, trainer = cli.model, cli.datamodule, cli.instantiate_trainer()
     trainer.callbacks.append(pace)  # type: ignore[attr-defined]
