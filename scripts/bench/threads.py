@@ -1,4 +1,4 @@
-"""Measure one and two threads for the quickstart's small networks, with and without busy neighbors.
+"""Measure one and two threads for the quickstart's small networks, alone and beside busy processes.
 
     python scripts/bench/threads.py --out scripts/bench/results/threads.json
 
@@ -8,7 +8,7 @@ change of the machine's load meets all of them; each row keeps the load average 
 
 OpenMP's threads meet at the end of each parallel operation, and the one that arrives first spins. Where another process
 holds the second core, the first thread spins through the other's whole time slice, some milliseconds for an operation
-of microseconds. `OMP_WAIT_POLICY=PASSIVE` makes it sleep instead.
+of microseconds. `OMP_WAIT_POLICY=PASSIVE` makes it sleep instead. A training that outlasts `--limit` counts with it.
 """
 
 import argparse
@@ -70,34 +70,42 @@ def busy_neighbors(count: int) -> Iterator[None]:
             process.wait()
 
 
-def measure(config: str, variant: str, neighbors: int) -> dict[str, Any]:
-    """Train in a process of its own and return its seconds.
+def measure(config: str, variant: str, neighbors: int, limit: float) -> dict[str, Any]:
+    """Train in a process of its own and return its seconds, or the limit as its wall time where it took longer.
 
     Args:
         config: Name of a config in `configs/quickstart`.
         variant: Name of the threads' settings.
         neighbors: Number of busy processes beside it.
+        limit: Seconds after which the process is ended.
     """
-    load = os.getloadavg()[0]
+    row = {"config": config, "variant": variant, "neighbors": neighbors, "load_before": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory() as folder, busy_neighbors(neighbors):
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), "--train", config],
-            env={**os.environ, **VARIANTS[variant]},
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).resolve()), "--train", config],
+                env={**os.environ, **VARIANTS[variant]},
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=limit,
+            )
+        except subprocess.TimeoutExpired:
+            return {**row, "wall": limit, "ended": True}
     seconds = json.loads(done.stdout.splitlines()[-1])
-    row = {"config": config, "variant": variant, "neighbors": neighbors, "load_before": round(load, 1)}
     return {**row, **{name: round(value, 2) for name, value in seconds.items()}}
 
 
 def main() -> None:
     """Measure all variants in turn and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", choices=EPOCHS, default=[*EPOCHS], help="trainings to measure")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of each training")
     parser.add_argument("--neighbors", type=int, default=2, help="busy processes of the loaded case")
+    parser.add_argument(
+        "--limit", type=float, default=120, help="seconds after which a training is ended, its start included"
+    )
     parser.add_argument("--train", choices=EPOCHS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="file for the result")
     args = parser.parse_args()
@@ -107,30 +115,17 @@ def main() -> None:
     del args.train
     rows = []
     for _ in range(args.rounds):
-        for config in EPOCHS:
-            for neighbors in (0, args.neighbors):
+        for config in args.configs:
+            for neighbors in sorted({0, args.neighbors}):
                 for variant in VARIANTS:
-                    rows.append(measure(config, variant, neighbors))
+                    rows.append(measure(config, variant, neighbors, args.limit))
                     print(rows[-1], file=sys.stderr, flush=True)
-    medians = {
-        config: {
-            f"{neighbors} neighbors": {
-                variant: {
-                    name: round(median(row[name] for row in rows if row_of(row) == (config, neighbors, variant)), 2)
-                    for name in ("wall", "user")
-                }
-                for variant in VARIANTS
-            }
-            for neighbors in (0, args.neighbors)
-        }
-        for config in EPOCHS
-    }
-    publish(args, {"median_seconds": medians, "rows": rows})
-
-
-def row_of(row: dict[str, Any]) -> tuple[str, int, str]:
-    """Return what was measured in a row: config, number of neighbors and variant."""
-    return row["config"], row["neighbors"], row["variant"]
+    wall: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        case = wall.setdefault(f"{row['config']}, {row['neighbors']} neighbors", {})
+        case.setdefault(row["variant"], []).append(row["wall"])
+    medians = {case: {name: median(values) for name, values in variants.items()} for case, variants in wall.items()}
+    publish(args, {"median_wall_seconds": medians, "rows": rows})
 
 
 if __name__ == "__main__":
