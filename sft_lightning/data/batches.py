@@ -20,6 +20,7 @@ class Labeled(NamedTuple):
         indices: int64, (B,): positions in the split.
         num_weak: So many of them, the first ones, are weak views and the others strong; None where all are alike.
         names: Of the examples, where they are to be predicted.
+        is_features: Whether `x` holds features, (B, F), in place of the examples.
     """
 
     x: Tensor
@@ -27,6 +28,16 @@ class Labeled(NamedTuple):
     indices: Tensor
     num_weak: int | None = None
     names: list[str] | None = None
+    is_features: bool = False
+
+
+def holds_features(batch: object) -> bool:
+    """Return whether a batch holds features in place of examples; plain loaders give examples.
+
+    Args:
+        batch: Labeled batch, or a tuple of a plain loader.
+    """
+    return isinstance(batch, Labeled) and batch.is_features
 
 
 class Unlabeled(NamedTuple):
@@ -67,7 +78,7 @@ class BatchViews:
         """
         assert raw.labels is not None
         if raw.is_features:
-            return Labeled(raw.images, raw.labels, raw.indices)
+            return Labeled(raw.images, raw.labels, raw.indices, is_features=True)
         x = self._views.prepare(raw.images)
         if raw.draw is None:
             return Labeled(x, raw.labels, raw.indices, names=raw.names)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.loaders import Schedule
+from sft_lightning.data.modality import Views
 from sft_lightning.data.splits import SplitConfig, Splits
 
 
@@ -58,6 +59,7 @@ class FewLabelData(ABC):
 
     Attributes:
         splits: Examples of `labeled`, `unlabeled`, `val` and `test`; empty before `setup`.
+        views: Views of the modality.
         request: Settings of the splits, with the messages and leaks that were met.
         batch_size: Training examples of each batch and process; labeled ones where both kinds come together.
         eval_batch_size: Examples of each batch in evaluation and prediction.
@@ -68,6 +70,7 @@ class FewLabelData(ABC):
 
     splits: Splits
     request: SplitConfig
+    views: Views
     eval_batch_size: int
     unlabeled_ratio: int
     balanced_labels: bool

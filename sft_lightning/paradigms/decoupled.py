@@ -228,9 +228,10 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
 
     def step(self, batch: Any) -> StepResult:
         """L_f, L_g or both, by coupling and stage."""
-        x, y, *_ = batch["labeled"]
+        labeled = batch["labeled"]
+        y: Tensor = labeled[1]
         with self.watched():
-            features = self.features(x)
+            features = self.batch_features(labeled)
         logs: dict[str, Tensor] = {}
         parts: list[Tensor] = []
         if self.depth.released or self.coupling != "two_stage":
@@ -282,7 +283,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         self._remember("test")
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
-        features = self.features(batch.x)
+        features = self.batch_features(batch)
         classifier: Any = self._metrics[f"{stage}_metrics"]
         classifier.update(self.classify(features), batch.y)
         parts: Any = self._feature_metrics[f"{stage}_features"]

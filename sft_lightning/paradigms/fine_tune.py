@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_lightning.data.batches import holds_features
 from sft_lightning.data.class_names import describe_difference, parse_class_names
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.regularizers.base import Regularizer
@@ -192,15 +193,28 @@ class FineTuneClassifier(Paradigm):
             data.use_features({})
 
     def features(self, x: Tensor) -> Tensor:
-        """What the backbone makes of examples.
+        """Compute the features of examples.
 
         Args:
-            x: (B, C, H, W) in [0, 1]; features (B, F) from the cache, which are given back.
+            x: Examples as the data module gives them, such as (B, C, H, W) in [0, 1].
 
         Returns:
             (B, F).
         """
-        return x if x.ndim == 2 else self.backbone(x)
+        features: Tensor = self.backbone(x)
+        return features
+
+    def batch_features(self, batch: Any) -> Tensor:
+        """Return the features of a labeled batch: those that it holds, or else those of its examples.
+
+        Args:
+            batch: `Labeled`, or a tuple of a plain loader that starts with the examples.
+
+        Returns:
+            (B, F).
+        """
+        x: Tensor = batch[0]
+        return x if holds_features(batch) else self.features(x)
 
     # --- what is trained when
 
@@ -313,9 +327,10 @@ class FineTuneClassifier(Paradigm):
 
     def step(self, batch: Any) -> StepResult:
         """Cross-entropy of the labeled part."""
-        x, y, *_ = batch["labeled"]
+        labeled = batch["labeled"]
+        y: Tensor = labeled[1]
         with self.watched():
-            features = self.features(x)
+            features = self.batch_features(labeled)
         return StepResult(self._supervised(y, self.classify(features)), {})
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
@@ -331,7 +346,7 @@ class FineTuneClassifier(Paradigm):
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
         metrics: Any = self._metrics[f"{stage}_metrics"]
-        metrics.update(self(batch.x), batch.y)
+        metrics.update(self.classify(batch.x) if holds_features(batch) else self(batch.x), batch.y)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""

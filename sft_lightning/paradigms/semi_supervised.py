@@ -1,12 +1,13 @@
 """Semi-supervised fine-tuning: argmin L_s(theta) + lambda L_u(theta), L_s on few labels, L_u on many other examples."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from sft_lightning.data.contract import few_label_data
+from sft_lightning.data.modality import mix_tensors
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
@@ -90,6 +91,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self.unsupervised_steps = unsupervised_steps
         self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
+        self._mix: Callable[[Tensor, Tensor, Tensor], Tensor] = mix_tensors
         self._pool_share = 1.0
         self._followed = 0
         self._followed_there: int | None = None
@@ -196,6 +198,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         data = few_label_data(self.trainer)
         pool = 0 if data is None else len(data.splits["unlabeled"])
         self.strategy.start(pool)
+        self._mix = mix_tensors if data is None else data.views.mix
         labels = (1 if data is None else data.batch_size) * self.trainer.world_size
         self._pool_share = min(1.0, pool / labels) if pool else 1.0
 
@@ -233,7 +236,7 @@ class SemiSupervisedModule(FineTuneClassifier):
             student, known = self._forward(labeled, unlabeled)
         # None where the strategy did not ask for it: whoever reads it then is told so by the first step.
         result = self.strategy.loss(
-            StrategyInputs(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known))
+            StrategyInputs(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known), self._mix)
         )
         if result.pseudo_labels is not None:
             self.pseudo_labels = PseudoLabels(unlabeled.indices, result.pseudo_labels, result.weight)

@@ -18,7 +18,7 @@ from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.split_datamodule import MANIFEST as MANIFEST
 from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
 from sft_lightning.data.vision.cached_images import ImageCaches
-from sft_lightning.data.vision.image_source import ImageSource
+from sft_lightning.data.vision.image_source import ImageSource, find_image_shape, find_value_ranges
 from sft_lightning.data.vision.images import DECODING, EncodedImages, FileImages, Geometry, Resize
 from sft_lightning.data.vision.pixel_scale import (
     check_value_range,
@@ -157,7 +157,7 @@ class ImageDataModule(FewLabelDataModule):
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
         self.is_converted = image_size is not None or channels is not None
         is_known = class_names is not None and image_size is not None and channels is not None
-        shape = (3, 224, 224) if is_known else self.image_source.image_shape or (3, 224, 224)
+        shape = (3, 224, 224) if is_known else find_image_shape(self.opened_source) or (3, 224, 224)
         side = image_size or shape[1]
         self.given_image_size, self._image_shape = image_size, (channels or shape[0], side, side)
         self.views = ImageViews(self._image_shape, self.weak_view, self.strong_view)
@@ -174,13 +174,6 @@ class ImageDataModule(FewLabelDataModule):
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what a network sees."""
         return self._image_shape
-
-    @property
-    def image_source(self) -> ImageSource:
-        """Where the images come from, with classes in an order of its own."""
-        source = self.opened_source
-        assert isinstance(source, ImageSource)
-        return source
 
     def open_source(self, name: str) -> ImageSource:
         """Open the source of labeled and unlabeled images."""
@@ -217,7 +210,7 @@ class ImageDataModule(FewLabelDataModule):
         """Choose the scale of images of more than 8 bits, say what the user should know, and open the cache."""
         kept = [part.images.facts for part in self._parts if isinstance(part.images, EncodedImages)]
         facts = [one for one in kept if one is not None]
-        ranges = choose_scale(facts, self.geometry.ranges, self.image_source.value_ranges)
+        ranges = choose_scale(facts, self.geometry.ranges, find_value_ranges(source))
         self.geometry = replace(self.geometry, ranges=ranges)
         self.request.messages += describe_values(facts, ranges)
         self.request.messages += describe_long_images(facts, self.geometry)

@@ -14,3 +14,22 @@ class ImageSource(Source):
 
     image_shape: tuple[int, int, int] | None = None
     value_ranges: ValueRanges = UNKNOWN
+
+
+def find_image_shape(source: Source) -> tuple[int, int, int] | None:
+    """Return the shape of a source's images, (C, H, W), when all have one, else None.
+
+    Args:
+        source: Source of images; one that derives from `Source` alone may have `image_shape`, too, as in version 0.1.
+    """
+    shape: tuple[int, int, int] | None = getattr(source.original, "image_shape", None)
+    return shape
+
+
+def find_value_ranges(source: Source) -> ValueRanges:
+    """Return the values that a source states to be black and white.
+
+    Args:
+        source: Source of images.
+    """
+    return source.original.value_ranges if isinstance(source.original, ImageSource) else UNKNOWN

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning.data.digests import combine_digests, digest_files
-from sft_lightning.data.storage import RecordStorage, Storage
+from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
 from sft_lightning.data.vision.decoding import DECODING as DECODING, open_image as open_image
 from sft_lightning.data.vision.image_files import FileFacts, inspect_images
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
@@ -149,6 +149,9 @@ def _place(first: float, last: float, length: float, size: int) -> tuple[int, in
     """Where a part of a side lies among the pixels of the result: at least one of them."""
     start = min(round(first / length * size), size - 1)
     return start, max(round(last / length * size), start + 1)
+
+
+MemoryImages = TensorStorage  # its name in version 0.1, which sources of users import
 
 
 class EncodedImages(RecordStorage):

@@ -19,7 +19,7 @@ from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.split_files import read_split_file
 from sft_lightning.data.storage import Storage, TensorStorage
 from sft_lightning.data.vision.image_files import open_image_file
-from sft_lightning.data.vision.image_source import ImageSource
+from sft_lightning.data.vision.image_source import find_image_shape, find_value_ranges
 from sft_lightning.data.vision.images import EncodedImages, open_image
 from sft_lightning.data.vision.shards import FORMAT, INDEX, require_litdata
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_ranges, serialize_ranges
@@ -65,17 +65,15 @@ def write_shards(
     if out.exists():
         raise InputError(f"{str(out)!r} already exists: give the path of a new folder, or remove it")
     bad = bad or BadImages()
-    origin = source.original
-    assert isinstance(origin, ImageSource)
     parts = {name: readable(part, bad, measures=True) for name, part in source.load().items()}
     facts = [part.images.facts for part in parts.values() if isinstance(part.images, EncodedImages)]
     measured = choose_ranges(value for one in facts if one is not None for value in one.values)
-    ranges = ValueRanges(*(own or other for own, other in zip(origin.value_ranges, measured, strict=True)))
+    ranges = ValueRanges(*(own or other for own, other in zip(find_value_ranges(source), measured, strict=True)))
     chosen: dict[str, tuple[Examples, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
     if split_file is not None:
         splits = read_split_file(split_file, parts.values(), source.class_names)
         chosen = {"train" if name == "labeled" else name: (s.part, s.indices) for name, s in splits.items() if len(s)}
-    shape = origin.image_shape if image_size is None else None
+    shape = find_image_shape(source) if image_size is None else None
     entries: dict[str, Any] = {}
     with open_atomic_folder(out) as staged:
         for name, (part, indices) in chosen.items():

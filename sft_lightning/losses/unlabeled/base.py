@@ -6,13 +6,15 @@ view gives the target of a strong one) and is named by its class path in YAML. N
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sft_lightning.data.modality import mix_tensors
 
 
 class Outputs(NamedTuple):
@@ -60,6 +62,7 @@ class StrategyInputs(NamedTuple):
         student: Outputs of the view that `student` of the strategy names, with gradient.
         labeled: `x`, `y` and `num_weak`, where the strategy says `needs_labels` or the schedule is joint; else None.
         labeled_outputs: Outputs of the labeled batch, with gradient; None where `labeled` is.
+        mix: `Views.mix` of the modality: from inputs, positions of partners and shares to mixed inputs.
     """
 
     network: Network
@@ -67,6 +70,7 @@ class StrategyInputs(NamedTuple):
     student: Outputs
     labeled: Any
     labeled_outputs: Outputs
+    mix: Callable[[Tensor, Tensor, Tensor], Tensor] = mix_tensors
 
 
 class StrategyOutput(NamedTuple):

@@ -64,7 +64,7 @@ class MixMatch(Strategy):
         target = torch.cat([F.one_hot(step.labeled.y, self._classes).to(guess), guess, guess])
         mixing, order = self.sample_mixture(len(x), step.unlabeled.draw)
         mixing, order = to_device(mixing, x.device), to_device(order, x.device)
-        mixed = torch.lerp(x[order], x, mixing.to(x.dtype).view(-1, 1, 1, 1))
+        mixed = step.mix(x, order, mixing)
         mixed_target = torch.lerp(target[order], target, mixing.to(target.dtype)[:, None])
         logits = step.network.outputs(mixed).logits
         count = len(step.labeled.x)
