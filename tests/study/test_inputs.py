@@ -215,6 +215,16 @@ def test_runs_of_earlier_versions_are_trained_again(project: Path, monkeypatch: 
     assert explain_stale(planned(), planned(), damaged)
 
 
+def test_results_without_a_title_are_identified_by_their_folder(project: Path) -> None:
+    """Version 0.1 wrote the title and the key into the name of the folder."""
+    before = planned()
+    folder = f"lightning_logs/study/small/x_tune_4_labels_seed_0_{before[0].key[:8]}/version_0"
+    results = {before[0].key: {"folder": folder, "start": None, "inputs": before[0].inputs}}
+    write_table(project, 1)
+    after = planned()
+    assert explain_stale(after, after, results) == ["The labels of t.csv changed: 1 run is trained again."]
+
+
 def test_missing_data_is_named_before_the_first_run(project: Path) -> None:
     Path("t.csv").unlink()
     with pytest.raises(InputError, match=r"t\.csv"):
