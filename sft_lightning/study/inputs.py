@@ -189,15 +189,15 @@ def _iterate_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _read_nested(path: Path) -> list[Any]:
     """Return the content of a config that cannot be parsed, and of the files that it names."""
-    seen: set[Path] = set()
+    visited: set[Path] = set()
 
     def read(value: Any, folder: Path) -> Iterator[Any]:
         for name, one in _iterate_leaves(value):
             yield name, one
             is_config = isinstance(one, str) and one.endswith((".yaml", ".yml"))
             inner = folder / locate_configs(one, folder) if is_config else None
-            if inner is not None and inner.is_file() and inner.resolve() not in seen:
-                seen.add(inner.resolve())
+            if inner is not None and inner.is_file() and inner.resolve() not in visited:
+                visited.add(inner.resolve())
                 yield from read(read_yaml(inner), inner.parent)
 
     return list(read(read_yaml(path), path.parent))

@@ -44,7 +44,11 @@ def render_study(
     """
     head, *methods = [[method, labels, *cells] for labels, method, *cells in table]
     runs = [
-        [names[row["method"]], *(row[name] for name in list(_TITLES)[1:-1]), _format_run(row["run"], folder)]
+        [
+            names[row["method"]],
+            *(_format_cell(row[name]) for name in list(_TITLES)[1:-1]),
+            _format_run(row["run"], folder),
+        ]
         for row in rows
         if row["run"]
     ]
@@ -58,6 +62,10 @@ def render_study(
     subtitle = f"{count} seed{'s' * (count != 1)}; {folder}"
     figure = render_label_efficiency(results, names[baseline])
     return render_page(f"Study {folder.name}", subtitle, verdict, sections, figure)
+
+
+def _format_cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _format_run(run: str, folder: Path) -> str:

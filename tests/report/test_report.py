@@ -25,7 +25,7 @@ from sft_lightning.utils.environment import describe_machine
 from tests.paradigms.helpers import cli
 from tests.report.test_metrics import by_hand
 
-VOID = {"meta", "img", "br", "path", "use"}
+VOID = {"meta", "img", "br", "wbr", "path", "use"}
 
 
 class Parsed(HTMLParser):
