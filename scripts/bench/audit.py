@@ -2,8 +2,8 @@
 
     python scripts/bench/audit.py --out scripts/bench/results/audit.json
 
-Duplicates are looked for in Fashion-MNIST (70,000 pictures), among the 10,000 MNIST digits of the package, each of
-which was written by hand, so that every alarm is a false one, and among changed copies of 2,000 test pictures of
+Duplicates are looked for in Fashion-MNIST (70,000 images), among the 10,000 MNIST digits of the package, each of
+which was written by hand, so that every alarm is a false one, and among changed copies of 2,000 test images of
 Fashion-MNIST. The number of pairs that a 64-bit perceptual hash calls alike stands beside them. Then 5 % of the labels
 are replaced by others, and the suspects are compared with them; wrong labels that the data has by itself count as
 false alarms.
@@ -45,7 +45,7 @@ def looked(source: str) -> tuple[ImageDataModule, list[SplitStats]]:
 
 
 def of_tensors(name: str, pictures: list[Pixels]) -> SplitStats:
-    """A split of pictures (H, W)."""
+    """A split of images (H, W)."""
     images = TensorStorage(torch.from_numpy(np.stack(pictures))[:, None])
     ids = [f"{name}/{i}" for i in range(len(pictures))]
     part = Examples(images, ids, torch.full((len(pictures),), -1))
@@ -107,7 +107,7 @@ def copies(source: str) -> dict[str, float]:
 
 
 def hash_pairs(seen: list[SplitStats], distance: int = 6) -> int:
-    """Pairs of pictures whose perceptual hashes differ in at most so many bits."""
+    """Pairs of images whose perceptual hashes differ in at most so many bits."""
     pictures = np.concatenate([stack_thumbnails(one, range(len(one.images))) for one in seen if one.images])[..., 0]
     low = dctn(pictures.astype(np.float32), axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(pictures), 64)
     hashes: NDArray[np.uint64] = np.packbits(low > np.median(low[:, 1:], axis=1, keepdims=True), 1).view(np.uint64)

@@ -3,7 +3,7 @@
     python scripts/bench/cpu_precision.py --out scripts/bench/results/cpu_precision.json
     taskset -c 0,1 python scripts/bench/cpu_precision.py --parts speed      # on two cores of a larger machine
 
-- `speed`: the framework's real steps (`fit` through the command line, pictures of the sample at 224, batches of 32,
+- `speed`: the framework's real steps (`fit` through the command line, images of the sample at 224, batches of 32,
   SGD) in `32-true` and in `bf16-mixed`, against a plain loop in full precision with the same network, in turn and each
   in a process of its own. `chosen_over_plain` is for each round the speed of the precision that `find-precision` would
   choose of all rounds, over that of the plain loop.
@@ -63,7 +63,7 @@ class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def words(args: argparse.Namespace, side: int) -> list[str]:
-    """For the command line: network, pictures and optimizer."""
+    """For the command line: network, images and optimizer."""
     told = [f"--model.init_args.backbone={args.backbone}", f"--data.init_args.image_size={side}"]
     told += [f"--data.init_args.batch_size={args.batch}", "--data.init_args.num_labels=null"]
     told += ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.init_args.lr=0.05"]

@@ -7,9 +7,9 @@
   from the cache of an image folder (200 photographs, linked many times), with random flips. The plain loop has the
   pixels on the device, and the same network, optimizer (fused SGD), autocast and memory format. With `torch.compile`
   and without.
-- `features`: what ResNet-50 makes of all pictures of the folder, once, in evaluation: from the cache to features on the
+- `features`: what ResNet-50 makes of all images of the folder, once, in evaluation: from the cache to features on the
   CPU (`feature_cache.features`: with its key, and written to disk), against the same network over pixels on the device.
-- `fixmatch`: WRN-28-2 at 28x28 on Fashion-MNIST, 64 labeled and 448 unlabeled pictures a step. The plain loop makes our
+- `fixmatch`: WRN-28-2 at 28x28 on Fashion-MNIST, 64 labeled and 448 unlabeled images a step. The plain loop makes our
   batched views and the same losses, without logging, health and moving average.
 
 The framework runs through the command line with logging, the bar of a terminal and checkpoints. Each epoch is timed
@@ -67,10 +67,10 @@ def framework(words: list[str], epochs: int) -> tuple[Clock, SFTCLI]:
 
 
 def loop(step: Callable[[], int], steps: int, epochs: int) -> list[dict[str, float]]:
-    """Seconds and pictures of the epochs of a plain loop, but for the first.
+    """Seconds and images of the epochs of a plain loop, but for the first.
 
     Args:
-        step: Makes a step; gives the number of its pictures.
+        step: Makes a step; gives the number of its images.
         steps: Of an epoch.
         epochs: That count.
     """
@@ -88,7 +88,7 @@ def compared(ours: Clock, plain: list[dict[str, float]], operations: float, peak
     Args:
         ours: Of the framework.
         plain: Of the loop.
-        operations: FLOP of a picture.
+        operations: FLOP of an image.
         peak: FLOP/s of the device.
     """
 
@@ -129,7 +129,7 @@ def compiled(network: nn.Module, how: str) -> None:
 
 
 def operations(network: nn.Module, shape: tuple[int, int, int], backward: bool = True) -> float:
-    """FLOP of a picture."""
+    """FLOP of an image."""
     x = torch.rand(2, *shape, device=DEVICE)
     with FlopCounterMode(display=False) as counter:
         value = network(x).sum()
@@ -150,7 +150,7 @@ def folder_words(folder: Path, args: argparse.Namespace) -> list[str]:
 
 
 def pixels(done: SFTCLI) -> tuple[Tensor, Tensor]:
-    """The training pictures of a run, uint8 on the device, and their labels."""
+    """The training images of a run, uint8 on the device, and their labels."""
     stream = done.datamodule._stream("labeled", done.datamodule.splits["labeled"], train=True)
     kept = stream._memory
     if kept is None:  # on a CPU they stay in the cache
@@ -188,7 +188,7 @@ def fine_tune(backbone: str, compile: str, folder: Path, args: argparse.Namespac
 
 
 def features(backbone: str, compile: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Of all pictures, once."""
+    """Of all images, once."""
     words = [*folder_words(folder, args), f"--model.init_args.backbone={backbone}", "--trainer.max_steps=1"]
     _, done = framework(words, 1)
     images, _ = pixels(done)
@@ -262,7 +262,7 @@ def fixmatch(backbone: str, compile: str, folder: Path, args: argparse.Namespace
         sgd.step()
         return int(args.labeled) * (1 + ratio)
 
-    # Of each picture of a step: labeled and strong ones there and back, weak ones there.
+    # Of each image of a step: labeled and strong ones there and back, weak ones there.
     count = passes[0] + passes[1] * ratio / (1 + ratio)
     return compared(ours, loop(step, args.fixmatch_steps, args.epochs), count, args.peak * 1e12)
 

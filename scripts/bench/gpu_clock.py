@@ -29,7 +29,7 @@ def half() -> AbstractContextManager[Any]:
 
 
 class Clock(Callback):
-    """Seconds, pictures and saves of each epoch; what the device does in some steps of the last one."""
+    """Seconds, images and saves of each epoch; what the device does in some steps of the last one."""
 
     def __init__(self, profiles: bool = False) -> None:
         """Starts with nothing.

@@ -8,9 +8,9 @@ command line and in a process of its own. `start` is from the start of the proce
 `/proc/self/status` (Linux only), in bytes beyond what was resident when the imports were done: `peak` (VmHWM), and in
 the last step `rss` (VmRSS) and `anonymous` (RssAnon).
 
-- `memory`: random pictures of 28x28 in MNIST's files, which are held in memory. `peak_over_bytes` is by how much the
+- `memory`: random images of 28x28 in MNIST's files, which are held in memory. `peak_over_bytes` is by how much the
   peak grew from the smallest number of images to the largest, for each byte of pixels that came with it, in each round.
-- `files`: class folders of PNG files, pictures of the sample, each with a few bytes behind its end that make it unlike
+- `files`: class folders of PNG files, images of the sample, each with a few bytes behind its end that make it unlike
   the others. They are listed, looked through for broken ones and for copies, and decoded as batches need them.
 - `index`: names of files that do not exist, divided into splits: what numbers of images cost that no disk here holds.
 - `ranks`: `memory` at the largest number with one process and with two (gloo), `batch_size` 64 in each.
@@ -134,7 +134,7 @@ def fit(source: list[str], steps: int, ranks: int = 1) -> dict[str, Any]:
 
 
 def idx(root: Path, count: int) -> list[str]:
-    """MNIST's files with so many training pictures; words that name them."""
+    """MNIST's files with so many training images; words that name them."""
     import numpy as np
 
     draw = np.random.default_rng(count)

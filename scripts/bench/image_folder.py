@@ -1,23 +1,23 @@
-"""Pictures a second from a folder of JPEG and PNG files, 500x375, at 224: with a cache, without, and by torchvision.
+"""Images a second from a folder of JPEG and PNG files, 500x375, at 224: with a cache, without, and by torchvision.
 
     python scripts/bench/image_folder.py --out scripts/bench/results/image_folder.json
 
-Four ways to get all pictures once, shuffled, in float batches of 64, with as many processes as there are cores, each in
+Four ways to get all images once, shuffled, in float batches of 64, with as many processes as there are cores, each in
 a Python of its own, in alternating rounds:
 
 - `image_folder`: torchvision's `ImageFolder` with PIL (`Resize`, `CenterCrop`, `ToTensor`) and a `DataLoader`.
 - `without_cache`: `ImageDataModule`.
 - `first_epoch`: the same with `cache`, which is empty: it is filled, and then read.
-- `later_epoch`: the same in another run, which finds the cache filled and holds each picture against its checksum.
+- `later_epoch`: the same in another run, which finds the cache filled and holds each image against its checksum.
   `again` is the pass after that, which does not.
 
-Seconds run from when the loader is asked for to its last batch; files were read once before. The pictures are parts of
+Seconds run from when the loader is asked for to its last batch; files were read once before. The images are parts of
 the two photographs of scikit-learn with some noise, half of them JPEG (quality 90), the others PNG. Ratios are round by
 round.
 
 Memory is what a process has for itself (`RssAnon`, Linux only), without the pages of the file, which the system takes
 back when it needs them: what the list of files takes (`files`), with a cache or without, and what is added when all
-pictures are read from the cache twice, as uint8 batches (`reading`). The larger folder has hard links to the files.
+images are read from the cache twice, as uint8 batches (`reading`). The larger folder has hard links to the files.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def write_pictures(folder: Path, count: int, size: int) -> None:
 
 
 def link_pictures(folder: Path, larger: Path, times: int) -> None:
-    """A folder with so many links to each picture."""
+    """A folder with so many links to each image."""
     for path in sorted(folder.rglob("*.*")):
         to = larger / path.parent.relative_to(folder)
         to.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def anonymous_kib() -> int:
 
 
 def opened(folder: Path, cache: Path | None) -> ImageDataModule:
-    """All pictures to train on."""
+    """All images to train on."""
     kept = None if cache is None else str(cache)
     data = ImageDataModule(
         str(folder), image_size=SIDE, batch_size=BATCH, val_size=0, num_workers=count_cores(), cache=kept

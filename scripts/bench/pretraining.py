@@ -1,4 +1,4 @@
-"""Does an autoencoder on the unlabeled pictures help 100 labels? Each variant through the command line, several seeds.
+"""Does an autoencoder on the unlabeled images help 100 labels? Each variant through the command line, several seeds.
 
     python scripts/bench/pretraining.py --seeds 0 1 2 --out scripts/bench/results/pretraining.json
 

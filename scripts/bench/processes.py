@@ -3,7 +3,7 @@
     python scripts/bench/processes.py --out scripts/bench/results/processes.json
 
 The framework trains `configs/quickstart/fine_tune.yaml` (the MLP, `batch_size` 64 in each process) as `growth.py` does,
-through the command line. The plain loop has the same network, fused Adam and random pictures in memory, and with two
+through the command line. The plain loop has the same network, fused Adam and random images in memory, and with two
 processes torch's DDP; as there, each process has its share of the cores, and the first steps do not count. Each
 measurement is in processes of its own. `share` is, round by round, the framework's speed over that of the plain loop.
 """

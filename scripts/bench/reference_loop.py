@@ -54,7 +54,7 @@ def sliced(images: Tensor, labels: Tensor) -> Loader:
 
 
 class PerSample(Dataset[tuple[Tensor, int]]):
-    """What torchvision's MNIST classes do for each picture (`__getitem__`), without their files: PIL, `ToTensor`."""
+    """What torchvision's MNIST classes do for each image (`__getitem__`), without their files: PIL, `ToTensor`."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         """Keeps the tensors.
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--loop", choices=("sliced", "per_sample"), default="sliced")
     parser.add_argument("--epochs", type=int, default=100, help="of each phase")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=60_000, help="so many of the training pictures")
+    parser.add_argument("--pictures", type=int, default=60_000, help="so many of the training images")
     parser.add_argument("--data", type=Path, default=DEBIAN_FASHION_MNIST)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path)

@@ -1,15 +1,15 @@
-"""FixMatch's step at 28x28: through the command line, as plain loops, and with per-sample PIL views; 32 + 224 pictures.
+"""FixMatch's step at 28x28: through the command line, as plain loops, and with per-sample PIL views; 32 + 224 images.
 
     python scripts/bench/semi_supervised.py --pairs 3 --out scripts/bench/results/semi_supervised.json
 
 On the full Fashion-MNIST, each variant in turn and in a process of its own, for the small CNN and WRN-28-2:
 `framework` is the shipped config (labels with weak views) with logging, progress bar, health, average and checkpoints;
 `same step` does the same mathematics with our batched views in a bare loop, without logging, health and average;
-`one batch` sends labeled, weak and strong pictures through forward and backward together, as most code does;
-`per sample` makes the views picture by picture with PIL in a `DataLoader` with one worker a core. Where LAMDA-SSL is
+`one batch` sends labeled, weak and strong images through forward and backward together, as most code does;
+`per sample` makes the views image by image with PIL in a `DataLoader` with one worker a core. Where LAMDA-SSL is
 installed (`peer.py`), its FixMatch runs as shipped, and without scikit-learn's pipelines with 0 and with 2 workers:
 `lamda_ssl` is the fastest of the three in each pair. `views` are the weak and strong views alone. Prints JSON:
-unlabeled pictures per second, and the ratios, pair by pair.
+unlabeled images per second, and the ratios, pair by pair.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def framework(network: str) -> float:
 
 
 def pictures() -> tuple[Tensor, Tensor, Tensor]:
-    """Unlabeled pictures, labeled ones and their labels, uint8."""
+    """Unlabeled images, labeled ones and their labels, uint8."""
     data = ImageDataModule("FashionMNIST", num_labels=100, val_size=0)
     data.setup("fit")
     free, known = data.splits["unlabeled"], data.splits["labeled"]
@@ -84,7 +84,7 @@ def network_and_optimizer(network: str) -> tuple[nn.Module, torch.optim.Optimize
 
 
 def update(model: nn.Module, sgd: torch.optim.Optimizer, views: tuple[Tensor, ...], y: Tensor, together: bool) -> None:
-    """One step of FixMatch on labeled, weak and strong pictures."""
+    """One step of FixMatch on labeled, weak and strong images."""
     x, mild, hard = views
     if together:
         logits = model(torch.cat([x, mild, hard]))
@@ -119,10 +119,10 @@ def plain(network: str, together: bool) -> float:
 
 
 class PerSample(Dataset[tuple[Tensor, Tensor]]):
-    """Weak and strong views of one picture, as torchvision's users write them."""
+    """Weak and strong views of one image, as torchvision's users write them."""
 
     def __init__(self, images: Tensor) -> None:
-        """Keeps the pictures."""
+        """Keeps the images."""
         self.images = images
         crop = transforms.RandomCrop(28, padding=2)
         self.weak = transforms.Compose([crop, transforms.ToTensor()])
@@ -172,7 +172,7 @@ def lamda_ssl(network: str, workers: int, chained: bool) -> float:
 
 
 def views() -> dict[str, float]:
-    """Pictures per second that get a weak and a strong view, with nothing else going on."""
+    """Images per second that get a weak and a strong view, with nothing else going on."""
     free, _, _ = pictures()
     count = LABELED * RATIO
 

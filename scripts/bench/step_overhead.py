@@ -5,7 +5,7 @@
 The framework runs `configs/quickstart/fine_tune.yaml` (100 labels of the sample, batches of 64, fused Adam, without the
 schedule) through the command line with logging, the bar of a terminal and checkpoints, and is timed from the start of
 an epoch to that of the next, so that all of it counts. The plain loop has copies of its backbone and head, the same
-optimizer and the same uint8 pictures, which it indexes, scales and normalizes.
+optimizer and the same uint8 images, which it indexes, scales and normalizes.
 
 Both run in the same process, in alternating order: they share what commands set up for a process (denormal numbers are
 zero, memory is kept), so that the difference is what the framework does in a step, and none of what tells two processes
@@ -78,7 +78,7 @@ def plain(done: SFTCLI, steps: int) -> float:
     """The same of a plain loop.
 
     Args:
-        done: A training of the framework, whose pictures, first weights and optimizer it takes.
+        done: A training of the framework, whose images, first weights and optimizer it takes.
         steps: Of an epoch.
     """
     split, size = done.datamodule.splits["labeled"], done.datamodule.batch_size

@@ -3,7 +3,7 @@
     python scripts/bench/transfer.py --out scripts/bench/results/transfer.json
 
 EfficientNet-Lite0 with ImageNet's weights (`efficientnet_lite0.py`) at 64x64, the same network from scratch, and the
-small convolutional network at 28x28 from scratch and from an autoencoder that saw all training pictures without labels.
+small convolutional network at 28x28 from scratch and from an autoencoder that saw all training images without labels.
 `head`: the backbone stays as it is. `LP-FT`: the head alone for the first third of the steps, then all. `all`: all from
 the first step. `L2-SP`: all, and the backbone is drawn to its start. The same number of steps, batches, views and
 optimizer for every row; the seed chooses the split, the initialization and the batches; test accuracy of the last

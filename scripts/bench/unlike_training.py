@@ -2,9 +2,9 @@
 
     python scripts/bench/unlike_training.py --out scripts/bench/results/unlike_training.json
 
-Classifiers of Fashion-MNIST (`source: sample`) predict its test pictures, of which 1 in 100 should be marked, and MNIST
+Classifiers of Fashion-MNIST (`source: sample`) predict its test images, of which 1 in 100 should be marked, and MNIST
 digits, of which all should be. The AUROC is that of the distance's percentile; 1 minus the largest probability, the
-usual stand-in, is beside it. Calibration errors on the test pictures are those of the probabilities in the CSV, and of
+usual stand-in, is beside it. Calibration errors on the test images are those of the probabilities in the CSV, and of
 the network before its temperature (`test`).
 """
 

@@ -1,4 +1,4 @@
-"""The command over real pictures: what it finds, what it says, how it ends."""
+"""The command over real images: what it finds, what it says, how it ends."""
 
 import csv
 import os
@@ -107,7 +107,7 @@ def test_tiny_bars_do_not_end_the_process(workdir: Path, audited: Audited) -> No
     assert "test images that nearly equal a labeled one" in told.rows
 
 
-def test_every_broken_file_is_named_and_what_is_left_is_looked_at(
+def test_every_broken_file_is_named_and_the_rest_is_checked(
     photos: Path, crop: Crop, audited: Audited, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = photos / "train" / "china"
@@ -208,7 +208,7 @@ def test_a_near_duplicate_alone_is_a_leak(split: str, other: str, photos: Path, 
     assert audited(photos, "--strict").code == 1
 
 
-def test_duplicates_in_training_are_no_leak(photos: Path, audited: Audited) -> None:
+def test_duplicates_in_training_are_not_a_leak(photos: Path, audited: Audited) -> None:
     shutil.copy(photos / "train" / "china" / "0.png", photos / "train" / "china" / "copy.png")
     shutil.copy(photos / "test" / "china" / "0.png", photos / "test" / "china" / "copy.png")
     told = audited(photos, "--strict")
@@ -223,7 +223,7 @@ def test_duplicates_in_training_are_no_leak(photos: Path, audited: Audited) -> N
     assert "They count twice in every figure" in told.text
 
 
-def test_what_fit_drops_and_what_it_does_not_see(photos: Path, audited: Audited) -> None:
+def test_exact_copies_are_dropped_and_near_copies_reported(photos: Path, audited: Audited) -> None:
     shutil.copy(photos / "train" / "flower" / "2.png", photos / "test" / "flower" / "copy.png")
     Image.open(photos / "train" / "flower" / "3.png").save(photos / "test" / "flower" / "resaved.bmp")
     told = audited(photos)
@@ -254,7 +254,9 @@ def test_copies_of_different_labels_are_named_apart(photos: Path, audited: Audit
     ]
 
 
-def test_groups_that_straddle(photos: Path, crop: Crop, audited: Audited, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_in_several_splits_are_reported(
+    photos: Path, crop: Crop, audited: Audited, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = []
     for k, path in enumerate(sorted(photos.glob("*/*/*.png"))):
         name, label = path.relative_to(photos).as_posix(), path.parent.name
@@ -277,7 +279,7 @@ def test_groups_that_straddle(photos: Path, crop: Crop, audited: Audited, capsys
     assert "group 'patient 0' is in" in capsys.readouterr().err
 
 
-def test_groups_that_a_split_file_tears(photos: Path, audited: Audited, workdir: Path) -> None:
+def test_groups_divided_by_a_split_file_are_reported(photos: Path, audited: Audited, workdir: Path) -> None:
     rows = [
         (path.relative_to(photos).as_posix(), path.parent.name, "", f"p{k // 4}")
         for k, path in enumerate(sorted(photos.glob("*/*/*.png")))
@@ -298,7 +300,7 @@ def test_groups_that_a_split_file_tears(photos: Path, audited: Audited, workdir:
     assert told.rows["groups that are in two splits"] == [("test and training", group, f"in '{name}'")]
 
 
-def test_a_manifest_with_many_faults_is_looked_at_to_its_end(photos: Path, audited: Audited) -> None:
+def test_all_faults_of_a_manifest_are_reported(photos: Path, audited: Audited) -> None:
     rows = [
         (path.relative_to(photos).as_posix(), path.parent.name, path.parts[-3])
         for path in sorted(photos.glob("*/*/*.png"))
@@ -322,7 +324,7 @@ def test_a_manifest_with_many_faults_is_looked_at_to_its_end(photos: Path, audit
     assert told.about["splits"] == {"labeled": 17, "unlabeled": 0, "val": 6, "test": 5}
 
 
-def test_folders_with_many_faults(photos: Path, crop: Crop, audited: Audited) -> None:
+def test_all_faults_of_folders_are_reported(photos: Path, crop: Crop, audited: Audited) -> None:
     (photos / "train" / "empty").mkdir()
     (photos / "test" / "lamp").mkdir()
     (photos / "test" / "floor").mkdir()
@@ -340,7 +342,7 @@ def test_folders_with_many_faults(photos: Path, crop: Crop, audited: Audited) ->
     assert "images that are not read" not in told.rows  # they are told already
 
 
-def test_classes_are_counted_and_uneven_ones_told(photos: Path, crop: Crop, audited: Audited) -> None:
+def test_classes_are_counted_and_uneven_ones_reported(photos: Path, crop: Crop, audited: Audited) -> None:
     (photos / "train" / "new").mkdir()
     for k in range(80):
         crop(300 + k).save(photos / "train" / "new" / f"{k}.png")
@@ -364,7 +366,7 @@ def test_classes_are_counted_and_uneven_ones_told(photos: Path, crop: Crop, audi
     assert "splits of uneven classes" not in audited(photos).rows
 
 
-def test_labels_that_cannot_be_had_are_told_and_all_are_taken(photos: Path, audited: Audited) -> None:
+def test_a_label_budget_too_large_is_reported_and_all_labels_used(photos: Path, audited: Audited) -> None:
     told = audited(photos, "--data.init_args.num_labels=500")
     assert told.rows["settings that fit refuses"] == [
         ("", str(photos), "num_labels is 500, but only 16 labeled training images are left after validation and test "
@@ -380,7 +382,7 @@ def test_labels_that_cannot_be_had_are_told_and_all_are_taken(photos: Path, audi
     assert told.about["splits"] == {"labeled": 16, "unlabeled": 0, "val": 0, "test": 6}
 
 
-def test_other_mistakes_are_one_sentence(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_errors_are_one_sentence(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "--config", FINE_TUNE, "--data.init_args.source=nowhere", "--strict"]) == 2
     assert "sft-lightning: source 'nowhere' is neither a folder" in capsys.readouterr().err
     assert main(["audit", "--config", FINE_TUNE, "--stricct"]) == 2

@@ -1,4 +1,4 @@
-"""Which labels are doubted, by hand and on a few real pictures."""
+"""Which labels are doubted, by hand and on a few real images."""
 
 import re
 import sys
@@ -30,7 +30,7 @@ def test_confident_learning_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert label_checks.find_suspects(y, p) == ([5, 2], "confident learning")
 
 
-def test_no_label_is_judged_by_what_has_learned_from_it_or_from_its_group() -> None:
+def test_no_label_is_judged_by_a_classifier_that_saw_its_group() -> None:
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(60, 80)).astype(np.float32), draw.integers(0, 2, 60)  # nothing but noise to learn
     twice, labels_twice = x.repeat(2, 0), y.repeat(2)
@@ -44,7 +44,9 @@ def test_no_label_is_judged_by_what_has_learned_from_it_or_from_its_group() -> N
     assert right(label_checks.predict_out_of_fold(twice, labels_twice, groups, 0), labels_twice) < 0.7
 
 
-def test_a_wrong_label_among_real_pictures(fashion: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_label_among_real_images_is_found(
+    fashion: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, truth = fashion
     names = ["boot", "trouser", "bag"]
     of = {name: (truth == c).nonzero()[:, 0] for name, c in zip(names, (9, 1, 8), strict=True)}

@@ -84,7 +84,7 @@ def test_averaged_weights_are_what_is_exported(workdir: Path) -> None:
     assert not torch.equal(logits(put_together(whole, whole)), model.head(model.backbone(X)))
 
 
-def test_a_part_says_what_it_is(workdir: Path) -> None:
+def test_an_exported_part_describes_itself(workdir: Path) -> None:
     run, _ = fitted("run", "--model.init_args.mean=0.3", "--model.init_args.std=0.4")
     file = export(str(run), "backbone")
     about = json.loads(file.with_suffix(".json").read_text())
@@ -171,7 +171,7 @@ class Payload:
         return Path.touch, (Path("ran"),)  # type: ignore[return-value]
 
 
-def test_parts_that_do_not_fit(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_that_do_not_fit_are_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = fitted("run")
     encoder, _ = fitted("encoder", config="autoencoder")
     backbone, head = export(str(run), "backbone"), export(str(run), "head")

@@ -43,7 +43,7 @@ def front(card: str) -> dict[str, Any]:
     return found
 
 
-def test_its_figures_are_those_of_the_run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_has_the_metrics_of_the_run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = fitted("run", "--trainer.max_epochs=4")
     card = carded(run)
     file = run / "model.safetensors"
@@ -113,7 +113,7 @@ def test_its_figures_are_those_of_the_run(workdir: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_some_images_none_and_another_iterate(workdir: Path) -> None:
+def test_the_card_counts_the_measured_images(workdir: Path) -> None:
     run = fitted("run")
     card = carded(run, "--measure_on=50")
     assert "on 50 of the 2,000 images of the test split: last iterate (step 12)." in card
@@ -141,7 +141,7 @@ def test_some_images_none_and_another_iterate(workdir: Path) -> None:
     assert "head_weights" not in section(carded(run, "--part=backbone", "--measure_on=0"), "Use")
 
 
-def test_what_the_user_wrote_is_text(workdir: Path, write_folder: Callable[..., Path]) -> None:
+def test_user_text_is_escaped(workdir: Path, write_folder: Callable[..., Path]) -> None:
     folder = write_folder(workdir / "images", {"train": 8, "val": 2, "test": 2, "unlabeled": 4})
     for part in ("train", "val", "test"):
         (folder / part / "class_0").rename(folder / part / "a|b <i>*x*_")
@@ -171,7 +171,7 @@ def test_each_paradigm_says_how_it_used_labels(workdir: Path) -> None:
     assert "The features were learned by SupCon, the classifier is `nearest_class_mean`." in card
 
 
-def test_a_checkpoint_without_its_run(workdir: Path) -> None:
+def test_a_checkpoint_without_its_run_has_a_card(workdir: Path) -> None:
     run = fitted("run")
     shutil.copy(run / "checkpoints" / "last.ckpt", "alone.ckpt")
     file = export("alone.ckpt", format="pt2")

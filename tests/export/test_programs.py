@@ -56,7 +56,7 @@ def nothing_is_left(folder: Path) -> bool:
 
 
 def awkward(path: Path, seed: int) -> Path:
-    """A wide color picture with a transparent half; stored lying on its side where it is a JPEG."""
+    """A wide color image with a transparent half; stored lying on its side where it is a JPEG."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize((60, 44), Image.Resampling.BICUBIC)
     if path.suffix == ".png":
@@ -258,7 +258,7 @@ class Unknown(Program):
         pytest.param(Unknown, "onnx", marks=pytest.mark.slow),
     ],
 )
-def test_a_network_that_cannot_be_written_is_told(
+def test_a_network_that_cannot_be_written_is_reported(
     workdir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -357,7 +357,9 @@ def test_images_of_validation_or_training_where_there_is_no_test(workdir: Path) 
         assert ("Not measured at export." in card) == (not val_size)
 
 
-def test_wrong_combinations(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_combinations_are_refused(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, _ = fitted("run")
     encoder, _ = fitted("encoder", config="autoencoder")
 
@@ -381,7 +383,7 @@ def test_wrong_combinations(workdir: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert main(["export", str(run), "--format=pt2", "--measure_on=0"]) == 0  # which needs no extra
 
 
-def test_a_mistake_of_the_program_is_no_missing_data(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_error_is_not_reported_as_missing_data(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = fitted("run")
 
     def broken(*words: str) -> None:
@@ -394,7 +396,7 @@ def test_a_mistake_of_the_program_is_no_missing_data(workdir: Path, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
-def test_each_kind_of_network(workdir: Path, network: str) -> None:
+def test_each_kind_of_network_is_exported(workdir: Path, network: str) -> None:
     size = 224 if "vit" in network else 64 if "/" in network else 28
     words = [f"--model.init_args.backbone={network}", f"--data.init_args.image_size={size}"]
     run, model = fitted("run", *words, "--data.init_args.batch_size=8", "--data.init_args.val_size=10")

@@ -132,7 +132,7 @@ def test_a_run_sees_inputs_of_its_own_size(workdir: Path) -> None:
         assert "28 px" in str(candidate)
 
 
-def test_runs_that_know_the_labels_are_told(workdir: Path) -> None:
+def test_runs_that_know_the_labels_are_marked(workdir: Path) -> None:
     same = ["--data.init_args.num_labels=60", "--data.init_args.val_size=30"]
     knows = fitted("knows", *same)
     other = fitted("other", *same, "--data.init_args.seed=1")

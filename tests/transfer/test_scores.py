@@ -293,7 +293,7 @@ def test_the_neighbors_are_scikit_learns(counts: list[int], neighbors: int) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_separable_classes_are_told_apart(kind: Literal["knn", "linear"]) -> None:
+def test_separable_classes_are_classified(kind: Literal["knn", "linear"]) -> None:
     labels = torch.arange(30) % 3 + 2
     features = torch.eye(5)[labels] + 0.05 * torch.randn(30, 5, generator=torch.manual_seed(0))
     assert cross_validate(features, labels, kind=kind) == (1.0, 0.0)

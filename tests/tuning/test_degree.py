@@ -89,7 +89,7 @@ def test_folds_hold_each_label_out_once_and_nothing_of_the_other_splits(workdir:
 
 
 def manifest(folder: Path, write_folder: Callable[..., Path], per_class: int = 8) -> Path:
-    """Real pictures of two classes in groups of two, one of each class, beside unlabeled ones of the same groups."""
+    """Real images of two classes in groups of two, one of each class, beside unlabeled ones of the same groups."""
     write_folder(folder, {"train": per_class, "unlabeled": per_class // 2}, classes=2)
     lines = ["path,label,split,group"]
     for label in ("class_0", "class_1"):
@@ -120,7 +120,7 @@ def test_a_group_is_held_out_as_a_whole_also_from_the_unlabeled(
     assert len(results()) == 4
 
 
-def test_groups_outlive_the_joining_of_parts(workdir: Path, write_folder: Callable[..., Path]) -> None:
+def test_groups_survive_joined_examples(workdir: Path, write_folder: Callable[..., Path]) -> None:
     file = manifest(Path("images"), write_folder)
     lines = file.read_text().splitlines()
     lines = [line.replace(",,train,", ",,unlabeled,") for line in lines]  # another part of the source
@@ -144,13 +144,13 @@ def test_the_test_and_validation_splits_change_nothing(workdir: Path, write_fold
     assert degree(*own, labels=0) == 0
     before = (FOLDER / "degree.json").read_bytes()
     shutil.rmtree("lightning_logs")
-    for split in ("test", "val"):  # other pictures, and these under other labels
+    for split in ("test", "val"):  # other images, and these under other labels
         shutil.rmtree(Path("images", split))
         for c in range(3):
             Path("images", split).mkdir(exist_ok=True)
             shutil.copytree(Path("images", "train", f"class_{c}"), Path("images", split, f"class_{(c + 1) % 3}"))
             for file in Path("images", split, f"class_{(c + 1) % 3}").iterdir():
-                file.write_bytes(file.read_bytes() + bytes(1))  # no copy of a training picture, which would be dropped
+                file.write_bytes(file.read_bytes() + bytes(1))  # no copy of a training image, which would be dropped
     assert degree(*own, labels=0) == 0
     assert (FOLDER / "degree.json").read_bytes() == before
 
@@ -223,7 +223,7 @@ def test_results_are_taken_over_only_where_nothing_changed(
     assert new(*start, "--degree.depth=[head,1]") == 2  # a larger grid
 
 
-def test_a_changed_picture_makes_new_runs(workdir: Path, write_folder: Callable[..., Path], fits: list[str]) -> None:
+def test_a_changed_image_makes_new_runs(workdir: Path, write_folder: Callable[..., Path], fits: list[str]) -> None:
     write_folder(Path("images"), {"train": 4, "val": 2, "test": 2})
     own = ["--data.init_args.source=images", "--data.init_args.image_size=28", "--data.init_args.num_workers=0"]
     own.append("--degree.depth=[head]")
@@ -321,7 +321,7 @@ def test_the_config_that_is_written_is_one_of_fit(
     assert len(of_split(made / "split.csv", "val")) == 50
 
 
-def test_the_table_and_the_config_tell_what_was_chosen(
+def test_the_table_and_the_config_name_the_choice(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made_up = {"head": [0.7, 0.75, 0.8], "all": [0.6, 0.8, 0.9]}  # the second is better by less than its error
@@ -345,7 +345,7 @@ def test_the_table_and_the_config_tell_what_was_chosen(
 # --- paradigms, and runs that fail
 
 
-def test_semi_supervised(workdir: Path, fits: list[str]) -> None:
+def test_semi_supervised_models_are_compared(workdir: Path, fits: list[str]) -> None:
     """What each fold may learn from; a training is part of the test of groups."""
     semi = ["--config", str(CONFIGS / "semi_supervised" / "fixmatch.yaml"), "--data.init_args.batch_size=8"]
     semi += ["--run_name=d", "--model.init_args.backbone=mlp", "--data.init_args.unlabeled_ratio=1"]
@@ -358,7 +358,7 @@ def test_semi_supervised(workdir: Path, fits: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_decoupled(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoupled_models_are_compared(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--model.class_path=DecoupledFeatureClassifier", "--model.init_args.feature_loss=SupCon"]
     own += ["--model.init_args.backbone=mlp", "--model.init_args.head=nearest_class_mean"]
     assert degree(*own, "--degree.depth=[1]") == 0
@@ -424,29 +424,33 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, **given: Any) -> st
         (["--degree.nothing=1"], "--degree.nothing"),
     ],
 )
-def test_one_sentence(words: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence(
+    words: list[str], expected: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert expected in refused(capsys, *words)
 
 
-def test_too_few_groups(workdir: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_groups_are_refused(
+    workdir: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     file = manifest(Path("images"), write_folder)
     own = [f"--data.init_args.source={file}", "--data.init_args.test_size=0", "--data.init_args.val_size=0"]
     said = refused(capsys, *own, "--degree.folds=9", labels=0)
     assert "class 'class_0' has 8 group(s) of labeled examples, fewer than the 9 folds" in said
 
 
-def test_models_without_a_depth(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_without_a_depth_are_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, config=CONFIGS / "quickstart" / "autoencoder.yaml")
     assert "model AutoencoderModule has no setting tune" in said
 
 
-def test_a_checkpoint_to_go_on_from(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_from_a_checkpoint_is_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", str(FINE_TUNE), *SHORT]) == 0
     assert degree("--ckpt_path=lightning_logs/d/version_0") == 2
     assert "ckpt_path is set, but degree trains anew" in capsys.readouterr().err
 
 
-def test_damaged_results(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_results_are_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FOLDER.mkdir(parents=True)
     for text in ("{", '{"a": {"accuracy": "much"}}'):
         (FOLDER / "degree.json").write_text(text)
@@ -470,7 +474,7 @@ def test_help_names_the_group(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_shipped_config(workdir: Path, fits: list[str]) -> None:
+def test_the_shipped_config_runs(workdir: Path, fits: list[str]) -> None:
     shipped = ["--config", str(CONFIGS / "reuse" / "degree.yaml")]
     assert main(["degree", "--config", str(FINE_TUNE), *shipped, *SHORT, "--degree.folds=2"]) == 0
     assert len(fits) == 2 * 5

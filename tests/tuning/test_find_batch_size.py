@@ -173,7 +173,7 @@ def test_on_a_cpu_it_ends_before_linux_would_kill_it(workdir: Path) -> None:
     assert f"ended      {2 * tried[-1]} would take more than the 0.4 GiB of memory that are left\n" in shown
 
 
-def test_what_is_left_is_told_by_the_machine() -> None:
+def test_available_memory_comes_from_the_machine() -> None:
     total = int(re.findall(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text())[0]) * 1024
     left = read_available_memory()
     assert left is not None

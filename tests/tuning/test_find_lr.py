@@ -125,7 +125,7 @@ def test_the_rates_rise_by_one_factor_from_the_first_to_the_last() -> None:
     assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
 
 
-def test_words_for_a_range_that_begins_too_late_or_ends_too_early() -> None:
+def test_a_range_that_starts_late_or_ends_early_is_reported() -> None:
     early = format_curve(curve(lambda rate: valley(rate, 6e-7)), "--lr")
     assert "a lower --min_lr may find a better one" in early
     late = format_curve(curve(lambda rate: valley(rate, 1.0)), "--lr")
@@ -170,7 +170,7 @@ def test_accumulated_batches_share_a_rate_and_their_mean_is_the_loss() -> None:
     assert sweep.curve.losses == pytest.approx(whole)
 
 
-def test_of_a_semi_supervised_step_the_labeled_loss_is_looked_at() -> None:
+def test_a_semi_supervised_step_records_the_labeled_loss() -> None:
     class Labeled(Recorder):
         """Keeps L_s."""
 
@@ -272,7 +272,7 @@ def test_warm_up_and_ramp_are_left_out_and_a_turn_shares_a_rate(workdir: Path, m
     assert len(table(workdir)) == 10
 
 
-def test_one_cycle_is_told_its_own_option(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_cycle_gets_its_own_option(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model.init_args.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", *SGD]
     words += ["--model.init_args.lr_scheduler.init_args.max_lr=0.1", "--model.init_args.backbone=conv"]
     words += ["--model.init_args.lr_scheduler.init_args.total_steps=5"]  # fewer than are tried
@@ -383,7 +383,7 @@ def test_a_checkpoint_is_refused_with_the_way_out(workdir: Path, capsys: pytest.
     assert "find-lr looks at the start of a training, so leave it out" in capsys.readouterr().err
 
 
-def test_two_processes_try_the_same_rates_and_one_tells(
+def test_two_processes_try_the_same_rates_and_one_reports(
     workdir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     words = ["--config", FINE_TUNE, *SMALL, "--trainer.strategy=ddp", "--trainer.devices=2", "--max_lr=1e-3"]

@@ -88,6 +88,8 @@ def test_what_is_faster_in_one_round_alone_is_not_suggested() -> None:
         (["--seconds=0"], "seconds is 0.0: give a number above 0"),
     ],
 )
-def test_bad_input(words: list[str], sentence: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused(
+    words: list[str], sentence: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*WORDS, *words]) == 2
     assert sentence in capsys.readouterr().err
