@@ -9,6 +9,12 @@ change of the machine's load meets all of them; each row keeps the load average 
 OpenMP's threads meet at the end of each parallel operation, and the one that arrives first spins. Where another process
 holds the second core, the first thread spins through the other's whole time slice, some milliseconds for an operation
 of microseconds. `OMP_WAIT_POLICY=PASSIVE` makes it sleep instead. A training that outlasts `--limit` counts with it.
+
+`results/threads.json` is one round of 100 steps on 2 cores with 10 to 12 other processes ready to run (`--configs
+fine_tune --neighbors 0 --rounds 1`): 4.4 s with one thread, 62 s with two, 8.3 s with two that sleep. Wall times vary
+with the load; CPU seconds show the cause: 1.0 with one thread, 11.2 with two, 1.0 with two that sleep. An idle machine
+was not measured, so `fit` keeps torch's number of threads; set `OMP_NUM_THREADS=1` for small networks on a shared
+machine. `study --jobs N` divides the cores among its N processes, so `scripts/quickstart` trains with one thread each.
 """
 
 import argparse
