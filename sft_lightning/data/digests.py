@@ -40,9 +40,11 @@ def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
     chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
     fresh: list[tuple[bytes, str, bytes]] = []
     with ThreadPoolExecutor(8) as threads, LoggedProgress(len(missing), "Digests of files", "file") as bar:
-        for chunk, found in zip(chunks, threads.map(lambda own: [_digest(keys[i]) for i in own], chunks), strict=True):
+        for chunk, read in zip(
+            chunks, threads.map(lambda batch: [_digest(keys[i]) for i in batch], chunks), strict=True
+        ):
             bar.update(len(chunk))
-            for i, digest in zip(chunk, found, strict=True):
+            for i, digest in zip(chunk, read, strict=True):
                 digests[i], state = digest, states[i]
                 if digest and state and now - _get_change_time(state) > _TICK:
                     fresh.append((keys[i], state, digest))
@@ -88,10 +90,10 @@ def combine_digests(rows: Iterable[tuple[str, bytes | None]]) -> str:
     Args:
         rows: Name and digest of each example; the digest is None where the file is gone.
     """
-    whole = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, digest in rows:
-        whole.update(name.encode("utf-8", "surrogateescape") + b"\0" + (digest or b"gone") + b"\n")
-    return whole.hexdigest()
+        sha.update(name.encode("utf-8", "surrogateescape") + b"\0" + (digest or b"gone") + b"\n")
+    return sha.hexdigest()
 
 
 def _read_state(path: bytes) -> str | None:

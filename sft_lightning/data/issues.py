@@ -41,10 +41,10 @@ def collect_faults() -> Iterator[list[Fault]]:
     Yields:
         List that each fault is appended to.
     """
-    found: list[Fault] = []
-    token = _listed.set(found)
+    faults: list[Fault] = []
+    token = _listed.set(faults)
     try:
-        yield found
+        yield faults
     finally:
         _listed.reset(token)
 
@@ -62,7 +62,7 @@ def report_fault(kind: str, split: str, name: str, detail: str, sentence: str) -
     Raises:
         InputError: The call is not inside a `collect_faults` block.
     """
-    found = _listed.get()
-    if found is None:
+    faults = _listed.get()
+    if faults is None:
         raise InputError(sentence)
-    found.append(Fault(kind, split, name, detail, sentence))
+    faults.append(Fault(kind, split, name, detail, sentence))

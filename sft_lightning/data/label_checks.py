@@ -127,10 +127,11 @@ def check_missing_labels(
         if not is_doubtful and not {word, word.translate(_FILLERS)} & _MISSING and label != "None":
             continue
         number = "1 label is" if count == 1 else f"{count:,} labels are"
-        place = f" (first: {places[label]})" if label in places else ""
+        position = f" (first: {places[label]})" if label in places else ""
         if is_doubtful:
             sentences.append(
-                f"{where}: {number} {label!r}{place}, which is read as a class; leave labels of unlabeled images blank"
+                f"{where}: {number} {label!r}{position}, which is read as a class; leave labels of unlabeled images "
+                "blank"
             )
             continue
         report_fault(
@@ -138,8 +139,8 @@ def check_missing_labels(
             "",
             label,
             number,
-            f"{where}: {number} {label!r}{place}: leave the label blank for unlabeled images, or list all classes in "
-            "class_names if it is one of them",
+            f"{where}: {number} {label!r}{position}: leave the label blank for unlabeled images, or list all classes "
+            "in class_names if it is one of them",
         )
     return sentences
 

@@ -219,7 +219,7 @@ def join_examples(chosen: Mapping[str, Mapping[int, list[int]]], parts: Sequence
     """Make splits of examples that may come from more than one collection.
 
     Args:
-        chosen: For each split, positions of its examples by the index of their collection in `parts`.
+        chosen: Positions of the examples of each split, by the index of their collection in `parts`.
         parts: Collections of examples.
     """
     splits: Splits = {}
@@ -246,7 +246,7 @@ def read_split_file(path: Path, parts: Iterable[Examples], class_names: Sequence
     listed = list(parts)
     position = {name: (k, i) for k, part in enumerate(listed) for i, name in enumerate(part.ids)}
     chosen: dict[str, dict[int, list[int]]] = {name: {} for name in NAMES}
-    seen: set[tuple[int, int]] = set()
+    used: set[tuple[int, int]] = set()
     try:
         with path.open(newline="", encoding="utf-8") as file:
             head = json.loads(file.readline().removeprefix("# "))
@@ -261,9 +261,9 @@ def read_split_file(path: Path, parts: Iterable[Examples], class_names: Sequence
                         "give the source that the file was made from"
                     )
                 k, i = position[row["id"]]
-                if (k, i) in seen:
+                if (k, i) in used:
                     raise InputError(f"split_file {str(path)!r} lists {row['id']!r} twice: keep one of the two lines")
-                seen.add((k, i))
+                used.add((k, i))
                 known = int(listed[k].labels[i])
                 if row["label"] and (known < 0 or class_names[known] != row["label"]):
                     raise InputError(

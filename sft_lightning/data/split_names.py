@@ -9,7 +9,7 @@ _WORDS = {
     "test": ("test", "testing", "tst"),
     "unlabeled": ("unlabeled", "unlabelled", "unlabled", "nolabel", "nolabels", "unannotated", "unsup", "unsupervised"),
 }
-_MEANT = {word: split for split, words in _WORDS.items() for word in words}
+_MEANT = {word: split for split, spellings in _WORDS.items() for word in spellings}
 _UNCLEAR = ("eval", "evaluation", "holdout", "heldout")
 # Words that carry no meaning beside a split: test_images, Training Set, val2017.
 _FILLERS = re.compile(r"(data|set|dataset|split|images?|imgs?|files|folder|photos?|pictures?|examples?|samples?)+")

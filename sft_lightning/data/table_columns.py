@@ -125,12 +125,12 @@ class TableColumns:
         for i, value in zip(self.watched, values, strict=True):
             if not value:
                 continue
-            seen = self._values[i]
-            if value in seen:
+            values_before = self._values[i]
+            if value in values_before:
                 self._repeats.add(i)
-            seen.add(value)
+            values_before.add(value)
             is_done = i in self._repeats if self._guess_kind(i) == "group" else True
-            if len(seen) > _FEW and is_done:
+            if len(values_before) > _FEW and is_done:
                 done.append(i)
         if done:
             self.watched = [i for i in self.watched if i not in done]
@@ -167,11 +167,11 @@ class TableColumns:
 
     def _refuse_split(self, i: int) -> None:
         name, values = self._names[i], self._values[i]
-        words = {split_of_name(value) for value in values}
-        are_splits = None not in words and words != {"train"}
+        splits = {split_of_name(value) for value in values}
+        are_splits = None not in splits and splits != {"train"}
         # A column `Usage` may hold other values beside `Training`, such as `PublicTest`.
-        is_named = self._guess_kind(i) == "split" and len(values) > 1 and words != {None}
-        if words and (are_splits or is_named) and len(values) <= _FEW:
+        is_named = self._guess_kind(i) == "split" and len(values) > 1 and splits != {None}
+        if splits and (are_splits or is_named) and len(values) <= _FEW:
             raise InputError(
                 f"{self._where}: the column {name!r} is not known, but its values ({', '.join(sorted(values))}) are "
                 "splits: rename it to 'split', or rename the values or remove the column if they mean something else"
@@ -216,5 +216,5 @@ def _normalize(name: str) -> str:
 def _get_stem(name: str) -> str:
     """Return the main word of a name, such as `patient` for "Patient_ID"."""
     word = re.sub(r"[\W_]+", "", _normalize(name))
-    is_known = word in _PERHAPS_GROUP or any(word in words for words in _SYNONYMS.values())
+    is_known = word in _PERHAPS_GROUP or any(word in synonyms for synonyms in _SYNONYMS.values())
     return word if is_known else _ENDINGS.sub("", word) or word

@@ -39,18 +39,18 @@ class TableFolders:
             InputError: The path leads out of both folders, or to a different file in each.
         """
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
-            found: dict[str, os.stat_result] = {}
+            matches: dict[str, os.stat_result] = {}
             for path in dict.fromkeys(os.path.join(folder, spelling) for folder in self._folders):
                 status = _stat(path) if is_inside(path, self._table, self._root) else None
-                if status is not None and not any(os.path.samestat(status, other) for other in found.values()):
-                    found[path] = status
-            if len(found) > 1:
+                if status is not None and not any(os.path.samestat(status, other) for other in matches.values()):
+                    matches[path] = status
+            if len(matches) > 1:
                 raise InputError(
                     f"{self._locate(line)}: path {name!r} is a file in {str(self._table.parent)!r} and another one in "
                     f"root {self._root!r}: give the full path of one of them, or another root"
                 )
-            if found:
-                return next(iter(found.items()))
+            if matches:
+                return next(iter(matches.items()))
         check_inside(self._table, line, name, self._root)
         return os.path.join(self._table.parent, name), None
 

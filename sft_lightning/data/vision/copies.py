@@ -132,8 +132,8 @@ def _find_near(images: dict[int, Pixels]) -> Edges:
                     rows = np.flatnonzero(others < len(pixels))
                     # Where both are in one set already, another edge adds nothing.
                     rows = rows[sets[rows + chunk.start] != sets[others[rows]]]
-                    whole, field = compute_differences(queries[rows], pixels[others[rows]])
-                    rows = rows[(whole <= WHOLE) & (field <= FIELD)]
+                    overall, field = compute_differences(queries[rows], pixels[others[rows]])
+                    rows = rows[(overall <= WHOLE) & (field <= FIELD)]
                     if len(rows):
                         edges.append(np.stack([rows + chunk.start, others[rows]], axis=1))
                         sets = np.array(_label_components(len(pixels), np.concatenate(edges)))

@@ -110,7 +110,7 @@ class FolderSource(ImageSource):
 
     def _find_splits(self, folders: Sequence[Path], messages: list[str]) -> dict[str, Path]:
         """Return the folder of each split, and report other spellings in `messages`."""
-        found: dict[str, Path] = {}
+        folder_of: dict[str, Path] = {}
         for folder in folders:
             split = find_split(folder.name)
             if split == UNCLEAR and _has_images(folder):
@@ -120,16 +120,16 @@ class FolderSource(ImageSource):
                 )
             if split is None or split == UNCLEAR:
                 continue
-            if split in found:
+            if split in folder_of:
                 raise InputError(
-                    f"folders {found[split].name!r} and {show_path(folder.name)!r} in {self.name!r} both mean the "
+                    f"folders {folder_of[split].name!r} and {show_path(folder.name)!r} in {self.name!r} both mean the "
                     f"split {split}: join them, or rename or remove one; if they are classes, move all class folders "
                     f"into {str(self.path / 'train')!r}"
                 )
-            found[split] = folder
+            folder_of[split] = folder
             if folder.name != split:
                 messages.append(f"folder '{show_path(folder)}' is read as the split {split}")
-        return found
+        return folder_of
 
     def _refuse_wrapper(self, path: Path, loose: Sequence[Path]) -> None:
         """Refuse a folder around the data set, whose name would be the only class."""
@@ -255,12 +255,12 @@ class FolderSource(ImageSource):
         numbers = {_compose(name): number for number, name in enumerate(self.class_names)}
         for child in classes:
             passed = IgnoredFiles()
-            found = [*find_images(str(child), ignored=passed)]
-            images = [Path(path) for _, path in found]
+            files = [*find_images(str(child), ignored=passed)]
+            images = [Path(path) for _, path in files]
             self._ignored.merge(passed)
             name = format_path(child.name)
             self._subfolders.setdefault(name, set()).update(
-                inner.rpartition("/")[0].split("/")[0] for inner, _ in found
+                inner.rpartition("/")[0].split("/")[0] for inner, _ in files
             )
             label = numbers.get(_compose(name))
             if label is None:
@@ -294,7 +294,7 @@ class FolderSource(ImageSource):
 
 
 def _list_folder(folder: Path) -> _Entries:
-    found = _Entries([], [], IgnoredFiles())
+    listing = _Entries([], [], IgnoredFiles())
     try:
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
@@ -305,14 +305,14 @@ def _list_folder(folder: Path) -> _Entries:
     for entry in entries:
         is_inside = is_folder(entry)
         if is_system_folder(entry.name):
-            (found.ignored.add_folder if is_inside else found.ignored.add_file)(entry.name)
+            (listing.ignored.add_folder if is_inside else listing.ignored.add_file)(entry.name)
         elif is_inside:
-            found.folders.append(folder / entry.name)
+            listing.folders.append(folder / entry.name)
         elif is_named_image(entry.name) or has_image_content(entry.path):
-            found.images.append(folder / entry.name)
+            listing.images.append(folder / entry.name)
         else:
-            found.ignored.add_file(entry.name)
-    return found
+            listing.ignored.add_file(entry.name)
+    return listing
 
 
 def _has_images(folder: Path) -> bool:

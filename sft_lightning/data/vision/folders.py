@@ -44,8 +44,8 @@ def _walk(
     folder: str, prefix: str, above: frozenset[_FolderId], max_sorted: int | None, ignored: IgnoredFiles
 ) -> Iterator[tuple[str, str]]:
     here = os.stat(folder)
-    place = here.st_dev, here.st_ino
-    if place in above:
+    folder_id = here.st_dev, here.st_ino
+    if folder_id in above:
         return
     with os.scandir(folder) as entries:
         for entry in _sort_first(entries, max_sorted):
@@ -54,17 +54,17 @@ def _walk(
                 (ignored.add_folder if is_inside else ignored.add_file)(entry.name)
                 continue
             name = prefix + format_path(entry.name)
-            found = is_named_image(entry.name)
+            is_image = is_named_image(entry.name)
             if is_inside:
                 try:
-                    for item in _walk(entry.path, f"{name}/", above | {place}, max_sorted, ignored):
-                        found = False
+                    for item in _walk(entry.path, f"{name}/", above | {folder_id}, max_sorted, ignored):
+                        is_image = False
                         yield item
                 except OSError:
-                    found = True
-            elif not found and not (found := has_image_content(entry.path)):
+                    is_image = True
+            elif not is_image and not (is_image := has_image_content(entry.path)):
                 ignored.add_file(entry.name)
-            if found:
+            if is_image:
                 yield name, entry.path
 
 

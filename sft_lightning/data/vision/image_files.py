@@ -269,15 +269,15 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
         has_full_range |= facts.values is not None and not facts.values.is_float and facts.values.high >= 2**14
         return facts
 
-    found, unreadable = FileFacts(), {}
+    total, unreadable = FileFacts(), {}
     with ThreadPoolExecutor(max_workers=8) as pool, LoggedProgress(len(paths), "Checking files", "file") as bar:
         for position, facts in enumerate(pool.map(look, paths)):
             bar.update()
             if isinstance(facts, str):
                 unreadable[position] = facts
             else:
-                found.add(paths[position], facts)
-    return found, unreadable
+                total.add(paths[position], facts)
+    return total, unreadable
 
 
 def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode: False) -> ImageFacts:

@@ -142,7 +142,7 @@ def compute_image_stats(name: str, split: Split, geometry: Geometry) -> SplitSta
             return describe_read_error(error)
 
     stats: list[ImageStats | str] = []
-    bar = LoggedProgress(len(split), f"Storage ({name})", "image")
+    bar = LoggedProgress(len(split), f"Images ({name})", "image")
     with _ignore_warnings(), ThreadPoolExecutor(count_cores()) as pool, bar:
         for first in range(0, len(split), _BATCH):  # `map` would queue all images at once
             for one in pool.map(compute, split.indices[first : first + _BATCH]):

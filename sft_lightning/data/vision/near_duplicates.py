@@ -67,8 +67,8 @@ def find_near_duplicates(splits: Sequence[SplitStats]) -> tuple[list[Pair], list
     for a, b in combinations_with_replacement(range(len(splits)), 2):
         same = list(_find_equal(tables[a], tables[b]))
         exact += [Pair((splits[a], i), (splits[b], j)) for i, j in same]
-        found = _find_nearly_equal(tables[a], tables[b], {i for i, _ in same})
-        near += [Pair((splits[a], i), (splits[b], j), difference) for i, j, difference in found]
+        matches = _find_nearly_equal(tables[a], tables[b], {i for i, _ in same})
+        near += [Pair((splits[a], i), (splits[b], j), difference) for i, j, difference in matches]
     return exact, sorted(near, key=lambda pair: pair.difference)
 
 
@@ -123,8 +123,8 @@ def _find_nearly_equal(a: _SplitIndex, b: _SplitIndex, known: set[int]) -> Itera
     best: dict[int, tuple[float, int]] = {}
     for k in range(0, len(left), CHUNK):
         i, j = left[k : k + CHUNK].tolist(), right[k : k + CHUNK].tolist()
-        whole, field = compute_differences(stack_thumbnails(a.split, i), stack_thumbnails(b.split, j))
-        for x, y, ok, most in zip(i, j, (whole <= WHOLE) & (field <= FIELD), field.tolist(), strict=True):
+        overall, field = compute_differences(stack_thumbnails(a.split, i), stack_thumbnails(b.split, j))
+        for x, y, ok, most in zip(i, j, (overall <= WHOLE) & (field <= FIELD), field.tolist(), strict=True):
             if ok:
                 best[x] = min(best.get(x, (most, y)), (most, y))
     yield from ((i, j, difference) for i, (difference, j) in best.items())

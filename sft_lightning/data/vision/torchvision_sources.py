@@ -103,12 +103,12 @@ def read_idx(path: Path) -> Tensor:
         zero, kind, dims = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise InputError(f"file {str(path)!r} is no readable IDX file ({error}): fetch it again") from error
+        raise InputError(f"file {str(path)!r} is not a readable IDX file ({error}): download it again") from error
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * dims)
     if zero != 0 or kind != 8 or data.size != math.prod(shape):
         raise InputError(
-            f"file {str(path)!r} is no whole IDX file of bytes: its header promises {shape}, it holds {data.size} "
-            "bytes; fetch it again"
+            f"file {str(path)!r} is not a complete IDX file: its header says {shape}, and it holds {data.size} bytes; "
+            "download it again"
         )
     return torch.from_numpy(data.reshape(shape))
 
@@ -203,19 +203,19 @@ def _load_idx(name: str, variant: str, spec: DatasetSpec, root: Path, download: 
     folders = [root / name / "raw", root / name, root]
     if name == "FashionMNIST":
         folders.append(DEBIAN_FASHION_MNIST)
-    found = _find_idx(folders, spec, variant)
-    if found is None and download:
+    files = _find_idx(folders, spec, variant)
+    if files is None and download:
         arguments = {"split": variant} if variant else {}
         for kwargs in spec.splits.values():
             _construct(name, cls, root, True, {**kwargs, **arguments})
-        found = _find_idx(folders, spec, variant)
-    if found is None:
+        files = _find_idx(folders, spec, variant)
+    if files is None:
         raise _missing_error(name, root, download, FileNotFoundError("its IDX files were not found"))
     classes = list(cls.classes_split_dict[variant]) if name == "EMNIST" else list(cls.classes)
     offset = 1 if classes[0] == "N/A" else 0  # EMNIST letters count from 1
 
     def read(split: str) -> tuple[RawImages, Any]:
-        images, labels = (read_idx(path) for path in found[split])
+        images, labels = (read_idx(path) for path in files[split])
         # EMNIST stores its images mirrored along the diagonal.
         return (images.transpose(1, 2).contiguous() if name == "EMNIST" else images), labels.long() - offset
 
@@ -228,14 +228,14 @@ def _find_idx(folders: list[Path], spec: DatasetSpec, variant: str) -> dict[str,
     """Return the image and label file of each split in the first folder that has all four."""
     assert spec.idx is not None
     for folder in folders:
-        found: dict[str, tuple[Path, Path]] = {}
+        files: dict[str, tuple[Path, Path]] = {}
         for split, part in (("train", "train"), ("test", "test" if variant else "t10k")):
             stem = spec.idx.format(split=variant, part=part)
             pair = [_find_file(folder / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
             if pair[0] is not None and pair[1] is not None:
-                found[split] = (pair[0], pair[1])
-        if len(found) == 2:
-            return found
+                files[split] = (pair[0], pair[1])
+        if len(files) == 2:
+            return files
     return None
 
 

@@ -203,8 +203,8 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
     if scale is None and image.mode.startswith("I;16"):
         scale = 0.0, 65535.0
     if scale is None:
-        own = choose_ranges([measure_values(image)])
-        scale = own.floats or own.integers or (0.0, 1.0)
+        suggested = choose_ranges([measure_values(image)])
+        scale = suggested.floats or suggested.integers or (0.0, 1.0)
     low, high = scale
     tags = getattr(image, "tag_v2", None)
     white_is_zero = tags is not None and tags.get(262) == 0  # Pillow applies this tag only to 8 bits
