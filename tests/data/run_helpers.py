@@ -1,4 +1,4 @@
-"""What the tests of a run's split share: the data of a small run, and what its file says."""
+"""Helpers for the tests of a run's split: the data of a small run, and the content of its split file."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ SETTINGS: dict[str, Any] = {"num_labels": 8, "test_size": 6, "val_size": 4, "ima
 Ids = dict[str, list[str]]
 
 
-def made(source: Path, run: Path | None = None, stage: str = "test", **settings: Any) -> ImageDataModule:
+def make_data(source: Path, run: Path | None = None, stage: str = "test", **settings: Any) -> ImageDataModule:
     data = ImageDataModule(**{"source": str(source), **SETTINGS, **settings})
     data.followed_run = run
     data.setup(stage)
     return data
 
 
-def ids(data: ImageDataModule) -> Ids:
+def collect_ids(data: ImageDataModule) -> Ids:
     return {name: split.ids for name, split in data.splits.items()}
 
 
-def said(data: ImageDataModule) -> str:
+def join_messages(data: ImageDataModule) -> str:
     return "\n".join(data.request.messages)
 
 
@@ -30,6 +30,6 @@ def write_run(data: ImageDataModule, folder: Path) -> Path:
     return folder
 
 
-def recorded(run: Path) -> Ids:
+def read_recorded_ids(run: Path) -> Ids:
     rows = list(read_rows(run / "split.csv"))
     return {name: [row.id for row in rows if row.split == name] for name in ("labeled", "unlabeled", "val", "test")}

@@ -31,7 +31,7 @@ ORDERED = [
 
 
 @pytest.mark.parametrize("names", ORDERED)
-def test_natural_order_whatever_the_order_before(names: list[str]) -> None:
+def test_sort_classes_gives_natural_order_from_any_order(names: list[str]) -> None:
     for seed in range(5):
         assert sort_classes(random.Random(seed).sample(names, len(names))) == tuple(names)
 
@@ -54,7 +54,7 @@ def test_classes_are_matched_by_name(names: list[str], among: list[str], expecte
     assert match_classes(names, among) == expected
 
 
-def test_sentences() -> None:
+def test_class_names_are_formatted_for_messages() -> None:
     assert format_class_names([str(i) for i in range(7)]) == "'0', '1', '2', '3', '4' and 2 more"
     assert format_class_names([]) == "none"
     assert describe_difference(["a", "b"], ["b", "a"]) == "class 0 is 'a' in the model and 'b' in the data"
@@ -62,7 +62,7 @@ def test_sentences() -> None:
     assert describe_difference(["a"], ["b"]) == "only the model has 'a', only the data has 'b'"
 
 
-def test_names_stand_in_a_file_or_in_its_run(tmp_path: Path) -> None:
+def test_class_names_are_read_from_a_file_or_its_run(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "last.ckpt"
     assert read_recorded_classes({"class_names": ["a", "b"]}, file) == ["a", "b"]
     assert read_recorded_classes({"hyper_parameters": {"class_names": ["a"]}}, file) == ["a"]

@@ -1,4 +1,4 @@
-"""Splits of runs whose file was damaged or removed, or whose images are only partly there."""
+"""Splits of runs whose split file is damaged or missing, or whose images are partly missing."""
 
 import shutil
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import pytest
 from sft_lightning.data.split_files import read_rows
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import picture
-from tests.data.run_helpers import made, recorded, said, write_run
+from tests.data.conftest import write_image
+from tests.data.run_helpers import join_messages, make_data, read_recorded_ids, write_run
 
 
 def truncate(text: str) -> str:
@@ -37,7 +37,7 @@ def list_a_training_image_for_test(text: str) -> str:
         (list_a_training_image_for_test, "it lists '.*' twice"),
     ],
 )
-def test_a_damaged_split_is_not_followed(
+def test_damaged_split_file_is_refused(
     source: Path, run: Path, damage: Callable[[str], str], reason: str, stage: str, is_start: bool
 ) -> None:
     file = run / "split.csv"
@@ -51,35 +51,35 @@ def test_a_damaged_split_is_not_followed(
         data._make_splits(stage)
 
 
-def test_training_that_needs_no_unlabeled_images_goes_on_without_them(source: Path, run: Path) -> None:
-    unlabeled = recorded(run)["unlabeled"]
+def test_supervised_run_resumes_without_its_unlabeled_images(source: Path, run: Path) -> None:
+    unlabeled = read_recorded_ids(run)["unlabeled"]
     for name in unlabeled:
         (source / name).unlink()
-    assert len(made(source, run, "fit").splits["labeled"]) == 8
-    assert f"{len(unlabeled)} images are gone or unreadable" in said(made(source, run, "fit"))
+    assert len(make_data(source, run, "fit").splits["labeled"]) == 8
+    assert f"{len(unlabeled)} images are gone or unreadable" in join_messages(make_data(source, run, "fit"))
 
 
-def test_the_data_of_a_run_is_found_again_among_new_images(source: Path, run: Path) -> None:
-    picture(source / "cat" / "new.png", 777)
-    data = made(source).as_trained(run)
-    assert {name: split.ids for name, split in data.splits.items()} == recorded(run)
+def test_data_of_a_run_is_recognized_among_new_images(source: Path, run: Path) -> None:
+    write_image(source / "cat" / "new.png", 777)
+    data = make_data(source).as_trained(run)
+    assert {name: split.ids for name, split in data.splits.items()} == read_recorded_ids(run)
     assert [row.id for row in read_rows(run / "split.csv") if row.split == "val"] == data.splits["val"].ids
 
 
-def test_a_class_that_is_named_twice_is_refused(source: Path) -> None:
+def test_duplicate_class_name_is_refused(source: Path) -> None:
     data = ImageDataModule(str(source), image_size=8, num_workers=0, class_names=["dog", "cat", "dog"])
     with pytest.raises(InputError, match="class_names has 'dog' twice: name each class once"):
         data.setup("fit")
 
 
-def test_a_run_is_measured_without_its_source_of_unlabeled_images(source: Path, tmp_path: Path) -> None:
+def test_run_is_evaluated_without_its_second_unlabeled_source(source: Path, tmp_path: Path) -> None:
     for i in range(3):
-        picture(tmp_path / "unlabeled_only" / f"{i}.png", i)
+        write_image(tmp_path / "unlabeled_only" / f"{i}.png", i)
     settings: dict[str, Any] = {"unlabeled_source": str(tmp_path / "unlabeled_only")}
-    run = write_run(made(source, stage="fit", **settings), tmp_path / "run")
+    run = write_run(make_data(source, stage="fit", **settings), tmp_path / "run")
     shutil.rmtree(tmp_path / "unlabeled_only")
-    now = made(source, run, "test", **settings)
-    assert now.splits["test"].ids == recorded(run)["test"]
-    assert "3 images are gone or unreadable (3 unlabeled)" in said(now)
+    now = make_data(source, run, "test", **settings)
+    assert now.splits["test"].ids == read_recorded_ids(run)["test"]
+    assert "3 images are gone or unreadable (3 unlabeled)" in join_messages(now)
     with pytest.raises(InputError, match="unlabeled_only' is neither a folder or manifest that exists"):
-        made(source, run, "fit", **settings)
+        make_data(source, run, "fit", **settings)

@@ -41,7 +41,7 @@ def test_class_names_that_look_alike_are_refused(one: str, other: str) -> None:
     assert [fault.kind for fault in found] == ["class names that look alike"]
 
 
-def test_class_names_that_differ_say_nothing() -> None:
+def test_distinct_class_names_give_no_warning() -> None:
     names = [
         "cat",
         "cats",
@@ -56,7 +56,7 @@ def test_class_names_that_differ_say_nothing() -> None:
     assert check_class_names("x", names) == []
 
 
-def test_letters_of_another_script_that_look_the_same_are_mentioned() -> None:
+def test_letters_of_another_script_that_look_the_same_are_reported() -> None:
     (sentence,) = check_class_names("x", ["cat", "c\u0430t", "\u043a\u043e\u0442"])
     assert sentence.endswith(r"mixes Latin and Cyrillic letters ('c\u0430t')")
 
@@ -66,7 +66,7 @@ def test_single_letters_may_differ_in_case() -> None:
 
 
 @pytest.mark.parametrize("name", ["cat\u200b", "ca\u00a0t", "cat ", "\ufeffcat", "c\u200dat"])
-def test_what_cannot_be_seen_is_spelled_out(name: str) -> None:
+def test_invisible_characters_are_escaped_in_messages(name: str) -> None:
     (sentence,) = check_class_names("x", ["dog", name])
     assert sentence == f"x: the class name {name!a} has characters that cannot be seen"
     assert check_class_names("x", ["dog", name], listed_classes=[name]) == []
@@ -96,7 +96,7 @@ def test_what_cannot_be_seen_is_spelled_out(name: str) -> None:
         "no-label",
     ],
 )
-def test_labels_that_say_that_they_are_missing_are_refused(label: str) -> None:
+def test_labels_that_stand_for_missing_ones_are_refused(label: str) -> None:
     words = f"m: 7 labels are {label!r} (first: line 3): leave the label blank"
     with pytest.raises(InputError, match=re.escape(words)):
         check_missing_labels("m", {"cat": 3, label: 7}, places={label: "line 3"})
@@ -104,12 +104,12 @@ def test_labels_that_say_that_they_are_missing_are_refused(label: str) -> None:
 
 
 @pytest.mark.parametrize("label", ["none", "unknown", "Unknown", "missing"])
-def test_labels_that_may_be_a_class_are_mentioned(label: str) -> None:
+def test_labels_that_may_be_a_class_are_reported(label: str) -> None:
     (sentence,) = check_missing_labels("m", {"cat": 3, label: 1})
     assert sentence.startswith(f"m: 1 label is {label!r}, which is read as a class")
 
 
-def test_signs_are_two_classes() -> None:
+def test_plus_and_minus_are_two_classes() -> None:
     assert len(check_missing_labels("m", {"-1": 3, "1": 1})) == 1
     with pytest.raises(InputError, match="3 labels are '-1'"):
         check_missing_labels("m", {"-1": 3, "1": 1, "0": 2})
@@ -134,5 +134,5 @@ def test_signs_are_two_classes() -> None:
         ("", None),
     ],
 )
-def test_words_for_splits(name: str, split: str | None) -> None:
+def test_find_split_understands_names_of_splits(name: str, split: str | None) -> None:
     assert split_of_name(name) == split

@@ -16,14 +16,14 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.paradigms.batch_schedule import BatchSchedule
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import break_middle, memory_part, picture
+from tests.data.conftest import break_middle, make_examples, write_image
 
 CROPS = Geometry(8, scale=(0.2, 1.0))
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Split:
-    paths = [picture(tmp_path / f"{i:02}.png", i, (20, 16)) for i in range(14)]
+    paths = [write_image(tmp_path / f"{i:02}.png", i, (20, 16)) for i in range(14)]
     part = Examples(
         FileImages(paths, [path.name for path in paths]), [path.name for path in paths], torch.arange(14) % 3
     )
@@ -72,7 +72,7 @@ def test_a_picture_is_cropped_anew_each_time(files: Split) -> None:
 
 
 def test_equal_inputs_of_one_batch_are_cropped_apart(tmp_path: Path) -> None:
-    path = picture(tmp_path / "x.png", 1, (20, 16))
+    path = write_image(tmp_path / "x.png", 1, (20, 16))
     part = Examples(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
     (batch,) = stream(Split(part, list(range(6))), 6).batches(0, 1)
     assert len({bytes(image.numpy().tobytes()) for image in batch.images}) == 6
@@ -91,7 +91,7 @@ def test_each_row_belongs_to_its_index_and_label(files: Split) -> None:
 
 @pytest.mark.parametrize("indices", [list(range(12)), [11, 3, 4, 7]])
 def test_memory_rows_belong_to_their_index_and_label(indices: list[int]) -> None:
-    part = memory_part([i % 3 for i in range(12)])
+    part = make_examples([i % 3 for i in range(12)])
     for batch in epochs(TrainLoader({"labeled": stream(Split(part, indices), 3)}, 4), range(2)):
         assert batch.labels is not None
         rows = [indices[i] for i in batch.indices.tolist()]
@@ -100,7 +100,7 @@ def test_memory_rows_belong_to_their_index_and_label(indices: list[int]) -> None
 
 
 def test_labels_of_unlabeled_examples_never_travel(files: Split) -> None:
-    for split in (files, Split(memory_part([0, 1, 2]), [0, 1, 2])):
+    for split in (files, Split(make_examples([0, 1, 2]), [0, 1, 2])):
         loaded = Stream(split, BatchPlan(len(split), 2, shuffle=True), CROPS, with_labels=False)
         assert [batch.labels for batch in loaded.batches(0, 2)] == [None, None]
 
@@ -185,13 +185,13 @@ def test_orders_differ_between_passes_and_seeds() -> None:
 
 
 def test_fewer_examples_than_a_batch_make_one_batch_a_pass() -> None:
-    split = Split(memory_part([0, 1, 2]), [0, 1, 2])
+    split = Split(make_examples([0, 1, 2]), [0, 1, 2])
     batches = epochs(TrainLoader({"labeled": stream(split, 64)}, 3), [0])
     assert [sorted(batch.indices.tolist()) for batch in batches] == [[0, 1, 2]] * 3
 
 
 def test_parts_of_unequal_length_run_side_by_side() -> None:
-    few, many = Split(memory_part([0, 1]), [0, 1]), Split(memory_part([-1] * 20), list(range(20)))
+    few, many = Split(make_examples([0, 1]), [0, 1]), Split(make_examples([-1] * 20), list(range(20)))
     loader = TrainLoader({"labeled": stream(few, 2), "unlabeled": stream(many, 4)}, 5)
     batches = list(loader)
     assert len(loader) == len(batches) == 5
@@ -225,7 +225,7 @@ def test_a_closed_stream_starts_again(files: Split) -> None:
     assert active_children() == []
     one.close()  # of nothing
     assert all(same(a, b) for a, b in zip(before, one.batches(0, 3), strict=True))
-    memory = Stream(Split(memory_part([0, 1, 2, 0]), [0, 1, 2, 3]), BatchPlan(4, 2), Geometry(8))
+    memory = Stream(Split(make_examples([0, 1, 2, 0]), [0, 1, 2, 3]), BatchPlan(4, 2), Geometry(8))
     memory.close()
     assert len(list(memory.batches(0, 2))) == 2
 
@@ -314,7 +314,7 @@ def test_endless_passes_are_shuffled_anew() -> None:
 @pytest.mark.parametrize("needs_labels", [False, True])
 @pytest.mark.parametrize("stop", [1, 4, 9])
 def test_an_alternating_epoch_goes_on_with_exactly_what_is_left(needs_labels: bool, stop: int) -> None:
-    split = Split(memory_part([i % 3 for i in range(40)]), list(range(40)))
+    split = Split(make_examples([i % 3 for i in range(40)]), list(range(40)))
 
     def loader() -> TrainLoader:
         plans = {

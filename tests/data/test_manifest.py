@@ -12,7 +12,7 @@ import pytest
 from sft_lightning.data.vision.prediction_files import TableListing, open_prediction_source
 from sft_lightning.data.vision.sources import open_source
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import picture
+from tests.data.conftest import write_image
 
 NAMES = [f"{i}.png" for i in range(8)]
 ROWS = [(name, ("cat", "dog")[i % 2]) for i, name in enumerate(NAMES)]
@@ -21,13 +21,13 @@ ROWS = [(name, ("cat", "dog")[i % 2]) for i, name in enumerate(NAMES)]
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, name in enumerate(NAMES):
-        picture(tmp_path / name, i)
+        write_image(tmp_path / name, i)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def read(text: str | bytes, **settings: Any) -> dict[str, dict[str, str]]:
-    """Label of each example, by split and id."""
+    """Return the label of each example, by split and id."""
     Path("m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_source("m.csv", **settings)
 
@@ -42,7 +42,7 @@ def read_source(name: str, **settings: Any) -> dict[str, dict[str, str]]:
 
 
 def listed(name: str, root: str = "data") -> list[tuple[str, str]]:
-    """Names and files of what is predicted."""
+    """Return names and files of the images to predict."""
     found = open_prediction_source(name, root)
     assert isinstance(found, TableListing)
     return list(found)
@@ -82,7 +82,7 @@ def lines(separator: str = ",", end: str = "\n") -> str:
         "path,label,note\n" + "".join(f'{name},{label},"one,\n two\n"\n' for name, label in ROWS),
     ],
 )
-def test_tables_that_say_the_same_are_read_alike(text: str | bytes, place: Path) -> None:
+def test_equivalent_tables_are_read_alike(text: str | bytes, place: Path) -> None:
     (place / "x").mkdir()
     found = read(text)
     assert {name.removeprefix("x/../"): label for name, label in found["train"].items()} == dict(ROWS)
@@ -152,8 +152,8 @@ def test_tables_that_say_the_same_are_read_alike(text: str | bytes, place: Path)
         ("path,label\n0.png,cat\nhard.png,dog\n", "line 3: 'hard.png' is the file of line 2 by another name, with"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_an_error_with_its_place(text: str | bytes, words: str, place: Path) -> None:
-    picture(place / "sub" / "a.png", 90)
+def test_malformed_row_is_an_error_with_its_line(text: str | bytes, words: str, place: Path) -> None:
+    write_image(place / "sub" / "a.png", 90)
     os.symlink("0.png", place / "link.png")
     os.link("0.png", place / "hard.png")
     with pytest.raises(InputError, match=re.escape(words)) as caught:
@@ -162,12 +162,12 @@ def test_what_does_not_fit_is_an_error_with_its_place(text: str | bytes, words: 
     assert "\n" not in str(caught.value)
 
 
-def test_an_absolute_path_is_the_same_file(place: Path) -> None:
+def test_absolute_and_relative_path_are_the_same_file(place: Path) -> None:
     with pytest.raises(InputError, match=r"line 3: .* is already on line 2, as '0.png'"):
         read(f"path,label\n0.png,cat\n{place}/0.png,cat\n")
 
 
-def test_case_of_a_file_system_that_overlooks_it(place: Path) -> None:
+def test_paths_that_differ_in_case_are_one_file_on_a_case_insensitive_file_system(place: Path) -> None:
     os.link("0.png", "0.PNG")  # as one file looks that has both names
     with pytest.raises(InputError, match=r"line 3: '0.PNG' is already on line 2, as '0.png'"):
         read("path,label\n0.png,cat\n0.PNG,cat\n")
@@ -202,7 +202,7 @@ def test_case_of_a_file_system_that_overlooks_it(place: Path) -> None:
         ),
     ],
 )
-def test_what_may_be_meant_is_a_sentence(text: str, sentence: str, place: Path) -> None:
+def test_ambiguous_tables_give_a_warning(text: str, sentence: str, place: Path) -> None:
     os.symlink("0.png", place / "link.png")
     (place / "m.csv").write_text(text)
     (message,) = open_source("m.csv").messages
@@ -219,12 +219,12 @@ def test_what_may_be_meant_is_a_sentence(text: str, sentence: str, place: Path) 
         ("path,label\n0.png,0.0\n1.png,1.0\n", ["0.0", "1.0"]),
     ],
 )
-def test_listed_class_names_are_meant(text: str, meant: list[str], place: Path) -> None:
+def test_class_names_that_the_user_listed_are_accepted(text: str, meant: list[str], place: Path) -> None:
     assert sorted(read(text, listed_classes=meant)["train"].values()) == sorted(meant)
     assert not open_source("m.csv", listed_classes=meant).messages
 
 
-def test_words_for_splits_are_understood(place: Path) -> None:
+def test_synonyms_of_splits_are_understood(place: Path) -> None:
     words = ["Train", "training", "VALID", "validation ", "dev", "Testing", "unlabelled", ""]
     rows = [f"{name},{label},{word}" for (name, label), word in zip(ROWS, words, strict=True)]
     found = read("path,label,Split\n" + "\n".join(rows))
@@ -240,8 +240,8 @@ def test_words_for_splits_are_understood(place: Path) -> None:
 
 
 def test_paths_relative_to_root_are_found(place: Path) -> None:
-    picture(place / "images" / "r" / "x.png", 50)
-    picture(place / "lists" / "own.png", 51)
+    write_image(place / "images" / "r" / "x.png", 50)
+    write_image(place / "lists" / "own.png", 51)
     (place / "lists" / "m.csv").write_text("path,label\nr/x.png,cat\nown.png,dog\nr\\x.png,cat\n")
     with pytest.raises(InputError, match=r"line 4: 'r/x.png' is already on line 2"):
         open_source("lists/m.csv", root="images")
@@ -254,7 +254,7 @@ def test_paths_relative_to_root_are_found(place: Path) -> None:
     for opened in (open_source, open_prediction_source):
         with pytest.raises(InputError, match=r"line 2: file 'r/x.png' does not exist below 'lists'"):
             opened("lists/m.csv", root="nowhere")
-    picture(place / "images" / "own.png", 52)
+    write_image(place / "images" / "own.png", 52)
     for opened in (open_source, open_prediction_source):
         with pytest.raises(InputError, match=r"line 3: path 'own.png' is a file in 'lists' and another one in root"):
             opened("lists/m.csv", root="images")
@@ -264,15 +264,15 @@ def test_paths_relative_to_root_are_found(place: Path) -> None:
 
 
 def test_backslashes_separate_folders(place: Path) -> None:
-    picture(place / "a" / "b" / "x.png", 60)
-    picture(place / "odd\\name.png", 61)
+    write_image(place / "a" / "b" / "x.png", 60)
+    write_image(place / "odd\\name.png", 61)
     text = "path,label\na\\b\\x.png,cat\nodd\\name.png,dog\n"
     assert read(text) == {"train": {"a/b/x.png": "cat", "odd\\name.png": "dog"}}
     assert [Path(file).is_file() for _, file in listed("m.csv")] == [True, True]
 
 
-def test_a_cell_that_a_spreadsheet_was_kept_from_is_read_back(place: Path) -> None:
-    picture(place / "=1.png", 70)
+def test_escaped_spreadsheet_formula_is_restored(place: Path) -> None:
+    write_image(place / "=1.png", 70)
     assert read("path,label\n'=1.png,'-x\n0.png,cat\n") == {"train": {"=1.png": "-x", "0.png": "cat"}}
 
 
@@ -292,7 +292,7 @@ def test_tables_to_predict_are_read_as_strictly(text: str, words: str, place: Pa
         open_prediction_source("m.csv")
 
 
-def test_tables_to_predict_may_hold_whatever_else(place: Path) -> None:
+def test_tables_to_predict_may_have_any_other_columns(place: Path) -> None:
     (place / "m.csv").write_text("set;PATH;patient;label\ntest;0.png;a;NA\ntrain;1.png;a;na\n")
     assert [name for name, _ in listed("m.csv")] == ["0.png", "1.png"]
 
@@ -318,7 +318,7 @@ def write(**columns: Any) -> None:
         (pa.array([0, None, 1], pa.uint8()), ["0", "", "1"]),
     ],
 )
-def test_labels_of_parquet(labels: Any, expected: list[str], place: Path) -> None:
+def test_parquet_labels_are_read_as_text(labels: Any, expected: list[str], place: Path) -> None:
     write(Path=NAMES[:3], label=labels)
     found = read_source("m.parquet")
     assert {**found["train"], **found["unlabeled"]} == dict(zip(NAMES, expected, strict=False))
@@ -341,20 +341,20 @@ def test_labels_of_parquet(labels: Any, expected: list[str], place: Path) -> Non
         ({"class": ["a", "b"]}, "rename 'class' to 'label'"),
     ],
 )
-def test_columns_of_parquet_that_do_not_fit(columns: dict[str, Any], words: str, place: Path) -> None:
+def test_parquet_columns_of_the_wrong_type_are_refused(columns: dict[str, Any], words: str, place: Path) -> None:
     write(path=NAMES[:2], **columns)
     with pytest.raises(InputError, match=re.escape(words)):
         open_source("m.parquet")
 
 
-def test_paths_of_parquet_are_text(place: Path) -> None:
+def test_parquet_paths_must_be_text(place: Path) -> None:
     write(path=[1, 2], label=["a", "b"])
     for opened in (open_source, open_prediction_source):
         with pytest.raises(InputError, match=r"line 1: the column 'path' holds a int \('1'\): write text$"):
             opened("m.parquet")
 
 
-def test_groups_of_parquet_may_be_dates(place: Path) -> None:
+def test_parquet_groups_may_be_dates(place: Path) -> None:
     write(path=NAMES[:2], label=["a", "b"], Group=[datetime.date(2024, 1, 1)] * 2, other=[[1], [2]])
     source = open_source("m.parquet")
     assert source.load()["train"].groups == ["2024-01-01"] * 2

@@ -1,4 +1,4 @@
-"""A run that is measured on other data, and starts whose labels were learned: what counts as the same image."""
+"""Evaluate a run on other data, and recognize images whose labels the run or its start learned."""
 
 import shutil
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from jsonargparse import Namespace
 from sft_lightning.cli.run_config import _find_starts
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, picture
-from tests.data.run_helpers import SETTINGS, ids, made, recorded, said, write_run
+from tests.data.conftest import MakeFolder, write_image
+from tests.data.run_helpers import SETTINGS, collect_ids, join_messages, make_data, read_recorded_ids, write_run
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def source(folder: MakeFolder) -> Path:
 
 @pytest.fixture
 def run(source: Path, tmp_path: Path) -> Path:
-    return write_run(made(source, stage="fit"), tmp_path / "run")
+    return write_run(make_data(source, stage="fit"), tmp_path / "run")
 
 
 def drop_contents(run: Path) -> None:
@@ -31,107 +31,113 @@ def drop_contents(run: Path) -> None:
     (run / "split.csv").write_text("\n".join([head, *(line.rpartition(",")[0] for line in lines)]) + "\n")
 
 
-def draw_anew(folder: Path, count: int, first: int = 0) -> Path:
-    """Put other images under the names that those of the run have."""
+def write_new_images(folder: Path, count: int, first: int = 0) -> Path:
+    """Write different images under the names of the run's images."""
     for c, name in enumerate(("cat", "dog")):
         for i in range(first, first + count):
-            picture(folder / name / f"{i}.png", 5000 + 100 * c + i)
+            write_image(folder / name / f"{i}.png", 5000 + 100 * c + i)
     return folder
 
 
-def test_other_images_under_the_same_names_are_other_data(source: Path, run: Path, tmp_path: Path) -> None:
-    other = draw_anew(tmp_path / "other", 20)
-    now = made(other, run)
-    assert len(ids(now)["test"]) == 40
-    assert "all of its labeled images are evaluated" in said(now)
+def test_different_images_with_the_same_names_are_other_data(source: Path, run: Path, tmp_path: Path) -> None:
+    other = write_new_images(tmp_path / "other", 20)
+    now = make_data(other, run)
+    assert len(collect_ids(now)["test"]) == 40
+    assert "all of its labeled images are evaluated" in join_messages(now)
     with pytest.raises(InputError, match="holds other images: continue with the same data"):
-        made(other, run, "fit")
+        make_data(other, run, "fit")
 
 
 @pytest.mark.parametrize(("changed", "is_same"), [(4, True), (6, False)])
-def test_data_is_that_of_the_run_where_half_of_the_held_out_images_are(
+def test_data_with_half_of_the_held_out_images_is_the_data_of_the_run(
     source: Path, run: Path, tmp_path: Path, changed: int, is_same: bool
 ) -> None:
     copy = shutil.copytree(source, tmp_path / "copy")
-    held_out = recorded(run)["val"] + recorded(run)["test"]
+    held_out = read_recorded_ids(run)["val"] + read_recorded_ids(run)["test"]
     assert len(held_out) == 10
     for k, name in enumerate(held_out[:changed]):
-        picture(copy / name, 7000 + k)
-    now = made(copy, run)
-    assert ("is not the data of the run" in said(now)) is not is_same
-    assert len(ids(now)["test"]) == (6 if is_same else 32)  # of 40 without the 8 that it was trained on
+        write_image(copy / name, 7000 + k)
+    now = make_data(copy, run)
+    assert ("is not the data of the run" in join_messages(now)) is not is_same
+    assert len(collect_ids(now)["test"]) == (6 if is_same else 32)  # of 40 without the 8 that it was trained on
 
 
 @pytest.mark.parametrize(("gone", "is_same"), [(5, True), (6, False)])
-def test_half_of_the_held_out_images_may_be_gone(
+def test_half_of_the_held_out_images_may_be_missing(
     source: Path, run: Path, tmp_path: Path, gone: int, is_same: bool
 ) -> None:
     copy = shutil.copytree(source, tmp_path / "copy")
-    for name in (recorded(run)["test"] + recorded(run)["val"])[-gone:]:
+    for name in (read_recorded_ids(run)["test"] + read_recorded_ids(run)["val"])[-gone:]:
         (copy / name).unlink()
-    assert ("is not the data of the run" in said(made(copy, run))) is not is_same
+    assert ("is not the data of the run" in join_messages(make_data(copy, run))) is not is_same
 
 
 @pytest.mark.parametrize(("gone", "is_same"), [(0, True), (1, False)])
-def test_a_moved_source_of_an_earlier_version_has_all_held_out_names(
+def test_moved_source_of_an_earlier_version_needs_all_held_out_names(
     source: Path, run: Path, tmp_path: Path, gone: int, is_same: bool
 ) -> None:
     drop_contents(run)
     copy = shutil.copytree(source, tmp_path / "copy")
-    picture(copy / "cat" / "new.png", 777)
-    for name in recorded(run)["test"][:gone]:
+    write_image(copy / "cat" / "new.png", 777)
+    for name in read_recorded_ids(run)["test"][:gone]:
         (copy / name).unlink()
-    now = made(copy, run)
-    assert ("is not the data of the run" in said(now)) is not is_same
+    now = make_data(copy, run)
+    assert ("is not the data of the run" in join_messages(now)) is not is_same
     if is_same:
-        assert ids(now) == recorded(run)
+        assert collect_ids(now) == read_recorded_ids(run)
 
 
-def test_other_data_without_what_a_start_of_the_run_has_learned(source: Path, run: Path, tmp_path: Path) -> None:
-    start = write_run(made(draw_anew(tmp_path / "before", 20), stage="fit"), tmp_path / "start")
-    other = draw_anew(tmp_path / "other", 3, first=50)
-    learned = recorded(start)["labeled"][0]
+def test_images_that_a_start_of_the_run_learned_are_left_out_of_other_data(
+    source: Path, run: Path, tmp_path: Path
+) -> None:
+    start = write_run(make_data(write_new_images(tmp_path / "before", 20), stage="fit"), tmp_path / "start")
+    other = write_new_images(tmp_path / "other", 3, first=50)
+    learned = read_recorded_ids(start)["labeled"][0]
     shutil.copy(tmp_path / "before" / learned, other / "cat" / "learned.png")
     data = ImageDataModule(**{"source": str(other), **SETTINGS, "on_leak": "raise"})  # which is for new splits
     data.followed_run, data.starts = run, [start / "split.csv"]
     data.setup("test")
-    assert ids(data)["test"] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)]
-    assert f"1 of 7 test images are labeled training images of {start} ('cat/learned.png')" in said(data)
+    assert collect_ids(data)["test"] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)]
+    assert f"1 of 7 test images are labeled training images of {start} ('cat/learned.png')" in join_messages(data)
 
 
-def test_unlabeled_images_of_other_data_are_not_measured(source: Path, run: Path, tmp_path: Path) -> None:
-    other = draw_anew(tmp_path / "other" / "train", 3, first=50).parent
-    picture(other / "unlabeled" / "0.png", 6000)
-    assert ids(made(other, run))["test"] == [f"train/{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)]
+def test_unlabeled_images_of_other_data_are_not_evaluated(source: Path, run: Path, tmp_path: Path) -> None:
+    other = write_new_images(tmp_path / "other" / "train", 3, first=50).parent
+    write_image(other / "unlabeled" / "0.png", 6000)
+    assert collect_ids(make_data(other, run))["test"] == [
+        f"train/{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)
+    ]
 
 
 @pytest.mark.parametrize("has_contents", [True, False])
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_labels_of_a_start_are_left_out_of_each_part(source: Path, run: Path, part: str, has_contents: bool) -> None:
+def test_images_that_a_start_learned_are_left_out_of_each_held_out_split(
+    source: Path, run: Path, part: str, has_contents: bool
+) -> None:
     if not has_contents:
         drop_contents(run)
-    learned = set(recorded(run)["labeled"])
-    plain = ids(made(source, stage="fit", seed=1))[part]
+    learned = set(read_recorded_ids(run)["labeled"])
+    plain = collect_ids(make_data(source, stage="fit", seed=1))[part]
     assert learned & set(plain)
     data = ImageDataModule(**{"source": str(source), **SETTINGS, "seed": 1})
     data.starts = [run / "split.csv"]
     data.setup("fit")
-    assert ids(data)[part] == [name for name in plain if name not in learned]
+    assert collect_ids(data)[part] == [name for name in plain if name not in learned]
 
 
-def test_names_of_a_start_without_contents_count_in_the_same_source_alone(
+def test_names_of_a_start_without_digests_count_only_in_the_same_source(
     source: Path, run: Path, tmp_path: Path
 ) -> None:
     drop_contents(run)
-    data = ImageDataModule(**{"source": str(draw_anew(tmp_path / "other", 20)), **SETTINGS, "seed": 1})
+    data = ImageDataModule(**{"source": str(write_new_images(tmp_path / "other", 20)), **SETTINGS, "seed": 1})
     data.starts = [run / "split.csv"]
     data.setup("fit")
-    assert (len(data.splits["test"]), said(data)) == (6, "")
+    assert (len(data.splits["test"]), join_messages(data)) == (6, "")
 
 
-def test_a_test_part_that_was_learned_as_a_start_is_refused(source: Path, run: Path) -> None:
+def test_test_split_that_a_start_learned_completely_is_refused(source: Path, run: Path) -> None:
     text = (run / "split.csv").read_text()
-    count = len(recorded(run)["test"]) + len(recorded(run)["labeled"])
+    count = len(read_recorded_ids(run)["test"]) + len(read_recorded_ids(run)["labeled"])
     text = (
         text.replace(",test,", ",labeled,")
         .replace('"labeled": 8', f'"labeled": {count}')
@@ -156,7 +162,7 @@ def start_from(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-def test_both_kinds_of_weights_name_the_splits_that_were_learned(start_from: Callable[[str], Path]) -> None:
+def test_checkpoints_and_weight_files_name_the_splits_they_learned(start_from: Callable[[str], Path]) -> None:
     first, second = start_from("first"), start_from("second")
 
     def starts(**settings: str) -> list[Path]:

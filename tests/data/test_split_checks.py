@@ -1,4 +1,4 @@
-"""After every split a user learns of classes, parts and groups that came away with less than was asked for."""
+"""Every new split reports classes, splits and groups that got fewer examples than requested."""
 
 import re
 from collections import Counter
@@ -12,14 +12,14 @@ from sft_lightning.data.split_checks import check_splits, check_unlabeled_batch
 from sft_lightning.data.splits import SplitConfig, Splits, choose, make_splits, quotas
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
-from tests.data.conftest import MakeFolder, memory_part, picture, table
+from tests.data.conftest import MakeFolder, make_examples, write_image, write_table
 
 CLASSES = ["ant", "bee", "cat", "fly"]
 Counts = list[list[int]]
 
 
 def split(labels: list[int], request: SplitConfig, groups: list[str] | None = None) -> Splits:
-    part = memory_part(labels)
+    part = make_examples(labels)
     part.groups = groups
     splits = make_splits({"train": part}, None, request, CLASSES[: max(labels) + 1])
     check_splits(splits, {"train": part}, request, CLASSES[: max(labels) + 1])
@@ -27,7 +27,7 @@ def split(labels: list[int], request: SplitConfig, groups: list[str] | None = No
 
 
 def counts(splits: Splits, classes: int) -> Counts:
-    """Examples of each class in training, validation and test."""
+    """Count the examples of each class in training, validation and test."""
     found = (Counter(splits[name].labels.tolist()) for name in ("labeled", "val", "test"))
     return [[one[c] for c in range(classes)] for one in found]
 
@@ -82,7 +82,7 @@ def counts(splits: Splits, classes: int) -> Counts:
         ),
     ],
 )  # fmt: skip
-def test_each_class_keeps_a_training_label(
+def test_every_class_keeps_a_training_label(
     sizes: list[int], request_: SplitConfig, expected: Counts, said: list[str] | None
 ) -> None:
     splits = split([c for c, n in enumerate(sizes) for _ in range(n)], request_)
@@ -91,14 +91,14 @@ def test_each_class_keeps_a_training_label(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_class_is_lost_by_any_seed(seed: int) -> None:
+def test_no_seed_loses_a_class(seed: int) -> None:
     sizes = [12, 1, 5, 2]
     splits = split([c for c, n in enumerate(sizes) for _ in range(n)], SplitConfig(seed, val_size=5, test_size=5))
     assert min(counts(splits, 4)[0]) >= 1
     assert [len(splits[name]) for name in ("labeled", "val", "test")] == [10, 5, 5]
 
 
-def test_a_class_is_spared_where_that_is_possible_and_the_others_give_more() -> None:
+def test_small_class_keeps_training_labels_while_others_give_more() -> None:
     assert quotas({0: 40, 1: 2, 2: 1}, 30, keep=1) == {0: 29, 1: 1, 2: 0}
     assert quotas({0: 40, 1: 2, 2: 1}, 30) == {0: 28, 1: 1, 2: 1}
     assert quotas({0: 2, 1: 1}, 2, keep=1) == quotas({0: 2, 1: 1}, 2)
@@ -106,7 +106,7 @@ def test_a_class_is_spared_where_that_is_possible_and_the_others_give_more() -> 
 
 
 def videos(count: int, frames: int, classes: int, within: bool) -> tuple[list[int], list[str]]:
-    """Labels and groups: classes take turns within each video, or from video to video."""
+    """Make labels and groups whose classes alternate within each video, or from video to video."""
     turns = range(count * frames)
     return [(i if within else i // frames) % classes for i in turns], [f"video {i // frames}" for i in turns]
 
@@ -128,7 +128,7 @@ VAL, TEST = (f"25 examples are held out for {name} where" for name in ("validati
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", [0, 1])
-def test_each_part_gets_a_group_where_there_are_enough(
+def test_every_split_gets_a_group_if_there_are_enough(
     seed: int, data: tuple[list[int], list[str]], sizes: list[int], said: list[str]
 ) -> None:
     labels, groups = data
@@ -140,7 +140,7 @@ def test_each_part_gets_a_group_where_there_are_enough(
     assert all(words in message for words, message in zip(said, request.messages, strict=True)), request.messages
 
 
-def test_a_class_of_one_group_stays_in_training_and_nothing_else_changes() -> None:
+def test_class_of_a_single_group_stays_in_training() -> None:
     labels, groups = videos(20, 5, 2, within=False)
     ids = [str(i) for i in range(len(labels) + 5)]
     chosen = choose(ids[:-5], labels, groups, {0: 10, 1: 10}, 3, "test")
@@ -170,7 +170,7 @@ def test_fewer_labels_than_classes_are_refused(number: int, folder: MakeFolder) 
         ImageDataModule(source, num_labels=allowed).setup("fit")
 
 
-def test_a_class_that_is_unreadable_or_leaks_is_named(folder: MakeFolder) -> None:
+def test_class_without_readable_or_clean_images_is_named(folder: MakeFolder) -> None:
     path = folder("train/a", "train/b", "train/gone", "train/leaks", "test/a", "test/leaks", "val/a", count=4)
     for i in range(4):
         (path / "train" / "gone" / f"{i}.png").write_bytes(b"")
@@ -189,7 +189,7 @@ def test_a_class_that_is_unreadable_or_leaks_is_named(folder: MakeFolder) -> Non
         assert words in said, said
 
 
-def test_a_part_of_which_nothing_can_be_read_is_named(folder: MakeFolder) -> None:
+def test_split_without_readable_images_is_named(folder: MakeFolder) -> None:
     path = folder("train/a", "train/b", "val/a", count=10)
     for i in range(10):
         (path / "val" / "a" / f"{i}.png").write_bytes(b"")
@@ -198,13 +198,13 @@ def test_a_part_of_which_nothing_can_be_read_is_named(folder: MakeFolder) -> Non
     assert f"none of the val images of {path} can be read" in data.request.messages
 
 
-def test_fit_and_audit_say_it(
+def test_fit_and_audit_report_missing_classes(
     workdir: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [(f"{i}.png", "cat" if i // 5 % 2 else "dog", f"video {i // 5}") for i in range(40)]
     for k, (name, _, _) in enumerate(rows):
-        picture(Path(name), k)
-    table(Path("m.csv"), [("path", "label", "group"), *rows])
+        write_image(Path(name), k)
+    write_table(Path("m.csv"), [("path", "label", "group"), *rows])
     words = [
         f"--config={CONFIGS / 'quickstart' / 'fine_tune.yaml'}", "--data.init_args.source=m.csv",
         "--data.init_args.image_size=16", "--trainer.max_epochs=1", "--data.init_args.num_workers=0",
@@ -219,14 +219,14 @@ def test_fit_and_audit_say_it(
     assert re.search("num_labels is 1, fewer than the 2 classes: '(cat|dog)' would have", capsys.readouterr().err)
 
 
-def test_other_data_with_a_test_part_is_measured_by_that_which_is_said(folder: MakeFolder, tmp_path: Path) -> None:
+def test_other_data_is_evaluated_on_its_test_split_with_a_message(folder: MakeFolder, tmp_path: Path) -> None:
     path = folder("train/a", "train/b", "Testing/a", "Testing/b", count=4)
     own = ImageDataModule(str(path))
     own.setup("fit")
     own.write_splits(tmp_path / "run" / "split.csv", own.splits)
     for k, name in enumerate(("Testing/a", "Testing/b", "train/a", "train/b")):
         for i in range(3):
-            picture(tmp_path / "other" / name / f"new {i}.png", 5000 + 10 * k + i)
+            write_image(tmp_path / "other" / name / f"new {i}.png", 5000 + 10 * k + i)
     for source, count in (("other", 6), ("other/Testing", 6)):  # and what has no splits at all is measured as a whole
         data = ImageDataModule(str(tmp_path / source))
         data.followed_run = tmp_path / "run"
@@ -238,15 +238,15 @@ def test_other_data_with_a_test_part_is_measured_by_that_which_is_said(folder: M
 @pytest.mark.parametrize(
     ("count", "said"), [(1, "has only 1 image, fewer than the 8 labeled"), (7, "0.875 of its weight"), (8, None)]
 )
-def test_few_unlabeled_images_are_said(count: int, said: str | None) -> None:
+def test_few_unlabeled_images_give_a_warning(count: int, said: str | None) -> None:
     sentence = check_unlabeled_batch(count, 8)
     assert (sentence is None) if said is None else (said in (sentence or ""))
 
 
-def test_a_training_says_that_its_unlabeled_images_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fit_warns_of_few_unlabeled_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i in range(20):
-        picture(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
-    picture(tmp_path / "unlabeled" / "one.png", 99)
+        write_image(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
+    write_image(tmp_path / "unlabeled" / "one.png", 99)
     words = ["--config", str(CONFIGS / "semi_supervised" / "shared.yaml")]
     words += ["--config", str(CONFIGS / "semi_supervised" / "freematch.yaml"), f"--data.init_args.source={tmp_path}"]
     words += ["--data.init_args.num_labels=null", "--data.init_args.image_size=8", "--model.init_args.backbone=mlp"]

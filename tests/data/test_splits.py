@@ -21,7 +21,7 @@ from sft_lightning.data.splits import (
 from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import memory_part, picture, plain
+from tests.data.conftest import make_examples, write_image, write_plain_image
 
 CLASSES = ["ant", "bee", "cat"]
 LABELS = st.lists(st.integers(-1, 2), min_size=12, max_size=60).filter(lambda x: all(x.count(c) >= 3 for c in range(3)))
@@ -74,7 +74,7 @@ def test_quotas_of_known_cases(counts: dict[int, int], total: int, expected: dic
 def test_splits_are_disjoint_whole_and_of_the_size_asked_for(
     labels: list[int], seed: int, budget: int, val: float, test: float
 ) -> None:
-    part = memory_part(labels)
+    part = make_examples(labels)
     known = len([c for c in labels if c >= 0])
     splits = split_of(part, SplitConfig(seed, num_labels=budget, val_size=val, test_size=test))
     together = [name for ids in splits.values() for name in ids]
@@ -89,7 +89,7 @@ def test_splits_are_disjoint_whole_and_of_the_size_asked_for(
 
 @given(LABELS, SEEDS, st.data())
 def test_each_class_has_its_quota(labels: list[int], seed: int, data: st.DataObject) -> None:
-    part = memory_part(labels)
+    part = make_examples(labels)
     counts = {c: labels.count(c) for c in range(3)}
     total = data.draw(st.integers(0, sum(counts.values())))
     none = SplitConfig(seed, num_labels=total, val_size=0, test_size=0)
@@ -103,7 +103,7 @@ def test_each_class_has_its_quota(labels: list[int], seed: int, data: st.DataObj
 
 @given(LABELS, SEEDS, st.randoms(use_true_random=False))
 def test_the_order_of_files_does_not_matter(labels: list[int], seed: int, shuffler: object) -> None:
-    part = memory_part(labels)
+    part = make_examples(labels)
     order = list(range(len(labels)))
     shuffler.shuffle(order)  # type: ignore[attr-defined]
     assert isinstance(part.images, TensorStorage)
@@ -115,7 +115,7 @@ def test_the_order_of_files_does_not_matter(labels: list[int], seed: int, shuffl
 
 @given(LABELS, SEEDS, st.data())
 def test_a_smaller_budget_is_a_subset_of_a_larger_one(labels: list[int], seed: int, data: st.DataObject) -> None:
-    part = memory_part(labels)
+    part = make_examples(labels)
     known = len([c for c in labels if c >= 0]) - 2
     small, large = sorted(data.draw(st.tuples(st.integers(0, known), st.integers(0, known))))
     one, two = (split_of(part, SplitConfig(seed, num_labels=n, val_size=1, test_size=1)) for n in (small, large))
@@ -127,7 +127,7 @@ def test_a_smaller_budget_is_a_subset_of_a_larger_one(labels: list[int], seed: i
 def test_no_group_straddles_training_validation_and_test(
     labels: list[int], seed: int, count: int, data: st.DataObject
 ) -> None:
-    part = memory_part(labels)
+    part = make_examples(labels)
     groups = data.draw(st.lists(st.integers(0, count), min_size=len(labels), max_size=len(labels)))
     part.groups = [f"patient {g}" for g in groups]
     splits = make_splits({"train": part}, None, SplitConfig(seed, val_size=0.3, test_size=0.3), CLASSES)
@@ -139,7 +139,7 @@ def test_no_group_straddles_training_validation_and_test(
 
 
 def test_groups_come_near_the_size_asked_for() -> None:
-    part = memory_part([i % 2 for i in range(200)])
+    part = make_examples([i % 2 for i in range(200)])
     part.groups = [f"video {i // 4}" for i in range(200)]
     splits = make_splits({"train": part}, None, SplitConfig(val_size=0.2, test_size=0.2), CLASSES)
     assert splits["test"].labels.bincount().tolist() == [20, 20]
@@ -147,7 +147,7 @@ def test_groups_come_near_the_size_asked_for() -> None:
 
 
 def test_unlabeled_inputs_of_a_held_out_group_are_left_out() -> None:
-    train, given_part = memory_part([0, 1] * 10), memory_part([-1] * 4, "unlabeled", seed=1)
+    train, given_part = make_examples([0, 1] * 10), make_examples([-1] * 4, "unlabeled", seed=1)
     train.groups = [f"p{i // 2}" for i in range(20)]
     given_part.groups = ["p0", "p4", "p5", "x"]
     request = SplitConfig(val_size=0, test_size=0.5)
@@ -162,7 +162,7 @@ def test_unlabeled_inputs_of_a_held_out_group_are_left_out() -> None:
 
 def test_the_choice_of_one_seed_is_pinned() -> None:
     labels = [0, 1, 2] * 10
-    splits = make_splits({"train": memory_part(labels)}, None, SplitConfig(seed=7, num_labels=6), CLASSES)
+    splits = make_splits({"train": make_examples(labels)}, None, SplitConfig(seed=7, num_labels=6), CLASSES)
     assert {name: split.indices for name, split in splits.items() if name != "unlabeled"} == {
         "labeled": [1, 7, 8, 15, 18, 29],
         "val": [3, 16],
@@ -171,7 +171,7 @@ def test_the_choice_of_one_seed_is_pinned() -> None:
 
 
 def test_seeds_differ() -> None:
-    part = memory_part([0, 1, 2] * 100)
+    part = make_examples([0, 1, 2] * 100)
     one, two = (split_of(part, SplitConfig(seed, num_labels=30)) for seed in (0, 1))
     for name in ("labeled", "val", "test"):
         assert len(set(one[name]) & set(two[name])) < 0.5 * len(one[name])
@@ -185,7 +185,7 @@ def test_choices_of_one_seed_are_independent() -> None:
 
 
 def test_given_parts_are_kept_and_only_missing_ones_are_held_out() -> None:
-    train, val = memory_part([0, 1, 2] * 10), memory_part([0, 1], "val", seed=1)
+    train, val = make_examples([0, 1, 2] * 10), make_examples([0, 1], "val", seed=1)
     splits = split_of(train, SplitConfig(num_labels=3), val=val)
     assert splits["val"] == val.ids
     assert len(splits["test"]) == 6
@@ -193,7 +193,7 @@ def test_given_parts_are_kept_and_only_missing_ones_are_held_out() -> None:
 
 
 def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
-    train, own = memory_part([0, 1, 2] * 10), memory_part([-1] * 5, "unlabeled", seed=1)
+    train, own = make_examples([0, 1, 2] * 10), make_examples([-1] * 5, "unlabeled", seed=1)
     splits = make_splits({"train": train, "unlabeled": own}, None, SplitConfig(num_labels=3, test_size=0), CLASSES)
     joined = splits["unlabeled"]
     assert joined.ids[-5:] == own.ids
@@ -207,19 +207,19 @@ def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
 
 
 def test_a_second_source_is_the_only_unlabeled_one() -> None:
-    second = memory_part([-1] * 4, "digits", seed=1)
-    parts = {"train": memory_part([0, 1, 2] * 10)}
+    second = make_examples([-1] * 4, "digits", seed=1)
+    parts = {"train": make_examples([0, 1, 2] * 10)}
     assert make_splits(parts, second, SplitConfig(num_labels=3), CLASSES)["unlabeled"].ids == second.ids
 
 
 def test_unlabeled_pictures_alone_get_a_validation_part() -> None:
-    splits = make_splits({"unlabeled": memory_part([-1] * 20)}, None, SplitConfig(val_size=4), [])
+    splits = make_splits({"unlabeled": make_examples([-1] * 20)}, None, SplitConfig(val_size=4), [])
     assert {name: len(split) for name, split in splits.items()} == {"labeled": 0, "unlabeled": 16, "val": 4, "test": 0}
     assert set(splits["val"].ids).isdisjoint(splits["unlabeled"].ids)
 
 
 def test_unlabeled_pictures_beside_a_validation_part_are_all_kept() -> None:
-    parts = {"val": memory_part([0, 1, 2], "val", seed=1), "unlabeled": memory_part([-1] * 8)}
+    parts = {"val": make_examples([0, 1, 2], "val", seed=1), "unlabeled": make_examples([-1] * 8)}
     splits = make_splits(parts, None, SplitConfig(), CLASSES)
     assert {name: len(split) for name, split in splits.items()} == {"labeled": 0, "unlabeled": 8, "val": 3, "test": 0}
 
@@ -227,13 +227,13 @@ def test_unlabeled_pictures_beside_a_validation_part_are_all_kept() -> None:
 @pytest.mark.parametrize("each", [0, 1])
 def test_one_label_of_each_class_or_none(each: int) -> None:
     request = SplitConfig(labels_per_class=each, val_size=0, test_size=0)
-    splits = make_splits({"train": memory_part([0, 1, 2])}, None, request, CLASSES)
+    splits = make_splits({"train": make_examples([0, 1, 2])}, None, request, CLASSES)
     assert splits["labeled"].labels.tolist() == [0, 1, 2][: 3 * each]
     assert len(splits["unlabeled"]) == 3 - 3 * each
 
 
 def test_all_labels_are_used_unless_fewer_are_asked_for() -> None:
-    splits = split_of(memory_part([0, 1, -1, 2]), SplitConfig(val_size=0, test_size=0))
+    splits = split_of(make_examples([0, 1, -1, 2]), SplitConfig(val_size=0, test_size=0))
     assert splits["labeled"] == ["train/0", "train/1", "train/3"]
     assert splits["unlabeled"] == ["train/2"]
 
@@ -253,23 +253,23 @@ def test_all_labels_are_used_unless_fewer_are_asked_for() -> None:
 )
 def test_impossible_requests_are_refused(request_: SplitConfig, words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
-        split_of(memory_part([0, 1, 2] * 10), request_)
+        split_of(make_examples([0, 1, 2] * 10), request_)
 
 
 def test_labels_of_a_source_without_any_are_refused() -> None:
     with pytest.raises(InputError, match="num_labels is 5, but only 0 labeled"):
-        make_splits({"unlabeled": memory_part([-1] * 20)}, None, SplitConfig(num_labels=5), [])
+        make_splits({"unlabeled": make_examples([-1] * 20)}, None, SplitConfig(num_labels=5), [])
     with pytest.raises(InputError, match="give zero or more"):
-        make_splits({"unlabeled": memory_part([-1] * 20)}, None, SplitConfig(num_labels=-5), [])
+        make_splits({"unlabeled": make_examples([-1] * 20)}, None, SplitConfig(num_labels=-5), [])
 
 
 @pytest.fixture
 def leaky(tmp_path: Path) -> dict[str, Examples]:
-    train = [picture(tmp_path / f"train{i}.png", i) for i in range(8)]
-    train[3].write_bytes(plain(tmp_path / "test0.png", (9, 9, 9)).read_bytes())
+    train = [write_image(tmp_path / f"train{i}.png", i) for i in range(8)]
+    train[3].write_bytes(write_plain_image(tmp_path / "test0.png", (9, 9, 9)).read_bytes())
     train[6].write_bytes(train[5].read_bytes())
-    val = [picture(tmp_path / "val0.png", 90), picture(tmp_path / "val1.png", 2)]
-    test = [tmp_path / "test0.png", picture(tmp_path / "test1.png", 90), picture(tmp_path / "test2.png", 91)]
+    val = [write_image(tmp_path / "val0.png", 90), write_image(tmp_path / "val1.png", 2)]
+    test = [tmp_path / "test0.png", write_image(tmp_path / "test1.png", 90), write_image(tmp_path / "test2.png", 91)]
     return {
         "train": file_part(train, [0, 1, 2, 0, 1, 2, 0, 1]),
         "val": file_part(val, [0, 2]),
@@ -308,7 +308,7 @@ def test_a_dropped_picture_takes_no_label_of_the_budget(leaky: dict[str, Example
 
 
 def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
-    train, second = memory_part([0, 1, 2] * 4), memory_part([-1] * 12)  # the same pictures under other names
+    train, second = make_examples([0, 1, 2] * 4), make_examples([-1] * 12)  # the same pictures under other names
     second.ids = [f"again/{i}" for i in range(12)]
     request = SplitConfig(val_size=3, test_size=3, num_labels=3)
     splits = make_splits({"train": train}, second, request, CLASSES)
@@ -320,13 +320,13 @@ def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
 
 def test_without_leaks_nothing_is_said() -> None:
     request = SplitConfig(on_leak="raise")
-    split_of(memory_part([0, 1, 2] * 10), request)
+    split_of(make_examples([0, 1, 2] * 10), request)
     assert request.messages == []
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> tuple[Path, Splits, list[Examples]]:
-    train, own = memory_part([0, 1, 2] * 10), memory_part([0, -1, 2], "unlabeled", seed=1)
+    train, own = make_examples([0, 1, 2] * 10), make_examples([0, -1, 2], "unlabeled", seed=1)
     splits = make_splits({"train": train, "unlabeled": own}, None, SplitConfig(3, num_labels=6), CLASSES)
     write_split_file(tmp_path / "run" / "split.csv", splits, [train, own], CLASSES, {"seed": 3})
     return tmp_path / "run" / "split.csv", splits, [train, own]

@@ -14,14 +14,14 @@ from sft_lightning.data.vision.image_files import inspect_images
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.utils import progress_lines
-from tests.data.conftest import picture
+from tests.data.conftest import write_image
 
 
 def test_every_stage_writes_lines_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = [picture(tmp_path / f"{i}.png", i, (12, 10)) for i in range(3)]
+    paths = [write_image(tmp_path / f"{i}.png", i, (12, 10)) for i in range(3)]
     images = FileImages(paths, [path.name for path in paths])
 
     def work() -> None:

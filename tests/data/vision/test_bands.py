@@ -1,4 +1,4 @@
-"""Bands of a TIFF that are neither color nor transparency are left out with a sentence, never without one."""
+"""Bands of a TIFF that are neither color nor transparency are ignored with a warning."""
 
 import struct
 import warnings
@@ -59,7 +59,7 @@ def over_white(alpha: int) -> list[int]:
         (5, 5, (0,), [48, 137, 181], "1 of its 5 bands is left out"),
     ],
 )
-def test_bands_that_are_left_out_are_mentioned(
+def test_ignored_bands_of_a_tiff_are_reported(
     bands: int,
     photometric: int,
     kinds: tuple[int, ...],
@@ -79,13 +79,13 @@ def test_bands_that_are_left_out_are_mentioned(
     )
 
 
-def test_separate_planes_of_gray_and_transparency_are_refused(tmp_path: Path) -> None:
+def test_separate_planes_of_gray_and_alpha_are_refused(tmp_path: Path) -> None:
     Image.new("LA", (8, 8), (200, 100)).save(tmp_path / "x.tif", tiffinfo={284: 2})
     with pytest.raises(OSError, match="lie in separate planes"):
         open_image(tmp_path / "x.tif")
 
 
-def test_a_training_mentions_bands_that_it_leaves_out(
+def test_fit_reports_ignored_bands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Sets of copies among real image files, and what cross-validation makes of them."""
+"""Find sets of copies among real image files, and keep them together in cross-validation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, Floats, comp
 
 
 def scene(seed: int) -> Image.Image:
-    """A smooth random image, 64 x 64, unlike that of any other seed."""
+    """Make a smooth random image of 64 x 64 pixels that depends on the seed."""
     draw = np.random.default_rng(seed)
     pixels = draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)
     return Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
@@ -31,7 +31,7 @@ def resave(image: Image.Image) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def looks(images: list[Image.Image]) -> list[ImageStats | str]:
+def compute_stats(images: list[Image.Image]) -> list[ImageStats | str]:
     data = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     part = Examples(
         TensorStorage(data), [str(i) for i in range(len(images))], torch.zeros(len(images), dtype=torch.long)
@@ -51,7 +51,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_are_near_copies(change: str) -> None:
     originals = [scene(i) for i in range(20)]
-    copies = find_copies(looks([*originals, *(CHANGES[change](image) for image in originals)]))
+    copies = find_copies(compute_stats([*originals, *(CHANGES[change](image) for image in originals)]))
     assert copies.sets[:20] == copies.sets[20:]
     assert len(set(copies.sets)) == 20
     assert (copies.exact, copies.near) == (0, 20)
@@ -60,13 +60,15 @@ def test_changed_copies_are_near_copies(change: str) -> None:
 def test_copies_are_found_across_the_chunks_of_large_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sft_lightning.data.vision.copies.CHUNK", 7)
     originals = [scene(i) for i in range(20)]
-    copies = find_copies(looks([*originals, *map(resave, originals), *(resave(ImageOps.mirror(i)) for i in originals)]))
+    copies = find_copies(
+        compute_stats([*originals, *map(resave, originals), *(resave(ImageOps.mirror(i)) for i in originals)])
+    )
     assert copies.sets[:20] == copies.sets[20:40] == copies.sets[40:]
     assert len(set(copies.sets)) == 20
 
 
 @pytest.mark.parametrize("change", ["one field", "all fields"])
-def test_images_that_differ_in_one_field_or_a_little_everywhere_are_no_copies(change: str) -> None:
+def test_images_that_differ_in_one_field_or_everywhere_are_not_copies(change: str) -> None:
     base = np.array(scene(0)).astype(float) / 2 + 64
     fields = np.zeros((8, 8))
     if change == "one field":
@@ -75,31 +77,33 @@ def test_images_that_differ_in_one_field_or_a_little_everywhere_are_no_copies(ch
         fields[:] = 0.21 * (-1.0) ** np.add.outer(range(8), range(8))
     offsets = np.kron(fields, np.ones((8, 8)))[..., None] * base.std()
     a, b = (Image.fromarray(pixels.round().astype(np.uint8)) for pixels in (base, base + offsets))
-    one, other = (look.thumbnail for look in looks([a, b]) if isinstance(look, ImageStats))
+    one, other = (look.thumbnail for look in compute_stats([a, b]) if isinstance(look, ImageStats))
     whole, field = (float(found[0]) for found in compute_differences(one[None], other[None]))
     assert (whole < WHOLE < FIELD < field) if change == "one field" else (WHOLE < whole < field < FIELD)
-    assert find_copies(looks([a, b])).near == 0
+    assert find_copies(compute_stats([a, b])).near == 0
 
 
-def test_exact_copies_and_those_of_near_copies_are_in_one_set() -> None:
+def test_exact_and_near_copies_join_one_set() -> None:
     a, b = scene(0), scene(1)
-    copies = find_copies([*looks([a, b, resave(a), resave(a), a, scene(2)]), "cannot be read", "cannot be read"])
+    copies = find_copies(
+        [*compute_stats([a, b, resave(a), resave(a), a, scene(2)]), "cannot be read", "cannot be read"]
+    )
     assert [copies.sets.index(number) for number in copies.sets] == [0, 1, 0, 0, 0, 5, 6, 7]
     assert (copies.exact, copies.near, copies.count) == (2, 1, 3)
     assert str(copies) == "2 exact and 1 near copies of others"
     assert copies.pick_representatives([0, 1, 0, 1, 0, 1, 1, 1]) == [0, 1, 3, 5, 6, 7]
 
 
-def test_a_set_may_be_larger_than_the_neighbors_that_are_asked_for() -> None:
+def test_set_may_be_larger_than_the_number_of_neighbors() -> None:
     draw = np.random.default_rng(0)
     base = np.array(scene(0)).astype(int)
     noisy = [
         Image.fromarray((base + draw.integers(-3, 4, base.shape)).clip(0, 255).astype(np.uint8)) for _ in range(90)
     ]
-    assert len(set(find_copies(looks([*noisy, scene(1)])).sets)) == 2
+    assert len(set(find_copies(compute_stats([*noisy, scene(1)])).sets)) == 2
 
 
-def test_a_crowd_is_joined_by_few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_set_of_copies_needs_few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     base = np.array(scene(0)).astype(int)
     noisy = [
@@ -112,12 +116,12 @@ def test_a_crowd_is_joined_by_few_comparisons(monkeypatch: pytest.MonkeyPatch) -
         return compute_differences(one, other)
 
     monkeypatch.setattr("sft_lightning.data.vision.copies.compute_differences", compare)
-    assert len(set(find_copies(looks(noisy)).sets)) == 1
+    assert len(set(find_copies(compute_stats(noisy)).sets)) == 1
     assert sum(compared) < 4 * 90  # each with its 32 nearest would be 2,880
 
 
-def test_images_whose_small_images_are_equal_are_near_copies() -> None:
-    one, other, mirrored = looks([scene(0), scene(1), ImageOps.mirror(scene(0))])
+def test_images_with_equal_thumbnails_are_near_copies() -> None:
+    one, other, mirrored = compute_stats([scene(0), scene(1), ImageOps.mirror(scene(0))])
     assert isinstance(one, ImageStats)
     crowd = [replace(one, size=(64, 64 + i)) for i in range(100)]  # of other sizes, so that they are not equal
     copies = find_copies([other, *crowd, mirrored])
@@ -126,9 +130,9 @@ def test_images_whose_small_images_are_equal_are_near_copies() -> None:
     assert (copies.exact, copies.near) == (0, 100)
 
 
-def test_images_without_contrast_are_no_near_copies() -> None:
+def test_images_without_contrast_are_not_near_copies() -> None:
     flat = [Image.new("RGB", (64, 64), (level, level, level)) for level in (10, 20, 20)]
-    copies = find_copies(looks(flat))
+    copies = find_copies(compute_stats(flat))
     assert (copies.exact, copies.near) == (1, 0)
 
 
@@ -144,7 +148,7 @@ def test_groups_that_share_a_copy_are_joined() -> None:
     assert Copies([0, 1], 0, 0).join_groups(["x", "x"]) == ["x", "x"]
 
 
-def test_no_images() -> None:
+def test_no_images_have_no_copies() -> None:
     assert find_copies([]) == Copies([], 0, 0)
     part = Examples(
         TensorStorage(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), ["one"], torch.zeros(1, dtype=torch.long)

@@ -20,7 +20,7 @@ from sft_lightning.data.vision.datamodule import MANIFEST
 from sft_lightning.data.vision.sources import FASHION
 from sft_lightning.data.vision.views import StrongView, WeakView, to_float, weak
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, break_middle, picture, table
+from tests.data.conftest import MakeFolder, break_middle, write_image, write_table
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),  # these runs are short on purpose
@@ -378,7 +378,7 @@ def test_unreadable_images_stop_the_run_before_the_first_step(damaged: Path) -> 
 def test_unreadable_images_are_left_out_counted_and_listed(
     damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    late = break_middle(picture(damaged / "train/b/4.png", 7, (40, 30)))
+    late = break_middle(write_image(damaged / "train/b/4.png", 7, (40, 30)))
     data = ImageDataModule(str(damaged), on_bad_image="skip", image_size=8, val_size=0, num_workers=0)
     model = Recorder("labeled")
     run = trainer(tmp_path, max_epochs=1)
@@ -428,7 +428,7 @@ def test_each_view_of_a_file_has_a_crop_of_its_own(views: tuple[str, ...], tmp_p
     for name in "ab":
         (tmp_path / name).mkdir()
         for i in range(8):
-            picture(tmp_path / name / f"{i}.png", i)
+            write_image(tmp_path / name / f"{i}.png", i)
     options = {"source": str(tmp_path), "image_size": 16, "val_size": 0, "test_size": 0, "num_labels": 4}
     options.update(batch_size=2, unlabeled_ratio=4, num_workers=0, strong_view=StrongView(operations=0, cutout=0.01))
     model = Recorder("labeled", "unlabeled")
@@ -456,9 +456,9 @@ def test_predict_reads_the_test_split_or_what_is_named(folder: MakeFolder, tmp_p
 def test_a_manifest_runs_from_end_to_end(tmp_path: Path) -> None:
     rows = [("path", "label", "group")]
     for i in range(40):
-        picture(tmp_path / f"{i}.png", i)
+        write_image(tmp_path / f"{i}.png", i)
         rows.append((f"{i}.png", "" if i % 4 == 3 else "yx"[i % 2], f"p{i // 4}"))
-    path = table(tmp_path / "m.csv", rows)
+    path = write_table(tmp_path / "m.csv", rows)
     model = Recorder("labeled", "unlabeled")
     data = ImageDataModule(str(path), image_size=8, batch_size=4, num_workers=0)
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, data)

@@ -18,7 +18,7 @@ from sft_lightning.data.vision.images import open_image
 from sft_lightning.data.vision.prediction_files import open_prediction_source
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
-from tests.data.conftest import picture
+from tests.data.conftest import write_image
 
 # Extension to the format that Pillow writes; each is read under its own name, and most under no name at all.
 WRITTEN = {
@@ -53,7 +53,7 @@ def names(folder: Path) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("extension", WRITTEN)
-def test_what_pillow_reads_is_read(extension: str, tmp_path: Path) -> None:
+def test_formats_of_pillow_are_read(extension: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{extension.upper()}"
     path.write_bytes(encoded(WRITTEN[extension], MODES.get(extension, "RGB")))
     assert names(tmp_path) == ([path.name], [])
@@ -85,18 +85,18 @@ def test_files_without_a_known_extension_are_read_by_content(kind: str, tmp_path
         ("IMG_1", b"\0\0\0\x18ftypheic\0\0\0\0", "without an extension"),
     ],
 )
-def test_what_is_no_image_is_counted(name: str, content: bytes, kind: str, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_counted(name: str, content: bytes, kind: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     found, (said,) = names(tmp_path)
     assert found == []
     assert f": 1 {kind}" in said
 
 
-def test_pipes_links_and_locked_files_are_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_links_and_locked_files_do_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "circle").symlink_to("circle")
-    (tmp_path / "link").symlink_to(picture(tmp_path / "a.png", 1))
+    (tmp_path / "link").symlink_to(write_image(tmp_path / "a.png", 1))
     assert names(tmp_path) == (
         ["a.png", "link"],
         ["ignored 3 files in 'here' that are not images: 3 without an extension"],
@@ -122,12 +122,12 @@ def test_only_unknown_files_are_opened(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
-def test_many_kinds_and_hidden_images_are_said_in_short(tmp_path: Path) -> None:
+def test_long_lists_of_ignored_files_are_shortened(tmp_path: Path) -> None:
     for k in range(8):
         (tmp_path / f"a.k{k}").touch()
     (tmp_path / "b.k5").touch()
     for k in range(7):
-        picture(tmp_path / f".{k}.png", k)
+        write_image(tmp_path / f".{k}.png", k)
     (tmp_path / "._a.png").touch()
     (tmp_path / ".DS_Store").touch()
     assert names(tmp_path)[1] == [
@@ -136,18 +136,18 @@ def test_many_kinds_and_hidden_images_are_said_in_short(tmp_path: Path) -> None:
     ]
 
 
-def test_a_prediction_of_nothing_says_what_was_passed_over(tmp_path: Path) -> None:
+def test_prediction_without_images_reports_ignored_files(tmp_path: Path) -> None:
     (tmp_path / "a.heic").touch()
     with pytest.raises(InputError, match=r"holds no image: give .*; ignored 1 file in .*: 1 .heic; convert"):
         open_prediction_source(str(tmp_path))
 
 
-def test_fit_and_predict_read_them_and_say_what_they_pass_over(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fit_and_predict_report_ignored_files(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     for k, name in enumerate("ab"):
         for i in range(6):
-            picture(Path("set", name, f"{i}.png"), 100 * k + i)
+            write_image(Path("set", name, f"{i}.png"), 100 * k + i)
     for i in range(6):
-        picture(Path("set/a", f"{i}.jpg"), 50 + i).rename(Path("set/a", f"x{i}.jfif" if i else "unnamed"))
+        write_image(Path("set/a", f"{i}.jpg"), 50 + i).rename(Path("set/a", f"x{i}.jfif" if i else "unnamed"))
     Path("set/a/notes.txt").touch()
     data = ImageDataModule("set", image_size=16, num_workers=0)
     data.setup("fit")

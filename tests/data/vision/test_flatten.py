@@ -1,4 +1,4 @@
-"""Transparent pixels over a background: exactly what Pillow's `alpha_composite` makes of them."""
+"""Flattening transparent pixels over a background equals Pillow's `alpha_composite`."""
 
 from io import BytesIO
 
@@ -38,7 +38,7 @@ def check(image: Image.Image) -> None:
             assert (made.mode, made.size, made.tobytes()) == (expected.mode, expected.size, expected.tobytes())
 
 
-def test_every_opacity_of_every_value() -> None:
+def test_flattening_equals_alpha_compositing_for_all_values() -> None:
     values, opacity = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     image = Image.fromarray(np.stack([values, 255 - values, values, opacity], -1))
     check(image)
@@ -51,7 +51,7 @@ def test_every_opacity_of_every_value() -> None:
 
 @pytest.mark.filterwarnings("error")  # Pillow warns where a palette with opacity becomes RGB
 @pytest.mark.parametrize("colors", [2, 5, 200, 256])
-def test_palettes_with_transparent_colors(colors: int) -> None:
+def test_flattening_palettes_equals_alpha_compositing(colors: int) -> None:
     draw = np.random.default_rng(colors)
     image = palette_image(colors, draw)
     some = draw.integers(0, 256, colors, dtype=np.uint8).tobytes()
@@ -65,12 +65,12 @@ def test_palettes_with_transparent_colors(colors: int) -> None:
 
 
 @pytest.mark.parametrize(("mode", "transparency"), [("L", 7), ("1", 0), ("RGB", (5, 250, 5))])
-def test_one_transparent_value(mode: str, transparency: object) -> None:
+def test_flattening_a_transparent_value_equals_alpha_compositing(mode: str, transparency: object) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(np.stack([values, 255 - values, values], -1)).convert(mode)
     check(through_file(image, "PNG", transparency))
 
 
-def test_an_opaque_image_of_a_file_is_copied() -> None:
+def test_opaque_image_of_a_file_is_copied() -> None:
     file = through_file(Image.new("RGB", (4, 3), (1, 2, 3)), "PNG")
     assert _flatten(file, 3, BACKGROUNDS[0]) is not file

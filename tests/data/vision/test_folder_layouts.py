@@ -1,4 +1,4 @@
-"""Each layout of folders is read as its maker meant it, or refused in a sentence; nothing is ignored in silence."""
+"""Each layout of folders is read as intended or refused with a message; ignored files are reported."""
 
 import os
 import re
@@ -10,19 +10,19 @@ import pytest
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
 from sft_lightning.data.vision.sources import open_source, open_unlabeled
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import picture
+from tests.data.conftest import write_image
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # one name, composed and decomposed
 
 
 def layout(root: Path, *folders: str) -> Path:
-    """Makes folders with two images each, and a file where a name has an extension."""
+    """Make folders with two images each, and a file for each name with an extension."""
     for k, name in enumerate(folders):
         if Path(name).suffix:
-            picture(root / name, 100 * k) if name.endswith(".png") else write(root / name, b"words")
+            write_image(root / name, 100 * k) if name.endswith(".png") else write(root / name, b"words")
         else:
             for i in range(2):
-                picture(root / name / f"{i}.png", 100 * k + i)
+                write_image(root / name / f"{i}.png", 100 * k + i)
     return root
 
 
@@ -43,7 +43,7 @@ def write(path: Path, content: bytes) -> Path:
         *((name, None) for name in ("cat", "trainer", "contest", "valley", "invalid", "data", "12", "@eaDir")),
     ],
 )  # fmt: skip
-def test_a_name_means_a_split(name: str, split: str | None) -> None:
+def test_find_split_understands_folder_names(name: str, split: str | None) -> None:
     assert find_split(name) == split
     assert not mentions_split(name)
 
@@ -130,7 +130,7 @@ def test_a_name_means_a_split(name: str, split: str | None) -> None:
         (["a/x", "a/y", "b/x"], "a b", {"train": 6}, []),
     ],
 )
-def test_what_is_read_of_a_layout(
+def test_folder_layout_is_read_as_intended(
     folders: list[str], classes: str, sizes: dict[str, int], said: list[str], tmp_path: Path
 ) -> None:
     source = open_source(str(layout(tmp_path / "set", *folders)))
@@ -201,16 +201,14 @@ def _same(a: str, b: str) -> bool:
         (["a.txt", ".a/x.png", "@eaDir/y"], "no image.*ignored 1 file in.*1 .txt; ignored 2 hidden"),
     ],
 )
-def test_what_is_refused_of_a_layout(folders: list[str], words: str, tmp_path: Path) -> None:
+def test_ambiguous_folder_layout_is_refused(folders: list[str], words: str, tmp_path: Path) -> None:
     path = layout(tmp_path / "set", *folders)
     with pytest.raises(InputError, match=words) as caught:
         open_source(str(path))
     assert "\n" not in str(caught.value)
 
 
-def test_a_second_source_of_unlabeled_images_says_what_it_passes_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_second_unlabeled_source_reports_ignored_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = layout(tmp_path / "more", "x", "@eaDir", "Unlabelled", "notes.txt")
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         assert len(open_unlabeled(str(path))) == 4
@@ -219,8 +217,8 @@ def test_a_second_source_of_unlabeled_images_says_what_it_passes_over(
     assert "1 .txt" in caplog.text
 
 
-def test_names_are_asked_of_the_folder_not_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where case does not matter, `train` exists, too, if the folder is called `Train`; its name stays as it is."""
+def test_folder_names_are_compared_as_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a case-insensitive file system, `train` exists if the folder is called `Train`; the listed name counts."""
     path = layout(tmp_path / "set", "Train/a", "Train/b")
     os.symlink("Train", path / ".hidden")  # and what is hidden is no second one
     real: Callable[[Path], bool] = Path.is_dir

@@ -1,4 +1,4 @@
-"""Whatever is wrong with an image file is found before the training, in one sentence that names it."""
+"""Every defect of an image file is found before training, with a message that names the file."""
 
 import struct
 import warnings
@@ -16,12 +16,12 @@ from sft_lightning.data.vision.decoding import _flatten, _flatten_in_strips, ope
 from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.data.vision.images import Geometry, decode
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, break_middle, damage, picture, png_chunk as chunk, png_of
+from tests.data.conftest import MakeFolder, break_middle, damage, make_png, make_png_chunk as chunk, write_image
 
 
 def png(color: int = 0, before: bytes = b"", after: bytes = b"") -> bytes:
     rows = zlib.compress(b"".join(b"\0" + bytes(range(8)) for _ in range(8)))
-    return png_of(struct.pack(">IIBBBBB", 8, 8, 8, color, 0, 0, 0), rows, before, after)
+    return make_png(struct.pack(">IIBBBBB", 8, 8, 8, color, 0, 0, 0), rows, before, after)
 
 
 def dds(code: bytes, more: bytes = b"") -> bytes:
@@ -58,7 +58,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_decoding_refuses_is_found_before_it_and_has_a_reason(name: str, tmp_path: Path) -> None:
+def test_undecodable_files_are_found_before_training_with_a_reason(name: str, tmp_path: Path) -> None:
     content, why = REFUSED[name]
     (tmp_path / "x.png").write_bytes(content)
     assert why in str(find_damage(tmp_path / "x.png"))
@@ -68,35 +68,35 @@ def test_what_decoding_refuses_is_found_before_it_and_has_a_reason(name: str, tm
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), struct.error("x"), MemoryError(), RecursionError(), EOFError()])
-def test_any_other_exception_of_a_decoder_is_a_reason(
+def test_any_exception_of_a_decoder_is_a_reason(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    picture(tmp_path / "x.png", 0)
+    write_image(tmp_path / "x.png", 0)
     monkeypatch.setattr(Image, "open", refuse)
     assert find_damage(tmp_path / "x.png")
     with pytest.raises(OSError, match="enough memory" if isinstance(error, MemoryError) else type(error).__name__):
         open_image(tmp_path / "x.png")
 
 
-def test_a_png_damaged_in_its_middle_stops_a_training_before_it_begins(folder: MakeFolder) -> None:
+def test_damaged_png_stops_fit_before_the_first_step(folder: MakeFolder) -> None:
     source = folder("train/a", "train/b", count=6)
     damage(source / "train" / "b" / "3.png")
     with pytest.raises(InputError, match=r"3\.png' cannot be read: .*on_bad_image: skip"):
         ImageDataModule(str(source), image_size=8, val_size=2, test_size=2).setup("fit")
 
 
-def test_a_png_with_a_wrong_checksum_is_refused_only_if_it_cannot_be_decoded(tmp_path: Path) -> None:
+def test_png_with_a_wrong_checksum_is_refused_only_if_undecodable(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png(after=chunk(b"tEXt", b"a\0b")[:-4] + b"????"))
     assert not image_files.is_sound_png(tmp_path / "x.png")
     assert find_damage(tmp_path / "x.png") is None
-    assert image_files.is_sound_png(picture(tmp_path / "good.png", 1))
-    assert image_files.is_sound_png(break_middle(picture(tmp_path / "hidden.png", 1)))
+    assert image_files.is_sound_png(write_image(tmp_path / "good.png", 1))
+    assert image_files.is_sound_png(break_middle(write_image(tmp_path / "hidden.png", 1)))
 
 
-def test_a_turned_tiff_is_the_same_by_path_and_by_bytes(tmp_path: Path) -> None:
+def test_rotated_tiff_is_the_same_from_path_and_bytes(tmp_path: Path) -> None:
     pixels = np.zeros((4, 8), np.uint8)
     pixels[:, :2] = 255
     exif = Image.Exif()
@@ -108,7 +108,7 @@ def test_a_turned_tiff_is_the_same_by_path_and_by_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*bands is left out")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])
-def test_all_modes_of_eight_bits_become_gray_and_rgb(mode: str, tmp_path: Path) -> None:
+def test_all_8_bit_modes_are_converted_to_gray_and_rgb(mode: str, tmp_path: Path) -> None:
     Image.new("RGB" if mode == "LAB" else mode, (8, 8)).save(tmp_path / "x.tif")
     if mode == "LAB":
         Image.new("LAB", (8, 8), (128, 128, 128)).save(tmp_path / "x.tif")
@@ -117,7 +117,7 @@ def test_all_modes_of_eight_bits_become_gray_and_rgb(mode: str, tmp_path: Path) 
         assert open_image(tmp_path / "x.tif", channels).mode == expected
 
 
-def test_warnings_name_the_file_once_for_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_of_warning_is_shown_once_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "_shown", set())
     short = b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 9
     for name in ("a.png", "b.png"):
@@ -133,7 +133,7 @@ def test_warnings_name_the_file_once_for_each_kind(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK"])
-def test_strips_of_a_large_image_are_the_image(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_image_is_the_same_in_strips(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_STRIP", 1000)
     noise = np.random.default_rng(0).integers(0, 256, (101, 77, 4), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode) if mode != "CMYK" else Image.fromarray(noise, "CMYK")
@@ -147,7 +147,7 @@ def test_strips_of_a_large_image_are_the_image(mode: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg"])
-def test_a_large_image_becomes_nearly_what_a_small_one_would(
+def test_reduced_large_image_is_close_to_full_decode(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ramp = np.add.outer(np.linspace(0, 120, 703), np.linspace(0, 120, 1001))
@@ -158,11 +158,11 @@ def test_a_large_image_becomes_nearly_what_a_small_one_would(
     assert (decode(tmp_path / name, Geometry(32), None).int() - usual.int()).abs().max() <= 2
 
 
-def test_a_large_png_that_is_damaged_is_found_before_the_first_epoch(tmp_path: Path) -> None:
-    """A small one is decoded anyway; of a large one, the checksums of its chunks are looked at."""
+def test_damaged_large_png_is_found_before_the_first_epoch(tmp_path: Path) -> None:
+    """Small images are decoded; of large ones, the checksums of the chunks are verified."""
     header = struct.pack(">IIBBBBB", 300, 300, 8, 0, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + np.random.default_rng(i).bytes(300) for i in range(300)))
-    (tmp_path / "good.png").write_bytes(png_of(header, rows))
+    (tmp_path / "good.png").write_bytes(make_png(header, rows))
     assert find_damage(tmp_path / "good.png") is None
-    (tmp_path / "damaged.png").write_bytes(png_of(header, rows))
+    (tmp_path / "damaged.png").write_bytes(make_png(header, rows))
     assert find_damage(damage(tmp_path / "damaged.png"))

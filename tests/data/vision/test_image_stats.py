@@ -1,4 +1,4 @@
-"""One look at an image: what it says does not depend on the strips in which pixels are gone through."""
+"""Statistics of an image do not depend on the strips in which its pixels are processed."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.conftest import Crop
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "L"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("is_flat", [False, True])
-def test_strips_change_nothing(
+def test_strips_do_not_change_the_statistics(
     kind: str, channels: int, is_flat: bool, crop: Crop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = crop(3).convert(kind)
@@ -38,7 +38,7 @@ def test_strips_change_nothing(
     assert whole.gray_std == (pytest.approx(gray.std()) if is_flat else None)
 
 
-def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     see_through = Image.new("RGBA", (8, 6), (255, 0, 0, 255))
     see_through.putpixel((3, 3), (0, 0, 0, 254))
     see_through.save(tmp_path / "0.png")
@@ -57,11 +57,11 @@ def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(decoded) == 2
 
 
-def see(path: Path) -> ImageStats:
+def compute_stats(path: Path) -> ImageStats:
     return image_stats._compute_stats(FileImages([path], [path.name]), 0, Geometry())
 
 
-def test_only_images_that_look_alike_are_decoded_again(
+def test_only_images_with_equal_thumbnails_are_decoded_again(
     crop: Crop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crop(1).save(tmp_path / "a.png")
@@ -74,7 +74,7 @@ def test_only_images_that_look_alike_are_decoded_again(
     nearly.putpixel((1500, 1500), (0, 0, 0) if nearly.getpixel((1500, 1500)) != (0, 0, 0) else (1, 1, 1))
     nearly.save(tmp_path / "nearly.png", compress_level=1)
     names = ("a.png", "b.webp", "c.png", "gone.png", "too.png", "large.png", "nearly.png")
-    seen = {name: see(tmp_path / name) for name in names}
+    seen = {name: compute_stats(tmp_path / name) for name in names}
     assert seen["large.png"].key == seen["nearly.png"].key
     (tmp_path / "gone.png").unlink()
     (tmp_path / "too.png").unlink()
@@ -95,22 +95,20 @@ def test_only_images_that_look_alike_are_decoded_again(
 
 
 @pytest.mark.parametrize("size", [(512, 700), (1999, 777), (2400, 2400)])
-def test_the_small_image_of_a_large_one_is_that_of_all_its_pixels(
-    size: tuple[int, int], crop: Crop, tmp_path: Path
-) -> None:
+def test_thumbnail_of_a_large_image_covers_all_its_pixels(size: tuple[int, int], crop: Crop, tmp_path: Path) -> None:
     image = crop(0).resize(size, Image.Resampling.NEAREST)
     image.save(tmp_path / "x.png", compress_level=1)
     exact = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(see(tmp_path / "x.png").thumbnail - exact).mean() < 0.3
+    assert np.abs(compute_stats(tmp_path / "x.png").thumbnail - exact).mean() < 0.3
 
 
-def test_hidden_color_and_hidden_noise_are_seen(tmp_path: Path) -> None:
+def test_color_and_noise_invisible_in_the_thumbnail_are_detected(tmp_path: Path) -> None:
     gray = Image.new("RGB", (3000, 3000), (90, 90, 90))
     gray.save(tmp_path / "flat.png", compress_level=1)
     gray.putpixel((2999, 2999), (90, 91, 90))
     gray.save(tmp_path / "color.png", compress_level=1)
     board = np.indices((1024, 1024)).sum(0).astype(np.uint8) % 2 * 255  # one gray when it is reduced
     Image.fromarray(board).save(tmp_path / "board.png")
-    assert (see(tmp_path / "flat.png").is_gray, see(tmp_path / "flat.png").gray_std) == (True, 0)
-    assert not see(tmp_path / "color.png").is_gray
-    assert see(tmp_path / "board.png").gray_std == pytest.approx(127.5)
+    assert (compute_stats(tmp_path / "flat.png").is_gray, compute_stats(tmp_path / "flat.png").gray_std) == (True, 0)
+    assert not compute_stats(tmp_path / "color.png").is_gray
+    assert compute_stats(tmp_path / "board.png").gray_std == pytest.approx(127.5)

@@ -14,7 +14,7 @@ from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.data.vision.images import FileImages, Geometry, cut_out, decode, open_image
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import break_middle, picture, plain
+from tests.data.conftest import break_middle, write_image, write_plain_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 # Corners of a picture: red, green / blue, white.
@@ -212,7 +212,7 @@ def test_a_large_jpeg_is_decoded_to_a_part_of_its_size(
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.bmp", "x.tif", "x.gif"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5, 0.9, 0.97])
 def test_truncated_files_are_found_before_the_run(tmp_path: Path, name: str, share: float) -> None:
-    picture(tmp_path / "good" / name, 1, (40, 30))
+    write_image(tmp_path / "good" / name, 1, (40, 30))
     content = (tmp_path / "good" / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
     images = FileImages([tmp_path / "good" / name, tmp_path / name], ["good", "bad"])
@@ -234,7 +234,7 @@ def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_a_picture_spoiled_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:
-    path = break_middle(picture(tmp_path / "x.png", 1, (40, 30)))
+    path = break_middle(write_image(tmp_path / "x.png", 1, (40, 30)))
     assert find_damage(path) is None
     with pytest.raises((OSError, SyntaxError)):
         open_image(path)
@@ -288,7 +288,7 @@ def test_a_crop_that_cannot_fit_is_the_largest_that_does(
 
 
 def test_file_digest_follows_names_and_contents_in_any_order(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / f"{i}.png", i, (10 + i, 9)) for i in range(3)]
+    paths = [write_image(tmp_path / f"{i}.png", i, (10 + i, 9)) for i in range(3)]
     ids = [path.name for path in paths]
     digest = FileImages(paths, ids).digest()
     assert FileImages(paths[::-1], ids[::-1]).digest() == digest
@@ -308,8 +308,12 @@ def test_memory_digest_follows_pixels() -> None:
 
 
 def test_equal_files_are_found_whatever_their_names(tmp_path: Path) -> None:
-    one = FileImages([plain(tmp_path / "a.png", RED), plain(tmp_path / "b.png", BLUE)], ["a", "b"])
-    two = FileImages([plain(tmp_path / "c.png", GREEN), plain(tmp_path / "d.png", RED)], ["c", "d"])
+    one = FileImages(
+        [write_plain_image(tmp_path / "a.png", RED), write_plain_image(tmp_path / "b.png", BLUE)], ["a", "b"]
+    )
+    two = FileImages(
+        [write_plain_image(tmp_path / "c.png", GREEN), write_plain_image(tmp_path / "d.png", RED)], ["c", "d"]
+    )
     assert find_duplicates({"one": (one, [0, 1]), "two": (two, [0, 1])}) == [[("one", 0), ("two", 1)]]
     assert find_duplicates({"one": (one, [1]), "two": (two, [0, 1])}) == []
 

@@ -26,20 +26,20 @@ from sft_lightning.data.vision.near_duplicates import (
 from tests.conftest import Crop
 
 
-def split(name: str, pictures: Sequence[Any], channels: int = 3) -> SplitStats:
-    data = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+def split(name: str, originals: Sequence[Any], channels: int = 3) -> SplitStats:
+    data = np.stack([np.asarray(image.convert("RGB")) for image in originals])
     images = TensorStorage(torch.from_numpy(data).permute(0, 3, 1, 2))
     part = Examples(images, [f"{name}/{i}" for i in range(len(data))], torch.zeros(len(data), dtype=torch.long))
     return compute_image_stats(name, Split(part, list(range(len(data)))), Geometry(channels=channels))
 
 
-def places(pairs: list[Pair]) -> list[tuple[str, int, str, int]]:
+def list_positions(pairs: list[Pair]) -> list[tuple[str, int, str, int]]:
     return sorted((p.first[0].name, p.first[1], p.second[0].name, p.second[1]) for p in pairs)
 
 
-def jpeg(picture: Image.Image) -> Image.Image:
+def jpeg(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=75)
+    image.save(file, "JPEG", quality=75)
     return Image.open(file).convert("RGB")
 
 
@@ -56,28 +56,30 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @pytest.mark.parametrize("change", list(CHANGES))
 @pytest.mark.parametrize("channels", [1, 3])
-def test_changed_copies_are_found_and_nothing_else(change: str, channels: int, crop: Crop) -> None:
+def test_only_changed_copies_are_near_duplicates(change: str, channels: int, crop: Crop) -> None:
     originals = split("test", [crop(i) for i in range(20)], channels)
     copies = split("labeled", [CHANGES[change](crop(i)) for i in (19, 4, 50, 51, 7)], channels)
     exact, near = find_near_duplicates([originals, copies])
     assert exact == []
-    assert places(near) == [("test", 4, "labeled", 1), ("test", 7, "labeled", 4), ("test", 19, "labeled", 0)]
+    assert list_positions(near) == [("test", 4, "labeled", 1), ("test", 7, "labeled", 4), ("test", 19, "labeled", 0)]
     assert all(0 < pair.difference <= 0.25 for pair in near)
     assert [pair.difference for pair in near] == sorted(pair.difference for pair in near)
 
 
-def test_a_small_thing_makes_another_picture(crop: Crop) -> None:
+def test_small_object_makes_a_different_image(crop: Crop) -> None:
     def marked(size: int) -> Image.Image:
-        picture = crop(3)
-        ImageDraw.Draw(picture).rectangle((40, 40, 40 + size, 40 + size), fill=(255, 0, 255))
-        return picture
+        image = crop(3)
+        ImageDraw.Draw(image).rectangle((40, 40, 40 + size, 40 + size), fill=(255, 0, 255))
+        return image
 
     plain = split("test", [crop(3)])
-    assert places(find_near_duplicates([plain, split("labeled", [marked(0)])])[1]) == [("test", 0, "labeled", 0)]
+    assert list_positions(find_near_duplicates([plain, split("labeled", [marked(0)])])[1]) == [
+        ("test", 0, "labeled", 0)
+    ]
     assert find_near_duplicates([plain, split("labeled", [marked(1)])]) == ([], [])
 
 
-def test_a_difference_that_is_small_everywhere_may_be_too_much_on_the_whole(crop: Crop) -> None:
+def test_small_difference_everywhere_makes_a_different_image(crop: Crop) -> None:
     pattern = np.random.default_rng(0).choice([-1, 1], (32, 32)).repeat(3, 0).repeat(3, 1)[..., None]
 
     def rough(strength: float) -> Image.Image:
@@ -92,12 +94,12 @@ def test_a_difference_that_is_small_everywhere_may_be_too_much_on_the_whole(crop
     assert find_near_duplicates([plain, split("labeled", [rough(0.25)])]) == ([], [])
 
 
-def test_another_color_makes_another_picture_where_there_are_colors(crop: Crop) -> None:
-    def turned(picture: Image.Image) -> Image.Image:
-        bands = picture.split()
+def test_different_color_makes_a_different_color_image(crop: Crop) -> None:
+    def turned(image: Image.Image) -> Image.Image:
+        bands = image.split()
         return Image.merge("RGB", (bands[2], bands[0], bands[1]))
 
-    # Equal as gray pictures: the colored one has the gray levels of the other.
+    # Equal as gray images: the colored one has the gray levels of the other.
     gray = crop(5).convert("L")
     levels = np.asarray(gray, dtype=np.float32)
     colored = np.stack([levels, levels, np.full_like(levels, 128)], 2).astype(np.uint8)
@@ -109,7 +111,7 @@ def test_another_color_makes_another_picture_where_there_are_colors(crop: Crop) 
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_candidates_are_never_farther_apart_than_their_pictures(channels: int, crop: Crop) -> None:
+def test_distance_of_coefficients_is_a_lower_bound(channels: int, crop: Crop) -> None:
     seen = split("test", [crop(k) for k in range(20)], channels)
     photos = np.stack([look.thumbnail for _, look in seen.readable])
     ramp = np.tile(np.linspace(0, 255, 32), (32, 1))[..., None].repeat(channels, 2).astype(np.uint8)
@@ -120,11 +122,11 @@ def test_candidates_are_never_farther_apart_than_their_pictures(channels: int, c
     assert apart[-1] == pytest.approx(whole[-1], rel=0.05)  # two ramps have next to no high frequencies
 
 
-def test_exact_ones_within_and_between_splits_each_told_once(crop: Crop) -> None:
+def test_exact_duplicates_are_reported_once(crop: Crop) -> None:
     a, b, c, d = (crop(i) for i in range(4))
     seen = [split("test", [a, b, a, jpeg(b)]), split("labeled", [c, a, d, c, c]), split("unlabeled", [jpeg(d), d])]
     exact, near = find_near_duplicates(seen)
-    assert places(exact) == [
+    assert list_positions(exact) == [
         ("labeled", 2, "unlabeled", 1),
         ("labeled", 3, "labeled", 0),
         ("labeled", 4, "labeled", 0),
@@ -133,17 +135,17 @@ def test_exact_ones_within_and_between_splits_each_told_once(crop: Crop) -> None
         ("test", 2, "test", 0),
     ]
     # The labeled d has its equal in the unlabeled part: that it has a changed copy there, too, tells nothing new.
-    assert places(near) == [("test", 3, "test", 1), ("unlabeled", 1, "unlabeled", 0)]
+    assert list_positions(near) == [("test", 3, "test", 1), ("unlabeled", 1, "unlabeled", 0)]
     assert all(pair.difference == 0 for pair in exact)
 
 
-def test_each_copy_in_the_test_split_counts_and_the_nearest_is_named(crop: Crop) -> None:
+def test_each_copy_in_the_test_split_counts_with_its_nearest_image(crop: Crop) -> None:
     a = crop(8)
     exact, near = find_near_duplicates(
         [split("test", [a, a]), split("labeled", [crop(9), CHANGES["noise"](a), jpeg(a)])]
     )
-    assert places(exact) == [("test", 1, "test", 0)]
-    found = places(near)
+    assert list_positions(exact) == [("test", 1, "test", 0)]
+    found = list_positions(near)
     assert [place[:3] for place in found] == [
         ("labeled", 2, "labeled"),
         ("test", 0, "labeled"),
@@ -158,7 +160,7 @@ def test_each_copy_in_the_test_split_counts_and_the_nearest_is_named(crop: Crop)
     assert other[0].difference > small[nearest]
 
 
-def test_a_crowd_within_a_split_does_not_hide_a_leak(crop: Crop) -> None:
+def test_many_duplicates_within_a_split_do_not_hide_a_leak(crop: Crop) -> None:
     def again(k: int) -> Image.Image:
         return Image.fromarray(
             (np.asarray(crop(2)) + np.random.default_rng(k).normal(0, 3, (96, 96, 3))).clip(0, 255).astype(np.uint8)
@@ -170,7 +172,7 @@ def test_a_crowd_within_a_split_does_not_hide_a_leak(crop: Crop) -> None:
     assert sum(pair.first[0].name == "labeled" for pair in near) >= 25
 
 
-def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
+def test_many_equal_thumbnails_leave_none_out(crop: Crop) -> None:
     (look,) = split("labeled", [crop(2)]).images
     assert isinstance(look, ImageStats)
     part = Examples(
@@ -179,22 +181,22 @@ def test_a_crowd_of_equal_small_images_leaves_none_out(crop: Crop) -> None:
     crowd = [replace(look, size=(96, 97 + i)) for i in range(400)]  # of other sizes, so that they are not equal
     seen = SplitStats("labeled", Split(part, list(range(400))), [*crowd])
     exact, near = find_near_duplicates([split("test", [crop(2), crop(3)]), seen])
-    assert places(exact) == []
+    assert list_positions(exact) == []
     assert _SplitIndex(seen, identify_contents(seen.images)).offered.tolist() == [
         0
     ]  # or each would be compared with each
-    assert [place for place in places(near) if place[0] == "test"] == [("test", 0, "labeled", 0)]
-    assert places(near)[:-1] == [("labeled", i, "labeled", 0) for i in range(1, 400)]
+    assert [place for place in list_positions(near) if place[0] == "test"] == [("test", 0, "labeled", 0)]
+    assert list_positions(near)[:-1] == [("labeled", i, "labeled", 0) for i in range(1, 400)]
 
 
-def test_inputs_of_one_color_are_only_compared_exactly() -> None:
+def test_uniform_images_are_only_compared_exactly() -> None:
     plain = [Image.new("RGB", (96, 96), (k, k, k)) for k in (10, 200, 10)]
     exact, near = find_near_duplicates([split("labeled", plain)])
-    assert places(exact) == [("labeled", 2, "labeled", 0)]
+    assert list_positions(exact) == [("labeled", 2, "labeled", 0)]
     assert near == []
 
 
-def test_handwritten_digits_are_not_alike(fashion: tuple[Tensor, Tensor]) -> None:
+def test_digits_are_not_near_duplicates(fashion: tuple[Tensor, Tensor]) -> None:
     data = ImageDataModule("sample-digits", num_labels=0, val_size=0, test_size=0)
     data.setup("fit")
     part = data.splits["unlabeled"].part
@@ -205,7 +207,7 @@ def test_handwritten_digits_are_not_alike(fashion: tuple[Tensor, Tensor]) -> Non
     assert (exact, near) == ([], [])
 
 
-def test_the_sample_has_a_few_true_ones() -> None:
+def test_sample_has_a_few_true_near_duplicates() -> None:
     data = ImageDataModule("sample")
     data.request = replace(data.request, on_leak="keep")
     data.setup("fit")
@@ -213,10 +215,10 @@ def test_the_sample_has_a_few_true_ones() -> None:
     chosen = [4849, 334, 3568, 5448, 0, 1, 2]
     exact, near = find_near_duplicates([compute_image_stats("labeled", Split(part, chosen), Geometry(channels=1))])
     assert exact == []
-    assert places(near) == [("labeled", 1, "labeled", 0), ("labeled", 3, "labeled", 2)]
+    assert list_positions(near) == [("labeled", 1, "labeled", 0), ("labeled", 3, "labeled", 2)]
 
 
-def test_files_and_tensors_of_the_same_picture_are_equal(tmp_path: Path, crop: Crop) -> None:
+def test_file_and_tensor_of_the_same_image_are_equal(tmp_path: Path, crop: Crop) -> None:
     from sft_lightning.data.vision.images import FileImages
 
     crop(0).save(tmp_path / "a.png")
@@ -225,4 +227,4 @@ def test_files_and_tensors_of_the_same_picture_are_equal(tmp_path: Path, crop: C
     exact, _ = find_near_duplicates(
         [split("test", [crop(0)]), compute_image_stats("labeled", Split(part, [0, 1]), Geometry(channels=3))]
     )
-    assert places(exact) == [("labeled", 1, "labeled", 0), ("test", 0, "labeled", 0)]
+    assert list_positions(exact) == [("labeled", 1, "labeled", 0), ("test", 0, "labeled", 0)]

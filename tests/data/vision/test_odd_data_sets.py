@@ -1,4 +1,4 @@
-"""Inputs that users really have and that read as something else than they mean: each is refused or mentioned."""
+"""Real-world inputs that could be misread are refused or reported."""
 
 import re
 import zlib
@@ -16,7 +16,7 @@ from sft_lightning.data.vision.pixel_scale import describe_values
 from sft_lightning.data.vision.sources import open_source
 from sft_lightning.data.vision.value_ranges import choose_ranges
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, picture, png_of
+from tests.data.conftest import MakeFolder, make_png, write_image
 from tests.data.vision.test_folder_layouts import layout
 
 PRINTED = "are objects as a program prints them"
@@ -52,7 +52,7 @@ def test_splits_inside_classes_are_refused(folders: list[str], words: str, tmp_p
         (["a/test_tube", "a/training_shoe", "b/test_tube", "b/training_shoe", "b"], [], []),
     ],
 )
-def test_levels_inside_classes_are_mentioned(
+def test_folders_inside_classes_are_reported(
     folders: list[str], meant: list[str], said: list[str], tmp_path: Path
 ) -> None:
     messages = open_source(str(layout(tmp_path, *folders)), listed_classes=meant).messages
@@ -60,7 +60,7 @@ def test_levels_inside_classes_are_mentioned(
     assert all(re.search(words, message) for words, message in zip(said, messages, strict=True))
 
 
-def test_a_link_to_a_class_folder_is_a_copy_with_another_label(folder: MakeFolder) -> None:
+def test_link_to_a_class_folder_is_a_copy_with_another_label(folder: MakeFolder) -> None:
     source = folder("cat", "dog", count=8)
     (source / "feline").symlink_to("cat")
     data = ImageDataModule(str(source), image_size=8)
@@ -85,7 +85,7 @@ def test_a_link_to_a_class_folder_is_a_copy_with_another_label(folder: MakeFolde
         ("id,label", ["cat", "dog"], "rename 'id' to 'path'"),
     ],
 )
-def test_tables_that_mean_something_else_are_refused(header: str, cells: list[str], words: str, tmp_path: Path) -> None:
+def test_tables_with_another_meaning_are_refused(header: str, cells: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         open_source(str(fill(tmp_path, header, cells)))
 
@@ -105,17 +105,17 @@ def test_tables_that_mean_something_else_are_refused(header: str, cells: list[st
         ("path,label", ["re-do", "redo", "C", "C++", "1-2", "12"], []),
     ],
 )  # fmt: skip
-def test_tables_that_may_be_meant_are_mentioned(header: str, cells: list[str], said: list[str], tmp_path: Path) -> None:
+def test_suspicious_tables_are_reported(header: str, cells: list[str], said: list[str], tmp_path: Path) -> None:
     messages = open_source(str(fill(tmp_path, header, cells))).messages
     assert len(messages) == len(said)
     assert all(words in message for words, message in zip(said, messages, strict=True))
 
 
 def fill(folder: Path, header: str, cells: list[str]) -> Path:
-    """A table of 14 images whose last column repeats some cells; the others say cat and dog."""
+    """Write a table of 14 images of cats and dogs whose last column repeats the given cells."""
     rows = [header]
     for i in range(14):
-        picture(folder / f"{i}.png", i)
+        write_image(folder / f"{i}.png", i)
         cell = cells[i % len(cells)]
         middle = ["cat", "dog"][i // 2 % 2 :][:1] if header.count(",") > 1 else []
         rows.append(header if cell == "header" else ",".join([f"{i}.png", *middle, f'"{cell}"']))
@@ -127,8 +127,8 @@ def fill(folder: Path, header: str, cells: list[str]) -> Path:
     ("there", "named"),
     [("a/0.png", "a/0"), ("a/0.PNG", "a/0.png"), ("a/0.png", "a/0.jpg"), ("a/caf\u00e9.png", "a/cafe\u0301.png")],
 )
-def test_a_file_of_nearly_the_same_name_is_suggested(there: str, named: str, tmp_path: Path) -> None:
-    picture(tmp_path / there, 0)
+def test_file_with_a_similar_name_is_suggested(there: str, named: str, tmp_path: Path) -> None:
+    write_image(tmp_path / there, 0)
     (tmp_path / "m.csv").write_text(f"path,label\n{named},cat\n", encoding="utf-8")
     with pytest.raises(InputError, match=f"does not exist below .*, but {there!r} does: write it like this"):
         open_source(str(tmp_path / "m.csv"))
@@ -137,16 +137,16 @@ def test_a_file_of_nearly_the_same_name_is_suggested(there: str, named: str, tmp
         open_source(str(tmp_path / "m.csv"))
 
 
-def test_a_small_png_with_right_checksums_and_wrong_pixels_is_found_before_the_first_epoch(tmp_path: Path) -> None:
+def test_small_png_with_damaged_pixels_is_found_before_the_first_epoch(tmp_path: Path) -> None:
     rows = zlib.compress(b"".join(bytes([0, *np.random.default_rng(i).bytes(192)]) for i in range(64)))
     header = (64).to_bytes(4, "big") * 2 + b"\x08\2\0\0\0"
     for name, pixels in (("cut", rows[:2000]), ("sum", rows[:-1] + b"?"), ("good", rows)):
-        (tmp_path / f"{name}.png").write_bytes(png_of(header, pixels))
+        (tmp_path / f"{name}.png").write_bytes(make_png(header, pixels))
     _, unreadable = inspect_images([tmp_path / "cut.png", tmp_path / "sum.png", tmp_path / "good.png"])
     assert sorted(unreadable) == [0, 1]
 
 
-def test_pages_of_a_tiff_that_are_not_read_are_mentioned(tmp_path: Path) -> None:
+def test_unread_pages_of_a_tiff_are_reported(tmp_path: Path) -> None:
     pages = [Image.new("L", (8, 8), level) for level in (10, 20, 30)]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
     pages[0].save(tmp_path / "one.tif")
@@ -172,9 +172,7 @@ def test_pages_of_a_tiff_that_are_not_read_are_mentioned(tmp_path: Path) -> None
         (np.float32(1), 0, None),
     ],
 )
-def test_a_scale_that_few_values_set_is_mentioned(
-    values: np.generic, odd: float, said: str | None, tmp_path: Path
-) -> None:
+def test_scale_set_by_few_values_is_reported(values: np.generic, odd: float, said: str | None, tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.tif" for i in range(3)]
     for i, path in enumerate(paths):
         pixels = np.linspace(0, 0.9 + i / 20, 64 * 64).reshape(64, 64) * float(values)
@@ -185,13 +183,13 @@ def test_a_scale_that_few_values_set_is_mentioned(
     assert [message[: len(said or "")] for message in messages[1:]] == ([] if said is None else [said])
 
 
-def test_signed_integers_of_eight_bits_are_refused(tmp_path: Path) -> None:
+def test_signed_8_bit_integers_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.tif", tiffinfo={339: 2})
     with pytest.raises(OSError, match="signed integers of 8 bits"):
         open_image(tmp_path / "x.tif")
 
 
-def test_an_image_of_sixteen_bits_without_a_scale_is_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_16_bit_image_without_a_scale_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "_shown", set())
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "x.tif")
     with pytest.warns(RuntimeWarning, match=r"image '.*x\.tif': no scale is known for its values of more than 8 bits"):

@@ -1,4 +1,4 @@
-"""Batches of files that are listed as they are read."""
+"""Batches of files that are listed while they are read."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.prediction import FileLoader
 from sft_lightning.data.vision.prediction_files import FolderListing
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, plain
+from tests.data.conftest import MakeFolder, write_plain_image
 
 GEOMETRY = Geometry(6, 1)
 
@@ -27,7 +27,7 @@ def loader(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_hold_the_pictures_and_their_names(workers: int, folder: MakeFolder) -> None:
+def test_batches_hold_images_and_their_names(workers: int, folder: MakeFolder) -> None:
     path = folder("a", "b", count=4)
     batches = list(loader(path, workers=workers))
     assert [len(batch.images) for batch in batches] == [3, 3, 2]
@@ -63,7 +63,7 @@ def test_processes_share_the_files(folder: MakeFolder) -> None:
 def test_unreadable_files_are_left_out_or_refused(folder: MakeFolder) -> None:
     path = folder("a", count=7)
     for i in (1, 3, 4, 5):
-        (path / "a" / f"{i}.png").write_bytes(b"no picture")
+        (path / "a" / f"{i}.png").write_bytes(b"not an image")
     (path / "a" / "7.png").symlink_to("gone")
     bad = BadImages("skip")
     batches = list(loader(path, bad, workers=2))
@@ -74,15 +74,15 @@ def test_unreadable_files_are_left_out_or_refused(folder: MakeFolder) -> None:
         list(loader(path))
 
 
-def test_a_single_batch_starts_no_worker(folder: MakeFolder) -> None:
+def test_single_batch_starts_no_worker(folder: MakeFolder) -> None:
     path = folder("a", count=7)
     assert loader(path, workers=2, size=7)._loader.num_workers == 0
     assert loader(path, workers=2, size=6)._loader.num_workers == 2
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
-    plain(Path(path), (9, 9, 9))
+    write_plain_image(Path(path), (9, 9, 9))
     (batch,) = loader(tmp_path)
     assert batch.names == [r"caf\xe9.png"]
     Path(path).write_bytes(b"")
@@ -93,7 +93,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 
 class Counted(FolderListing):
-    """Counts the files that were asked for."""
+    """Listing that counts the requested files."""
 
     asked = 0
 

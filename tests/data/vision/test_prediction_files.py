@@ -1,4 +1,4 @@
-"""Files to predict, found one after the other."""
+"""Listings of files to predict."""
 
 import os
 import tracemalloc
@@ -15,7 +15,7 @@ from sft_lightning.data.vision import prediction_files
 from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.data.vision.prediction_files import FolderListing, Listing, open_prediction_source
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, picture, table
+from tests.data.conftest import MakeFolder, write_image, write_table
 
 
 def names(source: Path) -> list[str]:
@@ -27,11 +27,11 @@ def names(source: Path) -> list[str]:
     return [name for name, _ in listed]
 
 
-def test_pictures_to_predict(folder: MakeFolder) -> None:
+def test_open_prediction_source_accepts_every_kind_of_source(folder: MakeFolder) -> None:
     path = folder("deep/er", "")
     assert names(path) == ["0.png", "1.png", "2.png"] + [f"deep/er/{i}.png" for i in range(3)]
     assert names(path / "1.png") == ["1.png"]
-    listed = table(path / "m.csv", [("path",), ("2.png",), ("deep/er/0.png",)])
+    listed = write_table(path / "m.csv", [("path",), ("2.png",), ("deep/er/0.png",)])
     assert names(listed) == ["2.png", "deep/er/0.png"]
     found = open_prediction_source("sample")
     assert isinstance(found, Examples)
@@ -39,7 +39,7 @@ def test_pictures_to_predict(folder: MakeFolder) -> None:
     (path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no image"):
         open_prediction_source(str(path / "empty"))
-    table(path / "m.csv", [("path",), ("2.png",), ("gone.png",)])
+    write_table(path / "m.csv", [("path",), ("2.png",), ("gone.png",)])
     with pytest.raises(InputError, match=r"line 3: file 'gone.png' does not exist .* on_bad_image: skip"):
         open_prediction_source(str(listed))
     unchecked = open_prediction_source(str(listed), check=False)
@@ -47,7 +47,7 @@ def test_pictures_to_predict(folder: MakeFolder) -> None:
     assert [name for name, _ in unchecked] == ["2.png", "gone.png"]
 
 
-def test_what_a_folder_gives_and_leaves_out(tmp_path: Path) -> None:
+def test_folder_listing_skips_hidden_files_and_loops(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "sub.png/c.webp", ".git/d.png", "e/f/g.tiff"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -59,7 +59,7 @@ def test_what_a_folder_gives_and_leaves_out(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.png", "b.JPG", "e/f/g.tiff", "link/h.png", "sub.png/c.webp"]
 
 
-def test_a_large_folder_is_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_folder_is_never_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3000):
         (tmp_path / f"{i:05}_{'x' * 100}.png").touch()
     found = FolderListing(tmp_path)
@@ -76,16 +76,16 @@ def test_a_large_folder_is_never_held(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len({name for name, _ in found}) == 3000
 
 
-def test_files_that_come_later_are_given(folder: MakeFolder) -> None:
+def test_files_added_later_are_listed(folder: MakeFolder) -> None:
     path = folder("", count=2)
     found = open_prediction_source(str(path))
     assert isinstance(found, Listing)
-    picture(path / "later.png", 9)
+    write_image(path / "later.png", 9)
     assert found.count == 2
     assert [name for name, _ in found] == ["0.png", "1.png", "later.png"]
 
 
-def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "locked").mkdir()
     real = os.scandir
 
@@ -97,16 +97,16 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.raises(InputError, match=r"locked' cannot be listed \(Permission denied\): fix its permissions"):
         open_prediction_source(str(tmp_path / "locked"))
-    picture(tmp_path / "a.png", 1)
-    inside = list(FolderListing(tmp_path))  # read as a picture, which it is not
+    write_image(tmp_path / "a.png", 1)
+    inside = list(FolderListing(tmp_path))  # read as an image, which it is not
     assert inside == [("a.png", str(tmp_path / "a.png")), ("locked", str(tmp_path / "locked"))]
     assert find_damage(tmp_path / "locked") == "permission denied"
 
 
-def test_what_is_named_like_a_picture_and_is_none_is_given_all_the_same(tmp_path: Path) -> None:
+def test_files_with_the_extension_of_an_image_are_always_listed(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg" / "empty").mkdir(parents=True)
     (tmp_path / "full.jpg").mkdir()
-    picture(tmp_path / "full.jpg" / "1.png", 1)
+    write_image(tmp_path / "full.jpg" / "1.png", 1)
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "circle.png").symlink_to("circle.png")
     os.mkfifo(tmp_path / "pipe.png")
@@ -120,7 +120,7 @@ def test_what_is_named_like_a_picture_and_is_none_is_given_all_the_same(tmp_path
     }
 
 
-def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_needs_only_a_path_and_is_read_in_batches(folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder("", count=7)
     expected = [f"{i}.png" for i in (3, 1, 0, 6, 2, 5)]
     parquet.write_table(pa.table({"path": expected, "other": list(range(6))}), path / "m.parquet", row_group_size=4)
@@ -150,12 +150,12 @@ def test_parquet_needs_a_path_alone_and_comes_in_pieces(folder: MakeFolder, monk
         ("a.png", "", r"cannot be read as an image \(it has zero bytes\): give an image, a folder"),
     ],
 )
-def test_one_sentence(name: str, content: str, expected: str, tmp_path: Path) -> None:
+def test_invalid_prediction_source_is_refused(name: str, content: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=expected):
         open_prediction_source(str(tmp_path / name))
 
 
-def test_nothing_there() -> None:
+def test_missing_prediction_source_is_refused() -> None:
     with pytest.raises(InputError, match="predict_source 'nowhere' is neither a folder or manifest that exists"):
         open_prediction_source("nowhere")

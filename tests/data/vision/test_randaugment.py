@@ -1,4 +1,4 @@
-"""Each operation against torchvision's for one picture, and the random draws for a batch."""
+"""Compare each operation with torchvision's, and check the random operations of a batch."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ from sft_lightning.data.vision.affine import resample
 from sft_lightning.data.vision.randaugment import GEOMETRIC, OPERATIONS, PIXELS, build_affine, cutout, randaugment
 
 
-def pictures(count: int = 6, channels: int = 3, height: int = 24, width: int = 30) -> Tensor:
-    """uint8 with wide, narrow and no range of values."""
+def make_images(count: int = 6, channels: int = 3, height: int = 24, width: int = 30) -> Tensor:
+    """Make images, uint8, with wide, narrow and constant ranges of values."""
     x = torch.randint(0, 256, (count, channels, height, width), generator=torch.Generator().manual_seed(3))
     x[1] = x[1] // 4 + 50
     x[2] = 77
@@ -35,9 +35,9 @@ THEIRS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", sorted(PIXELS))
-def test_pixels_equal_torchvision(name: str, channels: int) -> None:
+def test_pixel_operations_equal_torchvision(name: str, channels: int) -> None:
     change, low, high = PIXELS[name]
-    x = pictures(channels=channels)
+    x = make_images(channels=channels)
     m = torch.linspace(low, high - 0.01, len(x))
     if name == "solarize":
         m = (m * 255).round() / 255
@@ -53,15 +53,15 @@ def test_pixels_equal_torchvision(name: str, channels: int) -> None:
         assert (ours - x).abs().max() > 5
 
 
-def test_a_changed_operation_would_be_noticed() -> None:
+def test_comparison_detects_a_changed_operation() -> None:
     assert set(THEIRS) == set(PIXELS)
     assert len(OPERATIONS) == 14
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)
 @pytest.mark.parametrize("shape", [(24, 24), (24, 40)])
-def test_geometry_equals_torchvision(name: str, shape: tuple[int, int]) -> None:
-    # A smooth picture: interpolation must not hide a wrong place.
+def test_geometric_operations_equal_torchvision(name: str, shape: tuple[int, int]) -> None:
+    # A smooth image: interpolation must not hide a wrong place.
     rows, columns = torch.meshgrid(torch.linspace(0, 3, shape[0]), torch.linspace(0, 5, shape[1]), indexing="ij")
     x = (0.5 + 0.4 * torch.sin(rows) * torch.cos(columns)).expand(2, 1, *shape).clone()
     m = torch.tensor([0.2, -0.25])
@@ -92,7 +92,7 @@ def test_geometry_equals_torchvision(name: str, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 48), (3, 1, 1), (1, 2, 5)])
-def test_any_shape_stays_in_range(shape: tuple[int, int, int]) -> None:
+def test_results_of_any_shape_stay_in_range(shape: tuple[int, int, int]) -> None:
     x = torch.rand(64, *shape, generator=torch.Generator().manual_seed(0))
     before = x.clone()
     y = cutout(randaugment(x, 2, torch.Generator().manual_seed(1)), 0.5, torch.Generator().manual_seed(2))
@@ -107,14 +107,14 @@ def test_any_shape_stays_in_range(shape: tuple[int, int, int]) -> None:
 
 @given(seed=st.integers(0, 2**40), count=st.integers(1, 40))
 @settings(max_examples=25, deadline=None)
-def test_the_seed_alone_decides(seed: int, count: int) -> None:
-    x = pictures(6, 1).float().div(255).repeat(7, 1, 1, 1)[:count]
+def test_result_depends_only_on_the_seed(seed: int, count: int) -> None:
+    x = make_images(6, 1).float().div(255).repeat(7, 1, 1, 1)[:count]
     a, b = (randaugment(x, 2, torch.Generator().manual_seed(seed)) for _ in range(2))
     assert torch.equal(a, b)
 
 
-def test_draws_are_per_picture_and_even() -> None:
-    """One operation on 14,000 copies of a picture: each of the fourteen is met by about 1,000, at all magnitudes."""
+def test_operations_are_drawn_uniformly_for_each_image() -> None:
+    """One operation on 14,000 copies of an image: each of the fourteen gets about 1,000, at all magnitudes."""
     rows = torch.linspace(0, 1, 64).view(8, 8)
     x = torch.stack([rows, rows.T, (rows * 7) % 1]).expand(14000, 3, 8, 8)
     y = randaugment(x, 1, torch.Generator().manual_seed(0))
@@ -125,18 +125,18 @@ def test_draws_are_per_picture_and_even() -> None:
     dark = y[:, bright] / x[0][bright]
     even = (dark.amax(1) - dark.amin(1)) < 1e-3
     factors = dark[even & ~unchanged, 0]
-    factors = factors[factors < 0.96]  # autocontrast of a picture that spans the range
+    factors = factors[factors < 0.96]  # autocontrast of an image that spans the range
     assert 850 < len(factors) < 1150  # brightness
     assert factors.min() < 0.07
     assert factors.max() > 0.93
     assert abs(float(factors.mean()) - 0.5) < 0.03
 
 
-def test_cutout_covers_the_share_asked_for() -> None:
+def test_cutout_covers_the_given_share() -> None:
     x = torch.zeros(4000, 1, 32, 32)
     y = cutout(x, 0.5, torch.Generator().manual_seed(0))
     covered = (y == 0.5).float().mean((1, 2, 3))
     assert covered.max() == pytest.approx(0.25, abs=0.01)
-    # A center anywhere in the picture leaves (1 - side / 4)^2 of the square inside on average.
+    # A center anywhere in the image leaves (1 - side / 4)^2 of the square inside on average.
     assert covered.mean() == pytest.approx(0.25 * (1 - 0.5 / 4) ** 2 / 1, rel=0.15)
     assert torch.equal(cutout(x, 0.0, torch.Generator().manual_seed(0)), x)

@@ -15,7 +15,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.cached_images import ImageCaches
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import FileImages, Geometry, decode
-from tests.data.conftest import MakeFolder, picture
+from tests.data.conftest import MakeFolder, write_image
 
 
 def half(path: Path, size: tuple[int, int] = (40, 20)) -> Path:
@@ -46,7 +46,7 @@ def test_squashing_keeps_the_whole_image_without_a_border(tmp_path: Path) -> Non
 
 
 def test_padding_with_a_central_share_and_square_images_is_cropping(tmp_path: Path) -> None:
-    path = picture(tmp_path / "x.png", 0, (40, 40))
+    path = write_image(tmp_path / "x.png", 0, (40, 40))
     for share in (1.0, 0.875):
         cropped = decode(path, Geometry(16, center=share), None)
         assert decode(path, Geometry(16, center=share, resize="pad"), None).equal(cropped)
@@ -56,14 +56,14 @@ def test_padding_with_a_central_share_and_square_images_is_cropping(tmp_path: Pa
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 300), (300, 1), (40, 20)])
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 def test_any_shape_and_crop_has_a_result(size: tuple[int, int], resize: str, tmp_path: Path) -> None:
-    path = picture(tmp_path / "x.png", 0, size)
+    path = write_image(tmp_path / "x.png", 0, size)
     geometry = Geometry(16, scale=(0.08, 1.0), resize=resize)  # type: ignore[arg-type]
     for seed in (None, *range(20)):
         assert decode(path, geometry, seed).shape == (3, 16, 16)
 
 
 def test_a_cache_has_the_same_padded_images(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / f"{i}.png", i, (40, 20 + i)) for i in range(4)]
+    paths = [write_image(tmp_path / f"{i}.png", i, (40, 20 + i)) for i in range(4)]
     part = Examples(FileImages(paths, [p.name for p in paths]), [p.name for p in paths], np.zeros(4))  # type: ignore[arg-type]
     green = (10, 200, 30)
     for scale in (None, (0.3, 1.0)):
@@ -89,7 +89,7 @@ def test_earlier_keys_of_a_geometry_stay() -> None:
 
 def test_a_run_says_how_many_images_lose_much(folder: MakeFolder) -> None:
     source = folder("train/a", "train/b", count=6)  # 12 x 10
-    picture(source / "train" / "a" / "long.png", 99, (40, 20))
+    write_image(source / "train" / "a" / "long.png", 99, (40, 20))
     said = "1 of 13 images (8%) lose more than a third of their area to the central square: set resize: pad"
     for resize, expected in (("crop", 1), ("pad", 0), ("squash", 0)):
         data = ImageDataModule(str(source), image_size=8, resize=resize)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def test_a_run_says_how_many_images_lose_much(folder: MakeFolder) -> None:
 
 def test_an_audit_counts_what_is_cut_off(folder: MakeFolder) -> None:
     source = folder("train/a", count=3)  # 12 x 10
-    picture(source / "train" / "a" / "long.png", 99, (40, 10))
+    write_image(source / "train" / "a" / "long.png", 99, (40, 10))
     data = ImageDataModule(str(source), image_size=8, val_size=0, test_size=0)
     data.setup("fit")
     facts = summarize_files([compute_image_stats("labeled", data.splits["labeled"], data.geometry)], data.geometry)

@@ -1,4 +1,4 @@
-"""Shards: nothing is lost on the way, batches are as exact as from files, and damage is told."""
+"""Shards keep everything about a source, give the same batches as files, and report damage."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ from sft_lightning.data.vision.sources import open_source, open_unlabeled
 from sft_lightning.data.vision.write_shards import write_shards
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS, ROOT
-from tests.data.conftest import break_middle, picture, table
+from tests.data.conftest import break_middle, write_image, write_table
 from tests.forks import FORKS
 from tests.promises.killed import trained
 from tests.promises.test_exact_resume import KILLED, RUNS, SHORT, check, seen
@@ -46,7 +46,7 @@ QUICK = ["--data.init_args.num_workers=0", "--model.init_args.backbone=mlp"]
 
 
 def shard(*words: object) -> int:
-    """`scripts/shard` in this process."""
+    """Run `scripts/shard` in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["shard", *map(str, words)])
         code: int = runpy.run_path(str(ROOT / "scripts" / "shard"))["main"]()
@@ -67,7 +67,7 @@ def shards(files: Path) -> Path:
 
 @pytest.fixture
 def copied(shards: Path, tmp_path: Path) -> Path:
-    """Shards that a test may spoil."""
+    """Shards that a test may damage."""
     for file in shards.rglob("*.*"):
         (tmp_path / "shards" / file.relative_to(shards)).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "shards" / file.relative_to(shards)).write_bytes(file.read_bytes())
@@ -75,7 +75,7 @@ def copied(shards: Path, tmp_path: Path) -> Path:
 
 
 def content(part: Examples) -> dict[str, tuple[bytes, int, str | None]]:
-    """Bytes, label and group by name."""
+    """Return bytes, label and group of each example, by name."""
     assert isinstance(part.images, EncodedImages)
     found = {}
     for i, name in enumerate(part.ids):
@@ -87,14 +87,14 @@ def content(part: Examples) -> dict[str, tuple[bytes, int, str | None]]:
 
 
 def ids(parts: dict[str, Examples], **request: Any) -> dict[str, set[str]]:
-    """Names in the splits of a source."""
+    """Return the names in each split of a source."""
     return {name: set(s.ids) for name, s in make_splits(parts, None, SplitConfig(**request), ("a", "b", "c")).items()}
 
 
 # --- what is written
 
 
-def test_a_folder_is_kept_to_the_byte(files: Path, shards: Path) -> None:
+def test_shards_keep_the_bytes_of_a_folder(files: Path, shards: Path) -> None:
     source = open_source(str(shards))
     assert isinstance(source, ShardSource)
     assert source.class_names == open_source(str(files)).class_names
@@ -107,13 +107,13 @@ def test_a_folder_is_kept_to_the_byte(files: Path, shards: Path) -> None:
     assert sizes == [8, 8, 8, 8, 8, 2]
 
 
-def test_a_manifest_is_kept_with_groups_splits_and_blank_labels(tmp_path: Path) -> None:
+def test_shards_keep_groups_splits_and_blank_labels_of_a_manifest(tmp_path: Path) -> None:
     rows = [["path", "label", "split", "group"]]
     for i in range(24):
-        picture(tmp_path / f"{i}.png", i)
+        write_image(tmp_path / f"{i}.png", i)
         label = "" if i % 3 == 2 else f"class {i % 3}"
         rows.append([f"{i}.png", label, "test" if i < 4 and label else "", f"patient é{i // 2}" if i != 9 else ""])
-    manifest = table(tmp_path / "set.csv", [rows[0], *(row for row in rows[1:] if row[3] != "patient é1")])
+    manifest = write_table(tmp_path / "set.csv", [rows[0], *(row for row in rows[1:] if row[3] != "patient é1")])
     assert shard(manifest, tmp_path / "out", "--shard_size", 5) == 0
     expected, found = open_source(str(manifest)).load(), open_source(str(tmp_path / "out")).load()
     assert list(found) == list(expected) == ["train", "test", "unlabeled"]
@@ -122,7 +122,7 @@ def test_a_manifest_is_kept_with_groups_splits_and_blank_labels(tmp_path: Path) 
     assert ids(found, val_size=4) == ids(expected, val_size=4)
 
 
-def test_pixels_in_memory_are_kept_with_their_shape(tmp_path: Path) -> None:
+def test_shards_keep_the_shape_of_pixels_in_memory(tmp_path: Path) -> None:
     source = open_source("sample")
     train = source.load()["test"]
     source.load = lambda: {"train": Examples(train.images, train.ids[:50], train.labels[:50])}  # type: ignore[method-assign]
@@ -136,7 +136,7 @@ def test_pixels_in_memory_are_kept_with_their_shape(tmp_path: Path) -> None:
         assert torch.equal(part.images.read(i, Geometry(28, 1), None), train.images.data[train.ids.index(name)])
 
 
-def test_the_splits_of_a_run_become_those_of_the_shards(files: Path, tmp_path: Path) -> None:
+def test_shards_take_the_splits_of_a_run(files: Path, tmp_path: Path) -> None:
     data = ImageDataModule(str(files), num_labels=9, seed=3)
     data.setup("fit")
     data.write_splits(tmp_path / "split.csv", data.splits)
@@ -149,9 +149,9 @@ def test_the_splits_of_a_run_become_those_of_the_shards(files: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("a.png", "PNG"), ("a.bmp", "PNG")])
-def test_larger_images_are_made_smaller_in_their_kind(name: str, kind: str, tmp_path: Path) -> None:
-    picture(tmp_path / "set" / "x" / name, 0, (60, 40))
-    picture(tmp_path / "set" / "x" / "small.png", 1, (30, 20))
+def test_larger_images_are_reduced_in_their_format(name: str, kind: str, tmp_path: Path) -> None:
+    write_image(tmp_path / "set" / "x" / name, 0, (60, 40))
+    write_image(tmp_path / "set" / "x" / "small.png", 1, (30, 20))
     assert shard(tmp_path / "set", tmp_path / "out", "--image_size", 20) == 0
     part = open_source(str(tmp_path / "out")).load()["train"]
     stored = {name: data for name, (data, _, _) in content(part).items()}
@@ -167,7 +167,7 @@ def test_larger_images_are_made_smaller_in_their_kind(name: str, kind: str, tmp_
 # --- what is refused
 
 
-def test_a_folder_that_exists_is_left_alone(
+def test_existing_folder_is_not_overwritten(
     files: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (shards / "shards.json").read_bytes()
@@ -180,11 +180,11 @@ def test_a_folder_that_exists_is_left_alone(
     assert "is neither a folder or manifest that exists" in capsys.readouterr().err
 
 
-def test_unreadable_images_stop_it_or_are_left_out(
+def test_unreadable_images_stop_sharding_or_are_skipped(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(4):
-        picture(tmp_path / "set" / "x" / f"{i}.png", i, (40, 40))
+        write_image(tmp_path / "set" / "x" / f"{i}.png", i, (40, 40))
     break_middle(tmp_path / "set" / "x" / "1.png")  # found where it is decoded
     (tmp_path / "set" / "x" / "2.png").write_bytes(b"nothing")  # found by its header
     words = (tmp_path / "set", tmp_path / "out", "--image_size", 20)
@@ -213,7 +213,7 @@ def _killed(source: str, out: Path, after: int) -> None:
     write_shards(open_source(source), out, SIZE)
 
 
-def test_half_written_shards_are_taken_for_none(files: Path, shards: Path, tmp_path: Path) -> None:
+def test_interrupted_sharding_leaves_no_shards(files: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = FORKS.Process(target=_killed, args=(str(files), out, 60))  # train is written, val begun
     process.start()
@@ -267,7 +267,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_told_before_anything_is_read(kind: str, copied: Path) -> None:
+def test_damaged_shards_are_refused_before_reading_images(kind: str, copied: Path) -> None:
     spoil, sentence = DAMAGE[kind]
     open_source(str(copied)).load()
     spoil(copied)
@@ -276,7 +276,7 @@ def test_damage_is_told_before_anything_is_read(kind: str, copied: Path) -> None
     assert sentence in str(told.value)
 
 
-def test_a_damaged_image_is_one_of_the_unreadable(copied: Path) -> None:
+def test_damaged_image_in_a_shard_is_an_unreadable_image(copied: Path) -> None:
     path = copied / "train" / "chunk-0-0.bin"
     raw = bytearray(path.read_bytes())
     first = int.from_bytes(raw[4:8], "little")  # where the first image begins
@@ -292,7 +292,7 @@ def test_a_damaged_image_is_one_of_the_unreadable(copied: Path) -> None:
         list(data.batches_of("labeled", torch.device("cpu")))
 
 
-def test_the_extra_is_named_where_it_is_missing(
+def test_missing_extra_is_named(
     files: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sft_lightning.data.vision.shards.find_spec", lambda name: None)
@@ -307,7 +307,7 @@ def test_the_extra_is_named_where_it_is_missing(
 
 @pytest.mark.parametrize("request_", [{}, {"num_labels": 9, "seed": 5}, {"labels_per_class": 4}])
 @pytest.mark.parametrize("given", [("train", "val", "test", "unlabeled"), ("train", "unlabeled"), ("train",)])
-def test_splits_are_those_of_the_files(
+def test_shards_get_the_same_splits_as_files(
     given: tuple[str, ...], request_: dict[str, Any], files: Path, shards: Path
 ) -> None:
     one, two = (
@@ -317,7 +317,7 @@ def test_splits_are_those_of_the_files(
     assert ids(one, **request_) == ids(two, **request_)
 
 
-def test_equal_images_are_found_between_shards_and_files(files: Path, shards: Path) -> None:
+def test_equal_images_are_found_across_shards_and_files(files: Path, shards: Path) -> None:
     data = ImageDataModule(str(shards), unlabeled_source=str(files), num_labels=6)
     data.setup("fit")
     # All of the files' training images are the shards', which hold nothing out of them.
@@ -332,7 +332,7 @@ def test_equal_images_are_found_between_shards_and_files(files: Path, shards: Pa
     assert "12 pictures were dropped" in request.messages[0]
 
 
-def test_nothing_of_an_image_is_kept_in_memory(shards: Path) -> None:
+def test_images_of_shards_are_not_kept_in_memory(shards: Path) -> None:
     parts = open_source(str(shards)).load()
     splits = make_splits(parts, None, SplitConfig(), "abc")
     for split in splits.values():
@@ -346,7 +346,7 @@ def test_nothing_of_an_image_is_kept_in_memory(shards: Path) -> None:
     assert again.file(65).getvalue() == content(joined.part)[joined.part.ids[65]][0]
 
 
-def test_unlabeled_shards_and_predicted_ones(files: Path, shards: Path) -> None:
+def test_shards_serve_as_unlabeled_source_and_for_prediction(files: Path, shards: Path) -> None:
     assert set(open_unlabeled(str(shards)).ids) == {
         f"{shards}:{name}" for part in ("train", "unlabeled") for name in open_source(str(files)).load()[part].ids
     }
@@ -358,8 +358,8 @@ def test_unlabeled_shards_and_predicted_ones(files: Path, shards: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_those_of_the_files(workers: int, files: Path, shards: Path) -> None:
-    """In order and in decoded pixels, whoever reads; each row belongs to its name and label."""
+def test_shards_give_the_same_batches_as_files(workers: int, files: Path, shards: Path) -> None:
+    """Batches have the same order and pixels with and without workers, and each row keeps its name and label."""
     one, two = (ImageDataModule(str(path), image_size=20, num_workers=workers) for path in (files, shards))
     expected: dict[str, torch.Tensor] = {}
     for data in (one, two):
@@ -406,7 +406,7 @@ def test_orders_differ_by_pass_and_by_seed() -> None:
     assert any(order[:20] != tuple(sorted(order[:20])) for order in orders)
 
 
-def test_the_window_holds_where_there_are_more_shards(shards: Path) -> None:
+def test_window_applies_only_to_more_shards_than_it_holds(shards: Path) -> None:
     split = make_splits(open_source(str(shards)).load(), None, SplitConfig(), "abc")["labeled"]
     order = split.part.images.pass_order(split.indices, 2)
     assert order is not None
@@ -427,7 +427,7 @@ def plan(count: int, batch_size: int, rank: int, ranks: int, endless: bool, wind
 
 
 @given(st.integers(2, 60), st.integers(1, 4), st.integers(1, 3), st.integers(0, 30), st.booleans(), st.booleans())
-def test_ranks_are_disjoint_and_together_what_one_process_sees(
+def test_ranks_partition_the_examples_of_one_process(
     count: int, batch_size: int, ranks: int, g: int, endless: bool, windowed: bool
 ) -> None:
     if count < ranks:
@@ -441,7 +441,7 @@ def test_ranks_are_disjoint_and_together_what_one_process_sees(
 
 
 class _Bare(Stream):
-    """Positions alone."""
+    """Stream that yields only positions."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan = plan
@@ -454,10 +454,10 @@ class _Bare(Stream):
     st.integers(8, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3),
     st.integers(0, 25), st.booleans(), st.booleans(),
 )  # fmt: skip
-def test_another_number_of_processes_goes_on_in_the_pass(
+def test_resuming_on_another_number_of_processes_continues_the_pass(
     count: int, size: int, ranks: int, new_size: int, new_ranks: int, stop: int, endless: bool, windowed: bool
 ) -> None:
-    """No example comes twice in a pass, and fewer are left out than a batch of all processes holds."""
+    """No example repeats in a pass, and fewer are left out than the examples of one global batch."""
 
     def loaders(size: int, ranks: int) -> list[TrainLoader]:
         plans = [plan(count, size, rank, ranks, endless, windowed) for rank in range(ranks)]
@@ -498,7 +498,7 @@ def test_another_number_of_processes_goes_on_in_the_pass(
         assert [own._before("labeled", 26) for own in again] == [own._before("labeled", 26) for own in new]
 
 
-def test_after_a_whole_epoch_another_number_of_processes_begins_the_next_pass() -> None:
+def test_resuming_after_an_epoch_on_other_processes_starts_the_next_pass() -> None:
     def loader(ranks: int) -> TrainLoader:
         one = plan(40, 4, 0, ranks, False, True)
         return TrainLoader({"labeled": _Bare(one)}, one.per_pass)  # an epoch is a pass
@@ -519,8 +519,8 @@ def words(shards: Path, *more: str) -> list[str]:
     return [*JOINT, f"--data.init_args.source={shards}", "--data.init_args.shard_window=2", *more]
 
 
-def test_killed_on_two_processes_one_goes_on_in_the_same_pass(shards: Path, tmp_path: Path) -> None:
-    """The unlabeled stream (30 hidden by the budget and 30 of its own) is passed over once, though ranks change."""
+def test_run_killed_on_two_processes_continues_its_pass_on_one(shards: Path, tmp_path: Path) -> None:
+    """Each of the 60 unlabeled examples is used once in a pass, although the number of ranks changes."""
     own = words(shards, *QUICK, "--data.init_args.num_labels=6", "--data.init_args.unlabeled_ratio=2")
     own = ["fit", *own[:2], *SHORT, *own[2:], "--data.init_args.batch_size=2", "--data.init_args.steps_per_epoch=12"]
     own += ["--trainer.max_epochs=1"]
@@ -542,12 +542,14 @@ def test_killed_on_two_processes_one_goes_on_in_the_same_pass(shards: Path, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_and_resumed_is_as_never_killed(ranks: int, shards: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(ranks: int, shards: Path, tmp_path: Path) -> None:
     own = words(shards, "--data.init_args.num_workers=1", "--data.init_args.num_labels=20")
     check(own, tmp_path, [("step", 9), ("save", 2)], ranks)
 
 
-def test_a_run_is_tested_audited_and_predicts(shards: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_on_shards_is_tested_audited_and_predicts(
+    shards: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = [f"--data.init_args.source={shards}", "--data.init_args.image_size=28", "--data.init_args.channels=1"]
     data += ["--data.init_args.num_labels=12", "--data.init_args.num_workers=0", "--data.init_args.steps_per_epoch=3"]
     config = ["--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--trainer.max_epochs=1", "--run_name=run"]

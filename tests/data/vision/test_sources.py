@@ -12,7 +12,7 @@ from sft_lightning.data.vision.folder_source import FolderSource
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.data.vision.sources import FASHION, SampleSource, open_source, open_unlabeled
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, picture, table
+from tests.data.conftest import MakeFolder, write_image, write_table
 
 
 def test_sample_holds_what_it_promises() -> None:
@@ -46,8 +46,8 @@ def test_sample_digits_are_unlabeled() -> None:
 @pytest.mark.parametrize("prefix", ["train/", ""])
 def test_class_folders_nested_or_flat(folder: MakeFolder, prefix: str) -> None:
     path = folder(f"{prefix}cat", f"{prefix}dog", f"{prefix}dog/puppies", "unlabeled/more", "val/dog")
-    picture(path / f"{prefix}cat" / ".hidden.png", 1)
-    (path / f"{prefix}cat" / "notes.txt").write_text("no picture")
+    write_image(path / f"{prefix}cat" / ".hidden.png", 1)
+    (path / f"{prefix}cat" / "notes.txt").write_text("not an image")
     source = open_source(str(path))
     parts = source.load()
     assert isinstance(source, FolderSource)
@@ -82,7 +82,7 @@ def test_pictures_without_classes_are_unlabeled(folder: MakeFolder, name: str) -
         (["train/a"], lambda p: (p / "train/b").mkdir(), ["class folder", "train/b", "holds no image"]),
         (["train/cats", "val/cat"], None, ["class 'cat'", "/val", "/train", "did you mean 'cats'?"]),
         (["train/a", "test/b"], None, ["class 'b'", "/test", "does not exist"]),
-        (["train/a"], lambda p: picture(p / "train/x.png", 1), ["train/x.png", "beside the class folders"]),
+        (["train/a"], lambda p: write_image(p / "train/x.png", 1), ["train/x.png", "beside the class folders"]),
     ],
 )
 def test_folder_errors_name_the_place(folder: MakeFolder, names: list[str], change: object, words: list[str]) -> None:
@@ -122,7 +122,7 @@ def filled(*rows: tuple[str, ...]) -> list[tuple[str, ...]]:
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     for k, name in enumerate("abcdefgh"):
-        picture(tmp_path / f"{name}.png", k)
+        write_image(tmp_path / f"{name}.png", k)
     return tmp_path
 
 
@@ -138,7 +138,7 @@ def test_manifest_parts_labels_and_groups(images: Path, encoding: str) -> None:
         ("f.png", "2", "unlabeled", "", ""),
         ("g.png", "", "train", "", ""),
     ]
-    source = open_source(str(table(images / "m.csv", rows, encoding)))
+    source = open_source(str(write_table(images / "m.csv", rows, encoding)))
     parts = source.load()
     assert isinstance(source, ManifestSource)
     assert source.class_names == ("2", "10")
@@ -160,7 +160,7 @@ def test_group_of_a_line_without_one_does_not_depend_on_the_order_of_lines(image
     rows = [("a.png", "x", "", "p"), ("b.png", "x", "", ""), ("c.png", "y", "", "")]
     named = []
     for order in (rows, rows[::-1]):
-        part = open_source(str(table(images / "m.csv", [HEADER, *order]))).load()["train"]
+        part = open_source(str(write_table(images / "m.csv", [HEADER, *order]))).load()["train"]
         assert part.groups is not None
         named.append(dict(zip(part.ids, part.groups, strict=True)))
     assert named[0] == named[1]
@@ -169,7 +169,9 @@ def test_group_of_a_line_without_one_does_not_depend_on_the_order_of_lines(image
 def test_parquet_reads_as_csv(images: Path) -> None:
     columns = {"path": ["a.png", "b.png", "c.png"], "label": [1, 0, None], "group": ["p", None, None]}
     parquet.write_table(pa.table(columns), images / "m.parquet")
-    table(images / "m.csv", [("path", "label", "group"), ("a.png", "1", "p"), ("b.png", "0", ""), ("c.png", "", "")])
+    write_table(
+        images / "m.csv", [("path", "label", "group"), ("a.png", "1", "p"), ("b.png", "0", ""), ("c.png", "", "")]
+    )
     one, two = (open_source(str(images / name)) for name in ("m.parquet", "m.csv"))
     assert one.class_names == two.class_names == ("0", "1")
     for split, part in one.load().items():
@@ -188,7 +190,7 @@ def test_parquet_not_a_number_is_a_blank_label(images: Path) -> None:
 def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> None:
     labels = ["nan", "7", "b"]
     rows = list(zip(["a.png", "b.png", "c.png"], labels[first:] + labels[:first], strict=True))
-    path = table(images / "m.csv", [HEADER[:2], *rows])
+    path = write_table(images / "m.csv", [HEADER[:2], *rows])
     assert open_source(str(path), listed_classes=labels).class_names == ("7", "b", "nan")
 
 
@@ -218,7 +220,7 @@ def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> N
     ],
 )
 def test_manifest_errors_name_the_line(images: Path, rows: list[tuple[str, ...]], words: str) -> None:
-    path = table(images / "m.csv", filled(*rows) if HEADER in rows else rows)
+    path = write_table(images / "m.csv", filled(*rows) if HEADER in rows else rows)
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         open_source(str(path))
     assert str(path) in str(caught.value)
@@ -240,7 +242,9 @@ def test_unreadable_manifest_is_named(tmp_path: Path, name: str, content: bytes,
 
 
 def test_manifest_of_evaluation_pictures_alone_is_fine(images: Path) -> None:
-    source = open_source(str(table(images / "m.csv", filled(HEADER, ("a.png", "x", "test"), ("b.png", "y", "test")))))
+    source = open_source(
+        str(write_table(images / "m.csv", filled(HEADER, ("a.png", "x", "test"), ("b.png", "y", "test"))))
+    )
     assert list(source.load()) == ["test"]
 
 
@@ -254,6 +258,6 @@ def test_unlabeled_source_gives_training_and_unlabeled_pictures_without_labels(f
 
 
 def test_unlabeled_source_with_nothing_to_train_on_is_refused(images: Path) -> None:
-    path = table(images / "m.csv", filled(HEADER, ("a.png", "x", "test")))
+    path = write_table(images / "m.csv", filled(HEADER, ("a.png", "x", "test")))
     with pytest.raises(InputError, match="has no training or unlabeled image"):
         open_unlabeled(str(path))

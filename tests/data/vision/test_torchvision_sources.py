@@ -20,7 +20,7 @@ from sft_lightning.data.vision.images import FileImages
 from sft_lightning.data.vision.sources import open_source
 from sft_lightning.data.vision.torchvision_sources import DATASETS, read_idx
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import picture
+from tests.data.conftest import write_image
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fakes have other checksums than the true files; nothing else of torchvision is replaced."""
+    """Skip torchvision's checksums, which the fake files do not match; nothing else is replaced."""
 
     def exists(path: str, md5: str | None = None) -> bool:
         return Path(path).is_file()
@@ -69,7 +69,7 @@ def pixels(part: Examples) -> Bytes:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("place", ["{name}/raw", "{name}", "."])
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
-def test_mnist_family(tmp_path: Path, name: str, place: str, packed: bool) -> None:
+def test_mnist_family_is_read_from_idx_files(tmp_path: Path, name: str, place: str, packed: bool) -> None:
     made = idx_set(tmp_path / place.format(name=name), ("train", "t10k"), [3, 0, 9], packed)
     source = open_source(name, str(tmp_path))
     parts = source.load()
@@ -130,7 +130,7 @@ def _pickle(path: Path, **content: Any) -> None:
         ("CIFAR100", "cifar-100-python", ["train"], "fine_labels", ("meta", "fine_label_names"), 100),
     ],
 )
-def test_cifar(
+def test_cifar_is_read(
     tmp_path: Path, name: str, base: str, files: list[str], key: str, meta: tuple[str, str], count: int
 ) -> None:
     made = noise(2 * len(files), 3, 32, 32)
@@ -149,7 +149,7 @@ def test_cifar(
     assert parts["train"].labels.tolist() == [n for i in range(len(files)) for n in (i, count - 1)]
 
 
-def test_svhn_ten_is_zero(tmp_path: Path) -> None:
+def test_svhn_label_ten_is_zero(tmp_path: Path) -> None:
     made = noise(32, 32, 3, 3)
     for split in ("train", "test"):
         savemat(tmp_path / f"{split}_32x32.mat", {"X": made, "y": np.array([[10], [1], [4]], np.uint8)})
@@ -161,7 +161,7 @@ def test_svhn_ten_is_zero(tmp_path: Path) -> None:
     assert part.labels.tolist() == [0, 1, 4]
 
 
-def test_stl10_with_its_unlabeled_part(tmp_path: Path) -> None:
+def test_stl10_has_an_unlabeled_split(tmp_path: Path) -> None:
     base = tmp_path / "stl10_binary"
     base.mkdir()
     made = {split: noise(count, 3, 96, 96) for split, count in (("train", 2), ("test", 2), ("unlabeled", 3))}
@@ -184,7 +184,7 @@ def test_stl10_with_its_unlabeled_part(tmp_path: Path) -> None:
 def flowers(root: Path) -> dict[str, list[str]]:
     base = root / "flowers-102"
     for i in range(1, 7):
-        picture(base / "jpg" / f"image_{i:05d}.jpg", i)
+        write_image(base / "jpg" / f"image_{i:05d}.jpg", i)
     savemat(base / "imagelabels.mat", {"labels": np.array([[1, 2, 102, 1, 2, 102]])})
     savemat(base / "setid.mat", {"trnid": np.array([[6, 1]]), "valid": np.array([[2, 5]]), "tstid": np.array([[3, 4]])})
     return {
@@ -201,7 +201,7 @@ def pets(root: Path) -> dict[str, list[str]]:
         lines = [f"{name} {1 if name.startswith('A') else 2} 1 1\n" for name in names]
         (base / "annotations" / f"{split}.txt").write_text("".join(lines))
         for name in names:
-            picture(base / "images" / f"{name}.jpg", len(name))
+            write_image(base / "images" / f"{name}.jpg", len(name))
     ids = {split: [f"oxford-iiit-pet/images/{name}.jpg" for name in names] for split, names in listed.items()}
     return {"train": ids["trainval"], "test": ids["test"]}
 
@@ -215,14 +215,14 @@ def food(root: Path) -> dict[str, list[str]]:
         (base / "meta" / f"{split}.json").write_text(json.dumps(listed))
         made[split] = [f"food-101/images/{name}/{i}.jpg" for name in listed]
         for k, path in enumerate(made[split]):
-            picture(root / path, 10 * i + k)
+            write_image(root / path, 10 * i + k)
     return made
 
 
 def eurosat(root: Path) -> dict[str, list[str]]:
     made = [f"eurosat/2750/{name}/{name}_1.jpg" for name in ("AnnualCrop", "River")]
     for k, path in enumerate(made):
-        picture(root / path, k)
+        write_image(root / path, k)
     return {"train": made}
 
 
@@ -234,7 +234,7 @@ def imagenet(root: Path) -> dict[str, list[str]]:
         split: [f"{folder}/{wnid}/1.JPEG" for wnid in words] for split, folder in (("train", "train"), ("test", "val"))
     }
     for k, path in enumerate(path for paths in made.values() for path in paths):
-        picture(root / path, k)
+        write_image(root / path, k)
     return made
 
 
@@ -248,7 +248,7 @@ FILES: list[tuple[str, Callable[[Path], dict[str, list[str]]], list[int], int, t
 
 
 @pytest.mark.parametrize(("name", "make", "labels", "count", "classes"), FILES)
-def test_data_sets_of_files(
+def test_data_sets_of_files_are_read(
     tmp_path: Path,
     name: str,
     make: Callable[[Path], dict[str, list[str]]],
@@ -302,14 +302,14 @@ def test_failed_download_names_source_root_and_remedy(
     assert "\n" not in str(caught.value)
 
 
-def test_a_present_data_set_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_data_set_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tv.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     idx_set(tmp_path / "MNIST" / "raw", ("train", "t10k"), [1], packed=True)
     assert len(open_source("MNIST", str(tmp_path), download=True).load()["train"]) == 1
 
 
 @pytest.mark.parametrize("missing", ["train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz"])
-def test_half_a_data_set_is_missing(tmp_path: Path, missing: str) -> None:
+def test_incomplete_data_set_counts_as_missing(tmp_path: Path, missing: str) -> None:
     idx_set(tmp_path, ("train", "t10k"), [1], packed=True)
     (tmp_path / missing).unlink()
     with pytest.raises(InputError, match="its IDX files were not found"):
@@ -333,7 +333,7 @@ WHOLE = struct.pack(">HBBI", 0, 8, 1, 3) + b"abc"
     ],
     ids=["empty", "header cut", "cut", "too long", "other type", "not gzip", "gzip cut", "gzip spoiled"],
 )
-def test_spoiled_idx_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_damaged_idx_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=r"IDX file") as caught:
         read_idx(tmp_path / name)
@@ -342,7 +342,7 @@ def test_spoiled_idx_is_named(tmp_path: Path, name: str, content: bytes) -> None
     assert read_idx(tmp_path / "good").tolist() == list(b"abc")
 
 
-def test_images_without_as_many_labels_are_refused(tmp_path: Path) -> None:
+def test_different_numbers_of_images_and_labels_are_refused(tmp_path: Path) -> None:
     idx_set(tmp_path, ("train", "t10k"), [1, 2], packed=False)
     idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3, np.uint8), packed=False)
     with pytest.raises(InputError, match="2 images and 3 labels"):

@@ -1,4 +1,4 @@
-"""Images of more than 8 bits have one scale for a data set, which is stated and kept by the run."""
+"""Images of more than 8 bits share one scale per data set, which the run reports and keeps."""
 
 import csv
 import struct
@@ -23,11 +23,11 @@ from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, choose_
 from sft_lightning.data.vision.write_shards import write_shards
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
-from tests.data.conftest import png_of
+from tests.data.conftest import make_png
 
 
 def pixels_of(data: ImageDataModule, name: str) -> npt.NDArray[np.uint8]:
-    """Middle of the first row of each image of the training split, by file name."""
+    """Return the middle of the first row of each image of the training split, by file name."""
     split = data.splits["labeled"]
     images = {Path(i).stem: data.inputs_of("labeled", [k])[0, 0] for k, i in enumerate(split.ids)}
     return (images[name].numpy() * 255).round().astype(np.uint8)
@@ -41,13 +41,13 @@ def folder(root: Path, arrays: dict[str, Any]) -> Path:
     return root
 
 
-def opened(source: Path, **settings: Any) -> ImageDataModule:
+def open_data(source: Path, **settings: Any) -> ImageDataModule:
     data = ImageDataModule(str(source), image_size=8, channels=1, num_workers=0, val_size=0, test_size=0, **settings)
     data.setup("fit")
     return data
 
 
-def even(value: float, kind: Any) -> npt.NDArray[Any]:
+def make_uniform(value: float, kind: Any) -> npt.NDArray[Any]:
     return np.full((8, 8), value, kind)
 
 
@@ -69,13 +69,13 @@ def even(value: float, kind: Any) -> npt.NDArray[Any]:
     ],
 )
 def test_one_range_holds_all_images(kind: Any, values: tuple[float, float], expected: tuple[float, float]) -> None:
-    chosen = choose_ranges(measure_values(Image.fromarray(even(value, kind))) for value in values)
+    chosen = choose_ranges(measure_values(Image.fromarray(make_uniform(value, kind))) for value in values)
     assert chosen == (ValueRanges(floats=expected) if kind is np.float32 else ValueRanges(integers=expected))
 
 
 @pytest.mark.filterwarnings("ignore:.*some values are NaN")
 @pytest.mark.parametrize("odd", [None, np.nan, np.inf, -np.inf, 1.0001, 1.02, 1e30, -1e30])
-def test_one_odd_value_does_not_change_the_others(odd: float | None, tmp_path: Path) -> None:
+def test_outlier_does_not_change_the_scale(odd: float | None, tmp_path: Path) -> None:
     pixels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
     if odd is not None:
         pixels[0, 0] = odd
@@ -83,59 +83,59 @@ def test_one_odd_value_does_not_change_the_others(odd: float | None, tmp_path: P
     assert abs(float(np.array(open_image(tmp_path / "x.tif", 1)).mean()) - 127.5) < 0.3
 
 
-def test_an_image_without_a_finite_value_is_unreadable(tmp_path: Path) -> None:
-    Image.fromarray(even(np.nan, np.float32)).save(tmp_path / "x.tif")
+def test_image_without_finite_values_is_unreadable(tmp_path: Path) -> None:
+    Image.fromarray(make_uniform(np.nan, np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(OSError, match="it has no finite values"):
         open_image(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("name", ["{}.png", "{}.tif"])
-def test_twelve_bits_are_not_black_and_no_image_has_its_own_scale(name: str, tmp_path: Path) -> None:
-    source = folder(tmp_path, {name.format(v): even(v, np.uint16) for v in (100, 2048, 4000, 3000)})
-    data = opened(source)
+def test_12_bit_images_share_one_scale(name: str, tmp_path: Path) -> None:
+    source = folder(tmp_path, {name.format(v): make_uniform(v, np.uint16) for v in (100, 2048, 4000, 3000)})
+    data = open_data(source)
     assert [int(pixels_of(data, str(v))[4, 4]) for v in (100, 2048, 4000)] == [6, 128, 249]
     assert any("0 to 4,095 becomes 0 to 255" in said for said in data.request.messages)
 
 
-def test_signed_and_unsigned_integers_of_32_bits_do_not_saturate(tmp_path: Path) -> None:
-    source = folder(tmp_path / "signed", {f"{v}.tif": even(v, np.int32) for v in (-1000, 0, 1000, 3000)})
-    assert [int(pixels_of(opened(source), v)[4, 4]) for v in ("-1000", "1000", "3000")] == [0, 128, 255]
-    large = folder(tmp_path / "unsigned", {f"{v}.tif": even(v, np.int32) for v in (0, 1, 2, 3)})
+def test_32_bit_integers_do_not_saturate(tmp_path: Path) -> None:
+    source = folder(tmp_path / "signed", {f"{v}.tif": make_uniform(v, np.int32) for v in (-1000, 0, 1000, 3000)})
+    assert [int(pixels_of(open_data(source), v)[4, 4]) for v in ("-1000", "1000", "3000")] == [0, 128, 255]
+    large = folder(tmp_path / "unsigned", {f"{v}.tif": make_uniform(v, np.int32) for v in (0, 1, 2, 3)})
     for path in large.rglob("*.tif"):  # Pillow writes signed ones only: another value and another tag
         signed, unsigned = (struct.pack("<HHIHH", 339, 3, 1, kind, 0) for kind in (2, 1))
         old, new = struct.pack("<i", int(path.stem)), struct.pack("<I", int(path.stem) * 10**9)
         path.write_bytes(path.read_bytes().replace(signed, unsigned).replace(old * 64, new * 64))
-    data = opened(large)
+    data = open_data(large)
     assert data.geometry.ranges.integers == (0, 3e9)
     assert [int(pixels_of(data, v)[4, 4]) for v in "0123"] == [0, 85, 170, 255]
 
 
 @pytest.mark.filterwarnings("ignore:.*some values are NaN")
-def test_floats_have_one_scale_and_what_is_not_finite_is_named(tmp_path: Path) -> None:
-    arrays = {f"{v}.tif": even(v, np.float32) for v in (0.2, 0.98, 1.02, 0.5)}
+def test_floats_share_one_scale_and_values_that_are_not_finite_are_reported(tmp_path: Path) -> None:
+    arrays = {f"{v}.tif": make_uniform(v, np.float32) for v in (0.2, 0.98, 1.02, 0.5)}
     arrays["0.5.tif"][0, 0] = np.nan
-    data = opened(folder(tmp_path, arrays))
+    data = open_data(folder(tmp_path, arrays))
     assert [int(pixels_of(data, v)[4, 4]) for v in ("0.2", "0.98", "1.02", "0.5")] == [51, 250, 255, 128]
     assert any("1 of the images have values that are NaN" in m and "0.5.tif" in m for m in data.request.messages)
 
 
-def test_the_user_may_set_the_scale(tmp_path: Path) -> None:
-    source = folder(tmp_path, {f"{v}.png": even(v, np.uint16) for v in (100, 2048, 4000, 3000)})
-    assert int(pixels_of(opened(source, value_range=(1000, 3000)), "2048")[4, 4]) == round(1048 / 2000 * 255)
+def test_value_range_sets_the_scale(tmp_path: Path) -> None:
+    source = folder(tmp_path, {f"{v}.png": make_uniform(v, np.uint16) for v in (100, 2048, 4000, 3000)})
+    assert int(pixels_of(open_data(source, value_range=(1000, 3000)), "2048")[4, 4]) == round(1048 / 2000 * 255)
     for wrong in ((1, 1), (3, 2), (0, float("nan")), (0, float("inf"))):
         with pytest.raises(InputError, match=r"value_range is .*as in \[0, 4095\]"):
             check_value_range(wrong)
 
 
-def test_the_checkpoint_keeps_the_scale_for_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dark ones alone would be bright by a scale of their own, and black by that of their type."""
+def test_checkpoint_keeps_the_scale_for_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their own scale, dark images would be bright; with the scale of their type, black."""
     monkeypatch.chdir(tmp_path)
-    values = {f"{k}{v}.png": even(v + k, np.uint16) for k in range(8) for v in (600, 3400)}
+    values = {f"{k}{v}.png": make_uniform(v + k, np.uint16) for k in range(8) for v in (600, 3400)}
     folder(Path("set"), values)
     Path("new").mkdir()
     for k in range(3):
-        Image.fromarray(even(610 + k, np.uint16)).save(f"new/dark{k}.png")
-        Image.fromarray(even(3300 + k, np.uint16)).save(f"new/bright{k}.png")
+        Image.fromarray(make_uniform(610 + k, np.uint16)).save(f"new/dark{k}.png")
+        Image.fromarray(make_uniform(3300 + k, np.uint16)).save(f"new/bright{k}.png")
     data = {
         "source": "set", "image_size": 8, "channels": 1, "num_workers": 0, "batch_size": 8, "val_size": 2,
         "test_size": 2, "num_labels": "null",
@@ -154,15 +154,15 @@ def test_the_checkpoint_keeps_the_scale_for_other_images(tmp_path: Path, monkeyp
     assert {rows[f"bright{k}.png"][label] for k in range(3)} == {"b"}
 
 
-def test_a_scale_of_the_training_goes_before_that_of_other_images(tmp_path: Path) -> None:
-    data = opened(folder(tmp_path / "a", {f"{v}.png": even(v, np.uint16) for v in (1, 2, 3, 1000)}))
-    other = opened(folder(tmp_path / "b", {f"{v}.png": even(v, np.uint16) for v in (1, 2, 3, 4000)}))
+def test_scale_of_training_takes_precedence(tmp_path: Path) -> None:
+    data = open_data(folder(tmp_path / "a", {f"{v}.png": make_uniform(v, np.uint16) for v in (1, 2, 3, 1000)}))
+    other = open_data(folder(tmp_path / "b", {f"{v}.png": make_uniform(v, np.uint16) for v in (1, 2, 3, 4000)}))
     other.load_state_dict(data.state_dict())
     assert other.geometry.ranges == ValueRanges((0, 1023))
-    asked = opened(tmp_path / "b", value_range=(0, 4000))
+    asked = open_data(tmp_path / "b", value_range=(0, 4000))
     asked.load_state_dict(data.state_dict())
     assert asked.geometry.ranges.integers == (0, 4000)
-    eight_bits = opened(folder(tmp_path / "c", {f"{v}.png": even(v, np.uint8) for v in (1, 2, 3, 4)}))
+    eight_bits = open_data(folder(tmp_path / "c", {f"{v}.png": make_uniform(v, np.uint8) for v in (1, 2, 3, 4)}))
     assert eight_bits.state_dict() == {}
     assert eight_bits.geometry.ranges == UNKNOWN
 
@@ -170,9 +170,9 @@ def test_a_scale_of_the_training_goes_before_that_of_other_images(tmp_path: Path
 @pytest.mark.parametrize("size", [None, 4])
 def test_shards_keep_the_scale_of_the_data_set(size: int | None, tmp_path: Path) -> None:
     pytest.importorskip("litdata")
-    source = folder(tmp_path / "set", {f"{v}.png": even(v, np.uint16) for v in (100, 2048, 4000, 3000)})
+    source = folder(tmp_path / "set", {f"{v}.png": make_uniform(v, np.uint16) for v in (100, 2048, 4000, 3000)})
     write_shards(open_source(str(source)), tmp_path / "shards", image_size=size)
-    data = opened(tmp_path / "shards")
+    data = open_data(tmp_path / "shards")
     assert data.geometry.ranges == ValueRanges((0, 4095))
     assert [int(pixels_of(data, str(v))[4, 4]) for v in (100, 2048, 4000)] == [6, 128, 249]
 
@@ -181,28 +181,28 @@ def color_png(path: Path, highest: int) -> None:
     rows = b"".join(b"\0" + np.full(24, highest, ">u2").tobytes() for _ in range(8))
     header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_of(header, zlib.compress(rows)))
+    path.write_bytes(make_png(header, zlib.compress(rows)))
 
 
 @pytest.mark.parametrize(("highest", "is_said"), [((4000, 100, 50, 20), True), ((4000, 100, 60000, 20), False)])
-def test_dark_colors_of_sixteen_bits_are_said(highest: tuple[int, ...], is_said: bool, tmp_path: Path) -> None:
+def test_dark_16_bit_colors_are_reported(highest: tuple[int, ...], is_said: bool, tmp_path: Path) -> None:
     for k, value in enumerate(highest):
         color_png(tmp_path / "train" / "ab"[k % 2] / f"{k}.png", value)
-    said = opened(tmp_path).request.messages
+    said = open_data(tmp_path).request.messages
     assert any("of which 15 of 255 is the largest" in message for message in said) == is_said
 
 
-def test_an_image_to_predict_with_nan_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_to_predict_with_nan_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "_shown", set())
-    pixels = even(0.5, np.float32)
+    pixels = make_uniform(0.5, np.float32)
     pixels[0, 0] = np.nan
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     with pytest.warns(UserWarning, match=r"image '.*x\.tif': some values are NaN"):
         open_image(tmp_path / "x.tif", ranges=ValueRanges(floats=(0, 1)))
 
 
-def test_white_may_be_zero(tmp_path: Path) -> None:
-    Image.fromarray(even(65535, np.uint16)).save(tmp_path / "x.tif", tiffinfo={262: 0})
+def test_white_is_zero_tiff_is_inverted(tmp_path: Path) -> None:
+    Image.fromarray(make_uniform(65535, np.uint16)).save(tmp_path / "x.tif", tiffinfo={262: 0})
     with Image.open(tmp_path / "x.tif") as file:
         assert file.tag_v2[262] == 0  # type: ignore[attr-defined]
     assert np.array(open_image(tmp_path / "x.tif", 1)).max() == 0
@@ -211,7 +211,7 @@ def test_white_may_be_zero(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*some values are NaN")
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_strips_are_measured_and_scaled_as_the_whole_image(
+def test_strips_equal_the_full_image(
     kind: Any, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = (np.random.default_rng(0).random((101, 79)) * 3000).astype(kind)
@@ -236,8 +236,8 @@ def test_strips_are_measured_and_scaled_as_the_whole_image(
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
-def test_a_large_image_is_not_copied_as_a_whole(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies by NumPy are traced; the image itself, which Pillow holds, is not."""
+def test_large_image_is_converted_in_strips(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tracemalloc counts copies by NumPy, but not the image itself, which Pillow holds."""
     Image.fromarray(np.ones((2000, 2000), kind)).save(tmp_path / "x.tif")
     monkeypatch.setattr(value_ranges, "_ROWS", 2**14)
     monkeypatch.setattr(value_ranges, "_SAMPLE", 2**12)

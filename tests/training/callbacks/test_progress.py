@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 
 from sft_lightning import ImageDataModule
 from sft_lightning.training.callbacks.progress import Progress
-from tests.data.conftest import picture
+from tests.data.conftest import write_image
 from tests.doubles import FakeData
 from tests.paradigms.helpers import classifier, trainer
 
@@ -19,7 +19,7 @@ from tests.paradigms.helpers import classifier, trainer
 @pytest.fixture
 def data(tmp_path: Path) -> ImageDataModule:
     for i in range(7):
-        picture(tmp_path / "new" / f"{i}.png", i)
+        write_image(tmp_path / "new" / f"{i}.png", i)
     return ImageDataModule("sample", predict_source=str(tmp_path / "new"), eval_batch_size=3, num_workers=0)
 
 
