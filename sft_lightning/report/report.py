@@ -192,13 +192,13 @@ def _render_map(evaluation: Evaluation, unlabeled: Predictions | None) -> Markup
     )
     note = f"Large and ringed: {len(first):,} labeled images by class. Small: {len(second):,} {small}."
 
-    def draw(coordinates: Tensor, title: str) -> Markup:
+    def render_map(coordinates: Tensor, title: str) -> Markup:
         known, rest = coordinates[: len(first)], coordinates[len(first) :]
         return figures.draw_feature_map(known, labeled.labels[first], rest, classes, evaluation.class_names, title)
 
     coordinates, share = project_pca(x)
-    maps = [draw(coordinates, f"PCA: {float(share[0]):.0%} and {float(share[1]):.0%} of the variance")]
+    maps = [render_map(coordinates, f"PCA: {float(share[0]):.0%} and {float(share[1]):.0%} of the variance")]
     neighborhoods = project_umap(x)
     if neighborhoods is not None:
-        maps.append(draw(neighborhoods, "UMAP, which keeps neighbors together"))
+        maps.append(render_map(neighborhoods, "UMAP, which keeps neighbors together"))
     return render_note(note) + render_columns(maps, "row")

@@ -61,7 +61,8 @@ class Comparison:
         deviation: Standard deviation of the differences over the seeds; None for one seed.
         low: Lower bound of the 95 % interval; None for fewer than 3 seeds, or where all differences are the same.
         high: Upper bound of the 95 % interval; None as for `low`.
-        p_value: Below 0.05 exactly if the interval excludes 0, before `apply_holm`; None for fewer than 3 seeds.
+        p_value: Two-sided p-value, before `apply_holm` below 0.05 exactly if the interval excludes 0; None for fewer
+            than 3 seeds.
         verdict: Verdict by the p-value.
         more_seeds: Number of further seeds that would settle it if mean and deviation stay; None if it is settled, if
             it would take more than 1,000, or for fewer than 3 seeds.
