@@ -1,4 +1,4 @@
-"""The command `sft-lightning`, also `python -m sft_lightning`: help and misspellings are answered without torch."""
+"""The command `sft-lightning`, also `python -m sft_lightning`. Help and misspelled commands need no torch."""
 
 import sys
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ _HELP = ("-h", "--help", "help")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
-        args: Words after `sft-lightning`; those of the process when None.
+        args: Arguments after `sft-lightning`; those of the process when None.
 
     Returns:
-        The exit code: 0, 1 where a command found what it was to look for, 2 where the input was wrong, or 128 and the
-        number of the signal that stopped it.
+        Exit code: 0 for success, 1 if the command found the issues that it looks for, 2 if the input was wrong, or
+        128 plus the number of the signal that stopped it.
     """
-    words = list(sys.argv[1:] if args is None else args)
-    if not words or (len(words) == 1 and words[0] in _HELP):
+    argv = list(sys.argv[1:] if args is None else args)
+    if not argv or (len(argv) == 1 and argv[0] in _HELP):
         sys.stdout.write(format_help())
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         sys.stdout.write(f"sft-lightning {__version__}\n")
         return 0
-    if words[0] in _HELP:  # `help fit`
-        words = [words[1], "--help"]
+    if argv[0] in _HELP:  # `help fit`
+        argv = [argv[1], "--help"]
     try:
-        _run(words)
+        _run(argv)
     except StoppedBySignal as stopped:
         sys.stderr.write(f"sft-lightning: {stopped}\n")
         return 128 + stopped.signal
@@ -40,10 +40,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         mistake: BaseException | None = find_input_error(error)
-        # What Lightning says of settings that do not go together is a sentence, too, and so is what it says of a
-        # package that a callback needs; a module that Python itself does not find has a name.
-        missing = isinstance(error, ModuleNotFoundError) and error.name is None
-        if mistake is None and (missing or type(error).__name__ == "MisconfigurationException"):
+        # Lightning also explains settings that do not go together, and packages that a callback needs, in a sentence.
+        # Only a module that Python itself does not find has a name.
+        is_explained = isinstance(error, ModuleNotFoundError) and error.name is None
+        if mistake is None and (is_explained or type(error).__name__ == "MisconfigurationException"):
             mistake = error
         if mistake is None:
             raise
@@ -52,33 +52,35 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(words: list[str]) -> None:
-    name = words[0]
+def _run(argv: list[str]) -> None:
+    name = argv[0]
     if name not in COMMANDS:
-        if name.startswith("-") and (later := [word for word in words if word in COMMANDS]):
+        if name.startswith("-") and (later := [arg for arg in argv if arg in COMMANDS]):
             raise InputError(f"{name!r} stands before the command: give 'sft-lightning {later[0]} {name} ...'")
-        raise InputError(f"{name!r} is no command{did_you_mean(name, list(COMMANDS))}; commands: {', '.join(COMMANDS)}")
-    if any(word in _HELP[:2] for word in words):
-        # Told at once; the options follow when all is imported.
+        raise InputError(
+            f"{name!r} is not a command{did_you_mean(name, list(COMMANDS))}; commands: {', '.join(COMMANDS)}"
+        )
+    if any(arg in _HELP[:2] for arg in argv):
+        # Shown at once; the options follow when everything is imported.
         sys.stdout.write(format_command_help(name))
         sys.stdout.flush()
-        words = [name, "--help"]
+        argv = [name, "--help"]
     else:
         from sft_lightning.cli.early_checks import check_early
 
-        words = normalize_argv(words)
-        check_early(words)
+        argv = normalize_argv(argv)
+        check_early(argv)
         if COMMANDS[name].needs_torch and "torch" not in sys.modules and sys.stderr.isatty():
             sys.stderr.write(f"sft-lightning {name}: importing PyTorch ...\n")  # which takes seconds
             sys.stderr.flush()
     if COMMANDS[name].function:
         from sft_lightning.cli.dispatch import run_command
 
-        run_command(words)
+        run_command(argv)
     else:
         from sft_lightning.cli.lightning_cli import destroy_process_group, run
 
-        run(words)
+        run(argv)
         destroy_process_group()
 
 

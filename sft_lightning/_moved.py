@@ -161,7 +161,7 @@ MOVED = {
 
 
 class _Alias(Loader):
-    """Hands out the module under its new name, so that a class has one identity under both."""
+    """A loader that returns the module under its new name, so that a class has one identity under both."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -169,14 +169,16 @@ class _Alias(Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         warnings.warn(
-            f"{spec.name} is now {self.target}; the old name goes in {REMOVED_IN}", DeprecationWarning, stacklevel=2
+            f"{spec.name} is now {self.target}; the old name will be removed in {REMOVED_IN}",
+            DeprecationWarning,
+            stacklevel=2,
         )
         module = importlib.import_module(self.target)
         self._spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import system has just set that of the old name; the module has run already
+        module.__spec__ = self._spec  # the import system has set that of the old name; the module has run already
 
 
 class _Finder(MetaPathFinder):
@@ -187,4 +189,6 @@ class _Finder(MetaPathFinder):
 def install() -> None:
     """Let the import system find modules under their old names."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())  # before files: the old package of callbacks has the path of the new one
+        sys.meta_path.insert(
+            0, _Finder()
+        )  # before the finder of files, for which the old package of callbacks has the path of the new one

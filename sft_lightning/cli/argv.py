@@ -1,4 +1,4 @@
-"""The words of the command line, before anything parses them. Nothing heavy is imported."""
+"""The arguments of the command line before they are parsed. Nothing heavy is imported."""
 
 import re
 from collections.abc import Sequence
@@ -15,34 +15,37 @@ _FLAGS = ("-h", "--help", "--print_config", "--strict")  # no value follows them
 _TAKE_CONFIGS = ("-c", "--config", "--data", "--model")  # whose value may name a shipped config
 
 
-def normalize_argv(words: Sequence[str]) -> list[str]:
-    """The words of a command with configs first, so that options win over files, and bare words by their names.
+def normalize_argv(argv: Sequence[str]) -> list[str]:
+    """Put configs first, so that options win over files, and turn bare words into options.
 
     Args:
-        words: The command first.
+        argv: Arguments of the command line, the command first.
+
+    Returns:
+        Arguments that argparse understands, the command first.
 
     Raises:
-        InputError: A word has no place.
+        InputError: A bare word is one too many, or repeats an option.
     """
-    name, *rest = words
+    name, *rest = argv
     free = dict(COMMANDS[name].words)
     configs: list[str] = []
     others: list[str] = []
-    taker: list[str] | None = None  # where the value of the option before goes
+    awaiting: list[str] | None = None  # the group of the last option, which its value follows
     for word in rest:
         if word.startswith("-") and not _NUMBER.match(word):
             group = configs if word.partition("=")[0] in ("-c", "--config") else others
             group.append(word)
-            taker = None if "=" in word or word in _FLAGS else group
-        elif taker is not None:
-            taker.append(word)
-            taker = None
+            awaiting = None if "=" in word or word in _FLAGS else group
+        elif awaiting is not None:
+            awaiting.append(word)
+            awaiting = None
         elif not free:
             raise InputError(_explain_extra_word(name, word))
         else:
             option = f"--{free.pop(next(iter(free)))}"
             if any(other.partition("=")[0] == option for other in rest):
-                raise InputError(f"{name} is told {word!r} and {option}: give one of them")
+                raise InputError(f"{name} is given both {word!r} and {option}: give one of them")
             others.append(f"{option}={word}")
     return [name, *_locate_in_options([*configs, *others])]
 
@@ -60,25 +63,26 @@ def _locate_in_options(words: list[str]) -> list[str]:
     return located
 
 
-def option_values(words: Sequence[str], *options: str) -> list[str]:
-    """What an option is given, as `--option value` or `--option=value`.
+def option_values(argv: Sequence[str], *options: str) -> list[str]:
+    """Return the values of an option, given as `--option value` or `--option=value`.
 
     Args:
-        words: Of the command line.
+        argv: Arguments of the command line.
         options: Names of the option, with their dashes.
     """
-    found = [value for option, value in pairwise(words) if option in options]
-    return found + [word.partition("=")[2] for word in words if word.startswith(tuple(f"{name}=" for name in options))]
+    values = [value for option, value in pairwise(argv) if option in options]
+    prefixes = tuple(f"{name}=" for name in options)
+    return values + [arg.partition("=")[2] for arg in argv if arg.startswith(prefixes)]
 
 
 def add_run_config(args: Sequence[str]) -> list[str]:
-    """Adds the config of the run that --ckpt_path names where no config is given.
+    """Add the config of the run that --ckpt_path names, unless a config is given.
 
     Args:
-        args: Words of the command line, the command first.
+        args: Arguments of the command line, the command first.
 
     Raises:
-        InputError: There is no such run.
+        InputError: The run does not exist.
     """
     words = list(args)
     if any(word.split("=")[0] in ("--config", "-c", "--help", "-h") for word in words):

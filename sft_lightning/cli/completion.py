@@ -1,7 +1,7 @@
-"""`sft-lightning completion SHELL`: a script that needs no Python at the TAB key.
+"""`sft-lightning completion SHELL`: a completion script that runs without Python.
 
-jsonargparse's own script holds every class of every library that is imported (80 MB); this one holds what the help of
-the commands lists and the settings of our classes.
+jsonargparse's own script holds every class of every imported library (80 MB); this one holds the options in the help of
+the commands and the settings of our classes.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from sft_lightning.cli.registry import OURS, describe_settings
 from sft_lightning.cli.shipped_configs import list_shipped
 from sft_lightning.utils.errors import InputError
 
-# Last parts of options whose value is a file or folder.
+# Last components of options whose value is a file or folder.
 _PATHS = {
     "config", "data", "ckpt_path", "weights", "head_weights", "source", "unlabeled_source", "predict_source", "root",
     "split_file", "default_root_dir", "run", "out", "candidates",
 }  # fmt: skip
 
-# bash gives `--config=a` as three words, of which the last may be missing.
+# bash splits `--config=a` into three words, of which the last may be missing.
 _EQUALS = """
 _sft_lightning() {
   local k at=$COMP_CWORD
@@ -46,16 +46,13 @@ complete -o bashdefault -F _sft_lightning sft-lightning
 
 
 def make_completion(shell: Literal["bash", "zsh"]) -> str:
-    """Prints a script that completes commands, options and files at the TAB key.
+    """Make a script that completes commands, options and files at the TAB key.
 
     Args:
-        shell: `bash` or `zsh`.
-
-    Returns:
-        The script.
+        shell: Shell that runs the script, `bash` or `zsh`.
 
     Raises:
-        InputError: The extra is missing.
+        InputError: The extra `completion` is not installed.
     """
     try:
         import shtab
@@ -69,9 +66,9 @@ def make_completion(shell: Literal["bash", "zsh"]) -> str:
     for name, command in COMMANDS.items():
         parser = commands.add_parser(name, help=command.does)
         options = list(_iterate_options(name))
-        options += [(f"--{option}", told, []) for option, told in fit.items()] if command.takes_fit else []
-        for option, told, choices in options:
-            added = parser.add_argument(option, help=" ".join(told.replace("%", "").split()), choices=choices or None)
+        options += [(f"--{option}", text, []) for option, text in fit.items()] if command.takes_fit else []
+        for option, text, choices in options:
+            added = parser.add_argument(option, help=" ".join(text.replace("%", "").split()), choices=choices or None)
             _set_completion(added, option.strip("-+").rpartition(".")[2], shtab.FILE)
         for what, option in command.words.items():
             word = parser.add_argument(what, nargs="?", choices=choices_of_words.get(what))
@@ -92,7 +89,7 @@ def _set_completion(action: argparse.Action, last: str, files: Any) -> None:
 
 
 def _iterate_options(name: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Options, help and choices of a command's own parser."""
+    """Yield each option of a command's own parser with its help and its choices."""
     parser: Any = capture_parser(lambda: (run_command if COMMANDS[name].function else run)([name]))
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -1,7 +1,7 @@
-"""What the user did wrong, in one sentence, from the pages of text that jsonargparse has for it.
+"""Condense jsonargparse errors into one-sentence messages.
 
-Each reader knows one kind of mistake and gives nothing where a message is of another; the first that knows answers.
-The names of classes are imported where they are used: most mistakes are told without torch.
+Each function below knows one kind of mistake and returns None for the others; the first that knows the message answers.
+The registry of classes, which needs torch, is imported where it is used.
 """
 
 import ast
@@ -15,7 +15,7 @@ from sft_lightning.cli.shipped_configs import suggest_shipped
 from sft_lightning.utils.errors import did_you_mean, find_nearest
 
 _KEY = re.compile(r"(?:Parser key|Key) \"([\w.]+)\"")
-# The class that was asked stands behind the unknown option (callables) or before it (modules).
+# jsonargparse names the class behind the unknown option (callables) or before it (modules).
 _OWNER_AFTER = re.compile(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
 _OWNER = re.compile(r"class_path '([\w.]+)'")
 _UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([\w.\-]+)'(?: is not (?:accepted|expected)|$)")
@@ -38,23 +38,23 @@ _TYPES = {
     "tuple": "a list such as [1, 2]",
     "dict": "a mapping such as {name: value}",
 }
-# Where a number or a tensor is taken, what is no number is no name of a class.
+# A setting that takes a number or a tensor: a value that is not a number was not meant as the name of a class.
 _OR_TENSOR = re.compile(r"(<class 'float'>)\s+- Expected a dot import path string: \S+")
-# Lines of jsonargparse that speak of Python types instead of the mistake.
+# Lines about Python types instead of the mistake.
 _NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)")
 
 
 def condense_error(message: str, command: str = "fit", flags: Sequence[str] = ()) -> str:
-    """The mistake in one sentence.
+    """Return the mistake in one sentence.
 
     Args:
-        message: Of jsonargparse.
-        command: Whose help explains more.
+        message: Message of jsonargparse.
+        command: Name of the command, whose help the sentence may refer to.
         flags: Options of the command, such as `--trainer.max_epochs`.
     """
     known = [flag.lstrip("-") for flag in flags if not flag.endswith((".help", "+"))]
     message = _OR_TENSOR.sub(r"\1", message)
-    told = (
+    sentence = (
         _explain_missing_file(message)
         or _explain_unknown_class(message)
         or _explain_unknown_class_key(message)
@@ -63,11 +63,11 @@ def condense_error(message: str, command: str = "fit", flags: Sequence[str] = ()
         or _explain_required(message, command)
         or _explain_wrong_value(message)
     )
-    return told or _shorten(message, command)
+    return sentence or _shorten(message, command)
 
 
 def _find_key(message: str) -> str:
-    """Where in a config the mistake is."""
+    """Return the name of the setting that a message is about, or an empty string."""
     keys = _KEY.findall(message)
     return ".".join(part for i, part in enumerate(keys) if part not in keys[:i])
 
@@ -85,16 +85,16 @@ def _explain_missing_file(message: str) -> str | None:
 
 
 def explain_missing_setting(path: str, key: str = "") -> str:
-    """The sentence about a file that does not exist.
+    """Explain that a file does not exist.
 
     Args:
-        path: Of the file.
-        key: Of the setting that names it.
+        path: Path of the file.
+        key: Name of the setting that names it.
     """
     shown = Path(os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path)
-    place = next(p for p in (shown, *shown.parents) if p.parent.exists())  # the first part that is not there
-    others = [str(p) for p in place.parent.iterdir() if p.is_dir() or place != shown or p.suffix == shown.suffix]
-    hint = did_you_mean(str(place), others) or suggest_shipped(str(shown))
+    missing = next(p for p in (shown, *shown.parents) if p.parent.exists())  # the first component that does not exist
+    others = [str(p) for p in missing.parent.iterdir() if p.is_dir() or missing != shown or p.suffix == shown.suffix]
+    hint = did_you_mean(str(missing), others) or suggest_shipped(str(shown))
     return f"{key} {str(shown)!r} does not exist{hint}: check the path".lstrip()
 
 
@@ -110,18 +110,18 @@ def _explain_unknown_class(message: str) -> str | None:
 
     name = missing[0] if missing else f"{absent[1]}.{absent[2]}" if absent else ""
     key = _find_key(message).rpartition(".")[2]
-    if name in {one for names in OURS.values() for one in names}:  # but not here
-        fitting = OURS.get(key, [])
-        those = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "a class of that kind"
-        return f"class {name!r} is no {key}: give {those}"
+    if name in {one for names in OURS.values() for one in names}:  # a class of ours, but for another setting
+        choices = OURS.get(key, [])
+        listed = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else "a class of that kind"
+        return f"class {name!r} does not fit {key}: give {listed}"
     full = {known.rpartition(".")[2]: known for known in list_class_paths(key)}
     hint = [full[found] for found in find_nearest(name.rpartition(".")[2], list(full))]
-    told = f" (did you mean {' or '.join(map(repr, hint))}?)" if hint else ""
-    return f"class {name!r} is unknown{told}: give its name, or package.module.Class"
+    suggestion = f" (did you mean {' or '.join(map(repr, hint))}?)" if hint else ""
+    return f"class {name!r} is unknown{suggestion}: give its name, or package.module.Class"
 
 
 def _explain_unknown_class_key(message: str) -> str | None:
-    """`clas_path` or `init_arg` where a class is described."""
+    """Explain a misspelled `class_path` or `init_args`."""
     value = _VALUE.search(message)
     if "Not a valid subclass" not in message and "LightningModule':" not in message:
         return None
@@ -179,18 +179,18 @@ def _explain_setting_of_class(owner: str, name: str) -> str:
 
 
 def explain_unknown_setting(cls: str, name: str, hint: str) -> str:
-    """The sentence about a setting that a class does not have.
+    """Explain that a class does not have a setting.
 
     Args:
-        cls: Its name.
-        name: Of the setting.
-        hint: What may be meant.
+        cls: Name of the class.
+        name: Name of the setting.
+        hint: Suggestion in parentheses, or an empty string.
     """
     return f"{cls} has no option {name!r}{hint}"
 
 
 def _suggest_option(name: str, known: list[str]) -> str:
-    """The option that is nearest, by its full name or, where just one word was given, by its last part."""
+    """Suggest the nearest option: by its full name, or by its last component where a single word was given."""
     every = list(known)
     if "trainer.max_epochs" in known:
         from sft_lightning.cli.registry import describe_settings
@@ -216,11 +216,11 @@ def _explain_unreadable_config(message: str) -> str | None:
 
 
 def explain_unreadable(path: str, line: int | None) -> str:
-    """The sentence about a config that is no YAML.
+    """Explain that a config is not valid YAML.
 
     Args:
-        path: Of the file; empty where it is not known.
-        line: Where it is wrong, from 1.
+        path: Path of the file; empty if it is not known.
+        line: Number of the wrong line, from 1; None if it is not known.
     """
     name, place = f" {path!r}" if path else "", f" (line {line})" if line else ""
     return f"config{name}: a YAML file cannot be read{place}: check its indentation and quotes"
@@ -240,7 +240,7 @@ def _explain_required(message: str, command: str) -> str | None:
 
 
 def _explain_wrong_value(message: str) -> str | None:
-    """Another word than those that may be chosen from, or a value of another type."""
+    """Explain a value that is not among the choices, or is of another type."""
     expected, value = _EXPECTED.findall(message), _VALUE.search(message)
     if not expected or not value:
         return None
@@ -250,11 +250,11 @@ def _explain_wrong_value(message: str) -> str | None:
     choices = [word.strip(" '") for kind in kinds if (c := _CHOICE.match(kind)) for word in c[1].split(",")]
     if choices:
         choices = list(dict.fromkeys([*choices, *(("true", "false") if "bool" in types else ())]))
-        told = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
-        return f"{_find_key(message)} is {given!r}{did_you_mean(given, choices)}: give {told}"
+        listed = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
+        return f"{_find_key(message)} is {given!r}{did_you_mean(given, choices)}: give {listed}"
     if all(kind in _TYPES for kind in types):
-        told = " or ".join(_TYPES[kind] for kind in dict.fromkeys(types))
-        return f"{_find_key(message)} is {given!r}: give {told}"
+        expectation = " or ".join(_TYPES[kind] for kind in dict.fromkeys(types))
+        return f"{_find_key(message)} is {given!r}: give {expectation}"
     return None
 
 

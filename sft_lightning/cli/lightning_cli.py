@@ -1,4 +1,4 @@
-"""LightningCLI with our paradigms, a folder for each run, and errors that are sentences."""
+"""LightningCLI with our paradigms, a folder for each run, and errors of one sentence."""
 
 import re
 import sys
@@ -63,26 +63,31 @@ from sft_lightning.utils.errors import InputError, did_you_mean, find_input_erro
 
 
 class FitParser(Parser, LightningArgumentParser):
-    """The parser of what LightningCLI takes. It writes a config without checking it again, which takes 0.1 s."""
+    """LightningCLI's parser, which writes a config without checking it again (which takes 0.1 s)."""
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """As jsonargparse's."""
+        """Return a config as text, with the arguments of jsonargparse's method."""
         text: str = super().dump(*args, **{"skip_validation": True, **kwargs})
         return text
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """As jsonargparse's."""
+        """Write a config, with the arguments of jsonargparse's method."""
         super().save(*args, **{"skip_validation": True, **kwargs})
 
 
 class SFTCLI(LightningCLI):
-    """`fit`, `validate`, `test` and `predict` over any paradigm and data module."""
+    """Lightning's command line with our defaults: `fit`, `validate`, `test` and `predict`.
 
-    command: str | None = None  # whose help it shows, where it is another one
-    trains: bool = True  # in a folder of its own
+    Attributes:
+        command: Name of the command whose help is shown, if it is not one of the four.
+        trains: Whether `fit` trains in a folder of its own.
+    """
+
+    command: str | None = None
+    trains: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's, whose `args` are the words of the command line."""
+        """Run a command, with the arguments of LightningCLI, of which `args` is required."""
         self._asked: str = kwargs["args"][0]
         self._lock = RunLock()
         try:
@@ -96,26 +101,26 @@ class SFTCLI(LightningCLI):
             self._lock.release()
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # of the class in Lightning, which makes all
-        """The one that is asked for: the parser of each takes 0.1 s."""
+        """Return the given subcommand alone, as each parser takes 0.1 s."""
         return {self._asked: super().subcommands()[self._asked]}
 
     def setup_parser(self, *args: Any) -> None:
-        """Names the parsers as the user called them."""
+        """Name the parsers as the user called them."""
         super().setup_parser(*args)
         for name, parser in self._subcommand_parsers.items():
             parser.prog = f"sft-lightning {self.command or name}"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run's name, and takes from the data what a model needs to know of it."""
+        """Add the name of the run, and link what a model needs to know of the data."""
         parser.add_argument("--run_name", type=str, default="run", help=f"Runs are kept in {LOGS}/RUN_NAME/version_N.")
         parser.add_argument(
-            "--fast_loop", type=bool, default=True, help="Skip unused hooks where that is known to change nothing."
+            "--fast_loop", type=bool, default=True, help="Skip unused hooks where results are known to be the same."
         )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Finds the checkpoint that a run folder or `last` means."""
+        """Replace a run folder or `last` with the checkpoint that it means."""
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
@@ -130,29 +135,30 @@ class SFTCLI(LightningCLI):
             )
 
     def _checkpoint(self, name: str, runs: Path) -> str | None:
-        """None for a `fit` that goes on from `last` and was stopped before it had one: it starts anew."""
+        """Return the checkpoint; None if `fit` resumes a run that stopped before its first one, and so starts anew."""
         newest = list_versions(runs)[-1:]
         if name == "last" and self.config.subcommand == "fit" and newest and find_newest_checkpoint(newest[0]) is None:
             if is_training(newest[0]):
                 raise InputError(
                     f"run {str(newest[0])!r} is being trained and has no checkpoint yet: wait, or leave out ckpt_path "
-                    "to start another one"
+                    "to start another run"
                 )
             rank_zero_info(f"Run {newest[0]} was stopped before its first checkpoint: starting anew.")
             return None
         return str(find_checkpoint(name, runs))
 
     def _parse_ckpt_path(self) -> None:
-        """The config rules. Lightning would let the checkpoint replace it, even the model's class (pl#21116)."""
+        """Keep the config. Lightning would replace it with the checkpoint's, even the model's class (pl#21116)."""
 
     def before_instantiate_classes(self) -> None:
-        """Spares reading the weights that a run started from: its checkpoint holds what became of them."""
+        """Apply what the checkpoint determines: classes, image size and the settings of the optimizer."""
         config = self.config[self.config.subcommand]
         if config.get("model") is None or config.get("data") is None:
             raise InputError(NO_MODEL_OR_DATA)
         for part in ("model", "data"):
             _refuse_null(part, config[part])
         settings = config.model.get("init_args") or {}
+        # The weights that a run started from need not be read again, or exist: the checkpoint holds their successors.
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:
                 settings[name] = "none"
@@ -166,7 +172,7 @@ class SFTCLI(LightningCLI):
         if run is not None and self.subcommand == "fit":
             restore_settings(config.model, run)
         elif run is not None and is_training(run):
-            # Not refused: to look at a run on its way is what its checkpoints are for, and they are whole files.
+            # Allowed: checkpoints are complete files, and looking at a run on its way is what they are for.
             rank_zero_info(
                 f"Run {run} is still being trained: {self.subcommand} takes {Path(checkpoint).name} of step "
                 f"{about.get('global_step', 'unknown')}, which is not the end."
@@ -174,7 +180,7 @@ class SFTCLI(LightningCLI):
         resume_external_runs(config.trainer.get("logger"), run)
 
     def instantiate_classes(self) -> None:
-        """Names the extra that a logger needs."""
+        """Build the objects, and name the extra that a logger needs if it is not installed."""
         try:
             super().instantiate_classes()
         except (ModuleNotFoundError, ValueError) as error:  # as jsonargparse wraps it
@@ -186,7 +192,7 @@ class SFTCLI(LightningCLI):
             raise
 
     def after_instantiate_classes(self) -> None:
-        """Refuses what would only fail inside the Trainer."""
+        """Refuse what would fail later inside of the Trainer."""
         checkpoint = self._get(self.config_init, "ckpt_path")
         if isinstance(self.datamodule, ImageDataModule):
             config = self.config[self.subcommand]
@@ -203,7 +209,7 @@ class SFTCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Gives the run its folder: a new version, or that of the checkpoint it goes on from."""
+        """Build the trainer, with the folder of a new version or of the checkpoint that the run resumes from."""
         trainer = self._get(self.config_init, "trainer")
         checkpoint, name = (self._get(self.config_init, key) for key in ("ckpt_path", "run_name"))
         is_trained_here = self.trains and self.subcommand == "fit" and not trainer.fast_dev_run
@@ -214,10 +220,10 @@ class SFTCLI(LightningCLI):
             given = [] if trainer.logger in (None, True) else trainer.logger
             apart = self.subcommand == "validate"
             logger = build_run_logger(checkpoint, name, apart, lock)
-            # Further loggers come after ours: Lightning asks the first one where the run's folder is.
+            # Ours comes first: Lightning asks the first logger for the folder of the run.
             others = list(given) if isinstance(given, Iterable) else [given]
             kwargs["logger"] = [logger, MetricsCSV(logger.log_dir, apart), *others]
-            # A checkpoint that SLURM's signal leaves in the root directory would be taken by every later run.
+            # Every later run would load a checkpoint that SLURM's signal leaves in the root directory.
             kwargs["default_root_dir"] = trainer.default_root_dir or logger.log_dir
         kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
         try:
@@ -240,7 +246,7 @@ class SFTCLI(LightningCLI):
     def _take_folder(
         self, root: str | None, checkpoint: str | None, name: str, lock: RunLock | None, kwargs: dict[str, Any]
     ) -> None:
-        """Keep the checkpoints of trainings without a logger apart, too."""
+        """Give trainings without a logger folders of their own, too."""
         if root is None:
             folder = build_run_logger(checkpoint, name, lock=lock).log_dir
             kwargs["default_root_dir"] = folder
@@ -253,7 +259,7 @@ class SFTCLI(LightningCLI):
             )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Adds the callbacks that the command needs, and no other: each one costs every step."""
+        """Add the callbacks that the command needs and no others, as each one costs time in every step."""
         saves = config.get("enable_checkpointing") is not False
         own: list[Callback] = [
             RunCheckpoint() if saves else StopWithoutSaving(),
@@ -267,52 +273,52 @@ class SFTCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        # Predictions go to a file, not to memory; metrics are told by `RunFolder`.
+        # Predictions go to a file, not to memory; `RunFolder` reports the metrics.
         quieter = {"predict": {"return_predictions": False}, "fit": {}}.get(subcommand, {"verbose": False})
-        # Of the environment would depend, with Lightning's own default, whether a checkpoint may run code.
+        # With Lightning's default, an environment variable would decide whether a checkpoint may run code.
         return {**kwargs, **quieter, "weights_only": True}
 
 
 def _refuse_null(part: str, described: Any) -> None:
-    """Which the parser lets pass, whatever a model or data module takes."""
+    """Refuse null, which the parser accepts for every setting of a model or data module."""
     for name, value in (described.get("init_args") or {}).items():
         if value is None and name not in LINKED and not accepts_null(described.class_path, name):
-            raise InputError(f"{part}.{name} is null, which means nothing there: give a value, or leave it out")
+            raise InputError(f"{part}.{name} is null, which is not allowed: give a value, or leave it out")
 
 
 class DryRunCLI(SFTCLI):
-    """Takes what a command takes, builds model, data and trainer, and runs nothing."""
+    """A command line that builds model, data and trainer, and runs nothing."""
 
     trains = False
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
+        """Run nothing."""
 
 
 def prepare_process() -> None:
-    """Set up the process for a command, inside of `preserve_process`."""
+    """Set up the process for a command; called inside of `preserve_process`."""
     silence_third_party()
     prepare_cpu()
-    if "" not in sys.path:  # so that a config can name a class in the user's own file; last, to hide nothing
+    if "" not in sys.path:  # lets a config name a class in the user's own file; last, to hide nothing
         sys.path.append("")
 
 
 def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
-    """Runs one command and gives back what took part: `trainer`, `model`, `datamodule`.
+    """Run one command and return its objects as `trainer`, `model` and `datamodule`.
 
-    The settings of the process are as before when it ends. Who goes on with the trainer, and wants the command's
-    settings for that (such as `trainer.deterministic`), does so inside of `preserve_process`.
+    Afterward, the settings of the process are as before. To go on with the trainer under the settings of the command
+    (such as `trainer.deterministic`), call this inside of `preserve_process`.
 
     Args:
-        args: Words of the command line, the command first.
-        kind: What reads them.
+        args: Arguments of the command line, the command first.
+        kind: Class that parses and runs them.
 
     Raises:
         InputError: The input is wrong.
     """
     with preserve_process():
         prepare_process()
-        # In a context of its own: jsonargparse leaves the parser in it, and with that model, data and trainer.
+        # In its own context: jsonargparse leaves the parser there, and with it model, data and trainer.
         return copy_context().run(
             kind,
             LightningModule,
@@ -334,6 +340,6 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
 
 
 def destroy_process_group() -> None:
-    """Ends the process group of DDP; left to the interpreter's exit, its threads now and then abort the process."""
+    """End the process group of DDP, whose threads sometimes abort the process at the interpreter's exit."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

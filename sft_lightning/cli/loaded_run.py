@@ -1,4 +1,4 @@
-"""A run with its network and its data, on the CPU, whatever it was trained on."""
+"""A run with its network and its data, on the CPU, whichever device it was trained on."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sft_lightning.runs.paths import find_run_checkpoint
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
 
-# What the run was trained on need not be here.
+# This machine may lack the devices that the run was trained on.
 _HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
 _HERE += ["--trainer.precision=32-true", "--trainer.logger=false"]
 
@@ -22,81 +22,77 @@ class LoadedRun:
     """A run with its network and its data, on the CPU.
 
     Attributes:
-        name: As the user gave it.
-        checkpoint: The file.
-        folder: Of the run.
-        trained: The network apart from its run.
-        data: Set up.
+        name: Name as the user gave it.
+        checkpoint: File of the checkpoint.
+        folder: Folder of the run.
+        trained: Network apart from its run.
+        data: Data module after its setup.
     """
 
     def __init__(self, name: str, *words: str) -> None:
-        """Finds and reads the run.
+        """Find and read the run.
 
         Args:
             name: Folder of a run, or a checkpoint.
-            words: Settings in place of those of the run, as on the command line.
+            words: Options that replace settings of the run, as on the command line.
 
         Raises:
-            InputError: It is none, or is damaged, or its data cannot be read.
+            InputError: The run does not exist or is damaged, or its data cannot be read.
         """
         self.checkpoint = find_run_checkpoint(name)
         folder = find_run(self.checkpoint)
         if folder is None:
-            raise InputError(
-                f"run {name!r} has no fit.yaml, which says what its data is: give the folder that fit wrote"
-            )
+            raise InputError(f"run {name!r} has no fit.yaml, which describes its data: give the folder that fit wrote")
         self.name, self.folder, self.trained = name, folder, load_trained_network(self.checkpoint)
         self.cli: SFTCLI = run(["test", "--ckpt_path", str(self.checkpoint), *_HERE, *words], DryRunCLI)
         if not isinstance(self.cli.datamodule, ImageDataModule):
             kind = type(self.cli.datamodule).__name__
-            raise InputError(f"run {name!r} has data of {kind}: to look at it takes an ImageDataModule")
+            raise InputError(f"run {name!r} has data of {kind}: give a run with an ImageDataModule")
         self.data = self.cli.datamodule
         self.data.setup("test")
 
     @property
     def held_out(self) -> str:
-        """`test`, or `val` where there is no test split.
+        """Name of the split for evaluation: `test`, or `val` where the test split is empty.
 
         Raises:
-            InputError: There is neither.
+            InputError: Both splits are empty.
         """
         for name in ("test", "val"):
             if len(self.data.splits[name]):
                 return name
-        raise InputError(
-            f"run {self.name!r} has neither a test nor a validation split: there is nothing to judge it by"
-        )
+        raise InputError(f"run {self.name!r} has neither a test nor a validation split: it cannot be evaluated")
 
 
 def describe_checkpoint(checkpoint: Path, step: int | None) -> str:
-    """Which state of the training a checkpoint holds, in words.
+    """Describe which state of the training a checkpoint holds.
 
     Args:
-        checkpoint: The file.
-        step: What it says of itself.
+        checkpoint: File of the checkpoint.
+        step: Global step in the checkpoint, or None if it is not known.
     """
     name = "last iterate" if checkpoint.name == "last.ckpt" else f"checkpoint {checkpoint.name}"
     return f"{name} (step {step:,})" if step is not None else name
 
 
 def sample_positions(count: int, most: int, seed: int) -> Tensor:
-    """Positions of all examples, or of some that a seed draws, in order.
+    """Return the positions of all examples, or of a random sample, in ascending order.
 
     Args:
-        count: Of examples.
-        most: So many are enough.
-        seed: Draws.
+        count: Number of examples.
+        most: Largest size of the sample.
+        seed: Seed of the sample.
     """
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
 def add_subset(data: ImageDataModule, name: str, most: int) -> str:
-    """The name of a new split that holds some examples of another, drawn by the seed of the data.
+    """Add a split that holds a random sample of another one, and return its name.
 
     Args:
-        data: Set up.
-        name: Of a split.
-        most: So many are enough.
+        data: Data module after its setup, whose seed chooses the sample.
+        name: Name of the split to sample from.
+        most: Largest size of the sample.
     """
     split = data.splits[name]
     chosen = [split.indices[i] for i in sample_positions(len(split), most, data.request.seed).tolist()]

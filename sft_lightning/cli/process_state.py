@@ -1,4 +1,4 @@
-"""Settings of the process that a command changes: those that it found are put back when it ends."""
+"""Settings of the process that a command changes, and that are restored when it ends."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ from typing import Any
 from sft_lightning.cli.logging import LOGGERS
 from sft_lightning.utils.errors import StoppedBySignal
 
-# What a command or Lightning writes. Other libraries keep theirs (wandb's says where its service is, scikit-learn's
-# stands for good once it is imported).
+# Variables that a command or Lightning sets. Those of other libraries stay: wandb's names its running service, and
+# scikit-learn sets its own once, at import.
 _ENVIRONMENT = (
-    "SFT_VERSION",  # of the run's folder, for the processes of DDP
-    "PL_GLOBAL_SEED",  # Lightning's seed, from which later code would take its own
+    "SFT_VERSION",  # version of the run's folder, for the processes of DDP
+    "PL_GLOBAL_SEED",  # Lightning's seed, which later code would take as its own
     "PL_SEED_WORKERS",
     "PYTORCH_NVML_BASED_CUDA_CHECK",  # see `prepare_cpu`
-    "CUBLAS_WORKSPACE_CONFIG",  # of `trainer.deterministic`
+    "CUBLAS_WORKSPACE_CONFIG",  # set by `trainer.deterministic`
     "CUDA_DEVICE_ORDER",
-    "OMP_NUM_THREADS",  # of several processes on one machine, as are all below
+    "OMP_NUM_THREADS",  # this and all below are for several processes on one machine
     "MASTER_ADDR",
     "MASTER_PORT",
     "NODE_RANK",
@@ -35,13 +35,13 @@ _is_preserved = False
 
 @contextmanager
 def preserve_process() -> Iterator[None]:
-    """Put back what a command has changed in the process, whether it returns or raises.
+    """Restore what a command has changed in the process, whether it returns or raises.
 
-    These are warning filters, environment variables, `sys.path`, loggers, signal handlers, hooks for exceptions, and
-    torch's switches for deterministic algorithms, cuDNN's benchmark and the number of threads. Inside of another one,
-    this does nothing: a command that prepares a training and then runs it keeps its settings in between.
+    This covers warning filters, environment variables, `sys.path`, loggers, signal handlers, hooks for exceptions, and
+    torch's settings for deterministic algorithms, cuDNN's benchmark and the number of threads. A nested context does
+    nothing, so that a command that first prepares a training and then runs it keeps its settings in between.
 
-    Random number generators stay where they are: put back, they would give two runs without a seed the same weights.
+    Random number generators are not restored: two runs without a seed would get the same weights.
     """
     global _is_preserved
     if _is_preserved:

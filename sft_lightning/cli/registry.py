@@ -1,4 +1,4 @@
-"""Names that a config or an option may hold: classes by what they are for, and the settings of each class."""
+"""Names that a config or an option may hold: classes by the setting that takes them, and the settings of each class."""
 
 import importlib
 import inspect
@@ -21,7 +21,7 @@ OURS = {
     "adapter": adapters.__all__,
     "lr_scheduler": ["WarmupCosine"],
 }
-# Where the other ones are.
+# Modules with further classes.
 _OTHERS = {
     "optimizer": "torch.optim",
     "lr_scheduler": "torch.optim.lr_scheduler",
@@ -32,10 +32,10 @@ LINKED = ("num_classes", "class_names", "image_shape")  # taken from the data
 
 
 def list_class_paths(setting: str) -> list[str]:
-    """Names of the classes that a setting takes, as a config gives them.
+    """List the classes that a setting takes, as a config names them.
 
     Args:
-        setting: Without what stands before it, such as `optimizer`; all of ours where nothing is known of it.
+        setting: Last component of its name, such as `optimizer`. For an unknown setting, all our classes are listed.
     """
     if setting not in OURS and setting not in _OTHERS:
         return sorted({name for names in OURS.values() for name in names})
@@ -45,10 +45,10 @@ def list_class_paths(setting: str) -> list[str]:
 
 
 def list_parameters(class_path: str) -> list[str]:
-    """Names of the settings of a class; none where there is no such class.
+    """List the names of a class's settings; none if the class does not exist.
 
     Args:
-        class_path: With its module.
+        class_path: Name of the class with its module.
     """
     module, _, name = class_path.rpartition(".")
     try:
@@ -65,11 +65,11 @@ def list_parameters(class_path: str) -> list[str]:
 
 
 def accepts_null(class_path: str, name: str) -> bool:
-    """Whether a setting of a class may be null; True where its type is not known.
+    """Return whether a setting of a class may be null; True if its type is not known.
 
     Args:
-        class_path: With its module.
-        name: Of the setting.
+        class_path: Name of the class with its module.
+        name: Name of the setting.
     """
     module, _, attribute = class_path.rpartition(".")
     base: Any
@@ -77,23 +77,23 @@ def accepts_null(class_path: str, name: str) -> bool:
         if name in inspect.signature(base).parameters:
             try:
                 hint = get_type_hints(base.__init__).get(name, Any)
-            except NameError:  # imported for type checkers alone
+            except NameError:  # a name that is imported for type checkers alone
                 return True
             return hint in (Any, type(None)) or type(None) in get_args(hint)
     return True
 
 
 def find_models_with(name: str) -> list[str]:
-    """Our models that have a setting.
+    """Find our models that have a setting.
 
     Args:
-        name: Of the setting.
+        name: Name of the setting.
     """
     return [cls for cls in OURS["model"] if name in list_parameters(f"sft_lightning.{cls}")]
 
 
 def describe_settings() -> dict[str, str]:
-    """What `fit` takes below `--model` and `--data`: settings of our classes by their full names, with their help."""
+    """Return the help of each setting that `fit` takes below `--model` and `--data`, by its full name."""
     found: dict[str, str] = {}
     for prefix, kinds in _group_classes().items():
         for cls in kinds:

@@ -1,4 +1,4 @@
-"""What the data of a command takes from runs: the split of the one that goes on, and of those before it."""
+"""Splits that the data of a command takes from runs: that of the resumed run, and those of the runs before it."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from sft_lightning.utils.errors import InputError
 
 
 def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
-    """Let the split of a run rule that goes on or is measured again, and note whose labels were seen before it.
+    """Keep the split of a run that is resumed or measured again, and record whose labels were seen before it.
 
     Args:
         data: Data module of the command, before its setup.
@@ -32,7 +32,7 @@ def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
         data.followed_run = run
         data.starts = find_earlier_splits(run / MANIFEST, {})[0]
     elif data.split_file is None and data.predict_source is None:
-        what = "the split is chosen anew from what lies there now, and may hold out"
+        what = "the split is chosen anew from the present data, and may hold out"
         if data.test_on == "all":
             what = "all labeled images are measured, and may include"
         rank_zero_info(
@@ -41,14 +41,14 @@ def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
 
 
 def explain_missing_data(config: Any, error: InputError | None) -> str | None:
-    """Return the sentence about data of a run that is not where its config says, with what to do about it.
+    """Explain that data of a run is not where its config says, with the remedy.
 
     Args:
         config: Config of the command.
-        error: Mistake that ended the command, or None.
+        error: Error that ended the command, or None.
 
     Returns:
-        None where the mistake is another one.
+        The sentence, or None if the error has another cause.
     """
     checkpoint = config.get("ckpt_path")
     run = get_run_folder(Path(checkpoint)) if checkpoint else None
@@ -56,10 +56,10 @@ def explain_missing_data(config: Any, error: InputError | None) -> str | None:
     if error is None or run is None:
         return None
     recorded = RunRecord(run).read_settings("data")
-    # The root first: below one that is gone, there is no data set of the name that `source` gives, either.
+    # The root first: if it is missing, so are the data sets that `source` names in it.
     for name in ("root", "source", "unlabeled_source", "split_file"):
         given = settings.get(name)
-        # What the command itself has named is a mistake of its own, which the error explains.
+        # A path that the command itself names is another mistake, which the error explains.
         if not isinstance(given, str) or given != recorded.get(name) or not _describe_absence(Path(given)):
             continue
         if not {repr(given), repr(str(Path(given)))} & {*re.findall(r"'[^']*'", str(error))}:
@@ -70,20 +70,20 @@ def explain_missing_data(config: Any, error: InputError | None) -> str | None:
         if started is None or started == str(Path.cwd()):
             return f"{what}: put it back, or {remedy}"
         return (
-            f"{what}; the run was started in {started!r}, where the paths of its config begin: call the command there, "
-            f"or {remedy}"
+            f"{what}; the run was started in {started!r}, to which paths in its config are relative: call the command "
+            f"there, or {remedy}"
         )
     return None
 
 
 def _describe_absence(path: Path) -> str | None:
-    """How a path holds nothing, in words: an empty folder may be the mount point of a disk."""
+    """Describe why a path holds no data, or return None: an empty folder may be the mount point of a disk."""
     try:
         if path.is_dir():
             return None if any(path.iterdir()) else "an empty folder"
-        return None if path.exists() else "not there"
+        return None if path.exists() else "missing"
     except OSError as error:
-        return f"not to be read ({error.strerror})"
+        return f"not readable ({error.strerror})"
 
 
 def _read_start_folder(run: Path) -> str | None:
@@ -95,7 +95,7 @@ def _read_start_folder(run: Path) -> str | None:
 
 
 def _find_starts(config: Any) -> tuple[list[Path], list[str]]:
-    """Files `split.csv` of the runs that a new run starts from, and sentences about those that are not known."""
+    """Find `split.csv` of the runs that a new run starts from, and explain which of them are not known."""
     settings = config.model.get("init_args") or {}
     starts, unknown = list[Path](), list[str]()
     for name in ("weights", "head_weights"):
@@ -119,5 +119,5 @@ def _find_starts(config: Any) -> tuple[list[Path], list[str]]:
 
 
 def _names_manifest(split_file: str | None, manifest: Path) -> bool:
-    """Whether the split of the run is asked for by its name, which takes it as it is or not at all."""
+    """Return whether the user names the split of the run, which is then taken as it is or not at all."""
     return split_file is not None and Path(split_file).is_file() and Path(split_file).samefile(manifest)

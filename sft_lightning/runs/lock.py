@@ -1,4 +1,4 @@
-"""A folder for each training, and one training at a time in it; the same for files that only one process may write."""
+"""Locks: one training at a time in the folder of a run, and one process at a time at a file."""
 
 import os
 import platform
@@ -11,14 +11,14 @@ from sft_lightning.utils.errors import InputError
 
 LOCK = ".lock"
 _EVENTS = "events.out.tfevents."
-_held: set[Path] = set()  # files that this process has locked, whose locks would end if it opened and closed them again
+_held: set[Path] = set()  # files that this process has locked; opening and closing one again would end its lock
 
 
 class FileLock:
     """A file that one process at a time holds.
 
-    The lock is one of POSIX's records: it ends with its process, also by a crash, and processes that load data do not
-    inherit it. It holds across machines where the file system knows such locks. Windows has none: there, nobody waits.
+    It is a POSIX record lock, which ends with its process, even by a crash, and which data-loading processes do not
+    inherit. It holds across machines if the file system supports such locks. On Windows, nothing is locked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,12 +31,12 @@ class FileLock:
         self._file: IO[str] | None = None
 
     def take(self) -> str | None:
-        """Lock the file, and return None, or return the other process that holds it, in words."""
+        """Lock the file and return None, or return a description of the process that holds it."""
         if sys.platform == "win32":
             return None
         import fcntl
 
-        with suppress(OSError):  # a file system that knows no locks, or may not be written to
+        with suppress(OSError):  # a file system without locks, or without write permission
             while True:
                 file = self.path.open("a+", encoding="utf-8")
                 try:
@@ -68,12 +68,12 @@ class FileLock:
 
 
 class RunLock:
-    """The folder of a training, which no other process trains in meanwhile."""
+    """The folder of a training, in which no other process trains meanwhile."""
 
     def __init__(self) -> None:
-        """Holds nothing yet."""
+        """Hold nothing yet."""
         self.folder: Path | None = None
-        self.holder = ""  # the process that holds a lock which was refused
+        self.holder = ""  # description of the process that holds a refused lock
         self._lock: FileLock | None = None
 
     def __deepcopy__(self, memo: object) -> "RunLock":
@@ -87,7 +87,7 @@ class RunLock:
             runs: Folder of all versions, which is made.
 
         Raises:
-            InputError: It cannot be written to.
+            InputError: The folder cannot be written to.
         """
         try:
             runs.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class RunLock:
                     number += 1
         except OSError as error:
             raise InputError(
-                f"{str(runs)!r} cannot be written ({error.strerror}): free space or mend the permissions, and go on"
+                f"{str(runs)!r} cannot be written ({error.strerror}): free space or fix the permissions, and resume"
             ) from error
         self.lock(folder)
         return folder
@@ -127,7 +127,7 @@ class RunLock:
         self.folder, self._lock = folder, lock
 
     def release(self) -> None:
-        """Let others train here; a folder of a training that never began is removed."""
+        """Let others train here, and remove the folder of a training that never began."""
         if self._lock is not None:
             self._lock.release()
         if self.folder is not None:
@@ -141,7 +141,7 @@ class RunLock:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether another process is training in the folder of a run.
+    """Return whether another process is training in the folder of a run.
 
     Args:
         folder: Folder of the run.

@@ -1,6 +1,6 @@
 """Runs on disk: `lightning_logs/NAME/version_N` with the configs, checkpoints, split and logs of one training.
 
-What is heavy is imported where it is used: a path that is wrong is told before torch is imported.
+Heavy modules are imported where they are used, so that a wrong path is reported before torch is imported.
 """
 
 import zipfile
@@ -18,69 +18,71 @@ LOGS = "lightning_logs"
 
 
 def is_below_logs(name: str) -> bool:
-    """Whether a name leads to a folder below `lightning_logs`, and to none beside or above it.
+    """Return whether a name leads to a folder below `lightning_logs`, rather than beside or above it.
 
     Args:
-        name: Relative to it.
+        name: Path relative to `lightning_logs`.
     """
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def check_run_name(setting: str, name: str) -> None:
-    """Makes sure that what a run or a study writes lies below `lightning_logs`.
+    """Check that a run or a study writes below `lightning_logs`.
 
     Args:
-        setting: That names it.
-        name: As the user wrote it.
+        setting: Name of the setting that holds the name.
+        name: Name of the run or the study.
 
     Raises:
-        InputError: It does not.
+        InputError: The name leads out of `lightning_logs`.
     """
     if not is_below_logs(name):
         raise InputError(f"{setting} is {name!r}, which leads out of {LOGS}/: give a name without '..' and a leading /")
 
 
 def get_run_folder(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint lies in, or None.
+    """Return the folder of the run that a checkpoint lies in, or None.
 
     Args:
-        checkpoint: RUN/checkpoints/NAME.ckpt.
+        checkpoint: Path such as RUN/checkpoints/NAME.ckpt.
     """
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
 
 
 def find_checkpoint(name: str, runs: Path) -> Path:
-    """The checkpoint that the user means.
+    """Find the checkpoint that the user names.
 
     Args:
-        name: A file, a run's folder (its last checkpoint), or `last` (the newest run's last checkpoint).
-        runs: Where the runs of this name are.
+        name: Path of a checkpoint, folder of a run (its last checkpoint), or `last` (that of the newest run).
+        runs: Folder of the runs of one name, for `last`.
 
     Raises:
-        InputError: There is none.
+        InputError: The checkpoint does not exist.
     """
     if name == "last":
-        found = [path for run in list_versions(runs) if (path := find_newest_checkpoint(run)) is not None]
-        if not found:
+        checkpoints = [path for run in list_versions(runs) if (path := find_newest_checkpoint(run)) is not None]
+        if not checkpoints:
             raise InputError(f"ckpt_path is 'last', but no run in {str(runs)!r} has a checkpoint yet: start without it")
-        return found[-1]
+        return checkpoints[-1]
     path = Path(name)
     if (path / "checkpoints").is_dir() and (checkpoint := find_newest_checkpoint(path)) is not None:
         return checkpoint
     if not path.is_file():
-        raise InputError(f"ckpt_path {name!r} is no checkpoint and no run with checkpoints/last.ckpt: check the path")
+        raise InputError(
+            f"ckpt_path {name!r} is neither a checkpoint nor a run with checkpoints/last.ckpt: check the path"
+        )
     return path
 
 
 def find_run_checkpoint(name: str) -> Path:
-    """The checkpoint that the user means by a run.
+    """Find the checkpoint of a run that the user names.
 
     Args:
         name: Folder of a run (its last checkpoint), or a checkpoint.
 
     Raises:
-        InputError: There is none.
+        InputError: The checkpoint does not exist.
     """
     try:
         return find_checkpoint(name, Path("."))
@@ -89,23 +91,23 @@ def find_run_checkpoint(name: str) -> Path:
 
 
 def list_versions(runs: Path) -> list[Path]:
-    """The folders of the runs of a name, the newest last.
+    """List the folders of the runs of one name, the newest last.
 
     Args:
-        runs: `lightning_logs/NAME`.
+        runs: Folder `lightning_logs/NAME`.
     """
-    found = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
+    folders = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("version_")))
 
 
 def find_newest_checkpoint(run: Path) -> Path | None:
-    """The last checkpoint of a run, or where a crash of the machine has damaged it the newest other one.
+    """Find the last checkpoint of a run, or the newest intact one if a crash of the machine has damaged it.
 
     Args:
-        run: Its folder.
+        run: Folder of the run.
 
     Returns:
-        None where there is none. What is left out is told.
+        Path of the checkpoint, or None if the run has none. Damaged ones are reported.
     """
     last = run / "checkpoints" / "last.ckpt"
     others = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -115,21 +117,21 @@ def find_newest_checkpoint(run: Path) -> Path | None:
         if path.is_file():
             from lightning.pytorch.utilities import rank_zero_info
 
-            rank_zero_info(f"Left out: {path}, which is not whole.")
-    return last if last.is_file() else None  # to be refused with its reason
+            rank_zero_info(f"Skipped {path}, which is damaged.")
+    return last if last.is_file() else None  # damaged: whoever reads it says why
 
 
 def read_checkpoint(path: Path) -> "tuple[Tensors, dict[str, Any]]":
-    """Read a checkpoint that a command goes on from, before a Trainer stumbles over it.
+    """Read a checkpoint that a command starts from, so that a damaged one is reported before the Trainer reads it.
 
     Args:
-        path: File of the checkpoint.
+        path: Path of the checkpoint.
 
     Returns:
-        What `read_weights` gives.
+        Tensors and metadata, as `read_weights` returns them.
 
     Raises:
-        InputError: It is damaged, or holds objects that could run code.
+        InputError: The checkpoint is damaged, or holds objects that could run code.
     """
     from sft_lightning.networks.weights import read_weights
 
@@ -140,15 +142,15 @@ def read_checkpoint(path: Path) -> "tuple[Tensors, dict[str, Any]]":
 
 
 def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None:
-    """Makes sure that a checkpoint is of this model.
+    """Check that a checkpoint fits a model.
 
     Args:
-        path: The checkpoint, for the message.
-        tensors: From `read_checkpoint`.
-        model: What they are to be loaded into.
+        path: Path of the checkpoint, for the message.
+        tensors: Tensors that `read_checkpoint` returned.
+        model: Model to load the tensors into.
 
     Raises:
-        InputError: It belongs to another model.
+        InputError: The checkpoint belongs to another model.
     """
     own = model.state_dict()
     # "Extra state" (torch's term) may have any shape: a strategy's memory of the unlabeled examples.
@@ -162,10 +164,13 @@ def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None
 
 
 def describe_failure(error: Exception) -> str:
-    """What a run failed of, for a command that makes many; a mistake in the program is raised again.
+    """Describe why a run failed, for a command that makes many of them.
 
     Args:
-        error: Bad input, or what Lightning or torch say of settings that do not go together or fit into no memory.
+        error: Error of the run: bad input, settings that do not go together, or too little memory.
+
+    Raises:
+        Exception: The error itself, if it is a bug.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of learning."""
+"""Helpers that are independent of machine learning."""

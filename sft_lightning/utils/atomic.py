@@ -1,7 +1,7 @@
-"""Files that are whole or not there: staged beside the target, flushed to the disk, renamed.
+"""Files that are complete or absent: staged beside the target, flushed to the disk, renamed.
 
-A process that is killed leaves the old file, or the new one, and at most a staged `NAME.part` that nobody reads and
-that the next writing of NAME replaces.
+A process that is killed leaves the old file or the new one, and at most a staged `NAME.part` that nothing reads and
+that the next write of NAME replaces.
 """
 
 import json
@@ -21,13 +21,13 @@ STAGED_SUFFIX = ".part"
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[Path]:
-    """A file to be written in place of another, which becomes that other at the end; its folder is made.
+    """Write a file that takes its name only when it is complete.
 
     Args:
-        path: What it becomes.
+        path: Path of the file; its folder is made.
 
     Yields:
-        The staged file, beside it: a rename across devices would not be one.
+        Path of the staged file, beside the target: a rename across devices would not be atomic.
 
     Raises:
         InputError: The disk is full, or the folder may not be written to.
@@ -41,7 +41,7 @@ def open_atomic(path: Path) -> Iterator[Path]:
         staged.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
-        with suppress(OSError):  # its folder is gone, or is no folder: what went wrong is told already
+        with suppress(OSError):  # its folder is gone, or is not a folder: the error says so already
             staged.unlink(missing_ok=True)
         found = _find_os_error(error)
         if found is not None:
@@ -51,19 +51,19 @@ def open_atomic(path: Path) -> Iterator[Path]:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"{str(path)!r} cannot be written ({error.strerror}): free space or mend the permissions, and go on"
+        f"{str(path)!r} cannot be written ({error.strerror}): free space or fix the permissions, and resume"
     )
 
 
 @contextmanager
 def open_atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to be filled, which gets its name at the end.
+    """Fill a folder that takes its name only when it is complete.
 
     Args:
-        path: What it becomes; it does not exist.
+        path: Path of the folder, which does not exist yet.
 
     Yields:
-        The staged folder, beside it, empty: one that was left half filled is removed.
+        Path of the staged folder, beside the target and empty: an incomplete one from before is removed.
 
     Raises:
         InputError: The disk is full, or the folder above may not be written to.
@@ -90,19 +90,19 @@ def open_atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _find_os_error(error: BaseException) -> OSError | None:
-    """The system's error behind another; safetensors writes its number into a text."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return seen
-        if found := re.search(r"\(os error (\d+)\)", str(seen)):
-            return OSError(int(found[1]), os.strerror(int(found[1])))
-        seen = seen.__cause__ or seen.__context__
+    """Return the system's error behind another one, whose number safetensors writes into its message."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError) and current.errno is not None:
+            return current
+        if number := re.search(r"\(os error (\d+)\)", str(current)):
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        current = current.__cause__ or current.__context__
     return None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename outlast a power cut; where a folder cannot be opened, as on Windows, there is no such call."""
+    """Make a rename survive a power cut; does nothing where a folder cannot be opened, as on Windows."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -115,15 +115,14 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def hold_lock(file: IO[Any], waiting: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time is inside, of all that lock the same file; others wait.
+    """Hold a lock on a file, so that one process at a time is inside of the context.
 
-    The lock ends with its process and those that it has started. Processes of several machines wait for each other
-    where the file lies on a disk that knows locks (NFS 4, Lustre mounted with `flock`). Windows has no such lock:
-    there, nobody waits.
+    The lock ends with its process and those that it has started. Processes on several machines wait for each other if
+    the file system supports locks (NFS 4, Lustre mounted with `flock`). On Windows, nothing is locked.
 
     Args:
-        file: Open for writing.
-        waiting: Called once where another process is inside.
+        file: File that is open for writing.
+        waiting: Function to call once if another process holds the lock.
     """
     if sys.platform == "win32":
         yield
@@ -138,31 +137,31 @@ def hold_lock(file: IO[Any], waiting: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)  # closing would not do: children that were forked inside hold it, too
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: children that were forked inside hold it, too
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file.
+    """Write a text file atomically, in UTF-8.
 
     Args:
-        path: The file; its folder is made.
-        text: Its content.
+        path: Path of the file; its folder is made.
+        text: Content of the file.
 
     Raises:
-        InputError: As `open_atomic`.
+        InputError: The disk is full, or the folder may not be written to.
     """
     with open_atomic(path) as staged:
         staged.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file.
+    """Write a JSON file atomically.
 
     Args:
-        path: The file; its folder is made.
-        content: Of JSON's types.
+        path: Path of the file; its folder is made.
+        content: Value that JSON can hold.
 
     Raises:
-        InputError: As `open_atomic`.
+        InputError: The disk is full, or the folder may not be written to.
     """
     write_text(path, json.dumps(content, indent=1) + "\n")

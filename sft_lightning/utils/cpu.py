@@ -1,4 +1,4 @@
-"""Settings of the process that spare the CPU work which no result shows."""
+"""Settings of the process that save CPU time without changing results."""
 
 import ctypes
 import os
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_KEPT = 2**31 - 1  # bytes, the most that it takes
+_KEPT = 2**31 - 1  # bytes, the largest value that it takes
 
 
 def count_cores() -> int:
-    """Cores that this process may use; macOS and Windows only tell how many there are."""
+    """Return the number of cores that this process may use; on macOS and Windows, of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_cpu() -> None:
-    """Start torch's threads such that they take denormal numbers as zero, and look for a GPU only once.
+    """Make torch's threads take denormal numbers as zero, and look for a GPU only once.
 
     Threads inherit the mode from the one that starts them, and training steps set it for the calling thread alone (see
     `flush_denormals`), so this must come before the first parallel operation. The caller's own mode stays.
@@ -51,11 +51,11 @@ def flush_denormals() -> Iterator[None]:
 
 
 def retain_freed_memory() -> None:
-    """Keeps the memory that a step frees for the next one, up to 2 GB.
+    """Keep the memory that a step frees for the next one, up to 2 GB.
 
     glibc gives large blocks back to the kernel, which clears each page anew: a FixMatch step of the small CNN took
     20,000 page faults and a quarter more time. Call it when the data is read, since what is freed before then should
-    go back. Does nothing where the C library is another one.
+    go back. Does nothing with another C library.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_MAX, 0)

@@ -1,4 +1,4 @@
-"""Statistics over the examples of all processes, so that two processes learn what one would."""
+"""Statistics over the examples of all processes, so that two processes learn the same as one."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 
 class _Sum(torch.autograd.Function):
-    """torch deprecates its own sum with a gradient, and its replacement is private."""
+    """A sum over ranks with a gradient: torch deprecates its own, and the replacement is private."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -21,15 +21,15 @@ class _Sum(torch.autograd.Function):
 
 
 def is_distributed() -> bool:
-    """Whether this is one of several processes."""
+    """Return whether this is one of several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum over all processes; its gradient is that of the sum, too.
+    """Sum a tensor over all processes; gradients flow back to each of them.
 
     Args:
-        value: Of equal shape on all ranks; not changed.
+        value: Tensor of equal shape on all ranks; it is not changed.
     """
     if not is_distributed():
         return value
@@ -38,28 +38,28 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over the examples of all processes, so that a global statistic is the same on each.
+    """Compute the mean over the examples of all processes, so that a global statistic is the same on each.
 
     Args:
-        values: (B,) or (B, C); B may differ between ranks.
+        values: Tensor of shape (B,) or (B, C); B may differ between ranks.
 
     Returns:
-        A scalar, or (C,).
+        Tensor without dimensions, or of shape (C,).
     """
     return sum_over_ranks(values.detach().sum(0)) / sum_over_ranks(values.new_full((), len(values)))
 
 
 def all_gather_cat(values: Tensor) -> Tensor:
-    """The examples of all processes, in the order of the ranks; gradients flow back to where they came from.
+    """Concatenate the examples of all processes in the order of the ranks; gradients flow back to their ranks.
 
     Args:
-        values: (B, ...); B may differ between ranks.
+        values: Tensor of shape (B, ...); B may differ between ranks.
     """
     if not is_distributed():
         return values
     rank, world = distributed.get_rank(), distributed.get_world_size()
     sizes = sum_over_ranks(len(values) * (torch.arange(world, device=values.device) == rank))
-    # Each puts its own between zeros, so that the sum is all of them.
+    # Each rank pads its own values with zeros, so that the sum is the concatenation.
     most = int(sizes.max())
     mine = torch.cat([values, values.new_zeros(most - len(values), *values.shape[1:])])
     before, after = (values.new_zeros(n * most, *values.shape[1:]) for n in (rank, world - 1 - rank))

@@ -1,4 +1,4 @@
-"""What a result says of the machine and the versions that it was made with."""
+"""The machine and the versions that a result was made with."""
 
 import os
 import platform
@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores, graphics cards and versions, for records that outlive the machine."""
-    # Here, since `lineage` only reads such records, and answers before torch would be imported.
+    """Describe processor, cores, graphics cards and versions, for records that outlive the machine."""
+    # Imported here because `lineage`, which only reads such records, should not wait for torch.
     import lightning
     import torch
 
@@ -26,14 +26,14 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
-def format_machine(told: dict[str, str | int]) -> str:
-    """The same as a line of text.
+def format_machine(machine: dict[str, str | int]) -> str:
+    """Format the description of a machine as a line of text.
 
     Args:
-        told: By `describe_machine`.
+        machine: Description that `describe_machine` returns.
     """
-    cards = f", {told['cards']}" if "cards" in told else ""
+    cards = f", {machine['cards']}" if "cards" in machine else ""
     return (
-        f"{told['system']}, {told['processor']}, {told['cores']} cores{cards}; Python {told['python']}, "
-        f"torch {told['torch']}, lightning {told['lightning']}"
+        f"{machine['system']}, {machine['processor']}, {machine['cores']} cores{cards}; Python {machine['python']}, "
+        f"torch {machine['torch']}, lightning {machine['lightning']}"
     )

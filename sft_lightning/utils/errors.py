@@ -1,30 +1,30 @@
-"""The one exception that means: the input is wrong, and here is what to do about it."""
+"""The exception for wrong input, whose message says what to do about it, and checks that raise it."""
 
 import difflib
 from collections.abc import Sequence
 
 
 class InputError(Exception):
-    """A mistake in the user's input.
+    """An error in the user's input.
 
     The message is one sentence that names the file or field, its value and the remedy. The command line prints
     it without a traceback and exits with code 2.
     """
 
 
-class StoppedBySignal(Exception):  # noqa: N818  # it is none
-    """A signal ended a training, which has saved; no mistake.
+class StoppedBySignal(Exception):  # noqa: N818  # not an error
+    """Raised when a signal stops training after a checkpoint was saved. Not an error.
 
     Attributes:
-        signal: Its number.
+        signal: Number of the signal.
     """
 
     def __init__(self, message: str, signal: int) -> None:
-        """Keeps both.
+        """Keep the message and the signal.
 
         Args:
-            message: What was saved and how to go on.
-            signal: Its number.
+            message: Sentence that says what was saved and how to resume.
+            signal: Number of the signal.
         """
         super().__init__(message)
         self.signal = signal
@@ -33,22 +33,22 @@ class StoppedBySignal(Exception):  # noqa: N818  # it is none
         return type(self), (str(self), self.signal)
 
 
-class IssuesFound(Exception):  # noqa: N818  # it is no error
-    """A command found what it was to look for; scripts shall stop.
+class IssuesFound(Exception):  # noqa: N818  # not an error
+    """Raised when a command finds the issues that it looks for, so that a script stops. Not an error.
 
     The message is what the command prints; the exit code is 1.
     """
 
 
 def check_min(least: float, **settings: float | None) -> None:
-    """Checks settings that have a lower bound.
+    """Check settings that have a lower bound.
 
     Args:
-        least: The bound.
-        settings: Values by name; None where one is not given.
+        least: Smallest allowed value.
+        settings: Values by name; None for a value that is not given.
 
     Raises:
-        InputError: One is smaller, or not a number.
+        InputError: A value is smaller, or not a number.
     """
     for name, value in settings.items():
         if value is not None and not value >= least:
@@ -56,13 +56,13 @@ def check_min(least: float, **settings: float | None) -> None:
 
 
 def check_positive(**settings: float) -> None:
-    """Checks settings that must be positive.
+    """Check settings that must be positive.
 
     Args:
-        settings: By name.
+        settings: Values by name.
 
     Raises:
-        InputError: One is not.
+        InputError: A value is not positive.
     """
     for name, value in settings.items():
         if not value > 0:
@@ -70,13 +70,13 @@ def check_positive(**settings: float) -> None:
 
 
 def check_fraction(**settings: float) -> None:
-    """Checks settings that are shares or probabilities.
+    """Check settings that are fractions or probabilities.
 
     Args:
-        settings: By name.
+        settings: Values by name.
 
     Raises:
-        InputError: One is not from 0 to 1.
+        InputError: A value is not from 0 to 1.
     """
     for name, value in settings.items():
         if not 0 <= value <= 1:
@@ -84,13 +84,13 @@ def check_fraction(**settings: float) -> None:
 
 
 def check_decay(**settings: float) -> None:
-    """Checks settings that say how much of an old value each step keeps.
+    """Check settings that say how much of an old value each step keeps.
 
     Args:
-        settings: By name.
+        settings: Values by name.
 
     Raises:
-        InputError: One is not from 0 to below 1.
+        InputError: A value is negative, or 1 or more.
     """
     for name, value in settings.items():
         if not 0 <= value < 1:
@@ -98,35 +98,35 @@ def check_decay(**settings: float) -> None:
 
 
 def find_input_error(error: BaseException) -> InputError | None:
-    """The user's mistake at the root of an exception that a library wrapped around it, or None.
+    """Return the `InputError` that a library's exception is wrapped around, or None.
 
     Args:
-        error: What was caught.
+        error: Exception that was caught.
     """
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, InputError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    current: BaseException | None = error
+    while current is not None and not isinstance(current, InputError):
+        current = current.__cause__ or current.__context__
+    return current
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Returns a hint with the known names closest to a misspelled one, or an empty string.
+    """Return a hint with the valid names closest to a misspelled one, or an empty string.
 
     Args:
-        word: What the user wrote.
-        known: The names that would have been right.
+        word: Name as the user wrote it.
+        known: Valid names.
     """
-    found = find_nearest(word, known)
-    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
+    nearest = find_nearest(word, known)
+    return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
 
 
 def find_nearest(word: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:
-    """Up to three names that a misspelled one may mean, those that are about as close as the closest.
+    """Return up to three valid names that a misspelled one may mean: the closest, and those about as close.
 
     Args:
-        word: What the user wrote.
-        known: The names that would have been right.
-        cutoff: Similarity from 0 to 1 that is needed.
+        word: Name as the user wrote it.
+        known: Valid names.
+        cutoff: Least similarity, from 0 to 1.
     """
     by_lower = {name.lower(): name for name in known}
     matches = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=cutoff)

@@ -1,4 +1,4 @@
-"""What a GPU gets of the data: all pictures at once where they fit, and copies that nobody waits for."""
+"""Transfers to and from a GPU that overlap with its work."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,36 +8,36 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-MAX_MEMORY_SHARE = 0.25  # of the free memory of a GPU, at most so much for the pictures of one source or split
+MAX_MEMORY_SHARE = 0.25  # share of a GPU's free memory for the images of one source or split
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device. The copy to a GPU is queued: neither the CPU nor what is under way there waits for it.
+    """Copy a tensor to a device. A copy to a GPU is queued: neither the CPU nor the work on the GPU waits for it.
 
     Args:
-        x: On the CPU, or there already.
-        device: Where to.
+        x: Tensor on the CPU, or on the device already.
+        device: Device to copy to.
     """
-    if device.type != "cuda":  # elsewhere a copy that nobody waits for may read what is no longer there
+    if device.type != "cuda":  # elsewhere, an asynchronous copy may read memory that is already freed
         return x.to(device)
     return (x.pin_memory() if x.device.type == "cpu" else x).to(device, non_blocking=True)
 
 
 def fits_in_memory(size: int, device: torch.device) -> bool:
-    """Whether pictures may stay on a device from the start: on a GPU with four times as much free memory.
+    """Return whether images may stay on a device from the start: on a GPU with four times as much free memory.
 
     Args:
-        size: Bytes.
-        device: Of the network.
+        size: Size of the images in bytes.
+        device: Device of the network.
     """
     return device.type == "cuda" and size <= MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The items; a thread makes the next one while one is used.
+    """Yield items, of which a thread makes the next one while one is used.
 
     Args:
-        items: Made by an iterator.
+        items: Iterator that makes the items.
     """
     end = object()
     with ThreadPoolExecutor(1) as thread:
@@ -48,10 +48,10 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
 
 
 def stream_to_cpu(computed: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Results on the CPU, each one late: while it is read, a GPU is at the next.
+    """Yield results on the CPU with a one-item lag, so that copies overlap with GPU work.
 
     Args:
-        computed: Pairs of what stays as it is and what comes from the device.
+        computed: Pairs of a tensor that is passed through and a tensor on the device.
     """
     before: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
     for which, there in computed:

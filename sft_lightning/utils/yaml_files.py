@@ -1,4 +1,4 @@
-"""YAML files, read strictly: what a parser would silently take otherwise than it is meant is one sentence."""
+"""YAML files, read strictly: what a parser would silently misread is an error of one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from sft_lightning.utils.errors import InputError
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, ten times as fast
 _STANDARD = "tag:yaml.org,2002:"
-_MERGE = _STANDARD + "merge"  # of the key <<, which a loader resolves before it looks at tags
+_MERGE = _STANDARD + "merge"  # tag of the key <<, which a loader resolves before it looks at tags
 _MOST = 10_000  # values that aliases may stand for
 
 
@@ -20,7 +20,7 @@ def read_yaml(path: str | Path) -> Any:
         path: Path of the file.
 
     Raises:
-        InputError: It cannot be read, repeats a key, or has a tag or aliases that blow it up.
+        InputError: The file cannot be read, repeats a key, has a tag, or has aliases that expand to too many values.
     """
     name, text = f"config {str(path)!r}: ", ""
     try:
@@ -33,7 +33,7 @@ def read_yaml(path: str | Path) -> Any:
         finally:
             loader.dispose()
     except OSError as error:
-        raise InputError(f"{name}it cannot be read ({error.strerror}): mend its permissions") from error
+        raise InputError(f"{name}it cannot be read ({error.strerror}): fix its permissions") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{name}it is not UTF-8 text ({error.reason}): save it as UTF-8") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -41,7 +41,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def check_text(text: str) -> None:
-    """Refuse repeated keys, tags and blown-up aliases in the text of a config; other faults are left to its parser.
+    """Refuse repeated keys, tags and aliases that expand too far in a config; other faults are left to its parser.
 
     Args:
         text: YAML; of a single line, which may be a value that is not YAML at all, only aliases are checked.
@@ -62,7 +62,7 @@ def check_text(text: str) -> None:
 
 
 def _explain(error: Exception, text: str) -> str:
-    """What is wrong with a YAML file, where, and the remedy."""
+    """Explain what is wrong with a YAML file and where, with the remedy."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
     place, line = "", ""
     if mark is not None:
@@ -81,7 +81,7 @@ def _explain(error: Exception, text: str) -> str:
 
 
 def _check(node: Any, name: str) -> None:
-    """Refuses what a loader would take otherwise than it is meant, before anything is made of it."""
+    """Refuse what a loader would misread, before anything is built from it."""
     _check_aliases(node, name)
     waiting, seen = [node] if node is not None else [], set[int]()
     while waiting:
@@ -99,15 +99,14 @@ def _check(node: Any, name: str) -> None:
                 known, here = (key.tag, key.value), key.start_mark.line + 1
                 if known in first:
                     raise InputError(
-                        f"{name}line {here} gives {key.value!r} again, which stands on line {first[known]} already: "
-                        "keep one of the two"
+                        f"{name}line {here} repeats {key.value!r} of line {first[known]}: keep one of the two"
                     )
                 first[known] = here
         waiting.extend(_children(one))
 
 
 def _check_aliases(node: Any, name: str) -> None:
-    """Counts the values that stand there when each alias is replaced by what it stands for."""
+    """Refuse aliases that contain themselves, or that expand to too many values."""
     sizes: dict[int, int] = {}
     open_: set[int] = set()
     waiting: list[tuple[Any, bool]] = [(node, False)] if node is not None else []
@@ -118,7 +117,7 @@ def _check_aliases(node: Any, name: str) -> None:
             open_.discard(id(one))
         elif id(one) in open_:
             raise InputError(
-                f"{name}an alias stands inside of what it stands for (line {one.start_mark.line + 1}): write it out"
+                f"{name}an alias is inside of its own value (line {one.start_mark.line + 1}): write it out"
             )
         elif id(one) not in sizes:
             open_.add(id(one))

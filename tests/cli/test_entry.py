@@ -37,7 +37,7 @@ EARLY = {
     "--version": "sft-lightning ",
     "lineage --help": "Folder of a run, or a file in it.",
     "lineage run": "model",
-    "fti": "'fti' is no command (did you mean 'fit'?)",
+    "fti": "'fti' is not a command (did you mean 'fit'?)",
     "fit": "no model or no data: add --config",
     "test": "test needs RUN: give sft-lightning test RUN [options]",
     "export": "export needs RUN: give sft-lightning export RUN [options]",
@@ -45,11 +45,11 @@ EARLY = {
     "fit --config rigt.yaml": "'rigt.yaml' does not exist (did you mean 'right.yaml'?): check the path",
     "fit -c=gone/b.yaml": "'gone/b.yaml' does not exist: check the path",
     "fit --config right.yaml --config torn.yaml": "config 'torn.yaml': a YAML file cannot be read (line 3)",
-    "test gone": "ckpt_path 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
-    "predict gone images/": "ckpt_path 'gone' is no checkpoint and no run with checkpoints/last.ckpt",
+    "test gone": "ckpt_path 'gone' is neither a checkpoint nor a run with checkpoints/last.ckpt: check the path",
+    "predict gone images/": "ckpt_path 'gone' is neither a checkpoint nor a run with checkpoints/last.ckpt",
     "fit --ckpt_path last --run_name gone": "ckpt_path is 'last', but no run in 'lightning_logs/gone' has a checkpoint",
-    "report gone": "run 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
-    "export --run=gone": "run 'gone' is no checkpoint and no run with checkpoints/last.ckpt: check the path",
+    "report gone": "run 'gone' is neither a checkpoint nor a run with checkpoints/last.ckpt: check the path",
+    "export --run=gone": "run 'gone' is neither a checkpoint nor a run with checkpoints/last.ckpt: check the path",
     "lineage gone": "run 'gone' is not the folder of a run (it has no fit.yaml)",
 }  # fmt: skip
 RIGHT = {"", "--help", "help", "--version", "lineage --help", "lineage run"}
@@ -95,7 +95,7 @@ def test_help_names_every_command_with_its_sentence(capsys: pytest.CaptureFixtur
 
 def test_misspelled_command_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tets"]) == 2
-    assert "'tets' is no command (did you mean 'test'?)" in capsys.readouterr().err
+    assert "'tets' is not a command (did you mean 'test'?)" in capsys.readouterr().err
 
 
 def test_module_and_command_are_the_same() -> None:
@@ -127,7 +127,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert all(f"--{option}" in shown for what, option in command.words.items() if what != "IMAGES")
     assert shown.count("usage:") == 1
     assert ("--run_name" in shown) == command.takes_fit
-    assert ("takes the settings of fit" in shown) == (command.takes_fit and name != "fit")
+    assert ("also takes the settings of fit" in shown) == (command.takes_fit and name != "fit")
 
 
 def test_the_sentence_stands_there_before_anything_heavy_is_imported(tmp_path: Path) -> None:

@@ -35,12 +35,12 @@ def checkout(workdir: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("tset x", "'tset' is no command (did you mean 'test'?)"),
+        ("tset x", "'tset' is not a command (did you mean 'test'?)"),
         ("--config configs/x.yaml fit", "'--config' stands before the command: give 'sft-lightning fit --config ...'"),
         ("fit configs/x.yaml", "'configs/x.yaml' stands alone: give it as --config configs/x.yaml"),
         ("fit -c a.yaml stray", "'stray' is one word too many: give sft-lightning fit [options], such as 'sft-light"),
         ("lineage a b", "'b' is one word too many: give sft-lightning lineage RUN [options]"),
-        ("test a --ckpt_path b", "test is told 'a' and --ckpt_path: give one of them"),
+        ("test a --ckpt_path b", "test is given both 'a' and --ckpt_path: give one of them"),
         ("export", "export needs RUN: give sft-lightning export RUN [options], such as 'sft-lightning export lightnin"),
         ("study", "study needs --name, --budgets, --seeds, --methods: give sft-lightning study [options]"),
         # options
@@ -114,7 +114,7 @@ def checkout(workdir: Path) -> Path:
         (f"{FIT}--model.init_args.regularizer L2PS", "class 'L2PS' is unknown (did you mean 'L2SP'"),
         (
             f"{FIT}--model.init_args.regularizer FixMatch",
-            "class 'FixMatch' is no regularizer: give BSS, DELTA, L2 or L2SP",
+            "class 'FixMatch' does not fit regularizer: give BSS, DELTA, L2 or L2SP",
         ),
         (f"{FIT}--trainer.callbacks EarlyStoping", "(did you mean 'lightning.pytorch.callbacks.EarlyStopping'?)"),
         (f"{SEMI}--model.init_args.strategy FixMach", "(did you mean 'FixMatch'"),

@@ -108,7 +108,7 @@ def test_a_run_comes_to_the_same(
         f"The same bit for bit: {VALUES} values of 6 metrics are the same; {TENSORS} tensors of the last iterate, "
         f"of step 8, are the same.\n  the run    {RUN}\n  once more  {again}\n"
     )
-    assert "not as it was" not in caplog.text
+    assert "changed since the run" not in caplog.text
     assert {**recorded(again), "command": FIT} == recorded()
     assert recorded(again)["threads"] == 2
     assert sorted(path.name for path in RUN.parent.iterdir()) == ["version_0", "version_1"]
@@ -130,13 +130,13 @@ def test_what_differs_first_is_told_with_the_circumstances(
     assert f"of {TENSORS} tensors of the last iterate differ, first " in shown
     patch = old["code"]["patch_sha256"]
     told = (
-        f"not as it was: seed (0 then, 1 now); data ({'0' * 12} then, {old['data_sha256'][:12]} now); "
+        f"changed since the run: seed (0 then, 1 now); data ({'0' * 12} then, {old['data_sha256'][:12]} now); "
         f"code (commit {old['code']['commit'][:12]} with changes {patch[:12]} then, "
         f"commit {git(here, 'rev-parse', 'HEAD')[:12]} now); numpy (0.1 then, {old['versions']['numpy']} now)."
     )
     assert told in shown
     assert f"Warning: {told}" in caplog.text
-    assert caplog.text.index("Warning: not as it was") < caplog.text.index("Finished at step 8")
+    assert caplog.text.index("Warning: changed since the run") < caplog.text.index("Finished at step 8")
     assert not (again / "uncommitted.patch").exists()
     assert recorded(again)["code"]["dirty"] is False
 
@@ -176,7 +176,7 @@ def test_one_value_or_one_bit_is_enough(here: Path) -> None:
     assert not compare_runs(zero, first._replace(weights={"a": torch.tensor(-0.0)}))[0]
     assert compare_runs(nan, nan)[0]
     (other / "checkpoints" / "last.ckpt").unlink()
-    assert compare_runs(first, read_outcome(other))[1].endswith("there is no last.ckpt to compare")
+    assert compare_runs(first, read_outcome(other))[1].endswith("last.ckpt does not exist and was not compared")
 
 
 def test_a_run_that_was_stopped(
@@ -200,7 +200,7 @@ def test_a_run_that_was_stopped(
     assert main(["repeat", str(run)]) == 1
     shown = capsys.readouterr().out
     assert "8 values of 6 metrics are the same; weights are not compared; the run ended at step 5, " in shown
-    assert "the repetition at step 8; all that is recorded of the circumstances is as it was." in shown
+    assert "the repetition at step 8; the recorded circumstances are the same." in shown
     assert main([*FIT, "--run_name=b", f"--ckpt_path={run}"]) == 0
     assert recorded(run)["command"] == [*FIT, "--run_name=b"]
     assert main(["repeat", str(run)]) == 0
@@ -218,7 +218,7 @@ def test_a_seed_that_was_drawn_is_kept(here: Path, caplog: pytest.LogCaptureFixt
     assert main(["repeat", str(run)]) == 0
     assert main([*FIT, "--run_name=d", "--seed_everything=false"]) == 0
     assert main(["repeat", "lightning_logs/d/version_0"]) == 1
-    assert "the run had no seed (seed_everything: false): it will not come to the same" in caplog.text
+    assert "the run had no seed (seed_everything: false), so the result will differ" in caplog.text
 
 
 def test_without_git_or_a_record(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ def test_two_processes_are_repeated_by_two(tmp_path: Path) -> None:
         (
             "metrics.csv",
             "step,metric\n1,a\n",
-            "metrics.csv' is damaged, so there is nothing to compare with: remove it",
+            "metrics.csv' is damaged, and cannot be compared: remove it",
         ),
         ("metrics.csv", "garbage\n1\n", "metrics.csv' is damaged"),
         ("checkpoints/last.ckpt", "garbage", "last.ckpt' is damaged"),

@@ -59,7 +59,7 @@ def test_another_optimizer_or_schedule_is_refused(
     assert main([*MORE, *words]) == 2
     told = capsys.readouterr().err
     assert f"model.{said}" in told
-    assert "goes on with the state of" in told
+    assert "resumes with the state of" in told
 
 
 def test_a_schedule_that_ends_before_the_training_is_refused(

@@ -324,7 +324,7 @@ def test_a_run_is_tested_and_predicts(workdir: Path) -> None:
             ["--model.init_args.adapter=LoRa"],
             "class 'LoRa' is unknown (did you mean 'LoRA'?): give its name, or package.module.Class",
         ),
-        (["--model.init_args.adapter=L2"], "class 'L2' is no adapter: give IA3 or LoRA"),
+        (["--model.init_args.adapter=L2"], "class 'L2' does not fit adapter: give IA3 or LoRA"),
         (
             [*LORA, "--model.init_args.adapter.init_args.rnk=3"],
             "LoRA has no option 'rnk' (did you mean 'rank'?)",

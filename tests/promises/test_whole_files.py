@@ -142,7 +142,7 @@ def test_a_damaged_last_checkpoint_is_left_out_and_named(workdir: Path, caplog: 
     for given in ("last", str(folder.parent)):
         caplog.clear()
         assert main(["test", "--config", FINE_TUNE, "--run_name=run", f"--ckpt_path={given}"]) == 0
-        assert f"Left out: {last}, which is not whole" in caplog.text
+        assert f"Skipped {last}, which is damaged" in caplog.text
     for path in folder.glob("best-*.ckpt"):
         path.unlink()
     assert main(["test", "--config", FINE_TUNE, "--run_name=run", "--ckpt_path=last"]) == 2

@@ -194,8 +194,8 @@ def test_averaged_weights_are_evaluated(workdir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("gone", "run 'gone' is no checkpoint and no run"),
-        ("empty", "run 'empty' is no checkpoint and no run"),
+        ("gone", "run 'gone' is neither a checkpoint nor a run"),
+        ("empty", "run 'empty' is neither a checkpoint nor a run"),
         ("moved", "run 'moved/checkpoints/last.ckpt' has no fit.yaml"),
         ("damaged", "weights 'damaged/checkpoints/last.ckpt' cannot be read"),
     ],

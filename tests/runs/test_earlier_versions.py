@@ -52,7 +52,7 @@ def test_a_part_is_a_start(kept: Path) -> None:
 def test_module_is_found_under_its_old_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, name, raising=False)  # the runs above import some, which warns only once
     new = importlib.import_module(MOVED[name])
-    with pytest.warns(DeprecationWarning, match=f"{name} is now {MOVED[name]}; the old name goes in 0.4"):
+    with pytest.warns(DeprecationWarning, match=f"{name} is now {MOVED[name]}; the old name will be removed in 0.4"):
         assert importlib.import_module(name) is new
     assert new.__name__ == MOVED[name]
     assert new.__spec__ is not None

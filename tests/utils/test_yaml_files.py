@@ -19,13 +19,13 @@ STRICT = [
     (BOMB, "its aliases (*NAME) stand for more than 10,000 values: write out"),
     (INLINE, "its aliases (*NAME) stand for more than 10,000 values: write out"),
     (MERGED, "its aliases (*NAME) stand for more than 10,000 values: write out"),
-    ("a:\n  - &a [1, *a]\n", "an alias stands inside of what it stands for (line 2): write it out"),
+    ("a:\n  - &a [1, *a]\n", "an alias is inside of its own value (line 2): write it out"),
     (
         "a: !!python/object/apply:os.system ['x']\n",
         "line 1 has the tag '!!python/object/apply:os.system', which is not",
     ),
     ("a: 1\nb: !mine 1\n", "line 2 has the tag '!mine', which is not allowed: write plain values"),
-    ("a: 1\nb: 2\na: 3\n", "line 3 gives 'a' again, which stands on line 1 already: keep one of the two"),
+    ("a: 1\nb: 2\na: 3\n", "line 3 repeats 'a' of line 1: keep one of the two"),
     ("a: {x: 1, x: 2}\n", "line 1 gives 'x' again"),
 ]
 FAULTY = [

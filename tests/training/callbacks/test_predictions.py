@@ -202,7 +202,7 @@ def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixtur
         ([RUN, "new", "--ckpt_path=b"], f"predict is told '{RUN}' and --ckpt_path: give one of them"),
         ([RUN, "new", "--data.init_args.predict_source", "x"], "told 'new' and --data.init_args.predict_source"),
         (["nowhere", "new"], "ckpt_path 'nowhere' is no checkpoint"),
-        (["new", "new"], "ckpt_path 'new' is no checkpoint and no run"),
+        (["new", "new"], "ckpt_path 'new' is neither a checkpoint nor a run"),
         (["alone.ckpt", "new"], "ckpt_path 'alone.ckpt' has no fit.yaml beside its checkpoints: add --config"),
     ],
 )
