@@ -105,8 +105,8 @@ def test_no_unlabeled_images_where_they_are_needed(workdir: Path, fit_error: Cal
         (["--data.init_args.strong_view=null"], "data.strong_view is null"),
         (["--model.init_args.lambda_ramp=cosine"], "model.lambda_ramp"),
         (["--model.init_args.strategy.class_path=FixMach"], "did you mean 'FixMatch'"),
-        (["--model.init_args.strategy.class_path=SupCon"], "class 'SupCon' is no strategy: give DST, UDA, AdaMatch, "),
-        (["--model.class_path=SupCon"], "class 'SupCon' is no model: give AutoencoderModule, Decoup"),
+        (["--model.init_args.strategy.class_path=SupCon"], "class 'SupCon' does not fit strategy: give DST, UDA, AdaMatch, "),
+        (["--model.class_path=SupCon"], "class 'SupCon' does not fit model: give AutoencoderModule, Decoup"),
         (["--model.init_args.strategy.init_args.treshold=0.9"], "FixMatch has no option 'treshold' (did you mean"),
         (["--model.init_args.strategy.init_args.threshold=95"], "threshold is 95.0: give a share from 0 to 1"),
         (["--model.init_args.bakbone=mlp"], "SemiSupervisedModule has no option 'bakbone' (did you mean 'backbone'"),
@@ -170,7 +170,7 @@ def test_unreadable_images(workdir: Path, fit_error: Callable[..., str], write_f
     for content, reason in (
         (b"", "it has zero bytes"),
         (bad.read_bytes()[:99], "cannot be read"),
-        (b"x" * 99, "no picture"),
+        (b"x" * 99, "not an image"),
     ):
         bad.write_bytes(content)
         said = fit_error("--data.init_args.source", "images", "--data.init_args.num_labels", "null")

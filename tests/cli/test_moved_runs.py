@@ -44,7 +44,7 @@ def test_a_run_that_is_called_elsewhere_names_where_it_was_started(
     for words in (["test", "copy"], ["predict", "copy"], ["report", "copy"], ["fit", "--ckpt_path=copy"]):
         assert main(words) == 2
         told = capsys.readouterr().err
-        assert "source 'set', which 'copy/fit.yaml' names, is not there" in told
+        assert "source 'set', which 'copy/fit.yaml' names, is missing" in told
         assert f"the run was started in {str(workdir)!r}" in told
         assert "--data.init_args.source" in told
     assert main(["test", str(copy), "--data.init_args.source=../set"]) == 0
@@ -92,7 +92,7 @@ def test_data_that_was_moved_is_named_with_its_setting(
         moved, option = shutil.move(path, "moved"), f"--data.init_args.{name}"
         said = f"{name} '{path}', which 'lightning_logs/{run}/version_0/fit.yaml' names, is"
         assert main(again) == 2
-        assert f"{said} not there: put it back, or give the place of its data by {option}\n" in capsys.readouterr().err
+        assert f"{said} missing: put it back, or give the place of its data by {option}\n" in capsys.readouterr().err
         if path != "table.csv":
             Path(path).mkdir()
             if name != "root":  # else the table's files are missing, which is named
@@ -114,5 +114,5 @@ def test_a_data_set_whose_root_was_moved_is_named(
     assert main([*FIT, *words]) == 0
     shutil.move("root", "moved")
     assert main(["fit", "--ckpt_path=last", "--run_name=run"]) == 2
-    assert "root 'root', which 'lightning_logs/run/version_0/fit.yaml' names, is not there" in capsys.readouterr().err
+    assert "root 'root', which 'lightning_logs/run/version_0/fit.yaml' names, is missing" in capsys.readouterr().err
     assert main(["test", str(RUN), "--data.init_args.root=moved"]) == 0

@@ -206,7 +206,7 @@ def test_a_run_that_was_stopped(
     assert main(["repeat", str(run)]) == 0
     assert "12 values of 5 metrics are the same; 11 tensors" in (told := capsys.readouterr().out)
     assert "averages over steps (train/, pseudo_labels/) are left out" in told
-    assert "it is repeated as one, from its start" in caplog.text
+    assert "it is repeated in one piece" in caplog.text
 
 
 def test_a_seed_that_was_drawn_is_kept(here: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -86,7 +86,7 @@ def test_a_run_that_is_still_trained_is_not_taken_over(
         assert f"Run {run} is still being trained: {name} takes last.ckpt of step 1, which is not" in caplog.text
         caplog.clear()
     assert main(["repeat", str(run)]) == 2
-    assert "is still being trained, so there is no result to compare with" in capsys.readouterr().err
+    assert "is still being trained and has no result to compare with" in capsys.readouterr().err
     assert main(FIT) == 0  # another version
     holder.kill()
     holder.communicate()

@@ -32,7 +32,7 @@ def test_pictures_are_copied_once_for_all_splits(monkeypatch: pytest.MonkeyPatch
     elsewhere = torch.device("meta")
     own = TensorStorage(torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2))
     assert own.on(elsewhere) is own.data  # which do not fit
-    monkeypatch.setattr(images, "fits", lambda size, where: size == 12)
+    monkeypatch.setattr(images, "fits_in_memory", lambda size, where: size == 12)
     there = own.on(elsewhere)
     assert there.device == elsewhere
     assert there is own.on(elsewhere)
@@ -100,7 +100,7 @@ def test_batches_of_pictures_that_are_kept_are_the_same(
     for kept in (False, True):
         asked: list[int] = []
         for where in (images, loaders):
-            monkeypatch.setattr(where, "fits", lambda size, to, kept=kept, asked=asked: [kept, asked.append(size)][0])
+            monkeypatch.setattr(where, "fits_in_memory", lambda size, to, kept=kept, asked=asked: [kept, asked.append(size)][0])
         data = ImageDataModule(source, batch_size=5, num_workers=0, **settings)
         found.append(batches(data))
         assert asked
@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_read_is_told_batch_by_batch(
     folder = write_folder(workdir / "pictures", {"train": 8, "val": 3, "test": 1})
     bad = sorted((folder / "train" / "class_0").iterdir())[0]
     break_middle(bad)
-    monkeypatch.setattr(loaders, "fits", lambda size, to: True)
+    monkeypatch.setattr(loaders, "fits_in_memory", lambda size, to: True)
     settings: dict[str, Any] = {"image_size": 28, "channels": 1, "num_workers": 0, "on_bad_image": "skip"}
     data = ImageDataModule(str(folder), batch_size=5, cache="cache", **settings)
     found = batches(data)

@@ -26,7 +26,7 @@ STRICT = [
     ),
     ("a: 1\nb: !mine 1\n", "line 2 has the tag '!mine', which is not allowed: write plain values"),
     ("a: 1\nb: 2\na: 3\n", "line 3 repeats 'a' of line 1: keep one of the two"),
-    ("a: {x: 1, x: 2}\n", "line 1 gives 'x' again"),
+    ("a: {x: 1, x: 2}\n", "line 1 repeats 'x'"),
 ]
 FAULTY = [
     *STRICT,
@@ -86,8 +86,8 @@ def test_encoding_and_permissions_are_told(tmp_path: Path) -> None:
         ({"a.yaml": BOMB}, ["fit", "--config", "a.yaml"], "config 'a.yaml': its aliases"),
         ({"a.yaml": BOMB}, ["fit", "--config=a.yaml"], "config 'a.yaml': its aliases"),
         ({"a.yaml": "model: i/b.yaml\n", "i/b.yaml": "a: 1\na: 2\n"}, ["fit", "--config", "a.yaml"], "'i/b.yaml': l"),
-        ({"b.yaml": "a: 1\na: 2\n"}, ["fit", "--model", "b.yaml"], "config 'b.yaml': line 2 gives 'a' again"),
-        ({"b.yaml": "a: 1\na: 2\n"}, ["study", "--config", "b.yaml"], "config 'b.yaml': line 2 gives 'a' again"),
+        ({"b.yaml": "a: 1\na: 2\n"}, ["fit", "--model", "b.yaml"], "config 'b.yaml': line 2 repeats 'a'"),
+        ({"b.yaml": "a: 1\na: 2\n"}, ["study", "--config", "b.yaml"], "config 'b.yaml': line 2 repeats 'a'"),
         ({"a.yaml": "x: [{config: [b.yaml]}]\n", "b.yaml": BOMB}, ["study", "--config=a.yaml"], "'b.yaml': its"),
         (
             {"r/fit.yaml": "a: !!python/name:x.y ''\n", "r/checkpoints/last.ckpt": "x"},
