@@ -80,9 +80,7 @@ def repeat(run: str) -> str:
     """
     folder = find_run_folder(run)
     if is_training(folder):
-        raise InputError(
-            f"run {run!r} is still being trained, so it has no result to compare with yet: wait for its end"
-        )
+        raise InputError(f"run {run!r} is still being trained and has no result to compare with: wait for its end")
     then, first = RunRecord(folder).provenance, read_outcome(folder)
     if then.get("seed") is False:
         rank_zero_info("Warning: the run had no seed (seed_everything: false), so the result will differ.")

@@ -12,7 +12,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.data import loaders
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.storage import TensorStorage
-from sft_lightning.data.vision import images
+from sft_lightning.data.vision import storage
 from sft_lightning.utils import transfer
 from tests.data.conftest import break_middle
 from tests.paradigms.helpers import classifier, trainer
@@ -32,7 +32,7 @@ def test_pictures_are_copied_once_for_all_splits(monkeypatch: pytest.MonkeyPatch
     elsewhere = torch.device("meta")
     own = TensorStorage(torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2))
     assert own.on(elsewhere) is own.data  # which do not fit
-    monkeypatch.setattr(images, "fits_in_memory", lambda size, where: size == 12)
+    monkeypatch.setattr(storage, "fits_in_memory", lambda size, where: size == 12)
     there = own.on(elsewhere)
     assert there.device == elsewhere
     assert there is own.on(elsewhere)
@@ -99,8 +99,10 @@ def test_batches_of_pictures_that_are_kept_are_the_same(
     found = []
     for kept in (False, True):
         asked: list[int] = []
-        for where in (images, loaders):
-            monkeypatch.setattr(where, "fits_in_memory", lambda size, to, kept=kept, asked=asked: [kept, asked.append(size)][0])
+        for where in (storage, loaders):
+            monkeypatch.setattr(
+                where, "fits_in_memory", lambda size, to, kept=kept, asked=asked: [kept, asked.append(size)][0]
+            )
         data = ImageDataModule(source, batch_size=5, num_workers=0, **settings)
         found.append(batches(data))
         assert asked
