@@ -1,4 +1,4 @@
-"""Draws test accuracy against the number of labels, for every strategy: the picture at the top of the README.
+"""Draw test accuracy against the number of labels, for every strategy: the figure at the top of the README.
 
     python scripts/bench/plot_label_budget.py [--result scripts/bench/results/label_budget.json] [--out docs/images]
 
@@ -40,7 +40,7 @@ LOW, HIGH, TICKS = 0.5, 0.82, (0.5, 0.6, 0.7, 0.8)
 
 
 class Theme(NamedTuple):
-    """Colors of one version of the picture.
+    """Colors of one version of the figure.
 
     Attributes:
         text: Names and headings.
