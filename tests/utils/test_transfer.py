@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from sft_lightning import ImageDataModule
-from sft_lightning.data import loaders
+from sft_lightning.data import loaders, storage
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.storage import TensorStorage
-from sft_lightning.data.vision import storage
 from sft_lightning.utils import transfer
 from tests.data.conftest import break_middle
 from tests.paradigms.helpers import classifier, trainer
