@@ -45,9 +45,9 @@ def timed_saves(seconds: list[float]) -> Iterator[None]:
     """
     own, save = RunCheckpoint._save_if_due, RunCheckpoint.save_last_iterate
 
-    def timed(self: RunCheckpoint, trainer: Trainer, place: EpochPosition = "inside") -> None:
+    def timed(self: RunCheckpoint, trainer: Trainer, position: EpochPosition = "inside") -> None:
         start = time.perf_counter()
-        save(self, trainer, place)
+        save(self, trainer, position)
         seconds.append(time.perf_counter() - start)
 
     def within(self: RunCheckpoint, *args: Any) -> None:

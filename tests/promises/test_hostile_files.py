@@ -262,7 +262,7 @@ def test_a_checkpoint_removes_no_file_but_those_beside_it(
     value = {away: worst} if name == "best_k_models" else away
     again = {**state, name: value, "kth_value": worst, "best_model_score": worst}
     torch.save({**content, "callbacks": {**content["callbacks"], "RunCheckpoint": again}}, bad)
-    assert "lies elsewhere" in refused(cli_error, READERS["resumed"](str(bad)), bad)
+    assert "is elsewhere" in refused(cli_error, READERS["resumed"](str(bad)), bad)
     assert victim.read_text() == "years of work"
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints from which a run goes on as if nothing had happened.
+"""Checkpoints for exact resumption.
 
-Lightning 2.6 stages a checkpoint in the temporary folder and moves it without a flush (pl#21253), keeps no state of the
-random number generators, and writes its own `last.ckpt` only together with a new best.
+Lightning 2.6 stages a checkpoint in the temporary folder and moves it without a flush (pl#21253), saves no state of
+random number generators, and writes `last.ckpt` only together with a new best checkpoint.
 """
 
 import random
@@ -26,45 +26,45 @@ EpochPosition = Literal["inside", "end"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, and reads them without running anything."""
+    """Checkpoint I/O that writes atomically and reads without running code."""
 
     @classmethod
     def install(cls, trainer: Trainer) -> None:
-        """Takes the place of Lightning's, but of no other.
+        """Replace Lightning's own checkpoint I/O, but no other.
 
         Args:
-            trainer: Before its training.
+            trainer: Trainer before its training.
         """
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = cls()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes one.
+        """Write a checkpoint atomically.
 
         Args:
-            checkpoint: What Lightning made.
-            path: Where to.
-            storage_options: Lightning's own way is taken where there are some, or the path is that of a service.
+            checkpoint: Checkpoint from Lightning.
+            path: Path of the file, or URL of a storage service, which Lightning writes to.
+            storage_options: Options that only Lightning's own I/O supports.
         """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        # To a Python file: torch's own writing says "unexpected pos" of a full disk.
+        # Through a Python file: torch's own writer reports a full disk as "unexpected pos".
         with open_atomic(Path(path)) as staged, staged.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads one, of which nothing is run.
+        """Read a checkpoint without running code from it.
 
         Args:
-            path: Of the file.
-            map_location: As torch has it.
-            weights_only: Always true here.
+            path: Path of the file.
+            map_location: Device mapping of `torch.load`.
+            weights_only: Ignored; always true.
 
         Raises:
-            InputError: It is no checkpoint of a training.
+            InputError: The file is not a checkpoint of a training.
         """
         checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
         check_content(checkpoint, path)
@@ -72,18 +72,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def get_random_state() -> dict[str, Any]:
-    """Where the global random number generators stand, of types that are loaded safely."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state()  # that of whoever uses it
+    """Return the state of the global random number generators, of types that load safely."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # user code may rely on it
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.array(keys, dtype=np.int64)), place, has_gauss, gauss),
+        "numpy": (kind, torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts them there.
+    """Restore the state of the global random number generators.
 
     Args:
         state: From `get_random_state`.
@@ -98,13 +98,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 class RunCheckpoint(SignalListener, ModelCheckpoint):
-    """`last.ckpt`, the last iterate, and `best-*.ckpt` by the paradigm's validation metric where there is one."""
+    """Saves the last iterate as `last.ckpt`, and `best-*.ckpt` by the validation metric of the paradigm, if any."""
 
-    SHARE = 0.02  # of the time that may go into saving the last iterate on the way
-    EVERY = 50  # steps after which this is asked; all processes must agree, which costs them a message
+    SHARE = 0.02  # of the time that saving the last iterate may take
+    EVERY = 50  # steps between checks whether to save, since all processes must agree, which costs a message
 
     def __init__(self) -> None:
-        """Keeps one best and the last."""
+        """Configure one best and one last checkpoint."""
         super().__init__(save_top_k=0, auto_insert_metric_name=False, enable_version_counter=False)
         self._saved: tuple[int, EpochPosition] = -1, "end"
         self._saved_at, self._seconds = 0.0, 0.0
@@ -113,11 +113,11 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """A constant: Lightning asks in each hook of each step, and would build a text of all settings."""
+        """Constant key, which Lightning reads in each hook of each step; its default builds a text of all settings."""
         return type(self).__name__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds out what to monitor."""
+        """Choose the metric to monitor."""
         monitor: tuple[str, str] | None = getattr(pl_module, "monitor", None)
         splits = known_splits(trainer)
         if monitor and len(splits.get("val", ())) and trainer.limit_val_batches:
@@ -128,7 +128,7 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the random number generators of all processes."""
+        """Return the state with the random number generators of all processes."""
         own = get_random_state()
         every = [own]
         if distributed.is_available() and distributed.is_initialized():
@@ -137,22 +137,22 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
         return {**super().state_dict(), "random": every}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuses one that names files elsewhere."""
+        """Refuse a checkpoint that names files outside of its run."""
         check_paths(checkpoint["callbacks"].get(self.state_key, {}), self.dirpath, trainer.ckpt_path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps them until the first step."""
+        """Load the state, and keep the random number generators until the first step."""
         self._random = state_dict.pop("random", [])
         super().load_state_dict(self._move(state_dict))
 
     def _move(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Let a run whose folder was moved, or is called from elsewhere, keep its best checkpoint and the score."""
+        """Keep the best checkpoint and its score when the folder of a run was moved."""
         if self.dirpath is None or state.get("dirpath") in (None, self.dirpath):
             return state
         best = state.get("best_k_models") or {}
         here = {name: str(Path(self.dirpath) / Path(name).name) for name in best}
         kept = {here[name]: score for name, score in best.items() if Path(here[name]).is_file()}
-        if len(kept) < max(1, len(here)):  # it was not moved with the others, so the next one is the best
+        if len(kept) < max(1, len(here)):  # the best file is missing, so the next one counts as the best
             return {**state, "best_model_path": ""}
         paths = {
             f"{kind}_model_path": str(Path(self.dirpath) / Path(name).name) if name else ""
@@ -162,7 +162,7 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
         return {**state, **paths, "best_k_models": kept, "dirpath": self.dirpath}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on with the random numbers of the checkpoint, unless it is of another number of processes."""
+        """Restore the random numbers of a checkpoint that has the same number of processes."""
         super().on_train_start(trainer, pl_module)
         if len(self._random) == trainer.world_size:
             set_random_state(self._random[trainer.global_rank])
@@ -172,10 +172,10 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves the last iterate inside an epoch, after an optimizer step."""
+        """Save the last iterate inside an epoch, after an optimizer step."""
         step = trainer.global_step
         stepped, self._step = step != self._step, step
-        if not stepped or trainer.is_last_batch:  # the end of the epoch will see to it
+        if not stepped or trainer.is_last_batch:  # the end of the epoch saves it
             return
         if number := self._signals.agree():
             self.save_last_iterate(trainer)
@@ -184,7 +184,7 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
             self._save_if_due(trainer, "inside")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last iterate, unless epochs are so short that saving would take a noticeable share of the time."""
+        """Save the last iterate, unless saving takes too large a share of the time."""
         super().on_train_epoch_end(trainer, pl_module)
         if number := self._signals.agree():
             self.save_last_iterate(trainer, "end")
@@ -192,28 +192,28 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
         self._save_if_due(trainer, "end")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last iterate, also where the end of the epoch has: what averages weights changes them only now."""
+        """Save the last iterate again, since weight averaging may have changed the weights after the last epoch."""
         self._saved = -1, "end"
         self.save_last_iterate(trainer, "end")
 
-    def _save_if_due(self, trainer: Trainer, place: EpochPosition) -> None:
+    def _save_if_due(self, trainer: Trainer, position: EpochPosition) -> None:
         due = self.SHARE * (time.monotonic() - self._saved_at) >= self._seconds
         if trainer.strategy.broadcast(due):
-            self.save_last_iterate(trainer, place)
+            self.save_last_iterate(trainer, position)
 
-    def save_last_iterate(self, trainer: Trainer, place: EpochPosition = "inside") -> None:
-        """Writes `last.ckpt`, unless it is of this step and place.
+    def save_last_iterate(self, trainer: Trainer, position: EpochPosition = "inside") -> None:
+        """Write `last.ckpt`, unless it exists for this step and position.
 
         Args:
-            trainer: In training; all processes must come here.
-            place: Of the epoch: `inside`, or `end`, when it has been validated.
+            trainer: Trainer in training; all processes must call this.
+            position: Position in the epoch: `inside`, or `end` after its validation.
         """
-        if (trainer.global_step, place) == self._saved or getattr(trainer, "fast_dev_run", False):
+        if (trainer.global_step, position) == self._saved or getattr(trainer, "fast_dev_run", False):
             return
         start = time.monotonic()
         assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
-        self._saved = trainer.global_step, place
+        self._saved = trainer.global_step, position
         self._save_checkpoint(trainer, self.last_model_path)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - start

@@ -1,4 +1,4 @@
-"""What goes on from a checkpoint: nothing in it is run, no file beside it is touched, and what does not fit is told."""
+"""Checks before a run continues from a checkpoint: no code runs, no foreign file is touched, errors are explained."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,61 +12,61 @@ from lightning.pytorch import Trainer
 from sft_lightning.training.lightning_patches import wrap_restoring
 from sft_lightning.utils.errors import InputError, find_input_error
 
-# What Lightning looks up without asking; of a run of ours all of it is there.
-_KEPT: dict[str, type | tuple[type, ...]] = {
+# Entries that Lightning reads unconditionally.
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
     "epoch": int, "global_step": int, "pytorch-lightning_version": str, "state_dict": Mapping, "loops": Mapping,
     "callbacks": Mapping, "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
 
 
 def check_content(checkpoint: Any, path: str | Path) -> None:
-    """Makes sure that a checkpoint has what Lightning takes from it.
+    """Check that a checkpoint has the entries that Lightning needs.
 
     Args:
-        checkpoint: As it was read.
-        path: Named in the error.
+        checkpoint: Content of the file.
+        path: Path of the checkpoint for the error.
 
     Raises:
-        InputError: Something is missing, or of another type.
+        InputError: An entry is missing or has another type.
     """
-    wrong = [name for name, kind in _KEPT.items() if not isinstance(checkpoint.get(name), kind)]
+    wrong = [name for name, kind in _REQUIRED.items() if not isinstance(checkpoint.get(name), kind)]
     if wrong:
         raise InputError(
-            f"ckpt_path {str(path)!r} is no checkpoint of a training (without {', '.join(wrong)}, as it must be): give "
+            f"ckpt_path {str(path)!r} is not a checkpoint of a training (missing or damaged: {', '.join(wrong)}): give "
             "one that `fit` wrote, or start from it by weights"
         )
 
 
 def check_paths(state: Mapping[str, Any], folder: str | Path | None, path: Any) -> None:
-    """Makes sure that a checkpoint names no files but those beside it: the former best one is removed by its name.
+    """Check that a checkpoint names only files beside it, since the former best one is deleted by its name.
 
-    Lightning 2.6 only asks whether the name begins with the folder's, which `FOLDER/../../thesis.txt` does.
+    Lightning 2.6 only checks whether the name starts with the folder's, as `FOLDER/../../thesis.txt` does.
 
     Args:
-        state: Of `ModelCheckpoint`.
-        folder: Where it writes.
-        path: Of the checkpoint, named in the error.
+        state: State of `ModelCheckpoint`.
+        folder: Folder of the run's checkpoints.
+        path: Path of the checkpoint for the error.
 
     Raises:
-        InputError: It names another one.
+        InputError: The checkpoint names a file outside of the folder.
     """
     own = None if folder is None else os.path.normpath(folder)
     best = state.get("best_k_models") or {}
     for name in [*best, *(state.get(f"{kind}_model_path") or "" for kind in ("best", "kth_best", "last"))]:
-        # A run whose folder was moved names files that are gone, of which Lightning removes none.
+        # A moved run names files that do not exist any more; Lightning deletes none of them.
         inside = own is not None and isinstance(name, str) and name.startswith(os.path.join(own, ""))
         if not isinstance(name, str) or (inside and os.path.dirname(os.path.normpath(name)) != own):
             raise InputError(
-                f"ckpt_path {str(path)!r} names {name!r} as a checkpoint of its run, which lies elsewhere: it is none "
-                "that `fit` wrote; start anew"
+                f"ckpt_path {str(path)!r} names {name!r} as a checkpoint of its run, which is elsewhere: it was not "
+                "written by `fit`; start anew"
             )
 
 
 def install(trainer: Trainer) -> None:
-    """Makes Lightning tell in a sentence what of a checkpoint does not fit, whatever it stumbles over.
+    """Replace any error in restoring a checkpoint by a sentence that says what does not fit.
 
     Args:
-        trainer: Before it runs.
+        trainer: Trainer before it runs.
     """
     wrap_restoring(trainer, partial(_explain_errors, trainer))
 

@@ -1,4 +1,4 @@
-"""Metrics as a CSV beside TensorBoard's files: step, metric, value; a resumed run goes on where it stopped."""
+"""Metrics as a CSV file beside TensorBoard's: step, metric, value."""
 
 import csv
 from collections.abc import Mapping
@@ -16,37 +16,37 @@ Curves = dict[str, list[tuple[int, float]]]
 
 
 class MetricsCSV(Logger):
-    """Appends, unlike Lightning's own, which deletes what an earlier part of the run has written."""
+    """Logger that appends to `metrics.csv`; Lightning's own deletes the metrics of the run before it was resumed."""
 
     FILE = "metrics.csv"
 
     def __init__(self, folder: str, apart: bool = False) -> None:
-        """Writes nothing yet.
+        """Store the settings; the first metrics create the file.
 
         Args:
-            folder: Of the run.
-            apart: Whether validation metrics are to stand apart from those of the training (the command `validate`).
+            folder: Folder of the run.
+            apart: Whether to log validation metrics separately from those of the training (command `validate`).
         """
         super().__init__()
         self.folder, self._apart = Path(folder), apart
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """Name of the run."""
         return self.folder.parent.name
 
     @property
     def version(self) -> str:
-        """Of the run."""
+        """Version of the run."""
         return self.folder.name
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a line for each metric.
+        """Append a row for each metric.
 
         Args:
-            metrics: By name.
-            step: Optimizer step.
+            metrics: Values by name.
+            step: Number of the optimizer step.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / self.FILE
@@ -59,10 +59,10 @@ class MetricsCSV(Logger):
             rows.writerows([step, name, value] for name, value in named.items() if name != "epoch")
 
     def drop_after(self, step: int) -> None:
-        """Leaves out what was logged after a checkpoint: a run that goes on from there logs it again.
+        """Drop the rows from a step on, which a run that resumes there logs again.
 
         Args:
-            step: Of the checkpoint; the log counts steps from 0.
+            step: Step of the checkpoint; the log counts steps from 0.
 
         Raises:
             InputError: The file is damaged.
@@ -79,20 +79,23 @@ class MetricsCSV(Logger):
             write_text(path, "".join([head, *kept]))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's folder has its config."""
+        """Do nothing: the folder of the run has its config."""
 
 
 def read_curves(folder: Path) -> Curves | None:
-    """Steps and values by metric; None where `metrics.csv` is missing, or no such file.
+    """Read steps and values by metric.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
+
+    Returns:
+        Curves by name of the metric, or None if `metrics.csv` is missing or invalid.
     """
-    found: Curves = {}
+    curves: Curves = {}
     try:
         with (folder / MetricsCSV.FILE).open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                found.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
+                curves.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
         return None
-    return found
+    return curves

@@ -1,4 +1,4 @@
-"""Loggers beside TensorBoard that keep runs of their own: a resumed or tested run goes on in the one it has there."""
+"""Runs of external loggers (MLflow, W&B), which a resumed or tested run continues."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +11,16 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.json_files import read_json
 
 LOGGERS = "loggers.json"
-# By class: the argument that names a run to go on with.
+# Constructor argument that names the run to continue, by class.
 _ID = {"MLFlowLogger": "run_id", "WandbLogger": "id"}
 
 
 def record_external_runs(loggers: Sequence[Logger], folder: Path) -> None:
-    """Notes in the run's folder what the run is called elsewhere.
+    """Record the ids of external runs in the run's folder.
 
     Args:
-        loggers: Of the trainer, started.
-        folder: Of the run.
+        loggers: Started loggers of the trainer.
+        folder: Folder of the run.
     """
     names = {type(logger).__name__: str(logger.version) for logger in loggers if type(logger).__name__ in _ID}
     if names:
@@ -28,30 +28,30 @@ def record_external_runs(loggers: Sequence[Logger], folder: Path) -> None:
 
 
 def read_external_runs(folder: Path) -> dict[str, str]:
-    """What a run is called elsewhere, by the class of the logger.
+    """Read the ids of external runs by the class of the logger.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
 
     Raises:
         InputError: `loggers.json` is damaged.
     """
     path = folder / LOGGERS
     try:
-        found: dict[str, str] = read_json(path, "remove it to begin new ones") if path.is_file() else {}
+        found: dict[str, str] = read_json(path, "remove it to start new runs there") if path.is_file() else {}
         if not all(isinstance(name, str) for name in found.values()):
-            raise ValueError("a name is no text")
+            raise ValueError("an id is not a string")
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to begin new ones") from error
+        raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to start new runs there") from error
     return found
 
 
 def resume_external_runs(config: Any, folder: Path | None) -> None:
-    """Makes the loggers of a config go on with the runs of a folder.
+    """Make the loggers of a config continue the external runs of a folder.
 
     Args:
-        config: `trainer.logger` as parsed: a class, a list of them, or none.
-        folder: Of the run, or None.
+        config: Parsed `trainer.logger`: a class, a list of classes, or none.
+        folder: Folder of the run, or None.
     """
     names = {} if folder is None else read_external_runs(folder)
     for one in config if isinstance(config, list) else [config]:

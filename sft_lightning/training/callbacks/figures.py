@@ -1,4 +1,4 @@
-"""An evaluation in TensorBoard: pictures, precision-recall curves, and examples in the projector."""
+"""Evaluations in TensorBoard: images, precision-recall curves, and examples in the projector."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,19 +19,19 @@ from sft_lightning.training.lightning_patches import get_logged_step
 
 
 class TensorBoardFigures(Callback):
-    """Writes what a paradigm's `figures(stage)` gives after each validation and test.
+    """Writes the figures of a paradigm after each validation and test.
 
-    What takes longer, precision-recall curves and the projector's examples, comes once, at the end of a training, of
-    the command `validate` and (the curves) of `test`: the curves from what the last evaluation has counted, the
-    examples from a look at some hundred pictures.
+    Precision-recall curves and the examples of the projector take longer, so they are written once, at the end of a
+    training, of `validate` and (the curves) of `test`. The curves use the counts of the last evaluation, the examples
+    some hundred images.
     """
 
     def __init__(self) -> None:
-        """Nothing has been evaluated yet."""
+        """Start without an evaluation."""
         self._validated: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the pictures of a validation."""
+        """Write the images of a validation."""
         if trainer.sanity_checking:
             return
         self._validated = get_logged_step(trainer)
@@ -40,12 +40,12 @@ class TensorBoardFigures(Callback):
             self._write_once(trainer, pl_module, "val")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is written once, of the last validation; later hooks find the network off its device."""
+        """Write curves and examples of the last validation; later hooks find the network moved off its device."""
         if self._validated is not None:
             self._write_once(trainer, pl_module, "val", self._validated)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the pictures and curves of the test."""
+        """Write the images and curves of the test."""
         self._write(trainer, pl_module, "test")
         self._write_once(trainer, pl_module, "test")
 
@@ -53,13 +53,13 @@ class TensorBoardFigures(Callback):
         figures: Callable[[str], dict[str, Tensor]] | None = getattr(module, "figures", None)
         writers = _writers(trainer)
         for name, value in figures(stage).items() if figures is not None and writers else ():
-            picture = (
+            image = (
                 draw_confusion_matrix(value, getattr(module, "class_names", None))
                 if value.ndim == 2
                 else draw_image_rows(value)
             )
             for writer in writers:
-                writer.add_image(f"{_named(trainer, stage)}/{name}", picture, get_logged_step(trainer))
+                writer.add_image(f"{_named(trainer, stage)}/{name}", image, get_logged_step(trainer))
 
     def _write_once(self, trainer: Trainer, module: LightningModule, stage: str, step: int | None = None) -> None:
         at = get_logged_step(trainer) if step is None else step
@@ -76,7 +76,7 @@ class TensorBoardFigures(Callback):
 
 
 def _writers(trainer: Trainer) -> list[SummaryWriter]:
-    """Those of TensorBoard, on the first process."""
+    """Return the writers of TensorBoard; none except on the first process."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return [logger.experiment for logger in loggers] if trainer.is_global_zero else []
 
@@ -85,33 +85,33 @@ def _named(trainer: Trainer, stage: str) -> str:
     return VALIDATE if trainer.state.fn == TrainerFn.VALIDATING else stage
 
 
-def draw_image_rows(pictures: Tensor) -> Tensor:
-    """Draws rows of pictures.
+def draw_image_rows(images: Tensor) -> Tensor:
+    """Draw rows of images.
 
     Args:
-        pictures: (R, N, C, H, W) in [0, 1].
+        images: Rows of images in [0, 1], (R, N, C, H, W).
 
     Returns:
-        uint8, (3, height, width).
+        Image, uint8, (3, height, width).
     """
     from torchvision.utils import make_grid
 
-    flat = pictures.detach().float().clamp(0, 1).cpu().flatten(0, 1)
-    zoom = max(1, 56 // flat.shape[-1])  # small pictures are shown larger
+    flat = images.detach().float().clamp(0, 1).cpu().flatten(0, 1)
+    zoom = max(1, 56 // flat.shape[-1])  # small images are enlarged
     flat = flat.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    grid: Tensor = make_grid(flat, nrow=pictures.shape[1], padding=2, pad_value=0.5)
+    grid: Tensor = make_grid(flat, nrow=images.shape[1], padding=2, pad_value=0.5)
     return (grid * 255).round().to(torch.uint8)
 
 
 def draw_confusion_matrix(counts: Tensor, names: Sequence[str] | None = None) -> Tensor:
-    """Draws a confusion matrix: rows are true classes, columns predictions, darker means a larger share of the row.
+    """Draw a confusion matrix: rows are true classes, columns predictions, darker cells larger shares of a row.
 
     Args:
-        counts: (K, K) whole numbers.
-        names: Of the classes.
+        counts: Number of examples, integers, (K, K).
+        names: Names of the classes; None for their numbers.
 
     Returns:
-        uint8, (3, height, width).
+        Image, uint8, (3, height, width).
     """
     classes = len(counts)
     share = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()

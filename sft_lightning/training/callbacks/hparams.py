@@ -1,4 +1,4 @@
-"""The settings of a run for its loggers; in TensorBoard as a row of the HPARAMS tab, beside what they led to."""
+"""Hyperparameters of a run for its loggers; in TensorBoard a row of the HPARAMS tab with the resulting metrics."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from sft_lightning.training.callbacks.external_loggers import read_external_runs
 from sft_lightning.training.lightning_patches import get_event_writer
 
 Settings = dict[str, int | float | str]
-# Taken from the data when the model is made, so the config does not hold their values.
+# Linked from the data when the model is built, so the config does not have their values.
 _LINKED = ("class_path", "init_args", "class_names", "num_classes", "image_shape")
-# TensorBoard takes the columns of all runs from one of them, whichever it finds first, and shows the first five
-# settings and metrics at once. So every run names the same first ones, those too that it does not have.
+# TensorBoard takes the columns of all runs from whichever run it finds first, and shows the first five settings and
+# metrics. So every run names the same first ones, including those that it lacks.
 _FIRST = ("model", "model.backbone", "model.strategy", "model.optimizer.lr", "data.num_labels")
 _MAY_LACK = ("model.backbone", "model.strategy", "model.feature_loss", "model.regularizer", "model.weights")
 _METRICS = (
@@ -25,10 +25,10 @@ _METRICS = (
 
 
 def flatten_settings(config: Any) -> Settings:
-    """What distinguishes one run from another, flat.
+    """Flatten the settings that distinguish one run from another.
 
     Args:
-        config: The command's parsed config.
+        config: Parsed config of the command.
     """
     found: Settings = {}
 
@@ -43,46 +43,46 @@ def flatten_settings(config: Any) -> Settings:
         elif value is not None:
             found[prefix] = value if isinstance(value, (int, float, str)) else str(value)
 
-    whole = config.as_dict()
+    everything = config.as_dict()
     for name in ("model", "data", "seed_everything"):
-        walk(name, whole.get(name))
+        walk(name, everything.get(name))
     for name in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val"):
-        walk(f"trainer.{name}", whole.get("trainer", {}).get(name))
+        walk(f"trainer.{name}", everything.get("trainer", {}).get(name))
     return found
 
 
-def log_settings(loggers: Sequence[Logger], found: Settings, folder: Path) -> None:
-    """Gives the settings to all loggers, when a training starts.
+def log_settings(loggers: Sequence[Logger], values: Settings, folder: Path) -> None:
+    """Log the settings with all loggers when a training starts.
 
-    TensorBoard's metrics are those that are logged anyway, by their last value: `test` in the same folder fills its own
-    columns of the row, without a second one.
+    TensorBoard shows the last values of metrics that are logged anyway, so `test` in the same folder fills its columns
+    of the same row.
 
     Args:
-        loggers: Of the trainer.
-        found: From `flatten_settings`.
-        folder: Of the run, which other loggers are told.
+        loggers: Loggers of the trainer.
+        values: Settings from `flatten_settings`.
+        folder: Folder of the run, which external loggers record, too.
     """
     started = read_external_runs(folder)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.hparams.update(found)  # hparams.yaml
-            every = {**dict.fromkeys(_MAY_LACK, ""), **found}
+            logger.hparams.update(values)  # hparams.yaml
+            every = {**dict.fromkeys(_MAY_LACK, ""), **values}
             columns, row, _ = hparams(every, dict.fromkeys(_METRICS, 0.0))
             plugin = columns.value[0].metadata.plugin_data
-            told = HParamsPluginData.FromString(plugin.content)
-            for info in told.experiment.hparam_infos:
-                info.differs = info.name in _FIRST  # those that do are shown first
-            plugin.content = told.SerializeToString()
+            content = HParamsPluginData.FromString(plugin.content)
+            for info in content.experiment.hparam_infos:
+                info.differs = info.name in _FIRST  # TensorBoard shows these first
+            plugin.content = content.SerializeToString()
             _summaries(logger, columns, row)
-        elif type(logger).__name__ not in started:  # MLflow refuses settings that a resumed run has changed
-            logger.log_hyperparams({**found, "run_folder": str(folder)})
+        elif type(logger).__name__ not in started:  # MLflow refuses changed settings of a resumed run
+            logger.log_hyperparams({**values, "run_folder": str(folder)})
 
 
 def log_end(loggers: Sequence[Logger]) -> None:
-    """Says that the training was finished.
+    """Log that the training has finished.
 
     Args:
-        loggers: Of the trainer.
+        loggers: Loggers of the trainer.
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):

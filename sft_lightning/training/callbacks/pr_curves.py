@@ -1,4 +1,4 @@
-"""Precision-recall curves of all classes in TensorBoard."""
+"""Precision-recall curves of all classes for TensorBoard."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 def compute_curves(counts: Tensor) -> Tensor:
-    """The points of the curves: an example is taken for one of the class from a predicted probability on.
+    """Compute the points of one-against-rest curves for thresholds from 0 to 1.
 
     Args:
-        counts: int64, (2, K, T): examples of other classes, and of the class, by the step of the probability.
+        counts: Number of examples of other classes and of the class by bin of the probability, int64, (2, K, T).
 
     Returns:
-        float32, (K, 6, T): true positives, false positives, true negatives, false negatives, precision, recall, by
-        threshold, from 0 to 1. Precision is 1 where nothing is taken for the class.
+        True positives, false positives, true negatives, false negatives, precision and recall by threshold, float32,
+        (K, 6, T). Precision is 1 where no example is predicted as the class.
     """
     taken = counts.flip(-1).cumsum(-1).flip(-1)
     false, true = taken.double()
@@ -27,14 +27,14 @@ def compute_curves(counts: Tensor) -> Tensor:
 
 
 def write_curves(writer: SummaryWriter, group: str, counts: Tensor, names: Sequence[str], step: int) -> None:
-    """Writes a curve for each class that has examples.
+    """Write a curve for each class that has examples.
 
     Args:
-        writer: Of the run.
-        group: Of the tags.
-        counts: See `compute_curves`.
-        names: Of the classes.
-        step: Of the network.
+        writer: Writer of the run.
+        group: Prefix of the tags.
+        counts: Number of examples by bin of the probability, int64, (2, K, T), as for `compute_curves`.
+        names: Names of the classes.
+        step: Optimizer step of the network.
     """
     for name, points, own in zip(names, compute_curves(counts), counts[1].sum(-1), strict=True):
         if own > 0:

@@ -1,4 +1,4 @@
-"""Predictions as a CSV, written as they come, so that memory does not grow with the number of examples."""
+"""Predictions as a CSV file, written batch by batch, so that memory does not grow with the number of examples."""
 
 import csv
 import filecmp
@@ -27,18 +27,18 @@ _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8"}
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes `path`, `predicted` and a probability for each class; other outputs as columns of their own name.
+    """Writes `path`, `predicted`, a probability for each class, and other outputs as columns of the same name.
 
-    A process writes a file of its own; at the end they become `predictions.csv`, which is whole or not there. Those of
-    another source or checkpoint that lie there already are kept as `predictions_N.csv`; `predictions.json` says of
-    what each is. Cells that a spreadsheet would run have an apostrophe before them.
+    Each process writes its own file; at the end they are joined into `predictions.csv` atomically. Earlier predictions
+    of another source or checkpoint are kept as `predictions_N.csv`; `predictions.json` names source and checkpoint.
+    Cells that a spreadsheet would execute get a leading apostrophe.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Sets the place.
+        """Store the folder.
 
         Args:
-            folder: Where `predictions.csv` goes; None for the run's folder.
+            folder: Folder of `predictions.csv`; None for that of the run.
         """
         super().__init__("batch")
         self._folder = folder
@@ -47,7 +47,7 @@ class PredictionWriter(BasePredictionWriter):
         self._piece = Path()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens one file for each process."""
+        """Lock the folder and open a file for each process."""
         folder = Path(self._folder or trainer.log_dir or trainer.default_root_dir)
         self._path = folder / PREDICTIONS
         self._piece = _piece(self._path, trainer.global_rank)
@@ -59,7 +59,7 @@ class PredictionWriter(BasePredictionWriter):
             raise _unwritable(self._path, error) from error
         self._writer = csv.writer(self._file)
         self._header: list[str] | None = None
-        self._counts = [0, 0]  # images, and those of them that are marked
+        self._counts = [0, 0]  # images, and those marked as unlike the training data
 
     def _take_lock(self, trainer: Trainer, path: Path) -> None:
         """Lock the folder on behalf of all processes, before any of them empties a file there."""
@@ -82,7 +82,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes the lines of one batch."""
+        """Write the rows of a batch."""
         if not isinstance(prediction, dict) or self._file is None:
             return
         indices: list[int] = prediction["indices"].tolist()
@@ -107,7 +107,7 @@ class PredictionWriter(BasePredictionWriter):
             raise _unwritable(self._path, error) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins the files of all processes under one header; each has every world_size-th example."""
+        """Join the files of all processes, each of which has every world_size-th example."""
         if self._file is None:
             return
         try:
@@ -117,11 +117,11 @@ class PredictionWriter(BasePredictionWriter):
         self._file = None
         marks = "unlike_training" in (self._header or ())
         data = few_label_data(trainer)
-        told = [(*self._counts, marks, (0, 0) if data is None else data.predict_listed)]
+        summaries = [(*self._counts, marks, (0, 0) if data is None else data.predict_listed)]
         if trainer.world_size > 1:  # also waits until all files are written
-            told *= trainer.world_size
-            distributed.all_gather_object(told, told[0])
-        listings = {listed for *_, listed in told}
+            summaries *= trainer.world_size
+            distributed.all_gather_object(summaries, summaries[0])
+        listings = {listed for *_, listed in summaries}
         if len(listings - {(0, 0)}) > 1:
             self._piece.unlink()
             raise InputError(
@@ -130,13 +130,17 @@ class PredictionWriter(BasePredictionWriter):
             )
         if trainer.is_global_zero:
             _join(self._path, trainer.world_size, _about(trainer))
-            images, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in told), strict=True))
-            note = f", {marked:,} ({marked / images:.1%}) unlike the training data" if any(t[2] for t in told) else ""
+            images, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in summaries), strict=True))
+            note = (
+                f", {marked:,} ({marked / images:.1%}) unlike the training data"
+                if any(summary[2] for summary in summaries)
+                else ""
+            )
             rank_zero_info(f"Predictions: {self._path}: {images:,} {'image' if images == 1 else 'images'}{note}")
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves nothing behind."""
+        """Remove the file of this process and release the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -154,11 +158,11 @@ def _cells(value: Tensor) -> list[str]:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{str(path)!r} cannot be written ({error.strerror}): free space or mend the permissions")
+    return InputError(f"{str(path)!r} cannot be written ({error.strerror}): free space or fix the permissions")
 
 
 def _about(trainer: Trainer) -> dict[str, str | None]:
-    """What is predicted, and by which checkpoint."""
+    """Return source and checkpoint of the predictions."""
     data = few_label_data(trainer)
     path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
     is_there = path is not None and path.is_file()
@@ -170,7 +174,7 @@ def _about(trainer: Trainer) -> dict[str, str | None]:
 
 
 def _keep_others(path: Path, staged: Path, about: dict[str, str | None]) -> None:
-    """Moves predictions of another source or checkpoint out of the way."""
+    """Rename earlier predictions of another source or checkpoint."""
     old = _key(_read_about(path))
     is_known = None not in old
     if not path.is_file() or (is_known and old == _key(about)) or filecmp.cmp(path, staged, shallow=False):
@@ -186,7 +190,7 @@ def _keep_others(path: Path, staged: Path, about: dict[str, str | None]) -> None
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """What the predictions of a file are of; nothing where that is unknown."""
+    """Read source and checkpoint of a file of predictions; empty if unknown."""
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -199,25 +203,25 @@ def _key(about: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _join(path: Path, world_size: int, about: dict[str, str | None]) -> None:
-    """Makes one file of those of all processes."""
+    """Join the files of all processes into one."""
     pieces = [_piece(path, rank) for rank in range(world_size)]
     with open_atomic(path) as staged:
         if world_size == 1:
             pieces[0].replace(staged)
         else:
-            _joined(pieces, staged)
+            _interleave(pieces, staged)
             for piece in pieces:
                 piece.unlink()
         if not staged.stat().st_size:  # no image could be read
             staged.write_text("path\n", encoding="utf-8")
         _keep_others(path, staged, about)
-        path.with_suffix(".json").unlink(missing_ok=True)  # it is never beside predictions of something else
+        path.with_suffix(".json").unlink(missing_ok=True)  # it must never describe other predictions
     if any(about.values()):
         write_json(path.with_suffix(".json"), about)
 
 
-def _joined(pieces: Sequence[Path], target: Path) -> None:
-    """The lines of all in the order of the examples: each process has every n-th."""
+def _interleave(pieces: Sequence[Path], target: Path) -> None:
+    """Write the rows of all files in the order of the examples, of which each process has every n-th."""
     with ExitStack() as stack:
         written = csv.writer(stack.enter_context(target.open("w", **_TEXT)))
         files = [csv.reader(stack.enter_context(piece.open(**_TEXT))) for piece in pieces]

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the config of each command, where it comes from, its final metrics."""
+"""Records of a run in its folder: the config of each command, its provenance and lineage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,42 +24,42 @@ from sft_lightning.training.oom import attach_oom_message
 
 
 class RunFolder(SaveConfigCallback):
-    """One config for each command (`fit.yaml`, `test.yaml`), a word on where results lie, settings for the loggers.
+    """Saves one config for each command (`fit.yaml`, `test.yaml`), provenance and settings, and prints results.
 
-    Lightning's own callback stops a second `fit` into the same folder (a resumed or requeued one), or lets `test`
-    replace the config of the training. All of this is one callback because each costs every training step some
-    40 microseconds.
+    Lightning's own callback refuses a second `fit` in the same folder (of a resumed or requeued run), or lets `test`
+    overwrite the config of the training. All of this is one callback because each callback costs every training step
+    some 40 microseconds.
     """
 
     def __init__(self, parser: Any, config: Any, words: Sequence[str] = (), **kwargs: Any) -> None:
-        """Takes what Lightning's callback takes.
+        """Store the config and the command line.
 
         Args:
-            parser: The command's parser.
-            config: What was parsed.
-            words: Of the command line, the command first.
-            kwargs: For Lightning's callback.
+            parser: Parser of the command.
+            config: Parsed config.
+            words: Arguments of the command line, the command first.
+            kwargs: Further arguments of Lightning's callback.
         """
         super().__init__(parser, config, **{**kwargs, "overwrite": True})
         self.words = words
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Names the file after the command."""
+        """Name the file after the command."""
         command = trainer.state.fn.value if trainer.state.fn else stage
-        # The config that made the run is kept: that of a resumed one names its own checkpoint.
+        # A resumed run keeps its first config; the new one names the run's own checkpoint.
         resumed = command == "fit" and self.config.get("ckpt_path") is not None
         self.config_filename = "fit-resumed.yaml" if resumed else f"{command}.yaml"
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts what is measured of a checkpoint at its step and epoch; Lightning would put it at 0, before all else."""
+        """Log metrics of a checkpoint at its step and epoch; Lightning would log them at 0, before all others."""
         if trainer.state.fn != TrainerFn.FITTING:
             trainer.fit_loop.epoch_progress.current.completed = int(checkpoint["epoch"])
-            # A validation inside a training is logged at the last step that was done, counted from 0.
+            # A validation inside a training is logged at the last completed step, counted from 0.
             set_logged_step(trainer, max(0, int(checkpoint["global_step"]) - 1))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Names the run's folder, the size of the network and the device."""
+        """Record provenance and settings, and print the size of the model, the device and the folder."""
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero and folder is not None and self.config.get("ckpt_path") is None:
             data = few_label_data(trainer)
@@ -77,7 +77,7 @@ class RunFolder(SaveConfigCallback):
         rank_zero_info(f"Run: {folder}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes out of the logs what the steps after the checkpoint have written, which are now done again."""
+        """Drop log entries after the checkpoint, since a resumed run repeats those steps."""
         if not trainer.is_global_zero or self.config.get("ckpt_path") is None:
             return
         for logger in trainer.loggers:
@@ -88,7 +88,7 @@ class RunFolder(SaveConfigCallback):
                 get_event_writer(logger).add_event(again)
 
     def _record(self, folder: Path, learns_labels: bool, leaks: Sequence[str]) -> None:
-        """What the run starts from."""
+        """Record which runs and weights the run starts from."""
         model, data = (self.config.get(name) or {} for name in ("model", "data"))
         settings, of_data = (dict(told.get("init_args") or {}) for told in (model, data))
         link = {
@@ -114,24 +114,24 @@ class RunFolder(SaveConfigCallback):
         write_lineage(folder, link, sources)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the metrics of the command `validate`."""
+        """Print the metrics of the command `validate`."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._tell(trainer)
+            self._print_metrics(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the metrics of the command `test`."""
-        self._tell(trainer)
+        """Print the metrics of the command `test`."""
+        self._print_metrics(trainer)
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _print_metrics(self, trainer: Trainer) -> None:
         for name, value in sorted(trainer.callback_metrics.items()):
             rank_zero_info(f"  {name:<24} {float(value):.4f}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says what to lower where memory ran out; the stage is known here, and later no more."""
+        """Explain exhausted memory here, where the stage of the trainer is still known."""
         attach_oom_message(exception, trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the last metrics and the ways to go on."""
+        """Print the last metrics and the next commands."""
         folder = trainer.log_dir
         if not trainer.is_global_zero or folder is None:
             return

@@ -1,4 +1,4 @@
-"""What the command `validate` measures, kept apart from the curves of the training."""
+"""Metrics of the command `validate`, separate from the curves of the training."""
 
 import re
 from collections.abc import Mapping
@@ -9,26 +9,26 @@ VALIDATE = "validate"  # in place of `val`
 
 
 class ValidationLogger(TensorBoardLogger):
-    """Logs what the command `validate` finds under `validate/`.
+    """Logs metrics of the command `validate` under `validate/`.
 
-    TensorBoard forgets the points of a curve that come after an earlier step which is written later: measuring the best
-    checkpoint would cut the curves of the training off behind it.
+    TensorBoard drops the points of a curve after a step that is written again, so validating the best checkpoint would
+    cut off the curves of the training.
     """
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Renames `val/`.
+        """Log metrics with `val/` renamed to `validate/`.
 
         Args:
-            metrics: By name.
-            step: Of the checkpoint.
+            metrics: Values by name.
+            step: Step of the checkpoint.
         """
         super().log_metrics(rename_validation_metrics(metrics), step)
 
 
 def rename_validation_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of the command `validate`, beside those of the validations inside a training.
+    """Rename metrics of `val/` to `validate/`.
 
     Args:
-        metrics: By name.
+        metrics: Values by name.
     """
     return {re.sub("^val/", f"{VALIDATE}/", name): value for name, value in metrics.items()}
