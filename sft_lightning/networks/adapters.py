@@ -8,16 +8,14 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.utils.errors import InputError, check_decay, check_min, check_positive
-
-if TYPE_CHECKING:
-    from sft_lightning.networks.vision.backbones import Backbone  # imports `weights`, which imports this module
 
 __all__ = ["IA3", "LoRA"]  # what YAML can name
 
@@ -46,7 +44,7 @@ class Adapter(ABC):
     def _config(self, target_modules: str) -> Any:
         """Return the config for peft."""
 
-    def apply(self, backbone: "Backbone") -> None:
+    def apply(self, backbone: Encoder) -> None:
         """Adapt a backbone in place and freeze the rest of it; its outputs do not change yet.
 
         Args:
@@ -67,7 +65,7 @@ class Adapter(ABC):
         backbone.net.to(memory_format=torch.channels_last)  # the memory format of the backbone's kernels
         self.set_trainable(backbone.net)
 
-    def _find_layers(self, backbone: "Backbone") -> list[str]:
+    def _find_layers(self, backbone: Encoder) -> list[str]:
         """Return the names of the layers to adapt."""
         layers = _find_adaptable(backbone)
         if self.targets is None:
@@ -159,7 +157,7 @@ class LoRA(Adapter):
             target_modules=target_modules,
         )
 
-    def apply(self, backbone: "Backbone") -> None:
+    def apply(self, backbone: Encoder) -> None:
         """Adapt a backbone in place, and store the scale of B A beside the matrices.
 
         Args:
@@ -196,7 +194,7 @@ def _check_scale(layer: Any, _: Any) -> None:
 
 
 @torch.no_grad()
-def _find_adaptable(backbone: "Backbone") -> dict[str, nn.Linear | nn.Conv2d]:
+def _find_adaptable(backbone: Encoder) -> dict[str, nn.Linear | nn.Conv2d]:
     """Find the layers that can be adapted: of a kind that can be merged, and called by the network."""
     layers = {
         name: m
@@ -206,7 +204,7 @@ def _find_adaptable(backbone: "Backbone") -> dict[str, nn.Linear | nn.Conv2d]:
     called: set[nn.Module] = set()
     hooks = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
     with eval_mode(backbone):
-        backbone(torch.zeros(1, *backbone.image_shape, device=backbone.mean.device))
+        backbone(backbone.make_example())
     for hook in hooks:
         hook.remove()
     if not called:

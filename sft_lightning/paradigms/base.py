@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from sft_lightning.data.contract import BatchRequest
 from sft_lightning.data.loaders import Schedule
 from sft_lightning.losses.regularizers.base import Regularizer
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.training.nonfinite import NonfiniteGuard, OnNonfinite
 from sft_lightning.training.optimizers import Group, check_schedules, configure_optimizer
 from sft_lightning.utils.cpu import flush_denormals
@@ -132,7 +132,7 @@ class Paradigm(LightningModule, ABC):
             batch: Mapping with the parts that `batch_parts` names.
         """
 
-    def regularize(self, backbone: Backbone, compile: bool | str) -> None:
+    def regularize(self, backbone: Encoder, compile: bool | str) -> None:
         """Builds the regularizer on the backbone, whose weights are loaded, and which nothing has changed since.
 
         Args:

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from sft_lightning.data.contract import FewLabelData
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
-from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.utils.errors import InputError
@@ -21,7 +21,7 @@ FOLDER = Path(LOGS) / "features"
 MOST = 4_000_000_000  # bytes of features that are kept; beyond, they are computed in each epoch
 
 
-def use_cache(trainer: Any, data: FewLabelData, backbone: Backbone) -> None:
+def use_cache(trainer: Any, data: FewLabelData, backbone: Encoder) -> None:
     """Gives the data module features in place of pictures, where training sees each example at least once.
 
     Args:
@@ -49,7 +49,7 @@ def use_cache(trainer: Any, data: FewLabelData, backbone: Backbone) -> None:
         rank_zero_info(f"The backbone is frozen: the features of {' and '.join(made)} are computed once and kept.")
 
 
-def key(backbone: Backbone, data: FewLabelData, split: str, precision: str = "32-true") -> str:
+def key(backbone: Encoder, data: FewLabelData, split: str, precision: str = "32-true") -> str:
     """SHA-256 of all that features depend on: weights, normalization, pictures, their order and size, precision.
 
     Args:
@@ -67,7 +67,7 @@ def key(backbone: Backbone, data: FewLabelData, split: str, precision: str = "32
 
 @torch.no_grad()
 def features(
-    backbone: Backbone,
+    backbone: Encoder,
     data: FewLabelData,
     split: str,
     folder: Path = FOLDER,
@@ -104,7 +104,7 @@ def features(
     made: Tensor | None = None
     seen = 0
     with eval_mode(backbone), context or nullcontext():
-        batches = data.batches_of(split, backbone.mean.device)
+        batches = data.batches_of(split, backbone.device)
         for indices, own in stream_to_cpu((batch.indices, backbone(batch.x)) for batch in batches):
             if made is None:
                 made = own.new_empty(count, own.shape[1])

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.blocks import list_parameters, split_blocks
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 
@@ -35,7 +35,7 @@ class TuningDepth:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Encoder,
         tune: Tune,
         last_k_blocks: int = 1,
         adapter: Adapter | None = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import check_min
 
 
@@ -36,7 +36,7 @@ class Regularizer(nn.Module, ABC):
         check_min(0, weight=weight)
         self.weight = weight
 
-    def build(self, backbone: Backbone) -> None:
+    def build(self, backbone: Encoder) -> None:
         """Store the network; called once, before training, when its weights are loaded.
 
         Args:
@@ -79,7 +79,7 @@ class StartRegularizer(Regularizer):
     head, get the plain penalty beta/2 |w|^2.
     """
 
-    source: Backbone
+    source: Encoder
 
     def __init__(self, weight: float, beta: float) -> None:
         """Check and store both weights.
@@ -105,7 +105,7 @@ class StartRegularizer(Regularizer):
         rest = half_squared_norm_of_trained(p for p in network.parameters() if id(p) not in inside)
         return super().forward(network) + self.beta * rest
 
-    def build(self, backbone: Backbone) -> None:
+    def build(self, backbone: Encoder) -> None:
         """Copy the initial backbone.
 
         Args:
@@ -127,7 +127,7 @@ class ActivationRegularizer(Regularizer):
 
     needs_activations = True
 
-    def build(self, backbone: Backbone) -> None:
+    def build(self, backbone: Encoder) -> None:
         """Start without captured passes.
 
         Args:
@@ -137,7 +137,7 @@ class ActivationRegularizer(Regularizer):
         self._passes: list[tuple[Tensor, list[Tensor]]] = []
 
     @abstractmethod
-    def select_modules(self, backbone: Backbone) -> list[nn.Module]:
+    def select_modules(self, backbone: Encoder) -> list[nn.Module]:
         """Return the modules whose outputs the penalty needs.
 
         Args:

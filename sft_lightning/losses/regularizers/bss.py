@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.losses.regularizers.base import ActivationRegularizer
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import check_min
 
 
@@ -28,7 +28,7 @@ class BSS(ActivationRegularizer):
         check_min(1, k=k)
         self.k = k
 
-    def select_modules(self, backbone: Backbone) -> list[nn.Module]:
+    def select_modules(self, backbone: Encoder) -> list[nn.Module]:
         """Return the backbone itself, whose output is the features.
 
         Args:

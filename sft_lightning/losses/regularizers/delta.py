@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer, record_outputs
 from sft_lightning.networks.blocks import split_blocks
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import InputError, check_min
 
 
@@ -34,7 +34,7 @@ class DELTA(StartRegularizer, ActivationRegularizer):
         check_min(1, layers=layers)
         self.layers = layers
 
-    def build(self, backbone: Backbone) -> None:
+    def build(self, backbone: Encoder) -> None:
         """Copy the initial backbone and select the blocks to compare.
 
         Args:
@@ -51,7 +51,7 @@ class DELTA(StartRegularizer, ActivationRegularizer):
         names = {module: name for name, module in backbone.named_modules()}
         self._selected = [names[module] for module in last]  # an adapter replaces a layer but keeps its name
 
-    def select_modules(self, backbone: Backbone) -> list[nn.Module]:
+    def select_modules(self, backbone: Encoder) -> list[nn.Module]:
         """Return the last module of each selected block.
 
         Args:

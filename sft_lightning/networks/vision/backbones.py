@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.resampling import Filter
 from sft_lightning.networks.vision.autoencoders import ConvEncoder, MLPEncoder
@@ -32,7 +33,7 @@ BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
 }
 
 
-class Backbone(nn.Module):
+class Backbone(Encoder):
     """A network without its classifier, with the normalization that belongs to its weights.
 
     It takes pixels in [0, 1], so that weights are never used with another normalization. A single gray channel is
@@ -124,6 +125,10 @@ class Backbone(nn.Module):
             x = (x - self.mean) / self.std
         features: Tensor = self.net(x)
         return features
+
+    def make_example(self) -> Tensor:
+        """Return one black image, (1, C, H, W)."""
+        return torch.zeros(1, *self.image_shape, device=self.mean.device)
 
     def describe(self) -> dict[str, Any]:
         """Return the metadata that `rebuild_backbone` needs, of JSON types."""
