@@ -1,7 +1,7 @@
 """What a network without its head looks like to paradigms, losses and adapters, whatever goes in."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ class Encoder(nn.Module, ABC):
     """A network from the inputs of one modality to features.
 
     Attributes:
+        modality: Kind of its inputs, such as `image`.
         name: Name as the user wrote it, by which it is built again.
         net: The network itself, whose blocks are frozen, released and adapted.
         num_features: Number F of features of an example.
     """
 
+    modality: ClassVar[str]
     name: str
     net: nn.Module
     num_features: int

@@ -84,6 +84,11 @@ class SemiSupervisedModule(FineTuneClassifier):
                 f"regularizer {type(self.regularizer).__name__} looks at the labeled examples' pass, and "
                 f"{type(strategy).__name__} mixes labeled and unlabeled ones: set L2 or L2SP"
             )
+        if strategy.modalities is not None and self.backbone.modality not in strategy.modalities:
+            raise InputError(
+                f"strategy {type(strategy).__name__} supports {', '.join(strategy.modalities)} inputs, and backbone "
+                f"{self.backbone.name!r} takes {self.backbone.modality}: choose another strategy"
+            )
         self.strategy, self.schedule = strategy, schedule
         channels, height, width = self.backbone.image_shape
         strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, (channels, height, width)))

@@ -1,13 +1,18 @@
 """What serves every modality: mixing, and batches that say themselves what they hold."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from sft_lightning import FineTuneClassifier, ImageDataModule
+from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.modality import mix_tensors
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.storage import TensorStorage
+from sft_lightning.losses.unlabeled import FixMatch, Reconstruction
+from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.utils.errors import InputError
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4, 4)])
@@ -45,3 +50,11 @@ def test_a_source_that_derives_from_source_alone_gives_its_shape() -> None:
     data.setup("fit")
     assert data.image_shape == (1, 4, 4)
     assert data.labeled_counts().shape == (2,)
+
+
+def test_a_strategy_refuses_inputs_that_it_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backbone, "modality", "text")
+    settings: dict[str, Any] = {"backbone": "mlp", "num_classes": 2, "image_shape": (1, 8, 8)}
+    SemiSupervisedModule(FixMatch(), **settings)
+    with pytest.raises(InputError, match="Reconstruction supports image inputs, and backbone 'mlp' takes text"):
+        SemiSupervisedModule(Reconstruction(), **settings)

@@ -102,6 +102,7 @@ class Strategy(nn.Module, ABC):
         needs_labels: Whether the labeled batch takes part in L_u.
         needs_teacher: Whether `teacher_logits` is used.
         computes_supervised_loss: Whether the strategy computes L_s, too.
+        modalities: Kinds of inputs that the strategy supports, such as `image`; None for all.
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak",)
@@ -109,6 +110,7 @@ class Strategy(nn.Module, ABC):
     needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
     computes_supervised_loss: ClassVar[bool] = False
+    modalities: ClassVar[tuple[str, ...] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse names of earlier versions, which would be ignored."""

@@ -1,5 +1,7 @@
 """Reconstruction as L_u: a decoder rebuilds the image from the features."""
 
+from typing import ClassVar
+
 from sft_lightning.losses.reconstruction import reconstruction_loss
 from sft_lightning.losses.unlabeled.base import Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.networks.vision.autoencoders import ConvDecoder
@@ -13,6 +15,8 @@ class Reconstruction(Strategy):
 
     Reference setting: ResNet-50 from published weights, Adam with rate 1e-4, `schedule: alternating`.
     """
+
+    modalities: ClassVar[tuple[str, ...] | None] = ("image",)
 
     def build(self, context: StrategyContext) -> None:
         """Build the decoder.

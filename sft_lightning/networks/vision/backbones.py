@@ -49,6 +49,7 @@ class Backbone(Encoder):
         constant_buffers: Names of buffers that no training step changes.
     """
 
+    modality: ClassVar[str] = "image"
     mean: Tensor
     std: Tensor
     constant_buffers: ClassVar[tuple[str, ...]] = ("mean", "std")
