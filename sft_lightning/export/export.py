@@ -51,7 +51,7 @@ def export(
         format: Format of the file; `onnx` needs the extra `export`.
         out: Path of the file; null for PART.FORMAT in the run's folder.
         wise: alpha of WiSE-FT: weights (1 - alpha) * start + alpha * tuned, where the start is what the run started
-        from.
+            from.
         measure_on: Number of images of the test split (else of validation) for the card's metrics, sampled with the
             data's seed; 0 for a card without metrics.
 

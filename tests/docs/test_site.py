@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,22 @@ def test_navigation_names_every_page() -> None:
     written = {path.name for path in (ROOT / "docs").glob("*.md")}
     written |= {f"notebooks/{path.stem}.md" for path in NOTEBOOKS}
     assert {name for name in named if not name.startswith("reference/")} == written
+
+
+def test_docstrings_can_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    """What stops a strict build, found without one: a parameter that does not exist, or an entry that is none."""
+    griffe = pytest.importorskip("griffe")
+
+    def read(node: Any) -> None:
+        if node.docstring is not None:
+            node.docstring.parse("google")
+        for member in node.members.values():
+            if not member.is_alias:
+                read(member)
+
+    with caplog.at_level("WARNING"):
+        read(griffe.load("sft_lightning", search_paths=[str(ROOT)]))
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 @pytest.mark.slow
