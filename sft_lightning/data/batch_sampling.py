@@ -30,14 +30,14 @@ class BatchPlan:
 
         Args:
             count: Number of examples.
-            batch_size: For each process.
-            seed: Of the orders and views.
+            batch_size: Number of examples per batch in each process.
+            seed: Seed of the orders and the views.
             shuffle: A new order each pass (training) or the order as it is (evaluation).
-            rank: Of this process.
+            rank: Rank of this process.
             world_size: Number of processes.
             endless: Batches are always full and run across the borders of passes: few labels beside many others.
             balance: int64 labels, (count,): a pass visits the classes in turn, each equally often.
-            order: Of a pass, by its seed, in place of that in which every order is as likely as any other; not used
+            order: Function from the seed of a pass to its order, which replaces the uniform shuffle; not used
                 where classes take turns.
         """
         self.endless, self._balance = endless, balance
@@ -123,7 +123,7 @@ class BatchPlan:
         """The first batch that holds no example of the same pass again, whoever came to that place.
 
         Args:
-            place: Of a plan of the same examples and seed, for another number of processes or size of batches.
+            place: Position in a plan of the same examples and seed, for another number of processes or batch size.
         """
         width = self.batch_size * self.world_size
         if self.endless:

@@ -109,8 +109,8 @@ def moved(raw: RawBatch, device: torch.device) -> RawBatch:
     """The uint8 pictures and labels on a device; positions stay on the CPU.
 
     Args:
-        raw: From a loader.
-        device: Where to.
+        raw: Batch from a loader.
+        device: Device to copy to.
     """
     labels = None if raw.labels is None else to_device(raw.labels, device)
     return raw._replace(images=to_device(raw.images, device), labels=labels)

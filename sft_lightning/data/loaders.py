@@ -106,13 +106,13 @@ class Stream:
         """Prepares; nothing is read.
 
         Args:
-            split: What to read.
-            plan: In which order.
+            split: Split to read.
+            plan: Order of the batches and their examples.
             geometry: How files become pictures of one size.
             with_labels: Whether labels travel.
             workers: Processes that decode files.
-            bad: Where unreadable files are reported.
-            device: Of the network; pictures that need no decoding are kept there, if it is a GPU with the room.
+            bad: Reporter of unreadable files.
+            device: Device of the network; images that need no decoding stay there if it is a GPU with enough memory.
         """
         self.plan, self.bad, self._geometry, self._device = plan, bad or BadImages(), geometry, device
         self._split = split
@@ -283,7 +283,7 @@ class TrainLoader:
         Args:
             streams: `labeled`, `unlabeled` or both.
             steps: Batches of an epoch.
-            schedule: Which of them each batch holds; None for all.
+            schedule: Rule that decides which streams each batch holds; None for all.
             taken: So many of them are taken before the next epoch begins (`limit_train_batches`); None for all.
             repeats: Whether each epoch has the batches of the first one (`overfit_batches`).
         """
@@ -341,7 +341,7 @@ class TrainLoader:
         """Goes on from a saved place.
 
         Args:
-            state: From `state_dict`, perhaps of another number of processes.
+            state: State from `state_dict`, possibly of another number of processes.
         """
         self.epoch, self.position, self._ahead = state["epoch"], state["position"], {}
         g = self._first + (self.taken if state.get("ended") else self.position)
@@ -358,7 +358,7 @@ class EvalLoader:
         """Wraps the stream.
 
         Args:
-            stream: With a plan that does not shuffle.
+            stream: Stream whose plan does not shuffle.
         """
         self.stream = stream
 

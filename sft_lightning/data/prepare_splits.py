@@ -28,11 +28,11 @@ def read_splits(
     """Reads the sources and divides them.
 
     Args:
-        source: Of labeled and unlabeled pictures.
+        source: Source of labeled and unlabeled images.
         second: Name and pictures of another source, which then are the only unlabeled ones.
         request: Sizes and seed; what is to be said goes into its messages.
         split_file: A `split.csv` to read instead of choosing anew.
-        bad: What is done with unreadable files.
+        bad: Policy for unreadable files.
         converts: Whether pictures are brought to one size and number of channels.
         measures: Whether to measure the values of images of more than 8 bits.
         run: Split of a run that goes on or is measured again, or all of a source, which rules.
@@ -78,8 +78,8 @@ def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples
     """The part without files that are no whole pictures.
 
     Args:
-        part: Of files, or in memory.
-        bad: Where they are reported, which may refuse them.
+        part: Examples in files or in memory.
+        bad: Reporter of unreadable files, which may refuse them.
         measures: Whether to measure the values of images of more than 8 bits.
     """
     if not isinstance(part.images, RecordStorage):

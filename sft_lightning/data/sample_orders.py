@@ -23,7 +23,7 @@ class Windowed:
         Args:
             lengths: int64, (S,): examples of each shard, whose positions follow each other.
             window: Shards whose examples are shuffled among each other.
-            seed: Of this pass.
+            seed: Seed of this pass.
         """
         shards = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
         self._groups = shards.split(window)

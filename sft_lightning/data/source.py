@@ -99,7 +99,7 @@ def relative(path: Path, root: Path) -> str:
     """A path as a name that is the same on every machine.
 
     Args:
-        path: To name.
+        path: Path to name.
         root: Folder that the name is relative to.
     """
     return format_path(Path(os.path.relpath(path, root)).as_posix())

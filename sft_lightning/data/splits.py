@@ -116,7 +116,7 @@ def choose(
         groups: Group of each, or None.
         quota: Class to the number wanted.
         seed: The user's.
-        purpose: What the choice is for.
+        purpose: Purpose of the choice.
         keep: Whether no group is taken that holds the last examples of a class, and at least one of the others is.
 
     Returns:
@@ -173,7 +173,7 @@ def quotas(counts: dict[int, int], total: int, keep: int = 0) -> dict[int, int]:
 
     Args:
         counts: Class to the number available.
-        total: To be divided; at most the sum of the counts.
+        total: Number to divide; at most the sum of the counts.
         keep: How many of each class are left at least, where the total allows it for all.
     """
     if total > sum(max(0, n - keep) for n in counts.values()):
@@ -196,10 +196,10 @@ def make_splits(
     """Divides the parts of a source.
 
     Args:
-        parts: What the source has.
+        parts: Examples of the source by part.
         second: Unlabeled examples of another source, which then are the only unlabeled ones.
         request: Sizes and seed.
-        class_names: For messages.
+        class_names: Names of the classes for messages.
 
     Raises:
         InputError: More labels are asked for than exist, or a split would be empty that must not be.

@@ -66,7 +66,7 @@ class TensorStorage(Storage):
         """Return the examples on a device, copied there once where they fit; else where they are.
 
         Args:
-            device: Of the network.
+            device: Device of the network.
         """
         if device not in self._there and fits_in_memory(self.data.nbytes, device):
             self._there[device] = self.data.to(device)  # once, so not by way of pinned memory, which would be kept

@@ -47,7 +47,7 @@ def export(
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
-        part: What to export: `backbone`, `head` or `model`, which is both.
+        part: Part to export: `backbone`, `head` or `model`, which is both.
         format: Format of the file; `onnx` needs the extra `export`.
         out: Path of the file; null for PART.FORMAT in the run's folder.
         wise: alpha of WiSE-FT: weights (1 - alpha) * start + alpha * tuned, where the start is what the run started

@@ -60,13 +60,13 @@ class AutoencoderModule(Paradigm):
             hidden: Share of the patches that the encoder does not see (masking).
             patch: Side of a patch in pixels.
             compile: Compile the encoder: true, or a mode of `torch.compile`.
-            weights: Of the encoder: `none`, or the path of a `.safetensors`, checkpoint or run.
+            weights: Weights of the encoder: `none`, or the path of a `.safetensors` file, checkpoint or run.
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
-            optimizer: See `Paradigm`.
-            lr_scheduler: See `Paradigm`.
+            optimizer: Function that makes an optimizer from parameter groups; needed for training only.
+            lr_scheduler: Function that makes a schedule from the optimizer, or None for a constant rate.
             on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
                 out (`skip`); it changes no parameter in either case.
-            nonfinite_limit: So many steps may be left out before the training stops.
+            nonfinite_limit: Number of steps that may be left out; one more stops the training.
 
         Raises:
             InputError: A setting is out of its range.
@@ -166,8 +166,8 @@ class AutoencoderModule(Paradigm):
         """Write the encoder with the metadata that `rebuild_backbone` needs.
 
         Args:
-            path: Ends in `.safetensors`.
-            provenance: What else the file is to say of itself.
+            path: Path of the file to write; ends in `.safetensors`.
+            provenance: Further metadata for the file, such as its run.
         """
         about = {"part": "backbone", **self.encoder.describe(), "made_by": type(self).__name__, "version": __version__}
         write_weights(Path(path), self.encoder.state_dict(), {**about, **(provenance or {})})

@@ -64,13 +64,13 @@ class Paradigm(LightningModule, ABC):
         """Keeps what makes the optimizer, and what keeps the network in check.
 
         Args:
-            optimizer: From parameter groups to an optimizer; needed for training only.
-            lr_scheduler: From the optimizer to a schedule, or None for a constant rate.
+            optimizer: Function that makes an optimizer from parameter groups; needed for training only.
+            lr_scheduler: Function that makes a schedule from the optimizer, or None for a constant rate.
             regularizer: lambda R(theta), one of `sft_lightning.losses.regularizers` or a class of your own; None for
                 none. `regularize` builds it.
             on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
                 out (`skip`); in either case it changes no parameter.
-            nonfinite_limit: So many steps may be left out; one more stops the training.
+            nonfinite_limit: Number of steps that may be left out; one more stops the training.
 
         Raises:
             InputError: A setting is of another type.
@@ -136,7 +136,7 @@ class Paradigm(LightningModule, ABC):
         """Builds the regularizer on the backbone, whose weights are loaded, and which nothing has changed since.
 
         Args:
-            backbone: From examples to features.
+            backbone: Network that maps examples to features.
             compile: Whether it will be compiled.
 
         Raises:
@@ -216,7 +216,7 @@ class Paradigm(LightningModule, ABC):
         """Nothing is learned from what is not finite.
 
         Args:
-            optimizer: About to step.
+            optimizer: Optimizer that is about to step.
 
         Raises:
             InputError: The training is to stop.
@@ -256,7 +256,7 @@ class Paradigm(LightningModule, ABC):
         """What is worked out from the averages when the log is due.
 
         Args:
-            means: Of what the steps logged.
+            means: Mean of each logged scalar since the last log entry.
         """
         return {}
 
@@ -292,7 +292,7 @@ class Paradigm(LightningModule, ABC):
         """The metrics over all batches of a stage, equal on all processes; starts over.
 
         Args:
-            stage: val or test.
+            stage: Name of the stage, `val` or `test`.
         """
 
     def figures(self, stage: str) -> dict[str, Tensor]:
@@ -301,7 +301,7 @@ class Paradigm(LightningModule, ABC):
         (R, N, C, H, W) in [0, 1] is drawn as R rows of N pictures, (K, K) as a confusion matrix.
 
         Args:
-            stage: val or test.
+            stage: Name of the stage, `val` or `test`.
         """
         return {}
 
@@ -311,7 +311,7 @@ class Paradigm(LightningModule, ABC):
         int64, (2, K, T), of the last evaluation, the probabilities in T equal steps from 0 to 1.
 
         Args:
-            stage: val or test.
+            stage: Name of the stage, `val` or `test`.
         """
         return None
 
@@ -324,7 +324,7 @@ def compile_in_place(module: torch.nn.Module, mode: bool | str) -> None:
 
     Args:
         module: The backbone.
-        mode: False for not at all, True, or a mode of `torch.compile`.
+        mode: Mode of `torch.compile`, True for its default, or False to leave the backbone uncompiled.
     """
     if mode:
         import torch.compiler.config as limits  # takes long

@@ -187,7 +187,7 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
     """What is known of the checkpoint that predicts: kept in its run's folder, or found out now and kept there.
 
     Args:
-        trainer: That is about to predict.
+        trainer: Trainer that is about to predict.
         module: Has `evaluated`.
 
     Returns:

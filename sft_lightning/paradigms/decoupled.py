@@ -55,10 +55,10 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             feature_loss: L_f: `CosinePrototype`, `SupCon`, `Center` or a class of your own.
             coupling: How far L_g reaches.
             feature_epochs: Length of the first of two stages.
-            head: Which classifier.
+            head: Kind of the classifier.
             tau: Exponent of the `tau_normalized` head: 0 changes nothing, 1 makes all weights equally long.
-            feature_weight: Of L_f.
-            classifier_weight: Of L_g.
+            feature_weight: Weight of L_f.
+            classifier_weight: Weight of L_g.
             neighbors: k of the k-nearest-neighbor accuracy.
             remembered: So many labeled examples at most are what an evaluation compares features with, and what class
                 means are made of.

@@ -25,9 +25,9 @@ def use_cache(trainer: Any, data: FewLabelData, backbone: Encoder) -> None:
     """Gives the data module features in place of pictures, where training sees each example at least once.
 
     Args:
-        trainer: That is about to fit.
+        trainer: Trainer that is about to fit.
         data: Data module after its setup.
-        backbone: That no step of the training changes.
+        backbone: Backbone that training never changes.
     """
     steps, size = data.epoch_steps * (trainer.max_epochs or 1), data.batch_size * trainer.world_size
     if 0 <= steps * size < len(data.splits["labeled"]):
@@ -53,10 +53,10 @@ def key(backbone: Encoder, data: FewLabelData, split: str, precision: str = "32-
     """SHA-256 of all that features depend on: weights, normalization, pictures, their order and size, precision.
 
     Args:
-        backbone: From pictures to features.
+        backbone: Network that maps images to features.
         data: Data module after its setup.
         split: Name of the split.
-        precision: Of the computation.
+        precision: Precision of the computation.
     """
     found = hashlib.sha256(repr((backbone.describe(), precision, data.fingerprint(split))).encode())
     for name, tensor in sorted(backbone.state_dict().items()):
@@ -78,13 +78,13 @@ def features(
     """The features of a split, in its order, from the cache or computed and put there.
 
     Args:
-        backbone: In eval mode while it computes.
+        backbone: Network that maps images to features; put into eval mode while it computes.
         data: Data module after its setup.
         split: Name of the split.
-        folder: Where features are kept.
-        precision: Named in the key.
-        context: In which the backbone computes (autocast).
-        write: Whether to put what was computed there.
+        folder: Folder of the cached features.
+        precision: Precision of the computation; part of the key.
+        context: Context manager around the forward pass, such as autocast.
+        write: Whether to write computed features to the cache.
 
     Returns:
         (N, F), on the CPU; None where some examples cannot be read, so that they have no features.

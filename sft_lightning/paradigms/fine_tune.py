@@ -73,30 +73,30 @@ class FineTuneClassifier(Paradigm):
             backbone: `mlp`, `conv`, `wrn_28_2`, or a torchvision or timm name.
             num_classes: Outputs; the command line takes it from the data.
             image_shape: (C, H, W); the command line takes it from the data.
-            class_names: For predictions; the command line takes them from the data.
+            class_names: Names of the classes for predictions; the command line takes them from the data.
             weights: `none`, `default` (published, downloaded), or the path of a `.safetensors`, checkpoint or run.
             head_weights: `none`, or the path of an exported head or model, or of a run, whose head is attached.
-            mean: Normalization of the pixels; null for that of the weights.
-            std: The same.
-            tune: What is trained: the head, the last k blocks of the backbone and the head, or all.
-            last_k_blocks: k.
-            adapter: What is trained beside the frozen layers of the backbone instead of its own weights: `LoRA` or
+            mean: Mean of the pixels for normalization; null for that of the weights.
+            std: Standard deviation of the pixels for normalization; null for that of the weights.
+            tune: Parameters to train: those of the head, of the last k blocks of the backbone and the head, or all.
+            last_k_blocks: Number k of blocks that `last_k_blocks` trains.
+            adapter: Adapter to train beside the frozen layers of the backbone instead of its own weights: `LoRA` or
                 `IA3`; needs the extra `lora`, and weights to adapt.
             head_only_epochs: Epochs in which only the head is trained before the rest is released.
             backbone_lr_scale: Learning rate of the backbone as a share of the head's.
             layer_decay: Factor of the learning rate from each block to the one before it.
-            cache_features: Where the backbone never learns and views are fixed, compute the features once and keep them
-                in `lightning_logs/features`.
+            cache_features: Whether to compute the features once and keep them in `lightning_logs/features` where the
+                backbone never learns and views are fixed.
             label_smoothing: Share of the target spread over all classes.
             class_weights: Weight of each example in the loss by its class, by name or in the order of the classes;
                 `balanced` for the inverse of the class's number of labels.
             compile: Compile the backbone: true, or a mode of `torch.compile`.
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
-            optimizer: See `Paradigm`.
-            lr_scheduler: See `Paradigm`.
+            optimizer: Function that makes an optimizer from parameter groups; needed for training only.
+            lr_scheduler: Function that makes a schedule from the optimizer, or None for a constant rate.
             on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
                 out (`skip`); it changes no parameter in either case.
-            nonfinite_limit: So many steps may be left out before the training stops.
+            nonfinite_limit: Number of steps that may be left out; one more stops the training.
 
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.

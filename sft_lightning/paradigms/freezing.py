@@ -45,10 +45,10 @@ class TuningDepth:
         """Put the adapter into the backbone, which changes nothing of what it computes, and freeze what never learns.
 
         Args:
-            backbone: With the weights of the start.
-            tune: See `FineTuneClassifier`, as for the others.
-            last_k_blocks: k.
-            adapter: What learns instead of the backbone's own weights, or None.
+            backbone: Network with the weights that training starts from.
+            tune: Parameters to train, as in `FineTuneClassifier`.
+            last_k_blocks: Number k of blocks that `last_k_blocks` trains.
+            adapter: Adapter that is trained instead of the backbone's own weights, or None.
             lr_scale: Learning rate as a share of the head's.
             layer_decay: Factor of the learning rate from each block to the one before it.
 
@@ -192,7 +192,7 @@ def has_finetuning(trainer: Trainer | None) -> bool:
     """Return whether a callback freezes parameters and adds them to the optimizer later.
 
     Args:
-        trainer: Of the training, or None outside of one.
+        trainer: Trainer of the run, or None outside of a training.
     """
     callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
     return any(isinstance(callback, BaseFinetuning) for callback in callbacks)
@@ -205,7 +205,7 @@ def rewrap(trainer: Trainer) -> None:
     (pl#20340). On one process there is nothing to do.
 
     Args:
-        trainer: Whose strategy may wrap the module.
+        trainer: Trainer whose strategy may wrap the module.
     """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):

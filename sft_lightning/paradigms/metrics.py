@@ -15,7 +15,7 @@ def restart(*metrics: Metric | MetricCollection) -> None:
     """Resets metrics such that a `fit` can go on with them after a `validate`, whose tensors know no in-place change.
 
     Args:
-        metrics: Of torchmetrics.
+        metrics: Metrics to reset, from torchmetrics.
     """
     with torch.inference_mode(False):
         for metric in metrics:

@@ -67,7 +67,7 @@ class SemiSupervisedModule(FineTuneClassifier):
                 so that each counts as much as a labeled one.
             lambda_ramp: How lambda rises after the warm-up.
             ramp_steps: Optimizer steps of the rise.
-            ema_decay: Of the averaged weights that are evaluated and teach; 0 for none.
+            ema_decay: Decay of the averaged weights that are evaluated and teach; 0 for none.
             classifier: All settings of `FineTuneClassifier`, by name.
 
         Raises:
@@ -283,7 +283,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         """The ratio lambda L_u / L_s: near 0, the unlabeled part says nothing; far above 1, it drowns the labels.
 
         Args:
-            means: Of what the steps logged.
+            means: Mean of each logged scalar since the last log entry.
         """
         if "supervised" not in means or "unsupervised" not in means:
             return {}

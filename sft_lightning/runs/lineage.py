@@ -65,7 +65,7 @@ def build_source_chain(weights: str, metadata: Mapping[str, Any], backbone: str)
 
     Args:
         weights: Value of the setting: `none`, `default` or the path of a file (not of a folder).
-        metadata: What the file says of itself.
+        metadata: Metadata of the file.
         backbone: Name of the network, for published weights.
     """
     if weights == "none":
@@ -83,7 +83,7 @@ def find_earlier_splits(file: Path, metadata: Mapping[str, Any]) -> tuple[list[P
 
     Args:
         file: Checkpoint, or exported part.
-        metadata: What the file says of itself.
+        metadata: Metadata of the file.
 
     Returns:
         Files `split.csv`, and folders of runs that have none or are gone.

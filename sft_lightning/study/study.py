@@ -67,7 +67,7 @@ def study(
         judge: Test accuracy that methods are compared by: of the `last` iterate, or of the `best` on validation.
         jobs: Number of runs at the same time, each in its own process if more than 1. By default one, and with `slurm`
             all that are ready.
-        launcher: Where runs train: on this machine (`local`), or as array jobs (`slurm`, with the extra `slurm`).
+        launcher: Launcher of the runs: `local` for this machine, or `slurm` for array jobs (with the extra `slurm`).
         slurm: Settings of sbatch for each run, as submitit names them: partition, time (minutes), cpus_per_task,
             gpus_per_node, mem, account, ...
 

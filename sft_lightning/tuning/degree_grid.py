@@ -52,7 +52,7 @@ class DegreeGrid:
     """Settings to compare by cross-validation on the labeled examples alone.
 
     Args:
-        depth: What is trained: `head`, a number of last blocks and the head, or `all`.
+        depth: Parameters to train: `head`, a number of last blocks and the head, or `all`.
         backbone_lr_scale: Learning rates of the backbone as shares of the head's.
         regularizer_weight: Weights (lambda) of the config's regularizer; null for the one that it has.
         folds: Number of folds of the labeled examples, each held out once.

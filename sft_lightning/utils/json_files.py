@@ -12,7 +12,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
     Args:
         path: Path of the file.
-        remedy: What the user should do about a damaged file, such as "remove it".
+        remedy: Advice for the user about a damaged file, such as "remove it".
 
     Raises:
         InputError: The file cannot be read, or is not JSON.
@@ -28,7 +28,7 @@ def read_json_header(path: Path, remedy: str) -> dict[str, Any]:
 
     Args:
         path: Path of the file, whose first line is `# {...}`.
-        remedy: What the user should do about a damaged file.
+        remedy: Advice for the user about a damaged file.
 
     Raises:
         InputError: The file cannot be read, or has no such line.

@@ -24,8 +24,8 @@ class CachedImages(FileImages):
         """Joins both.
 
         Args:
-            files: Of a part.
-            cache: Of its source.
+            files: Image files of a part of the source.
+            cache: Cache of the source.
             rows: int64, the number of each file in the cache.
         """
         super().__init__(files.paths, files.ids)
@@ -40,9 +40,9 @@ class CachedImages(FileImages):
         """As `FileImages.read`.
 
         Args:
-            index: Which.
-            geometry: That of the cache.
-            seed: Of the random crop; None for the central one.
+            index: Position of the image.
+            geometry: Geometry of the cache.
+            seed: Seed of the random crop; None for the central crop.
 
         Raises:
             OSError: It is not in the cache, and the file cannot be decoded.
@@ -66,7 +66,7 @@ class ImageCaches:
         """Keeps both; nothing is read.
 
         Args:
-            folder: Where they lie.
+            folder: Folder of the caches.
             parts: All of the data module, those in memory, too.
         """
         self._folder = folder
@@ -86,10 +86,10 @@ class ImageCaches:
         """The split with pictures that come from a cache, which is filled with what it lacks.
 
         Args:
-            split: Of files.
+            split: Split of image files.
             geometry: How they become pictures.
             workers: Processes that decode.
-            bad: Where unreadable files are reported.
+            bad: Reporter of unreadable files.
 
         Raises:
             InputError: As `ImageCache.fill`.

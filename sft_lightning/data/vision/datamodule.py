@@ -89,43 +89,43 @@ class ImageDataModule(FewLabelDataModule):
             download: Fetch a torchvision data set that is not in `root`.
             num_labels: How many training labels are used, divided among the classes; 0 for none, null for all.
             labels_per_class: How many training labels of each class are used, instead of `num_labels`.
-            unlabeled_source: Another source whose training pictures are the unlabeled ones, instead of what is left.
+            unlabeled_source: Another source whose training images are the unlabeled ones, instead of what is left.
             seed: Chooses the splits, and the order and views of training batches.
             val_size: Share (below 1) or number of training examples held out where the source has no validation part.
-            test_size: The same where the source has no test part.
+            test_size: Size of the test split, likewise, where the source has no test part.
             split_file: A `split.csv` that an earlier run wrote, instead of choosing anew.
-            test_on: What `test` and `validate` of a run measure: `split` for the held-out part, or `all` for all
+            test_on: Images that `test` and `validate` of a run use: `split` for the held-out part, or `all` for all
                 labeled images of a source that the run was not trained on, its training part included.
-            on_leak: A picture that is held out for evaluation and stands in training, too, is dropped from training
+            on_leak: An image that is held out for evaluation and stands in training, too, is dropped from training
                 (`drop`) or stops the run (`raise`).
-            on_bad_image: An unreadable picture stops the run (`raise`) or is left out, counted and listed (`skip`).
-            image_size: Side of the square pictures; null keeps that of data sets in memory and makes files 224.
+            on_bad_image: An unreadable image stops the run (`raise`) or is left out, counted and listed (`skip`).
+            image_size: Side of the square images; null keeps that of data sets in memory and makes files 224.
             channels: 1 for gray, 3 for color; null keeps that of data sets in memory and makes files 3.
             background: Color under transparent pixels, 0 to 255.
-            center_crop: Share of the shorter side of a file's picture that is kept; 0.875 is the usual test view of
+            center_crop: Share of the shorter side of a file's image that is kept; 0.875 is the usual test view of
                 ImageNet (256 to 224).
-            resize: How a file's picture becomes square: `crop` keeps the central square, `pad` adds background to the
+            resize: How a file's image becomes square: `crop` keeps the central square, `pad` adds background to the
                 shorter side, and `squash` changes the ratio of its sides.
-            value_range: What is black and white in images of more than 8 bits, as in [0, 4095]; null takes one scale
+            value_range: Values of black and white in images of more than 8 bits, as in [0, 4095]; null takes one scale
                 for the data set: the smallest of 1, 8, 10, 12, 14 and 16 bits that holds all integers, 0 to 1, 255 or
                 65,535 for floating point, or the range of the data. The checkpoint keeps it for other images.
-            weak_view: Random changes of training pictures.
-            strong_view: What a strong view adds, for paradigms that use one.
-            labeled_view: Which of them labeled training pictures get; `both` makes each batch of them twice as large
+            weak_view: Random changes of training images.
+            strong_view: Random changes that a strong view adds, for paradigms that use one.
+            labeled_view: View of labeled training images; `both` makes each batch of them twice as large
                 (as AdaMatch has it).
             batch_size: Training examples of each batch and process.
             unlabeled_ratio: Unlabeled examples for each labeled one where a paradigm trains on both (mu of FixMatch).
             balanced_labels: Classes take turns in labeled batches that come beside unlabeled ones.
-            eval_batch_size: The same for validation, test and prediction; null for `batch_size`.
+            eval_batch_size: Batch size for validation, test and prediction; null for `batch_size`.
             steps_per_epoch: Batches of an epoch; null for one pass over the first part that the paradigm needs.
             num_workers: Processes that decode files; null for one per available core, at most 8.
-            cache: Folder in which decoded pictures of files are kept for later epochs and runs, or null for none; each
+            cache: Folder in which decoded images of files are kept for later epochs and runs, or null for none; each
                 takes as many bytes as it has pixels times channels. Without `crop_scale` batches are the same, bit for
-                bit; with it, crops are the same rectangles, taken from whole pictures that are kept with twice as many
+                bit; with it, crops are the same rectangles, taken from whole images that are kept with twice as many
                 pixels as a crop has. All is decoded anew where a file is added or changes its name or content. The
                 folder may be removed when no run uses it. `predict` does without.
-            shard_window: So many shards are read, and their examples shuffled, at a time (`scripts/shard`).
-            predict_source: What `predict` reads: a folder, manifest, file or data set; null for the test split.
+            shard_window: Number of shards that are read, and whose examples are shuffled, at a time (`scripts/shard`).
+            predict_source: Source that `predict` reads: a folder, manifest, file or data set; null for the test split.
             class_names: The classes in the order of their numbers; those of the source are matched by name. Where
                 these, `image_size` and `channels` are given, the source is opened only when its images are needed.
 

@@ -61,7 +61,7 @@ class ImageCache:
         """Finds the name; nothing is decoded or written.
 
         Args:
-            folder: Of caches; may hold those of other sources and geometries.
+            folder: Folder of caches; may hold those of other sources and geometries.
             files: Files whose names and contents are part of the key.
             geometry: How they become pictures.
         """
@@ -116,7 +116,7 @@ class ImageCache:
         """A stored picture, and width and height of that of its file; None where it is not stored.
 
         Args:
-            number: Of the file.
+            number: Number of the file.
 
         Returns:
             The picture is a part of the map, which cannot be written to.
@@ -141,7 +141,7 @@ class ImageCache:
 
         Args:
             numbers: int64, of the files.
-            pinned: In memory from where a GPU copies faster.
+            pinned: Whether to use pinned memory, from which a GPU copies faster.
         """
         if not bool((self._rows["width"][numbers] > 0).all()):
             return None
@@ -179,7 +179,7 @@ class ImageCache:
         Args:
             rows: Numbers of files that are needed.
             workers: Processes that decode.
-            bad: Where unreadable files are reported; they are never stored.
+            bad: Reporter of unreadable files, which are never stored.
 
         Raises:
             InputError: The disk has not the room, the folder cannot be written to, or a file cannot be decoded and
@@ -280,7 +280,7 @@ class ImageCache:
         """Decodes a file for its row.
 
         Args:
-            number: Of the file.
+            number: Number of the file.
             write: Puts pixels there.
 
         Returns:

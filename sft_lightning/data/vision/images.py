@@ -69,8 +69,8 @@ class Geometry:
         """The rectangle of the original that becomes the square picture; with `pad` it may reach beyond the original.
 
         Args:
-            width: Of the original, in pixels.
-            height: Of the original, in pixels.
+            width: Width of the original in pixels.
+            height: Height of the original in pixels.
             seed: Draws the random crop; None asks for the central one.
         """
         if self.resize == "pad":
@@ -104,7 +104,7 @@ def decode(path: str | Path | BytesIO, geometry: Geometry, seed: int | None) -> 
     Args:
         path: The file, or its bytes.
         geometry: Size, channels and crop.
-        seed: Of the random crop; None for the central one.
+        seed: Seed of the random crop; None for the central crop.
 
     Raises:
         OSError: The file cannot be decoded.
@@ -195,7 +195,7 @@ class FileImages(EncodedImages):
         """Keeps the list; nothing is read.
 
         Args:
-            paths: Where the files lie.
+            paths: Paths of the files.
             ids: The name of each in manifests and messages, the same on every machine.
         """
         self.paths = list(paths)

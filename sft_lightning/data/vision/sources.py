@@ -37,7 +37,7 @@ def open_source(
             manifest.
         root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
         download: Fetch a torchvision data set that is not there.
-        setting: What the user calls it, for messages.
+        setting: Name of the user's setting, for messages.
         skip: Files that a manifest lists may be missing.
         listed_classes: Names of classes that the user listed, which need no check.
 
@@ -156,10 +156,10 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: 
     """All training and unlabeled pictures of a source, without their labels.
 
     Args:
-        name: As for `open_source`.
-        root: As for `open_source`.
-        download: As for `open_source`.
-        skip: As for `open_source`.
+        name: Name, folder or file of the source, as for `open_source`.
+        root: Folder of downloaded data sets.
+        download: Whether to download a data set that is missing.
+        skip: Whether files that a manifest lists may be missing.
 
     Raises:
         InputError: It has neither.

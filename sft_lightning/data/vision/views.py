@@ -137,9 +137,9 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
 
     Args:
         x: float, (B, C, H, W).
-        view: Which changes.
+        view: Random changes to apply.
         draw: Seed of this batch; None gives the picture as it is.
-        number: Of this view among those of the batch, each drawn by itself.
+        number: Number of this view of the batch; each number has a random stream of its own.
     """
     if draw is None or not view:
         return x
@@ -170,8 +170,8 @@ def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tenso
 
     Args:
         x: float in [0, 1], (B, C, H, W).
-        weak_view: What comes first.
-        view: What comes on top.
+        weak_view: Random changes of the weak view, which come first.
+        view: Random changes that are added to the weak view.
         draw: Seed of this batch.
     """
     x = weak(x, weak_view, draw, 2)

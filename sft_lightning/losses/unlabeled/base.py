@@ -119,11 +119,11 @@ class Strategy(nn.Module, ABC):
             if old in vars(cls):
                 raise TypeError(f"{cls.__name__}.{old} is now called {new}: rename it")
 
-    def build(self, about: StrategyContext) -> None:
+    def build(self, context: StrategyContext) -> None:
         """Makes buffers and parameters, once, before training.
 
         Args:
-            about: Sizes.
+            context: Sizes of the network and the images.
         """
 
     def start(self, num_unlabeled: int) -> None:
@@ -138,7 +138,7 @@ class Strategy(nn.Module, ABC):
         """L_u of one batch.
 
         Args:
-            step: The batch and what the network makes of it.
+            step: Batch, network and outputs of the step.
         """
 
 
@@ -153,8 +153,8 @@ class Consistency(Strategy):
         """What the strong view shall say, and how much each example counts; called without gradient.
 
         Args:
-            logits: (B, C) of the weak view, float32.
-            step: All else.
+            logits: Logits of the weak view, float32, (B, C).
+            step: Batch, network and outputs of the step.
 
         Returns:
             Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1].
@@ -181,7 +181,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
     """Raises the half precision of autocast, in which thresholds and running means would be coarse.
 
     Args:
-        logits: Of any floating type.
+        logits: Logits of any floating type.
     """
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
@@ -225,7 +225,7 @@ def frozen_bn_stats(network: object) -> Iterator[None]:
     """Keeps running statistics of batch normalization from moving with pictures that are attacks, or seen before.
 
     Args:
-        network: A module.
+        network: Module whose statistics are kept; an `nn.Module`.
     """
     assert isinstance(network, nn.Module)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
@@ -246,8 +246,8 @@ def ema_update_(running: Tensor, value: Tensor, momentum: float) -> None:
     """In place: running = momentum * running + (1 - momentum) * value.
 
     Args:
-        running: A buffer.
-        value: Of its shape.
-        momentum: From 0 to 1.
+        running: Buffer of the running average; changed in place.
+        value: New value, of the buffer's shape.
+        momentum: Share of the old value that is kept, from 0 to 1.
     """
     running.mul_(momentum).add_(value.to(running.dtype), alpha=1 - momentum)

@@ -86,7 +86,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     """Restore the state of the global random number generators.
 
     Args:
-        state: From `get_random_state`.
+        state: State that `get_random_state` returned.
     """
     version, inner, gauss = state["python"]
     random.setstate((version, tuple(inner), gauss))
