@@ -20,6 +20,7 @@ from sft_lightning.training.nonfinite import NonfiniteGuard, OnNonfinite
 from sft_lightning.training.optimizers import Group, check_schedules, configure_optimizer
 from sft_lightning.utils.cpu import flush_denormals
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.renamed import refuse_renamed
 
 COMPILED_FORMS = 64  # of a backbone's pass in a process: by network, shape, training or not, precision
 
@@ -52,6 +53,11 @@ class Paradigm(LightningModule, ABC):
     balanced_from_epoch: int | None = None
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     constant_buffers: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse former names of hooks."""
+        super().__init_subclass__(**kwargs)
+        refuse_renamed(cls, batch_schedule="make_schedule")
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sft_lightning.utils.renamed import refuse_renamed
+
 
 class FeatureLoss(nn.Module, ABC):
     """Base class of losses that pull the features of a class together.
@@ -16,6 +18,11 @@ class FeatureLoss(nn.Module, ABC):
     """
 
     separates_classes: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse former names of hooks."""
+        super().__init_subclass__(**kwargs)
+        refuse_renamed(cls, separates="separates_classes")
 
     def build(self, num_classes: int, num_features: int) -> None:
         """Create buffers and parameters; called once, before training.

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import check_min
+from sft_lightning.utils.renamed import refuse_renamed
 
 
 class Regularizer(nn.Module, ABC):
@@ -22,6 +23,13 @@ class Regularizer(nn.Module, ABC):
     """
 
     needs_activations: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse former names of hooks."""
+        super().__init_subclass__(**kwargs)
+        refuse_renamed(
+            cls, watches="needs_activations", watching="capture", watched="select_modules", of_pass="penalize_pass"
+        )
 
     def __init__(self, weight: float) -> None:
         """Check and store lambda.

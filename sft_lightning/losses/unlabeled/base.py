@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.data.modality import mix_tensors
+from sft_lightning.utils.renamed import refuse_renamed
 
 
 class Outputs(NamedTuple):
@@ -113,11 +114,9 @@ class Strategy(nn.Module, ABC):
     modalities: ClassVar[tuple[str, ...] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse names of earlier versions, which would be ignored."""
+        """Refuse former names of hooks."""
         super().__init_subclass__(**kwargs)
-        for old, new in (("told", "log_metrics"), ("own_supervised", "computes_supervised_loss")):
-            if old in vars(cls):
-                raise TypeError(f"{cls.__name__}.{old} is now called {new}: rename it")
+        refuse_renamed(cls, told="log_metrics", own_supervised="computes_supervised_loss")
 
     def build(self, context: StrategyContext) -> None:
         """Makes buffers and parameters, once, before training.
