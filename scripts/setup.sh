@@ -27,7 +27,7 @@ if [ "$(cat .venv/ready 2>/dev/null)" != "$want" ] && [ "$(cat .venv/ready 2>/de
     rm -f .venv/ready
     if ! "$PY" -m pip install -qq --disable-pip-version-check --editable ".$1"; then
         free=$(df -Ph . | awk 'NR == 2 {print $4}')
-        echo "Not installed, for pip's reason above: mend it and call this again. (.venv takes 7 GB; free on this disk: $free.)" >&2
+        echo "Not installed, for pip's reason above: fix it and run this again. (.venv takes 7 GB; free on this disk: $free.)" >&2
         exit 1
     fi
     echo "$want" >.venv/ready

@@ -1,4 +1,4 @@
-"""sft-lightning: learning from few labels and many unlabeled pictures, on PyTorch Lightning."""
+"""sft-lightning: learning from few labels and many unlabeled images, on PyTorch Lightning."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for: torch takes seconds, `--help` must not."""
+    """Import a public name on first access, because importing torch takes seconds and `--help` must be fast."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -5,7 +5,7 @@ class k if its probability of k is at least the mean that examples labeled k hav
 class than its label is a suspect. With cleanlab (extra `cleanlab`), its `find_label_issues` chooses the suspects: the
 same idea, with the number of suspects per class matched to the estimated noise.
 
-A classifier that is often wrong doubts correct labels, and no choice among its doubts mends that. Labels are therefore
+A classifier that is often wrong doubts correct labels, and no choice among its doubts fixes that. Labels are therefore
 doubted only if the classifier makes at most half as many errors as always guessing the most frequent class, and beats
 that guess by more than chance.
 """

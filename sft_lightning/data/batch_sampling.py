@@ -1,6 +1,6 @@
-"""Which examples each batch holds: a pure function of (seed, number of the batch).
+"""Choice of the examples of each batch, as a pure function of the seed and the batch number.
 
-A loader that is told the number goes on from there, whatever the number of workers and processes.
+A loader that starts at a given number continues from there, whatever the number of workers and processes.
 """
 
 import math
@@ -11,34 +11,34 @@ from torch import Tensor
 
 from sft_lightning.data.sample_orders import Windowed
 
-PRIME = 1_000_003  # between the seeds of what must differ
+PRIME = 1_000_003  # distance between seeds whose random streams must differ
 
 
 class BatchPlan:
-    """Which examples batch g of this process holds, as a pure function of g.
+    """Plan of the examples that batch g of this process holds, as a pure function of g.
 
-    Training passes over the examples in a new order each pass. The batches of all processes together are what one
-    process with the product of batch size and processes would see. A last batch of fewer than two examples for each
-    process is merged into the one before, so that batch normalization always has something to normalize.
+    Training passes over the examples in a new order each pass. The batches of all processes together equal
+    those of a single process whose batch size is multiplied by the number of processes. A last batch of fewer than two
+    examples per process is merged into the one before, because batch normalization needs at least two.
     """
 
     def __init__(
         self, count: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1,
         endless: bool = False, balance: Tensor | None = None, order: Callable[[int], Windowed] | None = None,
     ) -> None:  # fmt: skip
-        """Plans the passes.
+        """Plan the passes.
 
         Args:
             count: Number of examples.
-            batch_size: Number of examples per batch in each process.
-            seed: Seed of the orders and the views.
-            shuffle: A new order each pass (training) or the order as it is (evaluation).
+            batch_size: Number of examples of a batch of one process.
+            seed: Seed of the orders and views.
+            shuffle: Whether each pass has a new order (training) or the order of the split (evaluation).
             rank: Rank of this process.
             world_size: Number of processes.
-            endless: Batches are always full and run across the borders of passes: few labels beside many others.
-            balance: int64 labels, (count,): a pass visits the classes in turn, each equally often.
-            order: Function from the seed of a pass to its order, which replaces the uniform shuffle; not used
-                where classes take turns.
+            endless: Whether batches are always full and run across passes, as for few labels beside other examples.
+            balance: Labels, int64 of shape (count,), if a pass visits the classes in turn, each equally often.
+            order: Function from a seed to the order of a pass, in place of a uniform shuffle; ignored if `balance` is
+                given.
         """
         self.endless, self._balance = endless, balance
         self._drawn = order if balance is None else None
@@ -57,11 +57,11 @@ class BatchPlan:
         self._later: tuple[BatchPlan, int] | None = None
 
     def then(self, later: "BatchPlan", start: int) -> "BatchPlan":
-        """Another plan takes over.
+        """Switch to another plan at a batch, and return this plan.
 
         Args:
-            later: The other one.
-            start: Its first batch, counted from the start of training.
+            later: Plan to switch to.
+            start: First batch of the other plan, counted from the start of training.
         """
         self._later = later, start
         return self
@@ -83,10 +83,10 @@ class BatchPlan:
         return self._order[1]
 
     def __getitem__(self, g: int) -> tuple[Tensor, int]:
-        """The examples of batch g and the seed of its views.
+        """Return the examples of batch g and the seed of its views.
 
         Args:
-            g: Counts batches from the start of training.
+            g: Number of the batch since the start of training.
         """
         if self._later is not None and g >= self._later[1]:
             return self._later[0][g]
@@ -103,13 +103,13 @@ class BatchPlan:
         return chunk, draw
 
     def place(self, g: int) -> tuple[int, int] | None:
-        """How far training is before batch g: whole passes, and examples of the pass that is under way.
+        """Return the progress before batch g: completed passes, and examples of the current pass.
 
         Args:
-            g: Counts batches from the start of training.
+            g: Number of the batch since the start of training.
 
         Returns:
-            None where another plan takes over, which counts differently.
+            Passes and examples, or None if another plan follows, which counts differently.
         """
         width = self.batch_size * self.world_size
         if self._later is not None:
@@ -120,10 +120,11 @@ class BatchPlan:
         return number, k * width
 
     def after(self, place: tuple[int, int]) -> int:
-        """The first batch that holds no example of the same pass again, whoever came to that place.
+        """Return the first batch that repeats no example of the current pass, given progress made with any batch size.
 
         Args:
-            place: Position in a plan of the same examples and seed, for another number of processes or batch size.
+            place: Progress from `place` of a plan with the same examples and seed, and any batch size and number of
+                processes.
         """
         width = self.batch_size * self.world_size
         if self.endless:
@@ -132,11 +133,11 @@ class BatchPlan:
 
     @property
     def _length(self) -> int:
-        """Of a pass."""
+        """Number of examples of a pass."""
         return len(self._pass(0) if self._order is None else self._order[1])
 
     def _across(self, first: int, size: int) -> Tensor:
-        """Positions first to first + size - 1 of all passes in a row."""
+        """Return the examples at positions first to first + size - 1 of all passes in a row."""
         number, place = divmod(first, self._length)
         pieces: list[Tensor] = []
         while size > 0:
@@ -147,7 +148,7 @@ class BatchPlan:
 
 
 def _in_turn(order: Tensor, labels: Tensor) -> Tensor:
-    """The examples such that classes take turns; those of small classes come again, up to the size of the largest."""
+    """Order the examples such that classes take turns, and repeat those of small classes up to the largest."""
     by_class = [order[labels[order] == c] for c in labels.unique()]
     most = max(len(own) for own in by_class)
     rounds = torch.stack([own.repeat(-(-most // len(own)))[:most] for own in by_class], 1)
@@ -155,11 +156,11 @@ def _in_turn(order: Tensor, labels: Tensor) -> Tensor:
 
 
 def once_in_turn(order: Tensor, labels: Tensor) -> Tensor:
-    """The examples such that classes take turns as long as they last, none twice.
+    """Order the examples such that classes take turns until they run out, without repetition.
 
     Args:
-        order: int64, (N,): positions.
-        labels: int64, by position.
+        order: Positions, int64 of shape (N,).
+        labels: Labels by position, int64.
     """
     own = labels[order]
     turn = torch.empty_like(order)

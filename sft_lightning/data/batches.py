@@ -1,4 +1,4 @@
-"""What a paradigm gets of a batch, and how it is made of what a loader yields: views, on the device."""
+"""Batches as a paradigm receives them, and the views that turn a loader's raw batch into one on the device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from sft_lightning.utils.transfer import to_device
 
 
 class Labeled(NamedTuple):
-    """Pictures with labels.
+    """Examples with labels.
 
     Attributes:
         x: float32 in [0, 1], (B, C, H, W); features (B, F) where the data module was given them (`use_features`).
         y: int64, (B,); -1 where a label is unknown.
         indices: int64, (B,): positions in the split.
-        num_weak: So many of them, the first ones, are weak views and the others strong; None where all are alike.
-        names: Of the examples, where they are to be predicted.
+        num_weak: Number of weak views, which come first and are followed by strong ones; None if all are of one kind.
+        names: Names of the examples, in prediction only.
         is_features: Whether `x` holds features, (B, F), in place of the examples.
     """
 
@@ -41,14 +41,14 @@ def holds_features(batch: object) -> bool:
 
 
 class Unlabeled(NamedTuple):
-    """Pictures without labels.
+    """Examples without labels.
 
     Attributes:
         weak: float32 in [0, 1], (B, C, H, W): the weak view.
         indices: int64, (B,): positions in the split.
-        draw: Seed of what else is random about this batch, so that a resumed run sees the same.
-        weak_2: A second weak view of its own draw, where the paradigm asks for it.
-        strong: The strong view, where the paradigm asks for it.
+        draw: Seed of all other randomness of this batch, so that a resumed run repeats it.
+        weak_2: Second weak view with its own randomness, if the paradigm requests it.
+        strong: Strong view, if the paradigm requests it.
     """
 
     weak: Tensor
@@ -59,7 +59,7 @@ class Unlabeled(NamedTuple):
 
 
 class BatchViews:
-    """From the examples of a batch as they are stored to the views that a paradigm wants."""
+    """Maker of the views that a paradigm requests from the stored examples of a batch."""
 
     def __init__(self, views: Views, labeled_views: Sequence[str] = ("weak",)) -> None:
         """Keep the settings.
@@ -71,7 +71,7 @@ class BatchViews:
         self._views, self._labeled = views, labeled_views
 
     def labeled(self, raw: RawBatch) -> Labeled:
-        """Make the views of labeled examples: in training those wanted, one after the other, else none but themselves.
+        """Make the views of labeled examples: in training the requested ones, concatenated, else no random ones.
 
         Args:
             raw: Batch with labels.
@@ -106,11 +106,11 @@ class BatchViews:
 
 
 def moved(raw: RawBatch, device: torch.device) -> RawBatch:
-    """The uint8 pictures and labels on a device; positions stay on the CPU.
+    """Move the uint8 images and labels to a device; positions stay on the CPU.
 
     Args:
-        raw: Batch from a loader.
-        device: Device to copy to.
+        raw: Batch of a loader.
+        device: Device to move to.
     """
     labels = None if raw.labels is None else to_device(raw.labels, device)
     return raw._replace(images=to_device(raw.images, device), labels=labels)

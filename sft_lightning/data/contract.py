@@ -1,4 +1,4 @@
-"""What a paradigm asks of a data module, and what a data module answers: the boundary between the two, typed."""
+"""Typed interface between paradigms, which request batches, and data modules, which provide them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from sft_lightning.data.splits import SplitConfig, Splits
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What a paradigm wants in its training batches.
+    """Request of a paradigm for the content of its training batches.
 
     Attributes:
         parts: Parts of a batch: `labeled`, `unlabeled` or both. Only these are loaded.
@@ -32,13 +32,13 @@ class BatchRequest:
 
 @runtime_checkable
 class RequestsBatches(Protocol):
-    """A module that says what it wants in its training batches; any other gets labeled batches."""
+    """Module that requests the content of its training batches; any other module gets labeled batches."""
 
     def batch_request(self) -> BatchRequest:
         """Return what the training batches should hold."""
 
     def make_schedule(self, epoch_steps: int) -> Schedule | None:
-        """Return which parts each batch holds; None where every batch holds all.
+        """Return the schedule of the parts that each batch holds, or None if every batch holds all of them.
 
         Args:
             epoch_steps: Number of training batches of an epoch.
@@ -46,7 +46,7 @@ class RequestsBatches(Protocol):
 
 
 def batch_request(module: object) -> BatchRequest:
-    """Return what a module wants in its training batches; labeled ones where it does not say.
+    """Return what a module requests in its training batches: labeled examples by default.
 
     Args:
         module: Paradigm, any other module, or None.
@@ -55,7 +55,7 @@ def batch_request(module: object) -> BatchRequest:
 
 
 class FewLabelData(ABC):
-    """A data module as a paradigm, a callback or a command sees it, whatever the modality.
+    """Interface of a data module of any modality for paradigms, callbacks and commands.
 
     Attributes:
         splits: Examples of `labeled`, `unlabeled`, `val` and `test`; empty before `setup`.
@@ -112,7 +112,7 @@ class FewLabelData(ABC):
         """Yield batches of a split without random changes, the same on every process.
 
         Args:
-            most: Number of examples at most; classes take turns where there are more.
+            most: Maximum number of examples; if there are more, classes take turns.
             device: Device of the batches.
             name: Name of the split.
         """
@@ -122,7 +122,7 @@ class FewLabelData(ABC):
         """Yield training examples without random changes, the same on every process: labeled ones first.
 
         Args:
-            most: Number of examples at most, chosen by the seed.
+            most: Maximum number of examples, chosen by the seed.
             device: Device of the batches.
         """
 
@@ -137,7 +137,7 @@ class FewLabelData(ABC):
 
     @abstractmethod
     def fingerprint(self, name: str) -> str:
-        """Compute the SHA-256 of what goes into a network of a split without random changes.
+        """Compute the SHA-256 of the content of a split and of all that determines its unaugmented network inputs.
 
         Args:
             name: Name of the split.
@@ -148,7 +148,7 @@ class FewLabelData(ABC):
         """Give features in place of the examples of some splits from now on.
 
         Args:
-            features: (N, F) by the name of the split, in its order; empty to read the examples again.
+            features: Features by name of the split, of shape (N, F) and in its order; empty to read the examples again.
         """
 
     @abstractmethod
@@ -160,34 +160,34 @@ class FewLabelData(ABC):
             class_names: Classes of the run in the order of their numbers; None for those of this data module.
 
         Raises:
-            InputError: The data is no longer there, or is not that of the run.
+            InputError: The data is missing, or differs from that of the run.
         """
 
     @property
     @abstractmethod
     def reading_key(self) -> str:
-        """Text of all settings that change how an example is read, for the keys of what is kept on disk."""
+        """Text of all settings that change how an example is read, for the keys of caches on disk."""
 
     # --- prediction
 
     @property
     @abstractmethod
     def predict_name(self) -> str:
-        """Name of what is to be predicted."""
+        """Name of the data to predict."""
 
     @property
     @abstractmethod
     def predict_count(self) -> int:
-        """Number of examples that are to be predicted, as far as it is known before they are read."""
+        """Number of examples to predict, as far as it is known before they are read."""
 
     @property
     @abstractmethod
     def predict_listed(self) -> tuple[int, int]:
-        """Number of all listed files and a checksum of their names; zeros where nothing was listed."""
+        """Number of all listed files and a checksum of their names; zeros if no files were listed."""
 
 
 def few_label_data(trainer: Any) -> FewLabelData | None:
-    """Return the data module of a Trainer where it keeps the contract; None for plain loaders and other data modules.
+    """Return the data module of a Trainer if it is a `FewLabelData`; None for plain loaders and other data modules.
 
     Args:
         trainer: Trainer of a run.
@@ -197,7 +197,7 @@ def few_label_data(trainer: Any) -> FewLabelData | None:
 
 
 def known_splits(trainer: Any) -> Splits:
-    """Return the splits of the data module of a Trainer; empty where it has none.
+    """Return the splits of the data module of a Trainer; empty if it has none.
 
     Args:
         trainer: Trainer of a run.

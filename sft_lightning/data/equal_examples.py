@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sft_lightning.data.splits import SplitConfig, Splits
     from sft_lightning.data.storage import Storage
 
-_AT_ONCE = 4096  # digests that are in memory while equal pictures are looked for
+_AT_ONCE = 4096  # digests held in memory during the search for equal images
 
 
 def find_equal_examples(splits: Splits, request: SplitConfig) -> list[list[tuple[str, int]]]:
@@ -42,16 +42,16 @@ def find_equal_examples(splits: Splits, request: SplitConfig) -> list[list[tuple
 
 
 def find_duplicates(sets: dict[str, tuple[Storage, Sequence[int]]]) -> list[list[tuple[str, int]]]:
-    """Finds equal pictures across sets by content.
+    """Find equal images across sets by content.
 
-    Only pictures whose size in bytes occurs more than once are hashed, so a folder of photographs costs a `stat`
-    per file. Of each of these 8 bytes of its digest are kept, and only where they are equal the whole is looked at.
+    Only images whose size in bytes occurs more than once are hashed, so a folder of photographs costs one `stat` per
+    file. Of each digest, 8 bytes are kept, and full digests are compared only where these are equal.
 
     Args:
-        sets: Name of a set to its images and the indices that belong to it.
+        sets: Images of each set, and the indices that belong to it, by name.
 
     Returns:
-        Groups of two or more equal pictures, each as (set, index).
+        Groups of two or more equal images, each as (set, index).
     """
     sizes = {name: np.asarray(images.sizes(indices), dtype=np.int64) for name, (images, indices) in sets.items()}
     values, counts = np.unique(np.concatenate([*sizes.values()]), return_counts=True)
@@ -72,7 +72,7 @@ def _of(indices: Sequence[int], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.
 
 
 def _short(images: Storage, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """The first 8 bytes of the digest of each picture."""
+    """Return the first 8 bytes of the digest of each image."""
     found = np.empty(len(indices), np.uint64)
     for first in range(0, len(indices), _AT_ONCE):
         contents = images.fingerprints(indices[first : first + _AT_ONCE].tolist())

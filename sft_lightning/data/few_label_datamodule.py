@@ -89,7 +89,7 @@ class FewLabelDataModule(SplitDataModule):
     @property
     @abstractmethod
     def read_settings(self) -> ReadSettings:
-        """How records become examples of one shape."""
+        """Settings by which records become examples of one shape."""
 
     def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, ReadSettings, int]:
         """Return what a split is read from, how, and the number of processes that read.

@@ -1,7 +1,7 @@
-"""Batches: step-bounded, rank-aware, resumable; a slice of a uint8 tensor, or files decoded by workers.
+"""Loaders of step-bounded, rank-aware, resumable batches from a uint8 tensor or from files decoded by workers.
 
-Everything random about batch number g follows from (seed, g): which examples it holds and the seed of its views. A
-loader that is told g goes on from there, whatever the number of workers, and no global random state is touched.
+All randomness of batch g, its examples and the seed of its views, follows from (seed, g). A loader that starts at g
+continues from there, whatever the number of workers, and changes no global random state.
 """
 
 import math
@@ -21,18 +21,18 @@ from sft_lightning.data.storage import FeatureStorage, ReadSettings, RecordStora
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.transfer import fits_in_memory, prefetch, to_device
 
-_AT_ONCE = 256  # pictures that are copied to a device at a time
+_AT_ONCE = 256  # examples copied to a device at a time
 
 
 class RawBatch(NamedTuple):
-    """What a loader yields: pictures before any view is made.
+    """Batch that a loader yields, before any view is made.
 
     Attributes:
-        images: uint8, (B, C, H, W).
-        labels: int64, (B,), or None: labels of unlabeled examples never travel.
-        indices: int64, (B,): positions in the split.
-        draw: Seed of the random views of this batch, None where views are fixed.
-        names: Of the examples, where they are to be predicted.
+        images: Stored examples, such as uint8 images of shape (B, C, H, W).
+        labels: Labels, int64 of shape (B,), or None for unlabeled examples.
+        indices: Positions in the split, int64 of shape (B,).
+        draw: Seed of the random views of this batch, or None if views are fixed.
+        names: Names of the examples, in prediction only.
         is_features: Whether `images` holds features of the examples, (B, F), in place of the examples.
     """
 
@@ -45,7 +45,7 @@ class RawBatch(NamedTuple):
 
 
 class _Decoded(Dataset[Any]):
-    """Reads one file for a worker: (position, seed or None) to (picture or reason, position)."""
+    """Data set that reads one file: (position, seed or None, seed of the batch) to (example or reason, ...)."""
 
     def __init__(self, images: RecordStorage, indices: Sequence[int], geometry: ReadSettings) -> None:
         self.images, self.indices, self.geometry = images, indices, geometry
@@ -59,7 +59,7 @@ class _Decoded(Dataset[Any]):
 
 
 class _Requests:
-    """The batches that a `DataLoader` asks its workers for; where they start and end is set before each pass."""
+    """Batch sampler whose first and last batch are set before each pass."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan, self.start, self.stop = plan, 0, 0
@@ -75,7 +75,7 @@ class _Requests:
 
 
 class _Read(NamedTuple):
-    """What a worker hands over at once: pictures as one tensor, where they are in the split, and why others are not."""
+    """Batch from a worker: examples as one tensor, their positions, and the reasons why others cannot be read."""
 
     images: Tensor | None
     positions: list[int]
@@ -84,14 +84,14 @@ class _Read(NamedTuple):
 
 
 def _stacked(items: list[tuple[Tensor | str, int, int]]) -> _Read:
-    pictures = [picture for picture, _, _ in items if isinstance(picture, Tensor)]
-    positions = [position for picture, position, _ in items if isinstance(picture, Tensor)]
-    bad = [(position, picture) for picture, position, _ in items if isinstance(picture, str)]
-    return _Read(collate(pictures) if pictures else None, positions, bad, items[0][2])
+    examples = [content for content, _, _ in items if isinstance(content, Tensor)]
+    positions = [position for content, position, _ in items if isinstance(content, Tensor)]
+    bad = [(position, content) for content, position, _ in items if isinstance(content, str)]
+    return _Read(collate(examples) if examples else None, positions, bad, items[0][2])
 
 
 class Stream:
-    """The batches of one split, from any point on."""
+    """Batches of one split, starting from any batch."""
 
     def __init__(
         self,
@@ -103,16 +103,17 @@ class Stream:
         bad: BadImages | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """Prepares; nothing is read.
+        """Prepare to read; nothing is read yet.
 
         Args:
-            split: Split to read.
-            plan: Order of the batches and their examples.
-            geometry: How files become pictures of one size.
-            with_labels: Whether labels travel.
-            workers: Processes that decode files.
-            bad: Reporter of unreadable files.
-            device: Device of the network; images that need no decoding stay there if it is a GPU with enough memory.
+            split: Examples to read.
+            plan: Plan of the batches.
+            geometry: Settings by which records become examples of one shape.
+            with_labels: Whether batches contain labels.
+            workers: Number of processes that decode files.
+            bad: Record that unreadable files are reported to.
+            device: Device of the network; examples that need no decoding are kept there if it is a GPU with enough
+                memory.
         """
         self.plan, self.bad, self._geometry, self._device = plan, bad or BadImages(), geometry, device
         self._split = split
@@ -137,14 +138,14 @@ class Stream:
             )
 
     def batches(self, start: int, stop: int) -> Iterator[RawBatch]:
-        """Yields batches start to stop - 1.
+        """Yield batches start to stop - 1.
 
         Args:
             start: Number of the first batch since the start of training.
-            stop: One past the last.
+            stop: Number of the batch after the last one.
 
         Raises:
-            InputError: A file cannot be decoded and the policy is `raise`, or nothing of a batch can be.
+            InputError: A file cannot be decoded and the policy is `raise`, or no file of a training batch can be.
         """
         memory = self._memory
         if memory is None:
@@ -157,9 +158,9 @@ class Stream:
             yield self._raw(memory.index_select(0, to_device(rows, memory.device)), index, draw)
 
     def close(self) -> None:
-        """Ends the workers; the next pass would start others.
+        """End the workers; another pass would start new ones.
 
-        Left to the garbage collector, which takes their queues down first, each of them is waited for 5 s.
+        The garbage collector would destroy their queues first and then wait 5 s for each worker.
         """
         loader = getattr(self, "_loader", None)
         if loader is not None and loader._iterator is not None:
@@ -181,13 +182,13 @@ class Stream:
 
     @cached_property
     def _memory(self) -> Tensor | None:
-        """All pictures, of which a batch is a selection; None where files are read for each batch."""
+        """All examples, from which each batch selects, or None if files are read for each batch."""
         images, count = self._split.part.images, len(self._split)
         if isinstance(images, TensorStorage):
             return images.data if self._device is None else images.on(self._device)
         assert isinstance(images, RecordStorage)
         shape = (count, *self._geometry.shape)
-        # What is seen once is read while the device is at work.
+        # Examples that are used only once are read while the device computes.
         wanted = self.plan.shuffle and images.decoded and self._device is not None
         if not wanted or not fits_in_memory(math.prod(shape), cast(torch.device, self._device)):
             return None
@@ -200,7 +201,7 @@ class Stream:
         return made
 
     def _copied(self, start: int, stop: int) -> Iterator[RawBatch | None]:
-        """Batches of pictures that are there decoded; where one is not, its batch is read like any other."""
+        """Yield batches of examples that are stored decoded; decode the files of a batch if one of them is not."""
         images = self._split.part.images
         assert isinstance(images, RecordStorage)
         for g in range(start, stop):
@@ -220,7 +221,7 @@ class Stream:
             self.bad.report(self._path(position), why)
         if read.images is None and not self.plan.shuffle:
             return None
-        if read.images is None:  # a step of training needs something to train on
+        if read.images is None:  # a training step needs at least one example
             raise InputError(
                 f"no image of a whole batch could be read, '{show_path(self._path(read.bad[0][0]))}' among them: "
                 "check the files and the permissions of their folder"
@@ -234,40 +235,40 @@ class Stream:
 
 
 def close(streams: list[Stream]) -> None:
-    """Ends the workers of all, and forgets them.
+    """End the workers of all streams, and empty the list.
 
     Args:
-        streams: Empty afterwards.
+        streams: Streams to close; the list is emptied.
     """
     while streams:
         streams.pop().close()
 
 
 class Schedule(Protocol):
-    """Which parts batch g holds, and how many batches of each part came before it."""
+    """Schedule of the parts that each batch holds."""
 
     def parts(self, g: int) -> tuple[str, ...]:
-        """Names.
+        """Return the names of the parts that batch g holds.
 
         Args:
-            g: Counts batches from the start of training.
+            g: Number of the batch since the start of training.
         """
 
     def before(self, part: str, g: int) -> int:
-        """Batches of a part among the first g.
+        """Count the batches that hold a part among the first g.
 
         Args:
             part: `labeled` or `unlabeled`.
-            g: Counts batches from the start of training.
+            g: Number of the batch since the start of training.
         """
 
 
 class TrainLoader:
-    """The parts of a training batch side by side, in epochs of a fixed number of steps.
+    """Loader of the parts of a training batch side by side, in epochs of a fixed number of steps.
 
-    Lightning saves `state_dict` in its checkpoints and hands it back, so an interrupted epoch goes on where it stopped:
-    with the same batches where the product of batch size and processes is the same, and else at the next whole batch
-    of the pass, so that no example comes twice in it and fewer than one batch of all processes are left out.
+    Lightning saves `state_dict` in its checkpoints and restores it, so an interrupted epoch continues where it stopped:
+    with the same batches if the product of batch size and processes is the same, and otherwise at the next complete
+    batch of the pass, so that no example repeats and fewer than one batch of all processes is skipped.
     """
 
     def __init__(
@@ -278,30 +279,30 @@ class TrainLoader:
         taken: int | None = None,
         repeats: bool = False,
     ) -> None:
-        """Joins the streams.
+        """Join the streams.
 
         Args:
-            streams: `labeled`, `unlabeled` or both.
-            steps: Batches of an epoch.
-            schedule: Rule that decides which streams each batch holds; None for all.
-            taken: So many of them are taken before the next epoch begins (`limit_train_batches`); None for all.
+            streams: Streams by part: `labeled`, `unlabeled` or both.
+            steps: Number of batches of an epoch.
+            schedule: Schedule of the parts that each batch holds; None for all parts.
+            taken: Number of batches used before the next epoch begins (`limit_train_batches`); None for all.
             repeats: Whether each epoch has the batches of the first one (`overfit_batches`).
         """
         self.streams, self.steps, self.schedule, self.repeats = streams, steps, schedule, repeats
         self.taken = steps if taken is None else taken
         self.epoch, self.position = 0, 0
-        self._ahead: dict[str, int] = {}  # of a stream's own count, since it went on with batches of another size
+        self._ahead: dict[str, int] = {}  # offset of a stream that resumed with another batch size
 
     @property
     def sampler(self) -> "TrainLoader":
-        """Lightning calls `set_epoch` on what it finds here."""
+        """This loader, because Lightning calls `set_epoch` on the sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Moves to the start of an epoch, or stays inside it after a resume.
+        """Move to the start of an epoch, or stay inside it after a resume.
 
         Args:
-            epoch: Counted from 0.
+            epoch: Number of the epoch, from 0.
         """
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
@@ -331,14 +332,14 @@ class TrainLoader:
         return (g if self.schedule is None else self.schedule.before(part, g)) + self._ahead.get(part, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch would come from."""
+        """Return the epoch, the position in it and the progress of each stream before the next batch."""
         g = self._first + self.position
         places = {name: stream.plan.place(self._before(name, g)) for name, stream in self.streams.items()}
         ended = self.position >= self.taken
         return {"epoch": self.epoch, "position": self.position, "ended": ended, "places": places}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved place.
+        """Continue from a saved state.
 
         Args:
             state: State from `state_dict`, possibly of another number of processes.
@@ -355,7 +356,7 @@ class EvalLoader:
     """One pass over a split in its own order."""
 
     def __init__(self, stream: Stream) -> None:
-        """Wraps the stream.
+        """Wrap the stream.
 
         Args:
             stream: Stream whose plan does not shuffle.

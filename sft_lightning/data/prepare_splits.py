@@ -1,4 +1,4 @@
-"""From opened sources to splits: unreadable files, pictures of another shape, and a split that an earlier run wrote."""
+"""Preparation of splits from opened sources: unreadable files, other image shapes, and splits of earlier runs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,24 +25,24 @@ def read_splits(
     run: RunSplit | AllLabeled | None = None,
     starts: Sequence[Path] = (),
 ) -> tuple[Splits, list[Examples]]:
-    """Reads the sources and divides them.
+    """Read the sources and divide them into splits.
 
     Args:
-        source: Source of labeled and unlabeled images.
-        second: Name and pictures of another source, which then are the only unlabeled ones.
-        request: Sizes and seed; what is to be said goes into its messages.
+        source: Source of labeled and unlabeled examples.
+        second: Name and examples of another source, which then are the only unlabeled ones.
+        request: Sizes and seed of the splits; warnings are appended to its messages.
         split_file: A `split.csv` to read instead of choosing anew.
-        bad: Policy for unreadable files.
-        converts: Whether pictures are brought to one size and number of channels.
+        bad: Record of unreadable files, with the policy for them.
+        converts: Whether images are converted to one size and number of channels.
         measures: Whether to measure the values of images of more than 8 bits.
-        run: Split of a run that goes on or is measured again, or all of a source, which rules.
-        starts: Files `split.csv` of the runs that a new run starts from, whose labels it has seen.
+        run: Split of a run that is resumed or evaluated again, or all of a source; overrides the other settings.
+        starts: Paths of the `split.csv` of runs that a new run starts from, whose labels it has already learned.
 
     Returns:
-        The splits, and all parts that they are of.
+        The splits, and all collections that they draw from.
 
     Raises:
-        InputError: The sources do not go together, or do not give what is asked for.
+        InputError: The sources do not match, or do not have the requested examples.
     """
     parts = {name: readable(part, bad, measures) for name, part in source.load().items()}
     listed = list(parts.values())
@@ -65,9 +65,9 @@ def read_splits(
         splits = run.apply(source.name, source.class_names, parts, other, request, choose)
     else:
         splits = leave_out_trained(choose(request), starts, request, source.name)
-    if run is not None or split_file is not None:  # whose labels may be fewer than those asked for
+    if run is not None or split_file is not None:  # whose labels may be fewer than requested
         request = replace(request, num_labels=None)
-    if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # else other data is only measured
+    if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # otherwise other data is only evaluated
         check_splits(splits, parts, request, source.class_names)
     if bad.num_unreported:
         request.messages.append(bad.summarize())
@@ -75,11 +75,11 @@ def read_splits(
 
 
 def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples:
-    """The part without files that are no whole pictures.
+    """Leave out the files that cannot be read.
 
     Args:
         part: Examples in files or in memory.
-        bad: Reporter of unreadable files, which may refuse them.
+        bad: Record that the files are reported to; its policy may refuse them.
         measures: Whether to measure the values of images of more than 8 bits.
     """
     if not isinstance(part.images, RecordStorage):
@@ -99,6 +99,6 @@ def _check_shape(first_name: str, first: Examples, second_name: str, second: Exa
     a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, TensorStorage) else None for p in (first, second))
     if a and b and a != b:
         raise InputError(
-            f"unlabeled_source {second_name!r} has pictures of shape {b}, source {first_name!r} of {a}: set image_size "
+            f"unlabeled_source {second_name!r} has images of shape {b}, source {first_name!r} of {a}: set image_size "
             "and channels to convert both"
         )

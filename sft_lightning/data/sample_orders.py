@@ -1,7 +1,7 @@
-"""The order of a pass over shards: near enough to random for training, and no example is far from the one before.
+"""Order of a pass over shards that is close to random and keeps consecutive examples close on disk.
 
-The shards come in an order drawn by the seed. So many of them as the window holds are read at a time, and their
-examples are shuffled among each other; then come the next. With a window of all shards this is an ordinary shuffle.
+The seed gives the order of the shards. As many of them as the window holds are read at a time, and their examples are
+shuffled together before the next group follows. If the window covers all shards, this is an ordinary shuffle.
 """
 
 from bisect import bisect_right
@@ -15,14 +15,14 @@ _KEPT = 2  # groups of shards whose order is in memory: a batch may reach into t
 
 
 class Windowed:
-    """The order of one pass, made group by group: its memory is that of a window, not of the data."""
+    """Order of one pass, made group by group, so that memory grows with the window and not with the data."""
 
     def __init__(self, lengths: Tensor, window: int, seed: int) -> None:
-        """Draws the order of the shards.
+        """Draw the order of the shards.
 
         Args:
-            lengths: int64, (S,): examples of each shard, whose positions follow each other.
-            window: Shards whose examples are shuffled among each other.
+            lengths: Number of examples of each shard, int64 of shape (S,); positions run through the shards in order.
+            window: Number of shards whose examples are shuffled together.
             seed: Seed of this pass.
         """
         shards = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
@@ -36,10 +36,10 @@ class Windowed:
         return self._stops[-1] if self._stops else 0
 
     def __getitem__(self, places: slice) -> Tensor:
-        """The examples at some places of the pass, int64.
+        """Return the examples at some positions of the pass, int64.
 
         Args:
-            places: Without a step.
+            places: Slice of positions, without a step.
         """
         first, stop, _ = places.indices(len(self))
         pieces = [torch.empty(0, dtype=torch.long)]

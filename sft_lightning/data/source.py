@@ -1,4 +1,4 @@
-"""What every source gives: parts with pictures, names, labels and groups."""
+"""Interface of sources: splits of examples with names, labels and groups."""
 
 import os
 from abc import ABC, abstractmethod
@@ -29,13 +29,13 @@ def split_of_name(name: str) -> str | None:
 
 @dataclass
 class Examples:
-    """The examples that a source itself puts into one split.
+    """Examples that a source itself puts into one split.
 
     Attributes:
-        images: The pictures.
-        ids: Name of each, unique within the source and equal on every machine.
-        labels: int64 of shape (N,), -1 where there is none.
-        groups: Patient, video, ... of each, or None.
+        images: Storage of the examples.
+        ids: Name of each example, unique within the source and equal on every machine.
+        labels: Labels, int64 of shape (N,); -1 for an unlabeled example.
+        groups: Group of each example, such as a patient or video, or None.
     """
 
     images: Storage
@@ -48,12 +48,12 @@ class Examples:
 
 
 class Source(ABC):
-    """A set of examples, some with labels.
+    """Set of examples, some of them with labels.
 
     Attributes:
-        name: What the user wrote.
-        class_names: The classes, in the order of their numbers.
-        messages: Sentences about what may not be meant, which a run logs.
+        name: Name as the user wrote it.
+        class_names: Names of the classes, in the order of their numbers.
+        messages: Warnings about probable mistakes in the data, which a run logs.
     """
 
     name: str
@@ -62,23 +62,23 @@ class Source(ABC):
 
     @property
     def original(self) -> "Source":
-        """The source itself; of one that only numbers classes anew, the one below it."""
+        """Underlying source if this one only reorders the classes, and otherwise this source."""
         return self
 
     @abstractmethod
     def load(self) -> dict[str, Examples]:
-        """Reads the parts that exist among `train`, `val`, `test` and `unlabeled`."""
+        """Read the splits that exist among `train`, `val`, `test` and `unlabeled`."""
 
 
 def concatenated(*pieces: tuple[Examples, Sequence[int]]) -> Examples:
-    """Some examples of several parts as one part.
+    """Join some examples of several collections into one.
 
     Args:
-        pieces: Part and positions; all of one kind of images.
+        pieces: Collections with one kind of storage, and the positions to take from each.
     """
     ids = _some([(part.ids, chosen) for part, chosen in pieces])
     labels = torch.cat([part.labels[torch.as_tensor(chosen, dtype=torch.long)] for part, chosen in pieces])
-    grouped = any(part.groups is not None for part, _ in pieces)  # who has no group is one of its own
+    grouped = any(part.groups is not None for part, _ in pieces)  # an example without a group forms its own
     groups = _some([(part.groups or part.ids, chosen) for part, chosen in pieces]) if grouped else None
     images = [(part.images, chosen) for part, chosen in pieces]
     first = images[0][0]
@@ -89,14 +89,14 @@ def concatenated(*pieces: tuple[Examples, Sequence[int]]) -> Examples:
 
 
 def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:
-    """Some of several texts: of lists, a list; what is on the disk stays there."""
+    """Select some of several texts: a list if all are lists, and otherwise a view that leaves them on disk."""
     if all(isinstance(texts, list) for texts, _ in pieces):
         return [texts[i] for texts, chosen in pieces for i in chosen]
     return SelectedTexts(*pieces)
 
 
 def relative(path: Path, root: Path) -> str:
-    """A path as a name that is the same on every machine.
+    """Return a path as a name that is the same on every machine.
 
     Args:
         path: Path to name.

@@ -97,7 +97,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         """
 
     def on_splits_read(self, source: Source) -> None:
-        """Look at the splits once they are made, before anything is read from them.
+        """Inspect the splits after they are made and before anything is read from them.
 
         Args:
             source: Source of the examples.
@@ -105,19 +105,19 @@ class SplitDataModule(FewLabelData, LightningDataModule):
 
     @property
     def measures_values(self) -> bool:
-        """Whether looking at the files also measures what takes decoding."""
+        """Whether the check of the files also decodes them for further measurements."""
         return False
 
     # --- source and classes
 
     @cached_property
     def opened_source(self) -> Source:
-        """Where the examples come from, with classes in an order of its own; opened when it is first needed."""
+        """Source of the examples with its own order of classes, opened on first access."""
         return self.open_source(self._named)
 
     @property
     def source(self) -> Source:
-        """Where the examples come from, with labels in the order of `class_names`."""
+        """Source of the examples with labels in the order of `class_names`."""
         if self._class_names is None or self._class_names == list(self.opened_source.class_names):
             return self.opened_source
         return RenumberedSource(self.opened_source, self._class_names)
@@ -167,7 +167,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         # Predicting needs no labels, so the source may have other classes than the model.
         strange = stage == "predict" and find_missing_classes(self.opened_source.class_names, self.class_names)
         source, second = self.opened_source if strange else self.source, self._open_second(stage)
-        self.request.messages[:] = source.messages  # those of a refused attempt are gone
+        self.request.messages[:] = source.messages  # drops those of a refused attempt
         followed = None if self.followed_run is None else self.followed_run / MANIFEST
         run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)
         how = self.split_file, self.bad, self.is_converted, self.measures_values, run, self.starts
@@ -179,7 +179,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         rank_zero_info(f"Data: {source.name}: {sizes}.")
 
     def _open_second(self, stage: str) -> tuple[str, Examples] | None:
-        """The other source of unlabeled examples; a run that is measured again does without what is gone."""
+        """Open the other source of unlabeled examples, or return None if it is missing when a run is evaluated."""
         if (name := self.unlabeled_source) is None:
             return None
         try:
@@ -190,7 +190,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             return None
 
     def as_trained(self, run: Path, class_names: list[str] | None = None) -> Self:
-        """Return the same data in the splits of a run, whatever was chosen or predicted here."""
+        """Return the same data in the splits of a run, independent of what this data module has loaded."""
         other = copy(self)
         other.split_file, other.request = None, replace(self.request, messages=[])
         other.followed_run, other.starts, other.test_on = run, (), "split"
@@ -206,7 +206,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         close(self._streams)
 
     def teardown(self, stage: str) -> None:
-        """End the processes that read examples; count and list the examples that turned out unreadable.
+        """End the processes that read examples; count and list the examples that could not be read.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.

@@ -1,7 +1,7 @@
-"""Labeled, unlabeled, validation, test: chosen by a seed alone, disjoint by construction, checked by content.
+"""Splits that a seed alone determines, disjoint by construction and checked by content.
 
-Examples are taken in the order of SHA-256(seed, purpose, id), whatever the order of the files, the machine, the process
-or the library versions. A budget of 40 labels is therefore a subset of the budget of 100 with the same seed.
+Examples are taken in the order of SHA-256(seed, purpose, id), regardless of file order, machine, process and
+library versions. A budget of 40 labels is therefore a subset of the budget of 100 with the same seed.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from sft_lightning.utils.errors import InputError
 LeakPolicy = Literal["drop", "raise"]
 NAMES = ("labeled", "unlabeled", "val", "test")
 _SAID = {"val": "validation", "test": "test"}
-# Where the same picture stands in two splits, it stays in the first of these.
+# An image that is in two splits stays in the first of these.
 _KEEPS = {"test": 0, "val": 1}
 
 
 @dataclass
 class Split:
-    """Some examples of one part.
+    """Some examples of one collection.
 
     Attributes:
-        part: Where they are.
-        indices: Positions in the part.
+        part: Collection that holds the examples.
+        indices: Positions of the examples in the collection.
     """
 
     part: Examples
@@ -46,14 +46,14 @@ class Split:
 
     @property
     def labels(self) -> Tensor:
-        """int64 of shape (N,), -1 where unknown."""
+        """Labels, int64 of shape (N,); -1 where unknown."""
         if isinstance(self.indices, range) and len(self) == len(self.part):
             return self.part.labels
         return self.part.labels[torch.as_tensor(self.indices, dtype=torch.long)]
 
     @property
     def ids(self) -> list[str]:
-        """The names of the examples."""
+        """Names of the examples."""
         return [self.part.ids[i] for i in self.indices]
 
 
@@ -62,17 +62,17 @@ Splits = dict[str, Split]
 
 @dataclass
 class SplitConfig:
-    """What the user asks of the splits.
+    """Settings of the splits.
 
     Attributes:
         seed: Seed that chooses the examples.
-        num_labels: Labels in total, or None.
-        labels_per_class: Labels of each class, or None. With neither, all labels are used.
-        val_size: Share (below 1) or number of the training examples held out where the source has no validation part.
-        test_size: The same for the test part.
-        on_leak: What happens to an image in two splits; `keep` is for looking at the data as it is.
-        messages: Sentences about what may not be meant, which a run logs.
-        leaks: Those about held-out images whose labels the start of a run has learned, which its lineage keeps.
+        num_labels: Total number of labels, or None.
+        labels_per_class: Number of labels of each class, or None. With neither, all labels are used.
+        val_size: Share (below 1) or number of training examples held out if the source has no validation split.
+        test_size: Share or number of training examples held out if the source has no test split.
+        on_leak: Policy for an image in two splits; `keep` changes nothing, for audits of the data.
+        messages: Warnings about probable mistakes, which a run logs.
+        leaks: Warnings about held-out images whose labels an earlier run has learned, which the lineage keeps.
     """
 
     seed: int = 0
@@ -86,12 +86,12 @@ class SplitConfig:
 
 
 def hash_key(seed: int, purpose: str, name: str) -> bytes:
-    """The sorting key that stands in for a random number.
+    """Compute the sorting key that replaces a random number.
 
     Args:
-        seed: The user's.
-        purpose: Keeps independent choices independent.
-        name: The example or group.
+        seed: Seed of the splits.
+        purpose: Name of the choice, which keeps different choices independent.
+        name: Name of the example or group.
     """
     return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
 
@@ -105,19 +105,19 @@ def choose(
     purpose: str,
     keep: bool = False,
 ) -> set[int]:
-    """Takes examples until each class has its quota; a group comes whole or not at all.
+    """Choose examples until each class has its quota, and keep groups together.
 
-    Groups are visited in the order of their rank and taken when that brings the counts closer to the quota. Without
-    groups this takes exactly the quota.
+    Groups are visited in the order of their sorting keys and taken if that brings the counts closer to the quota.
+    Without groups, the quota is met exactly.
 
     Args:
         ids: Names of the candidates.
-        labels: Class of each.
-        groups: Group of each, or None.
-        quota: Class to the number wanted.
-        seed: The user's.
-        purpose: Purpose of the choice.
-        keep: Whether no group is taken that holds the last examples of a class, and at least one of the others is.
+        labels: Class of each candidate.
+        groups: Group of each candidate, or None.
+        quota: Number of examples wanted, by class.
+        seed: Seed of the splits.
+        purpose: Name of the choice, which keeps different choices independent.
+        keep: Whether to leave groups with the last examples of a class and to take at least one other group.
 
     Returns:
         Positions in `ids`.
@@ -145,19 +145,19 @@ def choose(
             left.subtract(counts)
         elif best is None or gain > best[0]:
             best = gain, own
-    if keep and not taken and best is not None:  # of few large groups one is too much, and none is worse
+    if keep and not taken and best is not None:  # one large group exceeds the quota, but an empty split would be worse
         taken.update(best[1])
     return taken
 
 
 def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], seed: int, purpose: str) -> set[int]:
-    """Of each class its quota of lowest rank, in memory for these alone."""
+    """Choose the examples of each class with the lowest keys, and hold only these in memory."""
     best: dict[int, list[tuple[int, int]]] = {c: [] for c, n in quota.items() if n > 0}
     for position, (name, label) in enumerate(zip(ids, labels, strict=True)):
         own = best.get(label)
         if own is None:
             continue
-        entry = -int.from_bytes(hash_key(seed, purpose, name)), position  # the heap has the highest rank on top
+        entry = -int.from_bytes(hash_key(seed, purpose, name)), position  # negative: the highest key is on top
         if len(own) < quota[label]:
             heapq.heappush(own, entry)
         elif entry > own[0]:
@@ -166,15 +166,15 @@ def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], see
 
 
 def quotas(counts: dict[int, int], total: int, keep: int = 0) -> dict[int, int]:
-    """Divides a total among classes in proportion to their counts, at least one each where the total allows it.
+    """Divide a total among classes in proportion to their counts, with at least one each if the total allows it.
 
-    Labels are given out one by one, by the rule of Sainte-Laguë after a first one for every class. So no class gets
-    fewer when the total grows, as it could by the largest remainder.
+    Labels are assigned one by one: the first for every class, and the rest by the Sainte-Laguë method. Unlike the
+    largest-remainder method, this never gives a class fewer labels when the total grows.
 
     Args:
-        counts: Class to the number available.
-        total: Number to divide; at most the sum of the counts.
-        keep: How many of each class are left at least, where the total allows it for all.
+        counts: Number of available examples, by class.
+        total: Number to divide, at most the sum of the counts.
+        keep: Minimum number of examples to leave in each class, if the total allows it for all of them.
     """
     if total > sum(max(0, n - keep) for n in counts.values()):
         keep = 0
@@ -193,16 +193,16 @@ def quotas(counts: dict[int, int], total: int, keep: int = 0) -> dict[int, int]:
 def make_splits(
     parts: dict[str, Examples], second: Examples | None, request: SplitConfig, class_names: Sequence[str]
 ) -> Splits:
-    """Divides the parts of a source.
+    """Divide the examples of a source into splits.
 
     Args:
-        parts: Examples of the source by part.
+        parts: Examples of the source by the split that it assigns.
         second: Unlabeled examples of another source, which then are the only unlabeled ones.
-        request: Sizes and seed.
-        class_names: Names of the classes for messages.
+        request: Settings of the splits; warnings are appended to its messages.
+        class_names: Names of the classes, for messages.
 
     Raises:
-        InputError: More labels are asked for than exist, or a split would be empty that must not be.
+        InputError: More labels are requested than exist, or a split that is needed would be empty.
     """
     train, given = parts.get("train"), parts.get("unlabeled")
     nothing = Split(next(iter(parts.values())), [])
@@ -219,7 +219,7 @@ def make_splits(
         splits["val"], unlabeled = _held_out(_all(given), request.val_size, request, "val")
     else:
         unlabeled = _outside_groups(_all(given), splits, request)
-    # Leaks go first: what is dropped does not count toward the budget of labels.
+    # Leaks are dropped first, so that dropped images do not count toward the label budget.
     splits = without_leaks({**splits, "train": rest, "unlabeled": unlabeled}, request)
     rest, unlabeled = splits.pop("train"), splits["unlabeled"]
     splits["labeled"], rest = _labeled(rest, request, class_names)
@@ -233,7 +233,7 @@ def _all(part: Examples) -> Split:
 
 
 def _divided(split: Split, taken: npt.NDArray[np.int64]) -> tuple[Split, Split]:
-    """What is taken, and the rest."""
+    """Return the taken examples, and the rest."""
     if len(taken) in (0, len(split)):
         nothing = Split(split.part, [])
         return (split, nothing) if len(taken) else (nothing, split)
@@ -242,7 +242,7 @@ def _divided(split: Split, taken: npt.NDArray[np.int64]) -> tuple[Split, Split]:
 
 
 def _known(pool: Split) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], dict[int, int]]:
-    """Those of a pool that have a label, the labels, and how many each class has, in the order of the classes."""
+    """Return the labeled examples of a pool, their labels, and the count of each class in the order of the classes."""
     indices, labels = np.asarray(pool.indices, dtype=np.int64), pool.labels.numpy()
     indices, labels = indices[labels >= 0], labels[labels >= 0]
     classes, counts = np.unique(labels, return_counts=True)
@@ -254,7 +254,7 @@ def _ids(part: Examples, indices: npt.NDArray[np.int64]) -> Iterable[str]:
 
 
 def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> tuple[Split, Split]:
-    """What is held out of a pool, and what is left to train on: of each class one example at least."""
+    """Return the examples held out of a pool and the rest, which keeps at least one example of each class."""
     part = pool.part
     candidates, labels, counts = _known(pool)
     if not len(candidates):
@@ -272,7 +272,7 @@ def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> t
         raise InputError(
             f"{purpose}_size asks for {total} of the {len(candidates)} training examples: leave some to train on"
         )
-    if size < 1:  # who asks for a number gets it
+    if size < 1:  # only shares are capped, to keep an example of each class
         total = min(total, sum(n - 1 for n in counts.values()))
     chosen = choose(
         _ids(part, candidates),
@@ -303,7 +303,7 @@ def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> t
 
 
 def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> tuple[Split, Split]:
-    """The labels that are used, and the rest of the pool."""
+    """Return the examples whose labels are used, and the rest of the pool."""
     candidates, labels, counts = _known(pool)
     if min(request.num_labels or 0, request.labels_per_class or 0) < 0:
         raise InputError(
@@ -329,13 +329,13 @@ def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> t
         quota = quotas(counts, request.num_labels)
     else:
         return _divided(pool, candidates)
-    # Groups keep training apart from evaluation; within training a budget of labels is met exactly.
+    # Groups separate training from evaluation; within training, the label budget is met exactly.
     chosen = choose(_ids(pool.part, candidates), labels.tolist(), None, quota, request.seed, "labeled")
     return _divided(pool, candidates[sorted(chosen)])
 
 
 def _outside_groups(given: Split, held: Splits, request: SplitConfig) -> Split:
-    """Unlabeled examples, or what is left to train on, without the groups that are held out."""
+    """Return the examples of a split without those whose group is held out."""
     groups = {split.part.groups[i] for split in held.values() if split.part.groups is not None for i in split.indices}
     own = given.part.groups
     if own is None or not groups:
@@ -349,21 +349,21 @@ def _outside_groups(given: Split, held: Splits, request: SplitConfig) -> Split:
 
 
 def _joined(rest: Split, given: Split) -> Split:
-    """The training examples whose labels are not used, and the source's own unlabeled part."""
+    """Join the training examples whose labels are not used and the source's own unlabeled ones."""
     if not len(rest) or not len(given):
         return given if len(given) else rest
     return _all(concatenated((rest.part, rest.indices), (given.part, given.indices)))
 
 
 def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
-    """Drops or refuses training pictures that are held out for evaluation, too.
+    """Drop or refuse training images that are also held out for evaluation.
 
     Args:
-        splits: `test`, `val` and those to train on.
-        request: Says whether to drop or to refuse; the message goes there.
+        splits: Splits `test`, `val` and those to train on.
+        request: Settings with the policy; the message is appended to its messages.
 
     Raises:
-        InputError: The same picture stands in two splits and the policy is `raise`.
+        InputError: The same image is in two splits and the policy is `raise`.
     """
     for a, b in itertools.combinations(splits, 2):
         if splits[a].part is splits[b].part and np.intersect1d(splits[a].indices, splits[b].indices).size:
@@ -375,7 +375,7 @@ def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
     for group in find_equal_examples(splits, request):
         keeper = min(group, key=lambda item: _KEEPS.get(item[0], len(_KEEPS)))
         for name, index in group:
-            # Copies among the training pictures are the data's own weighting; they tell nothing about the test.
+            # Copies among training images are a weighting by the data and leak nothing into evaluation.
             if name != keeper[0] and keeper[0] in _KEEPS:
                 drop[name].add(index)
                 here, there = (splits[split].part.ids[i] for split, i in (keeper, (name, index)))
@@ -385,9 +385,9 @@ def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
     listed = "; ".join(f"{there!r} ({into}) equals {here!r} ({of})" for of, here, into, there in pairs[:5])
     more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
     if request.on_leak == "raise":
-        raise InputError(f"the same picture stands in two splits: {listed}{more}; remove one, or set on_leak: drop")
+        raise InputError(f"the same image is in two splits: {listed}{more}; remove one, or set on_leak: drop")
     request.messages.append(
-        f"{len(pairs)} pictures were dropped because the same picture is held out for evaluation: {listed}{more}"
+        f"{len(pairs)} images were dropped because the same image is held out for evaluation: {listed}{more}"
     )
     request.messages += [
         f"{_SAID.get(name, name)} is empty, because each of its images is held out for evaluation elsewhere"

@@ -1,4 +1,4 @@
-"""Where the examples of a data set lie, whatever they are: in one tensor, or each to be read by itself."""
+"""Storage of the examples of a data set of any modality: one tensor, or records that are read one by one."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from sft_lightning.utils.transfer import fits_in_memory
 
 
 class Storage(ABC):
-    """A numbered collection of examples, whatever they are."""
+    """Numbered collection of examples of any modality."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Storage(ABC):
         """Compute the SHA-256 of the content of each of some examples."""
 
     def digest_sizes(self) -> str:
-        """Compute the digest that earlier versions took for that of the content."""
+        """Compute the digest that earlier versions used in place of the content digest."""
         return self.digest()
 
     def pass_order(self, indices: Sequence[int], window: int) -> Callable[[int], Any] | None:
@@ -51,7 +51,7 @@ class TensorStorage(Storage):
     """Examples as one tensor of shape (N, ...), such as uint8 (N, C, H, W) of images; a batch is an index into it."""
 
     def __init__(self, data: Tensor) -> None:
-        """Wraps the tensor without a copy.
+        """Wrap the tensor without a copy.
 
         Args:
             data: Tensor of shape (N, ...).
@@ -63,7 +63,7 @@ class TensorStorage(Storage):
         return len(self.data)
 
     def on(self, device: torch.device) -> Tensor:
-        """Return the examples on a device, copied there once where they fit; else where they are.
+        """Return the examples on a device, copied there once if they fit, or on their own device otherwise.
 
         Args:
             device: Device of the network.
@@ -87,11 +87,11 @@ class TensorStorage(Storage):
 
 
 class FeatureStorage(TensorStorage):
-    """Features in place of the examples that they were computed of, float32 (N, F)."""
+    """Features that stand in for the examples they were computed from, float32 of shape (N, F)."""
 
 
 class ReadSettings(Protocol):
-    """How records become examples of one shape; the modality of a storage defines what else stands there."""
+    """Settings by which records become examples of one shape; each modality adds its own."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,8 +102,8 @@ class RecordStorage(Storage):
     """Examples that are read one by one, such as files.
 
     Attributes:
-        decoded: Whether reading takes no decoding, as from a cache.
-        facts: What looking at the records has shown, of a type of the modality; None before.
+        decoded: Whether the records are stored decoded, as in a cache.
+        facts: Properties measured on the records, of a type of the modality; None before they are measured.
     """
 
     decoded: bool = False
@@ -119,11 +119,11 @@ class RecordStorage(Storage):
 
     @abstractmethod
     def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
-        """Find records that cannot be read, as far as that shows without decoding.
+        """Find the records that cannot be read, as far as this can be detected without decoding.
 
         Args:
             indices: Positions of the examples to look at.
-            measures: Whether to measure what takes decoding, too.
+            measures: Whether to decode records for further measurements.
 
         Returns:
             Reason by position.
@@ -135,7 +135,7 @@ class RecordStorage(Storage):
         """Return some examples of several collections of this kind as one.
 
         Args:
-            pieces: Collections, and the positions to take of each.
+            pieces: Collections, and the positions to take from each.
             ids: Names of all examples.
         """
 
@@ -153,7 +153,7 @@ class RecordStorage(Storage):
         """
 
     def several(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
-        """Read several examples at once, (B, ...), without randomness; None where that is no faster than one by one.
+        """Read several examples at once, (B, ...), without randomness; return None if reading one by one is as fast.
 
         Args:
             indices: Positions of the examples.
@@ -162,14 +162,14 @@ class RecordStorage(Storage):
         return None
 
 
-def collate(pictures: Sequence[Tensor]) -> Tensor:
+def collate(examples: Sequence[Tensor]) -> Tensor:
     """Stack examples of one shape, copied by this thread alone.
 
-    `torch.stack` divides each among its threads; where others want the cores, too, they wait for each other: 2 seconds
-    for 384 pictures of 3 x 224 x 224 on two busy cores, instead of 13 milliseconds.
+    `torch.stack` divides the copy among its threads, which wait for each other when other processes occupy the cores:
+    2 seconds for 384 images of 3 x 224 x 224 on two busy cores, instead of 13 milliseconds.
 
     Args:
-        pictures: Tensors on the CPU; at least one.
+        examples: At least one tensor on the CPU, all of one shape.
     """
-    made = np.empty((len(pictures), *pictures[0].shape), pictures[0].numpy().dtype)
-    return torch.from_numpy(np.stack([picture.numpy() for picture in pictures], out=made))
+    made = np.empty((len(examples), *examples[0].shape), examples[0].numpy().dtype)
+    return torch.from_numpy(np.stack([example.numpy() for example in examples], out=made))

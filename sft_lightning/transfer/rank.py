@@ -178,7 +178,7 @@ def _score_candidate(start: Candidate, views: _DataBySize, plan: FoldPlan) -> Ca
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     x = features(backbone.to(device), data, "labeled")
     if x is None:
-        raise InputError(f"source {data.source.name!r} has labeled images that cannot be read: mend or remove them")
+        raise InputError(f"source {data.source.name!r} has labeled images that cannot be read: repair or remove them")
     x, y, classes = x.float(), data.splits["labeled"].labels, data.num_classes
     errors: dict[str, float] = {}
     scores: dict[str, float] = {}

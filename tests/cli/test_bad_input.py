@@ -147,7 +147,7 @@ def test_an_unlabeled_source_of_another_size_or_channels(
         words = ["--config", str(SEMI_SUPERVISED / "fixmatch.yaml"), "--data.init_args.root=root"]
         words += [f"--data.init_args.unlabeled_source={name}"]
         said = fit_error(*words, config=str(SEMI_SUPERVISED / "shared.yaml"))
-        assert f"unlabeled_source {name!r} has pictures of shape {shape}, source 'sample' of (1, 28, 28)" in said
+        assert f"unlabeled_source {name!r} has images of shape {shape}, source 'sample' of (1, 28, 28)" in said
         assert "set image_size and channels" in said
 
 

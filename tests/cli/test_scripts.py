@@ -57,6 +57,6 @@ def test_what_cannot_be_installed_names_the_remedy_and_is_not_called_ready(check
     assert done.returncode == 1
     *reason, remedy = done.stderr.splitlines()
     assert any("ERROR: " in line for line in reason)
-    assert remedy.startswith("Not installed, for pip's reason above: mend it and call this again.")
+    assert remedy.startswith("Not installed, for pip's reason above: fix it and run this again.")
     assert re.search(r"free on this disk: [\d.]+[KMGTP]?\.\)$", remedy)
     assert not (checkout / "clone" / ".venv" / "ready").exists()

@@ -285,7 +285,7 @@ def test_pictures_that_are_held_out_are_dropped_from_training_and_reported(leaky
     assert splits["test"].ids == ["test0.png", "test1.png", "test2.png"]
     contrary, message = request.messages
     assert contrary.startswith("2 images have copies with another label, such as 'test1.png' and 'val0.png': correct")
-    assert message.startswith("3 pictures were dropped")
+    assert message.startswith("3 images were dropped")
     for pair in (
         "'val0.png' (val) equals 'test1.png' (test)",
         "'train3.png' (train) equals 'test0.png' (test)",
@@ -314,7 +314,7 @@ def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
     splits = make_splits({"train": train}, second, request, CLASSES)
     held = {i for name in ("val", "test") for i in splits[name].indices}
     assert set(splits["unlabeled"].indices) == set(range(12)) - held
-    assert request.messages[0].startswith("6 pictures were dropped")
+    assert request.messages[0].startswith("6 images were dropped")
     assert request.messages[0].endswith("and 1 more")
 
 

@@ -1,4 +1,4 @@
-"""Splits whose pictures come from a cache on disk (`image_cache.py`)."""
+"""Splits whose images come from a cache on disk (`image_cache.py`)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,34 +18,34 @@ from sft_lightning.data.vision.images import FileImages, Geometry, cut_out
 
 
 class CachedImages(FileImages):
-    """Files whose decoded pictures come from a cache; what is not in it is decoded as ever."""
+    """Storage of files whose decoded images come from a cache; images that are not in it are decoded."""
 
     def __init__(self, files: FileImages, cache: ImageCache, rows: NDArray[np.int64]) -> None:
-        """Joins both.
+        """Join files and cache.
 
         Args:
-            files: Image files of a part of the source.
-            cache: Cache of the source.
-            rows: int64, the number of each file in the cache.
+            files: Files of a collection.
+            cache: Cache of its source.
+            rows: Row of each file in the cache, int64 of shape (N,).
         """
         super().__init__(files.paths, files.ids)
         self._cache, self._rows = cache, rows
         self.decoded = not cache.whole
 
     def several(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
-        """As `EncodedImages.several`."""
+        """Read several images from the cache at once; None if one is missing, or if rows hold whole images to crop."""
         return self._cache.several(self._rows[list(indices)], pinned) if self.decoded else None
 
     def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor:
-        """As `FileImages.read`.
+        """Read one image from the cache, or decode its file if it is not stored.
 
         Args:
             index: Position of the image.
             geometry: Geometry of the cache.
-            seed: Seed of the random crop; None for the central crop.
+            seed: Seed of the random crop; None for the central one.
 
         Raises:
-            OSError: It is not in the cache, and the file cannot be decoded.
+            OSError: The image is not in the cache, and its file cannot be decoded.
         """
         found = self._cache.row(int(self._rows[index]))
         if found is None or (self._cache.whole and seed is None):
@@ -60,21 +60,21 @@ class CachedImages(FileImages):
 
 
 class ImageCaches:
-    """The caches of a data module: one for each geometry."""
+    """Caches of a data module, one for each geometry."""
 
     def __init__(self, folder: Path, parts: Sequence[Examples]) -> None:
-        """Keeps both; nothing is read.
+        """Keep the folder and the files; nothing is read.
 
         Args:
             folder: Folder of the caches.
-            parts: All of the data module, those in memory, too.
+            parts: All collections of the data module, including those in memory.
         """
         self._folder = folder
         self._sets = [part.images for part in parts if isinstance(part.images, FileImages)]
         self._open: dict[str, ImageCache] = {}
 
     def __bool__(self) -> bool:
-        """Whether there are files at all."""
+        """Return whether any collection consists of files."""
         return bool(self._sets)
 
     @cached_property
@@ -83,16 +83,16 @@ class ImageCaches:
         return FileImages(paths, [name for images in self._sets for name in images.ids])
 
     def cached(self, split: Split, geometry: Geometry, workers: int, bad: BadImages) -> Split:
-        """The split with pictures that come from a cache, which is filled with what it lacks.
+        """Return the split with images from a cache, after adding those that it lacks.
 
         Args:
-            split: Split of image files.
-            geometry: How they become pictures.
-            workers: Processes that decode.
-            bad: Reporter of unreadable files.
+            split: Split of a collection of files.
+            geometry: Geometry by which files are decoded.
+            workers: Number of processes that decode.
+            bad: Record that unreadable files are reported to.
 
         Raises:
-            InputError: As `ImageCache.fill`.
+            InputError: The cache cannot be written, or a file cannot be decoded and the policy is `raise`.
         """
         images = split.part.images
         assert isinstance(images, FileImages)
@@ -104,7 +104,7 @@ class ImageCaches:
         return replace(split, part=replace(split.part, images=CachedImages(images, cache, rows)))
 
     def _numbers(self, images: FileImages) -> NDArray[np.int64]:
-        """The number of each file of a part among all files; parts may have been joined."""
+        """Return the row of each file of a collection, which may have been joined from several."""
         first = 0
         for own in self._sets:
             if own is images:

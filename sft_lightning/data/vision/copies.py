@@ -60,7 +60,7 @@ class Copies:
             groups: Group of each example in its source, or None.
 
         Returns:
-            Name of each example's group; `groups` itself where there are no copies.
+            Name of each example's group; `groups` itself if nothing is copied.
         """
         if not self.count:
             return None if groups is None else list(groups)

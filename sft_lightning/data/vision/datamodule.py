@@ -1,4 +1,4 @@
-"""`ImageDataModule`: from one word that names images to labeled, unlabeled, validation and test batches."""
+"""`ImageDataModule`: labeled, unlabeled, validation and test batches of the images of a source."""
 
 import hashlib
 from collections.abc import Iterable
@@ -79,58 +79,57 @@ class ImageDataModule(FewLabelDataModule):
         predict_source: str | None = None,
         class_names: list[str] | None = None,
     ) -> None:
-        """Opens the source; pictures are read by `setup`.
+        """Open the source; `setup` reads the images.
 
         Args:
             source: `sample` (shipped with the package), `sample-digits`, a torchvision data set such as `CIFAR10`, a
                 folder of class folders or of shards, or a `.csv` / `.parquet` manifest with the columns
                 path,label[,split][,group].
-            root: Folder that holds torchvision data sets; a manifest may name files in it, beside those in its own.
+            root: Folder that holds torchvision data sets; a manifest may name files in it and in its own folder.
             download: Fetch a torchvision data set that is not in `root`.
-            num_labels: How many training labels are used, divided among the classes; 0 for none, null for all.
-            labels_per_class: How many training labels of each class are used, instead of `num_labels`.
-            unlabeled_source: Another source whose training images are the unlabeled ones, instead of what is left.
-            seed: Chooses the splits, and the order and views of training batches.
-            val_size: Share (below 1) or number of training examples held out where the source has no validation part.
-            test_size: Size of the test split, likewise, where the source has no test part.
-            split_file: A `split.csv` that an earlier run wrote, instead of choosing anew.
-            test_on: Images that `test` and `validate` of a run use: `split` for the held-out part, or `all` for all
-                labeled images of a source that the run was not trained on, its training part included.
-            on_leak: An image that is held out for evaluation and stands in training, too, is dropped from training
-                (`drop`) or stops the run (`raise`).
-            on_bad_image: An unreadable image stops the run (`raise`) or is left out, counted and listed (`skip`).
-            image_size: Side of the square images; null keeps that of data sets in memory and makes files 224.
-            channels: 1 for gray, 3 for color; null keeps that of data sets in memory and makes files 3.
+            num_labels: Number of training labels, divided among the classes; 0 for none, null for all.
+            labels_per_class: Number of training labels of each class, instead of `num_labels`.
+            unlabeled_source: Another source whose training images are the unlabeled ones, instead of the rest.
+            seed: Seed of the splits and of the order and views of training batches.
+            val_size: Share (below 1) or number of training examples held out if the source has no validation split.
+            test_size: Share or number of training examples held out if the source has no test split.
+            split_file: A `split.csv` of an earlier run to reuse instead of making new splits.
+            test_on: Data that `test` and `validate` of a run use: `split` for the held-out images, or `all` for all
+                labeled images of a source that the run was not trained on, including its training images.
+            on_leak: `drop` to remove a held-out image from training if it is there, too, or `raise` to stop the run.
+            on_bad_image: `raise` to stop at an unreadable image, or `skip` to leave it out, count and list it.
+            image_size: Side of the square images; null for that of data sets in memory, and 224 for files.
+            channels: 1 for gray, 3 for color; null for that of data sets in memory, and 3 for files.
             background: Color under transparent pixels, 0 to 255.
-            center_crop: Share of the shorter side of a file's image that is kept; 0.875 is the usual test view of
+            center_crop: Share of the shorter side of an image file that is kept; 0.875 is the usual test view of
                 ImageNet (256 to 224).
-            resize: How a file's image becomes square: `crop` keeps the central square, `pad` adds background to the
+            resize: Method that makes image files square: `crop` keeps the central square, `pad` adds background to the
                 shorter side, and `squash` changes the ratio of its sides.
-            value_range: Values of black and white in images of more than 8 bits, as in [0, 4095]; null takes one scale
-                for the data set: the smallest of 1, 8, 10, 12, 14 and 16 bits that holds all integers, 0 to 1, 255 or
+            value_range: Values of black and white in images of more than 8 bits, as in [0, 4095]; null for one scale
+                per data set: the smallest of 1, 8, 10, 12, 14 and 16 bits that holds all integers, 0 to 1, 255 or
                 65,535 for floating point, or the range of the data. The checkpoint keeps it for other images.
             weak_view: Random changes of training images.
-            strong_view: Random changes that a strong view adds, for paradigms that use one.
-            labeled_view: View of labeled training images; `both` makes each batch of them twice as large
-                (as AdaMatch has it).
-            batch_size: Training examples of each batch and process.
-            unlabeled_ratio: Unlabeled examples for each labeled one where a paradigm trains on both (mu of FixMatch).
-            balanced_labels: Classes take turns in labeled batches that come beside unlabeled ones.
-            eval_batch_size: Batch size for validation, test and prediction; null for `batch_size`.
-            steps_per_epoch: Batches of an epoch; null for one pass over the first part that the paradigm needs.
-            num_workers: Processes that decode files; null for one per available core, at most 8.
-            cache: Folder in which decoded images of files are kept for later epochs and runs, or null for none; each
-                takes as many bytes as it has pixels times channels. Without `crop_scale` batches are the same, bit for
-                bit; with it, crops are the same rectangles, taken from whole images that are kept with twice as many
-                pixels as a crop has. All is decoded anew where a file is added or changes its name or content. The
-                folder may be removed when no run uses it. `predict` does without.
-            shard_window: Number of shards that are read, and whose examples are shuffled, at a time (`scripts/shard`).
-            predict_source: Source that `predict` reads: a folder, manifest, file or data set; null for the test split.
-            class_names: The classes in the order of their numbers; those of the source are matched by name. Where
-                these, `image_size` and `channels` are given, the source is opened only when its images are needed.
+            strong_view: Changes that a strong view adds, for paradigms that use one.
+            labeled_view: View of labeled training images; `both` doubles the size of their batches (as in AdaMatch).
+            batch_size: Training images per batch and process.
+            unlabeled_ratio: Unlabeled images per labeled one if a paradigm trains on both (mu in FixMatch).
+            balanced_labels: Whether classes take turns in labeled batches if unlabeled images are trained on, too.
+            eval_batch_size: Images per batch in validation, test and prediction; null for `batch_size`.
+            steps_per_epoch: Batches per epoch; null for one pass over the unlabeled images if the paradigm uses them,
+                else over the labeled ones.
+            num_workers: Number of processes that decode files; null for one per available core, at most 8.
+            cache: Folder that keeps decoded image files for later epochs and runs, or null for none; each image takes
+                pixels times channels bytes. Without `crop_scale`, batches are the same, bit for bit; with it, crops are
+                the same rectangles, taken from whole images stored with twice as many pixels as a crop. All files are
+                decoded again if one is added or changes its name or content. The folder may be removed when no run
+                uses it. `predict` does not use it.
+            shard_window: Number of shards that are read and shuffled together (`scripts/shard`).
+            predict_source: Folder, manifest, file or data set that `predict` reads; null for the test split.
+            class_names: Names of the classes in the order of their numbers, matched with the source by name. If these,
+                `image_size` and `channels` are given, the source is opened only when its images are needed.
 
         Raises:
-            InputError: Something of this cannot be.
+            InputError: A setting has an invalid value.
         """
         check_min(1, image_size=image_size)
         check_positive(center_crop=center_crop)
@@ -172,7 +171,7 @@ class ImageDataModule(FewLabelDataModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what a network sees."""
+        """Shape (C, H, W) of network inputs."""
         return self._image_shape
 
     def open_source(self, name: str) -> ImageSource:
@@ -216,7 +215,7 @@ class ImageDataModule(FewLabelDataModule):
         self.request.messages += describe_long_images(facts, self.geometry)
         self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
         if self._caches is not None and not self._caches:
-            rank_zero_info(f"Data: cache {str(self._cache)!r} is not used: no picture is a file of its own.")
+            rank_zero_info(f"Data: cache {str(self._cache)!r} is not used: none of the images is a separate file.")
 
     def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, Geometry, int]:
         """Return the split, from the cache if there is one, how it is read, and the number of workers."""
@@ -227,7 +226,7 @@ class ImageDataModule(FewLabelDataModule):
         # One process of a machine decodes, with the workers of all that wait for it.
         workers = self.num_workers * (self.trainer.num_devices if self.trainer is not None else 1)
         split = self._caches.cached(split, geometry, workers, self.bad)
-        return split, geometry, self.num_workers if geometry.scale is not None else 0  # to copy rows takes none
+        return split, geometry, self.num_workers if geometry.scale is not None else 0  # copying rows needs no workers
 
     def fingerprint(self, name: str) -> str:
         """Compute the SHA-256 of a split's content and geometry, which decide what goes into a network."""
@@ -261,7 +260,7 @@ class ImageDataModule(FewLabelDataModule):
         return not self.weak_view and self.labeled_views == ("weak",)
 
     def _crops_once(self, name: str) -> bool:
-        """Whether a worker may crop while it decodes a file: each view has a crop of its own, and there is just one."""
+        """Return whether a worker may crop while it decodes: only for a single view, because each has its own crop."""
         views = self.labeled_views if name == "labeled" else self._request.views
         return isinstance(self.splits[name].part.images, EncodedImages) and len(views) == 1
 
@@ -288,7 +287,7 @@ class ImageDataModule(FewLabelDataModule):
     # --- prediction
 
     def setup(self, stage: str) -> None:
-        """Read the source and make the splits, once; for `predict`, open what is to be predicted.
+        """Read the source and make the splits, once; for `predict`, open the data to predict.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -299,10 +298,10 @@ class ImageDataModule(FewLabelDataModule):
             self.open_predicted()
 
     def open_predicted(self) -> Listing | Split:
-        """Open what is to be predicted, once.
+        """Open the data to predict, once.
 
         Raises:
-            InputError: There is nothing.
+            InputError: The data does not exist or is empty.
         """
         if self._predicted is None:
             if self.predict_source is None:
@@ -320,7 +319,7 @@ class ImageDataModule(FewLabelDataModule):
 
     @property
     def predict_name(self) -> str:
-        """Name of what is to be predicted: the name of a source, or the absolute path of a file or folder."""
+        """Name of the data to predict: the name of a source, or the absolute path of a file or folder."""
         if self.predict_source is None:
             return super().predict_name
         path = Path(self.predict_source)
@@ -328,20 +327,20 @@ class ImageDataModule(FewLabelDataModule):
 
     @property
     def predict_count(self) -> int:
-        """Number of images that are to be predicted, as far as it is known before they are read."""
+        """Number of images to predict, as far as it is known before they are read."""
         opened = self.open_predicted()
         return opened.count if isinstance(opened, Listing) else len(opened)
 
     @property
     def predict_listed(self) -> tuple[int, int]:
-        """`FileLoader.listed`; zeros where a split is predicted."""
+        """Number and checksum of the listed files (`FileLoader.listed`); zeros for a split."""
         return (0, 0) if self._predict_loader is None else self._predict_loader.listed
 
     def predict_dataloader(self) -> Iterable[RawBatch]:
-        """Return what is to be predicted.
+        """Return batches of the data to predict.
 
         Raises:
-            InputError: There is nothing.
+            InputError: The data does not exist or is empty.
         """
         opened = self.open_predicted()
         if isinstance(opened, Split):

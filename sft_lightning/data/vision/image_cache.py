@@ -1,12 +1,12 @@
-"""Decoded pictures on disk: each file is decoded once, later epochs and runs take it from a memory-mapped file.
+"""Cache of decoded images on disk: each file is decoded once, and later epochs and runs read a memory-mapped file.
 
-A cache is three files named by its key, a SHA-256 of all that its pictures depend on: `KEY.u8` has a row of pixels for
-each file of the source, `KEY.rows` says which rows are stored, with a checksum, and `KEY.json` tells people what it is.
+A cache is three files named by its key, a SHA-256 of all that its images depend on: `KEY.u8` has a row of pixels for
+each file of the source, `KEY.rows` marks the stored rows, with a checksum, and `KEY.json` describes the cache.
 
 Rows are filled when a run first needs them, so that a run with 100 labels decodes 100 files of a million, and the next
-one only what is new to it. A row counts as stored when its pixels are on the disk, and no earlier: a builder that is
-killed leaves nothing that is taken for whole, no litter, and a cache that the next one goes on with. Each row is held
-against its checksum when a process first reads it; a damaged one is decoded from its file again.
+run only those that are new to it. A row counts as stored only after its pixels are on disk. If a process is killed
+while it fills a cache, no incomplete row is used, no temporary file remains, and the next process continues. Each row
+is compared with its checksum when a process first reads it; a damaged row is decoded from its file again.
 """
 
 import hashlib
@@ -42,28 +42,28 @@ from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.progress_lines import LoggedProgress
 
-_ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the file's picture; 0: not stored
-_SYNC = 60.0  # seconds of work that a killed builder may lose
+_ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the decoded file; 0: not stored
+_SYNC = 60.0  # seconds of work that a killed process may lose
 _BATCH = 16  # files that a worker decodes before it answers
-_DETAIL = 2  # pixels of a stored picture for each pixel of a random crop that is made of it
+_DETAIL = 2  # pixels of a stored image per pixel of a random crop
 _Found = tuple[int, int, int] | str | OSError
 
 
 class ImageCache:
-    """The pictures of all files of a source in one geometry.
+    """Decoded images of all files of a source in one geometry.
 
-    With a central crop a row is the very picture that is decoded without a cache. Where random crops are asked for
-    (`Geometry.scale`), a row is the whole picture, stretched to a square of twice as many pixels as a crop has: crops
-    are the same rectangles as without a cache, taken from a picture that was resized once before.
+    With a central crop, a row equals the image that is decoded without a cache. With random crops (`Geometry.scale`),
+    a row is the whole image, stretched to a square with twice as many pixels as a crop: crops are the same rectangles
+    as without a cache, but are taken from an image that was already resized once.
     """
 
     def __init__(self, folder: Path, files: FileImages, geometry: Geometry) -> None:
-        """Finds the name; nothing is decoded or written.
+        """Compute the key; nothing is decoded or written.
 
         Args:
-            folder: Folder of caches; may hold those of other sources and geometries.
+            folder: Folder of caches, which may hold those of other sources and geometries.
             files: Files whose names and contents are part of the key.
-            geometry: How they become pictures.
+            geometry: Geometry by which files are decoded.
         """
         self.files = files
         self.whole = geometry.scale is not None
@@ -87,7 +87,7 @@ class ImageCache:
         return math.prod(self.shape)
 
     def _is_there(self) -> bool:
-        """Whether both files have the size that they must have."""
+        """Return whether both files exist with the expected size."""
         sizes = (
             (self._pixels_path, len(self.files) * self._row_bytes),
             (self._rows_path, len(self.files) * _ROW.itemsize),
@@ -101,7 +101,7 @@ class ImageCache:
     @cached_property
     def _pixels(self) -> Tensor:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is never written to
             return torch.from_numpy(np.memmap(self._pixels_path, np.uint8, "r", shape=(len(self.files), *self.shape)))
 
     @cached_property
@@ -109,17 +109,17 @@ class ImageCache:
         return np.zeros(len(self.files), np.bool_)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the maps, which a worker opens by itself."""
+        """Return the state without the memory maps, which each worker opens itself."""
         return {name: value for name, value in vars(self).items() if name not in ("_rows", "_pixels", "_checked")}
 
     def row(self, number: int) -> tuple[Tensor, int, int] | None:
-        """A stored picture, and width and height of that of its file; None where it is not stored.
+        """Return a stored image, and the width and height of the original; None if it is not stored.
 
         Args:
-            number: Number of the file.
+            number: Row of the file.
 
         Returns:
-            The picture is a part of the map, which cannot be written to.
+            The image as a view of the read-only memory map, width and height.
         """
         _, width, height = self._rows[number].item()
         if not width:
@@ -128,7 +128,7 @@ class ImageCache:
         return (pixels, width, height) if self._sound(number, pixels.numpy()) else None
 
     def _sound(self, number: int, pixels: NDArray[np.uint8]) -> bool:
-        """Whether these are the pixels that were stored; a process looks at each row once."""
+        """Return whether pixels match their checksum, which each process compares once per row."""
         if not self._checked[number]:
             if zlib.crc32(pixels.data) != int(self._rows[number]["sum"]):
                 self._forget(number)
@@ -137,11 +137,11 @@ class ImageCache:
         return True
 
     def several(self, numbers: NDArray[np.int64], pinned: bool) -> Tensor | None:
-        """Stored pictures as one tensor; None where one of them is not stored, or damaged.
+        """Read several images as one tensor; return None if one of them is not stored or is damaged.
 
         Args:
-            numbers: int64, of the files.
-            pinned: Whether to use pinned memory, from which a GPU copies faster.
+            numbers: Rows of the files, int64 of shape (B,).
+            pinned: Whether to read into pinned memory, from which a GPU copies faster.
         """
         if not bool((self._rows["width"][numbers] > 0).all()):
             return None
@@ -149,13 +149,13 @@ class ImageCache:
         if bool(self._checked[numbers].all()):
             return torch.index_select(self._pixels, 0, torch.from_numpy(numbers), out=made)
 
-        rows, pixels = made.numpy(), self._pixels.numpy()  # torch would start threads of its own in each thread
+        rows, pixels = made.numpy(), self._pixels.numpy()  # torch would start its own threads in each thread
 
         def copied(part: NDArray[np.int64]) -> bool:
             rows[part] = pixels[numbers[part]]
             return all(self._sound(int(numbers[k]), rows[k]) for k in part)
 
-        count = count_cores() // 2  # with two cores a second thread takes more time than it saves
+        count = count_cores() // 2  # with two cores, a second thread costs more time than it saves
         if count < 2:
             return made if copied(np.arange(len(numbers))) else None
         with ThreadPoolExecutor(count) as threads:
@@ -163,33 +163,33 @@ class ImageCache:
             return made if all(threads.map(copied, parts)) else None
 
     def _forget(self, number: int) -> None:
-        warnings.warn(f"{str(self._pixels_path)!r} is damaged: files are decoded anew", stacklevel=2)
+        warnings.warn(f"{str(self._pixels_path)!r} is damaged: its files are decoded again", stacklevel=2)
         with suppress(OSError), self._rows_path.open("r+b", buffering=0) as file:  # so that the next run stores it
             _write(file, number, bytes(_ROW.itemsize))
 
     # --- filling
 
     def fill(self, rows: NDArray[np.int64], workers: int, bad: BadImages) -> None:
-        """Decodes the files that are not stored yet; where another process does, waits for it.
+        """Decode the files that are not stored yet, or wait for another process that does.
 
-        The lock is that of the file system (`flock`): processes of one machine wait for each other, and so do those of
-        several machines where it lies on a disk that knows locks (NFS 4, Lustre with `flock`). Machines with disks of
-        their own each fill their own.
+        The lock is that of the file system (`flock`): processes of one machine wait for each other, and so do machines
+        that share a file system with locks (NFS 4, Lustre with `flock`). Machines with local disks each fill their own
+        cache.
 
         Args:
-            rows: Numbers of files that are needed.
-            workers: Processes that decode.
-            bad: Reporter of unreadable files, which are never stored.
+            rows: Rows of the files that are needed.
+            workers: Number of processes that decode.
+            bad: Record that unreadable files are reported to; these are never stored.
 
         Raises:
-            InputError: The disk has not the room, the folder cannot be written to, or a file cannot be decoded and
+            InputError: The disk is too full, the folder cannot be written to, or a file cannot be decoded and
                 the policy is `raise`.
         """
         if self._is_there() and not len(self._missing(rows)):
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._rows_path.open("ab"):  # makes it
+            with self._rows_path.open("ab"):  # creates it
                 pass
             with self._rows_path.open("r+b", buffering=0) as file, hold_lock(file, _waits):
                 self._prepare(file)
@@ -199,8 +199,8 @@ class ImageCache:
                     self._store(missing, file, workers if len(missing) > _BATCH else 0, bad)
         except OSError as error:
             raise InputError(
-                f"cache {str(self.folder)!r} cannot be written ({error.strerror}): free space or mend the "
-                "permissions, or name another folder"
+                f"cache {str(self.folder)!r} cannot be written ({error.strerror}): free space or change "
+                "its permissions, or name another folder"
             ) from error
 
     def _missing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -208,7 +208,7 @@ class ImageCache:
         return rows[~stored]
 
     def _prepare(self, rows: FileIO) -> None:
-        """Makes the files where they are not there or have another size, which is damage; others may read them."""
+        """Create the files if they are missing or have the wrong size; other processes may still read the old ones."""
         if self._is_there():
             return
         size = len(self.files) * _ROW.itemsize
@@ -218,12 +218,12 @@ class ImageCache:
         else:
             _write(rows, 0, bytes(size))
         os.fsync(rows.fileno())
-        self._pixels_path.unlink(missing_ok=True)  # who has it mapped keeps it
+        self._pixels_path.unlink(missing_ok=True)  # a process that has mapped the file keeps it
         with self._pixels_path.open("wb") as file:
             file.truncate(len(self.files) * self._row_bytes)
-        about = {"what": "decoded pictures, made by sft-lightning; may be removed when no run uses them"}
+        purpose = {"what": "decoded images, made by sft-lightning; may be removed when no run uses them"}
         shape = {"files": len(self.files), "shape": self.shape, "whole": self.whole, "geometry": repr(self.geometry)}
-        write_json(self.folder / f"{self.key}.json", {**about, **shape, "first": self.files.ids[:1]})
+        write_json(self.folder / f"{self.key}.json", {**purpose, **shape, "first": self.files.ids[:1]})
         for name in ("_rows", "_pixels", "_checked"):
             vars(self).pop(name, None)
 
@@ -232,7 +232,7 @@ class ImageCache:
         size = " x ".join(map(str, self.shape))
         if need > free:
             raise InputError(
-                f"cache {str(self.folder)!r} needs {_gigabytes(need)} for {count:,} pictures of {size} bytes, and "
+                f"cache {str(self.folder)!r} needs {_gigabytes(need)} for {count:,} images of {size} bytes, and "
                 f"{_gigabytes(free)} are free there: free space, name another folder, or set cache: null"
             )
         rank_zero_info(
@@ -253,7 +253,7 @@ class ImageCache:
         with self._pixels_path.open("r+b", buffering=0) as pixels, bar:
 
             def keep() -> None:
-                os.fsync(pixels.fileno())  # pixels first: what counts as stored is on the disk
+                os.fsync(pixels.fileno())  # pixels first, so that no row is marked as stored before it is on disk
                 for number, found in done:
                     _write(rows, number, np.array(found, _ROW).tobytes())
                 os.fsync(rows.fileno())
@@ -277,14 +277,14 @@ class ImageCache:
                 keep()
 
     def decode_into(self, number: int, write: Callable[[int, bytes], None]) -> _Found:
-        """Decodes a file for its row.
+        """Decode a file into its row.
 
         Args:
-            number: Number of the file.
-            write: Puts pixels there.
+            number: Row of the file.
+            write: Function that writes the pixels of a row.
 
         Returns:
-            What is to be said of the row, the reason why the file is no picture, or what hindered the writing.
+            Checksum, width and height of the image, the reason why it cannot be read, or the error of the write.
         """
         try:
             own = self.geometry
@@ -292,10 +292,10 @@ class ImageCache:
             box = own.box(image.width, image.height, None)
             if self.whole:
                 box = (0, 0, image.width, image.height)
-            picture = cut_out(image, own.size, box, own.background)
+            decoded = cut_out(image, own.size, box, own.background)
         except UNREADABLE as error:
             return describe_read_error(error)
-        pixels = (picture.permute(1, 2, 0) if self.whole else picture).contiguous().numpy().tobytes()
+        pixels = (decoded.permute(1, 2, 0) if self.whole else decoded).contiguous().numpy().tobytes()
         try:
             write(number, pixels)
         except OSError as error:
@@ -304,7 +304,7 @@ class ImageCache:
 
 
 class _Storing(Dataset[Any]):
-    """Decodes for a worker, which writes the pixels itself."""
+    """Data set that decodes files in a worker and writes their pixels there."""
 
     def __init__(self, cache: ImageCache, missing: NDArray[np.int64]) -> None:
         self._cache, self._missing = cache, missing

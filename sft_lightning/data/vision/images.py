@@ -1,4 +1,4 @@
-"""Pictures at rest: one uint8 tensor for what fits in memory, or files that are decoded when read."""
+"""Storage of encoded images, and the geometry by which they are decoded to one shape."""
 
 import hashlib
 import math
@@ -26,17 +26,17 @@ Resize = Literal["crop", "pad", "squash"]
 
 @dataclass
 class Geometry:
-    """How a file becomes a square picture of fixed size while it is decoded.
+    """Settings by which a file is decoded to a square image of fixed size.
 
     Attributes:
         size: Side of the result in pixels.
         channels: 1 (gray) or 3 (RGB).
-        background: Color that shows through transparent pixels, 0 to 255 per channel.
+        background: Color behind transparent pixels, 0 to 255 per channel.
         center: Share of the shorter side that the central crop keeps (224 / 256 is the usual test view of ImageNet).
         scale: Range of the area that a random crop keeps (Inception's augmentation), or None for the central crop.
         resize: `crop` keeps the central square, `pad` adds background to the shorter side until the image is square,
             and `squash` changes the ratio of its sides.
-        ranges: What is black and white in images of more than 8 bits.
+        ranges: Values of black and white in images of more than 8 bits.
     """
 
     size: int = 224
@@ -48,7 +48,7 @@ class Geometry:
     ranges: ValueRanges = UNKNOWN
 
     def __repr__(self) -> str:
-        """Name the newer settings only where they are set: what earlier versions kept by this text stays valid."""
+        """Name newer settings only if they are set: keys of earlier caches, which contain this text, stay valid."""
         newer = {"resize": "crop", "ranges": UNKNOWN}
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         shown = [f"{name}={value!r}" for name, value in values.items() if name not in newer or value != newer[name]]
@@ -56,22 +56,25 @@ class Geometry:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the result."""
+        """Shape (C, H, W) of the result."""
         return self.channels, self.size, self.size
 
     @property
     def enough(self) -> int:
-        """Shorter side, in pixels, of a picture that has two for each of the result in both directions."""
+        """Shorter side, in pixels, of an image with two pixels per pixel of the result in both directions."""
         kept = self.center if self.scale is None else math.sqrt(self.scale[0] * 3 / 4)
         return math.ceil(2 * self.size / kept)
 
     def box(self, width: int, height: int, seed: int | None) -> tuple[float, float, float, float]:
-        """The rectangle of the original that becomes the square picture; with `pad` it may reach beyond the original.
+        """Return the box of the original that becomes the square image; with `pad` it may extend beyond the original.
 
         Args:
-            width: Width of the original in pixels.
-            height: Height of the original in pixels.
-            seed: Draws the random crop; None asks for the central one.
+            width: Width of the original, in pixels.
+            height: Height of the original, in pixels.
+            seed: Seed of the random crop; None for the central one.
+
+        Returns:
+            Left, top, right and bottom in pixels of the original.
         """
         if self.resize == "pad":
             longer = max(width, height)
@@ -80,7 +83,7 @@ class Geometry:
             return square[0] - across, square[1] - down, square[2] - across, square[3] - down
         if seed is not None and self.scale is not None:
             draw = random.Random(seed)
-            for _ in range(10):  # the usual ten attempts before the crop falls back to the largest that fits
+            for _ in range(10):  # the usual ten attempts before the fallback to the largest crop that fits
                 area = width * height * draw.uniform(*self.scale)
                 ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
                 w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
@@ -99,12 +102,12 @@ class Geometry:
 
 
 def decode(path: str | Path | BytesIO, geometry: Geometry, seed: int | None) -> Tensor:
-    """Decodes one file to a uint8 tensor of shape (C, size, size).
+    """Decode one file to a uint8 tensor of shape (C, size, size).
 
     Args:
-        path: The file, or its bytes.
+        path: Path of the file, or its bytes.
         geometry: Size, channels and crop.
-        seed: Seed of the random crop; None for the central crop.
+        seed: Seed of the random crop; None for the central one.
 
     Raises:
         OSError: The file cannot be decoded.
@@ -119,20 +122,20 @@ def cut_out(
     box: tuple[float, float, float, float],
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Tensor:
-    """A rectangle of a picture as uint8 tensor of shape (C, size, size).
+    """Cut a rectangle out of an image, resized to a uint8 tensor of shape (C, size, size).
 
     Args:
-        image: Gray or RGB.
+        image: Gray or RGB image.
         size: Side of the result in pixels.
-        box: Left, top, right, bottom in pixels of the picture; parts of pixels count.
-        background: Color of what lies beyond the picture.
+        box: Left, top, right and bottom in pixels of the image, possibly fractional.
+        background: Color of the area beyond the image.
     """
     left, top, right, bottom = box
     inner = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
     plain = Image.new("RGB", (1, 1), tuple(background)).convert(image.mode)
     if inner[0] >= inner[2] or inner[1] >= inner[3]:
         image, inner = plain, (0, 0, 1, 1)
-    # A border of less than a hundredth of a pixel of the result is an error of rounding.
+    # A border of less than a hundredth of a pixel of the result is a rounding error.
     columns = _place(inner[0] - left, inner[2] - left, right - left, size)
     rows = _place(inner[1] - top, inner[3] - top, bottom - top, size)
     width, height = columns[1] - columns[0], rows[1] - rows[0]
@@ -146,7 +149,7 @@ def cut_out(
 
 
 def _place(first: float, last: float, length: float, size: int) -> tuple[int, int]:
-    """Where a part of a side lies among the pixels of the result: at least one of them."""
+    """Return the first and last + 1 pixel of the result that a section of a side covers, at least one pixel."""
     start = min(round(first / length * size), size - 1)
     return start, max(round(last / length * size), start + 1)
 
@@ -155,10 +158,10 @@ MemoryImages = TensorStorage  # its name in version 0.1, which sources of users 
 
 
 class EncodedImages(RecordStorage):
-    """Storage that are decoded when they are read.
+    """Storage of images that are decoded when they are read.
 
     Attributes:
-        facts: Properties that the files have in common, where they were looked at.
+        facts: Properties that the files have in common; None before they are inspected.
     """
 
     facts: FileFacts | None = None
@@ -189,14 +192,14 @@ class EncodedImages(RecordStorage):
 
 
 class FileImages(EncodedImages):
-    """Pictures as files."""
+    """Storage of images as files."""
 
     def __init__(self, paths: Sequence[Path], ids: Sequence[str]) -> None:
-        """Keeps the list; nothing is read.
+        """Keep the list; nothing is read.
 
         Args:
             paths: Paths of the files.
-            ids: The name of each in manifests and messages, the same on every machine.
+            ids: Name of each file in manifests and messages, the same on every machine.
         """
         self.paths = list(paths)
         self.ids = list(ids)
@@ -205,34 +208,34 @@ class FileImages(EncodedImages):
         return len(self.paths)
 
     def file(self, index: int) -> Path:
-        """The path of a file."""
+        """Return the path of a file."""
         return self.paths[index]
 
     def place(self, index: int) -> Path:
-        """The path of a file."""
+        """Return the path of a file."""
         return self.paths[index]
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "FileImages":
-        """Some files of several lists."""
+        """Join some files of several lists."""
         files = [(images.paths, chosen) for images, chosen in pieces if isinstance(images, FileImages)]
         return cls([paths[i] for paths, chosen in files for i in chosen], ids)
 
     def sizes(self, indices: Sequence[int]) -> list[int]:
-        """Bytes of each file; 0 for one that is gone."""
+        """Return the size of each file in bytes; 0 for a missing file."""
         return [self.paths[i].stat().st_size if self.paths[i].is_file() else 0 for i in indices]
 
     def digest(self) -> str:
-        """SHA-256 of names and contents, in the order of the names."""
+        """Compute the SHA-256 of names and contents, in the order of the names."""
         return combine_digests(sorted(zip(self.ids, digest_files(self.paths), strict=True), key=lambda row: row[0]))
 
     def digest_sizes(self) -> str:
-        """SHA-256 of names and sizes, which earlier versions took for that of the content."""
+        """Compute the SHA-256 of names and sizes, which earlier versions used in place of the content digest."""
         rows = sorted(zip(self.ids, self.sizes(range(len(self))), strict=True))
         return hashlib.sha256("".join(f"{name}\t{size}\n" for name, size in rows).encode()).hexdigest()
 
     def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
-        """SHA-256 of the bytes of each file."""
+        """Compute the SHA-256 of the bytes of each file."""
         paths = [self.paths[i] for i in indices]
         digests = digest_files(paths)
         for path, digest in zip(paths, digests, strict=True):
@@ -241,7 +244,7 @@ class FileImages(EncodedImages):
         return [digest for digest in digests if digest is not None]
 
     def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
-        """Looks at each file as far as it takes to know, and keeps what they have in common in `facts`."""
+        """Inspect each file as far as needed, and keep the properties they have in common in `facts`."""
         order = list(indices)
         self.facts, reasons = inspect_images([self.paths[i] for i in order], measures)
         return {order[k]: reason for k, reason in reasons.items()}

@@ -1,7 +1,7 @@
-"""Where examples come from: a torchvision name, class folders, a CSV manifest, or the sample inside the package.
+"""Sources of images: torchvision data sets, class folders, manifests, shards, and the sample in the package.
 
-`open_source` turns the one word that a user writes into a `Source`. What a source knows about its classes and picture
-shape is known as soon as it is opened; pictures are only touched by `load`.
+`open_source` turns the name that a user writes into a `Source`. Classes and image shape are known as soon as a source
+is opened; only `load` touches the images.
 """
 
 from collections.abc import Sequence
@@ -30,19 +30,19 @@ def open_source(
     name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False,
     listed_classes: Sequence[str] = (),
 ) -> ImageSource:  # fmt: skip
-    """Finds out what kind of source a word names, and opens it.
+    """Open a source, whose kind follows from its name.
 
     Args:
-        name: `sample`, `sample-digits`, a torchvision data set, a folder, one of shards, or a `.csv` / `.parquet`
-            manifest.
+        name: `sample`, `sample-digits`, a torchvision data set, a folder of images or shards, or a `.csv` /
+            `.parquet` manifest.
         root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
-        download: Fetch a torchvision data set that is not there.
-        setting: Name of the user's setting, for messages.
-        skip: Files that a manifest lists may be missing.
-        listed_classes: Names of classes that the user listed, which need no check.
+        download: Whether to download a missing torchvision data set.
+        setting: Name of the setting, for messages.
+        skip: Whether files that a manifest lists may be missing.
+        listed_classes: Class names that the user listed, which are not checked.
 
     Raises:
-        InputError: Nothing of that name exists, or what exists holds no usable picture.
+        InputError: The source does not exist, or holds no usable image.
     """
     if name in ("sample", "sample-digits"):
         return SampleSource(name)
@@ -67,7 +67,7 @@ def open_source(
 
 
 class ImageManifest(ManifestSource, ImageSource):
-    """A table of image files."""
+    """Source of image files listed in a table."""
 
     def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> FileImages:
         """Return the files of one split."""
@@ -75,24 +75,24 @@ class ImageManifest(ManifestSource, ImageSource):
 
 
 class SampleSource(ImageSource):
-    """The pictures shipped inside the package: small, real, and there without a network.
+    """Small real data sets that are shipped with the package and need no download.
 
-    `sample` is 10,000 training and 2,000 test pictures of Fashion-MNIST; `sample-digits` is 10,000 MNIST digits
+    `sample` is 10,000 training and 2,000 test images of Fashion-MNIST; `sample-digits` is 10,000 MNIST digits
     without labels.
     """
 
     def __init__(self, name: str) -> None:
-        """Opens one of the two.
+        """Open one of the data sets.
 
         Args:
-            name: `sample` or `sample-digits`.
+            name: Name of the data set, `sample` or `sample-digits`.
         """
         self.name = name
         self.image_shape = (1, 28, 28)
         self.class_names = FASHION if name == "sample" else ()
 
     def load(self) -> dict[str, Examples]:
-        """Reads the compressed files (about 0.1 s)."""
+        """Read the compressed files (about 0.1 s)."""
         if self.name == "sample-digits":
             return {"unlabeled": _memory_part(read_idx(SAMPLE / "digits-images-idx3-ubyte.gz"), None, "digits")}
         return {
@@ -115,18 +115,18 @@ def _memory_part(data: Tensor, labels: Tensor | None, prefix: str) -> Examples:
 
 
 class TorchvisionSource(ImageSource):
-    """A standard data set, read from disk by torchvision's own classes."""
+    """Standard data set, read from disk by torchvision."""
 
     def __init__(self, name: str, root: Path, download: bool) -> None:
-        """Looks for the data set.
+        """Find the data set on disk, or download it.
 
         Args:
-            name: One of `DATASETS`; EMNIST takes its split after a slash, as in `EMNIST/letters`.
-            root: Folder that holds it.
-            download: Fetch it when it is not there.
+            name: Name from `DATASETS`; EMNIST takes its split after a slash, as in `EMNIST/letters`.
+            root: Folder that holds the data set.
+            download: Whether to download the data set if it is missing.
 
         Raises:
-            InputError: It is not there and may not or cannot be downloaded.
+            InputError: The data set is missing and may not or cannot be downloaded.
         """
         self.name = name
         self._parts = load_dataset(name, root, download)
@@ -134,7 +134,7 @@ class TorchvisionSource(ImageSource):
         self.image_shape = self._parts.image_shape
 
     def load(self) -> dict[str, Examples]:
-        """Reads the parts; the shared tensors are not copied."""
+        """Read the splits; the shared tensors are not copied."""
         parts = {}
         for split, (images, labels) in self._parts.splits().items():
             numbers = torch.as_tensor([] if labels is None else labels)
@@ -153,16 +153,16 @@ class TorchvisionSource(ImageSource):
 
 
 def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: bool = False) -> Examples:
-    """All training and unlabeled pictures of a source, without their labels.
+    """Return all training and unlabeled images of a source, without their labels.
 
     Args:
-        name: Name, folder or file of the source, as for `open_source`.
-        root: Folder of downloaded data sets.
-        download: Whether to download a data set that is missing.
+        name: Name of the source, as in `open_source`.
+        root: Folder that holds torchvision data sets, and files that a manifest in another folder names.
+        download: Whether to download a missing torchvision data set.
         skip: Whether files that a manifest lists may be missing.
 
     Raises:
-        InputError: It has neither.
+        InputError: The source has no training or unlabeled images.
     """
     source = open_source(name, root, download, "unlabeled_source", skip)
     for message in source.messages:

@@ -1,4 +1,4 @@
-"""Views: from uint8 pictures to what a network sees, for a whole batch at once, on its device, random per sample."""
+"""Views that turn uint8 images into network inputs: one batch at a time, on its device, random per image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,21 +14,21 @@ from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
 from sft_lightning.utils.transfer import to_device
 
-_APART = 0x9E3779B9  # between the seeds of the views of one batch; of 32 bits, all that torch's CPU generator knows
+_APART = 0x9E3779B9  # distance between the seeds of the views of a batch; 32 bits, all that torch's CPU generator uses
 
 
 @dataclass(frozen=True)
 class WeakView:
-    """A mild random change that keeps the meaning of a picture. All off: pictures pass unchanged.
+    """Mild random changes that keep the class of an image. By default, images pass unchanged.
 
     Attributes:
-        flip: Mirror half of the pictures left to right. Digits and letters must not be flipped.
-        crop_padding: Shift by up to so many pixels, with zeros (black) coming in.
+        flip: Mirror half of the images left to right. Digits and letters must not be flipped.
+        crop_padding: Maximum shift in pixels; zeros (black) fill the border.
         crop_scale: Smallest and largest share of the area that a random crop keeps, as in [0.08, 1.0], or null.
-        rotation: Turn by up to so many degrees in either direction.
-        translation: Shift by up to this share of the side in either direction, with black coming in.
+        rotation: Maximum rotation in degrees, in either direction.
+        translation: Maximum shift as a share of the side, in either direction; black fills the border.
         scale: Smallest and largest factor of a random zoom, as in [0.9, 1.1], or null.
-        shear: Shear by up to so many degrees along the rows.
+        shear: Maximum shear in degrees, along the rows.
     """
 
     flip: bool = False
@@ -40,7 +40,7 @@ class WeakView:
     shear: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be."""
+        """Refuse values out of range."""
         check_min(0, crop_padding=self.crop_padding, rotation=self.rotation, shear=self.shear)
         check_fraction(translation=self.translation)
         if self.scale is not None and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
@@ -53,33 +53,33 @@ class WeakView:
 
     @property
     def is_affine(self) -> bool:
-        """Whether pictures are turned, shifted, scaled or sheared."""
+        """Whether images are rotated, shifted, scaled or sheared."""
         return bool(self.rotation or self.translation or self.scale or self.shear)
 
     def __bool__(self) -> bool:
-        """Whether it changes anything."""
+        """Return whether the view changes anything."""
         return bool(self.flip or self.crop_padding or self.crop_scale or self.is_affine)
 
 
 @dataclass(frozen=True)
 class StrongView:
-    """What comes on top of a weak view: RandAugment, then Cutout.
+    """Strong changes applied after a weak view: RandAugment, then Cutout.
 
     Attributes:
-        operations: RandAugment's operations for each picture, drawn from fourteen.
-        cutout: Side of the covered square as a share of the picture's, 0 for none.
+        operations: Number of RandAugment operations per image, drawn from fourteen.
+        cutout: Side of the covered square as a share of the side of the image, 0 for none.
     """
 
     operations: int = 2
     cutout: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be."""
+        """Refuse values out of range."""
         check_min(0, operations=self.operations)
         check_fraction(cutout=self.cutout)
 
     def __bool__(self) -> bool:
-        """Whether it changes anything."""
+        """Return whether the view changes anything."""
         return self.operations > 0 or self.cutout > 0
 
 
@@ -87,15 +87,15 @@ View = TypeVar("View", WeakView, StrongView)
 
 
 def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> View:
-    """Return a view, also where its fields stand in a mapping, as they do in YAML.
+    """Return a view, converted from a mapping of its fields if needed, as in YAML.
 
     Args:
         kind: Class of the view.
-        given: A view, or its fields by name.
+        given: View, or its fields by name.
         name: Name of the setting.
 
     Raises:
-        InputError: The mapping has other fields, or it is no mapping.
+        InputError: The value is neither a view nor a mapping, or the mapping has other fields.
     """
     if isinstance(given, kind):
         return given
@@ -112,15 +112,15 @@ def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> V
 
 
 def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
-    """Pixels in [0, 1] with the wanted number of channels and side.
+    """Convert images to pixels in [0, 1] with the requested number of channels and side.
 
     Args:
-        images: uint8, (B, C, H, W).
-        channels: 1 or 3.
+        images: Images, uint8 of shape (B, C, H, W).
+        channels: Number of channels, 1 or 3.
         size: Side in pixels, or None to keep it.
 
     Returns:
-        float32, (B, channels, size, size).
+        Pixels, float32 of shape (B, channels, size, size).
     """
     x = images.float().div_(255)
     if channels == 3 and x.shape[1] == 1:
@@ -133,17 +133,17 @@ def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
 
 
 def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor:
-    """Applies the random changes of a weak view.
+    """Apply the random changes of a weak view.
 
     Args:
-        x: float, (B, C, H, W).
-        view: Random changes to apply.
-        draw: Seed of this batch; None gives the picture as it is.
-        number: Number of this view of the batch; each number has a random stream of its own.
+        x: Pixels, float of shape (B, C, H, W).
+        view: Changes to apply.
+        draw: Seed of this batch; None to leave the images unchanged.
+        number: Number of this view in the batch; each has its own random stream.
     """
     if draw is None or not view:
         return x
-    # Drawn on the CPU: the same numbers on every device, and only a few of them.
+    # Drawn on the CPU, so that every device gets the same numbers, of which there are few.
     generator = _generator(draw, number)
     count, _, height, width = x.shape
     if view.crop_scale is not None:
@@ -166,12 +166,12 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
 
 
 def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tensor:
-    """A weak view of its own draw, then RandAugment and Cutout.
+    """Apply a weak view with its own randomness, then RandAugment and Cutout.
 
     Args:
-        x: float in [0, 1], (B, C, H, W).
-        weak_view: Random changes of the weak view, which come first.
-        view: Random changes that are added to the weak view.
+        x: Pixels in [0, 1], float of shape (B, C, H, W).
+        weak_view: Weak changes, applied first.
+        view: Strong changes, applied second.
         draw: Seed of this batch.
     """
     x = weak(x, weak_view, draw, 2)
@@ -188,7 +188,7 @@ class ImageViews(Views):
         """Keep the settings.
 
         Args:
-            image_shape: (C, H, W) of the views.
+            image_shape: Shape (C, H, W) of the views.
             weak_view: Random changes of the weak view.
             strong_view: Changes that a strong view adds.
         """
@@ -213,10 +213,10 @@ def _generator(draw: int, number: int) -> torch.Generator:
 
 
 def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> Tensor:
-    """A random rectangle of each picture, stretched over the whole; area and aspect as in Inception's training."""
+    """Stretch a random rectangle of each image to full size, with area and aspect as in Inception's training."""
     count = len(x)
     area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
-    # 3/4 to 4/3, or what fits: a crop of the whole area is the picture itself.
+    # 3/4 to 4/3, as far as it fits: a crop of the whole area is the image itself.
     ratio = (torch.empty(count).uniform_(-1, 1, generator=generator) * (-area.log()).clamp(max=0.2876820724)).exp()
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     shift_x, shift_y = torch.empty(2, count).uniform_(-1, 1, generator=generator)

@@ -200,7 +200,7 @@ def small_idx(tmp_path: Path) -> Path:
 
 
 def test_an_unlabeled_source_of_another_shape_is_refused(small_idx: Path) -> None:
-    with pytest.raises(InputError, match=re.escape("pictures of shape (1, 6, 6), source 'sample' of (1, 28, 28)")):
+    with pytest.raises(InputError, match=re.escape("images of shape (1, 6, 6), source 'sample' of (1, 28, 28)")):
         ready(unlabeled_source="MNIST", root=str(small_idx))
     data = ready(unlabeled_source="MNIST", root=str(small_idx), image_size=14, num_labels=10)
     assert len(data.splits["unlabeled"]) == 4

@@ -276,12 +276,12 @@ def test_no_room_and_no_folder_are_one_sentence(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        InputError, match=r"cache '.*file' cannot be written \(.+\): free space or mend the permissions"
+        InputError, match=r"cache '.*file' cannot be written \(.+\): free space or change its permissions"
     ):
         opened(photos, tmp_path / "file").train_dataloader()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * ROW - 1))
-    told = r"needs 0.000 GB for 20 pictures of 3 x 24 x 24 bytes, and 0.000 GB are free there: free space, name another"
+    told = r"needs 0.000 GB for 20 images of 3 x 24 x 24 bytes, and 0.000 GB are free there: free space, name another"
     with pytest.raises(InputError, match=told):
         opened(photos, tmp_path / "cache").train_dataloader()
     assert [path.suffix for path in tmp_path.glob("cache/*")].count(".u8") == 1
@@ -448,7 +448,7 @@ def test_several_at_once_are_those_one_by_one_or_none(
         byte = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 255]))
-    with pytest.warns(UserWarning, match="is damaged: files are decoded anew"):
+    with pytest.warns(UserWarning, match="is damaged: its files are decoded again"):
         assert other.several(wanted) is None
     assert torch.equal(other.read(wanted[3], data.geometry, None), expected[3])
 
@@ -456,7 +456,7 @@ def test_several_at_once_are_those_one_by_one_or_none(
 def test_where_no_picture_is_a_file_it_is_told(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         ImageDataModule("sample", num_labels=20, cache="decoded").setup("fit")
-    assert "cache 'decoded' is not used: no picture is a file of its own" in caplog.text
+    assert "cache 'decoded' is not used: none of the images is a separate file" in caplog.text
     assert not Path("decoded").exists()
 
 
