@@ -15,9 +15,9 @@ class Labeled(NamedTuple):
     """Examples with labels.
 
     Attributes:
-        x: float32 in [0, 1], (B, C, H, W); features (B, F) where the data module was given them (`use_features`).
-        y: int64, (B,); -1 where a label is unknown.
-        indices: int64, (B,): positions in the split.
+        x: Inputs, such as float32 images in [0, 1], (B, C, H, W); features, (B, F), after `use_features`.
+        y: Labels, int64 of shape (B,); -1 where unknown.
+        indices: Positions in the split, int64 of shape (B,).
         num_weak: Number of weak views, which come first and are followed by strong ones; None if all are of one kind.
         names: Names of the examples, in prediction only.
         is_features: Whether `x` holds features, (B, F), in place of the examples.
@@ -44,8 +44,8 @@ class Unlabeled(NamedTuple):
     """Examples without labels.
 
     Attributes:
-        weak: float32 in [0, 1], (B, C, H, W): the weak view.
-        indices: int64, (B,): positions in the split.
+        weak: Weak view, such as float32 images in [0, 1], (B, C, H, W).
+        indices: Positions in the split, int64 of shape (B,).
         draw: Seed of all other randomness of this batch, so that a resumed run repeats it.
         weak_2: Second weak view with its own randomness, if the paradigm requests it.
         strong: Strong view, if the paradigm requests it.
@@ -89,7 +89,7 @@ class BatchViews:
         return Labeled(torch.cat(views), raw.labels.repeat(2), raw.indices.repeat(2), len(x))
 
     def unlabeled(self, raw: RawBatch, wanted: Sequence[str]) -> Unlabeled:
-        """Make the views of unlabeled examples, each with randomness of its own.
+        """Make the views of unlabeled examples, each with its own randomness.
 
         Args:
             raw: Batch of a training split.

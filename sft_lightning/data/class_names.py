@@ -35,7 +35,7 @@ def _natural_key(name: str) -> Any:
 
 
 def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int]:
-    """Return the position of each name among others, or -1 where it is missing.
+    """Return the position of each name among others, or -1 if it is missing.
 
     A letter with an accent may be composed in one place and decomposed in the other, as file systems differ in it.
 
@@ -61,7 +61,7 @@ def find_missing_classes(names: Sequence[str], among: Sequence[str]) -> list[str
 
 
 def format_class_names(names: Sequence[str]) -> str:
-    """Format class names for a sentence, shortened where there are many.
+    """Format class names for a sentence, shortened if there are many.
 
     Args:
         names: Names of classes.
@@ -85,7 +85,7 @@ def describe_difference(names: Sequence[str], others: Sequence[str]) -> str:
 
 
 def parse_class_names(value: Any) -> list[str] | None:
-    """Return class names read from a file, or None where they are empty or not a list of strings.
+    """Return class names read from a file, or None if they are empty or not a list of strings.
 
     Args:
         value: Value in the file that should hold the names.

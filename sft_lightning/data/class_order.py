@@ -1,4 +1,4 @@
-"""Number the classes of a source: by the resumed or evaluated run where there is one, else by the source."""
+"""Number the classes of a source: by the resumed or evaluated run, if any, or else by the source."""
 
 import unicodedata
 from collections import Counter
@@ -44,7 +44,7 @@ class RenumberedSource(Source):
 
     @property
     def original(self) -> Source:
-        """The source with classes in an order of its own."""
+        """Underlying source, with its own order of classes."""
         return self._source
 
     def load(self) -> dict[str, Examples]:

@@ -61,10 +61,10 @@ class FewLabelData(ABC):
         splits: Examples of `labeled`, `unlabeled`, `val` and `test`; empty before `setup`.
         views: Views of the modality.
         request: Settings of the splits, with the messages and leaks that were met.
-        batch_size: Training examples of each batch and process; labeled ones where both kinds come together.
+        batch_size: Training examples per batch and process; labeled ones if both kinds are used.
         eval_batch_size: Examples of each batch in evaluation and prediction.
         unlabeled_ratio: Unlabeled examples for each labeled one.
-        balanced_labels: Whether classes take turns in labeled batches that come beside unlabeled ones.
+        balanced_labels: Whether classes take turns in labeled batches if unlabeled examples are trained on, too.
         labeled_views: Views of a labeled training example, one after the other in its batch.
     """
 
@@ -94,7 +94,7 @@ class FewLabelData(ABC):
     @property
     @abstractmethod
     def size_settings(self) -> dict[str, Any]:
-        """Settings of the data that memory depends on, beside the size of a batch, and their values."""
+        """Settings of the data other than the batch size that memory depends on, and their values."""
 
     @abstractmethod
     def labeled_counts(self) -> Tensor:

@@ -23,7 +23,7 @@ _CHUNK = 64  # files per task of a thread
 
 
 def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
-    """Return the SHA-256 of the content of each file, from the store where the file is unchanged.
+    """Return the SHA-256 of the content of each file, from the store if the file is unchanged.
 
     Args:
         paths: Files to read.
@@ -88,7 +88,7 @@ def combine_digests(rows: Iterable[tuple[str, bytes | None]]) -> str:
     """Return one SHA-256 over names and digests in the given order, as hexadecimal digits.
 
     Args:
-        rows: Name and digest of each example; the digest is None where the file is gone.
+        rows: Name and digest of each example; the digest is None if the file is missing.
     """
     sha = hashlib.sha256()
     for name, digest in rows:
@@ -130,7 +130,7 @@ def _load(keys: Sequence[bytes]) -> list[tuple[str | None, bytes | None]]:
 
 
 def _save(rows: Sequence[tuple[bytes, str, bytes]]) -> None:
-    """Store states and digests, or do nothing where that fails: the files are then read again next time.
+    """Store states and digests, or do nothing if that fails; the files are then read again next time.
 
     Writing fails without permission, on a full disk, and on file systems without locks.
     """

@@ -1,4 +1,4 @@
-"""Which examples are looked at without random changes, and batches that carry their names."""
+"""Choice of examples for unaugmented passes, and batches that carry the names of their examples."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,11 @@ from sft_lightning.data.splits import Split
 
 
 def choose_by_class(split: Split, most: int, seed: int) -> Split:
-    """Choose examples of a split, classes in turn: all of a small class, and some of a large one.
+    """Choose examples of a split with classes in turn: all of a small class, and some of a large one.
 
     Args:
         split: Split to choose from.
-        most: Number of examples at most.
+        most: Maximum number of examples.
         seed: Seed of the choice.
     """
     if len(split) <= most:
@@ -25,11 +25,11 @@ def choose_by_class(split: Split, most: int, seed: int) -> Split:
 
 
 def choose_at_random(split: Split, most: int, seed: int) -> Split:
-    """Choose examples of a split, whatever their class.
+    """Choose examples of a split at random, regardless of class.
 
     Args:
         split: Split to choose from.
-        most: Number of examples at most.
+        most: Maximum number of examples.
         seed: Seed of the choice.
     """
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
@@ -40,11 +40,11 @@ class NamedBatches:
     """Batches of a split that carry the names of their examples."""
 
     def __init__(self, batches: EvalLoader, names: list[str]) -> None:
-        """Join both.
+        """Join batches and names.
 
         Args:
             batches: Batches of the split.
-            names: Names of its examples, in its order.
+            names: Names of the examples, in the order of the split.
         """
         self._batches, self._names = batches, names
 

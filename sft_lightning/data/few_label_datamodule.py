@@ -59,14 +59,14 @@ class FewLabelDataModule(SplitDataModule):
             source: Name of the source, as `open_source` of the modality takes it.
             request: Settings of the splits.
             unlabeled_source: Name of another source, whose training examples are the unlabeled ones.
-            split_file: A `split.csv` of an earlier run to use instead of choosing anew.
+            split_file: A `split.csv` of an earlier run to reuse instead of making new splits.
             test_on: `split` to test on the held-out part, `all` to test on all labels the run has not learned.
             on_bad: `raise` to stop at an unreadable example, `skip` to leave it out, count and list it.
             class_names: Classes in the order of their numbers; those of the source are matched by name.
             labeled_views: Views of a labeled training example: `weak`, `strong` or both.
             batch_size: Training examples of each batch and process.
             unlabeled_ratio: Unlabeled examples for each labeled one.
-            balanced_labels: Whether classes take turns in labeled batches that come beside unlabeled ones.
+            balanced_labels: Whether classes take turns in labeled batches if unlabeled examples are trained on, too.
             eval_batch_size: Batch size of evaluation and prediction; None for `batch_size`.
             steps_per_epoch: Batches of an epoch; None for one pass over the first part that the paradigm needs.
             num_workers: Processes that read examples; None for one per available core, at most 8.
@@ -92,7 +92,7 @@ class FewLabelDataModule(SplitDataModule):
         """Settings by which records become examples of one shape."""
 
     def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, ReadSettings, int]:
-        """Return what a split is read from, how, and the number of processes that read.
+        """Return the split to read from, the settings for reading, and the number of reading processes.
 
         Args:
             name: Name of the split.
@@ -117,15 +117,15 @@ class FewLabelDataModule(SplitDataModule):
     @batch_size.setter
     def batch_size(self, size: int) -> None:
         # Lightning's BatchSizeFinder (2.6) makes its first trial with the loaders from before it set a size, and goes
-        # on to 0 where not even one example fits; what is raised then must leave its checkpoint removable.
+        # on to 0 if not even one example fits; the error raised then must let it remove its checkpoint.
         if size < 1:
             raise InputError(
-                f"batch_size is {size}: give a number of at least 1; where not even one image fits into memory, lower "
+                f"batch_size is {size}: give a number of at least 1; if not even one image fits into memory, lower "
                 "image_size or unlabeled_ratio"
             )
         self._batch_size = size
         if self.trainer is not None:
-            self.trainer.fit_loop._combined_loader = None  # to be made anew
+            self.trainer.fit_loop._combined_loader = None  # so that Lightning makes it again
 
     # --- sampling
 
@@ -210,14 +210,14 @@ class FewLabelDataModule(SplitDataModule):
         return EvalLoader(self._stream(name, split, train=False)) if len(split) else []
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
-        """Return the validation split, or nothing where none is held out."""
+        """Return the validation split, or an empty list if none is held out."""
         return self._eval("val", self.splits["val"])
 
     def test_dataloader(self) -> EvalLoader | list[Any]:
         """Return the test split.
 
         Raises:
-            InputError: It is empty.
+            InputError: The split is empty.
         """
         if not len(self.splits["test"]):
             raise InputError(f"source {self.source.name!r} has no test image: set test_size or add a folder 'test'")
@@ -291,25 +291,25 @@ class FewLabelDataModule(SplitDataModule):
 
     @property
     def predict_name(self) -> str:
-        """Name of what is to be predicted, the test split unless a modality takes other files."""
+        """Name of the data to predict, the test split unless a modality takes other files."""
         full = str(Path(self._named).resolve()) if Path(self._named).exists() else self._named
         return f"{'all' if self.test_on == 'all' else 'test split'} of {full}"
 
     @property
     def predict_count(self) -> int:
-        """Number of examples that are to be predicted."""
+        """Number of examples to predict."""
         return len(self.splits["test"])
 
     @property
     def predict_listed(self) -> tuple[int, int]:
-        """Zeros: a split is predicted, of which all processes know the same."""
+        """Zeros, because a split is predicted, which is the same in all processes."""
         return 0, 0
 
     def predict_dataloader(self) -> Iterable[RawBatch]:
         """Return the test split with the names of its examples.
 
         Raises:
-            InputError: It is empty.
+            InputError: The split is empty.
         """
         return self.named_batches(self.splits["test"])
 

@@ -104,7 +104,7 @@ class PrefixedTexts(_LazyTexts):
     """Texts with a common prefix."""
 
     def __init__(self, prefix: str, texts: Sequence[str]) -> None:
-        """Join both without a copy.
+        """Join prefix and texts without a copy.
 
         Args:
             prefix: Text to put before each of the others.
@@ -123,7 +123,7 @@ def write_texts(path: Path, texts: Iterable[str]) -> None:
     """Write texts for `TextColumn`.
 
     Args:
-        path: Path of the file; the positions where texts end go into a second file beside it.
+        path: Path of the file; the positions where texts end go into a second file next to it.
         texts: Texts to write.
     """
     end = 0

@@ -1,4 +1,4 @@
-"""How the examples of a modality become what a network sees: as they are, weakly and strongly changed, mixed, shown."""
+"""Interface of the views of a modality: unaugmented, weak, strong and mixed network inputs."""
 
 from abc import ABC, abstractmethod
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def mix_tensors(x: Tensor, order: Tensor, share: Tensor) -> Tensor:
-    """Mix each example with a partner, number by number.
+    """Mix each example with a partner, element by element.
 
     Args:
         x: Floating-point examples, (B, ...).
@@ -21,29 +21,29 @@ def mix_tensors(x: Tensor, order: Tensor, share: Tensor) -> Tensor:
 
 
 class Views(ABC):
-    """The views of a modality, made for a whole batch at once, on its device."""
+    """Views of a modality, made for a batch at once, on its device."""
 
     @abstractmethod
     def prepare(self, raw: Tensor) -> Tensor:
-        """Turn examples as they are stored into what a network sees, without random changes.
+        """Convert stored examples to network inputs, without random changes.
 
         Args:
-            raw: Examples as a loader gives them, (B, ...).
+            raw: Examples from a loader, (B, ...).
         """
 
     @abstractmethod
     def weak(self, x: Tensor, seed: int | None, number: int = 0) -> Tensor:
-        """Change prepared examples a little, keeping their meaning.
+        """Change prepared examples slightly, keeping their class.
 
         Args:
             x: Prepared examples, (B, ...).
             seed: Seed of the batch; None for no change.
-            number: Number of this view among those of the batch, each of which has randomness of its own.
+            number: Number of this view in the batch; each has its own random stream.
         """
 
     @abstractmethod
     def strong(self, x: Tensor, seed: int) -> Tensor:
-        """Change prepared examples much.
+        """Change prepared examples strongly.
 
         Args:
             x: Prepared examples, (B, ...).
@@ -54,7 +54,7 @@ class Views(ABC):
         """Mix each example with a partner, as `mix_tensors` does.
 
         Args:
-            x: Examples as a network sees them, (B, ...).
+            x: Network inputs, (B, ...).
             order: Positions of the partners, int64 (B,).
             share: Shares of the examples themselves, (B,) in [0, 1].
         """

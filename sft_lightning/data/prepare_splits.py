@@ -31,7 +31,7 @@ def read_splits(
         source: Source of labeled and unlabeled examples.
         second: Name and examples of another source, which then are the only unlabeled ones.
         request: Sizes and seed of the splits; warnings are appended to its messages.
-        split_file: A `split.csv` to read instead of choosing anew.
+        split_file: A `split.csv` to reuse instead of making new splits.
         bad: Record of unreadable files, with the policy for them.
         converts: Whether images are converted to one size and number of channels.
         measures: Whether to measure the values of images of more than 8 bits.

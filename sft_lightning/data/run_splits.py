@@ -81,11 +81,11 @@ class RunSplit:
             class_names: Names of the source's classes.
             named: Examples of the source by the name of their split.
             second: Examples of a second source of unlabeled images, or None.
-            request: Sizes and seed; messages for the user are appended to it.
+            request: Sizes and seed of the splits; messages for the user are appended.
             choose: Function that makes the splits of a new run.
 
         Raises:
-            InputError: The data of the run is gone, or `fit` would continue on other data.
+            InputError: The data of the run is missing, or `fit` would continue on other data.
         """
         check_rows(self.path)
         head, parts = read_head(self.path), list(named.values())
@@ -164,7 +164,7 @@ class RunSplit:
 
     @property
     def _compared(self) -> tuple[str, ...]:
-        """Splits whose content is compared: evaluating a run does not read its training images."""
+        """Splits whose content is compared; the evaluation of a run does not read its training images."""
         return ("labeled", *HELD_OUT) if self.stage in _NEEDS_RUN_DATA else HELD_OUT
 
     def _is_same(self, splits: Splits, class_names: Sequence[str]) -> bool:
@@ -259,10 +259,10 @@ def choose_run_split(
         split_file: Path of a split file that the user gave, or None.
 
     Returns:
-        Object that makes the splits, or None where the settings of a new run do.
+        Object that makes the splits, or None if the settings of a new run do.
 
     Raises:
-        InputError: `test_on` is `all` in training, or beside a split file.
+        InputError: `test_on` is `all` in training, or together with a split file.
     """
     measures_all = test_on == "all"
     if measures_all and stage == "fit":
@@ -288,7 +288,7 @@ def choose_measured(
         named: Examples of the source by the name of their split.
         why: First half of the message that states which images are evaluated.
         name: Name of the evaluated split: `test` or `val`.
-        takes_all: Whether to take all labeled images even where the source has a split of that name.
+        takes_all: Whether to take all labeled images even if the source has a split of that name.
         request: Request whose messages are appended to.
     """
     nothing = Split(next(iter(named.values())), [])

@@ -32,7 +32,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     """The splits of a run: opened, chosen or read again, written, and closed.
 
     Attributes:
-        followed_run: Run that goes on or is measured again, whose splits rule; None for none.
+        followed_run: Folder of a run that is resumed or evaluated again and determines the splits, or None.
         starts: Files `split.csv` of the runs that this one starts from, whose labels it has learned.
         unlogged_folder: Folder of a run without a logger.
     """
@@ -56,7 +56,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             source: Name of the source, as `open_source` of the modality takes it.
             request: Settings of the splits.
             unlabeled_source: Name of another source, whose training examples are the unlabeled ones.
-            split_file: A `split.csv` of an earlier run to use instead of get_split_settings anew.
+            split_file: A `split.csv` of an earlier run to reuse instead of making new splits.
             test_on: `split` to test on the held-out part, `all` to test on all labels the run has not learned.
             on_bad: `raise` to stop at an unreadable example, `skip` to leave it out, count and list it.
             class_names: Classes in the order of their numbers; those of the source are matched by name.

@@ -81,7 +81,7 @@ def write_split_file(
         splits: Splits to write.
         parts: Examples of all sources, for the digest.
         class_names: Names of the classes.
-        metadata: Fields for the comment line beside the counts and the digest.
+        metadata: Fields for the comment line, in addition to the counts and the digest.
     """
     head = {
         **metadata,

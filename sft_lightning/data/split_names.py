@@ -11,7 +11,7 @@ _WORDS = {
 }
 _MEANT = {word: split for split, spellings in _WORDS.items() for word in spellings}
 _UNCLEAR = ("eval", "evaluation", "holdout", "heldout")
-# Words that carry no meaning beside a split: test_images, Training Set, val2017.
+# Words that carry no meaning next to a split: test_images, Training Set, val2017.
 _FILLERS = re.compile(r"(data|set|dataset|split|images?|imgs?|files|folder|photos?|pictures?|examples?|samples?)+")
 UNCLEAR = "unclear"
 
@@ -23,7 +23,7 @@ def find_split(name: str) -> str | None:
         name: Name of a folder or value in a table, such as `Valid`, `test_images` or `unlabelled-data`.
 
     Returns:
-        Name of the split; `UNCLEAR` where it may mean val or test; None where it does not name a split.
+        Name of the split; `UNCLEAR` if it may mean val or test; None if it does not name a split.
     """
     joined = "".join(word for word in _split_words(name) if not _FILLERS.fullmatch(word))
     for word in _MEANT:

@@ -122,7 +122,7 @@ class RecordStorage(Storage):
         """Find the records that cannot be read, as far as this can be detected without decoding.
 
         Args:
-            indices: Positions of the examples to look at.
+            indices: Positions of the examples to check.
             measures: Whether to decode records for further measurements.
 
         Returns:

@@ -27,7 +27,7 @@ class TableFolders:
         self._folders = [str(table.parent), *([root] if os.path.isdir(root) else [])]
 
     def find(self, line: int, name: str) -> tuple[str, os.stat_result | None]:
-        """Return the path of a file and its status, or None for the status where the file is missing.
+        """Return the path of a file and its status, or None for the status if the file is missing.
 
         Backslashes separate folders unless a file has them in its name.
 

@@ -221,7 +221,7 @@ def _count_cells(count: int) -> str:
 
 
 def _convert_cell(value: object, where: str, column: str, name: str) -> str:
-    """Return the text of a Parquet cell, or an empty string where it is null or NaN."""
+    """Return the text of a Parquet cell, or an empty string if it is null or NaN."""
     if value is None or value != value:
         return ""
     if isinstance(value, bytes):  # some programs do not mark their text as such

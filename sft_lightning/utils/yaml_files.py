@@ -1,4 +1,4 @@
-"""YAML files, read strictly: what a parser would silently misread is an error of one sentence."""
+"""Strict reading of YAML files: content that a parser would silently misread raises a one-sentence error."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from sft_lightning.utils.errors import InputError
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, ten times as fast
 _STANDARD = "tag:yaml.org,2002:"
-_MERGE = _STANDARD + "merge"  # tag of the key <<, which a loader resolves before it looks at tags
+_MERGE = _STANDARD + "merge"  # tag of the key <<, which a loader resolves before it checks tags
 _MOST = 10_000  # values that aliases may stand for
 
 
@@ -68,7 +68,7 @@ def _explain(error: Exception, text: str) -> str:
     if mark is not None:
         place, line = f"line {mark.line + 1}", "".join(text.split("\n")[mark.line : mark.line + 1])
     if "another document" in problem:
-        return f"{place} begins a second YAML document (---): put it into a file of its own"
+        return f"{place} begins a second YAML document (---): put it into its own file"
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return f"{place} is indented with a tab: indent with spaces"
     if "undefined alias" in problem:
@@ -81,7 +81,7 @@ def _explain(error: Exception, text: str) -> str:
 
 
 def _check(node: Any, name: str) -> None:
-    """Refuse what a loader would misread, before anything is built from it."""
+    """Refuse content that a loader would misread, before anything is built from it."""
     _check_aliases(node, name)
     waiting, seen = [node] if node is not None else [], set[int]()
     while waiting:

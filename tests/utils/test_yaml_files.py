@@ -31,7 +31,7 @@ STRICT = [
 FAULTY = [
     *STRICT,
     ("a:\n\tb: 1\n", "line 2 is indented with a tab: indent with spaces"),
-    ("a: 1\n---\nb: 2\n", "line 2 begins a second YAML document (---): put it into a file of its own"),
+    ("a: 1\n---\nb: 2\n", "line 2 begins a second YAML document (---): put it into its own file"),
     ("a: *x\n", "line 1 has an alias (*NAME) without its anchor (&NAME)"),
     ("- " * 5000, "line 1 is nested too deeply"),
     ("a: \0\n", "it has characters that are not text: save it as UTF-8"),

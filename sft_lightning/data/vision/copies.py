@@ -35,7 +35,7 @@ class Copies:
     """Sets of copies among examples.
 
     Attributes:
-        sets: Number of the set of each example; an example without copies is a set of its own.
+        sets: Number of the set of each example; an example without copies forms its own set.
         exact: Number of examples that equal an earlier one.
         near: Number of further examples that nearly equal an earlier one.
     """
@@ -100,7 +100,7 @@ def find_copies(images: Sequence[ImageStats | str]) -> Copies:
 
 
 def get_groups(examples: Sequence[tuple[Examples, int]]) -> list[str] | None:
-    """Return the source's group of each example, or None where the source has no groups.
+    """Return the source's group of each example, or None if the source has no groups.
 
     Args:
         examples: Collection and position of each example; one without groups is the only member of its group.
@@ -130,7 +130,7 @@ def _find_near(images: dict[int, Pixels]) -> Edges:
                 )
                 for others in nearest.T:
                     rows = np.flatnonzero(others < len(pixels))
-                    # Where both are in one set already, another edge adds nothing.
+                    # If both are already in one set, another edge adds nothing.
                     rows = rows[sets[rows + chunk.start] != sets[others[rows]]]
                     overall, field = compute_differences(queries[rows], pixels[others[rows]])
                     rows = rows[(overall <= WHOLE) & (field <= FIELD)]

@@ -238,12 +238,12 @@ class ImageDataModule(FewLabelDataModule):
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scale, which stands in the checkpoint, so that other images are read as those of the training."""
+        """Return the scale for the checkpoint, so that later images are read like those of training."""
         ranges = serialize_ranges(self.geometry.ranges)
         return {"value_ranges": ranges} if ranges else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the scale of the training, unless the user set another.
+        """Restore the scale of training, unless the user set another.
 
         Args:
             state: State from `state_dict`.
@@ -265,7 +265,7 @@ class ImageDataModule(FewLabelDataModule):
         return isinstance(self.splits[name].part.images, EncodedImages) and len(views) == 1
 
     def views_of(self, name: str) -> ImageViews:
-        """Return the views of a training split, without the crop where a worker has cropped."""
+        """Return the views of a training split, without the crop if a worker has cropped."""
         view = self.weak_view
         if view.crop_scale is not None and self._crops_once(name):
             view = replace(view, crop_scale=None)

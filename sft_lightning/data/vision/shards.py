@@ -259,11 +259,11 @@ class ShardImages(EncodedImages):
         return [(shards, _pack(local)) for shards, local in parts if len(local)]
 
     def pass_order(self, indices: Sequence[int], window: int) -> Callable[[int], Windowed] | None:
-        """Return how passes over some images are ordered; None where they lie in so few shards that any order will do.
+        """Return how passes over some images are ordered; None if they are in so few shards that any order will do.
 
         Args:
             indices: Positions of the images, in ascending order.
-            window: Shards whose images are shuffled among each other.
+            window: Number of shards whose images are shuffled together.
         """
         lengths = self.count_runs(indices)
         return None if len(lengths) <= window else partial(Windowed, lengths, window)
