@@ -1,7 +1,7 @@
 """Pre-training without labels: an autoencoder whose encoder any other paradigm can start from.
 
 L_rec = ||x - dec(enc(x))||^2, mean over pixels and batch (Hinton & Salakhutdinov 2006). The denoising and the masked
-variant corrupt what the encoder sees, never what the decoder must draw.
+variant corrupt the input of the encoder, never the target of the decoder.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _SHOWN = 8
 
 
 class AutoencoderModule(Paradigm):
-    """Learns to redraw pictures from a few features.
+    """Autoencoder that learns to reconstruct images from a few features.
 
     At the end of `fit` the encoder is written as `encoder.safetensors` into the run's folder.
     """
@@ -51,12 +51,12 @@ class AutoencoderModule(Paradigm):
         on_nonfinite: OnNonfinite = "raise",
         nonfinite_limit: int = 10,
     ) -> None:
-        """Builds encoder and decoder.
+        """Build encoder and decoder.
 
         Args:
             network: `mlp` (784-128-64-32 and back at 28x28) or `conv` (any image size).
             image_shape: (C, H, W); the command line takes it from the data.
-            noise: Standard deviation of the noise that the encoder must see through (denoising), in pixel range.
+            noise: Standard deviation of the noise added to the encoder's input (denoising), for pixels in [0, 1].
             hidden: Share of the patches that the encoder does not see (masking).
             patch: Side of a patch in pixels.
             compile: Compile the encoder: true, or a mode of `torch.compile`.
@@ -64,8 +64,8 @@ class AutoencoderModule(Paradigm):
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: Function that makes an optimizer from parameter groups; needed for training only.
             lr_scheduler: Function that makes a schedule from the optimizer, or None for a constant rate.
-            on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
-                out (`skip`); it changes no parameter in either case.
+            on_nonfinite: Policy for a step whose loss or gradients are NaN or infinite: stop the training (`raise`) or
+                leave the step out (`skip`). In either case it changes no parameter.
             nonfinite_limit: Number of steps that may be left out; one more stops the training.
 
         Raises:
@@ -88,74 +88,74 @@ class AutoencoderModule(Paradigm):
         self._example: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Redraws pictures.
+        """Reconstruct images.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
 
         Returns:
-            The same shape.
+            Reconstructions, (B, C, H, W).
         """
-        drawn: Tensor = self.decoder(self.encoder(x))
-        return drawn
+        reconstruction: Tensor = self.decoder(self.encoder(x))
+        return reconstruction
 
     def features(self, x: Tensor) -> Tensor:
-        """What the encoder makes of pictures.
+        """Compute the features of images.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
 
         Returns:
-            (B, F).
+            Features, (B, F).
         """
         encoded: Tensor = self.encoder(x)
         return encoded
 
     def step(self, batch: Any) -> StepResult:
-        """Reconstruction loss of the unlabeled part."""
+        """Compute the reconstruction loss of the unlabeled batch."""
         x = batch["unlabeled"].weak
-        seen = x
+        corrupted = x
         if self.noise or self.hidden:
-            draw = torch.Generator().manual_seed(batch["unlabeled"].draw)
-            seen = add_noise(seen, self.noise, draw) if self.noise else seen
-            seen = hide_patches(seen, self.hidden, self.patch, draw) if self.hidden else seen
+            generator = torch.Generator().manual_seed(batch["unlabeled"].draw)
+            corrupted = add_noise(corrupted, self.noise, generator) if self.noise else corrupted
+            corrupted = hide_patches(corrupted, self.hidden, self.patch, generator) if self.hidden else corrupted
         with self.watched():
-            drawn = self(seen)
-        return StepResult(reconstruction_loss(drawn, x), {})
+            reconstruction = self(corrupted)
+        return StepResult(reconstruction_loss(reconstruction, x), {})
 
     def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
-        drawn = self(batch.x)
+        reconstruction = self(batch.x)
         metric: Any = self._held_out[f"{stage}_loss"]
-        metric.update(reconstruction_loss(drawn, batch.x), weight=len(batch.x))
+        metric.update(reconstruction_loss(reconstruction, batch.x), weight=len(batch.x))
         if batch_idx == 0:
-            self._example = batch.x[:_SHOWN], drawn[:_SHOWN]
+            self._example = batch.x[:_SHOWN], reconstruction[:_SHOWN]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Held-out reconstruction loss, of pictures that are not corrupted."""
+        """Add a batch of uncorrupted images to the validation loss."""
         self._evaluation_step("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """The same on the test split."""
+        """Add a batch of uncorrupted images to the test loss."""
         self._evaluation_step("test", batch, batch_idx)
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """The mean loss over all pictures."""
+        """Return the mean loss over all images."""
         metric: Any = self._held_out[f"{stage}_loss"]
         loss: Tensor = metric.compute()
         metric.reset()
         return {"loss": loss}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """The reconstruction error of each picture: high where a picture is unlike the training pictures."""
+        """Compute the reconstruction error of each image, which is high for images unlike the training images."""
         error = (self(batch.x) - batch.x).square().flatten(1).mean(1)
         return {"indices": batch.indices, "reconstruction_error": error}
 
     def figures(self, stage: str) -> dict[str, Tensor]:
-        """Inputs in the upper row, reconstructions below."""
+        """Return inputs in the upper row, reconstructions in the lower."""
         return {} if self._example is None else {"reconstructions": torch.stack(self._example)}
 
     def on_fit_end(self) -> None:
-        """Saves the encoder by itself."""
+        """Save the encoder to a file of its own."""
         if not self.trainer.loggers or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = self.trainer.log_dir  # on every rank: it is broadcast
@@ -169,5 +169,10 @@ class AutoencoderModule(Paradigm):
             path: Path of the file to write; ends in `.safetensors`.
             provenance: Further metadata for the file, such as its run.
         """
-        about = {"part": "backbone", **self.encoder.describe(), "made_by": type(self).__name__, "version": __version__}
-        write_weights(Path(path), self.encoder.state_dict(), {**about, **(provenance or {})})
+        metadata = {
+            "part": "backbone",
+            **self.encoder.describe(),
+            "made_by": type(self).__name__,
+            "version": __version__,
+        }
+        write_weights(Path(path), self.encoder.state_dict(), {**metadata, **(provenance or {})})

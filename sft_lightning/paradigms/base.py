@@ -1,4 +1,4 @@
-"""What all paradigms share: optimizer groups, schedules and logging. Hooks only; a paradigm computes a `StepResult`."""
+"""Base of all paradigms: optimizer groups, schedules and logging. Hooks only; a paradigm computes a `StepResult`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ from sft_lightning.utils.cpu import flush_denormals
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.renamed import refuse_renamed
 
-COMPILED_FORMS = 64  # of a backbone's pass in a process: by network, shape, training or not, precision
+COMPILED_FORMS = 64  # most compiled variants in a process: one per network, shape, mode and precision
 
 
 class StepResult(NamedTuple):
-    """What a training step gives back.
+    """Result of a training step.
 
     Attributes:
         loss: Scalar with gradient.
@@ -45,7 +45,7 @@ class Paradigm(LightningModule, ABC):
         unlabeled_views: The views of an unlabeled example that it makes: `weak`, `weak_2`, `strong`.
         balanced_from_epoch: Epoch from which labeled batches hold all classes equally often; None for never.
         monitor: The validation metric that chooses the best checkpoint, and `min` or `max`.
-        constant_buffers: Of the module's own buffers those that no training step changes.
+        constant_buffers: Names of the module's own buffers that no training step changes.
     """
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
@@ -67,19 +67,19 @@ class Paradigm(LightningModule, ABC):
         on_nonfinite: OnNonfinite = "raise",
         nonfinite_limit: int = 10,
     ) -> None:
-        """Keeps what makes the optimizer, and what keeps the network in check.
+        """Store the factories of optimizer and schedule, the regularizer, and the policy for non-finite steps.
 
         Args:
             optimizer: Function that makes an optimizer from parameter groups; needed for training only.
             lr_scheduler: Function that makes a schedule from the optimizer, or None for a constant rate.
             regularizer: lambda R(theta), one of `sft_lightning.losses.regularizers` or a class of your own; None for
                 none. `regularize` builds it.
-            on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
-                out (`skip`); in either case it changes no parameter.
+            on_nonfinite: Policy for a step whose loss or gradients are NaN or infinite: stop the training (`raise`) or
+                leave the step out (`skip`). In either case it changes no parameter.
             nonfinite_limit: Number of steps that may be left out; one more stops the training.
 
         Raises:
-            InputError: A setting is of another type.
+            InputError: A setting has the wrong type.
         """
         super().__init__()
         for name, given in (("optimizer", optimizer), ("lr_scheduler", lr_scheduler)):
@@ -95,10 +95,10 @@ class Paradigm(LightningModule, ABC):
         self._sums: dict[str, Tensor] = {}
         self._summed: dict[str, int] = {}
         self._logged_step = -1
-        self._ignored_by_ddp: list[str] = []  # what a user adds
+        self._ignored_by_ddp: list[str] = []  # names that users add
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets plain values without torch's search for parameters: Lightning sets some twenty in each step."""
+        """Set plain values without torch's search for parameters, because Lightning sets some twenty in each step."""
         if type(value) in (str, int, type(None)):
             object.__setattr__(self, name, value)
         else:
@@ -106,7 +106,7 @@ class Paradigm(LightningModule, ABC):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What no step changes: DDP, which looks here, would send it to all processes anew in each."""
+        """Names of constant buffers, which DDP would otherwise broadcast to all processes in each step."""
         constants = [
             f"{place}.{name}".lstrip(".")
             for place, module in self.named_modules()
@@ -132,21 +132,21 @@ class Paradigm(LightningModule, ABC):
 
     @abstractmethod
     def step(self, batch: Any) -> StepResult:
-        """The loss of one training batch.
+        """Compute the loss of one training batch.
 
         Args:
             batch: Mapping with the parts that `batch_parts` names.
         """
 
     def regularize(self, backbone: Encoder, compile: bool | str) -> None:
-        """Builds the regularizer on the backbone, whose weights are loaded, and which nothing has changed since.
+        """Build the regularizer on the backbone right after its weights were loaded.
 
         Args:
             backbone: Network that maps examples to features.
             compile: Whether it will be compiled.
 
         Raises:
-            InputError: The regularizer looks into a backbone that is compiled.
+            InputError: The regularizer needs activations of a compiled backbone.
         """
         if self.regularizer is not None:
             name = type(self.regularizer).__name__
@@ -155,30 +155,30 @@ class Paradigm(LightningModule, ABC):
             self.regularizer.build(backbone)
 
     def watched(self) -> AbstractContextManager[None]:
-        """The regularizer looks at the passes inside, if it looks at passes."""
+        """Return a context in which a regularizer that needs activations captures them."""
         return nullcontext() if self.regularizer is None else self.regularizer.capture()
 
     def groups(self) -> list[Group]:
-        """All parameters that are ever trained; those released later are in from the start."""
+        """Return all parameters that are ever trained, those released later included."""
         return [Group("all", [p for p in self.parameters() if p.requires_grad], 1.0)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint stand alone: it holds the weights, wherever they came from; none follows bad steps."""
+        """Make the checkpoint independent of the files that weights came from; refuse to save after bad steps."""
         self._guard.flush(self)
         settings = checkpoint.get("hyper_parameters", {})
         settings.update({name: "none" for name in ("weights", "head_weights") if name in settings})
 
     def on_train_start(self) -> None:
-        """Starts the averages anew, in a resumed training or in a second one of the same module, too."""
+        """Reset the averages, also for a resumed training or a second one of the same module."""
         check_schedules(self.trainer)  # after callbacks, which may have replaced them
         self._sums, self._summed, self._logged_step = {}, {}, self.trainer.global_step
         self._guard.reset()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Computes the loss; its parts are summed on the device and read only when the log is due.
+        """Compute the loss; its parts are summed on the device and read only when the log is due.
 
         Raises:
-            InputError: Batch normalization gets one value of each channel.
+            InputError: Batch normalization gets a single value per channel.
         """
         self._guard.keep_buffers(self)
         try:
@@ -204,12 +204,12 @@ class Paradigm(LightningModule, ABC):
             else:
                 # A copy: a strategy may log a buffer that the next step changes.
                 self._sums[name], self._summed[name] = value.clone(), 1
-        if self.trainer.world_size > 1:  # gradients that are not finite, so that all processes get to know
+        if self.trainer.world_size > 1:  # NaN gradients tell all processes that one has a bad loss
             return result.loss * torch.where(result.loss.detach().isfinite(), 1.0, torch.nan)
         return result.loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take one step, forward and backward pass included, in the mode that keeps dead units from slowing it down.
+        """Take one step, forward and backward pass included, with denormals flushed: dead units would slow it down.
 
         Args:
             args: Arguments of Lightning's `optimizer_step`.
@@ -219,18 +219,18 @@ class Paradigm(LightningModule, ABC):
             super().optimizer_step(*args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Nothing is learned from what is not finite.
+        """Keep a step with non-finite gradients from changing parameters.
 
         Args:
             optimizer: Optimizer that is about to step.
 
         Raises:
-            InputError: The training is to stop.
+            InputError: The policy for non-finite steps stops the training.
         """
         self._guard.check_step(self, optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Writes the averages of the last steps when the log is due, so that no other step waits for the device."""
+        """Log the averages of the last steps when the log is due, so that other steps need not wait for the device."""
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0 and step != self._logged_step:
@@ -238,7 +238,7 @@ class Paradigm(LightningModule, ABC):
             self._log_training(step)
 
     def on_train_epoch_end(self) -> None:
-        """Writes what is left at the end, all of it where the training is shorter than the pace of the log."""
+        """Log the remaining averages at the end of training, however short it was."""
         self._guard.flush(self)
         if self._summed and self.is_last_epoch:
             self._log_training(self.trainer.global_step)
@@ -259,7 +259,7 @@ class Paradigm(LightningModule, ABC):
         self._sums, self._summed, self._logged_step = {}, {}, step
 
     def derived(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is worked out from the averages when the log is due.
+        """Return further scalars that are computed from the averages when the log is due.
 
         Args:
             means: Mean of each logged scalar since the last log entry.
@@ -267,7 +267,7 @@ class Paradigm(LightningModule, ABC):
         return {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer over all groups, each with its share of the learning rate.
+        """Make one optimizer over all groups, each with its share of the learning rate.
 
         Raises:
             InputError: No optimizer was given.
@@ -280,11 +280,11 @@ class Paradigm(LightningModule, ABC):
         return configure_optimizer(self.trainer, self.groups(), self._optimizer, self._lr_scheduler)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics."""
+        """Log the validation metrics."""
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs the test metrics."""
+        """Log the test metrics."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
@@ -295,16 +295,16 @@ class Paradigm(LightningModule, ABC):
 
     @abstractmethod
     def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """The metrics over all batches of a stage, equal on all processes; starts over.
+        """Return the metrics over all batches of a stage, equal on all processes, and reset them.
 
         Args:
             stage: Name of the stage, `val` or `test`.
         """
 
     def figures(self, stage: str) -> dict[str, Tensor]:
-        """What the log shows of the last evaluation, by name.
+        """Return figures of the last evaluation for the log, by name.
 
-        (R, N, C, H, W) in [0, 1] is drawn as R rows of N pictures, (K, K) as a confusion matrix.
+        (R, N, C, H, W) in [0, 1] is drawn as R rows of N images, (K, K) as a confusion matrix.
 
         Args:
             stage: Name of the stage, `val` or `test`.
@@ -312,9 +312,9 @@ class Paradigm(LightningModule, ABC):
         return {}
 
     def score_counts(self, stage: str) -> Tensor | None:
-        """How many examples of other classes, and of a class, have which predicted probability of it; None for nothing.
+        """Return histograms of the probabilities of each class in the last evaluation, or None.
 
-        int64, (2, K, T), of the last evaluation, the probabilities in T equal steps from 0 to 1.
+        int64, (2, K, T): examples of other classes, then of the class, in T equal steps of probability from 0 to 1.
 
         Args:
             stage: Name of the stage, `val` or `test`.
@@ -323,7 +323,7 @@ class Paradigm(LightningModule, ABC):
 
 
 def compile_in_place(module: torch.nn.Module, mode: bool | str) -> None:
-    """Compiles a backbone in place, which leaves the names of its tensors as they are (pl#21836).
+    """Compile a backbone in place, which leaves the names of its tensors as they are (pl#21836).
 
     torch counts the compiled forms of all backbones of a process together. With its own limit of 8 the third or fourth
     network of a notebook or a bench would no longer be compiled.
@@ -333,7 +333,7 @@ def compile_in_place(module: torch.nn.Module, mode: bool | str) -> None:
         mode: Mode of `torch.compile`, True for its default, or False to leave the backbone uncompiled.
     """
     if mode:
-        import torch.compiler.config as limits  # takes long
+        import torch.compiler.config as limits  # slow to import
 
         limits.recompile_limit = max(limits.recompile_limit, COMPILED_FORMS)
         module.compile(mode=None if mode is True else mode)

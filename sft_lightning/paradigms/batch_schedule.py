@@ -1,4 +1,4 @@
-"""When a step learns from labels and when from the rest, and how much the rest counts."""
+"""Schedules of supervised and unsupervised steps, and of the weight of the unsupervised loss."""
 
 import math
 from typing import Literal
@@ -9,49 +9,49 @@ Ramp = Literal["constant", "linear", "sigmoid"]
 class BatchSchedule:
     """A supervised warm-up, then cycles of supervised and unsupervised steps, as a pure function of the batch number.
 
-    A data module asks it which parts to load (`parts`, `before`).
+    Data modules call `parts` and `before` to find out which parts to load.
     """
 
     def __init__(
         self, warmup: int, supervised: int, unsupervised: int, needs_labels: bool = False, accumulate: int = 1
     ) -> None:
-        """Sets the lengths, in optimizer steps.
+        """Set the lengths in optimizer steps.
 
         Args:
             warmup: Supervised steps before the first cycle.
-            supervised: k_s, of each cycle.
-            unsupervised: k_u, of each cycle.
+            supervised: Supervised steps of each cycle, k_s.
+            unsupervised: Unsupervised steps of each cycle, k_u.
             needs_labels: Whether an unsupervised step needs a labeled batch, too.
-            accumulate: Batches of an optimizer step.
+            accumulate: Number of batches per optimizer step.
         """
         self._warmup, self._supervised = warmup * accumulate, supervised * accumulate
         self._cycle = (supervised + unsupervised) * accumulate
         self._needs_labels = needs_labels
 
     def is_supervised(self, g: int) -> bool:
-        """Whether batch g is learned from labels.
+        """Return whether batch g is supervised.
 
         Args:
-            g: Counts batches from the start of training.
+            g: Number of the batch, counted from the start of training.
         """
         return g < self._warmup or (g - self._warmup) % self._cycle < self._supervised
 
     def parts(self, g: int) -> tuple[str, ...]:
-        """What batch g holds.
+        """Return the parts that batch g holds.
 
         Args:
-            g: Counts batches from the start of training.
+            g: Number of the batch, counted from the start of training.
         """
         if self.is_supervised(g):
             return ("labeled",)
         return ("labeled", "unlabeled") if self._needs_labels else ("unlabeled",)
 
     def before(self, part: str, g: int) -> int:
-        """Batches of a part among the first g.
+        """Count the batches that hold a part among the first g.
 
         Args:
-            part: `labeled` or `unlabeled`.
-            g: Counts batches from the start of training.
+            part: Name of the part, `labeled` or `unlabeled`.
+            g: Number of the batch, counted from the start of training.
         """
         cycles, rest = divmod(max(0, g - self._warmup), self._cycle)
         supervised = min(g, self._warmup) + cycles * self._supervised + min(rest, self._supervised)
@@ -61,12 +61,12 @@ class BatchSchedule:
 
 
 def ramp(kind: Ramp, step: int, steps: int) -> float:
-    """The share of lambda's full value.
+    """Return the current share of lambda's full value.
 
     Args:
-        kind: `constant`, `linear`, or `sigmoid`: exp(-5 (1 - t)^2), Laine & Aila 2017.
+        kind: Shape of the rise: `constant`, `linear`, or `sigmoid`: exp(-5 (1 - t)^2), Laine & Aila 2017.
         step: Optimizer steps done so far.
-        steps: Length of the rise.
+        steps: Length of the rise in optimizer steps.
     """
     t = min(1.0, step / steps) if steps else 1.0
     return {"constant": 1.0, "linear": t, "sigmoid": math.exp(-5 * (1 - t) ** 2)}[kind]

@@ -1,4 +1,4 @@
-"""How far to trust a prediction: a temperature for its probabilities, and how unlike the training data its input is.
+"""Calibration of predictions: a temperature for probabilities, and the distance of an input to the training data.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks": one temperature, fitted on the validation split. Sun et al.
 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors": the distance of the features, at length 1, to the
@@ -23,19 +23,19 @@ from sft_lightning.utils.errors import InputError
 
 FILE = "calibration.safetensors"
 REMEMBERED = 5000  # training examples at most whose features are kept
-NEIGHBOR = 10  # k, and one in a hundred of the remembered examples where that is fewer
-UNLIKE = 0.99  # percentile from which on an input is marked
-_ROUNDED = 1e-3  # by which a length or distance may exceed what it can be
+NEIGHBOR = 10  # k; one hundredth of the remembered examples where that is fewer
+UNLIKE = 0.99  # percentile above which an input is marked
+_ROUNDED = 1e-3  # tolerance for rounding errors of lengths and distances
 _NONE = torch.empty(0)
-_PAIRS = 2**17  # of inputs and remembered examples that are compared at a time
+_PAIRS = 2**17  # pairs of an input and a remembered example that are compared at a time
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T of the largest likelihood of softmax(logits / T): Guo et al. 2017.
+    """Fit the temperature T that maximizes the likelihood of softmax(logits / T) (Guo et al. 2017).
 
     Args:
-        logits: (N, C), of a validation split.
-        labels: int64, (N,).
+        logits: Logits of a validation split, (N, C).
+        labels: Labels, int64, (N,).
     """
     from scipy.optimize import minimize_scalar
 
@@ -48,19 +48,19 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = False) -> Tensor:
-    """The Euclidean distance, at length 1, to the k-th nearest of the remembered examples: 0 to 2.
+    """Compute the Euclidean distance of normalized features to the k-th nearest remembered example, from 0 to 2.
 
     Args:
-        features: (N, F), of any length.
-        bank: (M, F), of length 1.
-        among_themselves: The features are those of the bank, whose nearest neighbor is itself and does not count.
+        features: Features of any length, (N, F).
+        bank: Features of the remembered examples, of length 1, (M, F).
+        among_themselves: Whether the features are those of the bank; each example then ignores itself.
 
     Returns:
-        (N,).
+        Distances, (N,).
     """
     k = min(max(1, min(NEIGHBOR, len(bank) // 100)) + among_themselves, len(bank))
     with torch.autocast(features.device.type, enabled=False):
-        # In pieces: blocks of many megabytes, taken and freed in each batch, leave holes in the memory of the process.
+        # In pieces: allocating and freeing many megabytes in each batch would fragment the memory of the process.
         pieces = F.normalize(features.float(), dim=1).split(max(1, _PAIRS // len(bank)))
         cosine = torch.cat([(piece @ bank.T).topk(k, 1).values[:, -1] for piece in pieces])
         return (2 - 2 * cosine).clamp_min(0).sqrt()
@@ -68,15 +68,15 @@ def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = F
 
 @dataclass(eq=False)
 class Calibration:
-    """What is known of a trained classifier; without anything, probabilities are those of the network.
+    """Calibration of a trained classifier; the default leaves probabilities as the network gives them.
 
     Attributes:
-        temperature: Divides the logits; 1 leaves them as they are.
+        temperature: Divisor of the logits; 1 leaves them as they are.
         calibrated_on: Number of validation examples that the temperature fits best; 0 where there is none.
         bank: Features of training examples, float32, (M, F), of length 1; (0,) where none are known.
         reference_distances: Distances of examples that were not trained on, float32, sorted, (V,).
-        held_out: Whether these are the validation examples; otherwise the bank's own, each without itself.
-        uncalibrated_reason: Why it is not calibrated.
+        held_out: Whether these are validation examples; otherwise those of the bank, each without itself.
+        uncalibrated_reason: Reason for the lack of a temperature; empty where there is one.
     """
 
     temperature: float = 1.0
@@ -87,11 +87,11 @@ class Calibration:
     uncalibrated_reason: str = ""
 
     def of(self, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        """What is said of each example of a batch.
+        """Compute calibrated probabilities and distances for a batch.
 
         Args:
-            features: float32, (B, F).
-            logits: float32, (B, C).
+            features: Features, float32, (B, F).
+            logits: Logits, float32, (B, C).
 
         Returns:
             `probabilities` (B, C); where training examples are known also `distance_percentile` (B,), the share of
@@ -107,13 +107,13 @@ class Calibration:
         return found
 
     def check(self, num_features: int) -> None:
-        """Makes sure that what was read from a file can be used.
+        """Check values that were read from a file.
 
         Args:
-            num_features: F.
+            num_features: Number of features of the backbone.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: A value has the wrong type or shape, or is out of its range.
         """
         kinds = {"temperature": float, "calibrated_on": int, "held_out": bool, "uncalibrated_reason": str}
         wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
@@ -123,7 +123,7 @@ class Calibration:
             wrong.append("calibrated_on")
         bank, ordinary = self.bank, self.reference_distances
         shaped = bank.ndim == 2 and bank.shape[1] == num_features and bank.dtype == torch.float32
-        if not shaped or not bool((bank.norm(dim=1) < 1 + _ROUNDED).all()):  # NaN and infinity are not, either
+        if not shaped or not bool((bank.norm(dim=1) < 1 + _ROUNDED).all()):  # false for NaN and infinity, too
             wrong.append("bank")
         shaped = ordinary.ndim == 1 and ordinary.dtype == torch.float32
         if not shaped or not bool(((ordinary >= 0) & (ordinary < 2 + _ROUNDED)).all() and (ordinary.diff() >= 0).all()):
@@ -143,30 +143,33 @@ class Calibration:
 
 @torch.no_grad()
 def fit_calibration(module: Any, training: Iterable[Any], held_out: Iterable[Any], plugin: Any) -> Calibration:
-    """Looks at training and validation examples through a trained classifier.
+    """Fit a calibration on training and validation examples of a trained classifier.
 
     Args:
-        module: Has `evaluated`; in eval mode.
-        training: Batches of examples it has learned from, without random changes.
-        held_out: Batches with labels that it has not.
-        plugin: The trainer's precision.
+        module: Classifier with a method `evaluated`; in eval mode.
+        training: Batches of examples it was trained on, without random changes.
+        held_out: Labeled batches that it was not trained on.
+        plugin: Precision plugin of the trainer.
+
+    Returns:
+        Calibration, whose `uncalibrated_reason` says why a temperature is missing, if it is.
     """
 
-    def seen(batches: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        found = []
+    def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = []
         for batch in batches:
             with plugin.forward_context():
                 features, logits = module.evaluated(plugin.convert_input(batch.x))
             # Copies: a compiled backbone may give the same memory again.
-            found.append((features.float().clone(), logits.float().cpu(), batch.y.cpu()))
-        if not found:
+            outputs.append((features.float().clone(), logits.float().cpu(), batch.y.cpu()))
+        if not outputs:
             return _NONE, _NONE, _NONE
-        features, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        features, logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         return features, logits, labels
 
-    known = seen(training)[0]
+    known = collect(training)[0]
     bank = F.normalize(known, dim=1) if len(known) else known
-    features, logits, labels = seen(held_out)
+    features, logits, labels = collect(held_out)
     logits, labels = logits[labels >= 0], labels[labels >= 0]
     trust = Calibration(bank=bank, held_out=len(features) > 0)
     if len(bank) > 1:
@@ -184,14 +187,14 @@ def fit_calibration(module: Any, training: Iterable[Any], held_out: Iterable[Any
 
 
 def use_calibration(trainer: Any, module: Any) -> Calibration:
-    """What is known of the checkpoint that predicts: kept in its run's folder, or found out now and kept there.
+    """Return the calibration of the checkpoint that predicts, from the folder of its run, or fitted and saved there.
 
     Args:
         trainer: Trainer that is about to predict.
-        module: Has `evaluated`.
+        module: Classifier with a method `evaluated`.
 
     Returns:
-        Nothing, where the weights are of no checkpoint.
+        Calibration; the default one where the weights do not come from a checkpoint.
     """
     if trainer.ckpt_path is None:
         return Calibration()
@@ -206,14 +209,14 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
             f"data of {type(trainer.datamodule).__name__} cannot be read in the splits of the run"
         )
     else:
-        # All that numbers depend on, but for the data, of which the run has its own.
-        about = {"checkpoint_sha256": hash_file(checkpoint), "precision": str(trainer.precision)}
-        about["geometry"] = data.reading_key
-        for first in (True, False):  # one process finds out, then the others read
+        # Everything the calibration depends on, except the data, which the run records itself.
+        key = {"checkpoint_sha256": hash_file(checkpoint), "precision": str(trainer.precision)}
+        key["geometry"] = data.reading_key
+        for first in (True, False):  # one process fits, then the others read
             if trainer.is_global_zero == first:
-                trust = _kept(run / FILE, about, module.backbone.num_features) or _found(trainer, module, data, run)
+                trust = _read(run / FILE, key, module.backbone.num_features) or _fit(trainer, module, data, run)
                 if first and len(trust.bank) and bool(trust.bank.isfinite().all()):
-                    _keep(run / FILE, about, trust)
+                    _write(run / FILE, key, trust)
             trainer.strategy.barrier()
         trust.bank, trust.reference_distances = (
             trust.bank.to(module.device),
@@ -223,31 +226,31 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
     return trust
 
 
-def _found(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
+def _fit(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
     try:
-        own = data.as_trained(run, getattr(module, "hparams", {}).get("class_names"))
-        batches = own.training_batches(REMEMBERED, module.device), own.batches_of("val", module.device)
+        run_data = data.as_trained(run, getattr(module, "hparams", {}).get("class_names"))
+        batches = run_data.training_batches(REMEMBERED, module.device), run_data.batches_of("val", module.device)
         return fit_calibration(module, *batches, trainer.precision_plugin)
     except InputError as error:
         return Calibration(uncalibrated_reason=f"the data of the run cannot be read ({str(error).partition('; ')[0]})")
 
 
-def _keep(path: Path, about: dict[str, Any], trust: Calibration) -> None:
-    told = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out")}
-    told["because"] = trust.uncalibrated_reason  # the name of earlier versions
-    write_weights(path, {"bank": trust.bank, "ordinary": trust.reference_distances}, {**about, **told})
+def _write(path: Path, key: dict[str, Any], trust: Calibration) -> None:
+    values = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out")}
+    values["because"] = trust.uncalibrated_reason  # the name of earlier versions
+    write_weights(path, {"bank": trust.bank, "ordinary": trust.reference_distances}, {**key, **values})
 
 
-def _kept(path: Path, about: dict[str, Any], num_features: int) -> Calibration | None:
-    """None where nothing is kept, or what is kept is of another checkpoint; or damaged, which is told."""
+def _read(path: Path, key: dict[str, Any], num_features: int) -> Calibration | None:
+    """Return the saved calibration; None where it is missing, of another checkpoint, or damaged, which is logged."""
     if not path.is_file():
         return None
     try:
-        tensors, told = read_weights(path)
-        if {name: told.pop(name) for name in about} != about:
+        tensors, values = read_weights(path)
+        if {name: values.pop(name) for name in key} != key:
             return None
-        told["uncalibrated_reason"] = told.pop("because")
-        trust = Calibration(bank=tensors["bank"], reference_distances=tensors["ordinary"], **told)
+        values["uncalibrated_reason"] = values.pop("because")
+        trust = Calibration(bank=tensors["bank"], reference_distances=tensors["ordinary"], **values)
         trust.check(num_features)
     except InputError as error:
         rank_zero_warn(f"Left out, and found out anew: {error}")

@@ -17,7 +17,7 @@ def order_weights(
     """Return the weights in the order of the classes, and log which class has which where they came by position.
 
     Args:
-        given: The setting: weights by name or by position, or another word, for which all weights are 1.
+        given: The setting: weights by name or by position, or any other value, for which all weights are 1.
         names: Names of the classes; None where they are not known.
         num_classes: Number of classes.
 

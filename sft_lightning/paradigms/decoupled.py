@@ -1,4 +1,4 @@
-"""Decoupled features and classifier: L = L_f(f(x), y) + L_g(g(f(x)), y), each part trained and judged by itself."""
+"""Decoupled features and classifier: L = L_f(f(x), y) + L_g(g(f(x)), y), each part trained and evaluated by itself."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -20,11 +20,11 @@ from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.distributed import is_distributed
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
 
-_RETRAINED = ("crt", "lws")  # heads that a second stage makes of a trained classifier
+_RETRAINED = ("crt", "lws")  # heads that a second stage derives from a trained classifier
 
 
 class DecoupledFeatureClassifier(FineTuneClassifier):
-    """A feature extractor f with a loss of its own, and a classifier g; all settings of `FineTuneClassifier` hold.
+    """A feature extractor f with its own loss, and a classifier g; accepts all settings of `FineTuneClassifier`.
 
     `joint`: both losses reach f. `detached`: L_g stops at the features. `two_stage`: f learns for `feature_epochs`,
     then g on frozen features. The heads other than `linear` are those of Kang et al. 2020: the class means or the
@@ -49,19 +49,19 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         remembered: int = 10_000,
         **classifier: Any,
     ) -> None:
-        """Builds both parts.
+        """Build the feature extractor and the classifier.
 
         Args:
             feature_loss: L_f: `CosinePrototype`, `SupCon`, `Center` or a class of your own.
-            coupling: How far L_g reaches.
-            feature_epochs: Length of the first of two stages.
+            coupling: Reach of L_g's gradient: `joint`, `detached` or `two_stage`.
+            feature_epochs: Number of epochs of the first stage of `two_stage`.
             head: Kind of the classifier.
             tau: Exponent of the `tau_normalized` head: 0 changes nothing, 1 makes all weights equally long.
             feature_weight: Weight of L_f.
             classifier_weight: Weight of L_g.
-            neighbors: k of the k-nearest-neighbor accuracy.
-            remembered: So many labeled examples at most are what an evaluation compares features with, and what class
-                means are made of.
+            neighbors: Number k of neighbors for the k-nearest-neighbor accuracy.
+            remembered: Maximum number of labeled examples that evaluations compare features with, and that class means
+                are computed from.
             classifier: All settings of `FineTuneClassifier`, by name.
 
         Raises:
@@ -114,7 +114,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
 
     @property
     def features_alone(self) -> bool:
-        """Whether L_f alone shapes the features."""
+        """Whether L_f alone trains the features."""
         if self.head_kind in _RETRAINED:
             return False
         return self.coupling != "joint" or self.head_kind == "nearest_class_mean"
@@ -125,15 +125,15 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         return self.feature_epochs if self.head_kind in _RETRAINED else None
 
     def backbone_learns(self, epoch: int) -> bool:
-        """Whether the backbone is trained in an epoch: in the first stage, where there are two.
+        """Return whether the backbone is trained in an epoch: with two stages, only in the first.
 
         Args:
-            epoch: Counted from 0.
+            epoch: Number of the epoch, counted from 0.
         """
         return epoch < self.feature_epochs if self.coupling == "two_stage" else super().backbone_learns(epoch)
 
     def _set_trained(self, stage: int) -> None:
-        """The classifier does not move where it does not learn, nor L_f's own parameters in the second stage.
+        """Freeze the classifier where it does not learn, and L_f's own parameters in the second stage.
 
         What a callback freezes stays frozen until another stage begins.
         """
@@ -147,7 +147,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         self.feature_loss.requires_grad_(stage == 1)
 
     def on_fit_start(self) -> None:
-        """Refuses a second stage that never comes, and says what may collapse."""
+        """Refuse a second stage that never begins, and warn about features that may collapse."""
         if self.head_kind == "nearest_class_mean":
             self.refuse_loss_settings("head nearest_class_mean is made of features, without a loss")
         super().on_fit_start()
@@ -183,39 +183,39 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         super()._set_depth(epoch)
 
     def on_train_epoch_start(self) -> None:
-        """Begins the second stage when its epoch has come."""
+        """Begin the second stage when its epoch has come."""
         stage = self._stage_of(self.current_epoch)
         if stage == 1:  # again, where a module is trained a second time
             self.stage.fill_(1)
         if stage == 2 and int(self.stage) == 1:  # a resumed run that is in its second stage finds 2 in its checkpoint
             self.stage.fill_(2)
             if self.head_kind == "crt":
-                # By the seed of the run, not by what was drawn since.
+                # Seeded by the run alone, whatever random numbers were used since.
                 with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                     torch.manual_seed((torch.initial_seed() + 1) % 2**32)
                     self.head.reset_parameters()
-                for p in self.head.parameters():  # and no momentum of the old one
+                for p in self.head.parameters():  # the momentum belongs to the old head
                     for kept in self.trainer.optimizers[0].state[p].values():
                         if isinstance(kept, Tensor):
                             kept.zero_()
         super().on_train_epoch_start()
 
     def groups(self) -> list[Group]:
-        """Those of the classifier, the scales, and what L_f trains."""
+        """Return the groups of the classifier, the scales, and the parameters of L_f."""
         scale = [] if self.scale is None else [self.scale]
-        own = [Group("scale", scale, 1.0), Group("feature_loss", list(self.feature_loss.parameters()), 1.0)]
-        return [*super().groups(), *own]
+        extra = [Group("scale", scale, 1.0), Group("feature_loss", list(self.feature_loss.parameters()), 1.0)]
+        return [*super().groups(), *extra]
 
     # --- steps
 
     def classify(self, features: Tensor) -> Tensor:
-        """The head alone.
+        """Apply the head to features.
 
         Args:
-            features: (B, F).
+            features: Features, (B, F).
 
         Returns:
-            (B, num_classes).
+            Logits, (B, num_classes).
         """
         if self.scale is not None:
             return F.linear(features, self.head.weight * self.scale[:, None], self.head.bias)
@@ -227,7 +227,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         return super().classify(features)
 
     def step(self, batch: Any) -> StepResult:
-        """L_f, L_g or both, by coupling and stage."""
+        """Compute L_f, L_g or both, by coupling and stage."""
         labeled = batch["labeled"]
         y: Tensor = labeled[1]
         with self.watched():
@@ -238,22 +238,22 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             logs["feature"] = self.feature_loss(features, y)
             parts.append(self.feature_weight * logs["feature"])
         if self.head.weight.requires_grad or (self.scale is not None and self.scale.requires_grad):
-            seen = features.detach() if self.coupling == "detached" else features
-            logs["classifier"] = self._supervised(y, self.classify(seen))
+            inputs = features.detach() if self.coupling == "detached" else features
+            logs["classifier"] = self._supervised(y, self.classify(inputs))
             parts.append(self.classifier_weight * logs["classifier"])
         return StepResult(torch.stack(parts).sum(), logs)
 
-    # --- each part judged by itself
+    # --- evaluation of each part
 
     @torch.no_grad()
     def _remember(self, stage: str) -> None:
-        """Features of labeled examples as they are, for the metrics; the nearest-class-mean head is made of them."""
+        """Store features of unaugmented labeled examples for the metrics and the nearest-class-mean head."""
         metrics: Any = self._feature_metrics[f"{stage}_features"]
         data = few_label_data(self.trainer)
         if data is None or not len(data.splits["labeled"]):
             metrics.forget()
             return
-        if is_distributed():  # each process has running statistics of its own until DDP's next forward
+        if is_distributed():  # running statistics differ between processes until DDP's next forward pass
             for buffer in self.backbone.buffers():
                 distributed.broadcast(buffer, 0)
         with eval_mode(self), self.trainer.precision_plugin.forward_context():
@@ -269,17 +269,17 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             self._made_at = self.trainer.global_step
 
     def on_validation_epoch_start(self) -> None:
-        """Remembers labeled features."""
+        """Store the labeled features that validation compares with."""
         self._remember("val")
 
     def on_train_epoch_end(self) -> None:
-        """Makes the nearest-class-mean head where no validation did, of the network as it is now."""
+        """Update the nearest-class-mean head if no validation has done so since the last step."""
         if self.head_kind == "nearest_class_mean" and self._made_at != self.trainer.global_step:
             self._remember("val")
         super().on_train_epoch_end()
 
     def on_test_epoch_start(self) -> None:
-        """The same."""
+        """Store the labeled features that the test compares with."""
         self._remember("test")
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
@@ -290,6 +290,6 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         parts.update(features, batch.y)
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """What the classifier reaches, and what the features are good for without it."""
+        """Return the metrics of the classifier and of the features."""
         features: Mapping[str, Tensor] = self._feature_metrics[f"{stage}_features"].compute()  # type: ignore[operator]
         return {**super().evaluate(stage), **features}

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once and kept on disk; what does not change need not be computed again."""
+"""Disk cache for features of a frozen backbone, which are computed only once."""
 
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
@@ -18,11 +18,11 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.transfer import stream_to_cpu
 
 FOLDER = Path(LOGS) / "features"
-MOST = 4_000_000_000  # bytes of features that are kept; beyond, they are computed in each epoch
+MOST = 4_000_000_000  # bytes of features per split; larger splits are computed in each epoch
 
 
 def use_cache(trainer: Any, data: FewLabelData, backbone: Encoder) -> None:
-    """Gives the data module features in place of pictures, where training sees each example at least once.
+    """Give the data module features in place of images, if training uses each example at least once.
 
     Args:
         trainer: Trainer that is about to fit.
@@ -40,9 +40,11 @@ def use_cache(trainer: Any, data: FewLabelData, backbone: Encoder) -> None:
         if trainer.is_global_zero == first:
             for name in names:
                 context = trainer.precision_plugin.forward_context()
-                found = features(backbone, data, name, precision=str(trainer.precision), context=context, write=first)
-                if found is not None:
-                    made[name] = found.float()
+                computed = features(
+                    backbone, data, name, precision=str(trainer.precision), context=context, write=first
+                )
+                if computed is not None:
+                    made[name] = computed.float()
         trainer.strategy.barrier()
     data.use_features(made)
     if made:
@@ -50,7 +52,7 @@ def use_cache(trainer: Any, data: FewLabelData, backbone: Encoder) -> None:
 
 
 def key(backbone: Encoder, data: FewLabelData, split: str, precision: str = "32-true") -> str:
-    """SHA-256 of all that features depend on: weights, normalization, pictures, their order and size, precision.
+    """Hash everything that features depend on: weights, normalization, images, their order and size, precision.
 
     Args:
         backbone: Network that maps images to features.
@@ -58,11 +60,11 @@ def key(backbone: Encoder, data: FewLabelData, split: str, precision: str = "32-
         split: Name of the split.
         precision: Precision of the computation.
     """
-    found = hashlib.sha256(repr((backbone.describe(), precision, data.fingerprint(split))).encode())
+    digest = hashlib.sha256(repr((backbone.describe(), precision, data.fingerprint(split))).encode())
     for name, tensor in sorted(backbone.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def features(
     context: AbstractContextManager[Any] | None = None,
     write: bool = True,
 ) -> Tensor | None:
-    """The features of a split, in its order, from the cache or computed and put there.
+    """Return the features of a split in its order, from the cache or computed and added to it.
 
     Args:
         backbone: Network that maps images to features; put into eval mode while it computes.
@@ -87,7 +89,7 @@ def features(
         write: Whether to write computed features to the cache.
 
     Returns:
-        (N, F), on the CPU; None where some examples cannot be read, so that they have no features.
+        Features on the CPU, (N, F); None where some examples cannot be read.
     """
     count = len(data.splits[split])
     path = folder / f"{key(backbone, data, split, precision)}.safetensors"
@@ -100,17 +102,17 @@ def features(
                 raise InputError(f"{str(path)!r} holds features that are NaN or infinite")
             return kept
         except InputError as error:
-            rank_zero_warn(f"Left out, and computed anew: {error}")
+            rank_zero_warn(f"Cached features are not used and are computed again: {error}")
     made: Tensor | None = None
-    seen = 0
+    count_done = 0
     with eval_mode(backbone), context or nullcontext():
         batches = data.batches_of(split, backbone.device)
-        for indices, own in stream_to_cpu((batch.indices, backbone(batch.x)) for batch in batches):
+        for indices, rows in stream_to_cpu((batch.indices, backbone(batch.x)) for batch in batches):
             if made is None:
-                made = own.new_empty(count, own.shape[1])
-            made[indices] = own
-            seen += len(own)
-    if made is None or seen < count:
+                made = rows.new_empty(count, rows.shape[1])
+            made[indices] = rows
+            count_done += len(rows)
+    if made is None or count_done < count:
         return None
     if write and made.isfinite().all():
         write_weights(path, {"features": made}, {"split": split, **backbone.describe()})
@@ -118,11 +120,11 @@ def features(
 
 
 def worth_it(data: FewLabelData, split: str, num_features: int) -> bool:
-    """Whether the features of a split are few enough to be kept.
+    """Return whether the features of a split are few enough to cache.
 
     Args:
         data: Data module after its setup.
         split: Name of the split.
-        num_features: F.
+        num_features: Number of features, F.
     """
     return 0 < 4 * len(data.splits[split]) * num_features <= MOST

@@ -1,4 +1,4 @@
-"""How good features are without the classifier: neighbors, class means, and spread."""
+"""Metrics of features without the classifier: neighbors, class means, and spread."""
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ class Spread(Metric):
     squares: Tensor
 
     def __init__(self, num_classes: int, num_features: int) -> None:
-        """Starts at nothing.
+        """Create the empty state.
 
         Args:
-            num_classes: C.
-            num_features: F.
+            num_classes: Number of classes, C.
+            num_features: Number of features, F.
         """
         super().__init__()
         self.add_state("sums", torch.zeros(num_classes, num_features), dist_reduce_fx="sum")
@@ -31,11 +31,11 @@ class Spread(Metric):
         self.add_state("squares", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
-            features: (B, F).
-            labels: int64, (B,).
+            features: Features, (B, F).
+            labels: Labels, int64, (B,).
         """
         hot = F.one_hot(labels, len(self.counts)).to(features)
         self.sums += hot.T @ features
@@ -43,7 +43,7 @@ class Spread(Metric):
         self.squares += features.square().sum()
 
     def compute(self) -> Tensor:
-        """Within over between."""
+        """Return the spread within classes divided by that between them."""
         means = self.sums / self.counts.clamp_min(1)[:, None]
         of_means = (self.counts * means.square().sum(1)).sum()
         total = self.counts.sum().clamp_min(1)
@@ -60,12 +60,12 @@ class FeatureMetrics(nn.Module):
     _TEMPERATURE = 0.07
 
     def __init__(self, num_classes: int, num_features: int, neighbors: int = 20) -> None:
-        """Makes the metrics.
+        """Create the metrics.
 
         Args:
-            num_classes: C.
-            num_features: F.
-            neighbors: k; fewer where fewer are remembered.
+            num_classes: Number of classes, C.
+            num_features: Number of features, F.
+            neighbors: Number k of neighbors; fewer where fewer examples are stored.
         """
         super().__init__()
         self.num_classes, self.neighbors = num_classes, neighbors
@@ -75,11 +75,11 @@ class FeatureMetrics(nn.Module):
         self._known: tuple[Tensor, Tensor] | None = None
 
     def remember(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the labeled features that the evaluated ones are compared with.
+        """Store the labeled features that evaluated ones are compared with.
 
         Args:
-            features: float32, (N, F).
-            labels: int64, (N,).
+            features: Features, float32, (N, F).
+            labels: Labels, int64, (N,).
 
         Returns:
             Weight and bias of the nearest-class-mean classifier.
@@ -90,15 +90,15 @@ class FeatureMetrics(nn.Module):
         return self._means
 
     def forget(self) -> None:
-        """Nothing is known: what is left to tell is the spread."""
+        """Drop the stored features; only the spread is measured from then on."""
         self._known = None
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
-            features: (B, F).
-            labels: int64, (B,).
+            features: Features, (B, F).
+            labels: Labels, int64, (B,).
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
@@ -114,10 +114,10 @@ class FeatureMetrics(nn.Module):
             self.spread.update(features - self._center, labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scalars over all batches and processes; starts over."""
-        found: dict[str, Metric] = {"spread": self.spread}
+        """Return the scalars over all batches and processes, and reset the metrics."""
+        metrics: dict[str, Metric] = {"spread": self.spread}
         if self._known is not None:
-            found = {"knn_accuracy": self.knn, "class_mean_accuracy": self.class_mean, **found}
-        values = {name: metric.compute() for name, metric in found.items()}
-        restart(*found.values())
+            metrics = {"knn_accuracy": self.knn, "class_mean_accuracy": self.class_mean, **metrics}
+        values = {name: metric.compute() for name, metric in metrics.items()}
+        restart(*metrics.values())
         return values

@@ -1,4 +1,4 @@
-"""Fine-tuning: a backbone that may have learned elsewhere, and a classifier on few labels.
+"""Fine-tuning: a backbone that may be pretrained, and a classifier trained on few labels.
 
 min_theta sum L(y_i, g(f(x_i; theta))) + lambda R(theta), L the cross-entropy. Linear probing first (`head_only_epochs`)
 follows Kumar et al. 2022; layer-wise decay of the learning rate Howard & Ruder 2018.
@@ -67,11 +67,11 @@ class FineTuneClassifier(Paradigm):
         on_nonfinite: OnNonfinite = "raise",
         nonfinite_limit: int = 10,
     ) -> None:
-        """Builds the network and loads its weights.
+        """Build the network and load its weights.
 
         Args:
             backbone: `mlp`, `conv`, `wrn_28_2`, or a torchvision or timm name.
-            num_classes: Outputs; the command line takes it from the data.
+            num_classes: Number of classes; the command line takes it from the data.
             image_shape: (C, H, W); the command line takes it from the data.
             class_names: Names of the classes for predictions; the command line takes them from the data.
             weights: `none`, `default` (published, downloaded), or the path of a `.safetensors`, checkpoint or run.
@@ -94,8 +94,8 @@ class FineTuneClassifier(Paradigm):
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: Function that makes an optimizer from parameter groups; needed for training only.
             lr_scheduler: Function that makes a schedule from the optimizer, or None for a constant rate.
-            on_nonfinite: A step whose loss or gradients are NaN or infinite stops the training (`raise`) or is left
-                out (`skip`); it changes no parameter in either case.
+            on_nonfinite: Policy for a step whose loss or gradients are NaN or infinite: stop the training (`raise`) or
+                leave the step out (`skip`). In either case it changes no parameter.
             nonfinite_limit: Number of steps that may be left out; one more stops the training.
 
         Raises:
@@ -153,13 +153,13 @@ class FineTuneClassifier(Paradigm):
         self.hparams["class_names"] = self.class_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over the names of the classes with the weights."""
+        """Take over the names of the classes with the weights."""
         names = parse_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"))
         if names is not None and len(names) == self.num_classes:
             self.name_classes(names)
 
     def check_classes(self) -> None:
-        """Makes sure that the labels of the data are numbered as the outputs; names them where they have no names yet.
+        """Check that the data numbers its classes like the outputs; name outputs that have no names yet.
 
         Raises:
             InputError: The data has other classes, or the same ones in another order.
@@ -178,17 +178,17 @@ class FineTuneClassifier(Paradigm):
         )
 
     def on_validation_start(self) -> None:
-        """Compares the classes of the data with the model's."""
+        """Compare the classes of the data with the model's."""
         self.check_classes()
 
     def on_test_start(self) -> None:
-        """Compares the classes of the data with the model's."""
+        """Compare the classes of the data with the model's."""
         self.check_classes()
 
-    # --- features that need not be computed again
+    # --- features, which may come from the cache
 
     def on_fit_end(self) -> None:
-        """Pictures again."""
+        """Switch the data module from features back to images."""
         if (data := few_label_data(self.trainer)) is not None:
             data.use_features({})
 
@@ -219,14 +219,14 @@ class FineTuneClassifier(Paradigm):
     # --- what is trained when
 
     def train(self, mode: bool = True) -> "FineTuneClassifier":
-        """Frozen blocks stay in eval mode."""
+        """Set the mode, but keep frozen blocks in eval mode."""
         super().train(mode)
         if mode:
             self.depth.hold()
         return self
 
     def on_fit_start(self) -> None:
-        """Counts the labels where the class weights depend on them; looks for features that need no computing."""
+        """Compute balanced class weights, and use cached features where the backbone never learns."""
         self.check_classes()
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
@@ -235,7 +235,9 @@ class FineTuneClassifier(Paradigm):
             use_cache(self.trainer, data, self.backbone)
         if self._balanced:
             if data is None:
-                raise InputError("class_weights is 'balanced', but the loaders tell no counts: give a list of weights")
+                raise InputError(
+                    "class_weights is 'balanced', but the loaders do not count the labels: give a list of weights"
+                )
             counts = data.labeled_counts().clamp(min=1)
             self.class_weight.copy_(counts.sum() / (len(counts) * counts))
 
@@ -247,10 +249,10 @@ class FineTuneClassifier(Paradigm):
                 )
 
     def refuse_loss_settings(self, reason: str) -> None:
-        """Refuses settings of the labels' cross-entropy where a training does not use it.
+        """Refuse settings of the supervised cross-entropy where training does not use it.
 
         Args:
-            reason: Why it is not used.
+            reason: Reason for not using it, as a clause for the message.
 
         Raises:
             InputError: `class_weights` or `label_smoothing` is set.
@@ -260,12 +262,12 @@ class FineTuneClassifier(Paradigm):
                 raise InputError(f"{name} is set, but {reason}, so that it would change nothing: leave it out")
 
     def on_train_start(self) -> None:
-        """Releases the backbone where a resumed epoch does not start anew."""
+        """Release the backbone when training resumes in the middle of an epoch."""
         super().on_train_start()
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Releases or freezes the backbone when its epoch has come, and says what a callback has changed besides."""
+        """Release or freeze the backbone when its epoch has come, and log what a callback has changed besides."""
         self._set_depth(self.current_epoch)
         changes = self.depth.find_changes()
         if changes:
@@ -276,7 +278,7 @@ class FineTuneClassifier(Paradigm):
             rewrap(self.trainer)
 
     def on_train_epoch_end(self) -> None:
-        """Releases what the next epoch trains before the callbacks of its start, which have the last word."""
+        """Release what the next epoch trains, before its callbacks run, so that they can override it."""
         super().on_train_epoch_end()
         if not self.is_last_epoch:
             self._set_depth(self.current_epoch + 1)
@@ -288,45 +290,45 @@ class FineTuneClassifier(Paradigm):
             rewrap(self.trainer)
 
     def backbone_learns(self, epoch: int) -> bool:
-        """Whether the backbone is trained in an epoch.
+        """Return whether the backbone is trained in an epoch.
 
         Args:
-            epoch: Counted from 0.
+            epoch: Number of the epoch, counted from 0.
         """
         return epoch >= self.head_only_epochs
 
     def groups(self) -> list[Group]:
-        """The head, then what is tuned of the backbone, from the last block to the first."""
+        """Return the group of the head, then those of the backbone from the last block to the first."""
         groups = [Group("head", list(self.head.parameters()), 1.0), *self.depth.groups()]
         return self.depth.leave(groups, self._lr_scheduler is not None) if has_finetuning(self._trainer) else groups
 
     # --- steps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes logits.
+        """Compute logits.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
 
         Returns:
-            (B, num_classes).
+            Logits, (B, num_classes).
         """
         return self.classify(self.features(x))
 
     def classify(self, features: Tensor) -> Tensor:
-        """The head alone.
+        """Apply the head to features.
 
         Args:
-            features: (B, F).
+            features: Features, (B, F).
 
         Returns:
-            (B, num_classes).
+            Logits, (B, num_classes).
         """
         logits: Tensor = self.head(features)
         return logits
 
     def step(self, batch: Any) -> StepResult:
-        """Cross-entropy of the labeled part."""
+        """Compute the cross-entropy of the labeled batch."""
         labeled = batch["labeled"]
         y: Tensor = labeled[1]
         with self.watched():
@@ -338,8 +340,8 @@ class FineTuneClassifier(Paradigm):
             return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         if not self.label_smoothing:
             return F.cross_entropy(logits, y, self.class_weight)
-        # torch weights each class of the smoothed target by its own weight: where a class is rare, the loss of a common
-        # example would be least at a confident answer of the rare class.
+        # torch weights each class of the smoothed target separately, so that a confident prediction of a rare class
+        # could minimize the loss of a common example.
         loss = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
         weight = self.class_weight[y].to(loss)
         return (loss * weight).sum() / weight.sum()
@@ -349,42 +351,42 @@ class FineTuneClassifier(Paradigm):
         metrics.update(self.classify(batch.x) if holds_features(batch) else self(batch.x), batch.y)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Adds a batch to the validation metrics."""
+        """Add a batch to the validation metrics."""
         self._evaluation_step("val", batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Adds a batch to the test metrics."""
+        """Add a batch to the test metrics."""
         self._evaluation_step("test", batch)
 
     def evaluated(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, F) and logits (B, num_classes) as evaluation has them.
+        """Return features (B, F) and logits (B, num_classes) of the network that is evaluated.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
         """
         features = self.features(x)
         return features, self.classify(features)
 
     def on_predict_start(self) -> None:
-        """Finds out how far predictions can be trusted, where there is a run to find it out from."""
+        """Load or fit the calibration of the checkpoint's run, if it has one."""
         self.trust = use_calibration(self.trainer, self)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities, float32 of shape (B, num_classes), and what `Calibration` adds."""
+        """Return class probabilities, float32, (B, num_classes), and the distances of `Calibration`."""
         features, logits = self.evaluated(batch.x)
         return {"indices": batch.indices, **self.trust.of(features.float(), logits.float())}
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """Loss, accuracy, macro-F1 and calibration error."""
+        """Return loss, accuracy, macro-F1 and calibration error."""
         values: dict[str, Tensor] = self._metrics[f"{stage}_metrics"].compute()  # type: ignore[operator]
         return values
 
     def figures(self, stage: str) -> dict[str, Tensor]:
-        """The confusion matrix, rows true and columns predicted."""
+        """Return the confusion matrix, rows true and columns predicted."""
         confusion: Tensor | None = self._metrics[f"{stage}_metrics"].confusion  # type: ignore[assignment]
         return {} if confusion is None else {"confusion": confusion}
 
     def score_counts(self, stage: str) -> Tensor | None:
-        """Of all classes."""
+        """Return the histograms of the probabilities of all classes."""
         counted: Tensor | None = self._metrics[f"{stage}_metrics"].counted  # type: ignore[assignment]
         return counted

@@ -1,4 +1,4 @@
-"""Which parts of a network are trained when, the same on all ranks.
+"""Freezing and releasing of parts of a network, the same on all ranks.
 
 `BaseFinetuning` of Lightning adds parameters to the optimizer later, which breaks schedules, resuming and DDP
 (pl#20340, pl#21901). Here every parameter that is ever trained is in the optimizer from the start; only
@@ -23,14 +23,14 @@ Tune = Literal["head", "last_k_blocks", "all"]
 
 
 class TuningDepth:
-    """How far into a backbone training reaches: nothing, its last blocks or all of it, or an adapter beside its layers.
+    """Depth to which a backbone is trained: not at all, its last blocks, all of it, or an adapter beside its layers.
 
     What others freeze stays frozen: `requires_grad` is changed only when a part is released or frozen by the settings
     here, and only of parameters that were frozen by them.
 
     Attributes:
-        blocks: From input to output.
-        released: Whether that part is being trained.
+        blocks: Blocks of the backbone from input to output.
+        released: Whether the part that is ever trained is being trained now.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TuningDepth:
         lr_scale: float = 1.0,
         layer_decay: float = 1.0,
     ) -> None:
-        """Put the adapter into the backbone, which changes nothing of what it computes, and freeze what never learns.
+        """Insert the adapter, which leaves the outputs as they are, and freeze parameters that never learn.
 
         Args:
             backbone: Network with the weights that training starts from.
@@ -140,10 +140,10 @@ class TuningDepth:
         return " and ".join(f"{n} {word}" for n, word in ((frozen, "frozen"), (released, "released")) if n)
 
     def is_frozen_by_others(self, parameter: nn.Parameter) -> bool:
-        """Whether a callback has frozen a parameter that the settings here do not freeze now.
+        """Return whether a callback has frozen a parameter that the settings do not freeze now.
 
         Args:
-            parameter: Any.
+            parameter: Parameter of the backbone.
         """
         return not parameter.requires_grad and all(parameter is not p for p in self._held)
 
@@ -151,11 +151,11 @@ class TuningDepth:
         """Leave out what a callback such as `BackboneFinetuning` has frozen, which it adds to the optimizer later.
 
         Args:
-            groups: All that is ever trained.
+            groups: Groups of all parameters that are ever trained.
             has_schedule: Whether the learning rate follows a schedule.
 
         Raises:
-            InputError: It does, and cannot follow groups that are added later.
+            InputError: There is a schedule, which cannot follow groups that are added later.
         """
         kept = [
             group._replace(parameters=[p for p in group.parameters if not self.is_frozen_by_others(p)])
@@ -169,11 +169,11 @@ class TuningDepth:
         return kept
 
     def _learning(self) -> list[nn.Parameter]:
-        """The parameters that are ever trained."""
+        """Return the parameters that are ever trained."""
         return [p for group in self.groups() for p in group.parameters]
 
     def groups(self) -> list[Group]:
-        """What is ever trained, from the last block to the first."""
+        """Return the groups that are ever trained, from the last block to the first."""
         if self._adapter is not None:
             return [Group("adapter", self._adapter.list_parameters(self._backbone), self._lr_scale)]
         tuned = self.blocks[len(self.blocks) - self._tuned :]
@@ -199,10 +199,10 @@ def has_finetuning(trainer: Trainer | None) -> bool:
 
 
 def rewrap(trainer: Trainer) -> None:
-    """Makes DDP average the gradients of parameters that have just been released.
+    """Make DDP average the gradients of parameters that have just been released.
 
     DDP registers what requires gradients when it wraps a module; without a new wrapper the replicas would drift apart
-    (pl#20340). On one process there is nothing to do.
+    (pl#20340). Does nothing on one process.
 
     Args:
         trainer: Trainer whose strategy may wrap the module.

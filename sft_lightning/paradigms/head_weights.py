@@ -1,6 +1,6 @@
-"""Heads that were trained elsewhere: the one that stands beside the backbone's weights, or one of a file of its own.
+"""Pretrained heads, from the file of the backbone's weights or from a separate one.
 
-A row of a head belongs to a class, which is found by its name.
+Rows of a head are matched with classes by name.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sft_lightning.utils.errors import InputError
 
 
 def take_head(head: nn.Linear, tensors: Tensors, weights: str, class_names: list[str] | None) -> list[str] | None:
-    """Take over the head of a file of weights for the classes that it knows, and say so; others start anew.
+    """Copy the head of a weights file for the classes that it has, and log it; other classes start anew.
 
     Args:
         head: Layer that is changed in place.
@@ -40,7 +40,7 @@ def take_head(head: nn.Linear, tensors: Tensors, weights: str, class_names: list
     elif names is None or len(names) != there[0]:
         rank_zero_info(f"The head of the weights was replaced by a new one: {path} does not name its classes.")
     elif _copy_rows(head, old, names, class_names or names):
-        rank_zero_info(f"The head of the weights was taken over, too{_differing(names, class_names or names)}.")
+        rank_zero_info(f"The head of the weights was taken over, too{_format_difference(names, class_names or names)}.")
         return class_names or names
     else:
         rank_zero_info(
@@ -51,7 +51,7 @@ def take_head(head: nn.Linear, tensors: Tensors, weights: str, class_names: list
 
 
 def attach_head(head: nn.Linear, path: Path, backbone: str, class_names: list[str] | None) -> list[str] | None:
-    """Take a head from a file of its own for the classes that it knows, and say so; others start anew.
+    """Copy a head from a separate file for the classes that it has, and log it; other classes start anew.
 
     Args:
         head: Layer that is changed in place.
@@ -66,7 +66,7 @@ def attach_head(head: nn.Linear, path: Path, backbone: str, class_names: list[st
         InputError: There is no such file, it holds no head, or the head does not fit.
     """
     file = find_weights(path, "head")
-    tensors, about = read_weights(file)
+    tensors, metadata = read_weights(file)
     old = extract_linear_head(select_evaluated_weights(tensors))
     if not old:
         raise InputError(f"head_weights {str(path)!r} holds no head: give an exported head or model, or a run")
@@ -76,12 +76,12 @@ def attach_head(head: nn.Linear, path: Path, backbone: str, class_names: list[st
             f"head_weights {str(path)!r} takes {features} features, backbone {backbone!r} gives "
             f"{head.in_features}: give a head of a backbone with as many features"
         )
-    names = read_recorded_classes(about, file)
+    names = read_recorded_classes(metadata, file)
     if names is not None and len(names) != classes:
         names = None
     if (names is None or class_names is None) and classes != head.out_features:
         raise InputError(
-            f"head_weights {str(path)!r} tells {classes} classes apart, the data has {head.out_features}: give a "
+            f"head_weights {str(path)!r} has {classes} classes, the data has {head.out_features}: give a "
             "head of the same classes"
         )
     if names is None and class_names is not None:
@@ -90,20 +90,21 @@ def attach_head(head: nn.Linear, path: Path, backbone: str, class_names: list[st
             "the data: give a run, or a head or model that `export` wrote"
         )
     unnamed = [str(i) for i in range(classes)]
-    its, own = names or unnamed, class_names or names or unnamed
-    if not _copy_rows(head, old, its, own):
+    theirs, ours = names or unnamed, class_names or names or unnamed
+    if not _copy_rows(head, old, theirs, ours):
         raise InputError(
             f"head_weights {str(path)!r} knows none of the classes of the data: its classes are "
-            f"{format_class_names(its)}, those of the data {format_class_names(own)}; give a head of the same classes"
+            f"{format_class_names(theirs)}, those of the data {format_class_names(ours)}; give a head of the same "
+            "classes"
         )
-    trained_on = about.get("backbone", backbone)
+    trained_on = metadata.get("backbone", backbone)
     other = "" if trained_on == backbone else f" of backbone {trained_on}"
-    rank_zero_info(f"The head of {path}{other} is attached{_differing(its, own)}.")
+    rank_zero_info(f"The head of {path}{other} is attached{_format_difference(theirs, ours)}.")
     return class_names or names
 
 
 def _copy_rows(head: nn.Linear, old: Tensors, names: Sequence[str], class_names: Sequence[str]) -> int:
-    """The number of classes that both heads have, whose rows are copied."""
+    """Copy the rows of the classes that both heads have, and return their number."""
     rows = torch.tensor(match_classes(class_names, names))
     shared = rows >= 0
     with torch.no_grad():
@@ -112,8 +113,8 @@ def _copy_rows(head: nn.Linear, old: Tensors, names: Sequence[str], class_names:
     return int(shared.sum())
 
 
-def _differing(names: Sequence[str], class_names: Sequence[str]) -> str:
-    """What a sentence adds where a head has not the classes of the data."""
+def _format_difference(names: Sequence[str], class_names: Sequence[str]) -> str:
+    """Return the end of a sentence about classes that only the head or only the data has, or an empty string."""
     new, unused = find_missing_classes(class_names, names), find_missing_classes(names, class_names)
-    told = f"; rows of new classes start anew: {format_class_names(new)}" if new else ""
-    return told + (f"; rows of other classes are not used: {format_class_names(unused)}" if unused else "")
+    text = f"; rows of new classes start anew: {format_class_names(new)}" if new else ""
+    return text + (f"; rows of other classes are not used: {format_class_names(unused)}" if unused else "")

@@ -1,4 +1,4 @@
-"""The metrics of every classifier, from torchmetrics, and how sure a share of few examples is."""
+"""Metrics of all classifiers, from torchmetrics, and confidence intervals of shares."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torchmetrics.classification import (
 
 
 def restart(*metrics: Metric | MetricCollection) -> None:
-    """Resets metrics such that a `fit` can go on with them after a `validate`, whose tensors know no in-place change.
+    """Reset metrics so that `fit` can update them after `validate`, which leaves inference tensors behind.
 
     Args:
         metrics: Metrics to reset, from torchmetrics.
@@ -36,22 +36,22 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 class ScoreCounts(Metric):
-    """How many examples of each class, and of the others, have which predicted probability of it, in 127 steps.
+    """Histograms of the predicted probability of each class, in 127 steps: for other classes, and for the class.
 
-    All precision-recall curves of a stage follow from these counts, whose size is not that of the data.
+    All precision-recall curves of a stage follow from these counts, whose size does not depend on the data.
     """
 
-    STEPS = 127  # TensorBoard draws so many thresholds at most
-    MOST_CLASSES = 100  # more curves than these nobody reads
+    STEPS = 127  # maximum number of thresholds in TensorBoard
+    MOST_CLASSES = 100  # nobody reads more curves than that
 
     full_state_update = False
     counts: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        """Starts at nothing.
+        """Create the empty state.
 
         Args:
-            num_classes: K.
+            num_classes: Number of classes, K.
         """
         super().__init__()
         self.wanted = num_classes <= self.MOST_CLASSES
@@ -59,21 +59,21 @@ class ScoreCounts(Metric):
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
-            probabilities: (B, K).
-            labels: int64, (B,).
+            probabilities: Probabilities, (B, K).
+            labels: Labels, int64, (B,).
         """
         if self.wanted:
-            own = nn.functional.one_hot(labels, probabilities.shape[1])
-            place = own * probabilities.shape[1] + torch.arange(probabilities.shape[1], device=labels.device)
+            is_class = nn.functional.one_hot(labels, probabilities.shape[1])
+            rows = is_class * probabilities.shape[1] + torch.arange(probabilities.shape[1], device=labels.device)
             steps = (probabilities * (self.STEPS - 1)).long().clamp(0, self.STEPS - 1)
-            cells = (place * self.STEPS + steps).flatten()
+            cells = (rows * self.STEPS + steps).flatten()
             self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))  # `bincount` waits for the device
 
     def compute(self) -> Tensor:
-        """int64, (2, K, 127): examples of other classes, and of the class, by its probability."""
+        """Return the counts, int64, (2, K, 127): examples of other classes, then of the class, by its probability."""
         return self.counts
 
 
@@ -81,10 +81,10 @@ class ClassifierMetrics(nn.Module):
     """Loss, accuracy, macro-F1, calibration error (15 bins, L1) and the confusion matrix of one stage."""
 
     def __init__(self, num_classes: int) -> None:
-        """Makes the metrics.
+        """Create the metrics.
 
         Args:
-            num_classes: At least 2.
+            num_classes: Number of classes, at least 2.
         """
         super().__init__()
         self.loss = MeanMetric()
@@ -95,7 +95,7 @@ class ClassifierMetrics(nn.Module):
                 "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
                 "confusion": MulticlassConfusionMatrix(num_classes, validate_args=False),
             },
-            # Accuracy and F1 average differently: their states are not the same.
+            # Accuracy and F1 average differently, so their states cannot be shared.
             compute_groups=False,
         )
         self.score_counts = ScoreCounts(num_classes)
@@ -103,11 +103,11 @@ class ClassifierMetrics(nn.Module):
         self.counted: Tensor | None = None
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Takes one batch.
+        """Add a batch.
 
         Args:
-            logits: (B, num_classes).
-            labels: int64, (B,).
+            logits: Logits, (B, num_classes).
+            labels: Labels, int64, (B,).
         """
         logits = logits.float()
         self.loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
@@ -116,7 +116,7 @@ class ClassifierMetrics(nn.Module):
         self.score_counts.update(probabilities, labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scalars over all batches and processes; `confusion` and `counted` keep the matrices; starts over."""
+        """Return the scalars over all batches and processes, store `confusion` and `counted`, and reset."""
         values: dict[str, Tensor] = {"loss": self.loss.compute(), **self.scores.compute()}
         self.confusion = values.pop("confusion").cpu()
         self.counted = self.score_counts.compute().cpu() if self.score_counts.wanted else None

@@ -19,12 +19,12 @@ from sft_lightning.utils.errors import InputError, check_decay, check_min
 
 
 class PseudoLabels(NamedTuple):
-    """What the last unsupervised step took its examples for, for those who watch (`PseudoLabelHealth`).
+    """Pseudo-labels of the last unsupervised step, for callbacks such as `PseudoLabelHealth`.
 
     Attributes:
-        indices: (B,) positions in the unlabeled split.
-        classes: (B,) pseudo-labels.
-        weight: (B,) in [0, 1], or None where every example counts.
+        indices: Positions in the unlabeled split, (B,).
+        classes: Pseudo-labels, (B,).
+        weight: Weights in [0, 1], (B,), or None where every example counts.
     """
 
     indices: Tensor
@@ -33,7 +33,7 @@ class PseudoLabels(NamedTuple):
 
 
 class SemiSupervisedModule(FineTuneClassifier):
-    """A classifier that learns from unlabeled examples, too; all settings of `FineTuneClassifier` hold.
+    """A classifier that also learns from unlabeled examples; accepts all settings of `FineTuneClassifier`.
 
     `joint` takes L_s + lambda L_u in each step. `alternating` first takes `warmup_steps` on L_s, then turns of
     `supervised_steps` on L_s and `unsupervised_steps` on lambda L_u; a step loads only the batch that it needs. Both
@@ -55,18 +55,18 @@ class SemiSupervisedModule(FineTuneClassifier):
         ema_decay: float = 0.999,
         **classifier: Any,
     ) -> None:
-        """Builds network and strategy.
+        """Build network and strategy.
 
         Args:
             strategy: L_u, one of `sft_lightning.losses.unlabeled` or a class of your own.
-            schedule: `joint` or `alternating`.
+            schedule: Schedule of the steps, `joint` or `alternating`.
             warmup_steps: Supervised optimizer steps before anything else.
-            supervised_steps: k_s of each turn.
-            unsupervised_steps: k_u of each turn.
+            supervised_steps: Supervised steps of each turn, k_s.
+            unsupervised_steps: Unsupervised steps of each turn, k_u.
             lambda_u: Weight of L_u. Where there are fewer unlabeled images than a labeled batch has, it is scaled down
                 so that each counts as much as a labeled one.
-            lambda_ramp: How lambda rises after the warm-up.
-            ramp_steps: Optimizer steps of the rise.
+            lambda_ramp: Shape of lambda's rise after the warm-up.
+            ramp_steps: Length of the rise in optimizer steps.
             ema_decay: Decay of the averaged weights that are evaluated and teach; 0 for none.
             classifier: All settings of `FineTuneClassifier`, by name.
 
@@ -101,9 +101,9 @@ class SemiSupervisedModule(FineTuneClassifier):
         self._followed = 0
         self._followed_there: int | None = None
         self.pseudo_labels: PseudoLabels | None = None
-        self.supervised_loss: Tensor | None = None  # L_s of the last step, for those who watch
+        self.supervised_loss: Tensor | None = None  # L_s of the last step, for callbacks
 
-    # --- what the data module asks
+    # --- interface for the data module
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:  # type: ignore[override] # the strategy decides
@@ -136,32 +136,32 @@ class SemiSupervisedModule(FineTuneClassifier):
         labels = self.schedule == "joint" or self.strategy.needs_labels
         return BatchSchedule(self.warmup_steps, supervised, self.unsupervised_steps, labels, accumulate)
 
-    # --- what a strategy asks
+    # --- interface for the strategy
 
     def outputs(self, x: Tensor) -> Outputs:
-        """Features and logits.
+        """Compute features and logits.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
         """
         features = self.backbone(x)
         return Outputs(features, self.head(features))
 
     def teacher_logits(self, x: Tensor) -> Tensor:
-        """Logits of the averaged weights, without gradient.
+        """Compute logits with the averaged weights, without gradient.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
         """
         assert self.average is not None
         logits: Tensor = self.average(x)
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """Features, in evaluation those of the averaged weights.
+        """Compute features, in evaluation with the averaged weights.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
         """
         if self.training or self.average is None:
             return super().features(x)
@@ -169,18 +169,18 @@ class SemiSupervisedModule(FineTuneClassifier):
         return averaged
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, in evaluation those of the averaged weights.
+        """Compute logits, in evaluation with the averaged weights.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
         """
         return super().forward(x) if self.training or self.average is None else self.teacher_logits(x)
 
     def evaluated(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits, those of the averaged weights.
+        """Return features and logits of the averaged weights, if there are any.
 
         Args:
-            x: (B, C, H, W) in [0, 1].
+            x: Images in [0, 1], (B, C, H, W).
         """
         return super().evaluated(x) if self.average is None else self.average.outputs(x)
 
@@ -190,7 +190,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         """Let DDP handle steps that leave parameters out: their gradients stay None, as in a single process.
 
         Args:
-            stage: fit, validate, test or predict.
+            stage: Name of the stage: `fit`, `validate`, `test` or `predict`.
         """
         if self.schedule == "alternating" or self.warmup_steps > 0:
             find_unused_parameters(self.trainer.strategy)
@@ -208,7 +208,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self._pool_share = min(1.0, pool / labels) if pool else 1.0
 
     def on_train_start(self) -> None:
-        """The average follows from here, and makes up for a step that a checkpoint inside an epoch was ahead of it."""
+        """Start the average, and catch up on a step that a checkpoint inside an epoch had not averaged yet."""
         super().on_train_start()
         if self.average is not None and self._followed_there is not None:
             if self._followed_there < self.trainer.global_step:
@@ -217,42 +217,42 @@ class SemiSupervisedModule(FineTuneClassifier):
         self._followed = self.trainer.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says which step the average has followed: callbacks that save after a step come before it follows."""
+        """Record the last averaged step: callbacks that save after a step run before the average is updated."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["average_followed"] = self._followed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Reads it."""
+        """Read the last averaged step."""
         super().on_load_checkpoint(checkpoint)
         self._followed_there = checkpoint.get("average_followed")
 
     def groups(self) -> list[Group]:
-        """Those of the classifier, and what the strategy trains."""
+        """Return the groups of the classifier and that of the strategy."""
         return [*super().groups(), Group("strategy", list(self.strategy.parameters()), 1.0)]
 
     def step(self, batch: Any) -> StepResult:
-        """L_s, lambda L_u or their sum, by what the batch holds and the schedule says."""
+        """Compute L_s, lambda L_u or their sum, by the schedule and the parts of the batch."""
         labeled, unlabeled = batch.get("labeled"), batch.get("unlabeled")
         if unlabeled is None:
             with self.watched():
                 outputs = self.outputs(labeled.x)
-            return self._finished(self._supervised(labeled.y, outputs.logits), None)
+            return self._combine(self._supervised(labeled.y, outputs.logits), None)
         with self.watched():
             student, known = self._forward(labeled, unlabeled)
-        # None where the strategy did not ask for it: whoever reads it then is told so by the first step.
+        # Outputs are None unless the strategy asks for them: one that reads them anyway fails in its first step.
         result = self.strategy.loss(
             StrategyInputs(self, unlabeled, cast(Outputs, student), labeled, cast(Outputs, known), self._mix)
         )
         if result.pseudo_labels is not None:
             self.pseudo_labels = PseudoLabels(unlabeled.indices, result.pseudo_labels, result.weight)
-        supervised = result.supervised  # MixMatch: what it mixes in is part of its L_u, in alternation, too
+        supervised = result.supervised  # only MixMatch sets it, which mixes labeled examples in either schedule
         if supervised is None and self.schedule == "joint":
             logits = cast(Outputs, known).logits if result.labeled_logits is None else result.labeled_logits
             supervised = self._supervised(labeled.y, logits)
-        return self._finished(supervised, result)
+        return self._combine(supervised, result)
 
     def _forward(self, labeled: Any, unlabeled: Any) -> tuple[Outputs | None, Outputs | None]:
-        """One pass for all that needs gradient: the student's view and the labeled examples."""
+        """Compute the student's view and the labeled examples, both of which need gradients, in one pass."""
         view = None if self.strategy.student is None else getattr(unlabeled, self.strategy.student)
         if labeled is None or self.strategy.computes_supervised_loss:
             return (None if view is None else self.outputs(view)), None
@@ -262,7 +262,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         count = len(labeled.x)
         return Outputs(both.features[count:], both.logits[count:]), Outputs(both.features[:count], both.logits[:count])
 
-    def _finished(self, supervised: Tensor | None, result: StrategyOutput | None) -> StepResult:
+    def _combine(self, supervised: Tensor | None, result: StrategyOutput | None) -> StepResult:
         share = self._lambda_now()
         parts = [] if supervised is None else [supervised]
         self.supervised_loss = None if supervised is None else supervised.detach()
@@ -273,14 +273,13 @@ class SemiSupervisedModule(FineTuneClassifier):
         return StepResult(torch.stack(parts).sum(), logs)
 
     def _lambda_now(self) -> float:
-        # L_u is a mean over the batch: one unlabeled image would weigh as much as all labeled images together. It
-        # then drives the network to whatever that image is taken for, faster than the running statistics of batch
-        # normalization follow.
+        # L_u is a mean over the batch: a single unlabeled image would weigh as much as all labeled images together, and
+        # would pull the network to its pseudo-label faster than the running statistics of batch normalization follow.
         scale = self.lambda_u * self._pool_share
         return scale * ramp(self.lambda_ramp, max(0, self.global_step - self.warmup_steps), self.ramp_steps)
 
     def derived(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The ratio lambda L_u / L_s: near 0, the unlabeled part says nothing; far above 1, it drowns the labels.
+        """Return the ratio lambda L_u / L_s: near 0, L_u has no effect; far above 1, it outweighs the labels.
 
         Args:
             means: Mean of each logged scalar since the last log entry.
@@ -290,7 +289,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         return {"ratio": self._lambda_now() * means["unsupervised"] / means["supervised"].clamp_min(1e-8)}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The average follows after each optimizer step."""
+        """Update the average after each optimizer step."""
         if self.average is not None and self.trainer.global_step > self._followed:
             self.average.update(self)
             self._followed = self.trainer.global_step

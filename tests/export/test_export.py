@@ -186,7 +186,7 @@ def test_parts_that_do_not_fit_are_refused(workdir: Path, capsys: pytest.Capture
         ([f"head_weights={backbone}"], "holds no head"),
         ([f"head_weights={encoder}"], "holds no head"),
         ([f"head_weights={head}", "backbone=conv"], "takes 32 features, backbone 'conv' gives"),
-        (["head_weights=three.safetensors"], "tells 3 classes apart, the data has 10"),
+        (["head_weights=three.safetensors"], "has 3 classes, the data has 10"),
         ([f"weights={backbone}", "backbone=conv"], "are of backbone 'mlp', asked for is 'conv'"),
         ([f"head_weights={cut}"], "cannot be read"),
         (["head_weights=evil.ckpt"], "could run code"),

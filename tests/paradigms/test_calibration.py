@@ -17,8 +17,8 @@ from sft_lightning.losses.features.supcon import SupCon
 from sft_lightning.losses.unlabeled.pseudo_label import PseudoLabel
 from sft_lightning.paradigms.calibration import (
     Calibration,
-    _keep,
-    _kept,
+    _read,
+    _write,
     fit_calibration,
     fit_temperature,
     neighbor_distance,
@@ -183,12 +183,12 @@ def test_features_and_logits_are_those_of_the_evaluation(kind: str) -> None:
 @pytest.mark.parametrize("name", ["bank", "reference_distances"])
 def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, value: float, tmp_path: Path) -> None:
     trust = Calibration(bank=F.normalize(torch.randn(4, 3), dim=1), reference_distances=torch.tensor([0.1, 0.2, 0.3]))
-    _keep(tmp_path / "x.safetensors", {}, trust)
-    assert _kept(tmp_path / "x.safetensors", {}, 3) is not None
+    _write(tmp_path / "x.safetensors", {}, trust)
+    assert _read(tmp_path / "x.safetensors", {}, 3) is not None
     getattr(trust, name)[1] = value
-    _keep(tmp_path / "x.safetensors", {}, trust)
+    _write(tmp_path / "x.safetensors", {}, trust)
     with pytest.warns(UserWarning, match=f"Left out, and found out anew: .*{name} cannot be that"):
-        assert _kept(tmp_path / "x.safetensors", {}, 3) is None
+        assert _read(tmp_path / "x.safetensors", {}, 3) is None
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,6 @@ def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, va
 )
 def test_a_kept_calibration_with_numbers_that_cannot_be_is_left_out(about: dict[str, float], tmp_path: Path) -> None:
     trust = Calibration(bank=torch.eye(3), reference_distances=torch.tensor([0.1]), **about)  # type: ignore[arg-type]
-    _keep(tmp_path / "x.safetensors", {}, trust)
+    _write(tmp_path / "x.safetensors", {}, trust)
     with pytest.warns(UserWarning, match=f"{next(iter(about))} cannot be that"):
-        assert _kept(tmp_path / "x.safetensors", {}, 3) is None
+        assert _read(tmp_path / "x.safetensors", {}, 3) is None

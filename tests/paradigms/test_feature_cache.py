@@ -102,7 +102,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
-    with pytest.warns(UserWarning, match=f"Left out, and computed anew: .*{file.name}"):
+    with pytest.warns(UserWarning, match=f"Cached features are not used and are computed again: .*{file.name}"):
         again = features(backbone, data, "labeled", tmp_path)
     assert made is not None
     assert again is not None
@@ -121,7 +121,7 @@ def test_features_that_are_not_numbers_are_computed_again(tmp_path: Path) -> Non
     spoiled = made.clone()
     spoiled[3, 0] = torch.nan
     write_weights(file, {"features": spoiled}, {})
-    with pytest.warns(UserWarning, match="Left out, and computed anew: .*NaN or infinite"):
+    with pytest.warns(UserWarning, match="Cached features are not used and are computed again: .*NaN or infinite"):
         again = features(backbone, data, "labeled", tmp_path)
     assert again is not None
     assert torch.equal(made, again)

@@ -205,7 +205,7 @@ def test_balanced_weights_are_the_inverse_of_the_counts() -> None:
 
 def test_balanced_weights_need_loaders_that_count() -> None:
     batch = {"labeled": (torch.rand(2, *SHAPE), torch.tensor([0, 1]), torch.arange(2))}
-    with pytest.raises(InputError, match="'balanced', but the loaders tell no counts"):
+    with pytest.raises(InputError, match="'balanced', but the loaders do not count the labels"):
         trainer().fit(classifier(class_weights="balanced"), batches(batch))
 
 

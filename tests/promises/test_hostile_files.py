@@ -448,7 +448,7 @@ def test_features_that_are_none_are_told_and_computed_anew(place: Path) -> None:
     for bad in (pickle.dumps(Payload()), header(tensor("[2]"), bytes(8))):
         for file in files:
             file.write_bytes(bad)
-        with pytest.warns(UserWarning, match=f"Left out, and computed anew: .*{files[0].name}"):
+        with pytest.warns(UserWarning, match=f"Cached features are not used and are computed again: .*{files[0].name}"):
             assert main(words) == 0
         assert [file.read_bytes() for file in files] == good
     assert not Path("ran").exists()

@@ -1,8 +1,8 @@
-"""What all losses on unlabeled examples share: the interface of a strategy, masks, sharpening, distribution alignment.
+"""Shared parts of the losses on unlabeled examples: strategy interface, masks, sharpening, distribution alignment.
 
-A strategy of one's own is a class of some thirty lines: it derives from `Strategy` (or from `Consistency` where a weak
-view gives the target of a strong one) and is named by its class path in YAML. No strategy but those that must
-(reconstruction, VAT, MixMatch) touches pixels: features and logits come from the paradigm.
+A custom strategy is a class of some thirty lines: it derives from `Strategy` (or from `Consistency` where a weak
+view gives the target of a strong one) and is named by its class path in YAML. Only reconstruction, VAT and MixMatch
+touch pixels, because they must; all others use the features and logits of the paradigm.
 """
 
 from abc import ABC, abstractmethod
@@ -19,11 +19,11 @@ from sft_lightning.utils.renamed import refuse_renamed
 
 
 class Outputs(NamedTuple):
-    """What a network says of a batch.
+    """Outputs of a network for a batch.
 
     Attributes:
-        features: (B, F).
-        logits: (B, C).
+        features: Features, (B, F).
+        logits: Logits, (B, C).
     """
 
     features: Tensor
@@ -31,22 +31,22 @@ class Outputs(NamedTuple):
 
 
 class Network(Protocol):
-    """What a strategy may ask of the paradigm."""
+    """Interface of the paradigm for strategies."""
 
     def outputs(self, x: Tensor) -> Outputs:
-        """Features and logits of the trained network, with gradient where that is enabled."""
+        """Return features and logits of the trained network, with gradient where that is enabled."""
 
     def teacher_logits(self, x: Tensor) -> Tensor:
-        """Logits of the averaged network, without gradient."""
+        """Return logits of the averaged network, without gradient."""
 
 
 class StrategyContext(NamedTuple):
-    """What a strategy is told before the first step.
+    """Sizes that a strategy gets before the first step.
 
     Attributes:
-        num_classes: C.
-        num_features: F.
-        image_shape: (C, H, W).
+        num_classes: Number of classes, C.
+        num_features: Number of features, F.
+        image_shape: Shape of an image, (channels, height, width).
     """
 
     num_classes: int
@@ -55,15 +55,15 @@ class StrategyContext(NamedTuple):
 
 
 class StrategyInputs(NamedTuple):
-    """What a strategy is given of one training step.
+    """Inputs of a strategy for one training step.
 
     Attributes:
         network: The paradigm.
-        unlabeled: The batch: `weak`, `indices`, `draw`, and `weak_2` and `strong` where `views` asks for them.
+        unlabeled: Unlabeled batch: `weak`, `indices`, `draw`, and `weak_2` and `strong` where `views` asks for them.
         student: Outputs of the view that `student` of the strategy names, with gradient.
-        labeled: `x`, `y` and `num_weak`, where the strategy says `needs_labels` or the schedule is joint; else None.
-        labeled_outputs: Outputs of the labeled batch, with gradient; None where `labeled` is.
-        mix: `Views.mix` of the modality: from inputs, positions of partners and shares to mixed inputs.
+        labeled: Labeled batch (`x`, `y`, `num_weak`) where the strategy sets `needs_labels` or the schedule is joint.
+        labeled_outputs: Outputs of the labeled batch, with gradient; None where `labeled` is None.
+        mix: Function that mixes inputs with their partners (`Views.mix` of the modality).
     """
 
     network: Network
@@ -75,14 +75,14 @@ class StrategyInputs(NamedTuple):
 
 
 class StrategyOutput(NamedTuple):
-    """What a strategy gives back.
+    """Result of a strategy for one training step.
 
     Attributes:
         loss: L_u, a scalar with gradient.
-        pseudo_labels: (B,) int64: the class each example is taken for, or None where there is no such thing.
-        weight: (B,) in [0, 1]: how much each counts; 0 is rejected.
+        pseudo_labels: Predicted class of each example, int64, (B,); None for strategies without pseudo-labels.
+        weight: Weight of each example in [0, 1], (B,); 0 rejects it.
         supervised: L_s where the strategy replaces it (MixMatch), else None.
-        labeled_logits: (B, C): logits of the labeled batch where the strategy replaces them (AdaMatch), else None.
+        labeled_logits: Logits of the labeled batch, (B, C), where the strategy replaces them (AdaMatch), else None.
         logs: Further scalars, such as thresholds.
     """
 
@@ -95,7 +95,7 @@ class StrategyOutput(NamedTuple):
 
 
 class Strategy(nn.Module, ABC):
-    """L_u: what is learned from examples without labels.
+    """Base of the losses on unlabeled examples, L_u.
 
     Attributes:
         views: The views of an unlabeled example that the data module makes: `weak`, `weak_2`, `strong`.
@@ -119,14 +119,14 @@ class Strategy(nn.Module, ABC):
         refuse_renamed(cls, told="log_metrics", own_supervised="computes_supervised_loss")
 
     def build(self, context: StrategyContext) -> None:
-        """Makes buffers and parameters, once, before training.
+        """Create buffers and parameters, once, before training.
 
         Args:
             context: Sizes of the network and the images.
         """
 
     def start(self, num_unlabeled: int) -> None:
-        """Called when the data is known.
+        """Prepare for the data; called once it is loaded.
 
         Args:
             num_unlabeled: Number of unlabeled examples.
@@ -134,7 +134,7 @@ class Strategy(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """L_u of one batch.
+        """Compute L_u of one batch.
 
         Args:
             step: Batch, network and outputs of the step.
@@ -142,14 +142,14 @@ class Strategy(nn.Module, ABC):
 
 
 class Consistency(Strategy):
-    """The family of FixMatch: targets from the weak view, without gradient, are learned on the strong view."""
+    """Base of the FixMatch family: the strong view learns targets that the weak view gives without gradient."""
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
     student: ClassVar[str | None] = "strong"
 
     @abstractmethod
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
-        """What the strong view shall say, and how much each example counts; called without gradient.
+        """Return targets of the strong view and weights of the examples; called without gradient.
 
         Args:
             logits: Logits of the weak view, float32, (B, C).
@@ -160,11 +160,11 @@ class Consistency(Strategy):
         """
 
     def log_metrics(self) -> Mapping[str, Tensor]:
-        """Thresholds and the like for the log."""
+        """Return scalars for the log, such as thresholds."""
         return {}
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Weighted cross-entropy of the strong view, mean over the whole batch."""
+        """Compute the weighted cross-entropy of the strong view, averaged over the whole batch."""
         with torch.no_grad():
             logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
             target, weight = self.targets(logits, step)
@@ -172,12 +172,12 @@ class Consistency(Strategy):
         return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.log_metrics())
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """The strong view's logits as they enter the loss."""
+        """Return the strong view's logits as they enter the loss."""
         return logits
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Raises the half precision of autocast, in which thresholds and running means would be coarse.
+    """Convert half precision to float32: thresholds and running means would be too coarse in that of autocast.
 
     Args:
         logits: Logits of any floating type.
@@ -186,34 +186,34 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy, each example times its weight, divided by the size of the whole batch.
+    """Compute the cross-entropy with a weight for each example, divided by the size of the whole batch.
 
     Args:
-        logits: (B, C).
-        target: (B,) classes or (B, C) probabilities.
-        weight: (B,).
+        logits: Logits, (B, C).
+        target: Classes, (B,), or probabilities, (B, C).
+        weight: Weights, (B,).
     """
     return (F.cross_entropy(logits, target, reduction="none") * weight).mean()
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
-    """p^(1/T), normalized (Berthelot et al. 2019, eq. 7).
+    """Sharpen probabilities: p^(1/T), normalized (Berthelot et al. 2019, eq. 7).
 
     Args:
-        probabilities: (B, C).
-        temperature: Above 0; below 1 sharpens.
+        probabilities: Probabilities, (B, C).
+        temperature: Temperature T above 0; values below 1 sharpen.
     """
     powered = probabilities ** (1 / temperature)
     return powered / powered.sum(1, keepdim=True)
 
 
 def align_distribution(probabilities: Tensor, toward: Tensor, running: Tensor) -> Tensor:
-    """Distribution alignment: predictions times wanted over running mean, normalized (Berthelot et al. 2020).
+    """Scale predictions by the target distribution over their running mean, normalized (Berthelot et al. 2020).
 
     Args:
-        probabilities: (B, C).
-        toward: (C,) the distribution that is wanted.
-        running: (C,) running mean of the predictions.
+        probabilities: Predicted probabilities, (B, C).
+        toward: Target distribution, (C,).
+        running: Running mean of the predictions, (C,).
     """
     scaled = probabilities * (toward / running.clamp_min(1e-6))
     return scaled / scaled.sum(1, keepdim=True)
@@ -221,7 +221,7 @@ def align_distribution(probabilities: Tensor, toward: Tensor, running: Tensor) -
 
 @contextmanager
 def frozen_bn_stats(network: object) -> Iterator[None]:
-    """Keeps running statistics of batch normalization from moving with pictures that are attacks, or seen before.
+    """Keep the running statistics of batch normalization from moving, as for adversarial or repeated images.
 
     Args:
         network: Module whose statistics are kept; an `nn.Module`.
@@ -242,7 +242,7 @@ def frozen_bn_stats(network: object) -> Iterator[None]:
 
 
 def ema_update_(running: Tensor, value: Tensor, momentum: float) -> None:
-    """In place: running = momentum * running + (1 - momentum) * value.
+    """Update a running average in place: running = momentum * running + (1 - momentum) * value.
 
     Args:
         running: Buffer of the running average; changed in place.
