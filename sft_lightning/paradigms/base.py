@@ -108,8 +108,8 @@ class Paradigm(LightningModule, ABC):
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Names of constant buffers, which DDP would otherwise broadcast to all processes in each step."""
         constants = [
-            f"{place}.{name}".lstrip(".")
-            for place, module in self.named_modules()
+            f"{prefix}.{name}".lstrip(".")
+            for prefix, module in self.named_modules()
             for name in getattr(module, "constant_buffers", ())
         ]
         return constants + self._ignored_by_ddp

@@ -99,12 +99,12 @@ class Calibration:
             0.99. So about 1 in 100 ordinary images is marked, too; with V < 100 validation images about 1 in V + 1.
             Where the bank itself stands in for a validation split more are: it lies closer than new images do.
         """
-        found = {"probabilities": (logits / self.temperature).softmax(1)}
+        outputs = {"probabilities": (logits / self.temperature).softmax(1)}
         if len(self.reference_distances):
             distance = neighbor_distance(features, self.bank)
             share = torch.searchsorted(self.reference_distances, distance, right=True) / len(self.reference_distances)
-            found.update({"distance_percentile": share, "unlike_training": share > UNLIKE})
-        return found
+            outputs.update({"distance_percentile": share, "unlike_training": share > UNLIKE})
+        return outputs
 
     def check(self, num_features: int) -> None:
         """Check values that were read from a file.
@@ -129,7 +129,7 @@ class Calibration:
         if not shaped or not bool(((ordinary >= 0) & (ordinary < 2 + _ROUNDED)).all() and (ordinary.diff() >= 0).all()):
             wrong.append("reference_distances")
         if wrong:
-            raise ValueError(f"{', '.join(wrong)} cannot be that")
+            raise ValueError(f"invalid values of {', '.join(wrong)}")
 
     def __str__(self) -> str:
         said = f"Not calibrated: {self.uncalibrated_reason}."
@@ -253,9 +253,12 @@ def _read(path: Path, key: dict[str, Any], num_features: int) -> Calibration | N
         trust = Calibration(bank=tensors["bank"], reference_distances=tensors["ordinary"], **values)
         trust.check(num_features)
     except InputError as error:
-        rank_zero_warn(f"Left out, and found out anew: {error}")
+        rank_zero_warn(f"The saved calibration is not used and is fitted again: {error}")
         return None
     except (KeyError, TypeError, ValueError) as error:
-        rank_zero_warn(f"Left out, and found out anew: {str(path)!r} is none that `predict` wrote ({error}).")
+        rank_zero_warn(
+            f"The saved calibration is not used and is fitted again: {str(path)!r} is not as `predict` writes it "
+            f"({error})."
+        )
         return None
     return trust

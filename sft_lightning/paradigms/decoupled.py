@@ -110,7 +110,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
                 "tune is 'head', but L_f alone is to train the features: set tune: all, or coupling: joint"
             )
 
-    # --- what is trained when
+    # --- stages of training
 
     @property
     def features_alone(self) -> bool:

@@ -216,7 +216,7 @@ class FineTuneClassifier(Paradigm):
         x: Tensor = batch[0]
         return x if holds_features(batch) else self.features(x)
 
-    # --- what is trained when
+    # --- stages of training
 
     def train(self, mode: bool = True) -> "FineTuneClassifier":
         """Set the mode, but keep frozen blocks in eval mode."""

@@ -2,7 +2,7 @@
 
 `BaseFinetuning` of Lightning adds parameters to the optimizer later, which breaks schedules, resuming and DDP
 (pl#20340, pl#21901). Here every parameter that is ever trained is in the optimizer from the start; only
-`requires_grad` changes. What is frozen is in eval mode, so that its running statistics do not move.
+`requires_grad` changes. Frozen parts are in eval mode, so that their running statistics do not move.
 """
 
 from typing import Literal
@@ -68,7 +68,9 @@ class TuningDepth:
         if adapter is not None:
             name = type(adapter).__name__
             if tune != "all":
-                raise InputError(f"tune is {tune!r}, but adapter {name} decides what is tuned: leave it at 'all'")
+                raise InputError(
+                    f"tune is {tune!r}, but adapter {name} selects the parameters to train: leave it at 'all'"
+                )
             if layer_decay != 1:
                 raise InputError(
                     f"layer_decay is {layer_decay}, but adapter {name} learns at one rate: leave it at 1, or set "
@@ -88,7 +90,7 @@ class TuningDepth:
         return self._tuned > 0
 
     def release(self, released: bool) -> bool:
-        """Release or freeze what is ever trained, where that is another state than now.
+        """Release or freeze all that is ever trained, unless it is in that state already.
 
         Args:
             released: Whether the backbone is trained as far as it ever is, or not at all.
@@ -116,7 +118,7 @@ class TuningDepth:
         return True
 
     def hold(self) -> None:
-        """Put what is frozen by the settings into evaluation mode; call it again after `Module.train()`."""
+        """Put parts that the settings freeze into eval mode; call it again after `Module.train()`."""
         if self._adapter is not None:
             self._backbone.eval()
             self._adapter.set_modes(self._backbone.net, self.released)

@@ -309,7 +309,7 @@ def test_a_run_is_tested_and_predicts(workdir: Path) -> None:
     [
         (
             [*LORA, "--model.init_args.tune=head"],
-            "tune is 'head', but adapter LoRA decides what is tuned: leave it at 'all'",
+            "tune is 'head', but adapter LoRA selects the parameters to train: leave it at 'all'",
         ),
         (
             [*LORA, "--model.init_args.layer_decay=0.5"],

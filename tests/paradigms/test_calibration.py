@@ -181,21 +181,21 @@ def test_features_and_logits_are_those_of_the_evaluation(kind: str) -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 5.0])
 @pytest.mark.parametrize("name", ["bank", "reference_distances"])
-def test_a_kept_calibration_with_values_that_cannot_be_is_left_out(name: str, value: float, tmp_path: Path) -> None:
+def test_a_saved_calibration_with_invalid_tensors_is_not_used(name: str, value: float, tmp_path: Path) -> None:
     trust = Calibration(bank=F.normalize(torch.randn(4, 3), dim=1), reference_distances=torch.tensor([0.1, 0.2, 0.3]))
     _write(tmp_path / "x.safetensors", {}, trust)
     assert _read(tmp_path / "x.safetensors", {}, 3) is not None
     getattr(trust, name)[1] = value
     _write(tmp_path / "x.safetensors", {}, trust)
-    with pytest.warns(UserWarning, match=f"Left out, and found out anew: .*{name} cannot be that"):
+    with pytest.warns(UserWarning, match=f"saved calibration is not used .*: .*invalid values of {name}"):
         assert _read(tmp_path / "x.safetensors", {}, 3) is None
 
 
 @pytest.mark.parametrize(
     "about", [{"temperature": torch.nan}, {"temperature": -1.0}, {"temperature": torch.inf}, {"calibrated_on": -1}]
 )
-def test_a_kept_calibration_with_numbers_that_cannot_be_is_left_out(about: dict[str, float], tmp_path: Path) -> None:
+def test_a_saved_calibration_with_invalid_numbers_is_not_used(about: dict[str, float], tmp_path: Path) -> None:
     trust = Calibration(bank=torch.eye(3), reference_distances=torch.tensor([0.1]), **about)  # type: ignore[arg-type]
     _write(tmp_path / "x.safetensors", {}, trust)
-    with pytest.warns(UserWarning, match=f"{next(iter(about))} cannot be that"):
+    with pytest.warns(UserWarning, match=f"invalid values of {next(iter(about))}"):
         assert _read(tmp_path / "x.safetensors", {}, 3) is None

@@ -433,7 +433,7 @@ def test_a_calibration_that_is_none_is_told_and_found_out_anew(first: bool, plac
             path.write_bytes(content)
         else:
             save_file(content[0], path, {"sft_lightning": json.dumps(content[1])})
-        with pytest.warns(UserWarning, match=f"Left out, and found out anew: .*{CALIBRATION}"):
+        with pytest.warns(UserWarning, match=f"The saved calibration is not used and is fitted again: .*{CALIBRATION}"):
             assert main(["predict", str(RUN), "new.png"]) == 0
         assert (RUN / "predictions.csv").read_text() == expected
         assert read_metadata(path) == about

@@ -321,7 +321,7 @@ def test_what_was_found_out_is_kept_for_its_checkpoint_alone(place: Path, caplog
     assert main(["predict", str(best), "new"]) == 0
     assert Path(RUN, CALIBRATION).read_bytes() != kept
     Path(RUN, CALIBRATION).write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=f"Left out, and found out anew: .*{CALIBRATION}"):
+    with pytest.warns(UserWarning, match=f"The saved calibration is not used and is fitted again: .*{CALIBRATION}"):
         assert main(["predict", RUN, "new"]) == 0
     assert Path(RUN, CALIBRATION).read_bytes() == kept
 
