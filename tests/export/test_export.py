@@ -198,7 +198,7 @@ def test_parts_that_do_not_fit_are_refused(workdir: Path, capsys: pytest.Capture
         assert not Path("lightning_logs/bad").exists() or not list(Path("lightning_logs/bad").glob("*/checkpoints"))
     assert not Path("ran").exists()
     for words, expected in (
-        (["nowhere"], "run 'nowhere' is no checkpoint"),
+        (["nowhere"], "run 'nowhere' is neither a checkpoint nor a run"),
         ([str(encoder), "--part=head"], "has no head: give --part backbone"),
         (["evil.ckpt"], "could run code"),
         ([str(run), "--part=hed"], "did you mean 'head'"),
