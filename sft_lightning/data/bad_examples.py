@@ -51,7 +51,7 @@ class BadImages:
     """Record of unreadable images, with the policy for them.
 
     Attributes:
-        policy: Policy: `raise` stops at the first one; `skip` leaves them out, counts and lists them.
+        policy: `raise` to stop at the first unreadable image, `skip` to leave them out, count and list them.
         reasons: Reason of each unreadable image, by its path from `show_path`.
     """
 

@@ -119,7 +119,7 @@ class ManifestSource(Source):
             yield f"manifest {self.name!r}: {count} a file that another line names by another link ({self._links[0]})"
 
     def _check_names(self, listed_classes: Sequence[str]) -> list[str]:
-        """Check for labels and groups that look alike, or that say that they are missing."""
+        """Check for labels and groups that look alike, or that stand for a missing value."""
         where = f"manifest {self.name!r}"
         places = {row["label"]: f"line {row['line']}" for row in reversed(self._rows)}
         labels = Counter(row["label"] for row in self._rows if row["label"])
@@ -155,7 +155,7 @@ class ManifestSource(Source):
 
     @abstractmethod
     def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> Storage:
-        """Return the files of one split, of which none is read yet.
+        """Return the files of one split without reading them.
 
         Args:
             paths: Paths of the files.

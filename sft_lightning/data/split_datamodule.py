@@ -29,16 +29,16 @@ MANIFEST = "split.csv"
 
 
 class SplitDataModule(FewLabelData, LightningDataModule):
-    """The splits of a run: opened, chosen or read again, written, and closed.
+    """Data module that opens a source and makes, restores and writes the splits of a run.
 
     Attributes:
         followed_run: Folder of a run that is resumed or evaluated again and determines the splits, or None.
-        starts: Files `split.csv` of the runs that this one starts from, whose labels it has learned.
+        starts: Paths of the `split.csv` of runs that this one starts from, whose labels it has already learned.
         unlogged_folder: Folder of a run without a logger.
     """
 
     trainer: Any
-    is_converted: bool = True  # whether examples are brought to one shape, so that sources of different shapes fit
+    is_converted: bool = True  # whether examples are converted to one shape, so that sources of different shapes match
 
     def __init__(
         self,

@@ -322,7 +322,7 @@ def _unreadable_error(path: Path, error: Exception) -> InputError:
 
 
 def _check_groups(path: Path, splits: Splits) -> None:
-    """Refuse a group (patient, video) on both sides of an evaluation, which a file edited by hand may have."""
+    """Refuse a group (patient, video) in both training and evaluation, which a manually edited file may have."""
     owner: dict[str, str] = {}
     for name in ("test", "val", "labeled", "unlabeled"):
         split = splits[name]

@@ -78,7 +78,7 @@ class TableColumns:
         Args:
             table: Path of the table, for messages.
             names: Names of the columns, in their order.
-            needed: Names of required columns; unknown columns are examined only where `label` is one of them.
+            needed: Names of required columns; unknown columns are examined only if `label` is one of them.
 
         Raises:
             InputError: A required column is missing, or a name is repeated.
@@ -169,7 +169,7 @@ class TableColumns:
         name, values = self._names[i], self._values[i]
         splits = {split_of_name(value) for value in values}
         are_splits = None not in splits and splits != {"train"}
-        # A column `Usage` may hold other values beside `Training`, such as `PublicTest`.
+        # A column `Usage` may hold values other than `Training`, such as `PublicTest`.
         is_named = self._guess_kind(i) == "split" and len(values) > 1 and splits != {None}
         if splits and (are_splits or is_named) and len(values) <= _FEW:
             raise InputError(
@@ -184,7 +184,7 @@ class TableColumns:
             )
 
     def _guess_single_split(self, i: int) -> str | None:
-        """Return the split that a column of yes and no is about, such as `test` for "is_test"."""
+        """Return the split that a yes/no column marks, such as `test` for "is_test"."""
         return split_of_name(re.sub(r"^(is|in|for)[\W_]*", "", _normalize(self._names[i])))
 
     def _guess_kind(self, i: int) -> str | None:

@@ -14,7 +14,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class TableFolders:
-    """The two folders that the paths of a table may be relative to, and must stay inside."""
+    """Two folders that the paths of a table may be relative to, and must stay inside."""
 
     def __init__(self, table: Path, root: str) -> None:
         """Set both folders.
