@@ -56,6 +56,7 @@ from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.callbacks.run_folder import RunFolder
+from sft_lightning.training.lightning_patches import order_int_before_float
 from sft_lightning.training.run_logger import build_run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
 from sft_lightning.utils.cpu import prepare_cpu
@@ -299,6 +300,7 @@ def prepare_process() -> None:
     """Set up the process for a command; called inside of `preserve_process`."""
     silence_third_party()
     prepare_cpu()
+    order_int_before_float()
     if "" not in sys.path:  # lets a config name a class in the user's own file; last, to hide nothing
         sys.path.append("")
 

@@ -6,7 +6,9 @@ here, and update the digest. The fast epoch loop has a file of its own, `cli/fas
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Any, get_args
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -133,3 +135,17 @@ def accepts_found_inf(optimizer: Optimizer) -> bool:
     """
     supports = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
     return supports and all(group.get("fused") for group in optimizer.param_groups)  # a checkpoint may say otherwise
+
+
+def order_int_before_float() -> None:
+    """Let options of the Trainer that take an int or a float read `1` as an int: one batch, not all of them.
+
+    `typing` keeps one object for unions that differ in their order alone, so that a library that was imported before
+    Lightning (scikit-learn) decides which type jsonargparse tries first. Read from lightning 2.6.
+    """
+    annotations = Trainer.__init__.__annotations__
+    for name, hint in annotations.items():
+        members = get_args(hint)
+        if int in members and float in members:
+            others = [member for member in members if member not in (int, float)]
+            annotations[name] = reduce(or_, others, int | float)  # `|` keeps its order

@@ -176,7 +176,7 @@ def test_keys_of_a_config(old: str, new: str, expected: str, checkout: Path, cli
             "Stage has no option 'confg' (did you mean 'config'?)",
         ),
         ("weights: pre", "weights: per", "starts stage 'tune' from 'per' (did you mean 'pre'?)"),
-        ("labels_only:", "label_only:", "baseline 'labels_only' is none of the methods (did you mean 'label_only'?)"),
+        ("labels_only:", "label_only:", "baseline 'labels_only' is not among the methods (did you mean 'label_only'?)"),
         ("budgets:", "budget:", "there is no option 'budget' (did you mean 'budgets'?)"),
         ("methods:", "method:", "there is no option 'method' (did you mean 'methods'?)"),
         ("[40]", "forty", "budgets is 'forty': give a list such as [1, 2]"),

@@ -1,4 +1,3 @@
-import html
 import json
 import os
 import re
@@ -7,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from sft_lightning.__main__ import main
 from sft_lightning.data.split_files import read_labeled_ids, read_rows
@@ -73,8 +73,8 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert re.fullmatch(r" +\d+ of \d+ test images .*\) and are left out; give .*", line)
     monkeypatch.setattr("sft_lightning.report.report.is_training", lambda run: run == second)
     page = report(str(second), label_next=0).read_text()
-    assert page.count(html.escape(leak)) == 2  # in the verdict and in the lineage
-    assert "The run is still being trained: this is not its end." in page
+    assert page.count(str(escape(leak))) == 2  # in the verdict and in the lineage
+    assert "The run is still training: these are not its final results." in page
     assert "leaks" not in json.loads((first / "lineage.json").read_text())[-1]
     assert not read_labeled_ids(first / "split.csv") & {*of_split(second, "test"), *of_split(second, "val")}
     assert main(["export", str(second), "--part", "backbone"]) == 0

@@ -4,6 +4,8 @@ import ast
 import hashlib
 import importlib
 import inspect
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -140,3 +142,23 @@ def test_lightning_registers_no_signal_handler_after_the_patch(monkeypatch: pyte
     disable_signal_handlers(trainer)
     trainer._signal_connector.register_signal_handlers()
     assert not registered
+
+
+def test_trainer_reads_whole_numbers_as_int_whatever_was_imported_before() -> None:
+    code = (
+        "from typing import Optional, Union; Optional[Union[float, int]]\n"  # as scikit-learn does
+        "from sft_lightning.cli.lightning_cli import SFTCLI, prepare_process\n"
+        "from sft_lightning.utils.errors import InputError\n"
+        "from lightning.pytorch import Trainer\n"
+        "from jsonargparse import ArgumentParser\n"
+        "prepare_process()\n"
+        "parser = ArgumentParser()\n"
+        "parser.add_class_arguments(Trainer, None)\n"
+        "names = ['limit_train_batches', 'limit_val_batches', 'limit_test_batches', 'limit_predict_batches',"
+        " 'overfit_batches', 'val_check_interval']\n"
+        "given = parser.parse_args([f'--{name}=1' for name in names])\n"
+        "print([type(given[name]).__name__ for name in names])\n"
+        "print(type(parser.parse_args(['--limit_train_batches=0.5'])['limit_train_batches']).__name__)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines() == [str(["int"] * 6), "float"]
