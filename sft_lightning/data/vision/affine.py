@@ -70,3 +70,27 @@ def invert_affine(angle: Tensor, slope: Tensor, shift_x: Tensor, shift_y: Tensor
     back = torch.stack([torch.stack([d, -b], 1), torch.stack([-c, a], 1)], 1) / factor[:, None, None]
     shift = torch.stack([shift_x, shift_y], 1)[:, :, None]
     return torch.cat([back, -back @ shift], 2)
+
+
+def random_resized_crop(x: Tensor, scale: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Stretch a random rectangle of each image to full size, with area and aspect as in Inception's training.
+
+    Args:
+        x: Images, float of shape (B, C, H, W).
+        scale: Smallest and largest share of the area that is kept.
+        generator: Random generator on the CPU.
+
+    Returns:
+        Images of the shape of `x`.
+    """
+    count = len(x)
+    area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
+    # 3/4 to 4/3, as far as it fits: a crop of the whole area is the image itself.
+    ratio = (torch.empty(count).uniform_(-1, 1, generator=generator) * (-area.log()).clamp(max=0.2876820724)).exp()
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    shift_x, shift_y = torch.empty(2, count).uniform_(-1, 1, generator=generator)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
+    theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
+    grid = F.affine_grid(to_device(theta, x.device), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

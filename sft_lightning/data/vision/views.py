@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.data.modality import Views
-from sft_lightning.data.vision.affine import random_affine
+from sft_lightning.data.vision.affine import random_affine, random_resized_crop
 from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
 from sft_lightning.utils.transfer import to_device
@@ -147,7 +147,7 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
     generator = _generator(draw, number)
     count, _, height, width = x.shape
     if view.crop_scale is not None:
-        x = _resized_crop(x, view.crop_scale, generator)
+        x = random_resized_crop(x, view.crop_scale, generator)
     if view.crop_padding:
         pad = view.crop_padding
         corner = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
@@ -210,18 +210,3 @@ class ImageViews(Views):
 
 def _generator(draw: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed((draw + number * _APART) % 2**32)
-
-
-def _resized_crop(x: Tensor, scale: list[float], generator: torch.Generator) -> Tensor:
-    """Stretch a random rectangle of each image to full size, with area and aspect as in Inception's training."""
-    count = len(x)
-    area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
-    # 3/4 to 4/3, as far as it fits: a crop of the whole area is the image itself.
-    ratio = (torch.empty(count).uniform_(-1, 1, generator=generator) * (-area.log()).clamp(max=0.2876820724)).exp()
-    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
-    shift_x, shift_y = torch.empty(2, count).uniform_(-1, 1, generator=generator)
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
-    theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
-    grid = F.affine_grid(to_device(theta, x.device), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
