@@ -237,7 +237,7 @@ def _write_metrics(card: CardData) -> str:
         ]
         low, high = wilson(m["accuracy"], count)
         rows = [f"| {words} | {m[name]:.4f} |" for name, words in _METRICS.items() if name in m]
-        rows[0] = f"| accuracy | {m['accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f}) |"
+        rows[0] = f"| accuracy | {m['accuracy']:.4f} (95% interval {low:.3f} to {high:.3f}) |"
         sentences.append("\n".join(["| metric | value |", "| --- | --- |", *rows]))
         if evaluation.calibrated_on:
             sentences.append(

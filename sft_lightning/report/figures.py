@@ -113,6 +113,23 @@ def draw_curves(
     return render_columns(panels, "row") if panels else Markup()
 
 
+def draw_sorted_recall(recall: Sequence[float], accuracy: float, title: str) -> Markup:
+    """Return the recall of the classes from the lowest to the highest, beside the accuracy over all examples.
+
+    Args:
+        recall: Recall of each class that has examples, 0 to 1.
+        accuracy: Share of right predictions, 0 to 1.
+        title: Plain text above the figure.
+    """
+    figure, axes = make_axes(3.4)
+    axes.plot(range(1, len(recall) + 1), sorted(recall), color=COLORS[0], linewidth=1.5, drawstyle="steps-mid")
+    axes.axhline(accuracy, color=COLORS[1], linestyle="--", linewidth=1.5)
+    axes.set(ylim=(0, 1.02), xlim=(0.5, len(recall) + 0.5))
+    axes.set_xlabel("classes, lowest recall first", color=INK)
+    axes.set_ylabel("recall", color=INK)
+    return render_svg(figure, title, [("recall", COLORS[0], ""), ("accuracy", COLORS[1], "")], title)
+
+
 def draw_feature_map(
     labeled: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, names: Sequence[str], title: str
 ) -> Markup:

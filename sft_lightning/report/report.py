@@ -37,6 +37,7 @@ from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.html import (
     Section,
     render_columns,
+    render_figure,
     render_heading,
     render_matrix,
     render_note,
@@ -46,6 +47,7 @@ from sft_lightning.utils.html import (
 
 _MAX_MAPPED = 1000  # examples of each kind on a map of the features
 _MAX_MATRIX = 30  # classes of a confusion matrix that is still readable
+_MAX_LEAD_MATRIX = 12  # classes of one that fits beside the verdict
 
 
 def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
@@ -67,15 +69,17 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
         opened = LoadedRun(run)
         path = Path(out) if out is not None else opened.folder / "report.html"
         if opened.trained.head:
-            verdict, sections = _describe_classifier(opened, path.with_name("label_next.csv"), label_next)
+            verdict, figure, sections = _describe_classifier(opened, path.with_name("label_next.csv"), label_next)
         elif isinstance(opened.cli.model, AutoencoderModule):
+            curves = read_curves(opened.folder)
+            figure = figures.draw_curves(curves or {}, [("Reconstruction loss", ["train/loss", "val/loss"])])
             verdict = [
                 f"This is a pretraining without labels, shown at the {_describe_iterate(opened)}.",
                 "Only runs that start from it can show whether it helps, over several seeds.",
             ]
             sections = [
                 Section("Reconstructions", render_reconstructions(opened)),
-                Section("Training curves", render_training(read_curves(opened.folder))),
+                Section("Training curves", render_training(curves)),
             ]
         else:
             made_by = opened.trained.metadata["made_by"]
@@ -84,7 +88,7 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
     metadata, data = opened.trained.metadata, opened.data
     subtitle = f"{metadata['made_by']} on {metadata['backbone']}, data {data.source.name}"
     subtitle += f", {len(data.splits['labeled']):,} labels" if opened.trained.head else ""
-    write_text(path, render_page(f"Run {_format_run(opened.folder)}", subtitle, verdict, sections))
+    write_text(path, render_page(f"Run {_format_run(opened.folder)}", subtitle, verdict, sections, figure))
     return path
 
 
@@ -99,7 +103,8 @@ def _describe_iterate(opened: LoadedRun) -> str:
     return describe_checkpoint(opened.checkpoint, opened.trained.metadata["step"])
 
 
-def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tuple[list[str], list[Section]]:
+def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tuple[list[str], Markup, list[Section]]:
+    """Return the sentences of the verdict, the figure beside them, and the sections."""
     # Asked before the evaluation, which takes a while: the run may end meanwhile.
     is_unfinished = is_training(opened.folder)
     evaluation, curves = Evaluation(opened), read_curves(opened.folder)
@@ -119,7 +124,7 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
         Section("Map of the features", _render_map(evaluation, unlabeled)),
         Section("What to label next", render_label_next(evaluation, unlabeled, path, label_next)),
     ]
-    return [*results, confidence, *caveats], sections
+    return [*results, confidence, *caveats], _draw_lead_figure(evaluation), sections
 
 
 def _format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], list[str]]:
@@ -129,14 +134,28 @@ def _format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], li
     is_right = judged.predicted == judged.labels
     recall = {c: float(is_right[judged.labels == c].double().mean()) for c in judged.labels.unique().tolist()}
     worst = min(recall, key=lambda c: recall[c])
+    constant = float(judged.labels.bincount().max()) / len(judged.labels)
     results = [
-        f"{judged.accuracy:.1%} of {len(judged.ids):,} {format_split(judged.name)} images right "
-        f"(95 % interval {low:.1%} to {high:.1%}).",
+        f"{format_split(judged.name).capitalize()} accuracy: {judged.accuracy:.1%} of {len(judged.ids):,} images "
+        f"(95% interval {low:.1%} to {high:.1%}). Always predicting the most frequent class would give {constant:.1%}.",
         f"This is the {iterate}. The recall is lowest for class {names[worst]}: {recall[worst]:.1%}.",
     ]
     caveats = ["There is no test split: if the validation split chose anything, this result is too optimistic."]
     one_run = "One run cannot show whether unlabeled images helped: run a study over several seeds."
     return results, [*caveats[: judged.name == "val"], one_run]
+
+
+def _draw_lead_figure(evaluation: Evaluation) -> Markup:
+    """Return the confusion matrix, or the recall of each class where there are too many for a matrix."""
+    judged, names = evaluation.judged, evaluation.class_names
+    counts = count_confusions(judged, len(names))
+    split = format_split(judged.name)
+    if len(names) <= _MAX_LEAD_MATRIX:
+        title = f"Confusion matrix of the {split} split: true class by row, predicted class by column"
+        return render_figure(render_matrix(counts.tolist(), names), title)
+    totals = counts.sum(1)
+    recall = counts.diag()[totals > 0] / totals[totals > 0]
+    return figures.draw_sorted_recall(recall.tolist(), judged.accuracy, f"Recall of each class on the {split} split")
 
 
 def _render_classes(evaluation: Evaluation) -> Markup:
@@ -149,8 +168,10 @@ def _render_classes(evaluation: Evaluation) -> Markup:
         recall = f"{right / true:.1%}" if true else "-"
         rows.append((name, num_labels[c], true, recall, f"{right / predicted:.1%}" if predicted else "never predicted"))
     table = render_table(("class", "labels", judged.name, "recall", "precision"), rows)
+    if len(names) <= _MAX_LEAD_MATRIX:
+        return table  # the matrix is beside the verdict
     if len(names) <= _MAX_MATRIX:
-        return render_columns([table, render_matrix(counts.tolist(), names)])
+        return table + render_matrix(counts.tolist(), names)
     errors = (counts - counts.diag().diag()).flatten()
     pairs = [(int(n), *divmod(int(k), len(names))) for n, k in zip(*errors.topk(_MAX_MATRIX), strict=True) if n]
     confused = [(names[true], names[predicted], n) for n, true, predicted in pairs]

@@ -23,7 +23,7 @@ _BASELINE = "#666666"
 
 
 def save_label_efficiency(path: Path, results: Results, baseline: str) -> None:
-    """Save the mean test accuracy of each method with its 95 % interval over the seeds as a PNG file.
+    """Save the mean test accuracy of each method with its 95% interval over the seeds as a PNG file.
 
     Args:
         path: Path of the file, written atomically.
@@ -108,7 +108,7 @@ def _draw(axes: Any, results: Results, baseline: str, ink: str) -> dict[str, Any
     axes.set_xlim(budgets[0] / math.exp(spacing / 2), budgets[-1] * math.exp(spacing / 2))
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.6g} %")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.6g}%")
     axes.grid(axis="y", color=INK, alpha=0.25)
     axes.set_axisbelow(True)
     ranked = sorted(results, key=lambda method: -_mean(results[method][max(results[method])]))
@@ -130,4 +130,4 @@ def _format_title(results: Results) -> str:
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     if counts[-1] < MIN_SEEDS:
         return f"Mean over {seeds}; an interval needs {MIN_SEEDS}"
-    return f"Mean and 95 % interval over {seeds}"
+    return f"Mean and 95% interval over {seeds}"

@@ -59,8 +59,8 @@ class Comparison:
         seeds: Number of seeds that both have.
         mean_difference: Mean difference of accuracies, above 0 if the method is better.
         deviation: Standard deviation of the differences over the seeds; None for one seed.
-        low: Lower bound of the 95 % interval; None for fewer than 3 seeds, or where all differences are the same.
-        high: Upper bound of the 95 % interval; None as for `low`.
+        low: Lower bound of the 95% interval; None for fewer than 3 seeds, or where all differences are the same.
+        high: Upper bound of the 95% interval; None as for `low`.
         p_value: Two-sided p-value, before `apply_holm` below 0.05 exactly if the interval excludes 0; None for fewer
             than 3 seeds.
         verdict: Verdict by the p-value.
@@ -109,7 +109,7 @@ def _describe(values: Sequence[float]) -> _Sample:
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return the mean and its 95 % interval.
+    """Return the mean and its 95% interval.
 
     Args:
         values: Value of each seed, at least one.
@@ -251,7 +251,7 @@ def format_comparison(c: Comparison) -> str:
     seeds = _format_count(c.seeds, "seed")
     difference = f"{_format_points(c.mean_difference)} points"
     if c.low is not None and c.high is not None:
-        difference += f" (95 % interval {_format_points(c.low)} to {_format_points(c.high)}, {seeds})"
+        difference += f" (95% interval {_format_points(c.low)} to {_format_points(c.high)}, {seeds})"
     elif c.seeds >= MIN_SEEDS:
         difference += f" (the same for all {seeds})"
     else:

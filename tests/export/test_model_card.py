@@ -62,7 +62,7 @@ def test_the_card_has_the_metrics_of_the_run(workdir: Path, capsys: pytest.Captu
     measured = section(card, "Metrics")
     low, high = wilson(metrics["test/accuracy"], 2000)
     assert "on all 2,000 images of the test split: last iterate (step 24)." in measured
-    assert f"| accuracy | {metrics['test/accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f}) |" in measured
+    assert f"| accuracy | {metrics['test/accuracy']:.4f} (95% interval {low:.3f} to {high:.3f}) |" in measured
     assert f"| macro F1 | {metrics['test/macro_f1']:.4f} |" in measured
     assert f"| expected calibration error (15 bins) | {metrics['test/calibration_error']:.4f} |" in measured
     assert f"| cross-entropy | {metrics['test/loss']:.4f} |" in measured

@@ -82,9 +82,11 @@ def test_the_page_shows_the_results_of_the_run(workdir: Path, capsys: pytest.Cap
     (logits, y), (val_logits, val_y) = seen("test"), seen("val")
     accuracy = float((logits.argmax(1) == y).double().mean())
     assert accuracy == pytest.approx(metrics["test/accuracy"], abs=1e-6)
-    assert f"{accuracy:.1%} of 2,000 test images right" in text
-    assert f"right (95 % interval {wilson(accuracy, 2000)[0]:.1%} to" in text
-    assert text.index("test images right") < text.index("Results by class")
+    assert f"Test accuracy: {accuracy:.1%} of 2,000 images (95% interval {wilson(accuracy, 2000)[0]:.1%} to" in text
+    assert f"most frequent class would give {int(y.bincount().max()) / 2000:.1%}." in text
+    assert text.index("Test accuracy") < text.index("Results by class")
+    assert 'class="lead split"' in page
+    assert page.index("Confusion matrix of the test split") < page.index("Results by class")
     assert "This is the last iterate (step 36)." in text
     assert "cannot show whether unlabeled images helped" in text
     # The temperature by a search of its own.
@@ -169,7 +171,7 @@ def test_a_run_without_validation_test_or_unlabeled_images_has_a_page(workdir: P
     run = fitted("small", *whole, *shape, "--data.init_args.val_size=6")
     (run / "metrics.csv").unlink()
     text = Parsed(reported(run)).text
-    assert "of 6 validation images right" in text
+    assert re.search(r"Validation accuracy: \S+% of 6 images \(95% interval", text)
     assert "There is no test split" in text
     assert "folder has no metrics.csv" in text
     assert "What to label next" not in text
@@ -183,7 +185,7 @@ def test_averaged_weights_are_evaluated(workdir: Path) -> None:
     tested = cli("test", "fine_tune", "--config", str(run / "fit.yaml"), f"--ckpt_path={run}")
     accuracy = float(tested.trainer.callback_metrics["test/accuracy"])
     page = reported(run)
-    assert f"{accuracy:.1%} of 2,000 test images right" in page
+    assert f"Test accuracy: {accuracy:.1%} of 2,000 images" in page
     text = Parsed(page).text
     assert "Health of the pseudo-labels" in text
     with (run / "metrics.csv").open(newline="") as file:
@@ -223,7 +225,7 @@ def test_a_browser_shows_the_page(workdir: Path) -> None:
     picture = workdir / "page.png"
     address = (run / "report.html").resolve().as_uri()
     dom = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True)
-    assert "test images right" in dom.stdout
+    assert "Test accuracy: " in dom.stdout
     # What was loaded is asked inside, at the width of a phone: a window is at least 500 wide, a frame is not.
     script = (
         "<script>const broken = []; addEventListener('error', e => broken.push(e), true);"
@@ -266,7 +268,9 @@ def test_an_autoencoder_shows_reconstructions(workdir: Path) -> None:
     page = reported(run)
     text = Parsed(page).text
     assert "pretraining without labels, shown at the last iterate (step 12)" in text
-    assert "images right" not in text
+    assert "Test accuracy" not in text
+    assert 'class="lead split"' in page
+    assert text.index("Reconstruction loss") < text.index("Reconstructions")
     x = done.datamodule.inputs_of("test", [*range(6)])
     with torch.no_grad():
         error = (done.model.eval()(x) - x).square().flatten(1).mean(1)
@@ -311,10 +315,17 @@ def test_a_checkpoint_of_an_earlier_step_is_named(workdir: Path) -> None:
 
 def test_many_classes_give_a_list_of_confusions(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fitted("run")
-    assert '<table class="matrix">' in reported(run)
+    page = reported(run)
+    assert page.count('<table class="matrix">') == 1
+    assert page.index('<table class="matrix">') < page.index("Results by class")
+    monkeypatch.setattr(sys.modules[report.__module__], "_MAX_LEAD_MATRIX", 9)
+    page = reported(run)
+    assert page.count('<table class="matrix">') == 1
+    assert page.index("Recall of each class on the test split") < page.index('<table class="matrix">')
     monkeypatch.setattr(sys.modules[report.__module__], "_MAX_MATRIX", 9)
     page = reported(run)
     assert '<table class="matrix">' not in page
+    assert 'class="lead split"' in page
     confused = re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td><td>(\d+)</td></tr>", page)
     counts = [int(n) for _, _, n in confused]
     assert len(counts) == 9

@@ -34,7 +34,7 @@ def test_each_method_has_a_line_with_intervals(tmp_path: Path, drawn: list[Any])
     axes = drawn[0].axes[0]
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["10", "100"]
-    assert axes.get_title(loc="left") == "Mean and 95 % interval over 3 seeds"
+    assert axes.get_title(loc="left") == "Mean and 95% interval over 3 seeds"
     for bars, of in zip(axes.containers, (BASE, OURS), strict=True):
         line, _, (sticks,) = bars.lines
         assert line.get_ydata() == pytest.approx([sum(of[budget]) / 3 for budget in (10, 100)])
@@ -51,7 +51,7 @@ def test_each_method_has_a_line_with_intervals(tmp_path: Path, drawn: list[Any])
 def test_the_legend_has_the_order_in_which_lines_end(tmp_path: Path, drawn: list[Any]) -> None:
     save_label_efficiency(tmp_path / "f.png", {"labels_only": OURS, "ours": BASE, "short": {10: [0.9]}}, "labels_only")
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["short", "ours", "labels_only"]
-    assert drawn[0].axes[0].get_title(loc="left") == "Mean and 95 % interval over 1 to 3 seeds"
+    assert drawn[0].axes[0].get_title(loc="left") == "Mean and 95% interval over 1 to 3 seeds"
 
 
 @pytest.mark.parametrize(("seeds", "title"), [(1, "Mean over 1 seed; an"), (2, "Mean over 2 seeds; an")])

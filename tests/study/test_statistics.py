@@ -205,15 +205,15 @@ def test_a_difference_too_small_to_settle_is_reported() -> None:
 def test_comparisons_are_formatted_as_sentences() -> None:
     c = Comparison("autoencoder", 100, 5, 0.021, 0.01, 0.004, 0.038, 0.02, "helped", None)
     assert format_comparison(c) == (
-        "With 100 labels, autoencoder helped: +2.1 points (95 % interval +0.4 to +3.8, 5 seeds)."
+        "With 100 labels, autoencoder helped: +2.1 points (95% interval +0.4 to +3.8, 5 seeds)."
     )
     hurt = replace(c, budget=1, mean_difference=-0.021, low=-0.038, high=-0.0001, verdict="hurt")
     assert (
-        format_comparison(hurt) == "With 1 label, autoencoder hurt: -2.1 points (95 % interval -3.8 to +0.0, 5 seeds)."
+        format_comparison(hurt) == "With 1 label, autoencoder hurt: -2.1 points (95% interval -3.8 to +0.0, 5 seeds)."
     )
     open_ = replace(c, seeds=3, mean_difference=0.009, low=-0.012, high=0.03, verdict="no evidence yet", more_seeds=9)
     assert format_comparison(open_) == (
-        "With 100 labels, no evidence yet for autoencoder: +0.9 points (95 % interval -1.2 to +3.0, 3 seeds); "
+        "With 100 labels, no evidence yet for autoencoder: +0.9 points (95% interval -1.2 to +3.0, 3 seeds); "
         "about 9 more seeds would settle it if the difference stays."
     )
     assert "about 1 more seed would" in format_comparison(replace(open_, more_seeds=1))
