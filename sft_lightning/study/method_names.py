@@ -36,5 +36,5 @@ def name_methods(methods: Iterable[str]) -> dict[str, str]:
 
 def _name(method: str) -> str:
     if method.startswith(_ON_START):
-        return _ON_START + _name(method.removeprefix(_ON_START))
+        return f"{LOGISTIC} on the initial features of {_name(method.removeprefix(_ON_START))}"
     return _STRATEGIES.get(method.lower()) or method.replace("_", " ")

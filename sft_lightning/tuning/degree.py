@@ -167,7 +167,7 @@ def _check_config(cli: DegreeCLI) -> None:
         )
     if config.ckpt_path is not None:
         raise InputError(
-            "ckpt_path is set, but degree trains anew: give what to start from as --model.init_args.weights"
+            "ckpt_path is set, but degree starts new runs: give the weights to start from as --model.init_args.weights"
         )
     if cli.trainer.world_size > 1:
         raise InputError(
@@ -268,10 +268,10 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        results: dict[str, dict[str, Any]] = read_json(path, "remove it to run all anew")
+        results: dict[str, dict[str, Any]] = read_json(path, "delete it to start over")
         return {key: {**result, "accuracy": float(result["accuracy"])} for key, result in results.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to run all anew") from error
+        raise InputError(f"{str(path)!r} cannot be read ({error}): delete it to start over") from error
 
 
 # --- what a result depends on

@@ -24,6 +24,7 @@ from tests.conftest import CONFIGS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 import plot_label_budget
+import plot_study
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"bash", "csv", "python", "text", "yaml"}
@@ -237,6 +238,18 @@ def test_table_of_strategies_shows_the_stored_result() -> None:
         for budget, cell in zip((40, 100, 1000), shown, strict=True):
             stored = result["mean_deviation_seeds"][f"{budget} {method}"][:2]
             assert [float(number) for number in cell.split(" ± ")] == pytest.approx(stored, abs=0.00051)
+
+
+@pytest.mark.parametrize(
+    ("result", "page"),
+    [("fashion_mnist_study", "docs/studies.md"), ("quickstart", "README.md")],
+)
+def test_quoted_verdicts_are_those_of_the_stored_study(tmp_path: Path, result: str, page: str) -> None:
+    stored = ROOT / f"scripts/bench/results/{result}.json"
+    plot_study.rewrite_study(stored, tmp_path)
+    verdict = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["verdict"]
+    assert verdict == json.loads(stored.read_text(encoding="utf-8"))["verdict"]
+    assert "\n".join(verdict) in (ROOT / page).read_text(encoding="utf-8")
 
 
 EXTENSIONS = [line for block in blocks_of(EXTENDING) if block.language == "bash" for line in commands_of(block)]

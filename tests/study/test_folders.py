@@ -69,7 +69,7 @@ def test_methods_have_names_for_readers() -> None:
         "UDA",
         "mean teacher",
         "logistic regression on pixels",
-        "logistic regression on the start of FreeMatch",
+        "logistic regression on the initial features of FreeMatch",
     ]
     ambiguous = ["freematch", "FreeMatch", "a_b", "a b"]
     assert name_methods(ambiguous) == {method: method for method in ambiguous}

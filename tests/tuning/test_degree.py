@@ -447,7 +447,7 @@ def test_models_without_a_depth_are_refused(workdir: Path, capsys: pytest.Captur
 def test_resuming_from_a_checkpoint_is_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", str(FINE_TUNE), *SHORT]) == 0
     assert degree("--ckpt_path=lightning_logs/d/version_0") == 2
-    assert "ckpt_path is set, but degree trains anew" in capsys.readouterr().err
+    assert "ckpt_path is set, but degree starts new runs" in capsys.readouterr().err
 
 
 def test_damaged_results_are_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
