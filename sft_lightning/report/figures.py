@@ -16,6 +16,7 @@ from sft_lightning.utils.html import render_columns, render_figure, render_image
 # Okabe and Ito's palette, which color-blind readers can distinguish, without black.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7a00", "#7f7f7f", "#8a6fd8", "#a0522d")
 INK = "#808080"  # becomes the text color of the page
+_STAGES = {"train": "training", "val": "validation"}
 
 
 def make_axes(height: float) -> tuple[Any, Any]:
@@ -108,9 +109,19 @@ def draw_curves(
             x, y = zip(*sorted(values[name]), strict=True)
             axes.plot(x, y, color=color, linewidth=1.5, marker="o" if len(x) < 15 else "", markersize=3)
         axes.set_xlabel("step", color=INK)
-        legend = [(n.split("/")[-1].replace("_", " "), color, "") for n, color in zip(shown, COLORS, strict=False)]
+        labels = [_label_metric(name, shown) for name in shown]
+        legend = [(label, color, "") for label, color in zip(labels, COLORS, strict=False)]
         panels.append(render_svg(figure, f"{title} over the steps", legend, title))
     return render_columns(panels, "row") if panels else Markup()
+
+
+def _label_metric(name: str, shown: Sequence[str]) -> str:
+    """Return the metric without its stage, unless another one of the panel would have the same label."""
+    stage, _, metric = name.rpartition("/")
+    is_unique = sum(other.rpartition("/")[2] == metric for other in shown) == 1
+    if not is_unique:
+        metric = f"{_STAGES.get(stage, stage)} {metric}"
+    return metric.replace("_", " ")
 
 
 def draw_sorted_recall(recall: Sequence[float], accuracy: float, title: str) -> Markup:

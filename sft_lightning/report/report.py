@@ -74,8 +74,8 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
             curves = read_curves(opened.folder)
             figure = figures.draw_curves(curves or {}, [("Reconstruction loss", ["train/loss", "val/loss"])])
             verdict = [
-                f"This is a pretraining without labels, shown at the {_describe_iterate(opened)}.",
-                "Only runs that start from it can show whether it helps, over several seeds.",
+                f"This network was pre-trained without labels; the page shows the {_describe_iterate(opened)}.",
+                "Whether it helps shows in runs that start from it, compared over several seeds.",
             ]
             sections = [
                 Section("Reconstructions", render_reconstructions(opened)),

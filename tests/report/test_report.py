@@ -267,7 +267,7 @@ def test_an_autoencoder_shows_reconstructions(workdir: Path) -> None:
     run = Path(str(done.trainer.log_dir))
     page = reported(run)
     text = Parsed(page).text
-    assert "pretraining without labels, shown at the last iterate (step 12)" in text
+    assert "pre-trained without labels; the page shows the last iterate (step 12)" in text
     assert "Test accuracy" not in text
     assert 'class="lead split"' in page
     assert text.index("Reconstruction loss") < text.index("Reconstructions")
