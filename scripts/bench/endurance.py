@@ -1,67 +1,51 @@
-"""A long training of a small semi-supervised config: memory, open files, threads, size of the logs.
+"""Track memory, open files, threads and the size of the logs through a long semi-supervised training.
 
     OMP_NUM_THREADS=1 python scripts/bench/endurance.py --out scripts/bench/results/endurance.json
 
-One process trains through the command line with shipped defaults: TensorBoard and CSV, the bar of a terminal,
-checkpoints, and a validation every 250 steps. Memory is what is resident (RSS), the mean over each thousand steps;
-the first thousand holds the start, so that its share is given with and without it. Linux only: it reads `/proc`.
+One process trains through the command line with shipped defaults: TensorBoard and CSV, a terminal's progress bar,
+checkpoints, and a validation every 250 steps. Memory is the resident set size (RSS), averaged over each thousand steps.
+The first thousand includes the start, so growth is given relative to both the first and the second. Linux only: it
+reads `/proc`.
 """
 
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from about import publish
+from commands import CONFIGS, find_callback
 from lightning.pytorch import Callback, LightningModule, Trainer
+from provenance import publish
+from terminal import discard_terminal_output
 
 from sft_lightning.cli.lightning_cli import run
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "semi_supervised"
-SPAN = 1000  # steps that make a line
-OFTEN = 10  # steps between two looks at the memory
-PAGE = os.sysconf("SC_PAGE_SIZE")
+SPAN = 1000  # steps per line of the result
+MEMORY_INTERVAL = 10  # steps between two samples of the memory
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Terminal:
-    """Takes the bar as a terminal would, and keeps nothing of it."""
-
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        """Yes."""
-        return True
-
-    def write(self, text: str) -> int:
-        """Forgets it."""
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing."""
-
-
-class Samples(Callback):
-    """A line for each thousand steps."""
+class ResourceMonitor(Callback):
+    """Record resources in one line for each thousand steps."""
 
     lines: list[dict[str, Any]]
     memory: list[int]
     started: float
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
+        """Clear the records and start the clock."""
         self.lines, self.memory, self.started = [], [], time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks at the memory, and at all else once in a thousand steps."""
+        """Sample the memory, and record everything once in a thousand steps."""
         step = trainer.global_step
-        if step % OFTEN == 0:
-            self.memory.append(resident())
+        if step % MEMORY_INTERVAL == 0:
+            self.memory.append(measure_rss())
         if step % SPAN == 0:
             now = time.perf_counter()
             assert trainer.log_dir is not None
@@ -70,36 +54,37 @@ class Samples(Callback):
                 "ms_per_step": round((now - self.started) / SPAN * 1000, 2),
                 "memory": round(statistics.fmean(self.memory)),
                 "most_memory": max(self.memory),
-                **counted(),
-                **sizes(Path(trainer.log_dir)),
+                **count_files_and_threads(),
+                **measure_run_folder(Path(trainer.log_dir)),
             })  # fmt: skip
             self.memory, self.started = [], now
 
 
-def resident() -> int:
-    """Bytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+def measure_rss() -> int:
+    """Return the resident set size of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_SIZE
 
 
-def counted() -> dict[str, int]:
-    """Open files (but for that of the counting itself) and threads."""
+def count_files_and_threads() -> dict[str, int]:
+    """Count the open files and the threads of this process."""
+    # Listing the folder opens a file, which does not count.
     return {"files": len(os.listdir("/proc/self/fd")) - 1, "threads": len(os.listdir("/proc/self/task"))}
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of logs and checkpoints in a run's folder, and how many of each."""
-    found: dict[str, int] = {}
+def measure_run_folder(folder: Path) -> dict[str, int]:
+    """Return number and bytes of the logs and checkpoints in a run's folder."""
+    sizes: dict[str, int] = {}
     for name, pattern in {"events": "events.out.*", "metrics": "metrics.csv", "checkpoints": "checkpoints/*"}.items():
         files = list(folder.glob(pattern))
-        found |= {f"{name}_files": len(files), f"{name}_bytes": sum(path.stat().st_size for path in files)}
-    return found
+        sizes |= {f"{name}_files": len(files), f"{name}_bytes": sum(path.stat().st_size for path in files)}
+    return sizes
 
 
-def judged(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the promise asks: growth of the memory, whether counts are constant, bytes that the logs add.
+def summarize(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarize what must stay constant: growth of memory, numbers of files and threads, and growth of the logs.
 
     Args:
-        lines: Of `Samples`, at least three.
+        lines: Lines of a `ResourceMonitor`, at least three.
     """
     first, second, *_, last = lines
     spans = len(lines) - 1
@@ -117,7 +102,7 @@ def judged(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Trains and prints JSON."""
+    """Train and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--strategy", default="pseudo_label", help="name of a file in configs/semi_supervised")
@@ -128,17 +113,15 @@ def main() -> None:
         parser.error(f"--steps is {args.steps}: give {3 * SPAN} or more")
     args.out = None if args.out is None else args.out.resolve()
     os.chdir(tempfile.mkdtemp())
-    words = ["fit", f"--config={CONFIGS / 'shared.yaml'}", f"--config={CONFIGS / args.strategy}.yaml"]
-    words += [f"--model.init_args.backbone={args.backbone}", "--data.init_args.batch_size=4"]
-    words += ["--data.init_args.unlabeled_ratio=2", "--trainer.max_epochs=-1", f"--trainer.max_steps={args.steps}"]
-    words += ["--trainer.callbacks=endurance.Samples", "--trainer.accelerator=cpu"]
-    terminal, sys.stdout = sys.stdout, Terminal()
-    try:
-        done = run(words)
-    finally:
-        sys.stdout = terminal
-    (samples,) = (c for c in done.trainer.callbacks if type(c).__name__ == "Samples")  # type: ignore[attr-defined]
-    publish(args, {"judged": judged(samples.lines), "lines": samples.lines})
+    configs = CONFIGS / "semi_supervised"
+    argv = ["fit", f"--config={configs / 'shared.yaml'}", f"--config={configs / args.strategy}.yaml"]
+    argv += [f"--model.init_args.backbone={args.backbone}", "--data.init_args.batch_size=4"]
+    argv += ["--data.init_args.unlabeled_ratio=2", "--trainer.max_epochs=-1", f"--trainer.max_steps={args.steps}"]
+    argv += ["--trainer.callbacks=endurance.ResourceMonitor", "--trainer.accelerator=cpu"]
+    with discard_terminal_output():
+        cli = run(argv)
+    lines = find_callback(cli, "ResourceMonitor").lines
+    publish(args, {"judged": summarize(lines), "lines": lines})
 
 
 if __name__ == "__main__":

@@ -22,15 +22,15 @@ from sft_lightning.networks.weights import read_weights
 STEPS = 50
 
 
-def configs_of(checkout: Path) -> dict[str, list[Path]]:
-    """Return the configs that the shipped sample serves, by name, each with what it is laid over."""
+def list_configs(checkout: Path) -> dict[str, list[Path]]:
+    """Return the shipped configs that train on the sample, by name: each a list of files that are merged in order."""
     folder = checkout / "configs"
     shared = folder / "semi_supervised" / "shared.yaml"
-    found = {f"quickstart/{path.stem}": [path] for path in sorted((folder / "quickstart").glob("*.yaml"))}
+    configs = {f"quickstart/{path.stem}": [path] for path in sorted((folder / "quickstart").glob("*.yaml"))}
     for path in sorted(shared.parent.glob("*.yaml")):
         if path != shared:
-            found[f"semi_supervised/{path.stem}"] = [shared, path]
-    return found
+            configs[f"semi_supervised/{path.stem}"] = [shared, path]
+    return configs
 
 
 def fingerprint(checkout: Path, configs: list[Path], run: Path) -> dict[str, str]:
@@ -46,18 +46,19 @@ def fingerprint(checkout: Path, configs: list[Path], run: Path) -> dict[str, str
     weights = hashlib.sha256()
     for name in sorted(state):
         weights.update(name.encode() + state[name].numpy().tobytes())
-    # Times stand in the log, too.
+    # The log also has times, which differ between runs.
     rows = [row for row in (version / "metrics.csv").read_text().splitlines() if ",train/" in row and "loss" in row]
     return {"weights": weights.hexdigest(), "losses": hashlib.sha256("\n".join(rows).encode()).hexdigest()}
 
 
 def main() -> None:
+    """Train the configs and print their digests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkout", type=Path, default=Path())
-    parser.add_argument("--only", default="", help="Part of the names of configs.")
+    parser.add_argument("--only", default="", help="part of the names of configs")
     args = parser.parse_args()
     digests = {}
-    for name, configs in configs_of(args.checkout).items():
+    for name, configs in list_configs(args.checkout).items():
         if args.only in name:
             with tempfile.TemporaryDirectory() as folder:
                 digests[name] = fingerprint(args.checkout, configs, Path(folder))

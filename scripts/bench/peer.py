@@ -1,14 +1,14 @@
-"""FixMatch of LAMDA-SSL 1.0.2 (Jia et al. 2024) as a peer to measure against, where it is installed.
+"""Run FixMatch of LAMDA-SSL 1.0.2 (Jia et al. 2024) for comparison, where it is installed.
 
     python -m pip install --no-deps LAMDA-SSL==1.0.2
 
-Its own step, augmentations, optimizer, average and loaders run as they are; what its FixMatch imports is numpy, scipy,
-scikit-learn, pandas, Pillow and torchvision. What this changes, so that the release of 2023 runs on newer packages:
-- scikit-learn moved `_approximate_mode`, which it imports for a split that is not made here, and dropped
+Its step, augmentations, optimizer, average and loaders run unchanged. Its FixMatch imports only numpy, scipy,
+scikit-learn, pandas, Pillow and torchvision. The release of 2023 needs these changes to run on current packages:
+- scikit-learn moved `_approximate_mode`, which LAMDA-SSL imports for a split that is not used here, and removed
   `ClassifierMixin._estimator_type`, which it reads,
-- torch's schedulers take no `verbose` any more, and its `DataLoader` no `prefetch_factor` without workers,
-- gray images have mean, standard deviation and gray of the first of its config's three channels,
-- `chained`: its transforms in torchvision's `Compose` and not in scikit-learn's `Pipeline`, whose own checks at each
+- torch's schedulers dropped `verbose`, and its `DataLoader` rejects `prefetch_factor` without workers,
+- gray images use the mean, standard deviation and gray of the first of its config's three channels,
+- `compose`: its transforms run in torchvision's `Compose` instead of scikit-learn's `Pipeline`, whose checks of each
   image take as long as the views (weak and strong: 1.6 against 3.7 ms of one core). The views are the same.
 """
 
@@ -19,17 +19,17 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.transforms import Compose
 
-GRAY = (127,)  # the gray of its cutout
+GRAY = (127,)  # color of LAMDA-SSL's cutout
 INSTALL = "python -m pip install --no-deps LAMDA-SSL==1.0.2"
 
 
-def installed() -> bool:
-    """Whether there is a LAMDA-SSL."""
+def is_installed() -> bool:
+    """Return whether LAMDA-SSL is installed."""
     return find_spec("LAMDA_SSL") is not None
 
 
-def fit_on_new_packages() -> None:
-    """Gives scikit-learn back the two names that LAMDA-SSL imports; see above."""
+def restore_removed_names() -> None:
+    """Restore the two names that LAMDA-SSL needs in scikit-learn; see above."""
     import sklearn.base
     import sklearn.utils
     from sklearn.utils import extmath
@@ -38,30 +38,32 @@ def fit_on_new_packages() -> None:
     sklearn.base.ClassifierMixin._estimator_type = "classifier"
 
 
-def fixmatch(
+def train_fixmatch(
     model: nn.Module,
-    known: Tensor,
+    labeled: Tensor,
     labels: Tensor,
-    free: Tensor,
+    unlabeled: Tensor,
     *,
     batch: tuple[int, int],
     steps: int,
     workers: int,
-    chained: bool,
+    compose: bool,
 ) -> list[float]:
-    """Trains, and returns when each step began: once its batch was there, seconds of the performance counter.
+    """Train with LAMDA-SSL's FixMatch and return the start of each step, in seconds of the performance counter.
+
+    A step starts when its batch has been loaded.
 
     Args:
-        model: Images to logits.
-        known: Labeled images (N, 1, H, W), uint8.
-        labels: Of them, (N,).
-        free: Unlabeled images (M, 1, H, W), uint8.
-        batch: Labeled images of a batch, and how many unlabeled ones come with each.
-        steps: To train.
-        workers: Of the loader of unlabeled images; that of the labeled ones, which are few, has none.
-        chained: Without scikit-learn's pipelines; see above.
+        model: Network from images to logits.
+        labeled: Labeled images (N, 1, H, W), uint8.
+        labels: Labels of these images, (N,).
+        unlabeled: Unlabeled images (M, 1, H, W), uint8.
+        batch: Number of labeled images per batch, and of unlabeled images per labeled image.
+        steps: Number of steps.
+        workers: Number of workers that load unlabeled images. The few labeled images are loaded by the main process.
+        compose: Whether to avoid scikit-learn's pipelines; see above.
     """
-    fit_on_new_packages()
+    restore_removed_names()
     from LAMDA_SSL.Algorithm.Classification.FixMatch import FixMatch
     from LAMDA_SSL.Augmentation.Vision.Cutout import Cutout
     from LAMDA_SSL.Config import FixMatch as Shipped
@@ -79,10 +81,10 @@ def fixmatch(
 
     starts: list[float] = []
 
-    def chain(parts: list[tuple[str, Any]]) -> Any:
-        return Compose([part for _, part in parts]) if chained else Pipeline(parts)
+    def chain(steps: list[tuple[str, Any]]) -> Any:
+        return Compose([transform for _, transform in steps]) if compose else Pipeline(steps)
 
-    class Timed(FixMatch):  # type: ignore[misc]
+    class TimedFixMatch(FixMatch):  # type: ignore[misc]
         def start_fit_batch(self, *args: Any, **kwargs: Any) -> None:
             starts.append(time.perf_counter())
 
@@ -95,8 +97,8 @@ def fixmatch(
     to_tensor = chain([("ToTensor", ToTensor(dtype="float", image=True)), ("Normalization", normalized)])
     weak = Shipped.weak_augmentation.steps
     strong = [*Shipped.strong_augmentation.steps[:-1], ("Cutout", Cutout(Shipped.strong_augmentation[-1].v, GRAY))]
-    spread = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
-    Timed(
+    loading = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
+    TimedFixMatch(
         mu=ratio,
         num_it_epoch=steps,
         num_it_total=steps,
@@ -107,6 +109,6 @@ def fixmatch(
         unlabeled_dataset=UnlabeledDataset(pre_transform=ToImage(channels=1), transform=to_tensor),
         labeled_sampler=RandomSampler(replacement=True, num_samples=size * 2**20),
         labeled_dataloader=LabeledDataLoader(size, num_workers=0, prefetch_factor=None, drop_last=True),
-        unlabeled_dataloader=UnlabeledDataLoader(drop_last=True, **spread),
-    ).fit(known[:, 0].numpy(), labels.numpy(), free[:, 0].numpy())
+        unlabeled_dataloader=UnlabeledDataLoader(drop_last=True, **loading),
+    ).fit(labeled[:, 0].numpy(), labels.numpy(), unlabeled[:, 0].numpy())
     return starts

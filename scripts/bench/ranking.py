@@ -1,13 +1,13 @@
-"""Does the ranking predict? Weighted Kendall tau between each criterion of `rank` and the fine-tuned accuracy.
+"""Measure how well `rank` predicts: weighted Kendall tau between each of its criteria and the fine-tuned accuracy.
 
     python scripts/bench/ranking.py --out scripts/bench/results/ranking.json
 
-The task is Fashion-MNIST with 10 labels of each class. Each start is scored on those labels without training, then
+The task is Fashion-MNIST with 10 labels per class. Each candidate is scored on those labels without training, then
 fine-tuned on them (all layers, the same steps, batches, views and optimizer as in `transfer.py`), and the last iterate
-is tested. Starts: EfficientNet-Lite0 with ImageNet's weights, from scratch, and after digits; a small convolutional
-network, an MLP, a wide ResNet and a ResNet-18 from scratch; the first two after autoencoding Fashion-MNIST or digits
-without labels, and after learning to classify digits. The digits are the 1,797 of scikit-learn, 8x8 pixels. The seed
-chooses the split, the initialization and the batches. What is in the output file is not run again.
+is tested. Candidates: EfficientNet-Lite0 with ImageNet weights, from scratch, and after digits; a small convolutional
+network, an MLP, a wide ResNet and a ResNet-18 from scratch; the first two after an autoencoder on Fashion-MNIST or
+digits, and after a classifier of digits. The digits are the 1,797 of scikit-learn, 8x8 pixels. The seed determines the
+split, the initialization and the batches. Runs that are in the output file are skipped.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from efficientnet_lite0 import BACKBONE, convert
 from label_budget import Results
 from PIL import Image
 from sklearn.datasets import load_digits
-from transfer import SGD
+from transfer import SGD, build_argv
 
 from sft_lightning import ImageDataModule
 from sft_lightning.transfer.candidates import Candidate
@@ -35,51 +35,47 @@ LABELS, STEPS, EPOCHS = 10, 198, 6
 
 
 def main() -> None:
-    """Runs what is missing in the output file."""
+    """Run what is missing in the output file and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, help="of torch; all cores unless given")
+    parser.add_argument("--threads", type=int, help="number of torch's threads; all cores by default")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     results = Results(args.out.resolve(), {"labels_per_class": LABELS, "steps": STEPS, "batch": 32, "optimizer": SGD})
     os.chdir(tempfile.mkdtemp())
-    starts: dict[str, Candidate] = {}
+    candidates: dict[str, Candidate] = {}
     for seed in args.seeds:
-        missing = [name for name in STARTS if str(seed) not in results.rows.get(f"{name}: accuracy", {})]
+        missing = [name for name in CANDIDATES if str(seed) not in results.rows.get(f"{name}: accuracy", {})]
         if missing:
-            starts = starts or sources()
+            candidates = candidates or train_candidates()
             for name in missing:
-                measure(results, name, starts[name], seed)
+                measure(results, name, candidates[name], seed)
     results.read()
-    print(table(results.rows))
+    print(format_table(results.rows))
 
 
-def measure(results: Results, name: str, start: Candidate, seed: int) -> None:
-    """Scores and fine-tunes one start."""
+def measure(results: Results, name: str, candidate: Candidate, seed: int) -> None:
+    """Score and fine-tune one candidate, and add its figures to the results."""
 
-    def data(**changed: Any) -> ImageDataModule:
+    def make_data(**overrides: Any) -> ImageDataModule:
         return ImageDataModule(
-            "FashionMNIST", **{"labels_per_class": LABELS, "val_size": 5000, "seed": seed, **changed}
+            "FashionMNIST", **{"labels_per_class": LABELS, "val_size": 5000, "seed": seed, **overrides}
         )
 
-    (ranked,) = score_candidates(data, [start], 5)
+    (ranked,) = score_candidates(make_data, [candidate], 5)
     for criterion, score in ranked.scores.items():
         results.add(f"{name}: {criterion}", seed, score)
-    side = start.image_size or 28
-    words = ["--data.init_args.source=FashionMNIST", f"--data.init_args.labels_per_class={LABELS}"]
-    words += ["--data.init_args.num_labels=null", "--data.init_args.batch_size=32", "--data.init_args.val_size=5000"]
-    words += [f"--data.init_args.image_size={side}", f"--data.init_args.weak_view.crop_padding={side // 14}"]
-    words += [f"--data.init_args.steps_per_epoch={STEPS // EPOCHS}", f"--trainer.max_epochs={EPOCHS}"]
-    words += ["--trainer.limit_val_batches=0", f"--model.init_args.optimizer={SGD}"]
-    words += [f"--model.init_args.backbone={start.backbone}", f"--model.init_args.weights={start.weights}"]
-    began = time.monotonic()
-    run, _ = fit(["quickstart/fine_tune.yaml"], "ranked", seed, *words)
-    results.add(f"{name}: accuracy", seed, test(run), time.monotonic() - began, ranked.seconds)
+    side = candidate.image_size or 28
+    argv = [*build_argv(side, STEPS, EPOCHS), f"--data.init_args.labels_per_class={LABELS}"]
+    argv += [f"--model.init_args.backbone={candidate.backbone}", f"--model.init_args.weights={candidate.weights}"]
+    start = time.monotonic()
+    run, _ = fit(["quickstart/fine_tune.yaml"], "ranked", seed, *argv)
+    results.add(f"{name}: accuracy", seed, test(run), time.monotonic() - start, ranked.seconds)
 
 
-STARTS = {
+CANDIDATES = {
     "EfficientNet-Lite0, ImageNet": (BACKBONE, 64),
     "EfficientNet-Lite0, ImageNet, then digits": (BACKBONE, 64),
     "EfficientNet-Lite0, scratch": (BACKBONE, 64),
@@ -95,72 +91,76 @@ STARTS = {
 }
 
 
-def sources() -> dict[str, Candidate]:
-    """Trains the starts that learn something before."""
+def train_candidates() -> dict[str, Candidate]:
+    """Return all candidates, and train those that are pretrained on Fashion-MNIST or digits."""
     imagenet = str(convert(Path("imagenet.safetensors").resolve()))
-    found = {}
-    for name, (backbone, side) in STARTS.items():
+    candidates = {}
+    for name, (backbone, side) in CANDIDATES.items():
         _, _, source = name.partition(", ")
         if source == "ImageNet":
             weights = imagenet
         elif source == "scratch":
             weights = "none"
         elif source.startswith("autoencoder"):
-            config, epochs = ("FashionMNIST", 2) if "Fashion" in source else (digits(), 20)
-            words = [f"--data.init_args.source={config}", f"--model.init_args.network={backbone}", *SMALL]
-            words += [f"--trainer.max_epochs={epochs}", "--data.init_args.batch_size=128"]
-            weights = str(fit(["quickstart/autoencoder.yaml"], "source", 0, *words)[0])
+            data, epochs = ("FashionMNIST", 2) if "Fashion" in source else (write_digits(), 20)
+            argv = [f"--data.init_args.source={data}", f"--model.init_args.network={backbone}", *SMALL]
+            argv += [f"--trainer.max_epochs={epochs}", "--data.init_args.batch_size=128"]
+            weights = str(fit(["quickstart/autoencoder.yaml"], "source", 0, *argv)[0])
         else:
-            words = [f"--data.init_args.source={digits()}", "--data.init_args.num_labels=null", *SMALL]
-            words += ["--data.init_args.steps_per_epoch=null", f"--trainer.max_epochs={3 if side > 28 else 20}"]
-            words += [f"--data.init_args.image_size={side}", f"--model.init_args.optimizer={SGD}"]
-            words += [f"--model.init_args.backbone={backbone}"]
-            words += [f"--model.init_args.weights={imagenet if 'ImageNet' in source else 'none'}"]
-            weights = str(fit(["quickstart/fine_tune.yaml"], "source", 0, *words)[0])
+            argv = [f"--data.init_args.source={write_digits()}", "--data.init_args.num_labels=null", *SMALL]
+            argv += ["--data.init_args.steps_per_epoch=null", f"--trainer.max_epochs={3 if side > 28 else 20}"]
+            argv += [f"--data.init_args.image_size={side}", f"--model.init_args.optimizer={SGD}"]
+            argv += [f"--model.init_args.backbone={backbone}"]
+            argv += [f"--model.init_args.weights={imagenet if 'ImageNet' in source else 'none'}"]
+            weights = str(fit(["quickstart/fine_tune.yaml"], "source", 0, *argv)[0])
         path = weights if weights == "none" else str(Path(weights).resolve())
-        found[name] = Candidate(backbone, path, side)
-    return found
+        candidates[name] = Candidate(backbone, path, side)
+    return candidates
 
 
 SMALL = ["--data.init_args.image_size=28", "--data.init_args.channels=1", "--trainer.limit_val_batches=0"]
 
 
-def digits() -> Path:
-    """scikit-learn's digits as class folders."""
+def write_digits() -> Path:
+    """Write scikit-learn's digits to class folders, unless they exist, and return the folder."""
     folder = Path("digits").resolve()
     if not folder.exists():
-        given = load_digits()
-        for i, (picture, label) in enumerate(zip(given.images, given.target, strict=True)):
-            own = folder / "train" / str(label)
-            own.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((picture * 255 / 16).astype("uint8")).save(own / f"{i}.png")
+        digits = load_digits()
+        for i, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            class_folder = folder / "train" / str(label)
+            class_folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255 / 16).astype("uint8")).save(class_folder / f"{i}.png")
     return folder
 
 
-def table(rows: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: each start's accuracy and scores, means over the seeds; then tau of each criterion, for each seed."""
+def format_table(rows: dict[str, dict[str, list[float]]]) -> str:
+    """Format the results as Markdown.
 
-    def value(name: str, what: str, seed: str) -> float | None:
-        found = rows.get(f"{name}: {what}", {}).get(seed)
-        return None if found is None else found[0]
+    The table has the mean accuracy and the mean scores of each candidate, and in its last row tau of each criterion:
+    its mean, the number of candidates, and its value for each seed.
+    """
+
+    def get(name: str, figure: str, seed: str) -> float | None:
+        figures = rows.get(f"{name}: {figure}", {}).get(seed)
+        return None if figures is None else figures[0]
 
     seeds = sorted({seed for row in rows.values() for seed in row})
     lines = [f"| start | fine-tuned | {' | '.join(CRITERIA)} |", "|---" * (len(CRITERIA) + 2) + "|"]
-    for name in STARTS:
+    for name in CANDIDATES:
         cells = []
-        for what in ("accuracy", *CRITERIA):
-            given = [v for seed in seeds if (v := value(name, what, seed)) is not None]
-            cells.append(f"{statistics.mean(given):.3f}" if given else "")
+        for figure in ("accuracy", *CRITERIA):
+            values = [v for seed in seeds if (v := get(name, figure, seed)) is not None]
+            cells.append(f"{statistics.mean(values):.3f}" if values else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    taus = []
-    for what in CRITERIA:
-        own = []
+    tau_cells = []
+    for criterion in CRITERIA:
+        taus = []
         for seed in seeds:
-            pairs = [(s, a) for n in STARTS if (s := value(n, what, seed)) is not None
-                     and (a := value(n, "accuracy", seed)) is not None]  # fmt: skip
-            own.append(weighted_kendall(*zip(*pairs, strict=True)) if pairs else 0.0)
-        taus.append(f"{statistics.mean(own):.2f} ({len(pairs)}: {' '.join(f'{tau:.2f}' for tau in own)})")
-    lines.append(f"| weighted Kendall tau: mean (starts: seeds) | | {' | '.join(taus)} |")
+            pairs = [(s, a) for n in CANDIDATES if (s := get(n, criterion, seed)) is not None
+                     and (a := get(n, "accuracy", seed)) is not None]  # fmt: skip
+            taus.append(weighted_kendall(*zip(*pairs, strict=True)) if pairs else 0.0)
+        tau_cells.append(f"{statistics.mean(taus):.2f} ({len(pairs)}: {' '.join(f'{tau:.2f}' for tau in taus)})")
+    lines.append(f"| weighted Kendall tau: mean (candidates: seeds) | | {' | '.join(tau_cells)} |")
     return "\n".join(lines)
 
 

@@ -1,13 +1,14 @@
-"""The reference of METHODS as plain PyTorch: an autoencoder, then fine-tuning, on the full Fashion-MNIST.
+"""Train the reference in plain PyTorch: an autoencoder, then fine-tuning, on the full Fashion-MNIST.
 
-Two loops of the same mathematics: `sliced` indexes one tensor and uses a fused Adam; `per_sample` is the loop of most
-tutorials (torchvision data set, `ToTensor`, `DataLoader`). Nothing of the framework is used but its IDX reader, so that
-both can be held against it.
+Two loops compute the same: `sliced` indexes one tensor and uses a fused Adam; `per_sample` is the loop of most
+tutorials (torchvision data set, `ToTensor`, `DataLoader`). They use nothing of the framework except its IDX reader, so
+that the framework can be compared with them.
 
     python scripts/bench/reference_loop.py --loop sliced --epochs 100 --seeds 0 1 2 --out result.json
 
-Prints JSON: per seed the final test accuracy, the held-out reconstruction loss and, of both phases, the median seconds
-of the epochs after the first. The first is faster: later on, Adam's moments of dead units are denormal numbers.
+It prints JSON with, for each seed, the final test accuracy, the reconstruction loss on the test split and, for both
+phases, the median seconds of the epochs after the first. The first is faster: in later epochs, Adam's moments of dead
+units are denormal numbers.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from about import about
+from provenance import collect_provenance
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -29,20 +30,20 @@ Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 BATCH = 64
 
 
-def encoder() -> nn.Sequential:
-    """784-128-64-32, ReLU after each layer."""
+def build_encoder() -> nn.Sequential:
+    """Build an MLP of 784-128-64-32 with a ReLU after each layer."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()
     )
 
 
-def decoder() -> nn.Sequential:
-    """32-64-128-784, ReLU, last a sigmoid."""
+def build_decoder() -> nn.Sequential:
+    """Build an MLP of 32-64-128-784 with ReLUs and a final sigmoid."""
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 784), nn.Sigmoid())
 
 
-def sliced(images: Tensor, labels: Tensor) -> Loader:
-    """Batches as an index into one tensor."""
+def make_sliced_loader(images: Tensor, labels: Tensor) -> Loader:
+    """Return a function that yields the shuffled batches of one epoch by indexing the tensors."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(images))
@@ -54,14 +55,14 @@ def sliced(images: Tensor, labels: Tensor) -> Loader:
 
 
 class PerSample(Dataset[tuple[Tensor, int]]):
-    """What torchvision's MNIST classes do for each image (`__getitem__`), without their files: PIL, `ToTensor`."""
+    """A data set that converts each image with PIL and `ToTensor`, as torchvision's MNIST classes do."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        """Keeps the tensors.
+        """Keep the tensors.
 
         Args:
-            images: uint8, (N, 28, 28).
-            labels: int64, (N,).
+            images: Images (N, 28, 28), uint8.
+            labels: Labels (N,), int64.
         """
         from torchvision.transforms import ToTensor
 
@@ -80,7 +81,15 @@ class PerSample(Dataset[tuple[Tensor, int]]):
 def train(
     epochs: int, batches: Loader, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], fused: bool
 ) -> list[float]:
-    """Adam, learning rate 1e-3; returns the seconds of each epoch."""
+    """Train with Adam at a learning rate of 1e-3 and return the seconds of each epoch.
+
+    Args:
+        epochs: Number of epochs.
+        batches: Function that returns the batches of an epoch.
+        model: Network whose parameters are trained.
+        loss: Function from images and labels to the loss.
+        fused: Whether Adam is fused.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     seconds = []
     for _ in range(epochs):
@@ -93,48 +102,58 @@ def train(
     return seconds
 
 
-def one_seed(seed: int, loop: str, epochs: int, data: Path, pictures: int) -> dict[str, object]:
-    """Both phases with one seed; the test split is looked at once, after the last step."""
+def train_and_test(seed: int, loop: str, epochs: int, data: Path, images: int) -> dict[str, object]:
+    """Train both phases with one seed, and test once after the last step.
+
+    Args:
+        seed: Seed of the initialization and the order of batches.
+        loop: `sliced` or `per_sample`.
+        epochs: Number of epochs per phase.
+        data: Folder of the IDX files.
+        images: Number of training images to use.
+    """
     torch.manual_seed(seed)
     x, y, x_test, y_test = (
-        read_idx(data / f"{part}-{kind}-ubyte.gz")
-        for part in ("train", "t10k")
+        read_idx(data / f"{split}-{kind}-ubyte.gz")
+        for split in ("train", "t10k")
         for kind in ("images-idx3", "labels-idx1")
     )
-    x, y, y_test = x[:pictures], y[:pictures].long(), y_test.long()
+    x, y, y_test = x[:images], y[:images].long(), y_test.long()
     flat_test = x_test.float().div(255)
     batches: Loader
     if loop == "sliced":
-        batches = sliced(x, y)
+        batches = make_sliced_loader(x, y)
     else:
         loader = DataLoader(PerSample(x, y), batch_size=BATCH, shuffle=True)
         batches = lambda: loader  # noqa: E731
     fused = loop == "sliced"
-    enc, dec = encoder(), decoder()
-    autoencoder = nn.Sequential(enc, dec)
-    ae = train(epochs, batches, autoencoder, lambda x, _: F.mse_loss(autoencoder(x), x.flatten(1)), fused)
+    encoder = build_encoder()
+    autoencoder = nn.Sequential(encoder, build_decoder())
+    autoencoder_seconds = train(
+        epochs, batches, autoencoder, lambda x, _: F.mse_loss(autoencoder(x), x.flatten(1)), fused
+    )
     with torch.no_grad():
         reconstruction = F.mse_loss(autoencoder(flat_test), flat_test.flatten(1)).item()
-    classifier = nn.Sequential(enc, nn.Linear(32, 10))
-    ft = train(epochs, batches, classifier, lambda x, y: F.cross_entropy(classifier(x), y), fused)
+    classifier = nn.Sequential(encoder, nn.Linear(32, 10))
+    fine_tune_seconds = train(epochs, batches, classifier, lambda x, y: F.cross_entropy(classifier(x), y), fused)
     with torch.no_grad():
         accuracy = (classifier(flat_test).argmax(1) == y_test).float().mean().item()
     return {
         "seed": seed,
         "test_accuracy": accuracy,
         "test_reconstruction_loss": reconstruction,
-        "autoencoder_seconds_per_epoch": statistics.median(ae[1:] or ae),
-        "fine_tune_seconds_per_epoch": statistics.median(ft[1:] or ft),
+        "autoencoder_seconds_per_epoch": statistics.median(autoencoder_seconds[1:] or autoencoder_seconds),
+        "fine_tune_seconds_per_epoch": statistics.median(fine_tune_seconds[1:] or fine_tune_seconds),
     }
 
 
 def main() -> None:
-    """Runs the seeds one after the other and rewrites the output after each."""
+    """Run the seeds one after another and rewrite the output after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loop", choices=("sliced", "per_sample"), default="sliced")
-    parser.add_argument("--epochs", type=int, default=100, help="of each phase")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs of each phase")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=60_000, help="so many of the training images")
+    parser.add_argument("--images", type=int, default=60_000, help="number of training images")
     parser.add_argument("--data", type=Path, default=DEBIAN_FASHION_MNIST)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path)
@@ -143,9 +162,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     runs = []
     for seed in args.seeds:
-        runs.append(one_seed(seed, args.loop, args.epochs, args.data, args.pictures))
-        how = {"loop": args.loop, "epochs": args.epochs, "threads": torch.get_num_threads()}
-        text = json.dumps({**about(), **how, "runs": runs}, indent=1)
+        runs.append(train_and_test(seed, args.loop, args.epochs, args.data, args.images))
+        settings = {"loop": args.loop, "epochs": args.epochs, "threads": torch.get_num_threads()}
+        text = json.dumps({**collect_provenance(), **settings, "runs": runs}, indent=1)
         if args.out:
             args.out.write_text(text + "\n")
     print(text)

@@ -1,23 +1,23 @@
-"""Runs the benches of all budgets one after another, and prints one Markdown table.
+"""Run the benchmarks of all budgets one after another and print a Markdown table.
 
     scripts/bench/run_all --out scripts/bench/results/budgets.json                    # 90 minutes, 2 idle cores
     scripts/bench/run_all --only training_speed step_overhead --compare scripts/bench/results/budgets.json
-    scripts/bench/run_all --only growth --onto OLD.json --out OLD.json              # one anew
-    scripts/bench/run_all --quick                                                     # does each of them still run?
-    scripts/bench/run_all --stored                                                    # the table of what is kept
+    scripts/bench/run_all --only growth --onto OLD.json --out OLD.json                # repeat one benchmark
+    scripts/bench/run_all --quick                                                     # check that all of them run
+    scripts/bench/run_all --stored                                                    # print the stored table
 
-Each bench is a process of its own. The JSON has what every bench found and, for each budget (`budgets.py`), the
-numbers of its pairs with median, lowest and highest. A budget is met where the median meets the target. The exit code
-is 1 where a bench failed, not where a target is missed.
+Each benchmark runs in a process of its own. The JSON has the results of every benchmark and, for each budget
+(`budgets.py`), the numbers of its pairs with median, lowest and highest. A budget is met if the median meets the
+target. The exit code is 1 if a benchmark failed, but not if a target is missed.
 
-`--compare OLD.json` also exits with 1 where something became slower beyond noise, which means all of these:
-- both sides have at least 3 pairs,
-- the lowest to highest numbers of the two do not overlap: where nothing has changed, all of k new numbers lie on the
-  bad side of all of k old ones by chance in 1 of 20 comparisons for k = 3, 1 of 70 for k = 4 and 1 of 252 for k = 5,
-- the median moved by more than 5 % of the old one: with many pairs the ranges of a difference that nobody would notice
-  come apart, too, and the median of a whole run moves by 2 or 3 % from one start of the machine to the next.
-What one side lacks, or has too few pairs of, is told and decides nothing. A quick run is compared with nothing but
-another quick one, and another machine is told: ratios travel between machines, seconds do not.
+`--compare OLD.json` also exits with 1 if something became slower beyond noise, which requires all of these:
+- both results have at least 3 pairs,
+- their ranges from lowest to highest do not overlap. If nothing has changed, all k new numbers are worse than all k old
+  ones by chance in 1 of 20 comparisons for k = 3, 1 of 70 for k = 4 and 1 of 252 for k = 5,
+- the median changed by more than 5 % of the old one. With many pairs, even the ranges of a negligible difference stop
+  overlapping, and the median changes by 2 or 3 % from one start of the machine to the next.
+Budgets that only one result has, or that have too few pairs, are listed and not compared. A quick result is compared
+only with another quick one. A different machine is reported: ratios are comparable between machines, seconds are not.
 """
 
 import argparse
@@ -31,71 +31,73 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from about import about
 from budgets import BUDGETS, FULL, QUICK
+from provenance import collect_provenance
 
 HERE = Path(__file__).resolve().parent
-KEPT = HERE / "results" / "budgets.json"
-PAIRS, SHARE = 3, 0.05
+STORED_RESULT = HERE / "results" / "budgets.json"
+MIN_PAIRS, MIN_CHANGE = 3, 0.05
 
 
-class Compared(NamedTuple):
-    """What a comparison says.
+class BudgetComparison(NamedTuple):
+    """The comparison of two results.
 
     Attributes:
-        slower: A line for each budget that became slower beyond noise.
-        told: What could not be compared, and why.
+        slower: One line for each budget that became slower beyond noise.
+        notes: One line for each thing that could not be compared, with the reason.
     """
 
     slower: list[str]
-    told: list[str]
+    notes: list[str]
 
 
-def bench(name: str, quick: bool) -> dict[str, Any]:
-    """What one bench found, or why it found nothing (`failed`); and the seconds that it took.
+def run_benchmark(name: str, quick: bool) -> dict[str, Any]:
+    """Run one benchmark and return its results and its seconds, or `failed` with the reason and its errors.
 
     Args:
-        name: Of the script.
-        quick: At a small size.
+        name: Name of the script, without `.py`.
+        quick: Whether to run it at a small size.
     """
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "found.json"
-        words = QUICK.get(name, ["--quick"]) if quick else FULL.get(name, [])
-        command = [sys.executable, str(HERE / f"{name}.py"), *words, f"--out={out}"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
-        if done.returncode or not out.is_file():
-            last = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
-            return {"failed": f"exit code {done.returncode}: {last}", "stderr": done.stderr[-4000:]}
-        found: dict[str, Any] = json.loads(out.read_text())
-    known = about()
-    own = {key: value for key, value in found.items() if key not in known}
-    return {**own, "took_seconds": round(time.perf_counter() - start)}
+        out = Path(folder) / "result.json"
+        options = QUICK.get(name, ["--quick"]) if quick else FULL.get(name, [])
+        command = [sys.executable, str(HERE / f"{name}.py"), *options, f"--out={out}"]
+        process = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        if process.returncode or not out.is_file():
+            error = (process.stderr.strip().splitlines() or ["it wrote no result"])[-1]
+            return {"failed": f"exit code {process.returncode}: {error}", "stderr": process.stderr[-4000:]}
+        result: dict[str, Any] = json.loads(out.read_text())
+    provenance = collect_provenance()
+    result = {key: value for key, value in result.items() if key not in provenance}
+    return {**result, "took_seconds": round(time.perf_counter() - start)}
 
 
-def judged(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of the table.
+def evaluate_budgets(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluate every budget whose numbers are available, and return the rows of the table.
 
     Args:
-        found: By bench.
+        results: Results by benchmark.
     """
-    lines = []
+    rows = []
     for budget in BUDGETS:
-        if "failed" in found.get(budget.bench, {"failed": ""}):
+        if "failed" in results.get(budget.bench, {"failed": ""}):
             continue
         try:
-            numbers = budget.numbers(found[budget.bench])
-        except (KeyError, ValueError, TypeError):  # of a network, say, that a quick run leaves out
+            numbers = budget.read_numbers(results[budget.bench])
+        except (KeyError, ValueError, TypeError):  # for example of a network that a quick run skips
             continue
-        lines.append(budget.judged(numbers))
-    return lines
+        rows.append(budget.evaluate(numbers))
+    return rows
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: what, against, measured (lowest to highest), target, met or not.
+def format_table(lines: list[dict[str, Any]]) -> str:
+    """Format budgets as a Markdown table of measured values, ranges and targets.
 
     Args:
-        lines: Of `judged`.
+        lines: Rows from `evaluate_budgets`.
     """
     rows = ["| what | against | measured (lowest to highest) | target | met |", "|---|---|---|---|---|"]
     for line in lines:
@@ -109,89 +111,95 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def compared(new: Mapping[str, Any], old: Mapping[str, Any]) -> Compared:
-    """What became slower beyond noise.
+def compare(new: Mapping[str, Any], old: Mapping[str, Any]) -> BudgetComparison:
+    """List the budgets that became slower beyond noise.
 
     Args:
-        new: JSON of this script.
-        old: The same, of another day.
+        new: New result of this script.
+        old: Earlier result of this script.
     """
-    slower, told = [], []
+    slower, notes = [], []
     if bool(new["how"]["quick"]) != bool(old["how"]["quick"]):
-        return Compared([], ["one of the two is a quick run: nothing is compared"])
+        return BudgetComparison([], ["nothing is compared, because only one of the results is from a quick run"])
     for key in ("cores", "processor"):
         if new.get(key) != old.get(key):
-            told.append(f"{key} differ: {new.get(key)} now, {old.get(key)} then; seconds cannot be compared")
-    before = {line["name"]: line for line in old["budgets"]}
-    for line in new["budgets"]:
-        name, now, then = line["name"], line["numbers"], before.pop(line["name"], {"numbers": []})["numbers"]
-        if min(len(now), len(then)) < PAIRS:
-            told.append(f"{name}: {len(now)} pairs now, {len(then)} then; {PAIRS} on both sides tell")
+            notes.append(f"{key} differ: {new.get(key)} now, {old.get(key)} then; seconds cannot be compared")
+    old_rows = {row["name"]: row for row in old["budgets"]}
+    for row in new["budgets"]:
+        name, now, then = row["name"], row["numbers"], old_rows.pop(row["name"], {"numbers": []})["numbers"]
+        if min(len(now), len(then)) < MIN_PAIRS:
+            notes.append(f"{name}: {len(now)} pairs now, {len(then)} then; a comparison needs {MIN_PAIRS} of each")
             continue
-        sign = -1 if line["better"] == "more" else 1
-        middle, was = statistics.median(now), statistics.median(then)
-        apart = min(sign * n for n in now) > max(sign * n for n in then)
-        if apart and sign * (middle - was) > SHARE * abs(was):
-            spans = [f"{statistics.median(n):.4g} ({min(n):.4g} to {max(n):.4g})" for n in (now, then)]
-            slower.append(f"{name}: {spans[0]} now, {spans[1]} then; {line['better']} is better")
-    told += [f"{name}: not measured now" for name in before]
-    return Compared(slower, told)
+        sign = -1 if row["better"] == "more" else 1
+        new_median, old_median = statistics.median(now), statistics.median(then)
+        is_separate = min(sign * n for n in now) > max(sign * n for n in then)
+        if is_separate and sign * (new_median - old_median) > MIN_CHANGE * abs(old_median):
+            ranges = [f"{statistics.median(n):.4g} ({min(n):.4g} to {max(n):.4g})" for n in (now, then)]
+            slower.append(f"{name}: {ranges[0]} now, {ranges[1]} then; {row['better']} is better")
+    notes += [f"{name}: not measured now" for name in old_rows]
+    return BudgetComparison(slower, notes)
 
 
-def read(option: str, path: Path) -> dict[str, Any]:
-    """An older result.
+def read_result(option: str, path: Path) -> dict[str, Any]:
+    """Read an earlier result and check that it has what this script needs.
 
     Args:
-        option: That named it.
-        path: That `--out` wrote.
+        option: Option that names the file, for the message.
+        path: Path of a file that `--out` wrote.
 
     Raises:
-        ValueError: It is none; with one sentence.
+        ValueError: The file is not a result of this script.
     """
     try:
-        old: dict[str, Any] = json.loads(path.read_text())
-        old["how"]["quick"], old["benches"].items(), [line["numbers"] for line in old["budgets"]]
+        result: dict[str, Any] = json.loads(path.read_text())
+        result["how"]["quick"], result["benches"].items(), [row["numbers"] for row in result["budgets"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        sentence = f"{option} {str(path)!r} is no result of run_all ({error!r}): give a file that its --out wrote"
-        raise ValueError(sentence) from error
-    return old
+        message = f"{option} {str(path)!r} is not a result of run_all ({error!r}): give a file that its --out wrote"
+        raise ValueError(message) from error
+    return result
 
 
-def taken_over(old: dict[str, Any], quick: bool, again: list[str]) -> dict[str, dict[str, Any]]:
-    """What an older result has of the benches that are not run again, each with the date and commit it is of.
+def reuse_results(old: dict[str, Any], quick: bool, repeated: list[str]) -> dict[str, dict[str, Any]]:
+    """Return an earlier result's benchmarks that are not repeated, each with its date and commit.
 
     Args:
-        old: Of `read`.
-        quick: Whether what is run now is.
-        again: Names of what is run now.
+        old: Earlier result.
+        quick: Whether the benchmarks run at a small size now.
+        repeated: Names of the benchmarks that run now.
 
     Raises:
-        ValueError: It does not go with what is measured now; with one sentence.
+        ValueError: The earlier result is from another machine, or of another size.
     """
-    here = {**about(), "quick": quick}
-    there = {**old, "quick": old["how"]["quick"]}
+    now = {**collect_provenance(), "quick": quick}
+    then = {**old, "quick": old["how"]["quick"]}
     for name in ("processor", "cores", "quick"):
-        value = there.get(name)
-        if value != here[name]:
-            raise ValueError(f"--onto: {name} is {value} there and {here[name]} now: leave it out and compare instead")
-    when = {name: old.get(name) for name in ("date", "commit")}
-    return {name: {**when, **own} for name, own in old["benches"].items() if name not in again}
+        if then.get(name) != now[name]:
+            raise ValueError(
+                f"--onto: {name} is {then.get(name)} there and {now[name]} now: omit --onto, and use --compare instead"
+            )
+    dated = {name: old.get(name) for name in ("date", "commit")}
+    return {name: {**dated, **result} for name, result in old["benches"].items() if name not in repeated}
 
 
 def main() -> None:
-    """Measures, prints, compares."""
+    """Run the benchmarks, print the table and compare it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(budget.bench for budget in BUDGETS))
-    parser.add_argument("--quick", action="store_true", help="each at a small size: does it still run?")
+    parser.add_argument("--quick", action="store_true", help="run at a small size, to check that all run")
     parser.add_argument(
-        "--stored", nargs="?", type=Path, const=KEPT, metavar="RESULT.json", help="runs nothing: the table of a result"
+        "--stored",
+        nargs="?",
+        type=Path,
+        const=STORED_RESULT,
+        metavar="RESULT.json",
+        help="run nothing, and print the table of a result",
     )
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument(
         "--onto",
         type=Path,
         metavar="OLD.json",
-        help="what is not run now is taken from there, with its date and commit",
+        help="take the benchmarks that are not run now from this result, with date and commit",
     )
     parser.add_argument("--compare", type=Path, metavar="OLD.json")
     parser.add_argument("--out", type=Path)
@@ -199,31 +207,31 @@ def main() -> None:
     if args.onto is not None and args.stored is not None:
         parser.error("--stored runs nothing that --onto could add to: give one of the two")
     try:
-        old = None if args.compare is None else read("--compare", args.compare)
-        kept = None if args.stored is None else read("--stored", args.stored)
-        found = {} if args.onto is None else taken_over(read("--onto", args.onto), args.quick, args.only)
+        old = None if args.compare is None else read_result("--compare", args.compare)
+        stored = None if args.stored is None else read_result("--stored", args.stored)
+        results = {} if args.onto is None else reuse_results(read_result("--onto", args.onto), args.quick, args.only)
     except ValueError as error:
         parser.error(str(error))
-    result = kept or {**about(), "how": {"quick": args.quick}}
+    output = stored or {**collect_provenance(), "how": {"quick": args.quick}}
     for name in args.only:
-        if kept is not None:
-            found[name] = kept["benches"].get(name, {"failed": "the result does not have it"})
+        if stored is not None:
+            results[name] = stored["benches"].get(name, {"failed": "the result does not have it"})
         else:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            found[name] = bench(name, args.quick)
-        result = {**result, "budgets": judged(found), "benches": found}
-        if args.out is not None:  # after each: one that is interrupted has measured some
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
-    failed = {name: own["failed"] for name, own in found.items() if "failed" in own}
-    print(table(result["budgets"]))
-    for name, why in failed.items():
-        print(f"\n{name} failed: {why}")
+            results[name] = run_benchmark(name, args.quick)
+        output = {**output, "budgets": evaluate_budgets(results), "benches": results}
+        if args.out is not None:  # after each benchmark, so that an interruption loses only one
+            args.out.write_text(json.dumps(output, indent=1) + "\n")
+    failed = {name: result["failed"] for name, result in results.items() if "failed" in result}
+    print(format_table(output["budgets"]))
+    for name, reason in failed.items():
+        print(f"\n{name} failed: {reason}")
     slower = 0
     if old is not None:
-        against = compared(result, old)
-        slower = len(against.slower)
+        comparison = compare(output, old)
+        slower = len(comparison.slower)
         print("\nSlower than before:" if slower else "\nNothing became slower beyond noise.")
-        for line in [*against.slower, *(f"({line})" for line in against.told)]:
+        for line in [*comparison.slower, *(f"({note})" for note in comparison.notes)]:
             print(f"- {line}")
     sys.exit(1 if slower or failed else 0)
 

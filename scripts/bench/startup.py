@@ -1,12 +1,12 @@
-"""How long until a command answers, and until a training takes its first step, against a bare LightningCLI's?
+"""Measure the response time of commands, and the time to the first training step against a bare LightningCLI.
 
     python scripts/bench/startup.py --out scripts/bench/results/startup.json
 
-Each is a process of its own, in turn, `--rounds` times, after one round that is not counted and fills the disk's cache;
-told are medians of the seconds by the clock and on the processor. `first step` is the forward pass of the first batch
-of `configs/quickstart/fine_tune.yaml`, counted from the start of the process; `bare first step` is the same module,
-data and config under a LightningCLI with no more than the links that the module needs, without the sanity check of the
-validation. `ratio` is the median of the rounds' ratios, with the smallest and the largest.
+Each command runs in a process of its own, in turn, `--rounds` times, after one round that fills the disk's cache and is
+not counted. The result has the medians of wall time and of processor time. `first step` is the time from the start of
+the process to the end of the first forward pass of `configs/quickstart/fine_tune.yaml`; `bare first step` is the same
+module, data and config under a LightningCLI that has only the links that the module needs and no sanity check. `ratio`
+is the median of the rounds' ratios, with the smallest and the largest.
 """
 
 import argparse
@@ -19,16 +19,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from about import publish
+from provenance import publish
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart" / "fine_tune.yaml")
-# Ends the process at the end of the first step.
+# End the process after the first step.
 STOP = """
 import os
 from sft_lightning.paradigms.base import Paradigm
 step = Paradigm.training_step
-def first(*words):
-    step(*words)
+def first(*args):
+    step(*args)
     os._exit(0)
 Paradigm.training_step = first
 """
@@ -60,44 +60,45 @@ COMMANDS = {
     "first step": ["-c", OURS],
     "bare first step": ["-c", BARE],
 }
-MISTAKES = ("unknown command", "unknown option", "no such config", "no such run", "wrong class")
+INVALID = ("unknown command", "unknown option", "no such config", "no such run", "wrong class")
 
 
-def timed(name: str) -> tuple[float, float]:
-    """Seconds by the clock and on the processor."""
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+def time_command(name: str) -> tuple[float, float]:
+    """Run a command of `COMMANDS` and return its wall time and its processor time in seconds."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *COMMANDS[name]],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": path},
             capture_output=True,
             text=True,
         )
-    seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == (2 if name in MISTAKES else 0), done.stderr[-2000:]
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert process.returncode == (2 if name in INVALID else 0), process.stderr[-2000:]
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
+    """Time all commands and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warm", type=int, default=1, help="rounds before them, which do not count")
+    parser.add_argument("--warm", type=int, default=1, help="rounds before these, which are not counted")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rounds = [{name: timed(name) for name in COMMANDS} for _ in range(args.rounds + args.warm)][args.warm :]
-    found: dict[str, object] = {
+    rounds = [{name: time_command(name) for name in COMMANDS} for _ in range(args.rounds + args.warm)][args.warm :]
+    medians: dict[str, object] = {
         name: {
-            kind: round(statistics.median(own[name][k] for own in rounds), 2)
+            kind: round(statistics.median(times[name][k] for times in rounds), 2)
             for k, kind in enumerate(("seconds", "processor_seconds"))
         }
         for name in COMMANDS
     }
-    ratios = [round(own["first step"][0] / own["bare first step"][0], 3) for own in rounds]
-    found["ratio"] = [round(ratio, 3) for ratio in (statistics.median(ratios), min(ratios), max(ratios))]
-    seconds = {name: [round(own[name][0], 2) for own in rounds] for name in COMMANDS}
-    publish(args, {"found": found, "first_step_ratios": ratios, "seconds": seconds})
+    ratios = [round(times["first step"][0] / times["bare first step"][0], 3) for times in rounds]
+    medians["ratio"] = [round(ratio, 3) for ratio in (statistics.median(ratios), min(ratios), max(ratios))]
+    seconds = {name: [round(times[name][0], 2) for times in rounds] for name in COMMANDS}
+    publish(args, {"found": medians, "first_step_ratios": ratios, "seconds": seconds})
 
 
 if __name__ == "__main__":

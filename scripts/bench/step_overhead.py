@@ -1,98 +1,91 @@
-"""What the framework adds to a step: shipped defaults against a plain PyTorch loop, in pairs.
+"""Measure the overhead of the framework per training step, against a plain PyTorch loop, in pairs.
 
     python scripts/bench/step_overhead.py --out scripts/bench/results/step_overhead.json
 
 The framework runs `configs/quickstart/fine_tune.yaml` (100 labels of the sample, batches of 64, fused Adam, without the
-schedule) through the command line with logging, the bar of a terminal and checkpoints, and is timed from the start of
-an epoch to that of the next, so that all of it counts. The plain loop has copies of its backbone and head, the same
+schedule) through the command line with logging, a terminal's progress bar and checkpoints. An epoch is timed from its
+start to the start of the next, so that everything counts. The plain loop has copies of the backbone and head, the same
 optimizer and the same uint8 images, which it indexes, scales and normalizes.
 
-Both run in the same process, in alternating order: they share what commands set up for a process (denormal numbers are
-zero, memory is kept), so that the difference is what the framework does in a step, and none of what tells two processes
-apart. Against loops in processes of their own see `training_speed.py`. Prints JSON: for each pair the microseconds that
-a step takes longer, their mean with its 95 % interval, and that as a share of a step of 10 ms.
+Both run in the same process, in alternating order. They share the settings that commands make for a process (denormal
+numbers are flushed to zero, freed memory is retained), so that the difference is only the work of the framework in a
+step. `training_speed.py` compares with loops in processes of their own. It prints JSON: the additional microseconds per
+step of each pair, their mean with its 95 % interval, and the mean as a share of a step of 10 ms.
 """
 
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from about import publish
+from commands import CONFIGS, find_callback
 from lightning.pytorch import Callback, LightningModule, Trainer
+from provenance import publish
+from terminal import discard_terminal_output
 from torch import nn
 from torch.nn import functional as F
-from training_speed import Terminal
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.study.statistics import confidence_interval
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart" / "fine_tune.yaml"
-STEP = 0.01  # seconds of the step that the share is of
+REFERENCE_STEP = 0.01  # seconds of the step in `share_of_10_ms`
 EPOCHS = 4  # the first is not counted
 
 
-class Starts(Callback):
-    """When each epoch began; backbone and head as they were before the first step."""
+class EpochStarts(Callback):
+    """Record the start of each epoch, and copy backbone and head before the first step."""
 
     times: list[float]
     networks: tuple[nn.Module, nn.Module]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copies the networks."""
+        """Copy the networks."""
         assert isinstance(pl_module, FineTuneClassifier)
         self.times, self.networks = [], deepcopy((pl_module.backbone, pl_module.head))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the clock."""
+        """Record the time."""
         self.times.append(time.perf_counter())
 
 
-def framework(backbone: str, steps: int) -> tuple[float, SFTCLI]:
-    """Seconds of a step, median of the epochs after the first, and what took part."""
-    words = ["fit", f"--config={CONFIG}", "--run_name=bench", f"--model.init_args.backbone={backbone}"]
-    words += ["--model.init_args.lr_scheduler=null", f"--data.init_args.steps_per_epoch={steps}"]
-    words += ["--trainer.limit_val_batches=0", f"--trainer.max_epochs={EPOCHS + 1}", "--trainer.accelerator=cpu"]
-    words += ["--trainer.callbacks=step_overhead.Starts"]
-    terminal, sys.stdout = sys.stdout, Terminal()
-    try:
-        done = run(words)
-    finally:
-        sys.stdout = terminal
-    return statistics.median(b - a for a, b in pairwise(_starts(done).times[1:])) / steps, done
+def time_framework(backbone: str, steps: int) -> tuple[float, SFTCLI]:
+    """Train through the command line and return the median seconds per step after the first epoch, and the CLI."""
+    argv = ["fit", f"--config={CONFIGS / 'quickstart' / 'fine_tune.yaml'}", "--run_name=bench"]
+    argv += [f"--model.init_args.backbone={backbone}", "--model.init_args.lr_scheduler=null"]
+    argv += [f"--data.init_args.steps_per_epoch={steps}", "--trainer.limit_val_batches=0"]
+    argv += [f"--trainer.max_epochs={EPOCHS + 1}", "--trainer.accelerator=cpu"]
+    argv += ["--trainer.callbacks=step_overhead.EpochStarts"]
+    with discard_terminal_output():
+        cli = run(argv)
+    times = find_callback(cli, "EpochStarts").times
+    return statistics.median(b - a for a, b in pairwise(times[1:])) / steps, cli
 
 
-def _starts(done: SFTCLI) -> Any:
-    return next(c for c in done.trainer.callbacks if type(c).__name__ == "Starts")  # type: ignore[attr-defined]
-
-
-def plain(done: SFTCLI, steps: int) -> float:
-    """The same of a plain loop.
+def time_plain_loop(cli: SFTCLI, steps: int) -> float:
+    """Return the median seconds per step of a plain loop after its first epoch.
 
     Args:
-        done: A training of the framework, whose images, first weights and optimizer it takes.
-        steps: Of an epoch.
+        cli: CLI of a training of the framework, whose images, initial weights and optimizer the loop uses.
+        steps: Number of steps per epoch.
     """
-    split, size = done.datamodule.splits["labeled"], done.datamodule.batch_size
-    pictures, labels = split.part.images.data[split.indices], split.labels
-    network = nn.Sequential(*deepcopy(_starts(done).networks)).train()  # the backbone normalizes
-    optimizer = done.model._optimizer(network.parameters())
+    split, size = cli.datamodule.splits["labeled"], cli.datamodule.batch_size
+    images, labels = split.part.images.data[split.indices], split.labels
+    network = nn.Sequential(*deepcopy(find_callback(cli, "EpochStarts").networks)).train()  # the backbone normalizes
+    optimizer = cli.model._optimizer(network.parameters())
     epochs = []
     for _ in range(EPOCHS):
         start = time.perf_counter()
         order = torch.cat([torch.randperm(len(labels)) for _ in range(-(-steps * size // len(labels)))])
         for step in range(steps):
-            mine = order[size * step : size * (step + 1)]
+            indices = order[size * step : size * (step + 1)]
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(pictures[mine].float().div_(255)), labels[mine])
+            loss = F.cross_entropy(network(images[indices].float().div_(255)), labels[indices])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         epochs.append(time.perf_counter() - start)
@@ -100,32 +93,32 @@ def plain(done: SFTCLI, steps: int) -> float:
 
 
 def main() -> None:
-    """Times the pairs and prints JSON."""
+    """Time the pairs and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=500, help="of an epoch")
+    parser.add_argument("--steps", type=int, default=500, help="steps per epoch")
     parser.add_argument("--backbone", default="mlp")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.out = None if args.out is None else args.out.resolve()
     os.chdir(tempfile.mkdtemp())
-    _, done = framework(args.backbone, args.steps)  # the first training of a process is slower
+    _, cli = time_framework(args.backbone, args.steps)  # warm up: the first training of a process is slower
     pairs = []
     for k in range(args.pairs):
-        bare = plain(done, args.steps) if k % 2 else None
-        ours, done = framework(args.backbone, args.steps)
-        pairs.append((ours, plain(done, args.steps) if bare is None else bare))
-    overhead = [round((ours - bare) * 1e6, 1) for ours, bare in pairs]
+        plain = time_plain_loop(cli, args.steps) if k % 2 else None
+        ours, cli = time_framework(args.backbone, args.steps)
+        pairs.append((ours, time_plain_loop(cli, args.steps) if plain is None else plain))
+    overhead = [round((ours - plain) * 1e6, 1) for ours, plain in pairs]
     mean, low, high = confidence_interval(overhead)
     publish(args, {
         "microseconds_per_step": {
             "framework": [round(ours * 1e6, 1) for ours, _ in pairs],
-            "plain": [round(bare * 1e6, 1) for _, bare in pairs],
+            "plain": [round(plain * 1e6, 1) for _, plain in pairs],
         },
         "overhead": overhead,
         "mean_overhead": round(mean, 1),
         "overhead_95": None if low is None or high is None else [round(low, 1), round(high, 1)],
-        "share_of_10_ms": round(mean / 1e6 / STEP, 4),
+        "share_of_10_ms": round(mean / 1e6 / REFERENCE_STEP, 4),
     })  # fmt: skip
 
 

@@ -1,11 +1,11 @@
-"""Does `predict` mark what is unlike the training data? Share marked and AUROC, through the command line.
+"""Measure how well `predict` marks images that are unlike the training data: share of marked images and AUROC.
 
     python scripts/bench/unlike_training.py --out scripts/bench/results/unlike_training.json
 
-Classifiers of Fashion-MNIST (`source: sample`) predict its test images, of which 1 in 100 should be marked, and MNIST
-digits, of which all should be. The AUROC is that of the distance's percentile; 1 minus the largest probability, the
-usual stand-in, is beside it. Calibration errors on the test images are those of the probabilities in the CSV, and of
-the network before its temperature (`test`).
+Classifiers of Fashion-MNIST (`source: sample`) predict its test images, of which 1 % should be marked, and MNIST
+digits, which should all be marked. The AUROC is that of the distance's percentile and, for comparison, of 1 minus the
+largest probability. Calibration errors on the test images are those of the probabilities in the CSV, and of the network
+before temperature scaling (`test`).
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from about import publish
 from commands import QUIET, fit
+from provenance import publish
 from sklearn.metrics import roc_auc_score
 
 from sft_lightning.cli.lightning_cli import run
@@ -49,8 +49,8 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-def predicted(folder: Path, source: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Percentiles, probabilities and the share marked of a source."""
+def predict(folder: Path, source: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Predict a source with a run and return percentiles (N,), probabilities (N, C) and the share of marked images."""
     run(["predict", f"--ckpt_path={folder}", f"--data.init_args.predict_source={source}", *QUIET])
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -60,19 +60,26 @@ def predicted(folder: Path, source: str) -> tuple[torch.Tensor, torch.Tensor, fl
 
 
 def measure(name: str, seed: int, extra: list[str]) -> dict[str, Any]:
-    """One run."""
-    configs, words = RUNS[name]
-    folder, _ = fit(configs, "bench", seed, *words, *extra)
+    """Train and test one run, predict with it, and return the figures.
+
+    Args:
+        name: Name of the run in `RUNS`.
+        seed: Seed of the split, the initialization and the batches.
+        extra: Further options of `fit`.
+    """
+    configs, argv = RUNS[name]
+    folder, _ = fit(configs, "bench", seed, *argv, *extra)
     metrics = run(["test", f"--ckpt_path={folder}", *QUIET]).trainer.callback_metrics
-    ordinary, p, marked = predicted(folder, "sample")
-    strange, q, found = predicted(folder, "sample-digits")
-    is_strange = [0] * len(ordinary) + [1] * len(strange)
+    fashion_percentiles, p, fashion_share = predict(folder, "sample")
+    digit_percentiles, q, digit_share = predict(folder, "sample-digits")
+    percentiles = torch.cat([fashion_percentiles, digit_percentiles])
+    is_digit = [0] * len(fashion_percentiles) + [1] * len(digit_percentiles)
     labels = open_source("sample").load()["test"].labels
     return {
-        "marked_fashion": round(marked, 4),
-        "marked_digits": round(found, 4),
-        "auroc": round(float(roc_auc_score(is_strange, torch.cat([ordinary, strange]))), 4),
-        "auroc_of_confidence": round(float(roc_auc_score(is_strange, 1 - torch.cat([p, q]).max(1).values)), 4),
+        "marked_fashion": round(fashion_share, 4),
+        "marked_digits": round(digit_share, 4),
+        "auroc": round(float(roc_auc_score(is_digit, percentiles)), 4),
+        "auroc_of_confidence": round(float(roc_auc_score(is_digit, 1 - torch.cat([p, q]).max(1).values)), 4),
         "accuracy": round(float(metrics["test/accuracy"]), 4),
         "calibration_error": round(compute_calibration_error(p.clamp_min(1e-7).log(), labels), 4),
         "calibration_error_before": round(float(metrics["test/calibration_error"]), 4),
@@ -80,7 +87,7 @@ def measure(name: str, seed: int, extra: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and prints JSON."""
+    """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", default=list(RUNS))
@@ -89,8 +96,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out = None if args.out is None else args.out.resolve()
     os.chdir(tempfile.mkdtemp())
-    found = {name: [measure(name, seed, args.words) for seed in args.seeds] for name in args.runs}
-    publish(args, {"runs": found})
+    runs = {name: [measure(name, seed, args.words) for seed in args.seeds] for name in args.runs}
+    publish(args, {"runs": runs})
 
 
 if __name__ == "__main__":

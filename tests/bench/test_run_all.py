@@ -1,9 +1,10 @@
-"""`scripts/bench/run_all`: every budget is measured, judged and compared with an older result."""
+"""Test that `scripts/bench/run_all` measures and evaluates every budget and compares it with an earlier result."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import semi_supervised  # noqa: E402
 from budgets import BUDGETS, Budget  # noqa: E402
 
 
-def result(quick: bool = False, **lines: tuple[str, list[float]]) -> dict[str, Any]:
-    budgets = [{"name": name, "better": better, "numbers": numbers} for name, (better, numbers) in lines.items()]
+def make_result(quick: bool = False, **rows: tuple[str, list[float]]) -> dict[str, Any]:
+    budgets = [{"name": name, "better": better, "numbers": numbers} for name, (better, numbers) in rows.items()]
     return {"cores": 2, "processor": "x", "how": {"quick": quick}, "budgets": budgets}
 
 
@@ -31,190 +32,198 @@ def result(quick: bool = False, **lines: tuple[str, list[float]]) -> dict[str, A
         ("more", [3.5, 3.6, 3.7], [4.0, 4.1, 4.2], False),  # it became faster
         ("less", [1.00, 1.02, 1.04], [1.10, 1.20, 1.15], True),
         ("less", [1.10, 1.20, 1.15], [1.00, 1.02, 1.04], False),
-        ("more", [4.0, 4.1, 4.2], [3.0, 3.1, 4.05], False),  # they overlap
-        ("less", [1.00, 1.01, 1.02], [1.03, 1.05, 1.06], False),  # apart, and the median moved by 4 %
+        ("more", [4.0, 4.1, 4.2], [3.0, 3.1, 4.05], False),  # the ranges overlap
+        ("less", [1.00, 1.01, 1.02], [1.03, 1.05, 1.06], False),  # separate, but the median changed by 4 %
         ("less", [1.00, 1.01, 1.02], [1.03, 1.07, 1.06], False),  # by 4.95 %
         ("less", [1.00, 1.00, 1.02], [1.03, 1.06, 1.08], True),
         ("more", [1.00, 1.00, 0.98], [0.97, 0.94, 0.92], True),
         ("less", [-20.0, -10.0, -15.0], [30.0, 40.0, 50.0], True),  # microseconds below those of the plain loop
     ],
 )
-def test_slower_beyond_noise(better: str, old: list[float], new: list[float], slower: bool) -> None:
-    found = run_all.compared(result(bench=(better, new)), result(bench=(better, old)))
-    assert bool(found.slower) is slower
-    assert found.told == []
+def test_only_a_change_beyond_noise_counts_as_slower(
+    better: str, old: list[float], new: list[float], slower: bool
+) -> None:
+    comparison = run_all.compare(make_result(bench=(better, new)), make_result(bench=(better, old)))
+    assert bool(comparison.slower) is slower
+    assert comparison.notes == []
 
 
-def test_what_cannot_be_compared_is_told_and_decides_nothing() -> None:
-    old = result(few=("more", [4.0, 4.1]), same=("more", [1.0, 1.0, 1.0]), gone=("more", [1.0, 1.0, 1.0]))
-    new = result(few=("more", [1.0, 1.1, 1.2]), same=("more", [1.0, 1.0, 1.0]), fresh=("less", [9.0, 9.0, 9.0]))
-    found = run_all.compared({**new, "cores": 8}, old)
-    assert found == (
+def test_budgets_that_cannot_be_compared_are_listed_and_do_not_count_as_slower() -> None:
+    old = make_result(few=("more", [4.0, 4.1]), same=("more", [1.0, 1.0, 1.0]), gone=("more", [1.0, 1.0, 1.0]))
+    new = make_result(few=("more", [1.0, 1.1, 1.2]), same=("more", [1.0, 1.0, 1.0]), fresh=("less", [9.0, 9.0, 9.0]))
+    comparison = run_all.compare({**new, "cores": 8}, old)
+    assert comparison == (
         [],
         [
             "cores differ: 8 now, 2 then; seconds cannot be compared",
-            "few: 3 pairs now, 2 then; 3 on both sides tell",
-            "fresh: 3 pairs now, 0 then; 3 on both sides tell",
+            "few: 3 pairs now, 2 then; a comparison needs 3 of each",
+            "fresh: 3 pairs now, 0 then; a comparison needs 3 of each",
             "gone: not measured now",
         ],
     )
-    quick = run_all.compared(result(True, same=("more", [0.1, 0.1, 0.1])), old)
-    assert quick == ([], ["one of the two is a quick run: nothing is compared"])
+    quick = run_all.compare(make_result(True, same=("more", [0.1, 0.1, 0.1])), old)
+    assert quick == ([], ["nothing is compared, because only one of the results is from a quick run"])
 
 
-def test_the_table_says_what_is_met() -> None:
+def test_table_shows_which_budgets_are_met() -> None:
     speed = Budget("b", "a/x", "speed", "plain loop", "more", 4)
     time = Budget("b", "y", "time", "plain loop", "less", 500, "µs a step")
-    found = {"a": {"x": [3.0, 5.0, 4.5]}, "y": 510}
-    lines = [budget.judged(budget.numbers(found)) for budget in (speed, time)]
-    assert [(line["name"], line["median"], line["met"]) for line in lines] == [
+    result = {"a": {"x": [3.0, 5.0, 4.5]}, "y": 510}
+    rows = [budget.evaluate(budget.read_numbers(result)) for budget in (speed, time)]
+    assert [(row["name"], row["median"], row["met"]) for row in rows] == [
         ("b/a/x", 4.5, True),
         ("b/y", 510, False),
     ]
-    assert run_all.table(lines).splitlines()[2:] == [
+    assert run_all.format_table(rows).splitlines()[2:] == [
         "| speed | plain loop | 4.5 times (3 to 5) | at least 4 times | yes |",
         "| time | plain loop | 510 µs a step (510 to 510) | at most 500 µs a step | no |",
     ]
-    assert speed.judged([4.0])["met"]
-    assert time.judged([500.0])["met"]
+    assert speed.evaluate([4.0])["met"]
+    assert time.evaluate([500.0])["met"]
 
 
-BENCHED = """
+BENCHMARK = """
 import json, sys
-out = next(word.removeprefix("--out=") for word in sys.argv if word.startswith("--out="))
+out = next(arg.removeprefix("--out=") for arg in sys.argv if arg.startswith("--out="))
 if {fails}: sys.exit("it broke")
 open(out, "w").write(json.dumps({{"date": "then", "how": sys.argv[1:], "overhead": [700, 800, 900]}}))
 """
 
 
 @pytest.fixture
-def benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run_all, "HERE", tmp_path)
-    (tmp_path / "step_overhead.py").write_text(BENCHED.format(fails=False))
-    (tmp_path / "feature_cache.py").write_text(BENCHED.format(fails=True))
+    (tmp_path / "step_overhead.py").write_text(BENCHMARK.format(fails=False))
+    (tmp_path / "feature_cache.py").write_text(BENCHMARK.format(fails=True))
     return tmp_path
 
 
-def ran(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
-    monkeypatch.setattr(sys, "argv", ["run_all", *words])
-    with pytest.raises(SystemExit) as ended:
-        run_all.main()
-    return ended.value.code
+@pytest.fixture
+def exit_code(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that runs `run_all` in this process and returns its exit code."""
+
+    def run(*argv: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["run_all", *argv])
+        with pytest.raises(SystemExit) as stop:
+            run_all.main()
+        return stop.value.code
+
+    return run
 
 
-def test_the_result_and_the_exit_code(
-    benches: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_exit_code_says_whether_something_failed_or_became_slower(
+    benchmarks: Path, exit_code: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = benches / "out.json"
-    assert ran(monkeypatch, "--only", "step_overhead", f"--out={out}") == 0
-    told = json.loads(out.read_text())
-    assert [line["numbers"] for line in told["budgets"]] == [[700, 800, 900]]
-    assert "date" not in told["benches"]["step_overhead"]  # that of the whole is enough
-    assert told["date"] != "then"
+    out = benchmarks / "out.json"
+    assert exit_code("--only", "step_overhead", f"--out={out}") == 0
+    result = json.loads(out.read_text())
+    assert [row["numbers"] for row in result["budgets"]] == [[700, 800, 900]]
+    assert "date" not in result["benches"]["step_overhead"]  # the result as a whole has one
+    assert result["date"] != "then"
     assert "| 800 µs a step (700 to 900) | at most 500 µs a step | no |" in capsys.readouterr().out
 
-    assert ran(monkeypatch, "--only", "step_overhead", f"--compare={out}") == 0
+    assert exit_code("--only", "step_overhead", f"--compare={out}") == 0
     assert "Nothing became slower beyond noise." in capsys.readouterr().out
-    told["budgets"][0]["numbers"] = [500, 510, 520]
-    out.write_text(json.dumps(told))
-    assert ran(monkeypatch, "--only", "step_overhead", f"--compare={out}") == 1
-    said = capsys.readouterr().out
-    assert "- step_overhead/overhead: 800 (700 to 900) now, 510 (500 to 520) then; less is better" in said
+    result["budgets"][0]["numbers"] = [500, 510, 520]
+    out.write_text(json.dumps(result))
+    assert exit_code("--only", "step_overhead", f"--compare={out}") == 1
+    output = capsys.readouterr().out
+    assert "- step_overhead/overhead: 800 (700 to 900) now, 510 (500 to 520) then; less is better" in output
 
-    assert ran(monkeypatch, "--only", "step_overhead", "feature_cache") == 1
+    assert exit_code("--only", "step_overhead", "feature_cache") == 1
     assert "feature_cache failed: exit code 1: it broke" in capsys.readouterr().out
-    assert ran(monkeypatch, f"--compare={benches / 'step_overhead.py'}") == 2
-    assert "is no result of run_all" in capsys.readouterr().err
+    assert exit_code(f"--compare={benchmarks / 'step_overhead.py'}") == 2
+    assert "is not a result of run_all" in capsys.readouterr().err
 
 
-def test_the_table_of_what_is_kept_runs_nothing(
-    benches: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_stored_table_is_printed_without_running_a_benchmark(
+    benchmarks: Path, exit_code: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = benches / "kept.json"
-    assert ran(monkeypatch, "--only", "step_overhead", f"--out={kept}") == 0
-    (benches / "step_overhead.py").unlink()
+    stored = benchmarks / "stored.json"
+    assert exit_code("--only", "step_overhead", f"--out={stored}") == 0
+    (benchmarks / "step_overhead.py").unlink()
     capsys.readouterr()
-    assert ran(monkeypatch, f"--stored={kept}", "--only", "step_overhead") == 0
-    told = capsys.readouterr()
-    assert "| 800 µs a step (700 to 900) | at most 500 µs a step | no |" in told.out
-    assert not told.err
-    assert ran(monkeypatch, f"--stored={kept}", "--only", "step_overhead", "feature_cache") == 1
+    assert exit_code(f"--stored={stored}", "--only", "step_overhead") == 0
+    output = capsys.readouterr()
+    assert "| 800 µs a step (700 to 900) | at most 500 µs a step | no |" in output.out
+    assert not output.err
+    assert exit_code(f"--stored={stored}", "--only", "step_overhead", "feature_cache") == 1
     assert "feature_cache failed: the result does not have it" in capsys.readouterr().out
-    kept.write_text(kept.read_text()[:-20])
-    assert ran(monkeypatch, f"--stored={kept}") == 2
-    assert f"--stored {str(kept)!r} is no result of run_all" in capsys.readouterr().err
+    stored.write_text(stored.read_text()[:-20])
+    assert exit_code(f"--stored={stored}") == 2
+    assert f"--stored {str(stored)!r} is not a result of run_all" in capsys.readouterr().err
 
 
-def test_what_is_not_run_again_is_taken_over_with_its_date(
-    benches: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_benchmarks_that_are_not_repeated_keep_their_result_and_date(
+    benchmarks: Path, exit_code: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = benches / "out.json"
-    assert ran(monkeypatch, "--only", "step_overhead", f"--out={out}") == 0
+    out = benchmarks / "out.json"
+    assert exit_code("--only", "step_overhead", f"--out={out}") == 0
     old = json.loads(out.read_text())
     old.update(date="2020-01-01", commit="abc")
     old["benches"]["startup"] = {"first_step": {"by_bare": [1.0, 1.1, 1.2]}}
     old["benches"]["step_overhead"]["overhead"] = [1, 2, 3]
     out.write_text(json.dumps(old))
-    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}", f"--out={out}") == 0
-    told = json.loads(out.read_text())
-    assert told["benches"]["startup"] == {"date": "2020-01-01", "commit": "abc", **old["benches"]["startup"]}
-    assert told["benches"]["step_overhead"]["overhead"] == [700, 800, 900]
-    assert told["date"] != "2020-01-01"
-    # Once more: what was taken over keeps its own date.
-    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}", f"--out={out}") == 0
+    assert exit_code("--only", "step_overhead", f"--onto={out}", f"--out={out}") == 0
+    result = json.loads(out.read_text())
+    assert result["benches"]["startup"] == {"date": "2020-01-01", "commit": "abc", **old["benches"]["startup"]}
+    assert result["benches"]["step_overhead"]["overhead"] == [700, 800, 900]
+    assert result["date"] != "2020-01-01"
+    # A result that was reused once keeps its own date when it is reused again.
+    assert exit_code("--only", "step_overhead", f"--onto={out}", f"--out={out}") == 0
     assert json.loads(out.read_text())["benches"]["startup"]["date"] == "2020-01-01"
     capsys.readouterr()
     out.write_text(json.dumps({**old, "processor": "another"}))
-    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}") == 2
+    assert exit_code("--only", "step_overhead", f"--onto={out}") == 2
     assert "--onto: processor is another there and" in capsys.readouterr().err
-    out.write_text(json.dumps({**old, "how": {"quick": True, "what": "a later version adds"}}))
-    assert ran(monkeypatch, "--only", "step_overhead", f"--onto={out}") == 2
+    out.write_text(json.dumps({**old, "how": {"quick": True, "later": "a key of a later version"}}))
+    assert exit_code("--only", "step_overhead", f"--onto={out}") == 2
     assert "--onto: quick is True there and False now" in capsys.readouterr().err
-    assert ran(monkeypatch, f"--onto={out}", f"--stored={out}") == 2
+    assert exit_code(f"--onto={out}", f"--stored={out}") == 2
 
 
-def test_each_budget_has_its_bench() -> None:
+def test_each_budget_has_a_benchmark() -> None:
     assert len({budget.name for budget in BUDGETS}) == len(BUDGETS)
     for name in {budget.bench for budget in BUDGETS}:
         assert (BENCH / f"{name}.py").is_file(), name
 
 
-def test_the_fastest_way_to_run_a_peer_is_the_one_that_counts() -> None:
-    """In each pair; and without the peer there is no number, so the budget is left out of the table."""
-    alone = [{"framework": 0.5, "one_batch": 0.75}, {"framework": 0.4, "one_batch": 0.8}]
+def test_the_fastest_lamda_ssl_of_each_pair_counts() -> None:
+    ours = [{"framework": 0.5, "one_batch": 0.75}, {"framework": 0.4, "one_batch": 0.8}]
     peers = ["lamda_ssl_as_shipped", "lamda_ssl_0_workers", "lamda_ssl_2_workers"]
-    with_it = [
+    pairs = [
         {**row, **dict(zip(peers, seconds, strict=True))}
-        for row, seconds in zip(alone, [(2.0, 1.5, 1.0), (2.0, 0.6, 1.2)], strict=True)
+        for row, seconds in zip(ours, [(2.0, 1.5, 1.0), (2.0, 0.6, 1.2)], strict=True)
     ]
-    found = semi_supervised.compared(with_it)
-    assert found["framework_speed_over"]["lamda_ssl"] == [2.0, 1.5]
-    assert found["unlabeled_per_second"]["lamda_ssl"] == 280  # 224 in the median of 1.0 and 0.6 s
-    lines = run_all.judged({"semi_supervised": {"conv": found}})
-    assert [(line["name"], line["median"], line["met"]) for line in lines] == [
+    result = semi_supervised.compare(pairs)
+    assert result["framework_speed_over"]["lamda_ssl"] == [2.0, 1.5]
+    assert result["unlabeled_per_second"]["lamda_ssl"] == 280  # 224 images in the median of 1.0 and 0.6 s
+    rows = run_all.evaluate_budgets({"semi_supervised": {"conv": result}})
+    assert [(row["name"], row["median"], row["met"]) for row in rows] == [
         ("semi_supervised/conv/framework_speed_over/one_batch", 1.75, True),
         ("semi_supervised/conv/framework_speed_over/lamda_ssl", 1.75, False),
     ]
-    without = run_all.judged({"semi_supervised": {"conv": semi_supervised.compared(alone)}})
-    assert [line["name"] for line in without] == ["semi_supervised/conv/framework_speed_over/one_batch"]
+    # Without LAMDA-SSL, its budget is not in the table.
+    rows = run_all.evaluate_budgets({"semi_supervised": {"conv": semi_supervised.compare(ours)}})
+    assert [row["name"] for row in rows] == ["semi_supervised/conv/framework_speed_over/one_batch"]
 
 
 @pytest.mark.slow
-def test_every_bench_still_runs(tmp_path: Path) -> None:
-    """At a small size; Fashion-MNIST as Debian packages it is needed, as by the benches themselves."""
+def test_every_benchmark_runs_at_a_small_size(tmp_path: Path) -> None:
+    """Run all benchmarks, which need Fashion-MNIST as Debian packages it."""
     out = tmp_path / "quick.json"
-    done = subprocess.run(
+    process = subprocess.run(
         [BENCH / "run_all", "--quick", f"--out={out}"],
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         timeout=1800,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(out.read_text())
-    missing = {budget.name for budget in BUDGETS} - {line["name"] for line in told["budgets"]}
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads(out.read_text())
+    missing = {budget.name for budget in BUDGETS} - {row["name"] for row in result["budgets"]}
     speed = "framework_speed_over"
     expected = {f"semi_supervised/wrn_28_2/{speed}/{against}" for against in ("one_batch", "lamda_ssl")}
-    if not peer.installed():
+    if not peer.is_installed():
         expected.add(f"semi_supervised/conv/{speed}/lamda_ssl")
     assert missing == expected
