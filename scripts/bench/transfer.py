@@ -5,9 +5,9 @@
 The networks are EfficientNet-Lite0 with ImageNet weights (`efficientnet_lite0.py`) at 64x64, the same network from
 scratch, and the small convolutional network at 28x28 from scratch and from an autoencoder on all training images.
 `head` trains only the head. `LP-FT` trains only the head for the first third of the steps, then all layers. `all`
-trains all layers from the first step. `L2-SP` trains all layers and pulls the backbone toward its initial weights. Every row
-has the same number of steps, batches, views and optimizer. The seed determines the split, the initialization and the
-batches. Test accuracy is that of the last iterate. Runs that are in the output file are skipped.
+trains all layers from the first step. `L2-SP` trains all layers and pulls the backbone toward its initial weights.
+Every row has the same number of steps, batches, views and optimizer. The seed determines the split, the initialization
+and the batches. Test accuracy is that of the last iterate. Runs that are in the output file are skipped.
 """
 
 import argparse

@@ -15,10 +15,12 @@ from sft_lightning.data.splits import NAMES, Split, Splits
 from sft_lightning.data.storage import Storage
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.json_files import read_json_header
 
 LEFT_OUT = "left_out"  # value of the column `split` for an example that is in no split
 _WITH_CONTENT = ("labeled", "val", "test")  # splits whose labels are used
 _CONTENT_DIGITS = 32
+_REMEDY = "put back the file that the run wrote, or train again"
 _BATCH = 1024  # images whose content is read at once
 
 
@@ -160,14 +162,7 @@ def read_head(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is damaged or missing.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            head = json.loads(file.readline().removeprefix("# "))
-        if not isinstance(head, dict):
-            raise ValueError("its first line is not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable_error(path, error) from error
-    return head
+    return read_json_header(path, _REMEDY)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -316,9 +311,7 @@ def read_split_counts(path: Path) -> dict[str, Counter[str]]:
 
 
 def _unreadable_error(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{str(path)!r} is not a readable split ({error}): put back the file that the run wrote, or train again"
-    )
+    return InputError(f"{str(path)!r} cannot be read ({error}): {_REMEDY}")
 
 
 def _check_groups(path: Path, splits: Splits) -> None:

@@ -47,7 +47,7 @@ def test_damaged_split_file_is_refused(
         data.starts = [file]
     else:
         data.followed_run = run
-    with pytest.raises(InputError, match=f"is not a readable split .*({reason}).*: put back the file"):
+    with pytest.raises(InputError, match=f"cannot be read .*({reason}).*: put back the file"):
         data._make_splits(stage)
 
 

@@ -11,18 +11,8 @@ from jsonargparse import Namespace
 from sft_lightning.cli.run_config import _find_starts
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.utils.errors import InputError
-from tests.data.conftest import MakeFolder, write_image
+from tests.data.conftest import write_image
 from tests.data.run_helpers import SETTINGS, collect_ids, join_messages, make_data, read_recorded_ids, write_run
-
-
-@pytest.fixture
-def source(folder: MakeFolder) -> Path:
-    return folder("cat", "dog", count=20)
-
-
-@pytest.fixture
-def run(source: Path, tmp_path: Path) -> Path:
-    return write_run(make_data(source, stage="fit"), tmp_path / "run")
 
 
 def drop_contents(run: Path) -> None:
