@@ -111,6 +111,8 @@ MOVED = {
     "sft_lightning.paradigms.alternation": "sft_lightning.paradigms.batch_schedule",
     "sft_lightning.paradigms.averaging": "sft_lightning.training.ema",
     "sft_lightning.paradigms.heads": "sft_lightning.paradigms.head_weights",
+    "sft_lightning.paradigms.class_weights": "sft_lightning.tasks.class_weights",
+    "sft_lightning.paradigms.metrics": "sft_lightning.tasks.classification_metrics",
     "sft_lightning.paradigms.nonfinite": "sft_lightning.training.nonfinite",
     "sft_lightning.paradigms.optimization": "sft_lightning.training.optimizers",
     "sft_lightning.paradigms.trust": "sft_lightning.paradigms.calibration",

@@ -92,7 +92,7 @@ TRANSFORMS: dict[str, Callable[[Pixels], Pixels]] = {
 
 def measure_copies(source: str) -> dict[str, float]:
     """Return the share of modified copies that are detected, by transform."""
-    images = ImageDataModule(source).source.load()["test"].images
+    images = ImageDataModule(source).source.load()["test"].storage
     assert isinstance(images, TensorStorage)
     originals = list(images.data[:COPIED, 0].numpy())
     original_stats = make_stats("test", originals)

@@ -167,7 +167,7 @@ def load_training_images(cli: SFTCLI) -> tuple[Tensor, Tensor]:
     stream = cli.datamodule._stream("labeled", cli.datamodule.splits["labeled"], train=True)
     images = stream._memory
     if images is None:  # on a CPU, images stay in the cache
-        images = torch.cat([batch.images for batch in stream.batches(0, 4)])
+        images = torch.cat([batch.inputs for batch in stream.batches(0, 4)])
     return images, cli.datamodule.splits["labeled"].labels[: len(images)].to(DEVICE)
 
 
@@ -249,7 +249,7 @@ def measure_fixmatch(backbone: str, compile: str, folder: Path, args: argparse.N
     argv += ["--data.init_args.labeled_view=weak", "--data.init_args.val_size=0"]
     ours, cli = train_framework(argv, args.epochs)
     unlabeled, labeled = cli.datamodule.splits["unlabeled"], cli.datamodule.splits["labeled"]
-    images = unlabeled.part.images.data.to(DEVICE)
+    images = unlabeled.part.storage.data.to(DEVICE)
     labels, weak_view, strong_view = labeled.labels.to(DEVICE), WeakView(crop_padding=2), StrongView()
     network = build_classifier(backbone, (1, 28, 28), 10)
     flops = count_flops(network, (1, 28, 28))

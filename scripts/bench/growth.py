@@ -177,9 +177,9 @@ def write_png_files(root: Path, count: int) -> list[str]:
     from sft_lightning.data.vision.sources import open_source
 
     examples = open_source("sample").load()["test"]
-    assert isinstance(examples.images, TensorStorage)
+    assert isinstance(examples.storage, TensorStorage)
     encoded = []
-    for image in examples.images.data[:100, 0].numpy():
+    for image in examples.storage.data[:100, 0].numpy():
         Image.fromarray(image).save(file := io.BytesIO(), "PNG")
         encoded.append(file.getvalue())
     folder = root / f"files_{count}"

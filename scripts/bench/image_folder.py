@@ -117,7 +117,7 @@ def measure_memory(folder: Path, cache: Path) -> dict[str, float]:
     train = data.train_dataloader()
     for epoch in range(2):
         train.set_epoch(epoch)
-        count = sum(len(batch["labeled"].images) for batch in train)
+        count = sum(len(batch["labeled"].inputs) for batch in train)
     del train
     return {"count": count, "files": (listed - start) / 1024, "reading": (measure_anonymous_kib() - listed) / 1024}
 

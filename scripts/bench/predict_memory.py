@@ -42,7 +42,7 @@ print(json.dumps({"code": code, "main_mib": round(peak / 1024, 1), "worker_mib":
 
 def write_images(folder: Path) -> list[Path]:
     """Write images of the sample's test split as files and return their paths."""
-    images = open_source("sample").load()["test"].images
+    images = open_source("sample").load()["test"].storage
     assert isinstance(images, TensorStorage)
     folder.mkdir()
     paths = [folder / f"{i}.png" for i in range(DISTINCT)]

@@ -69,9 +69,9 @@ def load_images() -> tuple[Tensor, Tensor, Tensor]:
     data = ImageDataModule("FashionMNIST", num_labels=100, val_size=0)
     data.setup("fit")
     unlabeled, labeled = data.splits["unlabeled"], data.splits["labeled"]
-    assert isinstance(unlabeled.part.images, TensorStorage)
-    assert isinstance(labeled.part.images, TensorStorage)
-    return unlabeled.part.images.data[unlabeled.indices], labeled.part.images.data[labeled.indices], labeled.labels
+    assert isinstance(unlabeled.part.storage, TensorStorage)
+    assert isinstance(labeled.part.storage, TensorStorage)
+    return unlabeled.part.storage.data[unlabeled.indices], labeled.part.storage.data[labeled.indices], labeled.labels
 
 
 def build_network_and_optimizer(network: str) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -75,7 +75,7 @@ def time_plain_loop(cli: SFTCLI, steps: int) -> float:
         steps: Number of steps per epoch.
     """
     split, size = cli.datamodule.splits["labeled"], cli.datamodule.batch_size
-    images, labels = split.part.images.data[split.indices], split.labels
+    images, labels = split.part.storage.data[split.indices], split.labels
     network = nn.Sequential(*deepcopy(find_callback(cli, "EpochStarts").networks)).train()  # the backbone normalizes
     optimizer = cli.model._optimizer(network.parameters())
     epochs = []

@@ -61,7 +61,7 @@ after = peak = mib()
 loader, images, start = data.train_dataloader(), 0, time.perf_counter()
 while images < max_images and time.perf_counter() - start < seconds:
     for batch in loader:
-        images += sum(len(examples.images) for examples in batch.values())
+        images += sum(len(examples.storage) for examples in batch.values())
         peak = max(peak, mib())
         if images >= max_images or time.perf_counter() - start >= seconds:
             break
@@ -95,7 +95,7 @@ class GeneratedImages(EncodedImages):
         Image.fromarray(gray.repeat(4, 0).repeat(4, 1)).save(file, "JPEG")
         return file
 
-    def place(self, index: int) -> Path:
+    def path_of(self, index: int) -> Path:
         """Return the number of an image as its path."""
         return Path(str(index))
 
@@ -154,10 +154,10 @@ def write_folder(count: int, folder: Path) -> None:
     """Write generated images as files in a folder for each split and class."""
     for split, examples in GeneratedSource(count, False).load().items():
         for i, label in enumerate(examples.labels.tolist()):
-            assert isinstance(examples.images, GeneratedImages)
+            assert isinstance(examples.storage, GeneratedImages)
             path = folder / split / (str(label) if label >= 0 else "") / f"{i:09}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(examples.images.file(i).getvalue())
+            path.write_bytes(examples.storage.file(i).getvalue())
 
 
 def measure_in_subprocess(**settings: Any) -> dict[str, Any]:

@@ -189,11 +189,11 @@ def _find_unreadable(
     reported = {fault.name for fault in faults}
     rows = []
     for name, part in (data.source.load() if data.bad.reasons else {}).items():
-        images = part.images
+        images = part.storage
         for i, known in enumerate(part.ids):
             if not isinstance(images, EncodedImages):
                 break
-            path = images.place(i)
+            path = images.path_of(i)
             if known not in reported and (reason := data.bad.reasons.pop(show_path(path), None)) is not None:
                 rows.append(FindingRow(name, known, reason))
             elif known in reported:
@@ -216,7 +216,7 @@ def _find_strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding
         return []
     folder = source.path
     known = {folder / fault.name for fault in faults}
-    read = {path for part in source.load().values() for path in part.images.paths}  # type: ignore[attr-defined]
+    read = {path for part in source.load().values() for path in part.storage.paths}  # type: ignore[attr-defined]
     return image_checks.find_strays(folder, known | read)
 
 

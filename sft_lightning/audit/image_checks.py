@@ -45,7 +45,7 @@ def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Fin
         return lambda one, i, look: None if look.header is None else test(look.header)
 
     def misnamed(one: SplitStats, i: int, look: ImageStats) -> str | None:
-        if look.header is None or not isinstance(one.split.part.images, FileImages):  # in shards names are only names
+        if look.header is None or not isinstance(one.split.part.storage, FileImages):  # in shards names are only names
             return None
         promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
         # An MPO of a camera is a JPEG that is followed by others.

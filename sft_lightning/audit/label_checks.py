@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sft_lightning.audit.findings import Finding, FindingRow
+from sft_lightning.data.copies import get_groups
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.copies import find_copies, get_groups
+from sft_lightning.data.vision.copies import find_copies
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.image_stats import SIDE, SplitStats, stack_thumbnails
 from sft_lightning.networks.vision.backbones import Backbone

@@ -35,6 +35,7 @@ from sft_lightning.cli.registry import LINKED, accepts_null
 from sft_lightning.cli.resumed_settings import restore_settings
 from sft_lightning.cli.run_config import explain_missing_data, set_splits
 from sft_lightning.data.class_names import format_class_names
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.runs.lock import RunLock, is_training
 from sft_lightning.runs.paths import (
     LOGS,
@@ -195,7 +196,7 @@ class SFTCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what would fail later inside of the Trainer."""
         checkpoint = self._get(self.config_init, "ckpt_path")
-        if isinstance(self.datamodule, ImageDataModule):
+        if isinstance(self.datamodule, FewLabelDataModule):
             config = self.config[self.subcommand]
             set_splits(self.datamodule, config, None if checkpoint is None else get_run_folder(Path(checkpoint)))
         if checkpoint is None:
@@ -251,7 +252,7 @@ class SFTCLI(LightningCLI):
         if root is None:
             folder = build_run_logger(checkpoint, name, lock=lock).log_dir
             kwargs["default_root_dir"] = folder
-            if isinstance(self.datamodule, ImageDataModule):
+            if isinstance(self.datamodule, FewLabelDataModule):
                 self.datamodule.unlogged_folder = Path(folder)
         elif checkpoint is None and any(Path(root, "checkpoints").glob("*.ckpt")):
             raise InputError(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sft_lightning.cli.lightning_cli import SFTCLI, DryRunCLI, run
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.paths import find_run_checkpoint
 from sft_lightning.runs.trained_network import load_trained_network
@@ -45,9 +45,9 @@ class LoadedRun:
             raise InputError(f"run {name!r} has no fit.yaml, which describes its data: give the folder that fit wrote")
         self.name, self.folder, self.trained = name, folder, load_trained_network(self.checkpoint)
         self.cli: SFTCLI = run(["test", "--ckpt_path", str(self.checkpoint), *_HERE, *words], DryRunCLI)
-        if not isinstance(self.cli.datamodule, ImageDataModule):
+        if not isinstance(self.cli.datamodule, FewLabelDataModule):
             kind = type(self.cli.datamodule).__name__
-            raise InputError(f"run {name!r} has data of {kind}: give a run with an ImageDataModule")
+            raise InputError(f"run {name!r} has data of {kind}: give a run with a FewLabelDataModule")
         self.data = self.cli.datamodule
         self.data.setup("test")
 
@@ -86,7 +86,7 @@ def sample_positions(count: int, most: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
-def add_subset(data: ImageDataModule, name: str, most: int) -> str:
+def add_subset(data: FewLabelDataModule, name: str, most: int) -> str:
     """Add a split that holds a random sample of another one, and return its name.
 
     Args:

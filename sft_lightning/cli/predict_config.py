@@ -1,12 +1,15 @@
-"""Settings that a command takes from its checkpoint instead of the data: the classes and, for `predict`, image size."""
+"""Settings that a command takes from its checkpoint instead of the data: classes and, for `predict`, the inputs."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sft_lightning.cli.registry import list_parameters
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.weights import check_model_settings
 from sft_lightning.runs.trained_classes import read_recorded_classes
+from sft_lightning.utils.inputs import InputSpec
 
 
 def set_checkpoint_classes(config: Any, metadata: Mapping[str, Any], checkpoint: Path) -> list[str] | None:
@@ -30,22 +33,23 @@ def set_checkpoint_classes(config: Any, metadata: Mapping[str, Any], checkpoint:
 
 
 def set_checkpoint_shape(data: Any, metadata: Mapping[str, Any], checkpoint: Path) -> None:
-    """Take the classes and the image size from the checkpoint, so that its training data need not exist.
+    """Take classes and inputs from the checkpoint, so that its training data need not exist.
 
     Args:
         data: Config of the data module, changed in place.
         metadata: Metadata that `read_weights` returns for the checkpoint.
-        checkpoint: File of the checkpoint of a classifier, or of another network that takes images.
+        checkpoint: File of the checkpoint of any paradigm.
     """
     settings = data.get("init_args") or {}
-    if settings.get("predict_source") is None or not all(
-        n in settings for n in ("class_names", "image_size", "channels")
-    ):
+    if settings.get("predict_source") is None or "class_names" not in settings:
         return
     learned = check_model_settings(metadata, checkpoint)
-    shape = learned.get("image_shape")
+    spec = InputSpec.from_settings(learned)
     names = settings["class_names"] or learned.get("class_names")
-    if shape is None or ("num_classes" in learned and not names):
+    if spec is None or ("num_classes" in learned and not names):
         return
-    settings["class_names"] = list(names or [])
-    settings["channels"], settings["image_size"] = shape[0], shape[1]
+    module, _, name = data.class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    given = kind.settings_for(spec) if issubclass(kind, FewLabelDataModule) else {}
+    if given and given.keys() <= {*settings}:
+        settings.update(given, class_names=list(names or []))

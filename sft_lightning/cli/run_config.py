@@ -6,7 +6,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import find_earlier_splits, find_run
 from sft_lightning.runs.paths import get_run_folder
@@ -14,7 +15,7 @@ from sft_lightning.runs.record import RunRecord
 from sft_lightning.utils.errors import InputError
 
 
-def set_splits(data: ImageDataModule, config: Any, run: Path | None) -> None:
+def set_splits(data: FewLabelDataModule, config: Any, run: Path | None) -> None:
     """Keep the split of a run that is resumed or measured again, and record whose labels were seen before it.
 
     Args:

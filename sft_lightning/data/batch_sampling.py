@@ -15,7 +15,7 @@ PRIME = 1_000_003  # distance between seeds whose random streams must differ
 
 
 class BatchPlan:
-    """Plan of the examples that batch g of this process holds, as a pure function of g.
+    """Plan of the examples that a batch of this process holds, as a pure function of its number.
 
     Training passes over the examples in a new order each pass. The batches of all processes together equal
     those of a single process whose batch size is multiplied by the number of processes. A last batch of fewer than two
@@ -82,19 +82,19 @@ class BatchPlan:
             self._order = number, order
         return self._order[1]
 
-    def __getitem__(self, g: int) -> tuple[Tensor, int]:
-        """Return the examples of batch g and the seed of its views.
+    def __getitem__(self, batch_idx: int) -> tuple[Tensor, int]:
+        """Return the examples of a batch and the seed of its views.
 
         Args:
-            g: Number of the batch since the start of training.
+            batch_idx: Number of the batch since the start of training.
         """
-        if self._later is not None and g >= self._later[1]:
-            return self._later[0][g]
-        draw = (self.seed * PRIME + g) * self.world_size + self.rank
+        if self._later is not None and batch_idx >= self._later[1]:
+            return self._later[0][batch_idx]
+        draw = (self.seed * PRIME + batch_idx) * self.world_size + self.rank
         if self.endless:
-            first = (g * self.world_size + self.rank) * self.batch_size
+            first = (batch_idx * self.world_size + self.rank) * self.batch_size
             return self._across(first, self.batch_size), draw
-        number, k = divmod(g, self.per_pass)
+        number, k = divmod(batch_idx, self.per_pass)
         order = self._pass(number)
         width = self.batch_size * (self.world_size if self.shuffle else 1)
         chunk = order[k * width : None if k == self.per_pass - 1 else (k + 1) * width]
@@ -102,11 +102,11 @@ class BatchPlan:
             chunk = torch.tensor_split(chunk, self.world_size)[self.rank]
         return chunk, draw
 
-    def place(self, g: int) -> tuple[int, int] | None:
-        """Return the progress before batch g: completed passes, and examples of the current pass.
+    def place(self, batch_idx: int) -> tuple[int, int] | None:
+        """Return the progress before a batch: completed passes, and examples of the current pass.
 
         Args:
-            g: Number of the batch since the start of training.
+            batch_idx: Number of the batch since the start of training.
 
         Returns:
             Passes and examples, or None if another plan follows, which counts differently.
@@ -115,8 +115,8 @@ class BatchPlan:
         if self._later is not None:
             return None
         if self.endless:
-            return divmod(g * width, self._length)
-        number, k = divmod(g, self.per_pass)
+            return divmod(batch_idx * width, self._length)
+        number, k = divmod(batch_idx, self.per_pass)
         return number, k * width
 
     def after(self, place: tuple[int, int]) -> int:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.modality import Views
+from sft_lightning.utils.inputs import Inputs, concatenate_inputs, map_inputs
+from sft_lightning.utils.renamed import warn_renamed
 from sft_lightning.utils.transfer import to_device
 
 
@@ -23,7 +25,7 @@ class Labeled(NamedTuple):
         is_features: Whether `x` holds features, (B, F), in place of the examples.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     indices: Tensor
     num_weak: int | None = None
@@ -46,16 +48,22 @@ class Unlabeled(NamedTuple):
     Attributes:
         weak: Weak view, such as float32 images in [0, 1], (B, C, H, W).
         indices: Positions in the split, int64 of shape (B,).
-        draw: Seed of all other randomness of this batch, so that a resumed run repeats it.
+        seed: Seed of all other randomness of this batch, so that a resumed run repeats it.
         weak_2: Second weak view with its own randomness, if the paradigm requests it.
         strong: Strong view, if the paradigm requests it.
     """
 
-    weak: Tensor
+    weak: Inputs
     indices: Tensor
-    draw: int = 0
-    weak_2: Tensor | None = None
-    strong: Tensor | None = None
+    seed: int = 0
+    weak_2: Inputs | None = None
+    strong: Inputs | None = None
+
+    @property
+    def draw(self) -> int:
+        """Former name of `seed`."""
+        warn_renamed("Unlabeled.draw", "seed")
+        return self.seed
 
 
 class BatchViews:
@@ -78,15 +86,15 @@ class BatchViews:
         """
         assert raw.labels is not None
         if raw.is_features:
-            return Labeled(raw.images, raw.labels, raw.indices, is_features=True)
-        x = self._views.prepare(raw.images)
-        if raw.draw is None:
+            return Labeled(raw.inputs, raw.labels, raw.indices, is_features=True)
+        x = self._views.prepare(raw.inputs)
+        if raw.seed is None:
             return Labeled(x, raw.labels, raw.indices, names=raw.names)
-        views = [self._views.weak(x, raw.draw)] if "weak" in self._labeled else []
-        views += [self._views.strong(x, raw.draw)] if "strong" in self._labeled else []
+        views = [self._views.weak(x, raw.seed)] if "weak" in self._labeled else []
+        views += [self._views.strong(x, raw.seed)] if "strong" in self._labeled else []
         if len(views) == 1:
             return Labeled(views[0], raw.labels, raw.indices)
-        return Labeled(torch.cat(views), raw.labels.repeat(2), raw.indices.repeat(2), len(x))
+        return Labeled(concatenate_inputs(views), raw.labels.repeat(2), raw.indices.repeat(2), len(raw.labels))
 
     def unlabeled(self, raw: RawBatch, wanted: Sequence[str]) -> Unlabeled:
         """Make the views of unlabeled examples, each with its own randomness.
@@ -95,22 +103,22 @@ class BatchViews:
             raw: Batch of a training split.
             wanted: Views to make: `weak_2`, `strong`; `weak` is always made.
         """
-        x, draw = self._views.prepare(raw.images), raw.draw or 0
+        x, seed = self._views.prepare(raw.inputs), raw.seed or 0
         return Unlabeled(
-            self._views.weak(x, raw.draw),
+            self._views.weak(x, raw.seed),
             raw.indices,
-            draw,
-            self._views.weak(x, draw, 1) if "weak_2" in wanted else None,
-            self._views.strong(x, draw) if "strong" in wanted else None,
+            seed,
+            self._views.weak(x, seed, 1) if "weak_2" in wanted else None,
+            self._views.strong(x, seed) if "strong" in wanted else None,
         )
 
 
 def moved(raw: RawBatch, device: torch.device) -> RawBatch:
-    """Move the uint8 images and labels to a device; positions stay on the CPU.
+    """Move inputs and labels to a device; positions stay on the CPU.
 
     Args:
         raw: Batch of a loader.
         device: Device to move to.
     """
     labels = None if raw.labels is None else to_device(raw.labels, device)
-    return raw._replace(images=to_device(raw.images, device), labels=labels)
+    return raw._replace(inputs=map_inputs(lambda x: to_device(x, device), raw.inputs), labels=labels)

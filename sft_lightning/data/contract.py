@@ -13,6 +13,7 @@ from sft_lightning.data.batches import Labeled
 from sft_lightning.data.loaders import Schedule
 from sft_lightning.data.modality import Views
 from sft_lightning.data.splits import SplitConfig, Splits
+from sft_lightning.utils.inputs import Inputs, InputSpec
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class FewLabelData(ABC):
 
     @property
     @abstractmethod
+    def input_spec(self) -> InputSpec:
+        """What goes into a network, known before any example is read."""
+
+    @property
+    @abstractmethod
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the labels."""
 
@@ -133,6 +139,15 @@ class FewLabelData(ABC):
         Args:
             name: Name of the split.
             device: Device of the batches.
+        """
+
+    @abstractmethod
+    def inputs_of(self, name: str, positions: list[int]) -> Inputs:
+        """Return some examples of a split as networks see them without random changes, (N, ...) each.
+
+        Args:
+            name: Name of the split.
+            positions: Positions of the examples in the split.
         """
 
     @abstractmethod

@@ -25,7 +25,7 @@ def find_equal_examples(splits: Splits, request: SplitConfig) -> list[list[tuple
     Returns:
         Groups of two or more equal images; each image is the name of its split and its position in the collection.
     """
-    groups = find_duplicates({name: (split.part.images, split.indices) for name, split in splits.items()})
+    groups = find_duplicates({name: (split.part.storage, split.indices) for name, split in splits.items()})
     contrary = []
     for group in groups:
         first = {int(splits[name].part.labels[i]): splits[name].part.ids[i] for name, i in group if name != "unlabeled"}

@@ -1,5 +1,6 @@
 """`FewLabelDataModule`: sampling, loaders and exact resume for any modality, which adds sources and views."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.batches import BatchViews, Labeled, Unlabeled, moved
 from sft_lightning.data.contract import BatchRequest, RequestsBatches, batch_request
+from sft_lightning.data.copies import Copies, find_exact_copies
 from sft_lightning.data.eval_batches import NamedBatches, choose_at_random, choose_by_class
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.modality import Views
@@ -20,9 +22,10 @@ from sft_lightning.data.source import Examples
 from sft_lightning.data.split_checks import check_unlabeled_batch
 from sft_lightning.data.split_datamodule import SplitDataModule
 from sft_lightning.data.splits import Split, SplitConfig
-from sft_lightning.data.storage import FeatureStorage, ReadSettings
+from sft_lightning.data.storage import FeatureStorage, HasShape, ReadSettings
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, check_min
+from sft_lightning.utils.inputs import Inputs, InputSpec, concatenate_inputs
 
 
 class FewLabelDataModule(SplitDataModule):
@@ -34,6 +37,7 @@ class FewLabelDataModule(SplitDataModule):
     """
 
     views: Views
+    predict_source: str | None = None  # what `predict` reads in place of the test split, where a modality can
 
     def __init__(
         self,
@@ -88,10 +92,52 @@ class FewLabelDataModule(SplitDataModule):
 
     @property
     @abstractmethod
-    def read_settings(self) -> ReadSettings:
-        """Settings by which records become examples of one shape."""
+    def input_spec(self) -> InputSpec:
+        """What goes into a network, known before any example is read."""
 
-    def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, ReadSettings, int]:
+    @property
+    def read_settings(self) -> HasShape:
+        """Settings by which records become examples of one shape; a modality may add some."""
+        return ReadSettings(self.input_spec.shape)
+
+    @property
+    def reading_key(self) -> str:
+        """Text of all settings that change how an example is read."""
+        return repr(self.read_settings)
+
+    @property
+    def size_settings(self) -> dict[str, Any]:
+        """Settings other than the batch size that memory depends on; a modality may have some."""
+        return {}
+
+    @property
+    def fixed_views(self) -> bool:
+        """Whether labeled training examples are the same in every epoch, so that their features can be cached."""
+        return False
+
+    def fingerprint(self, name: str) -> str:
+        """Compute the SHA-256 of a split's content and of how it is read."""
+        split = self.splits[name]
+        digest = hashlib.sha256(repr((self.input_spec, self.reading_key)).encode())
+        for content in split.part.storage.fingerprints(split.indices):
+            digest.update(content)
+        return digest.hexdigest()
+
+    @property
+    def given_size(self) -> int | None:
+        """Side of the inputs where the user set one that networks of another size should meet; None where not."""
+        return None
+
+    @classmethod
+    def settings_for(cls, input_spec: InputSpec) -> dict[str, Any]:
+        """Return the settings with which data of this class gives certain inputs; none unless a modality has some.
+
+        Args:
+            input_spec: Inputs of a network.
+        """
+        return {}
+
+    def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, HasShape, int]:
         """Return the split to read from, the settings for reading, and the number of reading processes.
 
         Args:
@@ -100,6 +146,19 @@ class FewLabelDataModule(SplitDataModule):
             train: Whether they are trained on.
         """
         return split, self.read_settings, self.num_workers
+
+    def find_copies(self, labeled: Split, others: Split | None = None) -> tuple[Copies, Copies]:
+        """Find copies, so that a cross-validation keeps them together: examples of equal content.
+
+        Args:
+            labeled: Labeled examples.
+            others: Further examples to learn from, or None.
+
+        Returns:
+            Copies among the labeled examples, and among these and the others.
+        """
+        alone = find_exact_copies([labeled])
+        return alone, alone if others is None or not len(others) else find_exact_copies([labeled, others])
 
     def views_of(self, name: str) -> Views:
         """Return the views of a training split.
@@ -144,7 +203,7 @@ class FewLabelDataModule(SplitDataModule):
         beside = both and name == "labeled"
         balance = split.labels if beside and self.balanced_labels else None
         seed = 2 * self.request.seed + (name == "unlabeled")  # two streams of one run differ
-        order = split.part.images.pass_order(split.indices, self.shard_window) if train else None
+        order = split.part.storage.pass_order(split.indices, self.shard_window) if train else None
         plan = BatchPlan(len(split), size, seed, train, rank, world_size, beside, balance, order)
         epoch = self._request.balanced_from_epoch if train and name == "labeled" else None
         if epoch is None:
@@ -261,16 +320,11 @@ class FewLabelDataModule(SplitDataModule):
         split, _, workers = self.prepare_reading(name, self.splits[name], train=False)
         return self._unaugmented(split, device, workers)
 
-    def inputs_of(self, name: str, positions: list[int]) -> Tensor:
-        """Return some examples of a split as networks see them without random changes, (N, ...).
-
-        Args:
-            name: Name of the split.
-            positions: Positions of the examples in the split.
-        """
+    def inputs_of(self, name: str, positions: list[int]) -> Inputs:
+        """Return some examples of a split as networks see them without random changes, (N, ...) each."""
         split = self.splits[name]
         few = Split(split.part, [split.indices[i] for i in positions])
-        return torch.cat([batch.x for batch in self._unaugmented(few, torch.device("cpu"))])
+        return concatenate_inputs([batch.x for batch in self._unaugmented(few, torch.device("cpu"))])
 
     def _unaugmented(self, split: Split, device: torch.device, workers: int | None = None) -> Iterator[Labeled]:
         plan, workers = BatchPlan(len(split), self.eval_batch_size), self.num_workers if workers is None else workers

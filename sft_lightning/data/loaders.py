@@ -1,7 +1,8 @@
-"""Loaders of step-bounded, rank-aware, resumable batches from a uint8 tensor or from files decoded by workers.
+"""Loaders of step-bounded, rank-aware, resumable batches from one tensor or from records that workers read.
 
-All randomness of batch g, its examples and the seed of its views, follows from (seed, g). A loader that starts at g
-continues from there, whatever the number of workers, and changes no global random state.
+All randomness of a batch, its examples and the seed of its views, follows from the seed of the run and the number of
+the batch. A loader that starts at a batch continues from there, whatever the number of workers, and changes no global
+random state.
 """
 
 import math
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error, show_path
 from sft_lightning.data.batch_sampling import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
-from sft_lightning.data.storage import FeatureStorage, ReadSettings, RecordStorage, TensorStorage, collate
+from sft_lightning.data.storage import FeatureStorage, HasShape, RecordStorage, TensorStorage, collate
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.transfer import fits_in_memory, prefetch, to_device
 
 _AT_ONCE = 256  # examples copied to a device at a time
@@ -28,34 +30,34 @@ class RawBatch(NamedTuple):
     """Batch that a loader yields, before any view is made.
 
     Attributes:
-        images: Stored examples, such as uint8 images of shape (B, C, H, W).
+        inputs: Stored examples, such as uint8 images of shape (B, C, H, W).
         labels: Labels, int64 of shape (B,), or None for unlabeled examples.
         indices: Positions in the split, int64 of shape (B,).
-        draw: Seed of the random views of this batch, or None if views are fixed.
+        seed: Seed of the random views of this batch, or None if views are fixed.
         names: Names of the examples, in prediction only.
-        is_features: Whether `images` holds features of the examples, (B, F), in place of the examples.
+        is_features: Whether `inputs` holds features of the examples, (B, F), in place of the examples.
     """
 
-    images: Tensor
+    inputs: Inputs
     labels: Tensor | None
     indices: Tensor
-    draw: int | None
+    seed: int | None
     names: list[str] | None = None
     is_features: bool = False
 
 
-class _Decoded(Dataset[Any]):
-    """Data set that reads one file: (position, seed or None, seed of the batch) to (example or reason, ...)."""
+class _Records(Dataset[Any]):
+    """Data set that reads one record: (position, seed or None, seed of the batch) to (example or reason, ...)."""
 
-    def __init__(self, images: RecordStorage, indices: Sequence[int], geometry: ReadSettings) -> None:
-        self.images, self.indices, self.geometry = images, indices, geometry
+    def __init__(self, storage: RecordStorage, indices: Sequence[int], settings: HasShape) -> None:
+        self.storage, self.indices, self.settings = storage, indices, settings
 
-    def __getitem__(self, request: tuple[int, int | None, int]) -> tuple[Tensor | str, int, int]:
-        position, seed, draw = request
+    def __getitem__(self, request: tuple[int, int | None, int]) -> tuple[Inputs | str, int, int]:
+        position, seed, batch_seed = request
         try:
-            return self.images.read(self.indices[position], self.geometry, seed), position, draw
+            return self.storage.read(self.indices[position], self.settings, seed), position, batch_seed
         except UNREADABLE as error:
-            return describe_read_error(error), position, draw
+            return describe_read_error(error), position, batch_seed
 
 
 class _Requests:
@@ -68,24 +70,24 @@ class _Requests:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int | None, int]]]:
-        for g in range(self.start, self.stop):
-            indices, draw = self.plan[g]
-            crop = [draw * PRIME + k if self.plan.shuffle else None for k in range(len(indices))]
-            yield [(i, seed, draw) for i, seed in zip(indices.tolist(), crop, strict=True)]
+        for batch_idx in range(self.start, self.stop):
+            indices, batch_seed = self.plan[batch_idx]
+            seeds = [batch_seed * PRIME + k if self.plan.shuffle else None for k in range(len(indices))]
+            yield [(i, seed, batch_seed) for i, seed in zip(indices.tolist(), seeds, strict=True)]
 
 
 class _Read(NamedTuple):
-    """Batch from a worker: examples as one tensor, their positions, and the reasons why others cannot be read."""
+    """Batch from a worker: stacked examples, their positions, and the reasons why others cannot be read."""
 
-    images: Tensor | None
+    inputs: Inputs | None
     positions: list[int]
     bad: list[tuple[int, str]]
-    draw: int
+    seed: int
 
 
-def _stacked(items: list[tuple[Tensor | str, int, int]]) -> _Read:
-    examples = [content for content, _, _ in items if isinstance(content, Tensor)]
-    positions = [position for content, position, _ in items if isinstance(content, Tensor)]
+def _stacked(items: list[tuple[Inputs | str, int, int]]) -> _Read:
+    examples = [content for content, _, _ in items if not isinstance(content, str)]
+    positions = [position for content, position, _ in items if not isinstance(content, str)]
     bad = [(position, content) for content, position, _ in items if isinstance(content, str)]
     return _Read(collate(examples) if examples else None, positions, bad, items[0][2])
 
@@ -97,7 +99,7 @@ class Stream:
         self,
         split: Split,
         plan: BatchPlan,
-        geometry: ReadSettings,
+        settings: HasShape,
         with_labels: bool = True,
         workers: int = 0,
         bad: BadImages | None = None,
@@ -108,27 +110,27 @@ class Stream:
         Args:
             split: Examples to read.
             plan: Plan of the batches.
-            geometry: Settings by which records become examples of one shape.
+            settings: Settings by which records become examples of one shape.
             with_labels: Whether batches contain labels.
-            workers: Number of processes that decode files.
-            bad: Record that unreadable files are reported to.
-            device: Device of the network; examples that need no decoding are kept there if it is a GPU with enough
+            workers: Number of processes that read records.
+            bad: List that unreadable records are reported to.
+            device: Device of the network; examples that need no reading are kept there if it is a GPU with enough
                 memory.
         """
-        self.plan, self.bad, self._geometry, self._device = plan, bad or BadImages(), geometry, device
+        self.plan, self.bad, self._settings, self._device = plan, bad or BadImages(), settings, device
         self._split = split
         self._labels = split.labels if with_labels else None
         self._indices: Tensor | None = None
-        images = split.part.images
-        self._is_features = isinstance(images, FeatureStorage)
-        if isinstance(images, TensorStorage):
-            whole = len(split.indices) == len(images)
-            self._indices = None if whole else torch.tensor(split.indices)
+        storage = split.part.storage
+        self._is_features = isinstance(storage, FeatureStorage)
+        if isinstance(storage, TensorStorage):
+            is_whole = len(split.indices) == len(storage)
+            self._indices = None if is_whole else torch.tensor(split.indices)
         else:
-            assert isinstance(images, RecordStorage)
-            self._requests, self._decoded = _Requests(plan), _Decoded(images, split.indices, geometry)
+            assert isinstance(storage, RecordStorage)
+            self._requests, self._records = _Requests(plan), _Records(storage, split.indices, settings)
             self._loader: DataLoader[Any] = DataLoader(
-                self._decoded,
+                self._records,
                 batch_sampler=self._requests,
                 num_workers=workers,
                 collate_fn=_stacked,
@@ -145,17 +147,17 @@ class Stream:
             stop: Number of the batch after the last one.
 
         Raises:
-            InputError: A file cannot be decoded and the policy is `raise`, or no file of a training batch can be.
+            InputError: A record cannot be read and the policy is `raise`, or none of a training batch can be.
         """
         memory = self._memory
         if memory is None:
             yield from (batch for batch in self._read(start, stop) if batch is not None)
             return
-        for g in range(start, stop):
-            index, draw = self.plan[g]
+        for batch_idx in range(start, stop):
+            index, seed = self.plan[batch_idx]
             # Several times faster than indexing: it copies whole rows.
             rows = index if self._indices is None else self._indices[index]
-            yield self._raw(memory.index_select(0, to_device(rows, memory.device)), index, draw)
+            yield self._raw(memory.index_select(0, to_device(rows, memory.device)), index, seed)
 
     def close(self) -> None:
         """End the workers; another pass would start new ones.
@@ -169,32 +171,32 @@ class Stream:
             loader._iterator = None
 
     def _read(self, start: int, stop: int) -> Iterator[RawBatch | None]:
-        if self._decoded.images.decoded:
+        if self._records.storage.is_decoded:
             copied = self._copied(start, stop)
             return prefetch(copied) if self._pins else copied
         self._requests.start, self._requests.stop = start, stop
         return map(self._collated, self._loader)
 
-    def _raw(self, images: Tensor, index: Tensor, draw: int) -> RawBatch:
+    def _raw(self, inputs: Inputs, index: Tensor, seed: int) -> RawBatch:
         labels = None if self._labels is None else self._labels[index]
-        draw_or_none = draw if self.plan.shuffle else None
-        return RawBatch(images, labels, index, draw_or_none, is_features=self._is_features)
+        view_seed = seed if self.plan.shuffle else None
+        return RawBatch(inputs, labels, index, view_seed, is_features=self._is_features)
 
     @cached_property
     def _memory(self) -> Tensor | None:
-        """All examples, from which each batch selects, or None if files are read for each batch."""
-        images, count = self._split.part.images, len(self._split)
-        if isinstance(images, TensorStorage):
-            return images.data if self._device is None else images.on(self._device)
-        assert isinstance(images, RecordStorage)
-        shape = (count, *self._geometry.shape)
+        """All examples, from which each batch selects, or None if records are read for each batch."""
+        storage, count = self._split.part.storage, len(self._split)
+        if isinstance(storage, TensorStorage):
+            return storage.data if self._device is None else storage.on(self._device)
+        assert isinstance(storage, RecordStorage)
+        shape = (count, *self._settings.shape)
         # Examples that are used only once are read while the device computes.
-        wanted = self.plan.shuffle and images.decoded and self._device is not None
+        wanted = self.plan.shuffle and storage.is_decoded and self._device is not None
         if not wanted or not fits_in_memory(math.prod(shape), cast(torch.device, self._device)):
             return None
         made = torch.empty(shape, dtype=torch.uint8, device=self._device)
         for start in range(0, count, _AT_ONCE):
-            rows = images.several(self._split.indices[start : start + _AT_ONCE], self._pins)
+            rows = storage.read_batch(self._split.indices[start : start + _AT_ONCE], self._pins)
             if rows is None:
                 return None
             made[start : start + _AT_ONCE].copy_(rows, non_blocking=True)
@@ -202,15 +204,15 @@ class Stream:
 
     def _copied(self, start: int, stop: int) -> Iterator[RawBatch | None]:
         """Yield batches of examples that are stored decoded; decode the files of a batch if one of them is not."""
-        images = self._split.part.images
-        assert isinstance(images, RecordStorage)
-        for g in range(start, stop):
-            index, draw = self.plan[g]
-            rows = images.several([self._split.indices[i] for i in index.tolist()], self._pins)
+        storage = self._split.part.storage
+        assert isinstance(storage, RecordStorage)
+        for batch_idx in range(start, stop):
+            index, seed = self.plan[batch_idx]
+            rows = storage.read_batch([self._split.indices[i] for i in index.tolist()], self._pins)
             if rows is None:
-                yield self._collated(_stacked([self._decoded[i, None, draw] for i in index.tolist()]))
+                yield self._collated(_stacked([self._records[i, None, seed] for i in index.tolist()]))
             else:
-                yield self._raw(rows, index, draw)
+                yield self._raw(rows, index, seed)
 
     @property
     def _pins(self) -> bool:
@@ -219,19 +221,19 @@ class Stream:
     def _collated(self, read: _Read) -> RawBatch | None:
         for position, why in read.bad:
             self.bad.report(self._path(position), why)
-        if read.images is None and not self.plan.shuffle:
+        if read.inputs is None and not self.plan.shuffle:
             return None
-        if read.images is None:  # a training step needs at least one example
+        if read.inputs is None:  # a training step needs at least one example
             raise InputError(
                 f"no image of a whole batch could be read, '{show_path(self._path(read.bad[0][0]))}' among them: "
                 "check the files and the permissions of their folder"
             )
-        return self._raw(read.images, torch.tensor(read.positions), read.draw)
+        return self._raw(read.inputs, torch.tensor(read.positions), read.seed)
 
     def _path(self, position: int) -> Path:
-        images = self._split.part.images
-        assert isinstance(images, RecordStorage)
-        return images.place(self._split.indices[position])
+        storage = self._split.part.storage
+        assert isinstance(storage, RecordStorage)
+        return storage.path_of(self._split.indices[position])
 
 
 def close(streams: list[Stream]) -> None:
@@ -247,19 +249,19 @@ def close(streams: list[Stream]) -> None:
 class Schedule(Protocol):
     """Schedule of the parts that each batch holds."""
 
-    def parts(self, g: int) -> tuple[str, ...]:
-        """Return the names of the parts that batch g holds.
+    def parts(self, batch_idx: int) -> tuple[str, ...]:
+        """Return the names of the parts that a batch holds.
 
         Args:
-            g: Number of the batch since the start of training.
+            batch_idx: Number of the batch since the start of training.
         """
 
-    def before(self, part: str, g: int) -> int:
-        """Count the batches that hold a part among the first g.
+    def before(self, part: str, batch_idx: int) -> int:
+        """Count the batches that hold a part among the first `batch_idx`.
 
         Args:
             part: `labeled` or `unlabeled`.
-            g: Number of the batch since the start of training.
+            batch_idx: Number of the batch since the start of training.
         """
 
 
@@ -318,9 +320,9 @@ class TrainLoader:
             name: stream.batches(self._before(name, first), self._before(name, last))
             for name, stream in self.streams.items()
         }
-        for g in range(first, last):
+        for batch_idx in range(first, last):
             self.position += 1
-            names = tuple(parts) if self.schedule is None else self.schedule.parts(g)
+            names = tuple(parts) if self.schedule is None else self.schedule.parts(batch_idx)
             yield {name: next(parts[name]) for name in names}
 
     @property
@@ -328,13 +330,15 @@ class TrainLoader:
         """Number of the epoch's first batch."""
         return 0 if self.repeats else self.epoch * self.taken
 
-    def _before(self, part: str, g: int) -> int:
-        return (g if self.schedule is None else self.schedule.before(part, g)) + self._ahead.get(part, 0)
+    def _before(self, part: str, batch_idx: int) -> int:
+        return (batch_idx if self.schedule is None else self.schedule.before(part, batch_idx)) + self._ahead.get(
+            part, 0
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, the position in it and the progress of each stream before the next batch."""
-        g = self._first + self.position
-        places = {name: stream.plan.place(self._before(name, g)) for name, stream in self.streams.items()}
+        batch_idx = self._first + self.position
+        places = {name: stream.plan.place(self._before(name, batch_idx)) for name, stream in self.streams.items()}
         ended = self.position >= self.taken
         return {"epoch": self.epoch, "position": self.position, "ended": ended, "places": places}
 
@@ -345,9 +349,9 @@ class TrainLoader:
             state: State from `state_dict`, possibly of another number of processes.
         """
         self.epoch, self.position, self._ahead = state["epoch"], state["position"], {}
-        g = self._first + (self.taken if state.get("ended") else self.position)
+        batch_idx = self._first + (self.taken if state.get("ended") else self.position)
         for name, place in state.get("places", {}).items():
-            plan, own = self.streams[name].plan, self._before(name, g)
+            plan, own = self.streams[name].plan, self._before(name, batch_idx)
             if place is not None and plan.place(own) not in (None, tuple(place)):
                 self._ahead[name] = plan.after(tuple(place)) - own
 

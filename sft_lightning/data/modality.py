@@ -1,61 +1,89 @@
 """Interface of the views of a modality: unaugmented, weak, strong and mixed network inputs."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from sft_lightning.utils.inputs import Inputs, map_inputs
 
-def mix_tensors(x: Tensor, order: Tensor, share: Tensor) -> Tensor:
-    """Mix each example with a partner, element by element.
+_MOST_SHOWN = 8  # numbers of an example that stand in for it where a modality shows nothing better
+
+
+def mix_inputs(x: Inputs, order: Tensor, share: Tensor) -> Inputs:
+    """Mix each example with a partner, number by number.
 
     Args:
-        x: Floating-point examples, (B, ...).
+        x: Floating-point inputs, (B, ...) each.
         order: Positions of the partners, int64 (B,).
         share: Shares of the examples themselves, (B,) in [0, 1].
 
     Returns:
-        Tensor of the shape of `x`.
+        Inputs of the form of `x`.
     """
-    return torch.lerp(x[order], x, share.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
+    return map_inputs(lambda t: torch.lerp(t[order], t, share.to(t.dtype).view(-1, *[1] * (t.ndim - 1))), x)
 
 
 class Views(ABC):
-    """Views of a modality, made for a batch at once, on its device."""
+    """Views of a modality, made for a batch at once, on its device.
+
+    Attributes:
+        inputs_name: Name of the inputs for readers, in the plural.
+    """
+
+    inputs_name: ClassVar[str] = "inputs"
 
     @abstractmethod
-    def prepare(self, raw: Tensor) -> Tensor:
+    def prepare(self, raw: Inputs) -> Inputs:
         """Convert stored examples to network inputs, without random changes.
 
         Args:
-            raw: Examples from a loader, (B, ...).
+            raw: Examples from a loader, (B, ...) each.
         """
 
     @abstractmethod
-    def weak(self, x: Tensor, seed: int | None, number: int = 0) -> Tensor:
+    def weak(self, x: Inputs, seed: int | None, number: int = 0) -> Inputs:
         """Change prepared examples slightly, keeping their class.
 
         Args:
-            x: Prepared examples, (B, ...).
+            x: Prepared examples, (B, ...) each.
             seed: Seed of the batch; None for no change.
             number: Number of this view in the batch; each has its own random stream.
         """
 
     @abstractmethod
-    def strong(self, x: Tensor, seed: int) -> Tensor:
+    def strong(self, x: Inputs, seed: int) -> Inputs:
         """Change prepared examples strongly.
 
         Args:
-            x: Prepared examples, (B, ...).
+            x: Prepared examples, (B, ...) each.
             seed: Seed of the batch.
         """
 
-    def mix(self, x: Tensor, order: Tensor, share: Tensor) -> Tensor:
-        """Mix each example with a partner, as `mix_tensors` does.
+    def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
+        """Mix each example with a partner, as `mix_inputs` does.
 
         Args:
-            x: Network inputs, (B, ...).
+            x: Network inputs, (B, ...) each.
             order: Positions of the partners, int64 (B,).
             share: Shares of the examples themselves, (B,) in [0, 1].
         """
-        return mix_tensors(x, order, share)
+        return mix_inputs(x, order, share)
+
+    def flatten(self, x: Inputs) -> Tensor:
+        """Return one vector for each example, (B, D), for classifiers without a network.
+
+        Args:
+            x: Network inputs, (B, ...) each.
+        """
+        parts = [x] if isinstance(x, Tensor) else [*x.values()]
+        return torch.cat([part.flatten(1).float() for part in parts], 1)
+
+    def show(self, x: Inputs) -> Tensor | list[str]:
+        """Return examples as people look at them: images in [0, 1], (B, C, H, W), or a text for each.
+
+        Args:
+            x: Network inputs, (B, ...) each.
+        """
+        return [", ".join(f"{value:.3g}" for value in row[:_MOST_SHOWN]) for row in self.flatten(x).tolist()]

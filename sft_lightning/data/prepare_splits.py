@@ -82,21 +82,21 @@ def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples
         bad: Record that the files are reported to; its policy may refuse them.
         measures: Whether to measure the values of images of more than 8 bits.
     """
-    if not isinstance(part.images, RecordStorage):
+    if not isinstance(part.storage, RecordStorage):
         return part
-    broken = part.images.unreadable(range(len(part)), measures)
+    broken = part.storage.unreadable(range(len(part)), measures)
     for i, reason in broken.items():
-        bad.report(part.images.place(i), reason)
+        bad.report(part.storage.path_of(i), reason)
     if not broken:
         return part
     rest = concatenated((part, [i for i in range(len(part)) if i not in broken]))
-    assert isinstance(rest.images, RecordStorage)
-    rest.images.facts = part.images.facts
+    assert isinstance(rest.storage, RecordStorage)
+    rest.storage.facts = part.storage.facts
     return rest
 
 
 def _check_shape(first_name: str, first: Examples, second_name: str, second: Examples) -> None:
-    a, b = (tuple(p.images.data.shape[1:]) if isinstance(p.images, TensorStorage) else None for p in (first, second))
+    a, b = (tuple(p.storage.data.shape[1:]) if isinstance(p.storage, TensorStorage) else None for p in (first, second))
     if a and b and a != b:
         raise InputError(
             f"unlabeled_source {second_name!r} has images of shape {b}, source {first_name!r} of {a}: set image_size "

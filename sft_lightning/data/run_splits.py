@@ -158,7 +158,7 @@ class RunSplit:
         same = [
             row
             for row in there
-            if next(read_contents(position[row.id][0].images, [position[row.id][1]])) == row.content
+            if next(read_contents(position[row.id][0].storage, [position[row.id][1]])) == row.content
         ]
         return 2 * len(same) >= len(rows)
 
@@ -214,7 +214,7 @@ class RunSplit:
         if row.label and now != row.label:
             changes.relabeled.append(f"{row.id} ({row.label} then, {now} now)")
         if row.content and row.split in self._compared:
-            content = next(read_contents(part.images, [i]))
+            content = next(read_contents(part.storage, [i]))
             if content != row.content and content in trained and row.split in HELD_OUT:
                 changes.trained.append(row.id)
                 return False
@@ -339,7 +339,7 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitCon
         learned = {
             i: run
             for i, example, content in zip(
-                split.indices, split.ids, read_contents(split.part.images, split.indices), strict=True
+                split.indices, split.ids, read_contents(split.part.storage, split.indices), strict=True
             )
             if (run := contents.get(content) or names.get(example)) is not None
         }

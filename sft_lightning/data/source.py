@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.bad_examples import format_path
-from sft_lightning.data.mmap_columns import SelectedTexts
+from sft_lightning.data.mmap_columns import PrefixedTexts, SelectedTexts
 from sft_lightning.data.split_names import UNCLEAR, find_split
 from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.renamed import warn_renamed
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -32,19 +34,25 @@ class Examples:
     """Examples that a source itself puts into one split.
 
     Attributes:
-        images: Storage of the examples.
+        storage: Storage of the examples.
         ids: Name of each example, unique within the source and equal on every machine.
         labels: Labels, int64 of shape (N,); -1 for an unlabeled example.
         groups: Group of each example, such as a patient or video, or None.
     """
 
-    images: Storage
+    storage: Storage
     ids: Sequence[str]
     labels: Tensor
     groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def images(self) -> Storage:
+        """Former name of `storage`."""
+        warn_renamed("Examples.images", "storage")
+        return self.storage
 
 
 class Source(ABC):
@@ -80,12 +88,32 @@ def concatenated(*pieces: tuple[Examples, Sequence[int]]) -> Examples:
     labels = torch.cat([part.labels[torch.as_tensor(chosen, dtype=torch.long)] for part, chosen in pieces])
     grouped = any(part.groups is not None for part, _ in pieces)  # an example without a group forms its own
     groups = _some([(part.groups or part.ids, chosen) for part, chosen in pieces]) if grouped else None
-    images = [(part.images, chosen) for part, chosen in pieces]
-    first = images[0][0]
+    stored = [(part.storage, chosen) for part, chosen in pieces]
+    first = stored[0][0]
     if isinstance(first, RecordStorage):
-        return Examples(first.joined(images, ids), ids, labels, groups)
-    memory = [one.data[torch.as_tensor(chosen)] for one, chosen in images if isinstance(one, TensorStorage)]
+        return Examples(first.joined(stored, ids), ids, labels, groups)
+    memory = [one.data[torch.as_tensor(chosen)] for one, chosen in stored if isinstance(one, TensorStorage)]
     return Examples(TensorStorage(torch.cat(memory)), ids, labels, groups)
+
+
+def take_unlabeled(source: Source) -> Examples:
+    """Return all training and unlabeled examples of a source, without their labels.
+
+    Args:
+        source: Source that a setting `unlabeled_source` names, by its `name`.
+
+    Raises:
+        InputError: The source has no training or unlabeled examples.
+    """
+    parts = source.load()
+    chosen = [parts[split] for split in ("train", "unlabeled") if split in parts]
+    if not chosen:
+        raise InputError(
+            f"unlabeled_source {source.name!r} has no training or unlabeled image: give a source with some"
+        )
+    part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
+    ids = PrefixedTexts(f"{source.name}:", part.ids)
+    return Examples(part.storage, list(ids) if isinstance(part.ids, list) else ids, torch.full((len(part),), -1))
 
 
 def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:

@@ -20,7 +20,7 @@ from sft_lightning.data.contract import FewLabelData
 from sft_lightning.data.loaders import Stream, close
 from sft_lightning.data.prepare_splits import read_splits
 from sft_lightning.data.run_splits import TestOn, choose_run_split, get_split_settings
-from sft_lightning.data.source import Examples, Source
+from sft_lightning.data.source import Examples, Source, take_unlabeled
 from sft_lightning.data.split_files import write_split_file
 from sft_lightning.data.splits import SplitConfig, Splits
 from sft_lightning.utils.errors import InputError
@@ -88,13 +88,16 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             name: Name as the user wrote it.
         """
 
-    @abstractmethod
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training examples, without labels.
 
         Args:
             name: Name as the user wrote it.
+
+        Raises:
+            InputError: The source has no training or unlabeled examples.
         """
+        return take_unlabeled(self.open_source(name))
 
     def on_splits_read(self, source: Source) -> None:
         """Inspect the splits after they are made and before anything is read from them.
@@ -121,6 +124,11 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         if self._class_names is None or self._class_names == list(self.opened_source.class_names):
             return self.opened_source
         return RenumberedSource(self.opened_source, self._class_names)
+
+    @property
+    def source_key(self) -> str:
+        """Text of all settings that decide what the source holds, and how its classes are numbered."""
+        return repr((type(self).__qualname__, self._named, self.bad.policy, self._class_names))
 
     @property
     def num_classes(self) -> int:

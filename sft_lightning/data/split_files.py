@@ -50,7 +50,7 @@ def digest_examples(parts: Iterable[Examples]) -> str:
     Args:
         parts: Examples of all sources.
     """
-    return _join_digests(part.images.digest() for part in parts)
+    return _join_digests(part.storage.digest() for part in parts)
 
 
 def _join_digests(digests: Iterable[str]) -> str:
@@ -59,7 +59,7 @@ def _join_digests(digests: Iterable[str]) -> str:
 
 def _digest_sizes(parts: Iterable[Examples]) -> str:
     """Return the digest of earlier versions, which covers names and sizes of files in place of their content."""
-    return _join_digests(part.images.digest_sizes() for part in parts)
+    return _join_digests(part.storage.digest_sizes() for part in parts)
 
 
 def is_same_data(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
@@ -110,7 +110,7 @@ def list_split_rows(
         with_content: Names of the splits whose images are read for their content.
     """
     for name, split in splits.items():
-        contents = read_contents(split.part.images, split.indices) if name in with_content else itertools.repeat("")
+        contents = read_contents(split.part.storage, split.indices) if name in with_content else itertools.repeat("")
         for example, label, content in zip(split.ids, split.labels.tolist(), contents, strict=False):
             # Unlabeled examples may have hidden labels for evaluation, which must not leak into a run's files.
             label_name = class_names[label] if label >= 0 and name != "unlabeled" else ""

@@ -9,11 +9,12 @@ from torch.nn import functional as F
 
 from sft_lightning.cli.loaded_run import LoadedRun, add_subset
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
-from sft_lightning.paradigms.metrics import ClassifierMetrics
 from sft_lightning.runs.trained_network import TrainedNetwork
+from sft_lightning.tasks.classification_metrics import ClassifierMetrics
 from sft_lightning.utils.errors import InputError, find_input_error
 
 PARITY_IMAGES = 128  # images that a program is compared on; of more, it would only repeat more of the same
@@ -82,8 +83,8 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
     name = next((n for n in _SPLITS if len(data.splits[n])), None)
     if name is None:
         raise InputError(f"run {opened.name!r} has no image")
-    images = torch.empty(0, *data.image_shape, dtype=torch.uint8)
-    if compared:
+    images = torch.empty(0, *data.input_spec.shape, dtype=torch.uint8)
+    if compared and data.input_spec.modality == "image":
         batches = list(data.batches_of(add_subset(data, name, compared), torch.device("cpu")))
         if not batches:
             raise InputError(f"no {_SPLITS[name]} image of run {opened.name!r} can be read")
@@ -105,7 +106,7 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
     return evaluation
 
 
-def _predict_split(trained: TrainedNetwork, data: ImageDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
+def _predict_split(trained: TrainedNetwork, data: FewLabelDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
     """Compute logits (N, K) of the labeled examples of a split, and return them with their labels (N,)."""
     if not len(data.splits[name]):
         return torch.empty(0, 1), torch.empty(0)

@@ -13,13 +13,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from sft_lightning._version import __version__
+from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_split_counts
-from sft_lightning.data.vision.datamodule import MANIFEST
 from sft_lightning.export.evaluate import ExportEvaluation
 from sft_lightning.export.programs import describe_parity
 from sft_lightning.export.usage_snippet import format_snippet, metadata_path
-from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.runs.lineage import format_lineage as chain_in_words
+from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.training.callbacks.csv_log import read_curves
 from sft_lightning.utils.environment import format_machine as machine_in_words
 from sft_lightning.utils.errors import InputError

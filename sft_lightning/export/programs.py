@@ -106,7 +106,13 @@ def write_program(
         InputError: The network cannot be written, or the program's outputs differ.
     """
     with_head = metadata["part"] == "model"
-    program = Program(trained.network(), trained.head if with_head else {})
+    network = trained.network()
+    if not isinstance(network, Backbone):
+        raise InputError(
+            f"format is {language!r}, which is written for networks of images alone: export {network.name!r} as "
+            "safetensors"
+        )
+    program = Program(network, trained.head if with_head else {})
     expected = _run_pytorch(trained, measured.images, with_head)
     contract = {**metadata, "format": language, **_describe_interface(metadata, with_head, expected.shape[1])}
     if language == "onnx":

@@ -1,52 +1,41 @@
-"""The reconstruction loss of autoencoders, and corruptions of their inputs.
+"""The reconstruction loss of autoencoders.
 
 Reference setting: L_rec = ||x - dec(enc(x))||^2 on MNIST, MLP encoder 784-128-64-32, Adam with rate 1e-3, batch 64, 100
-epochs, no corruption. Denoising: Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising
-Autoencoders". Masking: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", where a transformer sees
-only the visible patches; here hidden patches are zero.
+epochs (Hinton & Salakhutdinov 2006, "Reducing the Dimensionality of Data with Neural Networks").
 """
 
-import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.utils.transfer import to_device
+from sft_lightning.utils.inputs import Inputs
 
 
-def reconstruction_loss(reconstructed: Tensor, x: Tensor) -> Tensor:
-    """Compute the squared error, averaged over pixels and batch.
+def reconstruction_loss(reconstructed: Inputs, x: Inputs) -> Tensor:
+    """Compute the squared error, averaged over all numbers and the batch.
 
     Args:
-        reconstructed: Output of the decoder, (B, C, H, W).
-        x: Original images, (B, C, H, W).
+        reconstructed: Output of the decoder, of the form of `x`.
+        x: Original inputs, (B, ...); of several tensors, the mean of their losses is taken.
     """
+    if isinstance(x, Mapping):
+        return torch.stack([F.mse_loss(reconstructed[name], x[name]) for name in x]).mean()
     return F.mse_loss(reconstructed, x)
 
 
-def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """Add Gaussian noise and clamp pixels to [0, 1].
+def compute_reconstruction_errors(reconstructed: Inputs, x: Inputs) -> Tensor:
+    """Compute the mean squared error of each example, (B,).
 
     Args:
-        x: Images in [0, 1], (B, C, H, W).
-        std: Standard deviation of the noise in units of the pixel range.
-        generator: CPU generator of the noise; None for torch's global one.
+        reconstructed: Output of the decoder, of the form of `x`.
+        x: Original inputs, (B, ...); of several tensors, the mean of their errors is taken.
     """
-    return (x + std * to_device(torch.randn(x.shape, generator=generator), x.device)).clamp(0, 1)
+    if isinstance(x, Mapping):
+        return torch.stack([_errors(reconstructed[name], x[name]) for name in x]).mean(0)
+    return _errors(reconstructed, x)
 
 
-def hide_patches(x: Tensor, share: float, patch: int, generator: torch.Generator | None = None) -> Tensor:
-    """Set a random share of the square patches of each image to zero.
-
-    Args:
-        x: Images, (B, C, H, W).
-        share: Probability that a patch is hidden, 0 to 1.
-        patch: Side of a patch in pixels.
-        generator: CPU generator that chooses the patches; None for torch's global one.
-    """
-    rows, columns = math.ceil(x.shape[2] / patch), math.ceil(x.shape[3] / patch)
-    numbers = torch.rand(len(x), 1, rows, columns, generator=generator)
-    visible = to_device(numbers >= share, x.device).to(x.dtype)
-    mask = visible.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    return x * mask[:, :, : x.shape[2], : x.shape[3]]
+def _errors(reconstructed: Tensor, x: Tensor) -> Tensor:
+    return (reconstructed - x).square().flatten(1).mean(1)

@@ -6,39 +6,91 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import Inputs, InputSpec
+
 
 class Encoder(nn.Module, ABC):
     """A network from the inputs of one modality to features.
 
+    A class of your own needs a constructor that takes the `InputSpec`, and `forward`. A setting `backbone` names it by
+    its class path, such as `my_networks.VectorEncoder`.
+
     Attributes:
         modality: Kind of its inputs, such as `image`.
+        constant_buffers: Names of buffers that no training step changes.
         name: Name as the user wrote it, by which it is built again.
+        input_spec: Inputs that it was built for.
         net: The network itself, whose blocks are frozen, released and adapted.
         num_features: Number F of features of an example.
+        classifier: Name of the layer of `net` that was removed, under which files of its library may hold it, or None.
+        misfits: Tensors with another shape in the weights file, which were initialized randomly.
     """
 
     modality: ClassVar[str]
+    constant_buffers: ClassVar[tuple[str, ...]] = ()
     name: str
+    input_spec: InputSpec
     net: nn.Module
     num_features: int
+    classifier: str | None = None
+
+    def __init__(self) -> None:
+        """Start without weights that did not fit."""
+        super().__init__()
+        self.misfits: list[str] = []
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Compute features, (B, F).
 
         Args:
-            x: Inputs as the modality's views give them, (B, ...).
+            x: Inputs as the modality's views give them, (B, ...) each.
         """
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return the primitives from which the encoder is built again, without its weights."""
+        return {"backbone": self.name, **describe_spec(self.input_spec), "num_features": self.num_features}
 
-    @abstractmethod
-    def make_example(self) -> Tensor:
+    def make_example(self) -> Inputs:
         """Return inputs of one example, all zeros, to see which layers a pass goes through, (1, ...)."""
+        dtype = getattr(torch, self.input_spec.dtype)
+        return torch.zeros(1, *self.input_spec.shape, dtype=dtype, device=self.device)
+
+    def build_decoder(self) -> nn.Module:
+        """Build a network from the features, (B, F), back to inputs, for autoencoders.
+
+        Raises:
+            InputError: The encoder has no decoder.
+        """
+        raise InputError(f"backbone {self.name!r} has no decoder, so it cannot be an autoencoder: choose another one")
+
+    def corrupt(self, x: Inputs, noise: float, hidden: float, patch: int, generator: torch.Generator) -> Inputs:
+        """Corrupt the inputs of a denoising or masked autoencoder.
+
+        Args:
+            x: Inputs of a batch, (B, ...) each.
+            noise: Standard deviation of Gaussian noise.
+            hidden: Share of the input that is hidden, from 0 to 1.
+            patch: Side of the pieces that are hidden.
+            generator: Generator on the CPU, from which all randomness comes.
+
+        Raises:
+            InputError: Inputs of this modality have no corruption.
+        """
+        raise InputError(f"{self.modality} inputs have no corruption: set noise and hidden to 0")
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
+
+
+def describe_spec(spec: InputSpec) -> dict[str, Any]:
+    """Return the metadata that records the inputs of a network, of JSON types.
+
+    Args:
+        spec: Inputs of the network. Of images, their shape is recorded by itself, too, as in versions before 0.2.
+    """
+    shape = {"image_shape": list(spec.shape)} if spec.modality == "image" else {}
+    return {**shape, "input_spec": spec.to_dict()}

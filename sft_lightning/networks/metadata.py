@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_MAX_SIDE = 65_536  # pixels
+_MAX_SIDE = 65_536  # pixels, numbers or tokens
+_DTYPES = ("float32", "int64", "uint8")
 
 
 def _is_text(value: Any) -> bool:
@@ -25,6 +26,16 @@ def _is_shape(value: Any) -> bool:
     )
 
 
+def _is_spec(value: Any) -> bool:
+    """Return whether a value is a modality with a shape; of texts the shape is (length,), for example."""
+    if not isinstance(value, Mapping) or not {"modality", "shape"} <= value.keys() <= {"modality", "shape", "dtype"}:
+        return False
+    shape = value["shape"]
+    sides = isinstance(shape, list | tuple) and 0 < len(shape) <= 4 and all(_is_count(n) and n > 0 for n in shape)
+    fits = sides and (value["modality"] != "image" or _is_shape(shape)) and max(shape) <= _MAX_SIDE
+    return fits and value.get("dtype", "float32") in _DTYPES and _is_text(value["modality"])
+
+
 def _are_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_text, value))
 
@@ -34,6 +45,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("num_features", "num_classes", "step"), (_is_count, "a whole number")),
     "tau": (_is_number, "a number"),
     "image_shape": (_is_shape, "channels, height and width"),
+    "input_spec": (_is_spec, "a modality and a shape"),
     "class_names": (_are_names, "a list of texts"),
     "chain": (lambda value: isinstance(value, list), "a list"),
 }

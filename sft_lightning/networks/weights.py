@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sft_lightning.networks.adapters import merge_weights
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.file_networks import choose_network, flatten_networks
 from sft_lightning.networks.metadata import check_metadata
 from sft_lightning.networks.resampling import Filter, Tensors as Tensors, fit_to_network
@@ -268,6 +269,37 @@ def load_into(
         classifier=[n for n in left if n.startswith(heads)],
         notes=notes,
     )
+
+
+def load_encoder_weights(
+    encoder: Encoder, path: Path, library_filter: Filter | None = None
+) -> tuple[WeightsMatch, Tensors]:
+    """Load the weights of a file into an encoder, and list those of another shape in its `misfits`.
+
+    Args:
+        encoder: Encoder to change in place.
+        path: Path of the file.
+        library_filter: Function of the network's library that adapts published files, or None.
+
+    Returns:
+        Names of loaded and other tensors, and all tensors of the file.
+
+    Raises:
+        InputError: The file is of another backbone, is a head alone, or does not fit.
+    """
+    tensors, metadata = read_weights(path)
+    if metadata.get("part") == "head":
+        raise InputError(f"weights {str(path)!r} is a head without a backbone: give it as head_weights")
+    if metadata.get("backbone", encoder.name) != encoder.name:
+        raise InputError(
+            f"weights {str(path)!r} are of backbone {metadata['backbone']!r}, asked for is {encoder.name!r}: set "
+            f"backbone: {metadata['backbone']}"
+        )
+    reject_unmerged_adapters(tensors, str(path))
+    tensors = select_evaluated_weights(tensors)
+    match = load_into(encoder.net, tensors, str(path), library_filter, encoder.classifier)
+    encoder.misfits = match.other_shape
+    return match, tensors
 
 
 def _refuse_deeper(own: Tensors, extra: Tensors, source: str) -> None:

@@ -1,12 +1,12 @@
 """Pre-training without labels: an autoencoder whose encoder any other paradigm can start from.
 
-L_rec = ||x - dec(enc(x))||^2, mean over pixels and batch (Hinton & Salakhutdinov 2006). The denoising and the masked
-variant corrupt the input of the encoder, never the target of the decoder.
+L_rec = ||x - dec(enc(x))||^2, mean over all numbers and the batch (Hinton & Salakhutdinov 2006). The denoising and the
+masked variant corrupt the input of the encoder, never the target of the decoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sft_lightning._version import __version__
-from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction_loss
+from sft_lightning.losses.reconstruction import compute_reconstruction_errors, reconstruction_loss
 from sft_lightning.losses.regularizers.base import Regularizer
-from sft_lightning.networks.vision.autoencoders import ConvDecoder, MLPDecoder
-from sft_lightning.networks.vision.backbones import build_backbone
+from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.weights import write_weights
-from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place
+from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.runs.record import RunRecord
+from sft_lightning.training.figures import ExampleRows, Figure
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import Inputs, InputSpec, count_inputs, select_inputs
 
 ENCODER = "encoder.safetensors"
 _SHOWN = 8
 
 
 class AutoencoderModule(Paradigm):
-    """Autoencoder that learns to reconstruct images from a few features.
+    """Autoencoder that learns to reconstruct its inputs from a few features.
 
     At the end of `fit` the encoder is written as `encoder.safetensors` into the run's folder.
     """
@@ -38,8 +39,8 @@ class AutoencoderModule(Paradigm):
 
     def __init__(
         self,
-        network: Literal["mlp", "conv"] = "mlp",
-        image_shape: Sequence[int] = (1, 28, 28),
+        network: str = "mlp",
+        input_spec: InputSpec | Mapping[str, Any] | Sequence[int] | None = None,
         noise: float = 0.0,
         hidden: float = 0.0,
         patch: int = 4,
@@ -50,12 +51,15 @@ class AutoencoderModule(Paradigm):
         lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonfinite = "raise",
         nonfinite_limit: int = 10,
+        image_shape: Sequence[int] | None = None,
     ) -> None:
         """Build encoder and decoder.
 
         Args:
-            network: `mlp` (784-128-64-32 and back at 28x28) or `conv` (any image size).
-            image_shape: (C, H, W); the command line takes it from the data.
+            network: `mlp` (784-128-64-32 and back at 28x28), `conv` (any image size), or another backbone, such as the
+                class path of an `Encoder` that builds a decoder.
+            input_spec: What goes in, `input_spec` of the data or (C, H, W) of images, by default (1, 28, 28); the
+                command line takes it from the data.
             noise: Standard deviation of the noise added to the encoder's input (denoising), for pixels in [0, 1].
             hidden: Share of the patches that the encoder does not see (masking).
             patch: Side of a patch in pixels.
@@ -67,6 +71,7 @@ class AutoencoderModule(Paradigm):
             on_nonfinite: Policy for a step whose loss or gradients are NaN or infinite: stop the training (`raise`) or
                 leave the step out (`skip`). In either case it changes no parameter.
             nonfinite_limit: Number of steps that may be left out; one more stops the training.
+            image_shape: Former name of `input_spec`, which version 0.4 will remove.
 
         Raises:
             InputError: A setting is out of its range.
@@ -76,34 +81,34 @@ class AutoencoderModule(Paradigm):
             raise InputError(
                 f"noise is {noise}, hidden {hidden}, patch {patch}: give noise >= 0, 0 <= hidden < 1 and patch >= 1"
             )
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "regularizer"])
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "regularizer", "image_shape"])
+        spec = resolve_input_spec(input_spec, image_shape, (1, 28, 28))
+        self.hparams["input_spec"] = spec.to_dict()
         self.noise, self.hidden, self.patch = noise, hidden, patch
-        self.encoder, _ = build_backbone(network, image_shape, weights)
-        self.decoder: nn.Module = (
-            MLPDecoder(image_shape) if network == "mlp" else ConvDecoder(image_shape, self.encoder.num_features)
-        )
+        self.encoder, _ = build_encoder(network, spec, weights)
+        self.decoder = self.encoder.build_decoder()
         self.regularize(self.encoder, compile)
         compile_in_place(self.encoder, compile)
         self._held_out = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
-        self._example: tuple[Tensor, Tensor] | None = None
+        self._example: tuple[Inputs, Inputs] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruct images.
+    def forward(self, x: Inputs) -> Inputs:
+        """Reconstruct inputs.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
 
         Returns:
-            Reconstructions, (B, C, H, W).
+            Reconstructions, of the form of `x`.
         """
-        reconstruction: Tensor = self.decoder(self.encoder(x))
+        reconstruction: Inputs = self.decoder(self.encoder(x))
         return reconstruction
 
-    def features(self, x: Tensor) -> Tensor:
-        """Compute the features of images.
+    def features(self, x: Inputs) -> Tensor:
+        """Compute features.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
 
         Returns:
             Features, (B, F).
@@ -116,9 +121,8 @@ class AutoencoderModule(Paradigm):
         x = batch["unlabeled"].weak
         corrupted = x
         if self.noise or self.hidden:
-            generator = torch.Generator().manual_seed(batch["unlabeled"].draw)
-            corrupted = add_noise(corrupted, self.noise, generator) if self.noise else corrupted
-            corrupted = hide_patches(corrupted, self.hidden, self.patch, generator) if self.hidden else corrupted
+            generator = torch.Generator().manual_seed(batch["unlabeled"].seed)
+            corrupted = self.encoder.corrupt(x, self.noise, self.hidden, self.patch, generator)
         with self.watched():
             reconstruction = self(corrupted)
         return StepResult(reconstruction_loss(reconstruction, x), {})
@@ -126,33 +130,34 @@ class AutoencoderModule(Paradigm):
     def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
         reconstruction = self(batch.x)
         metric: Any = self._held_out[f"{stage}_loss"]
-        metric.update(reconstruction_loss(reconstruction, batch.x), weight=len(batch.x))
+        metric.update(reconstruction_loss(reconstruction, batch.x), weight=count_inputs(batch.x))
         if batch_idx == 0:
-            self._example = batch.x[:_SHOWN], reconstruction[:_SHOWN]
+            few = slice(_SHOWN)
+            self._example = select_inputs(batch.x, few), select_inputs(reconstruction, few)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch of uncorrupted images to the validation loss."""
+        """Add a batch of uncorrupted examples to the validation loss."""
         self._evaluation_step("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch of uncorrupted images to the test loss."""
+        """Add a batch of uncorrupted examples to the test loss."""
         self._evaluation_step("test", batch, batch_idx)
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """Return the mean loss over all images."""
+        """Return the mean loss over all examples."""
         metric: Any = self._held_out[f"{stage}_loss"]
         loss: Tensor = metric.compute()
         metric.reset()
         return {"loss": loss}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Compute the reconstruction error of each image, which is high for images unlike the training images."""
-        error = (self(batch.x) - batch.x).square().flatten(1).mean(1)
+        """Compute the reconstruction error of each example, which is high for examples unlike those of training."""
+        error = compute_reconstruction_errors(self(batch.x), batch.x)
         return {"indices": batch.indices, "reconstruction_error": error}
 
-    def figures(self, stage: str) -> dict[str, Tensor]:
+    def figures(self, stage: str) -> dict[str, Figure]:
         """Return inputs in the upper row, reconstructions in the lower."""
-        return {} if self._example is None else {"reconstructions": torch.stack(self._example)}
+        return {} if self._example is None else {"reconstructions": ExampleRows(self._example)}
 
     def on_fit_end(self) -> None:
         """Save the encoder to a file of its own."""
@@ -163,7 +168,7 @@ class AutoencoderModule(Paradigm):
             self.save_encoder(Path(folder) / ENCODER, {"run": folder, "chain": RunRecord(Path(folder)).chain})
 
     def save_encoder(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Write the encoder with the metadata that `rebuild_backbone` needs.
+        """Write the encoder with the metadata that `rebuild_encoder` needs.
 
         Args:
             path: Path of the file to write; ends in `.safetensors`.

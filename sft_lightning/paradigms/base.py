@@ -1,7 +1,7 @@
 """Base of all paradigms: optimizer groups, schedules and logging. Hooks only; a paradigm computes a `StepResult`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,10 +16,12 @@ from sft_lightning.data.contract import BatchRequest
 from sft_lightning.data.loaders import Schedule
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.training.figures import Figure
 from sft_lightning.training.nonfinite import NonfiniteGuard, OnNonfinite
 from sft_lightning.training.optimizers import Group, check_schedules, configure_optimizer
 from sft_lightning.utils.cpu import flush_denormals
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.renamed import refuse_renamed
 
 COMPILED_FORMS = 64  # most compiled variants in a process: one per network, shape, mode and precision
@@ -38,7 +40,7 @@ class StepResult(NamedTuple):
 
 
 class Paradigm(LightningModule, ABC):
-    """Base of the four paradigms.
+    """Base of all paradigms.
 
     Attributes:
         batch_parts: The parts of a training batch that the data module loads for this paradigm.
@@ -301,10 +303,8 @@ class Paradigm(LightningModule, ABC):
             stage: Name of the stage, `val` or `test`.
         """
 
-    def figures(self, stage: str) -> dict[str, Tensor]:
+    def figures(self, stage: str) -> dict[str, Figure]:
         """Return figures of the last evaluation for the log, by name.
-
-        (R, N, C, H, W) in [0, 1] is drawn as R rows of N images, (K, K) as a confusion matrix.
 
         Args:
             stage: Name of the stage, `val` or `test`.
@@ -320,6 +320,29 @@ class Paradigm(LightningModule, ABC):
             stage: Name of the stage, `val` or `test`.
         """
         return None
+
+
+def resolve_input_spec(
+    input_spec: InputSpec | Mapping[str, Any] | Sequence[int] | None,
+    image_shape: Sequence[int] | None,
+    default: Sequence[int],
+) -> InputSpec:
+    """Return the inputs of a model, given under the current name of the setting or the former one.
+
+    Args:
+        input_spec: Setting `input_spec`, in one of the forms of `InputSpec.parse`.
+        image_shape: Setting `image_shape`, as in versions before 0.2 and their checkpoints.
+        default: Shape (C, H, W) of the images where neither is given.
+
+    Raises:
+        InputError: The two disagree, or have another form.
+    """
+    if input_spec is None:
+        return InputSpec.parse(default if image_shape is None else image_shape)
+    spec = InputSpec.parse(input_spec)
+    if image_shape is not None and spec.modality == "image" and tuple(image_shape) != spec.shape:
+        raise InputError(f"image_shape is {tuple(image_shape)}, but input_spec is {spec}: give input_spec alone")
+    return spec
 
 
 def compile_in_place(module: torch.nn.Module, mode: bool | str) -> None:

@@ -28,36 +28,36 @@ class BatchSchedule:
         self._cycle = (supervised + unsupervised) * accumulate
         self._needs_labels = needs_labels
 
-    def is_supervised(self, g: int) -> bool:
-        """Return whether batch g is supervised.
+    def is_supervised(self, batch_idx: int) -> bool:
+        """Return whether a batch is supervised.
 
         Args:
-            g: Number of the batch, counted from the start of training.
+            batch_idx: Number of the batch, counted from the start of training.
         """
-        return g < self._warmup or (g - self._warmup) % self._cycle < self._supervised
+        return batch_idx < self._warmup or (batch_idx - self._warmup) % self._cycle < self._supervised
 
-    def parts(self, g: int) -> tuple[str, ...]:
-        """Return the parts that batch g holds.
+    def parts(self, batch_idx: int) -> tuple[str, ...]:
+        """Return the parts that a batch holds.
 
         Args:
-            g: Number of the batch, counted from the start of training.
+            batch_idx: Number of the batch, counted from the start of training.
         """
-        if self.is_supervised(g):
+        if self.is_supervised(batch_idx):
             return ("labeled",)
         return ("labeled", "unlabeled") if self._needs_labels else ("unlabeled",)
 
-    def before(self, part: str, g: int) -> int:
-        """Count the batches that hold a part among the first g.
+    def before(self, part: str, batch_idx: int) -> int:
+        """Count the batches that hold a part among the first `batch_idx`.
 
         Args:
             part: Name of the part, `labeled` or `unlabeled`.
-            g: Number of the batch, counted from the start of training.
+            batch_idx: Number of the batch, counted from the start of training.
         """
-        cycles, rest = divmod(max(0, g - self._warmup), self._cycle)
-        supervised = min(g, self._warmup) + cycles * self._supervised + min(rest, self._supervised)
+        cycles, rest = divmod(max(0, batch_idx - self._warmup), self._cycle)
+        supervised = min(batch_idx, self._warmup) + cycles * self._supervised + min(rest, self._supervised)
         if part == "unlabeled":
-            return g - supervised
-        return g if self._needs_labels else supervised
+            return batch_idx - supervised
+        return batch_idx if self._needs_labels else supervised
 
 
 def ramp(kind: Ramp, step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sft_lightning.networks.heads import fit_class_means
-from sft_lightning.paradigms.metrics import restart
+from sft_lightning.tasks.classification_metrics import restart
 
 
 class Spread(Metric):

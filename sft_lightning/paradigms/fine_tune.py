@@ -4,14 +4,13 @@ min_theta sum L(y_i, g(f(x_i; theta))) + lambda R(theta), L the cross-entropy. L
 follows Kumar et al. 2022; layer-wise decay of the learning rate Howard & Ruder 2018.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sft_lightning.data.batches import holds_features
 from sft_lightning.data.class_names import describe_difference, parse_class_names
@@ -19,17 +18,19 @@ from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.losses.regularizers.l2sp import L2SP
 from sft_lightning.networks.adapters import Adapter
-from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.paradigms.calibration import Calibration, use_calibration
-from sft_lightning.paradigms.class_weights import order_weights
 from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.freezing import Tune, TuningDepth, has_finetuning, rewrap
 from sft_lightning.paradigms.head_weights import attach_head, take_head
-from sft_lightning.paradigms.metrics import ClassifierMetrics
+from sft_lightning.tasks.class_weights import order_weights
+from sft_lightning.tasks.classification import Classification
+from sft_lightning.training.figures import ConfusionMatrix, Figure
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.training.optimizers import Group
-from sft_lightning.utils.errors import InputError, check_decay, check_min
+from sft_lightning.utils.errors import InputError, check_min
+from sft_lightning.utils.inputs import Inputs, InputSpec
 
 
 class FineTuneClassifier(Paradigm):
@@ -45,7 +46,7 @@ class FineTuneClassifier(Paradigm):
         self,
         backbone: str,
         num_classes: int = 0,
-        image_shape: Sequence[int] = (3, 224, 224),
+        input_spec: InputSpec | Mapping[str, Any] | Sequence[int] | None = None,
         class_names: list[str] | None = None,
         weights: str = "none",
         head_weights: str = "none",
@@ -66,13 +67,15 @@ class FineTuneClassifier(Paradigm):
         lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonfinite = "raise",
         nonfinite_limit: int = 10,
+        image_shape: Sequence[int] | None = None,
     ) -> None:
         """Build the network and load its weights.
 
         Args:
-            backbone: `mlp`, `conv`, `wrn_28_2`, or a torchvision or timm name.
+            backbone: `mlp`, `conv`, `wrn_28_2`, a torchvision or timm name, or the class path of an `Encoder`.
             num_classes: Number of classes; the command line takes it from the data.
-            image_shape: (C, H, W); the command line takes it from the data.
+            input_spec: What goes in, `input_spec` of the data or (C, H, W) of images, by default (3, 224, 224); the
+                command line takes it from the data.
             class_names: Names of the classes for predictions; the command line takes them from the data.
             weights: `none`, `default` (published, downloaded), or the path of a `.safetensors`, checkpoint or run.
             head_weights: `none`, or the path of an exported head or model, or of a run, whose head is attached.
@@ -97,14 +100,13 @@ class FineTuneClassifier(Paradigm):
             on_nonfinite: Policy for a step whose loss or gradients are NaN or infinite: stop the training (`raise`) or
                 leave the step out (`skip`). In either case it changes no parameter.
             nonfinite_limit: Number of steps that may be left out; one more stops the training.
+            image_shape: Former name of `input_spec`, which version 0.4 will remove.
 
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
         super().__init__(optimizer, lr_scheduler, regularizer, on_nonfinite, nonfinite_limit)
-        if num_classes < 2:
-            raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
-        check_decay(label_smoothing=label_smoothing)
+        self.task = Classification(num_classes, label_smoothing)
         check_min(0, head_only_epochs=head_only_epochs)
         weight = order_weights(class_weights, class_names, num_classes)
         if not isinstance(adapter, Adapter | None):
@@ -115,11 +117,13 @@ class FineTuneClassifier(Paradigm):
                 f"{type(adapter).__name__} leaves them: set L2, DELTA or BSS"
             )
         self.save_hyperparameters(
-            ignore=["optimizer", "lr_scheduler", "regularizer", "adapter", "strategy", "feature_loss"]
+            ignore=["optimizer", "lr_scheduler", "regularizer", "adapter", "strategy", "feature_loss", "image_shape"]
         )
+        spec = resolve_input_spec(input_spec, image_shape, (3, 224, 224))
+        self.hparams["input_spec"] = spec.to_dict()
         self.num_classes = num_classes
-        self.backbone, tensors = build_backbone(backbone, image_shape, weights, mean, std)
-        self.head = nn.Linear(self.backbone.num_features, num_classes)
+        self.backbone, tensors = build_encoder(backbone, spec, weights, mean, std)
+        self.head = self.task.build_head(self.backbone.num_features)
         if class_names and len(class_names) != num_classes:
             raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes: give one each")
         if head_weights == "none":
@@ -134,12 +138,12 @@ class FineTuneClassifier(Paradigm):
         self.depth.release(head_only_epochs == 0)
         compile_in_place(self.backbone, compile)
         self.head_only_epochs = head_only_epochs
-        self.label_smoothing, self.cache_features = label_smoothing, cache_features
+        self.cache_features = cache_features
         self._balanced = class_weights == "balanced"
         self.register_buffer("class_weight", weight)
         self._weighted = class_weights is not None
         self.trust = Calibration()
-        self._metrics = nn.ModuleDict({f"{stage}_metrics": ClassifierMetrics(num_classes) for stage in ("val", "test")})
+        self._metrics = nn.ModuleDict({f"{stage}_metrics": self.task.build_metrics() for stage in ("val", "test")})
 
     # --- names of the classes
 
@@ -188,15 +192,15 @@ class FineTuneClassifier(Paradigm):
     # --- features, which may come from the cache
 
     def on_fit_end(self) -> None:
-        """Switch the data module from features back to images."""
+        """Switch the data module from features back to examples."""
         if (data := few_label_data(self.trainer)) is not None:
             data.use_features({})
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Inputs) -> Tensor:
         """Compute the features of examples.
 
         Args:
-            x: Examples as the data module gives them, such as (B, C, H, W) in [0, 1].
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
 
         Returns:
             (B, F).
@@ -213,7 +217,7 @@ class FineTuneClassifier(Paradigm):
         Returns:
             (B, F).
         """
-        x: Tensor = batch[0]
+        x = batch[0]
         return x if holds_features(batch) else self.features(x)
 
     # --- stages of training
@@ -257,7 +261,10 @@ class FineTuneClassifier(Paradigm):
         Raises:
             InputError: `class_weights` or `label_smoothing` is set.
         """
-        for name, is_set in {"class_weights": self._weighted, "label_smoothing": bool(self.label_smoothing)}.items():
+        for name, is_set in {
+            "class_weights": self._weighted,
+            "label_smoothing": bool(self.task.label_smoothing),
+        }.items():
             if is_set:
                 raise InputError(f"{name} is set, but {reason}, so that it would change nothing: leave it out")
 
@@ -304,11 +311,11 @@ class FineTuneClassifier(Paradigm):
 
     # --- steps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Compute logits.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
 
         Returns:
             Logits, (B, num_classes).
@@ -336,15 +343,7 @@ class FineTuneClassifier(Paradigm):
         return StepResult(self._supervised(y, self.classify(features)), {})
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
-        if not self._weighted:
-            return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-        if not self.label_smoothing:
-            return F.cross_entropy(logits, y, self.class_weight)
-        # torch weights each class of the smoothed target separately, so that a confident prediction of a rare class
-        # could minimize the loss of a common example.
-        loss = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
-        weight = self.class_weight[y].to(loss)
-        return (loss * weight).sum() / weight.sum()
+        return self.task.loss(logits, y, self.class_weight if self._weighted else None)
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
         metrics: Any = self._metrics[f"{stage}_metrics"]
@@ -358,11 +357,11 @@ class FineTuneClassifier(Paradigm):
         """Add a batch to the test metrics."""
         self._evaluation_step("test", batch)
 
-    def evaluated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluated(self, x: Inputs) -> tuple[Tensor, Tensor]:
         """Return features (B, F) and logits (B, num_classes) of the network that is evaluated.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
         features = self.features(x)
         return features, self.classify(features)
@@ -381,10 +380,10 @@ class FineTuneClassifier(Paradigm):
         values: dict[str, Tensor] = self._metrics[f"{stage}_metrics"].compute()  # type: ignore[operator]
         return values
 
-    def figures(self, stage: str) -> dict[str, Tensor]:
-        """Return the confusion matrix, rows true and columns predicted."""
+    def figures(self, stage: str) -> dict[str, Figure]:
+        """Return the confusion matrix."""
         confusion: Tensor | None = self._metrics[f"{stage}_metrics"].confusion  # type: ignore[assignment]
-        return {} if confusion is None else {"confusion": confusion}
+        return {} if confusion is None else {"confusion": ConfusionMatrix(confusion)}
 
     def score_counts(self, stage: str) -> Tensor | None:
         """Return the histograms of the probabilities of all classes."""

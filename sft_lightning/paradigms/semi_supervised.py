@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.contract import few_label_data
-from sft_lightning.data.modality import mix_tensors
+from sft_lightning.data.modality import mix_inputs
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
@@ -16,6 +16,7 @@ from sft_lightning.training.ema import EMA
 from sft_lightning.training.lightning_patches import find_unused_parameters
 from sft_lightning.training.optimizers import Group, list_accumulation
 from sft_lightning.utils.errors import InputError, check_decay, check_min
+from sft_lightning.utils.inputs import Inputs, concatenate_inputs, count_inputs
 
 
 class PseudoLabels(NamedTuple):
@@ -63,8 +64,8 @@ class SemiSupervisedModule(FineTuneClassifier):
             warmup_steps: Supervised optimizer steps before anything else.
             supervised_steps: Supervised steps of each turn, k_s.
             unsupervised_steps: Unsupervised steps of each turn, k_u.
-            lambda_u: Weight of L_u. Where there are fewer unlabeled images than a labeled batch has, it is scaled down
-                so that each counts as much as a labeled one.
+            lambda_u: Weight of L_u. Where there are fewer unlabeled examples than a labeled batch has, it is scaled
+                down so that each counts as much as a labeled one.
             lambda_ramp: Shape of lambda's rise after the warm-up.
             ramp_steps: Length of the rise in optimizer steps.
             ema_decay: Decay of the averaged weights that are evaluated and teach; 0 for none.
@@ -89,14 +90,18 @@ class SemiSupervisedModule(FineTuneClassifier):
                 f"strategy {type(strategy).__name__} supports {', '.join(strategy.modalities)} inputs, and backbone "
                 f"{self.backbone.name!r} takes {self.backbone.modality}: choose another strategy"
             )
+        if self.task.name not in strategy.tasks:
+            raise InputError(
+                f"strategy {type(strategy).__name__} supports {', '.join(strategy.tasks)}, and the task is "
+                f"{self.task.name}: choose another strategy"
+            )
         self.strategy, self.schedule = strategy, schedule
-        channels, height, width = self.backbone.image_shape
-        strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, (channels, height, width)))
+        strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, self.backbone))
         self.warmup_steps, self.supervised_steps = warmup_steps, supervised_steps
         self.unsupervised_steps = unsupervised_steps
         self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
-        self._mix: Callable[[Tensor, Tensor, Tensor], Tensor] = mix_tensors
+        self._mix: Callable[[Inputs, Tensor, Tensor], Inputs] = mix_inputs
         self._pool_share = 1.0
         self._followed = 0
         self._followed_there: int | None = None
@@ -138,49 +143,49 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     # --- interface for the strategy
 
-    def outputs(self, x: Tensor) -> Outputs:
+    def outputs(self, x: Inputs) -> Outputs:
         """Compute features and logits.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
         features = self.backbone(x)
         return Outputs(features, self.head(features))
 
-    def teacher_logits(self, x: Tensor) -> Tensor:
+    def teacher_logits(self, x: Inputs) -> Tensor:
         """Compute logits with the averaged weights, without gradient.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
         assert self.average is not None
         logits: Tensor = self.average(x)
         return logits
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Inputs) -> Tensor:
         """Compute features, in evaluation with the averaged weights.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
         if self.training or self.average is None:
             return super().features(x)
         averaged: Tensor = self.average.get_submodule("backbone")(x)
         return averaged
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Compute logits, in evaluation with the averaged weights.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
         return super().forward(x) if self.training or self.average is None else self.teacher_logits(x)
 
-    def evaluated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluated(self, x: Inputs) -> tuple[Tensor, Tensor]:
         """Return features and logits of the averaged weights, if there are any.
 
         Args:
-            x: Images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
         return super().evaluated(x) if self.average is None else self.average.outputs(x)
 
@@ -203,7 +208,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         data = few_label_data(self.trainer)
         pool = 0 if data is None else len(data.splits["unlabeled"])
         self.strategy.start(pool)
-        self._mix = mix_tensors if data is None else data.views.mix
+        self._mix = mix_inputs if data is None else data.views.mix
         labels = (1 if data is None else data.batch_size) * self.trainer.world_size
         self._pool_share = min(1.0, pool / labels) if pool else 1.0
 
@@ -258,8 +263,8 @@ class SemiSupervisedModule(FineTuneClassifier):
             return (None if view is None else self.outputs(view)), None
         if view is None:
             return None, self.outputs(labeled.x)
-        both = self.outputs(torch.cat([labeled.x, view]))
-        count = len(labeled.x)
+        both = self.outputs(concatenate_inputs([labeled.x, view]))
+        count = count_inputs(labeled.x)
         return Outputs(both.features[count:], both.logits[count:]), Outputs(both.features[:count], both.logits[:count])
 
     def _combine(self, supervised: Tensor | None, result: StrategyOutput | None) -> StepResult:
@@ -273,7 +278,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         return StepResult(torch.stack(parts).sum(), logs)
 
     def _lambda_now(self) -> float:
-        # L_u is a mean over the batch: a single unlabeled image would weigh as much as all labeled images together, and
+        # L_u is a mean over the batch: a single unlabeled example would weigh as much as all labeled ones together, and
         # would pull the network to its pseudo-label faster than the running statistics of batch normalization follow.
         scale = self.lambda_u * self._pool_share
         return scale * ramp(self.lambda_ramp, max(0, self.global_step - self.warmup_steps), self.ramp_steps)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.encoder import Encoder
 
 
-def find_last_map(backbone: Backbone) -> nn.Module | None:
+def find_last_map(backbone: Encoder) -> nn.Module | None:
     """Return the last module whose output is a feature map larger than 1 x 1; None for a network without one.
 
     Args:
@@ -25,7 +25,7 @@ def find_last_map(backbone: Backbone) -> nn.Module | None:
     hooks = [module.register_forward_hook(record) for module in backbone.net.modules() if module is not backbone.net]
     try:
         with torch.no_grad():
-            backbone(torch.zeros(1, *backbone.image_shape, device=backbone.mean.device))
+            backbone(backbone.make_example())
     finally:
         for hook in hooks:
             hook.remove()
@@ -33,7 +33,7 @@ def find_last_map(backbone: Backbone) -> nn.Module | None:
 
 
 def compute_grad_cam(
-    backbone: Backbone, head: Mapping[str, Tensor], module: nn.Module, x: Tensor, classes: Tensor
+    backbone: Encoder, head: Mapping[str, Tensor], module: nn.Module, x: Tensor, classes: Tensor
 ) -> Tensor:
     """Compute how much each pixel of the images supports a class.
 

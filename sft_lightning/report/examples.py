@@ -2,13 +2,17 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from markupsafe import Markup
+from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.cli.loaded_run import LoadedRun
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.losses.reconstruction import compute_reconstruction_errors
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
 from sft_lightning.report.attention import compute_grad_cam, find_last_map
@@ -52,20 +56,26 @@ def render_mistakes(evaluation: Evaluation) -> Markup:
     return rendered
 
 
+def _show(data: FewLabelDataModule, name: str, positions: list[int]) -> Sequence[Tensor | str]:
+    """Return some examples of a split as people look at them."""
+    return [*data.views.show(data.inputs_of(name, positions))] if positions else []
+
+
 def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tuple[Markup, list[str]]]:
     judged, labeled, names = evaluation.judged, evaluation.labeled, evaluation.class_names
     p = judged.logits.softmax(1)
     references = F.normalize(labeled.features, dim=1)
     k = min(_NUM_NEIGHBORS, len(references))
     nearest = (F.normalize(judged.features[positions], dim=1) @ references.T).topk(k, 1).indices
-    images = evaluation.data.inputs_of(judged.name, positions)
-    neighbors = evaluation.data.inputs_of("labeled", nearest.flatten().tolist()).unflatten(0, nearest.shape)
+    examples = _show(evaluation.data, judged.name, positions)
+    all_neighbors = _show(evaluation.data, "labeled", nearest.flatten().tolist())
+    neighbors = [all_neighbors[k * j : k * (j + 1)] for j in range(len(positions))]
     tiles = []
-    for i, x, near_x, near in zip(positions, images, neighbors, nearest.tolist(), strict=True):
+    for i, x, near_x, near in zip(positions, examples, neighbors, nearest.tolist(), strict=True):
         classes = [names[int(labeled.labels[j])] for j in near]
         near_images = [
-            figures.embed_image(image, f"{name}: {labeled.ids[j]}", 48)
-            for image, name, j in zip(near_x, classes, near, strict=True)
+            figures.embed_example(example, f"{name}: {labeled.ids[j]}", 48)
+            for example, name, j in zip(near_x, classes, near, strict=True)
         ]
         predicted, true = int(judged.predicted[i]), int(judged.labels[i])
         lines = [
@@ -74,7 +84,7 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
             f"near: {', '.join(f'{n} x {name}' if n > 1 else name for name, n in Counter(classes).items())}",
             judged.ids[i],
         ]
-        tiles.append((figures.embed_image(x, judged.ids[i]) + render_images(near_images, "near"), lines))
+        tiles.append((figures.embed_example(x, judged.ids[i]) + render_images(near_images, "near"), lines))
     return tiles
 
 
@@ -131,10 +141,10 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
         for order, i in enumerate(positions, 1)
     ]
     write_text(path, format_csv([("order", "id", "predicted", "uncertainty"), *rows]))
-    images = evaluation.data.inputs_of(unlabeled.name, positions)
+    examples = _show(evaluation.data, unlabeled.name, positions)
     tiles = [
-        (figures.embed_image(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
-        for x, (order, name, predicted, value) in zip(images, rows, strict=True)
+        (figures.embed_example(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
+        for x, (order, name, predicted, value) in zip(examples, rows, strict=True)
     ]
     note = (
         f"Chosen from {len(unlabeled.ids):,} unlabeled images: uncertain, and unlike labeled images and each other. "
@@ -155,10 +165,15 @@ def render_reconstructions(opened: LoadedRun) -> Markup:
     x = opened.data.inputs_of(name, [*range(len(ids))])
     with torch.no_grad():
         reconstructed = model.eval()(x)
-    errors = (reconstructed - x).square().flatten(1).mean(1)
+    errors = compute_reconstruction_errors(reconstructed, x)
+    views = opened.data.views
     tiles = []
-    for image, other, error, identifier in zip(x, reconstructed, errors.tolist(), ids, strict=True):
-        pair = [figures.embed_image(image, identifier), figures.embed_image(other, "reconstruction")]
+    for shown, other, error, identifier in zip(
+        views.show(x), views.show(reconstructed), errors.tolist(), ids, strict=True
+    ):
+        pair = [figures.embed_example(shown, identifier), figures.embed_example(other, "reconstruction")]
         tiles.append((render_images(pair, "pair"), [f"error {error:.4f}", identifier]))
-    note = f"The first {len(x)} {format_split(name)} images beside their reconstructions, with the mean squared error."
+    note = (
+        f"The first {len(ids)} {format_split(name)} images beside their reconstructions, with the mean squared error."
+    )
     return render_note(note) + render_tiles(tiles)

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning.utils.html import render_columns, render_figure, render_image
+from sft_lightning.utils.html import render_columns, render_excerpt, render_figure, render_image
 
 # Okabe and Ito's palette, which color-blind readers can distinguish, without black.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7a00", "#7f7f7f", "#8a6fd8", "#a0522d")
@@ -184,6 +184,19 @@ def embed_image(x: Tensor, description: str, max_side: int = 96) -> Markup:
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return render_image(file.getvalue(), description)
+
+
+def embed_example(shown: Tensor | str, description: str, max_side: int = 96) -> Markup:
+    """Return an example as `Views.show` gives it: an image or a text.
+
+    Args:
+        shown: Image, (C, H, W) in [0, 1], or a text.
+        description: Plain text for readers who cannot see the image; also shown under the pointer.
+        max_side: Length of the longest side of an image in pixels, at most.
+    """
+    if isinstance(shown, str):
+        return render_excerpt(shown, description)
+    return embed_image(shown, description, max_side)
 
 
 def overlay_heat(x: Tensor, heat: Tensor) -> Tensor:

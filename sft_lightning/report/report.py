@@ -10,7 +10,6 @@ from sft_lightning import AutoencoderModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.paradigms.calibration import fit_temperature
-from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report import figures
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import (
@@ -31,6 +30,7 @@ from sft_lightning.report.run_sections import render_health, render_origin, rend
 from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.runs.record import RunRecord
+from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.training.callbacks.csv_log import read_curves
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 
 from sft_lightning._version import __version__
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder, describe_spec
 from sft_lightning.networks.heads import extract_linear_head, normalize_tau
-from sft_lightning.networks.vision.backbones import Backbone, build_backbone
 from sft_lightning.networks.weights import Tensors, check_model_settings, read_weights, select_evaluated_weights
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 
 
 @dataclass
@@ -21,7 +23,7 @@ class TrainedNetwork:
     """A trained network apart from its run.
 
     Attributes:
-        backbone: Tensors under the names of `Backbone` (`net....`, `mean`, `std`).
+        backbone: Tensors under the names of the encoder (`net....`; of images also `mean` and `std`).
         head: Tensors `weight` (C, F) and `bias` (C,) of a linear layer, or nothing.
         metadata: What an exported part says of itself.
     """
@@ -30,13 +32,14 @@ class TrainedNetwork:
     head: Tensors
     metadata: dict[str, Any]
 
-    def network(self) -> Backbone:
+    def network(self) -> Encoder:
         """Build the backbone with its weights, in eval mode.
 
         Raises:
             InputError: The weights do not fit the backbone.
         """
-        network, _ = build_backbone(self.metadata["backbone"], self.metadata["image_shape"])
+        spec = InputSpec.parse(self.metadata["input_spec"])
+        network, _ = build_encoder(self.metadata["backbone"], spec, imports=False)
         try:
             network.load_state_dict(self.backbone)
         except RuntimeError as error:  # torch lists each tensor on a line of its own
@@ -60,11 +63,12 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     settings = check_model_settings(content, path)
     name = settings.get("backbone", settings.get("network"))
     prefix = "encoder." if "network" in settings else "backbone."
-    needed = {"image_shape", *(["tau"] if settings.get("head") == "tau_normalized" else [])}
-    is_complete = {f"{prefix}mean", f"{prefix}std"} <= tensors.keys() and any(
-        n.startswith(f"{prefix}net.") for n in tensors
-    )
-    if name is None or not needed <= settings.keys() or not is_complete:
+    spec = InputSpec.from_settings(settings)
+    needed = {"tau"} if settings.get("head") == "tau_normalized" else set()
+    is_complete = any(n.startswith(f"{prefix}net.") for n in tensors)
+    if spec is not None and spec.modality == "image":
+        is_complete = is_complete and {f"{prefix}mean", f"{prefix}std"} <= tensors.keys()
+    if name is None or spec is None or not needed <= settings.keys() or not is_complete:
         raise InputError(
             f"checkpoint {str(path)!r} does not hold a paradigm of this package: give one that `fit` wrote"
         )
@@ -75,9 +79,8 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         head = {"weight": normalize_tau(head["weight"], settings["tau"]), "bias": torch.zeros_like(head["bias"])}
     metadata: dict[str, Any] = {
         "backbone": name,
-        "image_shape": list(settings["image_shape"]),
-        "mean": backbone["mean"].flatten().tolist(),
-        "std": backbone["std"].flatten().tolist(),
+        **describe_spec(spec),
+        **{n: backbone[n].flatten().tolist() for n in ("mean", "std") if n in backbone},
         "class_names": read_recorded_classes(content, path) or [],
         "made_by": str(settings.get("_class_path", "")).rpartition(".")[2] or None,
         "step": content.get("global_step"),

@@ -9,13 +9,12 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from sft_lightning import ImageDataModule
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.data.digests import digest_file, digest_folder
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.source import Examples
-from sft_lightning.data.vision.sources import open_unlabeled
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.study.user_code import digest_code
 from sft_lightning.utils.errors import InputError, find_input_error
@@ -110,7 +109,7 @@ class InputReader:
         return {"config": config, "data": data, "files": files, "code": code, "names": names}
 
     def _read_data(self, cli: SettingsCLI, names: dict[str, str]) -> Inputs:
-        """Return digests of an ImageDataModule; `_read_files` reads the files of other data modules."""
+        """Return digests of a `FewLabelDataModule`; `_read_files` reads the files of other data modules."""
         with silence_logs():
             try:
                 data = cli.make_data()
@@ -118,22 +117,21 @@ class InputReader:
                 if input_error := find_input_error(error):
                     raise input_error from error
                 return {}  # a custom class: the run itself fails with its reason
-            if not isinstance(data, ImageDataModule):
+            if not isinstance(data, FewLabelDataModule):
                 return {}
             given = {"source": data._named, "unlabeled_source": data.unlabeled_source, "split_file": data.split_file}
             names.update({name: value for name, value in given.items() if value is not None})
-            key = json.dumps([*given.values(), data.root, data.bad.policy, data._class_names])
+            key = json.dumps([data.source_key, *given.values()])
             if key not in self._data:
                 self._data[key] = _describe_data(data)
         return self._data[key]
 
 
-def _describe_data(data: ImageDataModule) -> Inputs:
+def _describe_data(data: FewLabelDataModule) -> Inputs:
     source = data.source
     digests: Inputs = {"source": _describe_examples(source.load(), source.class_names)}
     if data.unlabeled_source is not None:
-        skip = data.bad.policy == "skip"
-        second = open_unlabeled(data.unlabeled_source, data.root, data.download, skip)
+        second = data.open_unlabeled(data.unlabeled_source)
         digests["unlabeled_source"] = _describe_examples({"unlabeled": second}, ())
     if data.split_file is not None:
         try:
@@ -144,13 +142,13 @@ def _describe_data(data: ImageDataModule) -> Inputs:
 
 
 def _describe_examples(examples: Mapping[str, Examples], class_names: Sequence[str]) -> Inputs:
-    """Return digests of the images, labels and groups, and of their order, which sets the order of batches."""
-    images, order = [], []
+    """Return digests of the examples, labels and groups, and of their order, which sets the order of batches."""
+    contents, order = [], []
     labels: list[Any] = [list(class_names)]
     groups: list[Any] = []
     for name, part in sorted(examples.items()):
         ids = list(part.ids)
-        images.append([name, part.images.digest(), _digest(sorted(ids))])
+        contents.append([name, part.storage.digest(), _digest(sorted(ids))])
         order.append([name, _digest(ids)])
         labels += sorted(
             (one, class_names[k] if k >= 0 else "") for one, k in zip(ids, part.labels.tolist(), strict=True)
@@ -158,7 +156,7 @@ def _describe_examples(examples: Mapping[str, Examples], class_names: Sequence[s
         if part.groups is not None:
             groups += sorted(zip(ids, map(str, part.groups), strict=True))
     count = sum(map(len, examples.values()))
-    digests = {"images": images, "labels": labels, "groups": groups, "order": order}
+    digests = {"images": contents, "labels": labels, "groups": groups, "order": order}
     return {"count": count, **{name: _digest(content) for name, content in digests.items()}}
 
 

@@ -12,13 +12,14 @@ _ON_START = f"{LOGISTIC} on the start of "
 _STRATEGIES = {name.lower(): name for name in unlabeled.__all__ if name.endswith("Match") or name.isupper()}
 
 
-def name_baseline(method: str | None) -> str:
+def name_baseline(method: str | None, inputs: str = "pixels") -> str:
     """Return the identifier of logistic regression as a method.
 
     Args:
-        method: Method whose starting weights give the features; None for regression on pixels.
+        method: Method whose starting weights give the features; None for regression on the inputs themselves.
+        inputs: Name of the inputs for readers, in the plural.
     """
-    return f"{LOGISTIC} on pixels" if method is None else f"{_ON_START}{method}"
+    return f"{LOGISTIC} on {inputs}" if method is None else f"{_ON_START}{method}"
 
 
 def name_methods(methods: Iterable[str]) -> dict[str, str]:

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from sft_lightning import ImageDataModule
 from sft_lightning.cli.lightning_cli import SFTCLI, run as command
 from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.digests import combine_digests
-from sft_lightning.networks.vision.backbones import build_backbone
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.networks.build import build_encoder
 from sft_lightning.runs.paths import LOGS, describe_failure, is_below_logs
 from sft_lightning.runs.record import RunRecord
-from sft_lightning.study.baselines import fit_logistic_regression
+from sft_lightning.study.baselines import STARTS, fit_logistic_regression
 from sft_lightning.study.folders import assign_folders
 from sft_lightning.study.plan import StudyRun
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
@@ -318,23 +318,23 @@ def _test(cli: SFTCLI, folder: Path) -> RunResult:
     result["network"] = model.backbone.name
     result["tested"] = len(data.splits["test"])
     result["logistic"] = {}
-    if isinstance(data, ImageDataModule):
+    if isinstance(data, FewLabelDataModule):
         test = data.splits["test"]
-        result["test_set"] = combine_digests(zip(test.ids, test.part.images.fingerprints(test.indices), strict=True))
+        result["test_set"] = combine_digests(zip(test.ids, test.part.storage.fingerprints(test.indices), strict=True))
         result["logistic"] = _fit_baselines(cli, folder)
     return result
 
 
 def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, float]:
-    """Return accuracies of logistic regression on the pixels, and on the features of the starting weights if any."""
+    """Return accuracies of logistic regression on the inputs, and on the features of the starting weights if any."""
     accuracies = {}
     data = cli.datamodule
     weights = RunRecord(folder).chain[-1].get("weights", "none")
     try:
-        accuracies["pixels"] = fit_logistic_regression(data)
+        accuracies[data.views.inputs_name] = fit_logistic_regression(data)
         if weights != "none":
-            backbone, _ = build_backbone(cli.model.backbone.name, data.image_shape, weights)
-            accuracies["its start"] = fit_logistic_regression(data, backbone=backbone)
+            backbone, _ = build_encoder(cli.model.backbone.name, data.input_spec, weights)
+            accuracies[STARTS] = fit_logistic_regression(data, backbone=backbone)
     except InputError:  # too large for memory; the study continues without it
         pass
     return accuracies

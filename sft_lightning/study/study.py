@@ -18,6 +18,7 @@ from typing import Any, Literal
 from sft_lightning._version import __version__
 from sft_lightning.runs.lock import RunLock
 from sft_lightning.runs.paths import LOGS, check_run_name
+from sft_lightning.study.baselines import STARTS
 from sft_lightning.study.figures import save_label_efficiency
 from sft_lightning.study.method_names import LOGISTIC, name_baseline, name_methods
 from sft_lightning.study.page import render_study
@@ -168,7 +169,7 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
         row["seconds"] = sum(r.get("seconds", 0.0) for r in _list_results(run, ledger))
         rows.append(row)
         for features, accuracy in result.get("logistic", {}).items():
-            method = name_baseline(None if features == "pixels" else run.method)
+            method = name_baseline(run.method if features == STARTS else None, features)
             new = {"method": method, "budget": run.budget, "seed": run.seed, "tested": row["tested"]}
             if not any(all(old[k] == v for k, v in new.items()) for old in rows):
                 baseline = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"]}

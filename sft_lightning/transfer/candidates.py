@@ -1,18 +1,21 @@
 """Candidates for a start: backbones by name, weight files and earlier runs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_labeled_ids
-from sft_lightning.data.vision.datamodule import MANIFEST, ImageDataModule
-from sft_lightning.networks.vision.backbones import Backbone, build_backbone, find_source_head
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.vision.backbones import find_source_head
 from sft_lightning.networks.vision.pretrained import fetch_published_weights
 from sft_lightning.networks.weights import Tensors, find_weights, read_metadata, read_weights
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.record import RunRecord, check_chain
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 
 
 @dataclass
@@ -65,14 +68,12 @@ def _natural_key(path: Path) -> list[tuple[str, int]]:
     return [(part.rstrip("0123456789"), int("0" + part[len(part.rstrip("0123456789")) :])) for part in path.parts]
 
 
-def load_candidate(
-    start: Candidate, image_shape: tuple[int, int, int], given_size: int | None = None
-) -> tuple[Backbone, Tensors]:
+def load_candidate(start: Candidate, input_spec: InputSpec, given_size: int | None = None) -> tuple[Encoder, Tensors]:
     """Build the network of a candidate, with the classifier of its source where it has one.
 
     Args:
         start: Candidate to load.
-        image_shape: (C, H, W) of the images for candidates that record none.
+        input_spec: Inputs for candidates that record none.
         given_size: Side of the images that the user asked for; files and runs keep their own where they do not fit it.
 
     Returns:
@@ -82,12 +83,12 @@ def load_candidate(
         InputError: The candidate cannot be loaded.
     """
 
-    def sized(shape: Sequence[int]) -> Sequence[int]:
-        return shape if start.image_size is None else (shape[0], start.image_size, start.image_size)
+    def sized(spec: InputSpec) -> InputSpec:
+        return spec if start.image_size is None else _resize(spec, start.image_size)
 
     if start.weights in ("none", "default"):
         assert start.backbone is not None
-        backbone, _ = build_backbone(start.backbone, sized(image_shape), start.weights)
+        backbone, _ = build_encoder(start.backbone, sized(input_spec), start.weights)
         given = {} if start.weights == "none" else fetch_published_weights(start.backbone)
         return backbone, find_source_head(backbone, given)
     path = _find_weights_file(start.weights)
@@ -101,18 +102,24 @@ def load_candidate(
             f"weights {start.weights!r} do not say which backbone they are of: give {{backbone: NAME, weights: "
             f"{start.weights}}}"
         )
-    shape = sized(about.get("image_shape", image_shape))
+    spec = sized(InputSpec.from_settings(about) or input_spec)
+    is_trusted = start.backbone is not None  # the user named it, not a file
     made = None
-    if start.image_size is None and given_size is not None and given_size != shape[1]:
-        made = _build_resized(name, (shape[0], given_size, given_size), path)
-    backbone, tensors = made or build_backbone(name, shape, str(path))
+    if start.image_size is None and given_size is not None and given_size != spec.shape[-1]:
+        made = _build_resized(name, _resize(spec, given_size), path, is_trusted)
+    backbone, tensors = made or build_encoder(name, spec, str(path), imports=is_trusted)
     return backbone, find_source_head(backbone, tensors) if trained is None else trained.head
 
 
-def _build_resized(name: str, image_shape: Sequence[int], path: Path) -> tuple[Backbone, Tensors] | None:
+def _resize(spec: InputSpec, size: int) -> InputSpec:
+    """Return the specification of square images of another size."""
+    return replace(spec, shape=(spec.shape[0], size, size))
+
+
+def _build_resized(name: str, spec: InputSpec, path: Path, is_trusted: bool) -> tuple[Encoder, Tensors] | None:
     """Build a backbone for images of another size than its weights are of, or return None where they do not fit it."""
     try:
-        backbone, tensors = build_backbone(name, image_shape, str(path))
+        backbone, tensors = build_encoder(name, spec, str(path), imports=is_trusted)
     except InputError:
         return None
     return None if backbone.misfits else (backbone, tensors)
@@ -125,7 +132,7 @@ def _find_weights_file(weights: str) -> Path:
     return last if last.is_file() else find_weights(path)
 
 
-def count_known_labels(weights: str, data: ImageDataModule) -> int:
+def count_known_labels(weights: str, data: FewLabelDataModule) -> int:
     """Count the labels that the runs behind a file have learned from.
 
     Args:

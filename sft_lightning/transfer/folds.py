@@ -1,12 +1,10 @@
-"""Folds of a cross-validation that keep copies of an image, and groups of the source, together."""
+"""Folds of a cross-validation that keep copies of an example, and groups of the source, together."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sft_lightning.data.copies import Copies, get_groups
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.copies import Copies, find_copies, get_groups
-from sft_lightning.data.vision.image_stats import compute_image_stats
-from sft_lightning.data.vision.images import Geometry
 from sft_lightning.transfer.scores import find_fewest_groups
 from sft_lightning.utils.errors import InputError
 
@@ -34,38 +32,34 @@ class FoldPlan:
     notes: list[str]
 
 
-def plan_folds(
-    labeled: Split, geometry: Geometry, folds: int, class_names: Sequence[str], others: Split | None = None
-) -> FoldPlan:
+def plan_folds(data: FewLabelDataModule, labeled: Split, folds: int, others: Split | None = None) -> FoldPlan:
     """Join copies among labeled examples, and groups that share one, into groups that folds keep together.
 
     Args:
+        data: Data module of the examples, which knows what copies are.
         labeled: Examples to divide.
-        geometry: Settings that turn files into images.
         folds: Requested number of folds.
-        class_names: Class names, for messages.
         others: Further examples to learn from, such as unlabeled ones; they may be copies of labeled ones.
 
     Raises:
         InputError: All labeled images of a class are copies of each other.
     """
     splits = [labeled] if others is None or not len(others) else [labeled, others]
-    looks = [look for split in splits for look in compute_image_stats("labeled", split, geometry).images]
+    copies, all_copies = data.find_copies(labeled, others)
     given = get_groups([(split.part, i) for split in splits for i in split.indices])
-    joined = find_copies(looks).join_groups(given)
+    joined = all_copies.join_groups(given)
     if joined is None:  # no group, and no copy anywhere
-        joined = [str(i) for i in range(len(looks))]
+        joined = [str(i) for i in range(len(all_copies.sets))]
     labeled_groups, further = joined[: len(labeled)], joined[len(labeled) :]
     has_groups = given is not None or len(set(labeled_groups)) < len(labeled_groups)
     groups = labeled_groups if has_groups else None
-    copies = find_copies(looks[: len(labeled)])
     notes = []
     if copies.count:
         notes.append(f"{copies} among {len(labeled)} labeled images; copies stay in one fold")
     before = None if given is None else given[: len(labeled)]
     if groups != before:
         fewest, possible = find_fewest_groups(labeled.labels, groups), find_fewest_groups(labeled.labels, before).groups
-        name = repr(class_names[fewest.label])
+        name = repr(data.class_names[fewest.label])
         if fewest.groups == 1 < possible:
             raise InputError(
                 f"the labeled images of class {name} are copies of each other or in groups that share copies, and "

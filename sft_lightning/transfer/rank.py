@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn import functional as F
 
-from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.transfer.candidates import Candidate, count_known_labels, load_candidate, resolve_candidates
@@ -27,13 +27,14 @@ from sft_lightning.transfer.scores import (
 )
 from sft_lightning.utils.atomic import open_atomic, write_text
 from sft_lightning.utils.errors import InputError, find_input_error
+from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.spreadsheet import format_csv
 from sft_lightning.utils.tables import align_columns
 
 Criterion = Literal["linear", "knn", "logme", "h_score", "regularized_h_score", "leep", "nce"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 CROSS_VALIDATED: tuple[Literal["linear"], Literal["knn"]] = ("linear", "knn")
-ImageData = Callable[[], ImageDataModule]
+DataFactory = Callable[[], FewLabelDataModule]
 
 
 @dataclass
@@ -44,8 +45,8 @@ class CandidateScores:
         candidate: Start that was scored.
         backbone: Name of the backbone.
         num_features: Number of features F.
-        image_size: Side of the images it was compared on, in pixels.
-        size_note: Why this is not the size of the data's images; empty if it is.
+        input_spec: Inputs it was compared on; None where it failed.
+        size_note: Why their size is not that of the data's; empty if it is.
         labels: Number of labels it was scored on.
         distinct: Number of labels without repeated copies of an image, on which scores without cross-validation rest.
         fold_notes: Phrases about copies and folds.
@@ -59,7 +60,7 @@ class CandidateScores:
     candidate: Candidate
     backbone: str = ""
     num_features: int = 0
-    image_size: int = 0
+    input_spec: InputSpec | None = None
     size_note: str = ""
     labels: int = 0
     distinct: int = 0
@@ -72,7 +73,7 @@ class CandidateScores:
 
 
 def rank(
-    data: ImageData,
+    data: DataFactory,
     candidates: list[str | Candidate],
     folds: int = 5,
     by: Criterion = "logme",
@@ -113,7 +114,7 @@ def _print_line(text: str) -> None:
 
 
 def score_candidates(
-    data: ImageData, candidates: Sequence[str | Candidate], folds: int, say: Callable[[str], None] = lambda text: None
+    data: DataFactory, candidates: Sequence[str | Candidate], folds: int, say: Callable[[str], None] = lambda text: None
 ) -> list[CandidateScores]:
     """Score each candidate, in the given order.
 
@@ -129,10 +130,10 @@ def score_candidates(
     starts = [start for given in candidates for start in resolve_candidates(given)]
     if not starts:
         raise InputError("candidates is empty: give names of backbones, files, runs or a folder of runs")
-    views = _DataBySize(data)
+    views = _DataBySpec(data)
     default = views.default
     labeled = default.splits["labeled"]
-    plan = plan_folds(labeled, default.geometry, folds, default.class_names)
+    plan = plan_folds(default, labeled, folds)
     split_into_folds(
         labeled.labels, plan.folds, default.request.seed, plan.groups, default.class_names
     )  # or says why not
@@ -152,33 +153,36 @@ def score_candidates(
     return results
 
 
-class _DataBySize:
-    """Labeled images at the sizes that candidates need."""
+class _DataBySpec:
+    """Labeled examples as the inputs that candidates need."""
 
-    def __init__(self, data: ImageData) -> None:
-        self._make: Callable[..., ImageDataModule] = data
+    def __init__(self, data: DataFactory) -> None:
+        self._make: Callable[..., FewLabelDataModule] = data
         self.default = self._set_up()
-        self._by_shape = {self.default.image_shape: self.default}
+        self._by_spec = {self.default.input_spec: self.default}
 
-    def _set_up(self, **changed: Any) -> ImageDataModule:
+    def _set_up(self, **changed: Any) -> FewLabelDataModule:
         made = self._make(**changed)
         made.setup("validate")
         return made
 
-    def of(self, image_shape: tuple[int, int, int]) -> ImageDataModule:
-        if image_shape not in self._by_shape:
-            self._by_shape[image_shape] = self._set_up(image_size=image_shape[1], channels=image_shape[0])
-        return self._by_shape[image_shape]
+    def of(self, spec: InputSpec) -> FewLabelDataModule:
+        if spec not in self._by_spec:
+            settings = self.default.settings_for(spec)
+            if not settings:
+                raise InputError(f"it takes {spec}, and the data gives {self.default.input_spec}: leave it out")
+            self._by_spec[spec] = self._set_up(**settings)
+        return self._by_spec[spec]
 
 
-def _score_candidate(start: Candidate, views: _DataBySize, plan: FoldPlan) -> CandidateScores:
+def _score_candidate(start: Candidate, views: _DataBySpec, plan: FoldPlan) -> CandidateScores:
     torch.manual_seed(views.default.request.seed)  # of random starts
-    backbone, head = load_candidate(start, views.default.image_shape, views.default.given_image_size)
-    data = views.of(backbone.image_shape)  # type: ignore[arg-type]
+    backbone, head = load_candidate(start, views.default.input_spec, views.default.given_size)
+    data = views.of(backbone.input_spec)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     x = features(backbone.to(device), data, "labeled")
     if x is None:
-        raise InputError(f"source {data.source.name!r} has labeled images that cannot be read: repair or remove them")
+        raise InputError(f"source {data.source.name!r} has labeled examples that cannot be read: repair or remove them")
     x, y, classes = x.float(), data.splits["labeled"].labels, data.num_classes
     errors: dict[str, float] = {}
     scores: dict[str, float] = {}
@@ -199,8 +203,8 @@ def _score_candidate(start: Candidate, views: _DataBySize, plan: FoldPlan) -> Ca
         start,
         backbone.name,
         backbone.num_features,
-        image_size=backbone.image_shape[1],
-        size_note=_explain_size(start, backbone.image_shape[1], views.default),
+        input_spec=backbone.input_spec,
+        size_note=_explain_size(start, backbone.input_spec, views.default),
         labels=len(data.splits["labeled"]),
         distinct=len(plan.distinct),
         fold_notes=plan.notes,
@@ -210,14 +214,14 @@ def _score_candidate(start: Candidate, views: _DataBySize, plan: FoldPlan) -> Ca
     )
 
 
-def _explain_size(start: Candidate, size: int, data: ImageDataModule) -> str:
+def _explain_size(start: Candidate, spec: InputSpec, data: FewLabelDataModule) -> str:
     """Explain why a candidate is compared on images of another size than that of the data, if it is."""
-    common = data.image_shape[1]
+    size, common = spec.shape[-1], data.input_spec.shape[-1]
     if size == common:
         return ""
     if start.image_size is not None:
         why = "as its image_size says"
-    elif data.given_image_size is None:
+    elif data.given_size is None:
         why = "the size of its training: set data.init_args.image_size to compare all at one size"
     else:
         why = f"the size of its training, since its weights do not fit {common} px"
@@ -250,7 +254,8 @@ def format_ranking(ordered: Sequence[CandidateScores], by: Criterion) -> str:
     for one in ordered:
         if not one.failed:
             cells = [_format_cell(one, name) for name in CRITERIA]
-            lines.append([str(one.candidate), str(one.image_size), str(one.num_features), *cells, f"{one.seconds:.1f}"])
+            size = "" if one.input_spec is None else str(one.input_spec.shape[-1])
+            lines.append([str(one.candidate), size, str(one.num_features), *cells, f"{one.seconds:.1f}"])
     text = align_columns(lines, "<>")
     text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: accuracy ± s.e.")
     if any(one.num_features >= one.distinct for one in ordered if not one.failed):
@@ -291,7 +296,7 @@ def _write_csv(path: Path, ordered: Sequence[CandidateScores]) -> None:
             one.candidate,
             one.backbone,
             one.num_features,
-            one.image_size,
+            0 if one.input_spec is None else one.input_spec.shape[-1],
             *figures,
             round(one.seconds, 3),
             one.known_labels,

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning import ImageDataModule, __version__
+from sft_lightning import __version__
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split, Splits
 from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer
 from sft_lightning.networks.weights import find_weights
@@ -119,7 +120,7 @@ def compare_degrees(argv: Sequence[str]) -> str:
     )
 
 
-def make_folds(data: ImageDataModule, number: int, use_unlabeled: bool) -> list[Splits]:
+def make_folds(data: FewLabelDataModule, number: int, use_unlabeled: bool) -> list[Splits]:
     """Divide the labeled examples into stratified folds, each held out once as `val`.
 
     Copies of an image and groups of the source stay together.
@@ -137,7 +138,7 @@ def make_folds(data: ImageDataModule, number: int, use_unlabeled: bool) -> list[
     """
     labeled, unlabeled = data.splits["labeled"], data.splits["unlabeled"]
     further = Split(unlabeled.part, unlabeled.indices if use_unlabeled else [])
-    plan = plan_folds(labeled, data.geometry, number, data.class_names, further)
+    plan = plan_folds(data, labeled, number, further)
     for note in plan.notes:
         rank_zero_info(f"Degree: {note}.")
     made = []
@@ -161,9 +162,9 @@ def _check_config(cli: DegreeCLI) -> None:
     model = config.model.class_path.rpartition(".")[2]
     if "tune" not in settings:
         raise InputError(f"model {model} has no setting tune: degree compares classifiers, FineTuneClassifier say")
-    if not isinstance(cli.datamodule, ImageDataModule):
+    if not isinstance(cli.datamodule, FewLabelDataModule):
         raise InputError(
-            f"data {config.data.class_path.rpartition('.')[2]} reads no split_file: degree needs an ImageDataModule"
+            f"data {config.data.class_path.rpartition('.')[2]} reads no split_file: degree needs a FewLabelDataModule"
         )
     if config.ckpt_path is not None:
         raise InputError(
@@ -292,7 +293,7 @@ def _digest_images(splits: list[Split]) -> dict[str, str]:
     return {
         name: digest.hex()
         for split in splits
-        for name, digest in zip(split.ids, split.part.images.fingerprints(split.indices), strict=True)
+        for name, digest in zip(split.ids, split.part.storage.fingerprints(split.indices), strict=True)
     }
 
 

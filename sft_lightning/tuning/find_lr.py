@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from sft_lightning.cli.lightning_cli import destroy_process_group, run
-from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.tuning.dry_run import TrialCLI, skip_warmup
 from sft_lightning.tuning.lr_range import NAME, LRCurve, format_curve, write_curve
@@ -143,7 +143,7 @@ def find_lr(argv: Sequence[str]) -> str:
     cli = run(["fit", *argv], FindLRCLI)
     given, model, data, trainer = cli.config.fit, cli.model, cli.datamodule, cli.trainer
     turn = skip_warmup(model)
-    if isinstance(data, ImageDataModule):  # one epoch, in which no stage ends
+    if isinstance(data, FewLabelDataModule):  # one epoch, in which no stage ends
         data.steps_per_epoch = given.steps * turn * trainer.accumulate_grad_batches
     else:
         trainer.fit_loop.max_epochs = -1

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.cli.lightning_cli import SFTCLI
 from sft_lightning.data.contract import few_label_data
-from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.tuning.dry_run import skip_warmup
 
@@ -103,7 +103,7 @@ def measure_throughput(cli: SFTCLI, pace: ThroughputMeter) -> None:
     """
     model, data, trainer = cli.model, cli.datamodule, cli.instantiate_trainer()
     trainer.callbacks.append(pace)  # type: ignore[attr-defined]
-    if isinstance(data, ImageDataModule):
+    if isinstance(data, FewLabelDataModule):
         data.steps_per_epoch = _MANY_STEPS
     else:
         trainer.fit_loop.max_epochs = -1

@@ -108,6 +108,16 @@ def render_image(png: bytes, description: str) -> Markup:
     return _render("image", base64.b64encode(png).decode(), description)
 
 
+def render_excerpt(text: str, description: str) -> Markup:
+    """Return a text that stands for an example, in the place of an image.
+
+    Args:
+        text: Plain text.
+        description: Plain text that is shown under the pointer.
+    """
+    return _render("excerpt", text, description)
+
+
 def render_images(parts: Sequence[Markup], kind: str) -> Markup:
     """Return images in one line.
 

@@ -1,4 +1,6 @@
-"""Hooks that were renamed: a class that still defines the old name would be ignored without a word."""
+"""Names that were changed: a class that still defines an old hook would be ignored without a word."""
+
+import warnings
 
 from sft_lightning.utils.errors import InputError
 
@@ -16,3 +18,13 @@ def refuse_renamed(cls: type, **names: str) -> None:
     for old, new in names.items():
         if old in vars(cls):
             raise InputError(f"{cls.__module__}.{cls.__name__} defines {old}, which is now called {new}: rename it")
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn that a name is used which still works and will be removed.
+
+    Args:
+        old: Former name.
+        new: Current name.
+    """
+    warnings.warn(f"{old} is now called {new}; version 0.4 will remove the old name", FutureWarning, stacklevel=3)

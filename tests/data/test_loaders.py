@@ -39,10 +39,10 @@ def same(one: RawBatch, two: RawBatch) -> bool:
     assert one.labels is not None
     assert two.labels is not None
     return (
-        torch.equal(one.images, two.images)
+        torch.equal(one.inputs, two.inputs)
         and torch.equal(one.labels, two.labels)
         and torch.equal(one.indices, two.indices)
-        and one.draw == two.draw
+        and one.seed == two.seed
     )
 
 
@@ -66,7 +66,7 @@ def test_same_seed_same_batches_for_any_number_of_workers(files: Split) -> None:
 
 def test_a_picture_is_cropped_anew_each_time(files: Split) -> None:
     batches = epochs(TrainLoader({"labeled": stream(files)}, 3), range(4))
-    seen = [batch.images[k] for batch in batches for k, i in enumerate(batch.indices.tolist()) if i == 3]
+    seen = [batch.inputs[k] for batch in batches for k, i in enumerate(batch.indices.tolist()) if i == 3]
     assert len(seen) == 4
     assert len({bytes(image.numpy().tobytes()) for image in seen}) == 4
 
@@ -75,17 +75,17 @@ def test_equal_inputs_of_one_batch_are_cropped_apart(tmp_path: Path) -> None:
     path = write_image(tmp_path / "x.png", 1, (20, 16))
     part = Examples(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
     (batch,) = stream(Split(part, list(range(6))), 6).batches(0, 1)
-    assert len({bytes(image.numpy().tobytes()) for image in batch.images}) == 6
+    assert len({bytes(image.numpy().tobytes()) for image in batch.inputs}) == 6
 
 
 def test_each_row_belongs_to_its_index_and_label(files: Split) -> None:
     for batch in EvalLoader(stream(files, shuffle=False)):
         assert batch.labels is not None
-        assert batch.draw is None
-        for image, label, i in zip(batch.images, batch.labels, batch.indices.tolist(), strict=True):
+        assert batch.seed is None
+        for image, label, i in zip(batch.inputs, batch.labels, batch.indices.tolist(), strict=True):
             k = files.indices[i]
-            assert isinstance(files.part.images, FileImages)
-            assert torch.equal(image, files.part.images.read(k, Geometry(8), None))
+            assert isinstance(files.part.storage, FileImages)
+            assert torch.equal(image, files.part.storage.read(k, Geometry(8), None))
             assert label == k % 3
 
 
@@ -95,7 +95,7 @@ def test_memory_rows_belong_to_their_index_and_label(indices: list[int]) -> None
     for batch in epochs(TrainLoader({"labeled": stream(Split(part, indices), 3)}, 4), range(2)):
         assert batch.labels is not None
         rows = [indices[i] for i in batch.indices.tolist()]
-        assert torch.equal(batch.images, part.images.data[rows])  # type: ignore[attr-defined]
+        assert torch.equal(batch.inputs, part.storage.data[rows])  # type: ignore[attr-defined]
         assert batch.labels.tolist() == [row % 3 for row in rows]
 
 
@@ -231,8 +231,8 @@ def test_a_closed_stream_starts_again(files: Split) -> None:
 
 
 def spoil(split: Split, *positions: int) -> list[str]:
-    assert isinstance(split.part.images, FileImages)
-    return [str(break_middle(split.part.images.paths[split.indices[i]])) for i in positions]
+    assert isinstance(split.part.storage, FileImages)
+    return [str(break_middle(split.part.storage.paths[split.indices[i]])) for i in positions]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -256,7 +256,7 @@ def test_a_file_that_fails_on_the_way_is_left_out_and_listed(files: Split, worke
     for batch in batches:
         assert batch.labels is not None
         assert batch.labels.tolist() == [(i + 2) % 3 for i in batch.indices.tolist()]
-        assert len(batch.images) == len(batch.indices)
+        assert len(batch.inputs) == len(batch.indices)
     assert sorted(bad.reasons) == sorted(names)
     assert all(bad.reasons.values())
 
@@ -325,7 +325,7 @@ def test_an_alternating_epoch_goes_on_with_exactly_what_is_left(needs_labels: bo
         return TrainLoader(streams, 10, BatchSchedule(3, 2, 3, needs_labels))
 
     def told(batches: list[dict[str, RawBatch]]) -> list[dict[str, tuple[list[int], int | None]]]:
-        return [{name: (raw.indices.tolist(), raw.draw) for name, raw in batch.items()} for batch in batches]
+        return [{name: (raw.indices.tolist(), raw.seed) for name, raw in batch.items()} for batch in batches]
 
     whole = loader()
     expected = []

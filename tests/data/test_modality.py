@@ -7,7 +7,7 @@ import torch
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule
 from sft_lightning.data.batches import Labeled
-from sft_lightning.data.modality import mix_tensors
+from sft_lightning.data.modality import mix_inputs
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.storage import TensorStorage
 from sft_lightning.losses.unlabeled import FixMatch, Reconstruction
@@ -16,10 +16,10 @@ from sft_lightning.utils.errors import InputError
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4, 4)])
-def test_mix_tensors_weighs_each_example_against_its_partner(shape: tuple[int, ...]) -> None:
+def test_mix_inputs_weighs_each_example_against_its_partner(shape: tuple[int, ...]) -> None:
     x = torch.randn(3, *shape)
     order, share = torch.tensor([1, 2, 0]), torch.tensor([1.0, 0.75, 0.5])
-    mixed = mix_tensors(x, order, share)
+    mixed = mix_inputs(x, order, share)
     for i, (partner, weight) in enumerate(zip(order.tolist(), share.tolist(), strict=True)):
         torch.testing.assert_close(mixed[i], weight * x[i] + (1 - weight) * x[partner])
 

@@ -106,8 +106,8 @@ def test_the_order_of_files_does_not_matter(labels: list[int], seed: int, shuffl
     part = make_examples(labels)
     order = list(range(len(labels)))
     shuffler.shuffle(order)  # type: ignore[attr-defined]
-    assert isinstance(part.images, TensorStorage)
-    moved = Examples(TensorStorage(part.images.data[order]), [part.ids[i] for i in order], part.labels[order])
+    assert isinstance(part.storage, TensorStorage)
+    moved = Examples(TensorStorage(part.storage.data[order]), [part.ids[i] for i in order], part.labels[order])
     request = SplitConfig(seed, num_labels=4)
     one, two = split_of(part, request), split_of(moved, request)
     assert {name: set(ids) for name, ids in one.items()} == {name: set(ids) for name, ids in two.items()}
@@ -198,12 +198,12 @@ def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
     joined = splits["unlabeled"]
     assert joined.ids[-5:] == own.ids
     assert len(joined) == 30 - 3 - 3 + 5
-    assert isinstance(joined.part.images, TensorStorage)
+    assert isinstance(joined.part.storage, TensorStorage)
     assert isinstance(own.images, TensorStorage)
     assert isinstance(train.images, TensorStorage)
-    assert torch.equal(joined.part.images.data[joined.indices[-5:]], own.images.data)
+    assert torch.equal(joined.part.storage.data[joined.indices[-5:]], own.images.data)
     first = train.ids.index(joined.ids[0])
-    assert torch.equal(joined.part.images.data[joined.indices[0]], train.images.data[first])
+    assert torch.equal(joined.part.storage.data[joined.indices[0]], train.images.data[first])
 
 
 def test_a_second_source_is_the_only_unlabeled_one() -> None:
@@ -343,8 +343,8 @@ def test_manifest_reads_back_the_same_splits(written: tuple[Path, Splits, list[E
 
 
 def pixels(split: Split) -> torch.Tensor:
-    assert isinstance(split.part.images, TensorStorage)
-    return split.part.images.data[split.indices]
+    assert isinstance(split.part.storage, TensorStorage)
+    return split.part.storage.data[split.indices]
 
 
 def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(
@@ -360,7 +360,7 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(
     }
     assert columns == "id,split,label,content"
     val = splits["val"]
-    content = val.part.images.fingerprints(val.indices[:1])[0].hex()[:32]
+    content = val.part.storage.fingerprints(val.indices[:1])[0].hex()[:32]
     assert f"{val.ids[0]},val,{CLASSES[int(val.labels[0])]},{content}" in rows
     unlabeled = [row for row in rows if ",unlabeled," in row]
     assert len(unlabeled) == len(splits["unlabeled"])

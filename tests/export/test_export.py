@@ -98,13 +98,13 @@ def test_an_exported_part_describes_itself(workdir: Path) -> None:
     assert about["class_names"][1] == "Trouser"
     assert (about["run"], about["data_sha256"], about["step"]) == (str(run), split["sha256"], 12)
     taken = FineTuneClassifier("mlp", 10, SHAPE, weights=str(file))
-    assert taken.backbone.mean.item() == pytest.approx(0.3)  # the normalization travels
+    assert taken.backbone.get_buffer("mean").item() == pytest.approx(0.3)  # the normalization travels
 
 
 def test_every_paradigm_starts_from_an_exported_backbone(workdir: Path) -> None:
     run, made = fitted("run", "--model.init_args.backbone=conv")
     file = str(export(str(run), "backbone"))
-    conv: dict[str, Any] = {"backbone": "conv", "num_classes": 10, "image_shape": SHAPE, "weights": file}
+    conv: dict[str, Any] = {"backbone": "conv", "num_classes": 10, "input_spec": SHAPE, "weights": file}
     starts: list[Any] = [
         FineTuneClassifier(**conv).backbone,
         SemiSupervisedModule(PseudoLabel(), **conv).backbone,

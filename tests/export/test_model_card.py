@@ -17,7 +17,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.export.export import export
 from sft_lightning.export.model_card import BLANK, CardData, _write_data, _write_limits, escape_markdown
 from sft_lightning.paradigms.calibration import fit_temperature
-from sft_lightning.paradigms.metrics import wilson
+from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.utils.environment import format_machine
 from tests.paradigms.helpers import cli
 

@@ -84,7 +84,7 @@ def test_pictures_on_the_gpu_change_nothing(workdir: Path, monkeypatch: pytest.M
 
     def watched(self: Stream, start: int, stop: int) -> Any:
         for batch in own(self, start, stop):
-            where.append(batch.images.device.type)
+            where.append(batch.inputs.device.type)
             yield batch
 
     monkeypatch.setattr(Stream, "batches", watched)

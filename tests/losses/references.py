@@ -85,7 +85,7 @@ class VirtualAdversarial(Reference):
         def unit(d: Tensor) -> Tensor:
             return d / d.pow(2).sum((1, 2, 3), keepdim=True).sqrt()
 
-        d = torch.randn(u.weak.shape, generator=torch.Generator().manual_seed(u.draw))
+        d = torch.randn(u.weak.shape, generator=torch.Generator().manual_seed(u.seed))
         for _ in range(self.s.steps):
             r = (self.s.xi * unit(d)).detach().requires_grad_()
             d = torch.autograd.grad(divergence(r), r)[0]
@@ -242,7 +242,7 @@ class MixMatch(Reference):
         guess = mean ** (1 / self.s.temperature)
         guess = guess / guess.sum(1, keepdim=True)
         all_x, all_y = torch.cat([x, u.weak, u.weak_2]), torch.cat([hot(y), guess, guess])
-        share, order = self.s.sample_mixture(len(all_x), u.draw)  # the draw itself is checked elsewhere
+        share, order = self.s.sample_mixture(len(all_x), u.seed)  # the draw itself is checked elsewhere
         mixed_x = share[:, None, None, None] * all_x + (1 - share)[:, None, None, None] * all_x[order]
         mixed_y = share[:, None] * all_y + (1 - share)[:, None] * all_y[order]
         logits = f(mixed_x)[1]

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sft_lightning.losses.reconstruction import add_noise, hide_patches, reconstruction_loss
+from sft_lightning.losses.reconstruction import reconstruction_loss
+from sft_lightning.networks.vision.corruption import add_noise, hide_patches
 
 
 def test_reconstruction_is_the_mean_over_pixels_and_batch() -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sft_lightning import AutoencoderModule, FineTuneClassifier
-from sft_lightning.networks.vision.backbones import build_backbone, rebuild_backbone
+from sft_lightning.networks.build import rebuild_encoder
+from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import load_into, read_weights, write_weights
 from sft_lightning.utils.errors import InputError
 
@@ -54,7 +55,7 @@ def test_encoder_file_rebuilds_to_identical_features(tmp_path: Path) -> None:
     made, _ = build_backbone("conv", SHAPE, mean=0.3, std=0.4)
     made(torch.rand(8, *SHAPE))  # running statistics that are not those of a new network
     write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.describe())
-    again = rebuild_backbone(tmp_path)
+    again = rebuild_encoder(tmp_path)
     x = torch.rand(3, *SHAPE)
     assert torch.equal(again.eval()(x), made.eval()(x))
 
@@ -62,7 +63,7 @@ def test_encoder_file_rebuilds_to_identical_features(tmp_path: Path) -> None:
 def test_file_without_description_cannot_be_rebuilt(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "encoder.safetensors")
     with pytest.raises(InputError, match="do not say which backbone"):
-        rebuild_backbone(tmp_path)
+        rebuild_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "run", "autoencoder_run"])

@@ -70,7 +70,7 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, 0.02, momentum=0.9)
 
 
-SETTINGS: dict[str, Any] = {"num_classes": 10, "image_shape": SHAPE, "optimizer": _sgd, "backbone": "conv"}
+SETTINGS: dict[str, Any] = {"num_classes": 10, "input_spec": SHAPE, "optimizer": _sgd, "backbone": "conv"}
 SYNCED: dict[str, Callable[[], LightningModule]] = {
     "autoencoder": lambda: AutoencoderModule("conv", SHAPE, optimizer=_sgd),
     "autoencoder without": lambda: AutoencoderModule("mlp", SHAPE, optimizer=_sgd),
@@ -147,7 +147,7 @@ def train_decoupled(name: str, devices: int) -> dict[str, Any]:
     torch.manual_seed(0)
     loss, settings = DECOUPLED[name]
     model = DecoupledFeatureClassifier(
-        loss(), backbone="mlp", num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        loss(), backbone="mlp", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05),
         **settings,
     ).double()  # fmt: skip
     data = DoublePrecision("sample", num_labels=40, val_size=61, batch_size=8 // devices, eval_batch_size=20)
@@ -168,7 +168,7 @@ def train_semi_supervised(name: str, schedule: Schedule, devices: int) -> dict[s
     torch.manual_seed(0)
     model = SemiSupervisedModule(
         getattr(strategies, name)(**GLOBAL_STATISTICS.get(name, {})), backbone="mlp", num_classes=10,
-        image_shape=SHAPE, ema_decay=0.9, schedule=schedule,
+        input_spec=SHAPE, ema_decay=0.9, schedule=schedule,
         optimizer=lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
     )  # fmt: skip
     with torch.no_grad():  # confident predictions, so that some pseudo-labels are accepted

@@ -193,7 +193,7 @@ def test_delta_compares_with_the_plain_network_of_the_start(name: str) -> None:
 def test_fixmatch_and_the_average_that_is_evaluated() -> None:
     torch.manual_seed(0)
     model = SemiSupervisedModule(
-        FixMatch(threshold=0.1), backbone="conv", num_classes=10, image_shape=SHAPE, adapter=LoRA(rank=2),
+        FixMatch(threshold=0.1), backbone="conv", num_classes=10, input_spec=SHAPE, adapter=LoRA(rank=2),
         ema_decay=0.9, optimizer=lambda p: torch.optim.SGD(p, 0.5),
     )  # fmt: skip
     before = state(model)
@@ -212,7 +212,7 @@ def test_fixmatch_and_the_average_that_is_evaluated() -> None:
 def test_two_stages() -> None:
     torch.manual_seed(0)
     model = DecoupledFeatureClassifier(
-        SupCon(), coupling="two_stage", feature_epochs=1, backbone="conv", num_classes=10, image_shape=SHAPE,
+        SupCon(), coupling="two_stage", feature_epochs=1, backbone="conv", num_classes=10, input_spec=SHAPE,
         adapter=LoRA(rank=2), optimizer=lambda p: torch.optim.SGD(p, 0.5),
     )  # fmt: skip
     before, seen = state(model), Recorder()
@@ -257,7 +257,7 @@ def test_a_run_starts_from_the_merged_weights(workdir: Path, words: list[str]) -
     for start in (
         FineTuneClassifier("mlp", 10, SHAPE, weights=str(run)),
         FineTuneClassifier("mlp", 10, SHAPE, weights=str(run), adapter=LoRA()),
-        SemiSupervisedModule(FixMatch(), backbone="mlp", num_classes=10, image_shape=SHAPE, weights=str(run)),
+        SemiSupervisedModule(FixMatch(), backbone="mlp", num_classes=10, input_spec=SHAPE, weights=str(run)),
     ):
         torch.testing.assert_close(logits(start), logits(model), rtol=1e-5, atol=1e-5)
     second, twice = fitted("second", f"--model.init_args.weights={run}", *words)
@@ -296,7 +296,7 @@ def test_a_run_is_tested_and_predicts(workdir: Path) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
     told = torch.load(checkpoint, weights_only=True)  # nothing in it is code
     assert "adapter" not in told["hyper_parameters"]
-    settings: dict[str, Any] = {"num_classes": 10, "image_shape": SHAPE}
+    settings: dict[str, Any] = {"num_classes": 10, "input_spec": SHAPE}
     again = FineTuneClassifier.load_from_checkpoint(checkpoint, adapter=LoRA(rank=3, alpha=20.0), **settings)
     assert torch.equal(logits(again), logits(model))
 

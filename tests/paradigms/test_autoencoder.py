@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sft_lightning import AutoencoderModule, ImageDataModule
 from sft_lightning.data.batches import Unlabeled
-from sft_lightning.networks.vision.backbones import rebuild_backbone
+from sft_lightning.networks.build import rebuild_encoder
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, batches, cli, moved, sample, state, trainer
@@ -18,7 +18,7 @@ from tests.paradigms.helpers import SHAPE, Recorder, batches, cli, moved, sample
 def _autoencoder(network: Any = "mlp", **settings: Any) -> AutoencoderModule:
     torch.manual_seed(0)
     return AutoencoderModule(
-        network, **{"optimizer": lambda p: torch.optim.Adam(p, 0.001, eps=1e-3), "image_shape": SHAPE, **settings}
+        network, **{"optimizer": lambda p: torch.optim.Adam(p, 0.001, eps=1e-3), "input_spec": SHAPE, **settings}
     )
 
 
@@ -54,7 +54,8 @@ class Spy(AutoencoderModule):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen = x
-        return super().forward(x)
+        reconstruction: Tensor = super().forward(x)
+        return reconstruction
 
 
 @pytest.mark.parametrize("settings", [{"noise": 0.3}, {"hidden": 0.5}, {"noise": 0.1, "hidden": 0.5}])
@@ -89,7 +90,7 @@ def test_saved_encoder_rebuilds_to_identical_features(
     monkeypatch.chdir(tmp_path)
     model = cli("fit", "autoencoder", f"--model.init_args.network={network}", "--run_name=ae").model
     x = torch.rand(5, *SHAPE)
-    again = rebuild_backbone(tmp_path / "lightning_logs" / "ae" / "version_0")
+    again = rebuild_encoder(tmp_path / "lightning_logs" / "ae" / "version_0")
     assert torch.equal(again.eval()(x), model.encoder.eval()(x))
 
 

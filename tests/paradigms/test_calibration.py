@@ -148,7 +148,7 @@ def test_examples_without_a_label_calibrate_nothing() -> None:
 
 
 def of_each_kind() -> dict[str, FineTuneClassifier]:
-    settings: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "image_shape": SHAPE}
+    settings: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "input_spec": SHAPE}
     torch.manual_seed(1)
     found = {
         "fine-tuned": classifier(),

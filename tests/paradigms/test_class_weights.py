@@ -9,7 +9,7 @@ from torch import Tensor
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, SemiSupervisedModule
 from sft_lightning.losses.features.supcon import SupCon
 from sft_lightning.losses.unlabeled.mixmatch import MixMatch
-from sft_lightning.paradigms.class_weights import order_weights
+from sft_lightning.tasks.class_weights import order_weights
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, sample, trainer
 
@@ -53,7 +53,7 @@ def test_an_example_counts_by_the_weight_of_its_class() -> None:
 @pytest.mark.parametrize("settings", [{"class_weights": "balanced"}, {"label_smoothing": 0.1}])
 @pytest.mark.parametrize("kind", ["strategy MixMatch", "head nearest_class_mean"])
 def test_settings_of_a_loss_that_is_not_used_are_refused(kind: str, settings: dict[str, Any]) -> None:
-    shared = {"backbone": "mlp", "num_classes": 10, "image_shape": SHAPE, "optimizer": torch.optim.Adam, **settings}
+    shared = {"backbone": "mlp", "num_classes": 10, "input_spec": SHAPE, "optimizer": torch.optim.Adam, **settings}
     if kind == "strategy MixMatch":
         model: FineTuneClassifier = SemiSupervisedModule(MixMatch(), **shared)
     else:

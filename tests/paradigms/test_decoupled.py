@@ -24,7 +24,7 @@ TWO: dict[str, Any] = {"coupling": "two_stage", "feature_epochs": 1}
 def module(loss: FeatureLoss | None = None, backbone: str = "mlp", lr: float = 0.05, **settings: Any) -> Any:
     torch.manual_seed(0)
     return DecoupledFeatureClassifier(
-        loss or SupCon(), backbone=backbone, num_classes=10, image_shape=SHAPE,
+        loss or SupCon(), backbone=backbone, num_classes=10, input_spec=SHAPE,
         **{"optimizer": lambda p: torch.optim.SGD(p, lr, momentum=0.9), **settings},
     )  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_tau_normalized_evaluates_with_short_weights() -> None:
 
 
 def pictures(split: Any) -> Tensor:
-    images: Tensor = split.part.images.data[split.indices]
+    images: Tensor = split.part.storage.data[split.indices]
     return images.float() / 255
 
 

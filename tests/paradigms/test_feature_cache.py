@@ -51,7 +51,7 @@ def test_the_same_head_from_one_pass(workdir: Path, precision: str) -> None:
 def test_a_decoupled_head_too(workdir: Path) -> None:
     made = [
         DecoupledFeatureClassifier(
-            SupCon(), backbone="conv", num_classes=10, image_shape=SHAPE, tune="head", cache_features=cached,
+            SupCon(), backbone="conv", num_classes=10, input_spec=SHAPE, tune="head", cache_features=cached,
             optimizer=lambda p: torch.optim.SGD(p, 0.05),
         )
         for cached in (True, False)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sft_lightning import FineTuneClassifier
 from sft_lightning.losses.regularizers import L2
 from sft_lightning.training.callbacks.predictions import PredictionWriter
+from sft_lightning.training.figures import ConfusionMatrix
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, batches, classifier, moved, sample, state, trainer
 
@@ -237,7 +238,9 @@ def test_metrics_of_validation_and_test_equal_those_of_sklearn() -> None:
         logits, y = torch.cat([model(b.x).detach() for b in seen]).numpy(), torch.cat([b.y for b in seen]).numpy()
         found = {n.split("/")[1]: float(v) for n, v in results[stage].items() if n.startswith(stage)}
         assert found == pytest.approx(_scores(logits, y), abs=1e-5)
-        confusion = model.figures(stage)["confusion"]
+        figure = model.figures(stage)["confusion"]
+        assert isinstance(figure, ConfusionMatrix)
+        confusion = figure.counts
         assert (confusion.numpy() == confusion_matrix(y, logits.argmax(1), labels=range(10))).all()
 
 
@@ -280,7 +283,7 @@ def test_a_checkpoint_stands_alone(tmp_path: Path) -> None:
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        FineTuneClassifier(**{"backbone": "mlp", "num_classes": 10, "image_shape": SHAPE, **settings})
+        FineTuneClassifier(**{"backbone": "mlp", "num_classes": 10, "input_spec": SHAPE, **settings})
 
 
 def test_training_without_an_optimizer_is_refused() -> None:

@@ -77,7 +77,7 @@ def test_normalizations_that_a_callback_froze_stay_still(hook: str, kind: type[A
     model: Any = classifier("conv")
     if kind is DecoupledFeatureClassifier:
         model = DecoupledFeatureClassifier(
-            SupCon(), backbone="conv", num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.01)
+            SupCon(), backbone="conv", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.01)
         )
     seen = Watch()
     before = state(model)
@@ -134,7 +134,7 @@ def test_training_mode_leaves_requires_grad_alone() -> None:
 
 def test_a_frozen_head_stays_frozen_in_a_decoupled_stage() -> None:
     model = DecoupledFeatureClassifier(
-        SupCon(), backbone="conv", num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.01)
+        SupCon(), backbone="conv", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.01)
     )
     before = state(model)
     trainer([At("on_fit_start", lambda m: m.head.requires_grad_(False))], max_epochs=2).fit(model, sample())

@@ -28,7 +28,7 @@ ALL = sorted(strategies.__all__)
 def module(strategy: str | Strategy = "FixMatch", lr: float = 0.05, **settings: Any) -> SemiSupervisedModule:
     torch.manual_seed(0)
     made = getattr(strategies, strategy)() if isinstance(strategy, str) else strategy
-    fixed: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "image_shape": SHAPE, "ema_decay": 0.9}
+    fixed: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "input_spec": SHAPE, "ema_decay": 0.9}
     return SemiSupervisedModule(made, **{**fixed, "optimizer": lambda p: torch.optim.SGD(p, lr), **settings})
 
 

@@ -80,7 +80,7 @@ class Remembers(SemiSupervisedModule):
 
 def test_skipped_step_restores_buffers_of_the_strategy() -> None:
     model = Remembers(
-        FlexMatch(threshold=0.1), backbone="mlp", num_classes=10, image_shape=SHAPE, on_nonfinite="skip",
+        FlexMatch(threshold=0.1), backbone="mlp", num_classes=10, input_spec=SHAPE, on_nonfinite="skip",
         optimizer=lambda p: torch.optim.SGD(p, 0.05),
     )  # fmt: skip
     trainer().fit(model, sample(steps_per_epoch=3))
@@ -163,7 +163,7 @@ class Poisoned(FixMatch):
 
 def test_the_unlabeled_part_is_named() -> None:
     model = SemiSupervisedModule(
-        Poisoned(), backbone="mlp", num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05)
+        Poisoned(), backbone="mlp", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05)
     )
     data = ImageDataModule("sample", num_labels=40, batch_size=8, steps_per_epoch=6, val_size=30)
     with pytest.raises(InputError, match=r"^unsupervised is nan at step 0 \(learning rate 0.05\)"):

@@ -8,10 +8,10 @@ import torch
 
 from sft_lightning.cli.loaded_run import sample_positions
 from sft_lightning.networks.vision.backbones import Backbone
-from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report.attention import compute_grad_cam, find_last_map
 from sft_lightning.report.evaluation import Predictions
 from sft_lightning.report.metrics import bin_reliability, choose_to_label, compute_calibration_error, project_pca
+from sft_lightning.tasks.classification_metrics import wilson
 
 
 def by_hand(logits: torch.Tensor, y: torch.Tensor) -> float:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
 from sft_lightning.paradigms.calibration import fit_temperature
-from sft_lightning.paradigms.metrics import wilson
 from sft_lightning.report.report import report
+from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.utils.environment import describe_machine
 from tests.paradigms.helpers import cli
 from tests.report.test_metrics import by_hand

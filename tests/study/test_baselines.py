@@ -16,7 +16,7 @@ def test_the_baseline_is_scikit_learn_on_labeled_pixels(fashion: tuple[Tensor, T
     data = ImageDataModule("sample", num_labels=50)
     data.setup("fit")
     labeled = data.splits["labeled"]
-    x = labeled.part.images.data[labeled.indices].flatten(1).float().div(255)  # type: ignore[attr-defined]
+    x = labeled.part.storage.data[labeled.indices].flatten(1).float().div(255)  # type: ignore[attr-defined]
     model = LogisticRegression(max_iter=1000).fit(x.numpy(), labeled.labels.numpy())
     images, labels = fashion
     assert fit_logistic_regression(data) == pytest.approx(model.score(images.flatten(1).numpy() / 255, labels.numpy()))

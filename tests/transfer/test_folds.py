@@ -46,20 +46,22 @@ def data(folder: Path | str, **settings: Any) -> Any:
     return lambda **changed: ImageDataModule(str(folder), **{**given, **changed})
 
 
-def labeled(folder: Path | str) -> Any:
-    module = data(folder)()
+def prepare(folder: Path | str) -> ImageDataModule:
+    module: ImageDataModule = data(folder)()
     module.setup("fit")
-    return module.splits["labeled"]
+    return module
 
 
 @pytest.mark.parametrize("kind", ["exact", "near", "both"])
 @pytest.mark.parametrize("probe", ["knn", "linear"])
 def test_copies_do_not_inflate_a_score(workdir: Path, kind: str, probe: Literal["knn", "linear"]) -> None:
-    split = labeled(write_copies(Path("images"), 60, 2, kind))
-    plan = plan_folds(split, Geometry(), 5, ["class_0", "class_1"])
+    module = prepare(write_copies(Path("images"), 60, 2, kind))
+    split = module.splits["labeled"]
+    plan = plan_folds(module, split, 5)
+    storage: Any = split.part.storage
     pixels = torch.stack(
         [
-            torch.from_numpy(np.array(Image.open(split.part.images.paths[i]).convert("RGB").resize((16, 16)))).flatten()
+            torch.from_numpy(np.array(Image.open(storage.paths[i]).convert("RGB").resize((16, 16)))).flatten()
             for i in split.indices
         ]
     ).float()
@@ -87,25 +89,28 @@ def test_rank_says_how_many_copies_there_are(workdir: Path, capsys: pytest.Captu
 
 
 def test_fewer_groups_than_folds_make_for_fewer_folds(workdir: Path) -> None:
-    split = labeled(write_copies(Path("images"), 6))
-    plan = plan_folds(split, Geometry(), 5, ["class_0", "class_1"])
+    module = prepare(write_copies(Path("images"), 6))
+    split = module.splits["labeled"]
+    plan = plan_folds(module, split, 5)
     assert plan.folds == 3
     assert plan.notes[1] == "3 folds in place of 5, since class 'class_0' has only 3 groups of different images"
 
 
 def test_groups_of_the_source_stay_together_and_copies_join_them(workdir: Path) -> None:
     folder = write_copies(Path("images"), 12, 0)
-    split = labeled(folder)
+    module = prepare(folder)
+    split = module.splits["labeled"]
     given = [str(k // 2) for k in range(len(split.part.ids))]
     split.part.groups = given
-    plan = plan_folds(split, Geometry(), 3, ["class_0", "class_1"])
+    plan = plan_folds(module, split, 3)
     assert plan.groups == [given[i] for i in split.indices]
     assert (plan.folds, plan.notes) == (3, [])
     first, other = split.part.ids[0], split.part.ids[2]  # of one class and of two groups
     shutil.copy(folder / first, folder / other)
-    split = labeled(folder)
+    module = prepare(folder)
+    split = module.splits["labeled"]
     split.part.groups = given
-    joined = plan_folds(split, Geometry(), 2, ["class_0", "class_1"]).groups
+    joined = plan_folds(module, split, 2).groups
     assert joined is not None
     assert len(set(joined)) == 5
     of = dict(zip(split.ids, joined, strict=True))
@@ -138,7 +143,8 @@ def test_degree_holds_out_all_copies_the_unlabeled_ones_included(workdir: Path) 
 
 
 def test_audit_keeps_copies_together(workdir: Path) -> None:
-    split = labeled(write_copies(Path("images"), 40, 2))
+    module = prepare(write_copies(Path("images"), 40, 2))
+    split = module.splits["labeled"]
     seen = compute_image_stats("labeled", split, Geometry())
     known: Any = SimpleNamespace(num_classes=2)
     judged = label_checks.check_labels([seen], known, None, 0)
@@ -149,7 +155,9 @@ def test_audit_keeps_copies_together(workdir: Path) -> None:
 
 @pytest.mark.parametrize(("originals", "judged"), [(2, 0), (4, 24)])
 def test_audit_with_fewer_groups_than_folds(workdir: Path, originals: int, judged: int) -> None:
-    seen = compute_image_stats("labeled", labeled(write_copies(Path("images"), originals, 5)), Geometry())
+    seen = compute_image_stats(
+        "labeled", prepare(write_copies(Path("images"), originals, 5)).splits["labeled"], Geometry()
+    )
     known: Any = SimpleNamespace(num_classes=2)
     found = label_checks.check_labels([seen], known, None, 0)
     assert len(found.labels) == judged
@@ -157,7 +165,8 @@ def test_audit_with_fewer_groups_than_folds(workdir: Path, originals: int, judge
 
 
 def test_audit_of_a_few_groups_of_several_classes(workdir: Path) -> None:
-    split = labeled(write_copies(Path("images"), 12, 0))
+    module = prepare(write_copies(Path("images"), 12, 0))
+    split = module.splits["labeled"]
     known: Any = SimpleNamespace(num_classes=2)
     for groups, judged in ((["a", "b", "c"] * 4, 12), (["a"] * 12, 0), (["a"] * 6 + ["b"] * 6, 0)):
         split.part.groups = groups

@@ -186,7 +186,7 @@ def test_a_semi_supervised_step_records_the_labeled_loss() -> None:
     seen, sweep = Labeled(), LRSweep(LRCurve(1e-4, 1e-1, 4), turn=3)
     model = SemiSupervisedModule(
         FixMatch(threshold=0.0), "alternating", supervised_steps=1, unsupervised_steps=2, backbone="mlp",
-        num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.1),
     )  # fmt: skip
     trainer([sweep, seen], max_epochs=1).fit(model, sample(unlabeled_ratio=1, steps_per_epoch=50))
     assert len(seen.losses) == 12

@@ -30,11 +30,11 @@ class CachedImages(FileImages):
         """
         super().__init__(files.paths, files.ids)
         self._cache, self._rows = cache, rows
-        self.decoded = not cache.whole
+        self.is_decoded = not cache.whole
 
-    def several(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
+    def read_batch(self, indices: Sequence[int], pinned: bool = False) -> Tensor | None:
         """Read several images from the cache at once; None if one is missing, or if rows hold whole images to crop."""
-        return self._cache.several(self._rows[list(indices)], pinned) if self.decoded else None
+        return self._cache.read_batch(self._rows[list(indices)], pinned) if self.is_decoded else None
 
     def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor:
         """Read one image from the cache, or decode its file if it is not stored.
@@ -70,7 +70,7 @@ class ImageCaches:
             parts: All collections of the data module, including those in memory.
         """
         self._folder = folder
-        self._sets = [part.images for part in parts if isinstance(part.images, FileImages)]
+        self._sets = [part.storage for part in parts if isinstance(part.storage, FileImages)]
         self._open: dict[str, ImageCache] = {}
 
     def __bool__(self) -> bool:
@@ -94,14 +94,14 @@ class ImageCaches:
         Raises:
             InputError: The cache cannot be written, or a file cannot be decoded and the policy is `raise`.
         """
-        images = split.part.images
+        images = split.part.storage
         assert isinstance(images, FileImages)
         if (name := repr(geometry)) not in self._open:
             self._open[name] = ImageCache(self._folder, self._files, geometry)
         cache = self._open[name]
         rows = self._numbers(images)
         cache.fill(rows[split.indices], workers, bad)
-        return replace(split, part=replace(split.part, images=CachedImages(images, cache, rows)))
+        return replace(split, part=replace(split.part, storage=CachedImages(images, cache, rows)))
 
     def _numbers(self, images: FileImages) -> NDArray[np.int64]:
         """Return the row of each file of a collection, which may have been joined from several."""

@@ -10,6 +10,7 @@ import PIL
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import features
 
+from sft_lightning.data.copies import Copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.loaders import RawBatch, TrainLoader
 from sft_lightning.data.prepare_splits import readable
@@ -18,7 +19,9 @@ from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.split_datamodule import MANIFEST as MANIFEST
 from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
 from sft_lightning.data.vision.cached_images import ImageCaches
+from sft_lightning.data.vision.copies import find_copies
 from sft_lightning.data.vision.image_source import ImageSource, find_image_shape, find_value_ranges
+from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import DECODING, EncodedImages, FileImages, Geometry, Resize
 from sft_lightning.data.vision.pixel_scale import (
     check_value_range,
@@ -33,6 +36,7 @@ from sft_lightning.data.vision.sources import open_source, open_unlabeled
 from sft_lightning.data.vision.value_ranges import UNKNOWN, parse_ranges, serialize_ranges
 from sft_lightning.data.vision.views import ImageViews, StrongView, WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
+from sft_lightning.utils.inputs import InputSpec
 
 _UNCHANGED, _STRONG = WeakView(), StrongView()
 
@@ -174,6 +178,28 @@ class ImageDataModule(FewLabelDataModule):
         """Shape (C, H, W) of network inputs."""
         return self._image_shape
 
+    @property
+    def input_spec(self) -> InputSpec:
+        """Pixels in [0, 1], of `image_shape`."""
+        return InputSpec("image", self._image_shape)
+
+    @property
+    def given_size(self) -> int | None:
+        """Side of the images that the user set, or None."""
+        return self.given_image_size
+
+    @classmethod
+    def settings_for(cls, input_spec: InputSpec) -> dict[str, Any]:
+        """Return `channels` and `image_size` for networks that take images."""
+        if input_spec.modality != "image":
+            return {}
+        return {"channels": input_spec.shape[0], "image_size": input_spec.shape[1]}
+
+    @property
+    def source_key(self) -> str:
+        """Text of all settings that decide what the source holds, the folder of data sets included."""
+        return repr((super().source_key, self.root))
+
     def open_source(self, name: str) -> ImageSource:
         """Open the source of labeled and unlabeled images."""
         skip = self.bad.policy == "skip"
@@ -207,7 +233,7 @@ class ImageDataModule(FewLabelDataModule):
 
     def on_splits_read(self, source: Source) -> None:
         """Choose the scale of images of more than 8 bits, say what the user should know, and open the cache."""
-        kept = [part.images.facts for part in self._parts if isinstance(part.images, EncodedImages)]
+        kept = [part.storage.facts for part in self._parts if isinstance(part.storage, EncodedImages)]
         facts = [one for one in kept if one is not None]
         ranges = choose_scale(facts, self.geometry.ranges, find_value_ranges(source))
         self.geometry = replace(self.geometry, ranges=ranges)
@@ -221,7 +247,7 @@ class ImageDataModule(FewLabelDataModule):
         """Return the split, from the cache if there is one, how it is read, and the number of workers."""
         scale = self.weak_view.crop_scale if train and self._crops_once(name) else None
         geometry = replace(self.geometry, scale=None if scale is None else (scale[0], scale[1]))
-        if self._caches is None or name == "predict" or not isinstance(split.part.images, FileImages):
+        if self._caches is None or name == "predict" or not isinstance(split.part.storage, FileImages):
             return split, geometry, self.num_workers
         # One process of a machine decodes, with the workers of all that wait for it.
         workers = self.num_workers * (self.trainer.num_devices if self.trainer is not None else 1)
@@ -233,7 +259,7 @@ class ImageDataModule(FewLabelDataModule):
         split = self.splits[name]
         versions = DECODING, PIL.__version__, features.version("jpg")  # other decoders give other pixels
         digest = hashlib.sha256(repr((versions, self.geometry, self.image_shape)).encode())
-        for content in split.part.images.fingerprints(split.indices):
+        for content in split.part.storage.fingerprints(split.indices):
             digest.update(content)
         return digest.hexdigest()
 
@@ -252,6 +278,13 @@ class ImageDataModule(FewLabelDataModule):
             learned = parse_ranges(state.get("value_ranges"), "the checkpoint")
             self.geometry = replace(self.geometry, ranges=merge_learned(self.geometry.ranges, learned))
 
+    def find_copies(self, labeled: Split, others: Split | None = None) -> tuple[Copies, Copies]:
+        """Find exact and near copies, mirror images included."""
+        splits = [labeled] if others is None or not len(others) else [labeled, others]
+        stats = [one for split in splits for one in compute_image_stats("labeled", split, self.geometry).images]
+        joint = find_copies(stats)
+        return joint if len(splits) == 1 else find_copies(stats[: len(labeled)]), joint
+
     # --- views
 
     @property
@@ -262,7 +295,7 @@ class ImageDataModule(FewLabelDataModule):
     def _crops_once(self, name: str) -> bool:
         """Return whether a worker may crop while it decodes: only for a single view, because each has its own crop."""
         views = self.labeled_views if name == "labeled" else self._request.views
-        return isinstance(self.splits[name].part.images, EncodedImages) and len(views) == 1
+        return isinstance(self.splits[name].part.storage, EncodedImages) and len(views) == 1
 
     def views_of(self, name: str) -> ImageViews:
         """Return the views of a training split, without the crop if a worker has cropped."""

@@ -136,7 +136,7 @@ class ImageCache:
             self._checked[number] = True
         return True
 
-    def several(self, numbers: NDArray[np.int64], pinned: bool) -> Tensor | None:
+    def read_batch(self, numbers: NDArray[np.int64], pinned: bool) -> Tensor | None:
         """Read several images as one tensor; return None if one of them is not stored or is damaged.
 
         Args:

@@ -133,7 +133,7 @@ def compute_image_stats(name: str, split: Split, geometry: Geometry) -> SplitSta
         split: Examples of the split.
         geometry: Geometry of the run: number of channels of the thumbnails, background and value ranges.
     """
-    images = split.part.images
+    images = split.part.storage
 
     def compute(index: int) -> ImageStats | str:
         try:

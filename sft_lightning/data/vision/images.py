@@ -211,7 +211,7 @@ class FileImages(EncodedImages):
         """Return the path of a file."""
         return self.paths[index]
 
-    def place(self, index: int) -> Path:
+    def path_of(self, index: int) -> Path:
         """Return the path of a file."""
         return self.paths[index]
 

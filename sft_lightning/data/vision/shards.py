@@ -208,7 +208,7 @@ class ShardImages(EncodedImages):
         shards, local = self._find(index)
         return BytesIO(shards.read(local))
 
-    def place(self, index: int) -> Path:
+    def path_of(self, index: int) -> Path:
         """Return the folder of the shards joined with the name of the image."""
         return self._find(index)[0].folder / self._ids[index]
 

@@ -12,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.manifest import ManifestSource
-from sft_lightning.data.mmap_columns import PrefixedTexts
-from sft_lightning.data.source import Examples, concatenated, relative
+from sft_lightning.data.source import Examples, relative, take_unlabeled
 from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.folder_source import FolderSource
 from sft_lightning.data.vision.image_source import ImageSource
@@ -167,10 +166,4 @@ def open_unlabeled(name: str, root: str = "data", download: bool = False, skip: 
     source = open_source(name, root, download, "unlabeled_source", skip)
     for message in source.messages:
         rank_zero_info(f"Data: {message}.")
-    parts = source.load()
-    chosen = [parts[split] for split in ("train", "unlabeled") if split in parts]
-    if not chosen:
-        raise InputError(f"unlabeled_source {name!r} has no training or unlabeled image: give a source with some")
-    part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
-    ids = PrefixedTexts(f"{name}:", part.ids)
-    return Examples(part.images, list(ids) if isinstance(part.ids, list) else ids, torch.full((len(part),), -1))
+    return take_unlabeled(source)

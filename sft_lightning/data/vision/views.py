@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -132,19 +132,19 @@ def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
     return x
 
 
-def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor:
+def weak(x: Tensor, view: WeakView, seed: int | None, number: int = 0) -> Tensor:
     """Apply the random changes of a weak view.
 
     Args:
         x: Pixels, float of shape (B, C, H, W).
         view: Changes to apply.
-        draw: Seed of this batch; None to leave the images unchanged.
+        seed: Seed of this batch; None to leave the images unchanged.
         number: Number of this view in the batch; each has its own random stream.
     """
-    if draw is None or not view:
+    if seed is None or not view:
         return x
     # Drawn on the CPU, so that every device gets the same numbers, of which there are few.
-    generator = _generator(draw, number)
+    generator = _generator(seed, number)
     count, _, height, width = x.shape
     if view.crop_scale is not None:
         x = random_resized_crop(x, view.crop_scale, generator)
@@ -165,17 +165,17 @@ def weak(x: Tensor, view: WeakView, draw: int | None, number: int = 0) -> Tensor
     return x
 
 
-def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tensor:
+def strong(x: Tensor, weak_view: WeakView, view: StrongView, seed: int) -> Tensor:
     """Apply a weak view with its own randomness, then RandAugment and Cutout.
 
     Args:
         x: Pixels in [0, 1], float of shape (B, C, H, W).
         weak_view: Weak changes, applied first.
         view: Strong changes, applied second.
-        draw: Seed of this batch.
+        seed: Seed of this batch.
     """
-    x = weak(x, weak_view, draw, 2)
-    generator = _generator(draw, 3)
+    x = weak(x, weak_view, seed, 2)
+    generator = _generator(seed, 3)
     if view.operations:
         x = randaugment(x, view.operations, generator)
     return cutout(x, view.cutout, generator) if view.cutout else x
@@ -183,6 +183,8 @@ def strong(x: Tensor, weak_view: WeakView, view: StrongView, draw: int) -> Tenso
 
 class ImageViews(Views):
     """The views of images."""
+
+    inputs_name: ClassVar[str] = "pixels"
 
     def __init__(self, image_shape: Sequence[int], weak_view: WeakView, strong_view: StrongView) -> None:
         """Keep the settings.
@@ -207,6 +209,10 @@ class ImageViews(Views):
         """Apply the strong view."""
         return strong(x, self._weak, self._strong, seed)
 
+    def show(self, x: Tensor) -> Tensor:
+        """Return the images."""
+        return x.clamp(0, 1)
 
-def _generator(draw: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((draw + number * _APART) % 2**32)
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed + number * _APART) % 2**32)

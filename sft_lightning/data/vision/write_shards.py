@@ -66,7 +66,7 @@ def write_shards(
         raise InputError(f"{str(out)!r} already exists: give the path of a new folder, or remove it")
     bad = bad or BadImages()
     parts = {name: readable(part, bad, measures=True) for name, part in source.load().items()}
-    facts = [part.images.facts for part in parts.values() if isinstance(part.images, EncodedImages)]
+    facts = [part.storage.facts for part in parts.values() if isinstance(part.storage, EncodedImages)]
     measured = choose_ranges(value for one in facts if one is not None for value in one.values)
     ranges = ValueRanges(*(own or other for own, other in zip(find_value_ranges(source), measured, strict=True)))
     chosen: dict[str, tuple[Examples, Sequence[int]]] = {name: (part, range(len(part))) for name, part in parts.items()}
@@ -112,10 +112,10 @@ class _PartWriter:
             for k in track(order.tolist(), self.folder.name, "image"):
                 index = int(indices[k])
                 try:
-                    content = encode_for_shard(part.images, index, self.image_size, self.ranges)
+                    content = encode_for_shard(part.storage, index, self.image_size, self.ranges)
                 except UNREADABLE as error:
-                    assert isinstance(part.images, EncodedImages)
-                    self.bad.report(part.images.place(index), describe_read_error(error))
+                    assert isinstance(part.storage, EncodedImages)
+                    self.bad.report(part.storage.path_of(index), describe_read_error(error))
                     continue
                 cache[len(kept)] = content
                 kept.append(index)

@@ -59,7 +59,7 @@ class AdaMatch(Consistency):
         """Register the running means, uniform at first, and the threshold for the log.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
         """
         uniform = torch.full((context.num_classes,), 1 / context.num_classes)
         self.register_buffer("known_mean", uniform.clone())
@@ -72,7 +72,7 @@ class AdaMatch(Consistency):
             return super().loss(step)
         with frozen_bn_stats(step.network):
             alone = step.network.outputs(step.labeled.x).logits
-        generator = torch.Generator().manual_seed(step.unlabeled.draw)
+        generator = torch.Generator().manual_seed(step.unlabeled.seed)
         weight = torch.rand(alone.shape, generator=generator, dtype=torch.float32)
         weight = to_device(weight, alone.device).to(alone.dtype)
         outputs = step.labeled_outputs._replace(logits=torch.lerp(alone, step.labeled_outputs.logits, weight))

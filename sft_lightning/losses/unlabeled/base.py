@@ -2,7 +2,7 @@
 
 A custom strategy is a class of some thirty lines: it derives from `Strategy` (or from `Consistency` where a weak
 view gives the target of a strong one) and is named by its class path in YAML. Only reconstruction, VAT and MixMatch
-touch pixels, because they must; all others use the features and logits of the paradigm.
+touch inputs, because they must; all others use the features and logits of the paradigm.
 """
 
 from abc import ABC, abstractmethod
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.data.modality import mix_tensors
-from sft_lightning.utils.renamed import refuse_renamed
+from sft_lightning.data.modality import mix_inputs
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.utils.inputs import Inputs
+from sft_lightning.utils.renamed import refuse_renamed, warn_renamed
 
 
 class Outputs(NamedTuple):
@@ -33,25 +35,31 @@ class Outputs(NamedTuple):
 class Network(Protocol):
     """Interface of the paradigm for strategies."""
 
-    def outputs(self, x: Tensor) -> Outputs:
+    def outputs(self, x: Inputs) -> Outputs:
         """Return features and logits of the trained network, with gradient where that is enabled."""
 
-    def teacher_logits(self, x: Tensor) -> Tensor:
+    def teacher_logits(self, x: Inputs) -> Tensor:
         """Return logits of the averaged network, without gradient."""
 
 
 class StrategyContext(NamedTuple):
-    """Sizes that a strategy gets before the first step.
+    """What a strategy gets before the first step.
 
     Attributes:
         num_classes: Number of classes, C.
         num_features: Number of features, F.
-        image_shape: Shape of an image, (channels, height, width).
+        backbone: Network from inputs to features, with its `input_spec`.
     """
 
     num_classes: int
     num_features: int
-    image_shape: tuple[int, int, int]
+    backbone: Encoder
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Former name of the shape in `backbone.input_spec`."""
+        warn_renamed("StrategyContext.image_shape", "backbone.input_spec.shape")
+        return self.backbone.input_spec.shape
 
 
 class StrategyInputs(NamedTuple):
@@ -59,7 +67,7 @@ class StrategyInputs(NamedTuple):
 
     Attributes:
         network: The paradigm.
-        unlabeled: Unlabeled batch: `weak`, `indices`, `draw`, and `weak_2` and `strong` where `views` asks for them.
+        unlabeled: Unlabeled batch: `weak`, `indices`, `seed`, and `weak_2` and `strong` where `views` asks for them.
         student: Outputs of the view that `student` of the strategy names, with gradient.
         labeled: Labeled batch (`x`, `y`, `num_weak`) where the strategy sets `needs_labels` or the schedule is joint.
         labeled_outputs: Outputs of the labeled batch, with gradient; None where `labeled` is None.
@@ -71,7 +79,7 @@ class StrategyInputs(NamedTuple):
     student: Outputs
     labeled: Any
     labeled_outputs: Outputs
-    mix: Callable[[Tensor, Tensor, Tensor], Tensor] = mix_tensors
+    mix: Callable[[Inputs, Tensor, Tensor], Inputs] = mix_inputs
 
 
 class StrategyOutput(NamedTuple):
@@ -104,6 +112,7 @@ class Strategy(nn.Module, ABC):
         needs_teacher: Whether `teacher_logits` is used.
         computes_supervised_loss: Whether the strategy computes L_s, too.
         modalities: Kinds of inputs that the strategy supports, such as `image`; None for all.
+        tasks: Tasks that the strategy supports.
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak",)
@@ -112,6 +121,7 @@ class Strategy(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = False
     computes_supervised_loss: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...] | None] = None
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse former names of hooks."""
@@ -122,7 +132,7 @@ class Strategy(nn.Module, ABC):
         """Create buffers and parameters, once, before training.
 
         Args:
-            context: Sizes of the network and the images.
+            context: Numbers of classes and features, and the backbone.
         """
 
     def start(self, num_unlabeled: int) -> None:
@@ -221,7 +231,7 @@ def align_distribution(probabilities: Tensor, toward: Tensor, running: Tensor) -
 
 @contextmanager
 def frozen_bn_stats(network: object) -> Iterator[None]:
-    """Keep the running statistics of batch normalization from moving, as for adversarial or repeated images.
+    """Keep the running statistics of batch normalization from moving, as for adversarial or repeated inputs.
 
     Args:
         network: Module whose statistics are kept; an `nn.Module`.

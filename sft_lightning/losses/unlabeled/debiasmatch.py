@@ -40,7 +40,7 @@ class DebiasMatch(FixMatch):
         """Register the running mean p, uniform at first.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
         """
         self.register_buffer("prediction_mean", torch.full((context.num_classes,), 1 / context.num_classes))
 

@@ -65,7 +65,7 @@ class DST(FixMatch):
         """Build the pseudo head and the worst-case head.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
         """
         self.pseudo_head = self._build_head(context)
         self.worst_head = self._build_head(context)

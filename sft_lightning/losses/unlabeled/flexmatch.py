@@ -28,7 +28,7 @@ class FlexMatch(FixMatch):
         """Register a threshold for each class, and the last confident prediction of each example.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
         """
         self._classes = context.num_classes
         self.register_buffer("thresholds", torch.zeros(context.num_classes))

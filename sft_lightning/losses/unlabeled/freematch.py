@@ -47,7 +47,7 @@ class FreeMatch(Consistency):
         """Register the running means, initially those of a uniform prediction.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
         """
         uniform = torch.full((context.num_classes,), 1 / context.num_classes)
         self.register_buffer("mean_confidence", torch.tensor(1 / context.num_classes))

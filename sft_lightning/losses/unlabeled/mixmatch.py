@@ -15,6 +15,7 @@ from sft_lightning.losses.unlabeled.base import (
     sharpen,
 )
 from sft_lightning.utils.errors import check_positive
+from sft_lightning.utils.inputs import concatenate_inputs, count_inputs
 from sft_lightning.utils.transfer import to_device
 
 
@@ -50,7 +51,7 @@ class MixMatch(Strategy):
         """Store the number of classes.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
         """
         self._classes = context.num_classes
 
@@ -60,14 +61,14 @@ class MixMatch(Strategy):
             views = (step.unlabeled.weak, step.unlabeled.weak_2)
             guesses = [at_least_float32(step.network.outputs(x).logits).softmax(1) for x in views]
             guess = sharpen((guesses[0] + guesses[1]) / 2, self.temperature)
-        x = torch.cat([step.labeled.x, step.unlabeled.weak, step.unlabeled.weak_2])
+        x = concatenate_inputs([step.labeled.x, step.unlabeled.weak, step.unlabeled.weak_2])
         target = torch.cat([F.one_hot(step.labeled.y, self._classes).to(guess), guess, guess])
-        mixing, order = self.sample_mixture(len(x), step.unlabeled.draw)
-        mixing, order = to_device(mixing, x.device), to_device(order, x.device)
+        mixing, order = self.sample_mixture(len(target), step.unlabeled.seed)
+        mixing, order = to_device(mixing, target.device), to_device(order, target.device)
         mixed = step.mix(x, order, mixing)
         mixed_target = torch.lerp(target[order], target, mixing.to(target.dtype)[:, None])
         logits = step.network.outputs(mixed).logits
-        count = len(step.labeled.x)
+        count = count_inputs(step.labeled.x)
         supervised = F.cross_entropy(logits[:count], mixed_target[:count])
         loss = F.mse_loss(logits[count:].softmax(1), mixed_target[count:])
         return StrategyOutput(loss, guess.argmax(1), supervised=supervised)

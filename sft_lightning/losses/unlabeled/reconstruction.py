@@ -1,31 +1,29 @@
-"""Reconstruction as L_u: a decoder rebuilds the image from the features."""
-
-from typing import ClassVar
+"""Reconstruction as L_u: a decoder rebuilds the inputs from the features."""
 
 from sft_lightning.losses.reconstruction import reconstruction_loss
 from sft_lightning.losses.unlabeled.base import Strategy, StrategyContext, StrategyInputs, StrategyOutput
-from sft_lightning.networks.vision.autoencoders import ConvDecoder
 
 
 class Reconstruction(Strategy):
-    """Squared error ||x - dec(f(x))||^2, averaged over pixels and batch.
+    """Squared error ||x - dec(f(x))||^2, averaged over all numbers and the batch.
 
-    Class logits cannot be decoded into an image, so the strategy owns a decoder that starts from the features. It works
-    on images of any size.
+    Class logits cannot be decoded into an input, so the strategy owns a decoder that starts from the features, which
+    the backbone builds.
 
     Reference setting: ResNet-50 from published weights, Adam with rate 1e-4, `schedule: alternating`.
     """
-
-    modalities: ClassVar[tuple[str, ...] | None] = ("image",)
 
     def build(self, context: StrategyContext) -> None:
         """Build the decoder.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
+
+        Raises:
+            InputError: The backbone has no decoder.
         """
-        self.decoder = ConvDecoder(context.image_shape, context.num_features)
+        self.decoder = context.backbone.build_decoder()
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Return the mean squared error of the decoded image."""
+        """Return the mean squared error of the decoded inputs."""
         return StrategyOutput(reconstruction_loss(self.decoder(step.student.features), step.unlabeled.weak))

@@ -48,7 +48,7 @@ class SoftMatch(Consistency):
         """Register the running statistics of the confidence: mean 1 / C and variance 1 at first, as in the paper.
 
         Args:
-            context: Numbers of classes and features, shape of the images.
+            context: Numbers of classes and features, and the backbone.
         """
         self.register_buffer("mean", torch.tensor(1 / context.num_classes))
         self.register_buffer("variance", torch.tensor(1.0))

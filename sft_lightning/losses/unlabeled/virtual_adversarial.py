@@ -53,7 +53,7 @@ class VirtualAdversarial(Strategy):
             log_p = at_least_float32(step.network.outputs(x).logits).log_softmax(1)
         clean = log_p.detach()
         with frozen_bn_stats(step.network):
-            direction = self.find_direction(step.network, x, step.unlabeled.draw)
+            direction = self.find_direction(step.network, x, step.unlabeled.seed)
             attacked = step.network.outputs(x + self.epsilon * direction)
         loss = _kl(clean, attacked.logits)
         if self.entropy:

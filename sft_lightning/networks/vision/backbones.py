@@ -11,19 +11,14 @@ from torch import Tensor, nn
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.resampling import Filter
-from sft_lightning.networks.vision.autoencoders import ConvEncoder, MLPEncoder
+from sft_lightning.networks.vision.autoencoders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from sft_lightning.networks.vision.corruption import add_noise, hide_patches
 from sft_lightning.networks.vision.normalization import Stats
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization
 from sft_lightning.networks.vision.wide_resnet import WideResNet
-from sft_lightning.networks.weights import (
-    Tensors,
-    find_weights,
-    load_into,
-    read_weights,
-    reject_unmerged_adapters,
-    select_evaluated_weights,
-)
+from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 
 _log = logging.getLogger(__name__)
 BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
@@ -44,9 +39,6 @@ class Backbone(Encoder):
         image_shape: Shape of the inputs, (C, H, W).
         num_features: Number of output features.
         net: The network itself.
-        classifier: Name of the layer that was removed, under which files of its library may hold it, or None.
-        misfits: Tensors with another shape in the weights file, which were initialized randomly.
-        constant_buffers: Names of buffers that no training step changes.
     """
 
     modality: ClassVar[str] = "image"
@@ -78,7 +70,7 @@ class Backbone(Encoder):
         super().__init__()
         self.name, self.net, self.num_features, self.classifier = name, net, num_features, classifier
         self.image_shape = tuple(image_shape)
-        self.misfits: list[str] = []
+        self.input_spec = InputSpec("image", self.image_shape)
         self._channels = image_shape[0] if name in BUILT_IN else 3
         self.register_buffer("mean", self._stats(mean))
         self.register_buffer("std", self._stats(std))
@@ -127,13 +119,16 @@ class Backbone(Encoder):
         features: Tensor = self.net(x)
         return features
 
-    def make_example(self) -> Tensor:
-        """Return one black image, (1, C, H, W)."""
-        return torch.zeros(1, *self.image_shape, device=self.mean.device)
+    def build_decoder(self) -> nn.Module:
+        """Build the mirrored MLP for `mlp`, and otherwise a CNN for images of any size."""
+        if self.name == "mlp":
+            return MLPDecoder(self.image_shape)
+        return ConvDecoder(self.image_shape, self.num_features)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the metadata that `rebuild_backbone` needs, of JSON types."""
-        return {"backbone": self.name, "image_shape": list(self.image_shape), "num_features": self.num_features}
+    def corrupt(self, x: Tensor, noise: float, hidden: float, patch: int, generator: torch.Generator) -> Tensor:
+        """Add noise to pixels and set a share of the square patches to zero."""
+        x = add_noise(x, noise, generator) if noise else x
+        return hide_patches(x, hidden, patch, generator) if hidden else x
 
 
 def build_backbone(
@@ -184,23 +179,7 @@ def build_backbone(
     return backbone, tensors
 
 
-def rebuild_backbone(path: str | Path) -> Backbone:
-    """Rebuild the backbone that an `encoder.safetensors` describes.
-
-    Args:
-        path: Path of the file or of its run folder.
-
-    Raises:
-        InputError: The file does not name its backbone.
-    """
-    file = find_weights(Path(path))
-    _, about = read_weights(file)
-    if "backbone" not in about:
-        raise InputError(f"weights {str(file)!r} do not say which backbone they are of: name it yourself")
-    return build_backbone(about["backbone"], about["image_shape"], str(file))[0]
-
-
-def find_source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
+def find_source_head(backbone: Encoder, tensors: Tensors) -> Tensors:
     """Find the classifier that belongs to the weights of a backbone.
 
     Args:
@@ -221,18 +200,7 @@ def find_source_head(backbone: Backbone, tensors: Tensors) -> Tensors:
 
 
 def _load_weights(backbone: Backbone, path: Path, library_filter: Filter | None, needs_stats: bool) -> Tensors:
-    tensors, about = read_weights(path)
-    if about.get("part") == "head":
-        raise InputError(f"weights {str(path)!r} is a head without a backbone: give it as head_weights")
-    if about.get("backbone", backbone.name) != backbone.name:
-        raise InputError(
-            f"weights {str(path)!r} are of backbone {about['backbone']!r}, asked for is {backbone.name!r}: set "
-            f"backbone: {about['backbone']}"
-        )
-    reject_unmerged_adapters(tensors, str(path))
-    tensors = select_evaluated_weights(tensors)
-    matched = load_into(backbone.net, tensors, str(path), library_filter, backbone.classifier)
-    backbone.misfits = matched.other_shape
+    matched, tensors = load_encoder_weights(backbone, path, library_filter)
     prefix = matched.prefix.removesuffix("net.")
     stated = [tensors.get(prefix + name) for name in ("mean", "std")]
     if stated[0] is not None and stated[1] is not None:

@@ -12,10 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from sft_lightning.data.contract import few_label_data
 from sft_lightning.training.callbacks.pr_curves import write_curves
 from sft_lightning.training.callbacks.projector import collect_examples, write_examples
 from sft_lightning.training.callbacks.validation_log import VALIDATE
+from sft_lightning.training.figures import ConfusionMatrix, ExampleRows, Figure
 from sft_lightning.training.lightning_patches import get_logged_step
+from sft_lightning.utils.errors import InputError
 
 
 class TensorBoardFigures(Callback):
@@ -50,16 +53,16 @@ class TensorBoardFigures(Callback):
         self._write_once(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        figures: Callable[[str], dict[str, Tensor]] | None = getattr(module, "figures", None)
+        figures: Callable[[str], dict[str, Figure]] | None = getattr(module, "figures", None)
         writers = _writers(trainer)
-        for name, value in figures(stage).items() if figures is not None and writers else ():
-            image = (
-                draw_confusion_matrix(value, getattr(module, "class_names", None))
-                if value.ndim == 2
-                else draw_image_rows(value)
-            )
+        for name, figure in figures(stage).items() if figures is not None and writers else ():
+            drawn = _draw(figure, name, trainer, module)
             for writer in writers:
-                writer.add_image(f"{_named(trainer, stage)}/{name}", image, get_logged_step(trainer))
+                tag, step = f"{_named(trainer, stage)}/{name}", get_logged_step(trainer)
+                if isinstance(drawn, Tensor):
+                    writer.add_image(tag, drawn, step)
+                elif drawn is not None:
+                    writer.add_text(tag, drawn, step)
 
     def _write_once(self, trainer: Trainer, module: LightningModule, stage: str, step: int | None = None) -> None:
         at = get_logged_step(trainer) if step is None else step
@@ -73,6 +76,34 @@ class TensorBoardFigures(Callback):
                 write_curves(writer, f"{_named(trainer, stage)}/pr", found, names, at)
             if seen is not None:
                 write_examples(Path(writer.log_dir), f"{_named(trainer, stage)} at step {at}", *seen)
+
+
+def _draw(figure: Figure, name: str, trainer: Trainer, module: LightningModule) -> Tensor | str | None:
+    """Draw a figure as an image, or as the text of a table; None for examples that nobody says how to show."""
+    if isinstance(figure, ConfusionMatrix):
+        return draw_confusion_matrix(figure.counts, getattr(module, "class_names", None))
+    if not isinstance(figure, ExampleRows):
+        raise InputError(
+            f"{type(module).__name__}.figures gives a {type(figure).__name__} as {name!r}: give a ConfusionMatrix or "
+            "ExampleRows of sft_lightning.training.figures"
+        )
+    data = few_label_data(trainer)
+    if data is not None:
+        shown = [data.views.show(row) for row in figure.rows]
+    else:  # plain loaders: what looks like images is drawn
+        shown = [row for row in figure.rows if isinstance(row, Tensor) and row.ndim == 4 and row.shape[1] in (1, 3)]
+    images = [row for row in shown if isinstance(row, Tensor)]
+    if images:
+        return draw_image_rows(torch.stack(images))
+    texts = [[text.replace("|", "\\|") for text in row] for row in shown if not isinstance(row, Tensor)]
+    if not texts:
+        return None
+    header = ["|" + " |" * len(texts), "|" + "---|" * len(texts)]
+    return "\n".join([*header, *map(_join_cells, zip(*texts, strict=True))])
+
+
+def _join_cells(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _writers(trainer: Trainer) -> list[SummaryWriter]:

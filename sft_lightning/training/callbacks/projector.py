@@ -1,4 +1,4 @@
-"""Validation examples for TensorBoard's projector: features, classes and images.
+"""Validation examples for TensorBoard's projector: features, classes, and thumbnails or texts.
 
 torch's `add_embedding` writes a folder for each step, forgets those of another process, and misplaces images that are
 not square. Here a run has one set of examples, which the next one replaces.
@@ -24,7 +24,7 @@ MAX_EXAMPLES = 256  # examples, which take a fraction of a validation's time
 SIDE = 48  # pixels of the longer side of an image
 FOLDER = "projector"
 
-Examples = tuple[Tensor, Tensor, list[str]]
+Examples = tuple[Tensor, Tensor | None, list[str]]
 
 
 @torch.no_grad()
@@ -36,8 +36,9 @@ def collect_examples(trainer: Trainer, module: Any) -> Examples | None:
         module: Module with a method `features`.
 
     Returns:
-        Features (N, F), thumbnails in [0, 1] (N, C, h, w) and N class names; None if there are no validation examples,
-        or the network is sharded over processes, so that one process cannot run it.
+        Features (N, F), thumbnails in [0, 1] (N, C, h, w) or None, and N descriptions: the class, with a text where the
+        modality is shown by texts. None if there are no validation examples, or the network is sharded over processes,
+        so that one process cannot run it.
     """
     data = few_label_data(trainer)
     is_unsharded = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
@@ -45,14 +46,22 @@ def collect_examples(trainer: Trainer, module: Any) -> Examples | None:
         return None
     if not len(data.splits.get("val", ())):
         return None
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    features: list[Tensor] = []
+    thumbnails: list[Tensor] = []
+    descriptions: list[str] = []
     with eval_mode(module), trainer.precision_plugin.forward_context():
-        for x, y, *_ in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
-            found.append((module.features(x).flatten(1).float().cpu(), shrink(x.float()).cpu(), y.cpu()))
-    if not found:
+        for batch in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
+            features.append(module.features(batch.x).flatten(1).float().cpu())
+            classes = [data.class_names[k] if k >= 0 else "unlabeled" for k in batch.y.tolist()]
+            shown = data.views.show(batch.x)
+            if isinstance(shown, Tensor):
+                thumbnails.append(shrink(shown.float()).cpu())
+                descriptions += classes
+            else:
+                descriptions += [f"{name}: {text}" for name, text in zip(classes, shown, strict=True)]
+    if not features:
         return None
-    features, images, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return features, images, [data.class_names[k] if k >= 0 else "unlabeled" for k in labels.tolist()]
+    return torch.cat(features), torch.cat(thumbnails) if thumbnails else None, descriptions
 
 
 def shrink(x: Tensor) -> Tensor:
@@ -68,35 +77,41 @@ def shrink(x: Tensor) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def write_examples(run: Path, name: str, features: Tensor, images: Tensor, classes: Sequence[str]) -> None:
+def write_examples(run: Path, name: str, features: Tensor, images: Tensor | None, descriptions: Sequence[str]) -> None:
     """Write the files that the projector reads, replacing earlier ones.
 
     Args:
         run: Folder of the run.
         name: Name of the examples in the projector.
         features: Features, (N, F).
-        images: Thumbnails in [0, 1], (N, C, h, w).
-        classes: Class names, N.
+        images: Thumbnails in [0, 1], (N, C, h, w); None for none.
+        descriptions: Text beside each example, N.
     """
     folder = run / FOLDER
     write_text(folder / "tensors.tsv", _lines("\t".join(f"{v:.6g}" for v in row) for row in features.tolist()))
-    write_text(folder / "metadata.tsv", _lines(" ".join(one.split()) for one in classes))
-    staged = folder / "sprite.png.part"
-    _draw_sprite(images).save(staged, format="PNG", compress_level=1)  # the slowest part otherwise
-    staged.replace(folder / "sprite.png")
-    height, width = images.shape[-2:]
+    write_text(folder / "metadata.tsv", _lines(" ".join(one.split()) for one in descriptions))
+    sprite = "" if images is None else _write_sprite(folder, images)
     config = f"""embeddings {{
   tensor_name: "{name}"
   tensor_path: "{FOLDER}/tensors.tsv"
   metadata_path: "{FOLDER}/metadata.tsv"
-  sprite {{
+{sprite}}}
+"""
+    write_text(run / "projector_config.pbtxt", config)
+
+
+def _write_sprite(folder: Path, images: Tensor) -> str:
+    """Write all thumbnails as one image, and return the lines of the config that name it."""
+    staged = folder / "sprite.png.part"
+    _draw_sprite(images).save(staged, format="PNG", compress_level=1)  # the slowest part otherwise
+    staged.replace(folder / "sprite.png")
+    height, width = images.shape[-2:]
+    return f"""  sprite {{
     image_path: "{FOLDER}/sprite.png"
     single_image_dim: {width}
     single_image_dim: {height}
   }}
-}}
 """
-    write_text(run / "projector_config.pbtxt", config)
 
 
 def _lines(lines: Any) -> str:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from sft_lightning.data.copies import Copies, get_groups
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import TensorStorage
-from sft_lightning.data.vision.copies import Copies, find_copies, get_groups
+from sft_lightning.data.vision.copies import find_copies
 from sft_lightning.data.vision.image_stats import ImageStats, Pixels, compute_image_stats
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, Floats, compute_differences
@@ -153,6 +154,6 @@ def test_no_images_have_no_copies() -> None:
     part = Examples(
         TensorStorage(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), ["one"], torch.zeros(1, dtype=torch.long)
     )
-    grouped = Examples(part.images, ["two"], part.labels, ["patient"])
+    grouped = Examples(part.storage, ["two"], part.labels, ["patient"])
     assert get_groups([(part, 0)]) is None
     assert get_groups([(part, 0), (grouped, 0)]) == ["one", "patient"]

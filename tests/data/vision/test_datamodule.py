@@ -120,9 +120,9 @@ def test_views_are_made_of_the_right_pixels() -> None:
     for raw in data.train_dataloader():
         views = data.on_after_batch_transfer(raw, 0)["labeled"]
         rows = [split.indices[i] for i in views.indices.tolist()]
-        plain = to_float(split.part.images.data[rows], 1, None)  # type: ignore[attr-defined]
+        plain = to_float(split.part.storage.data[rows], 1, None)  # type: ignore[attr-defined]
         assert isinstance(views, Labeled)
-        assert torch.equal(views.x, weak(plain, VIEW, raw["labeled"].draw))
+        assert torch.equal(views.x, weak(plain, VIEW, raw["labeled"].seed))
         assert not torch.equal(views.x, plain)
         assert views.y.tolist() == split.part.labels[rows].tolist()
 
@@ -132,7 +132,7 @@ def test_validation_and_test_are_not_changed_at_random() -> None:
     for loader, split in ((data.val_dataloader(), data.splits["val"]), (data.test_dataloader(), data.splits["test"])):
         assert isinstance(loader, EvalLoader)
         views = [data.on_after_batch_transfer(raw, 0) for raw in loader]
-        images = split.part.images.data[split.indices]  # type: ignore[attr-defined]
+        images = split.part.storage.data[split.indices]  # type: ignore[attr-defined]
         assert torch.equal(torch.cat([view.x for view in views]), to_float(images, 1, None))
         assert torch.equal(torch.cat([view.y for view in views]), split.labels)
 
@@ -143,7 +143,7 @@ def test_files_are_cropped_once(folder: MakeFolder) -> None:
         data = ready(source=str(path), val_size=0, test_size=0, image_size=8, weak_view=WeakView(crop_scale=scale))
         (raw,) = data.train_dataloader()
         x = data.on_after_batch_transfer(raw, 0)["labeled"].x
-        assert torch.equal(x, raw["labeled"].images / 255)
+        assert torch.equal(x, raw["labeled"].inputs / 255)
 
 
 def test_steps_per_epoch() -> None:
@@ -178,7 +178,7 @@ def test_the_seed_chooses_orders_and_views_apart_for_each_part(tmp_path: Path) -
     for seed in (0, 1):
         data = ImageDataModule(num_labels=20, seed=seed, num_workers=0)
         trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(Recorder("labeled", "unlabeled"), data)
-        draws += [part.draw for part in next(iter(data.train_dataloader())).values()]
+        draws += [part.seed for part in next(iter(data.train_dataloader())).values()]
     assert None not in draws
     assert len(set(draws)) == 4
 
@@ -411,7 +411,7 @@ def test_background_reaches_the_pixels(tmp_path: Path) -> None:
     for background in ((255, 255, 255), (255, 0, 51)):
         data = ready(source=str(tmp_path), background=background, image_size=4, val_size=0, test_size=0)
         (raw,) = data.train_dataloader()
-        assert raw["labeled"].images[0, :, 2, 2].tolist() == list(background)
+        assert raw["labeled"].inputs[0, :, 2, 2].tolist() == list(background)
 
 
 def test_background_is_kept_by_the_random_crop_and_in_gray(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_background_is_kept_by_the_random_crop_and_in_gray(tmp_path: Path) -> No
     options = {"source": str(tmp_path), "background": (100, 100, 100), "image_size": 4, "channels": 1}
     data = ready(val_size=0, test_size=0, weak_view=WeakView(crop_scale=[0.2, 0.5]), **options)
     (raw,) = data.train_dataloader()
-    assert raw["labeled"].images.unique().tolist() == [100]
+    assert raw["labeled"].inputs.unique().tolist() == [100]
 
 
 @pytest.mark.parametrize("views", [("weak", "weak_2"), ("weak", "strong")])
@@ -480,7 +480,7 @@ def test_setup_does_not_depend_on_or_touch_the_global_random_state() -> None:
     lightning.seed_everything(2, verbose=False)
     two = ready(num_labels=20, weak_view=VIEW)
     assert one.splits["labeled"].ids == two.splits["labeled"].ids
-    assert [b["labeled"].draw for b in batches] == [b["labeled"].draw for b in two.train_dataloader()]
+    assert [b["labeled"].seed for b in batches] == [b["labeled"].seed for b in two.train_dataloader()]
 
 
 def test_labeled_pictures_get_the_views_that_are_asked_for() -> None:

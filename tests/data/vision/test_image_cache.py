@@ -141,15 +141,15 @@ def test_only_what_a_run_needs_is_decoded_and_only_what_is_new_to_the_next(
     assert decoded.taken() == sorted(set(path_of(more, "labeled")) - set(first))
     stream = more._stream("unlabeled", more.splits["unlabeled"], True)  # of two parts: what is left, and the folder
     for batch in stream.batches(0, 3):
-        for picture, i in zip(batch.images, batch.indices.tolist(), strict=True):
+        for picture, i in zip(batch.inputs, batch.indices.tolist(), strict=True):
             path = path_of(more, "unlabeled")[i]
             assert torch.equal(picture, decode(path, more.geometry, None))
 
 
 def path_of(data: ImageDataModule, name: str) -> list[Path]:
     split = data.splits[name]
-    assert isinstance(split.part.images, FileImages)
-    return [split.part.images.paths[i] for i in split.indices]
+    assert isinstance(split.part.storage, FileImages)
+    return [split.part.storage.paths[i] for i in split.indices]
 
 
 def test_random_crops_are_the_same_rectangles(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
@@ -203,7 +203,7 @@ def test_all_that_pictures_depend_on_is_in_the_key(
 
 
 def key_of(data: ImageDataModule) -> str:
-    images = data._stream("labeled", data.splits["labeled"], True)._split.part.images
+    images = data._stream("labeled", data.splits["labeled"], True)._split.part.storage
     assert isinstance(images, CachedImages)
     return images._cache.key
 
@@ -390,11 +390,11 @@ def test_a_worker_that_is_no_fork_gets_no_copy_of_the_pictures(photos: Path, tmp
     data = opened(photos, tmp_path)
     stream = data._stream("labeled", data.splits["labeled"], True)
     expected = list(stream.batches(0, 2))
-    images = stream._split.part.images
+    images = stream._split.part.storage
     assert isinstance(images, CachedImages)
     assert len(pickle.dumps(images)) < 16_000 < 20 * ROW
     first = stream._split.indices[int(expected[0].indices[0])]
-    assert torch.equal(deepcopy(images).read(first, data.geometry, None), expected[0].images[0])
+    assert torch.equal(deepcopy(images).read(first, data.geometry, None), expected[0].inputs[0])
 
 
 # --- in training
@@ -431,17 +431,17 @@ def test_several_at_once_are_those_one_by_one_or_none(
     data = opened(photos, tmp_path / "cache")
     split = data.splits["labeled"]
     fresh, *_ = data.prepare_reading("labeled", split, train=False)
-    kept = fresh.part.images
+    kept = fresh.part.storage
     assert isinstance(kept, CachedImages)
     wanted = list(split.indices[:7])
     expected = torch.stack([kept.read(i, data.geometry, None) for i in wanted])
-    assert kept.several(wanted) is not None
+    assert kept.read_batch(wanted) is not None
     for some in (kept, deepcopy(kept)):  # which has looked at them, and which has not
         for _ in range(2):
-            found = some.several(wanted)
+            found = some.read_batch(wanted)
             assert found is not None
             assert torch.equal(found, expected)
-    assert kept.several([i for i in range(len(kept)) if i not in split.indices][:1]) is None  # not stored
+    assert kept.read_batch([i for i in range(len(kept)) if i not in split.indices][:1]) is None  # not stored
     other = deepcopy(kept)
     with other._cache._pixels_path.open("r+b") as file:
         file.seek(int(other._rows[wanted[3]]) * ROW + 5)
@@ -449,7 +449,7 @@ def test_several_at_once_are_those_one_by_one_or_none(
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 255]))
     with pytest.warns(UserWarning, match="is damaged: its files are decoded again"):
-        assert other.several(wanted) is None
+        assert other.read_batch(wanted) is None
     assert torch.equal(other.read(wanted[3], data.geometry, None), expected[3])
 
 

@@ -30,18 +30,18 @@ def loader(
 def test_batches_hold_images_and_their_names(workers: int, folder: MakeFolder) -> None:
     path = folder("a", "b", count=4)
     batches = list(loader(path, workers=workers))
-    assert [len(batch.images) for batch in batches] == [3, 3, 2]
+    assert [len(batch.inputs) for batch in batches] == [3, 3, 2]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(8))
     names = [name for batch in batches for name in batch.names or []]
     assert names == [f"{c}/{i}.png" for c in "ab" for i in range(4)]
-    for name, image in zip(names, torch.cat([batch.images for batch in batches]), strict=True):
+    for name, image in zip(names, torch.cat([batch.inputs for batch in batches]), strict=True):
         with Image.open(path / name) as file:
             side = min(file.size)
             left, top = (file.width - side) / 2, (file.height - side) / 2
             box = (left, top, left + side, top + side)
             expected = file.convert("L").resize((6, 6), Image.Resampling.BILINEAR, box=box)
         assert (image[0].numpy() == np.array(expected)).all()
-    assert all((batch.labels == -1).all() and batch.draw is None for batch in batches if batch.labels is not None)
+    assert all((batch.labels == -1).all() and batch.seed is None for batch in batches if batch.labels is not None)
 
 
 def test_processes_share_the_files(folder: MakeFolder) -> None:

@@ -71,7 +71,7 @@ def test_a_cache_has_the_same_padded_images(tmp_path: Path) -> None:
         split = ImageCaches(tmp_path / "cache", [part]).cached(Split(part, [0, 1, 2, 3]), geometry, 0, BadImages())
         for i, path in enumerate(paths):
             seed = None if geometry.scale is None else i
-            found = split.part.images.read(i, geometry, seed)  # type: ignore[attr-defined]
+            found = split.part.storage.read(i, geometry, seed)  # type: ignore[attr-defined]
             straight = decode(path, geometry, seed)
             if seed is None:
                 assert found.equal(straight)

@@ -76,10 +76,10 @@ def copied(shards: Path, tmp_path: Path) -> Path:
 
 def content(part: Examples) -> dict[str, tuple[bytes, int, str | None]]:
     """Return bytes, label and group of each example, by name."""
-    assert isinstance(part.images, EncodedImages)
+    assert isinstance(part.storage, EncodedImages)
     found = {}
     for i, name in enumerate(part.ids):
-        file = part.images.file(i)
+        file = part.storage.file(i)
         data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
         found[name] = data, int(part.labels[i]), None if part.groups is None else part.groups[i]
     assert len(found) == len(part)
@@ -130,10 +130,10 @@ def test_shards_keep_the_shape_of_pixels_in_memory(tmp_path: Path) -> None:
     found = open_source(str(tmp_path / "out"))
     part = found.load()["train"]
     assert found.image_shape == (1, 28, 28)
-    assert isinstance(part.images, ShardImages)
+    assert isinstance(part.storage, ShardImages)
     assert isinstance(train.images, TensorStorage)
     for i, name in enumerate(part.ids):
-        assert torch.equal(part.images.read(i, Geometry(28, 1), None), train.images.data[train.ids.index(name)])
+        assert torch.equal(part.storage.read(i, Geometry(28, 1), None), train.images.data[train.ids.index(name)])
 
 
 def test_shards_take_the_splits_of_a_run(files: Path, tmp_path: Path) -> None:
@@ -340,9 +340,9 @@ def test_images_of_shards_are_not_kept_in_memory(shards: Path) -> None:
         assert isinstance(split.indices, range)
     joined = make_splits(parts, None, SplitConfig(num_labels=6), "abc")["unlabeled"]
     assert not isinstance(joined.part.ids, list)
-    assert len(pickle.dumps(joined.part.images)) < 6000  # what a worker that is not forked gets
-    again = pickle.loads(pickle.dumps(joined.part.images))  # noqa: S301
-    assert again.fingerprints([0, 35, 65]) == joined.part.images.fingerprints([0, 35, 65])
+    assert len(pickle.dumps(joined.part.storage)) < 6000  # what a worker that is not forked gets
+    again = pickle.loads(pickle.dumps(joined.part.storage))  # noqa: S301
+    assert again.fingerprints([0, 35, 65]) == joined.part.storage.fingerprints([0, 35, 65])
     assert again.file(65).getvalue() == content(joined.part)[joined.part.ids[65]][0]
 
 
@@ -353,8 +353,8 @@ def test_shards_serve_as_unlabeled_source_and_for_prediction(files: Path, shards
     part = open_prediction_source(str(shards))
     assert isinstance(part, Examples)
     assert len(part) == 42 + 9 + 12 + 30
-    assert isinstance(part.images, ShardImages)
-    assert part.images.place(len(part) - 1) == shards / "unlabeled" / part.ids[-1]
+    assert isinstance(part.storage, ShardImages)
+    assert part.storage.path_of(len(part) - 1) == shards / "unlabeled" / part.ids[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -408,10 +408,10 @@ def test_orders_differ_by_pass_and_by_seed() -> None:
 
 def test_window_applies_only_to_more_shards_than_it_holds(shards: Path) -> None:
     split = make_splits(open_source(str(shards)).load(), None, SplitConfig(), "abc")["labeled"]
-    order = split.part.images.pass_order(split.indices, 2)
+    order = split.part.storage.pass_order(split.indices, 2)
     assert order is not None
     assert [sorted({i // SIZE for i in order(0)[k * 16 : k * 16 + 16].tolist()}) for k in range(2)] != [[0, 1], [2, 3]]
-    assert split.part.images.pass_order(split.indices, 6) is None  # an ordinary shuffle
+    assert split.part.storage.pass_order(split.indices, 6) is None  # an ordinary shuffle
     assert sorted(order(3)[:].tolist()) == list(range(42))
     data = ImageDataModule(str(shards), shard_window=2, batch_size=16)
     data.setup("fit")

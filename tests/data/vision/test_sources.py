@@ -253,8 +253,8 @@ def test_unlabeled_source_gives_training_and_unlabeled_pictures_without_labels(f
     part = open_unlabeled(str(path))
     assert part.ids == [f"{path}:train/a/{i}.png" for i in range(3)] + [f"{path}:unlabeled/{i}.png" for i in range(3)]
     assert part.labels.tolist() == [-1] * 6
-    assert isinstance(part.images, FileImages)
-    assert part.images.paths[3] == path / "unlabeled" / "0.png"
+    assert isinstance(part.storage, FileImages)
+    assert part.storage.paths[3] == path / "unlabeled" / "0.png"
 
 
 def test_unlabeled_source_with_nothing_to_train_on_is_refused(images: Path) -> None:

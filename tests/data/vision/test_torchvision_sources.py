@@ -61,8 +61,8 @@ def idx_set(folder: Path, stems: tuple[str, str], labels: list[int], packed: boo
 
 
 def pixels(part: Examples) -> Bytes:
-    assert isinstance(part.images, TensorStorage)
-    array: Bytes = part.images.data.numpy()
+    assert isinstance(part.storage, TensorStorage)
+    array: Bytes = part.storage.data.numpy()
     return array
 
 
@@ -265,8 +265,8 @@ def test_data_sets_of_files_are_read(
     assert {split: part.ids for split, part in parts.items()} == ids
     assert parts["train"].labels.tolist() == labels
     for part in parts.values():
-        assert isinstance(part.images, FileImages)
-        assert part.images.unreadable(range(len(part))) == {}
+        assert isinstance(part.storage, FileImages)
+        assert part.storage.unreadable(range(len(part))) == {}
 
 
 def test_every_data_set_is_read_in_some_test() -> None:

@@ -29,8 +29,11 @@ from tests.data.conftest import make_png
 def pixels_of(data: ImageDataModule, name: str) -> npt.NDArray[np.uint8]:
     """Return the middle of the first row of each image of the training split, by file name."""
     split = data.splits["labeled"]
-    images = {Path(i).stem: data.inputs_of("labeled", [k])[0, 0] for k, i in enumerate(split.ids)}
-    return (images[name].numpy() * 255).round().astype(np.uint8)
+    images: dict[str, torch.Tensor] = {
+        Path(i).stem: data.inputs_of("labeled", [k])[0, 0] for k, i in enumerate(split.ids)
+    }
+    pixels: npt.NDArray[np.float32] = images[name].numpy()
+    return (pixels * 255).round().astype(np.uint8)
 
 
 def folder(root: Path, arrays: dict[str, Any]) -> Path:

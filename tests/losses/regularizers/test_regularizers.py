@@ -99,7 +99,7 @@ def test_every_paradigm_takes_each(regularizer: Callable[[], Regularizer]) -> No
     def made(**settings: Any) -> dict[str, Any]:
         return {"optimizer": sgd, **settings}
 
-    conv = {"backbone": "conv", "num_classes": 10, "image_shape": SHAPE}
+    conv = {"backbone": "conv", "num_classes": 10, "input_spec": SHAPE}
     for model in (
         AutoencoderModule("conv", SHAPE, **made(regularizer=regularizer())),
         SemiSupervisedModule(FixMatch(), **made(regularizer=regularizer(), **conv)),
@@ -176,7 +176,7 @@ def test_the_start_survives_a_checkpoint(tmp_path: Any) -> None:
         (lambda: classifier(regularizer=BSS(), compile=True), "compile is True, but BSS looks into the backbone"),
         (
             lambda: SemiSupervisedModule(
-                MixMatch(), backbone="mlp", num_classes=10, image_shape=SHAPE, regularizer=BSS()
+                MixMatch(), backbone="mlp", num_classes=10, input_spec=SHAPE, regularizer=BSS()
             ),
             "BSS looks at the labeled examples' pass, and MixMatch mixes",
         ),

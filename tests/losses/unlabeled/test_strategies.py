@@ -40,7 +40,7 @@ DECAY, RATE = 0.9, 0.05
 def module(name: str, **settings: Any) -> SemiSupervisedModule:
     torch.manual_seed(0)
     made = SemiSupervisedModule(
-        getattr(strategies, name)(**SETTINGS[name]), backbone="mlp", num_classes=10, image_shape=SHAPE, ema_decay=DECAY,
+        getattr(strategies, name)(**SETTINGS[name]), backbone="mlp", num_classes=10, input_spec=SHAPE, ema_decay=DECAY,
         optimizer=lambda p: torch.optim.SGD(p, RATE), **settings,
     )  # fmt: skip
     with torch.no_grad():  # a network with opinions
@@ -152,7 +152,7 @@ def test_reconstruction_trains_its_decoder_from_the_features() -> None:
     torch.manual_seed(0)
     strategy = strategies.Reconstruction()
     model = SemiSupervisedModule(
-        strategy, backbone="mlp", num_classes=10, image_shape=SHAPE, optimizer=lambda p: torch.optim.SGD(p, RATE),
+        strategy, backbone="mlp", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, RATE),
         lambda_u=2.0,
     )  # fmt: skip
     start = copy.deepcopy(model).double()

@@ -16,11 +16,13 @@ from sft_lightning.losses.unlabeled.base import (
     masked_cross_entropy,
     sharpen,
 )
+from sft_lightning.networks.build import build_encoder
 
 LOG = math.log
 # Two classes, with probabilities (0.8, 0.2), (0.4, 0.6) and (0.05, 0.95).
 WEAK = torch.tensor([[LOG(0.8), LOG(0.2)], [LOG(0.4), LOG(0.6)], [LOG(0.05), LOG(0.95)]])
 STRONG = torch.tensor([[LOG(0.5), LOG(0.5)], [LOG(0.1), LOG(0.9)], [LOG(0.25), LOG(0.75)]])
+CONTEXT = StrategyContext(2, 2, build_encoder("conv", (1, 4, 4))[0])
 
 
 class Batch(NamedTuple):
@@ -28,7 +30,7 @@ class Batch(NamedTuple):
     strong: Tensor
     weak_2: Tensor
     indices: Tensor
-    draw: int = 0
+    seed: int = 0
 
 
 class Net(nn.Module):
@@ -51,7 +53,7 @@ def step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: 
 
 def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
     """The result, and the gradient that reached the network."""
-    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
+    strategy.build(CONTEXT)
     strategy.start(3)
     net = Net()
     batch = Batch(WEAK, STRONG, STRONG, torch.arange(3))
@@ -84,7 +86,7 @@ def test_fixmatch_takes_what_just_reaches_the_threshold() -> None:
 def test_no_gradient_reaches_the_weak_view(name: str) -> None:
     """With a student that is constant, the weak view is the only way to the network."""
     strategy = getattr(strategies, name)()
-    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
+    strategy.build(CONTEXT)
     strategy.start(3)
     net = Net()
     constant = torch.zeros(3, 2, requires_grad=True)
@@ -167,7 +169,7 @@ def test_adamatch_measures_weak_labeled_views_only() -> None:
 
 def test_softmatch_measures_a_variance_below_the_rounding_of_a_square() -> None:
     strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
-    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
+    strategy.build(CONTEXT)
     sure = torch.tensor([[2.0, 0.0]]) + torch.tensor([[1e-4, 0.0]]) * torch.linspace(0, 1, 64)[:, None]
     _, weight = strategy.targets(sure, None)  # type: ignore[arg-type]
     expected = sure.double().softmax(1).amax(1).var().item()
@@ -197,7 +199,7 @@ def test_softmatch_weight() -> None:
 
 def test_debiasmatch_prefers_rare_answers() -> None:
     strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
-    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
+    strategy.build(CONTEXT)
     strategy.prediction_mean = torch.tensor([0.25, 0.75])
     label, _ = strategy.targets(WEAK, step(Net(), None))
     assert label.tolist() == [0, 0, 1]  # 0.4 / 0.25 > 0.6 / 0.75
@@ -275,12 +277,12 @@ def test_an_attack_is_found_in_full_precision() -> None:
 def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     net, still = Normed(), Normed()
     strategy = strategies.AdaMatch()
-    strategy.build(StrategyContext(2, 2, (1, 4, 4)))
+    strategy.build(CONTEXT)
     labeled = Labeled(PICTURES + 3, torch.zeros(6, dtype=torch.long))  # far from the others' statistics
     both = torch.cat([labeled.x, PICTURES])
     together, student = net.outputs(both).logits.chunk(2)
     still.outputs(both), still.outputs(PICTURES)  # what may move the statistics: those passes and the weak view's
-    batch = Batch(PICTURES, PICTURES, PICTURES, torch.arange(6), draw=4)
+    batch = Batch(PICTURES, PICTURES, PICTURES, torch.arange(6), seed=4)
     known = Outputs(together, together)
     result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
@@ -293,7 +295,7 @@ def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     result.labeled_logits.sum().backward()
     assert net.norm.weight.grad is not None  # L_s learns through both
     plain = strategies.AdaMatch(interpolation=False)
-    plain.build(StrategyContext(2, 2, (1, 4, 4)))
+    plain.build(CONTEXT)
     assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).labeled_logits is None
 
 
@@ -376,7 +378,7 @@ def test_dst_takes_the_labels_of_the_classifier() -> None:
     strategy = PlainHeads(threshold=0.99, trade_off=0.0)
     strategy._build_head = lambda context: nn.Linear(2, 2)  # type: ignore[method-assign]
     batch, net = Batch(WEAK, STRONG, STRONG, torch.arange(3)), Net()
-    strategy.build(StrategyContext(2, 2, (1, 1, 1)))
+    strategy.build(CONTEXT)
     strategy.pseudo_head.weight.data.copy_(-torch.eye(2))  # type: ignore[operator]
     strategy.worst_head.weight.data.copy_(torch.eye(2))  # type: ignore[operator]
     strategy.worst_head.bias.data.zero_()  # type: ignore[operator]
@@ -404,7 +406,7 @@ def test_reconstruction() -> None:
         """Draws pictures of half the brightness."""
 
         def build(self, context: StrategyContext) -> None:
-            self.decoder = Halved()  # type: ignore[assignment]
+            self.decoder = Halved()
 
     class Halved(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -425,7 +427,7 @@ def test_mixmatch() -> None:
             return torch.full((count,), 0.75), torch.arange(count).roll(1)
 
     strategy = Swapped(temperature=0.5)
-    strategy.build(StrategyContext(2, 2, (1, 1, 2)))
+    strategy.build(CONTEXT)
     weak, other = (torch.tensor([z]).view(1, 1, 1, 2) for z in ([LOG(0.8), LOG(0.2)], [LOG(0.6), LOG(0.4)]))
     known = torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)
 

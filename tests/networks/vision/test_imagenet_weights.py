@@ -42,9 +42,9 @@ def test_dresses_are_taken_for_dresses(weights: Path) -> None:
     data = ImageDataModule("sample")
     data.setup("test")
     test = data.splits["test"]
-    assert isinstance(test.part.images, TensorStorage)
+    assert isinstance(test.part.storage, TensorStorage)
     dresses = [i for i, y in zip(test.indices, test.labels.tolist(), strict=True) if data.class_names[y] == "Dress"]
-    pictures = 1 - to_float(test.part.images.data[dresses[:16]], 1, 224)  # on white, as in a catalog
+    pictures = 1 - to_float(test.part.storage.data[dresses[:16]], 1, 224)  # on white, as in a catalog
     with torch.no_grad():
         guesses = (backbone.eval()(pictures) @ classifier.T + bias).argmax(1)
     assert int(guesses.mode().values) == ABAYA

@@ -53,7 +53,7 @@ def test_schedule_ends_with_the_training_when_accumulation_changes(scheduling: d
 
 def test_turns_refuse_an_accumulation_that_changes() -> None:
     model = SemiSupervisedModule(
-        FixMatch(), "alternating", backbone="mlp", num_classes=10, image_shape=SHAPE,
+        FixMatch(), "alternating", backbone="mlp", num_classes=10, input_spec=SHAPE,
         optimizer=lambda p: torch.optim.SGD(p, 0.01),
     )  # fmt: skip
     with pytest.raises(InputError, match="GradientAccumulationScheduler changes from 1 to 2 batches"):

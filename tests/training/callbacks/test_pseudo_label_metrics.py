@@ -113,7 +113,7 @@ def test_no_alarm_when_a_collapse_passes(caplog: pytest.LogCaptureFixture) -> No
 def test_health_is_in_tensorboard_and_in_the_csv_log(tmp_path: Any) -> None:
     torch.manual_seed(0)
     model = SemiSupervisedModule(
-        strategies.FreeMatch(), backbone="mlp", num_classes=10, image_shape=SHAPE,
+        strategies.FreeMatch(), backbone="mlp", num_classes=10, input_spec=SHAPE,
         optimizer=lambda p: torch.optim.SGD(p, 0.05),
     )  # fmt: skip
     loggers: Any = [TensorBoardLogger(tmp_path, "tb", version=0), CSVLogger(tmp_path, "csv", version=0)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sft_lightning import AutoencoderModule, ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.paradigms.metrics import ClassifierMetrics, ScoreCounts
+from sft_lightning.tasks.classification_metrics import ClassifierMetrics, ScoreCounts
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
 from sft_lightning.training.callbacks.pr_curves import compute_curves
 from sft_lightning.training.callbacks.projector import collect_examples, shrink, write_examples

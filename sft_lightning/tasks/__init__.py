@@ -1,0 +1,1 @@
+"""What is predicted: heads, losses and metrics of a kind of target."""

@@ -1,0 +1,48 @@
+"""Interface of tasks: the target that a model predicts, its head, its loss and its metrics."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+
+class StageMetrics(Protocol):
+    """Metrics of one stage, an `nn.Module`."""
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        """Add a batch of outputs and targets."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the scalars over all batches and processes, and reset."""
+
+
+class Task(ABC):
+    """Kind of target, apart from the network that predicts it and from the kind of its inputs.
+
+    Attributes:
+        name: Name of the task, as strategies list it, such as `classification`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build_head(self, num_features: int) -> nn.Module:
+        """Build the layer from features to outputs.
+
+        Args:
+            num_features: Number of features F.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Compute the supervised loss, a scalar.
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+            target: Targets, (B, ...).
+            weight: Weight of each class; None for equal ones.
+        """
+
+    @abstractmethod
+    def build_metrics(self) -> nn.Module:
+        """Build the metrics of one stage, a `StageMetrics`."""

@@ -1,0 +1,54 @@
+"""Classification: one class of several for each example."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sft_lightning.tasks.base import Task
+from sft_lightning.tasks.classification_metrics import ClassifierMetrics
+from sft_lightning.utils.errors import InputError, check_decay
+
+
+class Classification(Task):
+    """One class of several, by a linear layer and the cross-entropy.
+
+    Targets are classes, int64, (B,); outputs are logits, (B, C).
+    """
+
+    name: ClassVar[str] = "classification"
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+        """Keep the settings.
+
+        Args:
+            num_classes: Number of classes C.
+            label_smoothing: Share of the target spread over all classes.
+
+        Raises:
+            InputError: A setting is out of its range.
+        """
+        if num_classes < 2:
+            raise InputError(f"num_classes is {num_classes}: a classifier needs labeled data of at least 2 classes")
+        check_decay(label_smoothing=label_smoothing)
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+
+    def build_head(self, num_features: int) -> nn.Linear:
+        """Build a linear layer from features, (B, F), to logits, (B, C)."""
+        return nn.Linear(num_features, self.num_classes)
+
+    def loss(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Compute the cross-entropy, weighted by class and averaged by the weights."""
+        if weight is None:
+            return F.cross_entropy(outputs, target, label_smoothing=self.label_smoothing)
+        if not self.label_smoothing:
+            return F.cross_entropy(outputs, target, weight)
+        # torch weights each class of the smoothed target separately, so that a confident prediction of a rare class
+        # could minimize the loss of a common example.
+        loss = F.cross_entropy(outputs, target, reduction="none", label_smoothing=self.label_smoothing)
+        each = weight[target].to(loss)
+        return (loss * each).sum() / each.sum()
+
+    def build_metrics(self) -> ClassifierMetrics:
+        """Build loss, accuracy, macro-F1, calibration error and the confusion matrix."""
+        return ClassifierMetrics(self.num_classes)
