@@ -61,6 +61,11 @@ class Views(ABC):
             seed: Seed of the batch.
         """
 
+    @property
+    def has_strong(self) -> bool:
+        """Whether the strong view changes more than the weak one."""
+        return True
+
     def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
         """Mix each example with a partner, as `mix_inputs` does.
 

@@ -8,8 +8,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
-from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.views import strong, weak
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.training.callbacks.figures import draw_image_rows
 from sft_lightning.utils.atomic import open_atomic
@@ -39,23 +38,32 @@ def preview(argv: Sequence[str]) -> str:
     """
     cli = run(["fit", *argv], PreviewCLI)
     data = cli.datamodule
-    if not isinstance(data, ImageDataModule):
-        raise InputError(f"data is {type(data).__name__}: preview needs an ImageDataModule")
+    if not isinstance(data, FewLabelDataModule):
+        raise InputError(
+            f"data is {type(data).__name__}: preview needs an ImageDataModule or another FewLabelDataModule"
+        )
     data.setup("fit")
     name = "labeled" if len(data.splits["labeled"]) else "unlabeled"
     if not len(data.splits[name]):
         raise InputError(f"source {data.source.name!r} has no training images to show")
     order = torch.randperm(len(data.splits[name]), generator=torch.Generator().manual_seed(data.request.seed))
     x = data.inputs_of(name, order[:_COUNT].tolist())
-    views = [x] + [weak(x, data.weak_view, seed) for seed in range(_VIEWS)]
-    if data.strong_view:
-        views += [strong(x, data.weak_view, data.strong_view, seed) for seed in range(_VIEWS)]
-    image = draw_image_rows(torch.stack(views))
+    views = [x] + [data.views.weak(x, seed) for seed in range(_VIEWS)]
+    if data.views.has_strong:
+        views += [data.views.strong(x, seed) for seed in range(_VIEWS)]
+    shown = [data.views.show(view) for view in views]
+    titles = ROW_TITLES[: len(views)]
+    images = [row for row in shown if isinstance(row, torch.Tensor)]
+    if not images:
+        return "\n".join(
+            f"{title}: {text}" for texts in zip(*shown, strict=True) for title, text in zip(titles, texts, strict=True)
+        )
+    image = draw_image_rows(torch.stack(images))
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
     path = folder / "preview.png"
     with open_atomic(path) as staged:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(staged, format="PNG")
     with SummaryWriter(str(folder)) as writer:
         writer.add_image("preview", image)
-    rows = "\n".join(f"row {k}  {title}" for k, title in enumerate(ROW_TITLES[: len(views)], 1))
+    rows = "\n".join(f"row {k}  {title}" for k, title in enumerate(titles, 1))
     return f"{len(x)} {name} images of shape {tuple(x.shape[1:])}\n{rows}\nWritten: {path}"

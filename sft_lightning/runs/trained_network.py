@@ -66,8 +66,6 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     spec = InputSpec.from_settings(settings)
     needed = {"tau"} if settings.get("head") == "tau_normalized" else set()
     is_complete = any(n.startswith(f"{prefix}net.") for n in tensors)
-    if spec is not None and spec.modality == "image":
-        is_complete = is_complete and {f"{prefix}mean", f"{prefix}std"} <= tensors.keys()
     if name is None or spec is None or not needed <= settings.keys() or not is_complete:
         raise InputError(
             f"checkpoint {str(path)!r} does not hold a paradigm of this package: give one that `fit` wrote"

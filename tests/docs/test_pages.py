@@ -77,6 +77,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..
     write_folder(folder / "my_images", {"train": 8})
     write_folder(folder / "new_images", {"train": 2})
     (folder / "scans.csv").write_text("path,label\nmy_images/a.png,cat\nmy_images/b.png,dog\n")
+    spectra = [f"{'' if i > 60 else 'ab'[i % 2]},{i % 2},{i % 7},{i / 120}" for i in range(120)]
+    (folder / "spectra.csv").write_text("\n".join(spectra))
     for file in examples():
         (folder / file).write_text(examples()[file])
     with pytest.MonkeyPatch.context() as patch:

@@ -96,7 +96,7 @@ def test_saved_encoder_rebuilds_to_identical_features(
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_odd_image_sizes_in_color(network: str) -> None:
-    model = _autoencoder(network, image_shape=(3, 29, 37))
+    model = _autoencoder(network, input_spec=(3, 29, 37))
     batch = {"unlabeled": Unlabeled(torch.rand(4, 3, 29, 37), torch.arange(4))}
     before = state(model)
     run = trainer()

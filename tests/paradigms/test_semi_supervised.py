@@ -62,7 +62,7 @@ def test_unlabeled_batches_carry_no_label(schedule: str) -> None:
     batches = [batch["unlabeled"] for batch in seen.batches if "unlabeled" in batch]
     assert batches
     for batch in batches:
-        assert batch._fields == ("weak", "indices", "draw", "weak_2", "strong")
+        assert batch._fields == ("weak", "indices", "seed", "weak_2", "strong")
         assert batch.indices.shape == (8,)
 
 
@@ -127,7 +127,7 @@ def test_one_unlabeled_image_does_not_spoil_the_labels(write_folder: Any, tmp_pa
         str(folder), batch_size=8, image_size=36, steps_per_epoch=40, val_size=0, test_size=0, num_workers=0
     )
     model = module(
-        "FreeMatch", backbone="torchvision/resnet18", num_classes=4, image_shape=(3, 36, 36),
+        "FreeMatch", backbone="torchvision/resnet18", num_classes=4, input_spec=(3, 36, 36),
         optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True),
     )  # fmt: skip
     run = trainer()

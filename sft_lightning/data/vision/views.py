@@ -209,6 +209,11 @@ class ImageViews(Views):
         """Apply the strong view."""
         return strong(x, self._weak, self._strong, seed)
 
+    @property
+    def has_strong(self) -> bool:
+        """Whether the settings of the strong view change anything."""
+        return bool(self._strong)
+
     def show(self, x: Tensor) -> Tensor:
         """Return the images."""
         return x.clamp(0, 1)
