@@ -46,6 +46,13 @@ class RequestsBatches(Protocol):
         """
 
 
+@runtime_checkable
+class HasBatchSize(Protocol):
+    """Data module whose batch size commands can set."""
+
+    batch_size: int
+
+
 def batch_request(module: object) -> BatchRequest:
     """Return what a module requests in its training batches: labeled examples by default.
 

@@ -35,7 +35,7 @@ def build_encoder(
 
     Args:
         name: Name of a network of the modality, or the class path of an `Encoder`.
-        input_spec: What goes in, in one of the forms of `InputSpec.parse`.
+        input_spec: Specification of the inputs, in one of the forms of `InputSpec.parse`.
         weights: `none`, `default` (published weights, downloaded), or the path of a file or run.
         mean: Mean of the normalization; None for that of the weights. For networks of this package or a library.
         std: Standard deviation of the normalization; None for that of the weights.

@@ -58,8 +58,8 @@ class AutoencoderModule(Paradigm):
         Args:
             network: `mlp` (784-128-64-32 and back at 28x28), `conv` (any image size), or another backbone, such as the
                 class path of an `Encoder` that builds a decoder.
-            input_spec: What goes in, `input_spec` of the data or (C, H, W) of images, by default (1, 28, 28); the
-                command line takes it from the data.
+            input_spec: Specification of the inputs: `input_spec` of the data, or (C, H, W) of images, by default
+                (1, 28, 28). The command line takes it from the data.
             noise: Standard deviation of the noise added to the encoder's input (denoising), for pixels in [0, 1].
             hidden: Share of the patches that the encoder does not see (masking).
             patch: Side of a patch in pixels.

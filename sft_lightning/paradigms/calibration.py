@@ -228,7 +228,7 @@ def use_calibration(trainer: Any, module: Any) -> Calibration:
 
 def _fit(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
     try:
-        run_data = data.as_trained(run, getattr(module, "hparams", {}).get("class_names"))
+        run_data = data.as_trained(run, module.hparams.get("class_names"))
         batches = run_data.training_batches(REMEMBERED, module.device), run_data.batches_of("val", module.device)
         return fit_calibration(module, *batches, trainer.precision_plugin)
     except InputError as error:

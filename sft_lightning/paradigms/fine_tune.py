@@ -74,8 +74,8 @@ class FineTuneClassifier(Paradigm):
         Args:
             backbone: `mlp`, `conv`, `wrn_28_2`, a torchvision or timm name, or the class path of an `Encoder`.
             num_classes: Number of classes; the command line takes it from the data.
-            input_spec: What goes in, `input_spec` of the data or (C, H, W) of images, by default (3, 224, 224); the
-                command line takes it from the data.
+            input_spec: Specification of the inputs: `input_spec` of the data, or (C, H, W) of images, by default
+                (3, 224, 224). The command line takes it from the data.
             class_names: Names of the classes for predictions; the command line takes them from the data.
             weights: `none`, `default` (published, downloaded), or the path of a `.safetensors`, checkpoint or run.
             head_weights: `none`, or the path of an exported head or model, or of a run, whose head is attached.

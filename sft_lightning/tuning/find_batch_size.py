@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
 from sft_lightning.cli.lightning_cli import SFTCLI, run
+from sft_lightning.data.contract import HasBatchSize
 from sft_lightning.training.oom import is_out_of_memory, read_available_memory, read_peak_memory
 from sft_lightning.tuning.dry_run import TrialCLI
 from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput, skip_to_full_training
@@ -84,7 +85,7 @@ def find_batch_size(argv: Sequence[str]) -> str:
             f"trainer.devices is {cli.trainer.world_size}: batch_size is that of each process, so find it with "
             "trainer.devices: 1 and trainer.strategy: auto"
         )
-    if not isinstance(getattr(data, "batch_size", None), int):
+    if not isinstance(data, HasBatchSize) or not isinstance(data.batch_size, int):
         raise InputError(f"data {type(data).__name__} has no whole number batch_size, which find-batch-size is to set")
     turn = skip_to_full_training(cli)
     rows: list[SizeResult] = []

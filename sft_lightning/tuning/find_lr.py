@@ -19,6 +19,7 @@ from torch import Tensor
 from sft_lightning.cli.lightning_cli import destroy_process_group, run
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.runs.paths import LOGS
+from sft_lightning.training.module_interfaces import HasSupervisedLoss
 from sft_lightning.tuning.dry_run import TrialCLI, skip_warmup
 from sft_lightning.tuning.lr_range import NAME, LRCurve, format_curve, write_curve
 from sft_lightning.utils.errors import InputError, check_min, check_positive
@@ -86,7 +87,9 @@ class LRSweep(Callback):
             batch_idx: Unused.
         """
         every = trainer.accumulate_grad_batches
-        loss: Tensor | None = getattr(pl_module, "supervised_loss", outputs["loss"] * every)
+        loss: Tensor | None = outputs["loss"] * every
+        if isinstance(pl_module, HasSupervisedLoss):
+            loss = pl_module.supervised_loss
         self._batches += 1
         if loss is not None:
             self._losses.append(loss)

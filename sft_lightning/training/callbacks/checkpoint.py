@@ -20,6 +20,7 @@ from torch import distributed
 from sft_lightning.data.contract import known_splits
 from sft_lightning.training.callbacks.checkpoint_validation import check_content, check_paths
 from sft_lightning.training.callbacks.preemption import SignalListener, raise_stopped
+from sft_lightning.training.module_interfaces import IsMonitored
 from sft_lightning.utils.atomic import open_atomic
 
 EpochPosition = Literal["inside", "end"]
@@ -118,10 +119,10 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the metric to monitor."""
-        monitor: tuple[str, str] | None = getattr(pl_module, "monitor", None)
         splits = known_splits(trainer)
-        if monitor and len(splits.get("val", ())) and trainer.limit_val_batches:
-            self.monitor, self.mode = monitor
+        has_validation = len(splits.get("val", ())) and trainer.limit_val_batches
+        if has_validation and isinstance(pl_module, IsMonitored):
+            self.monitor, self.mode = pl_module.monitor
             self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
             self.save_top_k = 1
             self.filename = "best-epoch={epoch}-" + self.monitor.split("/")[-1] + "={" + self.monitor + ":.4f}"

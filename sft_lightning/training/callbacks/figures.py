@@ -1,6 +1,6 @@
 """Evaluations in TensorBoard: images, precision-recall curves, and examples in the projector."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from sft_lightning.training.callbacks.projector import collect_examples, write_e
 from sft_lightning.training.callbacks.validation_log import VALIDATE
 from sft_lightning.training.figures import ConfusionMatrix, ExampleRows, Figure
 from sft_lightning.training.lightning_patches import get_logged_step
+from sft_lightning.training.module_interfaces import CountsScores, HasFigures, NamesClasses
 from sft_lightning.utils.errors import InputError
 
 
@@ -53,9 +54,8 @@ class TensorBoardFigures(Callback):
         self._write_once(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        figures: Callable[[str], dict[str, Figure]] | None = getattr(module, "figures", None)
         writers = _writers(trainer)
-        for name, figure in figures(stage).items() if figures is not None and writers else ():
+        for name, figure in module.figures(stage).items() if isinstance(module, HasFigures) and writers else ():
             drawn = _draw(figure, name, trainer, module)
             for writer in writers:
                 tag, step = f"{_named(trainer, stage)}/{name}", get_logged_step(trainer)
@@ -66,14 +66,12 @@ class TensorBoardFigures(Callback):
 
     def _write_once(self, trainer: Trainer, module: LightningModule, stage: str, step: int | None = None) -> None:
         at = get_logged_step(trainer) if step is None else step
-        counts: Callable[[str], Tensor | None] | None = getattr(module, "score_counts", None)
-        found = counts(stage) if counts is not None else None
+        counts = module.score_counts(stage) if isinstance(module, CountsScores) else None
         writers = _writers(trainer)
         seen = collect_examples(trainer, module) if stage == "val" and writers else None
         for writer in writers:
-            if found is not None:
-                names: Sequence[str] = module.class_names  # type: ignore[assignment]
-                write_curves(writer, f"{_named(trainer, stage)}/pr", found, names, at)
+            if counts is not None and isinstance(module, CountsScores):
+                write_curves(writer, f"{_named(trainer, stage)}/pr", counts, module.class_names, at)
             if seen is not None:
                 write_examples(Path(writer.log_dir), f"{_named(trainer, stage)} at step {at}", *seen)
 
@@ -81,7 +79,7 @@ class TensorBoardFigures(Callback):
 def _draw(figure: Figure, name: str, trainer: Trainer, module: LightningModule) -> Tensor | str | None:
     """Draw a figure as an image, or as the text of a table; None for examples that nobody says how to show."""
     if isinstance(figure, ConfusionMatrix):
-        return draw_confusion_matrix(figure.counts, getattr(module, "class_names", None))
+        return draw_confusion_matrix(figure.counts, module.class_names if isinstance(module, NamesClasses) else None)
     if not isinstance(figure, ExampleRows):
         raise InputError(
             f"{type(module).__name__}.figures gives a {type(figure).__name__} as {name!r}: give a ConfusionMatrix or "

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.modes import eval_mode
+from sft_lightning.training.module_interfaces import ComputesFeatures
 from sft_lightning.utils.atomic import write_text
 
 MAX_EXAMPLES = 256  # examples, which take a fraction of a validation's time
@@ -42,7 +43,7 @@ def collect_examples(trainer: Trainer, module: Any) -> Examples | None:
     """
     data = few_label_data(trainer)
     is_unsharded = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-    if not is_unsharded or not hasattr(module, "features") or data is None:
+    if not is_unsharded or not isinstance(module, ComputesFeatures) or data is None:
         return None
     if not len(data.splits.get("val", ())):
         return None

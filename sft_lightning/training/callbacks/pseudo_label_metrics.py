@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.contract import few_label_data, known_splits
+from sft_lightning.training.module_interfaces import MakesPseudoLabels
 from sft_lightning.utils.transfer import to_device
 
 _COLLAPSED = 0.5  # effective number of predicted classes relative to that of the labels
@@ -58,12 +59,12 @@ class PseudoLabelHealth(Callback):
             batch: Unused.
             batch_idx: Unused.
         """
-        guessed: Any = getattr(pl_module, "pseudo_labels", None)
-        if guessed is None:
+        if not isinstance(pl_module, MakesPseudoLabels) or pl_module.pseudo_labels is None:
             return
+        guessed = pl_module.pseudo_labels
         if guessed is not self._last:
             self._last = guessed
-            self._count(guessed, int(pl_module.num_classes))  # type: ignore[arg-type]
+            self._count(guessed, pl_module.num_classes)
         step, every = trainer.global_step, int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if self._counts is not None and every and step % every == 0 and step != self._logged:
             self._logged = step
