@@ -224,7 +224,7 @@ def is_proven(trainer: Trainer) -> bool:
             for things, proven in (
                 ([trainer], TRAINERS),
                 ([module], MODULES),
-                ([trainer.datamodule], DATA_MODULES),
+                ([trainer.datamodule], DATA_MODULES),  # type: ignore[attr-defined]
                 ([strategy], STRATEGIES),
                 ([strategy.precision_plugin], PRECISIONS),
                 ([getattr(trainer, "profiler", None)], PROFILERS),

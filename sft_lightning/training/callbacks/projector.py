@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from PIL import Image
 from torch import Tensor
@@ -43,8 +43,9 @@ def collect_examples(trainer: Trainer, module: Any) -> Examples | None:
     """
     data = few_label_data(trainer)
     is_unsharded = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-    if not is_unsharded or not isinstance(module, ComputesFeatures) or data is None:
+    if not is_unsharded or data is None or not isinstance(module, ComputesFeatures):
         return None
+    assert isinstance(module, LightningModule)
     if not len(data.splits.get("val", ())):
         return None
     features: list[Tensor] = []
