@@ -51,5 +51,6 @@ def set_checkpoint_shape(data: Any, metadata: Mapping[str, Any], checkpoint: Pat
     module, _, name = data.class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
     given = kind.settings_for(spec) if issubclass(kind, FewLabelDataModule) else {}
-    if given and given.keys() <= {*settings}:
-        settings.update(given, class_names=list(names or []))
+    if given and all(setting in settings for setting in given):
+        for setting, value in {**given, "class_names": list(names or [])}.items():
+            settings[setting] = value

@@ -1,9 +1,11 @@
 """What serves every modality: mixing, and batches that say themselves what they hold."""
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule
 from sft_lightning.data.batches import Labeled
@@ -11,8 +13,10 @@ from sft_lightning.data.modality import mix_inputs
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.storage import TensorStorage
 from sft_lightning.losses.unlabeled import FixMatch, Reconstruction
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.losses.unlabeled.base import StrategyContext
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4, 4)])
@@ -52,9 +56,60 @@ def test_a_source_that_derives_from_source_alone_gives_its_shape() -> None:
     assert data.labeled_counts().shape == (2,)
 
 
-def test_a_strategy_refuses_inputs_that_it_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Backbone, "modality", "text")
-    settings: dict[str, Any] = {"backbone": "mlp", "num_classes": 2, "image_shape": (1, 8, 8)}
+class ForTexts(FixMatch):
+    """A strategy for texts alone."""
+
+    modalities: ClassVar[tuple[str, ...] | None] = ("text",)
+
+
+class ForBoxes(FixMatch):
+    """A strategy for another task."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("detection",)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (ForTexts(), "ForTexts supports text inputs, and backbone 'mlp' takes image"),
+        (ForBoxes(), "ForBoxes supports detection, and the task is classification"),
+    ],
+)
+def test_a_strategy_refuses_inputs_and_tasks_that_it_does_not_support(strategy: FixMatch, message: str) -> None:
+    settings: dict[str, Any] = {"backbone": "mlp", "num_classes": 2, "input_spec": (1, 8, 8)}
     SemiSupervisedModule(FixMatch(), **settings)
-    with pytest.raises(InputError, match="Reconstruction supports image inputs, and backbone 'mlp' takes text"):
-        SemiSupervisedModule(Reconstruction(), **settings)
+    with pytest.raises(InputError, match=message):
+        SemiSupervisedModule(strategy, **settings)
+
+
+def test_a_decoder_is_asked_for_where_the_backbone_has_none() -> None:
+    class Plain(Encoder):
+        modality = "image"
+
+        def __init__(self, spec: InputSpec) -> None:
+            super().__init__()
+            self.net, self.num_features = nn.Flatten(), math.prod(spec.shape)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features: Tensor = self.net(x)
+            return features
+
+    encoder = Plain(InputSpec("image", (1, 2, 2)))
+    encoder.name = "my.Plain"
+    with pytest.raises(InputError, match=r"backbone 'my\.Plain' has no decoder"):
+        Reconstruction().build(StrategyContext(2, 4, encoder))
+
+
+@pytest.mark.parametrize(
+    "given", [(1, 28), "image", 3, {"shape": [1, 2, 3]}, (0, 28, 28), {"modality": "a", "shape": 1}]
+)
+def test_a_wrong_input_spec_is_one_sentence(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^input_spec is .*: give the input_spec of the data"):
+        FineTuneClassifier("mlp", 2, given)
+
+
+def test_the_former_name_of_input_spec_still_works_and_must_agree_with_it() -> None:
+    assert FineTuneClassifier("mlp", 2, image_shape=(1, 8, 8)).backbone.input_spec == InputSpec("image", (1, 8, 8))
+    FineTuneClassifier("mlp", 2, InputSpec("image", (1, 8, 8)), image_shape=(1, 8, 8))
+    with pytest.raises(InputError, match=r"image_shape is .* but input_spec is image of 1 x 9 x 9"):
+        FineTuneClassifier("mlp", 2, (1, 9, 9), image_shape=(1, 8, 8))
