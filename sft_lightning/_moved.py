@@ -15,7 +15,7 @@ MOVED = {
     "sft_lightning.arguments": "sft_lightning.cli.parser",
     "sft_lightning.callbacks": "sft_lightning.training.callbacks",
     "sft_lightning.callbacks.checkpoint": "sft_lightning.training.callbacks.checkpoint",
-    "sft_lightning.callbacks.csv_log": "sft_lightning.training.callbacks.csv_log",
+    "sft_lightning.callbacks.csv_log": "sft_lightning.training.callbacks.metrics_csv",
     "sft_lightning.callbacks.figures": "sft_lightning.training.callbacks.figures",
     "sft_lightning.callbacks.health": "sft_lightning.training.callbacks.pseudo_label_metrics",
     "sft_lightning.callbacks.other_loggers": "sft_lightning.training.callbacks.external_loggers",
@@ -159,6 +159,7 @@ MOVED = {
     "sft_lightning.study.recipe": "sft_lightning.study.plan",
     "sft_lightning.sync_batch_norm": "sft_lightning.training.sync_batchnorm",
     "sft_lightning.yaml_files": "sft_lightning.utils.yaml_files",
+    "sft_lightning.training.callbacks.csv_log": "sft_lightning.training.callbacks.metrics_csv",
 }
 
 

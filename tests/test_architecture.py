@@ -97,7 +97,7 @@ def test_modules_of_a_package_import_each_other_in_one_direction() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", ["cli.early_checks", "cli.argv", "cli.commands", "utils.errors", "runs.paths"])
+@pytest.mark.parametrize("module", ["cli.early_checks", "cli.argv", "cli.commands", "utils.errors", "runs.checkpoints"])
 def test_what_answers_at_once_does_not_wait_for_torch(module: str) -> None:
     names = {
         alias.name if isinstance(node, ast.Import) else node.module

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sft_lightning.cli.commands import COMMANDS, format_usage
 from sft_lightning.cli.shipped_configs import locate_configs
-from sft_lightning.runs.paths import LOGS, find_checkpoint, get_run_folder
+from sft_lightning.runs.checkpoints import find_checkpoint
+from sft_lightning.runs.paths import LOGS, get_run_folder
 from sft_lightning.utils.errors import InputError
 
 _NUMBER = re.compile(r"-\.?\d")

@@ -11,7 +11,8 @@ from sft_lightning.cli.argv import add_run_config, option_values
 from sft_lightning.cli.commands import COMMANDS, explain_missing
 from sft_lightning.cli.error_messages import NO_MODEL_OR_DATA, explain_missing_setting
 from sft_lightning.cli.shipped_configs import locate_configs
-from sft_lightning.runs.paths import find_run_checkpoint, get_run_folder
+from sft_lightning.runs.checkpoints import find_run_checkpoint
+from sft_lightning.runs.paths import get_run_folder
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.yaml_files import read_yaml
 

@@ -39,8 +39,8 @@ from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
-from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
+from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
 from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth

@@ -36,22 +36,14 @@ from sft_lightning.cli.resumed_settings import restore_settings
 from sft_lightning.cli.run_config import explain_missing_data, set_splits
 from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.runs.checkpoints import check_checkpoint, find_checkpoint, find_newest_checkpoint, read_checkpoint
 from sft_lightning.runs.lock import RunLock, is_training
-from sft_lightning.runs.paths import (
-    LOGS,
-    check_checkpoint,
-    check_run_name,
-    find_checkpoint,
-    find_newest_checkpoint,
-    get_run_folder,
-    list_versions,
-    read_checkpoint,
-)
+from sft_lightning.runs.paths import LOGS, check_run_name, get_run_folder, list_versions
 from sft_lightning.training.callbacks import checkpoint_validation
 from sft_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoint
-from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import resume_external_runs
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
+from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress

@@ -8,8 +8,8 @@ from torch import Tensor
 from sft_lightning.cli.lightning_cli import SFTCLI, DryRunCLI, run
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split
+from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.lineage import find_run
-from sft_lightning.runs.paths import find_run_checkpoint
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
 

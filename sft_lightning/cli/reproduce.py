@@ -16,7 +16,7 @@ from sft_lightning.runs.lineage import find_run_folder
 from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.provenance import describe_differences
 from sft_lightning.runs.record import Provenance, RunRecord
-from sft_lightning.training.callbacks.csv_log import MetricsCSV
+from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
 from sft_lightning.utils.errors import InputError, IssuesFound
 
 _LATER = ("test/", "validate/")  # metrics that other commands log into the same file

@@ -19,8 +19,8 @@ from sft_lightning.export.programs import check_format, describe_parity, write_p
 from sft_lightning.export.usage_snippet import describe_preprocessing, metadata_path
 from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.weights import Tensors, find_weights, read_weights, select_evaluated_weights, write_weights
+from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.lineage import find_run
-from sft_lightning.runs.paths import find_run_checkpoint
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.runs.trained_network import TrainedNetwork, load_trained_network
 from sft_lightning.utils.atomic import write_json, write_text

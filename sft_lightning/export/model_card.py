@@ -20,7 +20,7 @@ from sft_lightning.export.programs import describe_parity
 from sft_lightning.export.usage_snippet import format_snippet, metadata_path
 from sft_lightning.runs.lineage import format_lineage as chain_in_words
 from sft_lightning.tasks.classification_metrics import wilson
-from sft_lightning.training.callbacks.csv_log import read_curves
+from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.environment import format_machine as machine_in_words
 from sft_lightning.utils.errors import InputError
 

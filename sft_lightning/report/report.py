@@ -31,7 +31,7 @@ from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.tasks.classification_metrics import wilson
-from sft_lightning.training.callbacks.csv_log import read_curves
+from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.html import (

@@ -12,7 +12,7 @@ from sft_lightning.report import figures
 from sft_lightning.runs.lineage import format_lineage
 from sft_lightning.runs.provenance import format_command, shorten
 from sft_lightning.runs.record import RunRecord
-from sft_lightning.training.callbacks.csv_log import Curves, MetricsCSV
+from sft_lightning.training.callbacks.metrics_csv import Curves, MetricsCSV
 from sft_lightning.utils.environment import describe_machine, format_machine
 from sft_lightning.utils.html import render_collapsible, render_note, render_table
 

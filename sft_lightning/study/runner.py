@@ -21,7 +21,7 @@ from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.digests import combine_digests
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.build import build_encoder
-from sft_lightning.runs.paths import LOGS, describe_failure, is_below_logs
+from sft_lightning.runs.paths import LOGS, is_below_logs
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.study.baselines import STARTS, fit_logistic_regression
 from sft_lightning.study.folders import assign_folders
@@ -29,7 +29,7 @@ from sft_lightning.study.plan import StudyRun
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.cpu import count_cores
-from sft_lightning.utils.errors import InputError, StoppedBySignal
+from sft_lightning.utils.errors import InputError, StoppedBySignal, describe_failure
 from sft_lightning.utils.json_files import read_json
 
 RunResult = dict[str, Any]

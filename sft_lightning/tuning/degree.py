@@ -22,13 +22,13 @@ from sft_lightning.data.splits import Split, Splits
 from sft_lightning.losses.regularizers.base import ActivationRegularizer, StartRegularizer
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.runs.lineage import hash_file
-from sft_lightning.runs.paths import LOGS, describe_failure
+from sft_lightning.runs.paths import LOGS
 from sft_lightning.transfer.candidates import count_known_labels
 from sft_lightning.transfer.folds import plan_folds
 from sft_lightning.transfer.scores import split_into_folds
 from sft_lightning.tuning.degree_grid import DegreeGrid, DegreeSetting, choose_setting, tabulate_results
 from sft_lightning.utils.atomic import write_json, write_text
-from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.errors import InputError, describe_failure
 from sft_lightning.utils.json_files import read_json
 from sft_lightning.utils.spreadsheet import format_csv
 from sft_lightning.utils.tables import align_columns

@@ -132,3 +132,20 @@ def find_nearest(word: str, known: Sequence[str], cutoff: float = 0.5) -> list[s
     matches = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=cutoff)
     ratios = [difflib.SequenceMatcher(None, match, word.lower()).ratio() for match in matches]
     return [by_lower[match] for match, ratio in zip(matches, ratios, strict=True) if ratio > max(ratios) - 0.12]
+
+
+def describe_failure(error: Exception) -> str:
+    """Describe why a run failed, for a command that makes many of them.
+
+    Args:
+        error: Error of the run: bad input, settings that do not go together, or too little memory.
+
+    Raises:
+        Exception: The error itself, if it is a bug.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    found = find_input_error(error) or error
+    if not isinstance(found, (InputError, MisconfigurationException, RuntimeError, MemoryError)):
+        raise error
+    return " ".join(str(found).split()) or "memory ran out"  # of which Python says no more

@@ -19,9 +19,8 @@ from sft_lightning import FineTuneClassifier
 from sft_lightning.__main__ import main
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.paradigms.base import StepResult
-from sft_lightning.runs.paths import describe_failure
 from sft_lightning.training.oom import is_out_of_memory
-from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.errors import InputError, describe_failure
 from tests.conftest import CONFIGS
 from tests.paradigms.helpers import SHAPE, sample, trainer
 

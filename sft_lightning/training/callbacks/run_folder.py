@@ -16,9 +16,9 @@ from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import build_source_chain, hash_file, write_lineage
 from sft_lightning.runs.provenance import write_provenance
 from sft_lightning.runs.record import Link
-from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import record_external_runs
 from sft_lightning.training.callbacks.hparams import flatten_settings, log_end, log_settings
+from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
 from sft_lightning.training.lightning_patches import get_event_writer, set_logged_step
 from sft_lightning.training.oom import attach_oom_message
 

@@ -8,13 +8,13 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
 from sft_lightning.__main__ import main
-from sft_lightning.training.callbacks.csv_log import MetricsCSV
 from sft_lightning.training.callbacks.external_loggers import (
     LOGGERS,
     read_external_runs,
     record_external_runs,
     resume_external_runs,
 )
+from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
