@@ -19,6 +19,7 @@ PACKAGE = ROOT / "sft_lightning"
 API = {
     "paradigms": ("Paradigms", ("paradigms",)),
     "losses": ("Losses and strategies", ("losses",)),
+    "classifiers": ("Classifiers without steps", ("classifiers",)),
     "networks": ("Networks", ("networks",)),
     "data": ("Data", ("data",)),
     "training": ("Training", ("training", "runs")),

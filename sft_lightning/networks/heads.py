@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_NEVER = -1e4  # a logit that never wins and that half precision can represent
+NEVER = -1e4  # a logit that never wins and that half precision can represent
 
 
 def fit_class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def fit_class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple
         Weight (C, F), the normalized class means, and bias (C,); a class without examples never wins.
     """
     one_hot = F.one_hot(labels, num_classes).to(features)
-    return F.normalize(one_hot.T @ features, dim=1), torch.where(one_hot.sum(0) > 0, 0.0, _NEVER).to(features)
+    return F.normalize(one_hot.T @ features, dim=1), torch.where(one_hot.sum(0) > 0, 0.0, NEVER).to(features)
 
 
 def normalize_tau(weight: Tensor, tau: float) -> Tensor:

@@ -1,0 +1,175 @@
+"""Interface of classifiers that are fitted to features in one call, without gradient steps of a network."""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sft_lightning.networks.heads import NEVER
+from sft_lightning.utils.errors import InputError
+
+
+class Classifier(ABC):
+    """Classifier of feature vectors.
+
+    A subclass writes `_fit` and `predict_proba`. Features may come from a frozen network, from `WhitenedPCA`, or be
+    the flattened inputs.
+
+    Attributes:
+        num_classes: Number of classes C; 0 before `fit`.
+    """
+
+    num_classes: int = 0
+
+    def fit(self, x: Tensor, y: Tensor, unlabeled: Tensor | None = None, num_classes: int | None = None) -> Self:
+        """Fit the classifier.
+
+        Args:
+            x: Features of the labeled examples, floating point, (N, F).
+            y: Classes of the labeled examples, int64, (N,), from 0 to C - 1.
+            unlabeled: Features of unlabeled examples, (M, F); only `LabelSpreading` learns from them.
+            num_classes: Number of classes C; None for the largest label + 1. A class without a label is never
+                predicted.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            InputError: Fewer than two classes have a label, shapes do not agree, or a feature is not finite.
+        """
+        x, y = x.detach().cpu(), y.detach().cpu()
+        unlabeled = x[:0] if unlabeled is None else unlabeled.detach().cpu()
+        if x.ndim != 2 or unlabeled.ndim != 2 or x.shape[1] != unlabeled.shape[1] or y.shape != x.shape[:1]:
+            raise InputError(
+                f"features have the shape {tuple(x.shape)}, labels {tuple(y.shape)}, unlabeled features "
+                f"{tuple(unlabeled.shape)}: give (N, F), (N,) and (M, F)"
+            )
+        if len(y.unique()) < 2:
+            raise InputError(f"{len(y)} labeled examples of {len(y.unique())} class(es): add labels of another class")
+        self.num_classes = int(y.max()) + 1 if num_classes is None else num_classes
+        if int(y.min()) < 0 or int(y.max()) >= self.num_classes:
+            raise InputError(f"labels go from {int(y.min())} to {int(y.max())}: give 0 to {self.num_classes - 1}")
+        for values in (x, unlabeled):
+            check_finite(values)
+        self._fit(x, y, unlabeled)
+        return self
+
+    @abstractmethod
+    def _fit(self, x: Tensor, y: Tensor, unlabeled: Tensor) -> None:
+        """Fit the classifier to checked tensors on the CPU.
+
+        Args:
+            x: Features of the labeled examples, (N, F).
+            y: Classes of the labeled examples, int64, (N,).
+            unlabeled: Features of the unlabeled examples, (M, F); M may be 0.
+        """
+
+    @abstractmethod
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Return class probabilities, float32, (N, C), on the CPU.
+
+        Args:
+            x: Features, (N, F).
+        """
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the most probable classes, int64, (N,).
+
+        Args:
+            x: Features, (N, F).
+        """
+        return self.predict_proba(x).argmax(1)
+
+
+class LinearClassifier(Classifier):
+    """Classifier whose logits are a linear function of the features, so that it can be the head of a network.
+
+    A subclass writes `_fit_linear`. What it does to the features beforehand, such as standardizing them, is folded into
+    weight and bias.
+
+    Attributes:
+        weight: Weight, float32, (C, F).
+        bias: Bias, float32, (C,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def _fit(self, x: Tensor, y: Tensor, unlabeled: Tensor) -> None:
+        classes, labels = y.unique(return_inverse=True)
+        weight, bias = self._fit_linear(x.double(), labels)
+        self.weight = torch.zeros(self.num_classes, x.shape[1])
+        self.bias = torch.full((self.num_classes,), NEVER)
+        self.weight[classes], self.bias[classes] = weight.float(), bias.float()
+
+    @abstractmethod
+    def _fit_linear(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight (K, F) and bias (K,) for classes that all have labels.
+
+        Args:
+            x: Features, float64, (N, F).
+            y: Classes, int64, (N,), from 0 to K - 1.
+        """
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Return the softmax of the logits, float32, (N, C), on the CPU."""
+        return F.linear(x.detach().cpu().float(), self.weight, self.bias).softmax(1)
+
+    def make_head(self) -> nn.Linear:
+        """Return the classifier as a layer, such as the `head` of a paradigm."""
+        head = nn.Linear(self.weight.shape[1], self.num_classes)
+        head.load_state_dict({"weight": self.weight, "bias": self.bias})
+        return head
+
+
+def check_finite(features: Tensor) -> None:
+    """Check that no feature is NaN or infinite.
+
+    Args:
+        features: Features of any shape.
+
+    Raises:
+        InputError: A feature is not finite.
+    """
+    if not bool(features.isfinite().all()):
+        raise InputError("features hold NaN or infinity: choose a model whose training did not diverge")
+
+
+def standardize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features with mean 0 and standard deviation 1, their means (F,) and their deviations (F,).
+
+    A feature whose deviation is below 1e-6 of the largest one counts as constant and keeps the scale of the data.
+
+    Args:
+        x: Features, (N, F).
+    """
+    mean, deviation = x.mean(0), x.std(0, correction=0)
+    deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
+    return (x - mean) / deviation, mean, deviation
+
+
+def choose_temperature(scores: Tensor, y: Tensor) -> Tensor:
+    """Return the temperature from 0.01 to 1,000 at which scores of held-out examples have the highest likelihood.
+
+    Args:
+        scores: Scores of examples that were left out, float64, (N, C).
+        y: Classes, int64, (N,).
+    """
+    grid = torch.logspace(-2, 3, 51, dtype=torch.float64)
+    losses = torch.stack([F.cross_entropy(scores / temperature, y) for temperature in grid])
+    return grid[losses.argmin()]
+
+
+def fold_standardization(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias for features as they are from those for standardized ones.
+
+    Args:
+        weight: Weight, (C, F).
+        bias: Bias, (C,).
+        mean: Means of the features, (F,).
+        deviation: Deviations of the features, (F,).
+    """
+    folded = weight / deviation
+    return folded, bias - folded @ mean

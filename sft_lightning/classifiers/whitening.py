@@ -1,0 +1,87 @@
+"""Whitened principal components of inputs or features, the space in which graphs on pixels work best."""
+
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sft_lightning.classifiers.base import check_finite
+from sft_lightning.utils.errors import InputError, check_min
+
+_RELATIVE, _ROUNDING = 1e-10, 1e-14  # a component of less variance, relative to the first or the mean, is rounding
+_MAX_FEATURES = 8192  # whose covariance takes half a gigabyte
+
+
+class WhitenedPCA:
+    """Map vectors to their first principal components, each with variance 1.
+
+    The covariance is added up batch by batch in float64, so that memory depends on the number of features alone.
+
+    Attributes:
+        mean: Mean of the vectors, float32, (F,).
+        projection: Projection, float32, (F, K); K is below `components` where the vectors have a lower rank.
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    def __init__(self, components: int = 64) -> None:
+        """Check and store the setting.
+
+        Args:
+            components: Number of components, at most.
+
+        Raises:
+            InputError: The number is below 1.
+        """
+        check_min(1, components=components)
+        self.components = components
+
+    def fit(self, batches: Iterable[Tensor]) -> Self:
+        """Compute the mean and the components.
+
+        Args:
+            batches: Vectors, each batch (B, F).
+
+        Returns:
+            The object itself.
+
+        Raises:
+            InputError: There are too few examples or too many features, all are equal, or one is not finite.
+        """
+        count, origin, total, product = 0, torch.empty(0), torch.empty(0), torch.empty(0)
+        for batch in batches:
+            check_finite(batch)
+            if batch.shape[1] > _MAX_FEATURES:
+                raise InputError(
+                    f"principal components of {batch.shape[1]} values take too much memory: give at most "
+                    f"{_MAX_FEATURES}, such as smaller images"
+                )
+            x = batch.detach().cpu().double()
+            if not count:  # sums are taken from near the mean, so that they do not cancel
+                origin = x.mean(0)
+                total, product = torch.zeros_like(origin), x.new_zeros(x.shape[1], x.shape[1])
+            x = x - origin
+            count, total = count + len(x), total + x.sum(0)
+            product.addmm_(x.T, x)
+        if count < 2:
+            raise InputError(f"principal components need at least 2 examples, not {count}: add examples")
+        offset = total / count
+        variances, vectors = torch.linalg.eigh(product / count - offset[:, None] * offset)
+        variances, vectors = variances.flip(0)[: self.components], vectors.flip(1)[:, : self.components]
+        mean = origin + offset
+        kept = variances > torch.maximum(_RELATIVE * variances[0], _ROUNDING * mean.square().sum())
+        if not bool(kept.any()):
+            raise InputError("all examples are equal, so that they have no principal components: add others")
+        self.mean = mean.float()
+        self.projection = (vectors[:, kept] / variances[kept].sqrt()).float()
+        return self
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Return the components of vectors, float32, (N, K), on the CPU.
+
+        Args:
+            x: Vectors, (N, F).
+        """
+        return (x.detach().cpu().float() - self.mean) @ self.projection
