@@ -13,6 +13,7 @@ from jsonargparse import capture_parser
 from sft_lightning.cli.commands import COMMANDS
 from sft_lightning.cli.dispatch import run_command
 from sft_lightning.cli.lightning_cli import run
+from sft_lightning.cli.parser import list_actions
 from sft_lightning.cli.registry import OURS, describe_settings
 from sft_lightning.cli.shipped_configs import list_shipped
 from sft_lightning.utils.errors import InputError
@@ -91,10 +92,10 @@ def _set_completion(action: argparse.Action, last: str, files: Any) -> None:
 def _iterate_options(name: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield each option of a command's own parser with its help and its choices."""
     parser: Any = capture_parser(lambda: (run_command if COMMANDS[name].function else run)([name]))
-    for action in parser._actions:
+    for action in list_actions(parser):
         if isinstance(action, argparse._SubParsersAction):
             (parser,) = action.choices.values()
-    for action in parser._actions:
+    for action in list_actions(parser):
         for option in action.option_strings:
             shown = option != "--help" and not (option.startswith("--trainer.") and option.endswith(".help"))
             if option.startswith("--") and shown:

@@ -7,7 +7,6 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -49,11 +48,11 @@ from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.callbacks.run_folder import RunFolder
-from sft_lightning.training.lightning_patches import order_int_before_float
 from sft_lightning.training.run_logger import build_run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
 from sft_lightning.utils.cpu import prepare_cpu
 from sft_lightning.utils.errors import InputError, did_you_mean, find_input_error
+from sft_lightning.utils.lightning_patches import get_launch_rank, order_int_before_float
 
 
 class FitParser(Parser, LightningArgumentParser):
@@ -207,7 +206,7 @@ class SFTCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         checkpoint, name = (self._get(self.config_init, key) for key in ("ckpt_path", "run_name"))
         is_trained_here = self.trains and self.subcommand == "fit" and not trainer.fast_dev_run
-        lock = self._lock if is_trained_here and not _get_rank() else None
+        lock = self._lock if is_trained_here and not get_launch_rank() else None
         if trainer.logger is False and is_trained_here:
             self._take_folder(trainer.default_root_dir, checkpoint, name, lock, kwargs)
         if trainer.logger is not False:

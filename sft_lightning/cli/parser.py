@@ -85,10 +85,19 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         asked = re.search(r"Subcommand '(\w+)'", message)  # raised by the parser above that of the command
         parser = _subparsers(self)[asked[1]] if asked else self
-        flags = [flag for action in parser._actions for flag in action.option_strings]
+        flags = [flag for action in list_actions(parser) for flag in action.option_strings]
         raise InputError(condense_error(message, parser.prog.split()[-1], flags)) from ex
 
 
+def list_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Return the options and subcommands of a parser, which argparse keeps without a public name.
+
+    Args:
+        parser: Parser of argparse or jsonargparse.
+    """
+    return parser._actions
+
+
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    (action,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    (action,) = [action for action in list_actions(parser) if isinstance(action, argparse._SubParsersAction)]
     return action.choices

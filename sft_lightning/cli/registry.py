@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 from torch import optim
 
 import sft_lightning
+from sft_lightning.cli.parser import list_actions
 from sft_lightning.losses import features as feature_losses, regularizers, unlabeled as strategies
 from sft_lightning.networks import adapters
 
@@ -99,7 +100,7 @@ def describe_settings() -> dict[str, str]:
         for cls in kinds:
             parser = ArgumentParser(exit_on_error=False)
             parser.add_class_arguments(cls, prefix, fail_untyped=False, skip={"params", *LINKED})
-            for action in parser._actions:
+            for action in list_actions(parser):
                 name = action.dest
                 if name.startswith(f"{prefix}.") and not name.endswith(".help"):
                     found.setdefault(name, action.help or "")

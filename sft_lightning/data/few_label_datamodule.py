@@ -26,6 +26,7 @@ from sft_lightning.data.storage import FeatureStorage, HasShape, ReadSettings
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import Inputs, InputSpec, concatenate_inputs
+from sft_lightning.utils.lightning_patches import reset_train_loader
 
 
 class FewLabelDataModule(SplitDataModule):
@@ -184,7 +185,7 @@ class FewLabelDataModule(SplitDataModule):
             )
         self._batch_size = size
         if self.trainer is not None:
-            self.trainer.fit_loop._combined_loader = None  # so that Lightning makes it again
+            reset_train_loader(self.trainer)
 
     # --- sampling
 

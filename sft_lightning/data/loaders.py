@@ -21,6 +21,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import FeatureStorage, HasShape, RecordStorage, TensorStorage, collate
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
+from sft_lightning.utils.lightning_patches import shut_down_workers
 from sft_lightning.utils.transfer import fits_in_memory, prefetch, to_device
 
 _AT_ONCE = 256  # examples copied to a device at a time
@@ -121,6 +122,7 @@ class Stream:
         self._split = split
         self._labels = split.labels if with_labels else None
         self._indices: Tensor | None = None
+        self._loader: DataLoader[Any] | None = None
         storage = split.part.storage
         self._is_features = isinstance(storage, FeatureStorage)
         if isinstance(storage, TensorStorage):
@@ -129,7 +131,7 @@ class Stream:
         else:
             assert isinstance(storage, RecordStorage)
             self._requests, self._records = _Requests(plan), _Records(storage, split.indices, settings)
-            self._loader: DataLoader[Any] = DataLoader(
+            self._loader = DataLoader(
                 self._records,
                 batch_sampler=self._requests,
                 num_workers=workers,
@@ -160,20 +162,15 @@ class Stream:
             yield self._raw(memory.index_select(0, to_device(rows, memory.device)), index, seed)
 
     def close(self) -> None:
-        """End the workers; another pass would start new ones.
-
-        The garbage collector would destroy their queues first and then wait 5 s for each worker.
-        """
-        loader = getattr(self, "_loader", None)
-        if loader is not None and loader._iterator is not None:
-            if loader.num_workers:
-                loader._iterator._shutdown_workers()
-            loader._iterator = None
+        """End the workers; another pass would start new ones."""
+        if self._loader is not None:
+            shut_down_workers(self._loader)
 
     def _read(self, start: int, stop: int) -> Iterator[RawBatch | None]:
         if self._records.storage.is_decoded:
             copied = self._copied(start, stop)
             return prefetch(copied) if self._pins else copied
+        assert self._loader is not None
         self._requests.start, self._requests.stop = start, stop
         return map(self._collated, self._loader)
 

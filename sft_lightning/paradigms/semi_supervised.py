@@ -13,10 +13,10 @@ from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.training.ema import EMA
-from sft_lightning.training.lightning_patches import find_unused_parameters
 from sft_lightning.training.optimizers import Group, list_accumulation
 from sft_lightning.utils.errors import InputError, check_decay, check_min
 from sft_lightning.utils.inputs import Inputs, concatenate_inputs, count_inputs
+from sft_lightning.utils.lightning_patches import find_unused_parameters
 
 
 class PseudoLabels(NamedTuple):

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sft_lightning.data.contract import known_splits
-from sft_lightning.training.lightning_patches import accepts_found_inf
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError, check_min
+from sft_lightning.utils.lightning_patches import accepts_found_inf
 
 OnNonfinite = Literal["raise", "skip"]
 NONFINITE = "nonfinite.json"

@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from sft_lightning.data.contract import few_label_data
-from sft_lightning.training.lightning_patches import mark_as_fused
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.lightning_patches import mark_as_fused
 
 _FUSED = (SGD, Adam, AdamW)
 _UNSHARDED = (SingleDeviceStrategy, DDPStrategy)  # strategies whose processes hold whole parameters

@@ -10,8 +10,8 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sft_lightning.training.lightning_patches import replace_layer_sync
 from sft_lightning.utils.distributed import is_distributed, sum_over_ranks
+from sft_lightning.utils.lightning_patches import replace_layer_sync
 
 
 class SyncBatchNormOnCPU(_BatchNorm):

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from sft_lightning.training.lightning_patches import accepts_found_inf
 from sft_lightning.training.optimizers import Group, configure_optimizer
+from sft_lightning.utils.lightning_patches import accepts_found_inf
 
 
 def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: Any) -> Optimizer:

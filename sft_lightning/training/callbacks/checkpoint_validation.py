@@ -9,8 +9,8 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from sft_lightning.training.lightning_patches import wrap_restoring
 from sft_lightning.utils.errors import InputError, find_input_error
+from sft_lightning.utils.lightning_patches import wrap_restoring
 
 # Entries that Lightning reads unconditionally.
 _REQUIRED: dict[str, type | tuple[type, ...]] = {

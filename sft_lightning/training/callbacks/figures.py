@@ -17,9 +17,9 @@ from sft_lightning.training.callbacks.pr_curves import write_curves
 from sft_lightning.training.callbacks.projector import collect_examples, write_examples
 from sft_lightning.training.callbacks.validation_log import VALIDATE
 from sft_lightning.training.figures import ConfusionMatrix, ExampleRows, Figure
-from sft_lightning.training.lightning_patches import get_logged_step
 from sft_lightning.training.module_interfaces import CountsScores, HasFigures, NamesClasses
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.lightning_patches import get_logged_step
 
 
 class TensorBoardFigures(Callback):

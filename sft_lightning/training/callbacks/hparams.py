@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from sft_lightning.training.callbacks.external_loggers import read_external_runs
-from sft_lightning.training.lightning_patches import get_event_writer
+from sft_lightning.utils.lightning_patches import get_event_writer
 
 Settings = dict[str, int | float | str]
 # Linked from the data when the model is built, so the config does not have their values.

@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 
-from sft_lightning.training.lightning_patches import disable_signal_handlers
 from sft_lightning.utils.errors import StoppedBySignal
+from sft_lightning.utils.lightning_patches import disable_signal_handlers
 
 # SLURM sends SIGUSR1 ahead of a time limit (`--signal=USR1@120`): the job is requeued. SIGTERM comes from `scancel`, or
 # from SLURM before it requeues a preempted job itself: the job is not requeued here.

@@ -19,8 +19,8 @@ from sft_lightning.runs.record import Link
 from sft_lightning.training.callbacks.external_loggers import record_external_runs
 from sft_lightning.training.callbacks.hparams import flatten_settings, log_end, log_settings
 from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
-from sft_lightning.training.lightning_patches import get_event_writer, set_logged_step
 from sft_lightning.training.oom import attach_oom_message
+from sft_lightning.utils.lightning_patches import get_event_writer, set_logged_step
 
 
 class RunFolder(SaveConfigCallback):

@@ -1,6 +1,6 @@
-"""Everything in training that reaches into private parts of Lightning or torch, one function for each.
+"""Everything that reaches into private parts of Lightning or torch, one function for each.
 
-Read from lightning 2.6.6 and torch 2.14. `tests/training/test_lightning_patches.py` holds a digest of each library
+Read from lightning 2.6.6 and torch 2.14. `tests/utils/test_lightning_patches.py` holds a digest of each library
 function that a patch replaces or relies on, and fails when an upgrade changes one: read the new source, adapt the patch
 here, and update the digest. The fast epoch loop has a file of its own, `cli/fast_loop.py`, and the same test.
 """
@@ -10,11 +10,13 @@ from functools import reduce
 from operator import or_
 from typing import Any, get_args
 
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 
 def replace_layer_sync(trainer: Trainer, layer_sync: LayerSync) -> None:
@@ -149,3 +151,35 @@ def order_int_before_float() -> None:
         if int in members and float in members:
             others = [member for member in members if member not in (int, float)]
             annotations[name] = reduce(or_, others, int | float)  # `|` keeps its order
+
+
+def reset_train_loader(trainer: Trainer) -> None:
+    """Let Lightning make the training loaders again before its next epoch, because their batch size was changed.
+
+    Lightning has `reload_dataloaders_every_n_epochs`, which reloads at fixed epochs alone.
+
+    Args:
+        trainer: Trainer of the data module.
+    """
+    trainer.fit_loop._combined_loader = None
+
+
+def shut_down_workers(loader: DataLoader[Any]) -> None:
+    """End the worker processes of a loader that keeps them between its passes.
+
+    torch ends them only when the garbage collector removes the iterator, which destroys their queues first and then
+    waits 5 s for each worker.
+
+    Args:
+        loader: Loader with `persistent_workers`, or without workers.
+    """
+    if loader._iterator is not None:
+        if loader.num_workers:
+            loader._iterator._shutdown_workers()
+        loader._iterator = None
+
+
+def get_launch_rank() -> int | None:
+    """Return the rank of this process as its launcher set it; None before ranks are known."""
+    rank: int | None = _get_rank()
+    return rank

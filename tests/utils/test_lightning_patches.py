@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 import sft_lightning
-from sft_lightning.training.lightning_patches import (
+from sft_lightning.utils.lightning_patches import (
     accepts_found_inf,
     disable_signal_handlers,
     find_unused_parameters,
@@ -30,7 +30,7 @@ CHECKPOINTS = "lightning.pytorch.trainer.connectors.checkpoint_connector:_Checkp
 # By library: the source of each function that a patch replaces, wraps, copies or relies on.
 READ = {
     "lightning 2.6": {
-        # training/lightning_patches.py
+        # utils/lightning_patches.py
         "lightning.pytorch.strategies.ddp:DDPStrategy.setup": "4a517e58a054",
         "lightning.pytorch.strategies.ddp:DDPStrategy._setup_model": "b289d6c45f78",
         "lightning.pytorch.strategies.ddp:DDPStrategy.teardown": "ee57f73ebdfc",
@@ -40,6 +40,8 @@ READ = {
         f"{CHECKPOINTS}.restore_training_state": "d1d3b3593271",
         f"{LOOP}._broadcast_sigterm_tensor": "6b0f0a81cc03",
         f"{LOOP}.on_advance_end": "6196c07460c1",
+        "lightning.pytorch.loops.fit_loop:_FitLoop.setup_data": "0d8e96a3dc11",
+        "lightning.fabric.utilities.rank_zero:_get_rank": "7dd2b1374280",
         # cli/fast_loop.py
         f"{LOOP}.advance": "dd4eb4d2b65d",
         f"{LOOP}.on_run_start": "338206fdb5f8",
@@ -56,6 +58,7 @@ READ = {
         "torch.optim.sgd:SGD.__init__": "bdaffc732abe",
         "torch.optim.adam:Adam.__init__": "63ddeb537707",
         "torch.optim.adamw:AdamW.__init__": "289467e3691a",
+        "torch.utils.data.dataloader:_MultiProcessingDataLoaderIter._shutdown_workers": "ce20cb0046fc",
         "torch.utils.tensorboard.writer:SummaryWriter._get_file_writer": "77a2ec4a5115",
     },
 }
@@ -90,6 +93,7 @@ def test_only_the_patch_modules_reach_into_lightning() -> None:
         "_layer_sync", "_signal_connector", "_broadcast_sigterm_tensor", "_checkpoint_connector",
         "_batches_that_stepped", "_get_file_writer", "_ddp_kwargs", "_step_supports_amp_scaling",
         "_need_device_dtype_check_for_fused", "_logger_connector", "_data_connector", "_current_fx_name",
+        "_combined_loader", "_iterator", "_shutdown_workers",
     }  # fmt: skip
     users = {
         path.relative_to(home).as_posix()
@@ -97,7 +101,7 @@ def test_only_the_patch_modules_reach_into_lightning() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in private
     }
-    assert users == {"training/lightning_patches.py", "cli/fast_loop.py"}
+    assert users == {"utils/lightning_patches.py", "cli/fast_loop.py"}
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
