@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.audit import class_checks, image_checks, label_checks
-from sft_lightning.audit.findings import Finding, FindingRow, format_findings_csv
+from sft_lightning.audit.findings import CheckResult, CheckRow, format_findings_csv
 from sft_lightning.audit.overlap import find_dropped, find_overlaps
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.bad_examples import show_path
@@ -38,7 +38,7 @@ class Audit:
         counts: Number of examples of each class, by split.
         facts: Sizes and modes of the files.
         labels: Sentence on how labels were checked.
-        topics: Findings by topic, including those without rows.
+        topics: Results of the checks by topic, including those without rows.
         seconds: Duration of the audit in seconds.
     """
 
@@ -49,18 +49,18 @@ class Audit:
     counts: class_checks.Counts
     facts: dict[str, object]
     labels: str
-    topics: dict[str, list[Finding]]
+    topics: dict[str, list[CheckResult]]
     seconds: float
 
     @property
-    def findings(self) -> list[Finding]:
-        """Findings that have at least one row."""
-        return [finding for topic in self.topics.values() for finding in topic if finding.rows]
+    def failed(self) -> list[CheckResult]:
+        """Results of the checks that report at least one item."""
+        return [result for topic in self.topics.values() for result in topic if result.rows]
 
     @property
     def contaminated(self) -> bool:
         """Whether metrics on the test or validation split cannot be trusted."""
-        return any(finding.contaminates for finding in self.findings)
+        return any(result.contaminates for result in self.failed)
 
 
 class AuditCLI(DryRunCLI):
@@ -88,7 +88,7 @@ def audit(argv: Sequence[str]) -> str:
         IssuesFound: With `--strict`, the test or validation split is contaminated; the message is the report.
     """
     result, folder, strict = run_audit(argv)
-    write_text(folder / "findings.csv", format_findings_csv(result.findings))
+    write_text(folder / "findings.csv", format_findings_csv(result.failed))
     write_json(folder / "audit.json", _to_json(result))
     text = f"{format_audit(result)}\nWritten: {folder / 'audit.json'} and {folder / 'findings.csv'}"
     if strict and result.contaminated:
@@ -139,7 +139,7 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         "missing or uneven classes": class_checks.find_uneven_classes(counts, data.class_names),
         "odd images": image_checks.find_odd_images(stats, data.geometry),
         "odd files": _find_strays(data, faults),
-        **({"wrong labels": [label_checks.make_finding(judged, data.class_names)]} if judged.is_decided else {}),
+        **({"wrong labels": [label_checks.make_result(judged, data.class_names)]} if judged.is_decided else {}),
     }
     shown = {one.name: one for one in stats}
     done = Audit(
@@ -156,7 +156,7 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
     return done, Path(LOGS) / f"{cli.config.fit.run_name}_audit", bool(cli.config.fit.strict)
 
 
-def _set_up_splits(data: ImageDataModule) -> list[Finding]:
+def _set_up_splits(data: ImageDataModule) -> list[CheckResult]:
     """Make the splits before leaks are dropped; where `fit` would refuse, report why and make smaller ones."""
     data.request = replace(data.request, on_leak="keep")
     refused = []
@@ -167,24 +167,29 @@ def _set_up_splits(data: ImageDataModule) -> list[Finding]:
         except InputError as error:
             if less is None:
                 raise
-            row = FindingRow("", data.source.name, str(error))
+            row = CheckRow("", data.source.name, str(error))
             refused += [row] if row not in refused else []
             data.request = replace(data.request, **less)
-    return [Finding("settings that fit refuses", "Looked at without them: correct them", refused)]
+    return [CheckResult("refused", "settings that fit refuses", "Looked at without them: correct them", refused)]
 
 
-def _list_faults(faults: Sequence[Fault]) -> list[Finding]:
-    """Group faults of the data by their kind, one finding each."""
-    kinds = {STRADDLING: [], **{fault.kind: [] for fault in faults}}  # type: dict[str, list[FindingRow]]
+def _list_faults(faults: Sequence[Fault]) -> list[CheckResult]:
+    """Group faults of the data by their title, one result each."""
+    rows: dict[str, list[CheckRow]] = {STRADDLING: [], **{fault.title: [] for fault in faults}}
     for fault in faults:
-        kinds[fault.kind].append(FindingRow(fault.split, fault.name, fault.detail))
-    advice = {fault.kind: f"fit stops at the first: {fault.sentence}" for fault in reversed(faults)}
-    return [Finding(kind, advice.get(kind, ""), rows, kind == STRADDLING) for kind, rows in kinds.items()]
+        rows[fault.title].append(CheckRow(fault.split, fault.name, fault.detail))
+    advice = {fault.title: f"fit stops at the first: {fault.sentence}" for fault in reversed(faults)}
+    return [
+        CheckResult("leak", title, advice.get(title, ""), own, contaminates=True)
+        if title == STRADDLING
+        else CheckResult("refused", title, advice[title], own)
+        for title, own in rows.items()
+    ]
 
 
 def _find_unreadable(
     data: ImageDataModule, stats: Sequence[SplitStats], policy: str, faults: Sequence[Fault]
-) -> Finding:
+) -> CheckResult:
     """Find files that were left out before splitting, and those that failed to decode."""
     reported = {fault.name for fault in faults}
     rows = []
@@ -195,21 +200,21 @@ def _find_unreadable(
                 break
             path = images.path_of(i)
             if known not in reported and (reason := data.bad.reasons.pop(show_path(path), None)) is not None:
-                rows.append(FindingRow(name, known, reason))
+                rows.append(CheckRow(name, known, reason))
             elif known in reported:
                 data.bad.reasons.pop(show_path(path), None)
-    rows += [FindingRow("unlabeled", name, reason) for name, reason in sorted(data.bad.reasons.items())]
+    rows += [CheckRow("unlabeled", name, reason) for name, reason in sorted(data.bad.reasons.items())]
     rows += [
-        FindingRow(one.name, one.id(i), look)
+        CheckRow(one.name, one.id(i), look)
         for one in stats
         for i, look in enumerate(one.images)
         if isinstance(look, str)
     ]
     does = "stops at the first (on_bad_image: raise)" if policy == "raise" else "leaves them out (on_bad_image: skip)"
-    return Finding("images that cannot be read", f"fit {does}: replace or remove them", rows)
+    return CheckResult("unreadable", "images that cannot be read", f"fit {does}: replace or remove them", rows)
 
 
-def _find_strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[Finding]:
+def _find_strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[CheckResult]:
     """Find files in the source's folder that are not read."""
     source = data.opened_source  # as it lies on the disk, whatever the order of its classes
     if not isinstance(source, FolderSource):
@@ -232,12 +237,12 @@ def format_audit(result: Audit) -> str:
     lines = [f"Audit of {result.source}, splits of seed {result.request.seed}, before leaks are dropped", ""]
     lines += [*class_checks.format_class_counts(result.counts, result.totals, result.names), ""]
     lines += [*image_checks.format_file_summary(result.facts), f"labels   {result.labels}", ""]
-    if result.findings:
-        lines += [f"{len(result.findings)} findings:", *(f"- {finding}" for finding in result.findings)]
+    if result.failed:
+        lines += [f"{len(result.failed)} findings:", *(f"- {one.finding}." for one in result.failed)]
     else:
         is_judged = any(topic == "wrong labels" for topic in result.topics)
         lines.append("The data is clean." if is_judged else "Nothing was found; labels were not judged.")
-    clean = [topic for topic, of in result.topics.items() if not any(finding.rows for finding in of)]
+    clean = [topic for topic, of in result.topics.items() if not any(one.rows for one in of)]
     if clean:
         lines.append(f"Looked for and not found: {', '.join(clean)}.")
     if result.contaminated:
@@ -247,18 +252,21 @@ def format_audit(result: Audit) -> str:
 
 def _to_json(result: Audit) -> dict[str, object]:
     """Convert an audit to JSON types."""
-    asked = {name: value for name, value in asdict(result.request).items() if name not in ("messages", "leaks")}
+    asked = {name: value for name, value in asdict(result.request).items() if name not in ("findings", "leaks")}
+    findings = result.request.findings
+    findings_of_data = [*findings, *(leak for leak in result.request.leaks if leak not in findings)]
     return {
         "source": result.source,
         "request": asked,
         "contaminated": result.contaminated,
         "splits": result.totals,
-        "messages": result.request.messages,
+        "messages": [finding.message for finding in findings],
+        "data_findings": [finding.to_json() for finding in findings_of_data],
         "classes": {name: dict(zip(result.names, own, strict=True)) for name, own in result.counts.items()},
         "files": result.facts,
         "labels": result.labels,
         "near_duplicates": {"difference": WHOLE, "difference_of_a_field": FIELD},
-        "findings": [finding.to_json() for finding in result.findings],
-        "not_found": [finding.name for topic in result.topics.values() for finding in topic if not finding.rows],
+        "findings": [one.to_json() for one in result.failed],
+        "not_found": [one.name for topic in result.topics.values() for one in topic if not one.rows],
         "seconds": round(result.seconds, 1),
     }

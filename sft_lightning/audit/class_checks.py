@@ -1,8 +1,8 @@
-"""Class counts of each split, and findings about missing and uneven classes."""
+"""Class counts of each split, and checks for missing and uneven classes."""
 
 from collections.abc import Sequence
 
-from sft_lightning.audit.findings import Finding, FindingRow
+from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.data.vision.image_stats import SplitStats
 from sft_lightning.utils.tables import align_columns
 
@@ -30,7 +30,7 @@ def count_classes(stats: Sequence[SplitStats], num_classes: int) -> Counts:
     return counted
 
 
-def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[Finding]:
+def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[CheckResult]:
     """Find classes that a split lacks, and splits dominated by one class.
 
     Args:
@@ -38,7 +38,7 @@ def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[Finding]:
         names: Class names.
     """
     missing = {
-        split: [FindingRow(split, name) for name, n in zip(names, own, strict=True) if not n]
+        split: [CheckRow(split, name) for name, n in zip(names, own, strict=True) if not n]
         for split, own in counts.items()
         if sum(own)
     }
@@ -47,24 +47,28 @@ def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[Finding]:
         most, least = max(own, default=0), min((n for n in own if n), default=0)
         if least and most >= IMBALANCE * least:
             large, little = names[own.index(most)], names[own.index(least)]
-            ratios.append(FindingRow(split, split, f"{most:,} of {large!r}, {least:,} of {little!r}"))
+            ratios.append(CheckRow(split, split, f"{most:,} of {large!r}, {least:,} of {little!r}"))
     return [
-        Finding(
+        CheckResult(
+            "missing_class",
             "classes without a labeled training image",
             "They cannot be learned: label some, ask for more labels, or remove the class",
             missing.get("labeled", []),
         ),
-        Finding(
+        CheckResult(
+            "missing_class",
             "classes without a validation image",
             "val/accuracy says nothing of them: hold out more (val_size)",
             missing.get("val", []),
         ),
-        Finding(
+        CheckResult(
+            "missing_class",
             "classes without a test image",
             "test/accuracy says nothing of them: hold out more (test_size)",
             missing.get("test", []),
         ),
-        Finding(
+        CheckResult(
+            "uneven_classes",
             "splits of uneven classes",
             "Read macro_f1 beside accuracy, and try class_weights: balanced or balanced_labels: true",
             ratios,

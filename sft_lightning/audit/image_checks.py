@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from sft_lightning.audit.findings import Finding, FindingRow
+from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.data.bad_examples import UNREADABLE
+from sft_lightning.data.issues import FindingKind
 from sft_lightning.data.source import relative
 from sft_lightning.data.vision.file_kinds import is_named_image, is_system_folder
 from sft_lightning.data.vision.image_files import LONG, open_image_file
@@ -21,7 +22,7 @@ CONSTANT = 2.0
 _MAX_SIZES = 5
 
 
-def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Finding]:
+def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[CheckResult]:
     """Find readable images that may not be what they seem.
 
     Args:
@@ -32,14 +33,16 @@ def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Fin
     colored = sum(not look.is_gray for one in stats for _, look in one.readable)
     few = geometry.channels == 3 and 0 < gray < colored
 
-    def of(test: Callable[[SplitStats, int, ImageStats], str | None], name: str, advice: str) -> Finding:
+    def of(
+        kind: FindingKind, test: Callable[[SplitStats, int, ImageStats], str | None], name: str, advice: str
+    ) -> CheckResult:
         rows = []
         for one in stats:
             for i, look in one.readable:
                 detail = test(one, i, look)
                 if detail is not None:
-                    rows.append(FindingRow(one.name, one.id(i), detail))
-        return Finding(name, advice, rows)
+                    rows.append(CheckRow(one.name, one.id(i), detail))
+        return CheckResult(kind, name, advice, rows)
 
     def header(test: Callable[[Header], str | None]) -> Callable[[SplitStats, int, ImageStats], str | None]:
         return lambda one, i, look: None if look.header is None else test(look.header)
@@ -57,42 +60,50 @@ def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Fin
 
     return [
         of(
+            "file_format",
             misnamed,
             "files whose extension does not match their content",
             "They are read by their content: rename them for other tools",
         ),
-        of(constant, "images that are (nearly) of one color", "They show nothing: remove them"),
+        of("constant", constant, "images that are (nearly) of one color", "They show nothing: remove them"),
         of(
+            "color",
             lambda one, i, look: "" if few and look.is_gray else None,
             "gray images among colored ones",
             "They are read with three equal channels: if one class is gray more often, a network can tell it by that",
         ),
         of(
+            "color",
             header(lambda h: h.mode if h.is_transparent else None),
             "images with transparent pixels",
             f"They are laid over the color {list(geometry.background)}: set background to what the others have",
         ),
         of(
+            "color",
             header(lambda h: h.mode if h.mode == "CMYK" else None),
             "images in CMYK",
             "They are converted without their color profile, and colors may be off: save them as RGB",
         ),
         of(
+            "value_range",
             header(lambda h: h.mode if h.mode.startswith(("I", "F")) else None),
             "images of more than 8 bits",
             f"{_describe_ranges(geometry)} becomes 0 to 255: set value_range for another scale",
         ),
         of(
+            "cropped",
             header(lambda h: _describe_loss(h, geometry)),
             "long images of which a third or more is cut off",
             "The central square is kept: set resize: pad to keep all of them",
         ),
         of(
+            "extra_frames",
             header(lambda h: f"{h.frames} frames" if h.frames > 1 and h.format != "MPO" else None),
             "animations or stacks of pages",
             "Only the first frame is read: save the others as files of their own if they matter",
         ),
         of(
+            "orientation",
             header(lambda h: "EXIF" if h.is_rotated else None),
             "images with an EXIF orientation",
             "They are turned upright here, not by every other tool: save them upright",
@@ -122,15 +133,15 @@ def _describe_loss(header: Header, geometry: Geometry) -> str | None:
     return f"{compute_lost_share(header, geometry):.0%} is cut off" if is_long and geometry.resize == "crop" else None
 
 
-def find_strays(folder: Path, taken: set[Path]) -> list[Finding]:
+def find_strays(folder: Path, taken: set[Path]) -> list[CheckResult]:
     """Find what a folder holds but is not read: folders and links named like images, and images named otherwise.
 
     Args:
         folder: Folder of the source.
         taken: Files that are read, or whose fault is reported elsewhere.
     """
-    named: list[FindingRow] = []
-    others: list[FindingRow] = []
+    named: list[CheckRow] = []
+    others: list[CheckRow] = []
     been: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         place_of = os.stat(here)
@@ -142,18 +153,21 @@ def find_strays(folder: Path, taken: set[Path]) -> list[Finding]:
         place = relative(Path(here), folder).split("/")[0]
         for name in folders:
             if is_named_image(name) and Path(here, name) not in taken:
-                named.append(FindingRow(place, relative(Path(here, name), folder), "a folder"))
+                named.append(CheckRow(place, relative(Path(here, name), folder), "a folder"))
         for name in sorted(files):
             path = Path(here, name)
             if path in taken or name.startswith("."):
                 continue
             if path.is_symlink() and not path.exists():
-                named.append(FindingRow(place, relative(path, folder), "a broken link"))
+                named.append(CheckRow(place, relative(path, folder), "a broken link"))
             elif (kind := _read_format(path)) is not None:
-                others.append(FindingRow(place, relative(path, folder), kind))
+                others.append(CheckRow(place, relative(path, folder), kind))
     return [
-        Finding("folders and links that are no images", "They are passed over: rename or remove them", named),
-        Finding(
+        CheckResult(
+            "ignored", "folders and links that are no images", "They are passed over: rename or remove them", named
+        ),
+        CheckResult(
+            "ignored",
             "images that are not read",
             "Give them the extension of an image, and a place in a class folder",
             others,

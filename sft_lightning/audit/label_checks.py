@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sft_lightning.audit.findings import Finding, FindingRow
+from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.data.copies import get_groups
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.copies import find_copies
@@ -206,8 +206,8 @@ def apply_confident_learning(y: IntArray, p: Matrix) -> list[int]:
     return [int(i) for i in suspects[self_confidence.argsort(kind="stable")]]
 
 
-def make_finding(check: LabelCheck, names: Sequence[str]) -> Finding:
-    """Convert a check of labels to a finding.
+def make_result(check: LabelCheck, names: Sequence[str]) -> CheckResult:
+    """Convert a check of labels to a result.
 
     Args:
         check: Result of `check_labels`.
@@ -219,8 +219,9 @@ def make_finding(check: LabelCheck, names: Sequence[str]) -> Finding:
         p, label = check.probabilities[k], check.labels[k]
         other = int(np.where(np.arange(len(p)) == label, -1, p).argmax())
         detail = f"{names[label]!r}, looks like {names[other]!r}, p {p[label]:.2f} and {p[other]:.2f}"
-        rows.append(FindingRow(one.name, one.id(i), detail))
-    return Finding(
+        rows.append(CheckRow(one.name, one.id(i), detail))
+    return CheckResult(
+        "wrong_label",
         "labels that may be wrong",
         "Many are only hard: look at them, the first ones first, and correct what is wrong",
         rows,

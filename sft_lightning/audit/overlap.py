@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sft_lightning.audit.findings import Finding, FindingRow
+from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.data.splits import Split, SplitConfig, without_leaks
 from sft_lightning.data.vision.image_stats import SplitStats
 from sft_lightning.data.vision.near_duplicates import Pair
@@ -27,7 +27,7 @@ def find_dropped(stats: Sequence[SplitStats], request: SplitConfig) -> set[tuple
     # Files that cannot be read are not asked for: they may be gone.
     readable = {one.name: [i for i, _ in one.readable] for one in stats}
     splits = {one.name: Split(one.split.part, [one.split.indices[i] for i in readable[one.name]]) for one in stats}
-    kept = without_leaks(splits, replace(request, on_leak="drop", messages=[]))
+    kept = without_leaks(splits, replace(request, on_leak="drop", findings=[]))
     dropped = {name: set(splits[name].indices) - set(kept[name].indices) for name in splits}
     return {(one.name, i) for one in stats for i in readable[one.name] if one.split.indices[i] in dropped[one.name]}
 
@@ -38,8 +38,8 @@ def find_overlaps(
     dropped: set[tuple[str, int]],
     request: SplitConfig,
     names: Sequence[str],
-) -> dict[str, list[Finding]]:
-    """Sort duplicates into findings by topic: leaks, harmless duplicates and label conflicts.
+) -> dict[str, list[CheckResult]]:
+    """Sort duplicates into results by topic: leaks, harmless duplicates and label conflicts.
 
     Args:
         exact: Pairs of equal images, from `find_near_duplicates`.
@@ -56,7 +56,8 @@ def find_overlaps(
             rows = [_make_row(pair, kind) for pair in matching]
             if (a, b) in _LEAKS:
                 leaks.append(
-                    Finding(
+                    CheckResult(
+                        "leak",
                         _name_finding(a, b, kind),
                         _advise_on_leak(matching, dropped, request, b),
                         rows,
@@ -64,7 +65,7 @@ def find_overlaps(
                     )
                 )
             else:
-                copies.append(Finding(_name_finding(a, b, kind), _advise_on_copies(a, b), rows))
+                copies.append(CheckResult("duplicate", _name_finding(a, b, kind), _advise_on_copies(a, b), rows))
     conflicts = [_find_conflicts(kind, pairs, names) for kind, pairs in kinds]
     return {"leaks into test or validation": leaks, "duplicates": copies, "label conflicts": conflicts}
 
@@ -75,10 +76,10 @@ def _name_finding(a: str, b: str, kind: str) -> str:
     return f"{_SPLIT_NAMES[a]} images that {kind}equal {'an' if b == 'unlabeled' else 'a'} {_SPLIT_NAMES[b]} one"
 
 
-def _make_row(pair: Pair, kind: str) -> FindingRow:
+def _make_row(pair: Pair, kind: str) -> CheckRow:
     (one, i), (other, j) = pair.first, pair.second
     difference = f", difference {pair.difference:.2f}" if kind else ""
-    return FindingRow(one.name, one.id(i), f"{kind}equals {other.id(j)}{difference}")
+    return CheckRow(one.name, one.id(i), f"{kind}equals {other.id(j)}{difference}")
 
 
 def _advise_on_leak(pairs: Sequence[Pair], dropped: set[tuple[str, int]], request: SplitConfig, b: str) -> str:
@@ -107,13 +108,13 @@ def _advise_on_copies(a: str, b: str) -> str:
     return f"They weigh twice in training{also}: remove one of each two"
 
 
-def _find_conflicts(kind: str, pairs: Sequence[Pair], names: Sequence[str]) -> Finding:
+def _find_conflicts(kind: str, pairs: Sequence[Pair], names: Sequence[str]) -> CheckResult:
     rows = []
     for pair in pairs:
         labels = [one.label(i) for one, i in (pair.first, pair.second)]
         if min(labels) >= 0 and labels[0] != labels[1]:
             one, i = pair.first
             detail = f"{names[labels[0]]!r}; {pair.second[0].id(pair.second[1])} is {names[labels[1]]!r}"
-            rows.append(FindingRow(one.name, one.id(i), detail))
+            rows.append(CheckRow(one.name, one.id(i), detail))
     name = f"images that {kind}equal one of another class"
-    return Finding(name, "One of the two labels is wrong: correct it, or remove both", rows)
+    return CheckResult("label_conflict", name, "One of the two labels is wrong: correct it, or remove both", rows)

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import find_earlier_splits, find_run
@@ -26,8 +27,8 @@ def set_splits(data: FewLabelDataModule, config: Any, run: Path | None) -> None:
     checkpoint = config.get("ckpt_path")
     if checkpoint is None:
         data.starts, unknown = _find_starts(config)
-        for sentence in unknown:
-            rank_zero_info(f"Data: {sentence}.")
+        for finding in unknown:
+            rank_zero_info(f"Data: {finding}.")
         data.request.leaks += unknown
     elif run is not None and (run / MANIFEST).is_file() and not _names_manifest(data.split_file, run / MANIFEST):
         data.followed_run = run
@@ -95,10 +96,10 @@ def _read_start_folder(run: Path) -> str | None:
     return started if isinstance(started, str) else None
 
 
-def _find_starts(config: Any) -> tuple[list[Path], list[str]]:
+def _find_starts(config: Any) -> tuple[list[Path], list[Finding]]:
     """Find `split.csv` of the runs that a new run starts from, and explain which of them are not known."""
     settings = config.model.get("init_args") or {}
-    starts, unknown = list[Path](), list[str]()
+    starts, unknown = list[Path](), list[Finding]()
     for name in ("weights", "head_weights"):
         given = settings.get(name)
         if given in (None, "none", "default"):
@@ -107,15 +108,17 @@ def _find_starts(config: Any) -> tuple[list[Path], list[str]]:
         found, missing = find_earlier_splits(path, read_metadata(path))
         starts += [split for split in found if split not in starts]
         if path.suffix == ".ckpt" and find_run(path) is None:
-            unknown.append(
+            message = (
                 f"{name} {given!r} is a checkpoint outside of its run: whether it has learned labels of test images is "
                 "not known"
             )
+            unknown.append(Finding("leak", message, [str(path)]))
         if missing:
-            unknown.append(
+            message = (
                 f"{name} {given!r} has learned labels in {', '.join(missing)}, which has no {MANIFEST} any more: "
                 "whether they are labels of test images is not known"
             )
+            unknown.append(Finding("leak", message, missing))
     return starts, unknown
 
 

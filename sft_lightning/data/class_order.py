@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.utils.errors import InputError, did_you_mean
 
@@ -40,7 +41,7 @@ class RenumberedSource(Source):
         self._source, self.name = source, source.name
         self.class_names = tuple(class_names)
         message = f"{source.name} has no example of the class {format_class_names(absent)}, which keeps its number"
-        self.messages = [*source.messages, *([message] if absent else [])]
+        self.messages = [*source.messages, *([Finding("missing_class", message, absent)] if absent else [])]
 
     @property
     def original(self) -> Source:

@@ -68,7 +68,7 @@ class FewLabelData(ABC):
     Attributes:
         splits: Examples of `labeled`, `unlabeled`, `val` and `test`; empty before `setup`.
         views: Views of the modality.
-        request: Settings of the splits, with the messages and leaks that were met.
+        request: Settings of the splits, with the findings and leaks that were met.
         batch_size: Training examples per batch and process; labeled ones if both kinds are used.
         eval_batch_size: Examples of each batch in evaluation and prediction.
         unlabeled_ratio: Unlabeled examples for each labeled one.

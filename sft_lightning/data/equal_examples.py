@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sft_lightning.data.issues import Finding
+
 if TYPE_CHECKING:
     from sft_lightning.data.splits import SplitConfig, Splits
     from sft_lightning.data.storage import Storage
@@ -20,7 +22,7 @@ def find_equal_examples(splits: Splits, request: SplitConfig) -> list[list[tuple
 
     Args:
         splits: Splits to compare; labels of unlabeled images are ignored.
-        request: Request whose messages are appended to.
+        request: Request that findings are appended to.
 
     Returns:
         Groups of two or more equal images; each image is the name of its split and its position in the collection.
@@ -34,10 +36,11 @@ def find_equal_examples(splits: Splits, request: SplitConfig) -> list[list[tuple
             contrary.append(list(first.values()))
     if contrary:
         images = "1 image has" if len(contrary) == 1 else f"{len(contrary):,} images have"
-        request.messages.append(
+        message = (
             f"{images} copies with another label, such as {contrary[0][0]!r} and {contrary[0][1]!r}: correct the "
             "labels or remove the copies"
         )
+        request.findings.append(Finding("label_conflict", message, [name for ids in contrary for name in ids]))
     return groups
 
 

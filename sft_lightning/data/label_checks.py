@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
-from sft_lightning.data.issues import report_fault
+from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.source import split_of_name
 
 _DECIMAL = re.compile(r"[+-]?[0-9]+\.0+")
@@ -25,7 +25,7 @@ _FILLERS = str.maketrans({"_": " ", "-": " "})
 
 def check_class_names(
     where: str, names: Iterable[str], listed_classes: Iterable[str] = (), places: Mapping[str, str] = {}
-) -> list[str]:
+) -> list[Finding]:
     """Refuse class names that differ only to a computer, and report characters that a reader cannot see.
 
     Names that differ in case, in composed and decomposed letters, in invisible characters, in spaces, in quotes around
@@ -38,17 +38,18 @@ def check_class_names(
         places: Position of each name in the source, such as "line 3", where known.
 
     Returns:
-        Warnings about suspicious names, one sentence each.
+        Findings about suspicious names.
 
     Raises:
         InputError: Two names look alike, outside of `collect_faults`.
     """
-    sentences = []
+    findings = []
     listed = set(listed_classes)
     names = list(names)
     for twin, name, both in _find_alike(names, places):
         if len(name) == len(twin) == 1:
-            sentences.append(f"{where}: the classes {both} differ in case alone")
+            message = f"{where}: the classes {both} differ in case alone"
+            findings.append(Finding("class_name", message, [twin, name]))
         elif not {twin, name} <= listed:
             report_fault(
                 "class names that look alike",
@@ -62,22 +63,26 @@ def check_class_names(
     for name in dict.fromkeys(map(_normalize, names)):
         twin = first.setdefault(re.sub(r"[\s_-]+", " ", name), name)
         if twin != name:
-            sentences.append(
-                f"{where}: the classes {quote_name(twin)} and {quote_name(name)} differ only between their words"
-            )
+            message = f"{where}: the classes {quote_name(twin)} and {quote_name(name)} differ only between their words"
+            findings.append(Finding("class_name", message, [twin, name]))
     for name in names:
-        if name not in listed and name != _strip_invisible(name):
-            sentences.append(f"{where}: the class name {name!a} has characters that cannot be seen")
-        elif name not in listed and len(name) > 1 and name[0] == name[-1] and name[0] in "'\"`":
-            sentences.append(f"{where}: the class name {name!r} has quotes in it: remove them if they are not meant")
-        elif name not in listed and _mixes_scripts(name):
-            sentences.append(f"{where}: the class name {name!r} mixes Latin and Cyrillic letters ({name!a})")
-    return sentences
+        if name in listed:
+            continue
+        if name != _strip_invisible(name):
+            problem = f"{name!a} has characters that cannot be seen"
+        elif len(name) > 1 and name[0] == name[-1] and name[0] in "'\"`":
+            problem = f"{name!r} has quotes in it: remove them if they are not meant"
+        elif _mixes_scripts(name):
+            problem = f"{name!r} mixes Latin and Cyrillic letters ({name!a})"
+        else:
+            continue
+        findings.append(Finding("class_name", f"{where}: the class name {problem}", [name]))
+    return findings
 
 
 def check_missing_labels(
     where: str, counts: Mapping[str, int], listed_classes: Iterable[str] = (), places: Mapping[str, str] = {}
-) -> list[str]:
+) -> list[Finding]:
     """Refuse labels that stand for a missing label, such as `NA`.
 
     Args:
@@ -87,22 +92,23 @@ def check_missing_labels(
         places: Position of the first example of each label, such as "line 3", where known.
 
     Returns:
-        Warnings about labels that may be a class or may stand for a missing one, such as `unknown`.
+        Findings about labels that may be a class or may stand for a missing one, such as `unknown`.
 
     Raises:
         InputError: Labels stand for missing ones, outside of `collect_faults`.
     """
-    sentences = []
+    findings = []
     listed = set(listed_classes)
     if counts and not {*counts} & listed and all(map(split_of_name, counts)):
         sentence = f"{where}: the labels ({', '.join(map(repr, counts))}) are names of splits: "
         sentence += "call their column 'split' and give labels, or list them in class_names if they are classes"
         report_fault("labels that are names of splits", "", next(iter(counts)), "in place of a class", sentence)
     if counts and not {*counts} & listed and all(_DECIMAL.fullmatch(label) for label in counts):
-        sentences.append(
+        message = (
             f"{where}: the labels are whole numbers written as decimals, such as {next(iter(counts))!r}, as some "
             "programs write them in a column with blanks: a class '0' in other data is a different class"
         )
+        findings.append(Finding("unclear_label", message, list(counts)))
     if counts and not {*counts} & listed and all(map(_PRINTED.fullmatch, counts)):
         sentence = f"{where}: the labels are objects as a program prints them ({next(iter(counts))!r}): "
         sentence += "write only the name of the class, or list them in class_names if they are names"
@@ -111,11 +117,13 @@ def check_missing_labels(
         )
     fractions = sum(_FRACTION.fullmatch(label) is not None for label in counts)
     if fractions and all(_FRACTION.fullmatch(label) or _NUMBER.fullmatch(label) for label in counts):
-        sentences.append(f"{where}: the labels are decimal numbers; each of the {len(counts):,} is read as a class")
+        message = f"{where}: the labels are decimal numbers; each of the {len(counts):,} is read as a class"
+        findings.append(Finding("unclear_label", message, list(counts)))
     for label in counts:
         pieces = re.split(r"\s*[|;,/&+]\s*", label)
         if len(pieces) > 1 and label not in listed and all(piece in counts for piece in pieces):
-            sentences.append(f"{where}: the label {label!r} is read as one class, not as {len(pieces)} labels")
+            message = f"{where}: the label {label!r} is read as one class, not as {len(pieces)} labels"
+            findings.append(Finding("unclear_label", message, [label]))
             break
     for label, count in counts.items():
         if label in listed:
@@ -129,10 +137,9 @@ def check_missing_labels(
         number = "1 label is" if count == 1 else f"{count:,} labels are"
         position = f" (first: {places[label]})" if label in places else ""
         if is_doubtful:
-            sentences.append(
-                f"{where}: {number} {label!r}{position}, which is read as a class; leave labels of unlabeled images "
-                "blank"
-            )
+            message = f"{where}: {number} {label!r}{position}, which is read as a class"
+            message += "; leave labels of unlabeled images blank"
+            findings.append(Finding("unclear_label", message, [label]))
             continue
         report_fault(
             "labels that stand for missing ones",
@@ -142,10 +149,10 @@ def check_missing_labels(
             f"{where}: {number} {label!r}{position}: leave the label blank for unlabeled images, or list all classes "
             "in class_names if it is one of them",
         )
-    return sentences
+    return findings
 
 
-def check_groups(where: str, counts: Mapping[str, int], places: Mapping[str, str]) -> list[str]:
+def check_groups(where: str, counts: Mapping[str, int], places: Mapping[str, str]) -> list[Finding]:
     """Refuse groups that differ only to a computer, and report groups that stand for a missing one.
 
     Args:
@@ -154,7 +161,7 @@ def check_groups(where: str, counts: Mapping[str, int], places: Mapping[str, str
         places: Position of the first example of each group, such as "line 3".
 
     Returns:
-        Warnings about suspicious groups, one sentence each.
+        Findings about suspicious groups.
 
     Raises:
         InputError: Two groups look alike, outside of `collect_faults`.
@@ -162,8 +169,9 @@ def check_groups(where: str, counts: Mapping[str, int], places: Mapping[str, str
     for twin, name, both in _find_alike(counts, places):
         sentence = f"{where} has the groups {both}, which look alike: spell them the same, or more differently"
         report_fault("groups that look alike", "", name, f"looks like {quote_name(twin)}", sentence)
+    why = "which keeps them together: leave it blank for no group"
     return [
-        f"{where}: the group of {count:,} examples is {group!r}, which keeps them together: leave it blank for no group"
+        Finding("group_name", f"{where}: the group of {count:,} examples is {group!r}, {why}", [group])
         for group, count in counts.items()
         if count > 1 and _normalize(group) in _MISSING | _PERHAPS_MISSING
     ]

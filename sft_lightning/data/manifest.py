@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sft_lightning.data.class_names import sort_classes
-from sft_lightning.data.issues import STRADDLING, UNTRAINED, report_fault
+from sft_lightning.data.issues import STRADDLING, UNTRAINED, Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.storage import Storage
@@ -113,22 +113,25 @@ class ManifestSource(Source):
                 report_fault("lines that name an image again", row["split"], row["path"], detail, sentence)
         return list({id(row): row for row in first.values()}.values())
 
-    def _describe_links(self) -> Iterable[str]:
+    def _describe_links(self) -> Iterable[Finding]:
         if self._links:
             count = "1 line names" if len(self._links) == 1 else f"{len(self._links):,} lines name"
-            yield f"manifest {self.name!r}: {count} a file that another line names by another link ({self._links[0]})"
+            message = (
+                f"manifest {self.name!r}: {count} a file that another line names by another link ({self._links[0]})"
+            )
+            yield Finding("duplicate", message, self._links)
 
-    def _check_names(self, listed_classes: Sequence[str]) -> list[str]:
+    def _check_names(self, listed_classes: Sequence[str]) -> list[Finding]:
         """Check for labels and groups that look alike, or that stand for a missing value."""
         where = f"manifest {self.name!r}"
         places = {row["label"]: f"line {row['line']}" for row in reversed(self._rows)}
         labels = Counter(row["label"] for row in self._rows if row["label"])
-        sentences = [
+        findings = [
             *check_missing_labels(where, labels, listed_classes, places),
             *check_class_names(where, labels, listed_classes, places),
         ]
         places = {row["group"]: f"line {row['line']}" for row in reversed(self._rows)}
-        return [*sentences, *check_groups(where, Counter(row["group"] for row in self._rows if row["group"]), places)]
+        return [*findings, *check_groups(where, Counter(row["group"] for row in self._rows if row["group"]), places)]
 
     def _refuse_straddling(self) -> None:
         """Refuse groups that are in more than one of training, validation and test."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.run_splits import AllLabeled, RunSplit, leave_out_trained
 from sft_lightning.data.source import Examples, Source, concatenated
 from sft_lightning.data.split_checks import check_splits
@@ -30,7 +31,7 @@ def read_splits(
     Args:
         source: Source of labeled and unlabeled examples.
         second: Name and examples of another source, which then are the only unlabeled ones.
-        request: Sizes and seed of the splits; warnings are appended to its messages.
+        request: Sizes and seed of the splits; findings are appended.
         split_file: A `split.csv` to reuse instead of making new splits.
         bad: Record of unreadable files, with the policy for them.
         converts: Whether images are converted to one size and number of channels.
@@ -48,7 +49,8 @@ def read_splits(
     listed = list(parts.values())
     for name in ("val", "test"):
         if name in parts and not len(parts[name]):
-            request.messages.append(f"none of the {name} images of {source.name} can be read")
+            message = f"none of the {name} images of {source.name} can be read"
+            request.findings.append(Finding("unreadable", message, [name]))
     other = None
     if second is not None:
         name, other = second[0], readable(second[1], bad, measures)
@@ -70,7 +72,7 @@ def read_splits(
     if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # otherwise other data is only evaluated
         check_splits(splits, parts, request, source.class_names)
     if bad.num_unreported:
-        request.messages.append(bad.summarize())
+        request.findings.append(Finding("unreadable", bad.summarize(), sorted(bad.reasons)))
     return splits, listed
 
 

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.split_changes import SplitChanges, format_examples
 from sft_lightning.data.split_files import (
@@ -81,7 +82,7 @@ class RunSplit:
             class_names: Names of the source's classes.
             named: Examples of the source by the name of their split.
             second: Examples of a second source of unlabeled images, or None.
-            request: Sizes and seed of the splits; messages for the user are appended.
+            request: Sizes and seed of the splits; findings are appended.
             choose: Function that makes the splits of a new run.
 
         Raises:
@@ -107,13 +108,13 @@ class RunSplit:
                 f"test_on is 'all', and source {source!r} is the data of the run: {trained:,} of its images were "
                 "trained on; leave test_on at 'split', or name other data by data.init_args.source"
             )
-        trial = replace(request, messages=[])
+        trial = replace(request, findings=[])
         try:
             fresh = choose(trial)
         except InputError:  # too few examples are left
             fresh = None
         if fresh is not None and self._is_same(fresh, class_names):
-            request.messages.extend(trial.messages)
+            request.findings.extend(trial.findings)
             return fresh
         changes = SplitChanges()
         splits = self._assign(parts, second, class_names, changes)
@@ -130,7 +131,8 @@ class RunSplit:
                 f"{', '.join(differ)} would choose another split and {'do' if len(differ) > 1 else 'does'} not"
             )
         if phrases:
-            request.messages.append(f"the split is that of the run ({self.path}): {'; '.join(phrases)}")
+            message = f"the split is that of the run ({self.path}): {'; '.join(phrases)}"
+            request.findings.append(Finding("changed_data", message, changes.names))
         for name in _NEEDED[self.stage]:
             if not len(splits[name]) and (lost := changes.gone.get(name)):
                 raise InputError(
@@ -289,7 +291,7 @@ def choose_measured(
         why: First half of the message that states which images are evaluated.
         name: Name of the evaluated split: `test` or `val`.
         takes_all: Whether to take all labeled images even if the source has a split of that name.
-        request: Request whose messages are appended to.
+        request: Request that findings are appended to.
     """
     nothing = Split(next(iter(named.values())), [])
     pieces = [(part, (part.labels >= 0).nonzero()[:, 0].tolist()) for part in named.values()]
@@ -299,12 +301,13 @@ def choose_measured(
         measured = Split(part, range(len(part)))
         others = labeled - len(part)
         more = f"; set test_on: all to evaluate its other {others:,} labeled images, too" if others else ""
-        request.messages.append(f"{why}: its own {name} split is evaluated ({len(part):,}){more}")
+        message = f"{why}: its own {name} split is evaluated ({len(part):,}){more}"
     else:
         pieces = [piece for piece in pieces if piece[1]]
         both = concatenated(*pieces) if pieces else nothing.part
         measured = Split(both, range(len(both))) if pieces else nothing
-        request.messages.append(f"{why}: all of its labeled images are evaluated ({labeled:,})")
+        message = f"{why}: all of its labeled images are evaluated ({labeled:,})"
+    request.findings.append(Finding("evaluated_data", message))
     return {**dict.fromkeys(NAMES, nothing), name: measured}
 
 
@@ -314,7 +317,7 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitCon
     Args:
         splits: Splits of a new run.
         trained: Paths of the `split.csv` files of the earlier runs.
-        request: Policy for leaks; messages for the user are appended to it.
+        request: Policy for leaks; findings are appended.
         source: Name of the source. Where a run recorded no content, its examples are compared by name if its source has
             this name. None compares by content only.
 
@@ -353,7 +356,8 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitCon
             raise InputError(f"{what}: {remedy}, or set on_leak: drop to leave them out")
         if len(learned) == len(split):
             raise InputError(f"{what}, and none is left: {remedy}, or give other data")
-        request.messages.append(f"{what} and are left out; {remedy}")
-        request.leaks.append(request.messages[-1])
+        leak = Finding("leak", f"{what} and are left out; {remedy}", [split.part.ids[i] for i in learned])
+        request.findings.append(leak)
+        request.leaks.append(leak)
         kept[name] = Split(split.part, [i for i in split.indices if i not in learned])
     return kept

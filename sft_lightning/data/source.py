@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.bad_examples import format_path
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.mmap_columns import PrefixedTexts, SelectedTexts
 from sft_lightning.data.split_names import UNCLEAR, find_split
 from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
@@ -61,12 +62,12 @@ class Source(ABC):
     Attributes:
         name: Name as the user wrote it.
         class_names: Names of the classes, in the order of their numbers.
-        messages: Warnings about probable mistakes in the data, which a run logs.
+        messages: Findings about the data, which a run logs; a plain sentence becomes a finding of kind `note`.
     """
 
     name: str
     class_names: tuple[str, ...] = ()
-    messages: Sequence[str] = ()
+    messages: Sequence[str | Finding] = ()
 
     @property
     def original(self) -> "Source":

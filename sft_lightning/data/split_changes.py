@@ -26,6 +26,12 @@ class SplitChanges:
     trained: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all changed examples, but for those with another label."""
+        gone = [name for names in self.gone.values() for name in names]
+        return [*gone, *self.blank, *self.trained, *self.new, *self.changed]
+
     def describe(self) -> list[str]:
         """Return a phrase for each kind of change that occurred."""
         phrases = []

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.class_names import format_class_names
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import SplitConfig, Splits
 from sft_lightning.utils.errors import InputError
@@ -19,7 +20,7 @@ def check_splits(
     Args:
         splits: Splits to check.
         parts: Examples of the source, which show whether a class has any labels to give.
-        request: Request for these splits; its messages are appended to.
+        request: Request for these splits; findings are appended.
         class_names: Names of the classes.
 
     Raises:
@@ -44,8 +45,9 @@ def check_splits(
             (lost, "the source has no labeled image of it that can be read and is in no other split"),
         ):
             if classes:
-                names = format_class_names([class_names[c] for c in classes])
-                request.messages.append(f"training has no label of class {names}, so it cannot be learned: {why}")
+                names = [class_names[c] for c in classes]
+                what = f"training has no label of class {format_class_names(names)}, so it cannot be learned"
+                request.findings.append(Finding("missing_class", f"{what}: {why}", names))
     lacking = {
         title: [name for name, count in zip(class_names, counts[split].tolist(), strict=True) if not count]
         for split, title in (("val", "validation"), ("test", "test"))
@@ -53,8 +55,12 @@ def check_splits(
     }
     if len(lacking) == 2 and lacking["validation"] == lacking["test"]:
         lacking = {"neither validation nor test": lacking["test"]}
-    request.messages += [
-        f"{title} has {'an' if 'neither' in title else 'no'} example of class {format_class_names(names)}"
+    request.findings += [
+        Finding(
+            "missing_class",
+            f"{title} has {'an' if 'neither' in title else 'no'} example of class {format_class_names(names)}",
+            names,
+        )
         for title, names in lacking.items()
         if names
     ]

@@ -17,6 +17,7 @@ from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.class_names import find_missing_classes
 from sft_lightning.data.class_order import RenumberedSource
 from sft_lightning.data.contract import FewLabelData
+from sft_lightning.data.issues import as_finding
 from sft_lightning.data.loaders import Stream, close
 from sft_lightning.data.prepare_splits import read_splits
 from sft_lightning.data.run_splits import TestOn, choose_run_split, get_split_settings
@@ -175,14 +176,14 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         # Predicting needs no labels, so the source may have other classes than the model.
         strange = stage == "predict" and find_missing_classes(self.opened_source.class_names, self.class_names)
         source, second = self.opened_source if strange else self.source, self._open_second(stage)
-        self.request.messages[:] = source.messages  # drops those of a refused attempt
+        self.request.findings[:] = map(as_finding, source.messages)  # drops those of a refused attempt
         followed = None if self.followed_run is None else self.followed_run / MANIFEST
         run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)
         how = self.split_file, self.bad, self.is_converted, self.measures_values, run, self.starts
         self.splits, self._parts = read_splits(source, second, self.request, *how)
         self.on_splits_read(source)
-        for message in self.request.messages:
-            rank_zero_info(f"Data: {message}.")
+        for finding in self.request.findings:
+            rank_zero_info(f"Data: {finding}.")
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
         rank_zero_info(f"Data: {source.name}: {sizes}.")
 
@@ -200,7 +201,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     def as_trained(self, run: Path, class_names: list[str] | None = None) -> Self:
         """Return the same data in the splits of a run, independent of what this data module has loaded."""
         other = copy(self)
-        other.split_file, other.request = None, replace(self.request, messages=[])
+        other.split_file, other.request = None, replace(self.request, findings=[])
         other.followed_run, other.starts, other.test_on = run, (), "split"
         other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
         other._class_names = class_names or self._class_names

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.equal_examples import find_equal_examples
+from sft_lightning.data.issues import MAX_EXAMPLES, Finding
 from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.utils.errors import InputError
 
@@ -71,8 +72,8 @@ class SplitConfig:
         val_size: Share (below 1) or number of training examples held out if the source has no validation split.
         test_size: Share or number of training examples held out if the source has no test split.
         on_leak: Policy for an image in two splits; `keep` changes nothing, for audits of the data.
-        messages: Warnings about probable mistakes, which a run logs.
-        leaks: Warnings about held-out images whose labels an earlier run has learned, which the lineage keeps.
+        findings: Findings about the data and its splits, which a run logs.
+        leaks: Findings about held-out images whose labels an earlier run has learned, which the lineage keeps.
     """
 
     seed: int = 0
@@ -81,8 +82,8 @@ class SplitConfig:
     val_size: float = 0.1
     test_size: float = 0.2
     on_leak: LeakPolicy | Literal["keep"] = "drop"
-    messages: list[str] = field(default_factory=list)
-    leaks: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    leaks: list[Finding] = field(default_factory=list)
 
 
 def hash_key(seed: int, purpose: str, name: str) -> bytes:
@@ -198,7 +199,7 @@ def make_splits(
     Args:
         parts: Examples of the source by the split that it assigns.
         second: Unlabeled examples of another source, which then are the only unlabeled ones.
-        request: Settings of the splits; warnings are appended to its messages.
+        request: Settings of the splits; findings are appended.
         class_names: Names of the classes, for messages.
 
     Raises:
@@ -266,7 +267,8 @@ def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> t
     name, asked = _SAID[purpose], f"{purpose}_size is {size:g} of {len(candidates):,} examples"
     if total == 0 or not len(candidates):
         if size and len(candidates):
-            request.messages.append(f"{name} is empty: {asked}, which is less than one; ask for more")
+            message = f"{name} is empty: {asked}, which is less than one; ask for more"
+            request.findings.append(Finding("empty_split", message, [purpose]))
         return _divided(pool, candidates[:0])
     if total >= len(candidates):
         raise InputError(
@@ -285,17 +287,15 @@ def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> t
     )
     held, rest = _divided(pool, candidates[sorted(chosen)])
     if not len(held):
-        why = (
-            "each one is the last of its class"
-            if part.groups is None
-            else ("groups stay together, and each one holds the last examples of a class")
-        )
-        request.messages.append(f"{name} is empty: {asked}, but {why}; give more, or set {purpose}_size: 0")
+        last = "groups stay together, and each one holds the last examples of a class"
+        why = "each one is the last of its class" if part.groups is None else last
+        message = f"{name} is empty: {asked}, but {why}; give more, or set {purpose}_size: 0"
+        request.findings.append(Finding("empty_split", message, [purpose]))
     elif abs(len(held) - total) > total / 2:
         are = "example is" if len(held) == 1 else "examples are"
-        request.messages.append(
-            f"{len(held):,} {are} held out for {name} where {total:,} were asked for, because groups stay together"
-        )
+        wanted = f"where {total:,} were asked for, because groups stay together"
+        message = f"{len(held):,} {are} held out for {name} {wanted}"
+        request.findings.append(Finding("split_size", message, [purpose]))
     if part.groups is None:
         return held, rest
     # The unlabeled members of a held-out group must not be trained on either.
@@ -341,10 +341,10 @@ def _outside_groups(given: Split, held: Splits, request: SplitConfig) -> Split:
     if own is None or not groups:
         return given
     keep = [i for i in given.indices if own[i] not in groups]
-    if len(keep) < len(given):
-        request.messages.append(
-            f"{len(given) - len(keep):,} unlabeled images were left out: their group is in validation or test"
-        )
+    if count := len(given) - len(keep):
+        message = f"{count:,} unlabeled images were left out: their group is in validation or test"
+        out = (given.part.ids[i] for i in given.indices if own[i] in groups)
+        request.findings.append(Finding("held_out_group", message, list(itertools.islice(out, MAX_EXAMPLES))))
     return Split(given.part, keep)
 
 
@@ -360,7 +360,7 @@ def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
 
     Args:
         splits: Splits `test`, `val` and those to train on.
-        request: Settings with the policy; the message is appended to its messages.
+        request: Settings with the policy; findings are appended.
 
     Raises:
         InputError: The same image is in two splits and the policy is `raise`.
@@ -386,11 +386,11 @@ def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
     more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
     if request.on_leak == "raise":
         raise InputError(f"the same image is in two splits: {listed}{more}; remove one, or set on_leak: drop")
-    request.messages.append(
-        f"{len(pairs)} images were dropped because the same image is held out for evaluation: {listed}{more}"
-    )
-    request.messages += [
-        f"{_SAID.get(name, name)} is empty, because each of its images is held out for evaluation elsewhere"
+    message = f"{len(pairs)} images were dropped because the same image is held out for evaluation: {listed}{more}"
+    request.findings.append(Finding("leak", message, [there for *_, there in pairs]))
+    why = "is empty, because each of its images is held out for evaluation elsewhere"
+    request.findings += [
+        Finding("empty_split", f"{_SAID.get(name, name)} {why}", [name])
         for name, gone in drop.items()
         if gone and len(gone) == len(splits[name])
     ]

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.source import split_of_name
 from sft_lightning.utils.errors import InputError
 
@@ -135,13 +136,13 @@ class TableColumns:
         if done:
             self.watched = [i for i in self.watched if i not in done]
 
-    def describe_unused(self) -> list[str]:
-        """Return sentences about the unused columns.
+    def describe_unused(self) -> list[Finding]:
+        """Return findings about the unused columns.
 
         Raises:
             InputError: A column holds splits or groups under another name.
         """
-        sentences, ignored = [], []
+        findings, ignored = [], []
         for i in self._others:
             name, kind = self._names[i], self._guess_kind(i)
             if "split" not in self.positions:
@@ -156,14 +157,16 @@ class TableColumns:
                 kind = "group"
             if kind and kind not in self.positions:
                 remedy = f"if it holds the {kind} of each image, call it {kind!r}"
-                sentences.append(f"{self._where}: the column {name!r} is ignored; {remedy}")
+                message = f"{self._where}: the column {name!r} is ignored; {remedy}"
+                findings.append(Finding("ignored", message, [name]))
             else:
                 ignored.append(name)
         if ignored:
             listed = ", ".join(map(repr, ignored[:_FEW])) + (", ..." if len(ignored) > _FEW else "")
             what = "column is" if len(ignored) == 1 else "columns are"
-            sentences.append(f"{self._where}: the {what} ignored: {listed} (known are {', '.join(KNOWN)})")
-        return sentences
+            message = f"{self._where}: the {what} ignored: {listed} (known are {', '.join(KNOWN)})"
+            findings.append(Finding("ignored", message, ignored))
+        return findings
 
     def _refuse_split(self, i: int) -> None:
         name, values = self._names[i], self._values[i]

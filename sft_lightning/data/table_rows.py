@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.table_columns import KNOWN, TableColumns, count_known
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import restore_cell
@@ -23,7 +24,7 @@ class TableRows:
     """Rows of a `.csv` or `.parquet` file: line number and known columns, blank where missing.
 
     Attributes:
-        messages: Sentences about unused columns, complete after all rows were read.
+        messages: Findings about unused columns, complete after all rows were read.
     """
 
     def __init__(self, path: Path, needed: Sequence[str] = ("path", "label")) -> None:
@@ -33,7 +34,7 @@ class TableRows:
             path: Path of the file.
             needed: Names of required columns.
         """
-        self.messages: list[str] = []
+        self.messages: list[Finding] = []
         self._path, self._needed = path, needed
         self._where = f"manifest {str(path)!r}"
 

@@ -29,7 +29,7 @@ from sft_lightning.report.metrics import (
 from sft_lightning.report.run_sections import render_health, render_origin, render_training
 from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.paths import LOGS
-from sft_lightning.runs.record import RunRecord
+from sft_lightning.runs.record import RunRecord, read_leaks
 from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.atomic import write_text
@@ -111,7 +111,8 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
     unlabeled = evaluation.predict_unlabeled()
     confidence, calibration = _render_calibration(evaluation)
     results, caveats = _format_verdict(evaluation, _describe_iterate(opened))
-    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in RunRecord(opened.folder).chain[-1].get("leaks", [])]
+    leaks = map(str, read_leaks(RunRecord(opened.folder).chain[-1]))
+    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in leaks]
     if is_unfinished:
         caveats.append("The run is still training: these are not its final results.")
     sections = [

@@ -1,7 +1,7 @@
 """What a run or an exported part started from, back to the first source: `lineage.json` in the run's folder.
 
 The file is a chain of links, the source first. A link is a mapping: `run` (the folder), `model`, `backbone`, `data`,
-`data_sha256` (of the images), `weights` and `weights_sha256` (of the file it started from), `leaks` (sentences about
+`data_sha256` (of the images), `weights` and `weights_sha256` (of the file it started from), `leaks` (findings about
 held-out images whose labels that file has learned), `date`, `version`, `machine`. Each run holds its whole chain, so
 that nothing is lost when a folder is moved or removed.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning._version import __version__
-from sft_lightning.runs.record import CONFIG, LINEAGE, SPLIT, Link, RunRecord, check_chain
+from sft_lightning.runs.record import CONFIG, LINEAGE, SPLIT, Link, RunRecord, check_chain, read_leaks
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError
@@ -148,7 +148,7 @@ def format_lineage(chain: list[Link]) -> str:
             text = "  ".join(field for field in fields if field)
         indent = "  " * k
         lines.append(f"{indent}{'-> ' if k else ''}{text}")
-        lines += [f"{indent}   {sentence}" for sentence in link.get("leaks", [])]
+        lines += [f"{indent}   {leak}" for leak in read_leaks(link)]
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from sft_lightning.data.issues import Finding, parse_finding
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.json_files import read_json, read_json_header
 
@@ -112,6 +113,15 @@ class RunRecord:
         return provenance
 
 
+def read_leaks(link: Link) -> list[Finding]:
+    """Return findings about evaluated examples whose labels the weights of a link have learned, or may have.
+
+    Args:
+        link: Link of a lineage. Earlier versions wrote plain sentences.
+    """
+    return [leak for value in link.get("leaks", []) if (leak := parse_finding(value, "leak")) is not None]
+
+
 def check_chain(chain: Any, name: str) -> list[Link]:
     """Return a lineage that was read from a file, if it is one.
 
@@ -137,7 +147,7 @@ def _is_link(link: Any) -> bool:
         has_machine
         and all(link.get(name) is None or isinstance(link[name], str) for name in _TEXTS)
         and isinstance(leaks, list)
-        and all(isinstance(sentence, str) for sentence in leaks)
+        and all(parse_finding(leak) is not None for leak in leaks)
         and ("file" not in link or isinstance(link.get("sha256"), str))
     )
 

@@ -355,7 +355,15 @@ def test_classes_are_counted_and_uneven_ones_reported(photos: Path, crop: Crop, 
         "test": {"china": 3, "flower": 3, "new": 0},
     }
     assert told.about["splits"]["unlabeled"] == 1
-    assert "neither validation nor test has an example of class 'new'" in told.about["messages"]
+    sentence = "neither validation nor test has an example of class 'new'"
+    assert sentence in told.about["messages"]
+    assert {"kind": "missing_class", "message": sentence, "examples": ["new"]} in told.about["data_findings"]
+    assert [finding["message"] for finding in told.about["data_findings"]] == told.about["messages"]
+    assert {finding["finding"]: finding["kind"] for finding in told.about["findings"]} == {
+        "classes without a validation image": "missing_class",
+        "classes without a test image": "missing_class",
+        "splits of uneven classes": "uneven_classes",
+    }
     shown = [line.split() for line in told.text.splitlines()]
     assert ["new", "80", "0", "0"] in shown
     assert ["all", "96", "1", "6", "6"] in shown

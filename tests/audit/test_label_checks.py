@@ -79,12 +79,12 @@ def test_a_wrong_label_among_real_images_is_found(
     assert judged.summary.endswith(
         "logistic regression on the pixels is right in 95.7%; left out for fewer than 5 labels: 1 of 3 classes"
     )
-    (row,) = label_checks.make_finding(judged, names).rows
+    (row,) = label_checks.make_result(judged, names).rows
     assert row[:2] == ("labeled", "labeled 2")
     assert row.detail.startswith("'trouser', looks like 'boot', p 0.0")
     # Sure enough to be doubted, though the label is still the likeliest.
     unsure = replace(judged, suspects=[0], probabilities=np.array([[0.1, 0.5, 0.4]]), labels=np.array([1]))
-    assert label_checks.make_finding(unsure, names).rows[0].detail == "'trouser', looks like 'bag', p 0.50 and 0.40"
+    assert label_checks.make_result(unsure, names).rows[0].detail == "'trouser', looks like 'bag', p 0.50 and 0.40"
     five = label_checks.check_labels([seen("labeled", {"boot": 5, "trouser": 5})], data, None, 0)
     assert len(five.examples) == 10
     assert five.is_decided

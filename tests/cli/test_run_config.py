@@ -76,6 +76,10 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert page.count(str(escape(leak))) == 2  # in the verdict and in the lineage
     assert "The run is still training: these are not its final results." in page
     assert "leaks" not in json.loads((first / "lineage.json").read_text())[-1]
+    (recorded, *_) = json.loads((second / "lineage.json").read_text())[-1]["leaks"]
+    assert recorded["kind"] == "leak"
+    assert f"Data: {recorded['message']}." in caplog.text
+    assert set(recorded["examples"]) <= read_labeled_ids(first / "split.csv")
     assert not read_labeled_ids(first / "split.csv") & {*of_split(second, "test"), *of_split(second, "val")}
     assert main(["export", str(second), "--part", "backbone"]) == 0
     # The exported part knows its chain, and is used in another place.

@@ -22,7 +22,7 @@ def collect_ids(data: ImageDataModule) -> Ids:
 
 
 def join_messages(data: ImageDataModule) -> str:
-    return "\n".join(data.request.messages)
+    return "\n".join(map(str, data.request.findings))
 
 
 def write_run(data: ImageDataModule, folder: Path) -> Path:

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from sft_lightning.data.issues import collect_faults
+from sft_lightning.data.issues import Finding, collect_faults
 from sft_lightning.data.label_checks import check_class_names, check_missing_labels
 from sft_lightning.data.source import split_of_name
 from sft_lightning.utils.errors import InputError
@@ -38,7 +38,7 @@ def test_class_names_that_look_alike_are_refused(one: str, other: str) -> None:
         check_class_names("folder 'x'", ["dog", one, other], listed_classes=["dog", one])
     with collect_faults() as found:
         check_class_names("folder 'x'", ["dog", one, other])
-    assert [fault.kind for fault in found] == ["class names that look alike"]
+    assert [fault.title for fault in found] == ["class names that look alike"]
 
 
 def test_distinct_class_names_give_no_warning() -> None:
@@ -57,18 +57,20 @@ def test_distinct_class_names_give_no_warning() -> None:
 
 
 def test_letters_of_another_script_that_look_the_same_are_reported() -> None:
-    (sentence,) = check_class_names("x", ["cat", "c\u0430t", "\u043a\u043e\u0442"])
-    assert sentence.endswith(r"mixes Latin and Cyrillic letters ('c\u0430t')")
+    (finding,) = check_class_names("x", ["cat", "c\u0430t", "\u043a\u043e\u0442"])
+    assert (finding.kind, finding.examples) == ("class_name", ("c\u0430t",))
+    assert finding.message.endswith(r"mixes Latin and Cyrillic letters ('c\u0430t')")
 
 
 def test_single_letters_may_differ_in_case() -> None:
-    assert check_class_names("x", ["a", "A", "b"]) == ["x: the classes 'a' and 'A' differ in case alone"]
+    finding = Finding("class_name", "x: the classes 'a' and 'A' differ in case alone", ["a", "A"])
+    assert check_class_names("x", ["a", "A", "b"]) == [finding]
 
 
 @pytest.mark.parametrize("name", ["cat\u200b", "ca\u00a0t", "cat ", "\ufeffcat", "c\u200dat"])
 def test_invisible_characters_are_escaped_in_messages(name: str) -> None:
-    (sentence,) = check_class_names("x", ["dog", name])
-    assert sentence == f"x: the class name {name!a} has characters that cannot be seen"
+    (finding,) = check_class_names("x", ["dog", name])
+    assert finding.message == f"x: the class name {name!a} has characters that cannot be seen"
     assert check_class_names("x", ["dog", name], listed_classes=[name]) == []
 
 
@@ -105,8 +107,9 @@ def test_labels_that_stand_for_missing_ones_are_refused(label: str) -> None:
 
 @pytest.mark.parametrize("label", ["none", "unknown", "Unknown", "missing"])
 def test_labels_that_may_be_a_class_are_reported(label: str) -> None:
-    (sentence,) = check_missing_labels("m", {"cat": 3, label: 1})
-    assert sentence.startswith(f"m: 1 label is {label!r}, which is read as a class")
+    (finding,) = check_missing_labels("m", {"cat": 3, label: 1})
+    assert (finding.kind, finding.examples) == ("unclear_label", (label,))
+    assert finding.message.startswith(f"m: 1 label is {label!r}, which is read as a class")
 
 
 def test_plus_and_minus_are_two_classes() -> None:

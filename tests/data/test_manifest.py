@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.vision.prediction_files import TableListing, open_prediction_source
 from sft_lightning.data.vision.sources import open_source
 from sft_lightning.utils.errors import InputError
@@ -206,7 +207,7 @@ def test_ambiguous_tables_give_a_warning(text: str, sentence: str, place: Path) 
     os.symlink("0.png", place / "link.png")
     (place / "m.csv").write_text(text)
     (message,) = open_source("m.csv").messages
-    assert message.startswith(f"manifest 'm.csv': {sentence}")
+    assert str(message).startswith(f"manifest 'm.csv': {sentence}")
 
 
 @pytest.mark.parametrize(
@@ -358,6 +359,5 @@ def test_parquet_groups_may_be_dates(place: Path) -> None:
     write(path=NAMES[:2], label=["a", "b"], Group=[datetime.date(2024, 1, 1)] * 2, other=[[1], [2]])
     source = open_source("m.parquet")
     assert source.load()["train"].groups == ["2024-01-01"] * 2
-    assert source.messages == [
-        "manifest 'm.parquet': the column is ignored: 'other' (known are path, label, split, group)"
-    ]
+    message = "manifest 'm.parquet': the column is ignored: 'other' (known are path, label, split, group)"
+    assert source.messages == [Finding("ignored", message, ["other"])]

@@ -87,7 +87,7 @@ def test_every_class_keeps_a_training_label(
 ) -> None:
     splits = split([c for c, n in enumerate(sizes) for _ in range(n)], request_)
     assert counts(splits, len(sizes)) == expected
-    assert said is None or request_.messages == said
+    assert said is None or [*map(str, request_.findings)] == said
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -136,8 +136,8 @@ def test_every_split_gets_a_group_if_there_are_enough(
     splits = split(labels, request, groups)
     assert [len(splits[name]) for name in ("labeled", "val", "test")] == sizes
     assert set(splits["labeled"].labels.tolist()) == {0, 1}
-    assert len(request.messages) == len(said), request.messages
-    assert all(words in message for words, message in zip(said, request.messages, strict=True)), request.messages
+    assert len(request.findings) == len(said), request.findings
+    assert all(words in str(one) for words, one in zip(said, request.findings, strict=True)), request.findings
 
 
 def test_class_of_a_single_group_stays_in_training() -> None:
@@ -154,7 +154,10 @@ def test_unlabeled_members_of_held_out_groups_are_counted() -> None:
     request = SplitConfig(val_size=0, test_size=0.5)
     splits = split([0, 1, -1] * 4, request, [f"patient {i // 3}" for i in range(12)])
     assert len(splits["test"]) == 4
-    assert request.messages[0].startswith("2 unlabeled images were left out: their group is in validation or test")
+    (finding,) = request.findings
+    assert str(finding) == "2 unlabeled images were left out: their group is in validation or test"
+    assert finding.kind == "held_out_group"
+    assert set(finding.examples) | set(splits["unlabeled"].ids) == {f"train/{i}" for i in range(2, 12, 3)}
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -178,7 +181,7 @@ def test_class_without_readable_or_clean_images_is_named(folder: MakeFolder) -> 
         (path / "val" / "a" / f"{i}.png").write_bytes((path / "test" / "a" / f"{i}.png").read_bytes())
     data = ImageDataModule(str(path), on_bad_image="skip")
     data.setup("fit")
-    said = "; ".join(data.request.messages)
+    said = "; ".join(map(str, data.request.findings))
     for words in (
         "training has no label of class 'leaks', so it cannot be learned: all of its labeled images are in validation",
         "training has no label of class 'gone', so it cannot be learned: the source has no labeled image of it that",
@@ -187,6 +190,10 @@ def test_class_without_readable_or_clean_images_is_named(folder: MakeFolder) -> 
         "4 unreadable images are skipped",
     ):
         assert words in said, said
+    kinds = {(finding.kind, *finding.examples[:2]) for finding in data.request.findings}
+    assert {("missing_class", "leaks"), ("missing_class", "b", "gone"), ("empty_split", "val")} <= kinds
+    (unreadable,) = (finding for finding in data.request.findings if finding.kind == "unreadable")
+    assert list(unreadable.examples) == [str(path / "train" / "gone" / f"{i}.png") for i in range(4)]
 
 
 def test_split_without_readable_images_is_named(folder: MakeFolder) -> None:
@@ -195,7 +202,7 @@ def test_split_without_readable_images_is_named(folder: MakeFolder) -> None:
         (path / "val" / "a" / f"{i}.png").write_bytes(b"")
     data = ImageDataModule(str(path), on_bad_image="skip")
     data.setup("fit")
-    assert f"none of the val images of {path} can be read" in data.request.messages
+    assert f"none of the val images of {path} can be read" in map(str, data.request.findings)
 
 
 def test_fit_and_audit_report_missing_classes(
@@ -232,7 +239,7 @@ def test_other_data_is_evaluated_on_its_test_split_with_a_message(folder: MakeFo
         data.followed_run = tmp_path / "run"
         data.setup("test")
         assert [len(data.splits[name]) for name in ("labeled", "val", "test")] == [0, 0, count]
-        assert any("is not the data of the run: " in message for message in data.request.messages)
+        assert any("is not the data of the run: " in str(finding) for finding in data.request.findings)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_unlabeled_inputs_of_a_held_out_group_are_left_out() -> None:
     assert len(splits["test"]) == 10
     assert kept == {"p0", "x"}
     assert held >= {"p4", "p5"}
-    assert re.match(r"\d unlabeled images were left out: their group", request.messages[0])
+    assert re.match(r"\d unlabeled images were left out: their group", str(request.findings[0]))
 
 
 def test_the_choice_of_one_seed_is_pinned() -> None:
@@ -283,15 +283,18 @@ def test_pictures_that_are_held_out_are_dropped_from_training_and_reported(leaky
     assert splits["labeled"].ids == [f"train{i}.png" for i in (0, 1, 4, 5, 6, 7)]
     assert splits["val"].ids == ["val1.png"]  # the other one stands in test
     assert splits["test"].ids == ["test0.png", "test1.png", "test2.png"]
-    contrary, message = request.messages
-    assert contrary.startswith("2 images have copies with another label, such as 'test1.png' and 'val0.png': correct")
-    assert message.startswith("3 images were dropped")
+    contrary, dropped = request.findings
+    assert contrary.kind == "label_conflict"
+    assert contrary.examples == ("test1.png", "val0.png", "train5.png", "train6.png")
+    assert (dropped.kind, dropped.examples) == ("leak", ("train3.png", "val0.png", "train2.png"))
+    assert str(contrary).startswith("2 images have copies with another label, such as 'test1.png' and 'val0.png': ")
+    assert dropped.message.startswith("3 images were dropped")
     for pair in (
         "'val0.png' (val) equals 'test1.png' (test)",
         "'train3.png' (train) equals 'test0.png' (test)",
         "'train2.png' (train) equals 'val1.png' (val)",
     ):
-        assert pair in message
+        assert pair in dropped.message
 
 
 def test_leaks_are_refused_on_request(leaky: dict[str, Examples]) -> None:
@@ -314,14 +317,14 @@ def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
     splits = make_splits({"train": train}, second, request, CLASSES)
     held = {i for name in ("val", "test") for i in splits[name].indices}
     assert set(splits["unlabeled"].indices) == set(range(12)) - held
-    assert request.messages[0].startswith("6 images were dropped")
-    assert request.messages[0].endswith("and 1 more")
+    assert str(request.findings[0]).startswith("6 images were dropped")
+    assert str(request.findings[0]).endswith("and 1 more")
 
 
 def test_without_leaks_nothing_is_said() -> None:
     request = SplitConfig(on_leak="raise")
     split_of(make_examples([0, 1, 2] * 10), request)
-    assert request.messages == []
+    assert request.findings == []
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_lightning.runs.record import LINEAGE, PROVENANCE, SPLIT, RunRecord
+from sft_lightning.data.issues import Finding
+from sft_lightning.runs.lineage import format_lineage
+from sft_lightning.runs.record import LINEAGE, PROVENANCE, SPLIT, RunRecord, read_leaks
 from sft_lightning.utils.errors import InputError
 
 OLD = Path(__file__).parent / "version_0_1" / "lightning_logs" / "old" / "fine_tune" / "version_0"
@@ -31,7 +33,18 @@ def test_empty_folder_gives_empty_values(tmp_path: Path) -> None:
     assert record.chain == [{"run": str(tmp_path)}]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '[{"run": 3}]', "\x00", "[" * 100_000])
+def test_leaks_are_read_as_findings_and_from_sentences_of_earlier_versions(tmp_path: Path) -> None:
+    leak = Finding("leak", "2 of 7 test images are known", ["a.png", "b.png"])
+    (tmp_path / LINEAGE).write_text(json.dumps([{"run": "x", "leaks": [leak.to_json(), "1 more is not known"]}]))
+    chain = RunRecord(tmp_path).chain
+    assert read_leaks(chain[-1]) == [leak, Finding("leak", "1 more is not known")]
+    assert read_leaks({"run": "x"}) == []
+    assert format_lineage(chain).splitlines()[1:] == ["   2 of 7 test images are known", "   1 more is not known"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", '[{"run": 3}]', '[{"run": "x", "leaks": [{"kind": "leak"}]}]', "\x00", "[" * 100_000]
+)
 @pytest.mark.parametrize(
     ("name", "attribute"), [(SPLIT, "data_digest"), (LINEAGE, "chain"), (PROVENANCE, "provenance")]
 )

@@ -237,8 +237,8 @@ class ImageDataModule(FewLabelDataModule):
         facts = [one for one in kept if one is not None]
         ranges = choose_scale(facts, self.geometry.ranges, find_value_ranges(source))
         self.geometry = replace(self.geometry, ranges=ranges)
-        self.request.messages += describe_values(facts, ranges)
-        self.request.messages += describe_long_images(facts, self.geometry)
+        self.request.findings += describe_values(facts, ranges)
+        self.request.findings += describe_long_images(facts, self.geometry)
         self._caches = None if self._cache is None else ImageCaches(self._cache, self._parts)
         if self._caches is not None and not self._caches:
             rank_zero_info(f"Data: cache {str(self._cache)!r} is not used: none of the images is a separate file.")

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from sft_lightning.data.bad_examples import UNREADABLE, show_path
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.vision.image_files import open_image_file
 
 # Files with these extensions are read as images, and refused if they are broken.
@@ -133,14 +134,14 @@ class IgnoredFiles:
         self.hidden = [*self.hidden, *other.hidden][:_FEW]
         self.hidden_count += other.hidden_count
 
-    def messages(self, folder: str) -> list[str]:
-        """Return one sentence for each reason to ignore files, or nothing where all were read.
+    def describe(self, folder: str) -> list[Finding]:
+        """Return one finding for each reason to ignore files, or nothing where all were read.
 
         Args:
             folder: Folder that was listed.
         """
         where = f"in {show_path(folder)!r}"
-        messages = []
+        findings = []
         closed = Counter({kind: n for kind, n in self.kinds.items() if kind in UNSUPPORTED})
         for kinds, what, remedy in (
             (closed, "of a format that cannot be read", "; convert them to JPEG or PNG"),
@@ -149,15 +150,18 @@ class IgnoredFiles:
             if count := kinds.total():
                 files = f"1 file {where} {what.replace('are not images', 'is not an image')}"
                 files = f"{count:,} files {where} {what}" if count > 1 else files
-                messages.append(f"ignored {files}: {_format_counts(kinds)}{remedy}")
+                message = f"ignored {files}: {_format_counts(kinds)}{remedy}"
+                findings.append(Finding("ignored", message, [kind for kind in sorted(kinds) if kind]))
         if self.hidden_count:
             images = "1 hidden image" if self.hidden_count == 1 else f"{self.hidden_count:,} hidden images"
             more = ", ..." if self.hidden_count > len(self.hidden) else ""
-            messages.append(f"ignored {images} {where}: {', '.join(self.hidden)}{more}; rename them to use them")
+            message = f"ignored {images} {where}: {', '.join(self.hidden)}{more}; rename them to use them"
+            findings.append(Finding("ignored", message, self.hidden))
         if count := self.folders.total():
             folders = "1 hidden or system folder" if count == 1 else f"{count:,} hidden or system folders"
-            messages.append(f"ignored {folders} {where}: {_format_counts(self.folders)}")
-        return messages
+            message = f"ignored {folders} {where}: {_format_counts(self.folders)}"
+            findings.append(Finding("ignored", message, sorted(self.folders)))
+        return findings
 
 
 def _format_counts(counts: Counter[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from sft_lightning.data.bad_examples import format_path, show_path
 from sft_lightning.data.class_names import sort_classes
-from sft_lightning.data.issues import UNTRAINED, report_fault
+from sft_lightning.data.issues import UNTRAINED, Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names
 from sft_lightning.data.source import SPLITS, Examples, relative
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
@@ -58,15 +58,15 @@ class FolderSource(ImageSource):
         self.name = str(path)
         self._ignored = IgnoredFiles()
         self._entries: dict[Path, _Entries] = {}
-        messages: list[str] = []
+        findings: list[Finding] = []
         folders, loose, passed = self._list_entries(path)
         self._ignored.merge(passed)
-        self._splits = self._find_splits(folders, messages)
+        self._splits = self._find_splits(folders, findings)
         self._train = self._splits.setdefault("train", path)
         if self._train == path:
             self._refuse_wrapper(path, loose)
         else:
-            messages += self._check_beside([f for f in folders if f not in self._splits.values()], loose)
+            findings += self._check_beside([f for f in folders if f not in self._splits.values()], loose)
         classes = self._class_folders(self._train)
         if not classes and not loose:  # nothing to train on: take the classes of the splits to evaluate
             classes = [
@@ -76,7 +76,7 @@ class FolderSource(ImageSource):
                 for f in self._class_folders(self._splits[split])
             ]
         self.class_names = sort_classes({format_path(folder.name) for folder in classes})
-        messages += self._check_names(listed_classes)
+        findings += self._check_names(listed_classes)
         self._files: dict[str, list[tuple[Path, int]]] = {}
         self._subfolders: dict[
             str, set[str]
@@ -86,18 +86,18 @@ class FolderSource(ImageSource):
                 folder = self._splits[split]
                 files = self._list_labeled(folder, split) if split != "unlabeled" else self._list_unlabeled(folder)
                 self._files[split] = list(files)
-        messages += [*self._ignored.messages(self.name), *self._check_levels(listed_classes)]
+        findings += [*self._ignored.describe(self.name), *self._check_levels(listed_classes)]
         if not any(self._files.values()):
             raise InputError(
                 "; ".join(
                     [
                         f"folder {self.name!r} holds no image: expected CLASS/image.png, train/CLASS/image.png or only "
                         "images (.png, .jpg, .webp, .tif, ...)",
-                        *messages,
+                        *map(str, findings),
                     ]
                 )
             )
-        self.messages = messages
+        self.messages = findings
 
     def _list_entries(self, folder: Path) -> _Entries:
         """Return the entries of a folder, listed once."""
@@ -108,8 +108,8 @@ class FolderSource(ImageSource):
     def _class_folders(self, folder: Path) -> list[Path]:
         return [f for f in self._list_entries(folder).folders if f not in self._splits.values()]
 
-    def _find_splits(self, folders: Sequence[Path], messages: list[str]) -> dict[str, Path]:
-        """Return the folder of each split, and report other spellings in `messages`."""
+    def _find_splits(self, folders: Sequence[Path], findings: list[Finding]) -> dict[str, Path]:
+        """Return the folder of each split, and report other spellings in `findings`."""
         folder_of: dict[str, Path] = {}
         for folder in folders:
             split = find_split(folder.name)
@@ -128,7 +128,8 @@ class FolderSource(ImageSource):
                 )
             folder_of[split] = folder
             if folder.name != split:
-                messages.append(f"folder '{show_path(folder)}' is read as the split {split}")
+                message = f"folder '{show_path(folder)}' is read as the split {split}"
+                findings.append(Finding("layout", message, [show_path(folder.name)]))
         return folder_of
 
     def _refuse_wrapper(self, path: Path, loose: Sequence[Path]) -> None:
@@ -155,10 +156,11 @@ class FolderSource(ImageSource):
                     f"{str(path / 'train')!r}"
                 )
 
-    def _check_beside(self, others: Sequence[Path], loose: Sequence[Path]) -> list[str]:
-        """Return warnings about images beside the folder of the training split, which are not read."""
+    def _check_beside(self, others: Sequence[Path], loose: Sequence[Path]) -> list[Finding]:
+        """Return findings about images beside the folder of the training split, which are not read."""
         folders = [f for f in others if _has_images(f)]
-        names = _format_names([show_path(f.name) for f in folders])
+        beside = [show_path(f.name) for f in folders]
+        names = _format_names(beside)
         inside, images, _ = self._list_entries(self._train)
         train = show_path(self._train)
         if folders and images and not inside:
@@ -175,21 +177,28 @@ class FolderSource(ImageSource):
                     f"class; that folder holds {_format_names([show_path(f.name) for f in inner])}: move these up into "
                     f"'{train}'"
                 )
-        messages = [f"images in {names} are not read: only folders of splits are, beside '{train}'"] if folders else []
+        findings = []
+        if folders:
+            message = f"images in {names} are not read: only folders of splits are, beside '{train}'"
+            findings.append(Finding("ignored", message, beside))
         if loose:
             count = f"{len(loose):,} images" if len(loose) > 1 else "1 image"
-            messages.append(f"{count} in {self.name!r} itself, beside '{train}', belong to no split or class")
-        return messages
+            message = f"{count} in {self.name!r} itself, beside '{train}', belong to no split or class"
+            findings.append(Finding("ignored", message, [show_path(path.name) for path in loose]))
+        return findings
 
-    def _check_names(self, listed_classes: Sequence[str]) -> list[str]:
-        """Return warnings about class names that look alike, or like a split."""
+    def _check_names(self, listed_classes: Sequence[str]) -> list[Finding]:
+        """Return findings about class names that look alike, or like a split."""
         splits = [name for name in self.class_names if find_split(name) is not None or mentions_split(name)]
         return [
             *check_class_names(f"folder '{show_path(self._train)}'", self.class_names, listed_classes),
-            *(f"folder {name!r} in '{show_path(self._train)}' is read as a class" for name in splits),
+            *(
+                Finding("layout", f"folder {name!r} in '{show_path(self._train)}' is read as a class", [name])
+                for name in splits
+            ),
         ]
 
-    def _check_levels(self, listed_classes: Sequence[str]) -> list[str]:
+    def _check_levels(self, listed_classes: Sequence[str]) -> list[Finding]:
         """Refuse or report folders inside the class folders that may be splits or the actual classes."""
         where = f"'{show_path(self._train)}'"
         shared = set.intersection(*self._subfolders.values()) if self._subfolders else set()
@@ -222,11 +231,12 @@ class FolderSource(ImageSource):
                 f"and each one holds {_format_names(inner)}: join them, or list {', '.join(names)} in class_names if "
                 "they are the classes"
             )
-        return [
+        message = (
             f"the folders {_format_names(names)} in {where} are read as the classes, and each one holds "
-            f"{_format_names(inner)}, which "
-            "are not: if these are the classes, give one of the former as the source, or join them"
-        ]
+            f"{_format_names(inner)}, which are not: if these are the classes, give one of the former as the source, "
+            "or join them"
+        )
+        return [Finding("layout", message, names)]
 
     def _list_unlabeled(self, folder: Path) -> Iterator[tuple[Path, int]]:
         return ((Path(path), -1) for _, path in find_images(str(folder), ignored=self._ignored))
@@ -275,7 +285,7 @@ class FolderSource(ImageSource):
                 sentence = "; ".join(
                     [
                         f"class folder {str(child)!r} holds no image: add some or remove the folder",
-                        *passed.messages(str(child)),
+                        *map(str, passed.describe(str(child))),
                     ]
                 )
                 report_fault("class folders without an image", split, relative(child, self.path), "empty", sentence)

@@ -2,6 +2,7 @@
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.vision.image_files import DARK, FileFacts
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.value_ranges import (
@@ -66,54 +67,58 @@ def check_value_range(value_range: Range | None) -> ValueRanges:
     return ValueRanges((low, high), (low, high))
 
 
-def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[str]:
+def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[Finding]:
     """Describe which values of images of more than 8 bits become black and white.
 
     Args:
         facts: Facts about the files of each collection.
         ranges: Scale of the data set.
     """
-    messages = []
+    findings = []
     values = [value for one in facts for value in one.values]
     for kind, scale, is_float in (("integers", ranges.integers, False), ("floating point", ranges.floats, True)):
         own = [value for value in values if value.is_float == is_float]
         if own and scale is not None:
             low, high = min(value.lowest for value in own), max(value.highest for value in own)
-            messages.append(
+            message = (
                 f"images of {kind} of more than 8 bits: {_format_range(scale)} becomes 0 to 255 in all of them "
                 f"(values in the files go from {_format_range((low, high))}); set value_range for another scale"
             )
+            findings.append(Finding("value_range", message))
             if max(value.high for value in own) - scale[0] < _DARK * (scale[1] - scale[0]):
                 bright = _format_range((scale[0], max(value.high for value in own)))
-                messages.append(
+                message = (
                     f"the images of {kind} are dark: 99.9% of their values go from {bright}, so a few bright ones set "
                     "the scale; set value_range"
                 )
+                findings.append(Finding("value_range", message))
             if low in _NO_DATA or low < -1e30:
-                messages.append(
-                    f"the lowest value, {low:g}, often stands for missing data: set value_range to that of the rest"
-                )
+                message = f"the lowest value, {low:g}, often stands for missing data"
+                findings.append(Finding("value_range", f"{message}: set value_range to that of the rest"))
     brightest = max((one.brightest for one in facts if one.brightest is not None), default=DARK)
     if brightest < DARK:
-        messages.append(
+        message = (
             "the color images of 16 bits a channel are dark: Pillow reads the upper 8 bits, of which "
             f"{brightest} of 255 is the largest; if the data fills fewer bits, scale the files to 8 or 16 bits"
         )
+        findings.append(Finding("value_range", message))
     not_finite = [name for one in facts for name in one.not_finite]
     if paged := [name for one in facts for name in one.paged]:
         are = "1 TIFF has" if len(paged) == 1 else f"{len(paged):,} TIFFs have"
         more = ", ..." if len(paged) > _NAMED else ""
-        messages.append(f"{are} more than one page, of which the first is read: {', '.join(paged[:_NAMED])}{more}")
+        message = f"{are} more than one page, of which the first is read: {', '.join(paged[:_NAMED])}{more}"
+        findings.append(Finding("extra_frames", message, paged))
     if not_finite:
         more = ", ..." if len(not_finite) > _NAMED else ""
-        messages.append(
+        message = (
             f"{len(not_finite):,} of the images have values that are NaN (read as black) or infinite: "
             f"{', '.join(not_finite[:_NAMED])}{more}"
         )
-    return messages
+        findings.append(Finding("not_finite", message, not_finite))
+    return findings
 
 
-def describe_long_images(facts: list[FileFacts], geometry: Geometry) -> list[str]:
+def describe_long_images(facts: list[FileFacts], geometry: Geometry) -> list[Finding]:
     """Report images that lose much of their area to the central square, where they are more than 5%.
 
     Args:
@@ -123,10 +128,11 @@ def describe_long_images(facts: list[FileFacts], geometry: Geometry) -> list[str
     count, long = sum(one.count for one in facts), sum(one.long for one in facts)
     if geometry.resize != "crop" or long <= _LONG_SHARE * count:
         return []
-    return [
+    message = (
         f"{long:,} of {count:,} images ({long / count:.0%}) lose more than a third of their area to the central "
         "square: set resize: pad to keep all of it"
-    ]
+    )
+    return [Finding("cropped", message)]
 
 
 def _format_range(values: Range) -> str:

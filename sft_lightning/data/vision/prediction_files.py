@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_lightning.data.bad_examples import format_path, show_path
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
@@ -24,12 +25,12 @@ class Listing(ABC):
     Attributes:
         name: Path as the user wrote it.
         count: Number of files when the listing was opened; files added later are listed, too.
-        messages: Sentences about ignored files.
+        messages: Findings about ignored files.
     """
 
     name: str
     count: int
-    messages: Sequence[str] = ()
+    messages: Sequence[Finding] = ()
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -52,7 +53,7 @@ class FolderListing(Listing):
         self.name, self.path = str(path), path
         passed = IgnoredFiles()
         self.count = sum(1 for _ in find_images(str(path), _MAX_SORTED, passed))
-        self.messages = passed.messages(self.name)
+        self.messages = passed.describe(self.name)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield paths relative to the folder, and the paths themselves."""
@@ -146,7 +147,10 @@ def open_prediction_source(name: str, root: str = "data", check: bool = True) ->
     if not listing.count:
         raise InputError(
             "; ".join(
-                [f"predict_source {name!r} holds no image: give a folder or manifest with some", *listing.messages]
+                [
+                    f"predict_source {name!r} holds no image: give a folder or manifest with some",
+                    *map(str, listing.messages),
+                ]
             )
         )
     return listing

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sft_lightning.data.contract import batch_request, few_label_data
+from sft_lightning.data.issues import Finding
 from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import build_source_chain, hash_file, write_lineage
 from sft_lightning.runs.provenance import write_provenance
@@ -87,7 +88,7 @@ class RunFolder(SaveConfigCallback):
                 again = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
                 get_event_writer(logger).add_event(again)
 
-    def _record(self, folder: Path, learns_labels: bool, leaks: Sequence[str]) -> None:
+    def _record(self, folder: Path, learns_labels: bool, leaks: Sequence[Finding]) -> None:
         """Record which runs and weights the run starts from."""
         model, data = (self.config.get(name) or {} for name in ("model", "data"))
         settings, of_data = (dict(told.get("init_args") or {}) for told in (model, data))
@@ -99,7 +100,7 @@ class RunFolder(SaveConfigCallback):
             "learns_labels": learns_labels,
         }
         if leaks:
-            link["leaks"] = list(leaks)
+            link["leaks"] = [leak.to_json() for leak in leaks]
         sources: list[Link] = []
         for name in ("weights", "head_weights"):
             given = settings.get(name, "none")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.data.vision.file_kinds import EXTENSIONS, IgnoredFiles
 from sft_lightning.data.vision.folders import find_images
@@ -49,7 +50,7 @@ def encoded(kind: str, mode: str = "RGB") -> bytes:
 
 def names(folder: Path) -> tuple[list[str], list[str]]:
     passed = IgnoredFiles()
-    return [name for name, _ in find_images(str(folder), ignored=passed)], passed.messages("here")
+    return [name for name, _ in find_images(str(folder), ignored=passed)], [*map(str, passed.describe("here"))]
 
 
 @pytest.mark.parametrize("extension", WRITTEN)
@@ -152,7 +153,9 @@ def test_fit_and_predict_report_ignored_files(workdir: Path, caplog: pytest.LogC
     data = ImageDataModule("set", image_size=16, num_workers=0)
     data.setup("fit")
     assert sum(map(len, data.splits.values())) == 18
-    assert data.request.messages[0] == "ignored 1 file in 'set' that is not an image: 1 .txt"
+    assert data.request.findings[0] == Finding(
+        "ignored", "ignored 1 file in 'set' that is not an image: 1 .txt", [".txt"]
+    )
     words = [
         f"--config={CONFIGS / 'quickstart' / 'fine_tune.yaml'}", "--data.init_args.source=set",
         "--data.init_args.num_labels=null", "--data.init_args.image_size=16", "--trainer.max_epochs=1", "--run_name=a",

@@ -143,7 +143,7 @@ def test_folder_layout_is_read_as_intended(
             own = [c for c in source.class_names if any(_same(c, piece) for piece in folder[:-1])]
             assert label < 0 or source.class_names[label] in own
     assert len(source.messages) == len(said), source.messages
-    assert all(re.search(words, message) for words, message in zip(said, source.messages, strict=True)), source.messages
+    assert all(re.search(words, str(one)) for words, one in zip(said, source.messages, strict=True)), source.messages
 
 
 def _same(a: str, b: str) -> bool:

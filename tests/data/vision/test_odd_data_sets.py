@@ -57,7 +57,7 @@ def test_folders_inside_classes_are_reported(
 ) -> None:
     messages = open_source(str(layout(tmp_path, *folders)), listed_classes=meant).messages
     assert len(messages) == len(said)
-    assert all(re.search(words, message) for words, message in zip(said, messages, strict=True))
+    assert all(re.search(words, str(message)) for words, message in zip(said, messages, strict=True))
 
 
 def test_link_to_a_class_folder_is_a_copy_with_another_label(folder: MakeFolder) -> None:
@@ -65,7 +65,7 @@ def test_link_to_a_class_folder_is_a_copy_with_another_label(folder: MakeFolder)
     (source / "feline").symlink_to("cat")
     data = ImageDataModule(str(source), image_size=8)
     data.setup("fit")
-    assert [m for m in data.request.messages if re.match(r"8 images have copies with another label, such as 'cat/", m)]
+    assert [one for one in data.request.findings if re.match(r"8 images have copies with another .*'cat/", str(one))]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_tables_with_another_meaning_are_refused(header: str, cells: list[str], 
 def test_suspicious_tables_are_reported(header: str, cells: list[str], said: list[str], tmp_path: Path) -> None:
     messages = open_source(str(fill(tmp_path, header, cells))).messages
     assert len(messages) == len(said)
-    assert all(words in message for words, message in zip(said, messages, strict=True))
+    assert all(words in str(message) for words, message in zip(said, messages, strict=True))
 
 
 def fill(folder: Path, header: str, cells: list[str]) -> Path:
@@ -154,7 +154,8 @@ def test_unread_pages_of_a_tiff_are_reported(tmp_path: Path) -> None:
     facts, unreadable = inspect_images([tmp_path / name for name in ("stack.tif", "one.tif", "film.gif")])
     assert not unreadable
     (said,) = describe_values([facts], choose_ranges([]))
-    assert said == f"1 TIFF has more than one page, of which the first is read: {tmp_path / 'stack.tif'}"
+    assert (said.kind, said.examples) == ("extra_frames", (str(tmp_path / "stack.tif"),))
+    assert said.message == f"1 TIFF has more than one page, of which the first is read: {tmp_path / 'stack.tif'}"
 
 
 @pytest.mark.parametrize(
@@ -179,8 +180,8 @@ def test_scale_set_by_few_values_is_reported(values: np.generic, odd: float, sai
         pixels[0, 0] = odd
         Image.fromarray(pixels.astype(values.dtype)).save(path)
     facts, _ = inspect_images(paths)
-    messages = describe_values([facts], choose_ranges(facts.values))
-    assert [message[: len(said or "")] for message in messages[1:]] == ([] if said is None else [said])
+    findings = describe_values([facts], choose_ranges(facts.values))
+    assert [str(finding)[: len(said or "")] for finding in findings[1:]] == ([] if said is None else [said])
 
 
 def test_signed_8_bit_integers_are_refused(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_run_says_how_many_images_lose_much(folder: MakeFolder) -> None:
     for resize, expected in (("crop", 1), ("pad", 0), ("squash", 0)):
         data = ImageDataModule(str(source), image_size=8, resize=resize)  # type: ignore[arg-type]
         data.setup("fit")
-        assert sum(message.startswith(said) for message in data.request.messages) == expected
+        assert sum(str(finding).startswith(said) for finding in data.request.findings) == expected
 
 
 def test_an_audit_counts_what_is_cut_off(folder: MakeFolder) -> None:

@@ -329,7 +329,7 @@ def test_equal_images_are_found_across_shards_and_files(files: Path, shards: Pat
     request = SplitConfig()
     splits = make_splits({"train": open_source(str(shards)).load()["test"], "test": only_test}, None, request, "abc")
     assert not len(splits["labeled"])
-    assert "12 images were dropped" in request.messages[0]
+    assert "12 images were dropped" in str(request.findings[0])
 
 
 def test_images_of_shards_are_not_kept_in_memory(shards: Path) -> None:

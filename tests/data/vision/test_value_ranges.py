@@ -97,7 +97,7 @@ def test_12_bit_images_share_one_scale(name: str, tmp_path: Path) -> None:
     source = folder(tmp_path, {name.format(v): make_uniform(v, np.uint16) for v in (100, 2048, 4000, 3000)})
     data = open_data(source)
     assert [int(pixels_of(data, str(v))[4, 4]) for v in (100, 2048, 4000)] == [6, 128, 249]
-    assert any("0 to 4,095 becomes 0 to 255" in said for said in data.request.messages)
+    assert any("0 to 4,095 becomes 0 to 255" in str(finding) for finding in data.request.findings)
 
 
 def test_32_bit_integers_do_not_saturate(tmp_path: Path) -> None:
@@ -119,7 +119,9 @@ def test_floats_share_one_scale_and_values_that_are_not_finite_are_reported(tmp_
     arrays["0.5.tif"][0, 0] = np.nan
     data = open_data(folder(tmp_path, arrays))
     assert [int(pixels_of(data, v)[4, 4]) for v in ("0.2", "0.98", "1.02", "0.5")] == [51, 250, 255, 128]
-    assert any("1 of the images have values that are NaN" in m and "0.5.tif" in m for m in data.request.messages)
+    (finding,) = (finding for finding in data.request.findings if finding.kind == "not_finite")
+    assert "1 of the images have values that are NaN" in finding.message
+    assert [Path(name).name for name in finding.examples] == ["0.5.tif"]
 
 
 def test_value_range_sets_the_scale(tmp_path: Path) -> None:
@@ -191,8 +193,8 @@ def color_png(path: Path, highest: int) -> None:
 def test_dark_16_bit_colors_are_reported(highest: tuple[int, ...], is_said: bool, tmp_path: Path) -> None:
     for k, value in enumerate(highest):
         color_png(tmp_path / "train" / "ab"[k % 2] / f"{k}.png", value)
-    said = open_data(tmp_path).request.messages
-    assert any("of which 15 of 255 is the largest" in message for message in said) == is_said
+    said = open_data(tmp_path).request.findings
+    assert any("of which 15 of 255 is the largest" in str(finding) for finding in said) == is_said
 
 
 def test_image_to_predict_with_nan_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
