@@ -175,7 +175,7 @@ def shut_down_workers(loader: DataLoader[Any]) -> None:
     """
     if loader._iterator is not None:
         if loader.num_workers:
-            loader._iterator._shutdown_workers()
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined] # of the kind with workers
         loader._iterator = None
 
 
