@@ -54,7 +54,7 @@ def epochs(loader: TrainLoader, numbers: Iterable[int]) -> list[RawBatch]:
     return batches
 
 
-def test_same_seed_same_batches_for_any_number_of_workers(files: Split) -> None:
+def test_same_seed_gives_the_same_batches_for_any_number_of_workers(files: Split) -> None:
     one, two, other = (
         epochs(TrainLoader({"labeled": stream(files, workers=workers, seed=seed)}, 4), range(3))
         for workers, seed in ((0, 1), (2, 1), (0, 2))
@@ -64,21 +64,21 @@ def test_same_seed_same_batches_for_any_number_of_workers(files: Split) -> None:
     assert not any(same(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_picture_is_cropped_anew_each_time(files: Split) -> None:
+def test_image_is_cropped_differently_each_time(files: Split) -> None:
     batches = epochs(TrainLoader({"labeled": stream(files)}, 3), range(4))
     seen = [batch.inputs[k] for batch in batches for k, i in enumerate(batch.indices.tolist()) if i == 3]
     assert len(seen) == 4
     assert len({bytes(image.numpy().tobytes()) for image in seen}) == 4
 
 
-def test_equal_inputs_of_one_batch_are_cropped_apart(tmp_path: Path) -> None:
+def test_equal_images_of_a_batch_are_cropped_independently(tmp_path: Path) -> None:
     path = write_image(tmp_path / "x.png", 1, (20, 16))
     part = Examples(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
     (batch,) = stream(Split(part, list(range(6))), 6).batches(0, 1)
     assert len({bytes(image.numpy().tobytes()) for image in batch.inputs}) == 6
 
 
-def test_each_row_belongs_to_its_index_and_label(files: Split) -> None:
+def test_each_row_matches_its_index_and_label(files: Split) -> None:
     for batch in EvalLoader(stream(files, shuffle=False)):
         assert batch.labels is not None
         assert batch.seed is None
@@ -90,7 +90,7 @@ def test_each_row_belongs_to_its_index_and_label(files: Split) -> None:
 
 
 @pytest.mark.parametrize("indices", [list(range(12)), [11, 3, 4, 7]])
-def test_memory_rows_belong_to_their_index_and_label(indices: list[int]) -> None:
+def test_rows_from_memory_match_their_index_and_label(indices: list[int]) -> None:
     part = make_examples([i % 3 for i in range(12)])
     for batch in epochs(TrainLoader({"labeled": stream(Split(part, indices), 3)}, 4), range(2)):
         assert batch.labels is not None
@@ -99,7 +99,7 @@ def test_memory_rows_belong_to_their_index_and_label(indices: list[int]) -> None
         assert batch.labels.tolist() == [row % 3 for row in rows]
 
 
-def test_labels_of_unlabeled_examples_never_travel(files: Split) -> None:
+def test_batches_never_contain_labels_of_unlabeled_examples(files: Split) -> None:
     for split in (files, Split(make_examples([0, 1, 2]), [0, 1, 2])):
         loaded = Stream(split, BatchPlan(len(split), 2, shuffle=True), CROPS, with_labels=False)
         assert [batch.labels for batch in loaded.batches(0, 2)] == [None, None]
@@ -107,7 +107,7 @@ def test_labels_of_unlabeled_examples_never_travel(files: Split) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 4, 5])
-def test_a_resumed_epoch_goes_on_with_exactly_what_is_left(files: Split, workers: int, stop: int) -> None:
+def test_resumed_epoch_continues_with_the_remaining_batches(files: Split, workers: int, stop: int) -> None:
     whole = epochs(TrainLoader({"labeled": stream(files)}, 5), [0, 1, 2])
     first = TrainLoader({"labeled": stream(files, workers=workers)}, 5)
     epochs(first, [0])
@@ -124,7 +124,7 @@ def test_a_resumed_epoch_goes_on_with_exactly_what_is_left(files: Split, workers
     assert all(same(a, b) for a, b in zip(rest, expected, strict=True))
 
 
-def test_an_epoch_left_early_starts_the_next_one_at_its_start(files: Split) -> None:
+def test_epoch_after_an_interrupted_one_starts_at_its_first_batch(files: Split) -> None:
     whole = epochs(TrainLoader({"labeled": stream(files)}, 5), [0, 1])
     loader = TrainLoader({"labeled": stream(files, workers=2)}, 5)
     loader.set_epoch(0)
@@ -137,7 +137,7 @@ SIZES = {"count": st.integers(1, 60), "batch_size": st.integers(1, 9), "seed": s
 
 @settings(max_examples=40)
 @given(**SIZES)
-def test_each_pass_sees_every_example_once(count: int, batch_size: int, seed: int) -> None:
+def test_each_pass_contains_every_example_once(count: int, batch_size: int, seed: int) -> None:
     plan = BatchPlan(count, batch_size, seed, shuffle=True)
     batches = [plan[g][0] for g in range(2 * plan.per_pass)]
     for half in (batches[: plan.per_pass], batches[plan.per_pass :]):
@@ -148,7 +148,7 @@ def test_each_pass_sees_every_example_once(count: int, batch_size: int, seed: in
 
 
 @given(world=st.integers(2, 4), **SIZES)
-def test_processes_together_see_what_one_sees(count: int, batch_size: int, seed: int, world: int) -> None:
+def test_processes_together_see_the_batches_of_one_process(count: int, batch_size: int, seed: int, world: int) -> None:
     count += world
     ranks = [BatchPlan(count, batch_size, seed, True, rank, world) for rank in range(world)]
     alone = BatchPlan(count, batch_size * world, seed, shuffle=True)
@@ -170,7 +170,7 @@ def test_processes_together_see_what_one_sees(count: int, batch_size: int, seed:
 
 
 @given(world=st.integers(1, 4), **SIZES)
-def test_evaluation_shards_hold_each_example_once(count: int, batch_size: int, seed: int, world: int) -> None:
+def test_evaluation_shards_contain_each_example_once(count: int, batch_size: int, seed: int, world: int) -> None:
     plans = [BatchPlan(count, batch_size, seed, False, rank, world) for rank in range(world)]
     seen = [i for plan in plans for g in range(plan.per_pass) for i in plan[g][0].tolist()]
     assert sorted(seen) == list(range(count))
@@ -190,7 +190,7 @@ def test_fewer_examples_than_a_batch_make_one_batch_a_pass() -> None:
     assert [sorted(batch.indices.tolist()) for batch in batches] == [[0, 1, 2]] * 3
 
 
-def test_parts_of_unequal_length_run_side_by_side() -> None:
+def test_shorter_stream_repeats_beside_a_longer_one() -> None:
     few, many = Split(make_examples([0, 1]), [0, 1]), Split(make_examples([-1] * 20), list(range(20)))
     loader = TrainLoader({"labeled": stream(few, 2), "unlabeled": stream(many, 4)}, 5)
     batches = list(loader)
@@ -200,7 +200,7 @@ def test_parts_of_unequal_length_run_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loading_leaves_the_global_random_state_alone(files: Split, workers: int) -> None:
+def test_loading_leaves_the_global_random_state_unchanged(files: Split, workers: int) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     epochs(TrainLoader({"labeled": stream(files, workers=workers)}, 3), [0, 1])
     list(EvalLoader(stream(files, shuffle=False, workers=workers)))
@@ -214,11 +214,11 @@ def test_batches_do_not_depend_on_the_global_seed(files: Split, seed: int) -> No
     expected = epochs(TrainLoader({"labeled": stream(files, workers=2)}, 3), [0])
     torch.manual_seed(seed)
     random.seed(seed)
-    found = epochs(TrainLoader({"labeled": stream(files, workers=2)}, 3), [0])
-    assert all(same(a, b) for a, b in zip(expected, found, strict=True))
+    actual = epochs(TrainLoader({"labeled": stream(files, workers=2)}, 3), [0])
+    assert all(same(a, b) for a, b in zip(expected, actual, strict=True))
 
 
-def test_a_closed_stream_starts_again(files: Split) -> None:
+def test_closed_stream_can_be_restarted(files: Split) -> None:
     one = stream(files, workers=2)
     before = list(one.batches(0, 3))
     one.close()
@@ -237,7 +237,7 @@ def spoil(split: Split, *positions: int) -> list[str]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_a_file_that_fails_on_the_way_stops_the_run_by_name(files: Split, workers: int, shuffle: bool) -> None:
+def test_file_that_fails_during_training_stops_the_run_by_name(files: Split, workers: int, shuffle: bool) -> None:
     (name,) = spoil(files, 6)
     loaded = stream(files, shuffle=shuffle, workers=workers)
     with pytest.raises(InputError, match="on_bad_image: skip") as caught:
@@ -247,7 +247,7 @@ def test_a_file_that_fails_on_the_way_stops_the_run_by_name(files: Split, worker
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_fails_on_the_way_is_left_out_and_listed(files: Split, workers: int) -> None:
+def test_file_that_fails_during_training_is_skipped_and_listed(files: Split, workers: int) -> None:
     names = spoil(files, 6, 1)
     bad = BadImages("skip")
     loaded = Stream(files, BatchPlan(12, 5, shuffle=False), Geometry(8), workers=workers, bad=bad)
@@ -261,7 +261,7 @@ def test_a_file_that_fails_on_the_way_is_left_out_and_listed(files: Split, worke
     assert all(bad.reasons.values())
 
 
-def test_a_whole_batch_that_fails_is_skipped_in_evaluation_and_refused_in_training(files: Split) -> None:
+def test_batch_of_failing_files_is_skipped_in_evaluation_and_refused_in_training(files: Split) -> None:
     names = spoil(files, 3)
     evaluated = Stream(files, BatchPlan(12, 1), Geometry(8), bad=BadImages("skip"))
     assert [batch.indices.item() for batch in EvalLoader(evaluated)] == [i for i in range(12) if i != 3]
@@ -275,7 +275,7 @@ def test_a_whole_batch_that_fails_is_skipped_in_evaluation_and_refused_in_traini
 
 
 @given(world=st.integers(1, 3), steps=st.integers(1, 12), **SIZES)
-def test_endless_batches_are_full_and_pass_after_pass(
+def test_endless_batches_are_full_and_complete_each_pass(
     count: int, batch_size: int, seed: int, world: int, steps: int
 ) -> None:
     ranks = [BatchPlan(count, batch_size, seed, True, rank, world, endless=True) for rank in range(world)]
@@ -294,7 +294,7 @@ def test_endless_batches_are_full_and_pass_after_pass(
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=30), seed=st.integers(0, 99))
-def test_balanced_classes_take_turns(labels: list[int], seed: int) -> None:
+def test_balanced_sampling_alternates_between_classes(labels: list[int], seed: int) -> None:
     classes = sorted(set(labels))
     size, most = len(classes), max(labels.count(c) for c in classes)
     plan = BatchPlan(len(labels), size, seed, True, endless=True, balance=torch.tensor(labels))
@@ -305,7 +305,7 @@ def test_balanced_classes_take_turns(labels: list[int], seed: int) -> None:
     assert set(first_pass) == set(range(len(labels)))  # nobody is left out
 
 
-def test_endless_passes_are_shuffled_anew() -> None:
+def test_each_endless_pass_is_reshuffled() -> None:
     plan = BatchPlan(20, 20, 0, True, endless=True)
     orders = [tuple(plan[g][0].tolist()) for g in range(4)]
     assert len(set(orders)) == 4
@@ -313,7 +313,7 @@ def test_endless_passes_are_shuffled_anew() -> None:
 
 @pytest.mark.parametrize("needs_labels", [False, True])
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_an_alternating_epoch_goes_on_with_exactly_what_is_left(needs_labels: bool, stop: int) -> None:
+def test_resumed_alternating_epoch_continues_with_the_remaining_batches(needs_labels: bool, stop: int) -> None:
     split = Split(make_examples([i % 3 for i in range(40)]), list(range(40)))
 
     def loader() -> TrainLoader:
@@ -324,14 +324,14 @@ def test_an_alternating_epoch_goes_on_with_exactly_what_is_left(needs_labels: bo
         streams = {name: Stream(split, plan, Geometry(8)) for name, plan in plans.items()}
         return TrainLoader(streams, 10, BatchSchedule(3, 2, 3, needs_labels))
 
-    def told(batches: list[dict[str, RawBatch]]) -> list[dict[str, tuple[list[int], int | None]]]:
+    def summarize(batches: list[dict[str, RawBatch]]) -> list[dict[str, tuple[list[int], int | None]]]:
         return [{name: (raw.indices.tolist(), raw.seed) for name, raw in batch.items()} for batch in batches]
 
     whole = loader()
     expected = []
     for epoch in range(3):
         whole.set_epoch(epoch)
-        expected += told(list(whole))
+        expected += summarize(list(whole))
     first = loader()
     first.set_epoch(0)
     list(first)
@@ -344,4 +344,4 @@ def test_an_alternating_epoch_goes_on_with_exactly_what_is_left(needs_labels: bo
     seen += list(resumed)
     resumed.set_epoch(2)
     seen += list(resumed)
-    assert told(seen) == expected[10:]
+    assert summarize(seen) == expected[10:]

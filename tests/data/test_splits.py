@@ -39,7 +39,7 @@ def file_part(paths: list[Path], labels: list[int]) -> Examples:
 
 
 @given(COUNTS, st.data())
-def test_quotas_are_exact_possible_and_proportional(counts: dict[int, int], data: st.DataObject) -> None:
+def test_quotas_add_up_and_are_feasible_and_proportional(counts: dict[int, int], data: st.DataObject) -> None:
     total = data.draw(st.integers(0, sum(counts.values())))
     shares = quotas(counts, total)
     assert sum(shares.values()) == total
@@ -50,7 +50,7 @@ def test_quotas_are_exact_possible_and_proportional(counts: dict[int, int], data
 
 
 @given(COUNTS, st.data())
-def test_no_quota_shrinks_when_the_total_grows(counts: dict[int, int], data: st.DataObject) -> None:
+def test_quotas_never_shrink_when_the_total_grows(counts: dict[int, int], data: st.DataObject) -> None:
     total = data.draw(st.integers(0, sum(counts.values()) - 1))
     smaller, larger = quotas(counts, total), quotas(counts, total + 1)
     assert all(smaller[c] <= larger[c] for c in counts)
@@ -66,12 +66,12 @@ def test_no_quota_shrinks_when_the_total_grows(counts: dict[int, int], data: st.
         ({0: 3, 1: 5, 2: 4}, 2, {0: 0, 1: 1, 2: 1}),
     ],
 )
-def test_quotas_of_known_cases(counts: dict[int, int], total: int, expected: dict[int, int]) -> None:
+def test_quotas_equal_hand_computed_values(counts: dict[int, int], total: int, expected: dict[int, int]) -> None:
     assert quotas(counts, total) == expected
 
 
 @given(LABELS, SEEDS, st.integers(0, 3), st.sampled_from([0.0, 0.1, 3]), st.sampled_from([0.0, 0.2, 2]))
-def test_splits_are_disjoint_whole_and_of_the_size_asked_for(
+def test_splits_are_disjoint_and_complete_with_the_requested_sizes(
     labels: list[int], seed: int, budget: int, val: float, test: float
 ) -> None:
     part = make_examples(labels)
@@ -102,7 +102,7 @@ def test_each_class_has_its_quota(labels: list[int], seed: int, data: st.DataObj
 
 
 @given(LABELS, SEEDS, st.randoms(use_true_random=False))
-def test_the_order_of_files_does_not_matter(labels: list[int], seed: int, shuffler: object) -> None:
+def test_splits_do_not_depend_on_the_order_of_files(labels: list[int], seed: int, shuffler: object) -> None:
     part = make_examples(labels)
     order = list(range(len(labels)))
     shuffler.shuffle(order)  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def test_the_order_of_files_does_not_matter(labels: list[int], seed: int, shuffl
 
 
 @given(LABELS, SEEDS, st.data())
-def test_a_smaller_budget_is_a_subset_of_a_larger_one(labels: list[int], seed: int, data: st.DataObject) -> None:
+def test_smaller_label_budget_is_a_subset_of_a_larger_one(labels: list[int], seed: int, data: st.DataObject) -> None:
     part = make_examples(labels)
     known = len([c for c in labels if c >= 0]) - 2
     small, large = sorted(data.draw(st.tuples(st.integers(0, known), st.integers(0, known))))
@@ -135,10 +135,10 @@ def test_no_group_straddles_training_validation_and_test(
     for name, split in splits.items():
         for i in split.indices:
             places.setdefault(part.groups[i], set()).add("train" if name in ("labeled", "unlabeled") else name)
-    assert all(len(found) == 1 for found in places.values())
+    assert all(len(names) == 1 for names in places.values())
 
 
-def test_groups_come_near_the_size_asked_for() -> None:
+def test_splits_by_group_come_close_to_the_requested_sizes() -> None:
     part = make_examples([i % 2 for i in range(200)])
     part.groups = [f"video {i // 4}" for i in range(200)]
     splits = make_splits({"train": part}, None, SplitConfig(val_size=0.2, test_size=0.2), CLASSES)
@@ -146,7 +146,7 @@ def test_groups_come_near_the_size_asked_for() -> None:
     assert splits["val"].labels.bincount().tolist() == [16, 16]
 
 
-def test_unlabeled_inputs_of_a_held_out_group_are_left_out() -> None:
+def test_unlabeled_examples_of_held_out_groups_are_left_out() -> None:
     train, given_part = make_examples([0, 1] * 10), make_examples([-1] * 4, "unlabeled", seed=1)
     train.groups = [f"p{i // 2}" for i in range(20)]
     given_part.groups = ["p0", "p4", "p5", "x"]
@@ -160,7 +160,7 @@ def test_unlabeled_inputs_of_a_held_out_group_are_left_out() -> None:
     assert re.match(r"\d unlabeled images were left out: their group", str(request.findings[0]))
 
 
-def test_the_choice_of_one_seed_is_pinned() -> None:
+def test_split_of_a_fixed_seed_never_changes() -> None:
     labels = [0, 1, 2] * 10
     splits = make_splits({"train": make_examples(labels)}, None, SplitConfig(seed=7, num_labels=6), CLASSES)
     assert {name: split.indices for name, split in splits.items() if name != "unlabeled"} == {
@@ -170,7 +170,7 @@ def test_the_choice_of_one_seed_is_pinned() -> None:
     }
 
 
-def test_seeds_differ() -> None:
+def test_different_seeds_give_different_splits() -> None:
     part = make_examples([0, 1, 2] * 100)
     one, two = (split_of(part, SplitConfig(seed, num_labels=30)) for seed in (0, 1))
     for name in ("labeled", "val", "test"):
@@ -184,7 +184,7 @@ def test_choices_of_one_seed_are_independent() -> None:
     assert 15 < len(val & test) < 55
 
 
-def test_given_parts_are_kept_and_only_missing_ones_are_held_out() -> None:
+def test_existing_splits_are_kept_and_only_missing_ones_are_created() -> None:
     train, val = make_examples([0, 1, 2] * 10), make_examples([0, 1], "val", seed=1)
     splits = split_of(train, SplitConfig(num_labels=3), val=val)
     assert splits["val"] == val.ids
@@ -192,7 +192,7 @@ def test_given_parts_are_kept_and_only_missing_ones_are_held_out() -> None:
     assert len(splits["unlabeled"]) == 21
 
 
-def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
+def test_unlabeled_split_includes_the_remaining_training_examples() -> None:
     train, own = make_examples([0, 1, 2] * 10), make_examples([-1] * 5, "unlabeled", seed=1)
     splits = make_splits({"train": train, "unlabeled": own}, None, SplitConfig(num_labels=3, test_size=0), CLASSES)
     joined = splits["unlabeled"]
@@ -206,19 +206,19 @@ def test_own_unlabeled_part_is_joined_by_what_is_left() -> None:
     assert torch.equal(joined.part.storage.data[joined.indices[0]], train.images.data[first])
 
 
-def test_a_second_source_is_the_only_unlabeled_one() -> None:
+def test_second_source_replaces_the_unlabeled_split() -> None:
     second = make_examples([-1] * 4, "digits", seed=1)
     parts = {"train": make_examples([0, 1, 2] * 10)}
     assert make_splits(parts, second, SplitConfig(num_labels=3), CLASSES)["unlabeled"].ids == second.ids
 
 
-def test_unlabeled_pictures_alone_get_a_validation_part() -> None:
+def test_unlabeled_images_alone_get_a_validation_split() -> None:
     splits = make_splits({"unlabeled": make_examples([-1] * 20)}, None, SplitConfig(val_size=4), [])
     assert {name: len(split) for name, split in splits.items()} == {"labeled": 0, "unlabeled": 16, "val": 4, "test": 0}
     assert set(splits["val"].ids).isdisjoint(splits["unlabeled"].ids)
 
 
-def test_unlabeled_pictures_beside_a_validation_part_are_all_kept() -> None:
+def test_unlabeled_images_with_a_validation_split_are_all_kept() -> None:
     parts = {"val": make_examples([0, 1, 2], "val", seed=1), "unlabeled": make_examples([-1] * 8)}
     splits = make_splits(parts, None, SplitConfig(), CLASSES)
     assert {name: len(split) for name, split in splits.items()} == {"labeled": 0, "unlabeled": 8, "val": 3, "test": 0}
@@ -232,7 +232,7 @@ def test_one_label_of_each_class_or_none(each: int) -> None:
     assert len(splits["unlabeled"]) == 3 - 3 * each
 
 
-def test_all_labels_are_used_unless_fewer_are_asked_for() -> None:
+def test_all_labels_are_used_unless_fewer_are_requested() -> None:
     splits = split_of(make_examples([0, 1, -1, 2]), SplitConfig(val_size=0, test_size=0))
     assert splits["labeled"] == ["train/0", "train/1", "train/3"]
     assert splits["unlabeled"] == ["train/2"]
@@ -256,7 +256,7 @@ def test_impossible_requests_are_refused(request_: SplitConfig, words: str) -> N
         split_of(make_examples([0, 1, 2] * 10), request_)
 
 
-def test_labels_of_a_source_without_any_are_refused() -> None:
+def test_label_budget_for_a_source_without_labels_is_refused() -> None:
     with pytest.raises(InputError, match="num_labels is 5, but only 0 labeled"):
         make_splits({"unlabeled": make_examples([-1] * 20)}, None, SplitConfig(num_labels=5), [])
     with pytest.raises(InputError, match="give zero or more"):
@@ -277,7 +277,7 @@ def leaky(tmp_path: Path) -> dict[str, Examples]:
     }
 
 
-def test_pictures_that_are_held_out_are_dropped_from_training_and_reported(leaky: dict[str, Examples]) -> None:
+def test_held_out_images_are_dropped_from_training_and_reported(leaky: dict[str, Examples]) -> None:
     request = SplitConfig()
     splits = make_splits(leaky, None, request, CLASSES)
     assert splits["labeled"].ids == [f"train{i}.png" for i in (0, 1, 4, 5, 6, 7)]
@@ -302,7 +302,7 @@ def test_leaks_are_refused_on_request(leaky: dict[str, Examples]) -> None:
         make_splits(leaky, None, SplitConfig(on_leak="raise"), CLASSES)
 
 
-def test_a_dropped_picture_takes_no_label_of_the_budget(leaky: dict[str, Examples]) -> None:
+def test_dropped_image_does_not_use_up_the_label_budget(leaky: dict[str, Examples]) -> None:
     for seed in range(5):
         labeled = make_splits(leaky, None, SplitConfig(seed, num_labels=6), CLASSES)["labeled"]
         assert labeled.ids == [f"train{i}.png" for i in (0, 1, 4, 5, 6, 7)]
@@ -310,8 +310,8 @@ def test_a_dropped_picture_takes_no_label_of_the_budget(leaky: dict[str, Example
         make_splits(leaky, None, SplitConfig(num_labels=7), CLASSES)
 
 
-def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
-    train, second = make_examples([0, 1, 2] * 4), make_examples([-1] * 12)  # the same pictures under other names
+def test_leaks_from_unlabeled_images_are_dropped() -> None:
+    train, second = make_examples([0, 1, 2] * 4), make_examples([-1] * 12)  # the same images under other names
     second.ids = [f"again/{i}" for i in range(12)]
     request = SplitConfig(val_size=3, test_size=3, num_labels=3)
     splits = make_splits({"train": train}, second, request, CLASSES)
@@ -321,7 +321,7 @@ def test_leaks_from_unlabeled_pictures_are_dropped() -> None:
     assert str(request.findings[0]).endswith("and 1 more")
 
 
-def test_without_leaks_nothing_is_said() -> None:
+def test_data_without_leaks_produce_no_message() -> None:
     request = SplitConfig(on_leak="raise")
     split_of(make_examples([0, 1, 2] * 10), request)
     assert request.findings == []
@@ -335,7 +335,7 @@ def written(tmp_path: Path) -> tuple[Path, Splits, list[Examples]]:
     return tmp_path / "run" / "split.csv", splits, [train, own]
 
 
-def test_manifest_reads_back_the_same_splits(written: tuple[Path, Splits, list[Examples]]) -> None:
+def test_manifest_reproduces_the_splits(written: tuple[Path, Splits, list[Examples]]) -> None:
     path, splits, parts = written
     again = read_split_file(path, parts, CLASSES)
     assert list(again) == list(NAMES)
@@ -350,7 +350,7 @@ def pixels(split: Split) -> torch.Tensor:
     return split.part.storage.data[split.indices]
 
 
-def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(
+def test_manifest_records_its_settings_and_omits_hidden_labels(
     written: tuple[Path, Splits, list[Examples]],
 ) -> None:
     path, splits, parts = written
@@ -371,7 +371,7 @@ def test_manifest_says_where_it_comes_from_and_hides_hidden_labels(
     assert [p.name for p in path.parent.iterdir()] == ["split.csv"]
 
 
-def test_manifest_of_changed_pictures_is_refused(written: tuple[Path, Splits, list[Examples]]) -> None:
+def test_manifest_of_changed_images_is_refused(written: tuple[Path, Splits, list[Examples]]) -> None:
     path, _, parts = written
     assert isinstance(parts[0].images, TensorStorage)
     parts[0].images.data[4, 0, 0, 0] ^= 1
@@ -403,7 +403,7 @@ def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list
         ('"sha256": "', '"sha256": "0', "was made from other images"),
     ],
 )
-def test_spoiled_manifest_is_refused(
+def test_damaged_manifest_is_refused(
     written: tuple[Path, Splits, list[Examples]], old: str, new: str, words: str
 ) -> None:
     path, _, parts = written

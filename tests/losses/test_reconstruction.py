@@ -10,7 +10,7 @@ def test_reconstruction_is_the_mean_over_pixels_and_batch() -> None:
     assert float(reconstruction_loss(drawn, x)) == pytest.approx(float(((drawn - x) ** 2).sum() / (3 * 2 * 5 * 4)))
 
 
-def test_noise_has_its_deviation_and_stays_between_0_and_1() -> None:
+def test_noise_has_the_given_deviation_and_stays_between_0_and_1() -> None:
     torch.manual_seed(0)
     gray = torch.full((10, 1, 100, 100), 0.5)
     assert float((add_noise(gray, 0.1) - gray).std()) == pytest.approx(0.1, rel=0.02)
@@ -19,7 +19,7 @@ def test_noise_has_its_deviation_and_stays_between_0_and_1() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (29, 37), (3, 3)])
-def test_hidden_patches_are_whole_and_shared_by_channels(height: int, width: int) -> None:
+def test_hidden_patches_are_complete_and_shared_by_channels(height: int, width: int) -> None:
     torch.manual_seed(0)
     x = torch.rand(50, 3, height, width) + 0.1
     hidden = hide_patches(x, 0.4, 4)
@@ -34,6 +34,6 @@ def test_hidden_patches_are_whole_and_shared_by_channels(height: int, width: int
     assert float(zero.float().mean()) == pytest.approx(0.4, abs=0.15)
 
 
-def test_nothing_is_hidden_with_a_share_of_0() -> None:
+def test_share_of_0_hides_nothing() -> None:
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(hide_patches(x, 0.0, 4), x)

@@ -55,13 +55,13 @@ def layers_of(backbone: Backbone, adapter: Adapter) -> set[str]:
 
 @every_adapter
 @every_network
-def test_changes_nothing_at_first(name: str, make: Callable[[], Adapter]) -> None:
+def test_new_adapter_does_not_change_the_outputs(name: str, make: Callable[[], Adapter]) -> None:
     assert torch.equal(outputs(adapted(name, make())), outputs(built(name)))
 
 
 @every_adapter
 @every_network
-def test_only_the_adapter_learns(name: str, make: Callable[[], Adapter]) -> None:
+def test_only_the_adapter_is_trained(name: str, make: Callable[[], Adapter]) -> None:
     adapter = make()
     backbone = adapted(name, adapter)
     net, start = backbone.net, copy.deepcopy(backbone.net.state_dict())
@@ -88,7 +88,7 @@ def test_only_the_adapter_learns(name: str, make: Callable[[], Adapter]) -> None
 
 @every_adapter
 @every_network
-def test_merged_weights_compute_the_same_in_the_plain_network(name: str, make: Callable[[], Adapter]) -> None:
+def test_merged_weights_give_the_same_outputs_in_the_plain_network(name: str, make: Callable[[], Adapter]) -> None:
     adapter = make()
     backbone, plain = adapted(name, adapter, moved=True), built(name)
     before = copy.deepcopy(backbone.net.state_dict())
@@ -105,7 +105,7 @@ def test_merged_weights_compute_the_same_in_the_plain_network(name: str, make: C
 
 @every_adapter
 @every_network
-def test_merges_as_peft_does(name: str, make: Callable[[], Adapter]) -> None:
+def test_merged_weights_equal_those_of_peft(name: str, make: Callable[[], Adapter]) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapter = make()
@@ -122,7 +122,7 @@ def test_merges_as_peft_does(name: str, make: Callable[[], Adapter]) -> None:
     assert count == len(layers_of(backbone, adapter)) > 10
 
 
-def test_merges_by_hand() -> None:
+def test_merged_weights_equal_hand_computed_values() -> None:
     a, b, w = torch.randn(2, 3, 5, 5), torch.randn(4, 2, 1, 1), torch.randn(4, 3, 5, 5)
     names = {"x.net.0.base_layer.weight": w, "x.net.0.lora_A.default.weight": a, "x.net.0.lora_B.default.weight": b}
     names["x.net.0.lora_scale"] = torch.tensor(0.5)
@@ -136,7 +136,7 @@ def test_merges_by_hand() -> None:
 
 @every_adapter
 @every_network
-def test_a_checkpoint_is_loaded_strictly_into_a_new_network(name: str, make: Callable[[], Adapter]) -> None:
+def test_checkpoint_loads_strictly_into_a_new_network(name: str, make: Callable[[], Adapter]) -> None:
     backbone = adapted(name, make(), moved=True)
     torch.manual_seed(2)
     other, _ = build_backbone(name, backbone.image_shape)
@@ -149,7 +149,7 @@ def test_a_checkpoint_is_loaded_strictly_into_a_new_network(name: str, make: Cal
     torch.testing.assert_close(outputs(plain), outputs(backbone), rtol=1e-4, atol=1e-4)
 
 
-def test_scales_by_alpha_over_rank() -> None:
+def test_adapter_is_scaled_by_alpha_over_rank() -> None:
     one, two = (adapted(VIT, LoRA(rank=4, alpha=alpha), moved=True) for alpha in (4.0, 8.0))
     deltas = []
     for backbone in (one, two):
@@ -172,7 +172,9 @@ def test_scales_by_alpha_over_rank() -> None:
         ("timm/eva02_tiny_patch14_224", 28, "blocks.0.attn.proj", "blocks.0.attn.qkv", 36),
     ],
 )
-def test_adapts_the_layers_that_can_be(name: str, side: int, some: str, none: str, count: int) -> None:
+def test_default_targets_are_the_layers_that_can_be_adapted(
+    name: str, side: int, some: str, none: str, count: int
+) -> None:
     backbone, adapter = built(name, side), LoRA()
     adapter.apply(backbone)
     layers = layers_of(backbone, adapter)
@@ -191,7 +193,7 @@ def test_adapts_the_layers_that_can_be(name: str, side: int, some: str, none: st
         b.fill_(0.01)
 
 
-def test_neither_dilated_nor_grouped_nor_circular() -> None:
+def test_dilated_grouped_and_circular_convolutions_are_not_adapted() -> None:
     kinds: list[dict[str, object]] = [{}, {"dilation": 2}, {"groups": 3}, {"padding_mode": "circular"}]
     convs = [nn.Conv2d(3, 3, 3, padding="same", **kind) for kind in kinds]  # type: ignore[arg-type]
     backbone = Backbone("own", nn.Sequential(*convs, nn.Flatten()), 192, (3, 8, 8))
@@ -200,7 +202,7 @@ def test_neither_dilated_nor_grouped_nor_circular() -> None:
     assert layers_of(backbone, adapter) == {"0"}
 
 
-def test_weights_of_another_scale_are_refused() -> None:
+def test_weights_with_another_scale_are_refused() -> None:
     one, two, half = (adapted("wrn_28_2", LoRA(rank=4, alpha=alpha)) for alpha in (5.3, 8.0, 5.3))
     with pytest.raises(InputError) as caught:
         two.load_state_dict(one.state_dict())
@@ -210,7 +212,7 @@ def test_weights_of_another_scale_are_refused() -> None:
     half.bfloat16().load_state_dict(one.state_dict())
 
 
-def test_targets_are_names_or_their_ends() -> None:
+def test_targets_match_the_ends_of_layer_names() -> None:
     for targets, count in (
         (["qkv"], 12),
         (["attn.qkv", "fc1"], 24),
@@ -223,7 +225,7 @@ def test_targets_are_names_or_their_ends() -> None:
     assert layers_of(adapted("wrn_28_2", adapter), adapter) == {"0"}
 
 
-def test_release_keeps_dropout_of_the_adapter_alone() -> None:
+def test_unfreezing_leaves_only_the_adapters_dropout_active() -> None:
     adapter = LoRA(dropout=0.5)
     backbone = adapted("resnet18", adapter)
     net = backbone.net
@@ -239,7 +241,7 @@ def test_release_keeps_dropout_of_the_adapter_alone() -> None:
         assert sum(p.requires_grad for p in net.parameters()) == 40 * released
 
 
-def test_modes_and_layout_are_kept() -> None:
+def test_adapters_keep_training_mode_and_memory_layout() -> None:
     backbone = built("resnet18")
     backbone.head = nn.Dropout()  # stands for whatever else is there
     LoRA().apply(backbone)
@@ -249,7 +251,7 @@ def test_modes_and_layout_are_kept() -> None:
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in backbone.net.parameters() if p.ndim == 4)
 
 
-def test_a_copy_is_independent() -> None:
+def test_copy_of_an_adapted_network_is_independent() -> None:
     adapter = LoRA()
     backbone = adapted(VIT, adapter, moved=True)
     teacher = copy.deepcopy(backbone)
@@ -269,14 +271,14 @@ def test_a_copy_is_independent() -> None:
         ({"dropout": -0.1}, "dropout is -0.1: give a share from 0 to below 1"),
     ],
 )
-def test_bad_settings(settings: dict[str, float], sentence: str) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, float], sentence: str) -> None:
     with pytest.raises(InputError) as caught:
         LoRA(**settings)  # type: ignore[arg-type]
     assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize(("targets", "wrong"), [(["qkv", "query"], "query"), (["kv"], "kv"), ([], "")])
-def test_targets_that_name_no_layer(targets: list[str], wrong: str) -> None:
+def test_targets_without_a_matching_layer_are_refused(targets: list[str], wrong: str) -> None:
     backbone = built(VIT)
     with pytest.raises(InputError) as caught:
         LoRA(targets=targets).apply(backbone)
@@ -288,13 +290,13 @@ def test_targets_that_name_no_layer(targets: list[str], wrong: str) -> None:
     assert all(p.requires_grad for p in backbone.parameters())
 
 
-def test_a_network_that_cannot_be_adapted() -> None:
+def test_network_without_adaptable_layers_is_refused() -> None:
     with pytest.raises(InputError, match=r"^backbone 'nf_resnet26' has no Linear .*: take another backbone"):
         LoRA().apply(built("nf_resnet26", 32))  # its convolutions normalize their weights
 
 
 @every_adapter
-def test_without_peft(make: Callable[[], Adapter], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_peft_names_the_extra(make: Callable[[], Adapter], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     adapter = make()
     with pytest.raises(InputError) as caught:

@@ -88,7 +88,7 @@ def _network(name: str) -> nn.Module:
         ("squeezenet1_1", 9),
     ],
 )
-def test_number_of_blocks(name: str, count: int) -> None:
+def test_networks_have_the_expected_number_of_blocks(name: str, count: int) -> None:
     assert len(split_blocks(_network(name))) == count
 
 
@@ -118,7 +118,7 @@ def _spans(network: nn.Module, side: int) -> list[tuple[int, int]]:
         *(pytest.param(f"timm/{name}", marks=pytest.mark.slow) for name in TIMM if name not in {*FEW, *WOVEN}),
     ],
 )
-def test_blocks_follow_the_forward_pass(name: str) -> None:
+def test_blocks_are_in_the_order_of_the_forward_pass(name: str) -> None:
     side = SIDES.get(name.rpartition("/")[2], 64)
     network = build_backbone(name, (3, side, side))[0].net
     parameters = [p for block in split_blocks(network) for p in block.parameters]
@@ -130,7 +130,7 @@ def test_blocks_follow_the_forward_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["edgenext_small", "levit_128s", *WOVEN])
-def test_blocks_are_the_groups_of_timm(name: str) -> None:
+def test_blocks_equal_the_layer_groups_of_timm(name: str) -> None:
     network: Any = timm.create_model(name, num_classes=0)
     theirs = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
     ours = {id(p): i for i, block in enumerate(split_blocks(network)) for p in block.parameters}
@@ -139,7 +139,7 @@ def test_blocks_are_the_groups_of_timm(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["swiftformer_s", "convnext_atto", "efficientnet_b0"])
-def test_layer_decay_of_a_timm_network_is_that_of_timm_below_its_head(name: str) -> None:
+def test_layer_decay_below_the_head_equals_that_of_timm(name: str) -> None:
     model = FineTuneClassifier(f"timm/{name}", 3, (3, 64, 64), layer_decay=0.5)
     scales = {id(p): group.scale for group in model.groups() for p in group.parameters}
     ours = {n: scales[id(p)] for n, p in model.backbone.net.named_parameters()}
@@ -152,17 +152,17 @@ def test_layer_decay_of_a_timm_network_is_that_of_timm_below_its_head(name: str)
     assert {n: ours[n] for n in inside} == pytest.approx({n: theirs[n] for n in inside})
 
 
-def test_a_lone_normalization_belongs_to_the_block_before() -> None:
+def test_single_normalization_belongs_to_the_previous_block() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4))
     assert [len(block.modules) for block in split_blocks(network)] == [2, 1]
 
 
-def test_blocks_of_resnet_are_stem_and_residual_blocks() -> None:
+def test_resnet_blocks_are_the_stem_and_the_residual_blocks() -> None:
     kinds = [type(block.modules[0]).__name__ for block in split_blocks(_network("resnet18"))]
     assert kinds == ["Conv2d", *["BasicBlock"] * 8]
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "timm/efficientnet_b0"])
-def test_blocks_hold_no_module_twice(name: str) -> None:
+def test_each_module_is_in_only_one_block(name: str) -> None:
     modules = list(chain(*(block.modules for block in split_blocks(_network(name)))))
     assert len({id(m) for m in modules}) == len(modules)

@@ -20,7 +20,7 @@ from sft_lightning.utils.errors import InputError
         ("timm/test_vit", lambda: timm.create_model("test_vit", depth=8), r"blocks\.6, blocks\.7;"),
     ],
 )
-def test_a_file_of_a_deeper_network_is_refused(
+def test_file_of_a_deeper_network_is_refused(
     backbone: str, network: type[nn.Module], lacks: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "deep.pth"
@@ -29,7 +29,7 @@ def test_a_file_of_a_deeper_network_is_refused(
         build_backbone(backbone, (3, 32, 32), str(file))
 
 
-def test_other_modules_of_a_file_are_no_blocks() -> None:
+def test_other_modules_of_a_file_do_not_count_as_blocks() -> None:
     network = models.mobilenet_v3_small(num_classes=3)
     network.classifier[3] = nn.Identity()  # the head, which is numbered with layers of the backbone
     whole = models.mobilenet_v3_small(num_classes=3).state_dict() | {"decoder.0.weight": torch.zeros(2, 2)}

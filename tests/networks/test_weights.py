@@ -33,7 +33,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
-def test_raw_torchvision_weights_with_any_prefix(tmp_path: Path, suffix: str, prefix: str) -> None:
+def test_raw_torchvision_weights_load_with_any_prefix(tmp_path: Path, suffix: str, prefix: str) -> None:
     raw = {prefix + n: t for n, t in torchvision.models.resnet18().state_dict().items()}
     path = tmp_path / f"raw{suffix}"
     save_file(raw, path) if suffix == ".safetensors" else torch.save({"state_dict": raw}, path)
@@ -41,7 +41,7 @@ def test_raw_torchvision_weights_with_any_prefix(tmp_path: Path, suffix: str, pr
     assert all(torch.equal(t, raw[prefix + n]) for n, t in backbone.net.state_dict().items())
 
 
-def test_raw_timm_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_raw_timm_weights_load_and_name_the_classifier(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     raw = timm.create_model("resnet10t").state_dict()
     save_file(raw, tmp_path / "raw.safetensors")
     with caplog.at_level("INFO", "sft_lightning"):
@@ -51,7 +51,7 @@ def test_raw_timm_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert f"{count} of {count} backbone tensors matched; classifier in the file: fc." in caplog.text
 
 
-def test_encoder_file_rebuilds_to_identical_features(tmp_path: Path) -> None:
+def test_encoder_file_rebuilds_a_backbone_with_identical_features(tmp_path: Path) -> None:
     made, _ = build_backbone("conv", SHAPE, mean=0.3, std=0.4)
     made(torch.rand(8, *SHAPE))  # running statistics that are not those of a new network
     write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.describe())
@@ -67,7 +67,7 @@ def test_file_without_description_cannot_be_rebuilt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "run", "autoencoder_run"])
-def test_runs_and_checkpoints_give_their_backbone_and_normalization(tmp_path: Path, kind: str) -> None:
+def test_runs_and_checkpoints_provide_backbone_and_normalization(tmp_path: Path, kind: str) -> None:
     module: nn.Module
     if kind == "autoencoder_run":
         module = AutoencoderModule("conv", SHAPE)
@@ -82,14 +82,14 @@ def test_runs_and_checkpoints_give_their_backbone_and_normalization(tmp_path: Pa
     assert _same(taken.backbone, source)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder without"):
         build_backbone("mlp", SHAPE, str(tmp_path))
     with pytest.raises(InputError, match="does not exist"):
         build_backbone("mlp", SHAPE, str(tmp_path / "none.pt"))
 
 
-def test_report_names_what_matched_and_what_did_not() -> None:
+def test_match_report_lists_loaded_missing_and_unused_tensors() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     matched = load_into(
         network,
@@ -110,26 +110,26 @@ def test_report_names_what_matched_and_what_did_not() -> None:
     assert torch.equal(network.state_dict()["0.weight"], torch.ones(3, 2))
 
 
-def test_weights_that_fit_nothing_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     save_file(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"other\.safetensors' fit nothing: the file has 52 tensors"):
         build_backbone("resnet18", (3, 32, 32), str(tmp_path / "other.safetensors"))
 
 
-def test_a_matching_counter_alone_is_no_match() -> None:
+def test_batch_counter_alone_does_not_count_as_a_match() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     with pytest.raises(InputError, match="fit nothing"):
         load_into(network, {"1.num_batches_tracked": torch.tensor(5)}, "file")
 
 
-def test_an_encoder_of_another_architecture_is_refused(tmp_path: Path) -> None:
+def test_encoder_of_another_backbone_is_refused(tmp_path: Path) -> None:
     made, _ = build_backbone("conv", SHAPE)
     write_weights(tmp_path / "encoder.safetensors", made.state_dict(), made.describe())
     with pytest.raises(InputError, match="are of backbone 'conv', asked for is 'mlp': set backbone: conv"):
         build_backbone("mlp", SHAPE, str(tmp_path))
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_pickle_with_code_is_refused_without_running_it(tmp_path: Path) -> None:
     for name, save in (("zip.pt", torch.save), ("raw.pkl", lambda o, p: p.write_bytes(pickle.dumps(o)))):
         save({"state_dict": {"a": Evil(tmp_path / "ran")}}, tmp_path / name)
         with pytest.raises(InputError, match="could run code"):
@@ -138,7 +138,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["whole.safetensors", "zip.pt", "legacy.pt"])
-def test_files_cut_anywhere_are_refused(tmp_path: Path, name: str) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, name: str) -> None:
     path, tensors = tmp_path / name, {"a": torch.rand(8), "b": torch.rand(3, 5)}
     if name == "whole.safetensors":
         save_file(tensors, path)
@@ -151,15 +151,13 @@ def test_files_cut_anywhere_are_refused(tmp_path: Path, name: str) -> None:
             read_weights(path)
 
 
-def test_a_file_without_tensors_by_name_is_refused(tmp_path: Path) -> None:
+def test_file_without_named_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     with pytest.raises(InputError, match="holds no tensors by name"):
         read_weights(tmp_path / "list.pt")
 
 
-def test_head_whose_classes_are_named_is_taken_and_another_replaced(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_head_is_loaded_only_if_its_classes_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = FineTuneClassifier("mlp", 3, SHAPE)
     torch.save({"state_dict": source.state_dict()}, tmp_path / "a.ckpt")
     names = {"hyper_parameters": {"class_names": ["a", "b", "c"]}}
@@ -180,7 +178,7 @@ def test_compiled_backbone_keeps_the_names_of_its_tensors() -> None:
     assert plain == compiled
 
 
-def test_a_twelfth_network_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_networks_than_the_recompile_limit_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     real, passes = torch.compile, []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:

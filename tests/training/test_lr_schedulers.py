@@ -12,7 +12,7 @@ def _optimizer(*rates: float) -> torch.optim.Optimizer:
 
 
 @given(st.integers(0, 12), st.integers(1, 40), st.floats(0, 0.9, allow_subnormal=False))
-def test_rates_follow_the_formula(warmup: int, total: int, final: float) -> None:
+def test_learning_rates_follow_the_formula(warmup: int, total: int, final: float) -> None:
     optimizer = _optimizer(2.0, 0.5)
     schedule = WarmupCosine(optimizer, warmup, total, final)
     for step in range(total + 3):
@@ -26,7 +26,7 @@ def test_rates_follow_the_formula(warmup: int, total: int, final: float) -> None
         schedule.step()
 
 
-def test_state_goes_on_where_it_stopped_and_keeps_a_given_end() -> None:
+def test_resumed_schedule_continues_and_keeps_its_explicit_end() -> None:
     first = WarmupCosine(_optimizer(1.0), 2, 10)
     for _ in range(4):
         first.optimizer.step()
@@ -36,7 +36,7 @@ def test_state_goes_on_where_it_stopped_and_keeps_a_given_end() -> None:
     assert (again.last_epoch, again.total_steps, again.get_lr()) == (4, 10, first.get_lr())
 
 
-def test_an_end_that_came_from_the_training_is_not_saved() -> None:
+def test_end_derived_from_the_training_is_not_saved() -> None:
     first = WarmupCosine(_optimizer(1.0), 2)
     first.total_steps = 10
     again = WarmupCosine(_optimizer(1.0), 2)

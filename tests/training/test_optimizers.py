@@ -16,15 +16,15 @@ def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: An
     """What a training on that device would step with; nothing is computed there."""
     strategy = SingleDeviceStrategy(device=torch.device(device))
     plugin = SimpleNamespace(scaler=scaler)
-    told = {"gradient_clip_val": None, "precision": "32-true", "strategy": strategy, "precision_plugin": plugin}
+    settings = {"gradient_clip_val": None, "precision": "32-true", "strategy": strategy, "precision_plugin": plugin}
     group = Group("all", [torch.nn.Parameter(torch.ones(2))], 1.0)
-    found = configure_optimizer(SimpleNamespace(**{**told, **trainer}), [group], make, None)  # type: ignore[arg-type]
-    assert isinstance(found, Optimizer)
-    return found
+    optimizer = configure_optimizer(SimpleNamespace(**{**settings, **trainer}), [group], make, None)  # type: ignore[arg-type]
+    assert isinstance(optimizer, Optimizer)
+    return optimizer
 
 
 @pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, momentum=0.9), Adam, AdamW])
-def test_on_a_gpu_they_are_fused(make: Any) -> None:
+def test_optimizers_are_fused_on_a_gpu(make: Any) -> None:
     optimizer = made(make)
     assert [group["fused"] for group in optimizer.param_groups] == [True]
     assert accepts_found_inf(optimizer)
@@ -48,7 +48,7 @@ def test_on_a_gpu_they_are_fused(make: Any) -> None:
         (RMSprop, {}),
     ],
 )
-def test_they_are_as_they_were_made(make: Any, where: dict[str, Any]) -> None:
+def test_other_optimizers_are_left_unchanged(make: Any, where: dict[str, Any]) -> None:
     optimizer = made(make, **where)
     assert not any(group.get("fused") for group in optimizer.param_groups)
     assert not accepts_found_inf(optimizer)

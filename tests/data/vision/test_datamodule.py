@@ -95,7 +95,9 @@ def test_shape_and_classes_are_known_before_setup(options: dict[str, Any], shape
 
 
 @pytest.mark.parametrize(("options", "shape"), [({}, (3, 224, 224)), ({"image_size": 16, "channels": 1}, (1, 16, 16))])
-def test_shape_of_files(folder: MakeFolder, options: dict[str, Any], shape: tuple[int, int, int]) -> None:
+def test_image_shape_of_files_follows_the_settings(
+    folder: MakeFolder, options: dict[str, Any], shape: tuple[int, int, int]
+) -> None:
     data = ImageDataModule(str(folder("train/a", "train/b")), num_workers=0, val_size=0, test_size=0, **options)
     assert (data.num_classes, data.class_names, data.image_shape) == (2, ["a", "b"], shape)
     data.setup("fit")
@@ -103,7 +105,7 @@ def test_shape_of_files(folder: MakeFolder, options: dict[str, Any], shape: tupl
     assert data.on_after_batch_transfer(batch, 0)["labeled"].x.shape == (6, *shape)
 
 
-def test_splits_of_the_sample_add_up() -> None:
+def test_splits_of_the_sample_cover_all_images() -> None:
     data = ready(labels_per_class=3)
     assert {name: len(split) for name, split in data.splits.items()} == {
         "labeled": 30,
@@ -114,7 +116,7 @@ def test_splits_of_the_sample_add_up() -> None:
     assert data.labeled_counts().tolist() == [3] * 10
 
 
-def test_views_are_made_of_the_right_pixels() -> None:
+def test_views_are_made_from_the_pixels_of_their_example() -> None:
     data = ready(num_labels=50, batch_size=25, weak_view=VIEW)
     split = data.splits["labeled"]
     for raw in data.train_dataloader():
@@ -127,7 +129,7 @@ def test_views_are_made_of_the_right_pixels() -> None:
         assert views.y.tolist() == split.part.labels[rows].tolist()
 
 
-def test_validation_and_test_are_not_changed_at_random() -> None:
+def test_validation_and_test_images_are_not_augmented() -> None:
     data = ready(num_labels=10, weak_view=VIEW, eval_batch_size=500)
     for loader, split in ((data.val_dataloader(), data.splits["val"]), (data.test_dataloader(), data.splits["test"])):
         assert isinstance(loader, EvalLoader)
@@ -137,7 +139,7 @@ def test_validation_and_test_are_not_changed_at_random() -> None:
         assert torch.equal(torch.cat([view.y for view in views]), split.labels)
 
 
-def test_files_are_cropped_once(folder: MakeFolder) -> None:
+def test_evaluation_files_are_cropped_once(folder: MakeFolder) -> None:
     path = folder("a", "b", count=4)
     for scale in ([0.1, 0.2], None):
         data = ready(source=str(path), val_size=0, test_size=0, image_size=8, weak_view=WeakView(crop_scale=scale))
@@ -146,7 +148,7 @@ def test_files_are_cropped_once(folder: MakeFolder) -> None:
         assert torch.equal(x, raw["labeled"].inputs / 255)
 
 
-def test_steps_per_epoch() -> None:
+def test_steps_per_epoch_default_to_the_number_of_batches() -> None:
     assert ready(num_labels=100, batch_size=30).epoch_steps == 4
     assert ready(num_labels=100, batch_size=33).epoch_steps == 3  # no batch of one
     data = ready(num_labels=100, batch_size=30, steps_per_epoch=7)
@@ -154,11 +156,11 @@ def test_steps_per_epoch() -> None:
 
 
 @pytest.mark.parametrize("parts", [("labeled",), ("unlabeled",), ("labeled", "unlabeled"), ("unlabeled", "labeled")])
-def test_a_paradigm_gets_the_parts_it_names_and_no_hidden_label(tmp_path: Path, parts: tuple[str, ...]) -> None:
+def test_paradigm_gets_the_splits_it_requests_without_hidden_labels(tmp_path: Path, parts: tuple[str, ...]) -> None:
     model = Recorder(*parts)
     data = ImageDataModule(num_labels=20, batch_size=1000, num_workers=0)
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, data)
-    # Beside labels an epoch is a pass over the unlabeled pictures, here in batches of 7 x 1,000.
+    # Beside labels an epoch is a pass over the unlabeled images, here in batches of 7 x 1,000.
     assert len(model.seen) == {("labeled",): 1, ("unlabeled",): 9}.get(parts, 2)  # type: ignore[arg-type]
     for batch in model.seen:
         assert set(batch) == set(parts)
@@ -173,7 +175,7 @@ def test_a_paradigm_gets_the_parts_it_names_and_no_hidden_label(tmp_path: Path, 
     assert {name: part.labels is None for name, part in raw.items()} == {name: name == "unlabeled" for name in parts}
 
 
-def test_the_seed_chooses_orders_and_views_apart_for_each_part(tmp_path: Path) -> None:
+def test_orders_and_views_are_seeded_separately_for_each_split(tmp_path: Path) -> None:
     draws: list[int | None] = []
     for seed in (0, 1):
         data = ImageDataModule(num_labels=20, seed=seed, num_workers=0)
@@ -183,7 +185,7 @@ def test_the_seed_chooses_orders_and_views_apart_for_each_part(tmp_path: Path) -
     assert len(set(draws)) == 4
 
 
-def test_another_source_gives_the_unlabeled_pictures() -> None:
+def test_unlabeled_source_provides_the_unlabeled_images() -> None:
     data = ready(num_labels=10, unlabeled_source="sample-digits")
     assert len(data.splits["unlabeled"]) == 10_000
     assert data.splits["unlabeled"].ids[0] == "sample-digits:digits/0"
@@ -199,7 +201,7 @@ def small_idx(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_unlabeled_source_of_another_shape_is_refused(small_idx: Path) -> None:
+def test_unlabeled_source_of_another_shape_is_refused(small_idx: Path) -> None:
     with pytest.raises(InputError, match=re.escape("images of shape (1, 6, 6), source 'sample' of (1, 28, 28)")):
         ready(unlabeled_source="MNIST", root=str(small_idx))
     data = ready(unlabeled_source="MNIST", root=str(small_idx), image_size=14, num_labels=10)
@@ -222,7 +224,7 @@ def test_an_unlabeled_source_of_another_shape_is_refused(small_idx: Path) -> Non
         ({"source": "nowhere"}, "source 'nowhere' is neither"),
     ],
 )
-def test_impossible_arguments_are_refused_before_anything_is_read(options: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_read(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
         ImageDataModule(**options)
 
@@ -236,7 +238,7 @@ def test_impossible_arguments_are_refused_before_anything_is_read(options: dict[
         ({"split_file": "gone.csv"}, "split_file 'gone.csv'"),
     ],
 )
-def test_impossible_splits_are_refused_by_setup(options: dict[str, Any], words: str) -> None:
+def test_impossible_split_sizes_are_refused_by_setup(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
         ready(**options)
 
@@ -249,14 +251,12 @@ def test_impossible_splits_are_refused_by_setup(options: dict[str, Any], words: 
         ({}, "unlabeled", "source 'sample' gives no unlabeled image"),
     ],
 )
-def test_a_part_that_is_needed_and_missing_is_named(
-    tmp_path: Path, options: dict[str, Any], part: str, words: str
-) -> None:
+def test_missing_split_that_is_needed_is_named(tmp_path: Path, options: dict[str, Any], part: str, words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
         trainer(tmp_path, max_epochs=1).fit(Recorder(part), ImageDataModule(num_workers=0, **options))
 
 
-def test_no_unlabeled_picture_is_fine_where_none_is_needed(tmp_path: Path) -> None:
+def test_unlabeled_images_may_be_missing_if_they_are_not_needed(tmp_path: Path) -> None:
     model = Recorder("labeled")
     data = ImageDataModule(num_workers=0, val_size=0, batch_size=5_000)
     trainer(tmp_path, max_epochs=1).fit(model, data)
@@ -264,13 +264,13 @@ def test_no_unlabeled_picture_is_fine_where_none_is_needed(tmp_path: Path) -> No
     assert sum(len(batch["labeled"].x) for batch in model.seen) == 10_000
 
 
-def test_a_test_without_test_pictures_is_refused(folder: MakeFolder, tmp_path: Path) -> None:
+def test_test_stage_without_test_images_is_refused(folder: MakeFolder, tmp_path: Path) -> None:
     data = ImageDataModule(str(folder("a", "b")), test_size=0, image_size=8, num_workers=0)
     with pytest.raises(InputError, match="has no test image"):
         trainer(tmp_path).test(Recorder(), data)
 
 
-def test_evaluation_sees_each_example_once(tmp_path: Path) -> None:
+def test_evaluation_uses_each_example_once(tmp_path: Path) -> None:
     for run, name, size in (("validate", "val", 1_000), ("test", "test", 2_000)):
         model = Recorder()
         getattr(trainer(tmp_path), run)(model, ImageDataModule(eval_batch_size=300, num_workers=0), verbose=False)
@@ -290,7 +290,7 @@ class SaveAt(Callback):
 
 
 @pytest.mark.parametrize("step", [1, 5, 7])
-def test_an_interrupted_run_goes_on_with_exactly_the_remaining_batches(tmp_path: Path, step: int) -> None:
+def test_interrupted_run_continues_with_the_remaining_batches(tmp_path: Path, step: int) -> None:
     def run(**options: Any) -> list[Any]:
         model = Recorder("labeled", "unlabeled")
         data = ImageDataModule(num_labels=40, batch_size=8, num_workers=0, weak_view=VIEW)
@@ -307,7 +307,7 @@ def test_an_interrupted_run_goes_on_with_exactly_the_remaining_batches(tmp_path:
         assert torch.equal(one["unlabeled"].weak, two["unlabeled"].weak)
 
 
-def test_a_run_writes_its_split_and_another_one_reads_it(tmp_path: Path) -> None:
+def test_split_written_by_a_run_is_read_by_another(tmp_path: Path) -> None:
     first = ImageDataModule(num_labels=30, seed=5, unlabeled_source="sample-digits", num_workers=0)
     run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
     run.fit(Recorder("labeled"), first)
@@ -324,7 +324,7 @@ def test_a_run_writes_its_split_and_another_one_reads_it(tmp_path: Path) -> None
         ready(source="sample-digits", split_file=str(written))
 
 
-def test_a_split_file_edited_into_a_leak_is_noticed(folder: MakeFolder, tmp_path: Path) -> None:
+def test_split_file_edited_into_a_leak_is_detected(folder: MakeFolder, tmp_path: Path) -> None:
     path = folder("a", "b", count=5)
     (path / "a" / "1.png").write_bytes((path / "a" / "0.png").read_bytes())
     options: dict[str, Any] = {"source": str(path), "val_size": 0, "test_size": 0, "image_size": 8}
@@ -338,7 +338,7 @@ def test_a_split_file_edited_into_a_leak_is_noticed(folder: MakeFolder, tmp_path
         ready(split_file=str(written), on_leak="raise", **options)
 
 
-def test_a_split_file_edited_into_a_straddling_group_is_refused(folder: MakeFolder, tmp_path: Path) -> None:
+def test_split_file_edited_into_a_straddling_group_is_refused(folder: MakeFolder, tmp_path: Path) -> None:
     path = folder("a", "b", count=6)
     rows = [f"{c}/{i}.png,{c},patient{i}" for c in "ab" for i in range(6)]
     (path / "list.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
@@ -355,7 +355,7 @@ def test_a_split_file_edited_into_a_straddling_group_is_refused(folder: MakeFold
 
 
 @pytest.mark.parametrize("setting", ["unlabeled_source", "predict_source"])
-def test_a_wrong_second_source_is_named_by_its_setting(setting: str) -> None:
+def test_error_of_the_unlabeled_source_names_its_setting(setting: str) -> None:
     data = ImageDataModule(num_workers=0, **{setting: "nowhere"})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=f"^{setting} 'nowhere' is neither"):
         data.setup("predict" if setting == "predict_source" else "fit")
@@ -366,7 +366,7 @@ def damaged(folder: MakeFolder) -> Path:
     path = folder("train/a", "train/b", "test/a", "test/b", count=6)
     (path / "train/a/0.png").write_bytes(b"")
     (path / "train/a/1.png").write_bytes((path / "train/a/1.png").read_bytes()[:60])
-    (path / "train/b/2.png").write_text("this is no picture, whatever its name says")
+    (path / "train/b/2.png").write_text("this is not an image, despite its name")
     return path
 
 
@@ -375,7 +375,7 @@ def test_unreadable_images_stop_the_run_before_the_first_step(damaged: Path) -> 
         ready(source=str(damaged))
 
 
-def test_unreadable_images_are_left_out_counted_and_listed(
+def test_unreadable_images_are_skipped_counted_and_listed(
     damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     late = break_middle(write_image(damaged / "train/b/4.png", 7, (40, 30)))
@@ -398,13 +398,13 @@ def test_unreadable_images_are_left_out_counted_and_listed(
     assert all(listed.values())
 
 
-def test_labels_follow_their_pictures_when_some_are_skipped(damaged: Path) -> None:
+def test_labels_stay_with_their_images_when_others_are_skipped(damaged: Path) -> None:
     data = ready(source=str(damaged), on_bad_image="skip", image_size=8, val_size=0)
     split = data.splits["labeled"]
     assert [name.split("/")[1] for name in split.ids] == [data.class_names[c] for c in split.labels.tolist()]
 
 
-def test_background_reaches_the_pixels(tmp_path: Path) -> None:
+def test_background_setting_fills_transparent_pixels(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / name / "x.png")
@@ -424,7 +424,7 @@ def test_background_is_kept_by_the_random_crop_and_in_gray(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("views", [("weak", "weak_2"), ("weak", "strong")])
-def test_each_view_of_a_file_has_a_crop_of_its_own(views: tuple[str, ...], tmp_path: Path) -> None:
+def test_each_view_of_a_file_has_an_independent_crop(views: tuple[str, ...], tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         for i in range(8):
@@ -443,7 +443,7 @@ def test_each_view_of_a_file_has_a_crop_of_its_own(views: tuple[str, ...], tmp_p
     assert not any(torch.allclose(a, b, atol=0.02) for a, b in zip(mild, hard, strict=True))
 
 
-def test_predict_reads_the_test_split_or_what_is_named(folder: MakeFolder, tmp_path: Path) -> None:
+def test_predict_reads_the_test_split_or_the_named_source(folder: MakeFolder, tmp_path: Path) -> None:
     path = folder("new", count=5)
     for source, ids in ((None, [f"test/{i}" for i in range(2_000)]), (str(path), [f"new/{i}.png" for i in range(5)])):
         data = ImageDataModule(predict_source=source, eval_batch_size=3 if source else 600, num_workers=0)
@@ -453,7 +453,7 @@ def test_predict_reads_the_test_split_or_what_is_named(folder: MakeFolder, tmp_p
         assert names == ids
 
 
-def test_a_manifest_runs_from_end_to_end(tmp_path: Path) -> None:
+def test_manifest_trains_and_predicts_end_to_end(tmp_path: Path) -> None:
     rows = [("path", "label", "group")]
     for i in range(40):
         write_image(tmp_path / f"{i}.png", i)
@@ -483,7 +483,7 @@ def test_setup_does_not_depend_on_or_touch_the_global_random_state() -> None:
     assert [b["labeled"].seed for b in batches] == [b["labeled"].seed for b in two.train_dataloader()]
 
 
-def test_labeled_pictures_get_the_views_that_are_asked_for() -> None:
+def test_labeled_images_get_the_requested_views() -> None:
     def first(**settings: Any) -> Labeled:
         data = ImageDataModule("sample", num_labels=20, batch_size=10, weak_view=WeakView(crop_padding=3), **settings)
         data.setup("fit")
@@ -498,17 +498,17 @@ def test_labeled_pictures_get_the_views_that_are_asked_for() -> None:
     assert both.indices.tolist() == mild.indices.tolist() * 2
 
 
-def test_training_pictures_as_they_are_labeled_first_and_the_others_drawn_by_the_seed() -> None:
+def test_unaugmented_training_images_start_with_labeled_ones() -> None:
     def seen(most: int, seed: int = 0, labels: int = 20) -> list[bytes]:
         data = ImageDataModule("sample", num_labels=labels, seed=seed, eval_batch_size=64, num_workers=0)
         data.setup("fit")
-        found = [x.numpy().tobytes() for b in data.training_batches(most, torch.device("cpu")) for x in b.x]
+        images = [x.numpy().tobytes() for b in data.training_batches(most, torch.device("cpu")) for x in b.x]
         own, other = (
             {p.numpy().tobytes() for b in data.batches_of(n, torch.device("cpu")) for p in b.x} for n in parts
         )
-        assert all(x in own for x in found[:labels])
-        assert all(x in other for x in found[labels:])
-        return found
+        assert all(x in own for x in images[:labels])
+        assert all(x in other for x in images[labels:])
+        return images
 
     parts = ("labeled", "unlabeled")
     few = seen(300)

@@ -40,7 +40,7 @@ ROW = 3 * SIZE * SIZE
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of JPEG and PNG pictures of several shapes, with detail at every scale, and a few without labels."""
+    """Two classes of JPEG and PNG images of several shapes, with detail at every scale, and a few without labels."""
     home = tmp_path_factory.mktemp("photos")
     for k, folder in enumerate(("train/a", "train/b", "test/a", "test/b", "unlabeled")):
         (home / folder).mkdir(parents=True)
@@ -95,9 +95,9 @@ class Decoded(NamedTuple):
     paths: list[Path]
 
     def taken(self) -> list[Path]:
-        found = sorted(self.paths)
+        paths = sorted(self.paths)
         self.paths.clear()
-        return found
+        return paths
 
 
 @pytest.fixture
@@ -119,17 +119,17 @@ VIEWS = WeakView(flip=True, crop_padding=2)
 
 
 @pytest.mark.parametrize("settings", [{"weak_view": VIEWS}, {"channels": 1, "center_crop": 0.8, "num_labels": 10}])
-def test_batches_are_the_same_bit_for_bit_and_files_are_decoded_once(
+def test_cached_batches_are_identical_and_files_are_decoded_once(
     settings: dict[str, Any], photos: Path, tmp_path: Path, decoded: Decoded
 ) -> None:
-    for _ in range(2):  # filled, and found filled by the next run
+    for _ in range(2):  # filled by the first run, and used by the second
         assert all_same(opened(photos, None, **settings), opened(photos, tmp_path, **settings))
     decoded.taken()
     list(batches(opened(photos, tmp_path, **settings)))
     assert decoded.taken() == []
 
 
-def test_only_what_a_run_needs_is_decoded_and_only_what_is_new_to_the_next(
+def test_only_images_that_a_run_needs_and_the_cache_lacks_are_decoded(
     photos: Path, tmp_path: Path, decoded: Decoded
 ) -> None:
     few = opened(photos, tmp_path, labels_per_class=2)
@@ -141,9 +141,9 @@ def test_only_what_a_run_needs_is_decoded_and_only_what_is_new_to_the_next(
     assert decoded.taken() == sorted(set(path_of(more, "labeled")) - set(first))
     stream = more._stream("unlabeled", more.splits["unlabeled"], True)  # of two parts: what is left, and the folder
     for batch in stream.batches(0, 3):
-        for picture, i in zip(batch.inputs, batch.indices.tolist(), strict=True):
+        for image, i in zip(batch.inputs, batch.indices.tolist(), strict=True):
             path = path_of(more, "unlabeled")[i]
-            assert torch.equal(picture, decode(path, more.geometry, None))
+            assert torch.equal(image, decode(path, more.geometry, None))
 
 
 def path_of(data: ImageDataModule, name: str) -> list[Path]:
@@ -152,7 +152,7 @@ def path_of(data: ImageDataModule, name: str) -> list[Path]:
     return [split.part.storage.paths[i] for i in split.indices]
 
 
-def test_random_crops_are_the_same_rectangles(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
+def test_random_crops_from_the_cache_are_the_same_rectangles(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
     view = WeakView(flip=True, crop_scale=[0.2, 1.0])
     with_, without = (opened(photos, cache, weak_view=view) for cache in (tmp_path, None))
     pairs = list(zip(batches(with_), batches(without), strict=True))
@@ -172,7 +172,7 @@ CHANGES = ("content", "renamed", "added", "image_size", "background", "channels"
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_all_that_pictures_depend_on_is_in_the_key(
+def test_cache_key_contains_everything_that_images_depend_on(
     change: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Path(shutil.copytree(photos, tmp_path / "copy"))  # with their times
@@ -228,9 +228,7 @@ def damage(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a byte", "zeros", "cut off", "gone", "rows cut off", "rows that lie"])
-def test_a_damaged_cache_is_never_taken_for_a_whole_one(
-    how: str, photos: Path, tmp_path: Path, decoded: Decoded
-) -> None:
+def test_damaged_cache_is_detected_and_rebuilt(how: str, photos: Path, tmp_path: Path, decoded: Decoded) -> None:
     list(batches(opened(photos, tmp_path)))
     held = next(tmp_path.glob("*.u8")).open("rb")  # by a run that has it mapped
     damage(tmp_path, how)
@@ -245,7 +243,7 @@ def test_a_damaged_cache_is_never_taken_for_a_whole_one(
     assert decoded.taken() == []
 
 
-def test_a_bad_picture_is_left_out_or_refused_as_without_a_cache(
+def test_unreadable_image_is_skipped_or_refused_as_without_a_cache(
     photos: Path, tmp_path: Path, decoded: Decoded
 ) -> None:
     source = Path(shutil.copytree(photos, tmp_path / "copy"))
@@ -271,7 +269,7 @@ def test_a_bad_picture_is_left_out_or_refused_as_without_a_cache(
     assert all_same(opened(source, tmp_path / "cache"), opened(source, None))
 
 
-def test_no_room_and_no_folder_are_one_sentence(
+def test_cache_that_cannot_be_written_is_reported_in_one_sentence(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -281,8 +279,8 @@ def test_no_room_and_no_folder_are_one_sentence(
         opened(photos, tmp_path / "file").train_dataloader()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * ROW - 1))
-    told = r"needs 0.000 GB for 20 images of 3 x 24 x 24 bytes, and 0.000 GB are free there: free space, name another"
-    with pytest.raises(InputError, match=told):
+    error = r"needs 0.000 GB for 20 images of 3 x 24 x 24 bytes, and 0.000 GB are free there: free space, name another"
+    with pytest.raises(InputError, match=error):
         opened(photos, tmp_path / "cache").train_dataloader()
     assert [path.suffix for path in tmp_path.glob("cache/*")].count(".u8") == 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * ROW))
@@ -294,17 +292,17 @@ def test_no_room_and_no_folder_are_one_sentence(
 # --- more than one process
 
 
-def fill(photos: Path, cache: Path, told: Any, workers: int = 0) -> None:
-    """Fills the caches of three splits; what went wrong is told."""
+def fill(photos: Path, cache: Path, queue: Any, workers: int = 0) -> None:
+    """Fill the caches of three splits and put "done" or the error into the queue."""
     try:
         data = opened(photos, cache, num_workers=workers)
         data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
-        told.put("done")
+        queue.put("done")
     except InputError as error:
-        told.put(str(error))
+        queue.put(str(error))
 
 
-def test_workers_fill_it_too(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
+def test_worker_processes_fill_the_cache(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
     assert all_same(opened(photos, tmp_path, num_workers=2), opened(photos, None))
     decoded.taken()
     list(batches(opened(photos, tmp_path)))
@@ -313,10 +311,10 @@ def test_workers_fill_it_too(photos: Path, tmp_path: Path, decoded: Decoded) -> 
     assert all_same(opened(photos, tmp_path, num_workers=2, **crops), opened(photos, tmp_path, **crops))
 
 
-def test_of_two_processes_one_decodes_and_the_other_waits(
+def test_one_of_two_processes_decodes_while_the_other_waits(
     photos: Path, tmp_path: Path, decoded: Decoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, waiting, go, told = FORK.Event(), FORK.Event(), FORK.Event(), FORK.Queue()
+    inside, waiting, go, queue = FORK.Event(), FORK.Event(), FORK.Event(), FORK.Queue()
     real = images.open_image
     counted = FORK.Value("i", 0)
 
@@ -329,21 +327,21 @@ def test_of_two_processes_one_decodes_and_the_other_waits(
 
     monkeypatch.setattr(image_cache, "open_image", slow)
     monkeypatch.setattr(image_cache, "_waits", waiting.set)
-    first, second = (FORK.Process(target=fill, args=(photos, tmp_path, told)) for _ in range(2))
+    first, second = (FORK.Process(target=fill, args=(photos, tmp_path, queue)) for _ in range(2))
     first.start()
     assert inside.wait(60)
     second.start()
     assert waiting.wait(60)
     assert counted.value == 1
     go.set()
-    assert [told.get(timeout=60) for _ in range(2)] == ["done"] * 2
+    assert [queue.get(timeout=60) for _ in range(2)] == ["done"] * 2
     first.join()
     second.join()
     assert counted.value == 48  # 20 to train on, 4 to validate with and 24 to test on
     assert all_same(opened(photos, None), opened(photos, tmp_path))
 
 
-def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_whole(
+def test_killed_builder_leaves_no_cache_that_looks_complete(
     photos: Path, tmp_path: Path, decoded: Decoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, seen = images.open_image, list[Path]()
@@ -369,24 +367,24 @@ def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_whole(
     assert {path.suffix for path in tmp_path.iterdir()} == {".u8", ".rows", ".json"}
 
 
-def limited(photos: Path, cache: Path, told: Any, most: int, workers: int) -> None:
+def limited(photos: Path, cache: Path, queue: Any, most: int, workers: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    fill(photos, cache, told, workers)
+    fill(photos, cache, queue, workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_takes_no_more_is_one_sentence(photos: Path, tmp_path: Path, workers: int) -> None:
-    told = FORK.Queue()
+def test_full_disk_is_reported_in_one_sentence(photos: Path, tmp_path: Path, workers: int) -> None:
+    queue = FORK.Queue()
     opened(photos, tmp_path, labels_per_class=1).train_dataloader()  # makes the files
-    process = FORK.Process(target=limited, args=(photos, tmp_path, told, 6 * ROW, workers))
+    process = FORK.Process(target=limited, args=(photos, tmp_path, queue, 6 * ROW, workers))
     process.start()
-    assert re.fullmatch(r"cache '.*' cannot be written \(File too large\): free space .*", told.get(timeout=60))
+    assert re.fullmatch(r"cache '.*' cannot be written \(File too large\): free space .*", queue.get(timeout=60))
     process.join()
     assert all_same(opened(photos, None), opened(photos, tmp_path))
 
 
-def test_a_worker_that_is_no_fork_gets_no_copy_of_the_pictures(photos: Path, tmp_path: Path) -> None:
+def test_pickled_cache_contains_no_images(photos: Path, tmp_path: Path) -> None:
     data = opened(photos, tmp_path)
     stream = data._stream("labeled", data.splits["labeled"], True)
     expected = list(stream.batches(0, 2))
@@ -400,7 +398,9 @@ def test_a_worker_that_is_no_fork_gets_no_copy_of_the_pictures(photos: Path, tmp
 # --- in training
 
 
-def test_a_training_is_the_same_and_prediction_does_without(photos: Path, workdir: Path, decoded: Decoded) -> None:
+def test_training_is_identical_and_prediction_does_not_use_the_cache(
+    photos: Path, workdir: Path, decoded: Decoded
+) -> None:
     losses, weights = [], []
     for cache in (None, "cache"):
         data = ImageDataModule(
@@ -424,7 +424,7 @@ def test_a_training_is_the_same_and_prediction_does_without(photos: Path, workdi
 
 
 @pytest.mark.parametrize("threads", [2, 8])
-def test_several_at_once_are_those_one_by_one_or_none(
+def test_reading_a_batch_equals_reading_its_images_one_by_one(
     threads: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_cache, "count_cores", lambda: threads)
@@ -438,9 +438,9 @@ def test_several_at_once_are_those_one_by_one_or_none(
     assert kept.read_batch(wanted) is not None
     for some in (kept, deepcopy(kept)):  # which has looked at them, and which has not
         for _ in range(2):
-            found = some.read_batch(wanted)
-            assert found is not None
-            assert torch.equal(found, expected)
+            images = some.read_batch(wanted)
+            assert images is not None
+            assert torch.equal(images, expected)
     assert kept.read_batch([i for i in range(len(kept)) if i not in split.indices][:1]) is None  # not stored
     other = deepcopy(kept)
     with other._cache._pixels_path.open("r+b") as file:
@@ -453,7 +453,7 @@ def test_several_at_once_are_those_one_by_one_or_none(
     assert torch.equal(other.read(wanted[3], data.geometry, None), expected[3])
 
 
-def test_where_no_picture_is_a_file_it_is_told(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_source_without_files_reports_that_the_cache_is_unused(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         ImageDataModule("sample", num_labels=20, cache="decoded").setup("fit")
     assert "cache 'decoded' is not used: none of the images is a separate file" in caplog.text
@@ -461,12 +461,12 @@ def test_where_no_picture_is_a_file_it_is_told(workdir: Path, caplog: pytest.Log
 
 
 @pytest.mark.slow
-def test_the_bench_runs(tmp_path: Path) -> None:
-    found = tmp_path / "found.json"
-    words = ["--images=24", "--rounds=1", "--times=2", f"--out={found}"]
+def test_image_folder_benchmark_runs(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    words = ["--images=24", "--rounds=1", "--times=2", f"--out={out}"]
     command = [sys.executable, str(ROOT / "scripts" / "bench" / "image_folder.py"), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
-    told = json.loads(found.read_text())
-    assert set(told["images_per_second"]) == {"image_folder", "without_cache", "first_epoch", "later_epoch", "again"}
-    assert list(told["memory_mib"]) == ["24 images", "48 images"]
+    result = json.loads(out.read_text())
+    assert set(result["images_per_second"]) == {"image_folder", "without_cache", "first_epoch", "later_epoch", "again"}
+    assert list(result["memory_mib"]) == ["24 images", "48 images"]

@@ -17,7 +17,7 @@ from sft_lightning.utils.errors import InputError
 from tests.data.conftest import break_middle, write_image, write_plain_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-# Corners of a picture: red, green / blue, white.
+# Corners of an image: red, green / blue, white.
 CORNERS = np.array([[RED, GREEN], [BLUE, WHITE]], np.uint8).repeat(8, 0).repeat(8, 1)
 
 
@@ -45,7 +45,7 @@ def near_to(image: Image.Image, expected: list[tuple[int, int, int]], tolerance:
         ("x.JPG", {"quality": 95, "subsampling": 0}, 6),
     ],
 )
-def test_formats(tmp_path: Path, name: str, options: dict[str, Any], tolerance: int) -> None:
+def test_common_formats_open_as_rgb(tmp_path: Path, name: str, options: dict[str, Any], tolerance: int) -> None:
     Image.fromarray(CORNERS).save(tmp_path / name, **options)
     image = open_image(tmp_path / name)
     assert image.mode == "RGB"
@@ -55,7 +55,7 @@ def test_formats(tmp_path: Path, name: str, options: dict[str, Any], tolerance: 
 
 
 @pytest.mark.parametrize("name", ["x.tif", "x.jpg"])
-def test_cmyk(tmp_path: Path, name: str) -> None:
+def test_cmyk_converts_to_rgb(tmp_path: Path, name: str) -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     image.paste((255, 255, 0, 128), (8, 0, 16, 16))
     options: dict[str, Any] = {"quality": 100, "subsampling": 0} if name == "x.jpg" else {}
@@ -65,7 +65,7 @@ def test_cmyk(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bits_keep_their_range(tmp_path: Path, name: str, channels: int) -> None:
+def test_sixteen_bit_images_keep_their_range(tmp_path: Path, name: str, channels: int) -> None:
     Image.fromarray(np.array([[0, 257], [65535, 32768]], np.uint16)).save(tmp_path / name)
     read = np.asarray(open_image(tmp_path / name, channels)).reshape(2, 2, -1)
     assert read.shape[-1] == channels
@@ -73,17 +73,17 @@ def test_sixteen_bits_keep_their_range(tmp_path: Path, name: str, channels: int)
 
 
 @pytest.mark.parametrize(("top", "expected"), [(1.0, 128), (255.0, 128), (65535.0, 128)])
-def test_floating_point_is_scaled_by_its_range(tmp_path: Path, top: float, expected: int) -> None:
+def test_floating_point_images_are_scaled_by_their_range(tmp_path: Path, top: float, expected: int) -> None:
     Image.fromarray(np.array([[0, top / 2], [top, top]], np.float32)).save(tmp_path / "x.tif")
     assert np.asarray(open_image(tmp_path / "x.tif", 1)).tolist() == [[0, expected], [255, 255]]
 
 
-def test_palette(tmp_path: Path) -> None:
+def test_palette_images_open_in_their_colors(tmp_path: Path) -> None:
     Image.fromarray(CORNERS).quantize(4).save(tmp_path / "x.png")
     assert corners(open_image(tmp_path / "x.png")) == [RED, GREEN, BLUE, WHITE]
 
 
-def test_one_bit(tmp_path: Path) -> None:
+def test_one_bit_images_open_as_black_and_white(tmp_path: Path) -> None:
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "x.png")
     assert np.asarray(open_image(tmp_path / "x.png", 1)).tolist() == [[255, 0]]
 
@@ -117,7 +117,7 @@ def transparent_palette(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_transparency_is_laid_over_the_background(
+def test_transparent_pixels_show_the_background(
     tmp_path: Path,
     make: Callable[[Path], None],
     alphas: tuple[float, ...],
@@ -138,7 +138,7 @@ def test_background_is_white_unless_set(tmp_path: Path) -> None:
     assert FileImages([tmp_path / "x.png"], ["x"]).read(0, Geometry(16, center=1), None)[:, 2, 2].tolist() == [255] * 3
 
 
-def test_transparent_gif_and_webp(tmp_path: Path) -> None:
+def test_transparent_gif_and_webp_show_the_background(tmp_path: Path) -> None:
     transparent_palette(tmp_path / "x.gif")
     rgba(tmp_path / "y.png")
     Image.open(tmp_path / "y.png").save(tmp_path / "x.webp", lossless=True)
@@ -148,7 +148,7 @@ def test_transparent_gif_and_webp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x.webp", "x.png", "x.tif"])
-def test_animated_pictures_show_their_first_frame(tmp_path: Path, name: str) -> None:
+def test_animated_images_show_their_first_frame(tmp_path: Path, name: str) -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in (RED, GREEN, BLUE)]
     options: dict[str, Any] = {"lossless": True} if name == "x.webp" else {}
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
@@ -168,7 +168,9 @@ def test_animated_pictures_show_their_first_frame(tmp_path: Path, name: str) -> 
         (8, [GREEN, WHITE, RED, BLUE]),
     ],
 )
-def test_exif_rotation(tmp_path: Path, name: str, orientation: int, expected: list[tuple[int, int, int]]) -> None:
+def test_exif_orientation_is_applied(
+    tmp_path: Path, name: str, orientation: int, expected: list[tuple[int, int, int]]
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if name == "x.jpg" else {"lossless": True}
@@ -183,7 +185,7 @@ PHOTO = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 640 x
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize(("channels", "kind"), [(3, "RGB"), (1, "RGB"), (3, "CMYK"), (3, "L"), (3, "MPO")])
-def test_a_large_jpeg_is_decoded_to_a_part_of_its_size(
+def test_large_jpeg_is_decoded_at_reduced_size(
     tmp_path: Path, channels: Literal[1, 3], kind: str, orientation: int
 ) -> None:
     exif = Image.Exif()
@@ -211,7 +213,7 @@ def test_a_large_jpeg_is_decoded_to_a_part_of_its_size(
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.bmp", "x.tif", "x.gif"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5, 0.9, 0.97])
-def test_truncated_files_are_found_before_the_run(tmp_path: Path, name: str, share: float) -> None:
+def test_truncated_files_are_detected_before_the_run(tmp_path: Path, name: str, share: float) -> None:
     write_image(tmp_path / "good" / name, 1, (40, 30))
     content = (tmp_path / "good" / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
@@ -224,23 +226,23 @@ def test_truncated_files_are_found_before_the_run(tmp_path: Path, name: str, sha
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"", "zero bytes"), (b"hello " * 99, "not an image of a known format")]
 )
-def test_reason_of_what_is_no_picture(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_file_that_is_not_an_image_gets_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
     assert reason in str(find_damage(tmp_path / "x.png"))
 
 
-def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
+def test_missing_file_is_unreadable(tmp_path: Path) -> None:
     assert find_damage(tmp_path / "gone.png") == "it does not exist"
 
 
-def test_a_picture_spoiled_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:
+def test_image_damaged_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:
     path = break_middle(write_image(tmp_path / "x.png", 1, (40, 30)))
     assert find_damage(path) is None
     with pytest.raises((OSError, SyntaxError)):
         open_image(path)
 
 
-def test_bad_images_are_refused_or_listed() -> None:
+def test_unreadable_images_are_refused_or_listed() -> None:
     with pytest.raises(InputError, match=r"image 'a.png' cannot be read: zero bytes; .* on_bad_image: skip"):
         BadImages().report("a.png", "zero bytes")
     bad = BadImages("skip")
@@ -248,7 +250,7 @@ def test_bad_images_are_refused_or_listed() -> None:
     assert bad.reasons == {"a.png": "zero bytes"}
 
 
-def test_central_crop_is_square_and_keeps_the_middle(tmp_path: Path) -> None:
+def test_center_crop_is_square_and_keeps_the_middle(tmp_path: Path) -> None:
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, 32:96] = 255  # the middle half
     Image.fromarray(pixels).save(tmp_path / "x.png")
@@ -261,7 +263,7 @@ def test_central_crop_is_square_and_keeps_the_middle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(100, 100), (150, 100), (80, 160)])
-def test_random_crop_keeps_its_share_of_the_area_inside_the_picture(size: tuple[int, int]) -> None:
+def test_random_crop_keeps_the_requested_area_inside_the_image(size: tuple[int, int]) -> None:
     geometry = Geometry(8, scale=(0.2, 0.6))
     shares, ratios = [], []
     for seed in range(400):
@@ -281,13 +283,13 @@ def test_random_crop_keeps_its_share_of_the_area_inside_the_picture(size: tuple[
 
 
 @pytest.mark.parametrize(("size", "box"), [((90, 90), (0, 0, 90, 90)), ((200, 90), (40, 0, 160, 90))])
-def test_a_crop_that_cannot_fit_is_the_largest_that_does(
+def test_crop_that_does_not_fit_becomes_the_largest_possible(
     size: tuple[int, int], box: tuple[float, float, float, float]
 ) -> None:
     assert Geometry(8, scale=(1.0, 1.0)).box(*size, seed=1) == box
 
 
-def test_file_digest_follows_names_and_contents_in_any_order(tmp_path: Path) -> None:
+def test_file_digest_depends_on_names_and_contents_but_not_order(tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f"{i}.png", i, (10 + i, 9)) for i in range(3)]
     ids = [path.name for path in paths]
     digest = FileImages(paths, ids).digest()
@@ -300,14 +302,14 @@ def test_file_digest_follows_names_and_contents_in_any_order(tmp_path: Path) -> 
     assert FileImages(paths, ids).digest() == digest
 
 
-def test_memory_digest_follows_pixels() -> None:
+def test_memory_digest_depends_on_pixels() -> None:
     data = torch.arange(48, dtype=torch.uint8).view(3, 1, 4, 4)
     changed = data.clone()
     changed[2, 0, 3, 3] += 1
     assert TensorStorage(data).digest() == TensorStorage(data.clone()).digest() != TensorStorage(changed).digest()
 
 
-def test_equal_files_are_found_whatever_their_names(tmp_path: Path) -> None:
+def test_duplicate_files_are_found_despite_their_names(tmp_path: Path) -> None:
     one = FileImages(
         [write_plain_image(tmp_path / "a.png", RED), write_plain_image(tmp_path / "b.png", BLUE)], ["a", "b"]
     )
@@ -318,7 +320,7 @@ def test_equal_files_are_found_whatever_their_names(tmp_path: Path) -> None:
     assert find_duplicates({"one": (one, [1]), "two": (two, [0, 1])}) == []
 
 
-def test_equal_pixels_are_found_in_memory() -> None:
+def test_duplicate_pixels_are_found_in_memory() -> None:
     data = torch.arange(48, dtype=torch.uint8).view(3, 1, 4, 4)
     sets = {"one": (TensorStorage(data), [0, 2]), "two": (TensorStorage(data.flip(0).clone()), [0, 1])}
     assert find_duplicates({**sets}) == [[("one", 2), ("two", 0)]]

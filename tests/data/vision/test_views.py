@@ -28,7 +28,7 @@ def ramps(count: int, side: int = 64) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("view", [WeakView(flip=True), WeakView(crop_padding=3), WeakView(crop_scale=[0.2, 1.0]), ALL])
-def test_views_are_seeded_and_differ_between_pictures(view: WeakView, channels: int) -> None:
+def test_views_are_seeded_and_differ_between_images(view: WeakView, channels: int) -> None:
     x = batch(1, channels).expand(64, -1, -1, -1)
     one, again, other = weak(x, view, 5), weak(x, view, 5), weak(x, view, 6)
     assert one.shape == x.shape
@@ -39,7 +39,7 @@ def test_views_are_seeded_and_differ_between_pictures(view: WeakView, channels: 
 
 
 @pytest.mark.parametrize(("view", "draw"), [(WeakView(), 5), (ALL, None)])
-def test_nothing_asked_or_no_draw_changes_nothing(view: WeakView, draw: int | None) -> None:
+def test_disabled_views_leave_images_unchanged(view: WeakView, draw: int | None) -> None:
     x = batch(4)
     assert weak(x, view, draw) is x
 
@@ -53,7 +53,7 @@ def test_flip_equals_plain_indexing(channels: int) -> None:
     assert 0 < flipped.sum() < 32
 
 
-def test_half_of_the_pictures_are_flipped() -> None:
+def test_half_of_the_images_are_flipped() -> None:
     x = ramps(4000, 2)
     assert 0.46 < (weak(x, WeakView(flip=True), 1)[:, 0, 0, 0] > 0.5).float().mean() < 0.54
 
@@ -67,7 +67,7 @@ def test_padded_crop_equals_plain_indexing(channels: int) -> None:
     assert torch.equal(weak(x, WeakView(crop_padding=3), 4), expected)
 
 
-def test_all_shifts_are_equally_likely_and_bring_in_zeros() -> None:
+def test_all_shifts_are_equally_likely_and_pad_with_zeros() -> None:
     x = torch.zeros(4900, 1, 9, 9)
     x[:, :, 4, 4] = 1
     places = weak(x, WeakView(crop_padding=3), 2).sum(0)[0]
@@ -77,7 +77,7 @@ def test_all_shifts_are_equally_likely_and_bring_in_zeros() -> None:
     assert weak(torch.ones(50, 1, 9, 9), WeakView(crop_padding=3), 2).amin() == 0
 
 
-def test_flip_is_drawn_apart_from_the_shift() -> None:
+def test_flip_is_drawn_independently_of_the_shift() -> None:
     both = weak(ramps(2000, 8), WeakView(flip=True, crop_padding=2), 3)
     mirrored = both[:, 0, 4, 3] > both[:, 0, 4, 4]
     shift = both[:, 1].amax((1, 2))
@@ -85,7 +85,7 @@ def test_flip_is_drawn_apart_from_the_shift() -> None:
 
 
 def measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and center of the crop of each ramp picture."""
+    """Width, height and center of the crop of each ramp image."""
     side = x.shape[-1]
     width = (x[:, 0, side // 2, side - 1] - x[:, 0, side // 2, 0]) * side / (side - 1)
     height = (x[:, 1, side - 1, side // 2] - x[:, 1, 0, side // 2]) * side / (side - 1)
@@ -93,7 +93,7 @@ def measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("scale", [[0.1, 0.4], [0.5, 0.95], [0.9, 1.0]])
-def test_random_crop_keeps_its_share_of_the_area(scale: list[float]) -> None:
+def test_random_crop_keeps_the_requested_area(scale: list[float]) -> None:
     width, height, center = measured(weak(ramps(1000), WeakView(crop_scale=scale), 8))
     area, ratio = width * height, width / height
     assert scale[0] - 0.01 < area.min() < scale[0] + 0.05
@@ -108,12 +108,12 @@ def test_random_crop_keeps_its_share_of_the_area(scale: list[float]) -> None:
     assert abs(center.mean() - 0.5) < 0.02
 
 
-def test_crop_of_the_whole_area_is_the_picture_itself() -> None:
+def test_crop_of_the_full_area_is_the_image() -> None:
     x = batch(8, 3)
     assert torch.allclose(weak(x, WeakView(crop_scale=[1.0, 1.0]), 1), x, atol=1e-5)
 
 
-def test_places_of_random_crops_fill_the_picture() -> None:
+def test_random_crops_cover_the_image() -> None:
     _, _, center = measured(weak(ramps(1000), WeakView(crop_scale=[0.1, 0.1]), 8))
     assert center.min() < 0.22
     assert center.max() > 0.78
@@ -151,10 +151,10 @@ def test_affine_equals_torchvision(
 ) -> None:
     x = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     numbers = (math.radians(angle), math.tan(math.radians(shear)), *shift, factor)
-    found = resample(x, invert_affine(*(torch.full((2,), float(n)) for n in numbers)))
+    resampled = resample(x, invert_affine(*(torch.full((2,), float(n)) for n in numbers)))
     bilinear = InterpolationMode.BILINEAR
     expected = torch.stack([affine(image, angle, list(shift), factor, [shear, 0.0], bilinear) for image in x])
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(resampled, expected, atol=2e-4, rtol=0)
 
 
 def test_affine_draws_are_uniform_in_their_ranges() -> None:
@@ -176,7 +176,7 @@ def test_affine_draws_are_uniform_in_their_ranges() -> None:
         WeakView(rotation=9, scale=[1, 2]),
     ],
 )
-def test_each_view_of_a_batch_has_draws_of_its_own(view: WeakView) -> None:
+def test_each_view_of_a_batch_has_independent_draws(view: WeakView) -> None:
     x = batch(64)
     first, second, plain = weak(x, view, 7), weak(x, view, 7, 1), StrongView(operations=0, cutout=0.0)
     third, next_batch = strong(x, view, plain, 7), weak(x, view, 8)
@@ -188,7 +188,7 @@ def test_each_view_of_a_batch_has_draws_of_its_own(view: WeakView) -> None:
     assert torch.equal(second, weak(x, view, 7, 1))
 
 
-def test_cutout_and_operations_are_not_drawn_with_the_crop() -> None:
+def test_cutout_and_operations_are_drawn_independently_of_the_crop() -> None:
     """A view that only covers leaves another trace for the same draw than one that shifts."""
     x = torch.ones(400, 1, 28, 28)
     shift = WeakView(crop_padding=10)
@@ -215,6 +215,6 @@ def test_cutout_and_operations_are_not_drawn_with_the_crop() -> None:
         (StrongView, {"cutout": -0.5}, "cutout is -0.5"),
     ],
 )
-def test_impossible_views_are_refused(view: Any, settings: dict[str, Any], words: str) -> None:
+def test_views_with_invalid_settings_are_refused(view: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
         view(**settings)

@@ -27,7 +27,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.square().sum().sqrt() * b.square().sum().sqrt()))
 
 
-def test_cosine_to_learnable_prototypes() -> None:
+def test_cosine_loss_with_learnable_prototypes_equals_hand_computed_value() -> None:
     loss = built(CosinePrototype())
     with torch.no_grad():
         loss.prototypes.mul_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))  # the length must not count
@@ -41,7 +41,7 @@ def test_cosine_to_learnable_prototypes() -> None:
     assert float(loss.prototypes.grad.abs().sum()) > 0
 
 
-def test_running_means_start_at_the_first_batch_and_follow() -> None:
+def test_class_means_start_at_the_first_batch_and_move_with_momentum() -> None:
     loss = built(CosinePrototype("mean", momentum=0.75))
     unit = F.normalize(FEATURES, dim=1)
     before = loss.prototypes.clone()
@@ -58,7 +58,7 @@ def test_running_means_start_at_the_first_batch_and_follow() -> None:
 
 
 @pytest.mark.parametrize(("classes", "features"), [(2, 1), (4, 3), (4, 5), (10, 128)])
-def test_a_simplex_has_the_same_widest_angle_everywhere(classes: int, features: int) -> None:
+def test_simplex_prototypes_have_equal_maximal_angles(classes: int, features: int) -> None:
     corners = build_simplex(classes, features, torch.Generator().manual_seed(1)).double()
     expected = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
     torch.testing.assert_close(corners @ corners.T, expected, atol=1e-6, rtol=0)
@@ -66,12 +66,12 @@ def test_a_simplex_has_the_same_widest_angle_everywhere(classes: int, features: 
     assert not torch.allclose(corners, other) or features == 1
 
 
-def test_a_simplex_of_ten_corners_needs_nine_features() -> None:
+def test_simplex_of_ten_classes_needs_nine_features() -> None:
     with pytest.raises(InputError, match="10 classes need 9 features and the backbone has 8"):
         CosinePrototype("simplex").build(10, 8)
 
 
-def test_only_the_simplex_separates() -> None:
+def test_only_simplex_prototypes_and_supcon_separate_classes() -> None:
     assert [CosinePrototype(kind).separates_classes for kind in ("learnable", "mean", "simplex")] == [
         False,
         False,
@@ -81,7 +81,7 @@ def test_only_the_simplex_separates() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7])
-def test_supcon_is_the_mean_over_anchors_of_equation_2(temperature: float) -> None:
+def test_supcon_loss_is_the_mean_of_equation_2_over_anchors(temperature: float) -> None:
     loss = built(SupCon(temperature, projection=0))
     z = FEATURES / FEATURES.norm(dim=1, keepdim=True)
     terms = []
@@ -96,7 +96,7 @@ def test_supcon_is_the_mean_over_anchors_of_equation_2(temperature: float) -> No
     assert loss(FEATURES, LABELS).item() == pytest.approx(sum(terms) / 11)
 
 
-def test_supcon_of_strangers_is_zero_with_a_gradient_of_zero() -> None:
+def test_supcon_without_positive_pairs_is_zero_with_zero_gradient() -> None:
     x = FEATURES[:3].clone().requires_grad_()
     value = built(SupCon(projection=0))(x, torch.tensor([0, 1, 2]))
     value.backward()
@@ -112,7 +112,7 @@ def test_supcon_projects_and_trains_the_projection() -> None:
     assert all(float(p.grad.abs().sum()) > 0 for p in loss.parameters())
 
 
-def test_centers_move_by_the_papers_rule_after_the_loss() -> None:
+def test_centers_follow_the_rule_of_the_paper_after_the_loss() -> None:
     loss = built(Center(rate=0.5))
     loss.centers.copy_(torch.arange(20.0).view(4, 5) / 10)
     before = loss.centers.clone()
@@ -132,7 +132,7 @@ def test_centers_move_by_the_papers_rule_after_the_loss() -> None:
 
 
 @pytest.mark.parametrize("make", [CosinePrototype, lambda: CosinePrototype("mean"), SupCon, Center])
-def test_half_precision_ends_before_the_loss(make: Any) -> None:
+def test_losses_are_computed_in_full_precision_under_autocast(make: Any) -> None:
     loss, again = (built(make()).float() for _ in range(2))
     x = FEATURES.float()
     plain = loss(x, LABELS)
@@ -151,6 +151,6 @@ def test_half_precision_ends_before_the_loss(make: Any) -> None:
         (lambda: Center(rate=1.5), "rate is 1.5"),
     ],
 )
-def test_settings_out_of_range(make: Any, words: str) -> None:
+def test_settings_out_of_range_are_refused(make: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         make()

@@ -22,7 +22,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, 0.05)
 
 
-def test_l2_is_half_the_squared_norm_and_its_gradient_the_parameter() -> None:
+def test_l2_is_half_the_squared_norm_with_the_parameter_as_gradient() -> None:
     parameters = [Parameter(torch.randn(3, 4)), Parameter(torch.randn(5)), Parameter(torch.zeros(2))]
     penalty = half_squared_norm_of_trained(parameters)
     assert float(penalty) == pytest.approx(0.5 * sum(float((p.detach() ** 2).sum()) for p in parameters))
@@ -31,7 +31,7 @@ def test_l2_is_half_the_squared_norm_and_its_gradient_the_parameter() -> None:
         torch.testing.assert_close(p.grad, p.detach())
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_not_regularized() -> None:
     frozen = Parameter(torch.full((9,), 7.0), requires_grad=False)
     assert float(half_squared_norm_of_trained([frozen, Parameter(torch.ones(4))])) == 2.0
     assert float(half_squared_norm_of_trained([frozen])) == 0.0
@@ -95,7 +95,7 @@ def test_20_steps_equal_a_plain_loop(regularizer: Regularizer, by_hand: Callable
 
 
 @pytest.mark.parametrize("regularizer", ALL)
-def test_every_paradigm_takes_each(regularizer: Callable[[], Regularizer]) -> None:
+def test_every_paradigm_accepts_every_regularizer(regularizer: Callable[[], Regularizer]) -> None:
     def made(**settings: Any) -> dict[str, Any]:
         return {"optimizer": sgd, **settings}
 
@@ -115,7 +115,7 @@ def test_every_paradigm_takes_each(regularizer: Callable[[], Regularizer]) -> No
         assert all(torch.equal(t, before[name]) for name, t in kept.items())  # BatchNorm's statistics, too
 
 
-def test_delta_of_a_convolution_sums_over_positions_and_averages_over_channels() -> None:
+def test_delta_sums_over_positions_and_averages_over_channels() -> None:
     backbone, _ = build_backbone("conv", SHAPE)
     backbone.eval()
     delta = DELTA(2.0, beta=0.0, layers=1)
@@ -141,7 +141,7 @@ def test_delta_of_a_convolution_sums_over_positions_and_averages_over_channels()
     assert not block._forward_hooks
 
 
-def test_a_frozen_backbone_has_no_distance() -> None:
+def test_frozen_backbone_contributes_no_distance() -> None:
     for regularizer, rest in ((L2SP(0.3, beta=0.0), 0.0), (DELTA(0.3, beta=0.0, layers=2), 0.0), (BSS(0.3), 0.0)):
         model = classifier(tune="head", regularizer=regularizer)
         run = trainer(max_epochs=1)
@@ -149,7 +149,7 @@ def test_a_frozen_backbone_has_no_distance() -> None:
         assert float(run.callback_metrics["train/regularizer"]) == rest
 
 
-def test_the_start_survives_a_checkpoint(tmp_path: Any) -> None:
+def test_initial_weights_survive_a_checkpoint(tmp_path: Any) -> None:
     model = classifier(regularizer=L2SP(0.3))
     start = state(model)
     run = trainer(max_epochs=1)
@@ -182,6 +182,6 @@ def test_the_start_survives_a_checkpoint(tmp_path: Any) -> None:
         ),
     ],
 )
-def test_bad_settings(make: Callable[[], Any], expected: str) -> None:
+def test_settings_out_of_range_are_refused(make: Callable[[], Any], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         make()

@@ -107,7 +107,7 @@ def run(name: str, **settings: Any) -> tuple[SemiSupervisedModule, Recorder, Pla
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_20_steps_equal_the_paper(name: str) -> None:
+def test_20_steps_equal_an_independent_loop_after_the_paper(name: str) -> None:
     model, seen, plain, reference = run(name)
     assert len(seen.losses) == 20
     for step, batch in enumerate(seen.batches):
@@ -130,7 +130,7 @@ def test_20_steps_equal_the_paper(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["FixMatch", "AdaMatch", "MixMatch"])
-def test_alternation_takes_turns(name: str) -> None:
+def test_alternating_training_switches_between_the_losses(name: str) -> None:
     turns = {"schedule": "alternating", "warmup_steps": 3, "supervised_steps": 1, "unsupervised_steps": 2}
     _, seen, plain, reference = run(name, **turns)
     needs = name != "FixMatch"
@@ -148,7 +148,7 @@ def test_alternation_takes_turns(name: str) -> None:
         plain.descend(loss, reference.extra)
 
 
-def test_reconstruction_trains_its_decoder_from_the_features() -> None:
+def test_reconstruction_trains_its_decoder_on_features() -> None:
     torch.manual_seed(0)
     strategy = strategies.Reconstruction()
     model = SemiSupervisedModule(

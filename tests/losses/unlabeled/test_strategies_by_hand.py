@@ -70,20 +70,20 @@ class Labeled(NamedTuple):
     num_weak: int | None = None
 
 
-def test_fixmatch() -> None:
+def test_fixmatch_loss_equals_hand_computed_value() -> None:
     result, _ = loss(strategies.FixMatch(threshold=0.75))
     assert result.pseudo_labels.tolist() == [0, 1, 1]
     assert result.weight.tolist() == [1, 0, 1]
     assert result.loss.item() == pytest.approx(-(LOG(0.5) + LOG(0.75)) / 3)
 
 
-def test_fixmatch_takes_what_just_reaches_the_threshold() -> None:
+def test_fixmatch_accepts_confidence_equal_to_the_threshold() -> None:
     exact = float(WEAK.softmax(1)[0, 0])
     assert loss(strategies.FixMatch(threshold=exact))[0].weight[0] == 1
 
 
 @pytest.mark.parametrize("name", ["FixMatch", "UDA", "FlexMatch", "FreeMatch", "SoftMatch", "DebiasMatch"])
-def test_no_gradient_reaches_the_weak_view(name: str) -> None:
+def test_weak_view_receives_no_gradient(name: str) -> None:
     """With a student that is constant, the weak view is the only way to the network."""
     strategy = getattr(strategies, name)()
     strategy.build(CONTEXT)
@@ -96,20 +96,20 @@ def test_no_gradient_reaches_the_weak_view(name: str) -> None:
     assert constant.grad is not None
 
 
-def test_entropy() -> None:
+def test_entropy_loss_equals_hand_computed_value() -> None:
     result, gradient = loss(strategies.EntropyMinimization())
     rows = [(0.8, 0.2), (0.4, 0.6), (0.05, 0.95)]
     assert result.loss.item() == pytest.approx(-sum(p * LOG(p) for row in rows for p in row) / 3, rel=1e-5)
     assert gradient < 0  # larger logits, less entropy
 
 
-def test_pseudo_label() -> None:
+def test_pseudo_label_loss_equals_hand_computed_value() -> None:
     result, _ = loss(strategies.PseudoLabel(threshold=0.7))
     assert result.loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.95)) / 3)
     assert loss(strategies.PseudoLabel())[0].loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.6) + LOG(0.95)) / 3)
 
 
-def test_pi_model_and_mean_teacher() -> None:
+def test_pi_model_and_mean_teacher_equal_hand_computed_loss_and_gradient() -> None:
     expected = (2 * 0.3**2 + 2 * 0.3**2 + 2 * 0.2**2) / 6
     pi, both = loss(strategies.PiModel())
     teacher, one = loss(strategies.MeanTeacher())
@@ -121,7 +121,7 @@ def test_pi_model_and_mean_teacher() -> None:
     assert one == pytest.approx(float((2 * (p - q) * dp).mean()), rel=1e-4)  # the teacher has none
 
 
-def test_uda() -> None:
+def test_uda_loss_equals_hand_computed_value() -> None:
     result, _ = loss(strategies.UDA(temperature=0.5, threshold=0.7))
     p = 0.8**2 / (0.8**2 + 0.2**2)
     q = 0.95**2 / (0.95**2 + 0.05**2)
@@ -129,7 +129,7 @@ def test_uda() -> None:
     assert result.loss.item() == pytest.approx(by_hand / 3, rel=1e-5)
 
 
-def test_flexmatch_counts_what_was_confident() -> None:
+def test_flexmatch_thresholds_follow_the_counts_of_confident_examples() -> None:
     strategy = strategies.FlexMatch(threshold=0.75)
     first, _ = loss(strategy)
     assert first.weight.tolist() == [1, 1, 1]  # nothing learned: all thresholds are 0
@@ -144,7 +144,7 @@ def test_flexmatch_counts_what_was_confident() -> None:
     assert weight.tolist() == [1]
 
 
-def test_adamatch_aligns_and_compares_with_the_labeled() -> None:
+def test_adamatch_aligns_predictions_and_uses_the_labeled_confidence() -> None:
     known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)]])
     strategy = strategies.AdaMatch(threshold=0.97, momentum=0.0)
     result, _ = loss(strategy, (known, torch.tensor([0, 0])))
@@ -159,7 +159,7 @@ def test_adamatch_aligns_and_compares_with_the_labeled() -> None:
     assert result.pseudo_labels.tolist() == [0, 0, 1]  # what was learned, not what the network said
 
 
-def test_adamatch_measures_weak_labeled_views_only() -> None:
+def test_adamatch_measures_confidence_only_on_weak_labeled_views() -> None:
     known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)], [LOG(0.5), LOG(0.5)], [LOG(0.4), LOG(0.6)]])
     strategy = strategies.AdaMatch(momentum=0.0)
     loss(strategy, (known, torch.tensor([0, 0, 0, 0]), 2))
@@ -167,7 +167,7 @@ def test_adamatch_measures_weak_labeled_views_only() -> None:
     assert strategy.known_mean.tolist() == pytest.approx([0.8, 0.2])
 
 
-def test_softmatch_measures_a_variance_below_the_rounding_of_a_square() -> None:
+def test_softmatch_resolves_variances_below_the_rounding_of_squares() -> None:
     strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
     strategy.build(CONTEXT)
     sure = torch.tensor([[2.0, 0.0]]) + torch.tensor([[1e-4, 0.0]]) * torch.linspace(0, 1, 64)[:, None]
@@ -177,7 +177,7 @@ def test_softmatch_measures_a_variance_below_the_rounding_of_a_square() -> None:
     assert bool(weight.isfinite().all())
 
 
-def test_freematch_thresholds() -> None:
+def test_freematch_thresholds_equal_hand_computed_values() -> None:
     strategy = strategies.FreeMatch(momentum=0.0, fairness=0.0)
     result, _ = loss(strategy)
     tau, p = (0.8 + 0.6 + 0.95) / 3, torch.tensor([1.25, 1.75]) / 3
@@ -186,7 +186,7 @@ def test_freematch_thresholds() -> None:
     assert strategy.label_histogram.tolist() == pytest.approx([1 / 3, 2 / 3])
 
 
-def test_softmatch_weight() -> None:
+def test_softmatch_weights_equal_hand_computed_values() -> None:
     strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
     result, _ = loss(strategy)
     mean = (0.8 + 0.6 + 0.95) / 3
@@ -197,7 +197,7 @@ def test_softmatch_weight() -> None:
     assert result.weight.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_debiasmatch_prefers_rare_answers() -> None:
+def test_debiasmatch_favors_rarely_predicted_classes() -> None:
     strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
     strategy.build(CONTEXT)
     strategy.prediction_mean = torch.tensor([0.25, 0.75])
@@ -208,7 +208,7 @@ def test_debiasmatch_prefers_rare_answers() -> None:
     assert strong.tolist()[0] == pytest.approx([LOG(0.25), LOG(0.75)])
 
 
-def test_mixmatch_shares_are_at_least_a_half_and_beta_distributed() -> None:
+def test_mixmatch_weights_are_beta_distributed_and_at_least_one_half() -> None:
     share, order = strategies.MixMatch(alpha=0.75).sample_mixture(20000, 3)
     assert share.min() >= 0.5
     assert sorted(order.tolist()) == list(range(20000))
@@ -218,7 +218,7 @@ def test_mixmatch_shares_are_at_least_a_half_and_beta_distributed() -> None:
     assert share.mean().item() - 0.5 == pytest.approx(expected, rel=0.02)
 
 
-def test_what_is_shared() -> None:
+def test_shared_functions_equal_hand_computed_values() -> None:
     p = torch.tensor([[0.8, 0.2]])
     assert sharpen(p, 0.5).tolist()[0] == pytest.approx([0.64 / 0.68, 0.04 / 0.68])
     assert align_distribution(p, torch.tensor([0.5, 0.5]), torch.tensor([0.8, 0.2])).tolist()[0] == pytest.approx(
@@ -242,47 +242,47 @@ class Normed(Net):
         return Outputs(z, z)
 
 
-PICTURES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_an_attack_leaves_the_statistics_of_batch_normalization_alone() -> None:
+def test_adversarial_direction_leaves_batch_norm_statistics_unchanged() -> None:
     net, once = Normed(), Normed()
-    once.outputs(PICTURES)  # the clean pass
+    once.outputs(IMAGES)  # the clean pass
     strategy = strategies.VirtualAdversarial(epsilon=5.0, steps=2)
-    strategy.loss(step(net, Batch(PICTURES, PICTURES, PICTURES, torch.arange(6)))).loss.backward()
+    strategy.loss(step(net, Batch(IMAGES, IMAGES, IMAGES, torch.arange(6)))).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), once.norm.buffers(), strict=True))
     assert net.norm.momentum == 0.1
 
 
-def test_an_attack_of_no_length_costs_nothing_beside_other_pictures() -> None:
-    """The student's logits would come of a batch with the labeled pictures, whose statistics are others."""
+def test_virtual_adversarial_loss_vanishes_for_a_tiny_perturbation() -> None:
+    """The comparison must not use logits from a batch with labeled images, whose batch statistics differ."""
     net = Normed()
     strategy = strategies.VirtualAdversarial(epsilon=1e-6)
-    both = net.outputs(torch.cat([PICTURES + 3, PICTURES])).logits[6:]
-    result = strategy.loss(step(net, Batch(PICTURES, PICTURES, PICTURES, torch.arange(6)), Outputs(both, both)))
+    both = net.outputs(torch.cat([IMAGES + 3, IMAGES])).logits[6:]
+    result = strategy.loss(step(net, Batch(IMAGES, IMAGES, IMAGES, torch.arange(6)), Outputs(both, both)))
     assert result.loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_an_attack_is_found_in_full_precision() -> None:
+def test_adversarial_direction_is_computed_in_full_precision() -> None:
     torch.manual_seed(0)
     net = Normed(nn.Linear(16, 4))
-    found = strategies.VirtualAdversarial().find_direction(net, PICTURES, 0)
-    exact = strategies.VirtualAdversarial(xi=1e-6).find_direction(net.double(), PICTURES.double(), 0)
-    assert torch.allclose((found * exact).flatten(1).sum(1), torch.ones(6, dtype=torch.float64), atol=1e-2)
+    direction = strategies.VirtualAdversarial().find_direction(net, IMAGES, 0)
+    exact = strategies.VirtualAdversarial(xi=1e-6).find_direction(net.double(), IMAGES.double(), 0)
+    assert torch.allclose((direction * exact).flatten(1).sum(1), torch.ones(6, dtype=torch.float64), atol=1e-2)
     with torch.autocast("cpu", torch.bfloat16):
-        again = strategies.VirtualAdversarial().find_direction(net.float(), PICTURES, 0)
-    assert torch.equal(again, found)
+        again = strategies.VirtualAdversarial().find_direction(net.float(), IMAGES, 0)
+    assert torch.equal(again, direction)
 
 
-def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
+def test_adamatch_interpolates_labeled_logits_of_two_passes() -> None:
     net, still = Normed(), Normed()
     strategy = strategies.AdaMatch()
     strategy.build(CONTEXT)
-    labeled = Labeled(PICTURES + 3, torch.zeros(6, dtype=torch.long))  # far from the others' statistics
-    both = torch.cat([labeled.x, PICTURES])
+    labeled = Labeled(IMAGES + 3, torch.zeros(6, dtype=torch.long))  # far from the others' statistics
+    both = torch.cat([labeled.x, IMAGES])
     together, student = net.outputs(both).logits.chunk(2)
-    still.outputs(both), still.outputs(PICTURES)  # what may move the statistics: those passes and the weak view's
-    batch = Batch(PICTURES, PICTURES, PICTURES, torch.arange(6), seed=4)
+    still.outputs(both), still.outputs(IMAGES)  # what may move the statistics: those passes and the weak view's
+    batch = Batch(IMAGES, IMAGES, IMAGES, torch.arange(6), seed=4)
     known = Outputs(together, together)
     result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
@@ -299,15 +299,15 @@ def test_adamatch_draws_labeled_logits_between_two_passes() -> None:
     assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).labeled_logits is None
 
 
-def test_pi_model_gives_both_views_the_same_statistics() -> None:
-    batch = Batch(PICTURES, PICTURES, PICTURES + 3, torch.arange(6))
+def test_pi_model_normalizes_both_views_with_the_same_statistics() -> None:
+    batch = Batch(IMAGES, IMAGES, IMAGES + 3, torch.arange(6))
     shifted = strategies.PiModel().loss(step(Normed(), batch)).loss
     norm = nn.BatchNorm2d(1)
-    one, two = norm(torch.cat([PICTURES, PICTURES + 3])).flatten(1)[:, :2].softmax(1).chunk(2)
+    one, two = norm(torch.cat([IMAGES, IMAGES + 3])).flatten(1)[:, :2].softmax(1).chunk(2)
     assert shifted.item() == pytest.approx((one - two).square().mean().item())
 
 
-def test_freematch_fairness() -> None:
+def test_freematch_fairness_equals_hand_computed_value() -> None:
     strategy = strategies.FreeMatch(momentum=0.0, fairness=1.0)
     result, _ = loss(strategy)
     plain, _ = loss(strategies.FreeMatch(momentum=0.0, fairness=0.0))
@@ -320,7 +320,7 @@ def test_freematch_fairness() -> None:
     assert (result.loss - plain.loss).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_virtual_adversarial() -> None:
+def test_virtual_adversarial_loss_equals_hand_computed_value() -> None:
     """With two classes the worst direction is (1, -1); which of its two ends the draw decides."""
     result, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
     drawn = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
@@ -333,7 +333,7 @@ def test_virtual_adversarial() -> None:
     assert result.loss.item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_virtual_adversarial_with_entropy() -> None:
+def test_virtual_adversarial_adds_the_entropy() -> None:
     alone, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
     both, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01, entropy=2.0))
     entropy, _ = loss(strategies.EntropyMinimization())
@@ -361,7 +361,7 @@ class PlainHeads(strategies.DST):
 KNOWN = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.3), LOG(0.7)]])
 
 
-def test_dst() -> None:
+def test_dst_loss_equals_hand_computed_value() -> None:
     strategy = PlainHeads(threshold=0.75, worst=2.0, trade_off=3.0)
     result, _ = loss(strategy, (KNOWN, torch.tensor([0, 0])))
     consistency = -(LOG(0.5) + LOG(0.75)) / 3
@@ -373,7 +373,7 @@ def test_dst() -> None:
     assert strategy.steps == 1
 
 
-def test_dst_takes_the_labels_of_the_classifier() -> None:
+def test_dst_uses_pseudo_labels_of_the_main_classifier() -> None:
     """The pseudo head says the opposite, which must not matter to the worst head."""
     strategy = PlainHeads(threshold=0.99, trade_off=0.0)
     strategy._build_head = lambda context: nn.Linear(2, 2)  # type: ignore[method-assign]
@@ -388,7 +388,7 @@ def test_dst_takes_the_labels_of_the_classifier() -> None:
 
 
 @pytest.mark.parametrize(("taken", "share"), [(0, 0.0), (10, 0.3 * (2 / (1 + math.exp(-1)) - 1)), (10_000, 0.3)])
-def test_dst_reverses_more_and_more(taken: int, share: float) -> None:
+def test_dst_gradient_reversal_ramps_up(taken: int, share: float) -> None:
     strategy = PlainHeads(taken, threshold=0.99, worst=2.0, trade_off=3.0, reversal=0.3, reversal_steps=10)
     _, gradient = loss(strategy, (KNOWN, torch.tensor([0, 0])))
 
@@ -401,9 +401,9 @@ def test_dst_reverses_more_and_more(taken: int, share: float) -> None:
     assert gradient == pytest.approx(-share * 2 * (3 * right + wrong), rel=1e-4, abs=1e-6)
 
 
-def test_reconstruction() -> None:
+def test_reconstruction_loss_equals_hand_computed_value() -> None:
     class Half(strategies.Reconstruction):
-        """Draws pictures of half the brightness."""
+        """Reconstruct images at half their brightness."""
 
         def build(self, context: StrategyContext) -> None:
             self.decoder = Halved()
@@ -419,7 +419,7 @@ def test_reconstruction() -> None:
     assert result.pseudo_labels is None
 
 
-def test_mixmatch() -> None:
+def test_mixmatch_loss_equals_hand_computed_value() -> None:
     class Swapped(strategies.MixMatch):
         """Three quarters of each, one of its neighbor."""
 

@@ -5,7 +5,7 @@ from sft_lightning.networks.vision.autoencoders import ConvDecoder, ConvEncoder,
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 29, 37), (3, 5, 4), (1, 1, 1)])
-def test_pairs_give_back_the_shape_and_pixels_between_0_and_1(shape: tuple[int, int, int]) -> None:
+def test_decoders_output_images_of_the_input_shape_between_0_and_1(shape: tuple[int, int, int]) -> None:
     x = torch.rand(3, *shape)
     for encoder, decoder in (
         (MLPEncoder(shape), MLPDecoder(shape)),
@@ -17,7 +17,7 @@ def test_pairs_give_back_the_shape_and_pixels_between_0_and_1(shape: tuple[int, 
         assert drawn.max() <= 1
 
 
-def test_mlp_has_the_sizes_of_the_reference() -> None:
+def test_mlp_autoencoder_has_the_layer_sizes_of_the_reference() -> None:
     shape = (1, 28, 28)
     sizes = [p.shape for net in (MLPEncoder(shape), MLPDecoder(shape)) for p in net.parameters() if p.ndim == 2]
     assert sizes == [(128, 784), (64, 128), (32, 64), (64, 32), (128, 64), (784, 128)]

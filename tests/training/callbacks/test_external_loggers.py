@@ -35,7 +35,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_the_run_keeps_its_folder_whatever_other_loggers_there_are(several: bool) -> None:
+def test_run_keeps_its_folder_with_any_other_logger(several: bool) -> None:
     given = ANOTHER
     if several:
         one = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: elsewhere, name: %s}}"
@@ -58,7 +58,7 @@ def test_the_run_keeps_its_folder_whatever_other_loggers_there_are(several: bool
     assert len([*Path("elsewhere").iterdir()]) == (2 if several else 1)
 
 
-def test_a_run_with_another_logger_is_resumed_and_tested_in_its_folder() -> None:
+def test_run_with_another_logger_resumes_and_tests_in_its_folder() -> None:
     cli("fit", "fine_tune", "--run_name=a", *ANOTHER)
     cli("fit", "fine_tune", "--run_name=a", *ANOTHER, "--ckpt_path=last", "--trainer.max_epochs=3")
     assert main(["test", "--ckpt_path", str(RUN)]) == 0
@@ -69,7 +69,7 @@ def test_a_run_with_another_logger_is_resumed_and_tested_in_its_folder() -> None
     assert "class_path: lightning.pytorch.loggers.CSVLogger" in (RUN / "test.yaml").read_text()
 
 
-def test_runs_without_a_logger_keep_their_checkpoints_and_splits_apart() -> None:
+def test_runs_without_a_logger_have_separate_folders() -> None:
     run = cli("fit", "fine_tune", "--run_name=a", "--trainer.logger=false")
     assert run.trainer.loggers == []
     first = (RUN / "checkpoints" / "last.ckpt").read_bytes()
@@ -95,7 +95,7 @@ def _config(*names: str) -> Any:
     return configs if len(configs) > 1 else configs[0]
 
 
-def test_loggers_go_on_with_the_run_that_they_have() -> None:
+def test_resumed_loggers_continue_their_external_run() -> None:
     write_json(RUN / LOGGERS, {"MLFlowLogger": "abc", "WandbLogger": "xyz"})
     one, two = _config("MLFlowLogger"), _config("CSVLogger", "WandbLogger")
     resume_external_runs(one, RUN)
@@ -104,7 +104,7 @@ def test_loggers_go_on_with_the_run_that_they_have() -> None:
     assert (two[0].init_args.id, two[1].init_args.id, two[1].init_args.run_id) == (None, "xyz", None)
 
 
-def test_a_run_that_the_user_names_is_not_replaced() -> None:
+def test_external_run_named_by_the_user_is_kept() -> None:
     write_json(RUN / LOGGERS, {"MLFlowLogger": "abc"})
     config = _config("MLFlowLogger")
     config.init_args.run_id = "mine"
@@ -113,14 +113,14 @@ def test_a_run_that_the_user_names_is_not_replaced() -> None:
 
 
 @pytest.mark.parametrize("config", [None, True, False, []])
-def test_without_such_a_logger_there_is_nothing_to_go_on_with(config: Any) -> None:
+def test_resume_without_an_external_logger_changes_nothing(config: Any) -> None:
     write_json(RUN / LOGGERS, {"MLFlowLogger": "abc"})
     resume_external_runs(config, RUN)
     resume_external_runs(_config("MLFlowLogger"), None)
     resume_external_runs(_config("MLFlowLogger"), Path("nowhere"))
 
 
-def test_loggers_without_runs_elsewhere_are_not_remembered() -> None:
+def test_local_loggers_are_not_recorded() -> None:
     RUN.mkdir(parents=True)
     record_external_runs([CSVLogger("elsewhere"), MetricsCSV(str(RUN))], RUN)
     assert read_external_runs(RUN) == {}
@@ -128,7 +128,7 @@ def test_loggers_without_runs_elsewhere_are_not_remembered() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_missing_extra_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_extra_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is there")
     words = ["--config", str(CONFIGS / "quickstart" / "fine_tune.yaml")]
@@ -138,7 +138,7 @@ def test_a_missing_extra_is_named(name: str, capsys: pytest.CaptureFixture[str])
     )
 
 
-def test_mlflow_has_one_run_of_a_resumed_and_tested_training() -> None:
+def test_resumed_and_tested_training_is_one_mlflow_run() -> None:
     mlflow = pytest.importorskip("mlflow")
     words = ["--config", str(CONFIGS / "loggers" / "mlflow.yaml"), "--run_name=a"]
     cli("fit", "fine_tune", *words)
@@ -146,14 +146,14 @@ def test_mlflow_has_one_run_of_a_resumed_and_tested_training() -> None:
     assert main(["test", "--ckpt_path", str(RUN)]) == 0
     client = mlflow.MlflowClient("sqlite:///lightning_logs/mlflow.db")
     experiment = client.get_experiment_by_name("sft-lightning")
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert {"train/loss", "val/accuracy", "test/accuracy"} <= set(found.data.metrics)
-    assert [m.step for m in client.get_metric_history(found.info.run_id, "val/accuracy")] == [5, 11, 17]
-    assert found.data.params["run_folder"] == str(RUN)
-    assert found.info.run_id == read_external_runs(RUN)["MLFlowLogger"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert {"train/loss", "val/accuracy", "test/accuracy"} <= set(run.data.metrics)
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val/accuracy")] == [5, 11, 17]
+    assert run.data.params["run_folder"] == str(RUN)
+    assert run.info.run_id == read_external_runs(RUN)["MLFlowLogger"]
 
 
-def test_wandb_goes_on_with_its_run() -> None:
+def test_resumed_training_continues_its_wandb_run() -> None:
     wandb = pytest.importorskip("wandb")
     words = ["--config", str(CONFIGS / "loggers" / "wandb.yaml"), "--run_name=a"]
     cli("fit", "fine_tune", *words)

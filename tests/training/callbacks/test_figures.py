@@ -17,7 +17,7 @@ def _events(folder: Path) -> EventAccumulator:
     return events
 
 
-def _picture(events: EventAccumulator, tag: str) -> Image.Image:
+def _read_image(events: EventAccumulator, tag: str) -> Image.Image:
     return Image.open(io.BytesIO(events.Images(tag)[-1].encoded_image_string))
 
 
@@ -28,10 +28,10 @@ def test_autoencoder_logs_reconstructions_scalars_and_settings(tmp_path: Path, m
     assert {"train/loss", "val/loss", "lr"} <= set(events.Tags()["scalars"])
     assert [e.step for e in events.Scalars("train/loss")][:2] == [4, 9]
     assert [e.step for e in events.Scalars("val/loss")] == [5, 11]
-    picture = _picture(events, "val/reconstructions")
-    assert picture.size == (8 * 58 + 2, 2 * 58 + 2)
+    image = _read_image(events, "val/reconstructions")
+    assert image.size == (8 * 58 + 2, 2 * 58 + 2)
     inputs, _ = run.model._example
-    upper = np.asarray(picture)[2:58, 2:58, 0]
+    upper = np.asarray(image)[2:58, 2:58, 0]
     expected = (inputs[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1) * 255).round().numpy()
     assert np.abs(upper - expected).max() <= 1
     assert "_hparams_/session_start_info" in events.summary_metadata
@@ -47,13 +47,15 @@ def test_classifier_logs_confusion_and_metrics_by_their_stage(tmp_path: Path, mo
     scalars |= {f"{s}/{m}" for s in ("val", "test") for m in ("loss", "accuracy", "macro_f1", "calibration_error")}
     assert scalars <= set(events.Tags()["scalars"])
     assert {"val/confusion", "test/confusion"} <= set(events.Tags()["images"])
-    assert _picture(events, "test/confusion").width > 440
+    assert _read_image(events, "test/confusion").width > 440
     assert {tag.split("/")[0] for tag in events.Tags()["scalars"]} == {"train", "val", "test", "lr", "epoch"}
     last = events.Scalars("val/accuracy")[-1].value
     assert last == pytest.approx(float(run.trainer.callback_metrics["val/accuracy"]))
 
 
-def test_averages_of_the_log_are_over_all_steps_since_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logged_averages_cover_all_steps_since_the_previous_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     values: dict[int, list[float]] = {}
     for every in (1, 4):
@@ -65,7 +67,7 @@ def test_averages_of_the_log_are_over_all_steps_since_the_last(tmp_path: Path, m
     assert values[4] == pytest.approx(means, rel=1e-5)
 
 
-def test_a_training_shorter_than_the_pace_of_the_log_leaves_its_loss(
+def test_training_shorter_than_the_logging_interval_logs_its_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,26 +75,26 @@ def test_a_training_shorter_than_the_pace_of_the_log_leaves_its_loss(
     assert len(_events(tmp_path / "lightning_logs" / "a" / "version_0").Scalars("train/loss")) == 1
 
 
-def test_a_row_of_the_matrix_is_darker_where_its_share_is_larger() -> None:
+def test_confusion_matrix_is_darker_where_the_share_is_larger() -> None:
     counts = torch.tensor([[9, 1], [0, 0]])
-    picture = draw_confusion_matrix(counts, ["cat", "dog"]).float()
-    height = picture.shape[1]
+    image = draw_confusion_matrix(counts, ["cat", "dog"]).float()
+    height = image.shape[1]
     margin = height - 2 * 44 - 4
-    corners = picture[:, margin + 2 :: 44, margin + 2 :: 44].mean(0)[:2, :2]
+    corners = image[:, margin + 2 :: 44, margin + 2 :: 44].mean(0)[:2, :2]
     assert corners[0, 0] < corners[0, 1] < corners[1, 0] == corners[1, 1] == 255
 
 
 @pytest.mark.parametrize("classes", [2, 10, 101, 1000])
-def test_the_matrix_of_many_classes_has_a_bounded_size(classes: int) -> None:
+def test_confusion_matrix_of_many_classes_has_a_bounded_size(classes: int) -> None:
     assert draw_confusion_matrix(torch.eye(classes, dtype=torch.int64)).shape[1] < 4100
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_rows_are_drawn_in_color(channels: int) -> None:
+def test_reconstructions_are_drawn_in_color(channels: int) -> None:
     assert draw_image_rows(torch.rand(2, 5, channels, 64, 64)).shape == (3, 2 * 66 + 2, 5 * 66 + 2)
 
 
-def test_each_validation_has_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_validation_logs_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cli("fit", "autoencoder", "--run_name=a", "--trainer.max_epochs=4")
     events = _events(tmp_path / "lightning_logs" / "a" / "version_0")

@@ -42,7 +42,7 @@ def test_overfit_batches_repeats_its_batches(count: int) -> None:
 
 
 @pytest.mark.parametrize("scheduling", [{0: 1, 1: 2}, {0: 2, 2: 3}, {1: 7}])
-def test_schedule_ends_with_the_training_when_accumulation_changes(scheduling: dict[int, int]) -> None:
+def test_schedule_ends_with_the_training_despite_changing_accumulation(scheduling: dict[int, int]) -> None:
     model = classifier(lr_scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_steps=1))
     made = trainer([GradientAccumulationScheduler(scheduling)], max_epochs=3)
     made.fit(model, sample(steps_per_epoch=5))
@@ -51,7 +51,7 @@ def test_schedule_ends_with_the_training_when_accumulation_changes(scheduling: d
     assert made.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-def test_turns_refuse_an_accumulation_that_changes() -> None:
+def test_alternating_training_refuses_changing_accumulation() -> None:
     model = SemiSupervisedModule(
         FixMatch(), "alternating", backbone="mlp", num_classes=10, input_spec=SHAPE,
         optimizer=lambda p: torch.optim.SGD(p, 0.01),

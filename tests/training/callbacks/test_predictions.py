@@ -66,7 +66,7 @@ def chances(rows: list[dict[str, str]]) -> torch.Tensor:
     return torch.tensor([[float(v) for name, v in row.items() if name.startswith("p(")] for row in rows])
 
 
-def test_columns_and_order_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_have_the_documented_columns_and_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = cli("fit", "fine_tune", "--run_name=a")
     folder = Path("lightning_logs", "a", "version_0")
@@ -83,7 +83,7 @@ def test_columns_and_order_from_the_command_line(tmp_path: Path, monkeypatch: py
     assert not list(folder.glob("*.rank*"))
 
 
-def test_plain_loaders_give_positions_instead_of_paths(tmp_path: Path) -> None:
+def test_plain_loaders_produce_positions_instead_of_paths(tmp_path: Path) -> None:
     given = [Labeled(torch.rand(2, *SHAPE), torch.tensor([-1, -1]), torch.tensor([k, k + 1])) for k in (0, 2)]
     trainer([PredictionWriter(tmp_path / "new")]).predict(classifier(), batches(*given), return_predictions=False)
     rows = list(csv.reader((tmp_path / "new" / "predictions.csv").open()))
@@ -93,7 +93,7 @@ def test_plain_loaders_give_positions_instead_of_paths(tmp_path: Path) -> None:
 # --- what is predicted
 
 
-def test_short_form_and_long_form(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_and_long_form_of_predict_write_the_same_file(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["predict", "--ckpt_path", RUN, "--data.init_args.predict_source", "new"]) == 0
     long = (place / RUN / "predictions.csv").read_bytes()
     assert (
@@ -110,12 +110,12 @@ def test_short_form_and_long_form(place: Path, caplog: pytest.LogCaptureFixture)
     assert [row["path"].split("/")[0] for row in written()] == ["test"] * 9
 
 
-def test_predictions_of_another_source_or_checkpoint_are_kept(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_predictions_of_other_sources_and_checkpoints_are_kept(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = Path(RUN)
 
-    def about(name: str = "predictions") -> tuple[str, str]:
-        told = json.loads((folder / f"{name}.json").read_text())
-        return told["source"], told["checkpoint_sha256"]
+    def read_provenance(name: str = "predictions") -> tuple[str, str]:
+        metadata = json.loads((folder / f"{name}.json").read_text())
+        return metadata["source"], metadata["checkpoint_sha256"]
 
     last = hash_file(folder / "checkpoints" / "last.ckpt")
     new, own = str(place / "new"), f"test split of {place / 'images'}"
@@ -124,22 +124,22 @@ def test_predictions_of_another_source_or_checkpoint_are_kept(place: Path, caplo
     (folder / "predictions.csv").write_bytes(first + b"more")
     assert main(["predict", RUN, new]) == 0  # of the same source by the same checkpoint
     assert (folder / "predictions.csv").read_bytes() == first
-    assert about() == (new, last)
+    assert read_provenance() == (new, last)
     assert "are kept" not in caplog.text
     for _ in range(2):  # there and back, without an ever higher number
         assert main(["predict", RUN]) == 0
-        assert about() == (own, last)
-        assert about("predictions_1") == (new, last)
+        assert read_provenance() == (own, last)
+        assert read_provenance("predictions_1") == (new, last)
         assert (folder / "predictions_1.csv").read_bytes() == first
         assert f"those of {new!r} are kept as {folder / 'predictions_1.csv'}." in caplog.text
         assert main(["predict", RUN, "new"]) == 0
-        assert about("predictions_2") == (own, last)
+        assert read_provenance("predictions_2") == (own, last)
     os.utime("new")
     other = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     other["state_dict"]["head.bias"] += 1
     torch.save(other, folder / "checkpoints" / "last.ckpt")
     assert main(["predict", RUN, "new"]) == 0
-    assert about()[1] == hash_file(folder / "checkpoints" / "last.ckpt") != last
+    assert read_provenance()[1] == hash_file(folder / "checkpoints" / "last.ckpt") != last
     assert (folder / "predictions_1.csv").read_bytes() == first
     (folder / "predictions.json").unlink()  # as an earlier version left it
     before = (folder / "predictions.csv").read_bytes()
@@ -148,7 +148,7 @@ def test_predictions_of_another_source_or_checkpoint_are_kept(place: Path, caplo
     assert "those that were there are kept" in caplog.text
 
 
-def test_a_spreadsheet_runs_no_cell(
+def test_csv_cells_cannot_run_as_spreadsheet_formulas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -170,7 +170,7 @@ def test_a_spreadsheet_runs_no_cell(
     assert again == row
 
 
-def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_single_files_csv_and_parquet_tables_are_predicted(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["predict", RUN, "new"]) == 0
     whole = {row["path"]: row for row in written()}
     few = [list(whole)[k] for k in (7, 2)]
@@ -206,7 +206,9 @@ def test_a_file_a_csv_and_a_parquet(place: Path, caplog: pytest.LogCaptureFixtur
         (["alone.ckpt", "new"], "ckpt_path 'alone.ckpt' has no fit.yaml beside its checkpoints: add --config"),
     ],
 )
-def test_one_sentence(words: list[str], expected: str, place: Path, cli_error: Callable[..., str]) -> None:
+def test_invalid_sources_are_reported_in_one_sentence(
+    words: list[str], expected: str, place: Path, cli_error: Callable[..., str]
+) -> None:
     Path("empty").mkdir()
     Path("notes.txt").write_text("words")
     Path("bad.csv").write_text("file\na.png\n")
@@ -216,9 +218,9 @@ def test_one_sentence(words: list[str], expected: str, place: Path, cli_error: C
     assert expected in cli_error("predict", *words)
 
 
-def test_an_unreadable_image_is_named_or_left_out(place: Path, cli_error: Callable[..., str]) -> None:
+def test_unreadable_image_is_refused_or_skipped(place: Path, cli_error: Callable[..., str]) -> None:
     bad = sorted(Path("new").rglob("*.png"))[5]
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"not an image")
     few = "--data.init_args.eval_batch_size=2"
     assert f"image '{bad}' cannot be read" in cli_error("predict", RUN, "new", few)
     assert main(["predict", RUN, "new", few, "--data.init_args.on_bad_image=skip"]) == 0
@@ -233,15 +235,15 @@ def test_an_unreadable_image_is_named_or_left_out(place: Path, cli_error: Callab
     assert [p.name for p in Path(RUN).glob("predictions*.csv*")] == ["predictions.csv"]
 
 
-def test_where_no_image_can_be_read_the_table_is_empty(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_table_is_empty_if_every_image_is_unreadable(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     for path in Path("new").rglob("*.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"not an image")
     assert main(["predict", RUN, "new", "--data.init_args.on_bad_image=skip"]) == 0
     assert Path(RUN, "predictions.csv").read_text() == "path\n"
     assert "predictions.csv: 0 images" in caplog.text
 
 
-def test_a_full_disk_is_told(place: Path, cli_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported(place: Path, cli_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def __init__(self, *_: object) -> None:
             """Takes the file."""
@@ -255,7 +257,7 @@ def test_a_full_disk_is_told(place: Path, cli_error: Callable[..., str], monkeyp
     )
 
 
-def test_names_that_are_no_text_are_spelled_out_and_all_others_come_back_as_they_were(place: Path) -> None:
+def test_undecodable_names_are_escaped_and_others_kept(place: Path) -> None:
     some = next(Path("new").rglob("*.png"))
     odd = b'new/caf\xe9, "x"\n.png'
     shutil.copy(some, odd.decode("utf-8", "surrogateescape"))
@@ -290,7 +292,7 @@ def test_probabilities_are_calibrated_on_the_validation_split(place: Path, caplo
     assert [row["predicted"] for row in written()] == [NAMES[k] for k in test.argmax(1).tolist()]
 
 
-def test_what_was_found_out_is_kept_for_its_checkpoint_alone(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_calibration_is_stored_for_its_checkpoint_only(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["predict", RUN, "new"]) == 0
     rows, kept = written(), Path(RUN, CALIBRATION).read_bytes()
     with safe_open(Path(RUN, CALIBRATION), framework="pt") as file:
@@ -326,7 +328,7 @@ def test_what_was_found_out_is_kept_for_its_checkpoint_alone(place: Path, caplog
     assert Path(RUN, CALIBRATION).read_bytes() == kept
 
 
-def test_the_data_may_have_moved_or_changed(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_calibration_finds_moved_data_and_reports_changes(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     Path("images").rename("elsewhere")
     assert main(["predict", RUN, "new"]) == 0
     assert caplog.text.count("Not calibrated: ") == 1
@@ -351,20 +353,20 @@ def test_the_data_may_have_moved_or_changed(place: Path, caplog: pytest.LogCaptu
     assert "(source 'elsewhere' has the class 'class_3', which the run or class_names does not know" in caplog.text
 
 
-def test_the_run_s_own_split_counts_whatever_the_command_says(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_calibration_uses_the_run_s_split_despite_other_settings(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["predict", RUN, "new", "--data.init_args.seed=5", "--data.init_args.num_labels=6"]) == 0
     assert "Data: images: 90 labeled, 0 unlabeled, 60 val, 9 test." in caplog.text
     assert "Calibrated on 60" in caplog.text
 
 
-def test_a_checkpoint_outside_its_run_is_not_calibrated(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_checkpoint_outside_of_its_run_is_not_calibrated(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copy(Path(RUN, "checkpoints", "last.ckpt"), "alone.ckpt")
     assert main(["predict", "alone.ckpt", "new", "--config", f"{RUN}/fit.yaml", "--run_name=b"]) == 0
     assert "Not calibrated: checkpoint 'alone.ckpt' does not lie in the folder of its run." in caplog.text
     assert len(written("lightning_logs/b/version_0")) == 12
 
 
-def test_without_a_validation_split(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_run_without_a_validation_split_is_not_calibrated(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree("images/val")
     words = ["--data.init_args.source=images", "--data.init_args.num_labels=null", "--data.init_args.val_size=0"]
     words += ["--data.init_args.steps_per_epoch=2", "--trainer.max_epochs=1", "--run_name=b", *SMALL]
@@ -375,7 +377,7 @@ def test_without_a_validation_split(place: Path, caplog: pytest.LogCaptureFixtur
     assert {row["unlike_training"] for row in written("lightning_logs/b/version_0")} <= {"yes", "no"}
 
 
-def test_digits_are_unlike_clothes(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_digits_are_marked_as_unlike_clothes(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     few = ["--trainer.max_epochs=5", "--data.init_args.num_labels=200", "--data.init_args.steps_per_epoch=30"]
     assert main(["fit", "--config", FINE_TUNE, *few, "--run_name=a"]) == 0
     marked, far = {}, {}
@@ -393,7 +395,7 @@ def test_digits_are_unlike_clothes(workdir: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("kind", ["average", "class means"])
-def test_every_classifier(kind: str, workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_kind_of_classifier_predicts(kind: str, workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = [
         "--data.init_args.steps_per_epoch=3",
         "--trainer.max_epochs=1",
@@ -414,14 +416,14 @@ def test_every_classifier(kind: str, workdir: Path, caplog: pytest.LogCaptureFix
     assert main(["predict", RUN, "sample"]) == 0
     rows = written()
     with safe_open(Path(RUN, CALIBRATION), framework="pt") as file:
-        told = file.metadata()["sft_lightning"]
-    t = float(told.partition('"temperature": ')[2].partition(",")[0])
+        metadata = file.metadata()["sft_lightning"]
+    t = float(metadata.partition('"temperature": ')[2].partition(",")[0])
     assert f"temperature {t:.2f}" in caplog.text
     torch.testing.assert_close(chances(rows), (test / t).softmax(1), atol=1e-5, rtol=0)
     assert {"distance_percentile", "unlike_training"} <= set(rows[0])
 
 
-def test_an_autoencoder_has_no_classes(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_autoencoder_predicts_reconstruction_errors(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ["--data.init_args.source=images", "--data.init_args.num_labels=0", "--run_name=ae", *SMALL]
     words += ["--data.init_args.steps_per_epoch=2", "--trainer.max_epochs=1"]
     assert main(["fit", "--config", str(CONFIGS / "quickstart" / "autoencoder.yaml"), *words]) == 0
@@ -438,7 +440,7 @@ def test_an_autoencoder_has_no_classes(place: Path, caplog: pytest.LogCaptureFix
 
 def test_two_processes_write_every_file_once(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     paths = sorted(Path("new").rglob("*.png"))
-    paths[4].write_bytes(b"no picture")
+    paths[4].write_bytes(b"not an image")
     paths[11].unlink()
     words = ["predict", RUN, "new", "--data.init_args.on_bad_image=skip"]
     two = [
@@ -449,10 +451,10 @@ def test_two_processes_write_every_file_once(place: Path, tmp_path_factory: pyte
     ]
     done = both_ranks(main, [*words, *two], folder=Path.cwd(), files=tmp_path_factory.mktemp("output"))
     assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
-    told = done[0].stderr + done[1].stderr
+    output = done[0].stderr + done[1].stderr
     both = written()
-    assert "predictions.csv: 10 images" in told
-    assert told.count("Calibrated on 60") == 1
+    assert "predictions.csv: 10 images" in output
+    assert output.count("Calibrated on 60") == 1
     assert main(words) == 0
     alone = written()
     assert {row["path"]: row["predicted"] for row in both} == {row["path"]: row["predicted"] for row in alone}
@@ -463,13 +465,13 @@ def test_two_processes_write_every_file_once(place: Path, tmp_path_factory: pyte
 
 
 @pytest.mark.parametrize(("theirs", "differ"), [((3, 5), False), ((0, 0), False), ((4, 5), True), ((3, 6), True)])
-def test_processes_that_saw_different_files_write_nothing(
+def test_processes_that_list_different_files_write_nothing(
     theirs: tuple[int, int], differ: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gathered(told: list[object], own: object) -> None:
-        told[1] = (1, 1, True, theirs)
+    def all_gather_object(outputs: list[object], value: object) -> None:
+        outputs[1] = (1, 1, True, theirs)
 
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
     data = FakeData(predict_listed=(3, 5), predict_name=None)
     two: Any = SimpleNamespace(global_rank=0, world_size=2, is_global_zero=True, datamodule=data, ckpt_path=None)
     two.strategy = SimpleNamespace(broadcast=lambda said: said)

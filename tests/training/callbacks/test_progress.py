@@ -28,7 +28,9 @@ def predict(data: ImageDataModule, *callbacks: Callback) -> None:
     trainer([*callbacks], enable_progress_bar=True).predict(classifier(), data, return_predictions=False)
 
 
-def test_lines_where_there_is_no_terminal(data: ImageDataModule, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_printed_as_lines_without_a_terminal(
+    data: ImageDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
     predict(data, Progress(seconds=0))
     said = [record.getMessage() for record in caplog.records if "Predicted" in record.getMessage()]
     assert said == [f"Predicted {k} of 7 images." for k in (3, 6, 7)]
@@ -37,7 +39,7 @@ def test_lines_where_there_is_no_terminal(data: ImageDataModule, caplog: pytest.
     assert "Predicted" not in caplog.text
 
 
-def test_a_bar_counts_images(
+def test_progress_bar_counts_images(
     data: ImageDataModule,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -52,7 +54,7 @@ def test_a_bar_counts_images(
     assert "Predicted" not in caplog.text
 
 
-def test_a_process_counts_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_counts_the_images_of_all_processes(caplog: pytest.LogCaptureFixture) -> None:
     two: Any = SimpleNamespace(world_size=2, datamodule=FakeData(predict_count=1000))
     progress = Progress(seconds=0)
     progress.on_predict_start(two, classifier())

@@ -18,7 +18,7 @@ from tests.doubles import FakeData
 from tests.paradigms.helpers import SHAPE, sample, trainer
 
 
-class Told:
+class Recorder:
     """Stands in for a module: keeps what is logged."""
 
     num_classes = 4
@@ -35,26 +35,26 @@ class Told:
 HIDDEN = torch.tensor([0, 1, 2, 3, -1, 0])
 
 
-def watched(steps: int, every: int, guess: Any) -> Told:
-    """What is told of `steps` steps in which `guess(step)` gives indices, classes and weights."""
+def watched(steps: int, every: int, guess: Any) -> Recorder:
+    """Run `steps` steps in which `guess(step)` gives indices, classes and weights."""
     splits = {"unlabeled": SimpleNamespace(labels=HIDDEN)}
     data = FakeData(splits=splits, labeled_counts=lambda: torch.tensor([5, 5, 5, 5]))
     run: Any = SimpleNamespace(datamodule=data, global_step=0, log_every_n_steps=every)
-    module: Any = Told()
+    module: Any = Recorder()
     health = PseudoLabelHealth()
     health.on_fit_start(run, module)
     for step in range(1, steps + 1):
         module.pseudo_labels, run.global_step = PseudoLabels(*guess(step)), step
         health.on_train_batch_end(run, module, None, None, 0)
-    told: Told = module
-    return told
+    recorder: Recorder = module
+    return recorder
 
 
-def test_shares_by_hand() -> None:
+def test_shares_equal_hand_computed_values() -> None:
     indices, classes = torch.arange(6), torch.tensor([0, 1, 3, 3, 0, 1])
     weight = torch.tensor([1.0, 0.5, 1.0, 0.0, 1.0, 0.0])
-    told = watched(2, 2, lambda step: (indices, classes, weight))
-    (logs,) = told.logs
+    module = watched(2, 2, lambda step: (indices, classes, weight))
+    (logs,) = module.logs
     assert logs["accepted"] == pytest.approx(3.5 / 6)
     assert logs["accuracy"] == pytest.approx(1.5 / 2.5)  # accepted with a hidden label: 1, 0.5 and 1; the last is wrong
     assert logs["accepted_class_0"] == 1
@@ -66,17 +66,17 @@ def test_shares_by_hand() -> None:
     assert logs["distance"] == pytest.approx(0.25)  # thirds on three of four classes
 
 
-def test_each_entry_counts_the_steps_since_the_last() -> None:
-    told = watched(4, 2, lambda step: (torch.tensor([0]), torch.tensor([0 if step <= 2 else 1]), None))
-    assert [logs["share_class_0"] for logs in told.logs] == [1, 0]
-    assert [logs["accuracy"] for logs in told.logs] == [1, 0]
+def test_each_entry_covers_the_steps_since_the_previous_one() -> None:
+    module = watched(4, 2, lambda step: (torch.tensor([0]), torch.tensor([0 if step <= 2 else 1]), None))
+    assert [logs["share_class_0"] for logs in module.logs] == [1, 0]
+    assert [logs["accuracy"] for logs in module.logs] == [1, 0]
 
 
 def words(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.message.startswith("Warning:")]
 
 
-def test_alarm_when_nothing_is_accepted_for_long(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_when_nothing_is_accepted_for_long(caplog: pytest.LogCaptureFixture) -> None:
     even = torch.arange(4)
     with caplog.at_level("INFO"):
         watched(450, 50, lambda step: (even, even, torch.zeros(4)))
@@ -86,14 +86,14 @@ def test_alarm_when_nothing_is_accepted_for_long(caplog: pytest.LogCaptureFixtur
     assert "no pseudo-label was accepted in 500 steps: lower the strategy's threshold" in said
 
 
-def test_no_alarm_when_some_are_accepted_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_when_examples_are_accepted_occasionally(caplog: pytest.LogCaptureFixture) -> None:
     even = torch.arange(4)
     with caplog.at_level("INFO"):
         watched(1200, 50, lambda step: (even, even, torch.full((4,), float(step % 400 == 0))))
     assert not words(caplog)
 
 
-def test_alarm_when_predictions_collapse(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_when_predictions_collapse(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         watched(450, 50, lambda step: (torch.arange(4), torch.full((4,), 2), None))
         assert not words(caplog)
@@ -102,7 +102,7 @@ def test_alarm_when_predictions_collapse(caplog: pytest.LogCaptureFixture) -> No
     assert "collapsed for 500 steps: 100% are class 2, where the labels are spread over 4.0 classes" in said
 
 
-def test_no_alarm_when_a_collapse_passes(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_when_a_collapse_is_temporary(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         watched(
             1200, 50, lambda step: (torch.arange(4), torch.arange(4) if step % 400 < 50 else torch.full((4,), 2), None)
@@ -110,7 +110,7 @@ def test_no_alarm_when_a_collapse_passes(caplog: pytest.LogCaptureFixture) -> No
     assert not words(caplog)
 
 
-def test_health_is_in_tensorboard_and_in_the_csv_log(tmp_path: Any) -> None:
+def test_pseudo_label_metrics_are_logged_to_tensorboard_and_csv(tmp_path: Any) -> None:
     torch.manual_seed(0)
     model = SemiSupervisedModule(
         strategies.FreeMatch(), backbone="mlp", num_classes=10, input_spec=SHAPE,

@@ -26,7 +26,7 @@ def _read(name: str) -> dict[str, Any]:
     return content
 
 
-def test_last_is_the_last_iterate_and_best_the_best_by_validation() -> None:
+def test_last_checkpoint_is_the_last_iterate_and_best_the_best_by_validation() -> None:
     # The rate is so high that later epochs are worse than the first.
     optimizer = ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.init_args.lr=5"]
     run = _fit(*optimizer, "--model.init_args.lr_scheduler=null", "--trainer.max_epochs=5")
@@ -55,7 +55,7 @@ def test_each_command_keeps_its_own_config() -> None:
     assert sorted(p.name for p in RUN.parent.iterdir()) == ["version_0"]
 
 
-def test_a_second_fit_goes_on_in_the_same_folder() -> None:
+def test_resumed_fit_continues_in_the_same_folder() -> None:
     _fit()
     assert _read("last.ckpt")["global_step"] == 12
     _fit(f"--ckpt_path={RUN}", "--trainer.max_epochs=4")
@@ -66,12 +66,12 @@ def test_a_second_fit_goes_on_in_the_same_folder() -> None:
     assert len(list((RUN / "checkpoints").glob("best-*.ckpt"))) == 1
 
 
-def test_without_validation_there_is_a_last_and_no_best() -> None:
+def test_without_validation_only_the_last_checkpoint_is_written() -> None:
     _fit("--data.init_args.val_size=0")
     assert [p.name for p in (RUN / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_a_run_says_where_its_results_lie(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_logs_its_size_folder_and_results(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         _fit()
     assert "FineTuneClassifier, 111,146 parameters, all trained; 1 x cpu." in caplog.text

@@ -1,4 +1,4 @@
-"""What TensorBoard's tabs beside the curves and pictures get, and where a command puts what it measures."""
+"""Test the projector, PR curves and hparams in TensorBoard, and the steps at which commands log their results."""
 
 import csv
 from pathlib import Path
@@ -58,7 +58,7 @@ def _curves(events: EventAccumulator) -> dict[str, Any]:
 # --- precision and recall
 
 
-def test_the_counts_are_those_of_every_threshold() -> None:
+def test_score_counts_equal_a_count_at_every_threshold() -> None:
     torch.manual_seed(0)
     metric = ScoreCounts(3)
     p, y = torch.randn(50, 3).mul(3).softmax(1), torch.randint(0, 3, (50,))
@@ -76,7 +76,7 @@ def test_the_counts_are_those_of_every_threshold() -> None:
             assert points[k, :, i].tolist() == pytest.approx(expected)
 
 
-def test_counts_start_over_and_many_classes_are_not_counted() -> None:
+def test_counts_reset_and_are_skipped_for_many_classes() -> None:
     few, many = ClassifierMetrics(3), ClassifierMetrics(101)
     for _ in range(2):
         few.update(torch.eye(3), torch.arange(3))
@@ -89,26 +89,26 @@ def test_counts_start_over_and_many_classes_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize("config", ["fine_tune", "decoupled"])
-def test_curves_of_each_class_are_those_of_the_last_validation_and_of_the_test(config: str) -> None:
+def test_pr_curves_are_logged_for_the_last_validation_and_the_test(config: str) -> None:
     run = cli("fit", config, "--run_name=a")
-    found = _curves(_events())
-    assert set(found) == {f"val/pr/{name}" for name in run.datamodule.class_names}
+    curves = _curves(_events())
+    assert set(curves) == {f"val/pr/{name}" for name in run.datamodule.class_names}
     for k, name in enumerate(run.datamodule.class_names):
-        (event,) = found[f"val/pr/{name}"]
+        (event,) = curves[f"val/pr/{name}"]
         assert event.step == 11
         tp, _, _, fn, _, recall = make_ndarray(event.tensor_proto)
         assert tp[0] == int((run.datamodule.splits["val"].labels == k).sum())
         assert fn[0] == 0
         assert recall[0] == 1
     main(["test", "--ckpt_path", str(RUN)])
-    found = _curves(_events())
-    assert len(found) == 20
-    (event,) = found["test/pr/Bag"]
+    curves = _curves(_events())
+    assert len(curves) == 20
+    (event,) = curves["test/pr/Bag"]
     assert event.step == 11
     assert make_ndarray(event.tensor_proto)[0, 0] == 200
 
 
-def test_a_class_without_examples_has_no_curve() -> None:
+def test_class_without_examples_has_no_pr_curve() -> None:
     class Writer:
         """Keeps tags."""
 
@@ -130,8 +130,8 @@ def test_a_class_without_examples_has_no_curve() -> None:
 
 
 def _projected(folder: Path = RUN) -> tuple[Tensor, list[str], Image.Image, Any]:
-    told = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig())
-    (one,) = told.embeddings
+    config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (one,) = config.embeddings
     features = torch.tensor([[float(v) for v in row.split("\t")] for row in _lines(folder / one.tensor_path)])
     return features, _lines(folder / one.metadata_path), Image.open(folder / one.sprite.image_path), one
 
@@ -141,20 +141,20 @@ def _lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["fine_tune", "autoencoder", "decoupled", "semi"])
-def test_the_projector_has_features_classes_and_inputs_of_validation_examples(kind: str) -> None:
+def test_projector_has_features_classes_and_thumbnails_of_validation_examples(kind: str) -> None:
     if kind == "semi":
         from sft_lightning.cli.lightning_cli import run as run_cli
 
         run = run_cli(["fit", *SEMI])
     else:
         run = cli("fit", kind, "--run_name=a")
-    features, classes, sprite, told = _projected()
-    assert told.tensor_name == f"val at step {run.trainer.global_step - 1}"
+    features, classes, sprite, config = _projected()
+    assert config.tensor_name == f"val at step {run.trainer.global_step - 1}"
     assert len(classes) == len(features) == 256
     counts = {name: classes.count(name) for name in run.datamodule.class_names}
     assert max(counts.values()) - min(counts.values()) <= 1
     assert (sprite.width, sprite.height) == (16 * 28, 16 * 28)
-    assert [*told.sprite.single_image_dim] == [28, 28]
+    assert [*config.sprite.single_image_dim] == [28, 28]
     module: Any = run.model
     module.eval()
     known = torch.cat([batch.x for batch in run.datamodule.batches_of("val", torch.device("cpu"))])
@@ -171,7 +171,7 @@ def test_the_projector_has_features_classes_and_inputs_of_validation_examples(ki
         assert np.abs(cell / 255 - known[nearest.indices[k], 0].numpy()).max() < 0.01
 
 
-def test_training_goes_on_as_it_would_after_a_look_at_examples() -> None:
+def test_collecting_examples_does_not_change_the_training() -> None:
     model, data = classifier("conv"), sample()
     trainer = Trainer(accelerator="cpu", logger=False, barebones=True, max_epochs=1)
     trainer.fit(model, data)
@@ -186,40 +186,40 @@ def test_training_goes_on_as_it_would_after_a_look_at_examples() -> None:
 @pytest.mark.parametrize(
     ("shape", "expected"), [((3, 40, 20), (40, 20)), ((1, 96, 48), (48, 24)), ((3, 30, 300), (5, 48))]
 )
-def test_pictures_are_reduced_in_their_proportions(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
+def test_thumbnails_keep_their_aspect_ratio(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
     made = shrink(torch.rand(2, *shape))
     assert made.shape == (2, shape[0], *expected)
     assert 0 <= made.min() <= made.max() <= 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_that_are_not_square_keep_their_places(channels: int) -> None:
-    pictures = torch.arange(5).view(5, 1, 1, 1).expand(5, channels, 6, 4) / 255
+def test_sprite_keeps_the_order_of_images_that_are_not_square(channels: int) -> None:
+    images = torch.arange(5).view(5, 1, 1, 1).expand(5, channels, 6, 4) / 255
     RUN.mkdir(parents=True)
-    write_examples(RUN, "val", torch.zeros(5, 2), pictures, ["a b", "tab\there", "c", "d", "e"])
-    _, classes, sprite, told = _projected()
+    write_examples(RUN, "val", torch.zeros(5, 2), images, ["a b", "tab\there", "c", "d", "e"])
+    _, classes, sprite, config = _projected()
     assert classes[1] == "tab here"
     assert (sprite.width, sprite.height) == (3 * 4, 3 * 6)
-    assert [*told.sprite.single_image_dim] == [4, 6]
+    assert [*config.sprite.single_image_dim] == [4, 6]
     cells = np.asarray(sprite)[::6, ::4, 0]
     assert cells.flatten().tolist() == [0, 1, 2, 3, 4, 0, 0, 0, 0]
     assert not list(RUN.rglob("*.part"))
 
 
-def test_large_inputs_of_a_folder_of_which_some_cannot_be_read(write_folder: Any) -> None:
+def test_projector_skips_unreadable_images_of_a_folder(write_folder: Any) -> None:
     write_folder(Path("images"), {"train": 3, "val": 3, "test": 2})
     broken = sorted(Path("images", "val").rglob("*.png"))[4]
     broken.write_bytes(broken.read_bytes()[:60])
     words = ["--data.init_args.source=images", "--data.init_args.image_size=64", "--data.init_args.num_workers=0"]
     words += ["--data.init_args.num_labels=null", "--data.init_args.on_bad_image=skip"]
     cli("fit", "fine_tune", "--run_name=a", *words)
-    features, classes, sprite, told = _projected()
+    features, classes, sprite, config = _projected()
     assert len(features) == len(classes) == 8
-    assert [*told.sprite.single_image_dim] == [48, 48]
+    assert [*config.sprite.single_image_dim] == [48, 48]
     assert sprite.width == 3 * 48
 
 
-def test_without_validation_there_is_neither_projector_nor_curve() -> None:
+def test_without_validation_no_projector_and_no_curves_are_written() -> None:
     cli("fit", "fine_tune", "--run_name=a", "--data.init_args.val_size=0")
     assert not (RUN / "projector").exists()
     assert _curves(_events()) == {}
@@ -229,7 +229,7 @@ def test_without_validation_there_is_neither_projector_nor_curve() -> None:
     assert _curves(_events(other)) == {}
 
 
-def test_without_tensorboard_nothing_is_written_and_nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_nothing_is_computed_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sft_lightning.training.callbacks.figures.collect_examples", pytest.fail)
     trainer = Trainer(
         accelerator="cpu", logger=CSVLogger("elsewhere"), callbacks=[TensorBoardFigures()], max_epochs=1,
@@ -241,16 +241,16 @@ def test_without_tensorboard_nothing_is_written_and_nothing_computed(monkeypatch
 
 
 @pytest.mark.parametrize("module", [classifier, lambda: AutoencoderModule(optimizer=lambda p: torch.optim.SGD(p, 0.1))])
-def test_it_works_with_a_plain_trainer_and_its_sanity_check(module: Any) -> None:
+def test_callback_works_with_a_plain_trainer_and_its_sanity_check(module: Any) -> None:
     logger = TensorBoardLogger("logs", version=0)
     trainer = Trainer(
         accelerator="cpu", logger=logger, callbacks=[TensorBoardFigures()], max_epochs=1, num_sanity_val_steps=2,
         enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module(), ImageDataModule("sample", num_labels=20, batch_size=10, val_size=30, steps_per_epoch=4))
-    _, classes, _, told = _projected(Path(logger.log_dir))
+    _, classes, _, config = _projected(Path(logger.log_dir))
     assert len(classes) == 30
-    assert told.tensor_name == "val at step 3"
+    assert config.tensor_name == "val at step 3"
 
 
 # --- the table of hyper-parameters
@@ -262,7 +262,7 @@ def _plugin(events: EventAccumulator, tag: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "fine_tune", "decoupled", "semi"])
-def test_every_run_names_the_same_first_columns_so_that_any_of_them_may_lead_the_table(kind: str) -> None:
+def test_every_run_has_the_same_first_hparams_columns(kind: str) -> None:
     if kind == "semi":
         assert main(["fit", *SEMI]) == 0
     else:
@@ -280,7 +280,7 @@ def test_every_run_names_the_same_first_columns_so_that_any_of_them_may_lead_the
     assert _plugin(events, "session_end_info").session_end_info.status == 1  # success
 
 
-def test_the_test_fills_the_row_of_the_run() -> None:
+def test_test_fills_the_hparams_row_of_the_run() -> None:
     cli("fit", "fine_tune", "--run_name=a")
     assert main(["test", "--ckpt_path", str(RUN)]) == 0
     assert [p.name for p in RUN.parent.iterdir()] == ["version_0"]
@@ -313,7 +313,7 @@ def test_scalars_have_the_same_names_in_all_paradigms(kind: str) -> None:
 # --- where a command puts what it measures
 
 
-def test_validate_and_test_stand_at_the_step_of_the_checkpoint_beside_the_curves() -> None:
+def test_validate_and_test_log_at_the_step_of_the_checkpoint() -> None:
     # The first epoch is the best one.
     optimizer = ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.init_args.lr=5"]
     cli("fit", "fine_tune", "--run_name=a", *optimizer, "--model.init_args.lr_scheduler=null", "--trainer.max_epochs=4")
@@ -340,13 +340,13 @@ def test_validate_and_test_stand_at_the_step_of_the_checkpoint_beside_the_curves
     assert _projected()[3].tensor_name == f"validate at step {step}"
 
 
-def test_two_processes_write_once_and_of_all_examples(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_two_processes_write_one_result_for_all_examples(tmp_path_factory: pytest.TempPathFactory) -> None:
     words = ["--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), *FEW, "--data.init_args.val_size=61"]
     words += ["--trainer.strategy=ddp", "--trainer.devices=2"]
     done = both_ranks(main, ["fit", *words], folder=Path.cwd(), files=tmp_path_factory.mktemp("output"))
     assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
     assert len(list(RUN.glob("events.*"))) == 1
-    found = _curves(_events())
-    assert sum(make_ndarray(events[0].tensor_proto)[0, 0] for events in found.values()) == 61
+    curves = _curves(_events())
+    assert sum(make_ndarray(events[0].tensor_proto)[0, 0] for events in curves.values()) == 61
     features, classes, _, _ = _projected()
     assert len(features) == len(classes) == 61
