@@ -81,21 +81,21 @@ class SFTCLI(LightningCLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Run a command, with the arguments of LightningCLI, of which `args` is required."""
-        self._asked: str = kwargs["args"][0]
+        self._command: str = kwargs["args"][0]
         self._lock = RunLock()
         try:
             super().__init__(*args, **kwargs)
         except Exception as error:
-            config = getattr(self, "config", {}).get(self._asked) or {}
-            if (where := explain_missing_data(config, find_input_error(error))) is None:
+            config = getattr(self, "config", {}).get(self._command) or {}
+            if (message := explain_missing_data(config, find_input_error(error))) is None:
                 raise
-            raise InputError(where) from error
+            raise InputError(message) from error
         finally:
             self._lock.release()
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # of the class in Lightning, which makes all
         """Return the given subcommand alone, as each parser takes 0.1 s."""
-        return {self._asked: super().subcommands()[self._asked]}
+        return {self._command: super().subcommands()[self._command]}
 
     def setup_parser(self, *args: Any) -> None:
         """Name the parsers as the user called them."""
@@ -148,8 +148,8 @@ class SFTCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("model") is None or config.get("data") is None:
             raise InputError(NO_MODEL_OR_DATA)
-        for part in ("model", "data"):
-            _refuse_null(part, config[part])
+        for section in ("model", "data"):
+            _refuse_null(section, config[section])
         settings = config.model.get("init_args") or {}
         # The weights that a run started from need not be read again, or exist: the checkpoint holds their successors.
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
@@ -157,10 +157,10 @@ class SFTCLI(LightningCLI):
                 settings[name] = "none"
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None:
-            self._tensors, about = read_checkpoint(Path(checkpoint))
-            self._classes = set_checkpoint_classes(config, about, Path(checkpoint))
+            self._tensors, metadata = read_checkpoint(Path(checkpoint))
+            self._classes = set_checkpoint_classes(config, metadata, Path(checkpoint))
             if self.subcommand == "predict":
-                set_checkpoint_shape(config.data, about, Path(checkpoint))
+                set_checkpoint_shape(config.data, metadata, Path(checkpoint))
         run = None if checkpoint is None else get_run_folder(Path(checkpoint))
         if run is not None and self.subcommand == "fit":
             restore_settings(config.model, run)
@@ -168,7 +168,7 @@ class SFTCLI(LightningCLI):
             # Allowed: checkpoints are complete files, and looking at a run on its way is what they are for.
             rank_zero_info(
                 f"Run {run} is still being trained: {self.subcommand} takes {Path(checkpoint).name} of step "
-                f"{about.get('global_step', 'unknown')}, which is not the end."
+                f"{metadata.get('global_step', 'unknown')}, which is not the end."
             )
         resume_external_runs(config.trainer.get("logger"), run)
 
@@ -180,8 +180,8 @@ class SFTCLI(LightningCLI):
             if missing := re.search(r"Requirement '(mlflow|wandb)\b", str(error)):
                 name = missing[1]
                 raise InputError(f"trainer.logger needs {name}: pip install 'sft-lightning[{name}]'") from error
-            if said := re.search(r"loggers\.logger\.Logger'.*?\n +- (.*?)\n +- ", str(error), re.DOTALL):
-                raise InputError(f"trainer.logger cannot be made: {said[1]}") from error
+            if reason := re.search(r"loggers\.logger\.Logger'.*?\n +- (.*?)\n +- ", str(error), re.DOTALL):
+                raise InputError(f"trainer.logger cannot be made: {reason[1]}") from error
             raise
 
     def after_instantiate_classes(self) -> None:
@@ -194,11 +194,11 @@ class SFTCLI(LightningCLI):
             return
         check_checkpoint(Path(checkpoint), self._tensors, self.model)
         del self._tensors
-        here = getattr(self.model, "class_names", None)
-        if self._classes is None and here:
+        class_names = getattr(self.model, "class_names", None)
+        if self._classes is None and class_names:
             rank_zero_info(
                 f"Checkpoint {checkpoint} does not name its classes: they are taken by position, in the order "
-                f"{format_class_names(here)}."
+                f"{format_class_names(class_names)}."
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -210,31 +210,30 @@ class SFTCLI(LightningCLI):
         if trainer.logger is False and is_trained_here:
             self._take_folder(trainer.default_root_dir, checkpoint, name, lock, kwargs)
         if trainer.logger is not False:
-            given = [] if trainer.logger in (None, True) else trainer.logger
+            loggers = [] if trainer.logger in (None, True) else trainer.logger
             apart = self.subcommand == "validate"
             logger = build_run_logger(checkpoint, name, apart, lock)
             # Ours comes first: Lightning asks the first logger for the folder of the run.
-            others = list(given) if isinstance(given, Iterable) else [given]
+            others = list(loggers) if isinstance(loggers, Iterable) else [loggers]
             kwargs["logger"] = [logger, MetricsCSV(logger.log_dir, apart), *others]
             # Every later run would load a checkpoint that SLURM's signal leaves in the root directory.
             kwargs["default_root_dir"] = trainer.default_root_dir or logger.log_dir
         kwargs.setdefault("profiler", trainer.profiler or NoProfiler())
         try:
-            made = super().instantiate_trainer(**kwargs)
+            instance = super().instantiate_trainer(**kwargs)
         except ValueError as error:
-            if named := re.search(r"invalid (accelerator|strategy) name: `\w+='(\w+)'`", str(error)):
-                known = {"accelerator": AcceleratorRegistry, "strategy": StrategyRegistry}[named[1]]
-                hint = did_you_mean(named[2], [*known, "gpu"] if named[1] == "accelerator" else list(known))
-                raise InputError(
-                    f"trainer.{named[1]} is {named[2]!r}{hint}: give auto, {', '.join(sorted(known, key=len)[:4])}, ..."
-                ) from error
+            if match := re.search(r"invalid (accelerator|strategy) name: `\w+='(\w+)'`", str(error)):
+                registry = {"accelerator": AcceleratorRegistry, "strategy": StrategyRegistry}[match[1]]
+                hint = did_you_mean(match[2], [*registry, "gpu"] if match[1] == "accelerator" else list(registry))
+                examples = ", ".join(sorted(registry, key=len)[:4])
+                raise InputError(f"trainer.{match[1]} is {match[2]!r}{hint}: give auto, {examples}, ...") from error
             raise InputError(f"trainer: {error}") from error  # Lightning's sentence
-        AtomicCheckpointIO.install(made)
-        checkpoint_validation.install(made)
+        AtomicCheckpointIO.install(instance)
+        checkpoint_validation.install(instance)
         if self._get(self.config_init, "fast_loop"):
-            LeanEpochLoop.install(made)
-        SyncBatchNormsOnCPU.install(made)
-        return made
+            LeanEpochLoop.install(instance)
+        SyncBatchNormsOnCPU.install(instance)
+        return instance
 
     def _take_folder(
         self, root: str | None, checkpoint: str | None, name: str, lock: RunLock | None, kwargs: dict[str, Any]
@@ -254,29 +253,29 @@ class SFTCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add the callbacks that the command needs and no others, as each one costs time in every step."""
         saves = config.get("enable_checkpointing") is not False
-        own: list[Callback] = [
+        defaults: list[Callback] = [
             RunCheckpoint() if saves else StopWithoutSaving(),
             PredictionWriter() if self.subcommand == "predict" else TensorBoardFigures(),
         ]
         if isinstance(self.model, SemiSupervisedModule):
-            own.append(PseudoLabelHealth())
+            defaults.append(PseudoLabelHealth())
         if config.get("enable_progress_bar") is not False:
-            own.append(Progress())
-        return super()._instantiate_trainer(config, [*callbacks, *own])
+            defaults.append(Progress())
+        return super()._instantiate_trainer(config, [*callbacks, *defaults])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         # Predictions go to a file, not to memory; `RunFolder` reports the metrics.
-        quieter = {"predict": {"return_predictions": False}, "fit": {}}.get(subcommand, {"verbose": False})
+        defaults = {"predict": {"return_predictions": False}, "fit": {}}.get(subcommand, {"verbose": False})
         # With Lightning's default, an environment variable would decide whether a checkpoint may run code.
-        return {**kwargs, **quieter, "weights_only": True}
+        return {**kwargs, **defaults, "weights_only": True}
 
 
-def _refuse_null(part: str, described: Any) -> None:
+def _refuse_null(section: str, config: Any) -> None:
     """Refuse null, which the parser accepts for every setting of a model or data module."""
-    for name, value in (described.get("init_args") or {}).items():
-        if value is None and name not in LINKED and not accepts_null(described.class_path, name):
-            raise InputError(f"{part}.{name} is null, which is not allowed: give a value, or leave it out")
+    for name, value in (config.get("init_args") or {}).items():
+        if value is None and name not in LINKED and not accepts_null(config.class_path, name):
+            raise InputError(f"{section}.{name} is null, which is not allowed: give a value, or leave it out")
 
 
 class DryRunCLI(SFTCLI):
@@ -319,7 +318,7 @@ def run(args: Sequence[str], kind: type[SFTCLI] = SFTCLI) -> SFTCLI:
             subclass_mode_model=True,
             datamodule_class=None,
             save_config_callback=RunFolder,
-            save_config_kwargs={"words": list(args)},
+            save_config_kwargs={"argv": list(args)},
             parser_class=FitParser,
             seed_everything_default=0,
             auto_configure_optimizers=False,

@@ -24,8 +24,6 @@ from sft_lightning.utils.errors import InputError
 _AVERAGE = "average."
 _REGULARIZER = "regularizer."
 _SETTINGS = "hyper_parameters"
-
-
 _MIN_SHARE = 0.5  # of a network's matrices and kernels; other architectures match less than that by chance
 
 
@@ -105,10 +103,10 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                about = check_metadata(
+                metadata = check_metadata(
                     json.loads((file.metadata() or {}).get("sft_lightning", "{}")), "its description"
                 )
-                return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+                return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
         with torch.serialization.safe_globals([Namespace]):  # plain values, used by publishers for settings
             content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, and safely
     except pickle.UnpicklingError as error:
@@ -119,19 +117,17 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     except Exception as error:  # of damaged files torch raises anything: struct.error, IndexError, AssertionError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"weights {str(path)!r} cannot be read ({reason}): fetch or save it again") from error
-    about = {}
-    if isinstance(content, Mapping):
-        about = {name: content[name] for name in (_SETTINGS, "global_step", "ImageDataModule") if name in content}
-    else:
+    if not isinstance(content, Mapping):
         raise InputError(f"weights {str(path)!r} holds no tensors by name: save a state dict")
-    return flatten_networks(content), about
+    metadata = {name: content[name] for name in (_SETTINGS, "global_step", "ImageDataModule") if name in content}
+    return flatten_networks(content), metadata
 
 
-def check_model_settings(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def check_model_settings(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the model's settings from the metadata of a checkpoint, after a check of their types.
 
     Args:
-        about: Metadata from `read_weights`.
+        metadata: Metadata from `read_weights`.
         path: Path of the checkpoint for the error.
 
     Returns:
@@ -141,8 +137,8 @@ def check_model_settings(about: Mapping[str, Any], path: Path) -> dict[str, Any]
         InputError: A setting has another type than a training writes.
     """
     try:
-        check_metadata({"step": about.get("global_step")}, "it")
-        return check_metadata(about.get(_SETTINGS, {}), _SETTINGS)
+        check_metadata({"step": metadata.get("global_step")}, "it")
+        return check_metadata(metadata.get(_SETTINGS, {}), _SETTINGS)
     except ValueError as error:
         raise InputError(
             f"checkpoint {str(path)!r} was not written by `fit` ({error}): fetch or make it again"
@@ -194,17 +190,17 @@ def select_evaluated_weights(tensors: Tensors) -> Tensors:
     )
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write tensors to a safetensors file atomically.
 
     Args:
         path: Path of the file; missing folders are created.
         tensors: Tensors by name.
-        about: Metadata of JSON types, from which the network can be rebuilt.
+        metadata: Metadata of JSON types, from which the network can be rebuilt.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with open_atomic(path) as staged:
-        save_file(on_cpu, staged, metadata={"sft_lightning": json.dumps(about)})
+        save_file(on_cpu, staged, metadata={"sft_lightning": json.dumps(metadata)})
 
 
 def load_into(
@@ -233,40 +229,44 @@ def load_into(
         InputError: Too few tensors match, several networks match, or a value cannot be a weight.
     """
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
-    own = network.state_dict()
-    prefix, others = choose_network(own, tensors, source)
-    given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    given, notes = fit_to_network(network, given, library_filter)
-    taken = [n for n, t in own.items() if n in given and given[n].shape == t.shape]
-    matrices = [n for n, t in own.items() if t.ndim > 1]  # vectors have few lengths and match by chance
-    matched = [n for n in taken if own[n].ndim > 1]
+    state = network.state_dict()
+    prefix, others = choose_network(state, tensors, source)
+    file_state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    file_state, notes = fit_to_network(network, file_state, library_filter)
+    taken = [n for n, t in state.items() if n in file_state and file_state[n].shape == t.shape]
+    matrices = [n for n, t in state.items() if t.ndim > 1]  # vectors have few lengths and match by chance
+    matched = [n for n in taken if state[n].ndim > 1]
     if not matched or len(matched) < _MIN_SHARE * len(matrices):
-        few = f"only {len(matched)} of {len(matrices)} matrices and kernels" if matched else "nothing"
+        match = f"only {len(matched)} of {len(matrices)} matrices and kernels" if matched else "nothing"
         raise InputError(
-            f"weights {source!r} fit {few}: the file has {_some(sorted(tensors))}, the backbone {_some(sorted(own))}; "
-            "give weights of the same architecture"
+            f"weights {source!r} fit {match}: the file has {_summarize(sorted(tensors))}, the backbone "
+            f"{_summarize(sorted(state))}; give weights of the same architecture"
         )
-    _refuse_values({name: given[name] for name in taken if own[name].is_floating_point()}, source)
-    network.load_state_dict({n: given[n] for n in taken}, strict=False)
+    _check_values({name: file_state[name] for name in taken if state[name].is_floating_point()}, source)
+    network.load_state_dict({n: file_state[n] for n in taken}, strict=False)
     if others:
         notes.append(
             f"taken from {prefix.rstrip('.') or 'the names without a prefix'!r}, not from "
             + ", ".join(repr(p.rstrip(".") or "the names without a prefix") for p in others)
         )
-    rest = [n for n in own if n not in set(taken)]
+    not_taken = [n for n in state if n not in set(taken)]
     heads = tuple(f"{name}." for name in ("head", f"{prefix}{classifier}")[: 1 if classifier is None else 2])
-    used = {prefix + n for n in {**own, **given}} | {prefix.removesuffix("net.") + n for n in ("mean", "std")}
-    extra = [n for n in given if n not in own]
-    _refuse_deeper(own, {n: given[n] for n in extra if not f"{prefix}{n}".startswith(heads)}, source)
-    left = [prefix + n for n in extra] + [n for n in tensors if n not in used and not n.startswith(tuple(others))]
-    left = [n for n in dict.fromkeys(left) if n in tensors]
+    used = {prefix + n for n in {**state, **file_state}} | {prefix.removesuffix("net.") + n for n in ("mean", "std")}
+    extra = [n for n in file_state if n not in state]
+    _check_depth(state, {n: file_state[n] for n in extra if not f"{prefix}{n}".startswith(heads)}, source)
+    unused = [prefix + n for n in extra] + [n for n in tensors if n not in used and not n.startswith(tuple(others))]
+    unused = [n for n in dict.fromkeys(unused) if n in tensors]
     return WeightsMatch(
         prefix,
         taken,
-        missing=[n for n in rest if n not in given],
-        other_shape=[f"{n} ({_size(given[n])} there, {_size(own[n])} here)" for n in rest if n in given],
-        unused=[n for n in left if not n.startswith(heads)],
-        classifier=[n for n in left if n.startswith(heads)],
+        missing=[n for n in not_taken if n not in file_state],
+        other_shape=[
+            f"{n} ({_format_shape(file_state[n])} there, {_format_shape(state[n])} here)"
+            for n in not_taken
+            if n in file_state
+        ],
+        unused=[n for n in unused if not n.startswith(heads)],
+        classifier=[n for n in unused if n.startswith(heads)],
         notes=notes,
     )
 
@@ -302,10 +302,10 @@ def load_encoder_weights(
     return match, tensors
 
 
-def _refuse_deeper(own: Tensors, extra: Tensors, source: str) -> None:
+def _check_depth(state: Tensors, extra: Tensors, source: str) -> None:
     """Refuse a deeper network: its first blocks match, but do not compute the features alone."""
-    stages = {stage for name in own for stage, _ in _split_numbered(name)}
-    blocks = {block for name in own for _, block in _split_numbered(name)}
+    stages = {stage for name in state for stage, _ in _split_numbered(name)}
+    blocks = {block for name in state for _, block in _split_numbered(name)}
     numbered = [pair for name, tensor in extra.items() if tensor.ndim > 1 for pair in _split_numbered(name)]
     deeper = list(dict.fromkeys(block for stage, block in numbered if stage in stages and block not in blocks))
     if deeper:
@@ -322,7 +322,8 @@ def _split_numbered(name: str) -> list[tuple[str, str]]:
     return [(".".join(pieces[:i]), ".".join(pieces[: i + 1])) for i in range(1, len(pieces)) if pieces[i].isdecimal()]
 
 
-def _refuse_values(tensors: Tensors, source: str) -> None:
+def _check_values(tensors: Tensors, source: str) -> None:
+    """Refuse quantized weights and values that are not finite."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.element_size() < 2:  # 8 bits need a scale
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -337,9 +338,9 @@ def _refuse_values(tensors: Tensors, source: str) -> None:
             )
 
 
-def _size(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"
 
 
-def _some(names: Sequence[str]) -> str:
+def _summarize(names: Sequence[str]) -> str:
     return f"{len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -130,12 +130,12 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state with the random number generators of all processes."""
-        own = get_random_state()
-        every = [own]
+        state = get_random_state()
+        states = [state]
         if distributed.is_available() and distributed.is_initialized():
-            every = [own] * distributed.get_world_size()
-            distributed.all_gather_object(every, own)
-        return {**super().state_dict(), "random": every}
+            states = [state] * distributed.get_world_size()
+            distributed.all_gather_object(states, state)
+        return {**super().state_dict(), "random": states}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that names files outside of its run."""
@@ -151,9 +151,9 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
         if self.dirpath is None or state.get("dirpath") in (None, self.dirpath):
             return state
         best = state.get("best_k_models") or {}
-        here = {name: str(Path(self.dirpath) / Path(name).name) for name in best}
-        kept = {here[name]: score for name, score in best.items() if Path(here[name]).is_file()}
-        if len(kept) < max(1, len(here)):  # the best file is missing, so the next one counts as the best
+        moved = {name: str(Path(self.dirpath) / Path(name).name) for name in best}
+        kept = {moved[name]: score for name, score in best.items() if Path(moved[name]).is_file()}
+        if len(kept) < max(1, len(moved)):  # the best file is missing, so the next one counts as the best
             return {**state, "best_model_path": ""}
         paths = {
             f"{kind}_model_path": str(Path(self.dirpath) / Path(name).name) if name else ""
@@ -198,8 +198,8 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
         self.save_last_iterate(trainer, "end")
 
     def _save_if_due(self, trainer: Trainer, position: EpochPosition) -> None:
-        due = self.SHARE * (time.monotonic() - self._saved_at) >= self._seconds
-        if trainer.strategy.broadcast(due):
+        is_due = self.SHARE * (time.monotonic() - self._saved_at) >= self._seconds
+        if trainer.strategy.broadcast(is_due):
             self.save_last_iterate(trainer, position)
 
     def save_last_iterate(self, trainer: Trainer, position: EpochPosition = "inside") -> None:

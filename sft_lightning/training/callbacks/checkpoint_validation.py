@@ -50,12 +50,12 @@ def check_paths(state: Mapping[str, Any], folder: str | Path | None, path: Any) 
     Raises:
         InputError: The checkpoint names a file outside of the folder.
     """
-    own = None if folder is None else os.path.normpath(folder)
+    allowed = None if folder is None else os.path.normpath(folder)
     best = state.get("best_k_models") or {}
     for name in [*best, *(state.get(f"{kind}_model_path") or "" for kind in ("best", "kth_best", "last"))]:
-        # A moved run names files that do not exist any more; Lightning deletes none of them.
-        inside = own is not None and isinstance(name, str) and name.startswith(os.path.join(own, ""))
-        if not isinstance(name, str) or (inside and os.path.dirname(os.path.normpath(name)) != own):
+        # A moved run names files that do not exist; Lightning deletes none of them.
+        is_inside = allowed is not None and isinstance(name, str) and name.startswith(os.path.join(allowed, ""))
+        if not isinstance(name, str) or (is_inside and os.path.dirname(os.path.normpath(name)) != allowed):
             raise InputError(
                 f"ckpt_path {str(path)!r} names {name!r} as a checkpoint of its run, which is elsewhere: it was not "
                 "written by `fit`; start anew"
@@ -86,10 +86,10 @@ def _explain_errors(trainer: Trainer, restore: Callable[..., None]) -> Callable[
                 or find_input_error(error) is not None
             ):
                 raise
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise InputError(
                 f"ckpt_path {str(trainer.ckpt_path)!r} does not fit the config, or is damaged "
-                f"({type(error).__name__}: {said:.200}): give the config of its run, or start anew"
+                f"({type(error).__name__}: {message:.200}): give the config of its run, or start anew"
             ) from error
 
     return restore_or_explain

@@ -38,12 +38,12 @@ def read_external_runs(folder: Path) -> dict[str, str]:
     """
     path = folder / LOGGERS
     try:
-        found: dict[str, str] = read_json(path, "remove it to start new runs there") if path.is_file() else {}
-        if not all(isinstance(name, str) for name in found.values()):
+        runs: dict[str, str] = read_json(path, "remove it to start new runs there") if path.is_file() else {}
+        if not all(isinstance(name, str) for name in runs.values()):
             raise ValueError("an id is not a string")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): remove it to start new runs there") from error
-    return found
+    return runs
 
 
 def resume_external_runs(config: Any, folder: Path | None) -> None:
@@ -53,8 +53,8 @@ def resume_external_runs(config: Any, folder: Path | None) -> None:
         config: Parsed `trainer.logger`: a class, a list of classes, or none.
         folder: Folder of the run, or None.
     """
-    names = {} if folder is None else read_external_runs(folder)
-    for one in config if isinstance(config, list) else [config]:
-        name = str(one.get("class_path", "")).rpartition(".")[2] if hasattr(one, "get") else ""
-        if name in names and not one.init_args.get(_ID[name]):
-            one.init_args[_ID[name]] = names[name]
+    runs = {} if folder is None else read_external_runs(folder)
+    for logger in config if isinstance(config, list) else [config]:
+        name = str(logger.get("class_path", "")).rpartition(".")[2] if hasattr(logger, "get") else ""
+        if name in runs and not logger.init_args.get(_ID[name]):
+            logger.init_args[_ID[name]] = runs[name]

@@ -25,7 +25,7 @@ from sft_lightning.utils.lightning_patches import get_logged_step
 class TensorBoardFigures(Callback):
     """Writes the figures of a paradigm after each validation and test.
 
-    Precision-recall curves and the examples of the projector take longer, so they are written once, at the end of a
+    Precision-recall curves and the examples of the projector take longer, so they are has_text once, at the end of a
     training, of `validate` and (the curves) of `test`. The curves use the counts of the last evaluation, the examples
     some hundred images.
     """
@@ -54,35 +54,35 @@ class TensorBoardFigures(Callback):
         self._write_once(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        writers = _writers(trainer)
+        writers = _list_writers(trainer)
         for name, figure in module.figures(stage).items() if isinstance(module, HasFigures) and writers else ():
             drawn = _draw(figure, name, trainer, module)
             for writer in writers:
-                tag, step = f"{_named(trainer, stage)}/{name}", get_logged_step(trainer)
+                tag, step = f"{_get_prefix(trainer, stage)}/{name}", get_logged_step(trainer)
                 if isinstance(drawn, Tensor):
                     writer.add_image(tag, drawn, step)
                 elif drawn is not None:
                     writer.add_text(tag, drawn, step)
 
     def _write_once(self, trainer: Trainer, module: LightningModule, stage: str, step: int | None = None) -> None:
-        at = get_logged_step(trainer) if step is None else step
+        step = get_logged_step(trainer) if step is None else step
         counts = module.score_counts(stage) if isinstance(module, CountsScores) else None
-        writers = _writers(trainer)
-        seen = collect_examples(trainer, module) if stage == "val" and writers else None
+        writers = _list_writers(trainer)
+        examples = collect_examples(trainer, module) if stage == "val" and writers else None
         for writer in writers:
             if counts is not None and isinstance(module, CountsScores):
-                write_curves(writer, f"{_named(trainer, stage)}/pr", counts, module.class_names, at)
-            if seen is not None:
-                write_examples(Path(writer.log_dir), f"{_named(trainer, stage)} at step {at}", *seen)
+                write_curves(writer, f"{_get_prefix(trainer, stage)}/pr", counts, module.class_names, step)
+            if examples is not None:
+                write_examples(Path(writer.log_dir), f"{_get_prefix(trainer, stage)} at step {step}", *examples)
 
 
 def _draw(figure: Figure, name: str, trainer: Trainer, module: LightningModule) -> Tensor | str | None:
-    """Draw a figure as an image, or as the text of a table; None for examples that nobody says how to show."""
+    """Draw a figure as an image, or as the text of a table; None for examples that cannot be shown."""
     if isinstance(figure, ConfusionMatrix):
         return draw_confusion_matrix(figure.counts, module.class_names if isinstance(module, NamesClasses) else None)
     if not isinstance(figure, ExampleRows):
         raise InputError(
-            f"{type(module).__name__}.figures gives a {type(figure).__name__} as {name!r}: give a ConfusionMatrix or "
+            f"{type(module).__name__}.figures returned a {type(figure).__name__} as {name!r}: return a ConfusionMatrix or "
             "ExampleRows of sft_lightning.training.figures"
         )
     data = few_label_data(trainer)
@@ -104,13 +104,13 @@ def _join_cells(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _writers(trainer: Trainer) -> list[SummaryWriter]:
+def _list_writers(trainer: Trainer) -> list[SummaryWriter]:
     """Return the writers of TensorBoard; none except on the first process."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return [logger.experiment for logger in loggers] if trainer.is_global_zero else []
 
 
-def _named(trainer: Trainer, stage: str) -> str:
+def _get_prefix(trainer: Trainer, stage: str) -> str:
     return VALIDATE if trainer.state.fn == TrainerFn.VALIDATING else stage
 
 
@@ -145,10 +145,10 @@ def draw_confusion_matrix(counts: Tensor, names: Sequence[str] | None = None) ->
     classes = len(counts)
     share = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     cell = 44 if classes <= 20 else max(4, 880 // classes)
-    written = cell >= 24
+    has_text = cell >= 24
     font = ImageFont.load_default(12)
     labels = [str(n) for n in (names or range(classes))]
-    margin = int(max(font.getlength(n) for n in labels)) + 14 if written else 4
+    margin = int(max(font.getlength(n) for n in labels)) + 14 if has_text else 4
     side = margin + classes * cell + 4
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
@@ -158,10 +158,10 @@ def draw_confusion_matrix(counts: Tensor, names: Sequence[str] | None = None) ->
             strength = float(share[i, j])
             fill = tuple(int(255 - strength * (255 - c)) for c in (8, 48, 107))
             draw.rectangle(box, fill=fill)
-            if written and counts[i, j]:
+            if has_text and counts[i, j]:
                 ink = "white" if strength > 0.5 else "black"
                 draw.text((box[0] + cell / 2, box[1] + cell / 2), str(int(counts[i, j])), ink, font, anchor="mm")
-    if written:
+    if has_text:
         upright = Image.new("RGB", (classes * cell, margin), "white")
         for k, name in enumerate(labels):
             draw.text((margin - 6, margin + (k + 0.5) * cell), name, "black", font, anchor="rm")

@@ -30,25 +30,25 @@ def flatten_settings(config: Any) -> Settings:
     Args:
         config: Parsed config of the command.
     """
-    found: Settings = {}
+    settings: Settings = {}
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
             inner = value.get("init_args", value)
             if "class_path" in value:
-                found[prefix] = str(value["class_path"]).rpartition(".")[2]
+                settings[prefix] = str(value["class_path"]).rpartition(".")[2]
             for key, item in inner.items() if isinstance(inner, dict) else ():
                 if key not in _LINKED:
                     walk(f"{prefix}.{key}", item)
         elif value is not None:
-            found[prefix] = value if isinstance(value, (int, float, str)) else str(value)
+            settings[prefix] = value if isinstance(value, (int, float, str)) else str(value)
 
-    everything = config.as_dict()
+    sections = config.as_dict()
     for name in ("model", "data", "seed_everything"):
-        walk(name, everything.get(name))
+        walk(name, sections.get(name))
     for name in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val"):
-        walk(f"trainer.{name}", everything.get("trainer", {}).get(name))
-    return found
+        walk(f"trainer.{name}", sections.get("trainer", {}).get(name))
+    return settings
 
 
 def log_settings(loggers: Sequence[Logger], values: Settings, folder: Path) -> None:
@@ -62,19 +62,19 @@ def log_settings(loggers: Sequence[Logger], values: Settings, folder: Path) -> N
         values: Settings from `flatten_settings`.
         folder: Folder of the run, which external loggers record, too.
     """
-    started = read_external_runs(folder)
+    external_runs = read_external_runs(folder)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(values)  # hparams.yaml
-            every = {**dict.fromkeys(_MAY_LACK, ""), **values}
-            columns, row, _ = hparams(every, dict.fromkeys(_METRICS, 0.0))
+            all_values = {**dict.fromkeys(_MAY_LACK, ""), **values}
+            columns, row, _ = hparams(all_values, dict.fromkeys(_METRICS, 0.0))
             plugin = columns.value[0].metadata.plugin_data
             content = HParamsPluginData.FromString(plugin.content)
             for info in content.experiment.hparam_infos:
                 info.differs = info.name in _FIRST  # TensorBoard shows these first
             plugin.content = content.SerializeToString()
-            _summaries(logger, columns, row)
-        elif type(logger).__name__ not in started:  # MLflow refuses changed settings of a resumed run
+            _add_summaries(logger, columns, row)
+        elif type(logger).__name__ not in external_runs:  # MLflow refuses changed settings of a resumed run
             logger.log_hyperparams({**values, "run_folder": str(folder)})
 
 
@@ -86,10 +86,10 @@ def log_end(loggers: Sequence[Logger]) -> None:
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            _summaries(logger, hparams({}, {})[2])
+            _add_summaries(logger, hparams({}, {})[2])
 
 
-def _summaries(logger: TensorBoardLogger, *summaries: Any) -> None:
+def _add_summaries(logger: TensorBoardLogger, *summaries: Any) -> None:
     writer = get_event_writer(logger)
     for summary in summaries:
         writer.add_summary(summary)

@@ -55,8 +55,8 @@ class MetricsCSV(Logger):
             rows = csv.writer(file)
             if is_new:
                 rows.writerow(["step", "metric", "value"])
-            named = rename_validation_metrics(metrics) if self._apart else metrics
-            rows.writerows([step, name, value] for name, value in named.items() if name != "epoch")
+            renamed = rename_validation_metrics(metrics) if self._apart else metrics
+            rows.writerows([step, name, value] for name, value in renamed.items() if name != "epoch")
 
     def drop_after(self, step: int) -> None:
         """Drop the rows from a step on, which a run that resumes there logs again.
@@ -71,12 +71,12 @@ class MetricsCSV(Logger):
         if not path.is_file():
             return
         try:
-            head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) < step]
         except ValueError as error:
             raise InputError(f"{str(path)!r} is damaged ({error}): remove it to go on without") from error
         if kept != lines:
-            write_text(path, "".join([head, *kept]))
+            write_text(path, "".join([header, *kept]))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the folder of the run has its config."""

@@ -17,13 +17,12 @@ def compute_curves(counts: Tensor) -> Tensor:
         True positives, false positives, true negatives, false negatives, precision and recall by threshold, float32,
         (K, 6, T). Precision is 1 where no example is predicted as the class.
     """
-    taken = counts.flip(-1).cumsum(-1).flip(-1)
-    false, true = taken.double()
-    missed, left = true[:, :1] - true, false[:, :1] - false
-    both = true + false
-    precision = torch.where(both > 0, true / both.clamp_min(1), 1.0)
-    recall = true / true[:, :1].clamp_min(1)
-    return torch.stack((true, false, left, missed, precision, recall), 1).float()
+    fp, tp = counts.flip(-1).cumsum(-1).flip(-1).double()  # at or above each threshold
+    fn, tn = tp[:, :1] - tp, fp[:, :1] - fp
+    predicted = tp + fp
+    precision = torch.where(predicted > 0, tp / predicted.clamp_min(1), 1.0)
+    recall = tp / tp[:, :1].clamp_min(1)
+    return torch.stack((tp, fp, tn, fn, precision, recall), 1).float()
 
 
 def write_curves(writer: SummaryWriter, group: str, counts: Tensor, names: Sequence[str], step: int) -> None:
@@ -36,7 +35,7 @@ def write_curves(writer: SummaryWriter, group: str, counts: Tensor, names: Seque
         names: Names of the classes.
         step: Optimizer step of the network.
     """
-    for name, points, own in zip(names, compute_curves(counts), counts[1].sum(-1), strict=True):
-        if own > 0:
+    for name, points, count in zip(names, compute_curves(counts), counts[1].sum(-1), strict=True):
+        if count > 0:
             tp, fp, tn, fn, precision, recall = points
             writer.add_pr_curve_raw(f"{group}/{name}", tp, fp, tn, fn, precision, recall, step, points.shape[1])

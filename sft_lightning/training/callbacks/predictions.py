@@ -44,19 +44,19 @@ class PredictionWriter(BasePredictionWriter):
         self._folder = folder
         self._file: TextIO | None = None
         self._lock: FileLock | None = None
-        self._piece = Path()
+        self._part = Path()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lock the folder and open a file for each process."""
         folder = Path(self._folder or trainer.log_dir or trainer.default_root_dir)
         self._path = folder / PREDICTIONS
-        self._piece = _piece(self._path, trainer.global_rank)
+        self._part = _part_path(self._path, trainer.global_rank)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_lock(trainer, folder / LOCK)
-            self._file = self._piece.open("w", **_TEXT)
+            self._file = self._part.open("w", **_TEXT)
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise _write_error(self._path, error) from error
         self._writer = csv.writer(self._file)
         self._header: list[str] | None = None
         self._counts = [0, 0]  # images, and those marked as unlike the training data
@@ -95,7 +95,7 @@ class PredictionWriter(BasePredictionWriter):
                 columns[f"p({name})"] = [f"{p:.6f}" for p in column]
         for name, value in prediction.items():
             if name not in ("indices", "probabilities"):
-                columns[name] = _cells(value)
+                columns[name] = _format_cells(value)
         self._counts[0] += len(indices)
         self._counts[1] += columns.get("unlike_training", []).count("yes")
         try:
@@ -104,7 +104,7 @@ class PredictionWriter(BasePredictionWriter):
                 self._writer.writerow(protect_row(self._header))
             self._writer.writerows(protect_row(row) for row in zip(*columns.values(), strict=True))
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise _write_error(self._path, error) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the files of all processes, each of which has every world_size-th example."""
@@ -113,23 +113,23 @@ class PredictionWriter(BasePredictionWriter):
         try:
             self._file.close()
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise _write_error(self._path, error) from error
         self._file = None
-        marks = "unlike_training" in (self._header or ())
+        has_marks = "unlike_training" in (self._header or ())
         data = few_label_data(trainer)
-        summaries = [(*self._counts, marks, (0, 0) if data is None else data.predict_listed)]
+        summaries = [(*self._counts, has_marks, (0, 0) if data is None else data.predict_listed)]
         if trainer.world_size > 1:  # also waits until all files are written
             summaries *= trainer.world_size
             distributed.all_gather_object(summaries, summaries[0])
         listings = {listed for *_, listed in summaries}
         if len(listings - {(0, 0)}) > 1:
-            self._piece.unlink()
+            self._part.unlink()
             raise InputError(
                 "predict_source changed while it was read, so that processes went through different lists of files: "
                 "predict again, or with --trainer.devices 1"
             )
         if trainer.is_global_zero:
-            _join(self._path, trainer.world_size, _about(trainer))
+            _join(self._path, trainer.world_size, _describe_predictions(trainer))
             images, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in summaries), strict=True))
             note = (
                 f", {marked:,} ({marked / images:.1%}) unlike the training data"
@@ -144,7 +144,7 @@ class PredictionWriter(BasePredictionWriter):
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._piece.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
         self._release()
 
     def _release(self) -> None:
@@ -153,35 +153,34 @@ class PredictionWriter(BasePredictionWriter):
             self._lock = None
 
 
-def _cells(value: Tensor) -> list[str]:
+def _format_cells(value: Tensor) -> list[str]:
     return [("yes" if v else "no") if isinstance(v, bool) else f"{v:.6g}" for v in value.tolist()]
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
+def _write_error(path: Path, error: OSError) -> InputError:
     return InputError(f"{str(path)!r} cannot be written ({error.strerror}): free space or fix the permissions")
 
 
-def _about(trainer: Trainer) -> dict[str, str | None]:
+def _describe_predictions(trainer: Trainer) -> dict[str, str | None]:
     """Return source and checkpoint of the predictions."""
     data = few_label_data(trainer)
     path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
-    is_there = path is not None and path.is_file()
     return {
         "source": None if data is None else data.predict_name,
         "checkpoint": None if path is None else str(path),
-        "checkpoint_sha256": hash_file(path) if path is not None and is_there else None,
+        "checkpoint_sha256": hash_file(path) if path is not None and path.is_file() else None,
     }
 
 
-def _keep_others(path: Path, staged: Path, about: dict[str, str | None]) -> None:
+def _keep_earlier(path: Path, staged: Path, description: dict[str, str | None]) -> None:
     """Rename earlier predictions of another source or checkpoint."""
-    old = _key(_read_about(path))
+    old = _key(_read_description(path))
     is_known = None not in old
-    if not path.is_file() or (is_known and old == _key(about)) or filecmp.cmp(path, staged, shallow=False):
+    if not path.is_file() or (is_known and old == _key(description)) or filecmp.cmp(path, staged, shallow=False):
         return
     for k in count(1):
         target = path.with_stem(f"{path.stem}_{k}")
-        if not target.exists() or (is_known and _key(_read_about(target)) == old):
+        if not target.exists() or (is_known and _key(_read_description(target)) == old):
             break
     path.replace(target)
     if path.with_suffix(".json").is_file():
@@ -189,47 +188,47 @@ def _keep_others(path: Path, staged: Path, about: dict[str, str | None]) -> None
     rank_zero_info(f"Predictions: those {f'of {old[0]!r}' if old[0] else 'that were there'} are kept as {target}.")
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> dict[str, Any]:
     """Read source and checkpoint of a file of predictions; empty if unknown."""
     try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return about if isinstance(about, dict) else {}
+    return description if isinstance(description, dict) else {}
 
 
-def _key(about: dict[str, Any]) -> tuple[Any, Any]:
-    return about.get("source"), about.get("checkpoint_sha256")
+def _key(description: dict[str, Any]) -> tuple[Any, Any]:
+    return description.get("source"), description.get("checkpoint_sha256")
 
 
-def _join(path: Path, world_size: int, about: dict[str, str | None]) -> None:
+def _join(path: Path, world_size: int, description: dict[str, str | None]) -> None:
     """Join the files of all processes into one."""
-    pieces = [_piece(path, rank) for rank in range(world_size)]
+    parts = [_part_path(path, rank) for rank in range(world_size)]
     with open_atomic(path) as staged:
         if world_size == 1:
-            pieces[0].replace(staged)
+            parts[0].replace(staged)
         else:
-            _interleave(pieces, staged)
-            for piece in pieces:
-                piece.unlink()
+            _interleave(parts, staged)
+            for part in parts:
+                part.unlink()
         if not staged.stat().st_size:  # no image could be read
             staged.write_text("path\n", encoding="utf-8")
-        _keep_others(path, staged, about)
+        _keep_earlier(path, staged, description)
         path.with_suffix(".json").unlink(missing_ok=True)  # it must never describe other predictions
-    if any(about.values()):
-        write_json(path.with_suffix(".json"), about)
+    if any(description.values()):
+        write_json(path.with_suffix(".json"), description)
 
 
-def _interleave(pieces: Sequence[Path], target: Path) -> None:
+def _interleave(parts: Sequence[Path], target: Path) -> None:
     """Write the rows of all files in the order of the examples, of which each process has every n-th."""
     with ExitStack() as stack:
-        written = csv.writer(stack.enter_context(target.open("w", **_TEXT)))
-        files = [csv.reader(stack.enter_context(piece.open(**_TEXT))) for piece in pieces]
+        writer = csv.writer(stack.enter_context(target.open("w", **_TEXT)))
+        files = [csv.reader(stack.enter_context(part.open(**_TEXT))) for part in parts]
         headers = [next(file, []) for file in files]
-        written.writerows(header for header in [h for h in headers if h][:1])
+        writer.writerows(header for header in [h for h in headers if h][:1])
         for lines in zip_longest(*files):
-            written.writerows(line for line in lines if line is not None)
+            writer.writerows(line for line in lines if line is not None)
 
 
-def _piece(path: Path, rank: int) -> Path:
+def _part_path(path: Path, rank: int) -> Path:
     return path.with_name(f"{path.name}.rank{rank}")

@@ -85,14 +85,14 @@ class Signals:
             previous[1].wait()
             if int(previous[0]):
                 return int(previous[0])
-        mine = torch.tensor([self._received])
-        work = distributed.all_reduce(mine, distributed.ReduceOp.MAX, group=self._group, async_op=True)
-        self._pending = mine, work
+        received = torch.tensor([self._received])
+        work = distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = received, work
         return 0
 
 
 class SignalListener(Callback):
-    """Base class of callbacks that stop a training at a signal, which they query by `_signals.agreed()`."""
+    """Base class of callbacks that stop a training at a signal, which they query by `_signals.agree()`."""
 
     def __init__(self, **settings: Any) -> None:
         """Start without handlers.

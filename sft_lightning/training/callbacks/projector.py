@@ -90,8 +90,8 @@ def write_examples(run: Path, name: str, features: Tensor, images: Tensor | None
         descriptions: Text beside each example, N.
     """
     folder = run / FOLDER
-    write_text(folder / "tensors.tsv", _lines("\t".join(f"{v:.6g}" for v in row) for row in features.tolist()))
-    write_text(folder / "metadata.tsv", _lines(" ".join(one.split()) for one in descriptions))
+    write_text(folder / "tensors.tsv", _join_lines("\t".join(f"{v:.6g}" for v in row) for row in features.tolist()))
+    write_text(folder / "metadata.tsv", _join_lines(" ".join(text.split()) for text in descriptions))
     sprite = "" if images is None else _write_sprite(folder, images)
     config = f"""embeddings {{
   tensor_name: "{name}"
@@ -116,7 +116,7 @@ def _write_sprite(folder: Path, images: Tensor) -> str:
 """
 
 
-def _lines(lines: Any) -> str:
+def _join_lines(lines: Any) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 

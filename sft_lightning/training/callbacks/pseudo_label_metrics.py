@@ -61,42 +61,44 @@ class PseudoLabelHealth(Callback):
         """
         if not isinstance(pl_module, MakesPseudoLabels) or pl_module.pseudo_labels is None:
             return
-        guessed = pl_module.pseudo_labels
-        if guessed is not self._last:
-            self._last = guessed
-            self._count(guessed, pl_module.num_classes)
-        step, every = trainer.global_step, int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if self._counts is not None and every and step % every == 0 and step != self._logged:
+        pseudo_labels = pl_module.pseudo_labels
+        if pseudo_labels is not self._last:
+            self._last = pseudo_labels
+            self._count(pseudo_labels, pl_module.num_classes)
+        step, interval = trainer.global_step, int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if self._counts is not None and interval and step % interval == 0 and step != self._logged:
             self._logged = step
-            self._log_counts(pl_module, every)
+            self._log_counts(pl_module, interval)
 
-    def _count(self, guessed: Any, classes: int) -> None:
+    def _count(self, pseudo_labels: Any, num_classes: int) -> None:
         """Count by class on the device: predicted, accepted, accepted with a hidden label, and correct among those."""
+        classes = pseudo_labels.classes
         if self._counts is None:
-            self._counts = torch.zeros(4, classes, device=guessed.classes.device)
-        weight = torch.ones_like(guessed.classes) if guessed.weight is None else guessed.weight
+            self._counts = torch.zeros(4, num_classes, device=classes.device)
+        weight = torch.ones_like(classes) if pseudo_labels.weight is None else pseudo_labels.weight
         weight = weight.to(self._counts.dtype)
         # Indices of examples and hidden labels are on the CPU.
-        hidden = torch.full_like(guessed.indices, -1) if self._hidden is None else self._hidden[guessed.indices]
-        hidden = to_device(hidden, guessed.classes.device)
-        known = weight * (hidden >= 0)
-        amounts = torch.stack([torch.ones_like(weight), weight, known, known * (hidden == guessed.classes)])
-        self._counts.index_add_(1, guessed.classes, amounts)
+        indices = pseudo_labels.indices
+        labels = torch.full_like(indices, -1) if self._hidden is None else self._hidden[indices]
+        labels = to_device(labels, classes.device)
+        verifiable = weight * (labels >= 0)
+        amounts = torch.stack([torch.ones_like(weight), weight, verifiable, verifiable * (labels == classes)])
+        self._counts.index_add_(1, classes, amounts)
 
     def _log_counts(self, module: LightningModule, steps: int) -> None:
         assert self._counts is not None
         counts: Tensor = module.trainer.strategy.reduce(self._counts, reduce_op="sum")
-        guessed, accepted, known, right = counts.cpu()
+        predicted, accepted, verifiable, correct = counts.cpu()
         self._counts = None
-        logs = {"accepted": accepted.sum() / guessed.sum()}
-        if known.sum() > 0:
-            logs["accuracy"] = right.sum() / known.sum()
-        logs["classes"] = torch.tensor(_effective_classes(guessed))
+        logs = {"accepted": accepted.sum() / predicted.sum()}
+        if verifiable.sum() > 0:
+            logs["accuracy"] = correct.sum() / verifiable.sum()
+        logs["classes"] = torch.tensor(_count_effective_classes(predicted))
         if self._labels is not None and self._labels.sum() > 0:
-            logs["distance"] = (guessed / guessed.sum() - self._labels / self._labels.sum()).abs().sum() / 2
-        for c in range(len(guessed)) if len(guessed) <= 20 else ():
-            logs[f"accepted_class_{c}"] = accepted[c] / guessed[c].clamp_min(1)
-            logs[f"share_class_{c}"] = guessed[c] / guessed.sum()
+            logs["distance"] = (predicted / predicted.sum() - self._labels / self._labels.sum()).abs().sum() / 2
+        for c in range(len(predicted)) if len(predicted) <= 20 else ():
+            logs[f"accepted_class_{c}"] = accepted[c] / predicted[c].clamp_min(1)
+            logs[f"share_class_{c}"] = predicted[c] / predicted.sum()
         module.log_dict({f"pseudo_labels/{name}": value for name, value in logs.items()})
         self._idle = 0 if accepted.sum() > 0 else self._idle + steps
         if self._idle >= _PATIENCE:
@@ -104,16 +106,16 @@ class PseudoLabelHealth(Callback):
                 "nothing", f"no pseudo-label was accepted in {self._idle} steps: lower the strategy's threshold, raise "
                 "warmup_steps, or use a strategy that adapts its threshold (FreeMatch, SoftMatch)"
             )  # fmt: skip
-        wanted = _effective_classes(self._labels) if self._labels is not None else float(len(guessed))
-        if logs["classes"] < _COLLAPSED * wanted:
-            most = int(guessed.argmax())
+        expected = _count_effective_classes(self._labels) if self._labels is not None else float(len(predicted))
+        if logs["classes"] < _COLLAPSED * expected:
+            largest = int(predicted.argmax())
             self._collapsed += steps
             if self._collapsed >= _PATIENCE:
                 self._warn(
                     "collapse", f"predictions on unlabeled examples have collapsed for {self._collapsed} steps: "
-                    f"{guessed[most] / guessed.sum():.0%} are class {most}, where the labels are spread over "
-                    f"{wanted:.1f} classes; lower lambda_u or the learning rate, raise warmup_steps, or use AdaMatch, "
-                    "FreeMatch or SoftMatch"
+                    f"{predicted[largest] / predicted.sum():.0%} are class {largest}, where the labels are spread over "
+                    f"{expected:.1f} classes; lower lambda_u or the learning rate, raise warmup_steps, or use "
+                    "AdaMatch, FreeMatch or SoftMatch"
                 )  # fmt: skip
         else:
             self._collapsed = 0
@@ -124,7 +126,7 @@ class PseudoLabelHealth(Callback):
             rank_zero_info(f"Warning: {message}.")
 
 
-def _effective_classes(counts: Tensor) -> float:
+def _count_effective_classes(counts: Tensor) -> float:
     """Compute the effective number of classes of a distribution: exp of its entropy."""
     p = counts[counts > 0] / counts.sum()
     return math.exp(float(-(p * p.log()).sum()))

@@ -32,17 +32,17 @@ class RunFolder(SaveConfigCallback):
     some 40 microseconds.
     """
 
-    def __init__(self, parser: Any, config: Any, words: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, parser: Any, config: Any, argv: Sequence[str] = (), **kwargs: Any) -> None:
         """Store the config and the command line.
 
         Args:
             parser: Parser of the command.
             config: Parsed config.
-            words: Arguments of the command line, the command first.
+            argv: Arguments of the command line, the command first.
             kwargs: Further arguments of Lightning's callback.
         """
         super().__init__(parser, config, **{**kwargs, "overwrite": True})
-        self.words = words
+        self.argv = argv
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Name the file after the command."""
@@ -66,15 +66,15 @@ class RunFolder(SaveConfigCallback):
             data = few_label_data(trainer)
             learns_labels = "labeled" in batch_request(pl_module).parts
             self._record(Path(folder), learns_labels, [] if data is None else data.request.leaks)
-            write_provenance(Path(folder), self.words, self.config.get("seed_everything"), trainer)
+            write_provenance(Path(folder), self.argv, self.config.get("seed_everything"), trainer)
         if trainer.is_global_zero and folder is not None:
             log_settings(trainer.loggers, flatten_settings(self.config), Path(folder))
             record_external_runs(trainer.loggers, Path(folder))
         count = sum(p.numel() for p in pl_module.parameters())
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        part = "all trained" if trained == count else f"{trained:,} trained at first"
-        where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-        rank_zero_info(f"Model: {type(pl_module).__name__}, {count:,} parameters, {part}; {where}.")
+        share = "all trained" if trained == count else f"{trained:,} trained at first"
+        devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+        rank_zero_info(f"Model: {type(pl_module).__name__}, {count:,} parameters, {share}; {devices}.")
         rank_zero_info(f"Run: {folder}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,33 +85,33 @@ class RunFolder(SaveConfigCallback):
             if isinstance(logger, MetricsCSV):
                 logger.drop_after(trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
-                again = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
-                get_event_writer(logger).add_event(again)
+                restart = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
+                get_event_writer(logger).add_event(restart)
 
     def _record(self, folder: Path, learns_labels: bool, leaks: Sequence[Finding]) -> None:
         """Record which runs and weights the run starts from."""
         model, data = (self.config.get(name) or {} for name in ("model", "data"))
-        settings, of_data = (dict(told.get("init_args") or {}) for told in (model, data))
+        settings, data_settings = (dict(config.get("init_args") or {}) for config in (model, data))
         link = {
             "model": str(model.get("class_path", "")).rpartition(".")[2],
             "backbone": settings.get("backbone", settings.get("network")),
-            "data": of_data.get("source"),
-            "unlabeled": of_data.get("unlabeled_source"),
+            "data": data_settings.get("source"),
+            "unlabeled": data_settings.get("unlabeled_source"),
             "learns_labels": learns_labels,
         }
         if leaks:
             link["leaks"] = [leak.to_json() for leak in leaks]
         sources: list[Link] = []
         for name in ("weights", "head_weights"):
-            given = settings.get(name, "none")
-            if given in ("none", None):
+            value = settings.get(name, "none")
+            if value in ("none", None):
                 continue
-            path = None if given == "default" else find_weights(Path(given), "head" if "head" in name else "backbone")
-            about = {} if path is None else read_metadata(path)
-            link[name] = given if path is None else str(path)
+            path = None if value == "default" else find_weights(Path(value), "head" if "head" in name else "backbone")
+            metadata = {} if path is None else read_metadata(path)
+            link[name] = value if path is None else str(path)
             if path is not None:
                 link[f"{name}_sha256"] = hash_file(path)
-            sources = sources or build_source_chain(str(link[name]), about, str(link["backbone"]))
+            sources = sources or build_source_chain(str(link[name]), metadata, str(link["backbone"]))
         write_lineage(folder, link, sources)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,8 +138,8 @@ class RunFolder(SaveConfigCallback):
             return
         metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("val/", "train/"))}
         log_end(trainer.loggers)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        rank_zero_info(f"Finished at step {trainer.global_step}{': ' + shown if shown else ''}.")
+        summary = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        rank_zero_info(f"Finished at step {trainer.global_step}{': ' + summary if summary else ''}.")
         rank_zero_info(f"  results      {folder}")
         rank_zero_info(f"  test         sft-lightning test --ckpt_path {folder}")
         rank_zero_info(f"  TensorBoard  tensorboard --logdir {Path(folder).parent.parent}")
