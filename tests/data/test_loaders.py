@@ -30,12 +30,12 @@ def files(tmp_path: Path) -> Split:
     return Split(part, list(range(2, 14)))  # positions in the split are not positions in the part
 
 
-def stream(split: Split, batch_size: int = 5, shuffle: bool = True, workers: int = 0, seed: int = 0) -> Stream:
+def make_stream(split: Split, batch_size: int = 5, shuffle: bool = True, workers: int = 0, seed: int = 0) -> Stream:
     plan = BatchPlan(len(split), batch_size, seed, shuffle)
     return Stream(split, plan, CROPS if shuffle else Geometry(8), workers=workers)
 
 
-def same(one: RawBatch, two: RawBatch) -> bool:
+def is_same(one: RawBatch, two: RawBatch) -> bool:
     assert one.labels is not None
     assert two.labels is not None
     return (
@@ -46,7 +46,7 @@ def same(one: RawBatch, two: RawBatch) -> bool:
     )
 
 
-def epochs(loader: TrainLoader, numbers: Iterable[int]) -> list[RawBatch]:
+def collect_epochs(loader: TrainLoader, numbers: Iterable[int]) -> list[RawBatch]:
     batches = []
     for number in numbers:
         loader.set_epoch(number)
@@ -56,16 +56,16 @@ def epochs(loader: TrainLoader, numbers: Iterable[int]) -> list[RawBatch]:
 
 def test_same_seed_gives_the_same_batches_for_any_number_of_workers(files: Split) -> None:
     one, two, other = (
-        epochs(TrainLoader({"labeled": stream(files, workers=workers, seed=seed)}, 4), range(3))
+        collect_epochs(TrainLoader({"labeled": make_stream(files, workers=workers, seed=seed)}, 4), range(3))
         for workers, seed in ((0, 1), (2, 1), (0, 2))
     )
     assert len(one) == len(two) == 12
-    assert all(same(a, b) for a, b in zip(one, two, strict=True))
-    assert not any(same(a, b) for a, b in zip(one, other, strict=True))
+    assert all(is_same(a, b) for a, b in zip(one, two, strict=True))
+    assert not any(is_same(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_image_is_cropped_differently_each_time(files: Split) -> None:
-    batches = epochs(TrainLoader({"labeled": stream(files)}, 3), range(4))
+    batches = collect_epochs(TrainLoader({"labeled": make_stream(files)}, 3), range(4))
     seen = [batch.inputs[k] for batch in batches for k, i in enumerate(batch.indices.tolist()) if i == 3]
     assert len(seen) == 4
     assert len({bytes(image.numpy().tobytes()) for image in seen}) == 4
@@ -74,12 +74,12 @@ def test_image_is_cropped_differently_each_time(files: Split) -> None:
 def test_equal_images_of_a_batch_are_cropped_independently(tmp_path: Path) -> None:
     path = write_image(tmp_path / "x.png", 1, (20, 16))
     part = Examples(FileImages([path] * 6, [f"{i}" for i in range(6)]), [f"{i}" for i in range(6)], torch.zeros(6))
-    (batch,) = stream(Split(part, list(range(6))), 6).batches(0, 1)
+    (batch,) = make_stream(Split(part, list(range(6))), 6).batches(0, 1)
     assert len({bytes(image.numpy().tobytes()) for image in batch.inputs}) == 6
 
 
 def test_each_row_matches_its_index_and_label(files: Split) -> None:
-    for batch in EvalLoader(stream(files, shuffle=False)):
+    for batch in EvalLoader(make_stream(files, shuffle=False)):
         assert batch.labels is not None
         assert batch.seed is None
         for image, label, i in zip(batch.inputs, batch.labels, batch.indices.tolist(), strict=True):
@@ -92,7 +92,7 @@ def test_each_row_matches_its_index_and_label(files: Split) -> None:
 @pytest.mark.parametrize("indices", [list(range(12)), [11, 3, 4, 7]])
 def test_rows_from_memory_match_their_index_and_label(indices: list[int]) -> None:
     part = make_examples([i % 3 for i in range(12)])
-    for batch in epochs(TrainLoader({"labeled": stream(Split(part, indices), 3)}, 4), range(2)):
+    for batch in collect_epochs(TrainLoader({"labeled": make_stream(Split(part, indices), 3)}, 4), range(2)):
         assert batch.labels is not None
         rows = [indices[i] for i in batch.indices.tolist()]
         assert torch.equal(batch.inputs, part.storage.data[rows])  # type: ignore[attr-defined]
@@ -108,28 +108,28 @@ def test_batches_never_contain_labels_of_unlabeled_examples(files: Split) -> Non
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 4, 5])
 def test_resumed_epoch_continues_with_the_remaining_batches(files: Split, workers: int, stop: int) -> None:
-    whole = epochs(TrainLoader({"labeled": stream(files)}, 5), [0, 1, 2])
-    first = TrainLoader({"labeled": stream(files, workers=workers)}, 5)
-    epochs(first, [0])
+    whole = collect_epochs(TrainLoader({"labeled": make_stream(files)}, 5), [0, 1, 2])
+    first = TrainLoader({"labeled": make_stream(files, workers=workers)}, 5)
+    collect_epochs(first, [0])
     first.set_epoch(1)
     batches = iter(first)
     for _ in range(stop):
         next(batches)
     state = first.state_dict()
-    second = TrainLoader({"labeled": stream(files, workers=workers)}, 5)
+    second = TrainLoader({"labeled": make_stream(files, workers=workers)}, 5)
     second.load_state_dict(state)
-    rest = epochs(second, [1, 2] if stop < 5 else [2])
+    rest = collect_epochs(second, [1, 2] if stop < 5 else [2])
     expected = whole[5 + stop :]
     assert len(rest) == len(expected)
-    assert all(same(a, b) for a, b in zip(rest, expected, strict=True))
+    assert all(is_same(a, b) for a, b in zip(rest, expected, strict=True))
 
 
 def test_epoch_after_an_interrupted_one_starts_at_its_first_batch(files: Split) -> None:
-    whole = epochs(TrainLoader({"labeled": stream(files)}, 5), [0, 1])
-    loader = TrainLoader({"labeled": stream(files, workers=2)}, 5)
+    whole = collect_epochs(TrainLoader({"labeled": make_stream(files)}, 5), [0, 1])
+    loader = TrainLoader({"labeled": make_stream(files, workers=2)}, 5)
     loader.set_epoch(0)
     next(iter(loader))
-    assert all(same(a, b) for a, b in zip(epochs(loader, [1]), whole[5:], strict=True))
+    assert all(is_same(a, b) for a, b in zip(collect_epochs(loader, [1]), whole[5:], strict=True))
 
 
 SIZES = {"count": st.integers(1, 60), "batch_size": st.integers(1, 9), "seed": st.integers(0, 2**33)}
@@ -186,13 +186,13 @@ def test_orders_differ_between_passes_and_seeds() -> None:
 
 def test_fewer_examples_than_a_batch_make_one_batch_a_pass() -> None:
     split = Split(make_examples([0, 1, 2]), [0, 1, 2])
-    batches = epochs(TrainLoader({"labeled": stream(split, 64)}, 3), [0])
+    batches = collect_epochs(TrainLoader({"labeled": make_stream(split, 64)}, 3), [0])
     assert [sorted(batch.indices.tolist()) for batch in batches] == [[0, 1, 2]] * 3
 
 
 def test_shorter_stream_repeats_beside_a_longer_one() -> None:
     few, many = Split(make_examples([0, 1]), [0, 1]), Split(make_examples([-1] * 20), list(range(20)))
-    loader = TrainLoader({"labeled": stream(few, 2), "unlabeled": stream(many, 4)}, 5)
+    loader = TrainLoader({"labeled": make_stream(few, 2), "unlabeled": make_stream(many, 4)}, 5)
     batches = list(loader)
     assert len(loader) == len(batches) == 5
     assert sorted(i for batch in batches for i in batch["unlabeled"].indices.tolist()) == list(range(20))
@@ -202,8 +202,8 @@ def test_shorter_stream_repeats_beside_a_longer_one() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_leaves_the_global_random_state_unchanged(files: Split, workers: int) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
-    epochs(TrainLoader({"labeled": stream(files, workers=workers)}, 3), [0, 1])
-    list(EvalLoader(stream(files, shuffle=False, workers=workers)))
+    collect_epochs(TrainLoader({"labeled": make_stream(files, workers=workers)}, 3), [0, 1])
+    list(EvalLoader(make_stream(files, shuffle=False, workers=workers)))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
     assert random.getstate() == before[2]
@@ -211,20 +211,20 @@ def test_loading_leaves_the_global_random_state_unchanged(files: Split, workers:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_batches_do_not_depend_on_the_global_seed(files: Split, seed: int) -> None:
-    expected = epochs(TrainLoader({"labeled": stream(files, workers=2)}, 3), [0])
+    expected = collect_epochs(TrainLoader({"labeled": make_stream(files, workers=2)}, 3), [0])
     torch.manual_seed(seed)
     random.seed(seed)
-    actual = epochs(TrainLoader({"labeled": stream(files, workers=2)}, 3), [0])
-    assert all(same(a, b) for a, b in zip(expected, actual, strict=True))
+    actual = collect_epochs(TrainLoader({"labeled": make_stream(files, workers=2)}, 3), [0])
+    assert all(is_same(a, b) for a, b in zip(expected, actual, strict=True))
 
 
 def test_closed_stream_can_be_restarted(files: Split) -> None:
-    one = stream(files, workers=2)
+    one = make_stream(files, workers=2)
     before = list(one.batches(0, 3))
     one.close()
     assert active_children() == []
     one.close()  # of nothing
-    assert all(same(a, b) for a, b in zip(before, one.batches(0, 3), strict=True))
+    assert all(is_same(a, b) for a, b in zip(before, one.batches(0, 3), strict=True))
     memory = Stream(Split(make_examples([0, 1, 2, 0]), [0, 1, 2, 3]), BatchPlan(4, 2), Geometry(8))
     memory.close()
     assert len(list(memory.batches(0, 2))) == 2
@@ -239,7 +239,7 @@ def spoil(split: Split, *positions: int) -> list[str]:
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_file_that_fails_during_training_stops_the_run_by_name(files: Split, workers: int, shuffle: bool) -> None:
     (name,) = spoil(files, 6)
-    loaded = stream(files, shuffle=shuffle, workers=workers)
+    loaded = make_stream(files, shuffle=shuffle, workers=workers)
     with pytest.raises(InputError, match="on_bad_image: skip") as caught:
         list(loaded.batches(0, 3))
     loaded.close()
@@ -271,7 +271,7 @@ def test_batch_of_failing_files_is_skipped_in_evaluation_and_refused_in_training
     assert names[0] in str(caught.value)
 
 
-# --- few labels beside many unlabeled examples
+# --- few labels and many unlabeled examples
 
 
 @given(world=st.integers(1, 3), steps=st.integers(1, 12), **SIZES)

@@ -29,11 +29,11 @@ SEEDS = st.integers(0, 2**32 - 1)
 COUNTS = st.dictionaries(st.integers(0, 20), st.integers(1, 50), min_size=1, max_size=12)
 
 
-def split_of(part: Examples, request: SplitConfig, **others: Examples) -> dict[str, list[str]]:
+def split_ids(part: Examples, request: SplitConfig, **others: Examples) -> dict[str, list[str]]:
     return {name: split.ids for name, split in make_splits({"train": part, **others}, None, request, CLASSES).items()}
 
 
-def file_part(paths: list[Path], labels: list[int]) -> Examples:
+def make_file_examples(paths: list[Path], labels: list[int]) -> Examples:
     ids = [path.name for path in paths]
     return Examples(FileImages(paths, ids), ids, torch.tensor(labels))
 
@@ -76,7 +76,7 @@ def test_splits_are_disjoint_and_complete_with_the_requested_sizes(
 ) -> None:
     part = make_examples(labels)
     known = len([c for c in labels if c >= 0])
-    splits = split_of(part, SplitConfig(seed, num_labels=budget, val_size=val, test_size=test))
+    splits = split_ids(part, SplitConfig(seed, num_labels=budget, val_size=val, test_size=test))
     together = [name for ids in splits.values() for name in ids]
     assert sorted(together) == sorted(part.ids)
     assert len(splits["labeled"]) == budget
@@ -109,7 +109,7 @@ def test_splits_do_not_depend_on_the_order_of_files(labels: list[int], seed: int
     assert isinstance(part.storage, TensorStorage)
     moved = Examples(TensorStorage(part.storage.data[order]), [part.ids[i] for i in order], part.labels[order])
     request = SplitConfig(seed, num_labels=4)
-    one, two = split_of(part, request), split_of(moved, request)
+    one, two = split_ids(part, request), split_ids(moved, request)
     assert {name: set(ids) for name, ids in one.items()} == {name: set(ids) for name, ids in two.items()}
 
 
@@ -118,7 +118,7 @@ def test_smaller_label_budget_is_a_subset_of_a_larger_one(labels: list[int], see
     part = make_examples(labels)
     known = len([c for c in labels if c >= 0]) - 2
     small, large = sorted(data.draw(st.tuples(st.integers(0, known), st.integers(0, known))))
-    one, two = (split_of(part, SplitConfig(seed, num_labels=n, val_size=1, test_size=1)) for n in (small, large))
+    one, two = (split_ids(part, SplitConfig(seed, num_labels=n, val_size=1, test_size=1)) for n in (small, large))
     assert set(one["labeled"]) <= set(two["labeled"])
     assert (one["val"], one["test"]) == (two["val"], two["test"])
 
@@ -151,7 +151,7 @@ def test_unlabeled_examples_of_held_out_groups_are_left_out() -> None:
     train.groups = [f"p{i // 2}" for i in range(20)]
     given_part.groups = ["p0", "p4", "p5", "x"]
     request = SplitConfig(val_size=0, test_size=0.5)
-    splits = split_of(train, request, unlabeled=given_part)
+    splits = split_ids(train, request, unlabeled=given_part)
     held = {train.groups[int(name.split("/")[1])] for name in splits["test"]}
     kept = {given_part.groups[int(name.split("/")[1])] for name in splits["unlabeled"]}
     assert len(splits["test"]) == 10
@@ -172,10 +172,10 @@ def test_split_of_a_fixed_seed_never_changes() -> None:
 
 def test_different_seeds_give_different_splits() -> None:
     part = make_examples([0, 1, 2] * 100)
-    one, two = (split_of(part, SplitConfig(seed, num_labels=30)) for seed in (0, 1))
+    one, two = (split_ids(part, SplitConfig(seed, num_labels=30)) for seed in (0, 1))
     for name in ("labeled", "val", "test"):
         assert len(set(one[name]) & set(two[name])) < 0.5 * len(one[name])
-    assert one == split_of(part, SplitConfig(0, num_labels=30))
+    assert one == split_ids(part, SplitConfig(0, num_labels=30))
 
 
 def test_choices_of_one_seed_are_independent() -> None:
@@ -186,7 +186,7 @@ def test_choices_of_one_seed_are_independent() -> None:
 
 def test_existing_splits_are_kept_and_only_missing_ones_are_created() -> None:
     train, val = make_examples([0, 1, 2] * 10), make_examples([0, 1], "val", seed=1)
-    splits = split_of(train, SplitConfig(num_labels=3), val=val)
+    splits = split_ids(train, SplitConfig(num_labels=3), val=val)
     assert splits["val"] == val.ids
     assert len(splits["test"]) == 6
     assert len(splits["unlabeled"]) == 21
@@ -233,7 +233,7 @@ def test_one_label_of_each_class_or_none(each: int) -> None:
 
 
 def test_all_labels_are_used_unless_fewer_are_requested() -> None:
-    splits = split_of(make_examples([0, 1, -1, 2]), SplitConfig(val_size=0, test_size=0))
+    splits = split_ids(make_examples([0, 1, -1, 2]), SplitConfig(val_size=0, test_size=0))
     assert splits["labeled"] == ["train/0", "train/1", "train/3"]
     assert splits["unlabeled"] == ["train/2"]
 
@@ -253,7 +253,7 @@ def test_all_labels_are_used_unless_fewer_are_requested() -> None:
 )
 def test_impossible_requests_are_refused(request_: SplitConfig, words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
-        split_of(make_examples([0, 1, 2] * 10), request_)
+        split_ids(make_examples([0, 1, 2] * 10), request_)
 
 
 def test_label_budget_for_a_source_without_labels_is_refused() -> None:
@@ -271,9 +271,9 @@ def leaky(tmp_path: Path) -> dict[str, Examples]:
     val = [write_image(tmp_path / "val0.png", 90), write_image(tmp_path / "val1.png", 2)]
     test = [tmp_path / "test0.png", write_image(tmp_path / "test1.png", 90), write_image(tmp_path / "test2.png", 91)]
     return {
-        "train": file_part(train, [0, 1, 2, 0, 1, 2, 0, 1]),
-        "val": file_part(val, [0, 2]),
-        "test": file_part(test, [0, 1, 2]),
+        "train": make_file_examples(train, [0, 1, 2, 0, 1, 2, 0, 1]),
+        "val": make_file_examples(val, [0, 2]),
+        "test": make_file_examples(test, [0, 1, 2]),
     }
 
 
@@ -323,7 +323,7 @@ def test_leaks_from_unlabeled_images_are_dropped() -> None:
 
 def test_data_without_leaks_produce_no_message() -> None:
     request = SplitConfig(on_leak="raise")
-    split_of(make_examples([0, 1, 2] * 10), request)
+    split_ids(make_examples([0, 1, 2] * 10), request)
     assert request.findings == []
 
 
@@ -342,10 +342,10 @@ def test_manifest_reproduces_the_splits(written: tuple[Path, Splits, list[Exampl
     for name, split in splits.items():
         assert again[name].ids == split.ids
         assert again[name].labels.tolist() == split.labels.tolist()
-        assert torch.equal(pixels(again[name]), pixels(split))
+        assert torch.equal(get_pixels(again[name]), get_pixels(split))
 
 
-def pixels(split: Split) -> torch.Tensor:
+def get_pixels(split: Split) -> torch.Tensor:
     assert isinstance(split.part.storage, TensorStorage)
     return split.part.storage.data[split.indices]
 

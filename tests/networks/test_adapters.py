@@ -19,7 +19,7 @@ every_network = pytest.mark.parametrize("name", SIDES)
 every_adapter = pytest.mark.parametrize("make", MAKERS, ids=["lora", "ia3"])
 
 
-def built(name: str, side: int = 0) -> Backbone:
+def build(name: str, side: int = 0) -> Backbone:
     torch.manual_seed(1)
     side = side or SIDES[name]
     backbone, _ = build_backbone(name, (3, side, side))
@@ -30,8 +30,8 @@ def built(name: str, side: int = 0) -> Backbone:
     return backbone
 
 
-def adapted(name: str, adapter: Adapter, moved: bool = False) -> Backbone:
-    backbone = built(name)
+def build_adapted(name: str, adapter: Adapter, moved: bool = False) -> Backbone:
+    backbone = build(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         adapter.apply(backbone)
@@ -43,12 +43,12 @@ def adapted(name: str, adapter: Adapter, moved: bool = False) -> Backbone:
 
 
 @torch.no_grad()
-def outputs(backbone: Backbone) -> Tensor:
+def compute_outputs(backbone: Backbone) -> Tensor:
     x = torch.rand(2, *backbone.image_shape, generator=torch.Generator().manual_seed(0))
     return backbone.eval()(x)  # type: ignore[no-any-return]
 
 
-def layers_of(backbone: Backbone, adapter: Adapter) -> set[str]:
+def list_adapted_layers(backbone: Backbone, adapter: Adapter) -> set[str]:
     names = (n for n, _ in backbone.net.named_parameters() if f".{adapter.marker}" in n)
     return {n.split(f".{adapter.marker}")[0] for n in names}
 
@@ -56,14 +56,14 @@ def layers_of(backbone: Backbone, adapter: Adapter) -> set[str]:
 @every_adapter
 @every_network
 def test_new_adapter_does_not_change_the_outputs(name: str, make: Callable[[], Adapter]) -> None:
-    assert torch.equal(outputs(adapted(name, make())), outputs(built(name)))
+    assert torch.equal(compute_outputs(build_adapted(name, make())), compute_outputs(build(name)))
 
 
 @every_adapter
 @every_network
 def test_only_the_adapter_is_trained(name: str, make: Callable[[], Adapter]) -> None:
     adapter = make()
-    backbone = adapted(name, adapter)
+    backbone = build_adapted(name, adapter)
     net, start = backbone.net, copy.deepcopy(backbone.net.state_dict())
     own = {id(p) for p in adapter.list_parameters(net)}
     assert {id(p) for p in net.parameters() if p.requires_grad} == own
@@ -90,15 +90,15 @@ def test_only_the_adapter_is_trained(name: str, make: Callable[[], Adapter]) -> 
 @every_network
 def test_merged_weights_give_the_same_outputs_in_the_plain_network(name: str, make: Callable[[], Adapter]) -> None:
     adapter = make()
-    backbone, plain = adapted(name, adapter, moved=True), built(name)
+    backbone, plain = build_adapted(name, adapter, moved=True), build(name)
     before = copy.deepcopy(backbone.net.state_dict())
     tensors = merge_weights(backbone.net.state_dict())
     plain_names = list(plain.net.state_dict())
-    expected = outputs(backbone)
-    assert not torch.allclose(expected, outputs(plain), rtol=1e-3)
+    expected = compute_outputs(backbone)
+    assert not torch.allclose(expected, compute_outputs(plain), rtol=1e-3)
     plain.net.load_state_dict(tensors)
     assert list(tensors) == plain_names
-    torch.testing.assert_close(outputs(plain), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(compute_outputs(plain), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     after = backbone.net.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -109,7 +109,7 @@ def test_merged_weights_equal_those_of_peft(name: str, make: Callable[[], Adapte
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapter = make()
-    backbone = adapted(name, adapter, moved=True)
+    backbone = build_adapted(name, adapter, moved=True)
     tensors = merge_weights(backbone.net.state_dict())
     count = 0
     for key, module in backbone.net.named_modules():
@@ -119,7 +119,7 @@ def test_merged_weights_equal_those_of_peft(name: str, make: Callable[[], Adapte
             for kind, p in base.named_parameters():
                 torch.testing.assert_close(tensors[f"{key}.{kind}"], p.detach(), rtol=0, atol=1e-6)
             count += 1
-    assert count == len(layers_of(backbone, adapter)) > 10
+    assert count == len(list_adapted_layers(backbone, adapter)) > 10
 
 
 def test_merged_weights_equal_hand_computed_values() -> None:
@@ -137,23 +137,23 @@ def test_merged_weights_equal_hand_computed_values() -> None:
 @every_adapter
 @every_network
 def test_checkpoint_loads_strictly_into_a_new_network(name: str, make: Callable[[], Adapter]) -> None:
-    backbone = adapted(name, make(), moved=True)
+    backbone = build_adapted(name, make(), moved=True)
     torch.manual_seed(2)
     other, _ = build_backbone(name, backbone.image_shape)
     make().apply(other)
     checkpoint = {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
     nn.ModuleDict({"backbone": other}).load_state_dict(checkpoint)
-    assert torch.equal(outputs(other), outputs(backbone))
-    plain = built(name)
+    assert torch.equal(compute_outputs(other), compute_outputs(backbone))
+    plain = build(name)
     plain.load_state_dict({key.removeprefix("backbone."): t for key, t in merge_weights(checkpoint).items()})
-    torch.testing.assert_close(outputs(plain), outputs(backbone), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compute_outputs(plain), compute_outputs(backbone), rtol=1e-4, atol=1e-4)
 
 
 def test_adapter_is_scaled_by_alpha_over_rank() -> None:
-    one, two = (adapted(VIT, LoRA(rank=4, alpha=alpha), moved=True) for alpha in (4.0, 8.0))
+    one, two = (build_adapted(VIT, LoRA(rank=4, alpha=alpha), moved=True) for alpha in (4.0, 8.0))
     deltas = []
     for backbone in (one, two):
-        plain = built(VIT).net.state_dict()["blocks.0.mlp.fc1.weight"]
+        plain = build(VIT).net.state_dict()["blocks.0.mlp.fc1.weight"]
         deltas.append(merge_weights(backbone.net.state_dict())["blocks.0.mlp.fc1.weight"] - plain)
     torch.testing.assert_close(2 * deltas[0], deltas[1], rtol=1e-4, atol=1e-5)
 
@@ -175,9 +175,9 @@ def test_adapter_is_scaled_by_alpha_over_rank() -> None:
 def test_default_targets_are_the_layers_that_can_be_adapted(
     name: str, side: int, some: str, none: str, count: int
 ) -> None:
-    backbone, adapter = built(name, side), LoRA()
+    backbone, adapter = build(name, side), LoRA()
     adapter.apply(backbone)
-    layers = layers_of(backbone, adapter)
+    layers = list_adapted_layers(backbone, adapter)
     assert some in layers
     assert none not in layers
     assert len(layers) == count
@@ -185,11 +185,11 @@ def test_default_targets_are_the_layers_that_can_be_adapted(
         for p in adapter.list_parameters(backbone.net):
             p.fill_(0.01)
     backbone.requires_grad_(False)
-    changed = outputs(backbone)
+    changed = compute_outputs(backbone)
     for layer in layers:  # none is ignored
         b: Tensor = backbone.net.get_submodule(layer).lora_B["default"].weight  # type: ignore[index, union-attr]
         b.fill_(-5.0)
-        assert not torch.equal(outputs(backbone), changed), layer
+        assert not torch.equal(compute_outputs(backbone), changed), layer
         b.fill_(0.01)
 
 
@@ -199,11 +199,11 @@ def test_dilated_grouped_and_circular_convolutions_are_not_adapted() -> None:
     backbone = Backbone("own", nn.Sequential(*convs, nn.Flatten()), 192, (3, 8, 8))
     adapter = LoRA()
     adapter.apply(backbone)
-    assert layers_of(backbone, adapter) == {"0"}
+    assert list_adapted_layers(backbone, adapter) == {"0"}
 
 
 def test_weights_with_another_scale_are_refused() -> None:
-    one, two, half = (adapted("wrn_28_2", LoRA(rank=4, alpha=alpha)) for alpha in (5.3, 8.0, 5.3))
+    one, two, half = (build_adapted("wrn_28_2", LoRA(rank=4, alpha=alpha)) for alpha in (5.3, 8.0, 5.3))
     with pytest.raises(InputError) as caught:
         two.load_state_dict(one.state_dict())
     assert str(caught.value) == (
@@ -220,14 +220,14 @@ def test_targets_match_the_ends_of_layer_names() -> None:
         (["patch_embed.proj"], 1),
     ):
         adapter = LoRA(targets=targets)
-        assert len(layers_of(adapted(VIT, adapter), adapter)) == count
+        assert len(list_adapted_layers(build_adapted(VIT, adapter), adapter)) == count
     adapter = LoRA(targets=["0"])  # of `wrn_28_2` that is one layer, not the first of each block
-    assert layers_of(adapted("wrn_28_2", adapter), adapter) == {"0"}
+    assert list_adapted_layers(build_adapted("wrn_28_2", adapter), adapter) == {"0"}
 
 
 def test_unfreezing_leaves_only_the_adapters_dropout_active() -> None:
     adapter = LoRA(dropout=0.5)
-    backbone = adapted("resnet18", adapter)
+    backbone = build_adapted("resnet18", adapter)
     net = backbone.net
     dropouts = [m for m in net.modules() if isinstance(m, nn.Dropout)]
     assert len(dropouts) == 20
@@ -242,7 +242,7 @@ def test_unfreezing_leaves_only_the_adapters_dropout_active() -> None:
 
 
 def test_adapters_keep_training_mode_and_memory_layout() -> None:
-    backbone = built("resnet18")
+    backbone = build("resnet18")
     backbone.head = nn.Dropout()  # stands for whatever else is there
     LoRA().apply(backbone)
     assert backbone.training
@@ -253,13 +253,13 @@ def test_adapters_keep_training_mode_and_memory_layout() -> None:
 
 def test_copy_of_an_adapted_network_is_independent() -> None:
     adapter = LoRA()
-    backbone = adapted(VIT, adapter, moved=True)
+    backbone = build_adapted(VIT, adapter, moved=True)
     teacher = copy.deepcopy(backbone)
-    expected = outputs(teacher)
+    expected = compute_outputs(teacher)
     with torch.no_grad():
         for p in adapter.list_parameters(backbone.net):
             p.zero_()
-    assert torch.equal(outputs(teacher), expected)
+    assert torch.equal(compute_outputs(teacher), expected)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float], sentence:
 
 @pytest.mark.parametrize(("targets", "wrong"), [(["qkv", "query"], "query"), (["kv"], "kv"), ([], "")])
 def test_targets_without_a_matching_layer_are_refused(targets: list[str], wrong: str) -> None:
-    backbone = built(VIT)
+    backbone = build(VIT)
     with pytest.raises(InputError) as caught:
         LoRA(targets=targets).apply(backbone)
     assert str(caught.value) == (
@@ -292,7 +292,7 @@ def test_targets_without_a_matching_layer_are_refused(targets: list[str], wrong:
 
 def test_network_without_adaptable_layers_is_refused() -> None:
     with pytest.raises(InputError, match=r"^backbone 'nf_resnet26' has no Linear .*: take another backbone"):
-        LoRA().apply(built("nf_resnet26", 32))  # its convolutions normalize their weights
+        LoRA().apply(build("nf_resnet26", 32))  # its convolutions normalize their weights
 
 
 @every_adapter
@@ -300,6 +300,6 @@ def test_missing_peft_names_the_extra(make: Callable[[], Adapter], monkeypatch: 
     monkeypatch.setitem(sys.modules, "peft", None)
     adapter = make()
     with pytest.raises(InputError) as caught:
-        adapter.apply(built("mlp", 8))
+        adapter.apply(build("mlp", 8))
     name = type(adapter).__name__
     assert str(caught.value) == f"adapter {name} needs the extra 'lora': pip install 'sft-lightning[lora]'"

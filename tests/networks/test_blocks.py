@@ -36,7 +36,7 @@ FAMILIES = (
     "xception:legacy_xception xception_aligned:xception41p xcit:xcit_nano_12_p16_224"
 )
 TIMM = [word.partition(":")[2] for word in FAMILIES.split()]
-# timm gives what is shared by several stages, or runs beside others, to one of them.
+# timm assigns modules that stages share, or that run in parallel, to one stage.
 WOVEN = ("cait_xxs24_224", "coat_lite_tiny", "efficientvim_m1")
 SIDES = {"crossvit_tiny_240": 240, "efficientformer_l1": 224, "pit_ti_224": 224}
 FEW = [
@@ -94,7 +94,7 @@ def test_networks_have_the_expected_number_of_blocks(name: str, count: int) -> N
 
 @torch.no_grad()
 def _spans(network: nn.Module, side: int) -> list[tuple[int, int]]:
-    """When the first and the last module of each block begin, in a forward pass."""
+    """Return when the first and the last module of each block start in a forward pass."""
     begins: dict[nn.Module, int] = {}
 
     def enter(module: nn.Module, _: Any) -> None:

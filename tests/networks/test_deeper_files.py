@@ -1,4 +1,4 @@
-"""Files of networks that have the blocks of the backbone, and more of them."""
+"""Test files of networks that have the blocks of the backbone and further ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""On a GPU torch's optimizers step by one kernel, where that is right and nobody said otherwise."""
+"""Test that optimizers are fused on a GPU where that is correct and the user has not chosen otherwise."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +12,8 @@ from sft_lightning.training.optimizers import Group, configure_optimizer
 from sft_lightning.utils.lightning_patches import accepts_found_inf
 
 
-def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: Any) -> Optimizer:
-    """What a training on that device would step with; nothing is computed there."""
+def make_optimizer(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: Any) -> Optimizer:
+    """Return the optimizer of a training on a device, without computing anything there."""
     strategy = SingleDeviceStrategy(device=torch.device(device))
     plugin = SimpleNamespace(scaler=scaler)
     settings = {"gradient_clip_val": None, "precision": "32-true", "strategy": strategy, "precision_plugin": plugin}
@@ -25,7 +25,7 @@ def made(make: Any, device: str = "cuda:0", scaler: object = None, **trainer: An
 
 @pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, momentum=0.9), Adam, AdamW])
 def test_optimizers_are_fused_on_a_gpu(make: Any) -> None:
-    optimizer = made(make)
+    optimizer = make_optimizer(make)
     assert [group["fused"] for group in optimizer.param_groups] == [True]
     assert accepts_found_inf(optimizer)
     own = make([torch.nn.Parameter(torch.ones(2))])
@@ -49,6 +49,6 @@ def test_optimizers_are_fused_on_a_gpu(make: Any) -> None:
     ],
 )
 def test_other_optimizers_are_left_unchanged(make: Any, where: dict[str, Any]) -> None:
-    optimizer = made(make, **where)
+    optimizer = make_optimizer(make, **where)
     assert not any(group.get("fused") for group in optimizer.param_groups)
     assert not accepts_found_inf(optimizer)

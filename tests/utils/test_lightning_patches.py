@@ -1,4 +1,4 @@
-"""What the patches of Lightning and torch were read from is still there, and still the same source."""
+"""Test that the library code behind the patches of Lightning and torch exists and is unchanged."""
 
 import ast
 import hashlib

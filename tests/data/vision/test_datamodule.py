@@ -30,7 +30,7 @@ VIEW = WeakView(flip=True, crop_padding=2)
 
 
 class Recorder(LightningModule):
-    """Trains one number and notes what it sees."""
+    """A module that trains one parameter and records its batches."""
 
     def __init__(self, *parts: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def trainer(folder: Path, **options: Any) -> Trainer:
     )
 
 
-def ready(**options: Any) -> ImageDataModule:
+def make_data(**options: Any) -> ImageDataModule:
     data = ImageDataModule(**{"num_workers": 0, **options})
     data.setup("fit")
     return data
@@ -106,7 +106,7 @@ def test_image_shape_of_files_follows_the_settings(
 
 
 def test_splits_of_the_sample_cover_all_images() -> None:
-    data = ready(labels_per_class=3)
+    data = make_data(labels_per_class=3)
     assert {name: len(split) for name, split in data.splits.items()} == {
         "labeled": 30,
         "unlabeled": 8_970,
@@ -117,7 +117,7 @@ def test_splits_of_the_sample_cover_all_images() -> None:
 
 
 def test_views_are_made_from_the_pixels_of_their_example() -> None:
-    data = ready(num_labels=50, batch_size=25, weak_view=VIEW)
+    data = make_data(num_labels=50, batch_size=25, weak_view=VIEW)
     split = data.splits["labeled"]
     for raw in data.train_dataloader():
         views = data.on_after_batch_transfer(raw, 0)["labeled"]
@@ -130,7 +130,7 @@ def test_views_are_made_from_the_pixels_of_their_example() -> None:
 
 
 def test_validation_and_test_images_are_not_augmented() -> None:
-    data = ready(num_labels=10, weak_view=VIEW, eval_batch_size=500)
+    data = make_data(num_labels=10, weak_view=VIEW, eval_batch_size=500)
     for loader, split in ((data.val_dataloader(), data.splits["val"]), (data.test_dataloader(), data.splits["test"])):
         assert isinstance(loader, EvalLoader)
         views = [data.on_after_batch_transfer(raw, 0) for raw in loader]
@@ -142,16 +142,16 @@ def test_validation_and_test_images_are_not_augmented() -> None:
 def test_evaluation_files_are_cropped_once(folder: MakeFolder) -> None:
     path = folder("a", "b", count=4)
     for scale in ([0.1, 0.2], None):
-        data = ready(source=str(path), val_size=0, test_size=0, image_size=8, weak_view=WeakView(crop_scale=scale))
+        data = make_data(source=str(path), val_size=0, test_size=0, image_size=8, weak_view=WeakView(crop_scale=scale))
         (raw,) = data.train_dataloader()
         x = data.on_after_batch_transfer(raw, 0)["labeled"].x
         assert torch.equal(x, raw["labeled"].inputs / 255)
 
 
 def test_steps_per_epoch_default_to_the_number_of_batches() -> None:
-    assert ready(num_labels=100, batch_size=30).epoch_steps == 4
-    assert ready(num_labels=100, batch_size=33).epoch_steps == 3  # no batch of one
-    data = ready(num_labels=100, batch_size=30, steps_per_epoch=7)
+    assert make_data(num_labels=100, batch_size=30).epoch_steps == 4
+    assert make_data(num_labels=100, batch_size=33).epoch_steps == 3  # no batch of one
+    data = make_data(num_labels=100, batch_size=30, steps_per_epoch=7)
     assert data.epoch_steps == len(data.train_dataloader()) == len(list(data.train_dataloader())) == 7
 
 
@@ -160,7 +160,7 @@ def test_paradigm_gets_the_splits_it_requests_without_hidden_labels(tmp_path: Pa
     model = Recorder(*parts)
     data = ImageDataModule(num_labels=20, batch_size=1000, num_workers=0)
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, data)
-    # Beside labels an epoch is a pass over the unlabeled images, here in batches of 7 x 1,000.
+    # With labels, an epoch is a pass over the unlabeled images, here in batches of 7 x 1,000.
     assert len(model.seen) == {("labeled",): 1, ("unlabeled",): 9}.get(parts, 2)  # type: ignore[arg-type]
     for batch in model.seen:
         assert set(batch) == set(parts)
@@ -186,7 +186,7 @@ def test_orders_and_views_are_seeded_separately_for_each_split(tmp_path: Path) -
 
 
 def test_unlabeled_source_provides_the_unlabeled_images() -> None:
-    data = ready(num_labels=10, unlabeled_source="sample-digits")
+    data = make_data(num_labels=10, unlabeled_source="sample-digits")
     assert len(data.splits["unlabeled"]) == 10_000
     assert data.splits["unlabeled"].ids[0] == "sample-digits:digits/0"
     assert data.splits["unlabeled"].labels.unique().tolist() == [-1]
@@ -203,8 +203,8 @@ def small_idx(tmp_path: Path) -> Path:
 
 def test_unlabeled_source_of_another_shape_is_refused(small_idx: Path) -> None:
     with pytest.raises(InputError, match=re.escape("images of shape (1, 6, 6), source 'sample' of (1, 28, 28)")):
-        ready(unlabeled_source="MNIST", root=str(small_idx))
-    data = ready(unlabeled_source="MNIST", root=str(small_idx), image_size=14, num_labels=10)
+        make_data(unlabeled_source="MNIST", root=str(small_idx))
+    data = make_data(unlabeled_source="MNIST", root=str(small_idx), image_size=14, num_labels=10)
     assert len(data.splits["unlabeled"]) == 4
 
 
@@ -240,7 +240,7 @@ def test_invalid_arguments_are_refused_before_anything_is_read(options: dict[str
 )
 def test_impossible_split_sizes_are_refused_by_setup(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
-        ready(**options)
+        make_data(**options)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_evaluation_uses_each_example_once(tmp_path: Path) -> None:
 
 
 class SaveAt(Callback):
-    """Saves a checkpoint in the middle of an epoch, as a preempted run does."""
+    """Save a checkpoint in the middle of an epoch, as a preempted run does."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.step = path, step
@@ -313,15 +313,15 @@ def test_split_written_by_a_run_is_read_by_another(tmp_path: Path) -> None:
     run.fit(Recorder("labeled"), first)
     assert run.log_dir is not None
     written = Path(run.log_dir) / MANIFEST
-    again = ready(seed=6, split_file=str(written), unlabeled_source="sample-digits")
+    again = make_data(seed=6, split_file=str(written), unlabeled_source="sample-digits")
     assert {name: split.ids for name, split in again.splits.items()} == {
         name: split.ids for name, split in first.splits.items()
     }
     assert again.splits["labeled"].labels.tolist() == first.splits["labeled"].labels.tolist()
     with pytest.raises(InputError, match="sample-digits:digits/"):
-        ready(split_file=str(written))
+        make_data(split_file=str(written))
     with pytest.raises(InputError, match="which the source does not have"):
-        ready(source="sample-digits", split_file=str(written))
+        make_data(source="sample-digits", split_file=str(written))
 
 
 def test_split_file_edited_into_a_leak_is_detected(folder: MakeFolder, tmp_path: Path) -> None:
@@ -333,9 +333,9 @@ def test_split_file_edited_into_a_leak_is_detected(folder: MakeFolder, tmp_path:
     assert run.log_dir is not None
     written = Path(run.log_dir) / MANIFEST
     written.write_text(written.read_text().replace("a/0.png,labeled", "a/0.png,test"))
-    assert "a/1.png" not in ready(split_file=str(written), **options).splits["labeled"].ids
+    assert "a/1.png" not in make_data(split_file=str(written), **options).splits["labeled"].ids
     with pytest.raises(InputError, match=r"'a/1.png' \(labeled\) equals 'a/0.png' \(test\)"):
-        ready(split_file=str(written), on_leak="raise", **options)
+        make_data(split_file=str(written), on_leak="raise", **options)
 
 
 def test_split_file_edited_into_a_straddling_group_is_refused(folder: MakeFolder, tmp_path: Path) -> None:
@@ -347,11 +347,11 @@ def test_split_file_edited_into_a_straddling_group_is_refused(folder: MakeFolder
     run.fit(Recorder("labeled"), ImageDataModule(num_workers=0, **options))
     assert run.log_dir is not None
     written = Path(run.log_dir) / MANIFEST
-    whole = ready(split_file=str(written), **options).splits
+    whole = make_data(split_file=str(written), **options).splits
     moved = whole["test"].ids[0]
     written.write_text(written.read_text().replace(f"{moved},test", f"{moved},labeled"))
     with pytest.raises(InputError, match=r"puts group 'patient\d' into test and training: keep it in one"):
-        ready(split_file=str(written), **options)
+        make_data(split_file=str(written), **options)
 
 
 @pytest.mark.parametrize("setting", ["unlabeled_source", "predict_source"])
@@ -372,7 +372,7 @@ def damaged(folder: MakeFolder) -> Path:
 
 def test_unreadable_images_stop_the_run_before_the_first_step(damaged: Path) -> None:
     with pytest.raises(InputError, match=re.escape(f"image '{damaged}/train/a/0.png' cannot be read: it has zero")):
-        ready(source=str(damaged))
+        make_data(source=str(damaged))
 
 
 def test_unreadable_images_are_skipped_counted_and_listed(
@@ -399,7 +399,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(
 
 
 def test_labels_stay_with_their_images_when_others_are_skipped(damaged: Path) -> None:
-    data = ready(source=str(damaged), on_bad_image="skip", image_size=8, val_size=0)
+    data = make_data(source=str(damaged), on_bad_image="skip", image_size=8, val_size=0)
     split = data.splits["labeled"]
     assert [name.split("/")[1] for name in split.ids] == [data.class_names[c] for c in split.labels.tolist()]
 
@@ -409,7 +409,7 @@ def test_background_setting_fills_transparent_pixels(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / name / "x.png")
     for background in ((255, 255, 255), (255, 0, 51)):
-        data = ready(source=str(tmp_path), background=background, image_size=4, val_size=0, test_size=0)
+        data = make_data(source=str(tmp_path), background=background, image_size=4, val_size=0, test_size=0)
         (raw,) = data.train_dataloader()
         assert raw["labeled"].inputs[0, :, 2, 2].tolist() == list(background)
 
@@ -418,7 +418,7 @@ def test_background_is_kept_by_the_random_crop_and_in_gray(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     Image.new("LA", (9, 9), (0, 0)).save(tmp_path / "a" / "x.png")
     options = {"source": str(tmp_path), "background": (100, 100, 100), "image_size": 4, "channels": 1}
-    data = ready(val_size=0, test_size=0, weak_view=WeakView(crop_scale=[0.2, 0.5]), **options)
+    data = make_data(val_size=0, test_size=0, weak_view=WeakView(crop_scale=[0.2, 0.5]), **options)
     (raw,) = data.train_dataloader()
     assert raw["labeled"].inputs.unique().tolist() == [100]
 
@@ -474,11 +474,11 @@ def test_manifest_trains_and_predicts_end_to_end(tmp_path: Path) -> None:
 def test_setup_does_not_depend_on_or_touch_the_global_random_state() -> None:
     lightning.seed_everything(1, verbose=False)
     before = torch.get_rng_state()
-    one = ready(num_labels=20, weak_view=VIEW)
+    one = make_data(num_labels=20, weak_view=VIEW)
     batches = list(one.train_dataloader())
     assert torch.equal(torch.get_rng_state(), before)
     lightning.seed_everything(2, verbose=False)
-    two = ready(num_labels=20, weak_view=VIEW)
+    two = make_data(num_labels=20, weak_view=VIEW)
     assert one.splits["labeled"].ids == two.splits["labeled"].ids
     assert [b["labeled"].seed for b in batches] == [b["labeled"].seed for b in two.train_dataloader()]
 

@@ -1,4 +1,4 @@
-"""Pictures that are decoded once: the same batches, whatever happens to the cache, the files and the processes."""
+"""Test that cached images give the same batches, whatever happens to the cache, the files and the processes."""
 
 import json
 import os
@@ -40,7 +40,7 @@ ROW = 3 * SIZE * SIZE
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of JPEG and PNG images of several shapes, with detail at every scale, and a few without labels."""
+    """Write JPEG and PNG images of two classes in various shapes, detailed at every scale, and some without labels."""
     home = tmp_path_factory.mktemp("photos")
     for k, folder in enumerate(("train/a", "train/b", "test/a", "test/b", "unlabeled")):
         (home / folder).mkdir(parents=True)
@@ -55,15 +55,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def opened(source: Path, cache: Path | None, **settings: Any) -> ImageDataModule:
+def open_data(source: Path, cache: Path | None, **settings: Any) -> ImageDataModule:
     options = {"image_size": SIZE, "batch_size": 5, "num_workers": 0, "val_size": 4, "steps_per_epoch": 9, **settings}
     data = ImageDataModule(str(source), cache=None if cache is None else str(cache), **options)
     data.setup("fit")
     return data
 
 
-def batches(data: ImageDataModule, epochs: int = 2) -> Iterator[Labeled]:
-    """Training, validation and test batches as a network sees them."""
+def iterate_batches(data: ImageDataModule, epochs: int = 2) -> Iterator[Labeled]:
+    """Yield training, validation and test batches as a network receives them."""
     train = data.train_dataloader()
     for epoch in range(epochs):
         train.set_epoch(epoch)
@@ -74,7 +74,7 @@ def batches(data: ImageDataModule, epochs: int = 2) -> Iterator[Labeled]:
                 yield data.on_after_batch_transfer(batch, 0)
 
 
-def same(one: Labeled, two: Labeled) -> bool:
+def is_same(one: Labeled, two: Labeled) -> bool:
     return (
         torch.equal(one.x, two.x)
         and one.x.stride() == two.x.stride()
@@ -83,14 +83,14 @@ def same(one: Labeled, two: Labeled) -> bool:
     )
 
 
-def all_same(one: ImageDataModule, two: ImageDataModule) -> bool:
-    pairs = list(zip(batches(one), batches(two), strict=True))
+def have_same_batches(one: ImageDataModule, two: ImageDataModule) -> bool:
+    pairs = list(zip(iterate_batches(one), iterate_batches(two), strict=True))
     assert len(pairs) == 2 * (9 + 1 + 5)
-    return all(same(a, b) for a, b in pairs)
+    return all(is_same(a, b) for a, b in pairs)
 
 
 class Decoded(NamedTuple):
-    """What a run decoded."""
+    """The files that a run decoded."""
 
     paths: list[Path]
 
@@ -102,7 +102,7 @@ class Decoded(NamedTuple):
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
-    """Each file that is decoded in this process, from here on."""
+    """Record each file that this process decodes."""
     seen = Decoded([])
     real = images.open_image
 
@@ -123,20 +123,20 @@ def test_cached_batches_are_identical_and_files_are_decoded_once(
     settings: dict[str, Any], photos: Path, tmp_path: Path, decoded: Decoded
 ) -> None:
     for _ in range(2):  # filled by the first run, and used by the second
-        assert all_same(opened(photos, None, **settings), opened(photos, tmp_path, **settings))
+        assert have_same_batches(open_data(photos, None, **settings), open_data(photos, tmp_path, **settings))
     decoded.taken()
-    list(batches(opened(photos, tmp_path, **settings)))
+    list(iterate_batches(open_data(photos, tmp_path, **settings)))
     assert decoded.taken() == []
 
 
 def test_only_images_that_a_run_needs_and_the_cache_lacks_are_decoded(
     photos: Path, tmp_path: Path, decoded: Decoded
 ) -> None:
-    few = opened(photos, tmp_path, labels_per_class=2)
+    few = open_data(photos, tmp_path, labels_per_class=2)
     list(few.train_dataloader())
     first = decoded.taken()
     assert first == sorted(path_of(few, "labeled"))
-    more = opened(photos, tmp_path, labels_per_class=5, seed=1)
+    more = open_data(photos, tmp_path, labels_per_class=5, seed=1)
     list(more.train_dataloader())
     assert decoded.taken() == sorted(set(path_of(more, "labeled")) - set(first))
     stream = more._stream("unlabeled", more.splits["unlabeled"], True)  # of two parts: what is left, and the folder
@@ -154,17 +154,17 @@ def path_of(data: ImageDataModule, name: str) -> list[Path]:
 
 def test_random_crops_from_the_cache_are_the_same_rectangles(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
     view = WeakView(flip=True, crop_scale=[0.2, 1.0])
-    with_, without = (opened(photos, cache, weak_view=view) for cache in (tmp_path, None))
-    pairs = list(zip(batches(with_), batches(without), strict=True))
+    with_, without = (open_data(photos, cache, weak_view=view) for cache in (tmp_path, None))
+    pairs = list(zip(iterate_batches(with_), iterate_batches(without), strict=True))
     train = [(a, b) for k, (a, b) in enumerate(pairs) if k % 15 < 9]
-    assert all(same(a, b) for k, (a, b) in enumerate(pairs) if k % 15 >= 9)  # evaluation crops nothing at random
+    assert all(is_same(a, b) for k, (a, b) in enumerate(pairs) if k % 15 >= 9)  # evaluation crops nothing at random
     assert all(torch.equal(a.indices, b.indices) and torch.equal(a.y, b.y) for a, b in train)
     off = torch.cat([(a.x - b.x).abs().mean((1, 2, 3)) for a, b in train])
     other = torch.cat([(a.x - b.x.roll(1, 0)).abs().mean((1, 2, 3)) for a, b in train])
     assert off.max() < 0.06 < other.mean()
     assert off.mean() < 0.02
     decoded.taken()
-    list(batches(with_))
+    list(iterate_batches(with_))
     assert decoded.taken() == []
 
 
@@ -178,14 +178,14 @@ def test_cache_key_contains_everything_that_images_depend_on(
     source = Path(shutil.copytree(photos, tmp_path / "copy"))  # with their times
     one, settings = source / "train" / "b" / "03.png", {}
     monkeypatch.setattr(ImageCache, "fill", lambda *_: None)
-    old = key_of(opened(photos, tmp_path))
-    assert key_of(opened(source, tmp_path, weak_view=VIEWS, seed=3, num_labels=9)) == old  # none of these
+    old = get_key(open_data(photos, tmp_path))
+    assert get_key(open_data(source, tmp_path, weak_view=VIEWS, seed=3, num_labels=9)) == old  # none of these
     one.touch()
-    assert key_of(opened(source, tmp_path)) == old  # nor its time
+    assert get_key(open_data(source, tmp_path)) == old  # nor its time
     if change == "content":  # as `cp -p` of another file leaves it, with the size and time that it had
         content = one.read_bytes()
         one.write_bytes(content + b"a")  # behind the end of the image, where any byte may stand
-        before, old = one.stat(), key_of(opened(source, tmp_path))
+        before, old = one.stat(), get_key(open_data(source, tmp_path))
         one.write_bytes(content + b"b")
         os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
     elif change == "renamed":
@@ -196,13 +196,13 @@ def test_cache_key_contains_everything_that_images_depend_on(
         monkeypatch.setattr(image_cache, "DECODING", 0)
     else:
         settings = {change: {"image_size": 25, "background": (0, 0, 0), "channels": 1, "center_crop": 0.9}[change]}
-    new = opened(source, tmp_path, **settings)
-    assert key_of(new) != old
-    cropped = opened(source, tmp_path, weak_view=WeakView(crop_scale=[0.5, 1.0]), **settings)
-    assert key_of(cropped) not in (old, key_of(new))
+    new = open_data(source, tmp_path, **settings)
+    assert get_key(new) != old
+    cropped = open_data(source, tmp_path, weak_view=WeakView(crop_scale=[0.5, 1.0]), **settings)
+    assert get_key(cropped) not in (old, get_key(new))
 
 
-def key_of(data: ImageDataModule) -> str:
+def get_key(data: ImageDataModule) -> str:
     images = data._stream("labeled", data.splits["labeled"], True)._split.part.storage
     assert isinstance(images, CachedImages)
     return images._cache.key
@@ -229,17 +229,17 @@ def damage(folder: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["a byte", "zeros", "cut off", "gone", "rows cut off", "rows that lie"])
 def test_damaged_cache_is_detected_and_rebuilt(how: str, photos: Path, tmp_path: Path, decoded: Decoded) -> None:
-    list(batches(opened(photos, tmp_path)))
+    list(iterate_batches(open_data(photos, tmp_path)))
     held = next(tmp_path.glob("*.u8")).open("rb")  # by a run that has it mapped
     damage(tmp_path, how)
     with pytest.warns(match="is damaged") if how in ("a byte", "zeros", "rows that lie") else nullcontext():
-        assert all_same(opened(photos, None), opened(photos, tmp_path))
-    assert all_same(opened(photos, None), opened(photos, tmp_path))  # what was damaged is stored again
+        assert have_same_batches(open_data(photos, None), open_data(photos, tmp_path))
+    assert have_same_batches(open_data(photos, None), open_data(photos, tmp_path))  # what was damaged is stored again
     with held:  # what is cut off under a map ends its process
         made_anew = next(tmp_path.glob("*.u8")).stat().st_ino != os.fstat(held.fileno()).st_ino
         assert made_anew == (how in ("cut off", "gone", "rows cut off"))
     decoded.taken()
-    list(batches(opened(photos, tmp_path)))
+    list(iterate_batches(open_data(photos, tmp_path)))
     assert decoded.taken() == []
 
 
@@ -249,24 +249,24 @@ def test_unreadable_image_is_skipped_or_refused_as_without_a_cache(
     source = Path(shutil.copytree(photos, tmp_path / "copy"))
     bad = break_middle(source / "train" / "a" / "03.png")
     kept = bad.stat()
-    with_, without = (opened(source, cache, on_bad_image="skip") for cache in (tmp_path / "cache", None))
-    assert all_same(with_, without)
+    with_, without = (open_data(source, cache, on_bad_image="skip") for cache in (tmp_path / "cache", None))
+    assert have_same_batches(with_, without)
     assert with_.bad.reasons == without.bad.reasons == {str(bad): next(iter(without.bad.reasons.values()))}
     decoded.taken()
-    again = opened(source, tmp_path / "cache", on_bad_image="skip")
-    assert all_same(again, without)
+    again = open_data(source, tmp_path / "cache", on_bad_image="skip")
+    assert have_same_batches(again, without)
     assert again.bad.reasons == without.bad.reasons
-    for data in (opened(source, tmp_path / "cache"), opened(source, tmp_path / "new")):
+    for data in (open_data(source, tmp_path / "cache"), open_data(source, tmp_path / "new")):
         with pytest.raises(InputError, match="on_bad_image: skip") as caught:
             data.train_dataloader()
         assert repr(str(bad)) in str(caught.value)
     decoded.taken()
-    opened(source, tmp_path / "new", on_bad_image="skip").train_dataloader()
+    open_data(source, tmp_path / "new", on_bad_image="skip").train_dataloader()
     assert len(decoded.taken()) < 20  # what came before the bad one is kept
-    # Read again without another time of change, as after a fault of the disk, it is no longer bad.
+    # A file that becomes readable without a new modification time, as after a disk error, is used again.
     shutil.copyfile(photos / "train" / "a" / "03.png", bad)
     os.utime(bad, ns=(kept.st_atime_ns, kept.st_mtime_ns))
-    assert all_same(opened(source, tmp_path / "cache"), opened(source, None))
+    assert have_same_batches(open_data(source, tmp_path / "cache"), open_data(source, None))
 
 
 def test_cache_that_cannot_be_written_is_reported_in_one_sentence(
@@ -276,26 +276,26 @@ def test_cache_that_cannot_be_written_is_reported_in_one_sentence(
     with pytest.raises(
         InputError, match=r"cache '.*file' cannot be written \(.+\): free space or change its permissions"
     ):
-        opened(photos, tmp_path / "file").train_dataloader()
+        open_data(photos, tmp_path / "file").train_dataloader()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * ROW - 1))
     error = r"needs 0.000 GB for 20 images of 3 x 24 x 24 bytes, and 0.000 GB are free there: free space, name another"
     with pytest.raises(InputError, match=error):
-        opened(photos, tmp_path / "cache").train_dataloader()
+        open_data(photos, tmp_path / "cache").train_dataloader()
     assert [path.suffix for path in tmp_path.glob("cache/*")].count(".u8") == 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * ROW))
     with caplog.at_level("INFO"):
-        opened(photos, tmp_path / "cache").train_dataloader()
+        open_data(photos, tmp_path / "cache").train_dataloader()
     assert f"20 files are decoded once and kept in '{tmp_path / 'cache'}': 0.000 GB (0.000 GB are free" in caplog.text
 
 
-# --- more than one process
+# --- multiple processes
 
 
 def fill(photos: Path, cache: Path, queue: Any, workers: int = 0) -> None:
     """Fill the caches of three splits and put "done" or the error into the queue."""
     try:
-        data = opened(photos, cache, num_workers=workers)
+        data = open_data(photos, cache, num_workers=workers)
         data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
         queue.put("done")
     except InputError as error:
@@ -303,12 +303,12 @@ def fill(photos: Path, cache: Path, queue: Any, workers: int = 0) -> None:
 
 
 def test_worker_processes_fill_the_cache(photos: Path, tmp_path: Path, decoded: Decoded) -> None:
-    assert all_same(opened(photos, tmp_path, num_workers=2), opened(photos, None))
+    assert have_same_batches(open_data(photos, tmp_path, num_workers=2), open_data(photos, None))
     decoded.taken()
-    list(batches(opened(photos, tmp_path)))
+    list(iterate_batches(open_data(photos, tmp_path)))
     assert decoded.taken() == []
     crops = {"weak_view": WeakView(crop_scale=[0.2, 1.0])}
-    assert all_same(opened(photos, tmp_path, num_workers=2, **crops), opened(photos, tmp_path, **crops))
+    assert have_same_batches(open_data(photos, tmp_path, num_workers=2, **crops), open_data(photos, tmp_path, **crops))
 
 
 def test_one_of_two_processes_decodes_while_the_other_waits(
@@ -338,7 +338,7 @@ def test_one_of_two_processes_decodes_while_the_other_waits(
     first.join()
     second.join()
     assert counted.value == 48  # 20 to train on, 4 to validate with and 24 to test on
-    assert all_same(opened(photos, None), opened(photos, tmp_path))
+    assert have_same_batches(open_data(photos, None), open_data(photos, tmp_path))
 
 
 def test_killed_builder_leaves_no_cache_that_looks_complete(
@@ -359,15 +359,15 @@ def test_killed_builder_leaves_no_cache_that_looks_complete(
         process.start()
         process.join()
     assert process.exitcode == -signal.SIGKILL
-    data = opened(photos, tmp_path)
+    data = open_data(photos, tmp_path)
     decoded.taken()
     data.train_dataloader()
     assert len(decoded.taken()) == 4  # of 20: the 16 before are stored, two were written and not yet marked
-    assert all_same(opened(photos, None), opened(photos, tmp_path))
+    assert have_same_batches(open_data(photos, None), open_data(photos, tmp_path))
     assert {path.suffix for path in tmp_path.iterdir()} == {".u8", ".rows", ".json"}
 
 
-def limited(photos: Path, cache: Path, queue: Any, most: int, workers: int) -> None:
+def fill_with_limit(photos: Path, cache: Path, queue: Any, most: int, workers: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     fill(photos, cache, queue, workers)
@@ -376,16 +376,16 @@ def limited(photos: Path, cache: Path, queue: Any, most: int, workers: int) -> N
 @pytest.mark.parametrize("workers", [0, 2])
 def test_full_disk_is_reported_in_one_sentence(photos: Path, tmp_path: Path, workers: int) -> None:
     queue = FORK.Queue()
-    opened(photos, tmp_path, labels_per_class=1).train_dataloader()  # makes the files
-    process = FORK.Process(target=limited, args=(photos, tmp_path, queue, 6 * ROW, workers))
+    open_data(photos, tmp_path, labels_per_class=1).train_dataloader()  # makes the files
+    process = FORK.Process(target=fill_with_limit, args=(photos, tmp_path, queue, 6 * ROW, workers))
     process.start()
     assert re.fullmatch(r"cache '.*' cannot be written \(File too large\): free space .*", queue.get(timeout=60))
     process.join()
-    assert all_same(opened(photos, None), opened(photos, tmp_path))
+    assert have_same_batches(open_data(photos, None), open_data(photos, tmp_path))
 
 
 def test_pickled_cache_contains_no_images(photos: Path, tmp_path: Path) -> None:
-    data = opened(photos, tmp_path)
+    data = open_data(photos, tmp_path)
     stream = data._stream("labeled", data.splits["labeled"], True)
     expected = list(stream.batches(0, 2))
     images = stream._split.part.storage
@@ -428,7 +428,7 @@ def test_reading_a_batch_equals_reading_its_images_one_by_one(
     threads: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_cache, "count_cores", lambda: threads)
-    data = opened(photos, tmp_path / "cache")
+    data = open_data(photos, tmp_path / "cache")
     split = data.splits["labeled"]
     fresh, *_ = data.prepare_reading("labeled", split, train=False)
     kept = fresh.part.storage

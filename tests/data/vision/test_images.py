@@ -26,7 +26,7 @@ def corners(image: Image.Image) -> list[Any]:
     return [image.getpixel(at) for at in ((2, 2), (w - 3, 2), (2, h - 3), (w - 3, h - 3))]
 
 
-def near_to(image: Image.Image, expected: list[tuple[int, int, int]], tolerance: int) -> bool:
+def is_near(image: Image.Image, expected: list[tuple[int, int, int]], tolerance: int) -> bool:
     return int(np.abs(np.array(corners(image)) - np.array(expected)).max()) <= tolerance
 
 
@@ -50,7 +50,7 @@ def test_common_formats_open_as_rgb(tmp_path: Path, name: str, options: dict[str
     image = open_image(tmp_path / name)
     assert image.mode == "RGB"
     assert image.size == (16, 16)
-    assert near_to(image, [RED, GREEN, BLUE, WHITE], tolerance)
+    assert is_near(image, [RED, GREEN, BLUE, WHITE], tolerance)
     assert find_damage(tmp_path / name) is None
 
 
@@ -60,7 +60,7 @@ def test_cmyk_converts_to_rgb(tmp_path: Path, name: str) -> None:
     image.paste((255, 255, 0, 128), (8, 0, 16, 16))
     options: dict[str, Any] = {"quality": 100, "subsampling": 0} if name == "x.jpg" else {}
     image.save(tmp_path / name, **options)
-    assert near_to(open_image(tmp_path / name), [RED, (0, 0, 127), RED, (0, 0, 127)], 3)
+    assert is_near(open_image(tmp_path / name), [RED, (0, 0, 127), RED, (0, 0, 127)], 3)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
@@ -177,7 +177,7 @@ def test_exif_orientation_is_applied(
     Image.fromarray(CORNERS).resize((32, 16), Image.Resampling.NEAREST).save(tmp_path / name, exif=exif, **options)
     image = open_image(tmp_path / name)
     assert image.size == ((16, 32) if orientation in (6, 8) else (32, 16))
-    assert near_to(image, expected, 6)
+    assert is_near(image, expected, 6)
 
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 640 x 427

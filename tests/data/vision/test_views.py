@@ -16,12 +16,12 @@ from sft_lightning.utils.errors import InputError
 ALL = WeakView(flip=True, crop_padding=3, crop_scale=[0.3, 1.0])
 
 
-def batch(count: int, channels: int = 1, side: int = 12) -> Tensor:
+def make_batch(count: int, channels: int = 1, side: int = 12) -> Tensor:
     return torch.rand((count, channels, side, side), generator=torch.Generator().manual_seed(0))
 
 
-def ramps(count: int, side: int = 64) -> Tensor:
-    """Pixels that tell where they come from: the column and the row, 0 to 1."""
+def make_ramps(count: int, side: int = 64) -> Tensor:
+    """Return images whose pixels encode their column and row, from 0 to 1."""
     at = (torch.arange(side) + 0.5) / side
     return torch.stack([at.expand(side, side), at[:, None].expand(side, side)]).expand(count, 2, side, side)
 
@@ -29,7 +29,7 @@ def ramps(count: int, side: int = 64) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("view", [WeakView(flip=True), WeakView(crop_padding=3), WeakView(crop_scale=[0.2, 1.0]), ALL])
 def test_views_are_seeded_and_differ_between_images(view: WeakView, channels: int) -> None:
-    x = batch(1, channels).expand(64, -1, -1, -1)
+    x = make_batch(1, channels).expand(64, -1, -1, -1)
     one, again, other = weak(x, view, 5), weak(x, view, 5), weak(x, view, 6)
     assert one.shape == x.shape
     assert torch.equal(one, again)
@@ -40,13 +40,13 @@ def test_views_are_seeded_and_differ_between_images(view: WeakView, channels: in
 
 @pytest.mark.parametrize(("view", "draw"), [(WeakView(), 5), (ALL, None)])
 def test_disabled_views_leave_images_unchanged(view: WeakView, draw: int | None) -> None:
-    x = batch(4)
+    x = make_batch(4)
     assert weak(x, view, draw) is x
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_flip_equals_plain_indexing(channels: int) -> None:
-    x = batch(32, channels)
+    x = make_batch(32, channels)
     flipped = torch.rand(32, generator=torch.Generator().manual_seed(9)) < 0.5
     expected = torch.stack([image.flip(-1) if f else image for image, f in zip(x, flipped, strict=True)])
     assert torch.equal(weak(x, WeakView(flip=True), 9), expected)
@@ -54,13 +54,13 @@ def test_flip_equals_plain_indexing(channels: int) -> None:
 
 
 def test_half_of_the_images_are_flipped() -> None:
-    x = ramps(4000, 2)
+    x = make_ramps(4000, 2)
     assert 0.46 < (weak(x, WeakView(flip=True), 1)[:, 0, 0, 0] > 0.5).float().mean() < 0.54
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_padded_crop_equals_plain_indexing(channels: int) -> None:
-    x = batch(16, channels)
+    x = make_batch(16, channels)
     top, left = torch.randint(0, 7, (2, 16), generator=torch.Generator().manual_seed(4)).tolist()
     padded = F.pad(x, (3, 3, 3, 3))
     expected = torch.stack([padded[i, :, top[i] : top[i] + 12, left[i] : left[i] + 12] for i in range(16)])
@@ -78,14 +78,14 @@ def test_all_shifts_are_equally_likely_and_pad_with_zeros() -> None:
 
 
 def test_flip_is_drawn_independently_of_the_shift() -> None:
-    both = weak(ramps(2000, 8), WeakView(flip=True, crop_padding=2), 3)
+    both = weak(make_ramps(2000, 8), WeakView(flip=True, crop_padding=2), 3)
     mirrored = both[:, 0, 4, 3] > both[:, 0, 4, 4]
     shift = both[:, 1].amax((1, 2))
     assert 0.4 < mirrored[shift < 0.9].float().mean() < 0.6
 
 
-def measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and center of the crop of each ramp image."""
+def measure_crops(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return width, height and center of the crop of each ramp image."""
     side = x.shape[-1]
     width = (x[:, 0, side // 2, side - 1] - x[:, 0, side // 2, 0]) * side / (side - 1)
     height = (x[:, 1, side - 1, side // 2] - x[:, 1, 0, side // 2]) * side / (side - 1)
@@ -94,7 +94,7 @@ def measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("scale", [[0.1, 0.4], [0.5, 0.95], [0.9, 1.0]])
 def test_random_crop_keeps_the_requested_area(scale: list[float]) -> None:
-    width, height, center = measured(weak(ramps(1000), WeakView(crop_scale=scale), 8))
+    width, height, center = measure_crops(weak(make_ramps(1000), WeakView(crop_scale=scale), 8))
     area, ratio = width * height, width / height
     assert scale[0] - 0.01 < area.min() < scale[0] + 0.05
     assert scale[1] - 0.05 < area.max() < scale[1] + 0.01
@@ -109,12 +109,12 @@ def test_random_crop_keeps_the_requested_area(scale: list[float]) -> None:
 
 
 def test_crop_of_the_full_area_is_the_image() -> None:
-    x = batch(8, 3)
+    x = make_batch(8, 3)
     assert torch.allclose(weak(x, WeakView(crop_scale=[1.0, 1.0]), 1), x, atol=1e-5)
 
 
 def test_random_crops_cover_the_image() -> None:
-    _, _, center = measured(weak(ramps(1000), WeakView(crop_scale=[0.1, 0.1]), 8))
+    _, _, center = measure_crops(weak(make_ramps(1000), WeakView(crop_scale=[0.1, 0.1]), 8))
     assert center.min() < 0.22
     assert center.max() > 0.78
     assert 0.15 < center.std() < 0.25
@@ -163,7 +163,7 @@ def test_affine_draws_are_uniform_in_their_ranges() -> None:
         gone = 16 - shifted.sum(over).amax(1)
         assert 3.9 < gone.max() <= 4.001  # a quarter of 16
         assert 1.9 < gone.mean() < 2.1
-    turned = weak(batch(8), WeakView(rotation=20.0, scale=[0.8, 1.2], shear=5.0), 3)
+    turned = weak(make_batch(8), WeakView(rotation=20.0, scale=[0.8, 1.2], shear=5.0), 3)
     assert len({image.numpy().tobytes() for image in turned}) == 8
 
 
@@ -177,7 +177,7 @@ def test_affine_draws_are_uniform_in_their_ranges() -> None:
     ],
 )
 def test_each_view_of_a_batch_has_independent_draws(view: WeakView) -> None:
-    x = batch(64)
+    x = make_batch(64)
     first, second, plain = weak(x, view, 7), weak(x, view, 7, 1), StrongView(operations=0, cutout=0.0)
     third, next_batch = strong(x, view, plain, 7), weak(x, view, 8)
     views = [first, second, third, next_batch]
@@ -189,7 +189,7 @@ def test_each_view_of_a_batch_has_independent_draws(view: WeakView) -> None:
 
 
 def test_cutout_and_operations_are_drawn_independently_of_the_crop() -> None:
-    """A view that only covers leaves another trace for the same draw than one that shifts."""
+    """A view that only erases differs from one that also shifts, for the same draw."""
     x = torch.ones(400, 1, 28, 28)
     shift = WeakView(crop_padding=10)
     rows = (weak(x, shift, 3)[:, 0].amax(2) > 0).float()  # where rows of zeros came in from above

@@ -1,4 +1,4 @@
-"""Losses on features: against the papers' formulas in plain loops, and by hand."""
+"""Compare losses on features with the formulas of the papers in plain loops and with values computed by hand."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ FEATURES = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 3, 2, 1])  # class 3 has one example
 
 
-def built(loss: Any, classes: int = 4, features: int = 5) -> Any:
+def build(loss: Any, classes: int = 4, features: int = 5) -> Any:
     torch.manual_seed(0)
     loss.build(classes, features)
     return loss.double()
@@ -28,7 +28,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def test_cosine_loss_with_learnable_prototypes_equals_hand_computed_value() -> None:
-    loss = built(CosinePrototype())
+    loss = build(CosinePrototype())
     with torch.no_grad():
         loss.prototypes.mul_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))  # the length must not count
     x = FEATURES.clone().requires_grad_()
@@ -42,7 +42,7 @@ def test_cosine_loss_with_learnable_prototypes_equals_hand_computed_value() -> N
 
 
 def test_class_means_start_at_the_first_batch_and_move_with_momentum() -> None:
-    loss = built(CosinePrototype("mean", momentum=0.75))
+    loss = build(CosinePrototype("mean", momentum=0.75))
     unit = F.normalize(FEATURES, dim=1)
     before = loss.prototypes.clone()
     loss(FEATURES[:3], LABELS[:3])
@@ -82,7 +82,7 @@ def test_only_simplex_prototypes_and_supcon_separate_classes() -> None:
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7])
 def test_supcon_loss_is_the_mean_of_equation_2_over_anchors(temperature: float) -> None:
-    loss = built(SupCon(temperature, projection=0))
+    loss = build(SupCon(temperature, projection=0))
     z = FEATURES / FEATURES.norm(dim=1, keepdim=True)
     terms = []
     for i in range(12):
@@ -98,7 +98,7 @@ def test_supcon_loss_is_the_mean_of_equation_2_over_anchors(temperature: float) 
 
 def test_supcon_without_positive_pairs_is_zero_with_zero_gradient() -> None:
     x = FEATURES[:3].clone().requires_grad_()
-    value = built(SupCon(projection=0))(x, torch.tensor([0, 1, 2]))
+    value = build(SupCon(projection=0))(x, torch.tensor([0, 1, 2]))
     value.backward()
     assert value.item() == 0
     assert x.grad is not None
@@ -106,14 +106,14 @@ def test_supcon_without_positive_pairs_is_zero_with_zero_gradient() -> None:
 
 
 def test_supcon_projects_and_trains_the_projection() -> None:
-    loss = built(SupCon(projection=7))
+    loss = build(SupCon(projection=7))
     assert loss.project(FEATURES).shape == (12, 7)
     loss(FEATURES, LABELS).backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in loss.parameters())
 
 
 def test_centers_follow_the_rule_of_the_paper_after_the_loss() -> None:
-    loss = built(Center(rate=0.5))
+    loss = build(Center(rate=0.5))
     loss.centers.copy_(torch.arange(20.0).view(4, 5) / 10)
     before = loss.centers.clone()
     x = FEATURES.clone().requires_grad_()
@@ -133,7 +133,7 @@ def test_centers_follow_the_rule_of_the_paper_after_the_loss() -> None:
 
 @pytest.mark.parametrize("make", [CosinePrototype, lambda: CosinePrototype("mean"), SupCon, Center])
 def test_losses_are_computed_in_full_precision_under_autocast(make: Any) -> None:
-    loss, again = (built(make()).float() for _ in range(2))
+    loss, again = (build(make()).float() for _ in range(2))
     x = FEATURES.float()
     plain = loss(x, LABELS)
     with torch.autocast("cpu", torch.bfloat16):

@@ -38,7 +38,7 @@ def test_frozen_parameters_are_not_regularized() -> None:
 
 
 def forward(weights: list[Tensor], x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The MLP's hidden layers and logits."""
+    """Return the hidden layers and the logits of the MLP."""
     maps, h = [], x.flatten(1)
     for w, b in zip(weights[0:6:2], weights[1:6:2], strict=True):
         h = F.relu(h @ w.T + b)

@@ -51,7 +51,7 @@ def module(name: str, **settings: Any) -> SemiSupervisedModule:
 
 
 class Doubled(ImageDataModule):
-    """The batches in double precision."""
+    """A data module with batches in double precision."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         views = super().on_after_batch_transfer(batch, dataloader_idx)
@@ -65,7 +65,7 @@ def data(**settings: Any) -> Any:
 
 
 class Plain:
-    """The network, its average and gradient descent by hand."""
+    """A plain implementation of the network, its average and gradient descent."""
 
     def __init__(self, of: SemiSupervisedModule) -> None:
         self.net = nn.ModuleList([copy.deepcopy(of.backbone), copy.deepcopy(of.head)])

@@ -1,4 +1,4 @@
-"""What each strategy makes of a few logits, worked out by hand, and what must not be confused."""
+"""Compare each strategy on a few logits with values computed by hand."""
 
 import math
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class Net(nn.Module):
-    """Pictures are their own logits, times a parameter that is 1."""
+    """A network whose logits are its inputs times a parameter that is 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +47,11 @@ class Net(nn.Module):
         return (x * self.scale).detach()
 
 
-def step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: Any = None) -> StrategyInputs:
+def make_step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: Any = None) -> StrategyInputs:
     return StrategyInputs(net, batch, student, labeled, known)
 
 
-def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
+def compute_loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
     """The result, and the gradient that reached the network."""
     strategy.build(CONTEXT)
     strategy.start(3)
@@ -59,7 +59,7 @@ def loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
     batch = Batch(WEAK, STRONG, STRONG, torch.arange(3))
     student = None if strategy.student is None else net.outputs(getattr(batch, strategy.student))
     known = None if labeled is None else net.outputs(labeled[0])
-    result = strategy.loss(step(net, batch, student, None if labeled is None else Labeled(*labeled), known))
+    result = strategy.loss(make_step(net, batch, student, None if labeled is None else Labeled(*labeled), known))
     result.loss.backward()
     return result, float(net.scale.grad)  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ class Labeled(NamedTuple):
 
 
 def test_fixmatch_loss_equals_hand_computed_value() -> None:
-    result, _ = loss(strategies.FixMatch(threshold=0.75))
+    result, _ = compute_loss(strategies.FixMatch(threshold=0.75))
     assert result.pseudo_labels.tolist() == [0, 1, 1]
     assert result.weight.tolist() == [1, 0, 1]
     assert result.loss.item() == pytest.approx(-(LOG(0.5) + LOG(0.75)) / 3)
@@ -79,40 +79,42 @@ def test_fixmatch_loss_equals_hand_computed_value() -> None:
 
 def test_fixmatch_accepts_confidence_equal_to_the_threshold() -> None:
     exact = float(WEAK.softmax(1)[0, 0])
-    assert loss(strategies.FixMatch(threshold=exact))[0].weight[0] == 1
+    assert compute_loss(strategies.FixMatch(threshold=exact))[0].weight[0] == 1
 
 
 @pytest.mark.parametrize("name", ["FixMatch", "UDA", "FlexMatch", "FreeMatch", "SoftMatch", "DebiasMatch"])
 def test_weak_view_receives_no_gradient(name: str) -> None:
-    """With a student that is constant, the weak view is the only way to the network."""
+    """With a constant student, a gradient could reach the network only through the weak view."""
     strategy = getattr(strategies, name)()
     strategy.build(CONTEXT)
     strategy.start(3)
     net = Net()
     constant = torch.zeros(3, 2, requires_grad=True)
     batch = Batch(WEAK * 9, STRONG, STRONG, torch.arange(3))
-    strategy.loss(step(net, batch, Outputs(constant, constant))).loss.backward()
+    strategy.loss(make_step(net, batch, Outputs(constant, constant))).loss.backward()
     assert net.scale.grad is None
     assert constant.grad is not None
 
 
 def test_entropy_loss_equals_hand_computed_value() -> None:
-    result, gradient = loss(strategies.EntropyMinimization())
+    result, gradient = compute_loss(strategies.EntropyMinimization())
     rows = [(0.8, 0.2), (0.4, 0.6), (0.05, 0.95)]
     assert result.loss.item() == pytest.approx(-sum(p * LOG(p) for row in rows for p in row) / 3, rel=1e-5)
     assert gradient < 0  # larger logits, less entropy
 
 
 def test_pseudo_label_loss_equals_hand_computed_value() -> None:
-    result, _ = loss(strategies.PseudoLabel(threshold=0.7))
+    result, _ = compute_loss(strategies.PseudoLabel(threshold=0.7))
     assert result.loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.95)) / 3)
-    assert loss(strategies.PseudoLabel())[0].loss.item() == pytest.approx(-(LOG(0.8) + LOG(0.6) + LOG(0.95)) / 3)
+    assert compute_loss(strategies.PseudoLabel())[0].loss.item() == pytest.approx(
+        -(LOG(0.8) + LOG(0.6) + LOG(0.95)) / 3
+    )
 
 
 def test_pi_model_and_mean_teacher_equal_hand_computed_loss_and_gradient() -> None:
     expected = (2 * 0.3**2 + 2 * 0.3**2 + 2 * 0.2**2) / 6
-    pi, both = loss(strategies.PiModel())
-    teacher, one = loss(strategies.MeanTeacher())
+    pi, both = compute_loss(strategies.PiModel())
+    teacher, one = compute_loss(strategies.MeanTeacher())
     assert pi.loss.item() == pytest.approx(expected) == teacher.loss.item()
     # The logits are scale * z, so dp/dscale = p (z - sum p z); loss = mean (p - q)^2 over 6 numbers.
     p, q = WEAK.softmax(1), STRONG.softmax(1)
@@ -122,7 +124,7 @@ def test_pi_model_and_mean_teacher_equal_hand_computed_loss_and_gradient() -> No
 
 
 def test_uda_loss_equals_hand_computed_value() -> None:
-    result, _ = loss(strategies.UDA(temperature=0.5, threshold=0.7))
+    result, _ = compute_loss(strategies.UDA(temperature=0.5, threshold=0.7))
     p = 0.8**2 / (0.8**2 + 0.2**2)
     q = 0.95**2 / (0.95**2 + 0.05**2)
     by_hand = -(p * LOG(0.5) + (1 - p) * LOG(0.5)) - ((1 - q) * LOG(0.25) + q * LOG(0.75))
@@ -131,15 +133,15 @@ def test_uda_loss_equals_hand_computed_value() -> None:
 
 def test_flexmatch_thresholds_follow_the_counts_of_confident_examples() -> None:
     strategy = strategies.FlexMatch(threshold=0.75)
-    first, _ = loss(strategy)
+    first, _ = compute_loss(strategy)
     assert first.weight.tolist() == [1, 1, 1]  # nothing learned: all thresholds are 0
     assert strategy.predicted.tolist() == [0, -1, 1]
     logits = torch.tensor([[LOG(0.7), LOG(0.3)]])
     # One example each, one not used: beta = 1 / max(1, 1), M(1) = 1.
-    _, weight = strategy.targets(logits, step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
+    _, weight = strategy.targets(logits, make_step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
     assert weight.tolist() == [0]
     strategy.predicted = torch.tensor([0, -1, -1])  # 1 used, 2 not: beta = 1/2 for class 0, M = 1/3
-    _, weight = strategy.targets(logits, step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
+    _, weight = strategy.targets(logits, make_step(Net(), Batch(logits, logits, logits, torch.tensor([1]))))
     assert strategy.thresholds.tolist() == pytest.approx([0.25, 0.0])
     assert weight.tolist() == [1]
 
@@ -147,7 +149,7 @@ def test_flexmatch_thresholds_follow_the_counts_of_confident_examples() -> None:
 def test_adamatch_aligns_predictions_and_uses_the_labeled_confidence() -> None:
     known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)]])
     strategy = strategies.AdaMatch(threshold=0.97, momentum=0.0)
-    result, _ = loss(strategy, (known, torch.tensor([0, 0])))
+    result, _ = compute_loss(strategy, (known, torch.tensor([0, 0])))
     mean = torch.tensor([0.8 + 0.4 + 0.05, 0.2 + 0.6 + 0.95]) / 3
     ratio = torch.tensor([0.8, 0.2]) / mean
     q = WEAK.softmax(1) * ratio
@@ -162,7 +164,7 @@ def test_adamatch_aligns_predictions_and_uses_the_labeled_confidence() -> None:
 def test_adamatch_measures_confidence_only_on_weak_labeled_views() -> None:
     known = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.7), LOG(0.3)], [LOG(0.5), LOG(0.5)], [LOG(0.4), LOG(0.6)]])
     strategy = strategies.AdaMatch(momentum=0.0)
-    loss(strategy, (known, torch.tensor([0, 0, 0, 0]), 2))
+    compute_loss(strategy, (known, torch.tensor([0, 0, 0, 0]), 2))
     assert strategy.threshold_now.item() == pytest.approx(0.9 * 0.8)
     assert strategy.known_mean.tolist() == pytest.approx([0.8, 0.2])
 
@@ -179,7 +181,7 @@ def test_softmatch_resolves_variances_below_the_rounding_of_squares() -> None:
 
 def test_freematch_thresholds_equal_hand_computed_values() -> None:
     strategy = strategies.FreeMatch(momentum=0.0, fairness=0.0)
-    result, _ = loss(strategy)
+    result, _ = compute_loss(strategy)
     tau, p = (0.8 + 0.6 + 0.95) / 3, torch.tensor([1.25, 1.75]) / 3
     assert strategy.thresholds.tolist() == pytest.approx((p / p.max() * tau).tolist())
     assert result.weight.tolist() == [1, 0, 1]
@@ -188,7 +190,7 @@ def test_freematch_thresholds_equal_hand_computed_values() -> None:
 
 def test_softmatch_weights_equal_hand_computed_values() -> None:
     strategy = strategies.SoftMatch(momentum=0.0, uniform_alignment=False)
-    result, _ = loss(strategy)
+    result, _ = compute_loss(strategy)
     mean = (0.8 + 0.6 + 0.95) / 3
     variance = sum((c - mean) ** 2 for c in (0.8, 0.6, 0.95)) / 2
     assert strategy.mean.item() == pytest.approx(mean)
@@ -201,7 +203,7 @@ def test_debiasmatch_favors_rarely_predicted_classes() -> None:
     strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
     strategy.build(CONTEXT)
     strategy.prediction_mean = torch.tensor([0.25, 0.75])
-    label, _ = strategy.targets(WEAK, step(Net(), None))
+    label, _ = strategy.targets(WEAK, make_step(Net(), None))
     assert label.tolist() == [0, 0, 1]  # 0.4 / 0.25 > 0.6 / 0.75
     assert strategy.prediction_mean.tolist() == pytest.approx([1.25 / 3, 1.75 / 3])
     strong = strategy.adjusted(torch.zeros(1, 2))
@@ -230,7 +232,7 @@ def test_shared_functions_equal_hand_computed_values() -> None:
 
 
 class Normed(Net):
-    """Batch normalization, then two pixels as logits; or a linear layer on top."""
+    """A network with batch normalization whose logits are two pixels or a linear layer."""
 
     def __init__(self, head: nn.Module | None = None) -> None:
         super().__init__()
@@ -249,7 +251,7 @@ def test_adversarial_direction_leaves_batch_norm_statistics_unchanged() -> None:
     net, once = Normed(), Normed()
     once.outputs(IMAGES)  # the clean pass
     strategy = strategies.VirtualAdversarial(epsilon=5.0, steps=2)
-    strategy.loss(step(net, Batch(IMAGES, IMAGES, IMAGES, torch.arange(6)))).loss.backward()
+    strategy.loss(make_step(net, Batch(IMAGES, IMAGES, IMAGES, torch.arange(6)))).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), once.norm.buffers(), strict=True))
     assert net.norm.momentum == 0.1
 
@@ -259,7 +261,7 @@ def test_virtual_adversarial_loss_vanishes_for_a_tiny_perturbation() -> None:
     net = Normed()
     strategy = strategies.VirtualAdversarial(epsilon=1e-6)
     both = net.outputs(torch.cat([IMAGES + 3, IMAGES])).logits[6:]
-    result = strategy.loss(step(net, Batch(IMAGES, IMAGES, IMAGES, torch.arange(6)), Outputs(both, both)))
+    result = strategy.loss(make_step(net, Batch(IMAGES, IMAGES, IMAGES, torch.arange(6)), Outputs(both, both)))
     assert result.loss.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -284,7 +286,7 @@ def test_adamatch_interpolates_labeled_logits_of_two_passes() -> None:
     still.outputs(both), still.outputs(IMAGES)  # what may move the statistics: those passes and the weak view's
     batch = Batch(IMAGES, IMAGES, IMAGES, torch.arange(6), seed=4)
     known = Outputs(together, together)
-    result = strategy.loss(step(net, batch, Outputs(student, student), labeled, known))
+    result = strategy.loss(make_step(net, batch, Outputs(student, student), labeled, known))
     assert all(torch.equal(a, b) for a, b in zip(net.norm.buffers(), still.norm.buffers(), strict=True))
     alone = still.outputs(labeled.x).logits
     assert result.labeled_logits is not None
@@ -296,12 +298,12 @@ def test_adamatch_interpolates_labeled_logits_of_two_passes() -> None:
     assert net.norm.weight.grad is not None  # L_s learns through both
     plain = strategies.AdaMatch(interpolation=False)
     plain.build(CONTEXT)
-    assert plain.loss(step(net, batch, Outputs(student, student), labeled, known)).labeled_logits is None
+    assert plain.loss(make_step(net, batch, Outputs(student, student), labeled, known)).labeled_logits is None
 
 
 def test_pi_model_normalizes_both_views_with_the_same_statistics() -> None:
     batch = Batch(IMAGES, IMAGES, IMAGES + 3, torch.arange(6))
-    shifted = strategies.PiModel().loss(step(Normed(), batch)).loss
+    shifted = strategies.PiModel().loss(make_step(Normed(), batch)).loss
     norm = nn.BatchNorm2d(1)
     one, two = norm(torch.cat([IMAGES, IMAGES + 3])).flatten(1)[:, :2].softmax(1).chunk(2)
     assert shifted.item() == pytest.approx((one - two).square().mean().item())
@@ -309,8 +311,8 @@ def test_pi_model_normalizes_both_views_with_the_same_statistics() -> None:
 
 def test_freematch_fairness_equals_hand_computed_value() -> None:
     strategy = strategies.FreeMatch(momentum=0.0, fairness=1.0)
-    result, _ = loss(strategy)
-    plain, _ = loss(strategies.FreeMatch(momentum=0.0, fairness=0.0))
+    result, _ = compute_loss(strategy)
+    plain, _ = compute_loss(strategies.FreeMatch(momentum=0.0, fairness=0.0))
     # Accepted are the first and the third: strong views (0.5, 0.5), class 0, and (0.25, 0.75), class 1.
     now = [(0.5 + 0.25) / 1, (0.5 + 0.75) / 1]  # mass over the share of answers, one of each class
     now = [v / sum(now) for v in now]
@@ -321,8 +323,8 @@ def test_freematch_fairness_equals_hand_computed_value() -> None:
 
 
 def test_virtual_adversarial_loss_equals_hand_computed_value() -> None:
-    """With two classes the worst direction is (1, -1); which of its two ends the draw decides."""
-    result, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
+    """With two classes, the worst direction is (1, -1) or (-1, 1), depending on the draw."""
+    result, _ = compute_loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
     drawn = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     expected = 0.0
     for z, d in zip(WEAK.tolist(), drawn.tolist(), strict=True):
@@ -334,14 +336,14 @@ def test_virtual_adversarial_loss_equals_hand_computed_value() -> None:
 
 
 def test_virtual_adversarial_adds_the_entropy() -> None:
-    alone, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
-    both, _ = loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01, entropy=2.0))
-    entropy, _ = loss(strategies.EntropyMinimization())
+    alone, _ = compute_loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01))
+    both, _ = compute_loss(strategies.VirtualAdversarial(epsilon=0.5, xi=0.01, entropy=2.0))
+    entropy, _ = compute_loss(strategies.EntropyMinimization())
     assert (both.loss - alone.loss).item() == pytest.approx(2 * entropy.loss.item(), rel=1e-4)
 
 
 class PlainHeads(strategies.DST):
-    """Both heads give the features back; many steps have been taken, or none."""
+    """DST whose heads return the features, after many steps or none."""
 
     def __init__(self, taken: int = 0, **settings: float) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
@@ -363,7 +365,7 @@ KNOWN = torch.tensor([[LOG(0.9), LOG(0.1)], [LOG(0.3), LOG(0.7)]])
 
 def test_dst_loss_equals_hand_computed_value() -> None:
     strategy = PlainHeads(threshold=0.75, worst=2.0, trade_off=3.0)
-    result, _ = loss(strategy, (KNOWN, torch.tensor([0, 0])))
+    result, _ = compute_loss(strategy, (KNOWN, torch.tensor([0, 0])))
     consistency = -(LOG(0.5) + LOG(0.75)) / 3
     right = -(LOG(0.9) + LOG(0.7)) / 2  # its own answers count, not the labels
     wrong = -(LOG(0.5) + LOG(0.1) + LOG(0.25)) / 3
@@ -374,7 +376,7 @@ def test_dst_loss_equals_hand_computed_value() -> None:
 
 
 def test_dst_uses_pseudo_labels_of_the_main_classifier() -> None:
-    """The pseudo head says the opposite, which must not matter to the worst head."""
+    """The pseudo head predicts the opposite, which must not affect the worst head."""
     strategy = PlainHeads(threshold=0.99, trade_off=0.0)
     strategy._build_head = lambda context: nn.Linear(2, 2)  # type: ignore[method-assign]
     batch, net = Batch(WEAK, STRONG, STRONG, torch.arange(3)), Net()
@@ -383,17 +385,17 @@ def test_dst_uses_pseudo_labels_of_the_main_classifier() -> None:
     strategy.worst_head.weight.data.copy_(torch.eye(2))  # type: ignore[operator]
     strategy.worst_head.bias.data.zero_()  # type: ignore[operator]
     known = net.outputs(KNOWN)
-    result = strategy.loss(step(net, batch, net.outputs(STRONG), Labeled(KNOWN, torch.tensor([0, 0])), known))
+    result = strategy.loss(make_step(net, batch, net.outputs(STRONG), Labeled(KNOWN, torch.tensor([0, 0])), known))
     assert result.loss.item() == pytest.approx(-(LOG(0.5) + LOG(0.1) + LOG(0.25)) / 3, rel=1e-4)
 
 
 @pytest.mark.parametrize(("taken", "share"), [(0, 0.0), (10, 0.3 * (2 / (1 + math.exp(-1)) - 1)), (10_000, 0.3)])
 def test_dst_gradient_reversal_ramps_up(taken: int, share: float) -> None:
     strategy = PlainHeads(taken, threshold=0.99, worst=2.0, trade_off=3.0, reversal=0.3, reversal_steps=10)
-    _, gradient = loss(strategy, (KNOWN, torch.tensor([0, 0])))
+    _, gradient = compute_loss(strategy, (KNOWN, torch.tensor([0, 0])))
 
     def slope(p: list[float], k: int) -> float:
-        """Of the probability of class k where all logits, the logarithms of p, grow alike."""
+        """Return the gradient of the probability of class k when all logits are scaled together."""
         return p[k] * (LOG(p[k]) - sum(q * LOG(q) for q in p))
 
     right = -(slope([0.9, 0.1], 0) / 0.9 + slope([0.3, 0.7], 1) / 0.7) / 2
@@ -412,7 +414,7 @@ def test_reconstruction_loss_equals_hand_computed_value() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x / 2
 
-    result, gradient = loss(Half())
+    result, gradient = compute_loss(Half())
     mean_square = float(WEAK.square().mean())
     assert result.loss.item() == pytest.approx(mean_square / 4)
     assert gradient == pytest.approx(-mean_square / 2)  # d/ds (s/2 - 1)^2 at s = 1
@@ -421,7 +423,7 @@ def test_reconstruction_loss_equals_hand_computed_value() -> None:
 
 def test_mixmatch_loss_equals_hand_computed_value() -> None:
     class Swapped(strategies.MixMatch):
-        """Three quarters of each, one of its neighbor."""
+        """Mix three quarters of each example with one quarter of its neighbor."""
 
         def sample_mixture(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
             return torch.full((count,), 0.75), torch.arange(count).roll(1)
@@ -437,7 +439,7 @@ def test_mixmatch_loss_equals_hand_computed_value() -> None:
 
     net = Flat()
     batch = Batch(weak, weak, other, torch.arange(1))
-    result = strategy.loss(step(net, batch, labeled=Labeled(known, torch.tensor([1]))))
+    result = strategy.loss(make_step(net, batch, labeled=Labeled(known, torch.tensor([1]))))
     mean = 0.7
     guess = [mean**2 / (mean**2 + 0.3**2), 0.3**2 / (mean**2 + 0.3**2)]
     rows = [([0.0, 2.0], [0.0, 1.0]), ([LOG(0.8), LOG(0.2)], guess), ([LOG(0.6), LOG(0.4)], guess)]

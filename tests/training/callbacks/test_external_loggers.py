@@ -84,7 +84,7 @@ def test_runs_without_a_logger_have_separate_folders() -> None:
         cli("fit", "fine_tune", "--run_name=a", *kept)
 
 
-# --- runs that other loggers keep
+# --- runs of external loggers
 
 
 def _config(*names: str) -> Any:

@@ -1,4 +1,4 @@
-"""Callbacks and flags of Lightning that change a training on its way keep their meaning here."""
+"""Test that Lightning's callbacks and flags that change a running training keep their meaning."""
 
 from pathlib import Path
 from typing import Any

@@ -35,7 +35,7 @@ NAMES = ["class_0", "class_1", "class_2"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..., Path]) -> Path:
-    """A folder with `images/`, `new/` and the run of a classifier of three classes, 60 validation images."""
+    """Return a folder with `images/`, `new/` and the run of a classifier of three classes (60 validation images)."""
     place = tmp_path_factory.mktemp("trained")
     write_folder(place / "images", {"train": 30, "val": 20, "test": 3, "new": 4})
     (place / "images" / "new").rename(place / "new")
@@ -57,12 +57,12 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 RUN = "lightning_logs/a/version_0"
 
 
-def written(run: str | Path = RUN) -> list[dict[str, str]]:
+def read_predictions(run: str | Path = RUN) -> list[dict[str, str]]:
     with (Path(run) / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def chances(rows: list[dict[str, str]]) -> torch.Tensor:
+def get_probabilities(rows: list[dict[str, str]]) -> torch.Tensor:
     return torch.tensor([[float(v) for name, v in row.items() if name.startswith("p(")] for row in rows])
 
 
@@ -99,7 +99,7 @@ def test_short_and_long_form_of_predict_write_the_same_file(place: Path, caplog:
     assert (
         main(["predict", RUN, "new", "--trainer.limit_predict_batches=9", "--data.init_args.eval_batch_size", "5"]) == 0
     )
-    short = [row["path"] for row in written()]
+    short = [row["path"] for row in read_predictions()]
     assert short == [
         f"class_{c}/{name}" for c in range(3) for name in sorted(p.name for p in Path("new", f"class_{c}").iterdir())
     ]
@@ -107,7 +107,7 @@ def test_short_and_long_form_of_predict_write_the_same_file(place: Path, caplog:
     assert (place / RUN / "predictions.csv").read_bytes() == long
     assert "predictions.csv: 12 images" in caplog.text
     assert main(["predict", RUN]) == 0
-    assert [row["path"].split("/")[0] for row in written()] == ["test"] * 9
+    assert [row["path"].split("/")[0] for row in read_predictions()] == ["test"] * 9
 
 
 def test_predictions_of_other_sources_and_checkpoints_are_kept(place: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,28 +161,30 @@ def test_csv_cells_cannot_run_as_spreadsheet_formulas(
     words += ["--data.init_args.steps_per_epoch=1", "--data.init_args.batch_size=30", "--run_name=a", *SMALL]
     assert main(["fit", "--config", FINE_TUNE, *words]) == 0
     assert main(["predict", RUN, "new"]) == 0
-    (row,) = written()
+    (row,) = read_predictions()
     assert list(row)[:5] == ["path", "predicted", "p(=cmd())", "p(class_1)", "p(class_2)"]
     assert row["path"] == "'+1.png"
     shutil.copy(f"{RUN}/predictions.csv", "new/again.csv")  # is read back
     assert main(["predict", RUN, "new/again.csv"]) == 0
-    (again,) = written()
+    (again,) = read_predictions()
     assert again == row
 
 
 def test_single_files_csv_and_parquet_tables_are_predicted(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["predict", RUN, "new"]) == 0
-    whole = {row["path"]: row for row in written()}
+    whole = {row["path"]: row for row in read_predictions()}
     few = [list(whole)[k] for k in (7, 2)]
     Path("few.csv").write_text("label,path\n" + "".join(f"?,new/{name}\n" for name in few))
     parquet.write_table(pa.table({"path": [f"new/{name}" for name in few]}), "few.parquet")
     for source in ("few.csv", "few.parquet"):
         assert main(["predict", RUN, source]) == 0
-        rows = written()
+        rows = read_predictions()
         assert [row["path"] for row in rows] == [f"new/{name}" for name in few]
-        torch.testing.assert_close(chances(rows), chances([whole[name] for name in few]), atol=2e-6, rtol=0)
+        torch.testing.assert_close(
+            get_probabilities(rows), get_probabilities([whole[name] for name in few]), atol=2e-6, rtol=0
+        )
     assert main(["predict", RUN, f"new/{few[0]}", "--trainer.precision", "bf16-mixed"]) == 0
-    (row,) = written()
+    (row,) = read_predictions()
     assert row["path"] == Path(few[0]).name
     assert "predictions.csv: 1 image" in caplog.text
 
@@ -224,11 +226,11 @@ def test_unreadable_image_is_refused_or_skipped(place: Path, cli_error: Callable
     few = "--data.init_args.eval_batch_size=2"
     assert f"image '{bad}' cannot be read" in cli_error("predict", RUN, "new", few)
     assert main(["predict", RUN, "new", few, "--data.init_args.on_bad_image=skip"]) == 0
-    assert len(written()) == 11
-    assert bad.relative_to("new").as_posix() not in {row["path"] for row in written()}
+    assert len(read_predictions()) == 11
+    assert bad.relative_to("new").as_posix() not in {row["path"] for row in read_predictions()}
     skipped = Path(RUN, "skipped_images.txt").read_text()
     assert [line.split("\t")[0] for line in skipped.splitlines()] == [str(bad)]
-    # What was there stays where a later command fails on its way.
+    # Earlier predictions stay if a later command fails.
     before = Path(RUN, "predictions.csv").read_bytes()
     assert main(["predict", RUN, "new", few]) == 2
     assert Path(RUN, "predictions.csv").read_bytes() == before
@@ -267,11 +269,11 @@ def test_undecodable_names_are_escaped_and_others_kept(place: Path) -> None:
     assert 'caf\\xe9, "x"\n.png' in paths
 
 
-# --- how far it can be trusted
+# --- calibration
 
 
-def logits_of(run: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the run's last checkpoint, through `test`'s network and the data's own splits."""
+def compute_logits(run: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and labels of a split from the run's last checkpoint."""
     words = ["--config", f"{RUN}/fit.yaml", f"--ckpt_path={run}", "--trainer.enable_progress_bar=false"]
     done = run_command(["validate", *words])
     seen = list(done.datamodule.batches_of(split, torch.device("cpu")))
@@ -280,21 +282,21 @@ def logits_of(run: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_probabilities_are_calibrated_on_the_validation_split(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    x, y = logits_of(RUN, "val")
+    x, y = compute_logits(RUN, "val")
     best = minimize(lambda t: float(F.cross_entropy(x / float(np.exp(t[0])), y)), [0.0], method="Nelder-Mead")
     t = float(np.exp(best.x[0]))
     assert not 0.9 < t < 1.1
     caplog.clear()
     assert main(["predict", RUN]) == 0
     assert f"Calibrated on 60 validation images: temperature {t:.2f}." in caplog.text
-    test, _ = logits_of(RUN, "test")
-    torch.testing.assert_close(chances(written()), (test / t).softmax(1), atol=1e-3, rtol=0)
-    assert [row["predicted"] for row in written()] == [NAMES[k] for k in test.argmax(1).tolist()]
+    test, _ = compute_logits(RUN, "test")
+    torch.testing.assert_close(get_probabilities(read_predictions()), (test / t).softmax(1), atol=1e-3, rtol=0)
+    assert [row["predicted"] for row in read_predictions()] == [NAMES[k] for k in test.argmax(1).tolist()]
 
 
 def test_calibration_is_stored_for_its_checkpoint_only(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["predict", RUN, "new"]) == 0
-    rows, kept = written(), Path(RUN, CALIBRATION).read_bytes()
+    rows, kept = read_predictions(), Path(RUN, CALIBRATION).read_bytes()
     with safe_open(Path(RUN, CALIBRATION), framework="pt") as file:
         assert hash_file(Path(RUN, "checkpoints", "last.ckpt")) in file.metadata()["sft_lightning"]
         assert file.get_tensor("bank").shape == (90, 32)
@@ -303,9 +305,9 @@ def test_calibration_is_stored_for_its_checkpoint_only(place: Path, caplog: pyte
     assert main(["predict", RUN, "new"]) == 0
     assert "Calibrated on 60 validation images" in caplog.text
     assert "Data:" not in caplog.text
-    assert written() == rows
+    assert read_predictions() == rows
     assert Path(RUN, CALIBRATION).read_bytes() == kept
-    # Another checkpoint, or one that has changed, does not use it.
+    # Another checkpoint, or a changed one, does not use it.
     (best,) = Path(RUN, "checkpoints").glob("best-*.ckpt")
     content = torch.load(best, weights_only=True)
     torch.save({**content, "note": 1}, best)
@@ -317,7 +319,7 @@ def test_calibration_is_stored_for_its_checkpoint_only(place: Path, caplog: pyte
         caplog.clear()
         assert main(["predict", str(name), "new", *words]) == 0
         assert "Not calibrated: the data of the run cannot be read (source 'images' is neither a folder" in caplog.text
-        assert list(written()[0]) == ["path", "predicted", *[f"p({name})" for name in NAMES]]
+        assert list(read_predictions()[0]) == ["path", "predicted", *[f"p({name})" for name in NAMES]]
     assert Path(RUN, CALIBRATION).read_bytes() == kept
     Path("elsewhere").rename("images")
     assert main(["predict", str(best), "new"]) == 0
@@ -332,12 +334,12 @@ def test_calibration_finds_moved_data_and_reports_changes(place: Path, caplog: p
     Path("images").rename("elsewhere")
     assert main(["predict", RUN, "new"]) == 0
     assert caplog.text.count("Not calibrated: ") == 1
-    plain = chances(written())
+    plain = get_probabilities(read_predictions())
     caplog.clear()
     assert main(["predict", RUN, "new", "--data.init_args.source=elsewhere"]) == 0
     assert "Calibrated on 60" in caplog.text
-    assert not torch.allclose(chances(written()), plain, atol=1e-3)
-    assert (chances(written()).argmax(1) == plain.argmax(1)).all()
+    assert not torch.allclose(get_probabilities(read_predictions()), plain, atol=1e-3)
+    assert (get_probabilities(read_predictions()).argmax(1) == plain.argmax(1)).all()
     Path(RUN, CALIBRATION).unlink()
     added = next(Path("elsewhere", "train", "class_0").iterdir())
     shutil.copy(added, added.with_name("new.png"))
@@ -363,7 +365,7 @@ def test_checkpoint_outside_of_its_run_is_not_calibrated(place: Path, caplog: py
     shutil.copy(Path(RUN, "checkpoints", "last.ckpt"), "alone.ckpt")
     assert main(["predict", "alone.ckpt", "new", "--config", f"{RUN}/fit.yaml", "--run_name=b"]) == 0
     assert "Not calibrated: checkpoint 'alone.ckpt' does not lie in the folder of its run." in caplog.text
-    assert len(written("lightning_logs/b/version_0")) == 12
+    assert len(read_predictions("lightning_logs/b/version_0")) == 12
 
 
 def test_run_without_a_validation_split_is_not_calibrated(place: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -374,7 +376,7 @@ def test_run_without_a_validation_split_is_not_calibrated(place: Path, caplog: p
     caplog.clear()
     assert main(["predict", "lightning_logs/b/version_0", "new"]) == 0
     assert "Not calibrated: the run has no validation image. Marked: farther from 90 training images" in caplog.text
-    assert {row["unlike_training"] for row in written("lightning_logs/b/version_0")} <= {"yes", "no"}
+    assert {row["unlike_training"] for row in read_predictions("lightning_logs/b/version_0")} <= {"yes", "no"}
 
 
 def test_digits_are_marked_as_unlike_clothes(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -383,7 +385,7 @@ def test_digits_are_marked_as_unlike_clothes(workdir: Path, caplog: pytest.LogCa
     marked, far = {}, {}
     for source in ("sample", "sample-digits"):
         assert main(["predict", RUN, source]) == 0
-        rows = written()
+        rows = read_predictions()
         assert len(rows) == (2000 if source == "sample" else 10_000)
         marked[source] = sum(row["unlike_training"] == "yes" for row in rows) / len(rows)
         far[source] = float(np.median([float(row["distance_percentile"]) for row in rows]))
@@ -412,14 +414,14 @@ def test_every_kind_of_classifier_predicts(kind: str, workdir: Path, caplog: pyt
         configs = ["--config", str(CONFIGS / "quickstart" / "decoupled.yaml")]
         small += ["--model.init_args.coupling=joint", "--model.init_args.head=nearest_class_mean"]
     assert main(["fit", *configs, *small]) == 0
-    test, _ = logits_of(RUN, "test")
+    test, _ = compute_logits(RUN, "test")
     assert main(["predict", RUN, "sample"]) == 0
-    rows = written()
+    rows = read_predictions()
     with safe_open(Path(RUN, CALIBRATION), framework="pt") as file:
         metadata = file.metadata()["sft_lightning"]
     t = float(metadata.partition('"temperature": ')[2].partition(",")[0])
     assert f"temperature {t:.2f}" in caplog.text
-    torch.testing.assert_close(chances(rows), (test / t).softmax(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(get_probabilities(rows), (test / t).softmax(1), atol=1e-5, rtol=0)
     assert {"distance_percentile", "unlike_training"} <= set(rows[0])
 
 
@@ -429,7 +431,7 @@ def test_autoencoder_predicts_reconstruction_errors(place: Path, caplog: pytest.
     assert main(["fit", "--config", str(CONFIGS / "quickstart" / "autoencoder.yaml"), *words]) == 0
     Path("images").rename("elsewhere")
     assert main(["predict", "lightning_logs/ae/version_0", "new"]) == 0
-    rows = written("lightning_logs/ae/version_0")
+    rows = read_predictions("lightning_logs/ae/version_0")
     assert len(rows) == 12
     assert list(rows[0]) == ["path", "reconstruction_error"]
     assert "alibrated" not in caplog.text
@@ -452,15 +454,17 @@ def test_two_processes_write_every_file_once(place: Path, tmp_path_factory: pyte
     done = both_ranks(main, [*words, *two], folder=Path.cwd(), files=tmp_path_factory.mktemp("output"))
     assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
     output = done[0].stderr + done[1].stderr
-    both = written()
+    both = read_predictions()
     assert "predictions.csv: 10 images" in output
     assert output.count("Calibrated on 60") == 1
     assert main(words) == 0
-    alone = written()
+    alone = read_predictions()
     assert {row["path"]: row["predicted"] for row in both} == {row["path"]: row["predicted"] for row in alone}
     assert len(both) == len(alone) == 10
     by_path = {row["path"]: row for row in alone}
-    torch.testing.assert_close(chances(both), chances([by_path[row["path"]] for row in both]), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        get_probabilities(both), get_probabilities([by_path[row["path"]] for row in both]), atol=2e-6, rtol=0
+    )
     assert [p.name for p in Path(RUN).glob("predictions*.csv*")] == ["predictions.csv"]
 
 
@@ -494,7 +498,7 @@ def test_processes_that_list_different_files_write_nothing(
         assert not (tmp_path / "predictions.csv").exists()
         return
     writer.on_predict_end(two, model)
-    assert [(row["path"], row["unlike_training"]) for row in written(tmp_path)] == [
+    assert [(row["path"], row["unlike_training"]) for row in read_predictions(tmp_path)] == [
         ("1.png", "no"), ("2.png", "yes"), ("3.png", "yes")
     ]  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]

@@ -1,4 +1,4 @@
-"""Progress of `predict`: a bar on a terminal, lines elsewhere."""
+"""Test the progress of `predict`: a bar on a terminal, lines elsewhere."""
 
 import sys
 from pathlib import Path

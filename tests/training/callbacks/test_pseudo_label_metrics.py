@@ -1,4 +1,4 @@
-"""What the health of pseudo-labels tells, on guesses that are made up and on a real run."""
+"""Test the pseudo-label metrics on synthetic pseudo-labels and on a real run."""
 
 import csv
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from tests.paradigms.helpers import SHAPE, sample, trainer
 
 
 class Recorder:
-    """Stands in for a module: keeps what is logged."""
+    """Replace a module and record what it logs."""
 
     num_classes = 4
 
@@ -35,7 +35,7 @@ class Recorder:
 HIDDEN = torch.tensor([0, 1, 2, 3, -1, 0])
 
 
-def watched(steps: int, every: int, guess: Any) -> Recorder:
+def run_steps(steps: int, every: int, guess: Any) -> Recorder:
     """Run `steps` steps in which `guess(step)` gives indices, classes and weights."""
     splits = {"unlabeled": SimpleNamespace(labels=HIDDEN)}
     data = FakeData(splits=splits, labeled_counts=lambda: torch.tensor([5, 5, 5, 5]))
@@ -53,7 +53,7 @@ def watched(steps: int, every: int, guess: Any) -> Recorder:
 def test_shares_equal_hand_computed_values() -> None:
     indices, classes = torch.arange(6), torch.tensor([0, 1, 3, 3, 0, 1])
     weight = torch.tensor([1.0, 0.5, 1.0, 0.0, 1.0, 0.0])
-    module = watched(2, 2, lambda step: (indices, classes, weight))
+    module = run_steps(2, 2, lambda step: (indices, classes, weight))
     (logs,) = module.logs
     assert logs["accepted"] == pytest.approx(3.5 / 6)
     assert logs["accuracy"] == pytest.approx(1.5 / 2.5)  # accepted with a hidden label: 1, 0.5 and 1; the last is wrong
@@ -67,47 +67,47 @@ def test_shares_equal_hand_computed_values() -> None:
 
 
 def test_each_entry_covers_the_steps_since_the_previous_one() -> None:
-    module = watched(4, 2, lambda step: (torch.tensor([0]), torch.tensor([0 if step <= 2 else 1]), None))
+    module = run_steps(4, 2, lambda step: (torch.tensor([0]), torch.tensor([0 if step <= 2 else 1]), None))
     assert [logs["share_class_0"] for logs in module.logs] == [1, 0]
     assert [logs["accuracy"] for logs in module.logs] == [1, 0]
 
 
-def words(caplog: pytest.LogCaptureFixture) -> list[str]:
+def read_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.message.startswith("Warning:")]
 
 
 def test_warning_when_nothing_is_accepted_for_long(caplog: pytest.LogCaptureFixture) -> None:
     even = torch.arange(4)
     with caplog.at_level("INFO"):
-        watched(450, 50, lambda step: (even, even, torch.zeros(4)))
-        assert not words(caplog)
-        watched(1200, 50, lambda step: (even, even, torch.zeros(4)))
-    (said,) = words(caplog)  # once
+        run_steps(450, 50, lambda step: (even, even, torch.zeros(4)))
+        assert not read_warnings(caplog)
+        run_steps(1200, 50, lambda step: (even, even, torch.zeros(4)))
+    (said,) = read_warnings(caplog)  # once
     assert "no pseudo-label was accepted in 500 steps: lower the strategy's threshold" in said
 
 
 def test_no_warning_when_examples_are_accepted_occasionally(caplog: pytest.LogCaptureFixture) -> None:
     even = torch.arange(4)
     with caplog.at_level("INFO"):
-        watched(1200, 50, lambda step: (even, even, torch.full((4,), float(step % 400 == 0))))
-    assert not words(caplog)
+        run_steps(1200, 50, lambda step: (even, even, torch.full((4,), float(step % 400 == 0))))
+    assert not read_warnings(caplog)
 
 
 def test_warning_when_predictions_collapse(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        watched(450, 50, lambda step: (torch.arange(4), torch.full((4,), 2), None))
-        assert not words(caplog)
-        watched(600, 50, lambda step: (torch.arange(4), torch.full((4,), 2), None))
-    (said,) = words(caplog)
+        run_steps(450, 50, lambda step: (torch.arange(4), torch.full((4,), 2), None))
+        assert not read_warnings(caplog)
+        run_steps(600, 50, lambda step: (torch.arange(4), torch.full((4,), 2), None))
+    (said,) = read_warnings(caplog)
     assert "collapsed for 500 steps: 100% are class 2, where the labels are spread over 4.0 classes" in said
 
 
 def test_no_warning_when_a_collapse_is_temporary(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        watched(
+        run_steps(
             1200, 50, lambda step: (torch.arange(4), torch.arange(4) if step % 400 < 50 else torch.full((4,), 2), None)
         )
-    assert not words(caplog)
+    assert not read_warnings(caplog)
 
 
 def test_pseudo_label_metrics_are_logged_to_tensorboard_and_csv(tmp_path: Any) -> None:

@@ -110,7 +110,7 @@ def test_pr_curves_are_logged_for_the_last_validation_and_the_test(config: str) 
 
 def test_class_without_examples_has_no_pr_curve() -> None:
     class Writer:
-        """Keeps tags."""
+        """Record the tags of curves."""
 
         tags: list[str]
 
@@ -253,7 +253,7 @@ def test_callback_works_with_a_plain_trainer_and_its_sanity_check(module: Any) -
     assert config.tensor_name == "val at step 3"
 
 
-# --- the table of hyper-parameters
+# --- the table of hyperparameters
 
 
 def _plugin(events: EventAccumulator, tag: str) -> Any:
@@ -310,7 +310,7 @@ def test_scalars_have_the_same_names_in_all_paradigms(kind: str) -> None:
     assert {tag.split("/")[0] for tag in tags} == groups
 
 
-# --- where a command puts what it measures
+# --- the steps at which commands log
 
 
 def test_validate_and_test_log_at_the_step_of_the_checkpoint() -> None:
