@@ -82,8 +82,8 @@ def _draw(figure: Figure, name: str, trainer: Trainer, module: LightningModule) 
         return draw_confusion_matrix(figure.counts, module.class_names if isinstance(module, NamesClasses) else None)
     if not isinstance(figure, ExampleRows):
         raise InputError(
-            f"{type(module).__name__}.figures returned a {type(figure).__name__} as {name!r}: return a ConfusionMatrix or "
-            "ExampleRows of sft_lightning.training.figures"
+            f"{type(module).__name__}.figures returned a {type(figure).__name__} as {name!r}: return a ConfusionMatrix "
+            "or ExampleRows of sft_lightning.training.figures"
         )
     data = few_label_data(trainer)
     if data is not None:

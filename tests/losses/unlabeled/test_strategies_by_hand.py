@@ -52,7 +52,7 @@ def make_step(net: Net, batch: Any, student: Any = None, labeled: Any = None, kn
 
 
 def compute_loss(strategy: Any, labeled: Any = None) -> tuple[Any, float]:
-    """The result, and the gradient that reached the network."""
+    """Return the result of a strategy and the gradient of the network's parameter."""
     strategy.build(CONTEXT)
     strategy.start(3)
     net = Net()

@@ -38,7 +38,7 @@ NAMES = torchvision.models.list_models(module=torchvision.models)
         ("mixer_s32_224", 64),
     ],
 )
-def test_number_of_features_is_what_forward_gives(name: str, side: int) -> None:
+def test_num_features_equals_the_width_of_the_output(name: str, side: int) -> None:
     backbone, _ = build_backbone(name, (3, side, side))
     assert all(m.training for m in backbone.modules())
     assert backbone.eval()(torch.rand(2, 3, side, side)).shape == (2, backbone.num_features)
@@ -46,23 +46,23 @@ def test_number_of_features_is_what_forward_gives(name: str, side: int) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 29, 37)])
 @pytest.mark.parametrize(("name", "features"), [("mlp", 32), ("conv", 128), ("wrn_28_2", 128)])
-def test_own_networks_take_any_size(name: str, features: int, shape: tuple[int, int, int]) -> None:
+def test_built_in_networks_accept_any_image_size(name: str, features: int, shape: tuple[int, int, int]) -> None:
     backbone, _ = build_backbone(name, shape)
     assert backbone.num_features == features
     assert backbone(torch.rand(4, *shape)).shape == (4, features)
 
 
 @pytest.mark.parametrize("name", ["conv", "wrn_28_2", "torchvision/resnet18", "timm/mobilenetv3_small_100"])
-def test_convolutions_keep_channels_last(name: str) -> None:
-    """Half the time of a step on a CPU, tensor cores on a GPU."""
+def test_convolutions_use_the_channels_last_layout(name: str) -> None:
+    """This layout halves the time of a step on a CPU and uses tensor cores on a GPU."""
     backbone, _ = build_backbone(name, (3, 32, 32))
     kernels = [p for p in backbone.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
     assert kernels
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
-def test_wide_resnet_has_the_parameters_of_the_paper() -> None:
-    """1.5 million with 10 classes (Oliver et al. 2018, WRN-28-2), 36.5 with WRN-28-10 (Zagoruyko & Komodakis 2016)."""
+def test_wide_resnet_has_the_parameter_count_of_the_paper() -> None:
+    """1.5 million for WRN-28-2 (Oliver et al. 2018), 36.5 for WRN-28-10 (Zagoruyko & Komodakis 2016); 10 classes."""
     for width, millions in ((2, 1.5), (10, 36.5)):
         net = WideResNet((3, 32, 32), 28, width)
         count = sum(p.numel() for p in net.parameters()) + 10 * (net.num_features + 1)
@@ -73,7 +73,7 @@ def test_wide_resnet_has_the_parameters_of_the_paper() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_torchvision_model_loses_its_classifier(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classifier_is_removed_from_every_torchvision_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, widths = torchvision.models.get_model, BlockParams.from_init_params.__func__
 
     def on_meta(*args: Any, **kwargs: Any) -> Any:
@@ -91,14 +91,14 @@ def test_every_torchvision_model_loses_its_classifier(name: str, monkeypatch: py
     assert backbone.num_features != 1000
 
 
-def test_one_gray_channel_is_repeated() -> None:
+def test_gray_images_are_repeated_to_three_channels() -> None:
     backbone, _ = build_backbone("timm/resnet10t", (1, 32, 32))
     gray = torch.rand(2, 1, 32, 32)
     backbone.eval()
     torch.testing.assert_close(backbone(gray), backbone(gray.repeat(1, 3, 1, 1)))
 
 
-def test_two_channels_are_refused() -> None:
+def test_images_with_two_channels_are_refused() -> None:
     with pytest.raises(InputError, match="1 or 3 channels, the images have 2"):
         build_backbone("resnet18", (2, 32, 32))
 
@@ -111,7 +111,7 @@ def test_normalization_is_applied_to_the_pixels() -> None:
     torch.testing.assert_close(scaled(x), plain((x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5))
 
 
-def test_normalization_travels_with_a_state_dict() -> None:
+def test_normalization_is_part_of_the_state_dict() -> None:
     scaled, _ = build_backbone("mlp", (1, 4, 4), mean=0.3, std=0.5)
     other, _ = build_backbone("mlp", (1, 4, 4))
     other.load_state_dict(scaled.state_dict())
@@ -122,7 +122,7 @@ def test_normalization_travels_with_a_state_dict() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "words"), [([0.1, 0.2], None, "one number or 3"), (None, 0.0, "above 0"), (None, -1.0, "above 0")]
 )
-def test_impossible_normalization_is_refused(mean: Any, std: Any, words: str) -> None:
+def test_invalid_normalization_is_refused(mean: Any, std: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         build_backbone("mlp", (3, 4, 4), mean=mean, std=std)
 
@@ -130,36 +130,36 @@ def test_impossible_normalization_is_refused(mean: Any, std: Any, words: str) ->
 @pytest.mark.parametrize(
     ("name", "near"), [("resnet81", "resnet18"), ("timm/eficientnet_b0", "timm/efficientnet_b0"), ("mlpp", "mlp")]
 )
-def test_unknown_backbone_gives_near_names(name: str, near: str) -> None:
+def test_unknown_backbone_suggests_similar_names(name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' is unknown.*'{near}'"):
         build_backbone(name, (3, 32, 32))
 
 
 @pytest.mark.parametrize(("name", "side"), [("vit_b_16", 50), ("alexnet", 32), ("timm/levit_128s", 50)])
-def test_images_of_a_side_that_does_not_fit_are_refused(name: str, side: int) -> None:
+def test_unsupported_image_size_is_refused(name: str, side: int) -> None:
     with pytest.raises(InputError, match=rf"does not take images of side {side} .*set image_size"):
         build_backbone(name, (3, side, side))
 
 
-def test_nobody_publishes_weights_of_our_own_networks() -> None:
+def test_default_weights_of_built_in_networks_are_refused() -> None:
     with pytest.raises(InputError, match="nobody publishes weights of 'conv'"):
         build_backbone("conv", (3, 32, 32), "default")
 
 
-def test_no_network_for_torchvision_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_unreachable_torchvision_weights_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(InputError, match=r"weights of backbone 'resnet18' could not be fetched .*weights: none"):
         build_backbone("resnet18", (3, 32, 32), "default")
 
 
-def test_no_network_for_timm_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_timm_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"weights of backbone 'timm/resnet10t' could not be fetched .*weights: none"):
         build_backbone("timm/resnet10t", (3, 32, 32), "default")
 
 
-def test_published_weights_bring_their_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_set_their_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     published: dict[str, Tensor] = torchvision.models.resnet18().state_dict()
 
     def fetched(*_: Any, **__: Any) -> dict[str, Tensor]:
@@ -174,10 +174,10 @@ def test_published_weights_bring_their_normalization(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("weights", ["default", "file"])
-def test_googlenet_computes_what_torchvision_does(
+def test_googlenet_outputs_equal_those_of_torchvision(
     weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its published weights undo ImageNet's normalization inside the network, which a checkpoint would not say."""
+    """Its published weights undo ImageNet's normalization inside the network, which a checkpoint does not record."""
     torch.manual_seed(0)
     net = torchvision.models.googlenet(init_weights=False, transform_input=True)
     published: dict[str, Tensor] = net.state_dict()

@@ -280,7 +280,7 @@ def test_every_run_has_the_same_first_hparams_columns(kind: str) -> None:
     assert _plugin(events, "session_end_info").session_end_info.status == 1  # success
 
 
-def test_test_fills_the_hparams_row_of_the_run() -> None:
+def test_hparams_row_is_filled_by_the_test_of_a_run() -> None:
     cli("fit", "fine_tune", "--run_name=a")
     assert main(["test", "--ckpt_path", str(RUN)]) == 0
     assert [p.name for p in RUN.parent.iterdir()] == ["version_0"]
