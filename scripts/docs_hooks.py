@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sft_lightning"
 # Pages of the reference, each with the packages whose modules it lists.
 API = {
-    "paradigms": ("Paradigms", ("paradigms",)),
+    "paradigms": ("Paradigms and tasks", ("paradigms", "tasks")),
     "losses": ("Losses and strategies", ("losses",)),
     "classifiers": ("Classifiers without steps", ("classifiers",)),
     "networks": ("Networks", ("networks",)),

@@ -41,9 +41,17 @@ def _parse_options(name: str, function: Any, argv: list[str]) -> dict[str, Any]:
     parser = Parser(prog=f"sft-lightning {name}")
     parser.add_argument("--config", action="config", help="YAML file with options.")
     parser.add_function_arguments(function, fail_untyped=True)
-    options: dict[str, Any] = parser.instantiate_classes(parser.parse_args(argv)).as_dict()
+    options: dict[str, Any] = parser.instantiate_classes(parser.parse_args(_name_data(argv))).as_dict()
     options.pop("config", None)
     return options
+
+
+def _name_data(argv: list[str]) -> list[str]:
+    """Let settings of data mean those of images where neither an option nor a config names the class."""
+    names = {word.partition("=")[0] for word in argv}
+    is_named = names & {"--data", "--config"} or any(name.startswith("--data.class_path") for name in names)
+    has_settings = any(name.startswith("--data.") for name in names)
+    return argv if is_named or not has_settings else ["--data=ImageDataModule", *argv]
 
 
 def _format_result(name: str, result: Any) -> str:
