@@ -109,9 +109,9 @@ def test_batches_of_pictures_that_are_kept_are_the_same(
             assert set(asked) == {24 * 28 * 28}
     assert len(found[0]) == len(found[1])
     for one, two in zip(*found, strict=True):
-        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.inputs, two.inputs)
         assert torch.equal(one.indices, two.indices)
-        assert one.draw == two.draw
+        assert one.seed == two.seed
 
 
 def test_a_file_that_cannot_be_read_is_told_batch_by_batch(
