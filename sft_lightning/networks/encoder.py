@@ -57,6 +57,11 @@ class Encoder(nn.Module, ABC):
         dtype = getattr(torch, self.input_spec.dtype)
         return torch.zeros(1, *self.input_spec.shape, dtype=dtype, device=self.device)
 
+    @property
+    def architecture(self) -> str:
+        """Name without its pooling, which has no weights: `resnet8` of `resnet8:flatten`."""
+        return get_architecture(self.name)
+
     def build_decoder(self) -> nn.Module:
         """Build a network from the features, (B, F), back to inputs, for autoencoders.
 
@@ -84,6 +89,15 @@ class Encoder(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
+
+
+def get_architecture(name: str) -> str:
+    """Return the name of an encoder without its pooling.
+
+    Args:
+        name: Name such as `resnet8` or `resnet8:flatten`.
+    """
+    return name.partition(":")[0]
 
 
 def describe_spec(spec: InputSpec) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sft_lightning.networks.adapters import merge_weights
-from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.encoder import Encoder, get_architecture
 from sft_lightning.networks.file_networks import choose_network, flatten_networks
 from sft_lightning.networks.metadata import check_metadata
 from sft_lightning.networks.resampling import Filter, Tensors as Tensors, fit_to_network
@@ -290,7 +290,7 @@ def load_encoder_weights(
     tensors, metadata = read_weights(path)
     if metadata.get("part") == "head":
         raise InputError(f"weights {str(path)!r} is a head without a backbone: give it as head_weights")
-    if metadata.get("backbone", encoder.name) != encoder.name:
+    if get_architecture(metadata.get("backbone", encoder.name)) != encoder.architecture:
         raise InputError(
             f"weights {str(path)!r} are of backbone {metadata['backbone']!r}, asked for is {encoder.name!r}: set "
             f"backbone: {metadata['backbone']}"

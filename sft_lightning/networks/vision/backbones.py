@@ -14,7 +14,9 @@ from sft_lightning.networks.resampling import Filter
 from sft_lightning.networks.vision.autoencoders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from sft_lightning.networks.vision.corruption import add_noise, hide_patches
 from sft_lightning.networks.vision.normalization import Stats
+from sft_lightning.networks.vision.pooling import replace_pool, split_pool
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization
+from sft_lightning.networks.vision.resnet8 import ResNet8
 from sft_lightning.networks.vision.wide_resnet import WideResNet
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
 from sft_lightning.utils.errors import InputError
@@ -24,6 +26,7 @@ _log = logging.getLogger(__name__)
 BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
     "mlp": MLPEncoder,
     "conv": ConvEncoder,
+    "resnet8": ResNet8,
     "wrn_28_2": WideResNet,
 }
 
@@ -71,7 +74,7 @@ class Backbone(Encoder):
         self.name, self.net, self.num_features, self.classifier = name, net, num_features, classifier
         self.image_shape = tuple(image_shape)
         self.input_spec = InputSpec("image", self.image_shape)
-        self._channels = image_shape[0] if name in BUILT_IN else 3
+        self._channels = image_shape[0] if self.architecture in BUILT_IN else 3
         self.register_buffer("mean", self._stats(mean))
         self.register_buffer("std", self._stats(std))
         self._plain = self._is_plain()
@@ -141,8 +144,9 @@ def build_backbone(
     """Build a backbone and load its weights.
 
     Args:
-        name: `mlp`, `conv`, `wrn_28_2`, or a name of torchvision or timm; `torchvision/NAME` or `timm/NAME` if both
-            have it (torchvision takes precedence).
+        name: `mlp`, `conv`, `resnet8`, `wrn_28_2`, or a name of torchvision or timm; `torchvision/NAME` or `timm/NAME`
+            if both have it (torchvision takes precedence). `:flatten` or `:catavgmax` after the name replaces the
+            average over its last map.
         image_shape: Shape of the images, (C, H, W).
         weights: `none`, `default` (the published weights, which are downloaded), or the path of a file or run.
         mean: Mean of the normalization; null for that of the weights, if any.
@@ -155,19 +159,23 @@ def build_backbone(
         InputError: The name is unknown, or the weights are unavailable or do not fit.
     """
     published = weights == "default"
-    if name in BUILT_IN:
+    architecture, pool = split_pool(name)
+    name = architecture if pool == "average" else name
+    if architecture in BUILT_IN:
         if published:
             raise InputError(f"weights is 'default', but nobody publishes weights of {name!r}: give none or a path")
-        net = BUILT_IN[name](image_shape)
+        net = BUILT_IN[architecture](image_shape)
         backbone = Backbone(name, net, int(net.num_features), image_shape)  # type: ignore[arg-type]
         library_filter = None
     else:
         if image_shape[0] not in (1, 3):
             raise InputError(f"backbone {name!r} takes 1 or 3 channels, the images have {image_shape[0]}")
-        made = build_library_net(name, image_shape, published, [*BUILT_IN])._asdict()
+        made = build_library_net(architecture, image_shape, published, [*BUILT_IN])._asdict()
         library_filter = made.pop("library_filter")
         backbone = Backbone(name, image_shape=image_shape, **made)
         backbone.net.to(memory_format=torch.channels_last)  # halves the time of convolutions on a CPU
+    if pool != "average":
+        backbone.num_features = replace_pool(backbone.net, pool, name, (backbone._channels, *image_shape[1:]))
     tensors: Tensors = {}
     if weights not in ("none", "default"):
         tensors = _load_weights(backbone, find_weights(Path(weights)), library_filter, mean is None or std is None)
@@ -205,8 +213,8 @@ def _load_weights(backbone: Backbone, path: Path, library_filter: Filter | None,
     stated = [tensors.get(prefix + name) for name in ("mean", "std")]
     if stated[0] is not None and stated[1] is not None:
         backbone.set_normalization(*(_to_channels(stats, backbone.mean) for stats in stated if stats is not None))
-    elif backbone.name not in BUILT_IN:
-        stats = infer_normalization(backbone.name, backbone.net, path)
+    elif backbone.architecture not in BUILT_IN:
+        stats = infer_normalization(backbone.architecture, backbone.net, path)
         backbone.set_normalization(backbone._stats(stats.mean), backbone._stats(stats.std))
         if needs_stats:
             matched.notes.append(

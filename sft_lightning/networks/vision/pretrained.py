@@ -8,6 +8,7 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
+from sft_lightning.networks.encoder import get_architecture
 from sft_lightning.networks.resampling import Filter, Tensors, keep_timm_filter, torchvision_filter
 from sft_lightning.networks.vision.normalization import (
     Normalization,
@@ -77,6 +78,7 @@ def fetch_published_weights(name: str) -> Tensors:
     Raises:
         InputError: The weights are unavailable.
     """
+    name = get_architecture(name)
     _, model = _split_name(name)
     try:
         if _is_torchvision(name):

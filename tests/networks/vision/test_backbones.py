@@ -45,14 +45,14 @@ def test_num_features_equals_the_width_of_the_output(name: str, side: int) -> No
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 29, 37)])
-@pytest.mark.parametrize(("name", "features"), [("mlp", 32), ("conv", 128), ("wrn_28_2", 128)])
+@pytest.mark.parametrize(("name", "features"), [("mlp", 32), ("conv", 128), ("resnet8", 128), ("wrn_28_2", 128)])
 def test_built_in_networks_accept_any_image_size(name: str, features: int, shape: tuple[int, int, int]) -> None:
     backbone, _ = build_backbone(name, shape)
     assert backbone.num_features == features
     assert backbone(torch.rand(4, *shape)).shape == (4, features)
 
 
-@pytest.mark.parametrize("name", ["conv", "wrn_28_2", "torchvision/resnet18", "timm/mobilenetv3_small_100"])
+@pytest.mark.parametrize("name", ["conv", "resnet8", "wrn_28_2", "torchvision/resnet18", "timm/mobilenetv3_small_100"])
 def test_convolutions_use_the_channels_last_layout(name: str) -> None:
     """This layout halves the time of a step on a CPU and uses tensor cores on a GPU."""
     backbone, _ = build_backbone(name, (3, 32, 32))
