@@ -46,11 +46,13 @@ class Unlabeled(NamedTuple):
     """Examples without labels.
 
     Attributes:
-        weak: Weak view, such as float32 images in [0, 1], (B, C, H, W).
+        weak: Weak view, such as float32 images in [0, 1], (B, C, H, W); the first of `crops` where those alone are
+            requested.
         indices: Positions in the split, int64 of shape (B,).
         seed: Seed of all other randomness of this batch, so that a resumed run repeats it.
         weak_2: Second weak view with its own randomness, if the paradigm requests it.
         strong: Strong view, if the paradigm requests it.
+        crops: Views for self-supervised pre-training, if the paradigm requests them.
     """
 
     weak: Inputs
@@ -58,6 +60,7 @@ class Unlabeled(NamedTuple):
     seed: int = 0
     weak_2: Inputs | None = None
     strong: Inputs | None = None
+    crops: tuple[Inputs, ...] = ()
 
     @property
     def draw(self) -> int:
@@ -101,15 +104,20 @@ class BatchViews:
 
         Args:
             raw: Batch of a training split.
-            wanted: Views to make: `weak_2`, `strong`; `weak` is always made.
+            wanted: Views to make: `weak_2`, `strong`, and `pretrain` once for each view of that kind. `weak` is made
+                unless `pretrain` alone is wanted.
         """
         x, seed = self._views.prepare(raw.inputs), raw.seed or 0
+        crops = tuple(self._views.pretrain(x, seed, number) for number in range(wanted.count("pretrain")))
+        if crops and set(wanted) == {"pretrain"}:
+            return Unlabeled(crops[0], raw.indices, seed, crops=crops)
         return Unlabeled(
             self._views.weak(x, raw.seed),
             raw.indices,
             seed,
             self._views.weak(x, seed, 1) if "weak_2" in wanted else None,
             self._views.strong(x, seed) if "strong" in wanted else None,
+            crops,
         )
 
 

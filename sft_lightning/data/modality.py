@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sft_lightning.utils.inputs import Inputs, map_inputs
 
+_APART = 0x632BE59B  # distance between the seeds of the pre-training views of a batch
 _MOST_SHOWN = 8  # numbers of an example that stand in for it where a modality shows nothing better
 
 
@@ -65,6 +66,16 @@ class Views(ABC):
     def has_strong(self) -> bool:
         """Whether the strong view changes more than the weak one."""
         return True
+
+    def pretrain(self, x: Inputs, seed: int, number: int) -> Inputs:
+        """Make a view for self-supervised pre-training, by default a strong view with a random stream of its own.
+
+        Args:
+            x: Prepared examples, (B, ...) each.
+            seed: Seed of the batch.
+            number: Number of this view in the batch.
+        """
+        return self.strong(x, (seed + (number + 1) * _APART) % 2**32)
 
     def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
         """Mix each example with a partner, as `mix_inputs` does.

@@ -32,13 +32,14 @@ from sft_lightning.data.vision.pixel_scale import (
 )
 from sft_lightning.data.vision.prediction import FileLoader
 from sft_lightning.data.vision.prediction_files import Listing, open_prediction_source
+from sft_lightning.data.vision.pretrain_views import PretrainView
 from sft_lightning.data.vision.sources import open_source, open_unlabeled
 from sft_lightning.data.vision.value_ranges import UNKNOWN, parse_ranges, serialize_ranges
 from sft_lightning.data.vision.views import ImageViews, StrongView, WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 from sft_lightning.utils.inputs import InputSpec
 
-_UNCHANGED, _STRONG = WeakView(), StrongView()
+_UNCHANGED, _STRONG, _PRETRAIN = WeakView(), StrongView(), PretrainView()
 
 
 class ImageDataModule(FewLabelDataModule):
@@ -71,6 +72,8 @@ class ImageDataModule(FewLabelDataModule):
         value_range: tuple[float, float] | None = None,
         weak_view: WeakView = _UNCHANGED,
         strong_view: StrongView = _STRONG,
+        pretrain_view: PretrainView = _PRETRAIN,
+        pretrain_view_2: PretrainView | None = None,
         labeled_view: Literal["weak", "strong", "both"] = "weak",
         batch_size: int = 64,
         unlabeled_ratio: int = 7,
@@ -114,6 +117,8 @@ class ImageDataModule(FewLabelDataModule):
                 65,535 for floating point, or the range of the data. The checkpoint keeps it for other images.
             weak_view: Random changes of training images.
             strong_view: Changes that a strong view adds, for paradigms that use one.
+            pretrain_view: Changes of the views for self-supervised pre-training.
+            pretrain_view_2: Changes of every second of these views; null for those of `pretrain_view`.
             labeled_view: View of labeled training images; `both` doubles the size of their batches (as in AdaMatch).
             batch_size: Training images per batch and process.
             unlabeled_ratio: Unlabeled images per labeled one if a paradigm trains on both (mu in FixMatch).
@@ -158,12 +163,15 @@ class ImageDataModule(FewLabelDataModule):
         )
         self.weak_view = make_view(WeakView, weak_view, "weak_view")
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
+        self.pretrain_views = [make_view(PretrainView, pretrain_view, "pretrain_view")]
+        if pretrain_view_2 is not None:
+            self.pretrain_views.append(make_view(PretrainView, pretrain_view_2, "pretrain_view_2"))
         self.is_converted = image_size is not None or channels is not None
         is_known = class_names is not None and image_size is not None and channels is not None
         shape = (3, 224, 224) if is_known else find_image_shape(self.opened_source) or (3, 224, 224)
         side = image_size or shape[1]
         self.given_image_size, self._image_shape = image_size, (channels or shape[0], side, side)
-        self.views = ImageViews(self._image_shape, self.weak_view, self.strong_view)
+        self.views = ImageViews(self._image_shape, self.weak_view, self.strong_view, self.pretrain_views)
         self.value_range, ranges = value_range, check_value_range(value_range)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop, resize=resize, ranges=ranges)
         self._cache = None if cache is None else Path(cache)
@@ -295,14 +303,14 @@ class ImageDataModule(FewLabelDataModule):
     def _crops_once(self, name: str) -> bool:
         """Return whether a worker may crop while it decodes: only for a single view, because each has its own crop."""
         views = self.labeled_views if name == "labeled" else self._request.views
-        return isinstance(self.splits[name].part.storage, EncodedImages) and len(views) == 1
+        return isinstance(self.splits[name].part.storage, EncodedImages) and len(views) == 1 and "pretrain" not in views
 
     def views_of(self, name: str) -> ImageViews:
         """Return the views of a training split, without the crop if a worker has cropped."""
         view = self.weak_view
         if view.crop_scale is not None and self._crops_once(name):
             view = replace(view, crop_scale=None)
-        return ImageViews(self._image_shape, view, self.strong_view)
+        return ImageViews(self._image_shape, view, self.strong_view, self.pretrain_views)
 
     def train_dataloader(self) -> TrainLoader:
         """Return the parts that the paradigm requests, side by side.
@@ -314,6 +322,11 @@ class ImageDataModule(FewLabelDataModule):
             raise InputError(
                 "strong_view changes nothing (operations and cutout are 0), but strong views are to be learned from: "
                 "set one of them"
+            )
+        if "pretrain" in self._request.views and not all(self.pretrain_views):
+            raise InputError(
+                "pretrain_view changes nothing, but an objective is to be learned from different views of an image: "
+                "set crop_scale, flip or another change"
             )
         return super().train_dataloader()
 

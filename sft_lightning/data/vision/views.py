@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from sft_lightning.data.modality import Views
 from sft_lightning.data.vision.affine import random_affine, random_resized_crop
+from sft_lightning.data.vision.pretrain_views import PretrainView, make_pretrain_view
 from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
 from sft_lightning.utils.transfer import to_device
 
 _APART = 0x9E3779B9  # distance between the seeds of the views of a batch; 32 bits, all that torch's CPU generator uses
+_PRETRAIN = 4  # number of the first view for pre-training; 0 and 1 are weak views, 2 and 3 make the strong one
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class StrongView:
         return self.operations > 0 or self.cutout > 0
 
 
-View = TypeVar("View", WeakView, StrongView)
+View = TypeVar("View", WeakView, StrongView, PretrainView)
 
 
 def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> View:
@@ -186,16 +188,23 @@ class ImageViews(Views):
 
     inputs_name: ClassVar[str] = "pixels"
 
-    def __init__(self, image_shape: Sequence[int], weak_view: WeakView, strong_view: StrongView) -> None:
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        weak_view: WeakView,
+        strong_view: StrongView,
+        pretrain_views: Sequence[PretrainView] = (PretrainView(),),
+    ) -> None:
         """Keep the settings.
 
         Args:
             image_shape: Shape (C, H, W) of the views.
             weak_view: Random changes of the weak view.
             strong_view: Changes that a strong view adds.
+            pretrain_views: Changes of the views for self-supervised pre-training, which take turns.
         """
         self._channels, self._side = image_shape[0], image_shape[1]
-        self._weak, self._strong = weak_view, strong_view
+        self._weak, self._strong, self._pretrain = weak_view, strong_view, pretrain_views
 
     def prepare(self, raw: Tensor) -> Tensor:
         """Turn uint8 images into float32 pixels in [0, 1] of one shape, (B, C, H, W)."""
@@ -208,6 +217,11 @@ class ImageViews(Views):
     def strong(self, x: Tensor, seed: int) -> Tensor:
         """Apply the strong view."""
         return strong(x, self._weak, self._strong, seed)
+
+    def pretrain(self, x: Tensor, seed: int, number: int) -> Tensor:
+        """Apply the first, second, ... view for self-supervised pre-training."""
+        view = self._pretrain[number % len(self._pretrain)]
+        return make_pretrain_view(x, view, _generator(seed, _PRETRAIN + number))
 
     @property
     def has_strong(self) -> bool:
