@@ -12,6 +12,8 @@ __all__ = [
     "DecoupledFeatureClassifier",
     "FineTuneClassifier",
     "ImageDataModule",
+    "PretrainView",
+    "SelfSupervisedModule",
     "SemiSupervisedModule",
     "StrongView",
     "WarmupCosine",
@@ -20,10 +22,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sft_lightning.data.vision.datamodule import ImageDataModule
+    from sft_lightning.data.vision.pretrain_views import PretrainView
     from sft_lightning.data.vision.views import StrongView, WeakView
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
     from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
     from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+    from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
     from sft_lightning.training.lr_schedulers import WarmupCosine
 
@@ -32,6 +36,8 @@ _HOMES = {
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
     "ImageDataModule": "sft_lightning.data.vision.datamodule",
+    "PretrainView": "sft_lightning.data.vision.pretrain_views",
+    "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
     "StrongView": "sft_lightning.data.vision.views",
     "WarmupCosine": "sft_lightning.training.lr_schedulers",

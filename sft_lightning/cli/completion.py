@@ -86,7 +86,7 @@ def _set_completion(action: argparse.Action, last: str, files: Any) -> None:
     elif last == "backbone":
         from torchvision.models import list_models
 
-        action.choices = ["mlp", "conv", "wrn_28_2", *(f"torchvision/{name}" for name in list_models())]
+        action.choices = ["mlp", "conv", "resnet8", "wrn_28_2", *(f"torchvision/{name}" for name in list_models())]
 
 
 def _iterate_options(name: str) -> Iterator[tuple[str, str, list[str]]]:

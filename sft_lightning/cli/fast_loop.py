@@ -37,6 +37,7 @@ from sft_lightning.paradigms.autoencoder import AutoencoderModule
 from sft_lightning.paradigms.base import Paradigm
 from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
 from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
@@ -50,7 +51,9 @@ from sft_lightning.utils.cpu import flush_denormals, retain_freed_memory
 
 # The exact classes for which `tests/cli/test_fast_loop.py` shows that both loops compute, call and log the same.
 TRAINERS: set[type] = {Trainer}
-MODULES: set[type] = {AutoencoderModule, DecoupledFeatureClassifier, FineTuneClassifier, SemiSupervisedModule}
+MODULES: set[type] = {
+    AutoencoderModule, DecoupledFeatureClassifier, FineTuneClassifier, SelfSupervisedModule, SemiSupervisedModule,
+}  # fmt: skip
 DATA_MODULES: set[type] = {ImageDataModule}
 STRATEGIES: set[type] = {SingleDeviceStrategy, DDPStrategy}
 PRECISIONS: set[type] = {Precision, MixedPrecision}

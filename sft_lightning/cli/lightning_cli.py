@@ -20,6 +20,7 @@ from sft_lightning import (  # noqa: F401
     DecoupledFeatureClassifier,
     FineTuneClassifier,
     ImageDataModule,
+    SelfSupervisedModule,
     SemiSupervisedModule,
     WarmupCosine,
 )

@@ -9,13 +9,14 @@ from torch import optim
 
 import sft_lightning
 from sft_lightning.cli.parser import list_actions
-from sft_lightning.losses import features as feature_losses, regularizers, unlabeled as strategies
+from sft_lightning.losses import features as feature_losses, pretraining, regularizers, unlabeled as strategies
 from sft_lightning.networks import adapters
 
 # Classes of ours by the setting that names them.
 OURS = {
     "model": [name for name in sft_lightning.__all__ if name.endswith(("Module", "Classifier")) and "Data" not in name],
     "data": ["ImageDataModule"],
+    "objective": pretraining.__all__,
     "strategy": strategies.__all__,
     "feature_loss": feature_losses.__all__,
     "regularizer": regularizers.__all__,
@@ -112,10 +113,11 @@ def _group_classes() -> dict[str, list[Any]]:
     model, data = "model.init_args", "data.init_args"
     found = {model: ours.pop("model"), data: ours.pop("data")}
     found |= {f"{data}.weak_view": [sft_lightning.WeakView], f"{data}.strong_view": [sft_lightning.StrongView]}
+    found |= {f"{data}.{name}": [sft_lightning.PretrainView] for name in ("pretrain_view", "pretrain_view_2")}
     found |= {f"{model}.{name}.init_args": kinds for name, kinds in ours.items()}
     return found | {f"{model}.optimizer.init_args": [optim.SGD, optim.Adam, optim.AdamW]}
 
 
 def _load_ours(name: str) -> list[Any]:
-    homes = (sft_lightning, strategies, feature_losses, regularizers, adapters)
+    homes = (sft_lightning, pretraining, strategies, feature_losses, regularizers, adapters)
     return [next(getattr(home, cls) for home in homes if cls in home.__all__) for cls in OURS[name]]

@@ -208,6 +208,9 @@ def _write_labels(card: CardData) -> str:
         return "Unknown, since there is no `split.csv` that can be read."
     if made_by == "AutoencoderModule":
         return f"None was used: it learned to redraw {others:,} images."
+    if made_by == "SelfSupervisedModule":
+        objective = card.get_setting("model", "objective")
+        return f"None was used: it learned from random views of {others:,} examples by {objective}."
     budget = [f"{n}: {v}" for n in ("num_labels", "labels_per_class") if (v := card.get_setting("data", n)) is not None]
     sentences = [f"{labeled:,} labels were used ({budget[0] if budget else 'all that there were'})."]
     if made_by == "SemiSupervisedModule":

@@ -5,37 +5,31 @@ masked variant corrupt the input of the encoder, never the target of the decoder
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from sft_lightning._version import __version__
 from sft_lightning.losses.reconstruction import compute_reconstruction_errors, reconstruction_loss
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.build import build_encoder
-from sft_lightning.networks.weights import write_weights
-from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place, resolve_input_spec
-from sft_lightning.runs.record import RunRecord
+from sft_lightning.paradigms.base import StepResult, compile_in_place, resolve_input_spec
+from sft_lightning.paradigms.encoder_pretraining import EncoderPretraining
 from sft_lightning.training.figures import ExampleRows, Figure
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs, InputSpec, count_inputs, select_inputs
 
-ENCODER = "encoder.safetensors"
 _SHOWN = 8
 
 
-class AutoencoderModule(Paradigm):
+class AutoencoderModule(EncoderPretraining):
     """Autoencoder that learns to reconstruct its inputs from a few features.
 
     At the end of `fit` the encoder is written as `encoder.safetensors` into the run's folder.
     """
-
-    batch_parts: ClassVar[tuple[str, ...]] = ("unlabeled",)
 
     def __init__(
         self,
@@ -158,26 +152,3 @@ class AutoencoderModule(Paradigm):
     def figures(self, stage: str) -> dict[str, Figure]:
         """Return inputs in the upper row, reconstructions in the lower."""
         return {} if self._example is None else {"reconstructions": ExampleRows(self._example)}
-
-    def on_fit_end(self) -> None:
-        """Save the encoder to a file of its own."""
-        if not self.trainer.loggers or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        folder = self.trainer.log_dir  # on every rank: it is broadcast
-        if self.trainer.is_global_zero and folder is not None:
-            self.save_encoder(Path(folder) / ENCODER, {"run": folder, "chain": RunRecord(Path(folder)).chain})
-
-    def save_encoder(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Write the encoder with the metadata that `rebuild_encoder` needs.
-
-        Args:
-            path: Path of the file to write; ends in `.safetensors`.
-            provenance: Further metadata for the file, such as its run.
-        """
-        metadata = {
-            "part": "backbone",
-            **self.encoder.describe(),
-            "made_by": type(self).__name__,
-            "version": __version__,
-        }
-        write_weights(Path(path), self.encoder.state_dict(), {**metadata, **(provenance or {})})

@@ -6,18 +6,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.features.base import FeatureLoss
 from sft_lightning.networks.heads import normalize_tau
-from sft_lightning.networks.modes import eval_mode
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+from sft_lightning.paradigms.labeled_features import compute_labeled_features
 from sft_lightning.training.optimizers import Group
-from sft_lightning.utils.distributed import is_distributed
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
 
 _RETRAINED = ("crt", "lws")  # heads that a second stage derives from a trained classifier
@@ -249,20 +248,11 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
     def _remember(self, stage: str) -> None:
         """Store features of unaugmented labeled examples for the metrics and the nearest-class-mean head."""
         metrics: Any = self._feature_metrics[f"{stage}_features"]
-        data = few_label_data(self.trainer)
-        if data is None or not len(data.splits["labeled"]):
+        labeled = compute_labeled_features(self, self.backbone, self.remembered)
+        if labeled is None:
             metrics.forget()
             return
-        if is_distributed():  # running statistics differ between processes until DDP's next forward pass
-            for buffer in self.backbone.buffers():
-                distributed.broadcast(buffer, 0)
-        with eval_mode(self), self.trainer.precision_plugin.forward_context():
-            # A copy: a compiled backbone may give the same memory again.
-            pairs = [
-                (self.backbone(batch.x).float().clone(), batch.y)
-                for batch in data.labeled_batches(self.remembered, self.device)
-            ]
-        weight, bias = metrics.remember(torch.cat([f for f, _ in pairs]), torch.cat([y for _, y in pairs]))
+        weight, bias = metrics.remember(*labeled)
         if self.head_kind == "nearest_class_mean" and self.trainer.state.fn == TrainerFn.FITTING:
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)

@@ -6,7 +6,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from sft_lightning import AutoencoderModule
+from sft_lightning import AutoencoderModule, SelfSupervisedModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.paradigms.calibration import fit_temperature
@@ -81,6 +81,15 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
                 Section("Reconstructions", render_reconstructions(opened)),
                 Section("Training curves", render_training(curves)),
             ]
+        elif isinstance(opened.cli.model, SelfSupervisedModule):
+            curves = read_curves(opened.folder)
+            ranks = ["train/effective_rank", "val/effective_rank"]
+            figure = figures.draw_curves(curves or {}, [("Effective rank of the features", ranks)])
+            verdict = [
+                f"This network was pre-trained without labels; the page shows the {_describe_iterate(opened)}.",
+                "Whether it helps shows in runs that start from it, compared over several seeds.",
+            ]
+            sections = [Section("Training curves", render_training(curves))]
         else:
             made_by = opened.trained.metadata["made_by"]
             raise InputError(f"run {run!r} ({made_by}) has no classifier: give a run that has one")

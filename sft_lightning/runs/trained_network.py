@@ -62,7 +62,7 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     tensors, content = read_weights(path)
     settings = check_model_settings(content, path)
     name = settings.get("backbone", settings.get("network"))
-    prefix = "encoder." if "network" in settings else "backbone."
+    prefix = "encoder." if any(n.startswith("encoder.net.") for n in tensors) else "backbone."
     spec = InputSpec.from_settings(settings)
     needed = {"tau"} if settings.get("head") == "tau_normalized" else set()
     is_complete = any(n.startswith(f"{prefix}net.") for n in tensors)

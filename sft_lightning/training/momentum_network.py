@@ -7,6 +7,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from sft_lightning.utils.inputs import Inputs
+
 
 class MomentumNetwork(nn.Module):
     """Moving average of a network's parameters, part of checkpoints, that never gets a gradient.
@@ -37,18 +39,18 @@ class MomentumNetwork(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
-    def follow(self, network: nn.Module, global_step: int, total_steps: int | None) -> None:
+    def follow(self, parts: Mapping[str, nn.Module], global_step: int, total_steps: int | None) -> None:
         """Average the parameters if an optimizer step was taken since the last call; called before each use.
 
         Args:
-            network: Module with the submodules of the same names.
+            parts: Submodules of the trained network by the names of their copies.
             global_step: Number of optimizer steps so far.
             total_steps: Number of optimizer steps of the training, or None for a constant decay.
         """
         followed = int(self.followed) if self._followed is None else self._followed
         if global_step > followed:
             averages = [p.detach() for name in self._names for p in self.get_submodule(name).parameters()]
-            values = [p.detach() for name in self._names for p in network.get_submodule(name).parameters()]
+            values = [p.detach() for name in self._names for p in parts[name].parameters()]
             torch._foreach_lerp_(averages, values, 1 - self.decay_at(global_step - 1, total_steps))
         if global_step != followed:  # smaller where a module is trained a second time
             self.followed.fill_(global_step)
@@ -67,12 +69,13 @@ class MomentumNetwork(nn.Module):
         return 1 - (1 - self.decay) * (1 + math.cos(math.pi * progress)) / 2
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Compute the output of the last submodule, without gradient.
 
         Args:
-            x: Inputs of the network.
+            x: Inputs of the network, (B, ...) each.
         """
         for name in self._names:
             x = self.get_submodule(name)(x)
-        return x
+        outputs: Tensor = x
+        return outputs

@@ -145,6 +145,7 @@ def count_known_labels(weights: str, data: FewLabelDataModule) -> int:
     known: set[str] = set()
     for link in chain:
         manifest = Path(link.get("run", "")) / MANIFEST
-        if link.get("model") != "AutoencoderModule" and link.get("data") == data.source.name and manifest.is_file():
+        learned = link.get("model") != "AutoencoderModule" and link.get("learns_labels") is not False
+        if learned and link.get("data") == data.source.name and manifest.is_file():
             known |= read_labeled_ids(manifest)
     return len(known & {*data.splits["labeled"].ids})

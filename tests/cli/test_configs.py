@@ -19,7 +19,10 @@ from tests.conftest import CONFIGS
 
 SHARED = CONFIGS / "semi_supervised" / "shared.yaml"
 STRATEGIES = sorted({*(CONFIGS / "semi_supervised").glob("*.yaml")} - {SHARED})
-SHIPPED = sorted([*(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml"), *STRATEGIES])
+PRETRAINING = sorted((CONFIGS / "pretraining").glob("*.yaml"))
+SHIPPED = sorted(
+    [*(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml"), *STRATEGIES, *PRETRAINING]
+)
 DATA = sorted((CONFIGS / "data").glob("*semi_supervised.yaml"))
 HEADER = ("Hardware:", "Expect:", "Time:")
 
@@ -31,7 +34,9 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
     if "source: CIFAR10" in text:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "32"]
         given += ["--data.init_args.batch_size", "4"]
-    if "num_labels: 1000" in text:
+    if "source: FashionMNIST" in text and "num_labels: 1000" in text:
+        given += ["--data.init_args.num_labels", "20", "--data.init_args.val_size", "40"]
+    elif "num_labels: 1000" in text:
         given += ["--data.init_args.num_labels", "6", "--data.init_args.val_size", "3"]
     if "source: my_images" in text:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "64"]
@@ -41,9 +46,10 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 
 
 # A config for each way of training; the others are repeated in a slow test.
-ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled")]
+ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled", "self_supervised")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
 LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
+LONG |= {*PRETRAINING}
 LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml"), *(CONFIGS / "reference").glob("*fashion_mnist.yaml")}
 SHORT = ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=2", "--trainer.log_every_n_steps=1"]
 SHORT += ["--data.init_args.batch_size=8", "--data.init_args.val_size=40", "--data.init_args.num_workers=0"]
@@ -83,8 +89,12 @@ def test_config_runs_one_batch_of_every_command(
     assert (run / "checkpoints" / "last.ckpt").is_file()
     if config in STRATEGIES and config.stem != "fixmatch":  # they differ in training alone
         return
-    for command, kind in (("validate", "val"), ("test", "test"), ("predict", "predict")):
+    predicts = "SelfSupervisedModule" not in config.read_text()
+    for command, kind in (("validate", "val"), ("test", "test"), ("predict", "predict"))[: 3 if predicts else 2]:
         assert main([command, "--ckpt_path", str(run), f"--trainer.limit_{kind}_batches=1"]) == 0
+    if not predicts:
+        assert re.search(r"test/effective_rank +\d+\.\d+", caplog.text)
+        return
     assert re.search(r"test/loss +\d+\.\d+", caplog.text)
     assert len((run / "predictions.csv").read_text().splitlines()) > 1
     assert {p.name for p in run.glob("*.yaml")} >= {"fit.yaml", "test.yaml", "predict.yaml"}

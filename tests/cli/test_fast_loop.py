@@ -71,7 +71,16 @@ def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
 HALF = "--trainer.precision=bf16-mixed"
 
 
-@pytest.mark.parametrize("words", [("autoencoder",), ("fine_tune",), ("fine_tune", SCHEDULE), ("fine_tune", HALF)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("autoencoder",),
+        ("self_supervised", "--model.init_args.backbone=mlp"),
+        ("fine_tune",),
+        ("fine_tune", SCHEDULE),
+        ("fine_tune", HALF),
+    ],
+)
 def test_equals_lightnings_step(words: tuple[str, ...], workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (a, seen_a), (b, seen_b) = (trained(monkeypatch, words[0], is_lean, *words[1:]) for is_lean in (True, False))
     assert len(seen_a.losses) == 12

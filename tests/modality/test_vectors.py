@@ -84,6 +84,18 @@ def test_all_paradigms_train_resume_test_predict_and_report(table: Path, workdir
     assert ",test/accuracy," in metrics
 
 
+def test_objectives_compare_strong_views_and_leave_a_start(table: Path, workdir: Path) -> None:
+    words = ["--model.objective=VICReg", "--model.objective.hidden=32", "--model.objective.projection=16"]
+    run("fit", "--run_name=pretrained", *arguments(table, "SelfSupervisedModule", *words))
+    folder = "lightning_logs/pretrained/version_0"
+    metrics = Path(folder, "metrics.csv").read_text()
+    assert ",val/effective_rank," in metrics
+    assert ",val/knn_accuracy," in metrics
+    run("report", folder)
+    assert "Effective rank of the features" in Path(folder, "report.html").read_text()
+    run("fit", "--run_name=tuned", *arguments(table, "FineTuneClassifier", f"--model.weights={folder}"))
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(table: Path, workdir: Path) -> None:
     whole, part = "lightning_logs/whole/version_0/checkpoints", "lightning_logs/part/version_0/checkpoints"
     fixmatch = arguments(table, *PARADIGMS["fixmatch"])

@@ -22,11 +22,13 @@ from sft_lightning import (
     DecoupledFeatureClassifier,
     FineTuneClassifier,
     ImageDataModule,
+    PretrainView,
+    SelfSupervisedModule,
     SemiSupervisedModule,
 )
 from sft_lightning.cli import fast_loop
 from sft_lightning.cli.lightning_cli import SFTCLI
-from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.losses import pretraining, unlabeled as strategies
 from sft_lightning.losses.features import Center, CosinePrototype, SupCon
 from sft_lightning.losses.unlabeled import FreeMatch, Reconstruction
 from sft_lightning.networks.adapters import LoRA
@@ -34,6 +36,7 @@ from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.sync_batchnorm import SyncBatchNormOnCPU, SyncBatchNormsOnCPU
 from sft_lightning.utils.errors import InputError
+from tests.losses.pretraining.references import SMALL
 from tests.paradigms.helpers import SHAPE, Pictures, Recorder, classifier, cli, sample, state, trainer
 
 Schedule = Literal["joint", "alternating"]
@@ -216,6 +219,39 @@ def run_synced(out: Path) -> dict[str, Any]:
     return results
 
 
+class FixedViews(ImageDataModule):
+    """Batches in double precision, whose two views are functions of the image: random views differ by process."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        views = super().on_after_batch_transfer(batch, dataloader_idx)
+        if isinstance(views, dict):
+            weak: Tensor = views["unlabeled"].weak
+            views["unlabeled"] = views["unlabeled"]._replace(crops=(weak, weak.roll(2, -1) * 0.8))
+        return apply_to_collection(views, Tensor, lambda t: t.double() if t.is_floating_point() else t)
+
+
+def train_self_supervised(name: str, devices: int) -> dict[str, Any]:
+    """Train 8 steps; the batch of all processes together has 16 images."""
+    torch.manual_seed(0)
+    objective = getattr(pretraining, name)(**SMALL[name])
+    model = SelfSupervisedModule(objective, "mlp", SHAPE, num_classes=10, optimizer=_sgd).double()
+    # Gray images have no color to lose.
+    unchanged: dict[str, Any] = {"crop_scale": [1.0, 1.0], "flip": False, "jitter": 0.0, "blur": 0.0}
+    data = FixedViews("sample", num_labels=40, val_size=100, batch_size=16 // devices, seed=1, steps_per_epoch=4,
+                      eval_batch_size=20, pretrain_view=PretrainView(**unchanged))  # fmt: skip
+    recorder = Recorder()
+    run = trainer([recorder], max_epochs=2, **ddp(devices, sync_batchnorm=True))
+    SyncBatchNormsOnCPU.install(run)
+    run.fit(model, data)
+    metrics = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("val/")}
+    return {"state": state(model), "losses": recorder.losses, "metrics": metrics}
+
+
+def run_self_supervised(out: Path) -> dict[str, Any]:
+    """Train all self-supervised objectives."""
+    return {name: train_self_supervised(name, 2) for name in pretraining.__all__}
+
+
 def train_by_command(*words: str) -> tuple[SFTCLI, BroadcastRecorder]:
     """Train the fine-tuning quickstart through the command line."""
     two = ("--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
@@ -247,6 +283,7 @@ def run_fast_loop(out: Path) -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "classifiers": run_classifiers,
     "decoupled": run_decoupled,
+    "self_supervised": run_self_supervised,
     "semi_supervised": run_semi_supervised,
     "synced": run_synced,
     "fast_loop": run_fast_loop,

@@ -38,6 +38,10 @@ RUNS = {
         "--config", str(CONFIGS / "quickstart" / "decoupled.yaml"), "--model.init_args.coupling=two_stage",
         "--model.init_args.feature_epochs=2",
     ],
+    "self-supervised": [
+        "--config", str(CONFIGS / "quickstart" / "self_supervised.yaml"), "--model.init_args.objective=BYOL",
+        "--model.init_args.objective.init_args.hidden=32", "--model.init_args.backbone=mlp",
+    ],
 }  # fmt: skip
 
 

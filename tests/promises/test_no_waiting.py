@@ -20,6 +20,7 @@ PARADIGMS: dict[str, tuple[list[str], int]] = {  # the shipped configs, and what
     "autoencoder": (["quickstart/autoencoder.yaml"], 4),
     "fine_tune": (["quickstart/fine_tune.yaml"], 4),
     "decoupled": (["quickstart/decoupled.yaml"], 6),
+    "self_supervised": (["quickstart/self_supervised.yaml", "--model.init_args.objective=BYOL"], 7),
     "fixmatch": (["semi_supervised/shared.yaml", "semi_supervised/fixmatch.yaml"], 8),
 }
 OTHERS = sorted({p.stem for p in (CONFIGS / "semi_supervised").glob("*.yaml")} - {"shared", "fixmatch"})
@@ -51,7 +52,7 @@ def watched(configs: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[int, Co
     monkeypatch.setattr(
         fast_loop, "CALLBACKS", fast_loop.CALLBACKS | {Watch}
     )  # beside other callbacks Lightning's loop reads
-    words = [word for config in configs for word in ("--config", str(CONFIGS / config))]
+    words = [w for own in configs for w in ([own] if own.startswith("--") else ["--config", str(CONFIGS / own)])]
     words += ["--run_name=run", "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]
     words += ["--data.init_args.batch_size=4", "--data.init_args.steps_per_epoch=102", FUSED]
     words += ["--data.init_args.unlabeled_ratio=2", "--trainer.callbacks=tests.promises.test_no_waiting.Watch"]

@@ -26,8 +26,8 @@ def test_it_follows_once_for_each_step_with_a_decay_that_rises_to_1() -> None:
     for step in range(1, 5):
         with torch.no_grad():
             net.last.weight.add_(step)
-        momentum.follow(net, step, 8)
-        momentum.follow(net, step, 8)  # accumulated gradients: the same step
+        momentum.follow(dict(net.named_children()), step, 8)
+        momentum.follow(dict(net.named_children()), step, 8)  # accumulated gradients: the same step
         decay = 1 - 0.1 * (math.cos(math.pi * (step - 1) / 8) + 1) / 2
         average = decay * average + (1 - decay) * net.last.weight.detach()
         torch.testing.assert_close(momentum.last.weight, average)  # type: ignore[union-attr]
@@ -47,25 +47,25 @@ def test_it_normalizes_by_the_batch_and_gets_no_gradient() -> None:
 
 def test_a_resumed_one_catches_up_on_the_step_that_was_saved() -> None:
     net, momentum = made()
-    momentum.follow(net, 3, 8)
+    momentum.follow(dict(net.named_children()), 3, 8)
     with torch.no_grad():
         net.last.weight.add_(1)
     other = made()[1]
     other.load_state_dict(momentum.state_dict())
-    other.follow(net, 3, 8)
+    other.follow(dict(net.named_children()), 3, 8)
     assert torch.equal(other.last.weight, momentum.last.weight)  # type: ignore[arg-type, union-attr]
     for each in (momentum, other):
-        each.follow(net, 4, 8)
+        each.follow(dict(net.named_children()), 4, 8)
     assert torch.equal(other.last.weight, momentum.last.weight)  # type: ignore[arg-type, union-attr]
     assert not torch.equal(other.last.weight, net.last.weight)  # type: ignore[arg-type, union-attr]
 
 
 def test_a_second_training_starts_from_zero_again() -> None:
     net, momentum = made()
-    momentum.follow(net, 50, 50)
-    momentum.follow(net, 0, 50)
+    momentum.follow(dict(net.named_children()), 50, 50)
+    momentum.follow(dict(net.named_children()), 0, 50)
     before = momentum.last.weight.clone()  # type: ignore[operator, union-attr]
     with torch.no_grad():
         net.last.weight.add_(1)
-    momentum.follow(net, 1, 50)
+    momentum.follow(dict(net.named_children()), 1, 50)
     assert not torch.equal(momentum.last.weight, before)  # type: ignore[arg-type, union-attr]

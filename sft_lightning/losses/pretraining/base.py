@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ObjectiveInputs(NamedTuple):
@@ -83,7 +84,9 @@ class Objective(nn.Module, ABC):
         outputs = [self.predictor(z) for z in projections]
         targets = [z.detach() for z in projections] if targets is None else targets
         with torch.autocast(features[0].device.type, enabled=False):
-            return self.loss(ObjectiveInputs(_in_full_precision(outputs), _in_full_precision(targets), global_step))
+            result = self.loss(ObjectiveInputs(_in_full_precision(outputs), _in_full_precision(targets), global_step))
+            spread = compute_spread(_in_full_precision(projections)[0].detach())
+            return ObjectiveOutput(result.loss, {**result.logs, "projection_spread": spread})
 
     @abstractmethod
     def loss(self, step: ObjectiveInputs) -> ObjectiveOutput:
@@ -92,6 +95,18 @@ class Objective(nn.Module, ABC):
         Args:
             step: Outputs and targets of each view.
         """
+
+
+def compute_spread(projections: Tensor) -> Tensor:
+    """Compute how far projections point in different directions: 1 if their mean direction is 0, 0 if all are the same.
+
+    It is the deviation of normalized outputs by which SimSiam shows its collapse, times the root of their number.
+
+    Args:
+        projections: Projections, (B, P).
+    """
+    mean = F.normalize(projections, dim=1).mean(0)
+    return (1 - mean.square().sum()).clamp_min(0).sqrt()
 
 
 def _in_full_precision(values: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -60,7 +60,7 @@ class LeJEPA(Objective):
         z = torch.stack(step.outputs)
         invariance = (z - z.mean(0)).square().mean()
         generator = torch.Generator().manual_seed(step.global_step)  # the same directions on all processes
-        direction = torch.randn(self.projection, self.directions, generator=generator)
+        direction = torch.randn(self.projection, self.directions, generator=generator, dtype=torch.float32)
         along = z @ to_device(F.normalize(direction, dim=0), z.device).to(z.dtype)
         gaussianity = torch.stack([epps_pulley(x) for x in along]).mean()
         loss = (1 - self.regularization) * invariance + self.regularization * gaussianity

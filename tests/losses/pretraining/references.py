@@ -82,7 +82,9 @@ def lejepa(of: Any, outputs: Pair, targets: Pair, step: int) -> Tensor:
     """Algorithm 1, with complex exponentials on all 17 points."""
     center = (outputs[0] + outputs[1]) / 2
     distance = torch.stack([(z - center) ** 2 for z in outputs]).mean()
-    directions = torch.randn(of.projection, of.directions, generator=torch.Generator().manual_seed(step))
+    directions = torch.randn(
+        of.projection, of.directions, generator=torch.Generator().manual_seed(step), dtype=torch.float32
+    )
     directions = (directions / directions.norm(dim=0)).to(center)
     t = torch.linspace(-5, 5, 17, dtype=center.dtype)
     gaussian = (-(t**2) / 2).exp()
