@@ -12,9 +12,11 @@ of microseconds. `OMP_WAIT_POLICY=PASSIVE` makes it sleep instead. A training th
 
 `results/threads.json` is one round of 100 steps on 2 cores with 10 to 12 other processes ready to run (`--configs
 fine_tune --neighbors 0 --rounds 1`): 4.4 s with one thread, 62 s with two, 8.3 s with two that sleep. Wall times vary
-with the load; CPU seconds show the cause: 1.0 with one thread, 11.2 with two, 1.0 with two that sleep. An idle machine
-was not measured, so `fit` keeps torch's number of threads; set `OMP_NUM_THREADS=1` for small networks on a shared
-machine. `study --jobs N` divides the cores among its N processes, so `scripts/quickstart` trains with one thread each.
+with the load; CPU seconds show the cause: 1.0 with one thread, 11.2 with two, 1.0 with two that sleep. On an idle
+machine (`results/threads_idle.json`, three rounds) the medians are 1.2 s with one thread, 1.1 s with two, and 1.7 s
+with two that sleep. So `fit` keeps torch's number of threads, which is best on a machine of one's own; set
+`OMP_NUM_THREADS=1` for small networks on a shared one, where a second thread wins 8% or loses a factor of 14.
+`study --jobs N` divides the cores among its N processes, so `scripts/quickstart` trains with one thread each.
 """
 
 import argparse
