@@ -61,7 +61,7 @@ after = peak = mib()
 loader, images, start = data.train_dataloader(), 0, time.perf_counter()
 while images < max_images and time.perf_counter() - start < seconds:
     for batch in loader:
-        images += sum(len(examples.storage) for examples in batch.values())
+        images += sum(len(raw.indices) for raw in batch.values())
         peak = max(peak, mib())
         if images >= max_images or time.perf_counter() - start >= seconds:
             break
