@@ -110,6 +110,16 @@ class LabelSpreading(Classifier):
         )
 
 
+def choose_neighbors(count: int, num_classes: int) -> int:
+    """Return a number of neighbors for a graph: 15, but no more than a quarter of an average class, and at least 3.
+
+    Args:
+        count: Number of examples, above 3.
+        num_classes: Number of classes.
+    """
+    return min(max(3, min(15, count // (4 * num_classes))), count - 1)
+
+
 def normalize_graph(nearest: Tensor) -> Any:
     """Return S = D^-1/2 W D^-1/2 of a graph of neighbors.
 

@@ -16,6 +16,8 @@ _MAX_FEATURES = 8192  # whose covariance takes half a gigabyte
 class WhitenedPCA:
     """Map vectors to their first principal components, each with variance 1.
 
+    There is at most one component for each 10 examples: whitening few examples makes all their distances equal.
+
     The covariance is added up batch by batch in float64, so that memory depends on the number of features alone.
 
     Attributes:
@@ -69,7 +71,8 @@ class WhitenedPCA:
             raise InputError(f"principal components need at least 2 examples, not {count}: add examples")
         offset = total / count
         variances, vectors = torch.linalg.eigh(product / count - offset[:, None] * offset)
-        variances, vectors = variances.flip(0)[: self.components], vectors.flip(1)[:, : self.components]
+        most = min(self.components, max(2, count // 10))
+        variances, vectors = variances.flip(0)[:most], vectors.flip(1)[:, :most]
         mean = origin + offset
         kept = variances > torch.maximum(_RELATIVE * variances[0], _ROUNDING * mean.square().sum())
         if not bool(kept.any()):

@@ -5,21 +5,31 @@ from collections.abc import Iterable
 
 from sft_lightning.losses import unlabeled
 
-LOGISTIC = "logistic regression"
-_ON_START = f"{LOGISTIC} on the start of "
+BASELINES = {"logistic": "logistic regression", "graph": "label spreading"}  # by their keys in a run's result
+_ON_START = " on the start of "
 
 # Class names that are also the names in the literature: FixMatch and UDA, but not MeanTeacher.
 _STRATEGIES = {name.lower(): name for name in unlabeled.__all__ if name.endswith("Match") or name.isupper()}
 
 
-def name_baseline(method: str | None, inputs: str = "pixels") -> str:
-    """Return the identifier of logistic regression as a method.
+def name_baseline(method: str | None, inputs: str = "pixels", kind: str = "logistic") -> str:
+    """Return the identifier of a baseline as a method.
 
     Args:
-        method: Method whose starting weights give the features; None for regression on the inputs themselves.
+        method: Method whose starting weights give the features; None for the inputs themselves.
         inputs: Name of the inputs for readers, in the plural.
+        kind: Key of `BASELINES`.
     """
-    return f"{LOGISTIC} on {inputs}" if method is None else f"{_ON_START}{method}"
+    return f"{BASELINES[kind]} on {inputs}" if method is None else f"{BASELINES[kind]}{_ON_START}{method}"
+
+
+def is_baseline(method: str) -> bool:
+    """Return whether a method is a baseline that `name_baseline` has named.
+
+    Args:
+        method: Identifier of the method.
+    """
+    return method.startswith(tuple(f"{name} on " for name in BASELINES.values()))
 
 
 def name_methods(methods: Iterable[str]) -> dict[str, str]:
@@ -36,6 +46,7 @@ def name_methods(methods: Iterable[str]) -> dict[str, str]:
 
 
 def _name(method: str) -> str:
-    if method.startswith(_ON_START):
-        return f"{LOGISTIC} on the initial features of {_name(method.removeprefix(_ON_START))}"
+    baseline, on_start, start = method.partition(_ON_START)
+    if on_start and baseline in BASELINES.values():
+        return f"{baseline} on the initial features of {_name(start)}"
     return _STRATEGIES.get(method.lower()) or method.replace("_", " ")

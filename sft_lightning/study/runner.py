@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.digests import combine_digests
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.runs.paths import LOGS, is_below_logs
 from sft_lightning.runs.record import RunRecord
-from sft_lightning.study.baselines import STARTS, fit_logistic_regression
+from sft_lightning.study.baselines import STARTS, fit_label_spreading, fit_logistic_regression
 from sft_lightning.study.folders import assign_folders
+from sft_lightning.study.method_names import BASELINES
 from sft_lightning.study.plan import StudyRun
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
+from sft_lightning.transfer.vectors import choose_device
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.errors import InputError, StoppedBySignal, describe_failure
@@ -95,10 +99,10 @@ def check_result(result: Any) -> RunResult:
         raise ValueError(f"a result is {result!r:.40}, not a mapping")
     numbers = {name: result[name] for name in _NUMERIC if name in result}
     texts = {name: result[name] for name in _TEXT if result.get(name) is not None}
-    shares = result.get("logistic", {})
-    if not isinstance(shares, dict):
-        raise ValueError("logistic is not a mapping")
-    for name, value in {**numbers, **shares}.items():
+    shares = [result.get(kind, {}) for kind in BASELINES]
+    if not all(isinstance(by_input, dict) for by_input in shares):
+        raise ValueError(f"{' or '.join(BASELINES)} is not a mapping")
+    for name, value in [*numbers.items(), *(item for by_input in shares for item in by_input.items())]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} is {value!r:.40}, not a number")
     for name, value in texts.items():
@@ -277,8 +281,8 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
     Returns:
         `folder` and `seconds`. For a final run also `test_last` (accuracy of the last iterate), `test_best` and
         `val_best` (accuracies of the checkpoint that the validation split chose, if there is one), `network`, `steps`,
-        `tested` (number of test images), `test_set` (digest of their names and content), and `logistic` (test
-        accuracies of logistic regression on the same split by its input).
+        `tested` (number of test images), `test_set` (digest of their names and content), `logistic` and
+        `graph` (test accuracies of logistic regression and label spreading on the same split by their input).
     """
     begin = time.monotonic()
     name = f"{folder}/{run.folder or run.label}"
@@ -317,24 +321,24 @@ def _test(cli: SFTCLI, folder: Path) -> RunResult:
             result["val_best"] = round(score, 4)
     result["network"] = model.backbone.name
     result["tested"] = len(data.splits["test"])
-    result["logistic"] = {}
     if isinstance(data, FewLabelDataModule):
         test = data.splits["test"]
         result["test_set"] = combine_digests(zip(test.ids, test.part.storage.fingerprints(test.indices), strict=True))
-        result["logistic"] = _fit_baselines(cli, folder)
+        result.update(_fit_baselines(cli, folder))
     return result
 
 
-def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, float]:
-    """Return accuracies of logistic regression on the inputs, and on the features of the starting weights if any."""
-    accuracies = {}
+def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, dict[str, float]]:
+    """Return the accuracy of each baseline on the inputs, and on the features of the starting weights if any."""
     data = cli.datamodule
     weights = RunRecord(folder).chain[-1].get("weights", "none")
-    try:
-        accuracies[data.views.inputs_name] = fit_logistic_regression(data)
-        if weights != "none":
-            backbone, _ = build_encoder(cli.model.backbone.name, data.input_spec, weights)
-            accuracies[STARTS] = fit_logistic_regression(data, backbone=backbone)
-    except InputError:  # too large for memory; the study continues without it
-        pass
+    backbones: dict[str, Encoder | None] = {data.views.inputs_name: None}
+    if weights != "none":
+        backbones[STARTS] = build_encoder(cli.model.backbone.name, data.input_spec, weights)[0].to(choose_device())
+    accuracies: dict[str, dict[str, float]] = {kind: {} for kind in BASELINES}
+    for name, backbone in backbones.items():
+        with suppress(InputError):  # too large for memory; the study continues without it
+            accuracies["logistic"][name] = fit_logistic_regression(data, backbone=backbone)
+        with suppress(InputError):
+            accuracies["graph"][name] = fit_label_spreading(data, backbone)
     return accuracies

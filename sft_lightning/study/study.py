@@ -20,7 +20,7 @@ from sft_lightning.runs.lock import RunLock
 from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.study.baselines import STARTS
 from sft_lightning.study.figures import save_label_efficiency
-from sft_lightning.study.method_names import LOGISTIC, name_baseline, name_methods
+from sft_lightning.study.method_names import BASELINES, is_baseline, name_baseline, name_methods
 from sft_lightning.study.page import render_study
 from sft_lightning.study.plan import Stage, StudyRun, check_methods, plan
 from sft_lightning.study.runner import Ledger, RunResult, list_pending, train
@@ -168,8 +168,9 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
         row["test_set"] = result.get("test_set", "")
         row["seconds"] = sum(r.get("seconds", 0.0) for r in _list_results(run, ledger))
         rows.append(row)
-        for features, accuracy in result.get("logistic", {}).items():
-            method = name_baseline(run.method if features == STARTS else None, features)
+        measured = [(kind, *item) for kind in BASELINES for item in result.get(kind, {}).items()]
+        for kind, features, accuracy in measured:
+            method = name_baseline(run.method if features == STARTS else None, features, kind)
             new = {"method": method, "budget": run.budget, "seed": run.seed, "tested": row["tested"]}
             if not any(all(old[k] == v for k, v in new.items()) for old in rows):
                 baseline = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"]}
@@ -277,7 +278,7 @@ def compare_methods(
         baseline: Name of the method that learns from the labels alone.
         unpaired: Method, budget and seed of runs that were tested on other examples.
     """
-    others = [method for method in accuracies if method != baseline and not method.startswith(LOGISTIC)]
+    others = [method for method in accuracies if method != baseline and not is_baseline(method)]
     budgets = sorted({budget for by_budget in accuracies.values() for budget in by_budget})
     comparisons = []
     for budget, method in itertools.product(budgets, others):
@@ -289,12 +290,12 @@ def compare_methods(
 
 
 def _note_winning_baselines(accuracies: Accuracies, names: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each budget at which logistic regression beats all networks."""
+    """Return a sentence for each budget at which a baseline beats all networks."""
     notes = []
     for budget in sorted({budget for by_budget in accuracies.values() for budget in by_budget}):
         means = {m: statistics.mean(of[budget].values()) for m, of in accuracies.items() if budget in of}
         best = max(means, key=lambda method: means[method])
-        if best.startswith(LOGISTIC):
+        if is_baseline(best):
             notes.append(f"With {budget} labels, {names[best]} beats every method: {means[best]:.3f} on average.")
     return notes
 

@@ -6,7 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.classifiers import LabelSpreading
-from sft_lightning.classifiers.label_spreading import balance_classes, normalize_graph, solve_spreading
+from sft_lightning.classifiers.label_spreading import (
+    balance_classes,
+    choose_neighbors,
+    normalize_graph,
+    solve_spreading,
+)
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.utils.errors import InputError
 
@@ -102,6 +107,11 @@ def test_balanced_classes_keep_an_example_of_a_class_with_share_0() -> None:
     balanced = balance_classes(p, torch.tensor([0.0, 0.5, 0.5]))
     assert balanced[0].tolist() == [1, 0, 0]
     assert not balanced[1:, 0].any()
+
+
+@pytest.mark.parametrize(("count", "classes", "expected"), [(60_000, 10, 15), (120, 3, 10), (30, 10, 3), (3, 2, 2)])
+def test_small_classes_get_few_neighbors(count: int, classes: int, expected: int) -> None:
+    assert choose_neighbors(count, classes) == expected
 
 
 def test_the_graph_is_symmetric_without_loops_and_has_1_as_its_largest_eigenvalue() -> None:

@@ -17,6 +17,10 @@ def test_components_are_those_of_scikit_learn_whatever_the_batches() -> None:
         assert torch.allclose(components.var(0, correction=0), torch.full((4,), 299 / 300).double(), atol=1e-3)
 
 
+def test_few_examples_get_few_components() -> None:
+    assert WhitenedPCA(64).fit([torch.randn(40, 100)]).projection.shape == (100, 4)
+
+
 def test_no_more_components_than_the_rank_are_kept() -> None:
     x = torch.randn(50, 2) @ torch.randn(2, 9)
     transformed = WhitenedPCA(5).fit([x]).transform(x)

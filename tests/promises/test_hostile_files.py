@@ -464,6 +464,8 @@ def test_features_that_are_none_are_told_and_computed_anew(place: Path) -> None:
         {"folder": "x", "test_last": "touch ran"},
         {"folder": "x", "test_last": True},
         {"folder": "x", "logistic": {"pixels": "evil.Evil"}},
+        {"folder": "x", "graph": {"pixels": "evil.Evil"}},
+        {"folder": "x", "graph": "evil.Evil"},
         {"failed": {"class_path": "evil.Evil"}},
     ],
     ids=str,

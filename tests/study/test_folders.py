@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft_lightning.study.folders import RECORD, assign_folders
-from sft_lightning.study.method_names import name_baseline, name_methods
+from sft_lightning.study.method_names import is_baseline, name_baseline, name_methods
 from sft_lightning.study.plan import NUM_LABELS, Stage, StudyRun
 
 KEY = "0123456789abcdef" * 4
@@ -63,6 +63,8 @@ def test_a_folder_with_a_damaged_record_is_left_alone(tmp_path: Path, content: s
 
 def test_methods_have_names_for_readers() -> None:
     methods = ["labels_only", "freematch", "uda", "mean_teacher", name_baseline(None), name_baseline("freematch")]
+    methods += [name_baseline(None, "texts", "graph"), name_baseline("mean_teacher", kind="graph")]
+    assert [is_baseline(method) for method in methods] == 4 * [False] + 4 * [True]
     assert [*name_methods(methods).values()] == [
         "labels only",
         "FreeMatch",
@@ -70,6 +72,8 @@ def test_methods_have_names_for_readers() -> None:
         "mean teacher",
         "logistic regression on pixels",
         "logistic regression on the initial features of FreeMatch",
+        "label spreading on texts",
+        "label spreading on the initial features of mean teacher",
     ]
     ambiguous = ["freematch", "FreeMatch", "a_b", "a b"]
     assert name_methods(ambiguous) == {method: method for method in ambiguous}

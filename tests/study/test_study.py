@@ -25,7 +25,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study import runner, study
-from sft_lightning.study.baselines import fit_logistic_regression
+from sft_lightning.study.baselines import fit_label_spreading, fit_logistic_regression
 from sft_lightning.study.plan import Stage, StudyRun, plan
 from sft_lightning.study.runner import Ledger, list_pending, perform
 from tests.conftest import CONFIGS, ROOT
@@ -144,6 +144,8 @@ def test_a_study_trains_tests_and_compares_its_methods(
         "autoencoder": 4,
         "logistic regression on pixels": 4,
         "logistic regression on the start of autoencoder": 4,
+        "label spreading on pixels": 4,
+        "label spreading on the start of autoencoder": 4,
     }
     assert {(row["budget"], row["seed"]) for row in by_method["autoencoder"]} == {
         (budget, seed) for budget in ("20", "40") for seed in ("0", "1")
@@ -173,16 +175,23 @@ def test_a_study_trains_tests_and_compares_its_methods(
         assert [link["model"] for link in chain] == ["AutoencoderModule", "FineTuneClassifier"]
         assert f"0_labels/autoencoder_pretrain/seed_{tuned['seed']}/" in chain[0]["run"]
 
-    # Logistic regression on what the last of them starts from.
-    (row,) = (
-        r
-        for r in by_method["logistic regression on the start of autoencoder"]
-        if (r["budget"], r["seed"]) == ("40", "1")
-    )
+    # The baselines on what the last of them starts from.
     data = ImageDataModule(**DATA, num_labels=40, seed=1)
     data.setup("fit")
     backbone, _ = build_backbone("mlp", data.image_shape, str(workdir / chain[0]["run"]))
-    assert float(row["test_last"]) == pytest.approx(fit_logistic_regression(data, backbone=backbone), abs=1e-3)
+    expected = {
+        "logistic regression": fit_logistic_regression(data, backbone=backbone),
+        "label spreading": fit_label_spreading(data, backbone),
+    }
+    for name, accuracy in expected.items():
+        (row,) = (
+            r for r in by_method[f"{name} on the start of autoencoder"] if (r["budget"], r["seed"]) == ("40", "1")
+        )
+        assert float(row["test_last"]) == pytest.approx(accuracy, abs=1e-3)
+    assert (
+        "label spreading on the initial features of autoencoder"
+        in (workdir / "lightning_logs" / "study" / "small" / "report.html").read_text()
+    )
 
     folder = workdir / "lightning_logs" / "study" / "small"
     summary = json.loads((folder / "summary.json").read_text())
@@ -348,6 +357,7 @@ def by_hand(tmp_path: Path) -> tuple[list[StudyRun], Ledger]:
             ledger.results[runs[-1].key] = {
                 "folder": "runs/a/version_0", "seconds": 2.0, "start": start, "test_last": last[seed],
                 "test_best": best[seed], "network": network, "steps": steps, "tested": 100, "logistic": {"pixels": 0.7},
+                "graph": {"pixels": 0.3},
             }  # fmt: skip
     return runs, ledger
 
@@ -368,6 +378,7 @@ def test_table_and_verdict_match_a_study_by_hand(tmp_path: Path) -> None:
         ["10", "labels only", "3", "0.500 ± 0.100", "0.500 ± 0.100", "2"],
         ["10", "longer", "3", "0.500 ± 0.173", "0.500 ± 0.173", "+0.0 points: no evidence yet", "2"],
         ["10", "wider", "3", "0.467 ± 0.126", "0.467 ± 0.126", "-3.3 points: no evidence yet", "2"],
+        ["10", "label spreading on pixels", "3", "0.300 ± 0.000", "0.300 ± 0.000"],
     ]
     assert [line.partition(":")[0] for line in said if "from the method alone" in line] == [
         "longer is mlp for 20 steps, labels only is mlp for 10",
@@ -377,7 +388,14 @@ def test_table_and_verdict_match_a_study_by_hand(tmp_path: Path) -> None:
     assert (
         said[0] == "With 10 labels and 3 seeds: ours (-10.0) hurt; no evidence yet for longer (+0.0) and wider (-3.3)."
     )
-    assert [line.split()[1] for line in said if "±" in line] == ["logistic", "labels", "longer", "wider", "ours"]
+    assert [line.split()[1] for line in said if "±" in line] == [
+        "logistic",
+        "labels",
+        "longer",
+        "wider",
+        "ours",
+        "label",
+    ]
 
 
 def test_runs_without_a_result_are_pending(tmp_path: Path) -> None:
@@ -400,13 +418,11 @@ def test_other_networks_and_steps_are_reported(workdir: Path, capsys: pytest.Cap
     assert "another is conv for 5 steps, labels only is mlp for 10" in capsys.readouterr().out
 
 
-def test_logistic_regression_that_beats_all_methods_is_reported(
-    workdir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_baseline_that_beats_all_methods_is_reported(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = {"labels_only": METHODS["labels_only"]}
     assert main(["study", written(workdir, seeds=[0], budgets=[40], methods=methods)]) == 0
     said = capsys.readouterr().out.splitlines()[0]
-    assert said.startswith("With 40 labels, logistic regression on pixels beats every method: 0.")
+    assert said.startswith("With 40 labels, label spreading on pixels beats every method: 0.")
 
 
 @pytest.mark.parametrize(
