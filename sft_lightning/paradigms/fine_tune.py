@@ -22,6 +22,7 @@ from sft_lightning.networks.build import build_encoder
 from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.paradigms.calibration import Calibration, use_calibration
 from sft_lightning.paradigms.feature_cache import use_cache
+from sft_lightning.paradigms.fitted_head import HeadStart, start_head
 from sft_lightning.paradigms.freezing import Tune, TuningDepth, has_finetuning, rewrap
 from sft_lightning.paradigms.head_weights import attach_head, take_head
 from sft_lightning.tasks.class_weights import order_weights
@@ -50,6 +51,7 @@ class FineTuneClassifier(Paradigm):
         class_names: list[str] | None = None,
         weights: str = "none",
         head_weights: str = "none",
+        head_start: HeadStart = "random",
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         tune: Tune = "all",
@@ -79,6 +81,8 @@ class FineTuneClassifier(Paradigm):
             class_names: Names of the classes for predictions; the command line takes them from the data.
             weights: `none`, `default` (published, downloaded), or the path of a `.safetensors`, checkpoint or run.
             head_weights: `none`, or the path of an exported head or model, or of a run, whose head is attached.
+            head_start: Start of a head without weights: `random`, or a classifier fitted to the features of the labels
+                before the first step: `logistic_regression`, `ridge` or `nearest_class_mean`.
             mean: Mean of the pixels for normalization; null for that of the weights.
             std: Standard deviation of the pixels for normalization; null for that of the weights.
             tune: Parameters to train: those of the head, of the last k blocks of the backbone and the head, or all.
@@ -137,7 +141,7 @@ class FineTuneClassifier(Paradigm):
         self.depth = TuningDepth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay)
         self.depth.release(head_only_epochs == 0)
         compile_in_place(self.backbone, compile)
-        self.head_only_epochs = head_only_epochs
+        self.head_only_epochs, self.head_start = head_only_epochs, head_start
         self.cache_features = cache_features
         self._balanced = class_weights == "balanced"
         self.register_buffer("class_weight", weight)
@@ -230,8 +234,9 @@ class FineTuneClassifier(Paradigm):
         return self
 
     def on_fit_start(self) -> None:
-        """Compute balanced class weights, and use cached features where the backbone never learns."""
+        """Fit the head's start, compute balanced class weights, and use cached features of a frozen backbone."""
         self.check_classes()
+        start_head(self.head, self.backbone, self.head_start, self.trainer, self.hparams["head_weights"])
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
         stays = not learns and self.batch_parts == ("labeled",)

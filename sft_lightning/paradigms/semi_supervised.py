@@ -205,6 +205,8 @@ class SemiSupervisedModule(FineTuneClassifier):
         if self.strategy.computes_supervised_loss:
             self.refuse_loss_settings(f"strategy {type(self.strategy).__name__} computes the loss on labels itself")
         super().on_fit_start()
+        if self.average is not None and self.head_start != "random" and self.trainer.ckpt_path is None:
+            self.average.get_submodule("head").load_state_dict(self.head.state_dict())
         data = few_label_data(self.trainer)
         pool = 0 if data is None else len(data.splits["unlabeled"])
         self.strategy.start(pool)
