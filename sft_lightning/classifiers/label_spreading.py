@@ -64,8 +64,8 @@ class LabelSpreading(Classifier):
     def _fit(self, x: Tensor, y: Tensor, unlabeled: Tensor) -> None:
         self._x = self._scale(torch.cat([x.float(), unlabeled.float()]))
         nearest = find_neighbors(self._x, self._x, self.neighbors, exclude_self=True, approximate=self.approximate)
-        shares = self._spread(normalize_graph(nearest), y)
         count = len(x)
+        shares = spread_labels(normalize_graph(nearest), torch.arange(count), y, self.num_classes, self.alpha)
         if self.balance != "none" and len(unlabeled):
             present = F.one_hot(y, self.num_classes).double().mean(0)
             uniform = (present > 0).double() / (present > 0).sum()
@@ -90,24 +90,32 @@ class LabelSpreading(Classifier):
     def _scale(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) if self.metric == "cosine" else x
 
-    def _spread(self, graph: Any, y: Tensor) -> Tensor:
-        """Return the probabilities of all examples, float32, (N, C), solving for some classes at a time."""
-        count, rows = graph.shape[0], y.numpy()
-        scores = torch.zeros(count, self.num_classes)
-        size = max(1, _VALUES // count)
-        for start in range(0, self.num_classes, size):
-            stop = min(start + size, self.num_classes)
-            hot = np.zeros((count, stop - start))
-            here = (rows >= start) & (rows < stop)
-            hot[np.flatnonzero(here), rows[here] - start] = 1 - self.alpha
-            solved = solve_spreading(graph, hot, self.alpha)
-            solved[solved <= _TOLERANCE / (1 - self.alpha) * np.linalg.norm(hot, axis=0)] = 0  # within the error
-            scores[:, start:stop] = torch.from_numpy(solved)
-        total = scores.sum(1, keepdim=True)
-        reached = F.one_hot(y, self.num_classes).any(0).float()
-        return torch.where(
-            total > 0, scores / total.clamp_min(torch.finfo(torch.float32).tiny), reached / reached.sum()
-        )
+
+def spread_labels(graph: Any, positions: Tensor, labels: Tensor, num_classes: int, alpha: float = 0.99) -> Tensor:
+    """Return the class probabilities of all examples of a graph, float32, (N, C), solving for some classes at a time.
+
+    Args:
+        graph: Matrix S of `normalize_graph`, (N, N).
+        positions: Positions of the labeled examples, int64, (L,).
+        labels: Classes of the labeled examples, int64, (L,).
+        num_classes: Number of classes C.
+        alpha: Share of an example's scores that comes from its neighbors.
+    """
+    count, rows, classes = graph.shape[0], positions.numpy(), labels.numpy()
+    scores = torch.zeros(count, num_classes)
+    size = max(1, _VALUES // count)
+    for start in range(0, num_classes, size):
+        stop = min(start + size, num_classes)
+        hot = np.zeros((count, stop - start))
+        here = (classes >= start) & (classes < stop)
+        hot[rows[here], classes[here] - start] = 1 - alpha
+        solved = solve_spreading(graph, hot, alpha)
+        solved[solved <= _TOLERANCE / (1 - alpha) * np.linalg.norm(hot, axis=0)] = 0  # within the error
+        scores[:, start:stop] = torch.from_numpy(solved)
+    total = scores.sum(1, keepdim=True)
+    present = F.one_hot(labels, num_classes).any(0).float()
+    shares = scores / total.clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(total > 0, shares, present / present.sum())
 
 
 def choose_neighbors(count: int, num_classes: int) -> int:

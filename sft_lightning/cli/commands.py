@@ -88,6 +88,13 @@ COMMANDS = {
         "sft_lightning.audit.audit:audit",
         takes_fit=True,
     ),
+    "select": Command(
+        "before training",
+        "Chooses which unlabeled images to label first, typical and diverse ones, and shows them on a page.",
+        ("select sample --num_labels 20 --hide_labels true", f"select my_images/ --start {RUN} --hide_labels true"),
+        "sft_lightning.selection.select:select",
+        words={"SOURCE": "source"},
+    ),
     "find-lr": Command(
         "before training",
         "Tries rising learning rates for some steps, and suggests one.",
