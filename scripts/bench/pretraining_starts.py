@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import torch
-from about import publish
 from commands import fit
+from provenance import publish
 
 from sft_lightning import ImageDataModule
 from sft_lightning.networks.build import build_encoder, rebuild_encoder
