@@ -18,7 +18,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),
-        "Start": ("weights", "head_weights"),
+        "Start": ("weights", "head_weights", "head_start"),
         "How much is tuned": (
             "tune", "last_k_blocks", "adapter", "head_only_epochs", "backbone_lr_scale", "layer_decay",
             "cache_features",

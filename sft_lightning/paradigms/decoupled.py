@@ -15,10 +15,12 @@ from sft_lightning.networks.heads import normalize_tau
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.feature_metrics import FeatureMetrics
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+from sft_lightning.paradigms.fitted_head import fit_head
 from sft_lightning.paradigms.labeled_features import compute_labeled_features
 from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
 
+_FITTED = ("nearest_class_mean", "logistic_regression", "ridge")  # heads made of features, without steps
 _RETRAINED = ("crt", "lws")  # heads that a second stage derives from a trained classifier
 
 
@@ -26,8 +28,9 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
     """A feature extractor f with its own loss, and a classifier g; accepts all settings of `FineTuneClassifier`.
 
     `joint`: both losses reach f. `detached`: L_g stops at the features. `two_stage`: f learns for `feature_epochs`,
-    then g on frozen features. The heads other than `linear` are those of Kang et al. 2020: the class means or the
-    normalized weights, which take no steps, and `crt` and `lws`, whose first stage is `joint` and whose second
+    then g on frozen features. `logistic_regression` and `ridge` fit the head to the labels' features whenever it is
+    evaluated. The other heads than `linear` are those of Kang et al. 2020: the class means or the normalized weights,
+    which take no steps, and `crt` and `lws`, whose first stage is `joint` and whose second
     re-trains or re-scales the classifier on class-balanced batches.
     """
 
@@ -40,7 +43,9 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         feature_loss: FeatureLoss,
         coupling: Literal["joint", "detached", "two_stage"] = "joint",
         feature_epochs: int = 0,
-        head: Literal["linear", "nearest_class_mean", "tau_normalized", "crt", "lws"] = "linear",
+        head: Literal[
+            "linear", "nearest_class_mean", "logistic_regression", "ridge", "tau_normalized", "crt", "lws"
+        ] = "linear",
         tau: float = 1.0,
         feature_weight: float = 1.0,
         classifier_weight: float = 1.0,
@@ -99,9 +104,9 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
             raise InputError(
                 f"head is {self.head_kind!r}, which a second stage makes: set coupling: two_stage and feature_epochs"
             )
-        if self.head_kind == "nearest_class_mean" and (two or self.head_only_epochs):
+        if self.head_kind in _FITTED and (two or self.head_only_epochs):
             raise InputError(
-                "head is 'nearest_class_mean', which leaves a stage of its own nothing to train: set coupling: joint "
+                f"head is {self.head_kind!r}, which leaves a stage of its own nothing to train: set coupling: joint "
                 "and head_only_epochs: 0"
             )
         if self.features_alone and not self.depth.learns:
@@ -116,7 +121,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         """Whether L_f alone trains the features."""
         if self.head_kind in _RETRAINED:
             return False
-        return self.coupling != "joint" or self.head_kind == "nearest_class_mean"
+        return self.coupling != "joint" or self.head_kind in _FITTED
 
     @property
     def balanced_from_epoch(self) -> int | None:  # type: ignore[override] # the head decides
@@ -139,7 +144,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         if stage == self._trained_stage:
             return
         self._trained_stage = stage
-        learned = self.head_kind != "nearest_class_mean" and not (self.coupling == "two_stage" and self.features_alone)
+        learned = self.head_kind not in _FITTED and not (self.coupling == "two_stage" and self.features_alone)
         self.head.requires_grad_(learned if stage == 1 else self.head_kind != "lws")
         if self.scale is not None:
             self.scale.requires_grad_(stage == 2)
@@ -147,14 +152,14 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
 
     def on_fit_start(self) -> None:
         """Refuse a second stage that never begins, and warn about features that may collapse."""
-        if self.head_kind == "nearest_class_mean":
-            self.refuse_loss_settings("head nearest_class_mean is made of features, without a loss")
+        if self.head_kind in _FITTED:
+            self.refuse_loss_settings(f"head {self.head_kind} is made of features, without a loss")
         super().on_fit_start()
         self._made_at = -1
         data = few_label_data(self.trainer)
-        if self.head_kind == "nearest_class_mean" and data is None:
+        if self.head_kind in _FITTED and data is None:
             raise InputError(
-                "head is 'nearest_class_mean', but the loaders do not give labeled examples as they are: train it with "
+                f"head is {self.head_kind!r}, but the loaders do not give labeled examples as they are: train it with "
                 "a data module that has labeled_batches, as ImageDataModule does"
             )
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
@@ -218,7 +223,7 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         """
         if self.scale is not None:
             return F.linear(features, self.head.weight * self.scale[:, None], self.head.bias)
-        if self.head_kind == "nearest_class_mean":
+        if self.head_kind in _FITTED:
             with torch.autocast(features.device.type, enabled=False):
                 return super().classify(features.to(self.head.weight))
         if self.head_kind == "tau_normalized" and not self.training:
@@ -246,16 +251,19 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
 
     @torch.no_grad()
     def _remember(self, stage: str) -> None:
-        """Store features of unaugmented labeled examples for the metrics and the nearest-class-mean head."""
+        """Store features of unaugmented labeled examples for the metrics and heads made of features."""
         metrics: Any = self._feature_metrics[f"{stage}_features"]
         labeled = compute_labeled_features(self, self.backbone, self.remembered)
         if labeled is None:
             metrics.forget()
             return
         weight, bias = metrics.remember(*labeled)
-        if self.head_kind == "nearest_class_mean" and self.trainer.state.fn == TrainerFn.FITTING:
-            self.head.weight.copy_(weight)
-            self.head.bias.copy_(bias)
+        if self.head_kind in _FITTED and self.trainer.state.fn == TrainerFn.FITTING:
+            if self.head_kind == "nearest_class_mean":  # by the cosine, as the metrics
+                self.head.weight.copy_(weight)
+                self.head.bias.copy_(bias)
+            else:
+                fit_head(self.head, self.head_kind, *labeled)
             self._made_at = self.trainer.global_step
 
     def on_validation_epoch_start(self) -> None:
@@ -263,8 +271,8 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         self._remember("val")
 
     def on_train_epoch_end(self) -> None:
-        """Update the nearest-class-mean head if no validation has done so since the last step."""
-        if self.head_kind == "nearest_class_mean" and self._made_at != self.trainer.global_step:
+        """Update a head made of features if no validation has done so since the last step."""
+        if self.head_kind in _FITTED and self._made_at != self.trainer.global_step:
             self._remember("val")
         super().on_train_epoch_end()
 

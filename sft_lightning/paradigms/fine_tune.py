@@ -236,7 +236,7 @@ class FineTuneClassifier(Paradigm):
     def on_fit_start(self) -> None:
         """Fit the head's start, compute balanced class weights, and use cached features of a frozen backbone."""
         self.check_classes()
-        start_head(self.head, self.backbone, self.head_start, self.trainer, self.hparams["head_weights"])
+        start_head(self.head, self.backbone, self.head_start, self, self.hparams["head_weights"])
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
         stays = not learns and self.batch_parts == ("labeled",)

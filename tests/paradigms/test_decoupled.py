@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning import DecoupledFeatureClassifier, FineTuneClassifier, WeakView
+from sft_lightning.classifiers import LinearClassifier, LogisticRegression, Ridge
 from sft_lightning.data.splits import Split
 from sft_lightning.losses.features import Center, CosinePrototype, SupCon
 from sft_lightning.losses.features.base import FeatureLoss
@@ -232,6 +233,20 @@ def test_nearest_class_mean_takes_no_steps_and_is_of_the_last_network(backbone: 
     assert torch.equal(model.head.weight, made)
 
 
+@pytest.mark.parametrize(("head", "classifier"), [("logistic_regression", LogisticRegression()), ("ridge", Ridge())])
+def test_a_fitted_head_takes_no_steps_and_is_of_the_last_network(head: str, classifier: LinearClassifier) -> None:
+    model, steps = module(head=head, backbone="mlp"), Gradients()
+    data = sample(num_labels=50, steps_per_epoch=3)
+    trainer([steps], max_epochs=2).fit(model, data)
+    assert all(s["head"] == 0 and s["backbone"] > 0 for s in steps.seen)
+    known, test = data.splits["labeled"], data.splits["test"]
+    with torch.no_grad():
+        model.eval()
+        features, new = model.backbone(pictures(known)), model.backbone(pictures(test)[:300])
+        guess = model(pictures(test)[:300]).softmax(1)
+    assert torch.allclose(guess, classifier.fit(features, known.labels, num_classes=10).predict_proba(new), atol=1e-3)
+
+
 # --- each part judged by itself
 
 
@@ -361,6 +376,7 @@ def test_swapped_heads_and_backbones_give_the_original_logits() -> None:
         ({"head": "crt"}, "head is 'crt', which a second stage makes"),
         ({"head": "lws", "coupling": "detached"}, "head is 'lws', which a second stage makes"),
         ({**TWO, "head": "nearest_class_mean"}, "leaves a stage of its own nothing to train"),
+        ({**TWO, "head": "ridge"}, "head is 'ridge', which leaves a stage of its own nothing to train"),
         ({"head_only_epochs": 1, "head": "nearest_class_mean"}, "leaves a stage of its own nothing to train"),
         ({"tune": "head", "coupling": "detached"}, "tune is 'head', but L_f alone"),
         ({"tau": 1.5}, "tau is 1.5"),
