@@ -45,7 +45,7 @@ def fit_error(cli_error: Callable[..., str]) -> Callable[..., str]:
         (["--data.init_args.val_size", "1.5"], "val_size is 1.5"),
         (["--data.init_args.val_size", "20000"], "val_size asks for 20000 of the 10000"),
         (["--data.init_args.sorce", "sample"], "no option 'sorce' (did you mean 'source'"),
-        (["--model.init_args.backbone", "resnet81"], "backbone 'resnet81' is unknown (did you mean 'resnet18'"),
+        (["--model.init_args.backbone", "reznet18"], "backbone 'reznet18' is unknown (did you mean 'resnet18'"),
         (["--model.init_args.weights", "nothing.ckpt"], "weights 'nothing.ckpt' does not exist"),
         (["--model.init_args.weights", "default"], "nobody publishes weights of 'mlp'"),
         (["--model.init_args.tune", "last_k_blocks", "--model.init_args.last_k_blocks", "9"], "has 3 blocks"),

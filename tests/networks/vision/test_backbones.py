@@ -128,7 +128,7 @@ def test_invalid_normalization_is_refused(mean: Any, std: Any, words: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("resnet81", "resnet18"), ("timm/eficientnet_b0", "timm/efficientnet_b0"), ("mlpp", "mlp")]
+    ("name", "near"), [("reznet18", "resnet18"), ("timm/eficientnet_b0", "timm/efficientnet_b0"), ("mlpp", "mlp")]
 )
 def test_unknown_backbone_suggests_similar_names(name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' is unknown.*'{near}'"):
