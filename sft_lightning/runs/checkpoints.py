@@ -108,7 +108,13 @@ def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None
     Raises:
         InputError: The checkpoint belongs to another model.
     """
-    own = model.state_dict()
+    # Buffers that checkpoints of earlier versions lack, which their modules load with a value of their own.
+    added = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in model.named_modules()
+        for name in getattr(part, "added_buffers", ())
+    }
+    own = {n: t for n, t in model.state_dict().items() if n in tensors or n not in added}
     # "Extra state" (torch's term) may have any shape: a strategy's memory of the unlabeled examples.
     fixed = {n: t for n, t in own.items() if not n.endswith("_extra_state")}
     differ = sorted({*own} ^ {*tensors}) or [n for n, t in fixed.items() if t.shape != tensors[n].shape]

@@ -38,6 +38,12 @@ class Reference(ABC):
         self.s, self.teacher = strategy, teacher
         self.accepted: list[float] = []
         self.extra: list[nn.Parameter] = []
+        self.updates = 0
+
+    def momentum(self) -> float:
+        """Of the next update: a plain mean until as many values count as the momentum takes."""
+        self.updates += 1
+        return min(float(self.s.momentum), (self.updates - 1) / self.updates)
 
     def accept(self, weight: Tensor) -> Tensor:
         self.accepted += weight.tolist()
@@ -132,7 +138,7 @@ class AdaMatch(Reference):
 
     def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         known, free = probabilities(f(x)[1].detach()), probabilities(f(u.weak)[1].detach())
-        m = self.s.momentum
+        m = self.momentum()
         self.of_known = m * self.of_known + (1 - m) * known.mean(0)
         self.of_free = m * self.of_free + (1 - m) * free.mean(0)
         q = free * self.of_known / self.of_free
@@ -149,7 +155,7 @@ class FreeMatch(Reference):
 
     def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         q = probabilities(f(u.weak)[1].detach())
-        m = self.s.momentum
+        m = self.momentum()
         self.tau = m * self.tau + (1 - m) * q.max(1).values.mean()
         self.p = m * self.p + (1 - m) * q.mean(0)
         self.h = m * self.h + (1 - m) * hot(q.argmax(1)).mean(0)
@@ -163,7 +169,7 @@ class FreeMatch(Reference):
             now = torch.stack(
                 [kept.mean(0)[c] / histogram[c] if histogram[c] > 0 else torch.tensor(0.0) for c in range(10)]
             )
-            running = self.p / self.h
+            running = torch.stack([self.p[c] / self.h[c] if self.h[c] > 0 else torch.tensor(0.0) for c in range(10)])
             loss = loss + self.s.fairness * (running / running.sum() * (now / now.sum() + 1e-12).log()).sum()
         return loss, None
 
@@ -175,7 +181,7 @@ class SoftMatch(Reference):
 
     def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         q = probabilities(f(u.weak)[1].detach())
-        m = self.s.momentum
+        m = self.momentum()
         self.p = m * self.p + (1 - m) * q.mean(0)
         level = q * 0.1 / self.p
         best = (level / level.sum(1, keepdim=True)).max(1).values
@@ -199,7 +205,8 @@ class DebiasMatch(Reference):
         q = probabilities(logits - shift)
         mask = self.accept((q.max(1).values >= self.s.threshold).float())
         loss = (mask * cross_entropy(hot(q.argmax(1)), f(u.strong)[1] + shift)).mean()
-        self.p = self.s.momentum * self.p + (1 - self.s.momentum) * probabilities(logits).mean(0)
+        m = self.momentum()
+        self.p = m * self.p + (1 - m) * probabilities(logits).mean(0)
         return loss, None
 
 

@@ -17,6 +17,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.losses import unlabeled as strategies
 from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, StrategyOutput
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, ramp
+from sft_lightning.runs.checkpoints import check_checkpoint, read_checkpoint
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.ema import EMA
 from sft_lightning.utils.errors import InputError
@@ -256,6 +257,39 @@ def test_a_checkpoint_after_a_step_loses_no_step_of_the_average(tmp_path: Path) 
     assert resumed.average is not None
     assert int(resumed.average.steps) == 6
     assert not moved(state(whole), state(resumed))
+
+
+@pytest.mark.parametrize("name", ["FreeMatch", "SoftMatch", "AdaMatch", "DebiasMatch"])
+def test_running_means_resume_where_they_stopped(name: str, tmp_path: Path) -> None:
+    whole, resumed = module(name), module(name)
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
+    trainer([keep], enable_checkpointing=True).fit(whole, data())
+    trainer().fit(resumed, data(), ckpt_path=str(tmp_path / "step=4.ckpt"), weights_only=True)
+    assert int(state(resumed)["strategy.warmup.updates"]) == 6
+    assert not moved(state(whole), state(resumed))
+
+
+def test_a_checkpoint_without_the_count_of_updates_resumes_past_the_start(tmp_path: Path) -> None:
+    whole, resumed = module("FreeMatch"), module("FreeMatch")
+    whole.strategy.get_buffer("warmup.updates").fill_(2**40)  # as versions before it computed
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
+    trainer([keep], enable_checkpointing=True).fit(whole, data())
+    path = tmp_path / "step=4.ckpt"
+    content = torch.load(path, weights_only=True)
+    del content["state_dict"]["strategy.warmup.updates"]
+    torch.save(content, path)
+    check_checkpoint(path, read_checkpoint(path)[0], resumed)
+    trainer().fit(resumed, data(), ckpt_path=str(path), weights_only=True)
+    assert moved(state(whole), state(resumed)) == {"strategy.warmup.updates"}
+
+
+def test_only_buffers_that_were_added_may_be_missing(tmp_path: Path) -> None:
+    tensors = state(module("FreeMatch"))
+    del tensors["strategy.warmup.updates"]
+    check_checkpoint(tmp_path, tensors, module("FreeMatch"))
+    del tensors["strategy.mean_confidence"]
+    with pytest.raises(InputError, match=r"1 tensors differ, such as 'strategy\.mean_confidence'"):
+        check_checkpoint(tmp_path, tensors, module("FreeMatch"))
 
 
 def test_a_buffer_in_the_log_is_averaged_as_it_was() -> None:

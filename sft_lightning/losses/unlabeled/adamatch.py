@@ -1,13 +1,14 @@
 """AdaMatch: Berthelot et al. 2022, "AdaMatch: A Unified Approach to Semi-Supervised Learning and Domain Adaptation"."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sft_lightning.losses.unlabeled.base import (
     Consistency,
+    MomentumWarmup,
     StrategyContext,
     StrategyInputs,
     StrategyOutput,
@@ -38,7 +39,9 @@ class AdaMatch(Consistency):
     unlabeled_mean: Tensor
     threshold_now: Tensor
 
-    def __init__(self, threshold: float = 0.9, momentum: float = 0.999, interpolation: bool = True) -> None:
+    def __init__(
+        self, threshold: float = 0.9, momentum: float = 0.999, interpolation: bool = True, **consistency: Any
+    ) -> None:
         """Check and store the settings.
 
         Args:
@@ -46,17 +49,18 @@ class AdaMatch(Consistency):
             momentum: Momentum of the running means of the predictions.
             interpolation: Whether to interpolate labeled logits, which costs a second pass. Without batch normalization
                 both passes are equal, so false saves time.
+            consistency: Settings of `Consistency`, by name.
 
         Raises:
             InputError: A setting is outside [0, 1].
         """
-        super().__init__()
+        super().__init__(**consistency)
         check_fraction(threshold=threshold)
         check_decay(momentum=momentum)
         self.threshold, self.momentum, self.interpolation = threshold, momentum, interpolation
 
     def build(self, context: StrategyContext) -> None:
-        """Register the running means, uniform at first, and the threshold for the log.
+        """Register the running means, uniform until the first update, and the threshold for the log.
 
         Args:
             context: Numbers of classes and features, and the backbone.
@@ -65,6 +69,7 @@ class AdaMatch(Consistency):
         self.register_buffer("known_mean", uniform.clone())
         self.register_buffer("unlabeled_mean", uniform.clone())
         self.register_buffer("threshold_now", torch.tensor(self.threshold))
+        self.warmup = MomentumWarmup()
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Return the consistency loss, with interpolated logits in place of the labeled ones."""
@@ -83,8 +88,9 @@ class AdaMatch(Consistency):
         # Of weak views only, like the unlabeled predictions: strong views are less confident.
         labeled = at_least_float32(step.labeled_outputs.logits[: step.labeled.num_weak]).softmax(1)
         unlabeled = logits.softmax(1)
-        ema_update_(self.known_mean, mean_over_ranks(labeled), self.momentum)
-        ema_update_(self.unlabeled_mean, mean_over_ranks(unlabeled), self.momentum)
+        momentum = self.warmup.next_momentum(self.momentum)
+        ema_update_(self.known_mean, mean_over_ranks(labeled), momentum)
+        ema_update_(self.unlabeled_mean, mean_over_ranks(unlabeled), momentum)
         self.threshold_now.copy_(self.threshold * mean_over_ranks(labeled.amax(1)))
         confidence, label = align_distribution(unlabeled, self.known_mean, self.unlabeled_mean).max(1)
         return label, (confidence >= self.threshold_now).float()

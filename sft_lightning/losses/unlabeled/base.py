@@ -7,7 +7,7 @@ touch inputs, because they must; all others use the features and logits of the p
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -18,6 +18,8 @@ from sft_lightning.data.modality import mix_inputs
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.renamed import refuse_renamed, warn_renamed
+
+_LONG_PASSED = 2**40  # updates after which t / (t + 1) is 1 in float32
 
 
 class Outputs(NamedTuple):
@@ -157,6 +159,16 @@ class Consistency(Strategy):
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
     student: ClassVar[str | None] = "strong"
 
+    def __init__(self, freeze_target_stats: bool = False) -> None:
+        """Store the setting.
+
+        Args:
+            freeze_target_stats: Whether the pass that makes the targets leaves the running statistics of batch
+                normalization alone, so that only views that are learned shape them.
+        """
+        super().__init__()
+        self.freeze_target_stats = freeze_target_stats
+
     @abstractmethod
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """Return targets of the strong view and weights of the examples; called without gradient.
@@ -176,10 +188,14 @@ class Consistency(Strategy):
     def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Compute the weighted cross-entropy of the strong view, averaged over the whole batch."""
         with torch.no_grad():
-            logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
-            target, weight = self.targets(logits, step)
+            target, weight = self.targets(self.weak_logits(step), step)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
         return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.log_metrics())
+
+    def weak_logits(self, step: StrategyInputs) -> Tensor:
+        """Return the logits of the weak view, at least float32, (B, C)."""
+        with frozen_bn_stats(step.network) if self.freeze_target_stats else nullcontext():
+            return at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """Return the strong view's logits as they enter the loss."""
@@ -251,12 +267,45 @@ def frozen_bn_stats(network: object) -> Iterator[None]:
                 m.num_batches_tracked.copy_(count)
 
 
-def ema_update_(running: Tensor, value: Tensor, momentum: float) -> None:
+def ema_update_(running: Tensor, value: Tensor, momentum: float | Tensor) -> None:
     """Update a running average in place: running = momentum * running + (1 - momentum) * value.
 
     Args:
         running: Buffer of the running average; changed in place.
         value: New value, of the buffer's shape.
-        momentum: Share of the old value that is kept, from 0 to 1.
+        momentum: Share of the old value that is kept, from 0 to 1; a number, or a scalar of the buffer's device.
     """
-    running.mul_(momentum).add_(value.to(running.dtype), alpha=1 - momentum)
+    running.mul_(momentum).add_(value.to(running.dtype) * (1 - momentum))
+
+
+class MomentumWarmup(nn.Module):
+    """Momentum of running means that start without bias: update t, counted from 0, keeps min(momentum, t / (t + 1)).
+
+    Until t / (t + 1) reaches the momentum, a running mean is the plain mean of all values so far. With the full
+    momentum from the first update on, it would stay near its initial value for about 1 / (1 - momentum) updates.
+
+    Attributes:
+        added_buffers: Buffers that checkpoints of version 0.2 lack. They load as if the start had long passed.
+    """
+
+    added_buffers: ClassVar[tuple[str, ...]] = ("updates",)
+    updates: Tensor
+
+    def __init__(self) -> None:
+        """Register the number of updates so far, t."""
+        super().__init__()
+        self.register_buffer("updates", torch.tensor(0))
+
+    def next_momentum(self, momentum: float) -> Tensor:
+        """Return the momentum of the next update, a float32 scalar, and count the update.
+
+        Args:
+            momentum: Largest momentum.
+        """
+        now = (self.updates / (self.updates + 1)).clamp(max=momentum)
+        self.updates += 1
+        return now
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}updates", torch.tensor(_LONG_PASSED))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

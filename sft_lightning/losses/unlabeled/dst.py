@@ -39,6 +39,7 @@ class DST(FixMatch):
         reversal: float = 0.1,
         reversal_steps: int = 1000,
         width: int = 2048,
+        **consistency: Any,
     ) -> None:
         """Check and store the settings.
 
@@ -50,11 +51,12 @@ class DST(FixMatch):
             reversal_steps: Steps until the factor is at 46 % of its final value; after five times as many it is at
                 99 %.
             width: Number of hidden units of both heads.
+            consistency: Settings of `Consistency`, by name.
 
         Raises:
             InputError: A setting is out of range.
         """
-        super().__init__(threshold)
+        super().__init__(threshold, **consistency)
         check_min(0, worst=worst, trade_off=trade_off)
         check_min(1, reversal_steps=reversal_steps, width=width)
         check_fraction(reversal=reversal)
@@ -79,8 +81,7 @@ class DST(FixMatch):
     def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Return the cross-entropy of the pseudo head plus the worst-case loss."""
         with torch.no_grad():
-            logits = at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
-            label, weight = self.targets(logits, step)
+            label, weight = self.targets(self.weak_logits(step), step)
         consistency = masked_cross_entropy(self.pseudo_head(step.student.features), label, weight)
         scale = self.reversal * torch.tanh(self.steps / (2 * self.reversal_steps))
         self.steps += 1

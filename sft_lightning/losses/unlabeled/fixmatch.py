@@ -1,5 +1,7 @@
 """FixMatch: Sohn et al. 2020, "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence"."""
 
+from typing import Any
+
 from torch import Tensor
 
 from sft_lightning.losses.unlabeled.base import Consistency, StrategyInputs
@@ -13,16 +15,17 @@ class FixMatch(Consistency):
     with rate .03 and momentum .9, average of the weights with decay .999.
     """
 
-    def __init__(self, threshold: float = 0.95) -> None:
-        """Check and store the threshold.
+    def __init__(self, threshold: float = 0.95, **consistency: Any) -> None:
+        """Check and store the settings.
 
         Args:
             threshold: tau, minimum probability of an accepted pseudo-label.
+            consistency: Settings of `Consistency`, by name.
 
         Raises:
             InputError: The threshold is outside [0, 1].
         """
-        super().__init__()
+        super().__init__(**consistency)
         check_fraction(threshold=threshold)
         self.threshold = threshold
 

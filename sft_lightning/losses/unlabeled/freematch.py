@@ -1,6 +1,7 @@
 """FreeMatch: Wang et al. 2023, "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning"."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from sft_lightning.losses.unlabeled.base import (
     Consistency,
+    MomentumWarmup,
     StrategyContext,
     StrategyInputs,
     StrategyOutput,
@@ -28,23 +30,24 @@ class FreeMatch(Consistency):
     mean_prediction: Tensor
     label_histogram: Tensor
 
-    def __init__(self, momentum: float = 0.999, fairness: float = 0.001) -> None:
+    def __init__(self, momentum: float = 0.999, fairness: float = 0.001, **consistency: Any) -> None:
         """Check and store the settings.
 
         Args:
             momentum: Momentum of the running means.
             fairness: w_f, weight of the fairness term.
+            consistency: Settings of `Consistency`, by name.
 
         Raises:
             InputError: A setting is out of range.
         """
-        super().__init__()
+        super().__init__(**consistency)
         check_decay(momentum=momentum)
         check_min(0, fairness=fairness)
         self.momentum, self.fairness = momentum, fairness
 
     def build(self, context: StrategyContext) -> None:
-        """Register the running means, initially those of a uniform prediction.
+        """Register the running means, those of a uniform prediction until the first update.
 
         Args:
             context: Numbers of classes and features, and the backbone.
@@ -53,6 +56,7 @@ class FreeMatch(Consistency):
         self.register_buffer("mean_confidence", torch.tensor(1 / context.num_classes))
         self.register_buffer("mean_prediction", uniform.clone())
         self.register_buffer("label_histogram", uniform.clone())
+        self.warmup = MomentumWarmup()
 
     @property
     def thresholds(self) -> Tensor:
@@ -63,9 +67,10 @@ class FreeMatch(Consistency):
         """Return the most likely class, accepted where its probability reaches the threshold of the class."""
         probabilities = logits.softmax(1)
         confidence, label = probabilities.max(1)
-        ema_update_(self.mean_confidence, mean_over_ranks(confidence), self.momentum)
-        ema_update_(self.mean_prediction, mean_over_ranks(probabilities), self.momentum)
-        ema_update_(self.label_histogram, mean_over_ranks(F.one_hot(label, logits.shape[1]).to(logits)), self.momentum)
+        momentum = self.warmup.next_momentum(self.momentum)
+        ema_update_(self.mean_confidence, mean_over_ranks(confidence), momentum)
+        ema_update_(self.mean_prediction, mean_over_ranks(probabilities), momentum)
+        ema_update_(self.label_histogram, mean_over_ranks(F.one_hot(label, logits.shape[1]).to(logits)), momentum)
         return label, (confidence >= self.thresholds[label]).float()
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
@@ -81,9 +86,9 @@ class FreeMatch(Consistency):
         probabilities, chosen = logits.softmax(1), (weight > 0).to(logits)
         predictions = F.one_hot(probabilities.argmax(1), logits.shape[1]) * chosen[:, None]
         counts, mass = sum_over_ranks(predictions.sum(0)), sum_over_ranks((probabilities * chosen[:, None]).sum(0))
-        # p / h of a class without an accepted prediction is 0, not infinite.
+        # p / h of a class without a prediction is 0, not infinite.
         batch = mass * torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
-        running = self.mean_prediction / self.label_histogram.clamp_min(1e-12)
+        running = self.mean_prediction * torch.where(self.label_histogram > 0, 1 / self.label_histogram, 0.0)
         batch, running = batch / batch.sum().clamp_min(1e-12), running / running.sum()
         any_accepted = counts.sum().clamp(max=1)  # an `if` would make the CPU wait for the device
         return any_accepted * (running * (batch + 1e-12).log()).sum()

@@ -1,5 +1,7 @@
 """UDA: Xie et al. 2020, "Unsupervised Data Augmentation for Consistency Training"."""
 
+from typing import Any
+
 from torch import Tensor
 
 from sft_lightning.losses.unlabeled.base import Consistency, StrategyInputs
@@ -15,17 +17,18 @@ class UDA(Consistency):
     Reference setting (CIFAR-10): temperature .4, threshold .8.
     """
 
-    def __init__(self, temperature: float = 0.4, threshold: float = 0.8) -> None:
+    def __init__(self, temperature: float = 0.4, threshold: float = 0.8, **consistency: Any) -> None:
         """Check and store the settings.
 
         Args:
             temperature: Divisor of the weak view's logits.
             threshold: Minimum probability of an accepted example, before sharpening.
+            consistency: Settings of `Consistency`, by name.
 
         Raises:
             InputError: A setting is out of range.
         """
-        super().__init__()
+        super().__init__(**consistency)
         check_positive(temperature=temperature)
         check_fraction(threshold=threshold)
         self.temperature, self.threshold = temperature, threshold

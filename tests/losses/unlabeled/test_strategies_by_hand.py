@@ -199,6 +199,58 @@ def test_softmatch_weights_equal_hand_computed_values() -> None:
     assert result.weight.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+OTHER = torch.tensor([[LOG(0.6), LOG(0.4)], [LOG(0.6), LOG(0.4)], [LOG(0.6), LOG(0.4)]])
+# Of WEAK, then of OTHER, 3 examples each: confidence 2.35 / 3 and 0.6, class 0 with 1.25 / 3 and 0.6.
+MEANS: dict[str, dict[str, list[Any]]] = {
+    "FreeMatch": {
+        "mean_confidence": [2.35 / 3, 0.6], "mean_prediction": [[1.25 / 3, 1.75 / 3], [0.6, 0.4]],
+        "label_histogram": [[1 / 3, 2 / 3], [1.0, 0.0]],
+    },
+    "SoftMatch": {"mean": [2.35 / 3, 0.6]},
+    "AdaMatch": {"known_mean": [[0.8, 0.2], [0.8, 0.2]], "unlabeled_mean": [[1.25 / 3, 1.75 / 3], [0.6, 0.4]]},
+    "DebiasMatch": {"prediction_mean": [[1.25 / 3, 1.75 / 3], [0.6, 0.4]]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(MEANS))
+def test_running_means_start_as_plain_means(name: str) -> None:
+    plain = {"uniform_alignment": False} if name == "SoftMatch" else {}
+    strategy = getattr(strategies, name)(momentum=0.6, **plain)
+    strategy.build(CONTEXT)
+    known = Outputs(*[torch.tensor([[LOG(0.8), LOG(0.2)]])] * 2)
+    labeled = Labeled(known.logits, torch.tensor([0]))
+    # One value counts alone, the second as much as the first, the third with 1 - 0.6: t / (t + 1) is 2 / 3 by then.
+    shares = [(1.0, 0.0), (0.5, 0.5), (0.5 * 0.6 + 0.4, 0.5 * 0.6)]
+    for x, (first, second) in zip((WEAK, OTHER, WEAK), shares, strict=True):
+        strategy.targets(x, StrategyInputs(Net(), Batch(x, x, x, torch.arange(3)), known, labeled, known))
+        for buffer, (a, b) in MEANS[name].items():
+            expected = first * torch.tensor(a) + second * torch.tensor(b)
+            torch.testing.assert_close(getattr(strategy, buffer), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_freematch_rejects_answers_below_the_mean_of_a_random_head() -> None:
+    """Means that start at 1 / C would accept all of them."""
+    logits = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    strategy = strategies.FreeMatch()
+    strategy.build(CONTEXT._replace(num_classes=10))
+    _, weight = strategy.targets(logits, make_step(Net(), None))
+    assert 0.2 < weight.mean() < 0.8
+    strategy.build(CONTEXT._replace(num_classes=10))
+    strategy.warmup.updates.fill_(2**40)
+    _, weight = strategy.targets(logits, make_step(Net(), None))
+    assert weight.mean() == 1
+
+
+@pytest.mark.parametrize("name", sorted(MEANS))
+def test_a_state_without_the_count_loads_as_past_the_start(name: str) -> None:
+    strategy = getattr(strategies, name)(momentum=0.75)
+    strategy.build(CONTEXT)
+    old = {key: value for key, value in strategy.state_dict().items() if key != "warmup.updates"}
+    assert len(old) == len(strategy.state_dict()) - 1
+    strategy.load_state_dict(old)
+    assert strategy.warmup.next_momentum(0.75).item() == 0.75
+
+
 def test_debiasmatch_favors_rarely_predicted_classes() -> None:
     strategy = strategies.DebiasMatch(threshold=0.0, debias=1.0, momentum=0.0)
     strategy.build(CONTEXT)
@@ -245,6 +297,28 @@ class Normed(Net):
 
 
 IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["FixMatch", "UDA", "FlexMatch", "FreeMatch", "SoftMatch", "DebiasMatch", "DST"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_targets_move_the_statistics_of_batch_normalization_unless_they_are_frozen(name: str, frozen: bool) -> None:
+    net, once = Normed(), Normed()
+    expected = once.outputs(IMAGES)
+    student = net.outputs(IMAGES)
+    strategy = getattr(strategies, name)(freeze_target_stats=frozen)
+    strategy.build(CONTEXT)
+    strategy.start(6)
+    weak = IMAGES * 3
+    result = strategy.loss(
+        make_step(net, Batch(weak, IMAGES, IMAGES, torch.arange(6)), student, Labeled(IMAGES, torch.zeros(6)), student)
+    )
+    assert torch.equal(student.logits, expected.logits)
+    assert torch.equal(net.norm.running_mean, once.norm.running_mean) is frozen  # type: ignore[arg-type]
+    assert int(net.norm.num_batches_tracked) == (1 if frozen else 2)  # type: ignore[arg-type]
+    assert net.norm.momentum == 0.1
+    normed = nn.BatchNorm2d(1)(weak).flatten(1)[:, :2]  # by the batch's own statistics in either case
+    if name != "DebiasMatch":
+        assert result.pseudo_labels.tolist() == normed.argmax(1).tolist()
 
 
 def test_adversarial_direction_leaves_batch_norm_statistics_unchanged() -> None:
