@@ -16,6 +16,7 @@ from sft_lightning.data.contract import BatchRequest
 from sft_lightning.data.loaders import Schedule
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.training.epochs import is_last_epoch
 from sft_lightning.training.figures import Figure
 from sft_lightning.training.nonfinite import NonfiniteGuard, OnNonfinite
 from sft_lightning.training.optimizers import Group, check_schedules, configure_optimizer
@@ -248,9 +249,7 @@ class Paradigm(LightningModule, ABC):
     @property
     def is_last_epoch(self) -> bool:
         """Whether training ends with the epoch that is about to end."""
-        trainer = self.trainer
-        stopped = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
-        return stopped or self.current_epoch + 1 == trainer.max_epochs
+        return is_last_epoch(self.trainer)
 
     def _log_training(self, step: int) -> None:
         means = {name: value / self._summed[name] for name, value in self._sums.items()}

@@ -130,10 +130,12 @@ class FineTuneClassifier(Paradigm):
         self.head = self.task.build_head(self.backbone.num_features)
         if class_names and len(class_names) != num_classes:
             raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes: give one each")
+        new_head = self.head.weight.detach().clone()
         if head_weights == "none":
             names = take_head(self.head, tensors, weights, class_names or None)
         else:
             names = attach_head(self.head, Path(head_weights), backbone, class_names or None)
+        self.has_trained_head = not self.head.weight.equal(new_head)
         self.class_names = [str(i) for i in range(num_classes)]
         if names:
             self.name_classes(names)
@@ -236,7 +238,8 @@ class FineTuneClassifier(Paradigm):
     def on_fit_start(self) -> None:
         """Fit the head's start, compute balanced class weights, and use cached features of a frozen backbone."""
         self.check_classes()
-        start_head(self.head, self.backbone, self.head_start, self, self.hparams["head_weights"])
+        if start_head(self.head, self.backbone, self.head_start, self, self.hparams["head_weights"]):
+            self.has_trained_head = True
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
         stays = not learns and self.batch_parts == ("labeled",)

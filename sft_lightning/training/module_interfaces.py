@@ -61,3 +61,21 @@ class HasSupervisedLoss(Protocol):
     """Module that keeps the loss on labels of its last step, or None after a step without."""
 
     supervised_loss: Tensor | None
+
+
+@runtime_checkable
+class MayHaveTrainedHead(Protocol):
+    """Classifier that says whether its head started from trained or fitted weights for some of its classes."""
+
+    has_trained_head: bool
+
+
+@runtime_checkable
+class LearnsFromUnlabeled(Protocol):
+    """Classifier that learns from labels alone for `warmup_steps`, and then from unlabeled examples, too."""
+
+    has_trained_head: bool
+    warmup_steps: int
+
+    def evaluated(self, x: Inputs) -> tuple[Tensor, Tensor]:
+        """Return features (B, F) and logits (B, C) of the network that is evaluated."""

@@ -9,11 +9,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.contract import few_label_data, known_splits
-from sft_lightning.training.module_interfaces import MakesPseudoLabels
+from sft_lightning.training.epochs import is_last_epoch
+from sft_lightning.training.module_interfaces import MakesPseudoLabels, MayHaveTrainedHead
 from sft_lightning.utils.transfer import to_device
 
 _COLLAPSED = 0.5  # effective number of predicted classes relative to that of the labels
 _PATIENCE = 500  # steps without an accepted pseudo-label, or of collapse, before a warning
+_EARLY = 20  # least number of first steps in which a new head should not have nearly all of its answers accepted
+_NEARLY_ALL = 0.95  # share of accepted pseudo-labels in those steps above which there is a warning
 
 
 class PseudoLabelHealth(Callback):
@@ -30,6 +33,8 @@ class PseudoLabelHealth(Callback):
         self._counts: Tensor | None = None
         self._last: object = None
         self._logged, self._idle, self._collapsed, self._warned = 0, 0, 0, set[str]()
+        self._is_first, self._watches_start = True, False
+        self._start = torch.zeros(3)  # steps, pseudo-labels and accepted ones that a new head has made
 
     @property
     def state_key(self) -> str:
@@ -65,10 +70,39 @@ class PseudoLabelHealth(Callback):
         if pseudo_labels is not self._last:
             self._last = pseudo_labels
             self._count(pseudo_labels, pl_module.num_classes)
+            if self._is_first:
+                is_new = isinstance(pl_module, MayHaveTrainedHead) and not pl_module.has_trained_head
+                is_early = trainer.global_step <= _EARLY  # else the head has learned from labels by now
+                self._watches_start = is_new and is_early and pseudo_labels.weight is not None
+                self._is_first = False
         step, interval = trainer.global_step, int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if self._counts is not None and interval and step % interval == 0 and step != self._logged:
             self._logged = step
             self._log_counts(pl_module, interval)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the remaining counts at the end of training, however short it was.
+
+        Args:
+            trainer: Trainer in training.
+            pl_module: Module that may have `pseudo_labels`.
+        """
+        interval = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if self._counts is not None and interval and is_last_epoch(trainer):
+            self._log_counts(pl_module, trainer.global_step % interval or interval)
+            if self._watches_start:
+                self._judge_start()
+
+    def _judge_start(self) -> None:
+        """Warn if nearly all pseudo-labels of a new head were accepted."""
+        self._watches_start = False
+        steps, predicted, accepted = self._start.tolist()
+        if accepted > _NEARLY_ALL * predicted:
+            self._warn(
+                "start", f"{accepted / predicted:.0%} of the pseudo-labels of the first {steps:.0f} steps were "
+                "accepted, although the head had just started from random weights, so that most of them are guesses: "
+                "set warmup_steps, let lambda_u rise (lambda_ramp, ramp_steps), or raise the strategy's threshold"
+            )  # fmt: skip
 
     def _count(self, pseudo_labels: Any, num_classes: int) -> None:
         """Count by class on the device: predicted, accepted, accepted with a hidden label, and correct among those."""
@@ -90,6 +124,10 @@ class PseudoLabelHealth(Callback):
         counts: Tensor = module.trainer.strategy.reduce(self._counts, reduce_op="sum")
         predicted, accepted, verifiable, correct = counts.cpu()
         self._counts = None
+        if self._watches_start:
+            self._start += torch.tensor([steps, predicted.sum(), accepted.sum()])
+            if self._start[0] >= _EARLY:
+                self._judge_start()
         logs = {"accepted": accepted.sum() / predicted.sum()}
         if verifiable.sum() > 0:
             logs["accuracy"] = correct.sum() / verifiable.sum()

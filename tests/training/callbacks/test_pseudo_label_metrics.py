@@ -23,7 +23,8 @@ class Recorder:
 
     num_classes = 4
 
-    def __init__(self) -> None:
+    def __init__(self, has_trained_head: bool = False) -> None:
+        self.has_trained_head = has_trained_head
         self.pseudo_labels: PseudoLabels | None = None
         self.logs: list[dict[str, float]] = []
         self.trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda t, reduce_op: t))
@@ -35,17 +36,22 @@ class Recorder:
 HIDDEN = torch.tensor([0, 1, 2, 3, -1, 0])
 
 
-def run_steps(steps: int, every: int, guess: Any) -> Recorder:
-    """Run `steps` steps in which `guess(step)` gives indices, classes and weights."""
+def run_steps(
+    steps: int, every: int, guess: Any, first: int = 1, has_trained_head: bool = False, ends: bool = False
+) -> Recorder:
+    """Run `steps` steps, of which the first is `first`, where `guess(step)` gives indices, classes and weights."""
     splits = {"unlabeled": SimpleNamespace(labels=HIDDEN)}
     data = FakeData(splits=splits, labeled_counts=lambda: torch.tensor([5, 5, 5, 5]))
     run: Any = SimpleNamespace(datamodule=data, global_step=0, log_every_n_steps=every)
-    module: Any = Recorder()
+    module: Any = Recorder(has_trained_head)
     health = PseudoLabelHealth()
     health.on_fit_start(run, module)
-    for step in range(1, steps + 1):
+    for step in range(first, first + steps):
         module.pseudo_labels, run.global_step = PseudoLabels(*guess(step)), step
         health.on_train_batch_end(run, module, None, None, 0)
+    run.should_stop, run.max_steps = ends, -1
+    run.current_epoch, run.max_epochs = 0, 2
+    health.on_train_epoch_end(run, module)
     recorder: Recorder = module
     return recorder
 
@@ -108,6 +114,62 @@ def test_no_warning_when_a_collapse_is_temporary(caplog: pytest.LogCaptureFixtur
             1200, 50, lambda step: (torch.arange(4), torch.arange(4) if step % 400 < 50 else torch.full((4,), 2), None)
         )
     assert not read_warnings(caplog)
+
+
+def make_guess(*shares: float) -> Any:
+    """Give four pseudo-labels, of which a share is accepted that depends on the step."""
+    even = torch.arange(4)
+    return lambda step: (even, even, torch.full((4,), shares[min(step, len(shares)) - 1]))
+
+
+@pytest.mark.parametrize("every", [1, 5, 20, 50])
+@pytest.mark.parametrize(("share", "warns"), [(1.0, True), (0.96, True), (0.94, False), (0.5, False)])
+def test_warning_when_a_new_head_has_nearly_all_answers_accepted(
+    caplog: pytest.LogCaptureFixture, every: int, share: float, warns: bool
+) -> None:
+    with caplog.at_level("INFO"):
+        run_steps(100, every, make_guess(*[share] * max(20, every), 0.0))
+    said = read_warnings(caplog)
+    assert len(said) == warns
+    if warns:
+        assert (
+            f"{share:.0%} of the pseudo-labels of the first {max(20, every)} steps were accepted, although" in said[0]
+        )
+        assert "set warmup_steps, let lambda_u rise (lambda_ramp, ramp_steps), or raise the strategy's thre" in said[0]
+
+
+def test_no_warning_about_later_steps_trained_heads_and_strategies_without_weights(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO"):
+        run_steps(60, 10, make_guess(*[0.5] * 20, 1.0))
+        run_steps(60, 10, make_guess(1.0), first=100)  # after a warm-up, or resumed
+        run_steps(60, 10, make_guess(1.0), has_trained_head=True)
+        run_steps(60, 10, lambda step: (torch.arange(4), torch.arange(4), None))
+    assert not read_warnings(caplog)
+
+
+def test_a_run_shorter_than_the_interval_of_the_log_is_logged_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        module = run_steps(10, 50, make_guess(1.0), ends=True)
+    assert [logs["accepted"] for logs in module.logs] == [1]
+    assert "100% of the pseudo-labels of the first 10 steps were accepted" in read_warnings(caplog)[0]
+    assert [logs["accepted"] for logs in run_steps(7, 5, make_guess(*[1.0] * 5, 0.5), ends=True).logs] == [1, 0.5]
+    assert len(run_steps(10, 5, make_guess(1.0), ends=True).logs) == 2  # nothing is left
+    assert not run_steps(10, 50, make_guess(1.0)).logs  # another epoch follows
+
+
+def test_a_short_training_logs_pseudo_label_metrics(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = SemiSupervisedModule(
+        strategies.FreeMatch(), backbone="mlp", num_classes=10, input_spec=SHAPE,
+        optimizer=lambda p: torch.optim.SGD(p, 0.05),
+    )  # fmt: skip
+    run = trainer([PseudoLabelHealth()], logger=CSVLogger(tmp_path, "csv", version=0), log_every_n_steps=50)
+    run.fit(model, sample(batch_size=4, unlabeled_ratio=2, steps_per_epoch=4))
+    assert 0 < run.callback_metrics["pseudo_labels/accepted"] < 1
+    rows = list(csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open()))
+    assert sum(bool(row["pseudo_labels/accepted"]) for row in rows) == 1
 
 
 def test_pseudo_label_metrics_are_logged_to_tensorboard_and_csv(tmp_path: Any) -> None:
