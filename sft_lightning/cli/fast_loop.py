@@ -45,6 +45,7 @@ from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
 from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from sft_lightning.training.callbacks.roll_back import RollBack
 from sft_lightning.training.callbacks.run_folder import RunFolder
 from sft_lightning.training.callbacks.validation_log import ValidationLogger
 from sft_lightning.utils.cpu import flush_denormals, retain_freed_memory
@@ -60,7 +61,8 @@ PRECISIONS: set[type] = {Precision, MixedPrecision}
 PROFILERS: set[type] = {PassThroughProfiler}
 CALLBACKS: set[type] = {
     DeviceStatsMonitor, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ModelSummary, RichModelSummary, Timer,
-    TQDMProgressBar, StopWithoutSaving, TensorBoardFigures, Progress, PseudoLabelHealth, RunCheckpoint, RunFolder,
+    TQDMProgressBar, StopWithoutSaving, TensorBoardFigures, Progress, PseudoLabelHealth, RollBack, RunCheckpoint,
+    RunFolder,
 }  # fmt: skip
 LOGGERS: set[type] = {
     CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger, MetricsCSV, ValidationLogger,

@@ -48,6 +48,7 @@ from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from sft_lightning.training.callbacks.roll_back import RollBack
 from sft_lightning.training.callbacks.run_folder import RunFolder
 from sft_lightning.training.run_logger import build_run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
@@ -109,6 +110,12 @@ class SFTCLI(LightningCLI):
         parser.add_argument("--run_name", type=str, default="run", help=f"Runs are kept in {LOGS}/RUN_NAME/version_N.")
         parser.add_argument(
             "--fast_loop", type=bool, default=True, help="Skip unused hooks where results are known to be the same."
+        )
+        parser.add_argument(
+            "--roll_back",
+            type=bool,
+            default=True,
+            help="Return to the network before semi-supervised training if validation shows that it did harm.",
         )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -260,6 +267,8 @@ class SFTCLI(LightningCLI):
         ]
         if isinstance(self.model, SemiSupervisedModule):
             defaults.append(PseudoLabelHealth())
+            if self.subcommand == "fit" and self._get(self.config_init, "roll_back"):
+                defaults.append(RollBack())
         if config.get("enable_progress_bar") is not False:
             defaults.append(Progress())
         return super()._instantiate_trainer(config, [*callbacks, *defaults])

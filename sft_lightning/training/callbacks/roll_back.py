@@ -1,0 +1,185 @@
+"""Comparison of semi-supervised training with the network that it started from, and the way back where it did harm."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from sft_lightning.data.contract import few_label_data
+from sft_lightning.networks.modes import eval_mode
+from sft_lightning.training.epochs import is_last_epoch
+from sft_lightning.training.module_interfaces import LearnsFromUnlabeled
+
+LEVEL = 0.05  # probability below which a loss of accuracy counts as more than noise
+MAX_EXAMPLES = 10_000  # validation examples that are compared
+_PARTS = ("backbone", "head")
+
+
+class _Reference(NamedTuple):
+    """Network before semi-supervised training: its step, weights, and correctness on validation examples, (N,)."""
+
+    step: int
+    weights: dict[str, Tensor]
+    correct: Tensor
+
+
+class RollBack(Callback):
+    """Returns to the network before semi-supervised training if that is better on validation examples, beyond noise.
+
+    The reference is the network that is evaluated (the average, if any) when the first unlabeled batch arrives: after
+    the warm-up on labels, or at the start of the training if the head is trained. A new head without a warm-up has no
+    reference. At the end, both networks are compared on the same examples by the exact McNemar test (one-sided, 5 %),
+    and one sentence says how it came out. The comparison precedes the last validation, so that its metrics and
+    `last.ckpt` are of the network that the run keeps. Checkpoints contain the reference, so that a resumed run decides
+    the same.
+    """
+
+    def __init__(self) -> None:
+        """Start without a reference."""
+        self._reference: _Reference | None = None
+        self._is_waiting = False
+
+    @property
+    def state_key(self) -> str:
+        """Constant key, which Lightning reads in each step."""
+        return "RollBack"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the reference for the checkpoint."""
+        return {} if self._reference is None else self._reference._asdict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the reference from a checkpoint.
+
+        Args:
+            state_dict: Value of `state_dict`.
+        """
+        self._reference = _Reference(**state_dict) if state_dict else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out whether there will be a reference.
+
+        Args:
+            trainer: Trainer about to train.
+            pl_module: Any module; only those that learn from unlabeled examples are compared.
+        """
+        data = few_label_data(trainer)
+        self._is_waiting = (
+            self._reference is None
+            and isinstance(pl_module, LearnsFromUnlabeled)
+            and (pl_module.has_trained_head or pl_module.warmup_steps > 0)
+            and trainer.global_step <= pl_module.warmup_steps  # else a resumed run, whose start is past
+            and data is not None
+            and len(data.splits.get("val", ())) > 0
+            and bool(trainer.limit_val_batches)
+            and not getattr(trainer, "fast_dev_run", False)
+            # A sharded network cannot be run by one process.
+            and isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the network when the first unlabeled batch arrives.
+
+        Args:
+            trainer: Trainer in training.
+            pl_module: Module that learns from unlabeled examples.
+            batch: Mapping with the parts of the batch.
+            batch_idx: Unused.
+        """
+        if self._is_waiting and "unlabeled" in batch:
+            self._is_waiting = False
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(_evaluated(pl_module))}
+            self._reference = _Reference(trainer.global_step, weights, _classify(trainer, pl_module))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare before the last validation of a training, which then measures the network that is kept.
+
+        Args:
+            trainer: Trainer in training or evaluation.
+            pl_module: Module that learns from unlabeled examples.
+        """
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and is_last_epoch(trainer):
+            has_ended = trainer.is_last_batch or trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+            if has_ended:
+                self._compare(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare where no validation came at the end.
+
+        Args:
+            trainer: Trainer at the end of its training.
+            pl_module: Module that learns from unlabeled examples.
+        """
+        self._compare(trainer, pl_module)
+
+    def _compare(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._reference is None:
+            return
+        reference, self._reference = self._reference, None
+        correct = _classify(trainer, module)
+        if len(correct) != len(reference.correct):  # resumed with another `limit` of the data
+            return
+        lost = int((reference.correct & ~correct).sum())
+        won = int((correct & ~reference.correct).sum())
+        p = mcnemar(lost, won)
+        before, after = (float(right.float().mean()) for right in (reference.correct, correct))
+        change = (
+            f"from {before:.3f} at step {reference.step} to {after:.3f} on {len(correct):,} validation examples "
+            f"({lost} lost, {won} won)"
+        )
+        if trainer.strategy.broadcast(p >= LEVEL):
+            verdict = "" if after >= before else f", which is within noise (p = {p:.2f})"
+            rank_zero_info(f"Semi-supervised training changed the accuracy {change}{verdict}.")
+            return
+        for network in (module, _evaluated(module)):
+            with torch.no_grad():
+                for name, tensor in _tensors(network):
+                    tensor.copy_(reference.weights[name])
+        rank_zero_info(
+            f"Warning: semi-supervised training lowered the accuracy {change}, which is more than noise (p = {p:.2g}): "
+            f"the run returned to the network of step {reference.step}. --roll_back false keeps the last one."
+        )
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Compute the one-sided exact McNemar test: how probable at least as many losses would be if both were as likely.
+
+    Args:
+        lost: Number of examples that only the first classifier has right.
+        won: Number of examples that only the second one has right.
+    """
+    n = lost + won
+    return float(sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n)
+
+
+def _evaluated(module: nn.Module) -> nn.Module:
+    """Return the module whose backbone and head are evaluated: the average, if any, or the module itself."""
+    average = getattr(module, "average", None)
+    return average if isinstance(average, nn.Module) else module
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{part}.{name}", tensor)
+        for part in _PARTS
+        for name, tensor in network.get_submodule(part).state_dict().items()
+    ]
+
+
+@torch.no_grad()
+def _classify(trainer: Trainer, module: Any) -> Tensor:
+    """Return for each validation example whether it is classified correctly, boolean, (N,); equal on all processes."""
+    data, plugin = few_label_data(trainer), trainer.precision_plugin
+    assert data is not None
+    correct: list[Tensor] = []
+    with isolate_rng(), eval_mode(module), plugin.forward_context():
+        for batch in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
+            logits = module.evaluated(plugin.convert_input(batch.x))[1]
+            correct.append((logits.argmax(1) == batch.y).cpu())
+    return torch.cat(correct)
