@@ -63,7 +63,7 @@ def test_unlabeled_batches_carry_no_label(schedule: str) -> None:
     batches = [batch["unlabeled"] for batch in seen.batches if "unlabeled" in batch]
     assert batches
     for batch in batches:
-        assert batch._fields == ("weak", "indices", "seed", "weak_2", "strong")
+        assert batch._fields == ("weak", "indices", "seed", "weak_2", "strong", "crops")
         assert batch.indices.shape == (8,)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.losses import pretraining
-from sft_lightning.losses.pretraining.base import ObjectiveInputs
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput
 from sft_lightning.losses.pretraining.lejepa import epps_pulley
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.errors import InputError
@@ -130,7 +130,13 @@ def test_lejepa_looks_in_new_directions_in_each_step() -> None:
 def test_a_target_gets_no_gradient() -> None:
     objective = built("SimSiam")
     seen: list[ObjectiveInputs] = []
-    objective.loss = seen.append
+    compute_loss = objective.loss
+
+    def record(step: ObjectiveInputs) -> ObjectiveOutput:
+        seen.append(step)
+        return compute_loss(step)
+
+    objective.loss = record
     objective([x.requires_grad_() for x in views()], None, 0)
     assert all(z.requires_grad for z in seen[0].outputs)
     assert not any(z.requires_grad for z in seen[0].targets)
