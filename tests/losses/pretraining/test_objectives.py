@@ -134,7 +134,8 @@ def test_a_target_gets_no_gradient() -> None:
 
     def record(step: ObjectiveInputs) -> ObjectiveOutput:
         seen.append(step)
-        return compute_loss(step)
+        output: ObjectiveOutput = compute_loss(step)
+        return output
 
     objective.loss = record
     objective([x.requires_grad_() for x in views()], None, 0)
