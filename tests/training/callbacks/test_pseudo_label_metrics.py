@@ -135,7 +135,7 @@ def test_warning_when_a_new_head_has_nearly_all_answers_accepted(
         assert (
             f"{share:.0%} of the pseudo-labels of the first {max(20, every)} steps were accepted, although" in said[0]
         )
-        assert "set warmup_steps, let lambda_u rise (lambda_ramp, ramp_steps), or raise the strategy's thre" in said[0]
+        assert "set warmup_steps, let lambda_u rise (lambda_ramp, ramp_steps), or raise the strategy's " in said[0]
 
 
 def test_no_warning_about_later_steps_trained_heads_and_strategies_without_weights(
