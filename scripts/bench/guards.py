@@ -49,7 +49,6 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule, WarmupCosine, WeakView
 from sft_lightning.losses import unlabeled
-from sft_lightning.losses.unlabeled.base import MomentumWarmup
 from sft_lightning.training.callbacks.roll_back import mcnemar
 from sft_lightning.training.ema import EMA
 
@@ -221,16 +220,13 @@ def run_unit(name: str, seed: int, cache: Path, strategies: list[str], results: 
     trained: dict[str, Tensor] = {}
     reference = None
 
-    def run(row: str, strategy: Any, biased: bool = False, steps: int = 0, **settings: Any) -> Correct:
+    def run(row: str, strategy: Any, steps: int = 0, **settings: Any) -> Correct:
         began = time.monotonic()
         seed_everything(seed, verbose=False)
         model = build(weights, data, strategy, **settings)
         if trained:
             model.load_state_dict(trained, strict=False)
             model.average = EMA({"backbone": model.backbone, "head": model.head}, 0.99)
-        for module in model.modules():
-            if biased and isinstance(module, MomentumWarmup):
-                module.updates.fill_(2**40)
         train(model, data, steps or start.steps)
         model.eval()
         right = judge(model, data)
@@ -260,8 +256,9 @@ def run_unit(name: str, seed: int, cache: Path, strategies: list[str], results: 
             row = f"{strategy} {variant}"
             if str(seed) in results.rows.get(f"{name} {row}", {}):
                 continue
-            made = getattr(unlabeled, strategy)(**STRATEGIES[strategy], freeze_target_stats=frozen)
-            run(row, made, not unbiased, **settings)
+            options = {**STRATEGIES[strategy], "freeze_target_stats": frozen, "unbiased_means": unbiased}
+            made = getattr(unlabeled, strategy)(**options)
+            run(row, made, **settings)
 
 
 def main() -> None:

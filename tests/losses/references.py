@@ -42,6 +42,8 @@ class Reference(ABC):
 
     def momentum(self) -> float:
         """Of the next update: a plain mean until as many values count as the momentum takes."""
+        if not self.s.unbiased_means:
+            return float(self.s.momentum)
         self.updates += 1
         return min(float(self.s.momentum), (self.updates - 1) / self.updates)
 

@@ -261,7 +261,7 @@ def test_a_checkpoint_after_a_step_loses_no_step_of_the_average(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["FreeMatch", "SoftMatch", "AdaMatch", "DebiasMatch"])
 def test_running_means_resume_where_they_stopped(name: str, tmp_path: Path) -> None:
-    whole, resumed = module(name), module(name)
+    whole, resumed = (module(getattr(strategies, name)(unbiased_means=True)) for _ in range(2))
     keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
     trainer([keep], enable_checkpointing=True).fit(whole, data())
     trainer().fit(resumed, data(), ckpt_path=str(tmp_path / "step=4.ckpt"), weights_only=True)
@@ -270,7 +270,7 @@ def test_running_means_resume_where_they_stopped(name: str, tmp_path: Path) -> N
 
 
 def test_a_checkpoint_without_the_count_of_updates_resumes_past_the_start(tmp_path: Path) -> None:
-    whole, resumed = module("FreeMatch"), module("FreeMatch")
+    whole, resumed = (module(strategies.FreeMatch(unbiased_means=True)) for _ in range(2))
     whole.strategy.get_buffer("warmup.updates").fill_(2**40)  # as versions before it computed
     keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
     trainer([keep], enable_checkpointing=True).fit(whole, data())

@@ -69,7 +69,7 @@ class AdaMatch(Consistency):
         self.register_buffer("known_mean", uniform.clone())
         self.register_buffer("unlabeled_mean", uniform.clone())
         self.register_buffer("threshold_now", torch.tensor(self.threshold))
-        self.warmup = MomentumWarmup()
+        self.warmup = MomentumWarmup(self.unbiased_means)
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Return the consistency loss, with interpolated logits in place of the labeled ones."""

@@ -159,15 +159,17 @@ class Consistency(Strategy):
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
     student: ClassVar[str | None] = "strong"
 
-    def __init__(self, freeze_target_stats: bool = False) -> None:
-        """Store the setting.
+    def __init__(self, freeze_target_stats: bool = False, unbiased_means: bool = False) -> None:
+        """Store the settings.
 
         Args:
             freeze_target_stats: Whether the pass that makes the targets leaves the running statistics of batch
                 normalization alone, so that only views that are learned shape them.
+            unbiased_means: Whether running means, of strategies that keep some, are plain means at first, so that
+                their first thresholds follow the network, not 1 / C.
         """
         super().__init__()
-        self.freeze_target_stats = freeze_target_stats
+        self.freeze_target_stats, self.unbiased_means = freeze_target_stats, unbiased_means
 
     @abstractmethod
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
@@ -275,11 +277,14 @@ def ema_update_(running: Tensor, value: Tensor, momentum: float | Tensor) -> Non
         value: New value, of the buffer's shape.
         momentum: Share of the old value that is kept, from 0 to 1; a number, or a scalar of the buffer's device.
     """
-    running.mul_(momentum).add_(value.to(running.dtype) * (1 - momentum))
+    if isinstance(momentum, Tensor):
+        running.mul_(momentum).add_(value.to(running.dtype) * (1 - momentum))
+    else:
+        running.mul_(momentum).add_(value.to(running.dtype), alpha=1 - momentum)
 
 
 class MomentumWarmup(nn.Module):
-    """Momentum of running means that start without bias: update t, counted from 0, keeps min(momentum, t / (t + 1)).
+    """Momentum of running means that can start without bias: update t, from 0, keeps min(momentum, t / (t + 1)).
 
     Until t / (t + 1) reaches the momentum, a running mean is the plain mean of all values so far. With the full
     momentum from the first update on, it would stay near its initial value for about 1 / (1 - momentum) updates.
@@ -291,17 +296,24 @@ class MomentumWarmup(nn.Module):
     added_buffers: ClassVar[tuple[str, ...]] = ("updates",)
     updates: Tensor
 
-    def __init__(self) -> None:
-        """Register the number of updates so far, t."""
+    def __init__(self, is_enabled: bool) -> None:
+        """Register the number of updates so far, t.
+
+        Args:
+            is_enabled: Whether the momentum rises; otherwise it is the largest from the first update on.
+        """
         super().__init__()
+        self.is_enabled = is_enabled
         self.register_buffer("updates", torch.tensor(0))
 
-    def next_momentum(self, momentum: float) -> Tensor:
-        """Return the momentum of the next update, a float32 scalar, and count the update.
+    def next_momentum(self, momentum: float) -> float | Tensor:
+        """Return the momentum of the next update, and count the update where it matters.
 
         Args:
             momentum: Largest momentum.
         """
+        if not self.is_enabled:
+            return momentum
         now = (self.updates / (self.updates + 1)).clamp(max=momentum)
         self.updates += 1
         return now

@@ -48,7 +48,7 @@ class DebiasMatch(FixMatch):
             context: Numbers of classes and features, and the backbone.
         """
         self.register_buffer("prediction_mean", torch.full((context.num_classes,), 1 / context.num_classes))
-        self.warmup = MomentumWarmup()
+        self.warmup = MomentumWarmup(self.unbiased_means)
 
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """Return the targets of FixMatch for corrected logits, then update p with the uncorrected predictions."""

@@ -56,7 +56,7 @@ class FreeMatch(Consistency):
         self.register_buffer("mean_confidence", torch.tensor(1 / context.num_classes))
         self.register_buffer("mean_prediction", uniform.clone())
         self.register_buffer("label_histogram", uniform.clone())
-        self.warmup = MomentumWarmup()
+        self.warmup = MomentumWarmup(self.unbiased_means)
 
     @property
     def thresholds(self) -> Tensor:
@@ -88,7 +88,8 @@ class FreeMatch(Consistency):
         counts, mass = sum_over_ranks(predictions.sum(0)), sum_over_ranks((probabilities * chosen[:, None]).sum(0))
         # p / h of a class without a prediction is 0, not infinite.
         batch = mass * torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
-        running = self.mean_prediction * torch.where(self.label_histogram > 0, 1 / self.label_histogram, 0.0)
+        ratio = self.mean_prediction / self.label_histogram.clamp_min(1e-12)
+        running = torch.where(self.label_histogram > 0, ratio, 0.0)
         batch, running = batch / batch.sum().clamp_min(1e-12), running / running.sum()
         any_accepted = counts.sum().clamp(max=1)  # an `if` would make the CPU wait for the device
         return any_accepted * (running * (batch + 1e-12).log()).sum()

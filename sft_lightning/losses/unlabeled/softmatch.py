@@ -58,7 +58,7 @@ class SoftMatch(Consistency):
         self.register_buffer("mean", torch.tensor(1 / context.num_classes))
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("prediction_mean", torch.full((context.num_classes,), 1 / context.num_classes))
-        self.warmup = MomentumWarmup()
+        self.warmup = MomentumWarmup(self.unbiased_means)
 
     def targets(self, logits: Tensor, step: StrategyInputs) -> tuple[Tensor, Tensor]:
         """Return the most likely class and its weight."""
