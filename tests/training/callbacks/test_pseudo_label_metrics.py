@@ -162,7 +162,7 @@ def test_a_run_shorter_than_the_interval_of_the_log_is_logged_at_its_end(caplog:
 def test_a_short_training_logs_pseudo_label_metrics(tmp_path: Any) -> None:
     torch.manual_seed(0)
     model = SemiSupervisedModule(
-        strategies.FreeMatch(), backbone="mlp", num_classes=10, input_spec=SHAPE,
+        strategies.FreeMatch(unbiased_means=True), backbone="mlp", num_classes=10, input_spec=SHAPE,
         optimizer=lambda p: torch.optim.SGD(p, 0.05),
     )  # fmt: skip
     run = trainer([PseudoLabelHealth()], logger=CSVLogger(tmp_path, "csv", version=0), log_every_n_steps=50)
