@@ -87,7 +87,7 @@ def select(
         Summary with the paths.
 
     Raises:
-        InputError: There are no unlabeled images, or the start cannot be loaded.
+        InputError: No image is unlabeled, or the start cannot be loaded.
     """
     chosen = select_examples(source, num_labels, by, start, image_size, hide_labels, seed)
     folder = Path(out)
@@ -124,7 +124,7 @@ def select_examples(
         seed: Seed of the clusters and the random choice.
 
     Raises:
-        InputError: There are no unlabeled images, or the start cannot be loaded.
+        InputError: No image is unlabeled, or the start cannot be loaded.
     """
     check_min(1, num_labels=num_labels)
     data = _set_up(source, hide_labels, seed, {} if image_size is None else {"image_size": image_size})
