@@ -162,6 +162,15 @@ class SemiSupervisedModule(FineTuneClassifier):
         logits: Tensor = self.average(x)
         return logits
 
+    def teacher_outputs(self, x: Inputs) -> Outputs:
+        """Compute features and logits with the averaged weights, without gradient.
+
+        Args:
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
+        """
+        assert self.average is not None
+        return Outputs(*self.average.outputs(x))
+
     def features(self, x: Inputs) -> Tensor:
         """Compute features, in evaluation with the averaged weights.
 
@@ -201,7 +210,7 @@ class SemiSupervisedModule(FineTuneClassifier):
             find_unused_parameters(self.trainer.strategy)
 
     def on_fit_start(self) -> None:
-        """Tell the strategy how many unlabeled examples there are, and weigh those of a pool smaller than a batch."""
+        """Tell the strategy how many examples there are, and weigh unlabeled ones of a pool smaller than a batch."""
         if self.strategy.computes_supervised_loss:
             self.refuse_loss_settings(f"strategy {type(self.strategy).__name__} computes the loss on labels itself")
         super().on_fit_start()
@@ -209,6 +218,7 @@ class SemiSupervisedModule(FineTuneClassifier):
             self.average.get_submodule("head").load_state_dict(self.head.state_dict())
         data = few_label_data(self.trainer)
         pool = 0 if data is None else len(data.splits["unlabeled"])
+        self.strategy.start_labeled(0 if data is None else len(data.splits["labeled"]))
         self.strategy.start(pool)
         self._mix = mix_inputs if data is None else data.views.mix
         labels = (1 if data is None else data.batch_size) * self.trainer.world_size
@@ -219,7 +229,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         super().on_train_start()
         if self.average is not None and self._followed_there is not None:
             if self._followed_there < self.trainer.global_step:
-                self.average.update(self)
+                self._update_average(self.average)
             self._followed_there = None
         self._followed = self.trainer.global_step
 
@@ -298,6 +308,9 @@ class SemiSupervisedModule(FineTuneClassifier):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update the average after each optimizer step."""
         if self.average is not None and self.trainer.global_step > self._followed:
-            self.average.update(self)
+            self._update_average(self.average)
             self._followed = self.trainer.global_step
         super().on_train_batch_end(outputs, batch, batch_idx)
+
+    def _update_average(self, average: EMA) -> None:
+        self.strategy.update_average(average.update(self))

@@ -53,11 +53,14 @@ class EMA(nn.Module):
         return {**self.__dict__, "_pairs": None}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module) -> float:
         """Move one step toward the network; running statistics are averaged, too.
 
         Args:
             network: Module with the submodules of the same names.
+
+        Returns:
+            Weight of the old average in this update.
         """
         t = int(self.steps) if self._num_updates is None else self._num_updates
         self._num_updates = t + 1
@@ -69,6 +72,7 @@ class EMA(nn.Module):
         torch._foreach_lerp_(self._pairs.averages, self._pairs.values, 1 - decay)
         if self._pairs.average_counts:
             torch._foreach_copy_(self._pairs.average_counts, self._pairs.counts)
+        return decay
 
     def _find_pairs(self, parts: list[nn.Module]) -> _TensorPairs:
         pairs = [

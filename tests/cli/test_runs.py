@@ -97,11 +97,11 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(what: str, workdir: Pa
         ("DST", "alternating"),
         *(
             pytest.param(name, "joint", marks=pytest.mark.slow)
-            for name in ("FlexMatch", "FreeMatch", "DST", "MeanTeacher", "MixMatch")
+            for name in ("FlexMatch", "FreeMatch", "DST", "MeanTeacher", "MixMatch", "SimMatch")
         ),
         *(
             pytest.param(name, "alternating", marks=pytest.mark.slow)
-            for name in ("FlexMatch", "FreeMatch", "MeanTeacher", "MixMatch")
+            for name in ("FlexMatch", "FreeMatch", "MeanTeacher", "MixMatch", "SimMatch")
         ),
     ],
 )

@@ -34,10 +34,11 @@ def hot(labels: Tensor, classes: int = 10) -> Tensor:
 class Reference(ABC):
     """Without memory; those that remember override `__init__`."""
 
-    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
         self.s, self.teacher = strategy, teacher
         self.accepted: list[float] = []
         self.extra: list[nn.Parameter] = []
+        self.positions = torch.empty(0)  # of the labeled batch
         self.updates = 0
 
     def momentum(self) -> float:
@@ -78,7 +79,7 @@ class PiModel(Reference):
 
 class MeanTeacher(Reference):
     def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        a, b = probabilities(f(u.weak)[1]), probabilities(self.teacher(u.weak_2)).detach()
+        a, b = probabilities(f(u.weak)[1]), probabilities(self.teacher(u.weak_2)[1]).detach()
         return ((a - b) ** 2).sum() / a.numel(), None
 
 
@@ -116,7 +117,7 @@ class FixMatch(Reference):
 
 
 class FlexMatch(Reference):
-    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
         super().__init__(strategy, teacher)
         self.memory = dict.fromkeys(range(len(strategy.predicted)), -1)
 
@@ -134,7 +135,7 @@ class FlexMatch(Reference):
 
 
 class AdaMatch(Reference):
-    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
         super().__init__(strategy, teacher)
         self.of_known = self.of_free = torch.full((10,), 0.1)
 
@@ -151,7 +152,7 @@ class AdaMatch(Reference):
 
 
 class FreeMatch(Reference):
-    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
         super().__init__(strategy, teacher)
         self.tau, self.p, self.h = torch.tensor(0.1), torch.full((10,), 0.1), torch.full((10,), 0.1)
 
@@ -177,7 +178,7 @@ class FreeMatch(Reference):
 
 
 class SoftMatch(Reference):
-    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
         super().__init__(strategy, teacher)
         self.mu, self.var, self.p = torch.tensor(0.1), torch.tensor(1.0), torch.full((10,), 0.1)
 
@@ -196,8 +197,57 @@ class SoftMatch(Reference):
         return (weight * cross_entropy(hot(q.argmax(1)), f(u.strong)[1])).mean(), None
 
 
+class SimMatch(Reference):
+    """With the bank as a dictionary, and the average of the projector by the formula for that of the network."""
+
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
+        super().__init__(strategy, teacher)
+        self.extra = [nn.Parameter(p.detach().clone()) for p in strategy.projector.parameters()]
+        self.mean = [p.detach().clone() for p in self.extra]
+        self.bank: dict[int, tuple[int, Tensor]] = {}
+        self.batches: list[Tensor] = []
+        self.t = 0
+
+    def embed(self, a: Tensor, weights: list[Any]) -> Tensor:
+        w, b, v, c = weights
+        hidden = a @ w.T + b
+        z: Tensor = hidden * (hidden > 0) @ v.T + c
+        return z / z.pow(2).sum(1, keepdim=True).sqrt()
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.t:
+            decay = min(0.9, self.t / (9 + self.t))
+            self.mean = [decay * m + (1 - decay) * p.detach() for m, p in zip(self.mean, self.extra, strict=True)]
+        self.t += 1
+        teach, weights = (self.teacher, self.mean) if self.s.averaged_teacher else (f, self.extra)
+        keys = self.embed(teach(x)[0].detach(), weights).detach()
+        features, logits = teach(u.weak)
+        queries, p = self.embed(features.detach(), weights).detach(), probabilities(logits.detach())
+        places = self.positions.tolist()
+        m, before = self.s.bank_momentum, dict(self.bank)
+        for i in sorted(set(places)):
+            same = [k for k, place in enumerate(places) if place == i]
+            z = keys[same].mean(0)
+            z = m * before[i][1] + (1 - m) * z if i in before else z
+            self.bank[i] = int(y[same[0]]), z / z.pow(2).sum().sqrt()
+        self.batches = [*self.batches, p.mean(0)][-self.s.recent_batches :]
+        p = p / torch.stack(self.batches).mean(0)
+        p = p / p.sum(1, keepdim=True)
+        labels = [label for label, _ in self.bank.values()]
+        bank = torch.stack([z for _, z in self.bank.values()])
+        q = probabilities(queries @ bank.T / self.s.temperature)
+        unfolded = q * torch.stack([p[:, label] for label in labels], 1)
+        aggregated = torch.stack([q[:, [label == c for label in labels]].sum(1) for c in range(10)], 1)
+        target = self.s.alpha * p + (1 - self.s.alpha) * aggregated
+        mask = self.accept((target.max(1).values >= self.s.threshold).float())
+        features, logits = f(u.strong)
+        similarities = self.embed(features, self.extra) @ bank.T / self.s.temperature
+        instance = cross_entropy(unfolded / unfolded.sum(1, keepdim=True), similarities).mean()
+        return (mask * cross_entropy(target, logits)).mean() + self.s.instance * instance, None
+
+
 class DebiasMatch(Reference):
-    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
         super().__init__(strategy, teacher)
         self.p = torch.full((10,), 0.1)
 
@@ -215,7 +265,7 @@ class DebiasMatch(Reference):
 class DST(Reference):
     """The gradient reversal as two losses: heads descend on it, features ascend."""
 
-    def __init__(self, strategy: Any, teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
         super().__init__(strategy, teacher)
         heads = [strategy.pseudo_head, strategy.worst_head]
         self.extra = [nn.Parameter(p.detach().clone()) for head in heads for p in head.parameters()]

@@ -66,6 +66,7 @@ GLOBAL_STATISTICS = {
     "SoftMatch": {"momentum": 0.9},
     "AdaMatch": {"momentum": 0.9},
     "DebiasMatch": {"momentum": 0.9, "threshold": 0.35},
+    "SimMatch": {"threshold": 0.35, "recent_batches": 6, "projection": 16, "bank_momentum": 0.5},
 }
 
 

@@ -259,6 +259,33 @@ def test_a_checkpoint_after_a_step_loses_no_step_of_the_average(tmp_path: Path) 
     assert not moved(state(whole), state(resumed))
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_memories_and_averages_of_a_strategy_resume_where_they_stopped(averaged: bool, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"averaged_teacher": averaged, "bank_momentum": 0.5, "recent_batches": 3}
+    whole, resumed = (module(strategies.SimMatch(**settings)) for _ in range(2))
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
+    trainer([keep], enable_checkpointing=True).fit(whole, data())
+    path = tmp_path / "step=4.ckpt"
+    check_checkpoint(path, read_checkpoint(path)[0], resumed)
+    trainer().fit(resumed, data(), ckpt_path=str(path), weights_only=True)
+    assert not moved(state(whole), state(resumed))
+    assert state(whole)["strategy.bank._extra_state"].shape == (20, 129)
+    assert ("strategy.averaged_projector.0.weight" in state(whole)) is averaged
+
+
+def test_the_bank_knows_each_labeled_example() -> None:
+    model, source = module("SimMatch", lr=0.0), data(steps_per_epoch=8)
+    trainer().fit(model, source)
+    bank: Any = model.strategy.get_submodule("bank")
+    assert bank.labels.tolist() == source.splits["labeled"].labels.tolist()
+    torch.testing.assert_close(bank.features.norm(dim=1), torch.ones(20))
+
+
+def test_simmatch_needs_positions_of_labeled_examples() -> None:
+    with pytest.raises(InputError, match="SimMatch remembers each labeled example"):
+        strategies.SimMatch().start_labeled(0)
+
+
 @pytest.mark.parametrize("name", ["FreeMatch", "SoftMatch", "AdaMatch", "DebiasMatch"])
 def test_running_means_resume_where_they_stopped(name: str, tmp_path: Path) -> None:
     whole, resumed = (module(getattr(strategies, name)(unbiased_means=True)) for _ in range(2))
@@ -322,7 +349,9 @@ def test_interpolated_logits_are_what_the_labels_teach() -> None:
 # --- the Trainer's flags
 
 
-@pytest.mark.parametrize("name", ["FixMatch", "MeanTeacher", "VirtualAdversarial", "MixMatch", "DST", "Reconstruction"])
+@pytest.mark.parametrize(
+    "name", ["FixMatch", "MeanTeacher", "VirtualAdversarial", "MixMatch", "DST", "SimMatch", "Reconstruction"]
+)
 def test_mixed_precision(name: str) -> None:
     model, seen = module(name, backbone="conv"), Recorder()
     trainer([seen], precision="bf16-mixed").fit(model, data())
@@ -390,6 +419,7 @@ def test_only_the_head_is_tuned() -> None:
         ({"ramp_steps": -1}, "ramp_steps is -1"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"strategy": "MeanTeacher", "ema_decay": 0.0}, "MeanTeacher learns from the averaged network"),
+        ({"strategy": "SimMatch", "ema_decay": 0.0}, "SimMatch learns from the averaged network"),
         ({"num_classes": 1}, "num_classes is 1"),
     ],
 )
@@ -417,6 +447,13 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str)
         ("DST", {"reversal": 1.5}, "reversal is 1.5"),
         ("DST", {"reversal_steps": 0}, "reversal_steps is 0"),
         ("MixMatch", {"alpha": 0.0}, "alpha is 0.0"),
+        ("SimMatch", {"threshold": 1.1}, "threshold is 1.1"),
+        ("SimMatch", {"alpha": -0.1}, "alpha is -0.1"),
+        ("SimMatch", {"temperature": 0.0}, "temperature is 0.0"),
+        ("SimMatch", {"instance": -1.0}, "instance is -1.0"),
+        ("SimMatch", {"bank_momentum": 1.0}, "bank_momentum is 1.0"),
+        ("SimMatch", {"recent_batches": 0}, "recent_batches is 0"),
+        ("SimMatch", {"projection": 0}, "projection is 0"),
         ("VirtualAdversarial", {"steps": 0}, "steps is 0"),
         ("VirtualAdversarial", {"epsilon": float("nan")}, "epsilon is nan"),
     ],

@@ -30,6 +30,7 @@ from sft_lightning.losses.unlabeled.mixmatch import MixMatch
 from sft_lightning.losses.unlabeled.pi_model import PiModel
 from sft_lightning.losses.unlabeled.pseudo_label import PseudoLabel
 from sft_lightning.losses.unlabeled.reconstruction import Reconstruction
+from sft_lightning.losses.unlabeled.simmatch import SimMatch
 from sft_lightning.losses.unlabeled.softmatch import SoftMatch
 from sft_lightning.losses.unlabeled.uda import UDA
 from sft_lightning.losses.unlabeled.virtual_adversarial import VirtualAdversarial
@@ -48,6 +49,7 @@ __all__ = [
     "PiModel",
     "PseudoLabel",
     "Reconstruction",
+    "SimMatch",
     "SoftMatch",
     "VirtualAdversarial",
 ]

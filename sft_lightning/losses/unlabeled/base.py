@@ -43,6 +43,9 @@ class Network(Protocol):
     def teacher_logits(self, x: Inputs) -> Tensor:
         """Return logits of the averaged network, without gradient."""
 
+    def teacher_outputs(self, x: Inputs) -> Outputs:
+        """Return features and logits of the averaged network, without gradient."""
+
 
 class StrategyContext(NamedTuple):
     """What a strategy gets before the first step.
@@ -74,6 +77,7 @@ class StrategyInputs(NamedTuple):
         labeled: Labeled batch (`x`, `y`, `num_weak`) where the strategy sets `needs_labels` or the schedule is joint.
         labeled_outputs: Outputs of the labeled batch, with gradient; None where `labeled` is None.
         mix: Function that mixes inputs with their partners (`Views.mix` of the modality).
+        weak: Outputs of the weak view without gradient; `Consistency` sets them for `targets`.
     """
 
     network: Network
@@ -82,6 +86,7 @@ class StrategyInputs(NamedTuple):
     labeled: Any
     labeled_outputs: Outputs
     mix: Callable[[Inputs, Tensor, Tensor], Inputs] = mix_inputs
+    weak: Outputs | None = None
 
 
 class StrategyOutput(NamedTuple):
@@ -111,7 +116,7 @@ class Strategy(nn.Module, ABC):
         views: The views of an unlabeled example that the data module makes: `weak`, `weak_2`, `strong`.
         student: The view that goes through the network together with the labeled examples, or None.
         needs_labels: Whether the labeled batch takes part in L_u.
-        needs_teacher: Whether `teacher_logits` is used.
+        needs_teacher: Whether the averaged network is used.
         computes_supervised_loss: Whether the strategy computes L_s, too.
         modalities: Kinds of inputs that the strategy supports, such as `image`; None for all.
         tasks: Tasks that the strategy supports.
@@ -142,6 +147,20 @@ class Strategy(nn.Module, ABC):
 
         Args:
             num_unlabeled: Number of unlabeled examples.
+        """
+
+    def start_labeled(self, num_labeled: int) -> None:
+        """Prepare for the labeled examples, whose positions are `labeled.indices`; called before `start`.
+
+        Args:
+            num_labeled: Number of labeled examples, 0 if it is unknown.
+        """
+
+    def update_average(self, decay: float) -> None:
+        """Average what the strategy averages beside the network; called after each update of the averaged network.
+
+        Args:
+            decay: Share of the old average that this update keeps.
         """
 
     @abstractmethod
@@ -190,14 +209,19 @@ class Consistency(Strategy):
     def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Compute the weighted cross-entropy of the strong view, averaged over the whole batch."""
         with torch.no_grad():
-            target, weight = self.targets(self.weak_logits(step), step)
+            weak = self.weak_outputs(step)
+            target, weight = self.targets(at_least_float32(weak.logits), step._replace(weak=weak))
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
         return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.log_metrics())
 
+    def weak_outputs(self, step: StrategyInputs) -> Outputs:
+        """Return features and logits of the weak view."""
+        with frozen_bn_stats(step.network) if self.freeze_target_stats else nullcontext():
+            return step.network.outputs(step.unlabeled.weak)
+
     def weak_logits(self, step: StrategyInputs) -> Tensor:
         """Return the logits of the weak view, at least float32, (B, C)."""
-        with frozen_bn_stats(step.network) if self.freeze_target_stats else nullcontext():
-            return at_least_float32(step.network.outputs(step.unlabeled.weak).logits)
+        return at_least_float32(self.weak_outputs(step).logits)
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """Return the strong view's logits as they enter the loss."""

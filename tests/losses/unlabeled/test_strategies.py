@@ -17,6 +17,7 @@ from tests.losses import references
 from tests.paradigms.helpers import SHAPE, Recorder, trainer
 
 # Settings under which an untrained network accepts some examples and rejects others.
+# Words after the name of a strategy tell its variants apart.
 SETTINGS: dict[str, dict[str, float]] = {
     "DST": {"threshold": 0.35, "reversal": 0.5, "reversal_steps": 10, "width": 16},
     "UDA": {"threshold": 0.35},
@@ -30,9 +31,14 @@ SETTINGS: dict[str, dict[str, float]] = {
     "MixMatch": {},
     "PiModel": {},
     "PseudoLabel": {"threshold": 0.6},
+    "SimMatch": {"threshold": 0.35, "recent_batches": 6, "projection": 16, "instance": 0.5},
+    "SimMatch without average": {
+        "threshold": 0.35, "recent_batches": 30, "projection": 16, "averaged_teacher": False, "bank_momentum": 0.7,
+        "alpha": 0.6,
+    },
     "SoftMatch": {"momentum": 0.9},
     "VirtualAdversarial": {"xi": 0.3},
-}
+}  # fmt: skip
 SMOOTH = ("MeanTeacher", "PiModel", "VirtualAdversarial")  # their gradient vanishes where a network is too sure
 DECAY, RATE = 0.9, 0.05
 
@@ -40,8 +46,8 @@ DECAY, RATE = 0.9, 0.05
 def module(name: str, **settings: Any) -> SemiSupervisedModule:
     torch.manual_seed(0)
     made = SemiSupervisedModule(
-        getattr(strategies, name)(**SETTINGS[name]), backbone="mlp", num_classes=10, input_spec=SHAPE, ema_decay=DECAY,
-        optimizer=lambda p: torch.optim.SGD(p, RATE), **settings,
+        getattr(strategies, name.split()[0])(**SETTINGS[name]), backbone="mlp", num_classes=10, input_spec=SHAPE,
+        ema_decay=DECAY, optimizer=lambda p: torch.optim.SGD(p, RATE), **settings,
     )  # fmt: skip
     with torch.no_grad():  # a network with opinions
         for p in made.head.parameters():
@@ -76,10 +82,10 @@ class Plain:
         features = self.net[0](x)
         return features, self.net[1](features)
 
-    def teacher(self, x: Tensor) -> Tensor:
+    def teacher(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits: Tensor = self.mean[1](self.mean[0](x))
-        return logits
+            features = self.mean[0](x)
+            return features, self.mean[1](features)
 
     def descend(self, loss: Tensor, extra: list[nn.Parameter]) -> None:
         parameters = [*self.net.parameters(), *extra]
@@ -103,7 +109,7 @@ def run(name: str, **settings: Any) -> tuple[SemiSupervisedModule, Recorder, Pla
     fit.fit(model, datamodule=source)
     if hasattr(heads, "predicted"):
         heads.predicted = torch.full((len(source.splits["unlabeled"]),), -1)
-    return model, seen, plain, getattr(references, name)(heads, plain.teacher)
+    return model, seen, plain, getattr(references, name.split()[0])(heads, plain.teacher)
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -111,7 +117,7 @@ def test_20_steps_equal_an_independent_loop_after_the_paper(name: str) -> None:
     model, seen, plain, reference = run(name)
     assert len(seen.losses) == 20
     for step, batch in enumerate(seen.batches):
-        x, y, *_ = batch["labeled"]
+        x, y, reference.positions, *_ = batch["labeled"]
         unsupervised, supervised = reference(plain.forward, batch["unlabeled"], x, y)
         if supervised is None:
             supervised = references.cross_entropy(references.hot(y), plain.forward(x)[1]).mean()

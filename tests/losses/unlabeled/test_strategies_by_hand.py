@@ -44,7 +44,10 @@ class Net(nn.Module):
         return Outputs(x * self.scale, x * self.scale)
 
     def teacher_logits(self, x: Tensor) -> Tensor:
-        return (x * self.scale).detach()
+        return self.teacher_outputs(x).logits
+
+    def teacher_outputs(self, x: Tensor) -> Outputs:
+        return Outputs(*(t.detach() for t in self.outputs(x)))
 
 
 def make_step(net: Net, batch: Any, student: Any = None, labeled: Any = None, known: Any = None) -> StrategyInputs:
