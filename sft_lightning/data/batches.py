@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.loaders import RawBatch
-from sft_lightning.data.modality import Views
+from sft_lightning.data.modality import Views, seed_view
 from sft_lightning.utils.inputs import Inputs, concatenate_inputs, map_inputs
 from sft_lightning.utils.renamed import warn_renamed
 from sft_lightning.utils.transfer import to_device
@@ -52,6 +52,7 @@ class Unlabeled(NamedTuple):
         seed: Seed of all other randomness of this batch, so that a resumed run repeats it.
         weak_2: Second weak view with its own randomness, if the paradigm requests it.
         strong: Strong view, if the paradigm requests it.
+        strong_2: Second strong view with its own randomness, if the paradigm requests it.
         crops: Views for self-supervised pre-training, if the paradigm requests them.
     """
 
@@ -60,6 +61,7 @@ class Unlabeled(NamedTuple):
     seed: int = 0
     weak_2: Inputs | None = None
     strong: Inputs | None = None
+    strong_2: Inputs | None = None
     crops: tuple[Inputs, ...] = ()
 
     @property
@@ -104,8 +106,8 @@ class BatchViews:
 
         Args:
             raw: Batch of a training split.
-            wanted: Views to make: `weak_2`, `strong`, and `pretrain` once for each view of that kind. `weak` is made
-                unless `pretrain` alone is wanted.
+            wanted: Views to make: `weak_2`, `strong`, `strong_2`, and `pretrain` once for each view of that kind.
+                `weak` is made unless `pretrain` alone is wanted.
         """
         x, seed = self._views.prepare(raw.inputs), raw.seed or 0
         crops = tuple(self._views.pretrain(x, seed, number) for number in range(wanted.count("pretrain")))
@@ -117,6 +119,7 @@ class BatchViews:
             seed,
             self._views.weak(x, seed, 1) if "weak_2" in wanted else None,
             self._views.strong(x, seed) if "strong" in wanted else None,
+            self._views.strong(x, seed_view(seed, 1)) if "strong_2" in wanted else None,
             crops,
         )
 

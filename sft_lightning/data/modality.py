@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sft_lightning.utils.inputs import Inputs, map_inputs
 
-_APART = 0x632BE59B  # distance between the seeds of the pre-training views of a batch
+_APART = 0x632BE59B  # distance between the seeds of further strong views of a batch
 _MOST_SHOWN = 8  # numbers of an example that stand in for it where a modality shows nothing better
 
 
@@ -24,6 +24,16 @@ def mix_inputs(x: Inputs, order: Tensor, share: Tensor) -> Inputs:
         Inputs of the form of `x`.
     """
     return map_inputs(lambda t: torch.lerp(t[order], t, share.to(t.dtype).view(-1, *[1] * (t.ndim - 1))), x)
+
+
+def seed_view(seed: int, number: int) -> int:
+    """Return the seed of a further strong view of a batch, so that each has its own random stream.
+
+    Args:
+        seed: Seed of the batch.
+        number: Number of the view in the batch; that of number 0 is the seed itself.
+    """
+    return (seed + number * _APART) % 2**32
 
 
 class Views(ABC):
@@ -75,7 +85,7 @@ class Views(ABC):
             seed: Seed of the batch.
             number: Number of this view in the batch.
         """
-        return self.strong(x, (seed + (number + 1) * _APART) % 2**32)
+        return self.strong(x, seed_view(seed, number + 1))
 
     def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
         """Mix each example with a partner, as `mix_inputs` does.

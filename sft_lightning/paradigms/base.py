@@ -45,7 +45,7 @@ class Paradigm(LightningModule, ABC):
 
     Attributes:
         batch_parts: The parts of a training batch that the data module loads for this paradigm.
-        unlabeled_views: The views of an unlabeled example that it makes: `weak`, `weak_2`, `strong`.
+        unlabeled_views: The views of an unlabeled example that it makes: `weak`, `weak_2`, `strong`, `strong_2`.
         balanced_from_epoch: Epoch from which labeled batches hold all classes equally often; None for never.
         monitor: The validation metric that chooses the best checkpoint, and `min` or `max`.
         constant_buffers: Names of the module's own buffers that no training step changes.

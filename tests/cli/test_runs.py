@@ -97,11 +97,11 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(what: str, workdir: Pa
         ("DST", "alternating"),
         *(
             pytest.param(name, "joint", marks=pytest.mark.slow)
-            for name in ("FlexMatch", "FreeMatch", "DST", "MeanTeacher", "MixMatch", "SimMatch")
+            for name in ("FlexMatch", "FreeMatch", "DST", "MeanTeacher", "MixMatch", "CoMatch", "SimMatch")
         ),
         *(
             pytest.param(name, "alternating", marks=pytest.mark.slow)
-            for name in ("FlexMatch", "FreeMatch", "MeanTeacher", "MixMatch", "SimMatch")
+            for name in ("FlexMatch", "FreeMatch", "MeanTeacher", "MixMatch", "CoMatch", "SimMatch")
         ),
     ],
 )
@@ -116,6 +116,8 @@ def test_resumed_semi_supervised_run_ends_where_an_uninterrupted_one_does(
         "--data.init_args.batch_size=4",
     ]
     shared += ["--model.init_args.lr_scheduler.init_args.total_steps=20"]
+    if strategy == "CoMatch":  # full within a few steps
+        shared.append("--model.init_args.strategy.init_args.memory=64")
     if strategy == "FlexMatch":  # low enough that something is remembered
         shared += ["--model.init_args.strategy.init_args.threshold=0.12"]
     assert main([*shared, "--trainer.max_epochs=4", "--run_name=whole"]) == 0

@@ -197,6 +197,49 @@ class SoftMatch(Reference):
         return (weight * cross_entropy(hot(q.argmax(1)), f(u.strong)[1])).mean(), None
 
 
+def embed(a: Tensor, weights: list[Any]) -> Tensor:
+    """Features after a projector of two layers, of length 1."""
+    w, b, v, c = weights
+    hidden = a @ w.T + b
+    z: Tensor = hidden * (hidden > 0) @ v.T + c
+    return z / z.pow(2).sum(1, keepdim=True).sqrt()
+
+
+class CoMatch(Reference):
+    def __init__(self, strategy: Any, teacher: Forward) -> None:
+        super().__init__(strategy, teacher)
+        self.extra = [nn.Parameter(p.detach().clone()) for p in strategy.projector.parameters()]
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self.batches: list[Tensor] = []
+
+    def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        (features, logits), known = f(u.weak), f(x)[0]
+        z, known, p = embed(features, self.extra).detach(), embed(known, self.extra).detach(), probabilities(logits)
+        self.batches = [*self.batches, p.detach().mean(0)][-self.s.recent_batches :]
+        p = p.detach() / torch.stack(self.batches).mean(0)
+        p = p / p.sum(1, keepdim=True)
+        q = p
+        if len(self.memory) == self.s.memory_size:
+            keys, values = (torch.stack([row[i] for row in self.memory]) for i in (0, 1))
+            q = self.s.alpha * p + (1 - self.s.alpha) * probabilities(z @ keys.T / self.s.temperature) @ values
+        rows = [*zip(z, p, strict=True), *zip(known, hot(y), strict=True)]
+        self.memory = [*self.memory, *rows][-self.s.memory_size :]
+        mask = self.accept((q.max(1).values >= self.s.threshold).float())
+        first, logits = f(u.strong)
+        similarities = embed(first, self.extra) @ embed(f(u.strong_2)[0], self.extra).T / self.s.temperature
+        edges = torch.tensor(
+            [
+                [
+                    1.0 if i == j else w if (w := float(a @ b)) >= self.s.graph_threshold else 0.0
+                    for j, b in enumerate(q)
+                ]
+                for i, a in enumerate(q)
+            ]
+        )
+        contrast = cross_entropy(edges / edges.sum(1, keepdim=True), similarities).mean()
+        return (mask * cross_entropy(q, logits)).mean() + self.s.contrast * contrast, None
+
+
 class SimMatch(Reference):
     """With the bank as a dictionary, and the average of the projector by the formula for that of the network."""
 
@@ -208,21 +251,15 @@ class SimMatch(Reference):
         self.batches: list[Tensor] = []
         self.t = 0
 
-    def embed(self, a: Tensor, weights: list[Any]) -> Tensor:
-        w, b, v, c = weights
-        hidden = a @ w.T + b
-        z: Tensor = hidden * (hidden > 0) @ v.T + c
-        return z / z.pow(2).sum(1, keepdim=True).sqrt()
-
     def __call__(self, f: Forward, u: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.t:
             decay = min(0.9, self.t / (9 + self.t))
             self.mean = [decay * m + (1 - decay) * p.detach() for m, p in zip(self.mean, self.extra, strict=True)]
         self.t += 1
         teach, weights = (self.teacher, self.mean) if self.s.averaged_teacher else (f, self.extra)
-        keys = self.embed(teach(x)[0].detach(), weights).detach()
+        keys = embed(teach(x)[0].detach(), weights).detach()
         features, logits = teach(u.weak)
-        queries, p = self.embed(features.detach(), weights).detach(), probabilities(logits.detach())
+        queries, p = embed(features.detach(), weights).detach(), probabilities(logits.detach())
         places = self.positions.tolist()
         m, before = self.s.bank_momentum, dict(self.bank)
         for i in sorted(set(places)):
@@ -241,7 +278,7 @@ class SimMatch(Reference):
         target = self.s.alpha * p + (1 - self.s.alpha) * aggregated
         mask = self.accept((target.max(1).values >= self.s.threshold).float())
         features, logits = f(u.strong)
-        similarities = self.embed(features, self.extra) @ bank.T / self.s.temperature
+        similarities = embed(features, self.extra) @ bank.T / self.s.temperature
         instance = cross_entropy(unfolded / unfolded.sum(1, keepdim=True), similarities).mean()
         return (mask * cross_entropy(target, logits)).mean() + self.s.instance * instance, None
 

@@ -66,6 +66,7 @@ GLOBAL_STATISTICS = {
     "SoftMatch": {"momentum": 0.9},
     "AdaMatch": {"momentum": 0.9},
     "DebiasMatch": {"momentum": 0.9, "threshold": 0.35},
+    "CoMatch": {"threshold": 0.35, "memory": 64, "recent_batches": 6, "projection": 16, "graph_threshold": 0.5},
     "SimMatch": {"threshold": 0.35, "recent_batches": 6, "projection": 16, "bank_momentum": 0.5},
 }
 
@@ -104,13 +105,13 @@ class BroadcastRecorder(Recorder):
 
 
 class DoublePrecision(ImageDataModule):
-    """Batches in double precision, whose strong view is a function of the image: random views differ by process."""
+    """Batches in double precision, whose strong views are functions of the image: random views differ by process."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         views = super().on_after_batch_transfer(batch, dataloader_idx)
         if isinstance(views, dict) and "unlabeled" in views:
             weak: Tensor = views["unlabeled"].weak
-            views["unlabeled"] = views["unlabeled"]._replace(strong=weak.flip(-1) * 0.8)
+            views["unlabeled"] = views["unlabeled"]._replace(strong=weak.flip(-1) * 0.8, strong_2=weak.roll(2, -1))
         return apply_to_collection(views, Tensor, lambda t: t.double() if t.is_floating_point() else t)
 
 

@@ -318,7 +318,7 @@ class ImageDataModule(FewLabelDataModule):
         Raises:
             InputError: A part has no image, or strong views are requested that change nothing.
         """
-        if "strong" in (*self._request.views, *self.labeled_views) and not self.strong_view:
+        if {"strong", "strong_2"} & {*self._request.views, *self.labeled_views} and not self.strong_view:
             raise InputError(
                 "strong_view changes nothing (operations and cutout are 0), but strong views are to be learned from: "
                 "set one of them"

@@ -72,7 +72,8 @@ class StrategyInputs(NamedTuple):
 
     Attributes:
         network: The paradigm.
-        unlabeled: Unlabeled batch: `weak`, `indices`, `seed`, and `weak_2` and `strong` where `views` asks for them.
+        unlabeled: Unlabeled batch: `weak`, `indices`, `seed`, and `weak_2`, `strong` and `strong_2` where `views` asks
+            for them.
         student: Outputs of the view that `student` of the strategy names, with gradient.
         labeled: Labeled batch (`x`, `y`, `num_weak`) where the strategy sets `needs_labels` or the schedule is joint.
         labeled_outputs: Outputs of the labeled batch, with gradient; None where `labeled` is None.
@@ -113,7 +114,7 @@ class Strategy(nn.Module, ABC):
     """Base of the losses on unlabeled examples, L_u.
 
     Attributes:
-        views: The views of an unlabeled example that the data module makes: `weak`, `weak_2`, `strong`.
+        views: The views of an unlabeled example that the data module makes: `weak`, `weak_2`, `strong`, `strong_2`.
         student: The view that goes through the network together with the labeled examples, or None.
         needs_labels: Whether the labeled batch takes part in L_u.
         needs_teacher: Whether the averaged network is used.

@@ -43,6 +43,10 @@ class Queue(nn.Module):
         self.rows.index_copy_(0, places, last)  # in place, so that a skipped step can restore it
         self.pushed += len(last)
 
+    def is_full(self) -> Tensor:
+        """Return whether every row was pushed, a boolean scalar on the device."""
+        return self.pushed >= len(self.rows)
+
     def mean(self) -> Tensor:
         """Return the mean of the rows pushed so far, (D,)."""
         return self.rows.sum(0) / self.pushed.clamp(1, len(self.rows))
@@ -58,6 +62,15 @@ def align_with_recent(probabilities: Tensor, recent: Queue) -> Tensor:
     recent.push(mean_over_ranks(probabilities)[None])
     running = recent.mean().to(probabilities.dtype)
     return align_distribution(probabilities, torch.full_like(running, 1 / len(running)), running)
+
+
+def normalize_projected(projected: Tensor) -> Tensor:
+    """Scale projected features to length 1, at least in float32.
+
+    Args:
+        projected: Outputs of a projector, (B, D).
+    """
+    return F.normalize(at_least_float32(projected), dim=1)
 
 
 class LabeledBank(nn.Module):

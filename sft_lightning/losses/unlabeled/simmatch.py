@@ -14,9 +14,8 @@ from sft_lightning.losses.unlabeled.base import (
     StrategyContext,
     StrategyInputs,
     StrategyOutput,
-    at_least_float32,
 )
-from sft_lightning.losses.unlabeled.memory import LabeledBank, Queue, align_with_recent
+from sft_lightning.losses.unlabeled.memory import LabeledBank, Queue, align_with_recent, normalize_projected
 from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import InputError, check_decay, check_fraction, check_min, check_positive
 from sft_lightning.utils.inputs import select_inputs
@@ -131,7 +130,7 @@ class SimMatch(Consistency):
     def loss(self, step: StrategyInputs) -> StrategyOutput:
         """Return the cross-entropy with the semantic targets plus that with the instance targets."""
         output = super().loss(step)
-        projected = _normalize(self.projector(step.student.features))
+        projected = normalize_projected(self.projector(step.student.features))
         with torch.autocast(projected.device.type, enabled=False):
             instance = F.cross_entropy(self.bank.similarities(projected, self.temperature), self._instance_targets)
         logs = {"semantic": output.loss.detach(), "instance": instance.detach()}
@@ -150,7 +149,7 @@ class SimMatch(Consistency):
         """
         assert step.weak is not None
         projector = self.projector if self.averaged_projector is None else self.averaged_projector
-        labeled, weak = (_normalize(projector(f)) for f in (self._labeled_features(step), step.weak.features))
+        labeled, weak = (normalize_projected(projector(f)) for f in (self._labeled_features(step), step.weak.features))
         with torch.autocast(logits.device.type, enabled=False):
             self._fill_bank(step.labeled, labeled)
             prediction = align_with_recent(logits.softmax(1), self.recent)
@@ -182,7 +181,3 @@ class SimMatch(Consistency):
         count, device = len(features), features.device
         positions, labels = to_device(labeled.indices, device)[:count], labeled.y[:count]
         self.bank.update(all_gather_cat(positions), all_gather_cat(labels), all_gather_cat(features))
-
-
-def _normalize(projected: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(projected), dim=1)

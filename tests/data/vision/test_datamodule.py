@@ -423,7 +423,7 @@ def test_background_is_kept_by_the_random_crop_and_in_gray(tmp_path: Path) -> No
     assert raw["labeled"].inputs.unique().tolist() == [100]
 
 
-@pytest.mark.parametrize("views", [("weak", "weak_2"), ("weak", "strong")])
+@pytest.mark.parametrize("views", [("weak", "weak_2"), ("weak", "strong"), ("strong", "strong_2")])
 def test_each_view_of_a_file_has_an_independent_crop(views: tuple[str, ...], tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()

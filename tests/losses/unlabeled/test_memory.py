@@ -20,6 +20,15 @@ class LabeledBatch(NamedTuple):
     num_weak: int | None = None
 
 
+class StrongBatch(NamedTuple):
+    weak: Tensor
+    strong: Tensor
+    weak_2: Tensor
+    indices: Tensor
+    seed: int = 0
+    strong_2: Tensor | None = None
+
+
 X, Y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
 
 
@@ -124,6 +133,57 @@ def test_simmatch_computes_similarities_in_full_precision() -> None:
         again = strategy.targets(p, step)[0]
     assert again.dtype == torch.float32
     assert torch.equal(again, exact)
+
+
+def make_comatch(**settings: float) -> strategies.CoMatch:
+    strategy = strategies.CoMatch(projection=2, **settings)  # type: ignore[arg-type]
+    strategy.build(CONTEXT)
+    return strategy
+
+
+def test_comatch_smooths_over_a_full_memory_alone() -> None:
+    strategy = make_comatch(memory=2, alpha=0.75, temperature=0.5)
+    prediction = torch.tensor([[0.9, 0.1]])
+    strategy.memory.push(torch.tensor([[1.0, 0.0, 0.3, 0.7]]))
+    assert torch.equal(strategy.smooth(prediction, X[None]), prediction)
+    strategy.memory.push(torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
+    near = 1 / (1 + torch.exp(torch.tensor(-2.0)).item())
+    expected = 0.75 * 0.9 + 0.25 * (near * 0.3 + (1 - near) * 1.0)
+    assert strategy.smooth(prediction, X[None])[0].tolist() == pytest.approx([expected, 1 - expected])
+
+
+def test_comatch_connects_examples_of_like_pseudo_labels() -> None:
+    strategy = make_comatch(graph_threshold=0.6)
+    graph = strategy.build_graph(torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]))
+    edge = 0.9 * 0.7 + 0.1 * 0.3
+    expected = torch.tensor([[1 / (1 + edge), edge / (1 + edge), 0], [edge / (1 + edge), 1 / (1 + edge), 0], [0, 0, 1]])
+    torch.testing.assert_close(graph, expected)
+
+
+def test_comatch_remembers_weak_labeled_views_with_their_labels() -> None:
+    strategy, net = make_comatch(memory=5, temperature=1.0), Net()
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    labeled = LabeledBatch(x, torch.tensor([0, 1, 0, 1]), torch.tensor([2, 0, 2, 0]), 2)
+    weak = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]])
+    batch = StrongBatch(weak, weak, weak, torch.arange(3), strong_2=weak)
+    strategy.loss(StrategyInputs(net, batch, net.outputs(weak), labeled, net.outputs(x)))
+    assert strategy.memory.pushed == 5
+    torch.testing.assert_close(strategy.memory.rows[:, :2], F.normalize(strategy.projector(torch.cat([weak, x[:2]]))))
+    assert strategy.memory.rows[3:, 2:].tolist() == [[1, 0], [0, 1]]
+    torch.testing.assert_close(strategy.memory.rows[:3, 2:], weak.softmax(1))  # whose mean is uniform
+
+
+def test_comatch_learns_from_both_strong_views() -> None:
+    strategy, net = make_comatch(temperature=1.0), Net()
+    x = torch.rand(4, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    second = torch.rand(4, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    labeled = LabeledBatch(x.detach(), torch.zeros(4, dtype=torch.long), torch.arange(4))
+    batch = StrongBatch(x.detach(), x, x, torch.arange(4), strong_2=second)
+    strategy.loss(StrategyInputs(net, batch, net.outputs(x), labeled, net.outputs(x.detach()))).loss.backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert second.grad is not None
+    assert second.grad.abs().sum() > 0
 
 
 def test_simmatch_averages_its_projector() -> None:

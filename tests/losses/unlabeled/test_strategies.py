@@ -22,6 +22,10 @@ SETTINGS: dict[str, dict[str, float]] = {
     "DST": {"threshold": 0.35, "reversal": 0.5, "reversal_steps": 10, "width": 16},
     "UDA": {"threshold": 0.35},
     "AdaMatch": {"momentum": 0.9},
+    "CoMatch": {
+        "threshold": 0.35, "memory": 100, "recent_batches": 6, "projection": 16, "graph_threshold": 0.5,
+        "contrast": 0.5, "alpha": 0.7,
+    },
     "DebiasMatch": {"threshold": 0.35, "momentum": 0.9},
     "EntropyMinimization": {},
     "FixMatch": {"threshold": 0.35},
