@@ -46,6 +46,30 @@ def test_one_sentence_and_no_venv(script: str, python: str, expected: str, check
     assert not (checkout / "clone" / ".venv").exists()
 
 
+CHECKS = ["ruff", "codespell_lib", "mypy", "pytest"]
+STUB = """#!/bin/sh
+echo "$2" >>ran
+if [ "$2" = "$FAILS" ]; then echo "found by $2"; exit 3; fi
+"""
+
+
+@pytest.mark.parametrize("fails", [*CHECKS, ""])
+def test_each_check_alone_fails_the_script(fails: str, checkout: Path) -> None:
+    clone = checkout / "clone"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "bin" / "python").write_text(STUB)
+    (clone / ".venv" / "bin" / "python").chmod(0o755)
+    with (clone / "pyproject.toml").open() as file:
+        size = subprocess.run("cksum", stdin=file, capture_output=True, text=True, check=True).stdout
+    (clone / ".venv" / "ready").write_text(f"[dev] {size}")
+    environment = {**os.environ, "FAILS": fails}
+    done = subprocess.run([clone / "scripts" / "test"], env=environment, capture_output=True, text=True)
+    assert done.returncode == (3 if fails else 0), done.stderr
+    assert done.stdout == (f"found by {fails}\n" if fails else "")
+    ran = set((clone / "ran").read_text().split())
+    assert ran == set(CHECKS[: CHECKS.index(fails) + 1] if fails in CHECKS[:2] else CHECKS)
+
+
 @pytest.mark.slow
 def test_what_cannot_be_installed_names_the_remedy_and_is_not_called_ready(checkout: Path) -> None:
     done = subprocess.run(
