@@ -2,7 +2,8 @@
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from sft_lightning.__main__ import main
+from sft_lightning.data.vision import sources
 from sft_lightning.data.vision.sources import SAMPLE
 from sft_lightning.data.vision.torchvision_sources import read_idx
 
@@ -27,6 +29,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads only
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files come first (studies, promises), so that no worker waits for one at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("study", "promises"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sample() -> Iterator[None]:
+    """Decompress the sample once: some thousand trainings of the tests read it. Each gets a copy of its own."""
+    read_once = cache(read_idx)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "read_idx", lambda path: read_once(path).clone())
+        yield
 
 
 @pytest.fixture

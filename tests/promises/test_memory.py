@@ -183,7 +183,7 @@ def test_what_is_something_else() -> None:
 def test_a_study_reports_the_run_and_goes_on(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workdir / "greedy.yaml").write_text(f"model: {{init_args: {{regularizer: {greedy(1)}}}}}")
     labels = str(CONFIGS / "quickstart" / "fine_tune.yaml")
-    data = {"source": "sample", "batch_size": 20, "eval_batch_size": 500, "steps_per_epoch": 2, "val_size": 100}
+    data = {"source": "sample", "batch_size": 20, "eval_batch_size": 500, "steps_per_epoch": 2, "val_size": 8000}
     study = {
         "name": "small",
         "budgets": [20],
