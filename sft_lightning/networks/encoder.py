@@ -10,6 +10,45 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
 
+class MaskedDecoder(nn.Module, ABC):
+    """A network that predicts the patches of an input which an encoder does not see.
+
+    Attributes:
+        num_patches: Number N of patches of an input.
+    """
+
+    num_patches: int
+
+    @abstractmethod
+    def forward(self, encoder: "Encoder", x: Inputs, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode the visible patches and predict all of them.
+
+        Args:
+            encoder: Encoder that built this decoder.
+            x: Inputs as the modality's views give them, (B, ...) each.
+            visible: Positions of the visible patches, int64, (B, V).
+
+        Returns:
+            Predicted patches, (B, N, P), and features of the visible ones, (B, F).
+        """
+
+    @abstractmethod
+    def split(self, x: Inputs) -> Tensor:
+        """Split inputs into patches of P numbers, (B, N, P).
+
+        Args:
+            x: Inputs as the modality's views give them, (B, ...) each.
+        """
+
+    @abstractmethod
+    def merge(self, patches: Tensor) -> Inputs:
+        """Put patches together, the inverse of `split`.
+
+        Args:
+            patches: Patches, (B, N, P).
+        """
+
+
 class Encoder(nn.Module, ABC):
     """A network from the inputs of one modality to features.
 
@@ -69,6 +108,19 @@ class Encoder(nn.Module, ABC):
             InputError: The encoder has no decoder.
         """
         raise InputError(f"backbone {self.name!r} has no decoder, so it cannot be an autoencoder: choose another one")
+
+    def build_masked_decoder(self, patch: int | None, width: int, depth: int) -> MaskedDecoder:
+        """Build the decoder of a masked autoencoder.
+
+        Args:
+            patch: Side of a patch; None for that of a transformer, or a divisor of the side of the input.
+            width: Number of channels of a transformer decoder.
+            depth: Number of blocks of a transformer decoder.
+
+        Raises:
+            InputError: The encoder has no patches or map to decode.
+        """
+        raise InputError(f"backbone {self.name!r} has no masked decoder, so MAE cannot train it: choose another one")
 
     def corrupt(self, x: Inputs, noise: float, hidden: float, patch: int, generator: torch.Generator) -> Inputs:
         """Corrupt the inputs of a denoising or masked autoencoder.

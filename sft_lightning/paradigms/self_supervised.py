@@ -2,7 +2,8 @@
 
 theta* = argmin L(p(f(v_1(x))), p(f(v_2(x)))), v_1 and v_2 random views, p a projector that is discarded afterward. What
 keeps the features from collapsing to a point is the objective's business: negatives (SimCLR, MoCo v3), statistics
-(VICReg, Barlow Twins, LeJEPA), or a predictor (BYOL, SimSiam).
+(VICReg, Barlow Twins, LeJEPA), or a predictor (BYOL, SimSiam). A masked autoencoder (MAE) predicts hidden patches of a
+single view instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,8 +69,8 @@ class SelfSupervisedModule(EncoderPretraining):
         """Build the encoder, the objective's networks and, if it needs one, the momentum network.
 
         Args:
-            objective: L: `SimCLR`, `VICReg`, `BarlowTwins`, `BYOL`, `MoCoV3`, `SimSiam`, `LeJEPA` or a class of your
-                own.
+            objective: L: `SimCLR`, `VICReg`, `BarlowTwins`, `BYOL`, `MoCoV3`, `SimSiam`, `LeJEPA`, `MAE` or a
+                class of your own.
             backbone: `mlp`, `conv`, `resnet8`, `wrn_28_2`, a torchvision or timm name, or the class path of an
                 `Encoder`; `resnet8:flatten` keeps all cells of the last map.
             input_spec: Specification of the inputs: `input_spec` of the data, or (C, H, W) of images, by default
@@ -100,11 +101,10 @@ class SelfSupervisedModule(EncoderPretraining):
         self.hparams["input_spec"] = spec.to_dict()
         self.encoder, _ = build_encoder(backbone, spec, weights, mean, std)
         self.objective = objective
-        objective.build(self.encoder.num_features)
+        objective.attach(self.encoder)
         self.momentum: MomentumNetwork | None = None
         if objective.needs_momentum:
-            parts = {"encoder": self.encoder, "projector": objective.projector}
-            self.momentum = MomentumNetwork(parts, objective.decay)
+            self.momentum = MomentumNetwork(objective.list_averaged(self.encoder), objective.decay)
         self.regularize(self.encoder, compile)
         compile_in_place(self.encoder, compile)
         self.remembered = remembered
@@ -153,19 +153,16 @@ class SelfSupervisedModule(EncoderPretraining):
             self._total_steps = None
 
     def step(self, batch: Any) -> StepResult:
-        """Compute the objective of the views, each of which has batch statistics of its own."""
-        views = batch["unlabeled"].crops
-        if self._example is None:  # a copy, so that the batch can be freed
-            self._example = tuple(map_inputs(lambda t: t[:_SHOWN].clone(), view) for view in views)
-        with self.watched():
-            features = [self(view) for view in views]
-        self._features = features[0].detach()
-        targets = None
+        """Compute the objective of the views of a batch."""
+        unlabeled = batch["unlabeled"]
         if self.momentum is not None:
-            parts = {"encoder": self.encoder, "projector": self.objective.projector}
-            self.momentum.follow(parts, self.global_step, self._total_steps)
-            targets = [self.momentum(view) for view in views]
-        result = self.objective(features, targets, self.global_step)
+            averaged = self.objective.list_averaged(self.encoder)
+            self.momentum.follow(averaged, self.global_step, self._total_steps)
+        with self.watched():
+            result = self.objective.compute(self.encoder, self.momentum, unlabeled, self.global_step)
+        self._features = result.features
+        if self._example is None:  # a copy, so that the batch can be freed
+            self._example = tuple(map_inputs(lambda t: t[:_SHOWN].clone(), row) for row in result.make_rows())
         return StepResult(result.loss, result.logs)
 
     def derived(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +173,11 @@ class SelfSupervisedModule(EncoderPretraining):
         """
         if self._features is None:
             return {}
-        spread = float(means["projection_spread"])
+        if "projection_spread" in means:
+            self._warn_of_collapse(float(means["projection_spread"]))
+        return {"effective_rank": compute_effective_rank(self._features)}
+
+    def _warn_of_collapse(self, spread: float) -> None:
         self._first_spread = self._first_spread or spread
         # Small networks without normalization start with a low spread, which rises.
         collapsed = spread < max(_DEAD, min(_COLLAPSED, self._first_spread / 2))
@@ -187,7 +188,6 @@ class SelfSupervisedModule(EncoderPretraining):
                 f"{spread:.3f}, 1 at best), so that the examples look alike to {type(self.objective).__name__}: lower "
                 "the learning rate, raise batch_size, or use an objective with a variance term, such as VICReg."
             )
-        return {"effective_rank": compute_effective_rank(self._features)}
 
     # --- evaluation
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, PretrainView, SelfSupervisedModule
 from sft_lightning.losses import pretraining
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.networks.build import rebuild_encoder
 from sft_lightning.networks.weights import read_weights
@@ -48,9 +48,10 @@ class Plain:
     """Encoder, projector, predictor and momentum network, and gradient descent by hand."""
 
     def __init__(self, of: SelfSupervisedModule, steps: int) -> None:
-        networks = [of.encoder, of.objective.projector, of.objective.predictor]
+        self.objective: Any = of.objective
+        networks: list[Any] = [of.encoder, self.objective.projector, self.objective.predictor]
         self.encoder, self.projector, self.predictor = copy.deepcopy(networks)
-        self.objective, self.decay, self.steps = of.objective, of.objective.decay, steps
+        self.decay, self.steps = self.objective.decay, steps
         self.momentum = copy.deepcopy([self.encoder, self.projector])
 
     def loss(self, crops: tuple[Tensor, Tensor], step: int) -> Tensor:
@@ -91,8 +92,8 @@ def test_20_steps_equal_a_plain_loop(name: str, backbone: str) -> None:
         loss = plain.loss(batch["unlabeled"].crops, step)
         assert seen.losses[step] == pytest.approx(loss.item(), rel=1e-6), step
         plain.descend(loss, step)
-    pairs = [(model.encoder, plain.encoder), (model.objective.projector, plain.projector)]
-    for mine, theirs in [*pairs, (model.objective.predictor, plain.predictor)]:
+    pairs = [(model.encoder, plain.encoder), (plain.objective.projector, plain.projector)]
+    for mine, theirs in [*pairs, (plain.objective.predictor, plain.predictor)]:
         for key, tensor in theirs.state_dict().items():
             torch.testing.assert_close(mine.state_dict()[key], tensor, rtol=1e-5, atol=1e-7)
     assert (model.momentum is not None) == model.objective.needs_momentum
@@ -179,7 +180,7 @@ def test_effective_rank_counts_independent_directions(features: Tensor, rank: fl
     assert float(compute_effective_rank(features)) == pytest.approx(rank, rel=1e-3)
 
 
-class Attract(Objective):
+class Attract(ViewObjective):
     """Draws the views of an example together, and keeps nothing apart."""
 
     def build(self, num_features: int) -> None:

@@ -323,7 +323,7 @@ class ImageDataModule(FewLabelDataModule):
                 "strong_view changes nothing (operations and cutout are 0), but strong views are to be learned from: "
                 "set one of them"
             )
-        if "pretrain" in self._request.views and not all(self.pretrain_views):
+        if self._request.views.count("pretrain") > 1 and not all(self.pretrain_views):
             raise InputError(
                 "pretrain_view changes nothing, but an objective is to be learned from different views of an image: "
                 "set crop_scale, flip or another change"

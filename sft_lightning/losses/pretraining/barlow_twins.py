@@ -2,7 +2,7 @@
 
 import torch
 
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import check_min, check_positive
@@ -10,7 +10,7 @@ from sft_lightning.utils.errors import check_min, check_positive
 _EPSILON = 1e-5  # added to each variance, as in batch normalization
 
 
-class BarlowTwins(Objective):
+class BarlowTwins(ViewObjective):
     """Distance of the cross-correlation matrix of the two views from the identity (eq. 1).
 
     It needs no negatives and no momentum network. Correlations are those of the examples of all processes.

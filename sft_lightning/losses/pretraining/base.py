@@ -1,16 +1,23 @@
-"""The interface of self-supervised objectives: losses that compare several random views of the same examples.
+"""The interface of self-supervised objectives, most of which compare several random views of the same examples.
 
-A custom objective is a class of some forty lines: it derives from `Objective`, builds its projector in `build`, and is
-named by its class path in YAML. It sees features, never inputs.
+A custom objective is a class of some forty lines: it derives from `ViewObjective`, builds its projector in `build`, and
+is named by its class path in YAML. It sees features, never inputs. Only masked autoencoding touches inputs, because it
+must; it derives from `Objective`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sft_lightning.data.batches import Unlabeled
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.utils.inputs import Inputs
+
+Network = Callable[[Inputs], Tensor]  # from inputs to features or projections
 
 
 class ObjectiveInputs(NamedTuple):
@@ -40,6 +47,22 @@ class ObjectiveOutput(NamedTuple):
     logs: Mapping[str, Tensor] = {}
 
 
+class ObjectiveStep(NamedTuple):
+    """What a paradigm gets from an objective for one training step.
+
+    Attributes:
+        loss: Scalar with gradient, whose mean over processes is the loss of all their examples.
+        logs: Further scalars.
+        features: Features of the first view, (B, F), without gradient.
+        make_rows: Function that returns rows of examples that show what the objective does, (B, ...) each.
+    """
+
+    loss: Tensor
+    logs: Mapping[str, Tensor]
+    features: Tensor
+    make_rows: Callable[[], Sequence[Inputs]]
+
+
 class Objective(nn.Module, ABC):
     """Base of the self-supervised objectives.
 
@@ -47,13 +70,51 @@ class Objective(nn.Module, ABC):
         num_views: Number of random views of each example.
         needs_momentum: Whether the targets come from a momentum network: a moving average of encoder and projector.
         decay: Share of the momentum network that its first update keeps; it rises to 1 at the end of training.
-        projector: Network from features to projections, discarded after training.
-        predictor: Network from projections to predicted targets, discarded after training.
     """
 
     num_views: int = 2
     needs_momentum: ClassVar[bool] = False
     decay: float = 0.0
+
+    @abstractmethod
+    def attach(self, encoder: Encoder) -> None:
+        """Create the networks on top of an encoder; called once, before training.
+
+        Args:
+            encoder: Network from inputs to features.
+
+        Raises:
+            InputError: The objective does not go with this encoder.
+        """
+
+    def list_averaged(self, encoder: Encoder) -> dict[str, nn.Module]:
+        """Return the networks that make up the momentum network when applied in turn, by name.
+
+        Args:
+            encoder: Network from inputs to features.
+        """
+        return {"encoder": encoder}
+
+    @abstractmethod
+    def compute(self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int) -> ObjectiveStep:
+        """Compute the loss of a batch.
+
+        Args:
+            encoder: Network from inputs to features, the one of `attach`.
+            momentum: Momentum network from inputs to projections, without gradient, or None if it is not needed.
+            batch: Examples, with `num_views` views in `crops`.
+            global_step: Number of optimizer steps so far.
+        """
+
+
+class ViewObjective(Objective):
+    """Base of the objectives that compare random views of the same examples.
+
+    Attributes:
+        projector: Network from features to projections, discarded after training.
+        predictor: Network from projections to predicted targets, discarded after training.
+    """
+
     projector: nn.Module
     predictor: nn.Module
 
@@ -69,6 +130,36 @@ class Objective(nn.Module, ABC):
         """Start without a predictor."""
         super().__init__()
         self.predictor = nn.Identity()
+
+    def attach(self, encoder: Encoder) -> None:
+        """Build projector and predictor.
+
+        Args:
+            encoder: Network from inputs to features.
+        """
+        self.build(encoder.num_features)
+
+    def list_averaged(self, encoder: Encoder) -> dict[str, nn.Module]:
+        """Return encoder and projector.
+
+        Args:
+            encoder: Network from inputs to features.
+        """
+        return {"encoder": encoder, "projector": self.projector}
+
+    def compute(self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int) -> ObjectiveStep:
+        """Compute the loss of all views, each of which has batch statistics of its own.
+
+        Args:
+            encoder: Network from inputs to features.
+            momentum: Momentum network from inputs to projections, without gradient, or None if it is not needed.
+            batch: Examples with their views.
+            global_step: Number of optimizer steps so far.
+        """
+        features = [encoder(view) for view in batch.crops]
+        targets = None if momentum is None else [momentum(view) for view in batch.crops]
+        loss, logs = self(features, targets, global_step)
+        return ObjectiveStep(loss, logs, features[0].detach(), lambda: batch.crops)
 
     def forward(
         self, features: Sequence[Tensor], targets: Sequence[Tensor] | None, global_step: int

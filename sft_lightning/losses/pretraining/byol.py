@@ -4,12 +4,12 @@ from typing import ClassVar
 
 from torch.nn import functional as F
 
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.errors import check_decay, check_min
 
 
-class BYOL(Objective):
+class BYOL(ViewObjective):
     """Prediction of the momentum network's projection of the other view: 2 - 2 cos, in both directions (eq. 2).
 
     It needs no negatives.

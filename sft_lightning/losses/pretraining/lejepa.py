@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.distributed import sum_over_ranks
 from sft_lightning.utils.errors import check_fraction, check_min
@@ -13,7 +13,7 @@ from sft_lightning.utils.transfer import to_device
 _END, _POINTS = 5.0, 17  # integration over [-5, 5] by the trapezoidal rule
 
 
-class LeJEPA(Objective):
+class LeJEPA(ViewObjective):
     """Distance of each view from the mean of the views, plus SIGReg, which makes projections a standard Gaussian.
 
     SIGReg is the statistic of Epps & Pulley (1983) on random directions: the weighted distance of the empirical

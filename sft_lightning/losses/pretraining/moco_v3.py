@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import check_decay, check_min, check_positive
 
 
-class MoCoV3(Objective):
+class MoCoV3(ViewObjective):
     """Cross-entropy of finding the momentum network's projection of the other view among those of the batch (alg. 1).
 
     The examples of all processes are negatives of each other.

@@ -3,13 +3,13 @@
 import torch
 from torch.nn import functional as F
 
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import check_min, check_positive
 
 
-class SimCLR(Objective):
+class SimCLR(ViewObjective):
     """Cross-entropy of finding the other view of an example among all other views of the batch (NT-Xent, eq. 1).
 
     The views of all processes are negatives of each other, so the batch size of all processes together counts.

@@ -2,12 +2,12 @@
 
 from torch.nn import functional as F
 
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.errors import check_min
 
 
-class SimSiam(Objective):
+class SimSiam(ViewObjective):
     """Prediction of the network's own projection of the other view, which gets no gradient: - cos (eq. 4).
 
     It needs no negatives and no momentum network.

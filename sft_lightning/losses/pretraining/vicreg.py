@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.losses.pretraining.base import Objective, ObjectiveInputs, ObjectiveOutput
+from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
 from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import check_min
@@ -12,7 +12,7 @@ from sft_lightning.utils.errors import check_min
 _EPSILON = 1e-4  # added to each variance (eq. 1)
 
 
-class VICReg(Objective):
+class VICReg(ViewObjective):
     """Distance of the two views, plus a hinge on each output's deviation and the squared covariances (eq. 6).
 
     It needs no negatives and no momentum network. Statistics are those of the examples of all processes.

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.encoder import Encoder, MaskedDecoder
 from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.resampling import Filter
 from sft_lightning.networks.vision.autoencoders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from sft_lightning.networks.vision.corruption import add_noise, hide_patches
+from sft_lightning.networks.vision.masking import MapDecoder, TokenDecoder, find_tokens
 from sft_lightning.networks.vision.normalization import Stats
-from sft_lightning.networks.vision.pooling import replace_pool, split_pool
+from sft_lightning.networks.vision.pooling import find_pool, replace_pool, split_pool
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization
 from sft_lightning.networks.vision.resnet8 import ResNet8
 from sft_lightning.networks.vision.wide_resnet import WideResNet
@@ -127,6 +128,14 @@ class Backbone(Encoder):
         if self.name == "mlp":
             return MLPDecoder(self.image_shape)
         return ConvDecoder(self.image_shape, self.num_features)
+
+    def build_masked_decoder(self, patch: int | None, width: int, depth: int) -> MaskedDecoder:
+        """Build a transformer on the tokens of a ViT, and otherwise one layer on the last map."""
+        if tokens := find_tokens(self.net):
+            return TokenDecoder(tokens, self.name, self.image_shape, patch, width, depth)
+        if pool := find_pool(self.net):
+            return MapDecoder(self, pool, self.name, self.image_shape, patch)
+        return super().build_masked_decoder(patch, width, depth)
 
     def corrupt(self, x: Tensor, noise: float, hidden: float, patch: int, generator: torch.Generator) -> Tensor:
         """Add noise to pixels and set a share of the square patches to zero."""

@@ -25,6 +25,10 @@ class MeanAndMax(nn.Module):
         return torch.cat([x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)], 1)
 
 
+class AllCells(nn.Identity):
+    """All cells of a map, in place of their mean."""
+
+
 def split_pool(name: str) -> tuple[str, str]:
     """Split the name of a backbone into that of its architecture and its pooling.
 
@@ -67,7 +71,7 @@ def replace_pool(net: nn.Module, pool: str, name: str, shape: Sequence[int]) -> 
     if place is None:
         raise InputError(f"backbone {name!r} averages no map at its end: leave out {':' + pool!r}")
     owner, attribute, flattens = place
-    new: nn.Module = MeanAndMax() if pool == "catavgmax" else nn.Identity()
+    new: nn.Module = MeanAndMax() if pool == "catavgmax" else AllCells()
     setattr(owner, attribute, nn.Sequential(new, nn.Flatten()) if flattens else new)
     count = _count_features(net, name, pool, shape)
     if count > _MOST_FEATURES:
@@ -76,6 +80,17 @@ def replace_pool(net: nn.Module, pool: str, name: str, shape: Sequence[int]) -> 
             f"out {':' + pool!r}"
         )
     return count
+
+
+def find_pool(net: nn.Module) -> nn.Module | None:
+    """Find the module that pools a network's last map, (B, C, H, W), in whichever way; None if it pools no map.
+
+    Args:
+        net: Network from images to features.
+    """
+    replaced = next((module for module in net.modules() if isinstance(module, (MeanAndMax, AllCells))), None)
+    place = _find_average(net)
+    return replaced if place is None else getattr(place[0], place[1])
 
 
 def _find_average(net: nn.Module) -> tuple[nn.Module, str, bool] | None:
