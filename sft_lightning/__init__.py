@@ -11,6 +11,7 @@ __all__ = [
     "AutoencoderModule",
     "DecoupledFeatureClassifier",
     "FineTuneClassifier",
+    "FrozenFeatureClassifier",
     "ImageDataModule",
     "PretrainView",
     "SelfSupervisedModule",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
     from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
     from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+    from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
     from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
     from sft_lightning.training.lr_schedulers import WarmupCosine
@@ -35,6 +37,7 @@ _HOMES = {
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
+    "FrozenFeatureClassifier": "sft_lightning.paradigms.frozen_features",
     "ImageDataModule": "sft_lightning.data.vision.datamodule",
     "PretrainView": "sft_lightning.data.vision.pretrain_views",
     "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",

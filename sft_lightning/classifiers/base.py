@@ -1,7 +1,8 @@
 """Interface of classifiers that are fitted to features in one call, without gradient steps of a network."""
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +11,50 @@ from torch.nn import functional as F
 from sft_lightning.networks.heads import NEVER
 from sft_lightning.utils.errors import InputError
 
+_LEAST = 1e-6  # probability: the logarithm of 0 would make the loss of a single mistake infinite
 
-class Classifier(ABC):
-    """Classifier of feature vectors.
 
-    A subclass writes `_fit` and `predict_proba`. Features may come from a frozen network, from `WhitenedPCA`, or be
-    the flattened inputs.
+class FittedModule(nn.Module):
+    """Module whose buffers get their shapes when it is fitted; it loads a state of any shape.
 
     Attributes:
-        num_classes: Number of classes C; 0 before `fit`.
+        fitted_buffers: Names of these buffers, which are empty before.
     """
 
-    num_classes: int = 0
+    fitted_buffers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        """Register the empty buffers."""
+        super().__init__()
+        for name in self.fitted_buffers:
+            self.register_buffer(name, torch.empty(0))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.fitted_buffers:
+            if isinstance(saved := state_dict.get(prefix + name), Tensor):
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Classifier(FittedModule, ABC):
+    """Classifier of feature vectors, whose state is that of a module.
+
+    A subclass names what it learns in `fitted_buffers`, sets it in `_fit` and uses it in `predict_proba`. Features may
+    come from a frozen network, from `WhitenedPCA`, or be the flattened inputs.
+
+    Attributes:
+        learns_from_unlabeled: Whether `fit` uses unlabeled examples.
+        class_counts: Number of labels of each class, int64, (C,); empty before `fit`.
+    """
+
+    fitted_buffers: ClassVar[tuple[str, ...]] = ("class_counts",)
+    learns_from_unlabeled: ClassVar[bool] = False
+    class_counts: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C; 0 before `fit`."""
+        return len(self.class_counts)
 
     def fit(self, x: Tensor, y: Tensor, unlabeled: Tensor | None = None, num_classes: int | None = None) -> Self:
         """Fit the classifier.
@@ -48,11 +81,12 @@ class Classifier(ABC):
             )
         if len(y.unique()) < 2:
             raise InputError(f"{len(y)} labeled examples of {len(y.unique())} class(es): add labels of another class")
-        self.num_classes = int(y.max()) + 1 if num_classes is None else num_classes
-        if int(y.min()) < 0 or int(y.max()) >= self.num_classes:
-            raise InputError(f"labels go from {int(y.min())} to {int(y.max())}: give 0 to {self.num_classes - 1}")
+        num_classes = int(y.max()) + 1 if num_classes is None else num_classes
+        if int(y.min()) < 0 or int(y.max()) >= num_classes:
+            raise InputError(f"labels go from {int(y.min())} to {int(y.max())}: give 0 to {num_classes - 1}")
         for values in (x, unlabeled):
             check_finite(values)
+        self.class_counts = y.bincount(minlength=num_classes)
         self._fit(x, y, unlabeled)
         return self
 
@@ -68,11 +102,19 @@ class Classifier(ABC):
 
     @abstractmethod
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Return class probabilities, float32, (N, C), on the CPU.
+        """Return class probabilities, float32, (N, C), on the device of the classifier, after `fit` the CPU.
 
         Args:
             x: Features, (N, F).
         """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, float32, (N, C), on the device of the features.
+
+        Args:
+            x: Features, (N, F).
+        """
+        return self.predict_proba(x).clamp_min(_LEAST).log().to(x.device)
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the most probable classes, int64, (N,).
@@ -94,6 +136,7 @@ class LinearClassifier(Classifier):
         bias: Bias, float32, (C,).
     """
 
+    fitted_buffers: ClassVar[tuple[str, ...]] = (*Classifier.fitted_buffers, "weight", "bias")
     weight: Tensor
     bias: Tensor
 
@@ -113,9 +156,13 @@ class LinearClassifier(Classifier):
             y: Classes, int64, (N,), from 0 to K - 1.
         """
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the linear function of the features, float32, (N, C)."""
+        return F.linear(x.to(self.weight), self.weight, self.bias).to(x.device)
+
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Return the softmax of the logits, float32, (N, C), on the CPU."""
-        return F.linear(x.detach().cpu().float(), self.weight, self.bias).softmax(1)
+        """Return the softmax of the logits, float32, (N, C)."""
+        return self.forward(x.detach()).softmax(1).to(self.weight.device)
 
     def make_head(self) -> nn.Linear:
         """Return the classifier as a layer, such as the `head` of a paradigm."""

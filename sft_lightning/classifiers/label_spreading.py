@@ -1,6 +1,7 @@
 """Label spreading: Zhou et al. 2004, "Learning with Local and Global Consistency"."""
 
-from typing import Any, Literal
+import math
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,59 +34,69 @@ class LabelSpreading(Classifier):
     1.5 hours for 10^6, where `approximate` pays.
     """
 
+    fitted_buffers: ClassVar[tuple[str, ...]] = (*Classifier.fitted_buffers, "features", "probabilities")
+    learns_from_unlabeled: ClassVar[bool] = True
+    features: Tensor
+    probabilities: Tensor
+
     def __init__(
         self,
-        neighbors: int = 15,
+        neighbors: int | None = None,
         alpha: float = 0.99,
         balance: Literal["none", "uniform", "labeled"] = "none",
-        metric: Literal["euclidean", "cosine"] = "euclidean",
+        metric: Literal["euclidean", "cosine"] = "cosine",
         approximate: bool = False,
     ) -> None:
         """Check and store the settings.
 
         Args:
-            neighbors: Number k of neighbors of each example.
+            neighbors: Number k of neighbors of each example; null for 15, or less where classes are small.
             alpha: Share of an example's scores that comes from its neighbors.
             balance: Shares of the classes that the probabilities of all unlabeled examples are scaled to: `uniform`,
                 those of the labels (`labeled`), or `none`.
-            metric: Distance: `euclidean`, which suits whitened components, or `cosine`, which suits features of
-                networks.
+            metric: Distance: `cosine`, which suits features of networks and whitened components, or `euclidean`.
             approximate: Whether to search neighbors approximately with faiss (extra `graph`), for more than some
                 200,000 examples.
 
         Raises:
             InputError: A setting is out of range.
         """
+        super().__init__()
         check_min(1, neighbors=neighbors)
         check_decay(alpha=alpha)
         self.neighbors, self.alpha, self.balance, self.metric = neighbors, alpha, balance, metric
         self.approximate = approximate
 
     def _fit(self, x: Tensor, y: Tensor, unlabeled: Tensor) -> None:
-        self._x = self._scale(torch.cat([x.float(), unlabeled.float()]))
-        nearest = find_neighbors(self._x, self._x, self.neighbors, exclude_self=True, approximate=self.approximate)
+        self.features = self._scale(torch.cat([x.float(), unlabeled.float()]))
+        nearest = find_neighbors(self.features, self.features, self._k, exclude_self=True, approximate=self.approximate)
         count = len(x)
         shares = spread_labels(normalize_graph(nearest), torch.arange(count), y, self.num_classes, self.alpha)
         if self.balance != "none" and len(unlabeled):
             present = F.one_hot(y, self.num_classes).double().mean(0)
             uniform = (present > 0).double() / (present > 0).sum()
             shares[count:] = balance_classes(shares[count:], uniform if self.balance == "uniform" else present)
-        self._probabilities = shares
-        self._num_labeled = count
+        self.probabilities = shares
 
     @property
     def unlabeled_proba(self) -> Tensor:
         """Class probabilities of the unlabeled examples that were given to `fit`, float32, (M, C)."""
-        return self._probabilities[self._num_labeled :]
+        return self.probabilities[int(self.class_counts.sum()) :]
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Return the mean probabilities of the k nearest examples of the graph, float32, (N, C), on the CPU."""
-        x = self._scale(x.detach().cpu().float())
-        nearest = find_neighbors(x, self._x, self.neighbors, approximate=self.approximate)
-        total = torch.zeros(len(x), self.num_classes)
+        """Return the mean probabilities of the k nearest examples of the graph, float32, (N, C)."""
+        x = self._scale(x.detach().to(self.features))
+        # An index, which is made anew, pays for more queries than it has lists.
+        approximate = self.approximate and len(x) > 4 * math.sqrt(len(self.features))
+        nearest = find_neighbors(x, self.features, self._k, approximate=approximate)
+        total = x.new_zeros(len(x), self.num_classes)
         for column in nearest.T:  # one after the other: (N, k, C) might not fit
-            total += self._probabilities[column]
-        return total / self.neighbors
+            total += self.probabilities[column]
+        return total / self._k
+
+    @property
+    def _k(self) -> int:
+        return self.neighbors or choose_neighbors(len(self.features), self.num_classes)
 
     def _scale(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) if self.metric == "cosine" else x

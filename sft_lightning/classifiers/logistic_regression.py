@@ -23,6 +23,7 @@ class LogisticRegression(LinearClassifier):
         Raises:
             InputError: A setting is out of range.
         """
+        super().__init__()
         check_positive(strength=strength, max_iter=max_iter)
         self.strength, self.max_iter = strength, max_iter
 

@@ -68,6 +68,7 @@ def _search_index(queries: Tensor, examples: Tensor, k: int, exclude_self: bool)
             "approximate needs faiss, which is not installed: pip install 'sft-lightning[graph]', or set it to false"
         ) from error
     lists = max(1, min(round(4 * math.sqrt(len(examples))), len(examples) // 40))
+    queries, examples = queries.cpu(), examples.cpu()
     index: Any = faiss.IndexIVFFlat(faiss.IndexFlatL2(examples.shape[1]), examples.shape[1], lists)
     index.train(examples.numpy())  # its seed is fixed
     index.add(examples.numpy())

@@ -30,6 +30,7 @@ class Ridge(LinearClassifier):
         Raises:
             InputError: The penalty is not positive.
         """
+        super().__init__()
         if penalty is not None:
             check_positive(penalty=penalty)
         self.penalty = penalty

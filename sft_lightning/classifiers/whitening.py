@@ -1,19 +1,21 @@
 """Whitened principal components of inputs or features, the space in which graphs on pixels work best."""
 
 from collections.abc import Iterable
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from sft_lightning.classifiers.base import check_finite
+from sft_lightning.classifiers.base import Classifier, FittedModule, check_finite
 from sft_lightning.utils.errors import InputError, check_min
 
 _RELATIVE, _ROUNDING = 1e-10, 1e-14  # a component of less variance, relative to the first or the mean, is rounding
+MAX_WHITENED, MAX_UNWHITENED = 60_000, 20_000  # examples of a graph: more would take longer than a short training
+_BATCH = 4096  # vectors that are added to the covariance at a time
 _MAX_FEATURES = 8192  # whose covariance takes half a gigabyte
 
 
-class WhitenedPCA:
+class WhitenedPCA(FittedModule):
     """Map vectors to their first principal components, each with variance 1.
 
     There is at most one component for each 10 examples: whitening few examples makes all their distances equal.
@@ -25,6 +27,7 @@ class WhitenedPCA:
         projection: Projection, float32, (F, K); K is below `components` where the vectors have a lower rank.
     """
 
+    fitted_buffers: ClassVar[tuple[str, ...]] = ("mean", "projection")
     mean: Tensor
     projection: Tensor
 
@@ -37,6 +40,7 @@ class WhitenedPCA:
         Raises:
             InputError: The number is below 1.
         """
+        super().__init__()
         check_min(1, components=components)
         self.components = components
 
@@ -82,9 +86,48 @@ class WhitenedPCA:
         return self
 
     def transform(self, x: Tensor) -> Tensor:
-        """Return the components of vectors, float32, (N, K), on the CPU.
+        """Return the components of vectors, float32, (N, K), on the device of the module, after `fit` the CPU.
 
         Args:
             x: Vectors, (N, F).
         """
-        return (x.detach().cpu().float() - self.mean) @ self.projection
+        return (x.detach().to(self.mean) - self.mean) @ self.projection
+
+
+class Whitened(Classifier):
+    """Classifier of the whitened principal components of all examples, labeled and unlabeled.
+
+    The components are a linear function of the features, so that a linear classifier of them is one of the features.
+
+    Attributes:
+        whitening: Components.
+        classifier: Classifier of the components.
+    """
+
+    learns_from_unlabeled: ClassVar[bool] = True
+
+    def __init__(self, classifier: Classifier, components: int = 64) -> None:
+        """Join the two.
+
+        Args:
+            classifier: Classifier of the components.
+            components: Number of components, at most.
+
+        Raises:
+            InputError: The number is below 1.
+        """
+        super().__init__()
+        self.whitening, self.classifier = WhitenedPCA(components), classifier
+
+    def _fit(self, x: Tensor, y: Tensor, unlabeled: Tensor) -> None:
+        transform = self.whitening.fit(torch.cat([x, unlabeled]).split(_BATCH)).transform
+        self.classifier.fit(transform(x), y, transform(unlabeled), self.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the classifier, float32, (N, C), on the device of the features."""
+        logits: Tensor = self.classifier(self.whitening.transform(x))
+        return logits.to(x.device)
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Return the probabilities of the classifier, float32, (N, C)."""
+        return self.classifier.predict_proba(self.whitening.transform(x))

@@ -19,6 +19,7 @@ from sft_lightning import (  # noqa: F401
     AutoencoderModule,
     DecoupledFeatureClassifier,
     FineTuneClassifier,
+    FrozenFeatureClassifier,
     ImageDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
@@ -198,6 +199,8 @@ class SFTCLI(LightningCLI):
         if isinstance(self.datamodule, FewLabelDataModule):
             config = self.config[self.subcommand]
             set_splits(self.datamodule, config, None if checkpoint is None else get_run_folder(Path(checkpoint)))
+        if self.subcommand == "fit" and isinstance(self.model, FrozenFeatureClassifier):
+            self.model.check_processes(self.trainer.world_size)  # before any is started
         if checkpoint is None:
             return
         check_checkpoint(Path(checkpoint), self._tensors, self.model)
@@ -260,6 +263,8 @@ class SFTCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add the callbacks that the command needs and no others, as each one costs time in every step."""
+        if isinstance(self.model, FrozenFeatureClassifier) and config.get("max_epochs") is None:
+            config["max_epochs"] = 1  # all that it takes, without Lightning's advice to set it
         saves = config.get("enable_checkpointing") is not False
         defaults: list[Callback] = [
             RunCheckpoint() if saves else StopWithoutSaving(),

@@ -1,13 +1,18 @@
 """A run with its network and its data, on the CPU, whichever device it was trained on."""
 
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from sft_lightning import FrozenFeatureClassifier
 from sft_lightning.cli.lightning_cli import SFTCLI, DryRunCLI, run
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split
+from sft_lightning.networks.weights import read_weights
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.trained_network import load_trained_network
@@ -50,6 +55,16 @@ class LoadedRun:
             raise InputError(f"run {name!r} has data of {kind}: give a run with a FewLabelDataModule")
         self.data = self.cli.datamodule
         self.data.setup("test")
+
+    @cached_property
+    def classify(self) -> Callable[[Tensor], Tensor] | None:
+        """Function from features (N, F) to logits (N, C); None for a run without a classifier."""
+        if self.trained.head:
+            return partial(F.linear, weight=self.trained.head["weight"], bias=self.trained.head["bias"])
+        if not isinstance(self.cli.model, FrozenFeatureClassifier):
+            return None
+        self.cli.model.load_state_dict(read_weights(self.checkpoint)[0])
+        return self.cli.model.eval().classify
 
     @property
     def held_out(self) -> str:

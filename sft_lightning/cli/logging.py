@@ -48,6 +48,9 @@ _WARNINGS = (
     r"Found \d+ module\(s\) in eval mode at the start of training.*",
     # On a cluster, a command without `srun` is meant to run on this machine.
     r"The `srun` command is available on your system but is not used.*",
+    # A classifier that is fitted in one call takes no gradient steps on purpose.
+    r"`LightningModule\.configure_optimizers` returned `None`.*",
+    r"`training_step` returned `None`.*",
     # The precision of matrix products is the user's choice, not worth a warning at each start.
     r"You are using a CUDA device .* that has Tensor Cores.*",
 )

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 from torch import optim
 
 import sft_lightning
+from sft_lightning import classifiers
 from sft_lightning.cli.parser import list_actions
 from sft_lightning.losses import features as feature_losses, pretraining, regularizers, unlabeled as strategies
 from sft_lightning.networks import adapters
@@ -21,6 +22,7 @@ OURS = {
     "feature_loss": feature_losses.__all__,
     "regularizer": regularizers.__all__,
     "adapter": adapters.__all__,
+    "classifier": classifiers.__all__,
     "lr_scheduler": ["WarmupCosine"],
 }
 # Modules with further classes.
@@ -119,5 +121,5 @@ def _group_classes() -> dict[str, list[Any]]:
 
 
 def _load_ours(name: str) -> list[Any]:
-    homes = (sft_lightning, pretraining, strategies, feature_losses, regularizers, adapters)
+    homes = (sft_lightning, pretraining, strategies, feature_losses, regularizers, adapters, classifiers)
     return [next(getattr(home, cls) for home in homes if cls in home.__all__) for cls in OURS[name]]

@@ -26,6 +26,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Loss": ("label_smoothing", "class_weights", "regularizer"),
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
+    "FrozenFeatureClassifier": {
+        "Classifier": ("classifier", "whiten", "max_examples"),
+        "Features": ("backbone", "weights", "mean", "std"),
+    },
     "SelfSupervisedModule": {
         "Objective": ("objective", "regularizer"),
         "Encoder": ("backbone", "weights", "mean", "std", "compile"),

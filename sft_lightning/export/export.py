@@ -64,7 +64,13 @@ def export(
     checkpoint = find_run_checkpoint(run)
     trained = load_trained_network(checkpoint)
     if part != "backbone" and not trained.head:
-        raise InputError(f"run {run!r} ({trained.metadata['made_by']}) has no head: give --part backbone")
+        made_by = trained.metadata["made_by"]
+        if made_by == "FrozenFeatureClassifier":
+            raise InputError(
+                f"run {run!r} classifies by its examples, which no layer can: give a run whose classifier is "
+                "LogisticRegression, Ridge or NearestClassMean, or --part backbone"
+            )
+        raise InputError(f"run {run!r} ({made_by}) has no head: give --part backbone")
     check_fraction(wise=wise)
     check_min(0, measure_on=measure_on)
     folder = find_run(checkpoint)

@@ -218,6 +218,14 @@ def _write_labels(card: CardData) -> str:
         sentences.append(
             f"From {others:,} unlabeled images it learned by {card.get_setting('model', 'strategy')} ({weight})."
         )
+    elif made_by == "FrozenFeatureClassifier":
+        classifier = card.get_setting("model", "classifier") or "LogisticRegression"
+        sentences.append(f"{classifier} was fitted to their features without gradient steps.")
+        if components := card.get_setting("model", "whiten"):
+            sentences.append(
+                f"It takes at most {components} whitened principal components of all training images, of which "
+                f"{others:,} have no label."
+            )
     else:
         sentences.append(
             f"The {others:,} unlabeled images were not looked at." if others else "There were no other images."

@@ -1,6 +1,7 @@
 """What a network without its head looks like to paradigms, losses and adapters, whatever goes in."""
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -139,8 +140,9 @@ class Encoder(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.parameters()).device
+        """Device of the weights; the CPU without any."""
+        tensor = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
 
 
 def get_architecture(name: str) -> str:

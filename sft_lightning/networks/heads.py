@@ -44,12 +44,19 @@ def extract_linear_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Extract the head from the tensors of a file.
 
     Args:
-        tensors: Tensors of a checkpoint, a model or a head: `head.weight`, `head.bias` and, for an `lws` head, `scale`.
+        tensors: Tensors of a checkpoint, a model or a head: `head.weight`, `head.bias` and, for an `lws` head, `scale`;
+            for a classifier of whitened components those of `head.classifier` and `head.whitening`.
 
     Returns:
         `weight` (C, F) and `bias` (C,), or an empty dict.
     """
     weight, bias, scale = (tensors.get(name) for name in ("head.weight", "head.bias", "scale"))
+    mean, projection = (tensors.get(f"head.whitening.{name}") for name in ("mean", "projection"))
+    if mean is not None and projection is not None:
+        weight, bias = (tensors.get(f"head.classifier.{name}") for name in ("weight", "bias"))
+        if weight is not None and bias is not None:
+            weight = weight @ projection.T
+            bias = bias - weight @ mean
     if weight is None or bias is None:
         return {}
     return {"weight": weight if scale is None or len(scale) != len(weight) else weight * scale[:, None], "bias": bias}

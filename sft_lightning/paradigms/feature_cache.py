@@ -1,6 +1,7 @@
 """Disk cache for features of a frozen backbone, which are computed only once."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,19 @@ def use_cache(trainer: Any, data: FewLabelData, backbone: Encoder) -> None:
     steps, size = data.epoch_steps * (trainer.max_epochs or 1), data.batch_size * trainer.world_size
     if 0 <= steps * size < len(data.splits["labeled"]):
         return
-    names = [n for n in ("labeled", "val") if worth_it(data, n, backbone.num_features)]
-    if not trainer.limit_val_batches:
-        names = names[:1]
+    give_features(trainer, data, backbone, ("labeled", "val"))
+
+
+def give_features(trainer: Any, data: FewLabelData, backbone: Encoder, names: Sequence[str]) -> None:
+    """Give the data module features in place of the examples of some splits, as far as they are few enough.
+
+    Args:
+        trainer: Trainer that is about to fit.
+        data: Data module after its setup.
+        backbone: Backbone that training never changes.
+        names: Names of the splits.
+    """
+    names = [n for n in names if worth_it(data, n, backbone.num_features) and (n != "val" or trainer.limit_val_batches)]
     made: dict[str, Tensor] = {}
     for first in (True, False):  # one process computes, then the others read
         if trainer.is_global_zero == first:

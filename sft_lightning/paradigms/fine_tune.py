@@ -12,35 +12,30 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from sft_lightning.data.batches import holds_features
-from sft_lightning.data.class_names import describe_difference, parse_class_names
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.losses.regularizers.l2sp import L2SP
 from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.build import build_encoder
-from sft_lightning.paradigms.base import Paradigm, StepResult, compile_in_place, resolve_input_spec
-from sft_lightning.paradigms.calibration import Calibration, use_calibration
+from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
+from sft_lightning.paradigms.base import StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.fitted_head import HeadStart, start_head
 from sft_lightning.paradigms.freezing import Tune, TuningDepth, has_finetuning, rewrap
 from sft_lightning.paradigms.head_weights import attach_head, take_head
 from sft_lightning.tasks.class_weights import order_weights
-from sft_lightning.tasks.classification import Classification
-from sft_lightning.training.figures import ConfusionMatrix, Figure
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_min
-from sft_lightning.utils.inputs import Inputs, InputSpec
+from sft_lightning.utils.inputs import InputSpec
 
 
-class FineTuneClassifier(Paradigm):
+class FineTuneClassifier(BackboneClassifier):
     """A classifier on a backbone, from scratch or from weights."""
 
+    head: nn.Linear
     class_weight: Tensor
 
-    batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
-    monitor: ClassVar[tuple[str, str]] = ("val/accuracy", "max")
     constant_buffers: ClassVar[tuple[str, ...]] = ("class_weight",)
 
     def __init__(
@@ -109,8 +104,15 @@ class FineTuneClassifier(Paradigm):
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
-        super().__init__(optimizer, lr_scheduler, regularizer, on_nonfinite, nonfinite_limit)
-        self.task = Classification(num_classes, label_smoothing)
+        super().__init__(
+            num_classes,
+            label_smoothing,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            regularizer=regularizer,
+            on_nonfinite=on_nonfinite,
+            nonfinite_limit=nonfinite_limit,
+        )
         check_min(0, head_only_epochs=head_only_epochs)
         weight = order_weights(class_weights, class_names, num_classes)
         if not isinstance(adapter, Adapter | None):
@@ -125,7 +127,6 @@ class FineTuneClassifier(Paradigm):
         )
         spec = resolve_input_spec(input_spec, image_shape, (3, 224, 224))
         self.hparams["input_spec"] = spec.to_dict()
-        self.num_classes = num_classes
         self.backbone, tensors = build_encoder(backbone, spec, weights, mean, std)
         self.head = self.task.build_head(self.backbone.num_features)
         if class_names and len(class_names) != num_classes:
@@ -136,7 +137,6 @@ class FineTuneClassifier(Paradigm):
         else:
             names = attach_head(self.head, Path(head_weights), backbone, class_names or None)
         self.has_trained_head = not self.head.weight.equal(new_head)
-        self.class_names = [str(i) for i in range(num_classes)]
         if names:
             self.name_classes(names)
         self.regularize(self.backbone, compile)  # before the adapter: the start is a plain network
@@ -148,83 +148,6 @@ class FineTuneClassifier(Paradigm):
         self._balanced = class_weights == "balanced"
         self.register_buffer("class_weight", weight)
         self._weighted = class_weights is not None
-        self.trust = Calibration()
-        self._metrics = nn.ModuleDict({f"{stage}_metrics": self.task.build_metrics() for stage in ("val", "test")})
-
-    # --- names of the classes
-
-    def name_classes(self, names: Sequence[str]) -> None:
-        """Name the outputs; checkpoints record the names.
-
-        Args:
-            names: Name of each class.
-        """
-        self.class_names = list(names)
-        self.hparams["class_names"] = self.class_names
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the names of the classes with the weights."""
-        names = parse_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"))
-        if names is not None and len(names) == self.num_classes:
-            self.name_classes(names)
-
-    def check_classes(self) -> None:
-        """Check that the data numbers its classes like the outputs; name outputs that have no names yet.
-
-        Raises:
-            InputError: The data has other classes, or the same ones in another order.
-        """
-        data = few_label_data(self.trainer)
-        if data is None or list(names := data.class_names) == self.class_names:
-            return
-        if self.hparams.get("class_names") is None:
-            if len(names) == self.num_classes:
-                self.name_classes(names)
-            return
-        raise InputError(
-            f"the model and the data have other classes, or another order of them "
-            f"({describe_difference(self.class_names, names)}): give the data the class_names of the model, or data of "
-            "the same classes"
-        )
-
-    def on_validation_start(self) -> None:
-        """Compare the classes of the data with the model's."""
-        self.check_classes()
-
-    def on_test_start(self) -> None:
-        """Compare the classes of the data with the model's."""
-        self.check_classes()
-
-    # --- features, which may come from the cache
-
-    def on_fit_end(self) -> None:
-        """Switch the data module from features back to examples."""
-        if (data := few_label_data(self.trainer)) is not None:
-            data.use_features({})
-
-    def features(self, x: Inputs) -> Tensor:
-        """Compute the features of examples.
-
-        Args:
-            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
-
-        Returns:
-            (B, F).
-        """
-        features: Tensor = self.backbone(x)
-        return features
-
-    def batch_features(self, batch: Any) -> Tensor:
-        """Return the features of a labeled batch: those that it holds, or else those of its examples.
-
-        Args:
-            batch: `Labeled`, or a tuple of a plain loader that starts with the examples.
-
-        Returns:
-            (B, F).
-        """
-        x = batch[0]
-        return x if holds_features(batch) else self.features(x)
 
     # --- stages of training
 
@@ -319,29 +242,6 @@ class FineTuneClassifier(Paradigm):
 
     # --- steps
 
-    def forward(self, x: Inputs) -> Tensor:
-        """Compute logits.
-
-        Args:
-            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
-
-        Returns:
-            Logits, (B, num_classes).
-        """
-        return self.classify(self.features(x))
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Apply the head to features.
-
-        Args:
-            features: Features, (B, F).
-
-        Returns:
-            Logits, (B, num_classes).
-        """
-        logits: Tensor = self.head(features)
-        return logits
-
     def step(self, batch: Any) -> StepResult:
         """Compute the cross-entropy of the labeled batch."""
         labeled = batch["labeled"]
@@ -352,48 +252,3 @@ class FineTuneClassifier(Paradigm):
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
         return self.task.loss(logits, y, self.class_weight if self._weighted else None)
-
-    def _evaluation_step(self, stage: str, batch: Any) -> None:
-        metrics: Any = self._metrics[f"{stage}_metrics"]
-        metrics.update(self.classify(batch.x) if holds_features(batch) else self(batch.x), batch.y)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        self._evaluation_step("val", batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self._evaluation_step("test", batch)
-
-    def evaluated(self, x: Inputs) -> tuple[Tensor, Tensor]:
-        """Return features (B, F) and logits (B, num_classes) of the network that is evaluated.
-
-        Args:
-            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
-        """
-        features = self.features(x)
-        return features, self.classify(features)
-
-    def on_predict_start(self) -> None:
-        """Load or fit the calibration of the checkpoint's run, if it has one."""
-        self.trust = use_calibration(self.trainer, self)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return class probabilities, float32, (B, num_classes), and the distances of `Calibration`."""
-        features, logits = self.evaluated(batch.x)
-        return {"indices": batch.indices, **self.trust.of(features.float(), logits.float())}
-
-    def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """Return loss, accuracy, macro-F1 and calibration error."""
-        values: dict[str, Tensor] = self._metrics[f"{stage}_metrics"].compute()  # type: ignore[operator]
-        return values
-
-    def figures(self, stage: str) -> dict[str, Figure]:
-        """Return the confusion matrix."""
-        confusion: Tensor | None = self._metrics[f"{stage}_metrics"].confusion  # type: ignore[assignment]
-        return {} if confusion is None else {"confusion": ConfusionMatrix(confusion)}
-
-    def score_counts(self, stage: str) -> Tensor | None:
-        """Return the histograms of the probabilities of all classes."""
-        counted: Tensor | None = self._metrics[f"{stage}_metrics"].counted  # type: ignore[assignment]
-        return counted

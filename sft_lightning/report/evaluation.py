@@ -62,7 +62,8 @@ class Evaluation:
         self.folder, self.data, self.metadata = opened.folder, opened.data, trained.metadata
         self.class_names = self.data.class_names
         self.backbone = trained.network()
-        self.head = trained.head
+        assert opened.classify is not None
+        self.head, self.classify = trained.head, opened.classify
         self.judged = self._predict(opened.held_out)
         has_validation = len(self.data.splits["val"]) and opened.held_out != "val"
         self.validation = self._predict("val") if has_validation else None
@@ -74,7 +75,7 @@ class Evaluation:
         if x is None:
             raise InputError(f"source {self.data.source.name!r} has {name} images that cannot be read: remove them")
         x = x.float()
-        return Predictions(name, split.ids, x, F.linear(x, self.head["weight"], self.head["bias"]), split.labels)
+        return Predictions(name, split.ids, x, self.classify(x), split.labels)
 
     def predict_unlabeled(self) -> Predictions | None:
         """Return the predictions of at most 2,000 unlabeled examples, chosen by the seed of the data."""

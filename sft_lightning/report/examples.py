@@ -97,6 +97,8 @@ def render_attention(evaluation: Evaluation) -> Markup:
     module = find_last_map(evaluation.backbone)
     if module is None:
         return render_note(f"{evaluation.metadata['backbone']} has no feature maps, which Grad-CAM needs.")
+    if not evaluation.head:
+        return render_note("Grad-CAM needs a linear classifier, and this one compares images with each other.")
     judged, names = evaluation.judged, evaluation.class_names
     confidence = judged.logits.softmax(1).max(1).values
     is_right = judged.predicted == judged.labels

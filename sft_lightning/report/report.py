@@ -68,7 +68,7 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
     with silence_logs():
         opened = LoadedRun(run)
         path = Path(out) if out is not None else opened.folder / "report.html"
-        if opened.trained.head:
+        if opened.classify is not None:
             verdict, figure, sections = _describe_classifier(opened, path.with_name("label_next.csv"), label_next)
         elif isinstance(opened.cli.model, AutoencoderModule):
             curves = read_curves(opened.folder)
@@ -96,7 +96,7 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
         sections.append(Section("Provenance", render_origin(opened)))
     metadata, data = opened.trained.metadata, opened.data
     subtitle = f"{metadata['made_by']} on {metadata['backbone']}, data {data.source.name}"
-    subtitle += f", {len(data.splits['labeled']):,} labels" if opened.trained.head else ""
+    subtitle += f", {len(data.splits['labeled']):,} labels" if opened.classify is not None else ""
     write_text(path, render_page(f"Run {_format_run(opened.folder)}", subtitle, verdict, sections, figure))
     return path
 

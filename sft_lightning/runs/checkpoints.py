@@ -109,17 +109,24 @@ def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None
         InputError: The checkpoint belongs to another model.
     """
     # Buffers that checkpoints of earlier versions lack, which their modules load with a value of their own.
-    added = {
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, part in model.named_modules()
-        for name in getattr(part, "added_buffers", ())
-    }
+    added = _list_buffers(model, "added_buffers")
     own = {n: t for n, t in model.state_dict().items() if n in tensors or n not in added}
-    # "Extra state" (torch's term) may have any shape: a strategy's memory of the unlabeled examples.
-    fixed = {n: t for n, t in own.items() if not n.endswith("_extra_state")}
+    # "Extra state" (torch's term) may have any shape: a strategy's memory of the unlabeled examples. So may what a
+    # classifier without gradient steps is fitted to.
+    fitted = _list_buffers(model, "fitted_buffers")
+    fixed = {n: t for n, t in own.items() if n not in fitted and not n.endswith("_extra_state")}
     differ = sorted({*own} ^ {*tensors}) or [n for n, t in fixed.items() if t.shape != tensors[n].shape]
     if differ:
         raise InputError(
             f"ckpt_path {str(path)!r} is of another model than the config ({len(differ)} tensors differ, such as "
             f"{differ[0]!r}): give the config of its run, or leave --config out"
         )
+
+
+def _list_buffers(model: "nn.Module", attribute: str) -> set[str]:
+    """Return the full names of the buffers that an attribute of some parts of a model lists."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in model.named_modules()
+        for name in getattr(part, attribute, ())
+    }

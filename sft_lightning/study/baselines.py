@@ -6,9 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from sft_lightning.classifiers import LabelSpreading
-from sft_lightning.classifiers.label_spreading import choose_neighbors
-from sft_lightning.classifiers.whitening import WhitenedPCA
+from sft_lightning.classifiers import Classifier, LabelSpreading
+from sft_lightning.classifiers.whitening import MAX_UNWHITENED, MAX_WHITENED, Whitened
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.paradigms import feature_cache
@@ -21,7 +20,6 @@ from sft_lightning.utils.json_files import read_json
 STARTS = "its start"  # stands for the features of the weights that a method starts from
 _MAX_VALUES = 500_000_000  # numbers of all examples; more would not fit into the memory of a small machine
 _GRAPH_VERSION = 1  # part of the key of stored results: raise it when label spreading gives other results
-_MAX_INPUTS, _MAX_FEATURES = 60_000, 20_000  # examples of a graph: more would take longer than a short training
 
 
 def fit_logistic_regression(data: FewLabelDataModule, strength: float = 1.0, backbone: Encoder | None = None) -> float:
@@ -85,17 +83,12 @@ def _hash_graph(data: FewLabelDataModule, backbone: Encoder | None) -> str:
 
 
 def _spread_labels(data: FewLabelDataModule, backbone: Encoder | None) -> float:
-    most = _MAX_INPUTS if backbone is None else _MAX_FEATURES
+    most = MAX_WHITENED if backbone is None else MAX_UNWHITENED
     device = torch.device("cpu") if backbone is None else backbone.device
     _, y, _ = stack_vectors(data.labeled_batches(most, device), data, backbone)
     x, _, _ = stack_vectors(data.training_batches(most, device), data, backbone)
     x_test, y_test, _ = stack_vectors(data.batches_of("test", device), data, backbone)
-    if backbone is None:
-        components = WhitenedPCA().fit(x.split(4096))
-        x, x_test = components.transform(x), components.transform(x_test)
-    model = LabelSpreading(
-        choose_neighbors(len(x), data.num_classes), metric="euclidean" if backbone is None else "cosine"
-    )
+    model: Classifier = Whitened(LabelSpreading(metric="euclidean")) if backbone is None else LabelSpreading()
     model.fit(x[: len(y)], y, x[len(y) :], data.num_classes)
     return float((model.predict(x_test) == y_test).double().mean())
 

@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sft_lightning.data.batches import Labeled
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
+from sft_lightning.networks.vision.pixels import shrink_images
 from sft_lightning.utils.inputs import Inputs
-
-MAX_SIDE = 32  # pixels: principal components of larger images see little more, and take hours
 
 
 def choose_device() -> torch.device:
@@ -33,8 +31,8 @@ def make_flattener(data: FewLabelDataModule, backbone: Encoder | None = None) ->
         if backbone is not None:
             features: Tensor = backbone(x)
             return features.float()
-        if data.input_spec.modality == "image" and isinstance(x, Tensor) and max(x.shape[2:]) > MAX_SIDE:
-            x = F.adaptive_avg_pool2d(x.float(), (min(x.shape[2], MAX_SIDE), min(x.shape[3], MAX_SIDE)))
+        if data.input_spec.modality == "image" and isinstance(x, Tensor):
+            x = shrink_images(x)
         return data.views.flatten(x)
 
     return flatten

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.cli.fast_loop import NoProfiler
 from sft_lightning.cli.lightning_cli import DryRunCLI
+from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
 from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.oom import attach_oom_message
@@ -51,6 +52,15 @@ class TrialCLI(DryRunCLI):
                 "(and give its config with --config)"
             )
         super().before_instantiate_classes()
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a model without training steps."""
+        super().after_instantiate_classes()
+        if isinstance(self.model, FrozenFeatureClassifier):
+            raise InputError(
+                f"{self.command} measures training steps, and {type(self.model).__name__} takes none: train it with "
+                "`fit`, which takes seconds"
+            )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         kept = {name: config[name] for name in _STEP_SETTINGS if name in config}

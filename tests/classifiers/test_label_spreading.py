@@ -32,7 +32,7 @@ def test_scores_equal_those_of_scikit_learn_on_the_same_graph(alpha: float) -> N
     y = torch.cat([y, torch.full((3,), 2)])
     labeled = torch.tensor([0, 1, 2, 3, 300])
     others = torch.tensor([i for i in range(len(y)) if i not in labeled])
-    ours = LabelSpreading(neighbors=7, alpha=alpha).fit(x[labeled], y[labeled], x[others])
+    ours = LabelSpreading(neighbors=7, alpha=alpha, metric="euclidean").fit(x[labeled], y[labeled], x[others])
     order = torch.cat([labeled, others])
     adjacent = np.zeros((len(y), len(y)))
     nearest = find_neighbors(x[order], x[order], 7, exclude_self=True).numpy()
@@ -40,7 +40,7 @@ def test_scores_equal_those_of_scikit_learn_on_the_same_graph(alpha: float) -> N
         adjacent[i, row] = adjacent[row, i] = 1
     theirs = Reference(kernel=lambda a, b: adjacent, alpha=alpha, max_iter=100_000, tol=1e-12)
     theirs.fit(x[order].numpy(), np.concatenate([y[labeled].numpy(), -np.ones(len(others), int)]))
-    probabilities = torch.cat([ours._probabilities[: len(labeled)], ours.unlabeled_proba])
+    probabilities = torch.cat([ours.probabilities[: len(labeled)], ours.unlabeled_proba])
     difference = (probabilities - torch.from_numpy(theirs.label_distributions_)).abs().max()
     assert difference < 1e-6
 
@@ -48,19 +48,19 @@ def test_scores_equal_those_of_scikit_learn_on_the_same_graph(alpha: float) -> N
 def test_labels_follow_the_rings_that_the_unlabeled_examples_show() -> None:
     x, y = rings()
     new, truth = rings(40, seed=1)
-    fitted = LabelSpreading(neighbors=5).fit(x[:2], y[:2], x[2:])
+    fitted = LabelSpreading(neighbors=5, metric="euclidean").fit(x[:2], y[:2], x[2:])
     assert (fitted.unlabeled_proba.argmax(1) == y[2:]).float().mean() > 0.98
     assert (fitted.predict(new) == truth).float().mean() > 0.95
-    alone = LabelSpreading(neighbors=1).fit(x[:2], y[:2])
+    alone = LabelSpreading(neighbors=1, metric="euclidean").fit(x[:2], y[:2])
     assert (alone.predict(new) == truth).float().mean() < 0.8
 
 
 def test_probabilities_of_new_examples_are_the_mean_of_their_neighbors() -> None:
     x, y = rings()
-    fitted = LabelSpreading(neighbors=5).fit(x[:20], y[:20], x[20:])
+    fitted = LabelSpreading(neighbors=5, metric="euclidean").fit(x[:20], y[:20], x[20:])
     new = torch.randn(9, 2)
     nearest = torch.cdist(new, x).topk(5, largest=False).indices
-    given = torch.cat([fitted._probabilities[:20], fitted.unlabeled_proba])
+    given = torch.cat([fitted.probabilities[:20], fitted.unlabeled_proba])
     assert torch.allclose(fitted.predict_proba(new), given[nearest].mean(1), atol=1e-6)
 
 
@@ -86,7 +86,9 @@ def test_cosine_ignores_the_length_of_features() -> None:
 def test_an_example_that_no_label_reaches_has_equal_probabilities() -> None:
     x, y = rings()
     island = torch.randn(20, 2) + 100
-    fitted = LabelSpreading(neighbors=5).fit(x[:10], y[:10], torch.cat([x[10:], island]), num_classes=3)
+    fitted = LabelSpreading(neighbors=5, metric="euclidean").fit(
+        x[:10], y[:10], torch.cat([x[10:], island]), num_classes=3
+    )
     assert torch.equal(fitted.unlabeled_proba[-20:], torch.tensor([[0.5, 0.5, 0.0]]).expand(20, 3))
     assert torch.allclose(fitted.unlabeled_proba.sum(1), torch.ones(len(x) + 10))
 
@@ -157,4 +159,4 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float], message: 
 def test_too_few_examples_for_the_neighbors_are_refused() -> None:
     x, y = rings()
     with pytest.raises(InputError, match="neighbors is 15, but there are only 9 other examples"):
-        LabelSpreading().fit(x[:4], y[:4], x[4:10])
+        LabelSpreading(neighbors=15).fit(x[:4], y[:4], x[4:10])

@@ -4,12 +4,18 @@ import re
 
 import pytest
 
-from sft_lightning import FineTuneClassifier, ImageDataModule, SelfSupervisedModule, SemiSupervisedModule
+from sft_lightning import (
+    FineTuneClassifier,
+    FrozenFeatureClassifier,
+    ImageDataModule,
+    SelfSupervisedModule,
+    SemiSupervisedModule,
+)
 from sft_lightning.__main__ import main
 from sft_lightning.cli.registry import LINKED, list_parameters
 from sft_lightning.cli.setting_groups import GROUPS, list_setting_groups
 
-CLASSES = (ImageDataModule, FineTuneClassifier, SelfSupervisedModule, SemiSupervisedModule)
+CLASSES = (ImageDataModule, FineTuneClassifier, FrozenFeatureClassifier, SelfSupervisedModule, SemiSupervisedModule)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -59,7 +59,7 @@ def test_label_spreading_learns_from_the_unlabeled_pixels_and_keeps_its_result(
     x = pixels[[*labeled.indices, *unlabeled.indices]]
     pca = PCA(64, whiten=True).fit(x.numpy())
     x, x_test = (torch.from_numpy(pca.transform(v.numpy())) for v in (x, fashion[0].flatten(1) / 255))
-    model = LabelSpreading().fit(x[:50], labeled.labels, x[50:])
+    model = LabelSpreading(metric="euclidean").fit(x[:50], labeled.labels, x[50:])
     expected = float((model.predict(x_test) == fashion[1]).double().mean())
     accuracy = fit_label_spreading(data)
     assert accuracy == pytest.approx(expected, abs=5e-3)

@@ -15,6 +15,7 @@ from sft_lightning.networks.vision.autoencoders import ConvDecoder, ConvEncoder,
 from sft_lightning.networks.vision.corruption import add_noise, hide_patches
 from sft_lightning.networks.vision.masking import MapDecoder, TokenDecoder, find_tokens
 from sft_lightning.networks.vision.normalization import Stats
+from sft_lightning.networks.vision.pixels import Pixels
 from sft_lightning.networks.vision.pooling import find_pool, replace_pool, split_pool
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization
 from sft_lightning.networks.vision.resnet8 import ResNet8
@@ -29,6 +30,7 @@ BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
     "conv": ConvEncoder,
     "resnet8": ResNet8,
     "wrn_28_2": WideResNet,
+    "pixels": Pixels,
 }
 
 
@@ -153,9 +155,9 @@ def build_backbone(
     """Build a backbone and load its weights.
 
     Args:
-        name: `mlp`, `conv`, `resnet8`, `wrn_28_2`, or a name of torchvision or timm; `torchvision/NAME` or `timm/NAME`
-            if both have it (torchvision takes precedence). `:flatten` or `:catavgmax` after the name replaces the
-            average over its last map.
+        name: `mlp`, `conv`, `resnet8`, `wrn_28_2`, `pixels` (no network), or a name of torchvision or timm;
+            `torchvision/NAME` or `timm/NAME` if both have it (torchvision takes precedence). `:flatten` or `:catavgmax`
+            after the name replaces the average over its last map.
         image_shape: Shape of the images, (C, H, W).
         weights: `none`, `default` (the published weights, which are downloaded), or the path of a file or run.
         mean: Mean of the normalization; null for that of the weights, if any.
@@ -173,6 +175,8 @@ def build_backbone(
     if architecture in BUILT_IN:
         if published:
             raise InputError(f"weights is 'default', but nobody publishes weights of {name!r}: give none or a path")
+        if architecture == "pixels" and weights != "none":
+            raise InputError(f"weights is {weights!r}, but backbone 'pixels' has none: leave it out")
         net = BUILT_IN[architecture](image_shape)
         backbone = Backbone(name, net, int(net.num_features), image_shape)  # type: ignore[arg-type]
         library_filter = None

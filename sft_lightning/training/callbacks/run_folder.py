@@ -73,6 +73,8 @@ class RunFolder(SaveConfigCallback):
         count = sum(p.numel() for p in pl_module.parameters())
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         share = "all trained" if trained == count else f"{trained:,} trained at first"
+        if not trained:
+            share = "none trained by gradient steps"
         devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         rank_zero_info(f"Model: {type(pl_module).__name__}, {count:,} parameters, {share}; {devices}.")
         rank_zero_info(f"Run: {folder}")
