@@ -66,8 +66,8 @@ GLOBAL_STATISTICS = {
     "SoftMatch": {"momentum": 0.9},
     "AdaMatch": {"momentum": 0.9},
     "DebiasMatch": {"momentum": 0.9, "threshold": 0.35},
-    "CoMatch": {"threshold": 0.35, "memory": 64, "recent_batches": 6, "projection": 16, "graph_threshold": 0.5},
-    "SimMatch": {"threshold": 0.35, "recent_batches": 6, "projection": 16, "bank_momentum": 0.5},
+    "CoMatch": {"threshold": 0.18, "memory": 64, "recent_batches": 6, "projection": 16, "graph_threshold": 0.12},
+    "SimMatch": {"threshold": 0.18, "recent_batches": 6, "projection": 16, "bank_momentum": 0.5},
 }
 
 

@@ -133,7 +133,7 @@ class LabeledBank(nn.Module):
         holds = F.one_hot(positions, len(self.labels)).to(features.dtype)
         counts = holds.sum(0)[:, None]
         old, new = self.features.to(features.dtype), holds.T @ features / counts.clamp_min(1)
-        smoothed = torch.where(self.labels[:, None] >= 0, torch.lerp(new, old, self.momentum), new)
+        smoothed = torch.lerp(new, old, self.momentum)  # old is 0 at first, so that the first direction counts alone
         self.features.copy_(torch.where(counts > 0, F.normalize(smoothed, dim=1), old))
         self.labels[positions] = labels
 

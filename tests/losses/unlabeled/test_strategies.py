@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "UDA": {"threshold": 0.35},
     "AdaMatch": {"momentum": 0.9},
     "CoMatch": {
-        "threshold": 0.35, "memory": 100, "recent_batches": 6, "projection": 16, "graph_threshold": 0.5,
+        "threshold": 0.18, "memory": 100, "recent_batches": 6, "projection": 16, "graph_threshold": 0.12,
         "contrast": 0.5, "alpha": 0.7,
     },
     "DebiasMatch": {"threshold": 0.35, "momentum": 0.9},
@@ -35,9 +35,9 @@ SETTINGS: dict[str, dict[str, float]] = {
     "MixMatch": {},
     "PiModel": {},
     "PseudoLabel": {"threshold": 0.6},
-    "SimMatch": {"threshold": 0.35, "recent_batches": 6, "projection": 16, "instance": 0.5},
+    "SimMatch": {"threshold": 0.18, "recent_batches": 6, "projection": 16, "instance": 0.5},
     "SimMatch without average": {
-        "threshold": 0.35, "recent_batches": 30, "projection": 16, "averaged_teacher": False, "bank_momentum": 0.7,
+        "threshold": 0.25, "recent_batches": 30, "projection": 16, "averaged_teacher": False, "bank_momentum": 0.7,
         "alpha": 0.6,
     },
     "SoftMatch": {"momentum": 0.9},
