@@ -14,7 +14,7 @@ HOME = Path(sft_lightning.__file__).parent
 FLOORS = [
     ["_version", "_moved", "utils"],
     ["networks", "data", "runs"],
-    ["losses", "training", "classifiers"],
+    ["classifiers", "losses", "training"],
     ["tasks", "paradigms"],
     ["__init__"],
     ["cli"],

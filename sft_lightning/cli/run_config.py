@@ -10,7 +10,7 @@ from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.networks.weights import find_weights, read_metadata
-from sft_lightning.runs.lineage import find_earlier_splits, find_run
+from sft_lightning.runs.lineage import find_earlier_splits, find_run, list_starts
 from sft_lightning.runs.paths import get_run_folder
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.utils.errors import InputError
@@ -100,11 +100,10 @@ def _find_starts(config: Any) -> tuple[list[Path], list[Finding]]:
     """Find `split.csv` of the runs that a new run starts from, and explain which of them are not known."""
     settings = config.model.get("init_args") or {}
     starts, unknown = list[Path](), list[Finding]()
-    for name in ("weights", "head_weights"):
-        given = settings.get(name)
-        if given in (None, "none", "default"):
+    for name, given in list_starts(settings).items():
+        if given == "default":
             continue
-        path = find_weights(Path(given), "head" if name == "head_weights" else "backbone")
+        path = find_weights(Path(given), "backbone" if name == "weights" else "head")
         found, missing = find_earlier_splits(path, read_metadata(path))
         starts += [split for split in found if split not in starts]
         if path.suffix == ".ckpt" and find_run(path) is None:

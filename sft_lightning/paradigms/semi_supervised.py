@@ -9,6 +9,7 @@ from torch import Tensor
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.data.modality import mix_inputs
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
+from sft_lightning.losses.unlabeled.pool_targets import PoolTargets
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
@@ -232,6 +233,18 @@ class SemiSupervisedModule(FineTuneClassifier):
                 self._update_average(self.average)
             self._followed_there = None
         self._followed = self.trainer.global_step
+
+    def on_train_epoch_start(self) -> None:
+        """Let the strategy prepare for the epoch."""
+        super().on_train_epoch_start()
+        data = few_label_data(self.trainer)
+        if data is not None:
+            self.strategy.begin_epoch(self, data, self.current_epoch)
+        elif isinstance(self.strategy, PoolTargets):
+            raise InputError(
+                f"strategy {type(self.strategy).__name__} computes targets of all unlabeled examples, which plain "
+                "loaders do not give: use a data module of this package"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the last averaged step: callbacks that save after a step run before the average is updated."""

@@ -60,6 +60,19 @@ def find_run_folder(run: str) -> Path:
     return folder
 
 
+def list_starts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a model starts or learns from, `default` or a path, by the name of the setting.
+
+    Args:
+        settings: Settings of the model (`init_args`); `teacher` is the run that its strategy distills.
+    """
+    strategy = settings.get("strategy")
+    options = None if strategy is None or isinstance(strategy, str) else strategy.get("init_args")
+    teacher = options.get("weights") if options else None
+    given = {"weights": settings.get("weights"), "head_weights": settings.get("head_weights"), "teacher": teacher}
+    return {name: str(value) for name, value in given.items() if value not in (None, "none")}
+
+
 def build_source_chain(weights: str, metadata: Mapping[str, Any], backbone: str) -> list[Link]:
     """Return the chain of what a run starts from.
 

@@ -16,6 +16,7 @@ from sft_lightning.cli.reproduce import compare_runs, read_outcome
 from sft_lightning.losses import unlabeled as strategies
 from sft_lightning.networks.weights import read_weights
 from tests.conftest import CONFIGS
+from tests.paradigms.helpers import teacher
 
 SHARED = CONFIGS / "semi_supervised" / "shared.yaml"
 STRATEGIES = sorted({*(CONFIGS / "semi_supervised").glob("*.yaml")} - {SHARED})
@@ -42,6 +43,8 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "64"]
     if "weights: default" in text:
         given += ["--model.init_args.weights", "none"]
+    if "class_path: SelfDistillation" in text:
+        given += ["--model.init_args.strategy.init_args.weights", str(teacher())]
     return given
 
 

@@ -1,5 +1,7 @@
 """What the tests of the paradigms share: a short data module, a quiet trainer, and what passed through it."""
 
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from sft_lightning import FineTuneClassifier, ImageDataModule
 from sft_lightning.cli.lightning_cli import SFTCLI, run
+from sft_lightning.losses import unlabeled as strategies
+from sft_lightning.losses.unlabeled.base import Strategy
 from tests.forks import both_ranks, work
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +29,24 @@ def classifier(backbone: str = "mlp", lr: float = 0.05, **settings: Any) -> Fine
     return FineTuneClassifier(
         backbone, 10, SHAPE, **{"optimizer": lambda p: torch.optim.SGD(p, lr, momentum=0.9), **settings}
     )
+
+
+@cache
+def teacher() -> Path:
+    """A checkpoint of a classifier after two steps, for strategies that distill one."""
+    path = Path(tempfile.mkdtemp()) / "teacher.ckpt"
+    source, learner = sample(steps_per_epoch=2), trainer()
+    with torch.random.fork_rng():
+        learner.fit(classifier(class_names=source.class_names), source)
+    learner.save_checkpoint(path)
+    return path
+
+
+def make_strategy(name: str, **settings: Any) -> Strategy:
+    """A strategy with its defaults, and a teacher where it has no default for one."""
+    given = {"weights": str(teacher())} if name == "SelfDistillation" else {}
+    made: Strategy = getattr(strategies, name)(**given, **settings)
+    return made
 
 
 def trainer(callbacks: list[Callback] | None = None, **settings: Any) -> Trainer:

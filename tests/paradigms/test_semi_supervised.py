@@ -22,14 +22,14 @@ from sft_lightning.runs.checkpoints import check_checkpoint, read_checkpoint
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.ema import EMA
 from sft_lightning.utils.errors import InputError
-from tests.paradigms.helpers import SHAPE, Recorder, moved, sample, state, trainer
+from tests.paradigms.helpers import SHAPE, Recorder, make_strategy, moved, sample, state, trainer
 
 ALL = sorted(strategies.__all__)
 
 
 def module(strategy: str | Strategy = "FixMatch", lr: float = 0.05, **settings: Any) -> SemiSupervisedModule:
     torch.manual_seed(0)
-    made = getattr(strategies, strategy)() if isinstance(strategy, str) else strategy
+    made = make_strategy(strategy) if isinstance(strategy, str) else strategy
     fixed: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "input_spec": SHAPE, "ema_decay": 0.9}
     return SemiSupervisedModule(made, **{**fixed, "optimizer": lambda p: torch.optim.SGD(p, lr), **settings})
 

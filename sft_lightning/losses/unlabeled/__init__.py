@@ -26,11 +26,13 @@ from sft_lightning.losses.unlabeled.entropy_minimization import EntropyMinimizat
 from sft_lightning.losses.unlabeled.fixmatch import FixMatch
 from sft_lightning.losses.unlabeled.flexmatch import FlexMatch
 from sft_lightning.losses.unlabeled.freematch import FreeMatch
+from sft_lightning.losses.unlabeled.label_propagation import LabelPropagation
 from sft_lightning.losses.unlabeled.mean_teacher import MeanTeacher
 from sft_lightning.losses.unlabeled.mixmatch import MixMatch
 from sft_lightning.losses.unlabeled.pi_model import PiModel
 from sft_lightning.losses.unlabeled.pseudo_label import PseudoLabel
 from sft_lightning.losses.unlabeled.reconstruction import Reconstruction
+from sft_lightning.losses.unlabeled.self_distillation import SelfDistillation
 from sft_lightning.losses.unlabeled.simmatch import SimMatch
 from sft_lightning.losses.unlabeled.softmatch import SoftMatch
 from sft_lightning.losses.unlabeled.uda import UDA
@@ -46,11 +48,13 @@ __all__ = [
     "FixMatch",
     "FlexMatch",
     "FreeMatch",
+    "LabelPropagation",
     "MeanTeacher",
     "MixMatch",
     "PiModel",
     "PseudoLabel",
     "Reconstruction",
+    "SelfDistillation",
     "SimMatch",
     "SoftMatch",
     "VirtualAdversarial",

@@ -11,9 +11,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_lightning.data.contract import FewLabelData
 from sft_lightning.data.modality import mix_inputs
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.inputs import Inputs
@@ -162,6 +164,15 @@ class Strategy(nn.Module, ABC):
 
         Args:
             decay: Share of the old average that this update keeps.
+        """
+
+    def begin_epoch(self, network: LightningModule, data: FewLabelData, epoch: int) -> None:
+        """Prepare for an epoch, after a checkpoint was loaded; called on every process.
+
+        Args:
+            network: The paradigm.
+            data: Data module after its setup.
+            epoch: Number of the epoch, counted from 0.
         """
 
     @abstractmethod

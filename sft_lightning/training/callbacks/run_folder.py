@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from sft_lightning.data.contract import batch_request, few_label_data
 from sft_lightning.data.issues import Finding
 from sft_lightning.networks.weights import find_weights, read_metadata
-from sft_lightning.runs.lineage import build_source_chain, hash_file, write_lineage
+from sft_lightning.runs.lineage import build_source_chain, hash_file, list_starts, write_lineage
 from sft_lightning.runs.provenance import write_provenance
 from sft_lightning.runs.record import Link
 from sft_lightning.training.callbacks.external_loggers import record_external_runs
@@ -104,11 +104,10 @@ class RunFolder(SaveConfigCallback):
         if leaks:
             link["leaks"] = [leak.to_json() for leak in leaks]
         sources: list[Link] = []
-        for name in ("weights", "head_weights"):
-            value = settings.get(name, "none")
-            if value in ("none", None):
-                continue
-            path = None if value == "default" else find_weights(Path(value), "head" if "head" in name else "backbone")
+        for name, value in list_starts(model.get("init_args") or {}).items():
+            path = (
+                None if value == "default" else find_weights(Path(value), "backbone" if name == "weights" else "head")
+            )
             metadata = {} if path is None else read_metadata(path)
             link[name] = value if path is None else str(path)
             if path is not None:
