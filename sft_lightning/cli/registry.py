@@ -115,7 +115,8 @@ def _group_classes() -> dict[str, list[Any]]:
     model, data = "model.init_args", "data.init_args"
     found = {model: ours.pop("model"), data: ours.pop("data")}
     found |= {f"{data}.weak_view": [sft_lightning.WeakView], f"{data}.strong_view": [sft_lightning.StrongView]}
-    found |= {f"{data}.{name}": [sft_lightning.PretrainView] for name in ("pretrain_view", "pretrain_view_2")}
+    pretrain_views = "pretrain_view", "pretrain_view_2", "pretrain_view_local"
+    found |= {f"{data}.{name}": [sft_lightning.PretrainView] for name in pretrain_views}
     found |= {f"{model}.{name}.init_args": kinds for name, kinds in ours.items()}
     return found | {f"{model}.optimizer.init_args": [optim.SGD, optim.Adam, optim.AdamW]}
 

@@ -12,7 +12,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "num_labels", "labels_per_class", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak",
         ),
         "Images": ("image_size", "channels", "background", "center_crop", "resize", "value_range"),
-        "Views": ("weak_view", "strong_view", "labeled_view", "pretrain_view", "pretrain_view_2"),
+        "Views": (
+            "weak_view", "strong_view", "labeled_view", "pretrain_view", "pretrain_view_2", "pretrain_view_local",
+        ),
         "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers", "cache", "shard_window"),
     },

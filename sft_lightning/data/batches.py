@@ -53,7 +53,7 @@ class Unlabeled(NamedTuple):
         weak_2: Second weak view with its own randomness, if the paradigm requests it.
         strong: Strong view, if the paradigm requests it.
         strong_2: Second strong view with its own randomness, if the paradigm requests it.
-        crops: Views for self-supervised pre-training, if the paradigm requests them.
+        crops: Views for self-supervised pre-training, if the paradigm requests them; local ones last.
     """
 
     weak: Inputs
@@ -106,12 +106,15 @@ class BatchViews:
 
         Args:
             raw: Batch of a training split.
-            wanted: Views to make: `weak_2`, `strong`, `strong_2`, and `pretrain` once for each view of that kind.
-                `weak` is made unless `pretrain` alone is wanted.
+            wanted: Views to make: `weak_2`, `strong`, `strong_2`, and `pretrain` and `pretrain_local` once for each
+                view of that kind. `weak` is made unless these alone are wanted.
         """
         x, seed = self._views.prepare(raw.inputs), raw.seed or 0
-        crops = tuple(self._views.pretrain(x, seed, number) for number in range(wanted.count("pretrain")))
-        if crops and set(wanted) == {"pretrain"}:
+        count = wanted.count("pretrain")
+        crops = tuple(self._views.pretrain(x, seed, number) for number in range(count))
+        numbers = range(count, count + wanted.count("pretrain_local"))
+        crops += tuple(self._views.pretrain_local(x, seed, number) for number in numbers)
+        if crops and set(wanted) <= {"pretrain", "pretrain_local"}:
             return Unlabeled(crops[0], raw.indices, seed, crops=crops)
         return Unlabeled(
             self._views.weak(x, raw.seed),

@@ -23,7 +23,7 @@ class BatchRequest:
     Attributes:
         parts: Parts of a batch: `labeled`, `unlabeled` or both. Only these are loaded.
         views: Views of an unlabeled example: `weak`, `weak_2`, `strong`, `strong_2`, and `pretrain` once for each view
-            for self-supervised pre-training.
+            for self-supervised pre-training, and `pretrain_local` for each smaller one.
         balanced_from_epoch: Epoch from which labeled batches hold all classes equally often; None for never.
     """
 

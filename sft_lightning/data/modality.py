@@ -87,6 +87,16 @@ class Views(ABC):
         """
         return self.strong(x, seed_view(seed, number + 1))
 
+    def pretrain_local(self, x: Inputs, seed: int, number: int) -> Inputs:
+        """Make a local view for self-supervised pre-training, which shows less of an example; by default like others.
+
+        Args:
+            x: Prepared examples, (B, ...) each.
+            seed: Seed of the batch.
+            number: Number of this view in the batch, after those of the views that are not local.
+        """
+        return self.pretrain(x, seed, number)
+
     def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
         """Mix each example with a partner, as `mix_inputs` does.
 

@@ -110,6 +110,13 @@ class Encoder(nn.Module, ABC):
         """
         raise InputError(f"backbone {self.name!r} has no decoder, so it cannot be an autoencoder: choose another one")
 
+    def accept_smaller_inputs(self) -> None:
+        """Let the encoder take smaller inputs, too, as local crops of an image are.
+
+        Raises:
+            InputError: The encoder takes inputs of one size only.
+        """
+
     def build_masked_decoder(self, patch: int | None, width: int, depth: int) -> MaskedDecoder:
         """Build the decoder of a masked autoencoder.
 

@@ -2,8 +2,8 @@
 
 theta* = argmin L(p(f(v_1(x))), p(f(v_2(x)))), v_1 and v_2 random views, p a projector that is discarded afterward. What
 keeps the features from collapsing to a point is the objective's business: negatives (SimCLR, MoCo v3), statistics
-(VICReg, Barlow Twins, LeJEPA), or a predictor (BYOL, SimSiam). A masked autoencoder (MAE) predicts hidden patches of a
-single view instead.
+(VICReg, Barlow Twins, LeJEPA), a predictor (BYOL, SimSiam), or balanced prototypes (DINO, SwAV). A masked autoencoder
+(MAE) predicts hidden patches of a single view instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,8 +69,8 @@ class SelfSupervisedModule(EncoderPretraining):
         """Build the encoder, the objective's networks and, if it needs one, the momentum network.
 
         Args:
-            objective: L: `SimCLR`, `VICReg`, `BarlowTwins`, `BYOL`, `MoCoV3`, `SimSiam`, `LeJEPA`, `MAE` or a
-                class of your own.
+            objective: L: `SimCLR`, `VICReg`, `BarlowTwins`, `BYOL`, `MoCoV3`, `SimSiam`, `LeJEPA`, `DINO`, `SwAV`,
+                `MAE` or a class of your own.
             backbone: `mlp`, `conv`, `resnet8`, `wrn_28_2`, a torchvision or timm name, or the class path of an
                 `Encoder`; `resnet8:flatten` keeps all cells of the last map.
             input_spec: Specification of the inputs: `input_spec` of the data, or (C, H, W) of images, by default
@@ -119,7 +119,9 @@ class SelfSupervisedModule(EncoderPretraining):
 
     def batch_request(self) -> BatchRequest:
         """Return that unlabeled batches hold the views of the objective and no other."""
-        return BatchRequest(self.batch_parts, ("pretrain",) * self.objective.num_views)
+        objective = self.objective
+        views = ("pretrain",) * objective.num_views + ("pretrain_local",) * objective.num_local_views
+        return BatchRequest(self.batch_parts, views)
 
     def forward(self, x: Inputs) -> Tensor:
         """Compute features.
@@ -159,7 +161,8 @@ class SelfSupervisedModule(EncoderPretraining):
             averaged = self.objective.list_averaged(self.encoder)
             self.momentum.follow(averaged, self.global_step, self._total_steps)
         with self.watched():
-            result = self.objective.compute(self.encoder, self.momentum, unlabeled, self.global_step)
+            when = self.global_step, self.current_epoch
+            result = self.objective.compute(self.encoder, self.momentum, unlabeled, *when)
         self._features = result.features
         if self._example is None:  # a copy, so that the batch can be freed
             self._example = tuple(map_inputs(lambda t: t[:_SHOWN].clone(), row) for row in result.make_rows())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, PretrainView, SelfSupervisedModule
+from sft_lightning.data.batches import Unlabeled
 from sft_lightning.losses import pretraining
 from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput, ViewObjective
 from sft_lightning.losses.pretraining.projectors import build_projector
@@ -18,17 +19,19 @@ from sft_lightning.networks.build import rebuild_encoder
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.paradigms.effective_rank import compute_effective_rank
 from sft_lightning.utils.errors import InputError
-from tests.losses.pretraining.references import REFERENCES, SMALL
+from tests.losses.pretraining.references import EPOCH, REFERENCES, SMALL
 from tests.paradigms.helpers import SHAPE, Recorder, cli, moved, sample, state, trainer
 
 RATE = 0.05
 
 
-def module(name: str = "SimCLR", backbone: str = "mlp", **settings: Any) -> SelfSupervisedModule:
+def module(
+    name: str = "SimCLR", backbone: str = "mlp", objective: dict[str, Any] | None = None, **settings: Any
+) -> SelfSupervisedModule:
     torch.manual_seed(0)
-    objective = getattr(pretraining, name)(**SMALL[name])
+    built = getattr(pretraining, name)(**{**SMALL[name], **(objective or {})})
     given = {"num_classes": 10, "optimizer": lambda p: torch.optim.SGD(p, RATE), **settings}
-    return SelfSupervisedModule(objective, backbone, SHAPE, **given)
+    return SelfSupervisedModule(built, backbone, SHAPE, **given)
 
 
 class Doubled(ImageDataModule):
@@ -45,58 +48,96 @@ def data(kind: type[ImageDataModule] = ImageDataModule, **settings: Any) -> Imag
 
 
 class Plain:
-    """Encoder, projector, predictor and momentum network, and gradient descent by hand."""
+    """Encoder, objective and momentum network, and gradient descent by hand."""
 
     def __init__(self, of: SelfSupervisedModule, steps: int) -> None:
-        self.objective: Any = of.objective
-        networks: list[Any] = [of.encoder, self.objective.projector, self.objective.predictor]
-        self.encoder, self.projector, self.predictor = copy.deepcopy(networks)
+        networks: list[Any] = [of.encoder, of.objective]
+        self.encoder, self.objective = copy.deepcopy(networks)
+        self.averaged: list[nn.Module] = [self.encoder, self.objective.projector, self.objective.predictor]
+        self.averaged = self.averaged[: 3 if type(of.objective) is pretraining.DINO else 2]
+        self.momentum = copy.deepcopy(self.averaged)
         self.decay, self.steps = self.objective.decay, steps
-        self.momentum = copy.deepcopy([self.encoder, self.projector])
 
-    def loss(self, crops: tuple[Tensor, Tensor], step: int) -> Tensor:
-        z_a, z_b = (self.projector(self.encoder(x)) for x in crops)
-        outputs = (self.predictor(z_a), self.predictor(z_b))
-        targets = (z_a.detach(), z_b.detach())
+    def loss(self, crops: tuple[Tensor, ...], step: int) -> Tensor:
+        projections = [self.objective.projector(self.encoder(x)) for x in crops]
+        outputs = tuple(self.objective.predictor(z) for z in projections)
+        targets = projections[0].detach(), projections[1].detach()
         if self.objective.needs_momentum:
             with torch.no_grad():
-                k_a, k_b = (self.momentum[1](self.momentum[0](x)) for x in crops)
-            targets = (k_a, k_b)
+                targets = crops[0], crops[1]
+                for network in self.momentum:
+                    targets = network(targets[0]), network(targets[1])
         return REFERENCES[type(self.objective).__name__](self.objective, outputs, targets, step)
 
     def descend(self, loss: Tensor, step: int) -> None:
-        networks: list[nn.Module] = [self.encoder, self.projector, self.predictor]
-        parameters = [p for network in networks for p in network.parameters()]
-        gradients = torch.autograd.grad(loss, parameters)
+        named = {**dict(self.encoder.named_parameters()), **dict(self.objective.named_parameters())}
+        gradients = torch.autograd.grad(loss, [*named.values()])
         with torch.no_grad():
-            for p, g in zip(parameters, gradients, strict=True):
-                p.sub_(RATE * g)
+            for (name, p), g in zip(named.items(), gradients, strict=True):
+                if name not in ("predictor.weight", "prototypes.weight") or step >= EPOCH:  # frozen in the first epoch
+                    p.sub_(RATE * g)
             decay = 1 - (1 - self.decay) * (math.cos(math.pi * step / self.steps) + 1) / 2
-            for of, network in zip(self.momentum, networks, strict=False):
+            for of, network in zip(self.momentum, self.averaged, strict=True):
                 for m, p in zip(of.parameters(), network.parameters(), strict=True):
                     m.copy_(decay * m + (1 - decay) * p)
 
 
 # Batch normalization in the encoder is the same for all that have no momentum network.
 @pytest.mark.parametrize(
-    ("name", "backbone"), [*((name, "mlp") for name in sorted(REFERENCES)), ("BYOL", "resnet8"), ("VICReg", "resnet8")]
+    ("name", "backbone", "settings"),
+    [
+        *((name, "mlp", {}) for name in sorted(REFERENCES)),
+        ("BYOL", "resnet8", {}),
+        ("VICReg", "resnet8", {}),
+        ("DINO", "conv", {"local_crops": 2}),
+    ],
 )
-def test_20_steps_equal_a_plain_loop(name: str, backbone: str) -> None:
-    model, seen = module(name, backbone).double(), Recorder()
-    plain = Plain(model, 20)
-    fit = trainer([seen], max_epochs=1, limit_val_batches=0, precision="64-true")
-    fit.fit(model, datamodule=data(Doubled))
+def test_20_steps_equal_a_plain_loop(name: str, backbone: str, settings: dict[str, Any]) -> None:
+    model, seen = module(name, backbone, objective=settings).double(), Recorder()
+    plain = Plain(model, 2 * EPOCH)
+    fit = trainer([seen], max_epochs=2, limit_val_batches=0, precision="64-true")
+    fit.fit(model, datamodule=data(Doubled, steps_per_epoch=EPOCH))
     assert len(seen.losses) == 20
     for step, batch in enumerate(seen.batches):
         assert list(batch) == ["unlabeled"]
         loss = plain.loss(batch["unlabeled"].crops, step)
         assert seen.losses[step] == pytest.approx(loss.item(), rel=1e-6), step
         plain.descend(loss, step)
-    pairs = [(model.encoder, plain.encoder), (plain.objective.projector, plain.projector)]
-    for mine, theirs in [*pairs, (plain.objective.predictor, plain.predictor)]:
+    kept = {"center": "kept_center", "queued": "kept_queues"}
+    for mine, theirs in ((model.encoder, plain.encoder), (model.objective, plain.objective)):
         for key, tensor in theirs.state_dict().items():
+            if key in kept:
+                tensor = getattr(plain.objective, kept[key])
+                tensor = tensor if isinstance(tensor, Tensor) else torch.stack(tensor)
             torch.testing.assert_close(mine.state_dict()[key], tensor, rtol=1e-5, atol=1e-7)
     assert (model.momentum is not None) == model.objective.needs_momentum
+
+
+def test_local_crops_are_smaller_and_differ() -> None:
+    seen = Recorder()
+    model = module("DINO", "conv", objective={"local_crops": 3})
+    trainer([seen], limit_val_batches=0, limit_train_batches=1).fit(model, data())
+    crops = seen.batches[0]["unlabeled"].crops
+    assert [x.shape[-1] for x in crops] == [28, 28, 12, 12, 12]
+    assert not torch.equal(crops[2], crops[3])
+    own = PretrainView(crop_scale=[1.0, 1.0], flip=False, jitter=0.0, gray=0.0, blur=0.0, solarize=1.0, side=14)
+    trainer([seen], limit_val_batches=0, limit_train_batches=1).fit(
+        module("DINO", "conv", objective={"local_crops": 1}), data(pretrain_view_local=own)
+    )
+    assert seen.batches[1]["unlabeled"].crops[2].shape == (16, 1, 14, 14)
+
+
+@pytest.mark.parametrize("name", ["DINO", "SwAV"])
+def test_prototypes_keep_their_directions_in_the_first_epochs(name: str) -> None:
+    model = module(name, objective={"frozen_epochs": 1}, optimizer=lambda p: torch.optim.AdamW(p, 0.01))
+    objective: Any = model.objective
+    prototypes = objective.predictor if name == "DINO" else objective.prototypes
+    before, seen = F.normalize(prototypes.weight.detach().clone()), Recorder()
+    trainer([seen], max_epochs=2, limit_val_batches=0).fit(model, data(steps_per_epoch=3))
+    key = "objective.predictor.weight" if name == "DINO" else "objective.prototypes.weight"
+    first, second = (F.normalize(s[key]) for s in seen.states)
+    torch.testing.assert_close(first, before)
+    assert not torch.allclose(second, before, atol=1e-3)
 
 
 def test_views_differ_and_repeat_with_the_seed() -> None:
@@ -119,7 +160,7 @@ def test_two_settings_make_the_views_asymmetric() -> None:
     assert torch.equal(solarized, torch.where(unchanged < 0.5, unchanged, 1 - unchanged))
 
 
-@pytest.mark.parametrize("name", ["BYOL", "LeJEPA"])
+@pytest.mark.parametrize("name", ["BYOL", "DINO", "LeJEPA", "SwAV"])
 def test_a_resumed_training_is_that_of_a_whole_one(name: str, tmp_path: Path) -> None:
     class Save(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
@@ -249,6 +290,26 @@ def test_predicting_is_refused() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         module(**settings)
+
+
+def test_only_local_views_have_a_side_of_their_own() -> None:
+    with pytest.raises(InputError, match="pretrain_view_2 has a side, 14: set image_size, or the side of pre"):
+        data(pretrain_view_2=PretrainView(side=14))
+
+
+def test_a_side_that_patches_do_not_divide_is_explained() -> None:
+    torch.manual_seed(0)
+    objective = pretraining.DINO(**{**SMALL["DINO"], "local_crops": 1})
+    model = SelfSupervisedModule(objective, "timm/test_vit", (1, 64, 64))
+    crops = torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64), torch.rand(2, 1, 27, 27)
+    with pytest.raises(InputError, match=r"does not take the local crops .*: set the side of pretrain_view_local"):
+        objective.compute(model.encoder, model.momentum, Unlabeled(crops[0], torch.arange(2), crops=crops), 0, 0)
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "resnet8:flatten"])
+def test_local_crops_need_a_network_for_several_sizes(backbone: str) -> None:
+    with pytest.raises(InputError, match=f"backbone '{backbone}' takes images of one size only, and local crops are"):
+        module("DINO", backbone, objective={"local_crops": 2})
 
 
 def test_an_objective_is_an_object() -> None:

@@ -72,16 +72,19 @@ def invert_affine(angle: Tensor, slope: Tensor, shift_x: Tensor, shift_y: Tensor
     return torch.cat([back, -back @ shift], 2)
 
 
-def random_resized_crop(x: Tensor, scale: Sequence[float], generator: torch.Generator) -> Tensor:
+def random_resized_crop(
+    x: Tensor, scale: Sequence[float], generator: torch.Generator, side: int | None = None
+) -> Tensor:
     """Stretch a random rectangle of each image to full size, with area and aspect as in Inception's training.
 
     Args:
         x: Images, float of shape (B, C, H, W).
         scale: Smallest and largest share of the area that is kept.
         generator: Random generator on the CPU.
+        side: Side of the results in pixels; None for the size of the images.
 
     Returns:
-        Images of the shape of `x`.
+        Images of the shape of `x`, or (B, C, side, side).
     """
     count = len(x)
     area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
@@ -92,5 +95,6 @@ def random_resized_crop(x: Tensor, scale: Sequence[float], generator: torch.Gene
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
     theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
-    grid = F.affine_grid(to_device(theta, x.device), list(x.shape), align_corners=False)
+    size = [*x.shape[:2], *(x.shape[2:] if side is None else (side, side))]
+    grid = F.affine_grid(to_device(theta, x.device), size, align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -35,7 +35,7 @@ from sft_lightning.data.vision.prediction_files import Listing, open_prediction_
 from sft_lightning.data.vision.pretrain_views import PretrainView
 from sft_lightning.data.vision.sources import open_source, open_unlabeled
 from sft_lightning.data.vision.value_ranges import UNKNOWN, parse_ranges, serialize_ranges
-from sft_lightning.data.vision.views import ImageViews, StrongView, WeakView, make_view
+from sft_lightning.data.vision.views import ImageViews, StrongView, WeakView, make_pretrain_views, make_view
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 from sft_lightning.utils.inputs import InputSpec
 
@@ -74,6 +74,7 @@ class ImageDataModule(FewLabelDataModule):
         strong_view: StrongView = _STRONG,
         pretrain_view: PretrainView = _PRETRAIN,
         pretrain_view_2: PretrainView | None = None,
+        pretrain_view_local: PretrainView | None = None,
         labeled_view: Literal["weak", "strong", "both"] = "weak",
         batch_size: int = 64,
         unlabeled_ratio: int = 7,
@@ -119,6 +120,8 @@ class ImageDataModule(FewLabelDataModule):
             strong_view: Changes that a strong view adds, for paradigms that use one.
             pretrain_view: Changes of the views for self-supervised pre-training.
             pretrain_view_2: Changes of every second of these views; null for those of `pretrain_view`.
+            pretrain_view_local: Changes of the local views of `DINO` and `SwAV`, with a smaller `side`; null for those
+                of `pretrain_view` with crops of 5 to 40 % of the area and 3/7 of the side (96 of 224 pixels).
             labeled_view: View of labeled training images; `both` doubles the size of their batches (as in AdaMatch).
             batch_size: Training images per batch and process.
             unlabeled_ratio: Unlabeled images per labeled one if a paradigm trains on both (mu in FixMatch).
@@ -163,15 +166,14 @@ class ImageDataModule(FewLabelDataModule):
         )
         self.weak_view = make_view(WeakView, weak_view, "weak_view")
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
-        self.pretrain_views = [make_view(PretrainView, pretrain_view, "pretrain_view")]
-        if pretrain_view_2 is not None:
-            self.pretrain_views.append(make_view(PretrainView, pretrain_view_2, "pretrain_view_2"))
+        pretraining = make_pretrain_views(pretrain_view, pretrain_view_2, pretrain_view_local)
+        self.pretrain_views, self.local_view = pretraining
         self.is_converted = image_size is not None or channels is not None
         is_known = class_names is not None and image_size is not None and channels is not None
         shape = (3, 224, 224) if is_known else find_image_shape(self.opened_source) or (3, 224, 224)
         side = image_size or shape[1]
         self.given_image_size, self._image_shape = image_size, (channels or shape[0], side, side)
-        self.views = ImageViews(self._image_shape, self.weak_view, self.strong_view, self.pretrain_views)
+        self.views = ImageViews(self._image_shape, self.weak_view, self.strong_view, *pretraining)
         self.value_range, ranges = value_range, check_value_range(value_range)
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop, resize=resize, ranges=ranges)
         self._cache = None if cache is None else Path(cache)
@@ -310,7 +312,7 @@ class ImageDataModule(FewLabelDataModule):
         view = self.weak_view
         if view.crop_scale is not None and self._crops_once(name):
             view = replace(view, crop_scale=None)
-        return ImageViews(self._image_shape, view, self.strong_view, self.pretrain_views)
+        return ImageViews(self._image_shape, view, self.strong_view, self.pretrain_views, self.local_view)
 
     def train_dataloader(self) -> TrainLoader:
         """Return the parts that the paradigm requests, side by side.

@@ -5,7 +5,7 @@ mirror, color jitter, gray, Gaussian blur, solarize.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from sft_lightning.utils.errors import InputError, check_fraction, check_min
 from sft_lightning.utils.transfer import to_device
 
 _SIGMA = (0.1, 2.0)  # standard deviation of the blur in pixels
+_LOCAL_SCALE = [0.05, 0.4]  # shares of the area that local crops keep (DINO)
+_LOCAL_SIDE = 96 / 224  # of the side of the image (DINO)
 _THRESHOLD = 0.5  # pixels from here on are inverted by solarization
 
 
@@ -35,6 +37,7 @@ class PretrainView:
         gray: Share of the images that lose their color; no effect on gray images.
         blur: Share of the images that are blurred.
         solarize: Share of the images whose bright pixels are inverted.
+        side: Side of the view in pixels, such as 96 for a local view of 224-pixel images; null for that of the images.
     """
 
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
@@ -47,10 +50,12 @@ class PretrainView:
     gray: float = 0.2
     blur: float = 0.5
     solarize: float = 0.0
+    side: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check_fraction(jitter=self.jitter, gray=self.gray, blur=self.blur, solarize=self.solarize)
+        check_min(1, side=self.side)
         check_min(0, brightness=self.brightness, contrast=self.contrast, saturation=self.saturation, hue=self.hue)
         if self.hue > 0.5:
             raise InputError(f"hue is {self.hue}: give a number from 0 to 0.5, which is half a turn")
@@ -69,6 +74,16 @@ class PretrainView:
         return self.crop_scale[0] < 1
 
 
+def make_local_view(view: PretrainView, side: int) -> PretrainView:
+    """Return the usual local view: smaller crops of a smaller side, with the other changes of another view.
+
+    Args:
+        view: View that is not local.
+        side: Side of the images in pixels.
+    """
+    return replace(view, crop_scale=_LOCAL_SCALE, side=max(1, round(side * _LOCAL_SIDE)))
+
+
 def make_pretrain_view(x: Tensor, view: PretrainView, generator: torch.Generator) -> Tensor:
     """Apply the random changes of a view.
 
@@ -78,10 +93,10 @@ def make_pretrain_view(x: Tensor, view: PretrainView, generator: torch.Generator
         generator: Random generator on the CPU, so that every device gets the same numbers.
 
     Returns:
-        New images of the same shape.
+        New images of the same shape, or (B, C, side, side) if the view has a side of its own.
     """
-    if view.crops:
-        x = random_resized_crop(x, view.crop_scale, generator)
+    if view.crops or view.side is not None:
+        x = random_resized_crop(x, view.crop_scale, generator, view.side)
     if view.flip:
         x = _change_some(x, 0.5, generator, lambda part: part.flip(-1))
     if view.jitter:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sft_lightning.data.modality import Views
 from sft_lightning.data.vision.affine import random_affine, random_resized_crop
-from sft_lightning.data.vision.pretrain_views import PretrainView, make_pretrain_view
+from sft_lightning.data.vision.pretrain_views import PretrainView, make_local_view, make_pretrain_view
 from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
 from sft_lightning.utils.transfer import to_device
@@ -113,6 +113,30 @@ def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> V
         raise InputError(f"{name} is {dict(given)} ({error}): give numbers") from error
 
 
+def make_pretrain_views(
+    first: PretrainView, second: PretrainView | None, local: PretrainView | None
+) -> tuple[list[PretrainView], PretrainView | None]:
+    """Return the views for self-supervised pre-training, converted from mappings if needed.
+
+    Args:
+        first: Setting `pretrain_view`.
+        second: Setting `pretrain_view_2`.
+        local: Setting `pretrain_view_local`.
+
+    Returns:
+        Views that take turns, and the local view if it is set.
+
+    Raises:
+        InputError: A view has an invalid value, or one that is not local has a side of its own.
+    """
+    given = {"pretrain_view": first, "pretrain_view_2": second}
+    views = {name: make_view(PretrainView, view, name) for name, view in given.items() if view is not None}
+    for name, view in views.items():
+        if view.side is not None:
+            raise InputError(f"{name} has a side, {view.side}: set image_size, or the side of pretrain_view_local")
+    return [*views.values()], None if local is None else make_view(PretrainView, local, "pretrain_view_local")
+
+
 def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
     """Convert images to pixels in [0, 1] with the requested number of channels and side.
 
@@ -194,6 +218,7 @@ class ImageViews(Views):
         weak_view: WeakView,
         strong_view: StrongView,
         pretrain_views: Sequence[PretrainView] = (PretrainView(),),
+        local_view: PretrainView | None = None,
     ) -> None:
         """Keep the settings.
 
@@ -202,9 +227,11 @@ class ImageViews(Views):
             weak_view: Random changes of the weak view.
             strong_view: Changes that a strong view adds.
             pretrain_views: Changes of the views for self-supervised pre-training, which take turns.
+            local_view: Changes of local views; None for smaller crops with the other changes of the first of these.
         """
         self._channels, self._side = image_shape[0], image_shape[1]
         self._weak, self._strong, self._pretrain = weak_view, strong_view, pretrain_views
+        self._local = make_local_view(pretrain_views[0], self._side) if local_view is None else local_view
 
     def prepare(self, raw: Tensor) -> Tensor:
         """Turn uint8 images into float32 pixels in [0, 1] of one shape, (B, C, H, W)."""
@@ -222,6 +249,10 @@ class ImageViews(Views):
         """Apply the first, second, ... view for self-supervised pre-training."""
         view = self._pretrain[number % len(self._pretrain)]
         return make_pretrain_view(x, view, _generator(seed, _PRETRAIN + number))
+
+    def pretrain_local(self, x: Tensor, seed: int, number: int) -> Tensor:
+        """Apply the local view for self-supervised pre-training."""
+        return make_pretrain_view(x, self._local, _generator(seed, _PRETRAIN + number))
 
     @property
     def has_strong(self) -> bool:

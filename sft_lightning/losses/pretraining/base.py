@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sft_lightning.data.batches import Unlabeled
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
 
 Network = Callable[[Inputs], Tensor]  # from inputs to features or projections
@@ -26,13 +27,16 @@ class ObjectiveInputs(NamedTuple):
     Attributes:
         outputs: Projected, then predicted features of each view, (B, P), with gradient.
         targets: Projections of each view, (B, P), without gradient: those of the momentum network where the objective
-            sets `needs_momentum`, else those of the network itself before the predictor.
+            sets `needs_momentum`, else those of the network itself before the predictor. The momentum network sees no
+            local views.
         global_step: Number of optimizer steps so far, the same on all processes; a seed for random numbers.
+        epoch: Number of epochs so far.
     """
 
     outputs: tuple[Tensor, ...]
     targets: tuple[Tensor, ...]
     global_step: int
+    epoch: int = 0
 
 
 class ObjectiveOutput(NamedTuple):
@@ -68,11 +72,13 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         num_views: Number of random views of each example.
+        num_local_views: Number of further, smaller views (multi-crop).
         needs_momentum: Whether the targets come from a momentum network: a moving average of encoder and projector.
         decay: Share of the momentum network that its first update keeps; it rises to 1 at the end of training.
     """
 
     num_views: int = 2
+    num_local_views: int = 0
     needs_momentum: ClassVar[bool] = False
     decay: float = 0.0
 
@@ -96,14 +102,17 @@ class Objective(nn.Module, ABC):
         return {"encoder": encoder}
 
     @abstractmethod
-    def compute(self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int) -> ObjectiveStep:
+    def compute(
+        self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int, epoch: int
+    ) -> ObjectiveStep:
         """Compute the loss of a batch.
 
         Args:
             encoder: Network from inputs to features, the one of `attach`.
             momentum: Momentum network from inputs to projections, without gradient, or None if it is not needed.
-            batch: Examples, with `num_views` views in `crops`.
+            batch: Examples, with `num_views` views in `crops`, then `num_local_views` smaller ones.
             global_step: Number of optimizer steps so far.
+            epoch: Number of epochs so far.
         """
 
 
@@ -136,7 +145,12 @@ class ViewObjective(Objective):
 
         Args:
             encoder: Network from inputs to features.
+
+        Raises:
+            InputError: The encoder takes no local views.
         """
+        if self.num_local_views:
+            encoder.accept_smaller_inputs()
         self.build(encoder.num_features)
 
     def list_averaged(self, encoder: Encoder) -> dict[str, nn.Module]:
@@ -147,7 +161,9 @@ class ViewObjective(Objective):
         """
         return {"encoder": encoder, "projector": self.projector}
 
-    def compute(self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int) -> ObjectiveStep:
+    def compute(
+        self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int, epoch: int
+    ) -> ObjectiveStep:
         """Compute the loss of all views, each of which has batch statistics of its own.
 
         Args:
@@ -155,14 +171,16 @@ class ViewObjective(Objective):
             momentum: Momentum network from inputs to projections, without gradient, or None if it is not needed.
             batch: Examples with their views.
             global_step: Number of optimizer steps so far.
+            epoch: Number of epochs so far.
         """
-        features = [encoder(view) for view in batch.crops]
-        targets = None if momentum is None else [momentum(view) for view in batch.crops]
-        loss, logs = self(features, targets, global_step)
-        return ObjectiveStep(loss, logs, features[0].detach(), lambda: batch.crops)
+        features = [encoder(view) for view in batch.crops[: self.num_views]]
+        features += [_encode_local(encoder, view) for view in batch.crops[self.num_views :]]
+        targets = None if momentum is None else [momentum(view) for view in batch.crops[: self.num_views]]
+        loss, logs = self(features, targets, global_step, epoch)
+        return ObjectiveStep(loss, logs, features[0].detach(), lambda: batch.crops[: self.num_views])
 
     def forward(
-        self, features: Sequence[Tensor], targets: Sequence[Tensor] | None, global_step: int
+        self, features: Sequence[Tensor], targets: Sequence[Tensor] | None, global_step: int, epoch: int = 0
     ) -> ObjectiveOutput:
         """Compute the loss of a batch in full precision, since similarities and covariances are coarse in half.
 
@@ -170,12 +188,14 @@ class ViewObjective(Objective):
             features: Features of each view, (B, F), with gradient.
             targets: Projections of each view by the momentum network, (B, P), or None if it is not needed.
             global_step: Number of optimizer steps so far.
+            epoch: Number of epochs so far.
         """
         projections = [self.projector(f) for f in features]
         outputs = [self.predictor(z) for z in projections]
         targets = [z.detach() for z in projections] if targets is None else targets
         with torch.autocast(features[0].device.type, enabled=False):
-            result = self.loss(ObjectiveInputs(_in_full_precision(outputs), _in_full_precision(targets), global_step))
+            inputs = _in_full_precision(outputs), _in_full_precision(targets)
+            result = self.loss(ObjectiveInputs(*inputs, global_step, epoch))
             spread = compute_spread(_in_full_precision(projections)[0].detach())
             return ObjectiveOutput(result.loss, {**result.logs, "projection_spread": spread})
 
@@ -186,6 +206,16 @@ class ViewObjective(Objective):
         Args:
             step: Outputs and targets of each view.
         """
+
+
+def _encode_local(encoder: Encoder, view: Inputs) -> Tensor:
+    try:
+        features: Tensor = encoder(view)
+    except AssertionError as error:  # as networks refuse sizes
+        raise InputError(
+            f"backbone {encoder.name!r} does not take the local crops ({error}): set the side of pretrain_view_local"
+        ) from error
+    return features
 
 
 def compute_spread(projections: Tensor) -> Tensor:

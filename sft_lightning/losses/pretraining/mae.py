@@ -74,7 +74,9 @@ class MAE(Objective):
                 "visible: set a smaller patch or a larger image_size"
             )
 
-    def compute(self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int) -> ObjectiveStep:
+    def compute(
+        self, encoder: Encoder, momentum: Network | None, batch: Unlabeled, global_step: int, epoch: int
+    ) -> ObjectiveStep:
         """Compute the mean error of the hidden patches, in full precision.
 
         Args:
@@ -82,6 +84,7 @@ class MAE(Objective):
             momentum: None.
             batch: Examples with one view, and the seed of the hidden patches.
             global_step: Number of optimizer steps so far.
+            epoch: Number of epochs so far.
         """
         x = batch.crops[0]
         visible = self.draw_visible(x, batch.seed)

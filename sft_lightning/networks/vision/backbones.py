@@ -17,7 +17,7 @@ from sft_lightning.networks.vision.masking import MapDecoder, TokenDecoder, find
 from sft_lightning.networks.vision.normalization import Stats
 from sft_lightning.networks.vision.pixels import Pixels
 from sft_lightning.networks.vision.pooling import find_pool, replace_pool, split_pool
-from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization
+from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization, interpolate_positions
 from sft_lightning.networks.vision.resnet8 import ResNet8
 from sft_lightning.networks.vision.wide_resnet import WideResNet
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
@@ -130,6 +130,26 @@ class Backbone(Encoder):
         if self.name == "mlp":
             return MLPDecoder(self.image_shape)
         return ConvDecoder(self.image_shape, self.num_features)
+
+    def accept_smaller_inputs(self) -> None:
+        """Let a ViT of timm interpolate its positions; any other network is tried on an image of half the size."""
+        if interpolate_positions(self.net):
+            return
+        channels, *sides = self.image_shape
+        modes = {module: module.training for module in self.modules()}
+        try:
+            with torch.no_grad():
+                smaller = self.eval()(torch.zeros(1, channels, *((side + 1) // 2 for side in sides)))
+            fits = smaller.shape[1:] == (self.num_features,)
+        except (AssertionError, RuntimeError, ValueError):
+            fits = False
+        for module, mode in modes.items():
+            module.training = mode
+        if not fits:
+            raise InputError(
+                f"backbone {self.name!r} takes images of one size only, and local crops are smaller: set local_crops "
+                "to 0, or choose a convolutional network that averages its last map or a ViT of timm"
+            )
 
     def build_masked_decoder(self, patch: int | None, width: int, depth: int) -> MaskedDecoder:
         """Build a transformer on the tokens of a ViT, and otherwise one layer on the last map."""

@@ -196,6 +196,30 @@ def _timm(name: str, model: str, image_shape: Sequence[int], published: bool) ->
     return LibraryNet(net, features, config.get("mean", 0.0), config.get("std", 1.0), classifier, library_filter)
 
 
+def interpolate_positions(net: nn.Module) -> bool:
+    """Let a vision transformer of timm take images of other sizes than its own; any other network stays as it is.
+
+    Args:
+        net: Network from images to features.
+
+    Returns:
+        Whether it is such a transformer.
+    """
+    if not type(net).__module__.startswith("timm."):
+        return False
+    from timm.models import VisionTransformer
+
+    patch_embed: Any = getattr(net, "patch_embed", None)
+    if not isinstance(net, VisionTransformer) or not hasattr(patch_embed, "strict_img_size"):
+        return False
+    # What the constructor does for `dynamic_img_size`, which would also let other uses pass a wrong size.
+    transformer: Any = net
+    transformer.dynamic_img_size = True
+    patch_embed.strict_img_size = patch_embed.flatten = False
+    patch_embed.output_fmt = type(patch_embed.output_fmt)("NHWC")
+    return True
+
+
 def infer_normalization(name: str, net: nn.Module, path: Path) -> Normalization:
     """Infer the normalization of published weights in a file that does not state it.
 

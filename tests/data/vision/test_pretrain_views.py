@@ -9,6 +9,7 @@ from sft_lightning.data.vision.pretrain_views import (
     PretrainView,
     blur_gaussian,
     jitter_colors,
+    make_local_view,
     make_pretrain_view,
     shift_hue,
 )
@@ -47,6 +48,15 @@ def test_views_are_seeded_and_differ_between_images(settings: dict[str, Any], ch
     assert len({image.numpy().tobytes() for image in one}) > 1
     assert 0 <= one.min() <= one.max() <= 1
     assert torch.equal(x, before)
+
+
+def test_a_view_may_be_smaller() -> None:
+    x = images(6, side=28)
+    small = view(x, side=14)
+    assert small.shape == (6, 3, 14, 14)
+    torch.testing.assert_close(small.mean((2, 3)), x.mean((2, 3)), atol=0.05, rtol=0)
+    local = make_local_view(PretrainView(blur=0.3), 224)
+    assert (local.side, local.crop_scale, local.blur) == (96, [0.05, 0.4], 0.3)
 
 
 def test_a_view_without_changes_gives_the_images() -> None:
@@ -124,6 +134,7 @@ def test_blur_leaves_images_of_one_pixel() -> None:
     [
         ({"crop_scale": [0.5]}, r"crop_scale is \[0.5\]: give two shares of the area such as \[0.08, 1.0\]"),
         ({"crop_scale": [0.9, 0.5]}, "crop_scale is"),
+        ({"side": 0}, "side is 0: give a number of at least 1"),
         ({"hue": 0.6}, "hue is 0.6: give a number from 0 to 0.5"),
         ({"blur": 1.5}, "blur is 1.5: give a share from 0 to 1"),
         ({"brightness": -0.1}, "brightness is -0.1: give a number of at least 0"),

@@ -3,13 +3,14 @@
 A reference gets the objective for its settings, the outputs and the targets of both views, and the number of the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
+EPOCH = 10  # steps
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -98,22 +99,63 @@ def lejepa(of: Any, outputs: Pair, targets: Pair, step: int) -> Tensor:
     return torch.lerp(distance, sigreg, of.regularization)
 
 
-REFERENCES: dict[str, Callable[[Any, Pair, Pair, int], Tensor]] = {
+def dino(of: Any, outputs: Sequence[Tensor], targets: Pair, step: int) -> Tensor:
+    """Algorithm 1 with local crops; the center of earlier steps is kept on the objective."""
+    center = getattr(of, "kept_center", torch.zeros(targets[0].shape[1], dtype=targets[0].dtype))
+    temperature = [0.04, 0.055, 0.07][min(step // EPOCH, 2)]  # rising in two epochs
+    losses = []
+    for i, k in enumerate(targets):
+        for j, q in enumerate(outputs):
+            for n in range(len(q) if i != j else 0):
+                p, s = ((k[n] - center) / temperature).exp(), (q[n] / of.temperature).exp()
+                losses.append(-(p / p.sum() * (s / s.sum()).log()).sum())
+    of.kept_center = of.center_decay * center + (1 - of.center_decay) * torch.cat(targets).mean(0)
+    return torch.stack(losses).mean()
+
+
+def swav(of: Any, outputs: Pair, targets: Pair, step: int) -> Tensor:
+    """Algorithm 1, with codes of a column for each example; the queues are kept on the objective, newest first."""
+    directions = torch.stack([w / w.norm() for w in of.prototypes.weight])
+    z = [torch.stack([row / row.norm() for row in output]) for output in outputs]
+    queues = getattr(of, "kept_queues", [z[0][:0].detach()] * 2)
+    codes = []
+    for view, queue in zip(z, queues, strict=True):
+        q = (torch.cat([view, queue]) @ directions.T / of.epsilon).exp().T.detach()
+        q = q / q.sum()
+        for _ in range(of.iterations):
+            q = q / q.sum(1, keepdim=True) / q.shape[0]
+            q = q / q.sum(0, keepdim=True) / q.shape[1]
+        codes.append((q * q.shape[1]).T[: len(view)])
+    if step // EPOCH >= of.queue_from_epoch:
+        of.kept_queues = [torch.cat([v.detach(), queue])[: of.queue] for v, queue in zip(z, queues, strict=True)]
+    losses = []
+    for code, view in (codes[0], z[1]), (codes[1], z[0]):
+        for n in range(len(view)):
+            similar = torch.stack([(view[n] @ w / of.temperature).exp() for w in directions])
+            losses.append(-(code[n] * (similar / similar.sum()).log()).sum())
+    return torch.stack(losses).mean()
+
+
+REFERENCES: dict[str, Callable[[Any, Any, Pair, int], Tensor]] = {
     "BYOL": byol,
     "BarlowTwins": barlow_twins,
+    "DINO": dino,
     "LeJEPA": lejepa,
     "MoCoV3": moco_v3,
     "SimCLR": simclr,
     "SimSiam": simsiam,
+    "SwAV": swav,
     "VICReg": vicreg,
 }
 # Narrow networks, on which the plain loops are fast.
 SMALL: dict[str, dict[str, Any]] = {
     "BYOL": {"hidden": 16, "projection": 6, "decay": 0.8},
     "BarlowTwins": {"hidden": 16, "projection": 6, "redundancy": 0.05},
+    "DINO": {"hidden": 16, "projection": 6, "prototypes": 7, "decay": 0.8, "local_crops": 0, "warmup_epochs": 2},
     "LeJEPA": {"hidden": 16, "projection": 6, "directions": 8, "regularization": 0.1},
     "MoCoV3": {"hidden": 16, "projection": 6, "decay": 0.8},
     "SimCLR": {"hidden": 16, "projection": 6, "temperature": 0.5},
     "SimSiam": {"hidden": 16, "projection": 6, "bottleneck": 4},
+    "SwAV": {"hidden": 16, "projection": 6, "prototypes": 7, "queue": 24, "queue_from_epoch": 1},
     "VICReg": {"hidden": 16, "projection": 6},
 }

@@ -212,7 +212,7 @@ def test_torchvision_s_transformer_encodes_what_it_would_without_the_rest_of_the
 def test_all_parameters_get_a_gradient_and_weights_keep_their_names() -> None:
     before = set(build_backbone("timm/test_convnext", (3, 64, 64))[0].state_dict())
     encoder, objective = attached("timm/test_convnext")  # has a norm after the average
-    objective.compute(encoder, None, batch_of(images()), 0).loss.backward()
+    objective.compute(encoder, None, batch_of(images()), 0, 0).loss.backward()
     assert all(p.grad is not None for p in (*encoder.parameters(), *objective.parameters()))
     assert set(encoder.state_dict()) == before
 
@@ -220,7 +220,7 @@ def test_all_parameters_get_a_gradient_and_weights_keep_their_names() -> None:
 def test_rows_show_what_was_hidden_and_predicted() -> None:
     encoder, objective = attached("resnet8", (1, 28, 28), hidden=0.5)
     x = images(3, (1, 28, 28))
-    step = objective.compute(encoder, None, batch_of(x, 5), 0)
+    step = objective.compute(encoder, None, batch_of(x, 5), 0, 0)
     rows = [objective.decoder.split(row) for row in step.make_rows()]
     visible = objective.draw_visible(x, 5)
     for i in range(3):

@@ -10,6 +10,8 @@ from sft_lightning.losses import pretraining
 from sft_lightning.losses.pretraining.base import ObjectiveInputs, ObjectiveOutput
 from sft_lightning.losses.pretraining.lejepa import epps_pulley
 from sft_lightning.losses.pretraining.projectors import build_projector
+from sft_lightning.losses.pretraining.prototypes import Prototypes, compute_entropy, count_used
+from sft_lightning.losses.pretraining.swav import assign_codes
 from sft_lightning.utils.errors import InputError
 from tests.losses.pretraining.references import REFERENCES, SMALL
 
@@ -18,7 +20,8 @@ FEATURES = 5
 
 def built(name: str) -> Any:
     torch.manual_seed(0)
-    objective = getattr(pretraining, name)(**SMALL[name])
+    trained = {"frozen_epochs": 0} if "prototypes" in SMALL[name] else {}
+    objective = getattr(pretraining, name)(**SMALL[name], **trained)
     objective.build(FEATURES)
     return objective.double()
 
@@ -41,7 +44,8 @@ def test_loss_equals_the_paper(name: str) -> None:
     outputs = (objective.predictor(projections[0]), objective.predictor(projections[1]))
     targets = None
     if objective.needs_momentum:
-        targets = [torch.randn(12, 6, generator=torch.Generator().manual_seed(i)).double() for i in (1, 2)]
+        width = outputs[0].shape[1]
+        targets = [torch.randn(12, width, generator=torch.Generator().manual_seed(i)).double() for i in (1, 2)]
     expected = REFERENCES[name](objective, outputs, targets or [z.detach() for z in projections], 7)  # type: ignore[arg-type]
     result = objective(features, targets, 7)
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-9)
@@ -60,8 +64,10 @@ def count_layers(network: nn.Module) -> list[str]:
             names.append(f"{layer.in_features}-{layer.out_features}{'' if layer.bias is None else ' bias'}")
         elif isinstance(layer, nn.BatchNorm1d):
             names.append("norm" if layer.affine else "plain norm")
-        elif isinstance(layer, nn.ReLU):
-            names.append("relu")
+        elif isinstance(layer, (nn.ReLU, nn.GELU)):
+            names.append(type(layer).__name__.lower())
+        elif isinstance(layer, Prototypes):
+            names.append(f"{len(layer.weight)} prototypes")
     return names
 
 
@@ -78,6 +84,8 @@ def count_layers(network: nn.Module) -> list[str]:
             ["5-16", "norm", "relu", "16-16", "norm", "relu", "16-6", "plain norm"],
             ["6-4", "norm", "relu", "4-6 bias"],
         ),
+        ("DINO", ["5-16 bias", "gelu", "16-16 bias", "gelu", "16-6 bias"], ["7 prototypes"]),
+        ("SwAV", ["5-16", "norm", "relu", "16-6 bias"], []),
         ("LeJEPA", ["5-16", "norm", "relu", "16-16", "norm", "relu", "16-6 bias"], []),
     ],
 )
@@ -93,7 +101,8 @@ def test_projector_and_predictor_have_the_layers_of_the_paper(
 def test_the_loss_is_in_full_precision(name: str) -> None:
     objective = built(name).float()
     features = [x.float() for x in views()]
-    targets = [torch.randn(12, 6) for _ in range(2)] if objective.needs_momentum else None
+    width = SMALL[name].get("prototypes", 6)
+    targets = [torch.randn(12, width) for _ in range(2)] if objective.needs_momentum else None
     full = objective(features, targets, 0).loss
     with torch.autocast("cpu", torch.bfloat16):
         half = objective(features, targets, 0).loss
@@ -143,6 +152,56 @@ def test_a_target_gets_no_gradient() -> None:
     assert not any(z.requires_grad for z in seen[0].targets)
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_prototypes_give_cosines_and_are_trained_unless_frozen(is_frozen: bool) -> None:
+    prototypes = Prototypes(4, 3)
+    prototypes.is_frozen = is_frozen
+    z = torch.randn(5, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        cosines = prototypes(z)
+    for i in range(5):
+        for k in range(3):
+            expected = z[i] @ prototypes.weight[k] / z[i].norm() / prototypes.weight[k].norm()
+            assert cosines[i, k].item() == pytest.approx(expected.item(), abs=1e-6)
+    cosines[:, 0].sum().backward()
+    assert z.grad is not None
+    assert prototypes.weight.grad is not None
+    assert z.grad.abs().sum() > 0
+    assert (prototypes.weight.grad.abs().sum() == 0) == is_frozen
+
+
+def test_prototypes_in_use_are_counted() -> None:
+    p = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    assert compute_entropy(p).tolist() == pytest.approx([0.6931472, 0.0])
+    assert count_used(p[0]).item() == pytest.approx(2)
+    assert count_used(p[1]).item() == pytest.approx(1)
+
+
+def test_dino_sharpens_less_after_the_warm_up_and_moves_its_center() -> None:
+    objective = pretraining.DINO(warmup_epochs=4)
+    assert [objective.temperature_at(e) for e in (0, 2, 4, 9)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    assert pretraining.DINO(warmup_epochs=0).temperature_at(0) == 0.07
+    objective = built("DINO")
+    targets = [torch.rand(12, 7, dtype=torch.float64) for _ in range(2)]
+    one_sided = [t + 9 * (torch.arange(7) == 3) for t in targets]
+    found = [objective(views(), given, 0, epoch=5).logs for given in (one_sided, targets)]
+    assert found[0]["target_entropy"] < 1e-6
+    assert found[0]["prototypes_used"] == pytest.approx(1)
+    assert found[1]["prototypes_used"] > 1
+    mean = [torch.cat(given).mean(0) for given in (one_sided, targets)]
+    torch.testing.assert_close(objective.center, 0.09 * mean[0] + 0.1 * mean[1])
+
+
+def test_codes_share_examples_out_evenly() -> None:
+    scores = torch.rand(40, 4, dtype=torch.float64) + torch.tensor([0.0, 0.0, 0.0, 1.0])
+    codes = assign_codes(scores, 0.05, 100)
+    torch.testing.assert_close(codes.sum(1), torch.ones(40, dtype=torch.float64))
+    torch.testing.assert_close(codes.sum(0), torch.full((4,), 10.0, dtype=torch.float64), rtol=1e-3, atol=0)
+    assert (assign_codes(scores, 0.05, 1).sum(0) - 10).abs().max() > 0.1
+    weights = (torch.arange(40) < 30).double()
+    torch.testing.assert_close(assign_codes(scores, 0.05, 3, weights)[:30], assign_codes(scores[:30], 0.05, 3))
+
+
 def test_projector_of_one_layer() -> None:
     assert count_layers(build_projector([4, 3])) == ["4-3 bias"]
 
@@ -159,6 +218,11 @@ def test_projector_of_one_layer() -> None:
         ("MoCoV3", {"temperature": -1}, "temperature is -1"),
         ("SimSiam", {"bottleneck": 0}, "bottleneck is 0"),
         ("LeJEPA", {"regularization": 2}, "regularization is 2: give a share from 0 to 1"),
+        ("DINO", {"start_temperature": 0}, "start_temperature is 0: give a number above 0"),
+        ("DINO", {"local_crops": -1}, "local_crops is -1: give a number of at least 0"),
+        ("DINO", {"center_decay": 1}, "center_decay is 1"),
+        ("SwAV", {"prototypes": 1}, "prototypes is 1: give a number of at least 2"),
+        ("SwAV", {"epsilon": 0}, "epsilon is 0"),
         ("LeJEPA", {"num_views": 1}, "num_views is 1: give a number of at least 2"),
     ],
 )

@@ -189,3 +189,23 @@ def test_googlenet_outputs_equal_those_of_torchvision(
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     expected = net.eval()((x - mean) / std)
     torch.testing.assert_close(backbone.eval()(x) @ net.fc.weight.T + net.fc.bias, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_transformer_of_timm_takes_smaller_images_when_asked_to() -> None:
+    backbone = build_backbone("timm/vit_tiny_patch16_224", (3, 64, 64))[0].eval()
+    x, small = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = backbone(x)
+        with pytest.raises(AssertionError):
+            backbone(small)
+        backbone.accept_smaller_inputs()
+        torch.testing.assert_close(backbone(x), before)
+        assert backbone(small).shape == (2, backbone.num_features)
+
+
+def test_local_crops_do_not_change_a_network_that_takes_them() -> None:
+    backbone = build_backbone("resnet8", (1, 28, 28))[0]
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    backbone.accept_smaller_inputs()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+    assert all(module.training for module in backbone.modules())
