@@ -21,7 +21,7 @@ from sft_lightning.utils.errors import InputError
 # Last components of options whose value is a file or folder.
 _PATHS = {
     "config", "data", "ckpt_path", "weights", "head_weights", "source", "unlabeled_source", "predict_source", "root",
-    "split_file", "default_root_dir", "run", "out", "candidates",
+    "split_file", "labels", "ids", "static", "default_root_dir", "run", "out", "candidates",
 }  # fmt: skip
 
 # bash splits `--config=a` into three words, of which the last may be missing.

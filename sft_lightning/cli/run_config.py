@@ -59,7 +59,7 @@ def explain_missing_data(config: Any, error: InputError | None) -> str | None:
         return None
     recorded = RunRecord(run).read_settings("data")
     # The root first: if it is missing, so are the data sets that `source` names in it.
-    for name in ("root", "source", "unlabeled_source", "split_file"):
+    for name in ("root", "source", "unlabeled_source", "split_file", "labels"):
         given = settings.get(name)
         # A path that the command itself names is another mistake, which the error explains.
         if not isinstance(given, str) or given != recorded.get(name) or not _describe_absence(Path(given)):

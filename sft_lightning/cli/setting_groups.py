@@ -9,7 +9,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "ImageDataModule": {
         "Source": ("source", "root", "download", "unlabeled_source", "predict_source", "class_names", "on_bad_image"),
         "Labels and splits": (
-            "num_labels", "labels_per_class", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak",
+            "num_labels", "labels_per_class", "labels", "seed", "val_size", "test_size", "split_file", "test_on",
+            "on_leak",
         ),
         "Images": ("image_size", "channels", "background", "center_crop", "resize", "value_range"),
         "Views": (

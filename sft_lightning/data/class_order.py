@@ -46,7 +46,7 @@ class RenumberedSource(Source):
     @property
     def original(self) -> Source:
         """Underlying source, with its own order of classes."""
-        return self._source
+        return self._source.original
 
     def load(self) -> dict[str, Examples]:
         """Load the examples with renumbered labels; -1 (unlabeled) stays -1."""

@@ -57,6 +57,7 @@ class FewLabelDataModule(SplitDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
         shard_window: int = 16,
+        labels: str | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -76,6 +77,7 @@ class FewLabelDataModule(SplitDataModule):
             steps_per_epoch: Batches of an epoch; None for one pass over the first part that the paradigm needs.
             num_workers: Processes that read examples; None for one per available core, at most 8.
             shard_window: Number of shards whose examples are shuffled at a time.
+            labels: A CSV with the columns `id,label`, whose labels are added to those of the source and replace them.
 
         Raises:
             InputError: A number is out of its range.
@@ -83,7 +85,7 @@ class FewLabelDataModule(SplitDataModule):
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch}
         check_min(1, **sizes, unlabeled_ratio=unlabeled_ratio, shard_window=shard_window)
         check_min(0, num_workers=num_workers)
-        super().__init__(source, request, unlabeled_source, split_file, test_on, on_bad, class_names)
+        super().__init__(source, request, unlabeled_source, split_file, test_on, on_bad, class_names, labels)
         self.labeled_views, self.unlabeled_ratio, self.balanced_labels = labeled_views, unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch, self.shard_window = steps_per_epoch, shard_window

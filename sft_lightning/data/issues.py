@@ -22,6 +22,7 @@ FindingKind = Literal[
     "changed_data",  # differences between the data or settings and those of the run that is continued
     "evaluated_data",  # which examples of other data than the run's are evaluated
     # Labels
+    "replaced_label",  # labels of the source that the setting `labels` replaces
     "label_conflict",  # equal examples with different labels
     "wrong_label",  # labels that contradict the content of their example
     "unclear_label",  # labels that may not be what they are read as, such as "unknown"

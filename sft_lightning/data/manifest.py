@@ -25,7 +25,10 @@ class ManifestSource(Source):
     unlabeled, a synonym of one of these, or blank (train).
     """
 
-    def __init__(self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = (),
+        needs_labels: bool = True,
+    ) -> None:  # fmt: skip
         """Read the table and check every line.
 
         Args:
@@ -33,6 +36,7 @@ class ManifestSource(Source):
             root: Second folder that the files may be in.
             skip: Whether to keep lines whose file is missing, which are left out when the images are read.
             listed_classes: Class names that the user listed, which are not checked.
+            needs_labels: Whether to refuse a table without any label.
 
         Raises:
             InputError: A path leads out of both folders, a column, file or label is missing, or two lines contradict
@@ -52,7 +56,7 @@ class ManifestSource(Source):
         self._refuse_untrained()
         self._refuse_straddling()
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
-        if not labels:
+        if not labels and needs_labels:
             raise InputError(
                 f"manifest {self.name!r} has no labels: fill the column 'label' for some lines, or give the folder "
                 "itself to train without labels"

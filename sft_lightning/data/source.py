@@ -71,7 +71,7 @@ class Source(ABC):
 
     @property
     def original(self) -> "Source":
-        """Underlying source if this one only reorders the classes, and otherwise this source."""
+        """Underlying source if this one only changes labels or their numbers, and otherwise this source."""
         return self
 
     @abstractmethod

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from sft_lightning.data.added_labels import LabeledSource
 from sft_lightning.data.bad_examples import BadImages
 from sft_lightning.data.class_names import find_missing_classes
 from sft_lightning.data.class_order import RenumberedSource
@@ -50,6 +51,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         test_on: TestOn,
         on_bad: str,
         class_names: list[str] | None,
+        labels: str | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -61,6 +63,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             test_on: `split` to test on the held-out part, `all` to test on all labels the run has not learned.
             on_bad: `raise` to stop at an unreadable example, `skip` to leave it out, count and list it.
             class_names: Classes in the order of their numbers; those of the source are matched by name.
+            labels: A CSV with the columns `id,label`, whose labels are added to those of the source and replace them.
 
         Raises:
             InputError: The seed is out of its range.
@@ -68,7 +71,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         super().__init__()
         if not 0 <= request.seed < 2**32:
             raise InputError(f"seed is {request.seed}: give a whole number from 0 to 4294967295")
-        self._named, self._class_names = source, class_names
+        self._named, self._class_names, self.labels = source, class_names, labels
         self.unlabeled_source, self.split_file, self.test_on = unlabeled_source, split_file, test_on
         self.request, self.bad = request, BadImages(on_bad)
         self.followed_run: Path | None = None
@@ -116,20 +119,27 @@ class SplitDataModule(FewLabelData, LightningDataModule):
 
     @cached_property
     def opened_source(self) -> Source:
-        """Source of the examples with its own order of classes, opened on first access."""
+        """Source of the examples as it lies there, opened on first access."""
         return self.open_source(self._named)
+
+    @cached_property
+    def labeled_source(self) -> Source:
+        """Source of the examples with the labels of the setting `labels`, in its own order of classes."""
+        if self.labels is None:
+            return self.opened_source
+        return LabeledSource(self.opened_source, Path(self.labels), self._class_names)
 
     @property
     def source(self) -> Source:
         """Source of the examples with labels in the order of `class_names`."""
-        if self._class_names is None or self._class_names == list(self.opened_source.class_names):
-            return self.opened_source
-        return RenumberedSource(self.opened_source, self._class_names)
+        if self._class_names is None or self._class_names == list(self.labeled_source.class_names):
+            return self.labeled_source
+        return RenumberedSource(self.labeled_source, self._class_names)
 
     @property
     def source_key(self) -> str:
         """Text of all settings that decide what the source holds, and how its classes are numbered."""
-        return repr((type(self).__qualname__, self._named, self.bad.policy, self._class_names))
+        return repr((type(self).__qualname__, self._named, self.bad.policy, self._class_names, self.labels))
 
     @property
     def num_classes(self) -> int:
@@ -139,7 +149,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the labels."""
-        return list(self.opened_source.class_names if self._class_names is None else self._class_names)
+        return list(self.labeled_source.class_names if self._class_names is None else self._class_names)
 
     def labeled_counts(self) -> Tensor:
         """Return the number of training labels of each class, int64 of shape (num_classes,)."""
@@ -174,8 +184,8 @@ class SplitDataModule(FewLabelData, LightningDataModule):
 
     def _make_splits(self, stage: str) -> None:
         # Predicting needs no labels, so the source may have other classes than the model.
-        strange = stage == "predict" and find_missing_classes(self.opened_source.class_names, self.class_names)
-        source, second = self.opened_source if strange else self.source, self._open_second(stage)
+        strange = stage == "predict" and find_missing_classes(self.labeled_source.class_names, self.class_names)
+        source, second = self.labeled_source if strange else self.source, self._open_second(stage)
         self.request.findings[:] = map(as_finding, source.messages)  # drops those of a refused attempt
         followed = None if self.followed_run is None else self.followed_run / MANIFEST
         run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)

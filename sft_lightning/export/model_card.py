@@ -183,6 +183,8 @@ def _write_data(card: CardData) -> str:
         lines.append(
             f"- source of the unlabeled images: {escape_markdown(card.get_setting('data', 'unlabeled_source'))}"
         )
+    if card.get_setting("data", "labels"):
+        lines.append(f"- labels beside the source: {escape_markdown(card.get_setting('data', 'labels'))}")
     lines.append(f"- SHA-256: {card.metadata.get('data_sha256') or 'unknown'}")
     if not card.counts:
         return "\n".join([*lines, "- counts: unknown, since there is no `split.csv` that can be read"])

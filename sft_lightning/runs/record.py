@@ -21,7 +21,7 @@ COMPARED = {
 Link = dict[str, Any]
 Provenance = dict[str, Any]
 
-_TEXTS = ("run", "published", "file", "sha256", "model", "weights", "head_weights", "teacher", "date")
+_TEXTS = ("run", "published", "file", "sha256", "model", "labels", "weights", "head_weights", "teacher", "date")
 _MACHINE = {"system", "processor", "cores", "python", "torch", "lightning"}
 _TRAIN_AGAIN = "remove it, or train again"
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ def select(
     start: str | None = None,
     image_size: int | None = None,
     hide_labels: bool = False,
+    labels: str | None = None,
     seed: int = 0,
     out: str = f"{LOGS}/select",
 ) -> str:
@@ -80,6 +81,7 @@ def select(
         image_size: Side of the images in pixels; null for that of the source or of the start.
         hide_labels: Whether to choose among all training images as if none had a label. Otherwise, images are chosen
             among those without a label, beside those that have one.
+        labels: A CSV of labels beside the source, as `data.init_args.labels` takes it, or null.
         seed: Seed of the clusters and the random choice.
         out: Folder of both files.
 
@@ -89,7 +91,7 @@ def select(
     Raises:
         InputError: No image is unlabeled, or the start cannot be loaded.
     """
-    chosen = select_examples(source, num_labels, by, start, image_size, hide_labels, seed)
+    chosen = select_examples(source, num_labels, by, start, image_size, hide_labels, labels, seed)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(enumerate(chosen.ids, 1))
@@ -110,6 +112,7 @@ def select_examples(
     start: str | None = None,
     image_size: int | None = None,
     hide_labels: bool = False,
+    labels: str | None = None,
     seed: int = 0,
 ) -> Selection:
     """Choose which unlabeled images to label first.
@@ -121,13 +124,16 @@ def select_examples(
         start: Network whose features to compare; None for whitened principal components of the pixels.
         image_size: Side of the images in pixels; None for that of the source or of the start.
         hide_labels: Whether to choose among all training images.
+        labels: A CSV of labels beside the source, or None.
         seed: Seed of the clusters and the random choice.
 
     Raises:
         InputError: No image is unlabeled, or the start cannot be loaded.
     """
     check_min(1, num_labels=num_labels)
-    data = _set_up(source, hide_labels, seed, {} if image_size is None else {"image_size": image_size})
+    settings: dict[str, Any] = {"num_labels": 0} if hide_labels else {}
+    settings |= {"labels": labels, "seed": seed}
+    data = _set_up(source, settings | ({} if image_size is None else {"image_size": image_size}))
     unlabeled = data.splits["unlabeled"]
     if not len(unlabeled):
         raise InputError(
@@ -141,8 +147,7 @@ def select_examples(
             raise InputError(f"start {start!r} holds {len(candidates)} runs: give one of them")
         backbone = load_candidate(candidates[0], data.input_spec, data.given_size)[0].to(choose_device())
         if backbone.input_spec != data.input_spec:
-            settings = data.settings_for(backbone.input_spec)
-            data = _set_up(source, hide_labels, seed, settings)
+            data = _set_up(source, settings | data.settings_for(backbone.input_spec))
     device = torch.device("cpu") if backbone is None else backbone.device
     x, _, positions = stack_vectors(data.batches_of("unlabeled", device), data, backbone)
     count, labeled = len(x), torch.empty(0, dtype=torch.int64)
@@ -157,9 +162,8 @@ def select_examples(
     return Selection(ids, chosen, data, count, len(labeled), space)
 
 
-def _set_up(source: str, hide_labels: bool, seed: int, settings: dict[str, int]) -> FewLabelDataModule:
-    labels = {"num_labels": 0} if hide_labels else {}
-    data = ImageDataModule(source, **labels, seed=seed, **settings)  # type: ignore[arg-type] # from `settings_for`
+def _set_up(source: str, settings: dict[str, Any]) -> FewLabelDataModule:
+    data = ImageDataModule(source, **settings)
     data.setup("fit")
     return data
 

@@ -14,6 +14,7 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.cli.shipped_configs import locate_configs
 from sft_lightning.data.digests import digest_file, digest_folder
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.label_files import read_label_rows
 from sft_lightning.data.source import Examples
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.study.user_code import digest_code
@@ -23,7 +24,7 @@ from sft_lightning.utils.yaml_files import read_yaml
 Inputs = dict[str, Any]
 VARIED = ("seed_everything", "data.init_args.seed", "data.init_args.num_labels")  # what a study sets for each run
 _DATA = "data.init_args."
-_CONTENTS = ("source", "root", "unlabeled_source", "split_file")  # their content counts, not their path
+_CONTENTS = ("source", "root", "unlabeled_source", "split_file", "labels")  # their content counts, not their path
 _WEIGHTS = ("weights", "head_weights")
 # Settings that change no result.
 _LEFT_OUT = {
@@ -119,7 +120,8 @@ class InputReader:
                 return {}  # a custom class: the run itself fails with its reason
             if not isinstance(data, FewLabelDataModule):
                 return {}
-            given = {"source": data._named, "unlabeled_source": data.unlabeled_source, "split_file": data.split_file}
+            given = {"source": data._named, "unlabeled_source": data.unlabeled_source}
+            given |= {"split_file": data.split_file, "labels": data.labels}
             names.update({name: value for name, value in given.items() if value is not None})
             key = json.dumps([data.source_key, *given.values()])
             if key not in self._data:
@@ -128,7 +130,7 @@ class InputReader:
 
 
 def _describe_data(data: FewLabelDataModule) -> Inputs:
-    source = data.source
+    source = data.source if data.labels is None else data.opened_source
     digests: Inputs = {"source": _describe_examples(source.load(), source.class_names)}
     if data.unlabeled_source is not None:
         second = data.open_unlabeled(data.unlabeled_source)
@@ -138,6 +140,9 @@ def _describe_data(data: FewLabelDataModule) -> Inputs:
             digests["split_file"] = {"content": digest_file(Path(data.split_file))}
         except OSError as error:
             raise InputError(f"split_file {data.split_file!r} cannot be read: give the split.csv of a run") from error
+    if data.labels is not None:
+        rows = sorted(row[:3] for row in read_label_rows(Path(data.labels)) if row.label and not row.status)
+        digests["labels"] = {"content": _digest([data.class_names, rows])}
     return digests
 
 

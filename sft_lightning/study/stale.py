@@ -54,7 +54,7 @@ def _compare(old_inputs: Any, inputs: Mapping[str, Any]) -> list[str]:
         return [_UNRECORDED]
     names = _section(inputs, "names")
     changes: list[str] = []
-    for part in ("source", "unlabeled_source", "split_file"):
+    for part in ("source", "unlabeled_source", "split_file", "labels"):
         old, new = _section(_section(old_inputs, "data"), part), _section(_section(inputs, "data"), part)
         if old != new:
             changes += _compare_data(old, new, names.get(part) or part)

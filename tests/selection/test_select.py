@@ -41,6 +41,15 @@ def test_labels_can_be_hidden(folder: str) -> None:
     assert len(chosen.ids) == 9
 
 
+def test_images_with_a_label_beside_the_source_are_not_chosen(folder: str) -> None:
+    first = select_examples(folder, 6, image_size=28)
+    Path("labels.csv").write_text("id,label\n" + "".join(f"{name},class_0\n" for name in first.ids))
+    again = select_examples(folder, 6, image_size=28, labels="labels.csv")
+    assert not {*again.ids} & {*first.ids}
+    assert again.num_candidates == first.num_candidates - 6
+    assert again.num_labeled > first.num_labeled
+
+
 def test_features_of_a_network_are_compared_at_its_own_size(folder: str) -> None:
     torch.manual_seed(0)
     backbone, _ = build_backbone("conv", (1, 32, 32))

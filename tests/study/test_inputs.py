@@ -59,6 +59,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("encoder.safetensors", "checkpoints/last.ckpt"):
         Path("start", name).write_text("1")
     Path("split.csv").write_text("# {}\nid,split,label\n")
+    Path("labels.csv").write_text("id,label,status\nd/0.bmp,cat,\nd/1.bmp,dog,skip\n")
     Path("user_part.py").write_text("RATE = 1\n")
     Path("user_model.py").write_text(
         "from sft_lightning import FineTuneClassifier\n\n\nclass Own(FineTuneClassifier):\n"
@@ -71,6 +72,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "unlabeled": {"data.init_args.unlabeled_source": "u"},
     "split": {"data.init_args.split_file": "split.csv"},
+    "labels": {"data.init_args.labels": "labels.csv"},
     "weights": {"model.init_args.weights": "weights.pt"},
     "head": {"model.init_args.head_weights": "weights.pt"},
     "run": {"model.init_args.weights": "start"},
@@ -132,6 +134,10 @@ CHANGES = {
     "more images": Change("plain", lambda: write_table(Path(), 0, 12), "t.csv has 12 images, 10 before"),
     "unlabeled": Change("unlabeled", lambda: exchange("u/0.bmp", "u/1.bmp"), "The images of u changed"),
     "more unlabeled": Change("unlabeled", lambda: draw(Path("u/x.bmp"), 5), "u has 13 images, 12 before"),
+    "labels beside": Change(
+        "labels", lambda: replace_text("labels.csv", "cat", "dog"), "labels.csv changed"
+    ),
+    "labels under labels": Change("labels", lambda: write_table(Path(), 1), "The labels of t.csv changed"),
     "split": Change("split", lambda: replace_text("split.csv", "{}", '{"a": 1}'), "split.csv changed"),
     "weights": Change("weights", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed"),
     "head": Change("head", lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), "weights.pt changed"),
@@ -182,6 +188,10 @@ def test_keys_ignore_what_changes_no_result(project: Path, monkeypatch: pytest.M
     assert {kind: [run.key for run in planned(kind, **other)] for kind in kinds} == {k: keys[k] for k in kinds}
     Path("elsewhere").mkdir()
     shutil.move("weights.pt", "elsewhere/w.pt")
+    shutil.move("labels.csv", "elsewhere/l.csv")
+    replace_text("elsewhere/l.csv", "d/1.bmp,dog", "d/2.bmp,cat")  # a skipped image
+    beside: dict[str, Any] = {"data.init_args.labels": "elsewhere/l.csv"}
+    assert [run.key for run in planned("labels", **beside)] == keys["labels"]
     weights: dict[str, Any] = {"model.init_args.weights": "elsewhere/w.pt"}
     assert [run.key for run in planned("weights", **weights)] == keys["weights"]
 

@@ -86,6 +86,7 @@ class ImageDataModule(FewLabelDataModule):
         shard_window: int = 16,
         predict_source: str | None = None,
         class_names: list[str] | None = None,
+        labels: str | None = None,
     ) -> None:
         """Open the source; `setup` reads the images.
 
@@ -139,6 +140,8 @@ class ImageDataModule(FewLabelDataModule):
             predict_source: Folder, manifest, file or data set that `predict` reads; null for the test split.
             class_names: Names of the classes in the order of their numbers, matched with the source by name. If these,
                 `image_size` and `channels` are given, the source is opened only when its images are needed.
+            labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them. Ids
+                are those of split.csv. A source without labels takes the classes of the CSV.
 
         Raises:
             InputError: A setting has an invalid value.
@@ -163,6 +166,7 @@ class ImageDataModule(FewLabelDataModule):
             steps_per_epoch,
             num_workers,
             shard_window,
+            labels,
         )
         self.weak_view = make_view(WeakView, weak_view, "weak_view")
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
@@ -213,7 +217,8 @@ class ImageDataModule(FewLabelDataModule):
     def open_source(self, name: str) -> ImageSource:
         """Open the source of labeled and unlabeled images."""
         skip = self.bad.policy == "skip"
-        return open_source(name, self.root, self.download, skip=skip, listed_classes=self._class_names or ())
+        listed, needs_labels = self._class_names or (), self.labels is None
+        return open_source(name, self.root, self.download, "source", skip, listed, needs_labels)
 
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training images, without labels."""
@@ -225,11 +230,6 @@ class ImageDataModule(FewLabelDataModule):
     def read_settings(self) -> Geometry:
         """Size, channels, crop and scale of files' images."""
         return self.geometry
-
-    @property
-    def reading_key(self) -> str:
-        """Text of the settings of `read_settings`."""
-        return repr(self.geometry)
 
     @property
     def size_settings(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ SAMPLE = Path(__file__).parents[1] / "sample"
 
 def open_source(
     name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False,
-    listed_classes: Sequence[str] = (),
+    listed_classes: Sequence[str] = (), needs_labels: bool = True,
 ) -> ImageSource:  # fmt: skip
     """Open a source, whose kind follows from its name.
 
@@ -39,6 +39,7 @@ def open_source(
         setting: Name of the setting, for messages.
         skip: Whether files that a manifest lists may be missing.
         listed_classes: Class names that the user listed, which are not checked.
+        needs_labels: Whether to refuse a manifest without any label.
 
     Raises:
         InputError: The source does not exist, or holds no usable image.
@@ -50,7 +51,7 @@ def open_source(
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ImageManifest(path, root, skip, listed_classes)
+        return ImageManifest(path, root, skip, listed_classes, needs_labels)
     if (path / INDEX).is_file():
         return ShardSource(path)
     if path.is_dir():

@@ -101,6 +101,8 @@ class RunFolder(SaveConfigCallback):
             "unlabeled": data_settings.get("unlabeled_source"),
             "learns_labels": learns_labels,
         }
+        if data_settings.get("labels") is not None:
+            link["labels"], link["labels_sha256"] = data_settings["labels"], hash_file(Path(data_settings["labels"]))
         if leaks:
             link["leaks"] = [leak.to_json() for leak in leaks]
         sources: list[Link] = []
