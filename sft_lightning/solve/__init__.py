@@ -1,0 +1,1 @@
+"""Find the best recipe for few labels, judged on those labels alone."""

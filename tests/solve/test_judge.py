@@ -1,0 +1,343 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from sft_lightning.solve.judge import (
+    Comparison,
+    choose,
+    compare,
+    count_needed_labels,
+    estimate_accuracy,
+    estimate_chosen,
+    find_unjudged,
+    make_folds,
+)
+from sft_lightning.utils.errors import InputError
+
+Array = NDArray[Any]
+T19, T9 = float(stats.t.ppf(0.975, 19)), float(stats.t.ppf(0.975, 9))
+HALF = np.arange(20)[None] % 2  # every second example is right
+PAIRS = [str(i // 2) for i in range(20)]
+
+
+def folds_of(count: int, folds: int = 5, repeats: int = 1, unjudged: int = 0) -> Array:
+    return np.tile(np.r_[np.arange(count) % folds, np.full(unjudged, -1)], (repeats, 1))
+
+
+def reach_at_half(size: float, t: float = T19) -> float:
+    """Half of Wilson's interval where half of the examples are right."""
+    return t / (2 * float(np.sqrt(size + t**2)))
+
+
+def differing(better: int, worse: int, count: int = 20, repeats: int = 1, folds: int = 5) -> Comparison:
+    a, b = np.zeros((repeats, count)), np.zeros((repeats, count))
+    a[:, :better], b[:, better : better + worse] = 1, 1
+    return compare(a, b, folds_of(count, folds, repeats))
+
+
+@pytest.mark.parametrize(
+    ("folds", "unjudged", "size"),
+    [
+        (5, 0, 16),  # 20 / (1 + 4 / 16)
+        (2, 0, 10),  # 20 / (1 + 10 / 10)
+        (10, 0, 16),  # 20 / 1.25, not 20 / (1 + 2 / 18)
+        (2, 10, 20 / 1.5),  # 10 are always learned from: 20 / (1 + 10 / 20)
+    ],
+)
+def test_the_interval_is_that_of_wilson_for_fewer_examples(folds: int, unjudged: int, size: float) -> None:
+    correct = np.c_[HALF, np.ones((1, unjudged))]
+    estimate = estimate_accuracy(correct, folds_of(20, folds, unjudged=unjudged))
+    reach = reach_at_half(size)
+    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((0.5, 0.5 - reach, 0.5 + reach))
+
+
+def test_an_estimate_by_hand() -> None:
+    correct = (np.arange(20) < 15)[None].astype(int)
+    estimate = estimate_accuracy(correct, folds_of(20))
+    # t = 2.0930, n = 16: (0.75 + 0.13690) / 1.27379 -+ 1.64313 * sqrt(0.1875 / 16 + 4.38058 / 1024)
+    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((0.75, 0.48855, 0.90396), abs=2e-4)
+
+
+def test_an_estimate_stays_within_0_and_1() -> None:
+    right = estimate_accuracy(np.ones((3, 20)), folds_of(20, repeats=3))
+    assert (right.mean, right.low, right.high) == pytest.approx((1, 16 / (16 + T19**2), 1))
+    assert right.high <= 1
+    wrong = estimate_accuracy(np.zeros((3, 20)), folds_of(20, repeats=3))
+    assert (wrong.mean, wrong.low, wrong.high) == pytest.approx((0, 0, T19**2 / (16 + T19**2)))
+    assert wrong.low >= 0
+
+
+def test_repeats_are_averaged_and_do_not_count_as_examples() -> None:
+    once, fold = estimate_accuracy(HALF, folds_of(20)), folds_of(20, repeats=7)
+    assert estimate_accuracy(np.tile(HALF, (7, 1)), fold) == once
+    one_right = np.zeros((7, 20))
+    one_right[3] = 1
+    assert estimate_accuracy(one_right, fold).mean == pytest.approx(1 / 7)
+
+
+def test_groups_that_agree_widen_the_interval() -> None:
+    agreeing = (np.arange(20) // 2 % 2)[None]
+    estimate = estimate_accuracy(agreeing, folds_of(20), PAIRS)
+    assert estimate.high - 0.5 == pytest.approx(reach_at_half(8, T9))
+    opposed = estimate_accuracy(HALF, folds_of(20), PAIRS)
+    assert opposed.high - 0.5 == pytest.approx(reach_at_half(16, T9))
+    alone = estimate_accuracy(agreeing, folds_of(20), [str(i) for i in range(20)])
+    assert alone == estimate_accuracy(agreeing, folds_of(20))
+
+
+def test_groups_count_once_where_all_examples_are_right() -> None:
+    estimate = estimate_accuracy(np.ones((1, 20)), folds_of(20), PAIRS)
+    assert estimate.low == pytest.approx(8 / (8 + T9**2))
+
+
+def test_groups_that_are_not_judged_do_not_count() -> None:
+    correct, fold = np.c_[HALF, np.ones((1, 4))], folds_of(20, unjudged=4)
+    estimate = estimate_accuracy(correct, fold, [*PAIRS, "x", "x", "y", "z"])
+    assert estimate == estimate_accuracy(HALF, folds_of(20), PAIRS)
+
+
+def test_a_comparison_by_hand() -> None:
+    c = differing(6, 1)
+    # (6 - 1) / 22, and (6 + 1 + 2) / 22 - 0.22727^2 = 0.35744, times 1.25 / 22 = 0.14251^2
+    reach = T19 * 0.142510
+    assert c.difference == pytest.approx(0.25)
+    assert (c.low, c.high) == pytest.approx((0.227273 - reach, 0.227273 + reach), abs=1e-5)
+    assert c.p_value == pytest.approx(2 * stats.t.sf(0.227273 / 0.142510, 19), abs=1e-5)
+    assert (c.verdict, c.labels) == ("no evidence yet", 20)
+    assert count_needed_labels(c) == int(20 * (reach / 0.227273) ** 2) + 1 == 35
+
+
+def test_verdicts_follow_the_sign() -> None:
+    assert differing(12, 0).verdict == "helped"
+    hurt, helped = differing(2, 14), differing(14, 2)
+    assert (helped.verdict, hurt.verdict) == ("helped", "hurt")
+    assert (hurt.difference, hurt.low, hurt.high) == pytest.approx((-helped.difference, -helped.high, -helped.low))
+    assert hurt.p_value == pytest.approx(helped.p_value)
+
+
+@pytest.mark.parametrize("count", [20, 100])
+def test_verdict_p_value_and_interval_agree(count: int) -> None:
+    verdicts = set()
+    for better in range(0, count + 1, 2):
+        for worse in range(0, count + 1 - better, 5):
+            c = differing(better, worse, count)
+            assert c.low <= c.difference <= c.high
+            assert (c.verdict != "no evidence yet") == (c.p_value < 0.05) == (c.low > 0 or c.high < 0)
+            verdicts.add(c.verdict)
+    assert verdicts == {"helped", "hurt", "no evidence yet"}
+
+
+def test_few_discordant_examples_give_no_verdict() -> None:
+    assert differing(5, 0).verdict == "no evidence yet"
+    assert differing(6, 0, count=100).verdict == "no evidence yet"
+
+
+def test_equal_candidates_are_never_settled() -> None:
+    c = differing(0, 0)
+    assert (c.difference, c.p_value, c.verdict) == (0, 1, "no evidence yet")
+    assert c.low == pytest.approx(-c.high)
+    assert c.low < 0
+    assert count_needed_labels(c) is None
+
+
+def test_repeats_that_disagree_weaken_a_difference() -> None:
+    a, b = np.zeros((2, 20)), np.zeros((2, 20))
+    a[0, :12] = 1
+    c = compare(a, b, folds_of(20, repeats=2))
+    assert c.difference == pytest.approx(0.3)
+    error = np.sqrt(((12 * 0.25 + 2) / 22 - (6 / 22) ** 2) * 1.25 / 22)
+    assert (c.low, c.high) == pytest.approx((6 / 22 - T19 * error, 6 / 22 + T19 * error))
+
+
+def test_a_comparison_knows_groups_and_unjudged_examples() -> None:
+    a, b = np.zeros((1, 24)), np.zeros((1, 24))
+    a[:, :8], a[:, 20:] = 1, 1
+    fold = folds_of(20, unjudged=4)
+    c = compare(a, b, fold, [*PAIRS, "x", "x", "y", "z"])
+    assert (c.labels, c.difference) == (20, 0.4)
+    error = np.sqrt(((8 + 2) / 22 - (8 / 22) ** 2) * 1.25 * 2 / 22)
+    assert (c.low, c.high) == pytest.approx((8 / 22 - T9 * error, 8 / 22 + T9 * error))
+    assert c.low < compare(a, b, fold).low
+
+
+def test_more_labels_settle_a_comparison_about_when_promised() -> None:
+    needed = count_needed_labels(differing(6, 1))
+    assert needed is not None
+    rate = needed / 20
+    assert differing(round(6 * rate), round(rate), needed).p_value == pytest.approx(0.05, abs=0.03)
+
+
+def test_settled_and_hopeless_comparisons_need_no_labels() -> None:
+    assert count_needed_labels(differing(12, 0)) is None
+    assert count_needed_labels(Comparison(0.0001, -0.1, 0.1002, 0.99, "no evidence yet", 100)) is None
+    assert count_needed_labels(Comparison(0.001, -0.099, 0.101, 0.98, "no evidence yet", 100)) == 1_000_001 - 1
+
+
+def test_the_first_of_equal_scores_is_chosen() -> None:
+    assert choose([0.1, 0.3, 0.2]) == 1
+    assert choose([0.1, 0.3, 0.1 + 0.2, 0.3]) == 1
+    assert choose([0.29999, 0.3]) == 1
+    assert choose([float("nan"), -2.0, float("nan"), -1.0]) == 3
+    for scores in ([], [float("nan")]):
+        with pytest.raises(InputError, match="has a score"):
+            choose(scores)
+
+
+def test_no_example_takes_part_in_the_choice_that_it_is_scored_by() -> None:
+    first, second = np.repeat([1, 0], 10), np.repeat([0, 1], 10)
+    fold = np.repeat([0, 1], 10)[None]
+    correct = np.stack([first, second])[:, None]
+    assert estimate_chosen(correct, fold).mean == 0  # the other half recommends the wrong one
+    assert estimate_accuracy(correct[0], fold).mean == 0.5
+
+
+def test_the_estimate_of_the_chosen_is_that_of_a_clear_winner_or_of_the_first() -> None:
+    fold = folds_of(20, repeats=2)
+    half = np.tile(HALF, (2, 1))
+    assert estimate_chosen(np.stack([np.zeros((2, 20)), np.ones((2, 20))]), fold).mean == 1
+    only = estimate_chosen(half[None], fold, PAIRS)
+    assert only == estimate_accuracy(half, fold, PAIRS)
+    failed = np.full((2, 20), np.nan)
+    assert estimate_chosen(np.stack([failed, half]), fold) == estimate_accuracy(half, fold)
+
+
+def test_unjudged_examples_and_all_repeats_decide_on_the_chosen() -> None:
+    fold = folds_of(20, 2, repeats=2, unjudged=30)
+    first, second = np.zeros((2, 50)), np.zeros((2, 50))
+    first[0, :20] = 1  # right in one repeat of two
+    second[:, 20:] = 1  # right only on what is not judged
+    second[1, :8] = 1  # the best of the second repeat alone
+    chosen = estimate_chosen(np.stack([second, first]), fold)
+    assert chosen == estimate_accuracy(first, fold)
+
+
+@pytest.mark.parametrize("groups", [None, PAIRS])
+def test_too_few_examples_are_an_error(groups: list[str] | None) -> None:
+    fold = np.full((1, 20), -1)
+    fold[0, : 1 if groups is None else 2] = 0
+    with pytest.raises(InputError, match="fewer than 2 groups can be judged: add labels"):
+        estimate_accuracy(HALF, fold, groups)
+
+
+def test_arrays_that_do_not_agree_are_an_error() -> None:
+    fold = folds_of(20, repeats=2)
+    with pytest.raises(ValueError, match="shape"):
+        estimate_accuracy(HALF, fold)
+    with pytest.raises(ValueError, match="shape"):
+        compare(np.zeros((2, 20)), HALF, fold)
+    with pytest.raises(ValueError, match="shape"):
+        estimate_chosen(HALF[None], fold)
+    with pytest.raises(ValueError, match="other than 0 and 1"):
+        estimate_accuracy(np.full((2, 20), np.nan), fold)
+    fold[1, 0] = -1
+    with pytest.raises(ValueError, match="in one repeat"):
+        estimate_accuracy(np.zeros((2, 20)), fold)
+
+
+def test_folds_are_stratified_and_equally_large() -> None:
+    labels = np.repeat([0, 1, 2], [10, 12, 21])
+    fold = make_folds(labels, repeats=4)
+    assert fold.shape == (4, 43)
+    for row in fold:
+        sizes = np.bincount(row, minlength=5)
+        assert len(sizes) == 5
+        assert sizes.max() - sizes.min() <= 1
+        for label in range(3):
+            counts = np.bincount(row[labels == label], minlength=5)
+            assert counts.max() - counts.min() <= 1
+
+
+def test_folds_follow_from_the_seed_and_differ_between_repeats() -> None:
+    labels = np.arange(40) % 4
+    fold = make_folds(labels, seed=3, repeats=3)
+    assert (fold == make_folds(labels, seed=3, repeats=3)).all()
+    assert (fold != make_folds(labels, seed=4, repeats=3)).any()
+    partners = [row[:, None] == row for row in fold]
+    assert (partners[0] != partners[1]).any()
+    assert (partners[1] != partners[2]).any()
+
+
+def test_names_of_classes_and_gaps_between_numbers_do_not_matter() -> None:
+    labels = np.arange(40) % 4
+    assert (make_folds(labels) == make_folds(labels * 7 + 2)).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_stay_together_and_every_model_learns_from_all_classes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, groups = rng.integers(0, 4, 60), [str(g) for g in rng.integers(0, 30, 60)]
+    fold = make_folds(labels, groups, repeats=2, seed=seed)
+    for row in fold:
+        for group in set(groups):
+            assert len({int(k) for k, g in zip(row, groups, strict=True) if g == group}) == 1
+        assert set(row) - {-1} == set(range(row.max() + 1))
+        for k in range(row.max() + 1):
+            assert set(labels[row != k]) == set(labels)
+
+
+def test_a_class_with_one_label_is_learned_from_but_not_judged() -> None:
+    labels = np.r_[np.arange(40) % 4, 9]
+    fold = make_folds(labels, repeats=3)
+    assert (fold[:, -1] == -1).all()
+    assert (fold[:, :-1] >= 0).all()
+    assert find_unjudged(labels, fold) == [9]
+    assert find_unjudged(labels[:-1], fold[:, :-1]) == []
+
+
+def test_the_only_group_of_a_class_takes_its_other_classes_along() -> None:
+    labels, groups = [*np.arange(40) % 4, 9, 9, 0], [*map(str, range(40)), "a", "a", "a"]
+    fold = make_folds(labels, groups, repeats=2)
+    assert (fold[:, 40:] == -1).all()
+    assert (fold[:, :40] >= 0).all()
+    assert find_unjudged(labels, fold) == [9]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([2] * 10, 2),
+        ([3, 4, 9], 3),
+        ([4, 36], 5),  # a tenth of the examples
+        ([4, 35], 4),
+        ([2, 2, 2, 60], 5),
+        ([9, 9], 5),
+    ],
+)
+def test_there_are_fewer_folds_where_many_examples_are_of_small_classes(counts: list[int], expected: int) -> None:
+    fold = make_folds(np.repeat(np.arange(len(counts)), counts))
+    assert (fold.max(1) == expected - 1).all()
+    labels = np.repeat(np.arange(len(counts)), counts)
+    for row in fold:
+        for label in range(len(counts)):
+            assert len(set(row[labels == label])) == min(counts[label], expected)
+
+
+def test_groups_limit_the_folds_as_labels_do() -> None:
+    labels = np.repeat([0, 1], 20)
+    groups = [str(i // 7) if i < 20 else str(i) for i in range(40)]  # three of class 0
+    assert make_folds(labels, groups).max() == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "message"),
+    [
+        ([0, 0, 0], None, r"1 class\(es\) are labeled: add"),
+        ([], None, r"0 class\(es\)"),
+        ([0, 1, 1], None, "and class 'cat' has a single one: add labels until 2 classes have more than one labeled ex"),
+        ([0, 0, 1, 1], ["a", "a", "b", "c"], "class 'cat' has a single one.*more than one group of labeled examples"),
+        ([0, 1, 1, 2, 0, 2], ["a", "a", "b", "b", "c", "c"], "leave class '.*' in one fold: use smaller groups"),
+    ],
+)
+def test_labels_that_cannot_be_divided_are_an_error(labels: list[int], groups: list[str] | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_folds(labels, groups, class_names=["cat", "dog", "cow"])
+
+
+def test_too_few_folds_or_repeats_are_an_error() -> None:
+    with pytest.raises(InputError, match="folds is 1"):
+        make_folds([0, 0, 1, 1], folds=1)
+    with pytest.raises(InputError, match="repeats is 0"):
+        make_folds([0, 0, 1, 1], repeats=0)
