@@ -23,7 +23,7 @@ API = {
     "networks": ("Networks", ("networks",)),
     "data": ("Data", ("data",)),
     "training": ("Training", ("training", "runs")),
-    "tools": ("Tools", ("audit", "tuning", "transfer", "selection", "export", "report", "solve", "study", "utils")),
+    "tools": ("Tools", ("audit", "tuning", "transfer", "selection", "export", "report", "solver", "study", "utils")),
 }
 OPTION = re.compile(r"^  (?:-\w [A-Z_]+, )?(--[\w.-]+)")
 

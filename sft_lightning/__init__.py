@@ -19,6 +19,7 @@ __all__ = [
     "StrongView",
     "WarmupCosine",
     "WeakView",
+    "solve",
 ]
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
     from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
+    from sft_lightning.solver.solve import solve
     from sft_lightning.training.lr_schedulers import WarmupCosine
 
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "StrongView": "sft_lightning.data.vision.views",
     "WarmupCosine": "sft_lightning.training.lr_schedulers",
     "WeakView": "sft_lightning.data.vision.views",
+    "solve": "sft_lightning.solver.solve",
 }
 
 

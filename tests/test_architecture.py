@@ -18,7 +18,7 @@ FLOORS = [
     ["tasks", "paradigms"],
     ["__init__"],
     ["cli"],
-    ["export", "transfer", "audit", "tuning", "report", "selection", "study", "solve", "__main__"],
+    ["export", "transfer", "audit", "tuning", "report", "selection", "study", "solver", "__main__"],
 ]
 RANKS = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 

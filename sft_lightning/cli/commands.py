@@ -67,6 +67,13 @@ COMMANDS = {
         takes_fit=True,
         words={"RUN": "ckpt_path", "IMAGES": "data.init_args.predict_source"},
     ),
+    "solve": Command(
+        "train and use",
+        "Compares methods on your labels, trains the best, and says whether unlabeled images helped and what to label.",
+        ("solve sample --num_labels 40 --minutes 4", f"solve my_images/ --candidates '[{RUN}]'"),
+        "sft_lightning.solver.solve:solve",
+        words={"SOURCE": "source"},
+    ),
     "report": Command(
         "train and use",
         "Writes the results of a run as one page: mistakes, calibration, what to label next.",

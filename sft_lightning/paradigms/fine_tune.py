@@ -163,6 +163,12 @@ class FineTuneClassifier(BackboneClassifier):
         self.check_classes()
         if start_head(self.head, self.backbone, self.head_start, self, self.hparams["head_weights"]):
             self.has_trained_head = True
+            if self.depth.learns and self.hparams["weights"] == "none":
+                rank_zero_info(
+                    f"Warning: head_start is {self.head_start!r}, and the backbone starts from random weights, whose "
+                    "features such a head fits by chance; training from there mostly fails: give weights, or set "
+                    "head_start to random."
+                )
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
         stays = not learns and self.batch_parts == ("labeled",)

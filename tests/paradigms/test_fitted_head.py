@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,3 +70,12 @@ def test_two_starts_of_one_head_are_refused(workdir: Path) -> None:
     model.hparams["head_weights"] = "run"
     with pytest.raises(InputError, match="head_start is 'ridge', but head_weights 'run' gives a head"):
         trainer(max_epochs=1).fit(model, sample())
+
+
+@pytest.mark.parametrize(("tune", "warns"), [("all", True), ("head", False)])
+def test_a_fitted_head_on_random_features_that_learn_gets_a_warning(
+    workdir: Path, caplog: pytest.LogCaptureFixture, tune: Any, warns: bool
+) -> None:
+    model = FineTuneClassifier("mlp", 10, (1, 28, 28), head_start="ridge", tune=tune, optimizer=still)  # type: ignore[arg-type]
+    trainer(max_epochs=1).fit(model, sample(steps_per_epoch=1))
+    assert ("training from there mostly fails" in caplog.text) == warns

@@ -1,6 +1,8 @@
 """Ranking over the real command line: real runs as candidates, their scores calculated anew here."""
 
 import csv
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,11 @@ def test_groups_stay_together(workdir: Path, write_folder: Callable[..., Path]) 
         score_candidates(grouped, [Candidate("mlp", "none")], 3)
     (one,) = score_candidates(grouped, [Candidate("mlp", "none")], 2)
     assert one.scores["knn"] >= 0
+
+
+def test_a_config_names_the_data_in_a_fresh_process(workdir: Path) -> None:
+    """In the process of the tests, another import has made the class known."""
+    words = ["rank", "--config", str(CONFIGS / "reuse" / "rank.yaml"), "--print_config"]
+    shown = subprocess.run([sys.executable, "-m", "sft_lightning", *words], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "ImageDataModule" in shown.stdout

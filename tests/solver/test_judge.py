@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -5,10 +6,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sft_lightning.solve.judge import (
+from sft_lightning.solver.judge import (
     Comparison,
     choose,
     compare,
+    compare_on_test,
     count_needed_labels,
     estimate_accuracy,
     estimate_chosen,
@@ -341,3 +343,17 @@ def test_too_few_folds_or_repeats_are_an_error() -> None:
         make_folds([0, 0, 1, 1], folds=1)
     with pytest.raises(InputError, match="repeats is 0"):
         make_folds([0, 0, 1, 1], repeats=0)
+
+
+def test_two_models_on_the_same_test_images() -> None:
+    a, b = np.zeros(100), np.zeros(100)
+    a[:30], b[20:35] = 1, 1  # right alone: 20 and 5
+    compared = compare_on_test(a, b)
+    assert compared.difference == pytest.approx(0.15)
+    assert compared.p_value == pytest.approx(0.0040772, rel=1e-4)  # 2 P(X <= 5), X ~ Binomial(25, 1/2)
+    center, error = 15 / 102, math.sqrt((26 - 225 / 102) / 102**2)
+    assert (compared.low, compared.high) == pytest.approx((center - 1.959964 * error, center + 1.959964 * error))
+    assert compared.verdict == "helped"
+    assert compare_on_test(b, a).verdict == "hurt"
+    assert compare_on_test(a, a).verdict == "no evidence yet"
+    assert compare_on_test(a, a).low < 0 < compare_on_test(a, a).high

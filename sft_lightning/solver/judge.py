@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 from sft_lightning.utils.errors import InputError, check_min
 
@@ -204,6 +204,29 @@ def compare(correct_a: Array, correct_b: Array, fold: Array, groups: Sequence[st
     return Comparison(float(differences.mean()), low, high, p_value, verdict, n)
 
 
+def compare_on_test(correct_a: ArrayLike, correct_b: ArrayLike) -> Comparison:
+    """Compare two trained models on the same examples, which neither they nor their choice have seen.
+
+    The p-value is that of the exact McNemar test, and the interval Agresti & Min's 2005, "Simple Improved Confidence
+    Intervals for Comparing Matched Proportions", which adds half an example to each of the four counts. Both are about
+    these two models, not about others that the same recipes would give.
+
+    Args:
+        correct_a: Whether each prediction of the first model was right, 0 or 1, (N,).
+        correct_b: That of the second model, (N,).
+    """
+    a, b = np.asarray(correct_a, dtype=np.float64), np.asarray(correct_b, dtype=np.float64)
+    won, lost, n = float((a > b).sum()), float((a < b).sum()), len(a)
+    p_value = min(1.0, 2 * float(bdtr(min(won, lost), int(won + lost), 0.5))) if won + lost else 1.0
+    center = (won - lost) / (n + 2)
+    error = float(np.sqrt((won + lost + 1 - (won - lost) ** 2 / (n + 2)) / (n + 2) ** 2))
+    reach = float(ndtri(1 - LEVEL / 2)) * error
+    verdict: Verdict = "no evidence yet"
+    if p_value < LEVEL:
+        verdict = "helped" if won > lost else "hurt"
+    return Comparison((won - lost) / n, max(-1.0, center - reach), min(1.0, center + reach), p_value, verdict, n)
+
+
 def count_needed_labels(comparison: Comparison) -> int | None:
     """Return about how many judged labels in all would settle a comparison if the difference stays.
 
@@ -257,6 +280,16 @@ def estimate_chosen(correct: Array, fold: Array, groups: Sequence[str] | None = 
     Raises:
         InputError: Fewer than two examples, or groups, are judged.
     """
+    return estimate_accuracy(score_choice(correct, fold), fold, groups)
+
+
+def score_choice(correct: Array, fold: Array) -> Array:
+    """Return whether the best candidate on the examples outside each fold was right on those inside, (R, N).
+
+    Args:
+        correct: Whether each prediction of each candidate was right, 0 or 1, (M, R, N), cheap candidates first.
+        fold: Fold of each example from `make_folds`, (R, N).
+    """
     if correct.ndim != 3 or correct.shape[1:] != fold.shape:
         raise ValueError(f"correct has the shape {correct.shape}: give (M, R, N), with folds {fold.shape}")
     mean_correct = correct.mean(1)
@@ -265,7 +298,7 @@ def estimate_chosen(correct: Array, fold: Array, groups: Sequence[str] | None = 
         for k in range(row.max() + 1):
             others, held_out = (row != k) & (row != UNJUDGED), row == k
             chosen[r, held_out] = correct[choose(mean_correct[:, others].mean(1)), r, held_out]
-    return estimate_accuracy(chosen, fold, groups)
+    return chosen
 
 
 def _average(correct: Array, fold: Array, groups: Sequence[str] | None) -> tuple[Array, Array]:

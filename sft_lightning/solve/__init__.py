@@ -1,1 +1,0 @@
-"""Find the best recipe for few labels, judged on those labels alone."""

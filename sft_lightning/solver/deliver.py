@@ -1,0 +1,185 @@
+"""The model trained on all labels, its calibrated predictions of the pool, and what to label next."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sft_lightning.classifiers.whitening import WhitenedPCA
+from sft_lightning.export.export import export
+from sft_lightning.paradigms.calibration import fit_temperature
+from sft_lightning.selection import kmeans_centers
+from sft_lightning.solver.labels import LabeledSource, predict_split
+from sft_lightning.solver.recipes import Recipe, Space, get_run, train
+from sft_lightning.utils.atomic import write_text
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.spreadsheet import format_csv
+
+NEXT = 20  # examples to label next
+_DOUBTFUL = 10  # times as many doubtful ones to choose the next labels from
+_WRONG, _SURE = 0.1, 0.8  # probability of its label below, and of another class above which a label is doubtful
+_LEAST = 1e-6
+
+
+@dataclass
+class Delivery:
+    """What was made of the chosen recipe.
+
+    Attributes:
+        run: Folder of the run.
+        temperature: Temperature of the probabilities, fitted to held-out predictions of the labels.
+        test_correct: Whether each example of the source's own test split is classified correctly, (T,), or None.
+        next_labels: Positions of the unlabeled examples to label next.
+        doubtful: Positions of the labeled examples whose label is doubtful.
+        predicted: Class that the held-out prediction gives each doubtful label.
+        advice: Sentences about what would help most.
+        not_exported: Reason for the lack of `model.safetensors`; empty where it was written.
+    """
+
+    run: Path
+    temperature: float
+    test_correct: Tensor | None = None
+    next_labels: list[int] = field(default_factory=list)
+    doubtful: list[int] = field(default_factory=list)
+    predicted: list[int] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    not_exported: str = ""
+
+
+def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Space, name: str, folder: Path) -> Delivery:
+    """Train a recipe on all labels and write predictions, next labels and the exported model.
+
+    Args:
+        recipe: Chosen recipe.
+        held_out: Probabilities of the labeled examples without their fold, (N, C); NaN for those in no fold.
+        source: Source.
+        space: Vectors by which the next labels are spread.
+        name: Name of the run below `lightning_logs`.
+        folder: Folder of the solution.
+    """
+    data = source.data
+    cli = train(recipe, source, None, name)
+    model = cli.model
+    judged = ~held_out.isnan().any(1)
+    temperature = fit_temperature(held_out[judged].clamp_min(_LEAST).log(), source.labels[judged])
+    delivery = Delivery(get_run(cli), temperature)
+    if source.has_test:
+        delivery.test_correct = test(model, source)
+    if source.pool_size:
+        probabilities = _calibrate(predict_split(model, data, "unlabeled"), temperature)
+        _write_predictions(folder / "predictions.csv", source, probabilities)
+        delivery.next_labels = choose_next(probabilities, source, space)
+        ids = data.splits["unlabeled"].ids
+        rows = [[ids[i], data.class_names[int(probabilities[i].argmax())]] for i in delivery.next_labels]
+        numbered = [[order, *row] for order, row in enumerate(rows, 1)]
+        write_text(folder / "label_next.csv", format_csv([["order", "id", "suggestion"], *numbered]))
+    confident, other = held_out.nan_to_num(0).max(1)
+    own = held_out.gather(1, source.labels[:, None])[:, 0]
+    wrong = judged & (own < _WRONG) & (confident > _SURE) & (other != source.labels)
+    delivery.doubtful = wrong.nonzero()[:, 0].tolist()
+    delivery.predicted = other[wrong].tolist()
+    delivery.advice = _advise(held_out, judged, source, delivery)
+    try:
+        export(str(delivery.run), out=str(folder / "model.safetensors"))
+    except InputError as error:
+        delivery.not_exported = str(error)
+    return delivery
+
+
+def test(model: nn.Module, source: LabeledSource) -> Tensor:
+    """Return whether a model classifies each example of the source's own test split correctly, (T,).
+
+    Args:
+        model: Trained classifier.
+        source: Source.
+    """
+    predicted = predict_split(model, source.data, "test").argmax(1)
+    return predicted == source.data.splits["test"].labels
+
+
+def _calibrate(probabilities: Tensor, temperature: float) -> Tensor:
+    return (probabilities.clamp_min(_LEAST).log() / temperature).softmax(1)
+
+
+def _write_predictions(path: Path, source: LabeledSource, probabilities: Tensor) -> None:
+    names = source.data.class_names
+    confident, classes = probabilities.max(1)
+    doubt = -torch.special.xlogy(probabilities, probabilities).sum(1) / torch.tensor(len(names)).log()
+    head = ["id", "predicted", "confidence", "doubt", *(f"p({name})" for name in names)]
+    rows = (
+        [i, names[c] if p == p else "", f"{p:.4f}", f"{d:.4f}", *(f"{q:.4f}" for q in every)]
+        for i, c, p, d, every in zip(
+            source.data.splits["unlabeled"].ids, classes.tolist(), confident.tolist(), doubt.tolist(),
+            probabilities.tolist(), strict=True,
+        )
+    )  # fmt: skip
+    write_text(path, format_csv([head, *rows]))
+
+
+def choose_next(probabilities: Tensor, source: LabeledSource, space: Space) -> list[int]:
+    """Return the positions of the unlabeled examples to label next: doubtful ones, spread over the space.
+
+    Among the 200 with the smallest margin between the two most probable classes, the ones nearest to the centers of 20
+    clusters of their vectors.
+
+    Args:
+        probabilities: Probabilities of the unlabeled examples, (M, C); NaN for unreadable ones.
+        source: Source.
+        space: Vectors of at most as many unlabeled examples.
+    """
+    from sft_lightning.transfer.vectors import stack_vectors
+
+    top = probabilities.topk(2, 1).values
+    margin = (top[:, 0] - top[:, 1]).nan_to_num(torch.inf)
+    count = min(NEXT * _DOUBTFUL, int(margin.isfinite().sum()))
+    doubtful = margin.argsort(stable=True)[:count]
+    if count <= NEXT:
+        return doubtful.tolist()
+    device = torch.device("cpu") if space.backbone is None else space.backbone.device
+    some = _Subset(source, doubtful.tolist())
+    x, _, positions = stack_vectors(some.batches(device), source.data, space.backbone)
+    whitened = WhitenedPCA(space.components).fit([torch.cat([space.labeled, space.pool])])
+    z = F.normalize(whitened.transform(x), dim=1)
+    chosen = kmeans_centers(z, NEXT, 0)
+    return doubtful[positions[chosen]].tolist()
+
+
+class _Subset:
+    """Some unlabeled examples, as batches."""
+
+    def __init__(self, source: LabeledSource, positions: list[int]) -> None:
+        self.source, self.positions = source, positions
+
+    def batches(self, device: torch.device):  # type: ignore[no-untyped-def]
+        from sft_lightning.data.splits import Split
+
+        data, pool = self.source.data, self.source.data.splits["unlabeled"]
+        data.splits["next"] = Split(pool.part, [pool.indices[i] for i in self.positions])
+        try:
+            yield from data.batches_of("next", device)
+        finally:
+            del data.splits["next"]
+
+
+def _advise(held_out: Tensor, judged: Tensor, source: LabeledSource, delivery: Delivery) -> list[str]:
+    names, labels = source.data.class_names, source.labels[judged]
+    right = (held_out[judged].argmax(1) == labels).double()
+    counts = labels.bincount(minlength=len(names))
+    recall = torch.zeros(len(names), dtype=torch.float64).index_add_(0, labels, right) / counts.clamp_min(1)
+    recall[counts < 2] = 2  # too few to say
+    sentences = []
+    if float(recall.min()) < 1:
+        worst = int(recall.argmin())
+        sentences.append(
+            f"More labels of {names[worst]} would help most: {recall[worst]:.0%} of its {int(counts[worst])} held-out "
+            "labels are recognized."
+        )
+    if delivery.next_labels:
+        sentences.append(
+            f"Label the {len(delivery.next_labels)} images of label_next.csv first, then call solve again."
+        )
+    if delivery.doubtful:
+        sentences.append(f"Check {len(delivery.doubtful)} labels that look wrong; the report shows them.")
+    return sentences

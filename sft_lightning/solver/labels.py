@@ -1,0 +1,193 @@
+"""The labels of a source, the folds that judge candidates, and the `split.csv` of each."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sft_lightning import ImageDataModule
+from sft_lightning.data.copies import get_groups
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.splits import Split
+from sft_lightning.solver.judge import make_folds
+from sft_lightning.utils.errors import InputError
+
+MAX_SIDE = 64  # pixels: networks from scratch learn from larger images no faster, and take longer
+MAX_FOLDS = 5
+
+
+@dataclass
+class LabeledSource:
+    """A source whose labels are all for training, with folds to judge by.
+
+    Attributes:
+        name: Name of the source, as the user gave it.
+        data: Data module: `labeled` has all labels, `unlabeled` the pool, `test` what the source itself holds out.
+        settings: Settings of the data module that trainings repeat.
+        folds: Fold of each labeled example, int64, (N,); -1 for one that is never held out.
+        folder: Folder of the split files.
+    """
+
+    name: str
+    data: FewLabelDataModule
+    settings: dict[str, str]
+    folds: np.ndarray
+    folder: Path
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes of the labeled examples, int64, (N,)."""
+        return self.data.splits["labeled"].labels
+
+    @property
+    def num_folds(self) -> int:
+        """Number of folds."""
+        return int(self.folds.max()) + 1
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the source holds examples out for a test."""
+        return len(self.data.splits["test"]) > 0
+
+    @property
+    def pool_size(self) -> int:
+        """Number of unlabeled examples."""
+        return len(self.data.splits["unlabeled"])
+
+    def key(self) -> str:
+        """Hash the content of all examples, the labels and the folds."""
+        digest = hashlib.sha256(repr((self.settings, self.data.class_names)).encode())
+        for name in ("labeled", "unlabeled", "test"):
+            digest.update(self.data.fingerprint(name).encode())
+        digest.update(repr((self.labels.tolist(), self.folds.tolist())).encode())
+        return digest.hexdigest()
+
+    def write_split(self, fold: int | None) -> Path:
+        """Write the `split.csv` of a fold, whose examples are those to test on, and return its path.
+
+        Args:
+            fold: Number of the fold, or None for all labels and the source's own test split.
+        """
+        labeled = self.data.splits["labeled"]
+        held = np.zeros(len(labeled), dtype=bool) if fold is None else self.folds == fold
+
+        def take(rows: np.ndarray) -> Split:
+            return Split(labeled.part, [labeled.indices[i] for i in np.flatnonzero(rows).tolist()])
+
+        splits = {**self.data.splits, "labeled": take(~held), "val": Split(labeled.part, [])}
+        if fold is not None:
+            splits["test"] = take(held)
+        path = self.folder / "splits" / ("all.csv" if fold is None else f"fold_{fold}.csv")
+        self.data.write_splits(path, splits)
+        return path
+
+    def data_argv(self, fold: int | None) -> list[str]:
+        """Return the arguments with which `fit` reads a fold.
+
+        Args:
+            fold: Number of the fold, or None for all labels.
+        """
+        given = {"source": self.name, **self.settings, "split_file": str(self.write_split(fold))}
+        return ["--data=ImageDataModule", *(f"--data.{name}={value}" for name, value in given.items())]
+
+
+def read_source(
+    name: str,
+    folder: Path,
+    num_labels: int | None,
+    image_size: int | None,
+    seed: int,
+    root: str,
+    labels: str | None = None,
+) -> LabeledSource:
+    """Open a source and divide its labels into folds.
+
+    Args:
+        name: Source, as `data.init_args.source` takes it.
+        folder: Folder of the solution.
+        num_labels: Number of labels to use; None for all.
+        image_size: Side of the images; None for that of the source, at most 64.
+        seed: Seed of the labels, if fewer than all are used, and of the folds.
+        root: Folder of torchvision data sets.
+        labels: A CSV of further labels, or None.
+
+    Raises:
+        InputError: The source cannot be opened, or has labels of fewer than two classes.
+    """
+    settings = {"root": root, "on_bad_image": "skip", "seed": str(seed)}
+    if labels is not None:
+        settings["labels"] = labels
+
+    def open_with(size: int | None) -> FewLabelDataModule:
+        data = ImageDataModule(
+            name, root=root, num_labels=num_labels, seed=seed, val_size=0, test_size=0, on_bad_image="skip",
+            image_size=size, eval_batch_size=256, labels=labels,
+        )  # fmt: skip
+        data.setup("fit")
+        return data
+
+    data, size = _open_at_size(open_with, image_size)
+    if size is not None:
+        settings["image_size"] = str(size)
+    counts = data.labeled_counts()
+    named = int((counts > 0).sum())
+    if named < 2:
+        raise InputError(
+            f"source {name!r} has labels of {named} of its classes: label some images of at least two, by class "
+            "folders or the column 'label'"
+        )
+    labeled = data.splits["labeled"]
+    groups = get_groups([(labeled.part, i) for i in labeled.indices])
+    most = min(MAX_FOLDS, int(counts[counts > 1].min()) if bool((counts > 1).any()) else 0)
+    folds = make_folds(labeled.labels.numpy(), groups, max(2, most), 1, seed, data.class_names)[0]
+    return LabeledSource(name, data, settings, folds, folder)
+
+
+def _open_at_size(
+    open_with: Callable[[int | None], FewLabelDataModule], size: int | None
+) -> tuple[FewLabelDataModule, int | None]:
+    """Open data at the size of its images if they have one of at most 64 pixels, else at 64."""
+    if size is not None:
+        return open_with(size), size
+    try:
+        data = open_with(None)
+    except InputError as error:
+        if "image_size" not in str(error):
+            raise
+        return open_with(MAX_SIDE), MAX_SIDE
+    if max(data.input_spec.shape[1:]) <= MAX_SIDE:
+        return data, None
+    return open_with(MAX_SIDE), MAX_SIDE
+
+
+def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str) -> Tensor:
+    """Return the class probabilities of a split in its order, float32, (N, C); NaN for unreadable examples.
+
+    Args:
+        model: Classifier with `forward` to logits.
+        data: Data module after its setup.
+        name: Name of the split.
+    """
+    model.eval()
+    probabilities = torch.full((len(data.splits[name]), data.num_classes), float("nan"))
+    with torch.no_grad():
+        for batch in data.batches_of(name, next(model.parameters(), torch.empty(0)).device):
+            probabilities[batch.indices.cpu()] = model(batch.x).float().softmax(1).cpu()
+    return probabilities
+
+
+def describe_counts(names: Sequence[str], counts: Tensor) -> str:
+    """Return the numbers of labels of the classes in one sentence.
+
+    Args:
+        names: Names of the classes.
+        counts: Number of labels of each class, (C,).
+    """
+    low, high = int(counts.argmin()), int(counts.argmax())
+    if counts[low] == counts[high]:
+        return f"{int(counts[low])} labels for each of {len(names)} classes"
+    return f"{len(names)} classes with {int(counts[low])} ({names[low]}) to {int(counts[high])} ({names[high]}) labels"

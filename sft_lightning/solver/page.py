@@ -1,0 +1,57 @@
+"""The report of a solution: the verdict first, then recipes, what to label next, and labels to check."""
+
+from collections.abc import Sequence
+
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.report.figures import embed_example
+from sft_lightning.solver.deliver import Delivery
+from sft_lightning.utils.html import Section, render_page, render_paragraphs, render_table, render_tiles
+
+_MAX_DOUBTFUL = 24
+
+
+def render_solution(
+    name: str,
+    verdict: Sequence[str],
+    recipes: Sequence[Sequence[str]],
+    left_out: Sequence[str],
+    delivery: Delivery,
+    data: FewLabelDataModule,
+) -> str:
+    """Return the page.
+
+    Args:
+        name: Name of the solution.
+        verdict: Sentences, the most important one first.
+        recipes: Name, use of unlabeled images and accuracy of each recipe.
+        left_out: Sentences about what was not tried, or failed.
+        delivery: What was made of the chosen recipe.
+        data: Data module of the source.
+    """
+    head = ["recipe", "uses unlabeled images", "accuracy on held-out labels"]
+    sections = [
+        Section("Recipes", render_table(head, recipes)),
+        Section("Left out", render_paragraphs([f"{sentence[:1].upper()}{sentence[1:]}." for sentence in left_out])),
+    ]
+    if delivery.next_labels:
+        ids = [data.splits["unlabeled"].ids[i] for i in delivery.next_labels]
+        images = data.views.show(data.inputs_of("unlabeled", delivery.next_labels))
+        tiles = [
+            (embed_example(image, one), [f"{order}.", one])
+            for order, (image, one) in enumerate(zip(images, ids, strict=True), 1)
+        ]
+        sections.append(Section("Label these next", render_tiles(tiles)))
+    if delivery.doubtful:
+        shown = delivery.doubtful[:_MAX_DOUBTFUL]
+        split = data.splits["labeled"]
+        images = data.views.show(data.inputs_of("labeled", shown))
+        labels = split.labels.tolist()
+        tiles = [
+            (
+                embed_example(image, split.ids[i]),
+                [f"labeled {data.class_names[labels[i]]}", f"looks like {data.class_names[k]}", split.ids[i]],
+            )
+            for image, i, k in zip(images, shown, delivery.predicted, strict=False)
+        ]
+        sections.append(Section("Labels to check", render_tiles(tiles)))
+    return render_page(f"Solution {name}", data.source.name, verdict, sections)

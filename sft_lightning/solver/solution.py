@@ -1,0 +1,79 @@
+"""What `solve` returns."""
+
+import csv
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from sft_lightning.cli.lightning_cli import run as command
+from sft_lightning.cli.loaded_run import LoadedRun
+from sft_lightning.cli.logging import silence_logs
+from sft_lightning.cli.process_state import preserve_process
+from sft_lightning.networks.weights import read_weights
+from sft_lightning.utils.tables import align_columns
+
+
+@dataclass
+class Solution:
+    """Solution of `solve`; as text, its summary.
+
+    Attributes:
+        folder: Folder with `report.html`, `predictions.csv`, `label_next.csv`, `summary.json` and the model.
+        verdict: Sentences, the most important one first.
+        recipes: Name, use of unlabeled images and accuracy of each recipe, the best first.
+        run: Folder of the run of the model.
+        summary: Content of `summary.json`.
+    """
+
+    folder: Path
+    verdict: list[str]
+    recipes: list[list[str]]
+    run: Path
+    summary: dict[str, Any]
+
+    @cached_property
+    def model(self) -> LightningModule:
+        """The trained model, in eval mode."""
+        loaded = LoadedRun(str(self.run))
+        loaded.cli.model.load_state_dict(read_weights(loaded.checkpoint)[0], strict=False)
+        model: LightningModule = loaded.cli.model
+        return model.eval()
+
+    def predict(self, images: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
+        """Classify images.
+
+        Args:
+            images: Folder, manifest or file, or paths of files.
+
+        Returns:
+            One mapping for each image, as `predictions.csv` of `sft-lightning predict` has them.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            given = [] if isinstance(images, str | Path) else [Path(path) for path in images]
+            for k, path in enumerate(given):  # links, since a manifest must not lead out of its folder
+                (Path(folder) / f"{k:09d}{path.suffix}").symlink_to(path.resolve())
+            source = folder if given else images
+            words = ["predict", "--ckpt_path", str(self.run), f"--data.init_args.predict_source={source}"]
+            with preserve_process(), silence_logs():
+                command([*words, "--trainer.enable_progress_bar=false"])
+            with (self.run / "predictions.csv").open(encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        names = {f"{k:09d}{path.suffix}": str(path) for k, path in enumerate(given)}
+        return [{**row, "path": names.get(Path(row["path"]).name, row["path"])} for row in rows]
+
+    def __str__(self) -> str:
+        table = "\n".join(
+            align_columns([["recipe", "uses unlabeled images", "accuracy on held-out labels"], *self.recipes])
+        )
+        names = ("report.html", "predictions.csv", "label_next.csv", "model.safetensors")
+        files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).is_file())})"
+        use = f"sft-lightning predict {self.run} NEW_IMAGES/"
+        return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

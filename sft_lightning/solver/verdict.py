@@ -1,0 +1,57 @@
+"""The verdict of `solve` in sentences."""
+
+from sft_lightning.solver.deliver import Delivery
+from sft_lightning.solver.judge import Comparison, Estimate, count_needed_labels
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """Return an accuracy with its 95% interval.
+
+    Args:
+        estimate: Accuracy.
+    """
+    return f"{estimate.mean:.1%} (95% interval {estimate.low:.1%} to {estimate.high:.1%})"
+
+
+def format_verdict(
+    best: str,
+    num_recipes: int,
+    num_labels: int,
+    chosen: Estimate,
+    comparison: Comparison | None,
+    reference: str,
+    delivery: Delivery,
+) -> list[str]:
+    """Return the verdict in sentences, the most important one first.
+
+    Args:
+        best: Name of the chosen recipe.
+        num_recipes: Number of recipes that were compared.
+        num_labels: Number of labels.
+        chosen: Accuracy of choosing and training.
+        comparison: Best recipe with unlabeled examples against the best without; None where one kind is missing.
+        reference: Name of the best recipe without unlabeled examples.
+        delivery: What was made of the chosen recipe.
+    """
+    sentences = [
+        f"The best of {num_recipes} recipes is {best}. A model chosen and trained this way is "
+        f"right on {format_estimate(chosen)} of images like the {num_labels} labeled ones."
+    ]
+    if delivery.test_correct is not None:
+        held, right = len(delivery.test_correct), float(delivery.test_correct.double().mean())
+        sentences.append(f"On the {held:,} images that the source holds out, it is right on {right:.1%}.")
+    if comparison is None:
+        sentences.append("There was nothing unlabeled to learn from.")
+    else:
+        points = f"{100 * comparison.difference:+.1f} points"
+        interval = f"95% interval {100 * comparison.low:+.1f} to {100 * comparison.high:+.1f}"
+        what = {
+            "helped": "The unlabeled images helped",
+            "hurt": "The unlabeled images hurt",
+            "no evidence yet": "Whether the unlabeled images help is not settled",
+        }[comparison.verdict]
+        sentences.append(f"{what}: {points} against {reference} ({interval}).")
+        if comparison.verdict == "no evidence yet" and (needed := count_needed_labels(comparison)):
+            sentences.append(f"About {needed:,} labels would settle it if the difference stays.")
+    sentences += delivery.advice
+    return sentences

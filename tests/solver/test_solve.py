@@ -1,0 +1,206 @@
+"""`solve` on real sources: what it compares, what it says, what it writes, and what a second call computes again."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sft_lightning import solve
+from sft_lightning.__main__ import main
+from sft_lightning.networks.weights import read_weights
+from sft_lightning.solver import plan, recipes
+from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.plan import make_plan
+from sft_lightning.utils.errors import InputError, StoppedBySignal
+
+SHORT: dict[str, Any] = {"num_labels": 20, "minutes": 0.1}
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample with 20 labels, from the command line, in the folder that holds `lightning_logs`."""
+    folder = tmp_path_factory.mktemp("solved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["solve", "sample", "--num_labels", "20", "--minutes", "0.1", "--name", "mine"]) == 0
+    return folder
+
+
+def test_one_call_gives_model_verdict_predictions_and_next_labels(solved: Path) -> None:
+    folder = solved / "lightning_logs" / "solve" / "mine"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["recipes"]) == {"logistic regression on pixels", "label spreading on pixels"}
+    assert summary["recipe"] == max(summary["recipes"], key=summary["recipes"].get)
+    mean, low, high = summary["accuracy"]
+    assert 0 < low < mean < high < 1
+    assert abs(summary["test_accuracy"] - mean) < 0.3
+    page = (folder / "report.html").read_text()
+    assert all(sentence.replace("'", "&#39;") in page for sentence in summary["verdict"])
+    predictions = read_table(folder / "predictions.csv")
+    split = {row["id"]: row for row in read_table_below_header(solved / summary["run"] / "split.csv")}
+    pool = {name for name, row in split.items() if row["split"] == "unlabeled"}
+    assert {row["id"] for row in predictions} == pool
+    assert len(predictions) == 9980
+    chosen = [row["id"] for row in read_table(folder / "label_next.csv")]
+    assert len(set(chosen)) == 20
+    assert set(chosen) <= pool
+    doubt = {row["id"]: float(row["doubt"]) for row in predictions}
+    assert np.mean([doubt[name] for name in chosen]) > np.quantile([*doubt.values()], 0.7)
+
+
+def read_table_below_header(path: Path) -> list[dict[str, str]]:
+    lines = path.read_text().splitlines()
+    return list(csv.DictReader(lines[1:] if lines[0].startswith("#") else lines))
+
+
+def test_no_fold_learns_a_label_that_it_is_judged_by(tmp_path: Path) -> None:
+    source = read_source("sample", tmp_path, 20, None, 0, "data")
+    ids = source.data.splits["labeled"].ids
+    held: list[str] = []
+    for fold in range(source.num_folds):
+        rows = read_table_below_header(source.write_split(fold))
+        by_split = {name: {row["id"] for row in rows if row["split"] == name} for name in ("labeled", "test", "val")}
+        assert by_split["labeled"] | by_split["test"] == set(ids)
+        assert not by_split["labeled"] & by_split["test"]
+        assert not by_split["val"]
+        assert not by_split["test"] & {row["id"] for row in rows if row["split"] == "unlabeled"}
+        assert {row["label"] for row in rows if row["split"] == "labeled"} == set(source.data.class_names)
+        held += by_split["test"]
+    assert sorted(held) == sorted(ids)
+
+
+def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
+    """Each probability comes from the other folds: the label of the example itself has no say."""
+    source = read_source("sample", tmp_path, 20, None, 0, "data")
+    space = recipes.Space("pixels", ("--model.backbone=pixels",), 16)
+    space.read(source)
+    for recipe in recipes.make_classifiers(space, source):
+        before = recipes.cross_fit(recipe, source, "x", print)
+        assert not bool(before.isnan().any())
+        fold = source.folds == source.folds[0]
+        labels = source.data.splits["labeled"].part.labels
+        positions = [source.data.splits["labeled"].indices[i] for i in np.flatnonzero(fold).tolist()]
+        kept = labels[positions].clone()
+        labels[positions] = (kept + 1) % 10
+        after = recipes.cross_fit(recipe, source, "x", print)
+        labels[positions] = kept
+        assert torch.equal(before[fold], after[fold])
+        assert not torch.equal(before[~fold], after[~fold])
+
+
+def test_a_second_call_computes_only_what_changed(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    own = recipes.cross_fit
+
+    def counted(recipe: recipes.Recipe, *args: Any) -> torch.Tensor:
+        asked.append(recipe.name)
+        return own(recipe, *args)
+
+    monkeypatch.setattr("sft_lightning.solver.solve.cross_fit", counted)
+    first = solve("sample", name="again", **SHORT)
+    assert len(asked) == 2
+    second = solve("sample", name="again", **SHORT)
+    assert len(asked) == 2
+    assert first.summary["recipes"] == second.summary["recipes"]
+    unit = next((workdir / "lightning_logs" / "solve" / "again" / "units").iterdir())
+    unit.write_bytes(b"damaged")
+    solve("sample", name="again", **SHORT)
+    assert len(asked) == 3
+    solve("sample", name="again", **{**SHORT, "num_labels": 30})
+    assert len(asked) == 5
+
+
+def test_networks_are_pretrained_and_trained_where_the_time_allows(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sft_lightning.solver.solve.make_plan", lambda minutes, *rest: plan.Plan(minutes, 3, 2, ()))
+    solution = solve("sample", name="trained", **SHORT)
+    learned = "features learned from your images"
+    assert set(solution.summary["recipes"]) == {
+        "logistic regression on pixels", "label spreading on pixels",
+        f"logistic regression on {learned}", f"label spreading on {learned}",
+        f"fine-tuning from {learned}", f"label propagation from {learned}",
+    }  # fmt: skip
+    run = json.loads((workdir / "lightning_logs/solve/trained/pretraining.json").read_text())["run"]
+    rows = read_table_below_header(Path(run) / "split.csv")
+    assert not [row for row in rows if row["split"] == "labeled" and row["label"] == ""]
+    lineages = [*(workdir / "lightning_logs/solve/trained/trainings").glob("*/fold_0/version_0/lineage.json")]
+    assert len(lineages) == 2
+    assert all(run in path.read_text() for path in lineages)
+
+
+def test_results_are_used_in_python(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(workdir / "images", {"train": 6, "unlabeled": 8})
+    solution = solve(str(folder), minutes=0.1, name="python", image_size=16)
+    assert solution.verdict == solution.summary["verdict"]
+    assert str(solution).count("label_next.csv") >= 1
+    files = sorted((folder / "unlabeled").rglob("*.*"))[:3]
+    answers = solution.predict(files)
+    assert [answer["path"] for answer in answers] == [str(file) for file in files]
+    assert {answer["predicted"] for answer in answers} <= {"class_0", "class_1", "class_2"}
+    with torch.no_grad():
+        assert solution.model(torch.rand(2, 3, 16, 16)).shape[0] == 2
+
+
+def test_bad_input_is_one_sentence(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="minutes is -1"):
+        solve("sample", minutes=-1)
+    with pytest.raises(InputError, match="nowhere"):
+        solve("nowhere/")
+    folder = write_folder(workdir / "images", {"train": 4, "unlabeled": 2})
+    for other in sorted((folder / "train").iterdir())[1:]:
+        for file in other.iterdir():
+            file.unlink()
+        other.rmdir()
+    with pytest.raises(InputError, match="label some images of at least two"):
+        solve(str(folder), minutes=0.1, image_size=16)
+
+
+def test_a_stop_says_how_to_go_on(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sft_lightning.solver.solve.cross_fit", stop)
+    with pytest.raises(StoppedBySignal, match="SIGINT: start solve again to go on; what is done is kept"):
+        solve("sample", name="stopped", **SHORT)
+
+
+def test_a_source_without_unlabeled_images_is_solved_by_its_labels(
+    workdir: Path, write_folder: Callable[..., Path]
+) -> None:
+    folder = write_folder(workdir / "images", {"train": 6})
+    solution = solve(str(folder), minutes=0.1, name="labels", image_size=16)
+    assert [*solution.summary["recipes"]] == ["logistic regression on pixels"]
+    assert solution.summary["unlabeled"] is None
+    assert not (solution.folder / "predictions.csv").exists()
+    assert (solution.folder / "model.safetensors").is_file()
+    tensors, _ = read_weights(solution.folder / "model.safetensors")
+    assert any(name.startswith("head") for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "pool", "starts", "expected"),
+    [
+        (0.1, 10_000, 0, (False, False)),
+        (30, 10_000, 0, (True, True)),
+        (30, 100, 0, (False, False)),
+        (30, 0, 1, (False, True)),
+    ],
+)
+def test_the_plan_fits_into_the_minutes(minutes: float, pool: int, starts: int, expected: tuple[bool, bool]) -> None:
+    made = make_plan(minutes, pool, 5, starts, 0.1)
+    assert (made.pretraining_steps > 0, made.training_steps > 0) == expected
+    assert len(made.dropped) == 2 - sum(expected)
+    trainings = 2 * 6 if pool else 6
+    seconds = made.pretraining_steps * 0.2 + made.training_steps * trainings * 0.1
+    assert seconds <= 60 * minutes
