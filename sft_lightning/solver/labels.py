@@ -29,6 +29,7 @@ class LabeledSource:
         data: Data module: `labeled` has all labels, `unlabeled` the pool, `test` what the source itself holds out.
         settings: Settings of the data module that trainings repeat.
         folds: Fold of each labeled example, int64, (N,); -1 for one that is never held out.
+        groups: Group of each labeled example, such as a patient; None where each stands alone.
         folder: Folder of the split files.
     """
 
@@ -36,6 +37,7 @@ class LabeledSource:
     data: FewLabelDataModule
     settings: dict[str, str]
     folds: np.ndarray
+    groups: list[str] | None
     folder: Path
 
     @property
@@ -142,9 +144,8 @@ def read_source(
         )
     labeled = data.splits["labeled"]
     groups = get_groups([(labeled.part, i) for i in labeled.indices])
-    most = min(MAX_FOLDS, int(counts[counts > 1].min()) if bool((counts > 1).any()) else 0)
-    folds = make_folds(labeled.labels.numpy(), groups, max(2, most), 1, seed, data.class_names)[0]
-    return LabeledSource(name, data, settings, folds, folder)
+    folds = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, 1, seed, data.class_names)[0]
+    return LabeledSource(name, data, settings, folds, groups, folder)
 
 
 def _open_at_size(

@@ -280,7 +280,7 @@ class _Solver:
             write_weights(path, {"probabilities": probabilities.contiguous()}, {"recipe": recipe.name})
         right = probabilities[self.judged].argmax(1) == self.source.labels[self.judged]
         correct = right.numpy()[None].astype(np.float64)
-        accuracy = estimate_accuracy(correct, self.folds)
+        accuracy = estimate_accuracy(correct, self.folds, self.groups)
         self.results.append(Result(recipe, probabilities, correct, accuracy))
         self.report(f"{recipe.name}: {format_estimate(accuracy)}")
 
@@ -289,6 +289,12 @@ class _Solver:
         """Fold of each judged example, (1, J)."""
         folds: np.ndarray = self.source.folds[self.source.folds >= 0][None]
         return folds
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Group of each judged example."""
+        given = self.source.groups
+        return None if given is None else [given[i] for i in np.flatnonzero(self.source.folds >= 0).tolist()]
 
     def choose(self, among: Sequence[int] | None = None) -> int:
         """Return the position of the best result."""
@@ -312,7 +318,7 @@ class _Solver:
 
     def conclude(self, plan: Plan, best: Result, delivery: Delivery) -> Solution:
         """Judge, and write the summary and the page."""
-        chosen = estimate_chosen(np.stack([result.correct for result in self.results]), self.folds)
+        chosen = estimate_chosen(np.stack([result.correct for result in self.results]), self.folds, self.groups)
         labels_only = [i for i, result in enumerate(self.results) if not result.recipe.uses_unlabeled]
         with_pool = [i for i, result in enumerate(self.results) if result.recipe.uses_unlabeled]
         comparison = None
@@ -321,7 +327,7 @@ class _Solver:
                 score_choice(np.stack([self.results[i].correct for i in positions]), self.folds)
                 for positions in (with_pool, labels_only)
             )
-            comparison = compare(ours, theirs, self.folds)
+            comparison = compare(ours, theirs, self.folds, self.groups)
         reference = self.results[self.choose(labels_only)] if labels_only else best
         if comparison is not None and delivery.test_correct is not None:
             comparison = self.compare_on_test(best, self.results[self.choose(with_pool)], reference, delivery)

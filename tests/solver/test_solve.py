@@ -204,3 +204,20 @@ def test_the_plan_fits_into_the_minutes(minutes: float, pool: int, starts: int, 
     trainings = 2 * 6 if pool else 6
     seconds = made.pretraining_steps * 0.2 + made.training_steps * trainings * 0.1
     assert seconds <= 60 * minutes
+
+
+def test_patients_stay_together(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(workdir / "images", {"train": 8, "unlabeled": 4}, classes=2)
+    lines = ["path,label,group"]
+    for k in range(2):
+        for i, file in enumerate(sorted((folder / "train" / f"class_{k}").iterdir())):
+            lines.append(f"{file.relative_to(workdir)},{k},patient_{k}_{i // 2}")
+    lines += [f"{file.relative_to(workdir)},," for file in sorted((folder / "unlabeled").iterdir())]
+    (workdir / "scans.csv").write_text("\n".join(lines) + "\n")
+    source = read_source("scans.csv", workdir / "out", None, 16, 0, "data")
+    assert source.groups is not None
+    pairs = {*zip(source.groups, source.folds.tolist(), strict=True)}
+    assert len(pairs) == len(set(source.groups)) == 8
+    solution = solve("scans.csv", minutes=0.1, name="scans", image_size=16)
+    low, high = solution.summary["accuracy"][1:]
+    assert high - low > 0.2  # 16 images of 8 patients settle little
