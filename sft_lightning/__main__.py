@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sft_lightning._version import __version__
 from sft_lightning.cli.argv import normalize_argv
-from sft_lightning.cli.commands import COMMANDS, format_command_help, format_help
+from sft_lightning.cli.commands import COMMANDS, format_command_help, format_help, suggest_command
 from sft_lightning.utils.errors import InputError, IssuesFound, StoppedBySignal, did_you_mean, find_input_error
 
 _HELP = ("-h", "--help", "help")
@@ -24,6 +25,7 @@ def main(args: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
     if not argv or (len(argv) == 1 and argv[0] in _HELP):
         sys.stdout.write(format_help())
+        sys.stdout.write("" if argv else suggest_command(Path.cwd()))
         return 0
     if argv[0] == "--version":
         sys.stdout.write(f"sft-lightning {__version__}\n")

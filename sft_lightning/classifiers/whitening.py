@@ -12,7 +12,18 @@ from sft_lightning.utils.errors import InputError, check_min
 _RELATIVE, _ROUNDING = 1e-10, 1e-14  # a component of less variance, relative to the first or the mean, is rounding
 MAX_WHITENED, MAX_UNWHITENED = 60_000, 20_000  # examples of a graph: more would take longer than a short training
 _BATCH = 4096  # vectors that are added to the covariance at a time
-_MAX_FEATURES = 8192  # whose covariance takes half a gigabyte
+MAX_FEATURES = 8192  # whose covariance takes half a gigabyte
+COMPONENTS = 128  # of the features of a network, by which a graph joins neighbors best
+
+
+def suits_whitening(x: Tensor, components: int = COMPONENTS) -> bool:
+    """Return whether there are 10 examples for each component, and not too many features.
+
+    Args:
+        x: Vectors, (N, F).
+        components: Number of components.
+    """
+    return len(x) >= 10 * components and x.shape[1] <= MAX_FEATURES
 
 
 class WhitenedPCA(FittedModule):
@@ -59,10 +70,10 @@ class WhitenedPCA(FittedModule):
         count, origin, total, product = 0, torch.empty(0), torch.empty(0), torch.empty(0)
         for batch in batches:
             check_finite(batch)
-            if batch.shape[1] > _MAX_FEATURES:
+            if batch.shape[1] > MAX_FEATURES:
                 raise InputError(
                     f"principal components of {batch.shape[1]} values take too much memory: give at most "
-                    f"{_MAX_FEATURES}, such as smaller images"
+                    f"{MAX_FEATURES}, such as smaller images"
                 )
             x = batch.detach().cpu().double()
             if not count:  # sums are taken from near the mean, so that they do not cancel

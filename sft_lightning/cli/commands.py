@@ -8,6 +8,7 @@ should stop a script is an `IssuesFound` (exit code 1).
 """
 
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from sft_lightning._version import __version__
@@ -240,6 +241,18 @@ def explain_missing(name: str, what: str) -> str:
         what: Missing options or words.
     """
     return f"{name} needs {what}: give {format_usage(name)}, such as 'sft-lightning {COMMANDS[name].examples[0]}'"
+
+
+def suggest_command(folder: Path) -> str:
+    """Return a line that names the one command to type where a folder holds images, else an empty string.
+
+    Args:
+        folder: Folder to look into, two levels deep.
+    """
+    patterns = (f"{levels}*.{kind}" for levels in ("", "*/", "*/*/") for kind in ("png", "jpg", "jpeg", "JPG"))
+    if not any(True for pattern in patterns for _ in folder.glob(pattern)):
+        return ""
+    return "This folder holds images. To learn from them:\n  sft-lightning solve .\n"
 
 
 def format_help() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning import ImageDataModule
-from sft_lightning.classifiers.whitening import WhitenedPCA
+from sft_lightning.classifiers.whitening import COMPONENTS, WhitenedPCA, suits_whitening
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.report.figures import embed_example
 from sft_lightning.runs.paths import LOGS
@@ -154,7 +154,11 @@ def select_examples(
     if len(data.splits["labeled"]):
         x = torch.cat([x, stack_vectors(data.batches_of("labeled", device), data, backbone)[0]])
         labeled = torch.arange(count, len(x))
-    x = WhitenedPCA().fit(x.split(4096)).transform(x) if backbone is None else F.normalize(x, dim=1)
+    if backbone is None:
+        x = WhitenedPCA().fit(x.split(4096)).transform(x)
+    else:
+        whitened = WhitenedPCA(COMPONENTS).fit(x.split(4096)).transform(x) if suits_whitening(x) else x
+        x = F.normalize(whitened, dim=1)
     chosen = positions[METHODS[by](x, min(num_labels, count), seed, labeled)].tolist()
     components = f"whitened principal components of the {data.views.inputs_name}"
     space = components if start is None else f"the features of {start}"

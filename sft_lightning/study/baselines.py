@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.classifiers import Classifier, LabelSpreading
-from sft_lightning.classifiers.whitening import MAX_UNWHITENED, MAX_WHITENED, Whitened
+from sft_lightning.classifiers.whitening import COMPONENTS, MAX_UNWHITENED, MAX_WHITENED, Whitened, suits_whitening
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.paradigms import feature_cache
@@ -19,7 +19,7 @@ from sft_lightning.utils.json_files import read_json
 
 STARTS = "its start"  # stands for the features of the weights that a method starts from
 _MAX_VALUES = 500_000_000  # numbers of all examples; more would not fit into the memory of a small machine
-_GRAPH_VERSION = 1  # part of the key of stored results: raise it when label spreading gives other results
+_GRAPH_VERSION = 2  # part of the key of stored results: raise it when label spreading gives other results
 
 
 def fit_logistic_regression(data: FewLabelDataModule, strength: float = 1.0, backbone: Encoder | None = None) -> float:
@@ -51,9 +51,10 @@ def fit_logistic_regression(data: FewLabelDataModule, strength: float = 1.0, bac
 def fit_label_spreading(data: FewLabelDataModule, backbone: Encoder | None = None) -> float:
     """Spread the labels over a graph of the training examples and return the test accuracy.
 
-    The graph joins up to 15 neighbors: by 64 whitened principal components of the inputs, or by the cosine of
-    features. It has at most 60,000 examples, or 20,000 with features; unlabeled ones are chosen by the seed. The result
-    is kept in `lightning_logs/features/label_spreading`, since methods of a study share it.
+    The graph joins up to 15 neighbors: by 64 whitened principal components of the inputs, or by the cosine of 128 of
+    the features where there are 1,280 examples, and of the features themselves where there are fewer. It has at most
+    60,000 examples, or 20,000 with features; unlabeled ones are chosen by the seed. The result is kept in
+    `lightning_logs/features/label_spreading`, since methods of a study share it.
 
     Args:
         data: Data module after `setup`, whose labels and splits are used unchanged.
@@ -88,7 +89,9 @@ def _spread_labels(data: FewLabelDataModule, backbone: Encoder | None) -> float:
     _, y, _ = stack_vectors(data.labeled_batches(most, device), data, backbone)
     x, _, _ = stack_vectors(data.training_batches(most, device), data, backbone)
     x_test, y_test, _ = stack_vectors(data.batches_of("test", device), data, backbone)
-    model: Classifier = Whitened(LabelSpreading(metric="euclidean")) if backbone is None else LabelSpreading()
+    model: Classifier = Whitened(LabelSpreading(metric="euclidean"))
+    if backbone is not None:
+        model = Whitened(LabelSpreading(), COMPONENTS) if suits_whitening(x) else LabelSpreading()
     model.fit(x[: len(y)], y, x[len(y) :], data.num_classes)
     return float((model.predict(x_test) == y_test).double().mean())
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
+from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
 from sft_lightning.selection import kmeans_centers
@@ -63,6 +64,18 @@ def test_features_of_a_network_are_compared_at_its_own_size(folder: str) -> None
         labeled = [backbone(batch.x) for batch in chosen.data.batches_of("labeled", torch.device("cpu"))]
     x = torch.cat([features, F.normalize(torch.cat(labeled), dim=1)])
     assert chosen.positions == kmeans_centers(x, 6, 0, torch.arange(len(features), len(x))).tolist()
+
+
+def test_features_of_many_examples_are_whitened(workdir: Path) -> None:
+    torch.manual_seed(0)
+    backbone, _ = build_backbone("mlp", (1, 28, 28))
+    write_weights(Path("start.safetensors"), backbone.state_dict(), backbone.describe())
+    chosen = select_examples("sample", 5, start="start.safetensors", hide_labels=True)
+    with torch.no_grad():
+        rest = chosen.data.batches_of("unlabeled", torch.device("cpu"))
+        features = torch.cat([backbone.eval()(batch.x) for batch in rest])
+    x = F.normalize(WhitenedPCA(128).fit([features]).transform(features), dim=1)
+    assert chosen.positions == kmeans_centers(x, 5, 0).tolist()
 
 
 def test_a_source_without_unlabeled_images_is_refused(workdir: Path, write_folder: Callable[..., Path]) -> None:

@@ -221,3 +221,18 @@ def test_patients_stay_together(workdir: Path, write_folder: Callable[..., Path]
     solution = solve("scans.csv", minutes=0.1, name="scans", image_size=16)
     low, high = solution.summary["accuracy"][1:]
     assert high - low > 0.2  # 16 images of 8 patients settle little
+
+
+def test_no_words_in_a_folder_of_images_suggest_the_command(
+    workdir: Path,
+    write_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main([]) == 0
+    assert "sft-lightning solve ." not in capsys.readouterr().out
+    monkeypatch.chdir(write_folder(workdir / "images", {"train": 1}))
+    assert main([]) == 0
+    assert capsys.readouterr().out.endswith("sft-lightning solve .\n")
+    assert main(["--help"]) == 0
+    assert "sft-lightning solve .\n" not in capsys.readouterr().out
