@@ -71,7 +71,7 @@ COMMANDS = {
     "solve": Command(
         "train and use",
         "Compares methods on your labels, trains the best, and says whether unlabeled images helped and what to label.",
-        ("solve sample --num_labels 40 --minutes 4", f"solve my_images/ --candidates '[{RUN}]'"),
+        ("solve sample --num_labels 40 --minutes 1", "solve my_images/ --minutes 30 --name mine"),
         "sft_lightning.solver.solve:solve",
         words={"SOURCE": "source"},
     ),

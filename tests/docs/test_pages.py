@@ -29,7 +29,7 @@ import plot_study
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"bash", "csv", "python", "text", "yaml"}
 EXTENDING = ROOT / "docs" / "extending.md"
-SHOWN_RUNS = ("cats", "mine")
+SHOWN_RUNS = ("cats", "mine", "solve/my_images/model")
 TINY = "--trainer.max_epochs 1 --trainer.limit_val_batches 1 --data.init_args.steps_per_epoch 2"
 OTHER_PROGRAMS = ("pip", "source", "taskset")
 
@@ -244,7 +244,7 @@ def test_table_of_strategies_shows_the_stored_result() -> None:
 
 @pytest.mark.parametrize(
     ("result", "page"),
-    [("fashion_mnist_study", "docs/studies.md"), ("quickstart", "README.md")],
+    [("fashion_mnist_study", "docs/studies.md"), ("quickstart", "docs/studies.md")],
 )
 def test_quoted_verdicts_are_those_of_the_stored_study(tmp_path: Path, result: str, page: str) -> None:
     stored = ROOT / f"scripts/bench/results/{result}.json"
@@ -252,6 +252,12 @@ def test_quoted_verdicts_are_those_of_the_stored_study(tmp_path: Path, result: s
     verdict = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["verdict"]
     assert verdict == json.loads(stored.read_text(encoding="utf-8"))["verdict"]
     assert "\n".join(verdict) in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_readme_quotes_the_stored_solution() -> None:
+    stored = json.loads((ROOT / "scripts/bench/results/solve_quickstart.json").read_text(encoding="utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert " ".join(stored["summary"]["verdict"][:3]) in readme
 
 
 EXTENSIONS = [line for block in blocks_of(EXTENDING) if block.language == "bash" for line in commands_of(block)]
