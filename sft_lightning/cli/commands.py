@@ -103,6 +103,13 @@ COMMANDS = {
         "sft_lightning.selection.select:select",
         words={"SOURCE": "source"},
     ),
+    "label": Command(
+        "before training",
+        "Shows images one by one on a page of this machine, and writes the label of each key to labels.csv.",
+        ("label sample --num_labels 20 --hide_labels true --static label.html",),
+        "sft_lightning.selection.label:label",
+        words={"SOURCE": "source"},
+    ),
     "find-lr": Command(
         "before training",
         "Tries rising learning rates for some steps, and suggests one.",

@@ -1,7 +1,7 @@
-"""Pages that open offline: one file without scripts and without anything to fetch, light or dark like the system.
+"""Pages that open offline: one file without anything to fetch, light or dark like the system.
 
-The HTML stands in `templates/`, where jinja2 escapes every value that is not `Markup`. Strings from users (names of
-classes, files and runs) therefore go in as they are.
+Only `label.html`, the page for labeling, has a script. The HTML stands in `templates/`, where jinja2 escapes every
+value that is not `Markup`. Strings from users (names of classes, files and runs) therefore go in as they are.
 """
 
 import base64
@@ -59,6 +59,16 @@ def render_page(
         .get_template("page.html")
         .render(title=title, subtitle=subtitle, verdict=verdict, sections=sections, figure=figure or Markup())
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return a page with a template of its own.
+
+    Args:
+        name: File in `templates/`.
+        values: Values of the template; text is escaped.
+    """
+    return _environment().get_template(name).render(**values)
 
 
 def render_paragraphs(sentences: Sequence[str]) -> Markup:

@@ -1,0 +1,246 @@
+"""`sft-lightning label`: a page to label images with one key each, served to this machine or written as one file."""
+
+import base64
+import hashlib
+import io
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sft_lightning import ImageDataModule
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.label_files import STATUSES, LabelRow, read_label_rows, read_table, write_label_rows
+from sft_lightning.data.source import concatenated
+from sft_lightning.data.splits import Split
+from sft_lightning.data.vision.image_source import find_image_shape
+from sft_lightning.selection.label_server import LabelServer
+from sft_lightning.selection.select import select_examples
+from sft_lightning.utils.atomic import write_text
+from sft_lightning.utils.errors import InputError, check_min, did_you_mean
+from sft_lightning.utils.html import render_template
+
+_SPLIT = "to label"  # name of the split of the examples on the page
+_SIDE = 512  # pixels of an image file on a served page
+_STATIC_SIDE = 256  # pixels of an image in a file that holds them all
+
+
+def label(
+    source: str,
+    ids: str | None = None,
+    out: str = "labels.csv",
+    class_names: list[str] | None = None,
+    num_labels: int = 50,
+    hide_labels: bool = False,
+    port: int = 0,
+    static: str | None = None,
+) -> Path | str:
+    """Show images one by one on a page, and write their labels to a CSV that `data.init_args.labels` takes.
+
+    Args:
+        source: Source of the images, as `data.init_args.source` takes it: a folder, a table, or the name of a data set.
+        ids: CSV with the images to label in its column `id`, such as `select.csv`; a column `suggestion` holds labels
+            to confirm. Null for the images that `select` chooses.
+        out: CSV of the labels. Each answer is written at once, and images that are in it are not asked again.
+        class_names: Classes to choose from; null for those of the source.
+        num_labels: Number of images that are chosen without `ids`.
+        hide_labels: Whether they are chosen among all training images, as if none had a label.
+        port: Port of 127.0.0.1 that the page is served on; 0 for a free one.
+        static: Path of an HTML file to write instead, which keeps the labels in the browser until they are downloaded.
+
+    Returns:
+        Path of the static page, or a summary after Ctrl-C.
+
+    Raises:
+        InputError: The images, labels or classes cannot be used.
+    """
+    check_min(0, port=port)
+    check_min(1, num_labels=num_labels)
+    path = Path(out)
+    if not path.is_file():
+        if path.exists():
+            raise InputError(f"out {out!r} is a folder: give the path of a CSV")
+        if static is None:
+            write_label_rows(path, [])
+    chosen = select_examples(source, num_labels, hide_labels=hide_labels).ids if ids is None else []
+    suggestions = dict.fromkeys(chosen, "") if ids is None else _read_ids(Path(ids))
+    side = _SIDE if static is None else _STATIC_SIDE
+    session = LabelSession(source, suggestions, path, class_names, side)
+    if static is not None:
+        write_text(Path(static), session.render(embeds=True))
+        return Path(static)
+    server = LabelServer(port, session.render(embeds=False), session.read, session.answer)
+    with server:
+        sys.stdout.write(f"Open {server.address} in a browser; Ctrl-C ends it. Labels go to {out}.\n")
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return session.summarize()
+
+
+class LabelSession:
+    """Examples to label, and the answers so far, which are in a file at any time."""
+
+    def __init__(
+        self, source: str, suggestions: dict[str, str], out: Path, class_names: list[str] | None, side: int
+    ) -> None:
+        """Find the examples, and read earlier answers.
+
+        Args:
+            source: Source of the images.
+            suggestions: Suggested class by name of the example; empty for none.
+            out: CSV of the labels.
+            class_names: Classes to choose from, or None.
+            side: Side of image files in pixels.
+
+        Raises:
+            InputError: An example, a suggestion or an earlier label does not fit the source, or it has no classes.
+        """
+        self.out, self._lock = out, threading.Lock()
+        self._data = _open(source, out if out.is_file() else None, class_names, side)
+        self.class_names = self._data.class_names if class_names is None else class_names
+        if not self.class_names:
+            raise InputError(f"source {source!r} has no classes: list them in class_names, as in '[cat, dog]'")
+        for name, suggestion in suggestions.items():
+            if suggestion and suggestion not in self.class_names:
+                hint = did_you_mean(suggestion, self.class_names)
+                raise InputError(f"ids suggests the class {suggestion!r} for {name!r}, which is unknown{hint}")
+        self._suggestions, self.ids = suggestions, list(suggestions)
+        self._choose(source)
+        self._rows = self._read_rows()
+
+    def _read_rows(self) -> dict[str, LabelRow]:
+        return {row.id: row for row in read_label_rows(self.out, "out")} if self.out.is_file() else {}
+
+    def _choose(self, source: str) -> None:
+        """Make the split of the examples, in their order."""
+        trained = [self._data.splits[name] for name in ("labeled", "unlabeled")]
+        places = {name: (split, i) for split in trained for name, i in zip(split.ids, split.indices, strict=True)}
+        for name in self.ids:
+            if name not in places:
+                raise InputError(
+                    f"source {source!r} has no readable training image {name!r}{did_you_mean(name, [*places])}: give "
+                    "names as in select.csv"
+                )
+        pieces = [(places[name][0].part, [places[name][1]]) for name in self.ids]
+        self._data.splits[_SPLIT] = Split(concatenated(*pieces), range(len(pieces)))
+
+    def read(self, number: int) -> tuple[bytes, str]:
+        """Return an image as a file, and its media type.
+
+        Args:
+            number: Number of the example.
+
+        Raises:
+            IndexError: The number is too large.
+        """
+        if number >= len(self.ids):
+            raise IndexError(number)
+        shown = self._show(number)
+        if isinstance(shown, str):
+            raise IndexError(number)
+        return _encode(shown)
+
+    def _show(self, number: int) -> Tensor | str:
+        with self._lock:
+            return self._data.views.show(self._data.inputs_of(_SPLIT, [number]))[0]
+
+    def answer(self, message: Any) -> None:
+        """Take an answer and write the file.
+
+        Args:
+            message: Mapping with `number` of the example, and `answer`: label and status, or None to take it back.
+
+        Raises:
+            ValueError: The message is not one that the page sends.
+        """
+        number, given = (message.get("number"), message.get("answer")) if isinstance(message, dict) else (None, None)
+        if type(number) is not int or not 0 <= number < len(self.ids):
+            raise ValueError("the page shows other images than the command")
+        name = self.ids[number]
+        with self._lock:
+            rows = self._read_rows()  # another process, or a spreadsheet, may have written it, too
+            if given is None:
+                rows.pop(name, None)
+            elif not isinstance(given, list) or len(given) != 2 or not self._is_answer(*given):
+                raise ValueError("the page shows other classes than the command")
+            else:
+                rows[name] = LabelRow(name, *given)
+            write_label_rows(self.out, rows.values())
+            self._rows = rows
+
+    def _is_answer(self, label: Any, status: Any) -> bool:
+        return (status == "" and label in self.class_names) or (label == "" and status in STATUSES[1:])
+
+    def render(self, embeds: bool) -> str:
+        """Return the page.
+
+        Args:
+            embeds: Whether the page holds the images and keeps the answers itself, without a server.
+        """
+        items: list[dict[str, str]] = []
+        for k, name in enumerate(self.ids):
+            item = {"id": name, "suggestion": self._suggestions[name]}
+            shown = self._show(k) if embeds or k == 0 or "text" in items[0] else None
+            if isinstance(shown, str):
+                item["text"] = shown
+            else:
+                item["image"] = _embed(shown) if embeds and shown is not None else f"image/{k}"
+            items.append(item)
+        answers = {k: self._rows[name][1:3] for k, name in enumerate(self.ids) if name in self._rows}
+        source = self._data.source.name
+        key = hashlib.sha256(repr((source, self.ids, self.class_names)).encode("utf-8", "replace")).hexdigest()[:16]
+        state: dict[str, Any] = {"source": source, "file": str(self.out), "key": key, "saves": not embeds}
+        state |= {"items": items, "classes": self.class_names, "answers": answers}
+        return render_template("label.html", state=state)
+
+    def summarize(self) -> str:
+        """Return a sentence about the answers."""
+        rows = [self._rows[name] for name in self.ids if name in self._rows]
+        labeled = sum(not row.status for row in rows)
+        left = len(self.ids) - len(rows)
+        more = f"; {left:,} are left, start the command again to go on" if left else ""
+        return f"{labeled:,} of {len(self.ids):,} images have a label in {self.out}{more}"
+
+
+def _open(source: str, labels: Path | None, class_names: Sequence[str] | None, side: int) -> FewLabelDataModule:
+    """Open the data with all of its images, image files whole and large."""
+    settings: dict[str, Any] = {
+        "labels": None if labels is None else str(labels), "val_size": 0, "test_size": 0, "num_workers": 0,
+        "on_bad_image": "skip", "class_names": None if class_names is None else list(class_names),
+    }  # fmt: skip
+    data = ImageDataModule(source, **settings)
+    if find_image_shape(data.opened_source) is None:
+        data = ImageDataModule(source, **settings, image_size=side, resize="pad")
+    data.setup("fit")
+    return data
+
+
+def _read_ids(path: Path) -> dict[str, str]:
+    """Read the names of the examples to label, in their order, with a suggested class or an empty text."""
+    where = f"ids {str(path)!r}"
+    suggestions = {cells["id"]: cells.get("suggestion", "") for _, cells in read_table(path, where, ("id",))}
+    if not suggestions:
+        raise InputError(f"{where} has no line below its header: list one image per line")
+    return suggestions
+
+
+def _encode(x: Tensor) -> tuple[bytes, str]:
+    """Return an image, (C, H, W) in [0, 1], as a file: small ones without loss."""
+    pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    kind = "PNG" if max(image.size) <= 96 else "JPEG"
+    file = io.BytesIO()
+    image.save(file, kind, **({} if kind == "PNG" else {"quality": 85}))
+    return file.getvalue(), f"image/{kind.lower()}"
+
+
+def _embed(x: Tensor) -> str:
+    content, kind = _encode(x)
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
