@@ -76,4 +76,8 @@ class Solution:
         names = ("report.html", "predictions.csv", "label_next.csv", "model.safetensors")
         files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).is_file())})"
         use = f"sft-lightning predict {self.run} NEW_IMAGES/"
+        if (self.folder / "label_next.csv").is_file():
+            use += (
+                f"\nLabel:    sft-lightning label SOURCE --ids {self.folder}/label_next.csv, then solve with --labels"
+            )
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

@@ -188,6 +188,19 @@ def test_a_source_without_unlabeled_images_is_solved_by_its_labels(
     assert any(name.startswith("head") for name in tensors)
 
 
+def test_the_next_labels_are_learned(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    source = str(write_folder(workdir / "images", {"train": 6, "unlabeled": 10}))
+    first = solve(source, minutes=0.1, name="loop", image_size=16)
+    chosen = read_table(first.folder / "label_next.csv")[:5]
+    lines = ["id,label", *(f"{row['id']},{row['suggestion']}" for row in chosen)]
+    (workdir / "labels.csv").write_text("\n".join(lines) + "\n")
+    second = solve(source, minutes=0.1, name="loop", image_size=16, labels="labels.csv")
+    assert "of images like the 23 labeled ones" in second.verdict[0]
+    split = {row["id"]: row for row in read_table_below_header(second.run / "split.csv")}
+    assert [split[row["id"]]["label"] for row in chosen] == [row["suggestion"] for row in chosen]
+    assert not {row["id"] for row in chosen} & {row["id"] for row in read_table(second.folder / "predictions.csv")}
+
+
 @pytest.mark.parametrize(
     ("minutes", "pool", "starts", "expected"),
     [
