@@ -41,7 +41,7 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
         given += ["--data.init_args.num_labels", "6", "--data.init_args.val_size", "3"]
     if "source: my_images" in text:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "64"]
-    if "weights: default" in text:
+    if "weights: default" in text or "weights: my_weights.safetensors" in text:
         given += ["--model.init_args.weights", "none"]
     if "class_path: SelfDistillation" in text:
         given += ["--model.init_args.strategy.init_args.weights", str(teacher())]
