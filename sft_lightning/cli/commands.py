@@ -254,9 +254,9 @@ def suggest_command(folder: Path) -> str:
     """Return a line that names the one command to type where a folder holds images, else an empty string.
 
     Args:
-        folder: Folder to look into, two levels deep.
+        folder: Folder to look into: its own images, those of class folders, and those below `train`.
     """
-    patterns = (f"{levels}*.{kind}" for levels in ("", "*/", "*/*/") for kind in ("png", "jpg", "jpeg", "JPG"))
+    patterns = (f"{levels}*.{kind}" for levels in ("", "*/", "train/*/") for kind in ("png", "jpg", "jpeg", "JPG"))
     if not any(True for pattern in patterns for _ in folder.glob(pattern)):
         return ""
     return "This folder holds images. To learn from them:\n  sft-lightning solve .\n"

@@ -93,7 +93,7 @@ class FrozenFeatureClassifier(BackboneClassifier):
     # --- fitting
 
     def setup(self, stage: str) -> None:
-        """Let training be one step, whatever the Trainer was told: nothing would change in another one.
+        """Let training be one step, whatever the settings of the Trainer: another one would change nothing.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -220,11 +220,11 @@ class FrozenFeatureClassifier(BackboneClassifier):
         """
         raise InputError(f"{type(self).__name__} takes no gradient steps")
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override] # there is no loss
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override] # no loss
         """Do nothing: the classifier is fitted."""
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: there are no gradients.
+        """Do nothing, since no step has gradients.
 
         Args:
             args: Arguments of Lightning's hook.
@@ -232,7 +232,7 @@ class FrozenFeatureClassifier(BackboneClassifier):
         """
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Do nothing: there are no gradients to check."""
+        """Do nothing, since no step has gradients to check."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log nothing: there is no loss."""
+        """Log nothing, since no step has a loss."""

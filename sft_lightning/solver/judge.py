@@ -236,7 +236,7 @@ def count_needed_labels(comparison: Comparison) -> int | None:
         comparison: Comparison from `compare`.
 
     Returns:
-        Number of labels, above that of the comparison; None if it is settled, if there is no difference, or if it would
+        Number of labels, above that of the comparison; None if it is settled, if both are equal, or if it would
         take more than a million.
     """
     center, reach = (comparison.low + comparison.high) / 2, (comparison.high - comparison.low) / 2

@@ -82,7 +82,7 @@ def make_plan(minutes: float, pool: int, num_folds: int, num_starts: int, pass_s
     steps = int(60 * minutes * _TRAINING_SHARE / (trainings * step))
     if not pretraining and not num_starts:
         steps = 0
-        dropped.append("fine-tuning: there is no start to fine-tune from (--candidates names some)")
+        dropped.append("fine-tuning: it needs a start (name one with --candidates)")
     elif steps < MIN_STEPS:
         needed = MIN_STEPS * trainings * step / 60 / _TRAINING_SHARE
         steps = 0

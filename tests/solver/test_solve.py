@@ -121,10 +121,11 @@ def test_a_second_call_computes_only_what_changed(workdir: Path, monkeypatch: py
 
 
 def test_networks_are_pretrained_and_trained_where_the_time_allows(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
 ) -> None:
     monkeypatch.setattr("sft_lightning.solver.solve.make_plan", lambda minutes, *rest: plan.Plan(minutes, 3, 2, ()))
-    solution = solve("sample", name="trained", **SHORT)
+    folder = write_folder(workdir / "images", {"train": 4, "unlabeled": 30}, classes=2)
+    solution = solve(str(folder), name="trained", image_size=16)
     learned = "features learned from your images"
     assert set(solution.summary["recipes"]) == {
         "logistic regression on pixels", "label spreading on pixels",

@@ -51,7 +51,7 @@ def test_labels_spread_over_the_features_of_the_start(most: int) -> None:
     model = module(LabelPropagation(components=8, max_examples=most))
     x, pool, y = features(model, data, "labeled"), features(model, data, "unlabeled"), data.splits["labeled"].labels
     assert len(pool) == 180
-    trainer([seen]).fit(model, data)
+    trainer([seen], limit_val_batches=0).fit(model, data)
     components = WhitenedPCA(8).fit([torch.cat([x, pool])])
     x, pool = components.transform(x), components.transform(pool)
     step = 1 if most > 180 else 2
@@ -66,7 +66,7 @@ def test_labels_spread_over_the_features_of_the_start(most: int) -> None:
 def test_targets_are_computed_anew_only_where_they_are_due(tmp_path: Path) -> None:
     def fit(refresh: int, epochs: int, start: Path | None = None) -> tuple[list[torch.Tensor], SemiSupervisedModule]:
         seen, model = Targets(), module(LabelPropagation(refresh, components=8))
-        learner = trainer([seen], max_epochs=epochs)
+        learner = trainer([seen], max_epochs=epochs, limit_val_batches=0)
         learner.fit(model, sample(**FEW), ckpt_path=start)
         learner.save_checkpoint(tmp_path / f"{refresh}_{epochs}.ckpt")
         return seen.seen, model
@@ -97,7 +97,7 @@ def test_answers_of_the_teacher_are_matched_by_name() -> None:
     names = [*reversed(sample(**FEW).class_names)]
     data = sample(**FEW, class_names=names)
     model = module(SelfDistillation(str(teacher()), temperature=2.0), class_names=names)
-    trainer([seen, batches]).fit(model, data)
+    trainer([seen, batches], limit_val_batches=0).fit(model, data)
     known = torch.load(teacher(), weights_only=True)["state_dict"]
     expert = classifier()
     expert.load_state_dict(known)
