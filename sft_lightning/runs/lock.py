@@ -3,7 +3,8 @@
 import os
 import platform
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -159,3 +160,31 @@ def is_training(folder: Path) -> bool:
     except OSError:
         pass
     return False
+
+
+@contextmanager
+def lock_folder(folder: Path, what: str) -> Iterator[None]:
+    """Make a folder and lock it, so that two processes do not train the same run in it.
+
+    Args:
+        folder: Folder, such as that of a study.
+        what: Name of what is computed there, for the message, such as "study 'mine'".
+
+    Raises:
+        InputError: The folder cannot be written, or another process holds the lock.
+    """
+    lock = RunLock()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.lock(folder)
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): correct its permissions") from error
+    except InputError as error:
+        raise InputError(
+            f"{what} is already running, started by {lock.holder}: wait for it to end, stop it, or give this one "
+            "another name"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -5,8 +5,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.networks.weights import read_weights, write_weights
-from sft_lightning.runs.lock import RunLock
+from sft_lightning.runs.lock import lock_folder
 from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.solver.deliver import Delivery, deliver, test
 from sft_lightning.solver.judge import (
@@ -108,7 +107,7 @@ def solve(
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "images"
     check_run_name("name", name)
     folder = Path(LOGS) / "solve" / name
-    with _lock(name, folder):
+    with lock_folder(folder, f"solution {name!r}"):
         try:
             opened = read_source(source, folder, num_labels, image_size, seed, root, labels)
             return _Solver(opened, minutes, name, candidates or [], folder).run()
@@ -116,24 +115,6 @@ def solve(
             number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
             stopped = signal.Signals(number).name
             raise StoppedBySignal(f"{stopped}: start solve again to go on; what is done is kept", number) from error
-
-
-@contextmanager
-def _lock(name: str, folder: Path) -> Iterator[None]:
-    lock = RunLock()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.lock(folder)
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): correct its permissions") from error
-    except InputError as error:
-        raise InputError(
-            f"solution {name!r} is being computed by {lock.holder}: wait for it to end, or give this one another --name"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Solver:

@@ -7,8 +7,7 @@ accuracy of the last iterate and that of the checkpoint that the validation spli
 import itertools
 import statistics
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft_lightning._version import __version__
-from sft_lightning.runs.lock import RunLock
+from sft_lightning.runs.lock import lock_folder
 from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.study.baselines import STARTS
 from sft_lightning.study.figures import save_label_efficiency
@@ -91,7 +90,7 @@ def study(
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
     check_methods(methods, budgets, seeds)
     folder = Path(LOGS) / "study" / name
-    with _lock_study(name, folder):
+    with lock_folder(folder, f"study {name!r}"):
         runs = plan(methods, budgets, seeds, data, options or {})
         ledger = Ledger(folder / "study.json")
         waiting = list_pending(runs, ledger)
@@ -101,26 +100,6 @@ def study(
         _train(name, folder, runs, ledger, jobs, launcher, slurm)
         rows = collect_rows([run for run in runs if run.is_final], ledger)
         return write_results(folder, rows, baseline, judge)
-
-
-@contextmanager
-def _lock_study(name: str, folder: Path) -> Iterator[None]:
-    """Lock the folder of a study, in which two processes would train the same run."""
-    lock = RunLock()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.lock(folder)
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): correct its permissions") from error
-    except InputError as error:
-        raise InputError(
-            f"study {name!r} is already running, started by {lock.holder}: wait for it to end, stop it, or give this "
-            "one another name"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _train(

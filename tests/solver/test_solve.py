@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,3 +252,15 @@ def test_no_words_in_a_folder_of_images_suggest_the_command(
     assert capsys.readouterr().out.endswith("sft-lightning solve .\n")
     assert main(["--help"]) == 0
     assert "sft-lightning solve .\n" not in capsys.readouterr().out
+
+
+def test_a_second_process_is_refused_while_one_works(workdir: Path) -> None:
+    folder = workdir / "lightning_logs" / "solve" / "busy"
+    hold = "import sys, time; from pathlib import Path; from sft_lightning.runs.lock import lock_folder\n"
+    hold += "with lock_folder(Path(sys.argv[1]), 'x'):\n    print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="solution 'busy' is already running, started by process"):
+            solve("sample", name="busy", **SHORT)
+        holder.kill()
