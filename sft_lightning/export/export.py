@@ -21,6 +21,7 @@ from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.weights import Tensors, find_weights, read_weights, select_evaluated_weights, write_weights
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.lineage import find_run
+from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.runs.trained_network import TrainedNetwork, load_trained_network
 from sft_lightning.utils.atomic import write_json, write_text
@@ -96,8 +97,11 @@ def export(
     evaluation = evaluate_export(run, trained, folder, most, compared) if most or compared else None
     if evaluation is not None and evaluation.metrics:
         metadata["metrics"] = {"split": evaluation.kind, "images": evaluation.count, **evaluation.metrics}
+    known = read_temperature(checkpoint) if wise == 1 else None
     if evaluation is not None and evaluation.calibrated_on:
         metadata["temperature"] = {"value": evaluation.temperature, "validation_images": evaluation.calibrated_on}
+    elif known is not None and trained.head:
+        metadata["temperature"] = {"value": known.value, "held_out_labels": known.labels}
     if format == "safetensors" or evaluation is None:
         write_weights(file, _select_tensors(trained, part), metadata)
     else:

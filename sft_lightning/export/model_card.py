@@ -252,11 +252,7 @@ def _write_metrics(card: CardData) -> str:
         rows = [f"| {words} | {m[name]:.4f} |" for name, words in _METRICS.items() if name in m]
         rows[0] = f"| accuracy | {m['accuracy']:.4f} (95% interval {low:.3f} to {high:.3f}) |"
         sentences.append("\n".join(["| metric | value |", "| --- | --- |", *rows]))
-        if evaluation.calibrated_on:
-            sentences.append(
-                f"`predict` divides the logits by the temperature {evaluation.temperature:.3f}, under which the labels "
-                f"of {evaluation.calibrated_on:,} validation images are likeliest."
-            )
+        sentences += _write_temperature(card)
         if evaluation.kind != "test":
             sentences.append("There is no test split: where the validation split chose anything, this is too good.")
         return "\n\n".join(sentences)
@@ -264,7 +260,21 @@ def _write_metrics(card: CardData) -> str:
     why = (
         f": {escape_markdown(evaluation.random_reason)}" if evaluation is not None and evaluation.random_reason else ""
     )
-    return f"Not measured at export{why}." + (f"\n\n{recorded}" if recorded else "")
+    parts = [f"Not measured at export{why}.", *([recorded] if recorded else []), *_write_temperature(card)]
+    return "\n\n".join(parts)
+
+
+def _write_temperature(card: CardData) -> list[str]:
+    temperature = card.metadata.get("temperature")
+    if temperature is None or card.metadata["part"] == "backbone":
+        return []
+    labels = (
+        f"{temperature['held_out_labels']:,} labels, held out in turn,"
+        if "held_out_labels" in temperature
+        else (f"the labels of {temperature['validation_images']:,} validation images")
+    )
+    value = f"{temperature['value']:.3f}"
+    return [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
 
 
 def _write_recorded(card: CardData) -> str:

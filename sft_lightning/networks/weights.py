@@ -20,6 +20,7 @@ from sft_lightning.networks.metadata import check_metadata
 from sft_lightning.networks.resampling import Filter, Tensors as Tensors, fit_to_network
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.solution_folder import resolve_solution
 
 _AVERAGE = "average."
 _REGULARIZER = "regularizer."
@@ -67,7 +68,8 @@ def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone") -> 
     """Find the weights file that a path refers to.
 
     Args:
-        path: File, or folder of a run: its `encoder.safetensors` for a backbone, else its last checkpoint.
+        path: File, or folder of a run or a solution: its `encoder.safetensors` for a backbone, else its last
+            checkpoint.
         part: Part of the network that the caller needs.
 
     Raises:
@@ -75,6 +77,7 @@ def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone") -> 
     """
     setting = "head_weights" if part == "head" else "weights"
     if path.is_dir():
+        path = resolve_solution(path)
         for name in ("encoder.safetensors", "checkpoints/last.ckpt")[part == "head" :]:
             if (path / name).is_file():
                 return path / name

@@ -1,8 +1,8 @@
 """Calibration of predictions: a temperature for probabilities, and the distance of an input to the training data.
 
-Guo et al. 2017, "On Calibration of Modern Neural Networks": one temperature, fitted on the validation split. Sun et al.
-2022, "Out-of-Distribution Detection with Deep Nearest Neighbors": the distance of the features, at length 1, to the
-k-th nearest of the training examples.
+Guo et al. 2017, "On Calibration of Modern Neural Networks": one temperature, fitted on the validation split, or by
+cross-fitting where all labels are for training (`runs/temperature.py`). Sun et al. 2022, "Out-of-Distribution Detection
+with Deep Nearest Neighbors": the distance of the features, at length 1, to the k-th nearest of the training examples.
 """
 
 import math
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.runs.lineage import find_run, hash_file
+from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.utils.errors import InputError
 
 FILE = "calibration.safetensors"
@@ -72,11 +73,13 @@ class Calibration:
 
     Attributes:
         temperature: Divisor of the logits; 1 leaves them as they are.
-        calibrated_on: Number of validation examples that the temperature fits best; 0 where there is none.
+        calibrated_on: Number of validation examples, or of labels that were held out in turn, that the temperature
+            fits best; 0 where there is none.
         bank: Features of training examples, float32, (M, F), of length 1; (0,) where none are known.
         reference_distances: Distances of examples that were not trained on, float32, sorted, (V,).
         held_out: Whether these are validation examples; otherwise those of the bank, each without itself.
         uncalibrated_reason: Reason for the lack of a temperature; empty where there is one.
+        cross_fitted: Whether the temperature is that of labels that were held out in turn.
     """
 
     temperature: float = 1.0
@@ -85,6 +88,7 @@ class Calibration:
     reference_distances: Tensor = _NONE
     held_out: bool = False
     uncalibrated_reason: str = ""
+    cross_fitted: bool = False
 
     def of(self, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """Compute calibrated probabilities and distances for a batch.
@@ -116,6 +120,7 @@ class Calibration:
             ValueError: A value has the wrong type or shape, or is out of its range.
         """
         kinds = {"temperature": float, "calibrated_on": int, "held_out": bool, "uncalibrated_reason": str}
+        kinds["cross_fitted"] = bool
         wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
         if not wrong and not 0 < self.temperature < math.inf:
             wrong.append("temperature")
@@ -134,7 +139,8 @@ class Calibration:
     def __str__(self) -> str:
         said = f"Not calibrated: {self.uncalibrated_reason}."
         if self.calibrated_on:
-            said = f"Calibrated on {self.calibrated_on:,} validation images: temperature {self.temperature:.2f}."
+            kind = "labels that were held out in turn" if self.cross_fitted else "validation images"
+            said = f"Calibrated on {self.calibrated_on:,} {kind}: temperature {self.temperature:.2f}."
         if not len(self.reference_distances):
             return said
         than = f"{len(self.reference_distances):,} validation images" if self.held_out else "these from each other"
@@ -230,13 +236,19 @@ def _fit(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
     try:
         run_data = data.as_trained(run, module.hparams.get("class_names"))
         batches = run_data.training_batches(REMEMBERED, module.device), run_data.batches_of("val", module.device)
-        return fit_calibration(module, *batches, trainer.precision_plugin)
+        trust = fit_calibration(module, *batches, trainer.precision_plugin)
     except InputError as error:
-        return Calibration(uncalibrated_reason=f"the data of the run cannot be read ({str(error).partition('; ')[0]})")
+        reason = f"the data of the run cannot be read ({str(error).partition('; ')[0]})"
+        trust = Calibration(uncalibrated_reason=reason)
+    known = None if trust.calibrated_on else read_temperature(Path(trainer.ckpt_path))
+    if known is not None:
+        trust.temperature, trust.calibrated_on = known
+        trust.cross_fitted, trust.uncalibrated_reason = True, ""
+    return trust
 
 
 def _write(path: Path, key: dict[str, Any], trust: Calibration) -> None:
-    values = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out")}
+    values = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out", "cross_fitted")}
     values["because"] = trust.uncalibrated_reason  # the name of earlier versions
     write_weights(path, {"bank": trust.bank, "ordinary": trust.reference_distances}, {**key, **values})
 

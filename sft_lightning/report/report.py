@@ -30,6 +30,7 @@ from sft_lightning.report.run_sections import render_health, render_origin, rend
 from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.runs.record import RunRecord, read_leaks
+from sft_lightning.runs.temperature import CrossFittedTemperature, read_temperature
 from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.atomic import write_text
@@ -118,7 +119,7 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
     is_unfinished = is_training(opened.folder)
     evaluation, curves = Evaluation(opened), read_curves(opened.folder)
     unlabeled = evaluation.predict_unlabeled()
-    confidence, calibration = _render_calibration(evaluation)
+    confidence, calibration = _render_calibration(evaluation, read_temperature(opened.checkpoint))
     results, caveats = _format_verdict(evaluation, _describe_iterate(opened))
     leaks = map(str, read_leaks(RunRecord(opened.folder).chain[-1]))
     caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in leaks]
@@ -189,7 +190,7 @@ def _render_classes(evaluation: Evaluation) -> Markup:
     return table + heading + render_table(("true", "predicted", "images"), confused)
 
 
-def _render_calibration(evaluation: Evaluation) -> tuple[str, Markup]:
+def _render_calibration(evaluation: Evaluation, known: CrossFittedTemperature | None) -> tuple[str, Markup]:
     """Return a sentence for the verdict, and the section."""
     judged, validation = evaluation.judged, evaluation.validation
     error = compute_calibration_error(judged.logits, judged.labels)
@@ -197,18 +198,21 @@ def _render_calibration(evaluation: Evaluation) -> tuple[str, Markup]:
     direction = "overconfident" if confidence > judged.accuracy else "underconfident"
     sentence = f"It is {direction}: its mean confidence is {confidence:.1%}; the calibration error is {error:.3f}"
     before = bin_reliability(judged.logits, judged.labels)
-    if validation is None:
+    if validation is not None:
+        t, fitted = fit_temperature(validation.logits, validation.labels), "the validation split"
+    elif known is not None:
+        t, fitted = known.value, f"{known.labels:,} labels that were held out in turn"
+    else:
         note = render_note("There is no separate validation split to fit a temperature on.")
         return f"{sentence}.", note + figures.draw_reliability(before, None)
-    t = fit_temperature(validation.logits, validation.labels)
     scaled = compute_calibration_error(judged.logits / t, judged.labels)
     note = render_note(
         f"Expected calibration error on the {format_split(judged.name)} split: {error:.3f} as trained, {scaled:.3f} "
-        f"with all logits divided by the temperature {t:.2f}, which fits the validation split best. Dots below the "
+        f"with all logits divided by the temperature {t:.2f}, which fits {fitted} best. Dots below the "
         "dotted line are overconfident; larger dots are more examples."
     )
     figure = figures.draw_reliability(before, bin_reliability(judged.logits / t, judged.labels))
-    return f"{sentence}, or {scaled:.3f} at temperature {t:.2f} (fitted on the validation split).", note + figure
+    return f"{sentence}, or {scaled:.3f} at temperature {t:.2f} (fitted on {fitted}).", note + figure
 
 
 def _render_map(evaluation: Evaluation, unlabeled: Predictions | None) -> Markup:

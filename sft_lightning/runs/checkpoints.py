@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_lightning.runs.paths import list_versions
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.solution_folder import resolve_solution
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,8 @@ def find_checkpoint(name: str, runs: Path) -> Path:
     """Find the checkpoint that the user names.
 
     Args:
-        name: Path of a checkpoint, folder of a run (its last checkpoint), or `last` (that of the newest run).
+        name: Path of a checkpoint, folder of a run (its last checkpoint) or of a solution (that of its model), or
+            `last` (that of the newest run).
         runs: Folder of the runs of one name, for `last`.
 
     Raises:
@@ -31,7 +33,7 @@ def find_checkpoint(name: str, runs: Path) -> Path:
         if not checkpoints:
             raise InputError(f"ckpt_path is 'last', but no run in {str(runs)!r} has a checkpoint yet: start without it")
         return checkpoints[-1]
-    path = Path(name)
+    path = resolve_solution(Path(name))
     if (path / "checkpoints").is_dir() and (checkpoint := find_newest_checkpoint(path)) is not None:
         return checkpoint
     if not path.is_file():
@@ -45,7 +47,7 @@ def find_run_checkpoint(name: str) -> Path:
     """Find the checkpoint of a run that the user names.
 
     Args:
-        name: Folder of a run (its last checkpoint), or a checkpoint.
+        name: Folder of a run (its last checkpoint) or of a solution (that of its model), or a checkpoint.
 
     Raises:
         InputError: The checkpoint does not exist.

@@ -19,6 +19,7 @@ from sft_lightning.runs.record import CONFIG, LINEAGE, SPLIT, Link, RunRecord, c
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.environment import describe_machine
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.solution_folder import resolve_solution
 
 
 def hash_file(path: Path) -> str:
@@ -47,12 +48,12 @@ def find_run_folder(run: str) -> Path:
     """Return the folder of a run that the user names.
 
     Args:
-        run: Folder of the run, or a file in it.
+        run: Folder of the run or of a solution, or a file in the run.
 
     Raises:
         InputError: The path does not lead to a run.
     """
-    path = Path(run)
+    path = resolve_solution(Path(run))
     folder = path if (path / CONFIG).is_file() else find_run(path) if path.exists() else None
     if folder is None:
         raise InputError(

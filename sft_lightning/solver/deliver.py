@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.classifiers.whitening import WhitenedPCA
-from sft_lightning.export.export import export
+from sft_lightning.cli.logging import silence_logs
+from sft_lightning.export.export import ExportFormat, export
 from sft_lightning.paradigms.calibration import fit_temperature
+from sft_lightning.runs.checkpoints import find_run_checkpoint
+from sft_lightning.runs.temperature import CrossFittedTemperature, write_temperature
 from sft_lightning.selection import kmeans_centers
 from sft_lightning.solver.labels import LabeledSource, predict_split
 from sft_lightning.solver.recipes import Recipe, Space, get_run, train
@@ -18,6 +21,7 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import format_csv
 
 NEXT = 20  # examples to label next
+EXPORTS: dict[str, ExportFormat] = {"model.safetensors": "safetensors", "model.onnx": "onnx"}
 _DOUBTFUL = 10  # times as many doubtful ones to choose the next labels from
 _WRONG, _SURE = 0.1, 0.8  # probability of its label below, and of another class above which a label is doubtful
 _LEAST = 1e-6
@@ -29,13 +33,14 @@ class Delivery:
 
     Attributes:
         run: Folder of the run.
-        temperature: Temperature of the probabilities, fitted to held-out predictions of the labels.
+        temperature: Temperature of the probabilities, fitted to held-out predictions of the labels; 1 where all are
+            right, which no temperature fits best.
         test_correct: Whether each example of the source's own test split is classified correctly, (T,), or None.
         next_labels: Positions of the unlabeled examples to label next.
         doubtful: Positions of the labeled examples whose label is doubtful.
         predicted: Class that the held-out prediction gives each doubtful label.
         advice: Sentences about what would help most.
-        not_exported: Reason for the lack of `model.safetensors`; empty where it was written.
+        not_exported: Reason for the lack of an exported file, by its name.
     """
 
     run: Path
@@ -45,7 +50,7 @@ class Delivery:
     doubtful: list[int] = field(default_factory=list)
     predicted: list[int] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
-    not_exported: str = ""
+    not_exported: dict[str, str] = field(default_factory=dict)
 
 
 def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Space, name: str, folder: Path) -> Delivery:
@@ -63,12 +68,11 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
     cli = train(recipe, source, None, name)
     model = cli.model
     judged = ~held_out.isnan().any(1)
-    temperature = fit_temperature(held_out[judged].clamp_min(_LEAST).log(), source.labels[judged])
-    delivery = Delivery(get_run(cli), temperature)
+    delivery = Delivery(get_run(cli), _calibrate(held_out[judged], source.labels[judged], get_run(cli)))
     if source.has_test:
         delivery.test_correct = test(model, source)
     if source.pool_size:
-        probabilities = _calibrate(predict_split(model, data, "unlabeled"), temperature)
+        probabilities = predict_split(model, data, "unlabeled", delivery.temperature)
         _write_predictions(folder / "predictions.csv", source, probabilities)
         delivery.next_labels = choose_next(probabilities, source, space)
         ids = data.splits["unlabeled"].ids
@@ -81,10 +85,13 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
     delivery.doubtful = wrong.nonzero()[:, 0].tolist()
     delivery.predicted = other[wrong].tolist()
     delivery.advice = _advise(held_out, judged, source, delivery)
-    try:
-        export(str(delivery.run), out=str(folder / "model.safetensors"))
-    except InputError as error:
-        delivery.not_exported = str(error)
+    for name, language in EXPORTS.items():
+        (folder / name).unlink(missing_ok=True)  # of an earlier model
+        try:
+            with silence_logs():
+                export(str(delivery.run), format=language, out=str(folder / name))
+        except InputError as error:
+            delivery.not_exported[name] = str(error)
     return delivery
 
 
@@ -99,8 +106,13 @@ def test(model: nn.Module, source: LabeledSource) -> Tensor:
     return predicted == source.data.splits["test"].labels
 
 
-def _calibrate(probabilities: Tensor, temperature: float) -> Tensor:
-    return (probabilities.clamp_min(_LEAST).log() / temperature).softmax(1)
+def _calibrate(held_out: Tensor, labels: Tensor, run: Path) -> float:
+    """Fit the temperature to held-out predictions and write it into the run, so that every command uses it."""
+    if bool((held_out.argmax(1) == labels).all()):
+        return 1.0
+    temperature = fit_temperature(held_out.clamp_min(_LEAST).log(), labels)
+    write_temperature(run, find_run_checkpoint(str(run)), CrossFittedTemperature(temperature, len(labels)))
+    return temperature
 
 
 def _write_predictions(path: Path, source: LabeledSource, probabilities: Tensor) -> None:

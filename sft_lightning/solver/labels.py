@@ -165,19 +165,20 @@ def _open_at_size(
     return open_with(MAX_SIDE), MAX_SIDE
 
 
-def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str) -> Tensor:
+def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str, temperature: float = 1.0) -> Tensor:
     """Return the class probabilities of a split in its order, float32, (N, C); NaN for unreadable examples.
 
     Args:
         model: Classifier with `forward` to logits.
         data: Data module after its setup.
         name: Name of the split.
+        temperature: Divisor of the logits.
     """
     model.eval()
     probabilities = torch.full((len(data.splits[name]), data.num_classes), float("nan"))
     with torch.no_grad():
         for batch in data.batches_of(name, next(model.parameters(), torch.empty(0)).device):
-            probabilities[batch.indices.cpu()] = model(batch.x).float().softmax(1).cpu()
+            probabilities[batch.indices.cpu()] = (model(batch.x).float() / temperature).softmax(1).cpu()
     return probabilities
 
 

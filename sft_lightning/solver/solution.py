@@ -15,6 +15,7 @@ from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.networks.weights import read_weights
+from sft_lightning.solver.deliver import EXPORTS
 from sft_lightning.utils.tables import align_columns
 
 
@@ -73,9 +74,9 @@ class Solution:
         table = "\n".join(
             align_columns([["recipe", "uses unlabeled images", "accuracy on held-out labels"], *self.recipes])
         )
-        names = ("report.html", "predictions.csv", "label_next.csv", "model.safetensors")
+        names = ("report.html", "predictions.csv", "label_next.csv", *EXPORTS)
         files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).is_file())})"
-        use = f"sft-lightning predict {self.run} NEW_IMAGES/"
+        use = f"sft-lightning predict {self.folder} NEW_IMAGES/"
         if (self.folder / "label_next.csv").is_file():
             use += (
                 f"\nLabel:    sft-lightning label SOURCE --ids {self.folder}/label_next.csv, then solve with --labels"

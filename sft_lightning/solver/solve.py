@@ -330,6 +330,8 @@ class _Solver:
             "left_out": [*plan.dropped],
             "failed": self.failed,
             "run": str(delivery.run),
+            "temperature": delivery.temperature,
+            "not_exported": delivery.not_exported,
             "seconds": round(time.monotonic() - self.begin, 1),
         }
         write_json(self.folder / "summary.json", summary)

@@ -16,6 +16,7 @@ from sft_lightning.runs.record import RunRecord, check_chain
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
+from sft_lightning.utils.solution_folder import resolve_solution
 
 
 @dataclass
@@ -53,7 +54,8 @@ def resolve_candidates(given: str | Candidate) -> list[Candidate]:
         if given.backbone is None and given.weights in ("none", "default"):
             raise InputError(f"a candidate has weights {given.weights!r} and no backbone: name one")
         return [given]
-    path = Path(given)
+    path = resolve_solution(Path(given))
+    given = str(path) if path != Path(given) else given
     if path.is_dir() and not any((path / name).is_file() for name in ("encoder.safetensors", "checkpoints/last.ckpt")):
         runs = sorted({file.parent.parent for file in path.glob("**/checkpoints/last.ckpt")}, key=_natural_key)
         if not runs:
@@ -127,7 +129,7 @@ def _build_resized(name: str, spec: InputSpec, path: Path, is_trusted: bool) -> 
 
 def _find_weights_file(weights: str) -> Path:
     """Find the file of weights; of a run, prefer its checkpoint, since that holds its head, too."""
-    path = Path(weights)
+    path = resolve_solution(Path(weights))
     last = path / "checkpoints" / "last.ckpt"
     return last if last.is_file() else find_weights(path)
 

@@ -87,6 +87,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..
         assert main(shlex.split(f"fit --config configs/quickstart/autoencoder.yaml {TINY}")) == 0
     for name in SHOWN_RUNS:
         shutil.copytree(folder / RUN, folder / "lightning_logs" / name / "version_0")
+    solution = folder / "lightning_logs" / "solve" / "my_images"
+    (solution / "plan.json").write_text("{}")
+    (solution / "summary.json").write_text('{"run": "lightning_logs/solve/my_images/model/version_0"}')
     shutil.copy(folder / RUN / "fit.yaml", folder / "fit.yaml")
     (folder / "efficientnet_lite0.safetensors").touch()
     return folder
