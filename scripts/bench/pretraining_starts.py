@@ -3,14 +3,16 @@
     python scripts/bench/pretraining_starts.py --out scripts/bench/results/pretraining_starts.json
     python scripts/bench/pretraining_starts.py --source MNIST --root FOLDER --labels 40 100 1000 --epochs 60
     python scripts/bench/pretraining_starts.py --run lightning_logs/pretraining/simclr/version_0 --labels 100
+    python scripts/bench/pretraining_starts.py --backbone timm/tf_efficientnet_lite0 --weights FILE --weights_size 96
 
 Pre-trains by a shipped config, or takes a run, and classifies its frozen features for each number of labels and each
 random balanced split: by logistic regression, by label spreading on the cosine graph of 128 whitened principal
-components (with and without the classes balanced as in the labels), and by whichever of the first and the last has the
-higher accuracy in 5-fold cross-validation on the labels (`chosen`). `selected` labels are those nearest to the centers
-of k-means on the same components; their classes are balanced evenly. The same network before pre-training, and the
-pixels, stand beside it. Test accuracy on all test images, of the last iterate. CPU seconds are those of all threads of
-the process; `seconds` are those of one split and one number of labels.
+components (with and without the classes balanced as in the labels), by the mean of the probabilities of the first and
+the last, and by whichever of these three has the higher accuracy in 5-fold cross-validation on the labels (`chosen`).
+`selected` labels are those nearest to the centers of k-means on the same components; their classes are balanced evenly.
+The same network before pre-training, and the pixels, stand beside it; with `--weights`, a published network at its own
+image size, and its features joined with the pre-trained ones. Test accuracy on all test images, of the last iterate.
+CPU seconds are those of all threads of the process; `seconds` are those of one split and one number of labels.
 """
 
 import argparse
@@ -38,21 +40,32 @@ from sft_lightning.selection import kmeans_centers
 from sft_lightning.transfer.vectors import stack_vectors
 
 
-def list_starts(run: Path, pools: list[str]) -> dict[str, Encoder | None]:
-    """Return the feature extractors to compare by name; None for the pixels.
+class Part(NamedTuple):
+    """Data, and the network whose features of it are classified; None for the pixels."""
+
+    data: ImageDataModule
+    backbone: Encoder | None
+
+
+def list_starts(run: Path, pools: list[str], data: ImageDataModule, published: Part | None) -> dict[str, list[Part]]:
+    """Return by name the feature extractors to compare, whose features are joined where there are several.
 
     Args:
         run: Folder of the pre-training.
         pools: Pooling of the network's last map, such as `flatten`.
+        data: Data module in which all training images are labeled.
+        published: Published network and the same data at its image size, or None.
     """
     trained = rebuild_encoder(run)
-    starts: dict[str, Encoder | None] = {"pixels": None}
+    starts = {"pixels": [Part(data, None)]}
     for pool in pools:
         name = f"{trained.architecture}:{pool}"
         torch.manual_seed(0)
-        starts[f"untrained, {pool}"] = build_encoder(name, trained.input_spec)[0]
-        starts[f"pre-trained, {pool}"] = build_encoder(name, trained.input_spec, str(run))[0]
-    return starts
+        starts[f"untrained, {pool}"] = [Part(data, build_encoder(name, trained.input_spec)[0])]
+        starts[f"pre-trained, {pool}"] = [Part(data, build_encoder(name, trained.input_spec, str(run))[0])]
+        if published:
+            starts[f"published and pre-trained, {pool}"] = [published, *starts[f"pre-trained, {pool}"]]
+    return {**starts, "published": [published]} if published else starts
 
 
 class Space(NamedTuple):
@@ -77,18 +90,21 @@ class Space(NamedTuple):
     nearest_test: Tensor
 
 
-def build_space(data: ImageDataModule, backbone: Encoder | None) -> Space:
-    """Compute vectors and graph.
+def build_space(parts: list[Part]) -> Space:
+    """Compute vectors, standardized over the training images, and their graph.
 
     Args:
-        data: Data module in which all training images are labeled.
-        backbone: Network, or None for the pixels.
+        parts: Data modules of the same images and networks, whose vectors are joined.
     """
     cpu = torch.device("cpu")
-    x, y, _ = stack_vectors(data.batches_of("labeled", cpu), data, backbone)
-    x_test, y_test, _ = stack_vectors(data.batches_of("test", cpu), data, backbone)
-    mean, deviation = x.mean(0), x.std(0).clamp_min(1e-6)
-    x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
+    vectors: dict[str, list[Tensor]] = {"labeled": [], "test": []}
+    for data, backbone in parts:
+        x, y, _ = stack_vectors(data.batches_of("labeled", cpu), data, backbone)
+        x_test, y_test, _ = stack_vectors(data.batches_of("test", cpu), data, backbone)
+        mean, deviation = x.mean(0), x.std(0).clamp_min(1e-6)
+        vectors["labeled"].append((x - mean) / deviation)
+        vectors["test"].append((x_test - mean) / deviation)
+    x, x_test = torch.cat(vectors["labeled"], 1), torch.cat(vectors["test"], 1)
     whitening = WhitenedPCA(128).fit([x[:: -(-len(x) // 20_000)]])
     components, test = (F.normalize(whitening.transform(part), dim=1) for part in (x, x_test))
     graph = normalize_graph(find_neighbors(components, components, 15, exclude_self=True))
@@ -114,21 +130,21 @@ def fit_logistic(space: Space, chosen: Tensor) -> LogisticRegression:
 
 
 def cross_validate(space: Space, chosen: Tensor, shares: Tensor) -> dict[str, float]:
-    """Return the accuracy of both classifiers in 5-fold cross-validation on the labels."""
+    """Return the accuracy of both classifiers and of their mean in 5-fold cross-validation on the labels."""
     y = space.y[chosen]
     fold = torch.empty_like(y)
     for k in range(int(y.max()) + 1):  # stratified
         rows = (y == k).nonzero()[:, 0]
         fold[rows] = torch.arange(len(rows)) % 5
-    correct = {"logistic regression": 0, "label spreading, balanced": 0}
+    correct = {"logistic regression": 0, "label spreading, balanced": 0, "mean of both": 0}
     for k in range(5):
         known, held = chosen[fold != k], chosen[fold == k]
         if not len(held):
             continue
-        logistic = fit_logistic(space, known).predict(space.x[held])
-        graph = spread(space, known, shares)[held].argmax(1)
-        correct["logistic regression"] += int((logistic == space.y[held]).sum())
-        correct["label spreading, balanced"] += int((graph == space.y[held]).sum())
+        logistic = fit_logistic(space, known).predict_proba(space.x[held])
+        graph = spread(space, known, shares)[held]
+        for name, probabilities in zip(correct, (logistic, graph, logistic + graph), strict=True):
+            correct[name] += int((probabilities.argmax(1) == space.y[held]).sum())
     return {name: count / len(chosen) for name, count in correct.items()}
 
 
@@ -145,11 +161,11 @@ def classify(space: Space, budget: int, seed: int, is_selected: bool) -> dict[st
     classes = int(space.y.max()) + 1
     even = torch.full((classes,), 1 / classes)
     shares = even if is_selected else space.y[chosen].bincount(minlength=classes) / len(chosen)
-    logistic = fit_logistic(space, chosen).predict(space.x_test)
-    results = {"logistic regression": float((logistic == space.y_test).double().mean())}
+    probabilities = {"logistic regression": fit_logistic(space, chosen).predict_proba(space.x_test)}
     for name, by in (("label spreading", None), ("label spreading, balanced", shares)):
-        predicted = spread(space, chosen, by)[space.nearest_test].mean(1).argmax(1)
-        results[name] = float((predicted == space.y_test).double().mean())
+        probabilities[name] = spread(space, chosen, by)[space.nearest_test].mean(1)
+    probabilities["mean of both"] = probabilities["logistic regression"] + probabilities["label spreading, balanced"]
+    results = {name: float((p.argmax(1) == space.y_test).double().mean()) for name, p in probabilities.items()}
     validated = cross_validate(space, chosen, shares)
     return {**results, "chosen": results[max(validated, key=lambda name: validated[name])]}
 
@@ -165,13 +181,16 @@ def main() -> None:
     parser.add_argument("--selected_up_to", type=int, default=100, help="largest number of labels that is selected")
     parser.add_argument("--run", type=Path, help="folder of a pre-training to use instead")
     parser.add_argument("--seed", type=int, default=0, help="of the pre-training")
+    parser.add_argument("--backbone", help="name of a published network to compare and join")
+    parser.add_argument("--weights", type=Path, help="its weights")
+    parser.add_argument("--weights_size", type=int, default=96, help="side of its images")
     parser.add_argument("--labels", type=int, nargs="+", default=[40, 100, 1000])
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2], help="seeds of the labeled examples")
     parser.add_argument("--pools", nargs="+", default=["flatten", "average"])
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="further words of `fit`, at the end")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    out, source = args.out and args.out.resolve(), args.source
+    out, source, weights = args.out and args.out.resolve(), args.source, args.weights and args.weights.resolve()
     if Path(source).exists():
         source = str(Path(source).resolve())
     root = str(Path(args.root).resolve())
@@ -192,11 +211,16 @@ def main() -> None:
         os.chdir(tempfile.mkdtemp())
     data = ImageDataModule(**given, val_size=0, eval_batch_size=1000)
     data.setup("fit")
+    published = None
+    if weights is not None:
+        large = ImageDataModule(**{**given, "image_size": args.weights_size}, val_size=0, eval_batch_size=200)
+        large.setup("fit")
+        published = Part(large, build_encoder(args.backbone, large.input_spec, str(weights))[0])
     accuracies: dict[str, dict[str, list[float]]] = {}
     seconds: dict[str, dict[str, float]] = {}
-    for name, backbone in list_starts(run, args.pools).items():
+    for name, parts in list_starts(run, args.pools, data, published).items():
         begin = time.process_time()
-        space = build_space(data, backbone)
+        space = build_space(parts)
         seconds[name] = {"features and graph": round(time.process_time() - begin, 1)}
         begin, units = time.process_time(), 0
         for budget in args.labels:

@@ -55,17 +55,17 @@ def check_min(least: float, **settings: float | None) -> None:
             raise InputError(f"{name} is {value}: give a number of at least {least}")
 
 
-def check_positive(**settings: float) -> None:
+def check_positive(**settings: float | None) -> None:
     """Check settings that must be positive.
 
     Args:
-        settings: Values by name.
+        settings: Values by name; None for a value that is not given.
 
     Raises:
         InputError: A value is not positive.
     """
     for name, value in settings.items():
-        if not value > 0:
+        if value is not None and not value > 0:
             raise InputError(f"{name} is {value}: give a number above 0")
 
 

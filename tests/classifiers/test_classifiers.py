@@ -91,6 +91,16 @@ def test_logistic_regression_is_that_of_scikit_learn_on_standardized_features(cl
     assert np.allclose(ours.numpy(), expected.predict_proba(x.double().numpy()), atol=1e-4)
 
 
+def test_the_default_penalty_of_logistic_regression_grows_with_the_number_of_features() -> None:
+    x, y = blobs(60, distance=1.0)
+    wide = x.repeat(1, 4)  # the same examples, whose squared length is four times as large
+    default = LogisticRegression().fit(x, y).predict_proba(x)
+    assert torch.allclose(LogisticRegression().fit(wide, y).predict_proba(wide), default, atol=3e-3)
+    assert torch.equal(LogisticRegression(30 / x.shape[1]).fit(x, y).predict_proba(x), default)
+    given = LogisticRegression(1.0)
+    assert not torch.allclose(given.fit(wide, y).predict_proba(wide), given.fit(x, y).predict_proba(x), atol=0.03)
+
+
 def test_ridge_chooses_its_penalty_by_leaving_each_example_out() -> None:
     x, y = blobs(24, distance=1.0)
     z = StandardScaler().fit_transform(x.double().numpy())
