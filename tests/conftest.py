@@ -1,5 +1,6 @@
 """What all tests share: the configs, small real data sets on disk, and a folder of their own to run in."""
 
+import gc
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -29,6 +30,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads only
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files come first (studies, promises), so that no worker waits for one at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("study", "promises"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave the objects of the imports, half a million, out of every later collection: trainings cause many."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.promises.killed"])
+FORKS.set_forkserver_preload(["tests.forked"])
 
 
 class Done(NamedTuple):
