@@ -100,7 +100,9 @@ def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
         assert not torch.equal(before[~fold], after[~fold])
 
 
-def test_a_second_call_computes_only_what_changed(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_computes_only_what_changed(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
+) -> None:
     asked: list[str] = []
     own = recipes.cross_fit
 
@@ -109,16 +111,18 @@ def test_a_second_call_computes_only_what_changed(workdir: Path, monkeypatch: py
         return own(recipe, *args)
 
     monkeypatch.setattr("sft_lightning.solver.solve.cross_fit", counted)
-    first = solve("sample", name="again", **SHORT)
+    source = str(write_folder(workdir / "images", {"train": 12}))
+    short = {**SHORT, "name": "again", "image_size": 16}
+    first = solve(source, **short)
     assert len(asked) == 2
-    second = solve("sample", name="again", **SHORT)
+    second = solve(source, **short)
     assert len(asked) == 2
     assert first.summary["recipes"] == second.summary["recipes"]
     unit = next((workdir / "lightning_logs" / "solve" / "again" / "units").iterdir())
     unit.write_bytes(b"damaged")
-    solve("sample", name="again", **SHORT)
+    solve(source, **short)
     assert len(asked) == 3
-    solve("sample", name="again", **{**SHORT, "num_labels": 30})
+    solve(source, **{**short, "num_labels": 30})
     assert len(asked) == 5
 
 
