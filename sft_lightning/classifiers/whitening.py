@@ -13,6 +13,7 @@ _RELATIVE, _ROUNDING = 1e-10, 1e-14  # a component of less variance, relative to
 MAX_WHITENED, MAX_UNWHITENED = 60_000, 20_000  # examples of a graph: more would take longer than a short training
 _BATCH = 4096  # vectors that are added to the covariance at a time
 MAX_FEATURES = 8192  # whose covariance takes half a gigabyte
+_ITERATED, _ITERATED_SHARE = 2048, 10  # features, and features for each component, from which iterations pay
 COMPONENTS = 128  # of the features of a network, by which a graph joins neighbors best
 
 
@@ -85,9 +86,8 @@ class WhitenedPCA(FittedModule):
         if count < 2:
             raise InputError(f"principal components need at least 2 examples, not {count}: add examples")
         offset = total / count
-        variances, vectors = torch.linalg.eigh(product / count - offset[:, None] * offset)
         most = min(self.components, max(2, count // 10))
-        variances, vectors = variances.flip(0)[:most], vectors.flip(1)[:, :most]
+        variances, vectors = _decompose(product / count - offset[:, None] * offset, most)
         mean = origin + offset
         kept = variances > torch.maximum(_RELATIVE * variances[0], _ROUNDING * mean.square().sum())
         if not bool(kept.any()):
@@ -103,6 +103,24 @@ class WhitenedPCA(FittedModule):
             x: Vectors, (N, F).
         """
         return (x.detach().to(self.mean) - self.mean) @ self.projection
+
+
+def _decompose(covariance: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues of a symmetric matrix, falling, (K,), and their vectors, (F, K).
+
+    Where few of many are asked for, Lanczos iterations find them in a quarter of the time (64 of 3,072: 4 s of a core).
+    """
+    size = len(covariance)
+    if size >= _ITERATED and _ITERATED_SHARE * most <= size:
+        from scipy.sparse.linalg import ArpackError, eigsh
+
+        try:  # always from the same vector, so that the result is the same
+            values, vectors = eigsh(covariance.numpy(), most, v0=covariance.diagonal().clamp_min(0).sqrt().numpy())
+            return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
+        except ArpackError:  # does not converge, or all examples are equal
+            pass
+    values, vectors = torch.linalg.eigh(covariance)
+    return values.flip(0)[:most], vectors.flip(1)[:, :most]
 
 
 class Whitened(Classifier):

@@ -2,19 +2,23 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
+from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import get_groups
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split
 from sft_lightning.solver.judge import make_folds
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 
 MAX_SIDE = 64  # pixels: networks from scratch learn from larger images no faster, and take longer
 MAX_FOLDS = 5
@@ -31,6 +35,9 @@ class LabeledSource:
         folds: Fold of each labeled example, int64, (N,); -1 for one that is never held out.
         groups: Group of each labeled example, such as a patient; None where each stands alone.
         folder: Folder of the split files.
+        reopen: Function that opens the same source again with other settings of the data module.
+        given_size: Side of the images that the user asked for, or None.
+        origin: Source that this is a view of, or None.
     """
 
     name: str
@@ -39,6 +46,9 @@ class LabeledSource:
     folds: np.ndarray
     groups: list[str] | None
     folder: Path
+    reopen: Callable[..., FewLabelDataModule] = field(repr=False)
+    given_size: int | None = None
+    origin: "LabeledSource | None" = field(default=None, repr=False)
 
     @property
     def labels(self) -> Tensor:
@@ -60,13 +70,49 @@ class LabeledSource:
         """Number of unlabeled examples."""
         return len(self.data.splits["unlabeled"])
 
+    @cached_property
     def key(self) -> str:
-        """Hash the content of all examples, the labels and the folds."""
+        """Hash of the content of all examples, how they are read, the labels and the folds."""
         digest = hashlib.sha256(repr((self.settings, self.data.class_names)).encode())
+        if self.origin is not None:  # whose content is the same
+            digest.update(repr((self.origin.key, self.data.reading_key)).encode())
+            return digest.hexdigest()
         for name in ("labeled", "unlabeled", "test"):
             digest.update(self.data.fingerprint(name).encode())
         digest.update(repr((self.labels.tolist(), self.folds.tolist())).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def images_key(self) -> str:
+        """Hash of the images to learn from without labels, whichever of them are labeled, and of how they are read."""
+        settings = {name: value for name, value in self.settings.items() if name != "labels"}
+        digest = hashlib.sha256(repr((settings, self.data.reading_key)).encode())
+        splits = [self.data.splits[name] for name in ("labeled", "unlabeled")]
+        for content in sorted(one for split in splits for one in split.part.storage.fingerprints(split.indices)):
+            digest.update(content)
+        return digest.hexdigest()
+
+    def view(self, spec: InputSpec) -> "LabeledSource":
+        """Return the same examples, labels and folds as inputs of another size or number of channels.
+
+        Args:
+            spec: Inputs.
+
+        Raises:
+            InputError: The source cannot give them.
+        """
+        if spec == self.data.input_spec:
+            return self
+        changed = self.data.settings_for(spec)
+        if not changed:
+            raise InputError(f"it takes {spec}, and the source gives {self.data.input_spec}: leave it out")
+        data = self.reopen(**changed)
+        for name in ("labeled", "unlabeled", "test"):
+            ours, theirs = self.data.splits[name], data.splits[name]
+            if ours.ids != theirs.ids or not bool((ours.labels == theirs.labels).all()):
+                raise InputError(f"source {self.name!r} has changed since it was opened: start solve again")
+        settings = {**self.settings, **{setting: str(value) for setting, value in changed.items()}}
+        return replace(self, data=data, settings=settings, origin=self)
 
     def write_split(self, fold: int | None) -> Path:
         """Write the `split.csv` of a fold, whose examples are those to test on, and return its path.
@@ -124,15 +170,16 @@ def read_source(
     if labels is not None:
         settings["labels"] = labels
 
-    def open_with(size: int | None) -> FewLabelDataModule:
+    def reopen(**changed: Any) -> FewLabelDataModule:
         data = ImageDataModule(
             name, root=root, num_labels=num_labels, seed=seed, val_size=0, test_size=0, on_bad_image="skip",
-            image_size=size, eval_batch_size=256, labels=labels,
+            eval_batch_size=256, labels=labels, **changed,
         )  # fmt: skip
-        data.setup("fit")
+        with silence_logs():  # what it says is on the first screen
+            data.setup("fit")
         return data
 
-    data, size = _open_at_size(open_with, image_size)
+    data, size = _open_at_size(lambda side: reopen(image_size=side), image_size)
     if size is not None:
         settings["image_size"] = str(size)
     counts = data.labeled_counts()
@@ -145,7 +192,7 @@ def read_source(
     labeled = data.splits["labeled"]
     groups = get_groups([(labeled.part, i) for i in labeled.indices])
     folds = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, 1, seed, data.class_names)[0]
-    return LabeledSource(name, data, settings, folds, groups, folder)
+    return LabeledSource(name, data, settings, folds, groups, folder, reopen, image_size)
 
 
 def _open_at_size(

@@ -1,5 +1,6 @@
 """Recipes that `solve` compares: how each classifies held-out labels, and how it is trained on all of them."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +27,12 @@ _QUIET = (
     "--trainer.enable_model_summary=false",
 )
 _OPTIMIZER = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=WarmupCosine")
-BATCH, UNLABELED_RATIO = 32, 7
+BATCH = 32
+PRETRAINED = "features learned from your images"
+# The same for networks of this package, which are trained on small images, and for larger ones of a library.
+_SMALL_RATIO, _LARGE_RATIO = 7, 3
+_SMALL_VIEW = ("--data.weak_view.crop_padding=2",)
+_LARGE_VIEW = ("--data.weak_view.crop_scale=[0.3,1.0]", "--model.layer_decay=0.75")
 
 
 @dataclass
@@ -38,6 +44,10 @@ class Space:
         argv: Options of a model that takes the same features.
         components: Number of whitened principal components of a graph.
         backbone: Network, or None for pixels.
+        saw_pool: Whether the network has learned from the unlabeled examples.
+        is_large: Whether the network is one of a library.
+        digest: SHA-256 of the file of weights; empty for published ones and pixels.
+        source: Source as the network sees it, after `read`.
         labeled: Vectors of the labeled examples, (N, F).
         pool: Vectors of unlabeled examples, (M, F).
     """
@@ -46,6 +56,10 @@ class Space:
     argv: tuple[str, ...]
     components: int
     backbone: Encoder | None = None
+    saw_pool: bool = False
+    is_large: bool = False
+    digest: str = ""
+    source: LabeledSource | None = None
     labeled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     pool: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
@@ -53,8 +67,9 @@ class Space:
         """Compute the vectors, of at most 20,000 examples.
 
         Args:
-            source: Source whose examples to read.
+            source: Source whose examples to read, as the network sees them.
         """
+        self.source = source
         device = torch.device("cpu") if self.backbone is None else choose_device()
         if self.backbone is not None:
             self.backbone.to(device)
@@ -73,6 +88,7 @@ class Recipe:
         uses_unlabeled: Whether the unlabeled examples take part.
         argv: Options of `fit`.
         steps: Number of optimizer steps of a training; 0 for classifiers that take none.
+        batch: Number of examples of a step.
         cross_fit: Function from the source to the probabilities of the labeled examples, each by a classifier that has
             not seen its fold; None where `fit` is run for each fold.
     """
@@ -81,6 +97,7 @@ class Recipe:
     uses_unlabeled: bool
     argv: tuple[str, ...]
     steps: int = 0
+    batch: int = 0
     cross_fit: Callable[[LabeledSource], Tensor] | None = None
 
 
@@ -92,11 +109,9 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
         source: Source.
     """
     base = ("--model=FrozenFeatureClassifier", *space.argv)
-    # Features of a start that saw the pool without labels depend on it, too.
-    saw_pool = space.name == PRETRAINED
-    recipes = [
+    recipes = [  # features of a start that saw the pool without labels depend on it, too
         Recipe(
-            f"logistic regression on {space.name}", saw_pool, (*base, "--model.classifier=LogisticRegression"),
+            f"logistic regression on {space.name}", space.saw_pool, (*base, "--model.classifier=LogisticRegression"),
             cross_fit=lambda source: _cross_fit_classifier(space.labeled, source, LogisticRegression),
         )
     ]  # fmt: skip
@@ -109,30 +124,43 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
     return recipes
 
 
-PRETRAINED = "features learned from your images"
-
-
 def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Recipe]:
-    """Return fine-tuning, and learning from a graph's targets if there are unlabeled examples.
+    """Return LP-FT, and learning from a graph's targets if there are unlabeled examples.
+
+    Linear probing, then fine-tuning (LP-FT): Kumar et al. 2022. The head starts as logistic regression on the features.
 
     Args:
         space: Space of the network to start from.
         source: Source.
         steps: Number of optimizer steps of each training.
     """
-    views = ("--data.weak_view.crop_padding=2", f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}")
     shared = (*space.argv, "--model.head_start=logistic_regression", *_OPTIMIZER, "--model.optimizer.lr=0.0003")
-    shared = (*shared, *views, "--trainer.max_epochs=1")
-    saw_pool = space.name == PRETRAINED
-    recipes = [Recipe(f"fine-tuning from {space.name}", saw_pool, ("--model=FineTuneClassifier", *shared), steps)]
+    shared += (f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}", "--trainer.max_epochs=1")
+    shared += _LARGE_VIEW if space.is_large else _SMALL_VIEW
+    lp_ft = ("--model=FineTuneClassifier", *shared)
+    recipes = [Recipe(f"fine-tuning from {space.name} ({steps} steps)", space.saw_pool, lp_ft, steps, BATCH)]
     if source.pool_size:
+        ratio = _LARGE_RATIO if space.is_large else _SMALL_RATIO
         argv = ("--model=SemiSupervisedModule", "--model.strategy=LabelPropagation", "--model.ema_decay=0.99", *shared)
-        argv = (*argv, f"--model.strategy.max_examples={MAX_GRAPH}", f"--data.unlabeled_ratio={UNLABELED_RATIO}")
-        recipes.append(Recipe(f"label propagation from {space.name}", True, argv, steps))
+        argv = (*argv, f"--model.strategy.max_examples={MAX_GRAPH}", f"--data.unlabeled_ratio={ratio}")
+        name = f"label propagation from {space.name} ({steps} steps)"
+        recipes.append(Recipe(name, True, argv, steps, BATCH * (1 + ratio)))
     return recipes
 
 
-def cross_fit(recipe: Recipe, source: LabeledSource, name: str, report: Callable[[str], None]) -> Tensor:
+class OutOfTimeError(Exception):
+    """Raised when the folds of a recipe would take longer than planned."""
+
+
+def cross_fit(
+    recipe: Recipe,
+    source: LabeledSource,
+    name: str,
+    report: Callable[[str], None],
+    known: Tensor | None = None,
+    keep: Callable[[Tensor], None] | None = None,
+    seconds: float = math.inf,
+) -> Tensor:
     """Return the probabilities of all labeled examples by classifiers that have not seen their fold, (N, C).
 
     Args:
@@ -140,16 +168,32 @@ def cross_fit(recipe: Recipe, source: LabeledSource, name: str, report: Callable
         source: Source with its folds; examples in no fold get NaN.
         name: Name of the runs below `lightning_logs`.
         report: Function that gets a line of progress.
+        known: Probabilities of an earlier call, NaN in the folds that it has not come to; None without one.
+        keep: Function that gets the probabilities after each fold.
+        seconds: Time for all folds.
+
+    Raises:
+        OutOfTimeError: The folds so far show that all would take longer.
     """
     if recipe.cross_fit is not None:
         return recipe.cross_fit(source)
-    probabilities = torch.full((len(source.labels), source.data.num_classes), float("nan"))
+    nothing = torch.full((len(source.labels), source.data.num_classes), float("nan"))
+    probabilities = nothing if known is None else known.clone()
+    begin, trained = time.monotonic(), 0
     for fold in range(source.num_folds):
-        begin = time.monotonic()
-        cli = train(recipe, source, fold, f"{name}/fold_{fold}")
         held = torch.from_numpy(source.folds == fold)
+        if not bool(probabilities[held].isnan().any()):
+            continue
+        started = time.monotonic()
+        cli = train(recipe, source, fold, f"{name}/fold_{fold}")
         probabilities[held] = predict_split(cli.model, cli.datamodule, "test")
-        report(f"  {recipe.name}: fold {fold + 1} of {source.num_folds} in {time.monotonic() - begin:.0f} s")
+        trained += 1
+        report(f"  {recipe.name}: fold {fold + 1} of {source.num_folds} in {time.monotonic() - started:.0f} s")
+        if keep is not None:
+            keep(probabilities)
+        elapsed, left = time.monotonic() - begin, source.num_folds - fold - 1
+        if left and elapsed + left * elapsed / trained > seconds:
+            raise OutOfTimeError(f"{elapsed / trained:.0f} s for a fold were too many")
     return probabilities
 
 

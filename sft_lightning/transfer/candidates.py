@@ -12,7 +12,7 @@ from sft_lightning.networks.vision.backbones import find_source_head
 from sft_lightning.networks.vision.pretrained import fetch_published_weights
 from sft_lightning.networks.weights import Tensors, find_weights, read_metadata, read_weights
 from sft_lightning.runs.lineage import find_run
-from sft_lightning.runs.record import RunRecord, check_chain
+from sft_lightning.runs.record import Link, RunRecord, check_chain
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
@@ -93,7 +93,7 @@ def load_candidate(start: Candidate, input_spec: InputSpec, given_size: int | No
         backbone, _ = build_encoder(start.backbone, sized(input_spec), start.weights)
         given = {} if start.weights == "none" else fetch_published_weights(start.backbone)
         return backbone, find_source_head(backbone, given)
-    path = _find_weights_file(start.weights)
+    path = find_weights_file(start.weights)
     metadata = read_weights(path)[1]
     ours = start.backbone is None and "hyper_parameters" in metadata
     trained = load_trained_network(path) if ours else None
@@ -127,11 +127,27 @@ def _build_resized(name: str, spec: InputSpec, path: Path, is_trusted: bool) -> 
     return None if backbone.misfits else (backbone, tensors)
 
 
-def _find_weights_file(weights: str) -> Path:
+def find_weights_file(weights: str) -> Path:
     """Find the file of weights; of a run, prefer its checkpoint, since that holds its head, too."""
     path = resolve_solution(Path(weights))
     last = path / "checkpoints" / "last.ckpt"
     return last if last.is_file() else find_weights(path)
+
+
+def read_chain(weights: str) -> list[Link]:
+    """Read what led to weights, the first source first; nothing of published ones.
+
+    Args:
+        weights: `none`, `default`, or the path of a file or run.
+
+    Raises:
+        InputError: The path does not exist, or its lineage is damaged.
+    """
+    if weights in ("none", "default"):
+        return []
+    path = find_weights_file(weights)
+    run = find_run(path)
+    return RunRecord(run).chain if run is not None else check_chain(read_metadata(path).get("chain") or [], str(path))
 
 
 def count_known_labels(weights: str, data: FewLabelDataModule) -> int:
@@ -141,11 +157,8 @@ def count_known_labels(weights: str, data: FewLabelDataModule) -> int:
         weights: Path of the file or run.
         data: Data module with the labels.
     """
-    path = _find_weights_file(weights)
-    run = find_run(path)
-    chain = RunRecord(run).chain if run is not None else check_chain(read_metadata(path).get("chain") or [], str(path))
     known: set[str] = set()
-    for link in chain:
+    for link in read_chain(weights):
         manifest = Path(link.get("run", "")) / MANIFEST
         learned = link.get("model") != "AutoencoderModule" and link.get("learns_labels") is not False
         if learned and link.get("data") == data.source.name and manifest.is_file():

@@ -15,9 +15,8 @@ import torch
 from sft_lightning import solve
 from sft_lightning.__main__ import main
 from sft_lightning.networks.weights import read_weights
-from sft_lightning.solver import plan, recipes
+from sft_lightning.solver import plan, recipes, trainings, trials
 from sft_lightning.solver.labels import read_source
-from sft_lightning.solver.plan import make_plan
 from sft_lightning.utils.errors import InputError, StoppedBySignal
 
 SHORT: dict[str, Any] = {"num_labels": 20, "minutes": 0.1}
@@ -110,7 +109,7 @@ def test_a_second_call_computes_only_what_changed(
         asked.append(recipe.name)
         return own(recipe, *args)
 
-    monkeypatch.setattr("sft_lightning.solver.solve.cross_fit", counted)
+    monkeypatch.setattr("sft_lightning.solver.trials.cross_fit", counted)
     source = str(write_folder(workdir / "images", {"train": 12}))
     short = {**SHORT, "name": "again", "image_size": 16}
     first = solve(source, **short)
@@ -129,20 +128,30 @@ def test_a_second_call_computes_only_what_changed(
 def test_networks_are_pretrained_and_trained_where_the_time_allows(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
 ) -> None:
-    monkeypatch.setattr("sft_lightning.solver.solve.make_plan", lambda minutes, *rest: plan.Plan(minutes, 3, 2, ()))
+    monkeypatch.setattr(trials, "MIN_POOL", 10)
+    monkeypatch.setattr(trials, "choose_steps", lambda *rest: 3)
+    monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (2, 6))
     folder = write_folder(workdir / "images", {"train": 4, "unlabeled": 30}, classes=2)
     solution = solve(str(folder), name="trained", image_size=16)
-    learned = "features learned from your images"
+    learned, kinds = "features learned from your images", ("fine-tuning", "label propagation")
+    short = {kind: solution.summary["recipes"][f"{kind} from {learned} (2 steps)"] for kind in kinds}
+    better = max(kinds, key=lambda kind: short[kind])
+    (worse,) = {*kinds} - {better}
     assert set(solution.summary["recipes"]) == {
         "logistic regression on pixels", "label spreading on pixels",
         f"logistic regression on {learned}", f"label spreading on {learned}",
-        f"fine-tuning from {learned}", f"label propagation from {learned}",
+        f"fine-tuning from {learned} (2 steps)", f"label propagation from {learned} (2 steps)",
+        f"{better} from {learned} (6 steps)",
     }  # fmt: skip
+    left_out = solution.summary["left_out"]
+    assert left_out == [
+        f"{worse} from {learned} (6 steps): {better} from {learned} (2 steps) is ahead at a third of them"
+    ]
     run = json.loads((workdir / "lightning_logs/solve/trained/pretraining.json").read_text())["run"]
     rows = read_table_below_header(Path(run) / "split.csv")
     assert not [row for row in rows if row["split"] == "labeled" and row["label"] == ""]
     lineages = [*(workdir / "lightning_logs/solve/trained/trainings").glob("*/fold_0/version_0/lineage.json")]
-    assert len(lineages) == 2
+    assert len(lineages) == 3
     assert all(run in path.read_text() for path in lineages)
 
 
@@ -177,7 +186,7 @@ def test_a_stop_says_how_to_go_on(workdir: Path, monkeypatch: pytest.MonkeyPatch
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sft_lightning.solver.solve.cross_fit", stop)
+    monkeypatch.setattr("sft_lightning.solver.trials.cross_fit", stop)
     with pytest.raises(StoppedBySignal, match="SIGINT: start solve again to go on; what is done is kept"):
         solve("sample", name="stopped", **SHORT)
 
@@ -208,22 +217,37 @@ def test_the_next_labels_are_learned(workdir: Path, write_folder: Callable[..., 
     assert not {row["id"] for row in chosen} & {row["id"] for row in read_table(second.folder / "predictions.csv")}
 
 
-@pytest.mark.parametrize(
-    ("minutes", "pool", "starts", "expected"),
-    [
-        (0.1, 10_000, 0, (False, False)),
-        (30, 10_000, 0, (True, True)),
-        (30, 100, 0, (False, False)),
-        (30, 0, 1, (False, True)),
-    ],
-)
-def test_the_plan_fits_into_the_minutes(minutes: float, pool: int, starts: int, expected: tuple[bool, bool]) -> None:
-    made = make_plan(minutes, pool, 5, starts, 0.1)
-    assert (made.pretraining_steps > 0, made.training_steps > 0) == expected
-    assert len(made.dropped) == 2 - sum(expected)
-    trainings = 2 * 6 if pool else 6
-    seconds = made.pretraining_steps * 0.2 + made.training_steps * trainings * 0.1
-    assert seconds <= 60 * minutes
+def test_successive_halving_fits_into_the_time() -> None:
+    cheap, dear = plan.Cost(1.0, 0.1), plan.Cost(1.0, 1.0)
+    # One training: 5 folds and one on all labels, each 1 + 600 x 0.1 s.
+    assert plan.predict_halving([cheap], 600, 5, 1) == pytest.approx(6 * 61)
+    # Two: 5 folds of both for 200 steps, then of one for 600, of which the dearer is assumed.
+    assert plan.predict_halving([cheap, dear], 600, 5, 1) == pytest.approx(5 * (21 + 201 + 601) + 601)
+    assert plan.plan_halving(6 * 61, [cheap], 5, 1) == (1, 600)
+    assert plan.plan_halving(6 * 61 - 1, [cheap], 5, 1) == (1, 400)
+    assert plan.plan_halving(10, [cheap], 5, 1) == (0, 0)
+    # The dearer one, which is less promising, is left out first.
+    assert plan.plan_halving(300, [cheap, dear], 5, 1) == (1, 400)
+    # More than two need more steps than the fewest.
+    seconds = plan.predict_halving([cheap] * 4, 120, 5, 1)
+    count, steps = plan.plan_halving(seconds, [cheap] * 4, 5, 1)
+    assert count < 4
+    assert steps >= 120
+
+
+def test_a_plan_keeps_its_decisions_for_as_many_minutes(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    first = plan.Plan(path, "data", 4)
+    made = first.decide("trainings", lambda: plan.Stage("trainings", "some", 3.0, {"steps": 90}))
+    first.drop("other", "other: it takes longer")
+    again = plan.Plan(path, "data", 3)
+    assert again.decide("trainings", lambda: pytest.fail("decided again")) == made
+    assert again.dropped == []  # what this call has not come to
+    assert [stage["name"] for stage in json.loads(path.read_text())["stages"]] == ["trainings", "other"]
+    for key, minutes in (("data", 5.0), ("other data", 4.0)):
+        new = plan.Plan(path, key, minutes)
+        assert new.decide("trainings", lambda: plan.Stage("trainings")) == plan.Stage("trainings")
+        path.write_text(json.dumps({"key": "data", "minutes": 4, "stages": []}))
 
 
 def test_patients_stay_together(workdir: Path, write_folder: Callable[..., Path]) -> None:

@@ -1,0 +1,57 @@
+"""Self-supervised pre-training on the images of a source, from scratch or from a start."""
+
+import hashlib
+from pathlib import Path
+
+from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.solver.recipes import Space, fit, get_run
+from sft_lightning.utils.atomic import write_json
+from sft_lightning.utils.json_files import read_json
+
+BACKBONE = "resnet8:flatten"
+SMALL_BATCH, LARGE_BATCH = 256, 64  # for this network, and for one of a library
+_VIEW = {"crop_scale": "[0.3,1.0]", "flip": "false", "brightness": "0.4", "contrast": "0.4", "blur": "0"}
+
+
+def count_batch(source: LabeledSource, is_large: bool) -> int:
+    """Return the number of images of a step, each of which gives two views.
+
+    Args:
+        source: Source of the images.
+        is_large: Whether the network is one of a library.
+    """
+    return min(LARGE_BATCH if is_large else SMALL_BATCH, max(2, source.pool_size))
+
+
+def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: Space | None = None) -> Path:
+    """Train SimCLR (Chen et al. 2020) on the pool and the images of the labels, without their labels.
+
+    A run of an earlier call is returned where it has seen the same images for as many steps. Further labels of these
+    images change nothing.
+
+    Args:
+        source: Source as the network sees it.
+        steps: Number of optimizer steps.
+        name: Name of the run below `lightning_logs`.
+        marker: File that remembers the run.
+        start: Network to go on from; None for one from scratch.
+
+    Returns:
+        Folder of the run.
+    """
+    argv, digest, is_large = ((), "", False) if start is None else (start.argv, start.digest, start.is_large)
+    key = hashlib.sha256(repr((source.images_key, argv, digest)).encode()).hexdigest()
+    if marker.is_file():
+        known = read_json(marker, "remove it")
+        if known.get("key") == key and known.get("steps", 0) >= steps and Path(known["run"]).is_dir():
+            return Path(known["run"])
+    options = [*source.data_argv(None), "--model=SelfSupervisedModule", "--model.objective=SimCLR"]
+    options += ["--model.objective.hidden=512", "--model.objective.projection=128"]
+    options += argv or [f"--model.backbone={BACKBONE}"]
+    options += ["--model.optimizer=torch.optim.AdamW", f"--model.optimizer.lr={0.0003 if argv else 0.002}"]
+    options += ["--model.lr_scheduler=WarmupCosine", f"--model.lr_scheduler.warmup_steps={min(50, steps // 4)}"]
+    options += [f"--data.batch_size={count_batch(source, is_large)}", f"--data.steps_per_epoch={steps}"]
+    options += ["--trainer.max_epochs=1", *(f"--data.pretrain_view.{field}={value}" for field, value in _VIEW.items())]
+    run = get_run(fit(options, name))
+    write_json(marker, {"key": key, "steps": steps, "run": str(run)})
+    return run

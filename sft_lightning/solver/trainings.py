@@ -1,0 +1,109 @@
+"""Trainings from the best starts by successive halving: all for a third of the steps, the better half for all of them.
+
+Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization".
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+from sft_lightning.solver.plan import (
+    PATIENCE,
+    RUNG,
+    START_SECONDS,
+    STEP_OVERHEAD,
+    TRAINING_STEPS,
+    TRAININGS_END,
+    Cost,
+    Stage,
+    plan_halving,
+    predict_halving,
+)
+from sft_lightning.solver.recipes import Recipe, Space, make_trainings
+from sft_lightning.solver.speed import measure_seconds
+from sft_lightning.solver.trials import Result, Trials
+
+NAME = "trainings"
+_STARTS = 2  # best starts that trainings go on from
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training from a start, of any number of steps.
+
+    Attributes:
+        space: Space of the start.
+        kind: Position among the recipes of `make_trainings`.
+    """
+
+    space: Space
+    kind: int
+
+    def make(self, steps: int) -> Recipe:
+        """Return the recipe.
+
+        Args:
+            steps: Number of optimizer steps.
+        """
+        assert self.space.source is not None
+        return make_trainings(self.space, self.space.source, steps)[self.kind]
+
+
+def judge_trainings(trials: Trials) -> None:
+    """Judge trainings from the best starts, as far as the time allows it.
+
+    Args:
+        trials: Trials of the classifiers on the features of all starts, whose results rank the starts.
+    """
+    plan, ranked = trials.plan, trials.rank_spaces()
+    if not ranked:
+        plan.drop(NAME, "fine-tuning: it needs a start (name one with --candidates)")
+        return
+    chosen, others = ranked[:_STARTS], ranked[_STARTS:]
+    for space in others:
+        ahead = " and ".join(one.name for one in chosen)
+        plan.drop(f"trainings from {space.name}", f"trainings from {space.name}: {ahead} give better features")
+    trainings = [Training(space, kind) for space in chosen for kind in range(2 if trials.source.pool_size else 1)]
+    stage = plan.decide(NAME, lambda: _decide(trials, trainings))
+    if not trials.announce(stage):
+        return
+    end, steps = time.monotonic() + PATIENCE * stage.seconds, stage.settings["steps"]
+    trainings = trainings[: stage.settings["count"]]
+    if len(trainings) > 1:
+        judged = [(_judge(trials, one, steps // RUNG, end), one) for one in trainings]
+        done = [(result, one) for result, one in judged if result is not None]
+        done.sort(key=lambda pair: -float(pair[0].correct.mean()))
+        kept = math.ceil(len(trainings) / 2)
+        for _, one in done[kept:]:
+            name, better = one.make(steps).name, done[0][0].recipe.name
+            plan.drop(name, f"{name}: {better} is ahead at a third of them")
+        trainings = [one for _, one in done[:kept]]
+    for one in trainings:
+        _judge(trials, one, steps, end)
+
+
+def _judge(trials: Trials, training: Training, steps: int, end: float) -> Result | None:
+    return trials.judge(training.make(steps), training.space, end - time.monotonic())
+
+
+def _decide(trials: Trials, trainings: list[Training]) -> Stage:
+    """Decide how many trainings of how many steps fit into the time that is left."""
+    plan, folds, final = trials.plan, trials.source.num_folds, 2 if trials.source.has_test else 1
+    seconds = {one.space.name: 0.0 for one in trainings}
+    for one in trainings:
+        assert one.space.backbone is not None
+        seconds[one.space.name] = seconds[one.space.name] or measure_seconds(one.space.backbone, learns=True)
+    costs = []
+    for one in trainings:
+        recipe = one.make(TRAINING_STEPS[0])
+        step = recipe.batch * (STEP_OVERHEAD * seconds[one.space.name] + trials.read_seconds)
+        graph = trials.graph_seconds[one.space.name] if one.kind else 0.0  # of the targets
+        costs.append(Cost(START_SECONDS + graph, step))
+    count, steps = plan_halving(TRAININGS_END * plan.seconds - plan.elapsed, costs, folds, final)
+    if not count:
+        total = (predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + plan.elapsed) / TRAININGS_END
+        best = trainings[0].space.name
+        return Stage(NAME, dropped=f"fine-tuning from {best}: it takes --minutes {math.ceil(total / 60)}")
+    what = f"{count} training(s) of up to {steps} steps in {folds} folds"
+    predicted = predict_halving(costs[:count], steps, folds, final)
+    return Stage(NAME, what, predicted, {"count": count, "steps": steps})

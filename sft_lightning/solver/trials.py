@@ -1,0 +1,379 @@
+"""Trials of recipes that take no training of their own: pixels, features of each start, and of pre-training."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.weights import read_weights, write_weights
+from sft_lightning.solver.find_starts import FoundStart
+from sft_lightning.solver.judge import Estimate, choose, estimate_accuracy
+from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.solver.plan import (
+    CONTINUED_SHARE,
+    MIN_POOL,
+    MIN_SECONDS,
+    PATIENCE,
+    PIXELS_SHARE,
+    PRETRAINING_END,
+    PRETRAINING_SHARE,
+    PRETRAINING_STEPS,
+    STARTS_SHARE,
+    STEP_OVERHEAD,
+    Plan,
+    Stage,
+    choose_steps,
+    count_minutes,
+    format_seconds,
+)
+from sft_lightning.solver.pretraining import BACKBONE, count_batch, pretrain
+from sft_lightning.solver.recipes import (
+    MAX_GRAPH,
+    PRETRAINED,
+    OutOfTimeError,
+    Recipe,
+    Space,
+    cross_fit,
+    make_classifiers,
+)
+from sft_lightning.solver.speed import measure_seconds
+from sft_lightning.solver.starts import Start, load_start
+from sft_lightning.solver.verdict import format_estimate
+from sft_lightning.transfer.candidates import Candidate
+from sft_lightning.utils.errors import InputError, describe_failure
+
+# Of label spreading: a search for principal components takes as long as adding up this many examples, and a search for
+# neighbors this many seconds for each pair.
+_PROBED, _COMPONENTS, _NEIGHBORS = 1000, 6000, 20 / 60_000**2
+
+
+@dataclass
+class Result:
+    """Result of one recipe.
+
+    Attributes:
+        recipe: Recipe.
+        space: Vectors of the start that it learns from.
+        probabilities: Probabilities of each labeled example without its fold, (N, C); NaN for one in no fold.
+        correct: Whether each judged example is classified correctly, (1, J).
+        accuracy: Accuracy with its interval.
+    """
+
+    recipe: Recipe
+    space: Space
+    probabilities: Tensor
+    correct: np.ndarray
+    accuracy: Estimate
+
+    @property
+    def source(self) -> LabeledSource:
+        """Source as the recipe sees it."""
+        assert self.space.source is not None
+        return self.space.source
+
+
+class Trials:
+    """Recipes that were tried, and their results.
+
+    Attributes:
+        results: Results so far.
+        failed: Sentences about recipes that failed or took too long.
+        count: Number of examples of a graph.
+        read_seconds: Measured seconds to read an image.
+        graph_seconds: Measured seconds of the features and the classifiers of each space, by name.
+    """
+
+    def __init__(
+        self, source: LabeledSource, plan: Plan, name: str, folder: Path, report: Callable[[str], None]
+    ) -> None:
+        """Start without results.
+
+        Args:
+            source: Source of the labels.
+            plan: Plan to follow.
+            name: Name of the solution.
+            folder: Folder of the solution.
+            report: Function that gets lines of progress.
+        """
+        self.source, self.plan, self.name, self.folder, self.report = source, plan, name, folder, report
+        self.judged = source.folds >= 0
+        self.results: list[Result] = []
+        self.failed: list[str] = []
+        self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
+        self.read_seconds = 0.0
+        self.graph_seconds: dict[str, float] = {}
+
+    @property
+    def folds(self) -> np.ndarray:
+        """Fold of each judged example, (1, J)."""
+        folds: np.ndarray = self.source.folds[self.judged][None]
+        return folds
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Group of each judged example."""
+        given = self.source.groups
+        return None if given is None else [given[i] for i in np.flatnonzero(self.judged).tolist()]
+
+    def choose(self, among: Sequence[int] | None = None) -> int:
+        """Return the position of the best result.
+
+        Args:
+            among: Positions to choose from; None for all.
+        """
+        positions = list(range(len(self.results))) if among is None else list(among)
+        return positions[choose([float(self.results[i].correct.mean()) for i in positions])]
+
+    def announce(self, stage: Stage) -> bool:
+        """Report what a stage does, or why it is left out, and return whether it runs.
+
+        Args:
+            stage: Stage that was decided.
+        """
+        if stage.dropped:
+            self.report(f"Left out: {stage.dropped}.")
+        elif stage.what:
+            self.report(f"Planned: {stage.what}, {format_seconds(stage.seconds)}.")
+        return not stage.dropped
+
+    # --- stages, in the order in which they run
+
+    def judge_pixels(self) -> None:
+        """Judge the classifiers on pixels, and measure how long it takes to read an image."""
+        space = Space(self.source.data.views.inputs_name, ("--model.backbone=pixels",), 64)
+        begin = time.monotonic()
+        space.read(self.source)
+        self.read_seconds = (time.monotonic() - begin) / (len(space.labeled) + self.count)
+        simple, *graphs = make_classifiers(space, self.source)
+        self.judge(simple, space)
+        if graphs and not self._decide_graph(graphs[0].name, space).dropped:
+            self.judge(graphs[0], space)
+
+    def _decide_graph(self, name: str, space: Space) -> Stage:
+        def decide() -> Stage:
+            seconds = predict_graph(torch.cat([space.labeled, space.pool]))
+            needed = f"{name}: it takes {format_seconds(seconds)}, --minutes {count_minutes(seconds, PIXELS_SHARE)}"
+            fits = seconds <= max(MIN_SECONDS, PIXELS_SHARE * self.plan.seconds)
+            return Stage(name, seconds=seconds, dropped="" if fits else needed)
+
+        return self.plan.decide(name, decide)
+
+    def plan_starts(self, found: Sequence[FoundStart]) -> list[Start]:
+        """Choose the size of each start, and leave out those whose features take too long.
+
+        Args:
+            found: Starts at hand.
+
+        Raises:
+            InputError: A start that the user named cannot be loaded.
+        """
+        share, starts = STARTS_SHARE / max(1, len(found)), list[Start]()
+        for one in found:
+            try:
+                start = self._plan_start(one.candidate, share)
+            except InputError as error:
+                if one.is_given:
+                    raise
+                self.plan.drop(str(one.candidate), f"{one.candidate}: {error}")
+                continue
+            starts += [] if start is None else [start]
+        return starts
+
+    def _plan_start(self, candidate: Candidate, share: float) -> Start | None:
+        limit, reading = max(MIN_SECONDS, share * self.plan.seconds), self.count * self.read_seconds
+        loaded: Start | None = None
+
+        def decide() -> Stage:
+            nonlocal loaded
+            loaded = load_start(candidate, self.source, limit - reading)
+            seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
+            what = f"features of {self.count:,} images at {side} px from {candidate}"
+            sentence = f"{what} take {format_seconds(seconds)}, --minutes {count_minutes(seconds, share)}"
+            settings = {"image_size": loaded.candidate.image_size or 0}
+            return Stage(str(candidate), what, seconds, settings, sentence if seconds > PATIENCE * limit else "")
+
+        stage = self.plan.decide(str(candidate), decide)
+        if stage.dropped:
+            return None
+        sized = replace(candidate, image_size=stage.settings["image_size"] or None)
+        return loaded or load_start(sized, self.source, math.inf)
+
+    def plan_pretraining(self, num_starts: int) -> Stage:
+        """Choose the steps of pre-training from scratch.
+
+        Args:
+            num_starts: Number of other starts, which need time, too.
+        """
+        name, pool = "self-supervised pre-training", self.source.pool_size
+
+        def decide() -> Stage:
+            if pool < MIN_POOL:
+                few = f"{pool:,} unlabeled images are too few (at least {MIN_POOL})"
+                return Stage(name, dropped=f"{name}: {few}")
+            network, _ = build_encoder(BACKBONE, self.source.data.input_spec)
+            share = CONTINUED_SHARE if num_starts else PRETRAINING_SHARE
+            return self._decide_pretraining(name, network, False, share)
+
+        return self.plan.decide(name, decide)
+
+    def _decide_pretraining(self, name: str, network: Encoder, is_large: bool, share: float) -> Stage:
+        batch = count_batch(self.source, is_large)
+        step = batch * (2 * measure_seconds(network, learns=True) * STEP_OVERHEAD + self.read_seconds)
+        left = PRETRAINING_END * self.plan.seconds - self.plan.elapsed
+        steps = choose_steps(PRETRAINING_STEPS, min(left, share * self.plan.seconds), step)
+        if not steps:
+            needed = count_minutes(PRETRAINING_STEPS[0] * step, share)
+            return Stage(name, dropped=f"{name}: it takes --minutes {max(needed, math.ceil(self.plan.minutes) + 1)}")
+        side = network.input_spec.shape[-1]
+        what = f"{name} for {steps} steps of {batch} images at {side} px"
+        return Stage(name, what, steps * step, {"steps": steps})
+
+    def judge_start(self, start: Start) -> None:
+        """Judge the classifiers on the features of a start.
+
+        Args:
+            start: Start at its size.
+        """
+        weights = start.candidate.weights
+        argv = (f"--model.backbone={start.backbone.name}", f"--model.weights={weights}")
+        space = Space(str(start.candidate), argv, 128, start.backbone, start.saw_pool, start.is_large, start.digest)
+        self._judge_space(space)
+        if start.backbone.misfits:
+            self.report(f"  {start.candidate}: of another shape, so randomly initialized: {start.backbone.misfits[0]}")
+
+    def judge_pretrained(self, stage: Stage) -> None:
+        """Pre-train a network on the pool, and judge the classifiers on its features.
+
+        Args:
+            stage: Decision of `plan_pretraining`.
+        """
+        if not stage.dropped:
+            run = self._pretrain(self.source, stage, "pretraining", None)
+            self._judge_run(run, BACKBONE, PRETRAINED, is_large=False)
+
+    def judge_continued(self) -> None:
+        """Go on with the self-supervision of the best start from a library, and judge what it gives."""
+        spaces = [space for space in self.rank_spaces() if space.is_large]
+        if not spaces or self.source.pool_size < MIN_POOL:
+            return
+        best = spaces[0]
+        assert best.backbone is not None
+        assert best.source is not None
+        name, network = f"continued pre-training of {best.name}", best.backbone
+        stage = self.plan.decide(name, lambda: self._decide_pretraining(name, network, True, CONTINUED_SHARE))
+        if self.announce(stage):
+            run = self._pretrain(best.source, stage, "continued", best)
+            self._judge_run(run, network.name, f"{best.name}, continued on your images", is_large=True)
+
+    def _pretrain(self, source: LabeledSource, stage: Stage, kind: str, start: Space | None) -> Path:
+        begin = time.monotonic()
+        marker = self.folder / f"{kind}.json"
+        run = pretrain(source, stage.settings["steps"], f"solve/{self.name}/{kind}", marker, start)
+        self.report(f"Pre-trained on {source.pool_size:,} images in {time.monotonic() - begin:.0f} s.")
+        return run
+
+    def _judge_run(self, run: Path, backbone: str, name: str, is_large: bool) -> None:
+        candidate = Candidate(weights=str(run))
+        start = load_start(candidate, self.source, math.inf, own_size=True)
+        argv = (f"--model.backbone={backbone}", f"--model.weights={run}")
+        self._judge_space(Space(name, argv, 128, start.backbone, True, is_large, start.digest))
+
+    def _judge_space(self, space: Space) -> None:
+        assert space.backbone is not None
+        begin = time.monotonic()
+        space.read(self.source.view(space.backbone.input_spec))
+        for recipe in make_classifiers(space, self.source):
+            self.judge(recipe, space)
+        self.graph_seconds[space.name] = time.monotonic() - begin
+
+    def rank_spaces(self) -> list[Space]:
+        """Return the spaces of networks, that of the best classifier first."""
+        best: dict[str, tuple[float, Space]] = {}
+        for result in self.results:
+            accuracy = float(result.correct.mean())
+            if result.space.backbone is not None and accuracy > best.get(result.space.name, (-1.0, result.space))[0]:
+                best[result.space.name] = accuracy, result.space
+        return [space for _, space in sorted(best.values(), key=lambda pair: -pair[0])]
+
+    # --- one recipe
+
+    def judge(self, recipe: Recipe, space: Space, seconds: float = math.inf) -> Result | None:
+        """Cross-fit a recipe, as far as an earlier call has not done so, and keep its result.
+
+        Args:
+            recipe: Recipe.
+            space: Vectors of the start that it learns from.
+            seconds: Time for it.
+
+        Returns:
+            The result, or None where the recipe failed or took too long.
+        """
+        assert space.source is not None
+        source = space.source
+        key = repr((source.key, recipe.name, recipe.argv, recipe.steps, space.digest))
+        unit = hashlib.sha256(key.encode()).hexdigest()
+        path = self.folder / "units" / f"{unit[:32]}.safetensors"
+        probabilities, is_complete = _read_unit(path, len(source.labels), source.data.num_classes)
+        if not is_complete:
+            try:
+                if seconds <= 0:
+                    raise OutOfTimeError("the time was used up")
+                name = f"solve/{self.name}/trainings/{unit[:8]}"
+                keep = partial(_write_unit, path, recipe.name, False)
+                probabilities = cross_fit(recipe, source, name, self.report, probabilities, keep, seconds)
+            except (InputError, OutOfTimeError) as error:
+                self.failed.append(f"{recipe.name}: {describe_failure(error)}")
+                self.report(f"{self.failed[-1]}")
+                if not self.results and not recipe.uses_unlabeled:
+                    raise
+                return None
+            _write_unit(path, recipe.name, True, probabilities)
+        assert probabilities is not None
+        judged = torch.from_numpy(self.judged)
+        right = probabilities[judged].argmax(1) == source.labels[judged]
+        correct = right.numpy()[None].astype(np.float64)
+        result = Result(recipe, space, probabilities, correct, estimate_accuracy(correct, self.folds, self.groups))
+        self.results.append(result)
+        self.report(f"{recipe.name}: {format_estimate(result.accuracy)}")
+        return result
+
+
+def predict_graph(x: Tensor) -> float:
+    """Predict the seconds of label spreading on whitened components, from a measured part of the work.
+
+    Args:
+        x: Vectors of all examples, (N, F).
+    """
+    some = torch.rand(_PROBED, x.shape[1], dtype=torch.float64)
+    begin = time.perf_counter()
+    some.T @ some
+    product = (time.perf_counter() - begin) / _PROBED
+    return product * (len(x) + _COMPONENTS) + _NEIGHBORS * len(x) ** 2
+
+
+def _read_unit(path: Path, count: int, num_classes: int) -> tuple[Tensor | None, bool]:
+    """Return the probabilities of an earlier call, and whether they are those of all folds."""
+    if not path.is_file():
+        return None, False
+    try:
+        tensors, metadata = read_weights(path)
+    except InputError:  # damaged: computed again
+        return None, False
+    probabilities = tensors.get("probabilities")
+    if probabilities is None or probabilities.shape != (count, num_classes):
+        return None, False
+    return probabilities, metadata.get("complete") is True
+
+
+def _write_unit(path: Path, recipe: str, is_complete: bool, probabilities: Tensor) -> None:
+    tensors = {"probabilities": probabilities.contiguous()}
+    write_weights(path, tensors, {"recipe": recipe, "complete": is_complete})

@@ -1,0 +1,170 @@
+"""Starts of `solve`: at which size each sees the images, what it may know, and what is found."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import get_model
+
+from sft_lightning import solve
+from sft_lightning.export.export import export
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.weights import write_weights
+from sft_lightning.solver import starts, trials
+from sft_lightning.solver.find_starts import FoundStart, check_knowledge, find_starts
+from sft_lightning.solver.labels import LabeledSource, read_source
+from sft_lightning.solver.plan import Plan
+from sft_lightning.solver.recipes import fit, get_run
+from sft_lightning.transfer.candidates import Candidate
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
+
+LIBRARY = "timm/test_resnet"  # timm's smallest
+
+
+def write_start(path: Path, name: str = LIBRARY, side: int = 224) -> Path:
+    encoder, _ = build_encoder(name, (3, side, side))
+    write_weights(path, encoder.state_dict(), encoder.describe())
+    return path
+
+
+@pytest.fixture
+def source(workdir: Path, write_folder: Callable[..., Path]) -> LabeledSource:
+    write_folder(workdir / "images", {"train": 6, "unlabeled": 8}, classes=2)
+    return read_source("images", workdir / "out", None, None, 0, "data")
+
+
+def test_networks_of_a_library_get_the_largest_size_that_fits(
+    source: LabeledSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starts, "measure_seconds", lambda network, learns: network.input_spec.shape[-1])
+    given = Candidate(weights=str(write_start(Path("weights.safetensors"))))
+    count = 12 + 16
+    for seconds, expected in ((0, 64), (96 * count, 96), (223 * count, 128), (math.inf, 224)):
+        start = starts.load_start(given, source, seconds)
+        assert start.backbone.input_spec.shape == (3, expected, expected)
+        assert start.candidate.image_size == expected
+        assert start.seconds == expected * count
+    assert starts.load_start(Candidate(str(LIBRARY), "none", 48), source, 0).backbone.input_spec.shape[-1] == 48
+
+
+def test_networks_of_one_size_keep_it(source: LabeledSource) -> None:
+    given = Candidate(weights=str(write_start(Path("weights.safetensors"), "resnet8:flatten", 32)))
+    start = starts.load_start(given, source, math.inf)
+    assert start.backbone.input_spec.shape == (3, 32, 32)
+    assert not start.is_large
+
+
+def test_a_size_that_the_user_gave_is_kept(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    write_folder(workdir / "images", {"train": 6, "unlabeled": 8}, classes=2)
+    source = read_source("images", workdir / "out", None, 80, 0, "data")
+    given = Candidate(weights=str(write_start(Path("weights.safetensors"))))
+    assert starts.load_start(given, source, math.inf).backbone.input_spec.shape == (3, 80, 80)
+
+
+def test_a_view_has_the_same_examples_labels_and_folds(source: LabeledSource) -> None:
+    view = source.view(InputSpec("image", (1, 20, 20)))
+    assert view.data.input_spec.shape == (1, 20, 20)
+    for name in ("labeled", "unlabeled", "test"):
+        assert view.data.splits[name].ids == source.data.splits[name].ids
+    assert view.labels.equal(source.labels)
+    assert view.folds is source.folds
+    assert view.key != source.key
+    assert source.view(source.data.input_spec) is source
+    argv = view.data_argv(0)
+    assert "--data.image_size=20" in argv
+    assert "--data.channels=1" in argv
+    held = Path("out/splits/fold_0.csv").read_text()
+    source.data_argv(0)
+    assert Path("out/splits/fold_0.csv").read_text() == held
+
+
+def test_a_start_of_another_size_is_judged_trained_and_delivered(source: LabeledSource) -> None:
+    """The folder is read at 64 pixels, the weights at 48: recipes on them say so in their options."""
+    lines: list[str] = []
+    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "sizes", Path("out"), lines.append)
+    tried.judge_pixels()
+    given = FoundStart(Candidate(LIBRARY, str(write_start(Path("weights.safetensors"))), 48), "as you asked")
+    (start,) = tried.plan_starts([given])
+    tried.judge_start(start)
+    *_, result, graph = tried.results
+    assert result.recipe.name == "logistic regression on weights.safetensors, 48 px"
+    assert graph.recipe.name == "label spreading on weights.safetensors, 48 px"
+    assert result.source.data.input_spec.shape == (3, 48, 48)
+    assert not result.probabilities.isnan().any()
+    # Other weights under the same name are judged anew.
+    before = {path.name for path in Path("out/units").iterdir()}
+    write_start(Path("weights.safetensors"))
+    tried.judge_start(tried.plan_starts([given])[0])
+    assert len({path.name for path in Path("out/units").iterdir()} - before) == 2
+
+
+# --- starts at hand
+
+
+def list_found(source: LabeledSource) -> list[str]:
+    return [str(found.candidate) for found in find_starts(source, Path("lightning_logs/solve/own"))]
+
+
+def test_fetched_weights_are_starts(source: LabeledSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in the caches of torch and Hugging Face, under the names that their publishers give them."""
+    monkeypatch.setenv("TORCH_HOME", str(Path("torch").absolute()))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
+    assert list_found(source) == []
+    checkpoints = Path("torch/hub/checkpoints")
+    checkpoints.mkdir(parents=True)
+    torch.save(get_model("squeezenet1_1").state_dict(), checkpoints / "squeezenet1_1-b8a52dc0.pth")
+    (checkpoints / "another.pth").write_bytes(b"of another program")
+    snapshot = Path("hub/models--timm--test_resnet.r160_in1k/snapshots/abc")
+    snapshot.mkdir(parents=True)
+    published = build_encoder(LIBRARY, (3, 224, 224))[0].net.state_dict()
+    save_file({name: one.contiguous() for name, one in published.items()}, snapshot / "model.safetensors")
+    Path("hub/models--timm--test_vit.r160_in1k/snapshots/abc").mkdir(parents=True)  # a download that was stopped
+    squeezenet, resnet = find_starts(source, Path("own"))
+    assert squeezenet.candidate == Candidate("torchvision/squeezenet1_1")
+    assert squeezenet.reason == f"published weights in {checkpoints.absolute()}"
+    assert resnet.candidate.backbone == "timm/test_resnet.r160_in1k"
+    for found in (squeezenet, resnet):  # without a network
+        assert starts.load_start(found.candidate, source, 0).backbone.input_spec.shape == (3, 64, 64)
+
+
+def test_files_that_say_which_network_they_are_of_are_starts(source: LabeledSource) -> None:
+    write_start(Path("weights.safetensors"))
+    save_file({"weight": torch.zeros(2)}, "other.safetensors")
+    Path("damaged.safetensors").write_bytes(b"x")
+    assert list_found(source) == ["weights.safetensors"]
+
+
+def test_runs_without_labels_are_starts_and_others_are_not(source: LabeledSource) -> None:
+    """Real runs: a pre-training, a classifier that has learned the labels, and its exported file."""
+    argv = ["--data.source=images", "--data.image_size=16", "--data.batch_size=8", "--data.val_size=0"]
+    argv += ["--data.steps_per_epoch=1", "--trainer.max_epochs=1", "--model.backbone=conv"]
+    simclr = ["--model=SelfSupervisedModule", "--model.objective=SimCLR", "--model.optimizer=torch.optim.AdamW"]
+    fit(["--data=ImageDataModule", *simclr, *argv], "mine/pretrained")
+    fit(["--data=ImageDataModule", *simclr, *argv], "mine/pretrained")
+    fit(["--data=ImageDataModule", *simclr, *argv], "solve/own/pretraining")
+    classifier = ["--model=FineTuneClassifier", "--model.optimizer=torch.optim.AdamW"]
+    trained = get_run(fit(["--data=ImageDataModule", *classifier, *argv], "mine/trained"))
+    export(str(trained), out="trained.safetensors")
+    assert list_found(source) == ["lightning_logs/mine/pretrained/version_1"]
+    candidate = Candidate(weights="lightning_logs/mine/pretrained/version_1")
+    assert starts.load_start(candidate, source, 0).saw_pool
+    assert check_knowledge(candidate, source) == ""
+    for path in (str(trained), "trained.safetensors"):
+        with pytest.raises(InputError, match=r"has learned \d+ of these labels"):
+            solve("images", minutes=0.1, candidates=[path])
+    shutil.rmtree(trained)
+    assert "which is gone" in check_knowledge(Candidate(weights="trained.safetensors"), source)
+
+
+def test_a_publisher_that_does_not_answer_is_one_sentence(
+    workdir: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(workdir / "images", {"train": 4}, classes=2)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9 does not answer \(.*refused\): fetch timm/"):
+        solve("images", minutes=0.1, download=True)
