@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from sft_lightning.__main__ import main
+from sft_lightning.data import few_label_datamodule
 from sft_lightning.data.vision import sources
 from sft_lightning.data.vision.sources import SAMPLE
 from sft_lightning.data.vision.torchvision_sources import read_idx
@@ -28,8 +29,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads only
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files come first (studies, promises), so that no worker waits for one at the end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("study", "promises"))
+    """The long files come first (studies, promises ...), so that no worker waits for one at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("study", "promises", "solver", "tuning"))
 
 
 def pytest_collection_finish() -> None:
@@ -45,6 +46,17 @@ def _sample() -> Iterator[None]:
     read_once = cache(read_idx)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "read_idx", lambda path: read_once(path).clone())
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_workers() -> Iterator[None]:
+    """Read files in the process itself: starting workers takes longer than the rest of a small training.
+
+    Tests of workers ask for a number of them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few_label_datamodule, "count_cores", lambda: 0)
         yield
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
+from sft_lightning.data import few_label_datamodule
 from sft_lightning.data.bad_examples import SKIPPED
 from sft_lightning.data.batches import Labeled, Unlabeled
 from sft_lightning.data.contract import BatchRequest
@@ -92,6 +93,13 @@ def test_shape_and_classes_are_known_before_setup(options: dict[str, Any], shape
     (batch, *_) = data.train_dataloader()
     views = data.on_after_batch_transfer(batch, 0)
     assert views["labeled"].x.shape == (10, *shape)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(3, 3), (20, 8)])
+def test_files_are_read_by_a_worker_for_each_core(cores: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_label_datamodule, "count_cores", lambda: cores)
+    assert ImageDataModule().num_workers == workers
+    assert ImageDataModule(num_workers=1).num_workers == 1
 
 
 @pytest.mark.parametrize(("options", "shape"), [({}, (3, 224, 224)), ({"image_size": 16, "channels": 1}, (1, 16, 16))])
