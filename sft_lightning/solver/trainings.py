@@ -57,7 +57,7 @@ def judge_trainings(trials: Trials) -> None:
     """
     plan, ranked = trials.plan, trials.rank_spaces()
     if not ranked:
-        plan.drop(NAME, "fine-tuning: it needs a start (name one with --candidates)")
+        trials.announce(plan.drop(NAME, "fine-tuning: it needs a start (name one with --candidates)"))
         return
     chosen, others = ranked[:_STARTS], ranked[_STARTS:]
     for space in others:

@@ -331,7 +331,8 @@ class Trials:
                 keep = partial(_write_unit, path, recipe.name, False)
                 probabilities = cross_fit(recipe, source, name, self.report, probabilities, keep, seconds)
             except (InputError, OutOfTimeError) as error:
-                self.failed.append(f"{recipe.name}: {describe_failure(error)}")
+                why = str(error) if isinstance(error, OutOfTimeError) else describe_failure(error)
+                self.failed.append(f"{recipe.name}: {why}")
                 self.report(f"{self.failed[-1]}")
                 if not self.results and not recipe.uses_unlabeled:
                     raise

@@ -14,12 +14,12 @@ from sft_lightning import solve
 from sft_lightning.export.export import export
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.weights import write_weights
-from sft_lightning.solver import starts, trials
+from sft_lightning.solver import starts, trainings, trials
 from sft_lightning.solver.find_starts import FoundStart, check_knowledge, find_starts
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.plan import Plan
-from sft_lightning.solver.recipes import fit, get_run
-from sft_lightning.transfer.candidates import Candidate
+from sft_lightning.solver.recipes import Recipe, Space, fit, get_run
+from sft_lightning.transfer.candidates import Candidate, read_chain
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
@@ -101,6 +101,57 @@ def test_a_start_of_another_size_is_judged_trained_and_delivered(source: Labeled
     write_start(Path("weights.safetensors"))
     tried.judge_start(tried.plan_starts([given])[0])
     assert len({path.name for path in Path("out/units").iterdir()} - before) == 2
+
+
+def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
+    source: LabeledSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a real run that starts from the one before it, on images of the start's own size."""
+    monkeypatch.setattr(trials, "MIN_POOL", 10)
+    monkeypatch.setattr(trials, "choose_steps", lambda *rest: 1)
+    monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (1, 3))
+    lines: list[str] = []
+    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "more", Path("out"), lines.append)
+    weights = str(write_start(Path("weights.safetensors")).absolute())
+    tried.judge_start(starts.load_start(Candidate(weights=weights, image_size=48), source, 0))
+    tried.judge_continued()
+    pretrained = Path("lightning_logs/solve/more/continued/version_0")
+    assert [link.get("file") or link["run"] for link in read_chain(str(pretrained))] == [weights, str(pretrained)]
+    continued = tried.results[-1]
+    assert continued.recipe.name == f"label spreading on {weights}, 48 px, continued on your images"
+    assert continued.source.data.input_spec.shape == (3, 48, 48)
+    assert tried.results[-2].recipe.uses_unlabeled  # logistic regression on features that saw the pool
+    trainings.judge_trainings(tried)
+    assert tried.results[-1].recipe.name.startswith("fine-tuning from ")
+    (config,) = Path("lightning_logs/solve/more/trainings").glob("*/fold_0/version_0/fit.yaml")
+    assert "image_size: 48" in config.read_text()
+    assert "layer_decay: 0.75" in config.read_text()
+    # Called again, it finds the run and the results.
+    again = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "more", Path("out"), lines.append)
+    again.judge_start(starts.load_start(Candidate(weights=weights, image_size=48), source, 0))
+    again.judge_continued()
+    trainings.judge_trainings(again)
+    assert [result.recipe.name for result in again.results] == [result.recipe.name for result in tried.results]
+    assert len([*Path("lightning_logs/solve/more").glob("**/version_*")]) == 1 + source.num_folds
+
+
+def test_folds_that_take_too_long_are_given_up_and_taken_up_again(source: LabeledSource) -> None:
+    lines: list[str] = []
+    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "slow", Path("out"), lines.append)
+    space = Space("pixels", ("--model.backbone=mlp",), 16)
+    space.read(source)
+    argv = ("--model=FineTuneClassifier", *space.argv, "--model.optimizer=torch.optim.AdamW")
+    recipe = Recipe("training", True, (*argv, "--data.steps_per_epoch=1", "--trainer.max_epochs=1"), 1, 8)
+    assert tried.judge(recipe, space, seconds=0.001) is None
+    assert "s for a fold were too many" in tried.failed[0]
+    assert tried.judge(recipe, space, seconds=0) is None
+    assert "the time was used up" in tried.failed[1]
+    runs = Path("lightning_logs/solve/slow/trainings")
+    assert len([*runs.glob("*/fold_*/version_*")]) == 1
+    result = tried.judge(recipe, space)
+    assert result is not None
+    assert not result.probabilities.isnan().any()
+    assert len([*runs.glob("*/fold_*/version_*")]) == source.num_folds
 
 
 # --- starts at hand
