@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[40, 100, 1000])
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2], help="seeds of the labeled examples")
     parser.add_argument("--pools", nargs="+", default=["flatten", "average"])
+    parser.add_argument("--starts", nargs="+", help="names of the starts to compare, such as pixels; all by default")
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="further words of `fit`, at the end")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -219,6 +220,8 @@ def main() -> None:
     accuracies: dict[str, dict[str, list[float]]] = {}
     seconds: dict[str, dict[str, float]] = {}
     for name, parts in list_starts(run, args.pools, data, published).items():
+        if args.starts and name not in args.starts:
+            continue
         begin = time.process_time()
         space = build_space(parts)
         seconds[name] = {"features and graph": round(time.process_time() - begin, 1)}
