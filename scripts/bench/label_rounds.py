@@ -1,7 +1,7 @@
 """Do three rounds of chosen labels beat three rounds of random ones? Real calls of `solve`, real label files.
 
     python scripts/bench/label_rounds.py --out scripts/bench/results/label_rounds.json
-    python scripts/bench/label_rounds.py --source MNIST --root FOLDER --out scripts/bench/results/label_rounds_mnist.json
+    python scripts/bench/label_rounds.py --source FashionMNIST --out FILE
 
 The images of a source are written as files, with a table that labels 40 of them, as many of each class. Each round, an
 oracle labels 20 more: the examples of `label_next.csv`, or random ones. `solve` is called again with the grown label
@@ -9,7 +9,7 @@ file, for one minute, so that it compares classifiers of pixels alone. The figur
 test images, which are those of the source.
 
 Hypothesis, written down before the first run: chosen labels are better after each of the three rounds, on average over
-3 seeds. How the examples are chosen was decided on digits (MNIST) and on features of Fashion-MNIST.
+3 seeds. How the examples are chosen was decided on digits (`next_labels.py`).
 Budget: 15 minutes of one core for a source.
 """
 

@@ -22,7 +22,7 @@ from sft_lightning.utils.spreadsheet import format_csv
 
 NEXT = 20  # examples to label next
 EXPORTS: dict[str, ExportFormat] = {"model.safetensors": "safetensors", "model.onnx": "onnx"}
-_DOUBTFUL = 10  # times as many doubtful ones to choose the next labels from
+_COMPARED = 1000  # labeled examples that the next ones are compared with
 _WRONG, _SURE = 0.1, 0.8  # probability of its label below, and of another class above which a label is doubtful
 _LEAST = 1e-6
 
@@ -74,7 +74,7 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
     if source.pool_size:
         probabilities = predict_split(model, data, "unlabeled", delivery.temperature)
         _write_predictions(folder / "predictions.csv", source, probabilities)
-        delivery.next_labels = choose_next(probabilities, source, space)
+        delivery.next_labels = choose_next(space)
         ids = data.splits["unlabeled"].ids
         rows = [[ids[i], data.class_names[int(probabilities[i].argmax())]] for i in delivery.next_labels]
         numbered = [[order, *row] for order, row in enumerate(rows, 1)]
@@ -130,49 +130,34 @@ def _write_predictions(path: Path, source: LabeledSource, probabilities: Tensor)
     write_text(path, format_csv([head, *rows]))
 
 
-def choose_next(probabilities: Tensor, source: LabeledSource, space: Space) -> list[int]:
-    """Return the positions of the unlabeled examples to label next: doubtful ones, spread over the space.
+def choose_next(space: Space) -> list[int]:
+    """Return the positions of the unlabeled examples to label next: typical ones, unlike those that have a label.
 
-    Among the 200 with the smallest margin between the two most probable classes, the ones nearest to the centers of 20
-    clusters of their vectors.
+    They are nearest to the centers of k-means with one cluster for each labeled example and each one to choose, in the
+    largest clusters without a label. With few labels this beats the examples that the model doubts most
+    (`scripts/bench/next_labels.py`), as in Hacohen et al. 2022, "Active Learning on a Budget".
 
     Args:
-        probabilities: Probabilities of the unlabeled examples, (M, C); NaN for unreadable ones.
-        source: Source.
-        space: Vectors of at most as many unlabeled examples.
+        space: Vectors of the labeled and of unlabeled examples.
     """
-    from sft_lightning.transfer.vectors import stack_vectors
-
-    top = probabilities.topk(2, 1).values
-    margin = (top[:, 0] - top[:, 1]).nan_to_num(torch.inf)
-    count = min(NEXT * _DOUBTFUL, int(margin.isfinite().sum()))
-    doubtful = margin.argsort(stable=True)[:count]
-    if count <= NEXT:
-        return doubtful.tolist()
-    device = torch.device("cpu") if space.backbone is None else space.backbone.device
-    some = _Subset(source, doubtful.tolist())
-    x, _, positions = stack_vectors(some.batches(device), source.data, space.backbone)
-    whitened = WhitenedPCA(space.components).fit([torch.cat([space.labeled, space.pool])])
-    z = F.normalize(whitened.transform(x), dim=1)
-    chosen = kmeans_centers(z, NEXT, 0)
-    return doubtful[positions[chosen]].tolist()
+    if len(space.pool) <= NEXT:
+        return space.pool_positions.tolist()
+    known = choose_rows(space.labeled, _COMPARED)
+    every = torch.cat([known, space.pool])
+    z = F.normalize(WhitenedPCA(space.components).fit([every]).transform(every), dim=1)
+    chosen = kmeans_centers(z, NEXT, 0, labeled=torch.arange(len(known)))
+    positions: list[int] = space.pool_positions[chosen - len(known)].tolist()
+    return positions
 
 
-class _Subset:
-    """Some unlabeled examples, as batches."""
+def choose_rows(x: Tensor, most: int) -> Tensor:
+    """Return at most as many rows of a matrix, at random and in the same way each time.
 
-    def __init__(self, source: LabeledSource, positions: list[int]) -> None:
-        self.source, self.positions = source, positions
-
-    def batches(self, device: torch.device):  # type: ignore[no-untyped-def]
-        from sft_lightning.data.splits import Split
-
-        data, pool = self.source.data, self.source.data.splits["unlabeled"]
-        data.splits["next"] = Split(pool.part, [pool.indices[i] for i in self.positions])
-        try:
-            yield from data.batches_of("next", device)
-        finally:
-            del data.splits["next"]
+    Args:
+        x: Vectors, (N, F).
+        most: Maximum number of rows.
+    """
+    return x if len(x) <= most else x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]]
 
 
 def _advise(held_out: Tensor, judged: Tensor, source: LabeledSource, delivery: Delivery) -> list[str]:

@@ -16,6 +16,7 @@ from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.lightning_cli import SFTCLI, run as command
 from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
+from sft_lightning.data.eval_batches import choose_at_random
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.solver.labels import LabeledSource, predict_split
 from sft_lightning.transfer.vectors import choose_device, stack_vectors
@@ -50,6 +51,7 @@ class Space:
         source: Source as the network sees it, after `read`.
         labeled: Vectors of the labeled examples, (N, F).
         pool: Vectors of unlabeled examples, (M, F).
+        pool_positions: Their positions in the unlabeled split, int64, (M,).
     """
 
     name: str
@@ -62,6 +64,7 @@ class Space:
     source: LabeledSource | None = None
     labeled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     pool: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    pool_positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def read(self, source: LabeledSource) -> None:
         """Compute the vectors, of at most 20,000 examples.
@@ -73,9 +76,13 @@ class Space:
         device = torch.device("cpu") if self.backbone is None else choose_device()
         if self.backbone is not None:
             self.backbone.to(device)
-        count = len(source.labels)
-        x, _, _ = stack_vectors(source.data.training_batches(max(MAX_GRAPH, count), device), source.data, self.backbone)
+        count, most = len(source.labels), max(MAX_GRAPH, len(source.labels))
+        x, _, at = stack_vectors(source.data.training_batches(most, device), source.data, self.backbone)
+        unlabeled = source.data.splits["unlabeled"]
+        position = {index: i for i, index in enumerate(unlabeled.indices)}
+        chosen = choose_at_random(unlabeled, most - count, source.data.request.seed).indices
         self.pool = x[count:]
+        self.pool_positions = torch.tensor([position[chosen[i]] for i in at[count:].tolist()], dtype=torch.int64)
         self.labeled, _, _ = stack_vectors(source.data.batches_of("labeled", device), source.data, self.backbone)
 
 
