@@ -1,6 +1,7 @@
 """The labels of a source, the folds that judge candidates, and the `split.csv` of each."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,12 +17,14 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import get_groups
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split
+from sft_lightning.data.vision.images import FileImages
 from sft_lightning.solver.judge import make_folds
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
 MAX_SIDE = 64  # pixels: networks from scratch learn from larger images no faster, and take longer
 MAX_FOLDS = 5
+_MAX_CACHED = 2_000_000_000  # bytes
 
 
 @dataclass
@@ -114,6 +117,13 @@ class LabeledSource:
         settings = {**self.settings, **{setting: str(value) for setting, value in changed.items()}}
         return replace(self, data=data, settings=settings, origin=self)
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether trainings share decoded files on the disk: where there are files, and they take at most 2 GB."""
+        splits = self.data.splits.values()
+        count = sum(len(split) for split in splits if isinstance(split.part.storage, FileImages))
+        return 0 < count * math.prod(self.data.input_spec.shape) <= _MAX_CACHED
+
     def write_split(self, fold: int | None) -> Path:
         """Write the `split.csv` of a fold, whose examples are those to test on, and return its path.
 
@@ -140,6 +150,8 @@ class LabeledSource:
             fold: Number of the fold, or None for all labels.
         """
         given = {"source": self.name, **self.settings, "split_file": str(self.write_split(fold))}
+        if self.is_cached:
+            given["cache"] = str(self.folder / "decoded")
         return ["--data=ImageDataModule", *(f"--data.{name}={value}" for name, value in given.items())]
 
 

@@ -96,14 +96,16 @@ def _decide(trials: Trials, trainings: list[Training]) -> Stage:
     costs = []
     for one in trainings:
         recipe = one.make(TRAINING_STEPS[0])
-        step = recipe.batch * (STEP_OVERHEAD * seconds[one.space.name] + trials.read_seconds)
+        step = recipe.batch * STEP_OVERHEAD * seconds[one.space.name]
         graph = trials.graph_seconds[one.space.name] if one.kind else 0.0  # of the targets
         costs.append(Cost(START_SECONDS + graph, step))
-    count, steps = plan_halving(TRAININGS_END * plan.seconds - plan.elapsed, costs, folds, final)
+    decoding = trials.count * trials.read_seconds  # once
+    count, steps = plan_halving(TRAININGS_END * plan.seconds - plan.elapsed - decoding, costs, folds, final)
     if not count:
-        total = (predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + plan.elapsed) / TRAININGS_END
+        needed = predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + decoding
+        total = (needed + plan.elapsed) / TRAININGS_END
         best = trainings[0].space.name
         return Stage(NAME, dropped=f"fine-tuning from {best}: it takes --minutes {math.ceil(total / 60)}")
     what = f"{count} training(s) of up to {steps} steps in {folds} folds"
-    predicted = predict_halving(costs[:count], steps, folds, final)
+    predicted = predict_halving(costs[:count], steps, folds, final) + decoding
     return Stage(NAME, what, predicted, {"count": count, "steps": steps})

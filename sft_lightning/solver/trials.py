@@ -227,15 +227,16 @@ class Trials:
 
     def _decide_pretraining(self, name: str, network: Encoder, is_large: bool, share: float) -> Stage:
         batch = count_batch(self.source, is_large)
-        step = batch * (2 * measure_seconds(network, learns=True) * STEP_OVERHEAD + self.read_seconds)
+        step = batch * 2 * measure_seconds(network, learns=True) * STEP_OVERHEAD
+        decoding = self.count * self.read_seconds  # once
         left = PRETRAINING_END * self.plan.seconds - self.plan.elapsed
-        steps = choose_steps(PRETRAINING_STEPS, min(left, share * self.plan.seconds), step)
+        steps = choose_steps(PRETRAINING_STEPS, min(left, share * self.plan.seconds) - decoding, step)
         if not steps:
-            needed = count_minutes(PRETRAINING_STEPS[0] * step, share)
+            needed = count_minutes(PRETRAINING_STEPS[0] * step + decoding, share)
             return Stage(name, dropped=f"{name}: it takes --minutes {max(needed, math.ceil(self.plan.minutes) + 1)}")
         side = network.input_spec.shape[-1]
         what = f"{name} for {steps} steps of {batch} images at {side} px"
-        return Stage(name, what, steps * step, {"steps": steps})
+        return Stage(name, what, steps * step + decoding, {"steps": steps})
 
     def judge_start(self, start: Start) -> None:
         """Judge the classifiers on the features of a start.

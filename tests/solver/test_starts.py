@@ -126,6 +126,8 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     (config,) = Path("lightning_logs/solve/more/trainings").glob("*/fold_0/version_0/fit.yaml")
     assert "image_size: 48" in config.read_text()
     assert "layer_decay: 0.75" in config.read_text()
+    assert f"cache: {source.folder}/decoded" in config.read_text()  # where files are decoded once for all trainings
+    assert [*Path("out/decoded").iterdir()]
     # Called again, it finds the run and the results.
     again = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "more", Path("out"), lines.append)
     again.judge_start(starts.load_start(Candidate(weights=weights, image_size=48), source, 0))
