@@ -297,6 +297,31 @@ def test_the_only_group_of_a_class_takes_its_other_classes_along() -> None:
     assert find_unjudged(labels, fold) == [9]
 
 
+def test_a_group_that_is_always_learned_from_teaches_its_other_classes() -> None:
+    """Class 0 is judged in one fold alone, but every model knows it from group "a"."""
+    labels, groups = [*np.arange(40) % 4 + 1, 9, 0, 0], [*map(str, range(40)), "a", "a", "b"]
+    fold = make_folds(labels, groups, folds=2, repeats=2)
+    assert (fold[:, 40:42] == -1).all()
+    assert (fold[:, 42] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "examples",  # of three classes in each group
+    [
+        [[3, 1, 1], [5, 0, 1], [4, 0, 0], [8, 4, 0], [7, 4, 0], [1, 0, 0]],  # in another order, the last is in one fold
+        [[5, 0, 0], [3, 2, 0], [5, 0, 1], [4, 4, 1], [2, 0, 0], [2, 0, 1], [0, 1, 0]],  # small groups first, the second
+    ],
+)
+def test_groups_of_rare_classes_are_divided_first_and_then_large_ones(examples: list[list[int]]) -> None:
+    counts = np.array(examples)
+    labels = np.concatenate([np.repeat(np.arange(3), row) for row in counts])
+    groups = [str(group) for group, row in enumerate(counts) for _ in range(row.sum())]
+    for seed in range(6):
+        fold = make_folds(labels, groups, folds=3, repeats=1, seed=seed)[0]
+        for label in range(3):
+            assert len(set(fold[labels == label])) == min((counts[:, label] > 0).sum(), fold.max() + 1)
+
+
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
