@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sft_lightning.networks.heads import NEVER
 from sft_lightning.utils.errors import InputError
 
-_LEAST = 1e-6  # probability: the logarithm of 0 would make the loss of a single mistake infinite
+LEAST = 1e-6  # probability: the logarithm of 0 would make the loss of a single mistake infinite
 
 
 class FittedModule(nn.Module):
@@ -114,7 +114,11 @@ class Classifier(FittedModule, ABC):
         Args:
             x: Features, (N, F).
         """
-        return self.predict_proba(x).clamp_min(_LEAST).log().to(x.device)
+        return self.predict_proba(x).clamp_min(LEAST).log().to(x.device)
+
+    def make_layer(self) -> nn.Module | None:
+        """Return a fitted module from features to logits that can be written as a program, or None if there is none."""
+        return None
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the most probable classes, int64, (N,).
@@ -163,6 +167,10 @@ class LinearClassifier(Classifier):
     def predict_proba(self, x: Tensor) -> Tensor:
         """Return the softmax of the logits, float32, (N, C)."""
         return self.forward(x.detach()).softmax(1).to(self.weight.device)
+
+    def make_layer(self) -> nn.Module:
+        """Return the linear layer."""
+        return self.make_head()
 
     def make_head(self) -> nn.Linear:
         """Return the classifier as a layer, such as the `head` of a paradigm."""

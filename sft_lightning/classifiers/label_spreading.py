@@ -5,10 +5,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.classifiers.base import Classifier
+from sft_lightning.classifiers.base import LEAST, Classifier
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.utils.errors import InputError, check_decay, check_min
 
@@ -94,12 +94,42 @@ class LabelSpreading(Classifier):
             total += self.probabilities[column]
         return total / self._k
 
+    def make_layer(self) -> nn.Module:
+        """Return the same as one product with all examples of the graph, which holds (N, M) numbers at a time."""
+        return _NearestMean(self)
+
     @property
     def _k(self) -> int:
         return self.neighbors or choose_neighbors(len(self.features), self.num_classes)
 
     def _scale(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) if self.metric == "cosine" else x
+
+
+class _NearestMean(nn.Module):
+    """The exact `predict_proba` as a layer, as logits."""
+
+    center: Tensor
+    examples: Tensor
+    squares: Tensor
+    probabilities: Tensor
+
+    def __init__(self, spreading: LabelSpreading) -> None:
+        super().__init__()
+        self.metric, self.k = spreading.metric, spreading._k
+        center = spreading.features.mean(0)  # as `find_neighbors` does
+        examples = spreading.features - center
+        for name, tensor in {
+            "center": center, "examples": examples, "squares": examples.square().sum(1),
+            "probabilities": spreading.probabilities,
+        }.items():  # fmt: skip
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=1) if self.metric == "cosine" else x
+        distances = self.squares - 2 * (x - self.center) @ self.examples.T
+        nearest = distances.topk(self.k, 1, largest=False).indices
+        return self.probabilities[nearest].mean(1).clamp_min(LEAST).log()
 
 
 def spread_labels(graph: Any, positions: Tensor, labels: Tensor, num_classes: int, alpha: float = 0.99) -> Tensor:

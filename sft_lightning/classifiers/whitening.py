@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft_lightning.classifiers.base import Classifier, FittedModule, check_finite
 from sft_lightning.utils.errors import InputError, check_min
@@ -157,6 +157,23 @@ class Whitened(Classifier):
         logits: Tensor = self.classifier(self.whitening.transform(x))
         return logits.to(x.device)
 
+    def make_layer(self) -> nn.Module | None:
+        """Return the components and the layer of the classifier, or None if it has none."""
+        layer = self.classifier.make_layer()
+        return None if layer is None else _WhitenedLayer(self.whitening, layer)
+
     def predict_proba(self, x: Tensor) -> Tensor:
         """Return the probabilities of the classifier, float32, (N, C)."""
         return self.classifier.predict_proba(self.whitening.transform(x))
+
+
+class _WhitenedLayer(nn.Module):
+    """The components, and a layer of them."""
+
+    def __init__(self, whitening: WhitenedPCA, layer: nn.Module) -> None:
+        super().__init__()
+        self.whitening, self.layer = whitening, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(self.whitening.transform(x))
+        return logits

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.cli.loaded_run import describe_checkpoint
+from sft_lightning.classifiers import Classifier
+from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint
+from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.export.evaluate import PARITY_IMAGES, evaluate_export
 from sft_lightning.export.model_card import CardData, format_model_card
@@ -64,14 +66,18 @@ def export(
     """
     checkpoint = find_run_checkpoint(run)
     trained = load_trained_network(checkpoint)
+    classifier = None
     if part != "backbone" and not trained.head:
         made_by = trained.metadata["made_by"]
-        if made_by == "FrozenFeatureClassifier":
+        if made_by != "FrozenFeatureClassifier":
+            raise InputError(f"run {run!r} ({made_by}) has no head: give --part backbone")
+        classifier = _load_classifier(run) if part == "model" and format != "safetensors" else None
+        if classifier is None:
             raise InputError(
-                f"run {run!r} classifies by its examples, which no layer can: give a run whose classifier is "
-                "LogisticRegression, Ridge or NearestClassMean, or --part backbone"
+                f"run {run!r} classifies by its examples, which {format} does not hold: give --format onnx if it "
+                "spreads labels, a run whose classifier is LogisticRegression, Ridge or NearestClassMean, or --part "
+                "backbone"
             )
-        raise InputError(f"run {run!r} ({made_by}) has no head: give --part backbone")
     check_fraction(wise=wise)
     check_min(0, measure_on=measure_on)
     folder = find_run(checkpoint)
@@ -100,12 +106,12 @@ def export(
     known = read_temperature(checkpoint) if wise == 1 else None
     if evaluation is not None and evaluation.calibrated_on:
         metadata["temperature"] = {"value": evaluation.temperature, "validation_images": evaluation.calibrated_on}
-    elif known is not None and trained.head:
+    elif known is not None and part != "backbone":
         metadata["temperature"] = {"value": known.value, "held_out_labels": known.labels}
     if format == "safetensors" or evaluation is None:
         write_weights(file, _select_tensors(trained, part), metadata)
     else:
-        metadata = write_program(file, format, trained, evaluation, metadata)
+        metadata = write_program(file, format, trained, evaluation, metadata, classifier)
         rank_zero_info(f"Parity: {file.name} {describe_parity(metadata['parity'])}.")
     write_json(metadata_path(file), metadata)
     state = describe_checkpoint(checkpoint, metadata["step"]) + (
@@ -115,6 +121,16 @@ def export(
         file.with_name(CARD), format_model_card(CardData(file, metadata, checkpoint, folder, state, config, evaluation))
     )
     return file
+
+
+def _load_classifier(run: str) -> Classifier | None:
+    """Return the classifier of a run that has no head, or None if it cannot be written as a program."""
+    with silence_logs():
+        opened = LoadedRun(run)
+    if opened.classify is None:
+        return None
+    head: Classifier = opened.cli.model.head
+    return None if head.make_layer() is None else head
 
 
 def _read_config(path: Path) -> dict[str, Any]:

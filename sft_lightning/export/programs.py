@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_lightning.classifiers import Classifier
 from sft_lightning.export.evaluate import ExportEvaluation
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.networks.weights import Tensors
@@ -34,21 +35,15 @@ TOLERANCE = 1e-3  # of an output, and of the mean output where that is below 1
 class Program(nn.Module):
     """Module from uint8 images to logits, or to features if it has no head."""
 
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, backbone: Backbone, head: Tensors) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module | None) -> None:
         """Join backbone and head.
 
         Args:
             backbone: Backbone with its normalization.
-            head: `weight` (K, F) and `bias` (K,) of the head, or nothing.
+            head: Module from features (N, F) to logits (N, K), or None.
         """
         super().__init__()
-        self.backbone = backbone
-        for name, tensor in head.items():
-            self.register_buffer(name, tensor)
-        self._has_head = bool(head)
+        self.backbone, self.head = backbone, head
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,7 +56,7 @@ class Program(nn.Module):
             Logits (N, K) or features (N, F), float32.
         """
         x: Tensor = self.backbone(images.float() / 255)
-        return F.linear(x, self.weight, self.bias) if self._has_head else x
+        return x if self.head is None else self.head(x)
 
 
 def check_format(part: str, language: ProgramFormat) -> None:
@@ -88,7 +83,12 @@ def check_format(part: str, language: ProgramFormat) -> None:
 
 
 def write_program(
-    file: Path, language: ProgramFormat, trained: TrainedNetwork, measured: ExportEvaluation, metadata: dict[str, Any]
+    file: Path,
+    language: ProgramFormat,
+    trained: TrainedNetwork,
+    measured: ExportEvaluation,
+    metadata: dict[str, Any],
+    classifier: Classifier | None = None,
 ) -> dict[str, Any]:
     """Write a program, read it back and compare it with PyTorch; delete the file if it differs.
 
@@ -98,6 +98,7 @@ def write_program(
         trained: Network to export.
         measured: Evaluation with the images to compare on.
         metadata: Metadata of the export, with `part`.
+        classifier: Classifier with a layer of its own, for a network without a head.
 
     Returns:
         The metadata with what users of the program need: `format`, `input`, `output`, `inside`, `parity`.
@@ -112,8 +113,9 @@ def write_program(
             f"format is {language!r}, which is written for networks of images alone: export {network.name!r} as "
             "safetensors"
         )
-    program = Program(network, trained.head if with_head else {})
-    expected = _run_pytorch(trained, measured.images, with_head)
+    layer = None if classifier is None else classifier.make_layer()
+    program = Program(network, (layer or _make_linear(trained.head)) if with_head else None)
+    expected = _run_pytorch(trained, measured.images, with_head, classifier)
     contract = {**metadata, "format": language, **_describe_interface(metadata, with_head, expected.shape[1])}
     if language == "onnx":
         contract["opset"] = OPSET
@@ -151,11 +153,21 @@ def describe_parity(parity: dict[str, Any]) -> str:
     )
 
 
+def _make_linear(head: Tensors) -> nn.Linear:
+    num_classes, num_features = head["weight"].shape
+    layer = nn.Linear(num_features, num_classes)
+    layer.load_state_dict(head)
+    return layer
+
+
 @torch.no_grad()
-def _run_pytorch(trained: TrainedNetwork, images: Tensor, with_head: bool) -> Tensor:
+def _run_pytorch(trained: TrainedNetwork, images: Tensor, with_head: bool, classifier: Classifier | None) -> Tensor:
     """Compute the expected outputs without a `Program`, so that a mistake in that class would show."""
     network = trained.network()
     x = torch.cat([network(some.float() / 255) for some in images.split(32)])
+    if with_head and classifier is not None:
+        logits: Tensor = classifier(x)
+        return logits
     return F.linear(x, trained.head["weight"], trained.head["bias"]) if with_head else x
 
 

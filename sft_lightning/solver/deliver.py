@@ -21,7 +21,8 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import format_csv
 
 NEXT = 20  # examples to label next
-EXPORTS: dict[str, ExportFormat] = {"model.safetensors": "safetensors", "model.onnx": "onnx"}
+ONNX = "model.onnx"
+EXPORTS: dict[str, ExportFormat] = {"model.safetensors": "safetensors", ONNX: "onnx"}
 _COMPARED = 1000  # labeled examples that the next ones are compared with
 _WRONG, _SURE = 0.1, 0.8  # probability of its label below, and of another class above which a label is doubtful
 _LEAST = 1e-6
@@ -91,7 +92,7 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
             with silence_logs():
                 export(str(delivery.run), format=language, out=str(folder / name))
         except InputError as error:
-            delivery.not_exported[name] = str(error)
+            delivery.not_exported[name] = str(error).partition(": ")[0]
     return delivery
 
 

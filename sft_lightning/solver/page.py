@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.report.figures import embed_example
-from sft_lightning.solver.deliver import Delivery
+from sft_lightning.runs.paths import LOGS
+from sft_lightning.solver.deliver import ONNX, Delivery
 from sft_lightning.utils.html import Section, render_page, render_paragraphs, render_table, render_tiles
 
 _MAX_DOUBTFUL = 24
@@ -31,6 +32,7 @@ def render_solution(
     head = ["recipe", "uses unlabeled images", "accuracy on held-out labels"]
     sections = [
         Section("Recipes", render_table(head, recipes)),
+        Section("Use it", render_paragraphs(_describe_use(name, delivery))),
         Section("Left out", render_paragraphs([f"{sentence[:1].upper()}{sentence[1:]}." for sentence in left_out])),
     ]
     if delivery.next_labels:
@@ -55,3 +57,14 @@ def render_solution(
         ]
         sections.append(Section("Labels to check", render_tiles(tiles)))
     return render_page(f"Solution {name}", data.source.name, verdict, sections)
+
+
+def _describe_use(name: str, delivery: Delivery) -> list[str]:
+    sentences = [f"sft-lightning predict {LOGS}/solve/{name} NEW_IMAGES/ writes their calibrated probabilities."]
+    if ONNX not in delivery.not_exported:
+        sentences.append(f"{ONNX} runs without this package; model_card.md shows how, with the temperature.")
+        if delivery.not_exported:
+            sentences.append("It holds vectors of the images that it classifies by: share it as you would share them.")
+    for file, reason in delivery.not_exported.items():
+        sentences.append(f"{file} was not written: {reason}.")
+    return sentences

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from sklearn.semi_supervised import LabelSpreading as Reference
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.classifiers import LabelSpreading
+from sft_lightning.classifiers import KNearestNeighbors, LabelSpreading, NearestClassMean
 from sft_lightning.classifiers.label_spreading import (
     balance_classes,
     choose_neighbors,
@@ -13,6 +15,7 @@ from sft_lightning.classifiers.label_spreading import (
     solve_spreading,
 )
 from sft_lightning.classifiers.neighbors import find_neighbors
+from sft_lightning.classifiers.whitening import Whitened
 from sft_lightning.utils.errors import InputError
 
 
@@ -160,3 +163,16 @@ def test_too_few_examples_for_the_neighbors_are_refused() -> None:
     x, y = rings()
     with pytest.raises(InputError, match="neighbors is 15, but there are only 9 other examples"):
         LabelSpreading(neighbors=15).fit(x[:4], y[:4], x[4:10])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_layer_gives_the_logits_of_the_classifier(metric: Literal["cosine", "euclidean"]) -> None:
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + 3
+    y = torch.arange(12) % 3
+    for classifier in (
+        LabelSpreading(metric=metric), Whitened(LabelSpreading(metric=metric), 4), Whitened(NearestClassMean(), 4),
+    ):  # fmt: skip
+        layer = classifier.fit(x[:12], y, x[12:40]).make_layer()
+        assert layer is not None
+        torch.testing.assert_close(layer(x[40:]), classifier(x[40:]), atol=1e-5, rtol=1e-5)
+    assert Whitened(KNearestNeighbors(), 4).fit(x[:12], y, x[12:40]).make_layer() is None

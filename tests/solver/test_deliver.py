@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
@@ -28,7 +29,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def solved(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..., Path]) -> Path:
     """A folder of images, whose labels are hard to tell apart, and its solution."""
     folder = tmp_path_factory.mktemp("solved")
-    write_folder(folder / "images", {"train": 8, "unlabeled": 12}, classes=7)
+    write_folder(folder / "images", {"train": 4, "unlabeled": 30}, classes=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         solve("images", minutes=0.1, name="mine", image_size=16)
@@ -46,18 +47,38 @@ def test_new_images_get_the_calibrated_probabilities_of_the_pool(solution: Path)
     assert main(["predict", str(solution), "images/unlabeled"]) == 0
     summary = json.loads((solution / "summary.json").read_text())
     run = Path(summary["run"])
-    names = [f"p(class_{k})" for k in range(7)]
+    names = [f"p(class_{k})" for k in range(5)]
     pool = {Path(row["id"]).name: row for row in read_table(solution / "predictions.csv")}
     new = {row["path"]: row for row in read_table(run / "predictions.csv")}
     assert pool.keys() == new.keys()
-    assert len(pool) == 84
+    assert len(pool) == 150
     ours, theirs = (np.array([[float(rows[one][name]) for name in names] for one in pool]) for rows in (pool, new))
     assert np.abs(ours - theirs).max() < 1e-3
     assert abs(np.log(summary["temperature"])) > 0.1
     known = read_temperature(run / "checkpoints" / "last.ckpt")
-    assert known == CrossFittedTemperature(summary["temperature"], 56)
+    assert known == CrossFittedTemperature(summary["temperature"], 20)
     confidence = ours.max(1).mean()
     assert abs(confidence - summary["accuracy"][0]) < 0.2  # as sure as it is right
+
+
+def test_label_spreading_is_exported_as_a_program(solution: Path) -> None:
+    """The graph becomes a product with its examples, which a file of weights cannot say."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    summary = json.loads((solution / "summary.json").read_text())
+    assert summary["recipe"] == "label spreading on pixels"
+    assert [*summary["not_exported"]] == ["model.safetensors"]
+    assert not (solution / "model.safetensors").exists()
+    page = (solution / "report.html").read_text()
+    assert "classifies by its examples, which safetensors does not hold." in page
+    assert "model.onnx runs without this package" in page
+    session = onnxruntime.InferenceSession(str(solution / "model.onnx"))
+    pool = read_table(solution / "predictions.csv")[:5]
+    images = [Image.open(Path("images", row["id"])).convert("RGB") for row in pool]
+    pixels = np.stack([np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)) for image in images])
+    logits = torch.from_numpy(session.run(None, {"images": pixels.transpose(0, 3, 1, 2)})[0])
+    temperature = json.loads((solution / "model.onnx.json").read_text())["temperature"]["value"]
+    expected = [[float(row[f"p(class_{k})"]) for k in range(5)] for row in pool]
+    torch.testing.assert_close((logits / temperature).softmax(1), torch.tensor(expected), atol=1e-3, rtol=0)
 
 
 def test_every_command_takes_the_folder_for_its_run(solution: Path, capsys: pytest.CaptureFixture[str]) -> None:
