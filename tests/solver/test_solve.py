@@ -4,7 +4,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sft_lightning import solve
 from sft_lightning.__main__ import main
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver import plan, recipes, trainings, trials
+from sft_lightning.solver.deliver import EXPORTS, ONNX
 from sft_lightning.solver.labels import read_source
 from sft_lightning.utils.errors import InputError, StoppedBySignal
 
@@ -25,6 +26,14 @@ SHORT: dict[str, Any] = {"num_labels": 20, "minutes": 0.1}
 def read_table(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_program() -> Iterator[None]:
+    """Leave out what takes most of a short call, and what `test_deliver.py` tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(EXPORTS, ONNX)
+        yield
 
 
 @pytest.fixture(scope="module")
