@@ -87,8 +87,8 @@ def run_rounds(images: Images, is_chosen: bool, seed: int, rounds: int, step: in
     added: list[str] = []
     accuracies = []
     for turn in range(rounds + 1):
-        given = {"labels": str(labels)} if added else {}
-        result = solve(str(table), minutes=1, name=name, seed=seed, candidates=["none"], **given)
+        given = str(labels) if added else None
+        result = solve(str(table), minutes=1, name=name, seed=seed, candidates=["none"], labels=given)
         accuracies.append(round(result.summary["test_accuracy"], 4))
         print(name, turn, result.summary["recipe"], accuracies, flush=True)
         left = [n for n in pool if n not in known and n not in added]

@@ -33,7 +33,7 @@ def solve(
     minutes: float = 30.0,
     name: str | None = None,
     num_labels: int | None = None,
-    candidates: list[str] | None = None,
+    candidates: list[str] | str | None = None,
     labels: str | None = None,
     image_size: int | None = None,
     seed: int = 0,
@@ -51,9 +51,9 @@ def solve(
         minutes: Time for the comparison, about; the final training comes on top, which takes less than a fold's share.
         name: Name of the solution, whose folder is `lightning_logs/solve/NAME`; null for that of the source.
         num_labels: Number of labels to use, to see what fewer would give; null for all.
-        candidates: Starts to compare: names of backbones with published weights, weights files or runs; `none` for
-            none, null for those at hand: published weights that were fetched before, weights files in the current
-            folder that say which network they are of, and runs that have learned without labels.
+        candidates: Start or starts to compare: names of backbones with published weights, weights files or runs;
+            `none` for none, null for those at hand: published weights that were fetched before, weights files in the
+            current folder that say which network they are of, and runs that have learned without labels.
         labels: A CSV of further labels with the columns id,label, as `sft-lightning label` writes it.
         image_size: Side of the images in pixels; null for that of the source, at most 64.
         seed: Seed of the folds and of the labels, if fewer than all are used.
@@ -75,7 +75,9 @@ def solve(
     with lock_folder(folder, f"solution {name!r}"):
         try:
             opened = read_source(source, folder, num_labels, image_size, seed, root, labels)
-            return _Solver(opened, minutes, name, folder).run(candidates, download)
+            return _Solver(opened, minutes, name, folder).run(
+                [candidates] if isinstance(candidates, str) else candidates, download
+            )
         except (StoppedBySignal, KeyboardInterrupt) as error:
             number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
             stopped = signal.Signals(number).name

