@@ -104,4 +104,4 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # A shell line that fails raises nothing in a notebook.
     assert "sft-lightning: " not in re.sub(r"sft-lightning \S+: importing PyTorch \.\.\.", "", shown), shown
     assert not any(output["output_type"] == "error" for cell in notebook.cells for output in cell.get("outputs", ()))
-    assert list((tmp_path / "lightning_logs").glob("*/version_0/metrics.csv"))
+    assert list((tmp_path / "lightning_logs").rglob("version_0/fit.yaml"))
