@@ -54,7 +54,7 @@ class Clock(Callback):
 
 def train(network: str, steps: int, saves: bool, seed: int) -> dict[str, float]:
     """Train once and return the seconds of the training, and number, seconds and bytes of its saves."""
-    argv = [f"--data.init_args.steps_per_epoch={steps}", "--trainer.max_epochs=1"]
+    argv = [f"--data.init_args.steps_per_epoch={steps}", "--trainer.max_epochs=1", "--model.init_args.control=false"]
     argv += ["--trainer.callbacks=checkpoint_cost.Clock"]
     save_seconds: list[float] = []
     original = RunCheckpoint._save_if_due

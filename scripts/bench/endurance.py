@@ -116,6 +116,7 @@ def main() -> None:
     configs = CONFIGS / "semi_supervised"
     argv = ["fit", f"--config={configs / 'shared.yaml'}", f"--config={configs / args.strategy}.yaml"]
     argv += [f"--model.init_args.backbone={args.backbone}", "--data.init_args.batch_size=4"]
+    argv += ["--model.init_args.control=false"]
     argv += ["--data.init_args.unlabeled_ratio=2", "--trainer.max_epochs=-1", f"--trainer.max_steps={args.steps}"]
     argv += ["--trainer.callbacks=endurance.ResourceMonitor", "--trainer.accelerator=cpu"]
     with discard_terminal_output():

@@ -178,6 +178,7 @@ def main() -> None:
     argv += [f"--data.init_args.steps_per_epoch={args.steps}", "--trainer.max_epochs=1"]
     argv += [f"--trainer.precision={args.precision}", *args.words.split()]
     argv += [f"--model.init_args.backbone={backbone}", f"--model.init_args.weights={weights}"]
+    argv += ["--model.init_args.control=false"]  # the strategy itself is measured, not the better of both networks
     for labels, seed, method in itertools.product(args.labels, args.seeds, args.methods):
         row = f"{labels} {method}"
         with results.claim(row, seed) as is_missing:

@@ -44,7 +44,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "freematch (conv, 100 labels)": (
         ["semi_supervised/shared.yaml", "semi_supervised/freematch.yaml"],
-        ["--data.init_args.source=sample", "--data.init_args.num_labels=100"],
+        ["--data.init_args.source=sample", "--data.init_args.num_labels=100", "--model.init_args.control=false"],
     ),
 }
 

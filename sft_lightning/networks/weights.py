@@ -23,7 +23,7 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.solution_folder import resolve_solution
 
 _AVERAGE = "average."
-_REGULARIZER = "regularizer."
+_BESIDE = ("regularizer.", "control.")  # networks in a checkpoint that are not the trained one
 _SETTINGS = "hyper_parameters"
 _MIN_SHARE = 0.5  # of a network's matrices and kernels; other architectures match less than that by chance
 
@@ -183,14 +183,13 @@ def select_evaluated_weights(tensors: Tensors) -> Tensors:
     """Select the weights that were evaluated: averaged ones where a checkpoint has them, with adapters merged.
 
     Args:
-        tensors: Tensors from `read_weights`. The prefix `average.` marks averaged weights; tensors with the prefix
-            `regularizer.` are the initial network of a regularizer and are left out.
+        tensors: Tensors from `read_weights`. The prefix `average.` marks averaged weights. Tensors with the prefix
+            `regularizer.` (the initial network of a regularizer) or `control.` (a network that learned from the labels
+            alone for comparison) are left out.
     """
     averaged = {n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)}
     averaged.pop("steps", None)
-    return merge_weights(
-        {**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, _REGULARIZER))}, **averaged}
-    )
+    return merge_weights({**{n: t for n, t in tensors.items() if not n.startswith((_AVERAGE, *_BESIDE))}, **averaged})
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:

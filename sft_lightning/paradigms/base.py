@@ -34,10 +34,12 @@ class StepResult(NamedTuple):
     Attributes:
         loss: Scalar with gradient.
         logs: Scalars without gradient, averaged over the steps between two entries of the log.
+        control: Loss of a network of its own parameters that learns beside; no part of `train/loss`.
     """
 
     loss: Tensor
     logs: Mapping[str, Tensor]
+    control: Tensor | None = None
 
 
 class Paradigm(LightningModule, ABC):
@@ -102,7 +104,7 @@ class Paradigm(LightningModule, ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set plain values without torch's search for parameters, because Lightning sets some twenty in each step."""
-        if type(value) in (str, int, type(None)):
+        if type(value) in (str, int, type(None)) and name not in vars(self).get("_modules", ()):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -197,7 +199,7 @@ class Paradigm(LightningModule, ABC):
         if self.regularizer is not None:
             penalty: Tensor = self.regularizer(self)
             logs = result.logs or {"task": result.loss}
-            result = StepResult(result.loss + penalty, {**logs, "regularizer": penalty})
+            result = result._replace(loss=result.loss + penalty, logs={**logs, "regularizer": penalty})
         self._guard.record(batch, {"loss": result.loss, **result.logs})
         for name, value in (("loss", result.loss), *result.logs.items()):
             value = value.detach()
@@ -207,9 +209,10 @@ class Paradigm(LightningModule, ABC):
             else:
                 # A copy: a strategy may log a buffer that the next step changes.
                 self._sums[name], self._summed[name] = value.clone(), 1
+        loss = result.loss if result.control is None else result.loss + result.control
         if self.trainer.world_size > 1:  # NaN gradients tell all processes that one has a bad loss
-            return result.loss * torch.where(result.loss.detach().isfinite(), 1.0, torch.nan)
-        return result.loss
+            return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take one step, forward and backward pass included, with denormals flushed: dead units would slow it down.

@@ -1,9 +1,15 @@
 """Schedules of supervised and unsupervised steps, and of the weight of the unsupervised loss."""
 
 import math
-from typing import Literal
+import sys
+from typing import Literal, NamedTuple
+
+from lightning.pytorch import Trainer
+
+from sft_lightning.training.optimizers import list_accumulation
 
 Ramp = Literal["constant", "linear", "sigmoid"]
+SHORT_RUN = 300  # optimizer steps; a warm-up and a ramp helped in runs of up to that many (scripts/bench/guards.py)
 
 
 class BatchSchedule:
@@ -58,6 +64,59 @@ class BatchSchedule:
         if part == "unlabeled":
             return batch_idx - supervised
         return batch_idx if self._needs_labels else supervised
+
+
+def choose_lengths(steps: int, countable: int) -> tuple[int, int]:
+    """Choose the lengths of the warm-up and of the ramp where the settings leave them open.
+
+    A head that starts from random weights teaches itself its first answers. In a short run there is no time to unlearn
+    them: a quarter of it learns from the labels alone, then lambda rises over half of it.
+
+    Args:
+        steps: Optimizer steps of the training; 0 if unknown.
+        countable: Most optimizer steps of a warm-up that `BatchSchedule` can count.
+
+    Returns:
+        Both in optimizer steps; zeros for a run that is not short.
+    """
+    return (min(steps // 4, countable), steps // 2) if steps <= SHORT_RUN else (0, 0)
+
+
+class Accumulation(NamedTuple):
+    """How batches add up to optimizer steps.
+
+    Attributes:
+        batches: Batches per optimizer step, in the first epoch.
+        countable: Most steps from the start that all have as many batches.
+        problem: Sentence about a step that has fewer or more batches; empty if all have as many.
+    """
+
+    batches: int
+    countable: int
+    problem: str
+
+
+def find_accumulation(trainer: Trainer, epoch_steps: int) -> Accumulation:
+    """Find out how batches add up to optimizer steps.
+
+    Args:
+        trainer: Trainer with its callbacks.
+        epoch_steps: Number of training batches of an epoch.
+    """
+    accumulate, *others = dict.fromkeys(list_accumulation(trainer, max(1, trainer.max_epochs or 1)))
+    if others:
+        problem = (
+            f"GradientAccumulationScheduler changes from {accumulate} to {others[0]} batches per optimizer step, "
+            "so that warm-up and turns would lose their step: set trainer.accumulate_grad_batches instead"
+        )
+    elif epoch_steps % accumulate:
+        problem = (
+            f"an epoch has {epoch_steps} batches, which accumulate_grad_batches {accumulate} does not divide, so "
+            "that warm-up and turns would lose their step: set steps_per_epoch to a multiple"
+        )
+    else:
+        return Accumulation(accumulate, sys.maxsize, "")
+    return Accumulation(accumulate, epoch_steps // accumulate, problem)
 
 
 def ramp(kind: Ramp, step: int, steps: int) -> float:

@@ -219,7 +219,7 @@ class FineTuneClassifier(BackboneClassifier):
                 f"Epoch {self.current_epoch}: parameters of the backbone beside those that tune and head_only_epochs "
                 f"freeze or release were changed by a callback and stay so: {changes}."
             )
-            rewrap(self.trainer)
+            self.on_depth_change()
 
     def on_train_epoch_end(self) -> None:
         """Release what the next epoch trains, before its callbacks run, so that they can override it."""
@@ -231,7 +231,11 @@ class FineTuneClassifier(BackboneClassifier):
         if self.depth.release(self.backbone_learns(epoch)):
             word = "released" if self.depth.released else "frozen"
             rank_zero_info(f"Epoch {epoch}: the backbone is {word}.")
-            rewrap(self.trainer)
+            self.on_depth_change()
+
+    def on_depth_change(self) -> None:
+        """Make DDP average the gradients of what is trained from now on."""
+        rewrap(self.trainer)
 
     def backbone_learns(self, epoch: int) -> bool:
         """Return whether the backbone is trained in an epoch.

@@ -1,37 +1,27 @@
 """Semi-supervised fine-tuning: argmin L_s(theta) + lambda L_u(theta), L_s on few labels, L_u on many other examples."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.data.modality import mix_inputs
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.losses.unlabeled.pool_targets import PoolTargets
-from sft_lightning.paradigms.base import StepResult
-from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, ramp
+from sft_lightning.paradigms.base import StepResult, compile_in_place
+from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, choose_lengths, find_accumulation, ramp
+from sft_lightning.paradigms.control import Control, find_obstacle
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.training.ema import EMA
-from sft_lightning.training.optimizers import Group, list_accumulation
+from sft_lightning.training.module_interfaces import PseudoLabels
+from sft_lightning.training.optimizers import Group, count_known_steps
 from sft_lightning.utils.errors import InputError, check_decay, check_min
 from sft_lightning.utils.inputs import Inputs, concatenate_inputs, count_inputs
 from sft_lightning.utils.lightning_patches import find_unused_parameters
-
-
-class PseudoLabels(NamedTuple):
-    """Pseudo-labels of the last unsupervised step, for callbacks such as `PseudoLabelHealth`.
-
-    Attributes:
-        indices: Positions in the unlabeled split, (B,).
-        classes: Pseudo-labels, (B,).
-        weight: Weights in [0, 1], (B,), or None where every example counts.
-    """
-
-    indices: Tensor
-    classes: Tensor
-    weight: Tensor | None
 
 
 class SemiSupervisedModule(FineTuneClassifier):
@@ -40,21 +30,26 @@ class SemiSupervisedModule(FineTuneClassifier):
     `joint` takes L_s + lambda L_u in each step. `alternating` first takes `warmup_steps` on L_s, then turns of
     `supervised_steps` on L_s and `unsupervised_steps` on lambda L_u; a step loads only the batch that it needs. Both
     are one optimizer's automatic optimization.
+
+    Attributes:
+        control: Second copy of the network that learns from the labels alone, or None.
     """
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled", "unlabeled")
+    fit_only: ClassVar[tuple[str, ...]] = ("control.",)  # what `fit` adds to checkpoints and nothing else needs
 
     def __init__(
         self,
         strategy: Strategy,
         schedule: Literal["alternating", "joint"] = "joint",
-        warmup_steps: int = 0,
+        warmup_steps: int | None = None,
         supervised_steps: int = 1,
         unsupervised_steps: int = 1,
         lambda_u: float = 1.0,
-        lambda_ramp: Ramp = "constant",
-        ramp_steps: int = 0,
+        lambda_ramp: Ramp = "linear",
+        ramp_steps: int | None = None,
         ema_decay: float = 0.999,
+        control: bool = False,
         **classifier: Any,
     ) -> None:
         """Build network and strategy.
@@ -62,21 +57,26 @@ class SemiSupervisedModule(FineTuneClassifier):
         Args:
             strategy: L_u, one of `sft_lightning.losses.unlabeled` or a class of your own.
             schedule: Schedule of the steps, `joint` or `alternating`.
-            warmup_steps: Supervised optimizer steps before anything else.
+            warmup_steps: Supervised optimizer steps before anything else. By default (null) a quarter of a run of up to
+                300 steps, and 0 in a longer one, with a fitted head (`head_start`), or with `alternating`.
             supervised_steps: Supervised steps of each turn, k_s.
             unsupervised_steps: Unsupervised steps of each turn, k_u.
             lambda_u: Weight of L_u. Where there are fewer unlabeled examples than a labeled batch has, it is scaled
                 down so that each counts as much as a labeled one.
             lambda_ramp: Shape of lambda's rise after the warm-up.
-            ramp_steps: Length of the rise in optimizer steps.
+            ramp_steps: Length of the rise in optimizer steps; 0 for none. By default (null) half of a run of up to 300
+                steps, and 0 where `warmup_steps` is 0 by default.
             ema_decay: Decay of the averaged weights that are evaluated and teach; 0 for none.
+            control: Whether to train a second copy of the network beside it on the labeled batches alone. At the end,
+                `RollBack` (part of the command line) keeps the copy if it classifies more validation examples
+                correctly.
             classifier: All settings of `FineTuneClassifier`, by name.
 
         Raises:
             InputError: A setting is out of its range.
         """
         super().__init__(**classifier)
-        check_min(0, lambda_u=lambda_u, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
+        check_min(0, lambda_u=lambda_u, warmup_steps=warmup_steps or 0, ramp_steps=ramp_steps or 0)
         check_min(1, supervised_steps=supervised_steps, unsupervised_steps=unsupervised_steps)
         check_decay(ema_decay=ema_decay)
         if strategy.needs_teacher and not ema_decay:
@@ -86,21 +86,15 @@ class SemiSupervisedModule(FineTuneClassifier):
                 f"regularizer {type(self.regularizer).__name__} looks at the labeled examples' pass, and "
                 f"{type(strategy).__name__} mixes labeled and unlabeled ones: set L2 or L2SP"
             )
-        if strategy.modalities is not None and self.backbone.modality not in strategy.modalities:
-            raise InputError(
-                f"strategy {type(strategy).__name__} supports {', '.join(strategy.modalities)} inputs, and backbone "
-                f"{self.backbone.name!r} takes {self.backbone.modality}: choose another strategy"
-            )
-        if self.task.name not in strategy.tasks:
-            raise InputError(
-                f"strategy {type(strategy).__name__} supports {', '.join(strategy.tasks)}, and the task is "
-                f"{self.task.name}: choose another strategy"
-            )
+        strategy.check_support(self.backbone, self.task.name)
         self.strategy, self.schedule = strategy, schedule
         strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, self.backbone))
-        self.warmup_steps, self.supervised_steps = warmup_steps, supervised_steps
-        self.unsupervised_steps = unsupervised_steps
-        self.lambda_u, self.lambda_ramp, self.ramp_steps = lambda_u, lambda_ramp, ramp_steps
+        self._given_lengths = warmup_steps, ramp_steps
+        self.warmup_steps, self.ramp_steps = warmup_steps or 0, ramp_steps or 0  # `setup` chooses those left open
+        self.supervised_steps, self.unsupervised_steps = supervised_steps, unsupervised_steps
+        self.lambda_u, self.lambda_ramp = lambda_u, lambda_ramp
+        self._wants_control = control
+        self.control: Control | None = None
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
         self._mix: Callable[[Inputs, Tensor, Tensor], Inputs] = mix_inputs
         self._pool_share = 1.0
@@ -125,22 +119,14 @@ class SemiSupervisedModule(FineTuneClassifier):
         Raises:
             InputError: Gradients are accumulated in a way that warm-up and turns do not divide.
         """
-        if self.schedule == "joint" and not self.warmup_steps:
+        is_joint = self.schedule == "joint"
+        if is_joint and not self.warmup_steps:
             return None
-        accumulate, *others = dict.fromkeys(list_accumulation(self.trainer, max(1, self.trainer.max_epochs or 1)))
-        if others:
-            raise InputError(
-                f"GradientAccumulationScheduler changes from {accumulate} to {others[0]} batches per optimizer step, "
-                "so that warm-up and turns would lose their step: set trainer.accumulate_grad_batches instead"
-            )
-        if epoch_steps % accumulate:
-            raise InputError(
-                f"an epoch has {epoch_steps} batches, which accumulate_grad_batches {accumulate} does not divide, so "
-                "that warm-up and turns would lose their step: set steps_per_epoch to a multiple"
-            )
-        supervised = 0 if self.schedule == "joint" else self.supervised_steps
-        labels = self.schedule == "joint" or self.strategy.needs_labels
-        return BatchSchedule(self.warmup_steps, supervised, self.unsupervised_steps, labels, accumulate)
+        accumulation = find_accumulation(self.trainer, epoch_steps)
+        if accumulation.problem and not (is_joint and self.warmup_steps <= accumulation.countable):
+            raise InputError(accumulation.problem)
+        supervised, labels = 0 if is_joint else self.supervised_steps, is_joint or self.strategy.needs_labels
+        return BatchSchedule(self.warmup_steps, supervised, self.unsupervised_steps, labels, accumulation.batches)
 
     # --- interface for the strategy
 
@@ -202,21 +188,59 @@ class SemiSupervisedModule(FineTuneClassifier):
     # --- steps
 
     def setup(self, stage: str) -> None:
-        """Let DDP handle steps that leave parameters out: their gradients stay None, as in a single process.
+        """Choose the lengths of warm-up and ramp that are left open, and build the control.
 
         Args:
             stage: Name of the stage: `fit`, `validate`, `test` or `predict`.
         """
-        if self.schedule == "alternating" or self.warmup_steps > 0:
-            find_unused_parameters(self.trainer.strategy)
+        if stage != "fit":
+            return
+        data, steps = few_label_data(self.trainer), count_known_steps(self.trainer)
+        chosen = 0, 0
+        if data is not None and steps and self.schedule == "joint" and self.head_start == "random":
+            warmup, rise = choose_lengths(steps, find_accumulation(self.trainer, data.epoch_steps).countable)
+            chosen = warmup, 0 if self.lambda_ramp == "constant" else rise
+        self._set_lengths(*chosen)
+        self.control = None
+        if self._wants_control and not (reason := find_obstacle(self)):
+            decay = 0.0 if self.average is None else self.average.decay
+            self.control = Control(self, self.num_classes, decay)
+            compile_in_place(self.control.backbone, self.hparams.get("compile", False))
+        elif self._wants_control:
+            rank_zero_info(f"Control: not trained, because {reason}.")
+
+    def _set_lengths(self, *chosen: int) -> None:
+        warmup, rise = (ours if own is None else own for own, ours in zip(self._given_lengths, chosen, strict=True))
+        self.warmup_steps, self.ramp_steps = warmup, rise
+        self.hparams.update(warmup_steps=warmup, ramp_steps=rise)  # a resumed run takes them from there
+        if self.schedule == "alternating" or warmup > 0:
+            find_unused_parameters(self.trainer.strategy)  # their gradients stay None, as in a single process
+
+    def skip_warmup(self) -> None:
+        """Give lambda its full value from the first step, whatever the settings say."""
+        self._given_lengths = 0, 0
+
+    def on_depth_change(self) -> None:
+        """Freeze and release the same parts of the control."""
+        if self.control is not None:
+            self.control.follow(self)
+        super().on_depth_change()
 
     def on_fit_start(self) -> None:
         """Tell the strategy how many examples there are, and weigh unlabeled ones of a pool smaller than a batch."""
         if self.strategy.computes_supervised_loss:
             self.refuse_loss_settings(f"strategy {type(self.strategy).__name__} computes the loss on labels itself")
         super().on_fit_start()
-        if self.average is not None and self.head_start != "random" and self.trainer.ckpt_path is None:
-            self.average.get_submodule("head").load_state_dict(self.head.state_dict())
+        if self.head_start != "random" and self.trainer.ckpt_path is None:
+            for network in (self.average, self.control, self.control and self.control.average):
+                if network is not None:
+                    network.get_submodule("head").load_state_dict(self.head.state_dict())
+        lengths = zip(self._given_lengths, (self.warmup_steps, self.ramp_steps), strict=True)
+        if any(given is None and chosen for given, chosen in lengths):
+            rank_zero_info(
+                f"Schedule: warmup_steps is {self.warmup_steps} and ramp_steps is {self.ramp_steps}, because in a "
+                "short run a new head's first answers do harm; values of your own replace them."
+            )
         data = few_label_data(self.trainer)
         pool = 0 if data is None else len(data.splits["unlabeled"])
         self.strategy.start_labeled(0 if data is None else len(data.splits["labeled"]))
@@ -252,16 +276,38 @@ class SemiSupervisedModule(FineTuneClassifier):
         checkpoint["average_followed"] = self._followed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the last averaged step."""
+        """Read the last averaged step, the lengths that were chosen, and a control where one is trained."""
         super().on_load_checkpoint(checkpoint)
         self._followed_there = checkpoint.get("average_followed")
+        settings = checkpoint.get("hyper_parameters", {})
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._set_lengths(settings.get("warmup_steps") or 0, settings.get("ramp_steps") or 0)
+            if self.control is not None and not any(n.startswith(self.fit_only) for n in checkpoint["state_dict"]):
+                rank_zero_info("Control: not trained, because the checkpoint has none to go on with.")
+                self.control = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the tensors, but for those of a control where none is trained."""
+        if self.control is None and any(name.startswith(self.fit_only) for name in state_dict):
+            state_dict = {name: t for name, t in state_dict.items() if not name.startswith(self.fit_only)}
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def groups(self) -> list[Group]:
-        """Return the groups of the classifier and that of the strategy."""
-        return [*super().groups(), Group("strategy", list(self.strategy.parameters()), 1.0)]
+        """Return the groups of the classifier, that of the strategy, and those of the control."""
+        own = super().groups()
+        control = [] if self.control is None else self.control.groups(own, self)
+        return [*own, Group("strategy", list(self.strategy.parameters()), 1.0), *control]
 
     def step(self, batch: Any) -> StepResult:
-        """Compute L_s, lambda L_u or their sum, by the schedule and the parts of the batch."""
+        """Compute L_s, lambda L_u or their sum, by the schedule and the parts of the batch, and the control's L_s."""
+        result = self._step(batch)
+        labeled = batch.get("labeled")
+        if self.control is None or labeled is None:
+            return result
+        loss = self._supervised(labeled.y, self.control(labeled.x))
+        return result._replace(control=loss, logs={**result.logs, "control_loss": loss})
+
+    def _step(self, batch: Any) -> StepResult:
         labeled, unlabeled = batch.get("labeled"), batch.get("unlabeled")
         if unlabeled is None:
             with self.watched():
@@ -327,3 +373,18 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     def _update_average(self, average: EMA) -> None:
         self.strategy.update_average(average.update(self))
+        if self.control is not None:
+            self.control.update_average()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the validation metrics, and to the accuracy of the control."""
+        super().validation_step(batch, batch_idx)
+        if self.control is not None:
+            self.control.validate(batch.x, batch.y)
+
+    def evaluate(self, stage: str) -> dict[str, Tensor]:
+        """Return loss, accuracy, macro-F1 and calibration error, and the control's accuracy in validation."""
+        values = super().evaluate(stage)
+        if stage == "val" and self.control is not None:
+            values["control_accuracy"] = self.control.compute_accuracy()
+        return values

@@ -110,9 +110,12 @@ def check_checkpoint(path: Path, tensors: "Tensors", model: "nn.Module") -> None
     Raises:
         InputError: The checkpoint belongs to another model.
     """
+    # A network beside the trained one, which a training builds and its checkpoints contain.
+    beside = tuple(getattr(model, "fit_only", ()))
+    tensors = {n: t for n, t in tensors.items() if not n.startswith(beside)}
     # Buffers that checkpoints of earlier versions lack, which their modules load with a value of their own.
     added = _list_buffers(model, "added_buffers")
-    own = {n: t for n, t in model.state_dict().items() if n in tensors or n not in added}
+    own = {n: t for n, t in model.state_dict().items() if n in tensors or not (n in added or n.startswith(beside))}
     # "Extra state" (torch's term) may have any shape: a strategy's memory of the unlabeled examples. So may what a
     # classifier without gradient steps is fitted to.
     fitted = _list_buffers(model, "fitted_buffers")

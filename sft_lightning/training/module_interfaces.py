@@ -1,8 +1,8 @@
 """What callbacks and commands look for in a module, each as a protocol; a module of the user's own may have some."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft_lightning.training.figures import Figure
 from sft_lightning.utils.inputs import Inputs
@@ -48,12 +48,26 @@ class IsMonitored(Protocol):
     monitor: tuple[str, str]
 
 
+class PseudoLabels(NamedTuple):
+    """Pseudo-labels of the last unsupervised step, for callbacks such as `PseudoLabelHealth`.
+
+    Attributes:
+        indices: Positions in the unlabeled split, (B,).
+        classes: Pseudo-labels, (B,).
+        weight: Weights in [0, 1], (B,), or None where every example counts.
+    """
+
+    indices: Tensor
+    classes: Tensor
+    weight: Tensor | None
+
+
 @runtime_checkable
 class MakesPseudoLabels(Protocol):
     """Classifier that keeps the pseudo-labels of its last step."""
 
     num_classes: int
-    pseudo_labels: Any
+    pseudo_labels: PseudoLabels | None
 
 
 @runtime_checkable
@@ -68,6 +82,13 @@ class MayHaveTrainedHead(Protocol):
     """Classifier that says whether its head started from trained or fitted weights for some of its classes."""
 
     has_trained_head: bool
+
+
+@runtime_checkable
+class HasControl(Protocol):
+    """Module that may train a second copy of its network on the labels alone."""
+
+    control: nn.Module | None
 
 
 @runtime_checkable

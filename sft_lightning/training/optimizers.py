@@ -95,7 +95,7 @@ def check_schedules(trainer: Trainer) -> None:
         InputError: OneCycleLR has fewer steps than the training.
     """
     for config in trainer.lr_scheduler_configs:
-        scheduler, steps = config.scheduler, _given_steps(trainer)
+        scheduler, steps = config.scheduler, count_known_steps(trainer)
         if isinstance(scheduler, OneCycleLR) and steps > scheduler.total_steps:
             raise InputError(
                 f"lr_scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, the training after {steps:,}: "
@@ -104,8 +104,12 @@ def check_schedules(trainer: Trainer) -> None:
             )
 
 
-def _given_steps(trainer: Trainer) -> int:
-    """Return the number of optimizer steps of a training, or 0 if it has no end."""
+def count_known_steps(trainer: Trainer) -> int:
+    """Count the optimizer steps of a training; 0 if it has no end.
+
+    Args:
+        trainer: Trainer with its data module.
+    """
     try:
         return count_total_steps(trainer)
     except InputError:

@@ -92,5 +92,5 @@ def skip_warmup(model: LightningModule) -> int:
     """
     if not isinstance(model, SemiSupervisedModule):
         return 1
-    model.warmup_steps, model.ramp_steps = 0, 0
+    model.skip_warmup()
     return model.supervised_steps + model.unsupervised_steps if model.schedule == "alternating" else 1

@@ -113,6 +113,7 @@ def test_resumed_semi_supervised_run_ends_where_an_uninterrupted_one_does(
     shared += [
         "--data.init_args.steps_per_epoch=5",
         "--model.init_args.warmup_steps=2",
+        "--model.init_args.ramp_steps=0",  # otherwise half of the run, which is longer for one of the two
         "--data.init_args.batch_size=4",
     ]
     shared += ["--model.init_args.lr_scheduler.init_args.total_steps=20"]

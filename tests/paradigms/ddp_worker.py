@@ -173,7 +173,7 @@ def train_semi_supervised(name: str, schedule: Schedule, devices: int) -> dict[s
     torch.manual_seed(0)
     model = SemiSupervisedModule(
         getattr(strategies, name)(**GLOBAL_STATISTICS.get(name, {})), backbone="mlp", num_classes=10,
-        input_spec=SHAPE, ema_decay=0.9, schedule=schedule,
+        input_spec=SHAPE, ema_decay=0.9, schedule=schedule, warmup_steps=0, ramp_steps=0, control=True,
         optimizer=lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
     )  # fmt: skip
     with torch.no_grad():  # confident predictions, so that some pseudo-labels are accepted

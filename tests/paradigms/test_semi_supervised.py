@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ from sft_lightning.runs.checkpoints import check_checkpoint, read_checkpoint
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
 from sft_lightning.training.ema import EMA
 from sft_lightning.utils.errors import InputError
-from tests.paradigms.helpers import SHAPE, Recorder, make_strategy, moved, sample, state, trainer
+from tests.paradigms.helpers import SHAPE, Recorder, batches, make_strategy, moved, sample, state, trainer
 
 ALL = sorted(strategies.__all__)
 
@@ -31,6 +31,7 @@ def module(strategy: str | Strategy = "FixMatch", lr: float = 0.05, **settings: 
     torch.manual_seed(0)
     made = make_strategy(strategy) if isinstance(strategy, str) else strategy
     fixed: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "input_spec": SHAPE, "ema_decay": 0.9}
+    fixed |= {"warmup_steps": 0, "ramp_steps": 0}
     return SemiSupervisedModule(made, **{**fixed, "optimizer": lambda p: torch.optim.SGD(p, lr), **settings})
 
 
@@ -143,6 +144,74 @@ def test_ramps() -> None:
     assert [ramp("linear", k, 10) for k in (0, 5, 20)] == [0, 0.5, 1]
     assert [ramp("sigmoid", k, 10) for k in (0, 5, 20)] == pytest.approx([math.exp(-5), math.exp(-1.25), 1])
     assert ramp("linear", 0, 0) == 1
+
+
+# --- the lengths of warm-up and ramp where they are left open
+
+
+OPEN: dict[str, Any] = {"warmup_steps": None, "ramp_steps": None}
+
+
+class StopAtOnce(Callback):
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.should_stop = True
+
+
+def test_a_short_run_starts_on_the_labels_and_then_lets_lambda_rise(caplog: pytest.LogCaptureFixture) -> None:
+    seen, model = Recorder(), module(Rotated(), **OPEN)
+    with caplog.at_level("INFO"):
+        trainer([seen], max_epochs=2).fit(model, data())
+    assert ["unlabeled" in batch for batch in seen.batches] == [False] * 3 + [True] * 9
+    assert (model.warmup_steps, model.ramp_steps) == (model.hparams["warmup_steps"], model.hparams["ramp_steps"])
+    assert "Schedule: warmup_steps is 3 and ramp_steps is 6, because" in caplog.text
+    trainer([StopAtOnce()], max_steps=8).fit(model, data(steps_per_epoch=8))  # another run of the same module
+    assert (model.warmup_steps, model.ramp_steps) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "lengths"),
+    [
+        (OPEN, 50, (75, 150)),
+        (OPEN, 51, (0, 0)),  # 306 steps
+        (OPEN, -1, (0, 0)),
+        ({"warmup_steps": 0, "ramp_steps": None}, 2, (0, 6)),
+        ({"warmup_steps": None, "ramp_steps": 0}, 2, (3, 0)),
+        ({**OPEN, "lambda_ramp": "constant"}, 2, (3, 0)),
+        ({**OPEN, "schedule": "alternating"}, 2, (0, 0)),
+        ({**OPEN, "head_start": "ridge"}, 2, (0, 0)),
+    ],
+)
+def test_lengths_that_are_left_open(settings: dict[str, Any], epochs: int, lengths: tuple[int, int]) -> None:
+    model = module(**settings)
+    trainer([StopAtOnce()], max_epochs=epochs, limit_val_batches=0).fit(model, data())
+    assert (model.warmup_steps, model.ramp_steps) == lengths
+
+
+def test_plain_loaders_have_no_warm_up() -> None:
+    seen = Recorder()
+    trainer([seen], limit_train_batches=1, limit_val_batches=0).fit(module("PiModel"), data())
+    model = module("PiModel", **OPEN)
+    trainer(max_steps=2).fit(model, batches(*seen.batches * 2))
+    assert (model.warmup_steps, model.ramp_steps) == (0, 0)
+
+
+@pytest.mark.parametrize(("accumulate", "warmup"), [({"accumulate_grad_batches": 3}, 2), ({}, 3)])
+def test_a_warm_up_that_is_chosen_fits_the_accumulation(accumulate: dict[str, Any], warmup: int) -> None:
+    seen, model = Recorder(), module(**OPEN)
+    callbacks: list[Callback] = [] if accumulate else [GradientAccumulationScheduler({0: 2, 1: 1})]
+    trainer([seen, *callbacks], max_epochs=3, **accumulate).fit(model, data(steps_per_epoch=7))
+    assert model.warmup_steps == warmup  # of 9 steps, two or three of them short, and of 18
+    count = warmup * (3 if accumulate else 2)
+    assert ["unlabeled" in batch for batch in seen.batches] == [False] * count + [True] * (21 - count)
+
+
+def test_a_resumed_run_keeps_the_lengths_that_were_chosen(tmp_path: Path) -> None:
+    run = trainer(max_epochs=1)
+    run.fit(module(**OPEN), data())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    model = module(**OPEN)
+    trainer([StopAtOnce()], max_epochs=60).fit(model, data(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+    assert (model.warmup_steps, model.ramp_steps) == (1, 3)
 
 
 # --- the averaged weights

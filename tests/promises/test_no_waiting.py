@@ -21,7 +21,7 @@ PARADIGMS: dict[str, tuple[list[str], int]] = {  # the shipped configs, and what
     "fine_tune": (["quickstart/fine_tune.yaml"], 4),
     "decoupled": (["quickstart/decoupled.yaml"], 6),
     "self_supervised": (["quickstart/self_supervised.yaml", "--model.init_args.objective=BYOL"], 7),
-    "fixmatch": (["semi_supervised/shared.yaml", "semi_supervised/fixmatch.yaml"], 8),
+    "fixmatch": (["semi_supervised/shared.yaml", "semi_supervised/fixmatch.yaml"], 9),
 }
 OTHERS = sorted({p.stem for p in (CONFIGS / "semi_supervised").glob("*.yaml")} - {"shared", "fixmatch"})
 

@@ -163,8 +163,9 @@ class Poisoned(FixMatch):
 
 def test_the_unlabeled_part_is_named() -> None:
     model = SemiSupervisedModule(
-        Poisoned(), backbone="mlp", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05)
-    )
+        Poisoned(), backbone="mlp", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        warmup_steps=0,
+    )  # fmt: skip
     data = ImageDataModule("sample", num_labels=40, batch_size=8, steps_per_epoch=6, val_size=30)
     with pytest.raises(InputError, match=r"^unsupervised is nan at step 0 \(learning rate 0.05\)"):
         trainer().fit(model, data)

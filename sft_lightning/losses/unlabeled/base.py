@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from sft_lightning.data.contract import FewLabelData
 from sft_lightning.data.modality import mix_inputs
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.renamed import refuse_renamed, warn_renamed
 
@@ -137,6 +138,27 @@ class Strategy(nn.Module, ABC):
         """Refuse former names of hooks."""
         super().__init_subclass__(**kwargs)
         refuse_renamed(cls, told="log_metrics", own_supervised="computes_supervised_loss")
+
+    def check_support(self, backbone: Encoder, task: str) -> None:
+        """Refuse inputs and tasks that the strategy does not support.
+
+        Args:
+            backbone: Network with the modality of its inputs.
+            task: Name of the task.
+
+        Raises:
+            InputError: The strategy does not support the inputs or the task.
+        """
+        name = type(self).__name__
+        if self.modalities is not None and backbone.modality not in self.modalities:
+            raise InputError(
+                f"strategy {name} supports {', '.join(self.modalities)} inputs, and backbone {backbone.name!r} takes "
+                f"{backbone.modality}: choose another strategy"
+            )
+        if task not in self.tasks:
+            raise InputError(
+                f"strategy {name} supports {', '.join(self.tasks)}, and the task is {task}: choose another strategy"
+            )
 
     def build(self, context: StrategyContext) -> None:
         """Create buffers and parameters, once, before training.

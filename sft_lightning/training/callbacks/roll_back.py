@@ -1,6 +1,7 @@
-"""Comparison of semi-supervised training with the network that it started from, and the way back where it did harm."""
+"""Comparison of semi-supervised training with its control and its start, and the way back where it did harm."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.training.epochs import is_last_epoch
-from sft_lightning.training.module_interfaces import LearnsFromUnlabeled
+from sft_lightning.training.module_interfaces import HasControl, LearnsFromUnlabeled
 
 LEVEL = 0.05  # probability below which a loss of accuracy counts as more than noise
 MAX_EXAMPLES = 10_000  # validation examples that are compared
@@ -30,20 +31,28 @@ class _Reference(NamedTuple):
 
 
 class RollBack(Callback):
-    """Returns to the network before semi-supervised training if that is better on validation examples, beyond noise.
+    """Keeps the control or the network before semi-supervised training if that is better on validation examples.
+
+    A control (`control: true`) is a second network with the same start, steps and labels. Both are candidates of equal
+    standing: the one with more validation examples right is kept, the semi-supervised one if they have as many.
 
     The reference is the network that is evaluated (the average, if any) when the first unlabeled batch arrives: after
     the warm-up on labels, or at the start of the training if the head is trained. A new head without a warm-up has no
-    reference. At the end, both networks are compared on the same examples by the exact McNemar test (one-sided, 5 %),
-    and one sentence says how it came out. The comparison precedes the last validation, so that its metrics and
+    reference. It had fewer steps than the network that is kept, so it must be better beyond noise, by the exact McNemar
+    test (one-sided, 5 %) on the same examples.
+
+    One sentence says how each comparison came out. They precede the last validation, so that its metrics and
     `last.ckpt` are of the network that the run keeps. Checkpoints contain the reference, so that a resumed run decides
-    the same.
+    the same. A run that goes on after its end goes on with the semi-supervised network, even if its control was kept.
     """
 
     def __init__(self) -> None:
         """Start without a reference."""
         self._reference: _Reference | None = None
-        self._is_waiting = False
+        self._is_waiting = self._is_judged = False
+        self._displaced: list[
+            dict[str, Tensor]
+        ] = []  # semi-supervised network and its average, where a control is kept
 
     @property
     def state_key(self) -> str:
@@ -52,7 +61,8 @@ class RollBack(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reference for the checkpoint."""
-        return {} if self._reference is None else self._reference._asdict()
+        reference = {} if self._reference is None else self._reference._asdict()
+        return {**reference, **({"displaced": self._displaced} if self._displaced else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the reference from a checkpoint.
@@ -60,16 +70,22 @@ class RollBack(Callback):
         Args:
             state_dict: Value of `state_dict`.
         """
-        self._reference = _Reference(**state_dict) if state_dict else None
+        reference = {name: value for name, value in state_dict.items() if name != "displaced"}
+        self._reference = _Reference(**reference) if reference else None
+        self._displaced = state_dict.get("displaced", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out whether there will be a reference.
+        """Go on with the semi-supervised network of a run that had kept its control; find out about a reference.
 
         Args:
             trainer: Trainer about to train.
             pl_module: Any module; only those that learn from unlabeled examples are compared.
         """
+        for network, weights in zip(_list_networks(pl_module), self._displaced, strict=False):
+            _copy_weights(network, weights)
+        self._displaced = []
         data = few_label_data(trainer)
+        self._is_judged = bool(getattr(trainer, "fast_dev_run", False))
         self._is_waiting = (
             self._reference is None
             and isinstance(pl_module, LearnsFromUnlabeled)
@@ -78,7 +94,7 @@ class RollBack(Callback):
             and data is not None
             and len(data.splits.get("val", ())) > 0
             and bool(trainer.limit_val_batches)
-            and not getattr(trainer, "fast_dev_run", False)
+            and not self._is_judged
             # A sharded network cannot be run by one process.
             and isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
         )
@@ -95,7 +111,7 @@ class RollBack(Callback):
         if self._is_waiting and "unlabeled" in batch:
             self._is_waiting = False
             weights = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(_evaluated(pl_module))}
-            self._reference = _Reference(trainer.global_step, weights, _classify(trainer, pl_module))
+            self._reference = _Reference(trainer.global_step, weights, _classify(trainer, pl_module, pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare before the last validation of a training, which then measures the network that is kept.
@@ -119,10 +135,56 @@ class RollBack(Callback):
         self._compare(trainer, pl_module)
 
     def _compare(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._reference is None:
+        if self._is_judged:
             return
+        self._is_judged = True
+        control = module.control if isinstance(module, HasControl) else None
+        if control is None and self._reference is None:
+            return
+        correct, trained = _classify(trainer, module, module), "semi-supervised training"
+        if control is not None:
+            by_control = _classify(trainer, module, control)
+            if self._keep_control(trainer, module, control, correct, by_control):
+                correct, trained = by_control, "training on the labels alone"
+        if self._reference is not None:
+            self._compare_reference(trainer, module, correct, trained)
+
+    def _keep_control(
+        self, trainer: Trainer, module: LightningModule, control: nn.Module, correct: Tensor, by_control: Tensor
+    ) -> bool:
+        """Keep the control if it has more validation examples right, and say which network the run keeps.
+
+        Args:
+            trainer: Trainer at the end of its training.
+            module: Module that learned from unlabeled examples.
+            control: Network that learned from the labels alone.
+            correct: Whether the module classifies each validation example correctly, boolean, (N,).
+            by_control: Whether the control does, boolean, (N,).
+
+        Returns:
+            Whether the control is kept.
+        """
+        accuracies = (
+            f"with the unlabeled examples the accuracy on {len(correct):,} validation examples is "
+            f"{float(correct.float().mean()):.3f}, on the labels alone {float(by_control.float().mean()):.3f}"
+        )
+        if not trainer.strategy.broadcast(int(by_control.sum()) > int(correct.sum())):
+            rank_zero_info(f"Control: {accuracies}: the run keeps the former network.")
+            return False
+        networks = _list_networks(module)
+        self._displaced = [
+            {name: tensor.detach().cpu().clone() for name, tensor in _tensors(network)} for network in networks
+        ]
+        for network, other in zip(networks, _list_networks(control), strict=True):
+            _copy_weights(network, dict(_tensors(other)))
+        rank_zero_info(
+            f"Warning: {accuracies}: the run keeps the network of the labels alone. --roll_back false keeps the other."
+        )
+        return True
+
+    def _compare_reference(self, trainer: Trainer, module: LightningModule, correct: Tensor, trained: str) -> None:
+        assert self._reference is not None
         reference, self._reference = self._reference, None
-        correct = _classify(trainer, module)
         if len(correct) != len(reference.correct):  # resumed with another `limit` of the data
             return
         lost = int((reference.correct & ~correct).sum())
@@ -135,14 +197,12 @@ class RollBack(Callback):
         )
         if trainer.strategy.broadcast(p >= LEVEL):
             verdict = "" if after >= before else f", which is within noise (p = {p:.2f})"
-            rank_zero_info(f"Semi-supervised training changed the accuracy {change}{verdict}.")
+            rank_zero_info(f"{trained.capitalize()} changed the accuracy {change}{verdict}.")
             return
-        for network in (module, _evaluated(module)):
-            with torch.no_grad():
-                for name, tensor in _tensors(network):
-                    tensor.copy_(reference.weights[name])
+        for network in _list_networks(module):
+            _copy_weights(network, reference.weights)
         rank_zero_info(
-            f"Warning: semi-supervised training lowered the accuracy {change}, which is more than noise (p = {p:.2g}): "
+            f"Warning: {trained} lowered the accuracy {change}, which is more than noise (p = {p:.2g}): "
             f"the run returned to the network of step {reference.step}. --roll_back false keeps the last one."
         )
 
@@ -164,6 +224,17 @@ def _evaluated(module: nn.Module) -> nn.Module:
     return average if isinstance(average, nn.Module) else module
 
 
+def _list_networks(module: nn.Module) -> list[nn.Module]:
+    """Return the module and its average, if any."""
+    return [module] if _evaluated(module) is module else [module, _evaluated(module)]
+
+
+@torch.no_grad()
+def _copy_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in _tensors(network):
+        tensor.copy_(weights[name])
+
+
 def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [
         (f"{part}.{name}", tensor)
@@ -173,13 +244,16 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _classify(trainer: Trainer, module: Any) -> Tensor:
-    """Return for each validation example whether it is classified correctly, boolean, (N,); equal on all processes."""
+def _classify(trainer: Trainer, module: LightningModule, network: Any) -> Tensor:
+    """Return for each validation example whether a network, the module or a part of it, classifies it correctly.
+
+    Boolean, (N,); equal on all processes.
+    """
     data, plugin = few_label_data(trainer), trainer.precision_plugin
     assert data is not None
     correct: list[Tensor] = []
     with isolate_rng(), eval_mode(module), plugin.forward_context():
         for batch in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
-            logits = module.evaluated(plugin.convert_input(batch.x))[1]
+            logits = network.evaluated(plugin.convert_input(batch.x))[1]
             correct.append((logits.argmax(1) == batch.y).cpu())
     return torch.cat(correct)

@@ -23,6 +23,7 @@ FEW: dict[str, Any] = {"num_labels": 20, "val_size": 9800, "batch_size": 4, "unl
 def module(strategy: Any, **settings: Any) -> SemiSupervisedModule:
     torch.manual_seed(0)
     fixed: dict[str, Any] = {"backbone": "mlp", "num_classes": 10, "input_spec": (1, 28, 28), "ema_decay": 0.9}
+    fixed |= {"warmup_steps": 0, "ramp_steps": 0}
     return SemiSupervisedModule(strategy, **{**fixed, "optimizer": lambda p: torch.optim.SGD(p, 0.05), **settings})
 
 

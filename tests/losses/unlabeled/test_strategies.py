@@ -51,7 +51,8 @@ def module(name: str, **settings: Any) -> SemiSupervisedModule:
     torch.manual_seed(0)
     made = SemiSupervisedModule(
         getattr(strategies, name.split()[0])(**SETTINGS[name]), backbone="mlp", num_classes=10, input_spec=SHAPE,
-        ema_decay=DECAY, optimizer=lambda p: torch.optim.SGD(p, RATE), **settings,
+        ema_decay=DECAY, optimizer=lambda p: torch.optim.SGD(p, RATE),
+        **{"warmup_steps": 0, "ramp_steps": 0, **settings},
     )  # fmt: skip
     with torch.no_grad():  # a network with opinions
         for p in made.head.parameters():
@@ -163,7 +164,7 @@ def test_reconstruction_trains_its_decoder_on_features() -> None:
     strategy = strategies.Reconstruction()
     model = SemiSupervisedModule(
         strategy, backbone="mlp", num_classes=10, input_spec=SHAPE, optimizer=lambda p: torch.optim.SGD(p, RATE),
-        lambda_u=2.0,
+        lambda_u=2.0, warmup_steps=0, ramp_steps=0,
     )  # fmt: skip
     start = copy.deepcopy(model).double()
     seen = Recorder()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sft_lightning import SemiSupervisedModule
 from sft_lightning.losses import unlabeled as strategies
-from sft_lightning.paradigms.semi_supervised import PseudoLabels
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
+from sft_lightning.training.module_interfaces import PseudoLabels
 from tests.doubles import FakeData
 from tests.paradigms.helpers import SHAPE, sample, trainer
 
@@ -163,7 +163,7 @@ def test_a_short_training_logs_pseudo_label_metrics(tmp_path: Any) -> None:
     torch.manual_seed(0)
     model = SemiSupervisedModule(
         strategies.FreeMatch(unbiased_means=True), backbone="mlp", num_classes=10, input_spec=SHAPE,
-        optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        optimizer=lambda p: torch.optim.SGD(p, 0.05), warmup_steps=0, ramp_steps=0,
     )  # fmt: skip
     run = trainer([PseudoLabelHealth()], logger=CSVLogger(tmp_path, "csv", version=0), log_every_n_steps=50)
     run.fit(model, sample(batch_size=4, unlabeled_ratio=2, steps_per_epoch=4))
@@ -176,7 +176,7 @@ def test_pseudo_label_metrics_are_logged_to_tensorboard_and_csv(tmp_path: Any) -
     torch.manual_seed(0)
     model = SemiSupervisedModule(
         strategies.FreeMatch(), backbone="mlp", num_classes=10, input_spec=SHAPE,
-        optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        optimizer=lambda p: torch.optim.SGD(p, 0.05), warmup_steps=0, ramp_steps=0,
     )  # fmt: skip
     loggers: Any = [TensorBoardLogger(tmp_path, "tb", version=0), CSVLogger(tmp_path, "csv", version=0)]
     run = trainer([PseudoLabelHealth()], logger=loggers, log_every_n_steps=2, limit_val_batches=0)

@@ -56,6 +56,8 @@ def module(strategy: Strategy, lr: float = 0.02, **settings: Any) -> SemiSupervi
         "input_spec": SHAPE,
         "ema_decay": 0.5,
         "lambda_u": 5.0,
+        "warmup_steps": 0,
+        "ramp_steps": 0,
     }
     return SemiSupervisedModule(strategy, **{**fixed, "optimizer": lambda p: torch.optim.Adam(p, lr), **settings})
 
