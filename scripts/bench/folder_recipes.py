@@ -34,17 +34,22 @@ _SUFFIXES = {".png", ".jpg", ".jpeg"}
 def divide(source: Path, out: Path, least: int, most_test: int) -> dict[str, int]:
     """Link the images of the larger classes into `train` and `test`, and return the number of images by class.
 
+    Of images with the same content, the first is taken.
+
     Args:
         source: Folder of class folders, which may have folders of their own.
         out: Folder to fill.
         least: Smallest number of images of a class that is used.
         most_test: Largest number of test images.
     """
-    files = {
-        folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-        for folder in sorted(source.iterdir())
-        if folder.is_dir()
-    }
+    files: dict[str, list[Path]] = {}
+    seen: set[bytes] = set()
+    every = (path for folder in source.iterdir() for path in folder.rglob("*"))
+    for path in sorted(path for path in every if path.suffix.lower() in _SUFFIXES and path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).digest()
+        if content not in seen:
+            files.setdefault(path.relative_to(source).parts[0], []).append(path)
+        seen.add(content)
     files = {name: paths for name, paths in files.items() if len(paths) >= least}
     total = sum(map(len, files.values()))
     share = min(1 / 3, most_test / total)

@@ -239,7 +239,7 @@ def main() -> None:
         row: {budget: round(statistics.mean(values), 4) for budget, values in own.items()}
         for row, own in accuracies.items()
     }
-    args.out = out
+    args.out, args.weights, args.run = out, weights and weights.name, args.run and args.run.name
     publish(args, {**result, "seconds": seconds, "test_accuracy": mean, "by_split": accuracies})
 
 

@@ -23,7 +23,6 @@ from sft_lightning.utils.spreadsheet import format_csv
 NEXT = 20  # examples to label next
 ONNX = "model.onnx"
 EXPORTS: dict[str, ExportFormat] = {"model.safetensors": "safetensors", ONNX: "onnx"}
-_COMPARED = 1000  # labeled examples that the next ones are compared with
 _WRONG, _SURE = 0.1, 0.8  # probability of its label below, and of another class above which a label is doubtful
 _LEAST = 1e-6
 
@@ -75,7 +74,7 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
     if source.pool_size:
         probabilities = predict_split(model, data, "unlabeled", delivery.temperature)
         _write_predictions(folder / "predictions.csv", source, probabilities)
-        delivery.next_labels = choose_next(space)
+        delivery.next_labels = choose_next(probabilities, space)
         ids = data.splits["unlabeled"].ids
         rows = [[ids[i], data.class_names[int(probabilities[i].argmax())]] for i in delivery.next_labels]
         numbered = [[order, *row] for order, row in enumerate(rows, 1)]
@@ -131,34 +130,26 @@ def _write_predictions(path: Path, source: LabeledSource, probabilities: Tensor)
     write_text(path, format_csv([head, *rows]))
 
 
-def choose_next(space: Space) -> list[int]:
-    """Return the positions of the unlabeled examples to label next: typical ones, unlike those that have a label.
+def choose_next(probabilities: Tensor, space: Space) -> list[int]:
+    """Return the positions of the unlabeled examples to label next: typical ones of the more doubtful half.
 
-    They are nearest to the centers of k-means with one cluster for each labeled example and each one to choose, in the
-    largest clusters without a label. With few labels this beats the examples that the model doubts most
-    (`scripts/bench/next_labels.py`), as in Hacohen et al. 2022, "Active Learning on a Budget".
+    They are nearest to the centers of k-means with one cluster for each, among the half of the examples with the
+    smaller margin between the two most probable classes. With few labels, choosing among the most doubtful ones alone
+    is below random choice (`scripts/bench/next_labels.py`).
 
     Args:
-        space: Vectors of the labeled and of unlabeled examples.
+        probabilities: Probabilities of the unlabeled examples, (M, C); NaN for unreadable ones.
+        space: Vectors of unlabeled examples.
     """
-    if len(space.pool) <= NEXT:
-        return space.pool_positions.tolist()
-    known = choose_rows(space.labeled, _COMPARED)
-    every = torch.cat([known, space.pool])
-    z = F.normalize(WhitenedPCA(space.components).fit([every]).transform(every), dim=1)
-    chosen = kmeans_centers(z, NEXT, 0, labeled=torch.arange(len(known)))
-    positions: list[int] = space.pool_positions[chosen - len(known)].tolist()
+    top = probabilities[space.pool_positions].topk(2, 1).values
+    margin = (top[:, 0] - top[:, 1]).nan_to_num(torch.inf)
+    doubtful = margin.argsort(stable=True)[: max(NEXT, len(margin) // 2)]
+    if len(doubtful) > NEXT:
+        whitening = WhitenedPCA(space.components).fit([space.pool])
+        z = F.normalize(whitening.transform(space.pool[doubtful]), dim=1)
+        doubtful = doubtful[kmeans_centers(z, NEXT, 0)]
+    positions: list[int] = space.pool_positions[doubtful].tolist()
     return positions
-
-
-def choose_rows(x: Tensor, most: int) -> Tensor:
-    """Return at most as many rows of a matrix, at random and in the same way each time.
-
-    Args:
-        x: Vectors, (N, F).
-        most: Maximum number of rows.
-    """
-    return x if len(x) <= most else x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]]
 
 
 def _advise(held_out: Tensor, judged: Tensor, source: LabeledSource, delivery: Delivery) -> list[str]:

@@ -13,21 +13,22 @@ from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.recipes import Space
 
 
-def test_the_next_labels_are_one_of_each_cluster_that_has_none() -> None:
+def test_the_next_labels_are_one_of_each_cluster_of_the_doubtful_half() -> None:
     torch.manual_seed(0)
-    cluster = torch.arange(NEXT + 5).repeat_interleave(12)
-    x = 10 * F.one_hot(cluster).float() + 0.1 * torch.randn(len(cluster), NEXT + 5)
-    is_labeled = (cluster < 5) & (torch.arange(len(cluster)) % 12 == 0)
-    space = Space("clusters", (), 24, labeled=x[is_labeled], pool=x[~is_labeled])
-    order = torch.randperm(len(space.pool))
-    space.pool, space.pool_positions = space.pool[order], order  # the pool is read in another order
-    chosen = choose_next(space)
-    assert sorted(cluster[~is_labeled][chosen].tolist()) == list(range(5, NEXT + 5))
+    cluster = torch.arange(2 * NEXT).repeat_interleave(12)
+    x = 10 * F.one_hot(cluster).float() + 0.1 * torch.randn(len(cluster), 2 * NEXT)
+    doubt = (cluster >= NEXT).float() * 0.3
+    probabilities = torch.stack([0.9 - doubt, 0.1 + doubt], 1)
+    order = torch.randperm(len(x))  # the pool is read in another order
+    space = Space("clusters", (), 48, pool=x[order], pool_positions=order)
+    assert sorted(cluster[choose_next(probabilities, space)].tolist()) == list(range(NEXT, 2 * NEXT))
 
 
-def test_a_small_pool_is_chosen_as_a_whole() -> None:
-    space = Space("few", (), 4, labeled=torch.randn(4, 3), pool=torch.randn(7, 3), pool_positions=torch.arange(7))
-    assert choose_next(space) == list(range(7))
+def test_a_small_pool_is_chosen_as_a_whole_the_most_doubtful_first() -> None:
+    space = Space("few", (), 4, pool=torch.randn(7, 3), pool_positions=torch.arange(7))
+    first = torch.arange(0.55, 0.9, 0.05)
+    chosen = choose_next(torch.stack([first, 1 - first], 1).flip(0), space)
+    assert chosen == [6, 5, 4, 3, 2, 1, 0]
 
 
 def test_a_pool_that_is_read_in_part_keeps_the_positions_of_its_examples(
