@@ -49,7 +49,7 @@ class Echo(io.StringIO):
         Args:
             text: Text.
         """
-        sys.__stdout__.write(text)
+        sys.stdout.write(text)
         return super().write(text)
 
 
