@@ -115,7 +115,9 @@ def _identify(path: Path, source: LabeledSource, any_channels: bool) -> str:
     fits = spec is not None and spec.modality == source.data.input_spec.modality and metadata.get("part") != "head"
     if spec is None or not fits or splits or missing:
         return ""
-    if not any_channels and spec.shape[0] != source.data.input_spec.shape[0]:
+    # Gray files can be read with three channels, too.
+    channels = {source.data.input_spec.shape[0]} | ({3} if "channels" in source.settings else set())
+    if not any_channels and spec.shape[0] not in channels:
         return ""
     return str(metadata.get("backbone") or "")
 

@@ -17,6 +17,7 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import get_groups
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split
+from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.solver.judge import make_folds
 from sft_lightning.utils.errors import InputError
@@ -191,9 +192,8 @@ def read_source(
             data.setup("fit")
         return data
 
-    data, size = _open_at_size(lambda side: reopen(image_size=side), image_size)
-    if size is not None:
-        settings["image_size"] = str(size)
+    data, given = _open_at_size(reopen, image_size)
+    settings |= {setting: str(value) for setting, value in given.items()}
     counts = data.labeled_counts()
     named = int((counts > 0).sum())
     if named < 2:
@@ -208,20 +208,32 @@ def read_source(
 
 
 def _open_at_size(
-    open_with: Callable[[int | None], FewLabelDataModule], size: int | None
-) -> tuple[FewLabelDataModule, int | None]:
-    """Open data at the size of its images if they have one of at most 64 pixels, else at 64."""
+    reopen: Callable[..., FewLabelDataModule], size: int | None
+) -> tuple[FewLabelDataModule, dict[str, int]]:
+    """Open data as its images are if all are squares of one size of at most 64 pixels, else at 64.
+
+    Args:
+        reopen: Function that opens the data with further settings.
+        size: Side that the user gave, or None.
+
+    Returns:
+        The data and these settings.
+    """
     if size is not None:
-        return open_with(size), size
+        return reopen(image_size=size), {"image_size": size}
     try:
-        data = open_with(None)
+        data = reopen()
+        if max(data.input_spec.shape[1:]) <= MAX_SIDE:
+            return data, {}
     except InputError as error:
         if "image_size" not in str(error):
             raise
-        return open_with(MAX_SIDE), MAX_SIDE
-    if max(data.input_spec.shape[1:]) <= MAX_SIDE:
-        return data, None
-    return open_with(MAX_SIDE), MAX_SIDE
+    data = reopen(image_size=MAX_SIDE)
+    shape = find_small_shape([data.splits[name] for name in ("labeled", "unlabeled", "test")], MAX_SIDE)
+    if shape is None:
+        return data, {"image_size": MAX_SIDE}
+    given = {"channels": shape[0], "image_size": shape[1]}
+    return reopen(**given), given
 
 
 def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str, temperature: float = 1.0) -> Tensor:

@@ -182,7 +182,7 @@ def test_fetched_weights_are_starts(source: LabeledSource, monkeypatch: pytest.M
     assert squeezenet.reason == f"published weights in {checkpoints.absolute()}"
     assert resnet.candidate.backbone == "timm/test_resnet.r160_in1k"
     for found in (squeezenet, resnet):  # without a network
-        assert starts.load_start(found.candidate, source, 0).backbone.input_spec.shape == (3, 64, 64)
+        assert starts.load_start(found.candidate, source, 0).backbone.input_spec.shape == (1, 64, 64)
 
 
 def test_files_that_say_which_network_they_are_of_are_starts(source: LabeledSource) -> None:

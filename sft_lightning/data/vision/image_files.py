@@ -33,6 +33,15 @@ READABLE_MODES = frozenset(
 DEEP_MODES = frozenset(("I;16", "I;16B", "I;16L", "I;16N", "I", "F"))
 
 
+def is_gray_mode(mode: str) -> bool:
+    """Return whether images of a mode of Pillow have no color; palettes may have some.
+
+    Args:
+        mode: Mode, such as `L` or `I;16`.
+    """
+    return mode in ("1", "L", "LA", "F") or mode.startswith("I")
+
+
 @contextmanager
 def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
     """Open an image file for decoding inside the block.

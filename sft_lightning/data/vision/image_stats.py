@@ -20,7 +20,7 @@ from sft_lightning.data.bad_examples import describe_read_error
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import Storage, TensorStorage
 from sft_lightning.data.vision.decoding import convert_image, open_image
-from sft_lightning.data.vision.image_files import open_image_file
+from sft_lightning.data.vision.image_files import is_gray_mode, open_image_file
 from sft_lightning.data.vision.images import EncodedImages, Geometry
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.progress_lines import LoggedProgress
@@ -29,6 +29,7 @@ SIDE = 32  # of the thumbnail, in pixels
 Pixels = NDArray[np.uint8]
 _ORIENTATION = 0x0112  # EXIF's tag
 _STRIP = 2**22  # pixels
+_HEADERS = 1000  # files of a split whose headers are compared
 _BATCH = 4096
 # Before resizing, Pillow averages squares of pixels of an image of 512 pixels or more a side down to 256 or more, which
 # takes a quarter of the time and changes the thumbnail by at most 0.3 of 255 on average.
@@ -249,6 +250,33 @@ def _read_header(path: Path | BytesIO) -> Header:
     """Read the header of a file without its pixels."""
     with open_image_file(path) as file:
         return Header(file.format or "", file.mode, *file.size, False, False, getattr(file, "n_frames", 1))
+
+
+def find_small_shape(splits: Sequence[Split], largest: int) -> tuple[int, int] | None:
+    """Return the channels and the side that image files have in common, if they are small squares of one size.
+
+    Headers are read, of at most 1,000 files of each split. One file in color gives all of them three channels.
+
+    Args:
+        splits: Splits of files.
+        largest: Largest side in pixels.
+    """
+    sizes, are_gray = set(), True
+    for split in splits:
+        images = split.part.storage
+        if not isinstance(images, EncodedImages):
+            return None
+        for index in list(split.indices)[:: -(-len(split) // _HEADERS) or 1]:
+            try:
+                header = _read_header(images.file(index))
+            except OSError:  # `setup` reports the file
+                continue
+            sizes.add((header.width, header.height))
+            are_gray = are_gray and is_gray_mode(header.mode)
+            if len(sizes) > 1:
+                return None
+    width, height = sizes.pop() if sizes else (0, 1)
+    return (1 if are_gray else 3, width) if width == height <= largest else None
 
 
 def _is_transparent(file: Image.Image) -> bool:

@@ -18,7 +18,7 @@ from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.split_files import read_split_file
 from sft_lightning.data.storage import Storage, TensorStorage
-from sft_lightning.data.vision.image_files import open_image_file
+from sft_lightning.data.vision.image_files import is_gray_mode, open_image_file
 from sft_lightning.data.vision.image_source import find_image_shape, find_value_ranges
 from sft_lightning.data.vision.images import EncodedImages, open_image
 from sft_lightning.data.vision.shards import FORMAT, INDEX, require_litdata
@@ -169,7 +169,7 @@ def encode_for_shard(
     with open_image_file(BytesIO(content)) as header:
         small = min(header.size) <= image_size
         kind = "PNG" if header.format in _LOSSLESS else "JPEG"
-        gray = header.mode in ("1", "L", "LA", "F") or header.mode.startswith("I")
+        gray = is_gray_mode(header.mode)
     if small:
         return content
     image = open_image(BytesIO(content), 1 if gray else 3, ranges=ranges)
