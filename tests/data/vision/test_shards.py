@@ -523,7 +523,7 @@ def test_run_killed_on_two_processes_continues_its_pass_on_one(shards: Path, tmp
     """Each of the 60 unlabeled examples is used once in a pass, although the number of ranks changes."""
     own = words(shards, *QUICK, "--data.init_args.num_labels=6", "--data.init_args.unlabeled_ratio=2")
     own = ["fit", *own[:2], *SHORT, *own[2:], "--data.init_args.batch_size=2", "--data.init_args.steps_per_epoch=12"]
-    own += ["--trainer.max_epochs=1"]
+    own += ["--trainer.max_epochs=1", "--model.init_args.warmup_steps=0"]  # unlabeled examples from the first step on
     assert KILLED in trained(own, tmp_path, "step", 6, 2)
     before = [seen(tmp_path, rank) for rank in (0, 1)]
     (tmp_path / "seen0.jsonl").unlink()
