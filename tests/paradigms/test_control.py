@@ -67,7 +67,7 @@ def part(module: nn.Module, name: str) -> dict[str, Tensor]:
         {"adapter": LoRA(rank=2)},
         {"head_start": "ridge"},
     ],
-    ids=str,
+    ids=lambda settings: "-".join(settings) or "plain",
 )
 def test_it_is_the_network_of_a_run_on_the_labels_alone(settings: dict[str, Any]) -> None:
     both = module(**settings)
