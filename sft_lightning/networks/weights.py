@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -112,7 +112,7 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
         with torch.serialization.safe_globals([Namespace]):  # plain values, used by publishers for settings
             content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, and safely
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, KeyError) as error:  # KeyError: of plain text
         raise InputError(
             f"weights {str(path)!r} is damaged or holds objects other than tensors, which could run code: "
             "save its state dict as .safetensors"
@@ -153,11 +153,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
     Args:
         path: File that `read_weights` accepts.
+
+    Raises:
+        InputError: The file is damaged.
     """
     if path.suffix != ".safetensors":
         return {}
-    with safe_open(path, framework="pt") as file:
-        return dict(json.loads((file.metadata() or {}).get("sft_lightning", "{}")))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("sft_lightning", "{}")))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"weights {str(path)!r} cannot be read ({error}): fetch or save it again") from error
 
 
 def reject_unmerged_adapters(tensors: Tensors, source: str) -> None:

@@ -18,6 +18,7 @@ from sft_lightning.solver.labels import LabeledSource, predict_split
 from sft_lightning.solver.recipes import Recipe, Space, get_run, train
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.solution_folder import SUMMARY
 from sft_lightning.utils.spreadsheet import format_csv
 
 NEXT = 20  # examples to label next
@@ -67,6 +68,7 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
     data = source.data
     cli = train(recipe, source, None, name)
     model = cli.model
+    _remove_earlier(folder)
     judged = ~held_out.isnan().any(1)
     delivery = Delivery(get_run(cli), _calibrate(held_out[judged], source.labels[judged], get_run(cli)))
     if source.has_test:
@@ -86,13 +88,19 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
     delivery.predicted = other[wrong].tolist()
     delivery.advice = _advise(held_out, judged, source, delivery)
     for name, language in EXPORTS.items():
-        (folder / name).unlink(missing_ok=True)  # of an earlier model
         try:
             with silence_logs():
                 export(str(delivery.run), format=language, out=str(folder / name))
         except InputError as error:
             delivery.not_exported[name] = str(error).partition(": ")[0]
     return delivery
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove the files of an earlier call, which may have had another source or no pool, the summary of them first."""
+    names = (SUMMARY, "report.html", "predictions.csv", "label_next.csv")
+    for path in (*(folder / name for name in names), *folder.glob("model*.*")):
+        path.unlink(missing_ok=True)
 
 
 def test(model: nn.Module, source: LabeledSource) -> Tensor:
@@ -170,5 +178,5 @@ def _advise(held_out: Tensor, judged: Tensor, source: LabeledSource, delivery: D
             f"Label the {len(delivery.next_labels)} images of label_next.csv first, then call solve again."
         )
     if delivery.doubtful:
-        sentences.append(f"Check {len(delivery.doubtful)} labels that look wrong; the report shows them.")
+        sentences.append(f"Check {len(delivery.doubtful)} label(s) that look wrong; the report shows them.")
     return sentences

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from sft_lightning.data.split_files import read_contents, read_rows
-from sft_lightning.networks.weights import read_metadata
+from sft_lightning.networks.weights import read_metadata, read_weights
 from sft_lightning.runs.lineage import find_earlier_splits, find_run
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.solver.labels import LabeledSource
@@ -110,7 +109,7 @@ def _identify(path: Path, source: LabeledSource, any_channels: bool) -> str:
         metadata = read_metadata(path)
         spec = InputSpec.from_settings(metadata)
         splits, missing = find_earlier_splits(path, metadata)
-    except (InputError, OSError, ValueError, SafetensorError):  # of another program, or damaged
+    except (InputError, OSError, ValueError):  # of another program, or damaged
         return ""
     fits = spec is not None and spec.modality == source.data.input_spec.modality and metadata.get("part") != "head"
     if spec is None or not fits or splits or missing:
@@ -133,11 +132,12 @@ def check_knowledge(candidate: Candidate, source: LabeledSource) -> str:
         Sentence about runs behind it that can't be checked; empty where all can.
 
     Raises:
-        InputError: It has learned some of them.
+        InputError: It has learned some of them, or its file is damaged.
     """
     if candidate.weights in ("none", "default"):
         return ""
     path = find_weights_file(candidate.weights)
+    read_weights(path)  # a damaged file is refused before anything is computed
     splits, missing = find_earlier_splits(path, read_metadata(path))
     labeled = source.data.splits["labeled"]
     contents = {*read_contents(labeled.part.storage, labeled.indices)} - {""}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.utils.atomic import write_json
-from sft_lightning.utils.json_files import read_json
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.json_files import read_json_object
 
 MIN_POOL = 500  # unlabeled examples below which a network learns nothing from them
 # Optimizer steps, far enough apart that a call on a busier machine chooses the same and finds what is done.
@@ -66,10 +67,13 @@ class Plan:
         self._path, self._key, self._begin = path, key, time.monotonic()
         self.minutes, self.stages = minutes, list[Stage]()
         self._known: dict[str, Stage] = {}
-        known = read_json(path, "remove it") if path.is_file() else {}
-        if known.get("key") == key and known.get("minutes", 0) >= minutes and "stages" in known:
-            self.minutes = known["minutes"]
-            self._known = {stage["name"]: Stage(**stage) for stage in known["stages"]}
+        known = read_json_object(path, "remove it") if path.is_file() else {}
+        try:
+            if known.get("key") == key and known.get("minutes", 0) >= minutes and "stages" in known:
+                self._known = {stage["name"]: Stage(**stage) for stage in known["stages"]}
+                self.minutes = known["minutes"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{str(path)!r} does not hold a plan ({error}): remove it") from error
 
     @property
     def elapsed(self) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.recipes import Space, fit, get_run
 from sft_lightning.utils.atomic import write_json
-from sft_lightning.utils.json_files import read_json
+from sft_lightning.utils.json_files import read_json_object
 
 BACKBONE = "resnet8:flatten"
 SMALL_BATCH, LARGE_BATCH = 256, 64  # for this network, and for one of a library
@@ -42,7 +42,7 @@ def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: 
     argv, digest, is_large = ((), "", False) if start is None else (start.argv, start.digest, start.is_large)
     key = hashlib.sha256(repr((source.images_key, argv, digest)).encode()).hexdigest()
     if marker.is_file():
-        known = read_json(marker, "remove it")
+        known = read_json_object(marker, "remove it")
         if known.get("key") == key and known.get("steps", 0) >= steps and Path(known["run"]).is_dir():
             return Path(known["run"])
     options = [*source.data_argv(None), "--model=SelfSupervisedModule", "--model.objective=SimCLR"]

@@ -191,9 +191,9 @@ class _Solver:
             "not_exported": delivery.not_exported,
             "seconds": round(time.monotonic() - self.begin, 1),
         }
-        write_json(self.folder / "summary.json", summary)
         page = render_solution(
             self.name, verdict, rows, [*self.plan.dropped, *trials.failed], delivery, self.source.data
         )
         write_text(self.folder / "report.html", page)
+        write_json(self.folder / "summary.json", summary)  # last, since it says that all is there
         return Solution(self.folder, verdict, rows, delivery.run, summary)

@@ -33,8 +33,9 @@ def format_verdict(
         reference: Name of the best recipe without unlabeled examples.
         delivery: What was made of the chosen recipe.
     """
+    which = f"The best of {num_recipes} recipes" if num_recipes > 1 else "The only recipe"
     sentences = [
-        f"The best of {num_recipes} recipes is {best}. A model chosen and trained this way is "
+        f"{which} is {best}. A model chosen and trained this way is "
         f"right on {format_estimate(chosen)} of images like the {num_labels} labeled ones."
     ]
     if delivery.test_correct is not None:

@@ -23,6 +23,22 @@ def read_json(path: Path, remedy: str) -> Any:
         raise InputError(f"{str(path)!r} cannot be read ({error}): {remedy}") from error
 
 
+def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: Path of the file.
+        remedy: Advice for the user about a damaged file.
+
+    Raises:
+        InputError: The file cannot be read, or holds something else.
+    """
+    content = read_json(path, remedy)
+    if not isinstance(content, dict):
+        raise InputError(f"{str(path)!r} does not hold a JSON object: {remedy}")
+    return content
+
+
 def read_json_header(path: Path, remedy: str) -> dict[str, Any]:
     """Read the JSON object in the comment that a CSV file begins with.
 

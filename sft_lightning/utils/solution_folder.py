@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sft_lightning.utils.errors import InputError
-from sft_lightning.utils.json_files import read_json
+from sft_lightning.utils.json_files import read_json_object
 
 SUMMARY, PLAN, MODEL = "summary.json", "plan.json", "model"
 
@@ -22,7 +22,7 @@ def resolve_solution(path: Path) -> Path:
     if not (path / PLAN).is_file():
         return path
     summary = path / SUMMARY
-    named = read_json(summary, "call solve again").get("run") if summary.is_file() else None
+    named = read_json_object(summary, "call solve again").get("run") if summary.is_file() else None
     run = path / MODEL / Path(str(named)).name
     if named is None or not run.is_dir():
         raise InputError(f"solution {str(path)!r} has no model yet: call solve again, which goes on")

@@ -190,6 +190,27 @@ def test_bad_input_is_one_sentence(workdir: Path, write_folder: Callable[..., Pa
         solve(str(folder), minutes=0.1, image_size=16)
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"minutes": "x"}', '{"minutes": 9, "stages": [{"name": "a", "b": 1}]}']
+)
+def test_a_damaged_plan_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(content.replace('{"', '{"key": "data", "', 1))
+    with pytest.raises(InputError, match=r"plan\.json' .*: remove it"):
+        plan.Plan(path, "data", 1.0)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_a_damaged_start_is_refused_first(
+    workdir: Path, name: str, capsys: pytest.CaptureFixture[str], write_folder: Callable[..., Path]
+) -> None:
+    source = str(write_folder(workdir / "images", {"train": 4}))
+    (workdir / name).write_text("hello")
+    with pytest.raises(InputError, match=f"weights '{name}' (cannot be read|is damaged)"):
+        solve(source, minutes=0.1, image_size=16, candidates=name)
+    assert "logistic regression" not in capsys.readouterr().err
+
+
 def test_a_stop_says_how_to_go_on(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -203,10 +224,16 @@ def test_a_source_without_unlabeled_images_is_solved_by_its_labels(
     workdir: Path, write_folder: Callable[..., Path]
 ) -> None:
     folder = write_folder(workdir / "images", {"train": 6})
+    earlier = ("predictions.csv", "label_next.csv", "model.onnx", "model.onnx.json")  # of another source
+    (workdir / "lightning_logs" / "solve" / "labels").mkdir(parents=True)
+    for name in earlier:
+        (workdir / "lightning_logs" / "solve" / "labels" / name).write_text("old")
     solution = solve(str(folder), minutes=0.1, name="labels", image_size=16)
+    assert "label_next.csv" not in str(solution)
+    assert "The only recipe is logistic regression on pixels." in solution.verdict[0]
     assert [*solution.summary["recipes"]] == ["logistic regression on pixels"]
     assert solution.summary["unlabeled"] is None
-    assert not (solution.folder / "predictions.csv").exists()
+    assert not any((solution.folder / name).exists() for name in earlier)
     assert (solution.folder / "model.safetensors").is_file()
     tensors, _ = read_weights(solution.folder / "model.safetensors")
     assert any(name.startswith("head") for name in tensors)
