@@ -1,4 +1,4 @@
-"""Measure how often the judgments of `sft_lightning/solver/judge.py` are right: coverage, false verdicts, bias.
+"""Measure how often the judgments of `sft_lightning/study/judge.py` are right: coverage, false verdicts, bias.
 
     python scripts/bench/crossfit_rates.py --out scripts/bench/results/crossfit_rates.json
 
@@ -36,7 +36,7 @@ from torch import Tensor
 from sft_lightning import ImageDataModule
 from sft_lightning.classifiers import Classifier, KNearestNeighbors, LogisticRegression, NearestClassMean, Ridge
 from sft_lightning.classifiers.whitening import WhitenedPCA
-from sft_lightning.solver.judge import choose, compare, estimate_accuracy, estimate_chosen, make_folds
+from sft_lightning.study.judge import choose, compare, estimate_accuracy, estimate_chosen, make_folds
 from sft_lightning.transfer.vectors import stack_vectors
 
 Array = NDArray[Any]

@@ -33,8 +33,8 @@ from provenance import publish
 
 from sft_lightning import solve
 from sft_lightning.cli.lightning_cli import run as command
-from sft_lightning.solver.judge import compare_on_test
 from sft_lightning.solver.solution import Solution
+from sft_lightning.study.judge import compare_on_test
 
 SIDE = 96  # pixels of the recipes beside `solve`
 FIRST = re.compile(r"\[ *(\d+) s\] [^:]+: \d+\.\d% ")  # line of the first accuracy

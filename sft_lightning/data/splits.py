@@ -86,14 +86,8 @@ class SplitConfig:
     leaks: list[Finding] = field(default_factory=list)
 
 
-def hash_key(seed: int, purpose: str, name: str) -> bytes:
-    """Compute the sorting key that replaces a random number.
-
-    Args:
-        seed: Seed of the splits.
-        purpose: Name of the choice, which keeps different choices independent.
-        name: Name of the example or group.
-    """
+def _hash_key(seed: int, purpose: str, name: str) -> bytes:
+    """Compute the sorting key that replaces a random number; `purpose` keeps different choices independent."""
     return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
 
 
@@ -134,7 +128,7 @@ def choose(
     taken: set[int] = set()
     left = Counter(labels)
     best: tuple[int, list[int]] | None = None
-    for name in sorted(members, key=lambda name: hash_key(seed, purpose, name)):
+    for name in sorted(members, key=lambda name: _hash_key(seed, purpose, name)):
         own = members[name]
         counts = {labels[own[0]]: 1} if len(own) == 1 else Counter(labels[i] for i in own)  # a Counter is slow to make
         if keep and any(left[c] <= n for c, n in counts.items()):
@@ -158,7 +152,7 @@ def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], see
         own = best.get(label)
         if own is None:
             continue
-        entry = -int.from_bytes(hash_key(seed, purpose, name)), position  # negative: the highest key is on top
+        entry = -int.from_bytes(_hash_key(seed, purpose, name)), position  # negative: the highest key is on top
         if len(own) < quota[label]:
             heapq.heappush(own, entry)
         elif entry > own[0]:
@@ -219,7 +213,7 @@ def make_splits(
     elif train is None and "val" not in parts:
         splits["val"], unlabeled = _held_out(_all(given), request.val_size, request, "val")
     else:
-        unlabeled = _outside_groups(_all(given), splits, request)
+        unlabeled = leave_out_groups(_all(given), splits, request)
     # Leaks are dropped first, so that dropped images do not count toward the label budget.
     splits = without_leaks({**splits, "train": rest, "unlabeled": unlabeled}, request)
     rest, unlabeled = splits.pop("train"), splits["unlabeled"]
@@ -299,7 +293,7 @@ def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> t
     if part.groups is None:
         return held, rest
     # The unlabeled members of a held-out group must not be trained on either.
-    return held, _outside_groups(rest, {purpose: held}, request)
+    return held, leave_out_groups(rest, {purpose: held}, request)
 
 
 def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> tuple[Split, Split]:
@@ -334,8 +328,14 @@ def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> t
     return _divided(pool, candidates[sorted(chosen)])
 
 
-def _outside_groups(given: Split, held: Splits, request: SplitConfig) -> Split:
-    """Return the examples of a split without those whose group is held out."""
+def leave_out_groups(given: Split, held: Splits, request: SplitConfig) -> Split:
+    """Return the examples of a split without those whose group is held out.
+
+    Args:
+        given: Split to train on.
+        held: Splits that are held out.
+        request: Settings of the splits; a finding is appended.
+    """
     groups = {split.part.groups[i] for split in held.values() if split.part.groups is not None for i in split.indices}
     own = given.part.groups
     if own is None or not groups:

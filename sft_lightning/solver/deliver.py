@@ -14,8 +14,9 @@ from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import CrossFittedTemperature, write_temperature
 from sft_lightning.selection import kmeans_centers
-from sft_lightning.solver.labels import LabeledSource, predict_split
+from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.recipes import Recipe, Space, get_run, train
+from sft_lightning.study.folds import predict_split
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.solution_folder import SUMMARY

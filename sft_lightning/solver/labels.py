@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import get_groups
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
-from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.data.vision.images import FileImages
-from sft_lightning.solver.judge import make_folds
+from sft_lightning.study.folds import write_fold
+from sft_lightning.study.judge import make_folds
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
@@ -131,17 +130,8 @@ class LabeledSource:
         Args:
             fold: Number of the fold, or None for all labels and the source's own test split.
         """
-        labeled = self.data.splits["labeled"]
-        held = np.zeros(len(labeled), dtype=bool) if fold is None else self.folds == fold
-
-        def take(rows: np.ndarray) -> Split:
-            return Split(labeled.part, [labeled.indices[i] for i in np.flatnonzero(rows).tolist()])
-
-        splits = {**self.data.splits, "labeled": take(~held), "val": Split(labeled.part, [])}
-        if fold is not None:
-            splits["test"] = take(held)
         path = self.folder / "splits" / ("all.csv" if fold is None else f"fold_{fold}.csv")
-        self.data.write_splits(path, splits)
+        write_fold(self.data, path, None if fold is None else self.folds == fold)
         return path
 
     def data_argv(self, fold: int | None) -> list[str]:
@@ -234,23 +224,6 @@ def _open_at_size(
         return data, {"image_size": MAX_SIDE}
     given = {"channels": shape[0], "image_size": shape[1]}
     return reopen(**given), given
-
-
-def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str, temperature: float = 1.0) -> Tensor:
-    """Return the class probabilities of a split in its order, float32, (N, C); NaN for unreadable examples.
-
-    Args:
-        model: Classifier with `forward` to logits.
-        data: Data module after its setup.
-        name: Name of the split.
-        temperature: Divisor of the logits.
-    """
-    model.eval()
-    probabilities = torch.full((len(data.splits[name]), data.num_classes), float("nan"))
-    with torch.no_grad():
-        for batch in data.batches_of(name, next(model.parameters(), torch.empty(0)).device):
-            probabilities[batch.indices.cpu()] = (model(batch.x).float() / temperature).softmax(1).cpu()
-    return probabilities
 
 
 def describe_counts(names: Sequence[str], counts: Tensor) -> str:

@@ -18,7 +18,8 @@ from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.eval_batches import choose_at_random
 from sft_lightning.networks.encoder import Encoder
-from sft_lightning.solver.labels import LabeledSource, predict_split
+from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.study.folds import predict_split
 from sft_lightning.transfer.vectors import choose_device, stack_vectors
 
 MAX_GRAPH = 20_000  # examples of a graph, labeled ones first

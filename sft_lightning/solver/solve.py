@@ -13,7 +13,6 @@ from sft_lightning.runs.lock import lock_folder
 from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.solver.deliver import Delivery, deliver, test
 from sft_lightning.solver.find_starts import NONE, FoundStart, check_knowledge, fetch_default, find_starts
-from sft_lightning.solver.judge import Comparison, compare, compare_on_test, estimate_chosen, score_choice
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.look import describe_source, describe_starts
 from sft_lightning.solver.page import render_solution
@@ -23,6 +22,7 @@ from sft_lightning.solver.solution import Solution
 from sft_lightning.solver.trainings import judge_trainings
 from sft_lightning.solver.trials import Result, Trials
 from sft_lightning.solver.verdict import format_estimate, format_verdict
+from sft_lightning.study.judge import Comparison, compare, compare_on_test, estimate_chosen, score_choice
 from sft_lightning.transfer.candidates import resolve_candidates
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import StoppedBySignal, check_min, check_positive

@@ -16,7 +16,6 @@ from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.solver.find_starts import FoundStart
-from sft_lightning.solver.judge import Estimate, choose, estimate_accuracy
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.plan import (
     CONTINUED_SHARE,
@@ -48,6 +47,7 @@ from sft_lightning.solver.recipes import (
 from sft_lightning.solver.speed import measure_seconds
 from sft_lightning.solver.starts import Start, load_start
 from sft_lightning.solver.verdict import format_estimate
+from sft_lightning.study.judge import Estimate, choose, estimate_accuracy
 from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.utils.errors import InputError, describe_failure
 

@@ -1,7 +1,7 @@
 """The verdict of `solve` in sentences."""
 
 from sft_lightning.solver.deliver import Delivery
-from sft_lightning.solver.judge import Comparison, Estimate, count_needed_labels
+from sft_lightning.study.judge import Comparison, Estimate, count_needed_labels
 
 
 def format_estimate(estimate: Estimate) -> str:

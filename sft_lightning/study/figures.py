@@ -10,10 +10,12 @@ from typing import Any
 from markupsafe import Markup
 
 from sft_lightning.report.figures import INK, make_axes, render_svg
+from sft_lightning.study.judge import Estimate
 from sft_lightning.study.statistics import MIN_SEEDS, confidence_interval
 from sft_lightning.utils.atomic import open_atomic
 
-Results = Mapping[str, Mapping[int, Sequence[float]]]  # test accuracies of the seeds, by method and number of labels
+# Test accuracies of the seeds, or the accuracy over folds, by method and number of labels
+Results = Mapping[str, Mapping[int, Sequence[float] | Estimate]]
 
 # M. Okabe, K. Ito, "Color Universal Design"; without black, and without the yellow that is pale on white
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -115,18 +117,23 @@ def _draw(axes: Any, results: Results, baseline: str, ink: str) -> dict[str, Any
     return {method: handles[method] for method in ranked}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return confidence_interval(values)[0]
+def _mean(values: Sequence[float] | Estimate) -> float:
+    return _bar(values)[0]
 
 
-def _bar(values: Sequence[float]) -> tuple[float, float, float]:
+def _bar(values: Sequence[float] | Estimate) -> tuple[float, float, float]:
     """Return the mean and how far the interval reaches below and above it, 0 without an interval."""
+    if isinstance(values, Estimate):
+        return values.mean, values.mean - values.low, values.high - values.mean
     mean, low, high = confidence_interval(values)
     return mean, mean - (mean if low is None else low), (mean if high is None else high) - mean
 
 
 def _format_title(results: Results) -> str:
-    counts = sorted({len(values) for by_budget in results.values() for values in by_budget.values()})
+    every = [values for by_budget in results.values() for values in by_budget.values()]
+    counts = sorted({len(values) for values in every if not isinstance(values, Estimate)})
+    if any(isinstance(values, Estimate) for values in every):
+        return "Accuracy on held-out labels with its 95% interval; baselines without"
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     if counts[-1] < MIN_SEEDS:
         return f"Mean over {seeds}; an interval needs {MIN_SEEDS}"

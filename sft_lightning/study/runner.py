@@ -27,6 +27,7 @@ from sft_lightning.runs.paths import LOGS, is_below_logs
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.study.baselines import STARTS, fit_label_spreading, fit_logistic_regression
 from sft_lightning.study.folders import assign_folders
+from sft_lightning.study.folds import predict_split
 from sft_lightning.study.method_names import BASELINES
 from sft_lightning.study.plan import StudyRun
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
@@ -108,6 +109,9 @@ def check_result(result: Any) -> RunResult:
     for name, value in texts.items():
         if not isinstance(value, str):
             raise ValueError(f"{name} is {value!r:.40}, not text")
+    correct = result.get("correct", {})
+    if not isinstance(correct, dict) or not all(value in (0, 1) for value in correct.values()):
+        raise ValueError("correct is not a mapping to 0 and 1")
     if not isinstance(result.get("inputs") or {}, dict):
         raise ValueError("inputs is not a mapping")
     if "folder" in result and not is_below_logs(result["folder"].removeprefix(f"{LOGS}/")):
@@ -282,7 +286,8 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
         `folder` and `seconds`. For a final run also `test_last` (accuracy of the last iterate), `test_best` and
         `val_best` (accuracies of the checkpoint that the validation split chose, if there is one), `network`, `steps`,
         `tested` (number of test images), `test_set` (digest of their names and content), `logistic` and
-        `graph` (test accuracies of logistic regression and label spreading on the same split by their input).
+        `graph` (test accuracies of logistic regression and label spreading on the same split by their input), and with
+        folds `correct` (whether the last iterate has each example of the fold right, by its name).
     """
     begin = time.monotonic()
     name = f"{folder}/{run.folder or run.label}"
@@ -294,8 +299,15 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
         cli = command(["fit", *argv, *_resume_argv(Path(LOGS) / name)])
         result: RunResult = {"folder": str(cli.trainer.log_dir), "seconds": round(time.monotonic() - begin, 3)}
         if run.is_final:
-            result.update(_test(cli, Path(result["folder"])))
+            result.update(_test(cli, Path(result["folder"]), has_fold=run.fold is not None))
     return result
+
+
+def _list_correct(tested: SFTCLI) -> dict[str, int]:
+    """Return whether a network classifies each test example correctly, 1 or 0, by the example's name."""
+    split = tested.datamodule.splits["test"]
+    predicted = predict_split(tested.model, tested.datamodule, "test").argmax(1)
+    return dict(zip(split.ids, (predicted == split.labels).int().tolist(), strict=True))
 
 
 def _resume_argv(runs: Path) -> list[str]:
@@ -306,17 +318,22 @@ def _resume_argv(runs: Path) -> list[str]:
     return ["--ckpt_path", str(max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1])]
 
 
-def _test(cli: SFTCLI, folder: Path) -> RunResult:
+def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
     data, model, trainer = cli.datamodule, cli.model, cli.trainer
 
-    def accuracy(checkpoint: Path) -> float:
-        tested = command(["test", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar=false"])
+    def evaluate(checkpoint: Path) -> SFTCLI:
+        return command(["test", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar=false"])
+
+    def accuracy(tested: SFTCLI) -> float:
         return round(float(tested.trainer.callback_metrics["test/accuracy"]), 6)
 
-    result: RunResult = {"test_last": accuracy(folder / "checkpoints" / "last.ckpt"), "steps": trainer.global_step}
+    last = evaluate(folder / "checkpoints" / "last.ckpt")
+    result: RunResult = {"test_last": accuracy(last), "steps": trainer.global_step}
+    if has_fold:
+        result["correct"] = _list_correct(last)
     saved = trainer.checkpoint_callback
     if isinstance(saved, RunCheckpoint) and saved.best_model_path and saved.best_model_score is not None:
-        result["test_best"] = accuracy(Path(saved.best_model_path))
+        result["test_best"] = accuracy(evaluate(Path(saved.best_model_path)))
         if math.isfinite(score := float(saved.best_model_score)):
             result["val_best"] = round(score, 4)
     result["network"] = model.backbone.name

@@ -67,6 +67,8 @@ class Comparison:
         more_seeds: Number of further seeds that would settle it if mean and deviation stay; None if it is settled, if
             it would take more than 1,000, or for fewer than 3 seeds.
         together: Number of methods that the p-value is corrected for.
+        labels: Number of held-out labels of folds, over which the interval then is; None for an interval over seeds.
+        needed_labels: Number of labels that would settle it, by `judge.count_needed_labels`.
     """
 
     method: str
@@ -80,6 +82,8 @@ class Comparison:
     verdict: Verdict
     more_seeds: int | None
     together: int = 1
+    labels: int | None = None
+    needed_labels: int | None = None
 
 
 class _Sample(NamedTuple):
@@ -224,7 +228,7 @@ def _decide(c: Comparison) -> Comparison:
         return c
     if c.p_value < LEVEL:
         return replace(c, verdict="helped" if c.mean_difference > 0 else "hurt", more_seeds=None)
-    return replace(c, verdict="no evidence yet", more_seeds=_more_seeds(c))
+    return replace(c, verdict="no evidence yet", more_seeds=None if c.labels else _more_seeds(c))
 
 
 def _more_seeds(c: Comparison) -> int | None:
@@ -249,6 +253,8 @@ def format_comparison(c: Comparison) -> str:
         c: Comparison from `compare` or `apply_holm`.
     """
     seeds = _format_count(c.seeds, "seed")
+    if c.labels is not None:
+        seeds = f"{_format_count(c.labels, 'held-out label')}, {seeds}"
     difference = f"{_format_points(c.mean_difference)} points"
     if c.low is not None and c.high is not None:
         difference += f" (95% interval {_format_points(c.low)} to {_format_points(c.high)}, {seeds})"
@@ -281,12 +287,16 @@ def format_headline(together: Sequence[Comparison]) -> str:
 
 
 def _format_remedy(c: Comparison) -> str:
-    if c.seeds < MIN_SEEDS:
+    if c.labels is None and c.seeds < MIN_SEEDS:
         return f"; a verdict needs at least {MIN_SEEDS} seeds"
     excluded = c.low is not None and c.high is not None and c.low * c.high > 0
     chance = f", which chance could give, as {c.together} methods were compared" if excluded and c.together > 1 else ""
+    if c.needed_labels is not None:
+        return f"{chance}; about {c.needed_labels:,} labels would settle it if the difference stays"
     if c.more_seeds is not None:
         return f"{chance}; about {_format_count(c.more_seeds, 'more seed')} would settle it if the difference stays"
+    if c.labels is not None:
+        return chance
     if c.deviation:
         return f"; a difference this small would take more than {MAX_MORE_SEEDS} more seeds to settle"
     return ""

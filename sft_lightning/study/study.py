@@ -18,10 +18,12 @@ from sft_lightning._version import __version__
 from sft_lightning.runs.lock import lock_folder
 from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.study.baselines import STARTS
-from sft_lightning.study.figures import save_label_efficiency
+from sft_lightning.study.figures import Results, save_label_efficiency
+from sft_lightning.study.fold_results import FoldResults, collect_folds, pool_folds
+from sft_lightning.study.judge import Estimate
 from sft_lightning.study.method_names import BASELINES, is_baseline, name_baseline, name_methods
 from sft_lightning.study.page import render_study
-from sft_lightning.study.plan import Stage, StudyRun, check_methods, plan
+from sft_lightning.study.plan import Stage, StudyRun, check_methods, plan, plan_folds
 from sft_lightning.study.runner import Ledger, RunResult, list_pending, train
 from sft_lightning.study.slurm import find_queued_jobs, train_on_slurm
 from sft_lightning.study.stale import explain_stale
@@ -33,8 +35,8 @@ from sft_lightning.utils.spreadsheet import format_csv
 from sft_lightning.utils.tables import align_columns
 
 COLUMNS = (
-    "method", "budget", "seed", "test_last", "test_best", "val_best", "network", "steps", "tested", "seconds", "run",
-    "failed",
+    "method", "budget", "seed", "fold", "test_last", "test_best", "val_best", "network", "steps", "tested", "seconds",
+    "run", "failed",
 )  # fmt: skip
 Judge = Literal["last", "best"]
 Row = dict[str, Any]
@@ -53,6 +55,7 @@ def study(
     jobs: int | None = None,
     launcher: Literal["local", "slurm"] = "local",
     slurm: dict[str, Any] | None = None,
+    folds: int | None = None,
 ) -> str:
     """Train the missing runs of a study, and report whether the unlabeled images helped.
 
@@ -70,6 +73,8 @@ def study(
         launcher: Launcher of the runs: `local` for this machine, or `slurm` for array jobs (with the extra `slurm`).
         slurm: Settings of sbatch for each run, as submitit names them: partition, time (minutes), cpus_per_task,
             gpus_per_node, mem, account, ...
+        folds: Number of folds for a source with few labels and no test split: each method is trained once for each seed
+            and fold, and tested on the labels of the fold; null to test on the test split.
 
     Returns:
         Verdict and table as text.
@@ -89,17 +94,25 @@ def study(
     if slurm and launcher == "local":
         raise InputError(f"slurm is {slurm}, but launcher is local: set launcher: slurm, or leave slurm out")
     check_methods(methods, budgets, seeds)
+    check_min(2, folds=folds)
+    if folds is not None and judge == "best":
+        raise InputError("judge is 'best', which a validation split chooses, and folds leave none: set judge: last")
     folder = Path(LOGS) / "study" / name
     with lock_folder(folder, f"study {name!r}"):
-        runs = plan(methods, budgets, seeds, data, options or {})
+        settings: dict[str, Any] = {"budgets": budgets, "seeds": seeds, "data": data, "options": options or {}}
+        draws = None
+        if folds is not None:
+            draws = plan_folds(methods[baseline][-1], **settings, folds=folds, folder=folder / "splits")
+        runs = plan(methods, **settings, draws=draws)
         ledger = Ledger(folder / "study.json")
         waiting = list_pending(runs, ledger)
         _print(f"Study {name}: {_count_runs(len({run.key for run in runs}))}, {len(waiting)} to train.")
         for reason in explain_stale(runs, waiting, ledger.results):
             _print(reason)
         _train(name, folder, runs, ledger, jobs, launcher, slurm)
-        rows = collect_rows([run for run in runs if run.is_final], ledger)
-        return write_results(folder, rows, baseline, judge)
+        finals = [run for run in runs if run.is_final]
+        held_out = None if draws is None else collect_folds(finals, ledger.results, draws)
+        return write_results(folder, collect_rows(finals, ledger), baseline, judge, held_out)
 
 
 def _train(
@@ -142,7 +155,8 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
     for run in finals:
         result: RunResult = ledger.results.get(run.key, {})
         row: Row = dict.fromkeys(COLUMNS, "")
-        row.update({"method": run.method, "budget": run.budget, "seed": run.seed, "run": result.get("folder", "")})
+        group = {"budget": run.budget, "seed": run.seed, "fold": "" if run.fold is None else run.fold}
+        row.update({"method": run.method, **group, "run": result.get("folder", "")})
         row.update({name: result[name] for name in COLUMNS if name in result})
         row["test_set"] = result.get("test_set", "")
         row["seconds"] = sum(r.get("seconds", 0.0) for r in _list_results(run, ledger))
@@ -150,7 +164,7 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
         measured = [(kind, *item) for kind in BASELINES for item in result.get(kind, {}).items()]
         for kind, features, accuracy in measured:
             method = name_baseline(run.method if features == STARTS else None, features, kind)
-            new = {"method": method, "budget": run.budget, "seed": run.seed, "tested": row["tested"]}
+            new = {"method": method, **group, "tested": row["tested"]}
             if not any(all(old[k] == v for k, v in new.items()) for old in rows):
                 baseline = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"]}
                 rows.append({**baseline, "test_last": accuracy, "test_best": accuracy})
@@ -167,7 +181,9 @@ def _list_results(run: StudyRun, ledger: Ledger) -> list[RunResult]:
     return results
 
 
-def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) -> str:
+def write_results(
+    folder: Path, rows: list[Row], baseline: str, judge: Judge, held_out: FoldResults | None = None
+) -> str:
     """Write `results.csv`, `summary.json`, `label_efficiency.png` and `report.html`.
 
     Args:
@@ -175,6 +191,7 @@ def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) ->
         rows: Rows from `collect_rows`.
         baseline: Name of the method with which the others are compared.
         judge: Test accuracy that counts.
+        held_out: Predictions of the held-out labels of folds; None where methods are compared on a test split.
 
     Returns:
         Verdict and table as text.
@@ -183,26 +200,32 @@ def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) ->
         InputError: No run finished.
     """
     write_text(folder / "results.csv", format_csv([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]))
-    column = f"test_{judge}"
+    column, runs = f"test_{judge}", rows
+    rows = rows if held_out is None else pool_folds(rows)
     accuracies: Accuracies = {}
     for row in rows:
         if row[column] != "":
             accuracies.setdefault(row["method"], {}).setdefault(row["budget"], {})[row["seed"]] = float(row[column])
     names = name_methods(dict.fromkeys([baseline, *(row["method"] for row in rows)]))
-    failed = [
-        f"{names[r['method']]}, {r['budget']} labels, seed {r['seed']}: {r['failed']}" for r in rows if r["failed"]
-    ]
+    failed = [f"{_name_run(r, names)}: {r['failed']}" for r in runs if r["failed"]]
     if not accuracies:
         raise InputError(f"no run of the study finished; the first failed: {failed[0] if failed else 'none was run'}")
     unpaired = _find_unpaired(rows, baseline, names)
-    comparisons = compare_methods(accuracies, baseline, unpaired)
+    if held_out is None:
+        comparisons = compare_methods(accuracies, baseline, unpaired)
+    else:
+        comparisons = held_out.compare_with(baseline)
+    estimates = {} if held_out is None else held_out.estimate_all()
     named = [replace(comparison, method=names[comparison.method]) for comparison in comparisons]
     headlines = [format_headline([*group]) for _, group in itertools.groupby(named, key=lambda c: c.budget)]
     verdict = headlines + _note_winning_baselines(accuracies, names)
     details = [format_comparison(comparison) for comparison in named]
     notes = _note_differences(rows, baseline, names) + list(unpaired.values())
-    results = {
-        names[method]: {budget: list(by_seed.values()) for budget, by_seed in by_budget.items()}
+    notes += [] if held_out is None else held_out.describe_limits()
+    results: Results = {
+        names[method]: {
+            budget: estimates.get((method, budget)) or list(by_seed.values()) for budget, by_seed in by_budget.items()
+        }
         for method, by_budget in accuracies.items()
     }
     save_label_efficiency(folder / "label_efficiency.png", results, names[baseline])
@@ -214,20 +237,26 @@ def write_results(folder: Path, rows: list[Row], baseline: str, judge: Judge) ->
         "judge": judge,
         "baseline": baseline,
         "comparisons": [asdict(comparison) for comparison in comparisons],
-        "rows": rows,
+        "estimates": [{"method": m, "budget": budget, **asdict(e)} for (m, budget), e in estimates.items()],
+        "rows": runs,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
         "machine": describe_machine(),
     }
     write_json(folder / "summary.json", summary)
-    table = make_table(rows, comparisons, column, names)
-    page = render_study(folder, verdict, details, [*notes, *failed], table, rows, results, names, baseline)
+    table = make_table(rows, comparisons, column, names, estimates)
+    page = render_study(folder, verdict, details, [*notes, *failed], table, runs, results, names, baseline)
     write_text(folder / "report.html", page)
     parts = ["\n".join(verdict), "\n".join(align_columns(table)), "\n".join(details)]
     parts += ["\n".join(notes)] if notes else []
     parts += ["\n".join(f"failed: {line}" for line in failed)] if failed else []
     parts.append(f"Study: {folder} (results.csv, summary.json, label_efficiency.png, report.html)")
     return "\n\n".join(parts)
+
+
+def _name_run(row: Row, names: Mapping[str, str]) -> str:
+    fold = "" if row.get("fold", "") == "" else f", fold {row['fold']}"
+    return f"{names[row['method']]}, {row['budget']} labels, seed {row['seed']}{fold}"
 
 
 def _find_unpaired(rows: list[Row], baseline: str, names: Mapping[str, str]) -> dict[tuple[str, int, int], str]:
@@ -240,7 +269,7 @@ def _find_unpaired(rows: list[Row], baseline: str, names: Mapping[str, str]) -> 
         if expected == "" or count == "" or (expected == count and not has_other_digest):
             continue
         others = "other examples" if expected == count else f"{expected}"
-        run = f"{names[method]}, {budget} labels, seed {seed}"
+        run = _name_run({"method": method, "budget": budget, "seed": seed, "fold": ""}, names)
         unpaired[method, budget, seed] = (
             f"{run}: tested on {count} examples, {names[baseline]} on {others}; this pair is not in the comparison."
         )
@@ -294,7 +323,11 @@ def _note_differences(rows: list[Row], baseline: str, names: Mapping[str, str]) 
 
 
 def make_table(
-    rows: list[Row], comparisons: list[Comparison], column: str, names: Mapping[str, str]
+    rows: list[Row],
+    comparisons: list[Comparison],
+    column: str,
+    names: Mapping[str, str],
+    estimates: Mapping[tuple[str, int], Estimate],
 ) -> list[list[str]]:
     """Return the means and deviations over the seeds, the best first within each budget, below the titles.
 
@@ -303,6 +336,7 @@ def make_table(
         comparisons: Comparisons from `compare_methods`.
         column: Test accuracy that sets the order.
         names: Names of the methods for readers.
+        estimates: Accuracies over folds by method and budget; none where there is a test split.
     """
     lines = [["labels", "method", "seeds", "last iterate", "chosen by validation", "against the labels", "seconds"]]
     by_method = {(c.method, c.budget): c for c in comparisons}
@@ -319,6 +353,8 @@ def make_table(
             seconds = [float(row["seconds"]) for row in group if row["seconds"] != ""]
             duration = f"{statistics.mean(seconds):.0f}" if seconds else ""
             cells = [_format_cell([row[k] for row in group if row[k] != ""]) for k in ("test_last", "test_best")]
+            if estimate := estimates.get((method, budget)):
+                cells[0] = f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
             lines.append([str(budget), names[method], str(len(group)), *cells, change, duration])
     return lines
 

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sft_lightning.solver.judge import (
+from sft_lightning.study.judge import (
     Comparison,
     choose,
     compare,
