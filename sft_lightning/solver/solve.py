@@ -3,7 +3,10 @@
 import re
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +75,7 @@ def solve(
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "images"
     check_run_name("name", name)
     folder = Path(LOGS) / "solve" / name
-    with lock_folder(folder, f"solution {name!r}"):
+    with lock_folder(folder, f"solution {name!r}"), _stop_on_sigterm():
         try:
             opened = read_source(source, folder, num_labels, image_size, seed, root, labels)
             return _Solver(opened, minutes, name, folder).run(
@@ -82,6 +85,23 @@ def solve(
             number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
             stopped = signal.Signals(number).name
             raise StoppedBySignal(f"{stopped}: start solve again to go on; what is done is kept", number) from error
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop the work as Ctrl-C does, in the main thread, where alone handlers can be set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise StoppedBySignal(signal.Signals(number).name, number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 class _Solver:
