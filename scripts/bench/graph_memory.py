@@ -2,7 +2,7 @@
 
     python scripts/bench/graph_memory.py --out scripts/bench/results/graph_memory.json
 
-Vectors are drawn from one Gaussian for each of 10 classes, far enough apart to be told from each other, and 100 of
+Vectors are drawn from one Gaussian for each of 10 classes, far enough apart to be distinguished, and 100 of
 them have a label. `peak_mib` is the largest resident memory of the process, `kept_mib` that of the vectors alone.
 Needs faiss (extra `graph`). Budget: 15 minutes of one core.
 """

@@ -69,7 +69,7 @@ class BatchSchedule:
 def choose_lengths(steps: int, countable: int) -> tuple[int, int]:
     """Choose the lengths of the warm-up and of the ramp where the settings leave them open.
 
-    A head that starts from random weights teaches itself its first answers. In a short run there is no time to unlearn
+    A head that starts from random weights teaches itself its first answers. A short run is too short to unlearn
     them: a quarter of it learns from the labels alone, then lambda rises over half of it.
 
     Args:
