@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.__main__ import main
 from sft_lightning.networks.build import build_encoder
@@ -96,11 +97,18 @@ def test_objectives_compare_strong_views_and_leave_a_start(table: Path, workdir:
     run("fit", "--run_name=tuned", *arguments(table, "FineTuneClassifier", f"--model.weights={folder}"))
 
 
+class StopAfterAnEpoch(Callback):
+    """Ends a training as a signal would, in the middle of what it was planned for."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(table: Path, workdir: Path) -> None:
     whole, part = "lightning_logs/whole/version_0/checkpoints", "lightning_logs/part/version_0/checkpoints"
     fixmatch = arguments(table, *PARADIGMS["fixmatch"])
     run("fit", "--run_name=whole", *fixmatch)
-    run("fit", "--run_name=part", *fixmatch, "--trainer.max_epochs=1")
+    run("fit", "--run_name=part", *fixmatch, f"--trainer.callbacks+={__name__}.StopAfterAnEpoch")
     run("fit", "--run_name=part", *fixmatch, "--ckpt_path=last")
     whole_state, part_state = (
         torch.load(f"{folder}/last.ckpt", weights_only=True)["state_dict"] for folder in (whole, part)
