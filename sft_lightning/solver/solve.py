@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sft_lightning.solver.trainings import judge_trainings
 from sft_lightning.solver.trials import Result, Trials
 from sft_lightning.solver.verdict import format_estimate, format_verdict
 from sft_lightning.study.judge import Comparison, compare, compare_on_test, estimate_chosen, score_choice
-from sft_lightning.transfer.candidates import resolve_candidates
+from sft_lightning.transfer.candidates import Candidate, check_candidate, load_candidate, resolve_candidates
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import StoppedBySignal, check_min, check_positive
 
@@ -36,7 +36,7 @@ def solve(
     minutes: float = 30.0,
     name: str | None = None,
     num_labels: int | None = None,
-    candidates: list[str] | str | None = None,
+    candidates: list[str | Candidate] | Candidate | str | None = None,
     labels: str | None = None,
     image_size: int | None = None,
     seed: int = 0,
@@ -54,9 +54,10 @@ def solve(
         minutes: Time for the comparison, about; the final training comes on top, which takes less than a fold's share.
         name: Name of the solution, whose folder is `lightning_logs/solve/NAME`; null for that of the source.
         num_labels: Number of labels to use, to see what fewer would give; null for all.
-        candidates: Start or starts to compare: names of backbones with published weights, weights files or runs;
-            `none` for none, null for those at hand: published weights that were fetched before, weights files in the
-            current folder that say which network they are of, and runs that have learned without labels.
+        candidates: Start or starts to compare: names of backbones with published weights, weights files or runs, or a
+            mapping of backbone, weights and image_size; `none` for none, null for those at hand: published weights
+            that were fetched before, weights files in the current folder that say which network they are of, and runs
+            that have learned without labels.
         labels: A CSV of further labels with the columns id,label, as `sft-lightning label` writes it.
         image_size: Side of the images in pixels; null for that of the source, at most 64.
         seed: Seed of the folds and of the labels, if fewer than all are used.
@@ -67,24 +68,34 @@ def solve(
         The solution with its model, verdict and files; as text, its summary.
 
     Raises:
-        InputError: The source cannot be read, or has labels of fewer than two classes.
+        InputError: The source cannot be read or has labels of fewer than two classes, or a candidate cannot be loaded.
         StoppedBySignal: A signal stopped the work; the same call goes on.
     """
     check_positive(minutes=minutes)
     check_min(2, num_labels=num_labels)
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "images"
     check_run_name("name", name)
+    named = _resolve(candidates)
     folder = Path(LOGS) / "solve" / name
     with lock_folder(folder, f"solution {name!r}"), _stop_on_sigterm():
         try:
             opened = read_source(source, folder, num_labels, image_size, seed, root, labels)
-            return _Solver(opened, minutes, name, folder).run(
-                [candidates] if isinstance(candidates, str) else candidates, download
-            )
+            return _Solver(opened, minutes, name, folder).run(named, download)
         except (StoppedBySignal, KeyboardInterrupt) as error:
             number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
             stopped = signal.Signals(number).name
             raise StoppedBySignal(f"{stopped}: start solve again to go on; what is done is kept", number) from error
+
+
+def _resolve(candidates: Sequence[str | Candidate] | Candidate | str | None) -> list[Candidate] | None:
+    """Return the starts that the user named, all of which exist; None to search for some."""
+    if candidates is None:
+        return None
+    given = [candidates] if isinstance(candidates, str | Candidate) else candidates
+    named = [one for each in given if each != NONE for one in resolve_candidates(each)]
+    for one in named:
+        check_candidate(one, [NONE])
+    return named
 
 
 @contextmanager
@@ -117,7 +128,7 @@ class _Solver:
         """Print a line of progress with the seconds so far."""
         sys.stderr.write(f"[{time.monotonic() - self.begin:4.0f} s] {text}\n")
 
-    def run(self, candidates: list[str] | None, download: bool) -> Solution:
+    def run(self, candidates: list[Candidate] | None, download: bool) -> Solution:
         """Look, plan, compare, choose, train and deliver."""
         for line in describe_source(self.source):
             self.report(line)
@@ -138,17 +149,18 @@ class _Solver:
         delivery = deliver(best.recipe, best.probabilities, best.source, best.space, name, self.folder)
         return self.conclude(best, delivery)
 
-    def find_starts(self, candidates: list[str] | None, download: bool) -> list[FoundStart]:
+    def find_starts(self, candidates: list[Candidate] | None, download: bool) -> list[FoundStart]:
         """Return the starts that the user named, or those at hand, and print them."""
         if candidates is None:
             found = find_starts(self.source, self.folder)
             if download and not found:
                 found = [fetch_default()]
         else:
-            named = [one for given in candidates if given != NONE for one in resolve_candidates(given)]
-            found = [FoundStart(one, "as you asked", is_given=True) for one in named]
-            for note in filter(None, (check_knowledge(one, self.source) for one in named)):
+            found = [FoundStart(one, "as you asked", is_given=True) for one in candidates]
+            for note in filter(None, (check_knowledge(one, self.source) for one in candidates)):
                 self.report(f"note:     {note}")
+            for one in candidates:  # fetched and built once, so that none is refused after minutes
+                load_candidate(one, self.source.data.input_spec, self.source.given_size)
         for line in describe_starts(found, is_searched=candidates is None):
             self.report(line)
         return found

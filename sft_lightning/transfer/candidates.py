@@ -1,5 +1,6 @@
 """Candidates for a start: backbones by name, weight files and earlier runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,14 +10,16 @@ from sft_lightning.data.split_files import read_labeled_ids
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.vision.backbones import find_source_head
-from sft_lightning.networks.vision.pretrained import fetch_published_weights
+from sft_lightning.networks.vision.pretrained import fetch_published_weights, is_published, list_published_names
 from sft_lightning.networks.weights import Tensors, find_weights, read_metadata, read_weights
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.record import Link, RunRecord, check_chain
 from sft_lightning.runs.trained_network import load_trained_network
-from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.solution_folder import resolve_solution
+
+_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 @dataclass
@@ -61,8 +64,33 @@ def resolve_candidates(given: str | Candidate) -> list[Candidate]:
         if not runs:
             raise InputError(f"candidates names the folder {given!r}, which holds no run: give one that `fit` wrote to")
         return [Candidate(weights=str(run)) for run in runs]
-    looks_like_path = path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin") or given.startswith((".", "/"))
+    looks_like_path = path.suffix in _SUFFIXES or given.startswith((".", "/"))
     return [Candidate(weights=given) if path.exists() or looks_like_path else Candidate(given)]
+
+
+def check_candidate(start: Candidate, others: Sequence[str] = ()) -> None:
+    """Check by its name alone that a candidate exists, before anything is built or fetched.
+
+    Args:
+        start: Candidate to check.
+        others: Further valid words, for the hint.
+
+    Raises:
+        InputError: No weights are published under its name, or its file does not exist.
+    """
+    if start.weights == "none":
+        return
+    if start.weights != "default":
+        find_weights_file(start.weights)
+        return
+    name = start.backbone or ""
+    if not is_published(name):
+        files = [str(path) for kind in _SUFFIXES for path in sorted(Path().glob(f"*{kind}"))]
+        hint = did_you_mean(name, [*others, *files, *list_published_names(name)])
+        raise InputError(
+            f"candidate {name!r} is not a network with published weights{hint}: give a name of torchvision or timm, "
+            f"the path of a weights file or a run, or {{backbone: {name}, weights: PATH}}"
+        )
 
 
 def _natural_key(path: Path) -> list[tuple[str, int]]:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 
 from sft_lightning import solve
+from sft_lightning.__main__ import main
 from sft_lightning.export.export import export
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.weights import write_weights
@@ -212,6 +213,49 @@ def test_runs_without_labels_are_starts_and_others_are_not(source: LabeledSource
             solve("images", minutes=0.1, candidates=[path])
     shutil.rmtree(trained)
     assert "which is gone" in check_knowledge(Candidate(weights="trained.safetensors"), source)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("timm/tf_efficientnet_lite9", r"'timm/tf_efficientnet_lite9' .*did you mean 'timm/tf_efficientnet_lite"),
+        ("resnet81", r"candidate 'resnet81' .*did you mean 'resnet18'.*: give a name of torchvision or timm"),
+        ("timm/tf_efficientnet_lite0.in2k", "'timm/tf_efficientnet_lite0.in2k' is not a network with published"),
+        ("torchvision/tf_efficientnet_lite0", "is not a network with published weights"),
+        ("resnet8", r"give .* or \{backbone: resnet8, weights: PATH\}"),
+        ("nine", "did you mean 'none'"),
+        ("wheights.safetensors", "'wheights.safetensors' does not exist"),
+        ("weights", r"did you mean 'weights.safetensors'"),
+        ("runs/", "'runs/'"),
+        ("weights.safetensors", "do not say which backbone they are of"),
+        (Candidate("wrn_28_2", "weights.safetensors"), "weights.safetensors"),
+        (Candidate("nets.Missing", "weights.safetensors"), "backbone 'nets.Missing' cannot be imported"),
+    ],
+)
+def test_starts_that_cannot_be_loaded_are_refused_before_anything_is_computed(
+    workdir: Path,
+    write_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    given: str | Candidate,
+    said: str,
+) -> None:
+    """Unknown names before the source is opened, all others before its pixels are judged."""
+    write_folder(workdir / "images", {"train": 4}, classes=2)
+    save_file({"weight": torch.zeros(2)}, "weights.safetensors")
+    with pytest.raises(InputError, match=said):
+        solve("images", minutes=0.1, candidates=["none", given])
+    is_unknown = isinstance(given, str) and given != "weights.safetensors"
+    assert ("images: images" in capsys.readouterr().err) != is_unknown
+    assert not list(Path("lightning_logs").glob("**/units"))
+
+
+def test_a_start_may_name_its_network_and_size(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    """As messages about weights files advise."""
+    write_folder(workdir / "images", {"train": 4}, classes=2)
+    write_weights(Path("weights.safetensors"), build_encoder(LIBRARY, (3, 224, 224))[0].net.state_dict(), {})
+    argv = ["solve", "images", "--minutes", "0.1", "--candidates"]
+    assert main([*argv, f"{{backbone: {LIBRARY}, weights: weights.safetensors, image_size: 48}}"]) == 0
+    assert "weights.safetensors, 48 px" in Path("lightning_logs/solve/images/summary.json").read_text()
 
 
 def test_a_publisher_that_does_not_answer_is_one_sentence(

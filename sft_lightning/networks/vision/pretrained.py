@@ -59,14 +59,41 @@ def build_library_net(name: str, image_shape: Sequence[int], published: bool, ot
 
     if library != "torchvision" and timm.is_model(rest):
         return _timm(name, rest, image_shape, published)
-    libraries = {"torchvision": list_models(module=_torchvision_models()), "timm": timm.list_models()}
-    known = [*others, *(model for models in libraries.values() for model in models)]
-    if "/" in name:
-        known = [f"{given}/{model}" for given, models in libraries.items() for model in models]
+    known = _list_names(name, torchvision=list_models(module=_torchvision_models()), timm=timm.list_models())
     raise InputError(
-        f"backbone {name!r} is unknown{did_you_mean(name, known)}: give {', '.join(others)} or a name of "
+        f"backbone {name!r} is unknown{did_you_mean(name, [*others, *known])}: give {', '.join(others)} or a name of "
         "torchvision or timm"
     )
+
+
+def list_published_names(like: str) -> list[str]:
+    """List the networks of both libraries that have published weights.
+
+    Args:
+        like: Name whose form the names take: with their library where it has one.
+    """
+    import timm
+    from torchvision.models import list_models
+
+    return _list_names(like, torchvision=list_models(module=_torchvision_models()), timm=timm.list_pretrained())
+
+
+def is_published(name: str) -> bool:
+    """Return whether a name is that of a network of a library with published weights, which are not fetched.
+
+    Args:
+        name: Name of the network in torchvision or timm.
+    """
+    import timm
+
+    library, model = _split_name(get_architecture(name))
+    return _is_torchvision(get_architecture(name)) or (
+        library != "torchvision" and timm.is_model(model) and timm.models.is_model_pretrained(model)
+    )
+
+
+def _list_names(like: str, **libraries: Sequence[str]) -> list[str]:
+    return [f"{given}/{model}" if "/" in like else model for given, models in libraries.items() for model in models]
 
 
 def fetch_published_weights(name: str) -> Tensors:
