@@ -86,6 +86,18 @@ def get_groups(examples: Sequence[tuple[Examples, int]]) -> list[str] | None:
     return [part.ids[k] if part.groups is None else part.groups[k] for part, k in examples]
 
 
+def group_copies(split: Split) -> list[str] | None:
+    """Return the group of each example of a split: that of its source, joined with others that hold an exact copy.
+
+    Args:
+        split: Split.
+
+    Returns:
+        Name of each example's group, or None if the source has no groups and nothing is copied.
+    """
+    return find_exact_copies([split]).join_groups(get_groups([(split.part, i) for i in split.indices]))
+
+
 def link_to_first(names: Sequence[object]) -> Edges:
     """Return an edge from each position whose name occurred before to the first position with that name.
 

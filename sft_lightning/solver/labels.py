@@ -1,6 +1,7 @@
 """The labels of a source, the folds that judge candidates, and the `split.csv` of each."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.data.copies import get_groups
+from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.study.folds import write_fold
-from sft_lightning.study.judge import make_folds
+from sft_lightning.study.judge import find_unjudged, make_folds
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
@@ -62,6 +63,17 @@ class LabeledSource:
     def num_folds(self) -> int:
         """Number of folds."""
         return int(self.folds.max()) + 1
+
+    @cached_property
+    def unjudged(self) -> list[str]:
+        """Names of the classes whose only label, or group, is never held out."""
+        return [self.data.class_names[label] for label in find_unjudged(self.labels.numpy(), self.folds[None])]
+
+    @cached_property
+    def unlabeled_classes(self) -> list[str]:
+        """Names of the classes without any label."""
+        counts = self.data.labeled_counts().tolist()
+        return [name for name, count in zip(self.data.class_names, counts, strict=True) if not count]
 
     @property
     def has_test(self) -> bool:
@@ -154,6 +166,8 @@ def read_source(
     seed: int,
     root: str,
     labels: str | None = None,
+    download: bool = False,
+    **given: Any,
 ) -> LabeledSource:
     """Open a source and divide its labels into folds.
 
@@ -165,35 +179,42 @@ def read_source(
         seed: Seed of the labels, if fewer than all are used, and of the folds.
         root: Folder of torchvision data sets.
         labels: A CSV of further labels, or None.
+        download: Whether to fetch a torchvision data set that is not in `root`.
+        given: Further settings of the data module; None for its default.
 
     Raises:
         InputError: The source cannot be opened, or has labels of fewer than two classes.
     """
+    given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
     settings = {"root": root, "on_bad_image": "skip", "seed": str(seed)}
-    if labels is not None:
-        settings["labels"] = labels
+    settings |= {setting: one if isinstance(one, str) else json.dumps(one) for setting, one in given.items()}
 
     def reopen(**changed: Any) -> FewLabelDataModule:
         data = ImageDataModule(
             name, root=root, num_labels=num_labels, seed=seed, val_size=0, test_size=0, on_bad_image="skip",
-            eval_batch_size=256, labels=labels, **changed,
+            eval_batch_size=256, download=download, **{**given, **changed},
         )  # fmt: skip
         with silence_logs():  # what it says is on the first screen
             data.setup("fit")
         return data
 
-    data, given = _open_at_size(reopen, image_size)
-    settings |= {setting: str(value) for setting, value in given.items()}
+    data, sizes = _open_at_size(reopen, image_size)
+    settings |= {setting: str(value) for setting, value in sizes.items()}
     counts = data.labeled_counts()
     named = int((counts > 0).sum())
     if named < 2:
         raise InputError(
-            f"source {name!r} has labels of {named} of its classes: label some images of at least two, by class "
-            "folders or the column 'label'"
+            f"source {name!r} has labels of {named} class(es){_describe_unreadable(data)}: label some images of at "
+            f"least two, by class folders, the column 'label', or `sft-lightning label {name} --class_names "
+            "[NAME,NAME]` and --labels labels.csv"
         )
     labeled = data.splits["labeled"]
-    groups = get_groups([(labeled.part, i) for i in labeled.indices])
-    folds = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, 1, seed, data.class_names)[0]
+    groups = group_copies(labeled)
+    try:
+        folds = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, 1, seed, data.class_names)[0]
+    except InputError as error:
+        copies = find_exact_copies([labeled]).count
+        raise InputError(f"{error} ({copies:,} labeled examples copy others)" if copies else str(error)) from error
     return LabeledSource(name, data, settings, folds, groups, folder, reopen, image_size)
 
 
@@ -224,6 +245,14 @@ def _open_at_size(
         return data, {"image_size": MAX_SIDE}
     given = {"channels": shape[0], "image_size": shape[1]}
     return reopen(**given), given
+
+
+def _describe_unreadable(data: FewLabelDataModule) -> str:
+    """Return how many images cannot be read and why the first cannot; empty where all can."""
+    if not data.bad.reasons:
+        return ""
+    path, reason = min(data.bad.reasons.items())
+    return f", and {len(data.bad.reasons):,} image(s) cannot be read, such as {path!r} ({reason})"
 
 
 def describe_counts(names: Sequence[str], counts: Tensor) -> str:

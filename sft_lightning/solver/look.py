@@ -32,7 +32,9 @@ def describe_source(source: LabeledSource) -> list[str]:
         f"labels:   {counts}, {source.pool_size:,} unlabeled{held}",
     ]
     if source.groups is not None:
-        lines.append(f"groups:   {len(set(source.groups)):,} among the labels, which stay together")
+        copies = find_exact_copies([data.splits["labeled"]]).count
+        copied = f"; {copies:,} labeled examples copy others" if copies else ""
+        lines.append(f"groups:   {len(set(source.groups)):,} among the labels, which stay together{copied}")
     alone = int((source.folds < 0).sum())
     if alone:
         lines.append(f"alone:    {alone} label(s) are alone in their class and are learned from, but cannot judge")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_lightning.data.vision.images import Resize
 from sft_lightning.runs.lock import lock_folder
 from sft_lightning.runs.paths import LOGS, check_run_name
 from sft_lightning.solver.deliver import Delivery, deliver, test
@@ -39,6 +40,9 @@ def solve(
     candidates: list[str | Candidate] | Candidate | str | None = None,
     labels: str | None = None,
     image_size: int | None = None,
+    resize: Resize = "crop",
+    value_range: tuple[float, float] | None = None,
+    class_names: list[str] | None = None,
     seed: int = 0,
     root: str = "data",
     download: bool = False,
@@ -60,9 +64,15 @@ def solve(
             that have learned without labels.
         labels: A CSV of further labels with the columns id,label, as `sft-lightning label` writes it.
         image_size: Side of the images in pixels; null for that of the source, at most 64.
+        resize: Method that makes image files square: `crop` keeps the central square, `pad` adds background to the
+            shorter side, and `squash` changes the ratio of its sides.
+        value_range: Values of black and white in images of more than 8 bits, as in [0, 4095]; null for the scale that
+            `data.init_args.value_range` describes.
+        class_names: Names of the classes in the order of their numbers; null for those of the source.
         seed: Seed of the folds and of the labels, if fewer than all are used.
         root: Folder that holds torchvision data sets.
-        download: Whether to fetch a published start where none is at hand.
+        download: Whether to fetch a torchvision data set that is not in `root`, and a published start where none is at
+            hand.
 
     Returns:
         The solution with its model, verdict and files; as text, its summary.
@@ -79,7 +89,10 @@ def solve(
     folder = Path(LOGS) / "solve" / name
     with lock_folder(folder, f"solution {name!r}"), _stop_on_sigterm():
         try:
-            opened = read_source(source, folder, num_labels, image_size, seed, root, labels)
+            opened = read_source(
+                source, folder, num_labels, image_size, seed, root, labels, download,
+                resize=None if resize == "crop" else resize, value_range=value_range, class_names=class_names,
+            )  # fmt: skip
             return _Solver(opened, minutes, name, folder).run(named, download)
         except (StoppedBySignal, KeyboardInterrupt) as error:
             number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
@@ -202,8 +215,7 @@ class _Solver:
         if comparison is not None and delivery.test_correct is not None:
             comparison = self.compare_on_test(best, trials.results[trials.choose(with_pool)], reference, delivery)
         verdict = format_verdict(
-            best.recipe.name, len(trials.results), len(self.source.labels), chosen, comparison, reference.recipe.name,
-            delivery,
+            best.recipe.name, len(trials.results), self.source, chosen, comparison, reference.recipe.name, delivery
         )  # fmt: skip
         rows = [
             [r.recipe.name, "yes" if r.recipe.uses_unlabeled else "no", format_estimate(r.accuracy)]
@@ -214,6 +226,7 @@ class _Solver:
             "recipe": best.recipe.name,
             "accuracy": [chosen.mean, chosen.low, chosen.high],
             "test_accuracy": None if delivery.test_correct is None else float(delivery.test_correct.double().mean()),
+            "unjudged": self.source.unjudged,
             "unlabeled": None if comparison is None else comparison.verdict,
             "recipes": {r.recipe.name: float(r.correct.mean()) for r in trials.results},
             "left_out": [*self.plan.dropped],

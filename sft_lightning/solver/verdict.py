@@ -1,6 +1,10 @@
 """The verdict of `solve` in sentences."""
 
+from collections.abc import Sequence
+
+from sft_lightning.data.class_names import format_class_names
 from sft_lightning.solver.deliver import Delivery
+from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.study.judge import Comparison, Estimate, count_needed_labels
 
 
@@ -13,10 +17,14 @@ def format_estimate(estimate: Estimate) -> str:
     return f"{estimate.mean:.1%} (95% interval {estimate.low:.1%} to {estimate.high:.1%})"
 
 
+def _name_classes(names: Sequence[str]) -> str:
+    return f"the class{'' if len(names) == 1 else 'es'} {format_class_names(names)}"
+
+
 def format_verdict(
     best: str,
     num_recipes: int,
-    num_labels: int,
+    source: LabeledSource,
     chosen: Estimate,
     comparison: Comparison | None,
     reference: str,
@@ -27,7 +35,7 @@ def format_verdict(
     Args:
         best: Name of the chosen recipe.
         num_recipes: Number of recipes that were compared.
-        num_labels: Number of labels.
+        source: Source with the labels.
         chosen: Accuracy of choosing and training.
         comparison: Best recipe with unlabeled examples against the best without; None where one kind is missing.
         reference: Name of the best recipe without unlabeled examples.
@@ -36,8 +44,17 @@ def format_verdict(
     which = f"The best of {num_recipes} recipes" if num_recipes > 1 else "The only recipe"
     sentences = [
         f"{which} is {best}. A model chosen and trained this way is "
-        f"right on {format_estimate(chosen)} of images like the {num_labels} labeled ones."
+        f"right on {format_estimate(chosen)} of images like the {len(source.labels)} labeled ones."
     ]
+    if source.unjudged:
+        sentences.append(
+            f"This figure does not cover {_name_classes(source.unjudged)}, of which a single label or group cannot be "
+            "held out: add labels."
+        )
+    if source.unlabeled_classes:
+        sentences.append(
+            f"The model never predicts {_name_classes(source.unlabeled_classes)}, for lack of labels: add some."
+        )
     if delivery.test_correct is not None:
         held, right = len(delivery.test_correct), float(delivery.test_correct.double().mean())
         sentences.append(f"On the {held:,} images that the source holds out, it is right on {right:.1%}.")

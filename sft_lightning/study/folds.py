@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sft_lightning.cli.lightning_cli import run as command
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.data.copies import get_groups
+from sft_lightning.data.copies import group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split, leave_out_groups
 from sft_lightning.study.inputs import SettingsCLI
@@ -69,13 +69,13 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
             "which judges methods better: leave folds out"
         )
     labels = labeled.labels.numpy()
-    groups = get_groups([(labeled.part, i) for i in labeled.indices])
+    groups = group_copies(labeled)
     made = make_folds(labels, groups, folds, 1, seed, data.class_names)
     allowed = int(made.max()) + 1
     if allowed < folds:
         counts = {name: int(n) for name, n in zip(data.class_names, data.labeled_counts(), strict=True) if n}
         rarest = min(counts, key=lambda name: counts[name])
-        among = "" if groups is None else ", and all examples of a group are in one fold"
+        among = "" if groups is None else ", and copies and all examples of a group are in one fold"
         raise InputError(
             f"folds is {folds}, but of {len(labels)} labels with seed {seed} class {rarest!r} has "
             f"{counts[rarest]}{among}: set folds to {allowed}, or give more labels"
