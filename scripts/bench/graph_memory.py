@@ -4,7 +4,7 @@
 
 Vectors are drawn from one Gaussian for each of 10 classes, far enough apart to be distinguished, and 100 of
 them have a label. `peak_mib` is the largest resident memory of the process, `kept_mib` that of the vectors alone.
-Needs faiss (extra `graph`). Budget: 15 minutes of one core.
+Needs faiss (extra `graph`). Budget: 20 minutes of one core.
 """
 
 import argparse

@@ -29,9 +29,9 @@ class LabelSpreading(Classifier):
     An example outside the graph gets the mean of its k nearest neighbors' probabilities. An example that no label
     reaches, with scores below 1e-12, has equal probabilities.
 
-    Memory for N examples, F features and C classes: 4 N F + 4 N C bytes that are kept, and some 700 N bytes in `fit`
+    Memory for N examples, F features and C classes: 4 N F + 4 N C bytes that are kept, and some 850 N bytes in `fit`
     besides. The exact search takes N^2 F multiplications: 20 seconds of one core for 60,000 examples with 64 features,
-    1.5 hours for 10^6, where `approximate` pays.
+    1.5 hours for 10^6, where `approximate` takes 18 minutes (`scripts/bench/results/graph_memory.json`).
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]] = (*Classifier.fitted_buffers, "features", "probabilities")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from sft_lightning.solver.look import describe_source, describe_starts
 from sft_lightning.solver.page import render_solution
 from sft_lightning.solver.plan import Plan
 from sft_lightning.solver.recipes import train
+from sft_lightning.solver.slurm import find_job, solve_on_slurm
 from sft_lightning.solver.solution import Solution
 from sft_lightning.solver.trainings import judge_trainings
 from sft_lightning.solver.trials import Result, Trials
@@ -29,7 +30,7 @@ from sft_lightning.solver.verdict import format_estimate, format_verdict
 from sft_lightning.study.judge import Comparison, compare, compare_on_test, estimate_chosen, score_choice
 from sft_lightning.transfer.candidates import Candidate, check_candidate, load_candidate, resolve_candidates
 from sft_lightning.utils.atomic import write_json, write_text
-from sft_lightning.utils.errors import StoppedBySignal, check_min, check_positive
+from sft_lightning.utils.errors import InputError, StoppedBySignal, check_min, check_positive
 
 
 def solve(
@@ -46,6 +47,8 @@ def solve(
     seed: int = 0,
     root: str = "data",
     download: bool = False,
+    launcher: Literal["local", "slurm"] = "local",
+    slurm: dict[str, Any] | None = None,
 ) -> Solution:
     """Compare recipes on the labels, train the best one on all of them, and say what to label next.
 
@@ -73,6 +76,10 @@ def solve(
         root: Folder that holds torchvision data sets.
         download: Whether to fetch a torchvision data set that is not in `root`, and a published start where none is at
             hand.
+        launcher: Where to compute: `local` for this process, or `slurm` for a job whose progress is printed here (with
+            the extra `slurm`). The job has this folder as its own, and is requeued where Slurm interrupts it.
+        slurm: Settings of sbatch for the job, as submitit names them: partition, time (minutes), cpus_per_task,
+            gpus_per_node, mem, account, ...
 
     Returns:
         The solution with its model, verdict and files; as text, its summary.
@@ -81,12 +88,21 @@ def solve(
         InputError: The source cannot be read or has labels of fewer than two classes, or a candidate cannot be loaded.
         StoppedBySignal: A signal stopped the work; the same call goes on.
     """
+    arguments = {key: value for key, value in locals().items() if key not in ("launcher", "slurm")}
     check_positive(minutes=minutes)
     check_min(2, num_labels=num_labels)
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "images"
     check_run_name("name", name)
     named = _resolve(candidates)
     folder = Path(LOGS) / "solve" / name
+    if launcher == "slurm":
+        return solve_on_slurm(folder, {**arguments, "name": name}, slurm or {})
+    if slurm:
+        raise InputError(f"slurm is {slurm}, but launcher is local: set launcher to slurm, or leave slurm out")
+    if job := find_job(folder):
+        raise InputError(
+            f"Slurm job {job} solves {name!r}: add --launcher slurm to wait for it, or end it first (scancel {job})"
+        )
     with lock_folder(folder, f"solution {name!r}"), _stop_on_sigterm():
         try:
             opened = read_source(

@@ -5,15 +5,12 @@ its result to a file, beside which submitit keeps the arguments of the job. A st
 therefore knows which runs the jobs in the queue train, and waits for them instead of submitting them twice.
 """
 
-import io
 import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +19,14 @@ from sft_lightning.study.plan import StudyRun
 from sft_lightning.study.runner import Ledger, RunResult, check_result, find_start_folder, prepare_process, try_perform
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.cpu import count_cores
-from sft_lightning.utils.errors import InputError, StoppedBySignal, did_you_mean
+from sft_lightning.utils.errors import InputError, StoppedBySignal
 from sft_lightning.utils.json_files import read_json
+from sft_lightning.utils.slurm import POLL, RequeuedJob, describe_end, list_queue, make_executor, submit
 
-POLL = 5.0  # seconds between two queries of the queue
-_LISTS = ("setup", "teardown", "srun_args")  # submitit would take each character of a string for a line
+_REMEDY = "correct the settings in slurm, or submit fewer at a time with --jobs, and start the study again"
 
 
-class SlurmJob:
+class SlurmJob(RequeuedJob):
     """A run as a job, which Slurm requeues at its time limit or on preemption, and which then resumes."""
 
     def __call__(self, run: StudyRun, start: str | None, folder: str, file: Path) -> None:
@@ -46,16 +43,6 @@ class SlurmJob:
         if os.environ.get("SLURM_PROCID", "0") == "0":  # the first of the tasks that train the run together
             write_json(file, result)
         destroy_process_group()
-
-    def checkpoint(self, *args: Any) -> Any:
-        """Return the call that submitit requeues.
-
-        Args:
-            args: Arguments of the interrupted call.
-        """
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self, *args)
 
 
 def train_on_slurm(
@@ -81,7 +68,7 @@ def train_on_slurm(
         StoppedBySignal: The user stopped waiting.
     """
     directory = ledger.path.parent / "slurm"
-    executor = make_executor(directory, settings)
+    executor = make_executor(directory, settings, job_name="sft-study")
     # A job may stay in the queue for a while after it wrote its result.
     queued = {k: job for k, job in find_queued_jobs(directory).items() if ledger.results.get(k, {}).get("job") != job}
     known = [run for run in waiting if run.key in queued or _result_path(directory, run).is_file()]
@@ -99,7 +86,7 @@ def train_on_slurm(
             ready = ready if jobs is None else ready[: max(0, jobs - len(running))]
             if ready:
                 calls = [(run, find_start_folder(run, ledger), folder, _result_path(directory, run)) for run in ready]
-                numbers = _submit(executor, calls)
+                numbers = submit(executor, SlurmJob(), calls, _REMEDY)
                 report_progress(f"Submitted to Slurm: {', '.join(numbers)}")
                 running |= {run.key: (run, number) for run, number in zip(ready, numbers, strict=True)}
                 waiting = [run for run in waiting if run.key not in running]
@@ -114,7 +101,7 @@ def train_on_slurm(
                     gone.discard(number)
                 elif number in gone:  # missing for a second time: the result is not just late
                     del running[key]
-                    yield run, {"failed": _describe_end(number, directory / f"{number}_0_log.err"), "job": number}
+                    yield run, {"failed": describe_end(directory, number), "job": number}
                 else:
                     gone.add(number)
             if running:
@@ -136,31 +123,6 @@ def _read_result(file: Path) -> RunResult:
         raise InputError(f"{str(file)!r} cannot be read ({error}): remove it to train its run again") from error
 
 
-def _describe_end(number: str, log: Path) -> str:
-    """Explain why a job has no result, by Slurm's message (between asterisks) or the last line of the log."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    last = next((line for line in reversed(lines) if "***" in line), (lines or ["the log is empty"])[-1])
-    return f"Slurm job {number} ended without a result ({last}): see {log}"
-
-
-def _submit(executor: Any, calls: list[tuple[Any, ...]]) -> list[str]:
-    """Submit jobs and return their numbers."""
-    import submitit
-
-    try:
-        # A clean environment, as the study may itself run in a job. The message below has what submitit prints.
-        with submitit.helpers.clean_env(), redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(SlurmJob(), *arguments) for arguments in calls]
-    except RuntimeError as error:  # submitit raises nothing more specific
-        said = "; ".join(str(error).replace("sbatch: error: ", "").splitlines())
-        raise InputError(
-            f"Slurm refuses the jobs ({said}): correct the settings in slurm, or submit fewer at a time with --jobs, "
-            "and start the study again"
-        ) from error
-    return [job.job_id for job in jobs]
-
-
 def find_queued_jobs(directory: Path) -> dict[str, str]:
     """Return the pending and running jobs of a study by the keys of their runs.
 
@@ -179,54 +141,3 @@ def find_queued_jobs(directory: Path) -> dict[str, str]:
         if key := re.search(rb"([0-9a-f]{64})\.json", submitted[number].read_bytes()):
             jobs[key[1].decode()] = number
     return jobs
-
-
-def list_queue() -> set[str]:
-    """Return the pending and running jobs of this user.
-
-    Raises:
-        InputError: Slurm does not respond for minutes.
-    """
-    for _ in range(60):
-        done = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True
-        )
-        if done.returncode == 0:
-            return set(done.stdout.split())
-        time.sleep(POLL)
-    raise InputError(f"launcher is slurm, but squeue fails ({done.stderr.strip()}): start the study again later")
-
-
-def make_executor(directory: Path, settings: dict[str, Any]) -> Any:
-    """Return the submitit executor that submits the jobs.
-
-    Args:
-        directory: Folder of submitit's files.
-        settings: Settings of sbatch as submitit names them.
-
-    Raises:
-        InputError: Slurm or submitit is missing, or a setting is wrong.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError("launcher is slurm, which needs submitit: pip install 'sft-lightning[slurm]'") from error
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise InputError(
-            "launcher is slurm, but sbatch or srun is missing here: use a login node, or leave launcher out"
-        )
-    executor = submitit.SlurmExecutor(directory)
-    known = sorted(executor._valid_parameters())
-    for name, value in settings.items():
-        if name not in known:
-            raise InputError(f"slurm has no setting {name!r}{did_you_mean(name, known)}: give {', '.join(known)}")
-        if name in _LISTS and not isinstance(value, list):
-            raise InputError(f"slurm.{name} is {value!r}: give a list, such as [{value}]")
-    full = {"job_name": "sft-study", "time": 240, "cpus_per_task": 1, **settings}
-    if full["cpus_per_task"] is not None:  # since Slurm 22.05, srun does not inherit it from sbatch
-        full["srun_args"] = [f"--cpus-per-task={full['cpus_per_task']}", *full.get("srun_args", [])]
-    try:
-        executor.update_parameters(**full)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"slurm is {settings}, which submitit refuses: {error}; correct it") from error
-    return executor

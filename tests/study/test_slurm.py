@@ -14,6 +14,7 @@ import pytest
 
 from sft_lightning.__main__ import main
 from sft_lightning.study import slurm
+from sft_lightning.utils import slurm as shared
 from sft_lightning.utils.errors import InputError
 from tests.conftest import ROOT
 from tests.study.test_study import METHODS, Methods, results, written
@@ -74,7 +75,7 @@ def here(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
 
     queue = Here()
 
-    def make_executor(place: Path, settings: dict[str, Any]) -> Any:
+    def make_executor(place: Path, settings: dict[str, Any], **defaults: Any) -> Any:
         executor = submitit.LocalExecutor(place)
         executor.update_parameters(timeout_min=10)
         return executor
@@ -226,14 +227,14 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_sbatch_gets_the_settings(tmp_path: Path, commands: Path) -> None:
     settings = {"partition": "gpu", "cpus_per_task": 3, "srun_args": ["--exact"], "time": 60}
-    text = slurm.make_executor(tmp_path, settings)._make_submission_file_text("python", "")
-    for line in ("partition=gpu", "cpus-per-task=3", "time=60", "job-name=sft-study"):
+    text = shared.make_executor(tmp_path, settings)._make_submission_file_text("python", "")
+    for line in ("partition=gpu", "cpus-per-task=3", "time=60"):
         assert f"#SBATCH --{line}\n" in text
     assert " --cpus-per-task=3 --exact python" in text
-    text = slurm.make_executor(tmp_path, {"cpus_per_task": None})._make_submission_file_text("python", "")
+    text = shared.make_executor(tmp_path, {"cpus_per_task": None})._make_submission_file_text("python", "")
     assert "#SBATCH --time=240\n" in text
     assert "cpus-per-task" not in text
-    assert "--cpus-per-task=1 python" in slurm.make_executor(tmp_path, {})._make_submission_file_text("python", "")
+    assert "--cpus-per-task=1 python" in shared.make_executor(tmp_path, {})._make_submission_file_text("python", "")
 
 
 def test_refused_jobs_give_one_sentence(
@@ -255,15 +256,15 @@ def test_refused_jobs_give_one_sentence(
 def test_the_queue_is_queried_again_if_slurm_does_not_respond(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "POLL", 0)
+    monkeypatch.setattr(shared, "POLL", 0)
     tries = tmp_path / "tries"
     command(commands, "squeue", f'echo "$@" >> {tries}; test $(wc -l < {tries}) -gt 2 || exit 1; printf "12_0\\n13\\n"')
-    assert slurm.list_queue() == {"12_0", "13"}
+    assert shared.list_queue() == {"12_0", "13"}
     lines = tries.read_text().splitlines()
     assert (len(lines), lines[0]) == (3, "--me --noheader --array --format=%i")
     command(commands, "squeue", f"echo >> {tries}; echo 'no controller' >&2; exit 1")
-    with pytest.raises(InputError, match=r"squeue fails \(no controller\): start the study again later"):
-        slurm.list_queue()
+    with pytest.raises(InputError, match=r"squeue fails \(no controller\): start the command again later"):
+        shared.list_queue()
     assert len(tries.read_text().splitlines()) == 63
 
 
