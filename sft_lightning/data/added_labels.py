@@ -100,7 +100,7 @@ class LabeledSource(Source):
             message = f"{self._where} replaces {count} of {self.name}: {format_examples(replaced)}"
             findings.append(Finding("replaced_label", message, replaced))
         if measured:
-            count = "1 image" if len(measured) == 1 else f"{len(measured):,} images"
+            count = "1 example" if len(measured) == 1 else f"{len(measured):,} examples"
             message = f"{self._where} changes what is measured, by the labels of {count} in validation or test: "
             message += format_examples(measured)
             findings.append(Finding("replaced_label", message, measured))

@@ -7,7 +7,7 @@ from pathlib import Path
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError
 
-# Exceptions for an unreadable image: `open_image_file` turns those of decoders into OSError; resizing raises others.
+# Exceptions for an unreadable file: those of decoders become OSError where files are opened; later steps raise others.
 UNREADABLE = (OSError, ValueError, MemoryError)
 
 
@@ -30,7 +30,7 @@ def show_path(path: str | Path) -> str:
 
 
 def describe_read_error(error: BaseException) -> str:
-    """Describe in a few words why a file cannot be read as an image.
+    """Describe in a few words why a file cannot be read.
 
     Args:
         error: Exception raised while the file was read.
@@ -39,28 +39,29 @@ def describe_read_error(error: BaseException) -> str:
         return "it does not exist"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror[0].lower()}{error.strerror[1:]}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "it is not an image of a known format" if "cannot identify" in lines[0] else lines[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 SKIPPED = "skipped_images.txt"
 
 
 @dataclass
-class BadImages:
-    """Record of unreadable images, with the policy for them.
+class BadFiles:
+    """Record of unreadable files, with the policy for them.
 
     Attributes:
-        policy: `raise` to stop at the first unreadable image, `skip` to leave them out, count and list them.
-        reasons: Reason of each unreadable image, by its path from `show_path`.
+        policy: `raise` to stop at the first unreadable file, `skip` to leave them out, count and list them.
+        setting: Name of the setting that holds the policy.
+        reasons: Reason of each unreadable file, by its path from `show_path`.
     """
 
     policy: str = "raise"
+    setting: str = "on_bad"
     reasons: dict[str, str] = field(default_factory=dict)
     _num_reported: int = 0
 
     def report(self, path: str | Path, reason: str) -> None:
-        """Record an unreadable image.
+        """Record an unreadable file.
 
         Args:
             path: Path of the file.
@@ -72,25 +73,25 @@ class BadImages:
         name = show_path(path)
         if self.policy == "raise":
             raise InputError(
-                f"image '{name}' cannot be read: {reason}; replace or remove it, or set on_bad_image: skip"
+                f"file '{name}' cannot be read: {reason}; replace or remove it, or set {self.setting}: skip"
             )
         self.reasons[name] = reason
 
     @property
     def num_unreported(self) -> int:
-        """Number of images recorded since the last summary."""
+        """Number of files recorded since the last summary."""
         return len(self.reasons) - self._num_reported
 
     def summarize(self) -> str:
-        """Return a sentence with the number of images and the first of them, and reset `num_unreported`."""
+        """Return a sentence with the number of files and the first of them, and reset `num_unreported`."""
         self._num_reported = len(self.reasons)
         first = ", ".join(sorted(self.reasons)[:5])
         more = ", ..." if self._num_reported > 5 else ""
-        what = "image is" if self._num_reported == 1 else "images are"
+        what = "file is" if self._num_reported == 1 else "files are"
         return f"{self._num_reported:,} unreadable {what} skipped: {first}{more}"
 
     def write(self, folder: Path, rank: int) -> None:
-        """Write the images and their reasons to `skipped_images.txt`, if there are any.
+        """Write the files and their reasons to `skipped_images.txt`, if there are any.
 
         Args:
             folder: Folder of the run.

@@ -182,8 +182,8 @@ class FewLabelDataModule(SplitDataModule):
         # on to 0 if not even one example fits; the error raised then must let it remove its checkpoint.
         if size < 1:
             raise InputError(
-                f"batch_size is {size}: give a number of at least 1; if not even one image fits into memory, lower "
-                "image_size or unlabeled_ratio"
+                f"batch_size is {size}: give a number of at least 1; if not even one example fits into memory, lower "
+                f"{' or '.join([*self.size_settings, 'unlabeled_ratio'])}"
             )
         self._batch_size = size
         if self.trainer is not None:
@@ -198,7 +198,7 @@ class FewLabelDataModule(SplitDataModule):
     def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if len(split) < world_size:
-            raise InputError(f"there are {len(split)} {name} images for {world_size} processes: use fewer devices")
+            raise InputError(f"there are {len(split)} {name} examples for {world_size} processes: use fewer devices")
         size = self.batch_size if train else self.eval_batch_size
         both = train and len(self._request.parts) > 1
         if both and name == "unlabeled":
@@ -256,7 +256,7 @@ class FewLabelDataModule(SplitDataModule):
             )
         if "unlabeled" in needed and not len(self.splits["unlabeled"]):
             raise InputError(
-                f"source {self.source.name!r} gives no unlabeled image: use fewer labels (num_labels), add a folder "
+                f"source {self.source.name!r} gives no unlabeled example: use fewer labels (num_labels), add a folder "
                 "'unlabeled' or lines with a blank label, or name an unlabeled_source"
             )
         streams = {name: self._stream(name, self.splits[name], train=True) for name in needed}
@@ -282,7 +282,7 @@ class FewLabelDataModule(SplitDataModule):
             InputError: The split is empty.
         """
         if not len(self.splits["test"]):
-            raise InputError(f"source {self.source.name!r} has no test image: set test_size or add a folder 'test'")
+            raise InputError(f"source {self.source.name!r} has no test example: set test_size or add a folder 'test'")
         return self._eval("test", self.splits["test"])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -382,6 +382,6 @@ class FewLabelDataModule(SplitDataModule):
         batches = self._eval("predict", split)
         if isinstance(batches, list):
             raise InputError(
-                "the source has no test image to predict: set predict_source to a folder, a manifest or a file"
+                "the source has no test example to predict: set predict_source to a folder, a manifest or a file"
             )
         return NamedBatches(batches, split.ids)

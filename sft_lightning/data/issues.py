@@ -48,7 +48,7 @@ MAX_EXAMPLES = 20  # names that a finding keeps
 
 # Titles of faults that more than one type of source reports.
 STRADDLING = "groups that are in two splits"
-UNTRAINED = "images of a class without a training image"
+UNTRAINED = "examples of a class without a training example"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Fault:
     Attributes:
         title: Name that all faults of one kind share, in the plural.
         split: Split that the fault is in, as the source calls it; may be empty.
-        name: Name of the image, class, group or file.
+        name: Name of the example, class, group or file.
         detail: Short description of this fault.
         sentence: Error message of a run, with the remedy.
     """
@@ -152,7 +152,7 @@ def report_fault(title: str, split: str, name: str, detail: str, sentence: str) 
     Args:
         title: Name that all faults of one kind share, in the plural.
         split: Split that the fault is in; may be empty.
-        name: Name of the image, class, group or file.
+        name: Name of the example, class, group or file.
         detail: Short description of this fault.
         sentence: Error message with the remedy.
 

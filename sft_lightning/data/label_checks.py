@@ -18,7 +18,7 @@ _MISSING = {
     "tbd", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!", "unlabeled", "unlabelled", "not labeled",
     "not labelled", "no label", "nolabel",
 }  # fmt: skip
-# Values that may also be a class: "none" often means an image without a defect.
+# Values that may also be a class: "none" often means an example without a defect.
 _PERHAPS_MISSING = {"none", "unknown", "undefined", "missing", "unspecified", "empty"}
 _FILLERS = str.maketrans({"_": " ", "-": " "})
 
@@ -32,7 +32,7 @@ def check_class_names(
     them or in how a number is written count as alike. Single letters may differ in case, as those of handwriting do.
 
     Args:
-        where: Kind and name of the source, such as "folder 'photos'".
+        where: Kind and name of the source, such as "folder 'shells'".
         names: Names of the classes.
         listed_classes: Names that the user listed as classes.
         places: Position of each name in the source, such as "line 3", where known.
@@ -138,7 +138,7 @@ def check_missing_labels(
         position = f" (first: {places[label]})" if label in places else ""
         if is_doubtful:
             message = f"{where}: {number} {label!r}{position}, which is read as a class"
-            message += "; leave labels of unlabeled images blank"
+            message += "; leave labels of unlabeled examples blank"
             findings.append(Finding("unclear_label", message, [label]))
             continue
         report_fault(
@@ -146,7 +146,7 @@ def check_missing_labels(
             "",
             label,
             number,
-            f"{where}: {number} {label!r}{position}: leave the label blank for unlabeled images, or list all classes "
+            f"{where}: {number} {label!r}{position}: leave the label blank for unlabeled examples, or list all classes "
             "in class_names if it is one of them",
         )
     return findings

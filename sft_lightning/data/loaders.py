@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error, show_path
+from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error, show_path
 from sft_lightning.data.batch_sampling import PRIME, BatchPlan
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import FeatureStorage, HasShape, RecordStorage, TensorStorage, collate
@@ -103,7 +103,7 @@ class Stream:
         settings: HasShape,
         with_labels: bool = True,
         workers: int = 0,
-        bad: BadImages | None = None,
+        bad: BadFiles | None = None,
         device: torch.device | None = None,
     ) -> None:
         """Prepare to read; nothing is read yet.
@@ -118,7 +118,7 @@ class Stream:
             device: Device of the network; examples that need no reading are kept there if it is a GPU with enough
                 memory.
         """
-        self.plan, self.bad, self._settings, self._device = plan, bad or BadImages(), settings, device
+        self.plan, self.bad, self._settings, self._device = plan, bad or BadFiles(), settings, device
         self._split = split
         self._labels = split.labels if with_labels else None
         self._indices: Tensor | None = None
@@ -222,7 +222,7 @@ class Stream:
             return None
         if read.inputs is None:  # a training step needs at least one example
             raise InputError(
-                f"no image of a whole batch could be read, '{show_path(self._path(read.bad[0][0]))}' among them: "
+                f"no example of a whole batch could be read, '{show_path(self._path(read.bad[0][0]))}' among them: "
                 "check the files and the permissions of their folder"
             )
         return self._raw(read.inputs, torch.tensor(read.positions), read.seed)

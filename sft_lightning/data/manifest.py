@@ -1,4 +1,4 @@
-"""Images listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
+"""Examples listed in a table: CSV or Parquet with the columns `path,label[,split][,group]`."""
 
 import os
 from abc import abstractmethod
@@ -34,7 +34,7 @@ class ManifestSource(Source):
         Args:
             path: Path of a `.csv` (UTF-8) or `.parquet` file (extra `parquet`).
             root: Second folder that the files may be in.
-            skip: Whether to keep lines whose file is missing, which are left out when the images are read.
+            skip: Whether to keep lines whose file is missing, which are left out when the examples are read.
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a table without any label.
 
@@ -51,7 +51,7 @@ class ManifestSource(Source):
         rows = TableRows(path)
         self._rows = self._deduplicate([self._check_row(line, row) for line, row in rows])
         if not self._rows:
-            raise InputError(f"manifest {self.name!r} has no line below its header: list one image per line")
+            raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")
         self.messages = [*rows.messages, *self._describe_links(), *self._check_names(listed_classes)]
         self._refuse_untrained()
         self._refuse_straddling()
@@ -111,10 +111,10 @@ class ManifestSource(Source):
                 same = "" if row["path"] == twin["path"] else f", as {twin['path']!r}"
                 sentence = (
                     f"manifest {self.name!r}, line {row['line']}: {row['path']!r} is already on line {twin['line']}"
-                    f"{same}; list each image once"
+                    f"{same}; list each example once"
                 )
                 detail = f"line {row['line']} repeats line {twin['line']}"
-                report_fault("lines that name an image again", row["split"], row["path"], detail, sentence)
+                report_fault("lines that name an example again", row["split"], row["path"], detail, sentence)
         return list({id(row): row for row in first.values()}.values())
 
     def _describe_links(self) -> Iterable[Finding]:
@@ -155,8 +155,9 @@ class ManifestSource(Source):
         for row in self._rows if trained else []:
             if row["split"] in ("val", "test") and row["label"] not in trained:
                 sentence = (
-                    f"manifest {self.name!r}, line {row['line']}: no training image has the class {row['label']!r} of "
-                    f"this {row['split']} image{did_you_mean(row['label'], trained)}; correct it or add training images"
+                    f"manifest {self.name!r}, line {row['line']}: no training example has the class {row['label']!r} "
+                    f"of this {row['split']} example{did_you_mean(row['label'], trained)}; correct it or add training "
+                    "examples"
                 )
                 report_fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
 
@@ -170,7 +171,7 @@ class ManifestSource(Source):
         """
 
     def load(self) -> dict[str, Examples]:
-        """Return the examples of each split; no image is read."""
+        """Return the examples of each split; no example is read."""
         number = {name: i for i, name in enumerate(self.class_names)}
         grouped = any(row["group"] for row in self._rows)
         parts = {}

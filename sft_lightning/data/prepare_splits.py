@@ -1,10 +1,10 @@
-"""Preparation of splits from opened sources: unreadable files, other image shapes, and splits of earlier runs."""
+"""Preparation of splits from opened sources: unreadable files, other shapes, and splits of earlier runs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.run_splits import AllLabeled, RunSplit, leave_out_trained
 from sft_lightning.data.source import Examples, Source, concatenated
@@ -20,8 +20,8 @@ def read_splits(
     second: tuple[str, Examples] | None,
     request: SplitConfig,
     split_file: str | None,
-    bad: BadImages,
-    converts: bool,
+    bad: BadFiles,
+    shape_remedy: str | None,
     measures: bool = True,
     run: RunSplit | AllLabeled | None = None,
     starts: Sequence[Path] = (),
@@ -34,8 +34,8 @@ def read_splits(
         request: Sizes and seed of the splits; findings are appended.
         split_file: A `split.csv` to reuse instead of making new splits.
         bad: Record of unreadable files, with the policy for them.
-        converts: Whether images are converted to one size and number of channels.
-        measures: Whether to measure the values of images of more than 8 bits.
+        shape_remedy: Settings that convert examples to one shape, or None if they are converted.
+        measures: Whether the check of the files also decodes them for further measurements.
         run: Split of a run that is resumed or evaluated again, or all of a source; overrides the other settings.
         starts: Paths of the `split.csv` of runs that a new run starts from, whose labels it has already learned.
 
@@ -49,14 +49,14 @@ def read_splits(
     listed = list(parts.values())
     for name in ("val", "test"):
         if name in parts and not len(parts[name]):
-            message = f"none of the {name} images of {source.name} can be read"
+            message = f"none of the {name} examples of {source.name} can be read"
             request.findings.append(Finding("unreadable", message, [name]))
     other = None
     if second is not None:
         name, other = second[0], readable(second[1], bad, measures)
         listed.append(other)
-        if not converts:
-            _check_shape(source.name, listed[0], name, other)
+        if shape_remedy is not None:
+            _check_shape(source.name, listed[0], name, other, shape_remedy)
 
     def choose(request: SplitConfig) -> Splits:
         if split_file is not None:
@@ -76,13 +76,13 @@ def read_splits(
     return splits, listed
 
 
-def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples:
+def readable(part: Examples, bad: BadFiles, measures: bool = False) -> Examples:
     """Leave out the files that cannot be read.
 
     Args:
         part: Examples in files or in memory.
         bad: Record that the files are reported to; its policy may refuse them.
-        measures: Whether to measure the values of images of more than 8 bits.
+        measures: Whether the check of the files also decodes them for further measurements.
     """
     if not isinstance(part.storage, RecordStorage):
         return part
@@ -97,10 +97,10 @@ def readable(part: Examples, bad: BadImages, measures: bool = False) -> Examples
     return rest
 
 
-def _check_shape(first_name: str, first: Examples, second_name: str, second: Examples) -> None:
+def _check_shape(first_name: str, first: Examples, second_name: str, second: Examples, remedy: str) -> None:
     a, b = (tuple(p.storage.data.shape[1:]) if isinstance(p.storage, TensorStorage) else None for p in (first, second))
     if a and b and a != b:
         raise InputError(
-            f"unlabeled_source {second_name!r} has images of shape {b}, source {first_name!r} of {a}: set image_size "
-            "and channels to convert both"
+            f"unlabeled_source {second_name!r} has examples of shape {b}, source {first_name!r} of {a}: set "
+            f"{remedy} to convert both"
         )

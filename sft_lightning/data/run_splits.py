@@ -26,7 +26,7 @@ from sft_lightning.utils.errors import InputError
 
 TestOn = Literal["split", "all"]
 HELD_OUT = ("val", "test")
-# Splits that each stage needs. Unlabeled images are checked elsewhere: whether they are needed depends on the method.
+# Splits that each stage needs. Unlabeled examples are checked elsewhere: whether they are needed depends on the method.
 _NEEDED = {
     "fit": ("labeled",),
     "calibrate": ("labeled",),
@@ -43,7 +43,7 @@ def get_split_settings(request: SplitConfig, unlabeled_source: str | None) -> di
 
     Args:
         request: Sizes and seed.
-        unlabeled_source: Name of another source of unlabeled images, or None.
+        unlabeled_source: Name of another source of unlabeled examples, or None.
     """
     return {name: getattr(request, name, unlabeled_source) for name in _SPLIT_SETTINGS}
 
@@ -56,7 +56,7 @@ class RunSplit:
         path: Path of the run's `split.csv`.
         stage: Stage: `fit`, `validate`, `test`, `predict`, or `calibrate` on the data of the run.
         starts: Paths of the `split.csv` files of the runs that it started from.
-        measures_all: Whether to evaluate on all labeled images of other data, even if it has a test or val split.
+        measures_all: Whether to evaluate on all labeled examples of other data, even if it has a test or val split.
     """
 
     path: Path
@@ -75,13 +75,13 @@ class RunSplit:
     ) -> Splits:
         """Divide the examples as the run did, leaving out examples that it did not have.
 
-        On other data than the run's, everything is evaluated except images that the run was trained on.
+        On other data than the run's, everything is evaluated except examples that the run was trained on.
 
         Args:
             source: Name of the source, as the user wrote it.
             class_names: Names of the source's classes.
             named: Examples of the source by the name of their split.
-            second: Examples of a second source of unlabeled images, or None.
+            second: Examples of a second source of unlabeled examples, or None.
             request: Sizes and seed of the splits; findings are appended.
             choose: Function that makes the splits of a new run.
 
@@ -95,7 +95,7 @@ class RunSplit:
             if self.stage in _NEEDS_RUN_DATA:
                 raise InputError(
                     f"the run of {str(self.path)!r} was trained on source {head.get('source')!r}, and source "
-                    f"{source!r} holds other images: continue with the same data, or start a new run from it with "
+                    f"{source!r} holds other examples: continue with the same data, or start a new run from it with "
                     "model.init_args.weights"
                 )
             policy = replace(request, on_leak="drop")
@@ -105,7 +105,7 @@ class RunSplit:
         if self.measures_all:
             trained = sum(row.split in ("labeled", "unlabeled") for row in read_rows(self.path))
             raise InputError(
-                f"test_on is 'all', and source {source!r} is the data of the run: {trained:,} of its images were "
+                f"test_on is 'all', and source {source!r} is the data of the run: {trained:,} of its examples were "
                 "trained on; leave test_on at 'split', or name other data by data.init_args.source"
             )
         trial = replace(request, findings=[])
@@ -136,7 +136,7 @@ class RunSplit:
         for name in _NEEDED[self.stage]:
             if not len(splits[name]) and (lost := changes.gone.get(name)):
                 raise InputError(
-                    f"source {source!r} no longer has any of the {len(lost):,} {name} images of the run "
+                    f"source {source!r} no longer has any of the {len(lost):,} {name} examples of the run "
                     f"({format_examples(lost)}; {self.path}): put them back, or name other data by "
                     "data.init_args.source"
                 )
@@ -166,7 +166,7 @@ class RunSplit:
 
     @property
     def _compared(self) -> tuple[str, ...]:
-        """Splits whose content is compared; the evaluation of a run does not read its training images."""
+        """Splits whose content is compared; the evaluation of a run does not read its training examples."""
         return ("labeled", *HELD_OUT) if self.stage in _NEEDS_RUN_DATA else HELD_OUT
 
     def _is_same(self, splits: Splits, class_names: Sequence[str]) -> bool:
@@ -227,7 +227,7 @@ class RunSplit:
 
 @dataclass(frozen=True)
 class AllLabeled:
-    """Evaluation on all labeled images of a source, for a checkpoint outside of its run.
+    """Evaluation on all labeled examples of a source, for a checkpoint outside of its run.
 
     Attributes:
         stage: Stage: `validate`, `test` or `predict`.
@@ -244,7 +244,7 @@ class AllLabeled:
         request: SplitConfig,
         choose: Callable[[SplitConfig], Splits],
     ) -> Splits:
-        """Put all labeled images into the evaluated split; the arguments are those of `RunSplit.apply`."""
+        """Put all labeled examples into the evaluated split; the arguments are those of `RunSplit.apply`."""
         return choose_measured(named, f"test_on is 'all' for {source}", _NEEDED[self.stage][0], True, request)
 
 
@@ -257,7 +257,7 @@ def choose_run_split(
         path: Path of the `split.csv` of the resumed or evaluated run, or None.
         stage: Stage: `fit`, `validate`, `test`, `predict` or `calibrate`.
         starts: Paths of the `split.csv` files of the runs that it started from.
-        test_on: Images to evaluate on: those of the split, or all labeled ones.
+        test_on: Examples to evaluate on: those of the split, or all labeled ones.
         split_file: Path of a split file that the user gave, or None.
 
     Returns:
@@ -269,14 +269,14 @@ def choose_run_split(
     measures_all = test_on == "all"
     if measures_all and stage == "fit":
         raise InputError(
-            "test_on is 'all', which evaluates a run on other images than those of training: leave it at 'split' here, "
-            "and give it to `test` or `validate`"
+            "test_on is 'all', which evaluates a run on other examples than those of training: leave it at 'split' "
+            "here, and give it to `test` or `validate`"
         )
     if path is not None:
         return RunSplit(path, stage, tuple(starts), measures_all)
     if measures_all and split_file is not None:
         raise InputError(
-            f"test_on is 'all', and split_file {split_file!r} names the images to measure: give one of them"
+            f"test_on is 'all', and split_file {split_file!r} names the examples to measure: give one of them"
         )
     return AllLabeled(stage) if measures_all else None
 
@@ -284,13 +284,13 @@ def choose_run_split(
 def choose_measured(
     named: Mapping[str, Examples], why: str, name: str, takes_all: bool, request: SplitConfig
 ) -> Splits:
-    """Put the images of other data to evaluate on into the evaluated split.
+    """Put the examples of other data to evaluate on into the evaluated split.
 
     Args:
         named: Examples of the source by the name of their split.
-        why: First half of the message that states which images are evaluated.
+        why: First half of the message that states which examples are evaluated.
         name: Name of the evaluated split: `test` or `val`.
-        takes_all: Whether to take all labeled images even if the source has a split of that name.
+        takes_all: Whether to take all labeled examples even if the source has a split of that name.
         request: Request that findings are appended to.
     """
     nothing = Split(next(iter(named.values())), [])
@@ -300,19 +300,19 @@ def choose_measured(
         part = named[name]
         measured = Split(part, range(len(part)))
         others = labeled - len(part)
-        more = f"; set test_on: all to evaluate its other {others:,} labeled images, too" if others else ""
+        more = f"; set test_on: all to evaluate its other {others:,} labeled examples, too" if others else ""
         message = f"{why}: its own {name} split is evaluated ({len(part):,}){more}"
     else:
         pieces = [piece for piece in pieces if piece[1]]
         both = concatenated(*pieces) if pieces else nothing.part
         measured = Split(both, range(len(both))) if pieces else nothing
-        message = f"{why}: all of its labeled images are evaluated ({labeled:,})"
+        message = f"{why}: all of its labeled examples are evaluated ({labeled:,})"
     request.findings.append(Finding("evaluated_data", message))
     return {**dict.fromkeys(NAMES, nothing), name: measured}
 
 
 def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitConfig, source: str | None) -> Splits:
-    """Leave images out of validation and test whose labels earlier runs learned.
+    """Leave examples out of validation and test whose labels earlier runs learned.
 
     Args:
         splits: Splits of a new run.
@@ -350,7 +350,7 @@ def leave_out_trained(splits: Splits, trained: Sequence[Path], request: SplitCon
             continue
         runs = ", ".join(sorted({str(path.parent) for path in learned.values()}))
         shown = format_examples([repr(split.part.ids[i]) for i in learned])
-        what = f"{len(learned):,} of {len(split):,} {name} images are labeled training images of {runs} ({shown})"
+        what = f"{len(learned):,} of {len(split):,} {name} examples are labeled training examples of {runs} ({shown})"
         remedy = f"give data.init_args.split_file={next(iter(learned.values()))} for the split of that run"
         if request.on_leak == "raise":
             raise InputError(f"{what}: {remedy}, or set on_leak: drop to leave them out")

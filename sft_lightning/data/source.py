@@ -110,7 +110,7 @@ def take_unlabeled(source: Source) -> Examples:
     chosen = [parts[split] for split in ("train", "unlabeled") if split in parts]
     if not chosen:
         raise InputError(
-            f"unlabeled_source {source.name!r} has no training or unlabeled image: give a source with some"
+            f"unlabeled_source {source.name!r} has no training or unlabeled example: give a source with some"
         )
     part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
     ids = PrefixedTexts(f"{source.name}:", part.ids)

@@ -15,7 +15,7 @@ class SplitChanges:
         blank: Labeled examples whose label was removed.
         relabeled: Examples with another label, with both labels.
         changed: Examples whose file has other content.
-        trained: Held-out examples whose file now holds a training image.
+        trained: Held-out examples whose file now holds a training example.
         new: Examples that the run did not have.
     """
 
@@ -37,29 +37,30 @@ class SplitChanges:
         phrases = []
         if gone := [name for names in self.gone.values() for name in names]:
             counts = ", ".join(f"{len(names):,} {split}" for split, names in self.gone.items())
-            phrases.append(f"{_count_images(gone, 'is', 'are')} gone or unreadable ({counts}): {format_examples(gone)}")
+            are = _count_examples(gone, "is", "are")
+            phrases.append(f"{are} gone or unreadable ({counts}): {format_examples(gone)}")
         for names, what in (
             (self.blank, "left out without the former label"),
             (self.trained, "left out, as the run was trained on what the file now holds"),
             (self.new, "not in the run's split and left out"),
         ):
             if names:
-                phrases.append(f"{_count_images(names, 'is', 'are')} {what}: {format_examples(names)}")
+                phrases.append(f"{_count_examples(names, 'is', 'are')} {what}: {format_examples(names)}")
         if self.changed:
             phrases.append(
-                f"{_count_images(self.changed, 'has', 'have')} other content than in the run: "
+                f"{_count_examples(self.changed, 'has', 'have')} other content than in the run: "
                 f"{format_examples(self.changed)}"
             )
         if self.relabeled:
             phrases.append(
-                f"{_count_images(self.relabeled, 'has', 'have')} another label than in the run: "
+                f"{_count_examples(self.relabeled, 'has', 'have')} another label than in the run: "
                 f"{format_examples(self.relabeled)}"
             )
         return phrases
 
 
-def _count_images(names: Sequence[str], one: str, more: str) -> str:
-    return f"1 image {one}" if len(names) == 1 else f"{len(names):,} images {more}"
+def _count_examples(names: Sequence[str], one: str, more: str) -> str:
+    return f"1 example {one}" if len(names) == 1 else f"{len(names):,} examples {more}"
 
 
 def format_examples(names: Sequence[str]) -> str:

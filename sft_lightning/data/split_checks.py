@@ -41,8 +41,8 @@ def check_splits(
         held = [c for c in without if counts["val"][c] or counts["test"][c]]
         lost = [c for c in without if c not in held]
         for classes, why in (
-            (held, "all of its labeled images are in validation or test"),
-            (lost, "the source has no labeled image of it that can be read and is in no other split"),
+            (held, "all of its labeled examples are in validation or test"),
+            (lost, "the source has no labeled example of it that can be read and is in no other split"),
         ):
             if classes:
                 names = [class_names[c] for c in classes]
@@ -67,19 +67,19 @@ def check_splits(
 
 
 def check_unlabeled_batch(count: int, batch_size: int) -> str | None:
-    """Return a warning if there are fewer unlabeled images than a labeled batch has, else None.
+    """Return a warning if there are fewer unlabeled examples than a labeled batch has, else None.
 
     Args:
-        count: Number of unlabeled images.
-        batch_size: Number of labeled images in a batch of all processes.
+        count: Number of unlabeled examples.
+        batch_size: Number of labeled examples in a batch of all processes.
     """
     if count >= batch_size:
         return None
-    images = "image" if count == 1 else "images"
+    examples = "example" if count == 1 else "examples"
     return (
-        f"each unlabeled batch has only {count} {images}, fewer than the {batch_size} labeled ones: each counts as "
-        f"much as a labeled image, so the unlabeled loss has {count / batch_size:.3g} of its weight; give more "
-        "unlabeled images"
+        f"each unlabeled batch has only {count} {examples}, fewer than the {batch_size} labeled ones: each counts as "
+        f"much as a labeled example, so the unlabeled loss has {count / batch_size:.3g} of its weight; give more "
+        "unlabeled examples"
     )
 
 

@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.added_labels import LabeledSource
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.class_names import find_missing_classes
 from sft_lightning.data.class_order import RenumberedSource
 from sft_lightning.data.contract import FewLabelData
@@ -40,7 +40,9 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     """
 
     trainer: Any
-    is_converted: bool = True  # whether examples are converted to one shape, so that sources of different shapes match
+    bad_setting: ClassVar[str] = "on_bad"  # name of the setting for unreadable files
+    # Settings that convert examples to one shape; None where they are set, or examples have one shape anyway.
+    shape_remedy: str | None = None
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             raise InputError(f"seed is {request.seed}: give a whole number from 0 to 4294967295")
         self._named, self._class_names, self.labels = source, class_names, labels
         self.unlabeled_source, self.split_file, self.test_on = unlabeled_source, split_file, test_on
-        self.request, self.bad = request, BadImages(on_bad)
+        self.request, self.bad = request, BadFiles(on_bad, self.bad_setting)
         self.followed_run: Path | None = None
         self.starts: Sequence[Path] = ()
         self.unlogged_folder: Path | None = None
@@ -189,7 +191,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         self.request.findings[:] = map(as_finding, source.messages)  # drops those of a refused attempt
         followed = None if self.followed_run is None else self.followed_run / MANIFEST
         run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)
-        how = self.split_file, self.bad, self.is_converted, self.measures_values, run, self.starts
+        how = self.split_file, self.bad, self.shape_remedy, self.measures_values, run, self.starts
         self.splits, self._parts = read_splits(source, second, self.request, *how)
         self.on_splits_read(source)
         for finding in self.request.findings:
@@ -213,7 +215,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         other = copy(self)
         other.split_file, other.request = None, replace(self.request, findings=[])
         other.followed_run, other.starts, other.test_on = run, (), "split"
-        other.bad, other._features, other._streams = BadImages(self.bad.policy), {}, []
+        other.bad, other._features, other._streams = BadFiles(self.bad.policy, self.bad_setting), {}, []
         other._class_names = class_names or self._class_names
         other._make_splits("calibrate")
         return other

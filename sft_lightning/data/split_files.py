@@ -21,7 +21,7 @@ LEFT_OUT = "left_out"  # value of the column `split` for an example that is in n
 _WITH_CONTENT = ("labeled", "val", "test")  # splits whose labels are used
 _CONTENT_DIGITS = 32
 _REMEDY = "put back the file that the run wrote, or train again"
-_BATCH = 1024  # images whose content is read at once
+_BATCH = 1024  # examples whose content is read at once
 
 
 class Row(NamedTuple):
@@ -45,7 +45,7 @@ _CONTENT = "content"  # kind of the digest `sha256` in the first line; files wit
 
 
 def digest_examples(parts: Iterable[Examples]) -> str:
-    """Return a SHA-256 over the digests of all collections of images, regardless of their order.
+    """Return a SHA-256 over the digests of all collections of examples, regardless of their order.
 
     Args:
         parts: Examples of all sources.
@@ -63,7 +63,7 @@ def _digest_sizes(parts: Iterable[Examples]) -> str:
 
 
 def is_same_data(head: Mapping[str, Any], parts: Sequence[Examples]) -> bool:
-    """Return whether a split was made from these images.
+    """Return whether a split was made from these examples.
 
     Args:
         head: First line of the split file, from `read_head`.
@@ -107,7 +107,7 @@ def list_split_rows(
     Args:
         splits: Splits of a run.
         class_names: Names of the classes.
-        with_content: Names of the splits whose images are read for their content.
+        with_content: Names of the splits whose examples are read for their content.
     """
     for name, split in splits.items():
         contents = read_contents(split.part.storage, split.indices) if name in with_content else itertools.repeat("")
@@ -117,25 +117,25 @@ def list_split_rows(
             yield Row(example, name, label_name, content)
 
 
-def read_contents(images: Storage, indices: Sequence[int]) -> Iterator[str]:
-    """Yield the value of the column `content` for some images, empty for an image that cannot be read.
+def read_contents(examples: Storage, indices: Sequence[int]) -> Iterator[str]:
+    """Yield the value of the column `content` for some examples, empty for an example that cannot be read.
 
     Args:
-        images: Collection of images.
-        indices: Positions of the images in the collection.
+        examples: Collection of examples.
+        indices: Positions of the examples in the collection.
     """
     for start in range(0, len(indices), _BATCH):
         batch = indices[start : start + _BATCH]
         try:
-            fingerprints = images.fingerprints(batch)
+            fingerprints = examples.fingerprints(batch)
         except OSError:  # one of them cannot be read
-            fingerprints = [_read_content(images, i) for i in batch]
+            fingerprints = [_read_content(examples, i) for i in batch]
         yield from (fingerprint.hex()[:_CONTENT_DIGITS] for fingerprint in fingerprints)
 
 
-def _read_content(images: Storage, index: int) -> bytes:
+def _read_content(examples: Storage, index: int) -> bytes:
     try:
-        return images.fingerprints([index])[0]
+        return examples.fingerprints([index])[0]
     except OSError:
         return b""
 
@@ -206,7 +206,7 @@ def check_rows(path: Path) -> None:
     for name, count in written.items() if isinstance(written, dict) else ():
         if counts[name] != count:
             raise _unreadable_error(
-                path, ValueError(f"it lists {counts[name]:,} {name} images, and the run had {count:,}")
+                path, ValueError(f"it lists {counts[name]:,} {name} examples, and the run had {count:,}")
             )
 
 
@@ -275,7 +275,7 @@ def read_split_file(path: Path, parts: Iterable[Examples], class_names: Sequence
     splits = join_examples(chosen, listed)
     if not is_same_data(head, listed):
         raise InputError(
-            f"split_file {str(path)!r} was made from other images (their SHA-256 differs): use the same data, "
+            f"split_file {str(path)!r} was made from other examples (their SHA-256 differs): use the same data, "
             "or make a new split"
         )
     _check_groups(path, splits)

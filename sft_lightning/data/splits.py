@@ -26,7 +26,7 @@ from sft_lightning.utils.errors import InputError
 LeakPolicy = Literal["drop", "raise"]
 NAMES = ("labeled", "unlabeled", "val", "test")
 _SAID = {"val": "validation", "test": "test"}
-# An image that is in two splits stays in the first of these.
+# An example that is in two splits stays in the first of these.
 _KEEPS = {"test": 0, "val": 1}
 
 
@@ -71,9 +71,9 @@ class SplitConfig:
         labels_per_class: Number of labels of each class, or None. With neither, all labels are used.
         val_size: Share (below 1) or number of training examples held out if the source has no validation split.
         test_size: Share or number of training examples held out if the source has no test split.
-        on_leak: Policy for an image in two splits; `keep` changes nothing, for audits of the data.
+        on_leak: Policy for an example in two splits; `keep` changes nothing, for audits of the data.
         findings: Findings about the data and its splits, which a run logs.
-        leaks: Findings about held-out images whose labels an earlier run has learned, which the lineage keeps.
+        leaks: Findings about held-out examples whose labels an earlier run has learned, which the lineage keeps.
     """
 
     seed: int = 0
@@ -214,7 +214,7 @@ def make_splits(
         splits["val"], unlabeled = _held_out(_all(given), request.val_size, request, "val")
     else:
         unlabeled = leave_out_groups(_all(given), splits, request)
-    # Leaks are dropped first, so that dropped images do not count toward the label budget.
+    # Leaks are dropped first, so that dropped examples do not count toward the label budget.
     splits = without_leaks({**splits, "train": rest, "unlabeled": unlabeled}, request)
     rest, unlabeled = splits.pop("train"), splits["unlabeled"]
     splits["labeled"], rest = _labeled(rest, request, class_names)
@@ -311,13 +311,13 @@ def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> t
             if counts.get(c, 0) < request.labels_per_class:
                 raise InputError(
                     f"labels_per_class is {request.labels_per_class}, but class {name!r} has only {counts.get(c, 0)} "
-                    "labeled training images after validation and test were held out: ask for fewer"
+                    "labeled training examples after validation and test were held out: ask for fewer"
                 )
         quota = dict.fromkeys(counts, request.labels_per_class)
     elif request.num_labels is not None:
         if request.num_labels > len(candidates):
             raise InputError(
-                f"num_labels is {request.num_labels}, but only {len(candidates)} labeled training images are left "
+                f"num_labels is {request.num_labels}, but only {len(candidates)} labeled training examples are left "
                 "after validation and test were held out: ask for fewer"
             )
         quota = quotas(counts, request.num_labels)
@@ -342,7 +342,7 @@ def leave_out_groups(given: Split, held: Splits, request: SplitConfig) -> Split:
         return given
     keep = [i for i in given.indices if own[i] not in groups]
     if count := len(given) - len(keep):
-        message = f"{count:,} unlabeled images were left out: their group is in validation or test"
+        message = f"{count:,} unlabeled examples were left out: their group is in validation or test"
         out = (given.part.ids[i] for i in given.indices if own[i] in groups)
         request.findings.append(Finding("held_out_group", message, list(itertools.islice(out, MAX_EXAMPLES))))
     return Split(given.part, keep)
@@ -356,14 +356,14 @@ def _joined(rest: Split, given: Split) -> Split:
 
 
 def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
-    """Drop or refuse training images that are also held out for evaluation.
+    """Drop or refuse training examples that are also held out for evaluation.
 
     Args:
         splits: Splits `test`, `val` and those to train on.
         request: Settings with the policy; findings are appended.
 
     Raises:
-        InputError: The same image is in two splits and the policy is `raise`.
+        InputError: The same example is in two splits and the policy is `raise`.
     """
     for a, b in itertools.combinations(splits, 2):
         if splits[a].part is splits[b].part and np.intersect1d(splits[a].indices, splits[b].indices).size:
@@ -375,7 +375,7 @@ def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
     for group in find_equal_examples(splits, request):
         keeper = min(group, key=lambda item: _KEEPS.get(item[0], len(_KEEPS)))
         for name, index in group:
-            # Copies among training images are a weighting by the data and leak nothing into evaluation.
+            # Copies among training examples are a weighting by the data and leak nothing into evaluation.
             if name != keeper[0] and keeper[0] in _KEEPS:
                 drop[name].add(index)
                 here, there = (splits[split].part.ids[i] for split, i in (keeper, (name, index)))
@@ -385,10 +385,10 @@ def without_leaks(splits: Splits, request: SplitConfig) -> Splits:
     listed = "; ".join(f"{there!r} ({into}) equals {here!r} ({of})" for of, here, into, there in pairs[:5])
     more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
     if request.on_leak == "raise":
-        raise InputError(f"the same image is in two splits: {listed}{more}; remove one, or set on_leak: drop")
-    message = f"{len(pairs)} images were dropped because the same image is held out for evaluation: {listed}{more}"
+        raise InputError(f"the same example is in two splits: {listed}{more}; remove one, or set on_leak: drop")
+    message = f"{len(pairs)} examples were dropped because the same example is held out for evaluation: {listed}{more}"
     request.findings.append(Finding("leak", message, [there for *_, there in pairs]))
-    why = "is empty, because each of its images is held out for evaluation elsewhere"
+    why = "is empty, because each of its examples is held out for evaluation elsewhere"
     request.findings += [
         Finding("empty_split", f"{_SAID.get(name, name)} {why}", [name])
         for name, gone in drop.items()

@@ -151,12 +151,12 @@ class TableColumns:
             if is_group and "group" not in self.positions and i in self._repeats:
                 raise InputError(
                     f"{self._where}: the column {name!r} is not known, but its values repeat like groups: rename it to "
-                    "'group' to keep the images of a group in one split, or remove it"
+                    "'group' to keep the examples of a group in one split, or remove it"
                 )
             if kind is None and i in self._repeats and _IDENTIFIER.fullmatch(name) and len(self._values[i]) > 1:
                 kind = "group"
             if kind and kind not in self.positions:
-                remedy = f"if it holds the {kind} of each image, call it {kind!r}"
+                remedy = f"if it holds the {kind} of each example, call it {kind!r}"
                 message = f"{self._where}: the column {name!r} is ignored; {remedy}"
                 findings.append(Finding("ignored", message, [name]))
             else:
@@ -182,7 +182,7 @@ class TableColumns:
         of_one = self._guess_single_split(i)
         if of_one and values and {value.casefold() for value in values} <= _YES_OR_NO:
             raise InputError(
-                f"{self._where}: the column {name!r} is not known, but seems to say which images are for {of_one!r}: "
+                f"{self._where}: the column {name!r} is not known, but seems to say which examples are for {of_one!r}: "
                 "make a column 'split' with train, val and test of it, or remove it"
             )
 

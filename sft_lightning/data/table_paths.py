@@ -65,9 +65,9 @@ class TableFolders:
         if _URL.match(name):
             return "a URL", f"{where}: path {name!r} is a URL: download the file, and give its path"
         if os.path.isdir(path):
-            return "a folder", f"{where}: path {name!r} is a folder: list each image on a line of its own"
+            return "a folder", f"{where}: path {name!r} is a folder: list each example on a line of its own"
         if re.search(r"[*?]|\[.+\]", name):
-            return "a pattern", f"{where}: path {name!r} is a pattern: list each image on a line of its own"
+            return "a pattern", f"{where}: path {name!r} is a pattern: list each example on a line of its own"
         what = "a broken link" if os.path.islink(path) else "missing"
         places = " or ".join(map(repr, dict.fromkeys(self._folders)))
         root = (

@@ -318,7 +318,7 @@ def test_all_faults_of_a_manifest_are_reported(photos: Path, audited: Audited) -
         ("train", "l.jpg", f"a broken link, line {n - 2}"),
     ]
     assert audit.rows["images that cannot be read"] == [("unlabeled", "zero.png", "it has zero bytes")]
-    assert audit.rows["lines that name an image again"] == [
+    assert audit.rows["lines that name an example again"] == [
         ("test", rows[-1][0], f"line {n + 1} repeats line {n}"),
     ]
     assert audit.about["splits"] == {"labeled": 17, "unlabeled": 0, "val": 6, "test": 5}
@@ -332,7 +332,7 @@ def test_all_faults_of_folders_are_reported(photos: Path, crop: Crop, audited: A
     crop(902).save(photos / "train" / "loose.png")
     audit = audited(photos)
     assert audit.rows["class folders without an image"] == [("train", "train/empty", "empty")]
-    assert audit.rows["images of a class without a training image"] == [
+    assert audit.rows["examples of a class without a training example"] == [
         ("test", "test/floor", "class 'floor'"),
         ("test", "test/lamp/1.png", "class 'lamp'"),
     ]
@@ -377,7 +377,7 @@ def test_classes_are_counted_and_uneven_ones_reported(photos: Path, crop: Crop, 
 def test_a_label_budget_too_large_is_reported_and_all_labels_used(photos: Path, audited: Audited) -> None:
     audit = audited(photos, "--data.init_args.num_labels=500")
     assert audit.rows["settings that fit refuses"] == [
-        ("", str(photos), "num_labels is 500, but only 16 labeled training images are left after validation and test "
+        ("", str(photos), "num_labels is 500, but only 16 labeled training examples are left after validation and test "
          "were held out: ask for fewer"),
     ]  # fmt: skip
     assert audit.about["splits"]["labeled"] == 16

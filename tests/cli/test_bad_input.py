@@ -89,7 +89,7 @@ def test_unknown_keys_of_a_file_are_refused_by_name(workdir: Path, fit_error: Ca
 
 
 def test_no_unlabeled_images_where_they_are_needed(workdir: Path, fit_error: Callable[..., str]) -> None:
-    assert "gives no unlabeled image" in fit_error("--data.init_args.num_labels", "null", config=AUTOENCODER)
+    assert "gives no unlabeled example" in fit_error("--data.init_args.num_labels", "null", config=AUTOENCODER)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_no_unlabeled_images_where_they_are_needed(workdir: Path, fit_error: Cal
         (["--model.init_args.strategy.init_args.threshold=95"], "threshold is 95.0: give a share from 0 to 1"),
         (["--model.init_args.bakbone=mlp"], "SemiSupervisedModule has no option 'bakbone' (did you mean 'backbone'"),
         (["--model.init_args.strategy=MeanTeacher", "--model.init_args.ema_decay=0"], "set ema_decay"),
-        (["--data.init_args.num_labels=null"], "gives no unlabeled image"),
+        (["--data.init_args.num_labels=null"], "gives no unlabeled example"),
         (["--data.init_args.unlabeled_ratio=0"], "unlabeled_ratio is 0"),
         (["--data.init_args.strong_view.cutout=3"], "cutout is 3.0: give a share from 0 to 1"),
         (["--data.init_args.weak_view.crop_padding=-2"], "crop_padding is -2"),
@@ -147,7 +147,7 @@ def test_an_unlabeled_source_of_another_size_or_channels(
         words = ["--config", str(SEMI_SUPERVISED / "fixmatch.yaml"), "--data.init_args.root=root"]
         words += [f"--data.init_args.unlabeled_source={name}"]
         said = fit_error(*words, config=str(SEMI_SUPERVISED / "shared.yaml"))
-        assert f"unlabeled_source {name!r} has images of shape {shape}, source 'sample' of (1, 28, 28)" in said
+        assert f"unlabeled_source {name!r} has examples of shape {shape}, source 'sample' of (1, 28, 28)" in said
         assert "set image_size and channels" in said
 
 

@@ -34,7 +34,7 @@ def test_the_split_of_a_run_rules_when_it_is_tested_and_goes_on(
     for name in test[:3]:
         os.remove(f"set/{name}")
     assert main(["test", str(RUN)]) == 0
-    assert f"3 images are gone or unreadable (3 test): {test[0]}" in caplog.text
+    assert f"3 examples are gone or unreadable (3 test): {test[0]}" in caplog.text
     assert f"{len(test) - 3} test." in caplog.text
     caplog.clear()
     assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs=2", "--data.init_args.seed=5"]) == 0
@@ -64,13 +64,13 @@ def test_labels_that_a_chain_of_starts_has_learned_are_not_tested_on(
     assert main([*pretrain, "--trainer.max_epochs=1", "--run_name=images"]) == 0
     first, second, third = (Path(f"lightning_logs/{name}/version_0") for name in ("first", "second", "third"))
     assert fit("first", 0, "--model.init_args.weights=lightning_logs/images/version_0") == 0
-    assert "labeled training images of" not in caplog.text  # an autoencoder learns from no label
+    assert "labeled training examples of" not in caplog.text  # an autoencoder learns from no label
     assert fit("second", 1, f"--model.init_args.weights={first}") == 0
-    leak = "test images are labeled training images of lightning_logs/first/version_0 ('class_"
+    leak = "test examples are labeled training examples of lightning_logs/first/version_0 ('class_"
     assert leak in caplog.text
     assert main(["lineage", str(second)]) == 0
     *_, line = (line for line in capsys.readouterr().out.splitlines() if leak in line)
-    assert re.fullmatch(r" +\d+ of \d+ test images .*\) and are left out; give .*", line)
+    assert re.fullmatch(r" +\d+ of \d+ test examples .*\) and are left out; give .*", line)
     monkeypatch.setattr("sft_lightning.report.report.is_training", lambda run: run == second)
     page = report(str(second), label_next=0).read_text()
     assert page.count(str(escape(leak))) == 2  # in the verdict and in the lineage

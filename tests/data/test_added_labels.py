@@ -69,7 +69,7 @@ def test_labels_replace_those_of_the_source_and_are_reported(split_folder: Path,
     findings = [one for one in data.request.findings if one.kind == "replaced_label"]
     assert [sorted(one.examples) for one in findings] == [["test/dog/2.png", "train/cat/0.png"], ["test/dog/2.png"]]
     assert f"replaces 2 labels of {split_folder}: train/cat/0.png, test/dog/2.png" in findings[0].message
-    assert "changes what is measured, by the labels of 1 image in validation or test: test/dog/2.png" in str(
+    assert "changes what is measured, by the labels of 1 example in validation or test: test/dog/2.png" in str(
         findings[1]
     )
 

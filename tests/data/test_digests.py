@@ -156,7 +156,7 @@ def test_split_files_of_earlier_versions_are_checked_by_their_own_digest(source:
     legacy.write_text(line.replace(new, old).replace(', "digest": "content"', "") + "\n" + rows)
     assert reread(source, legacy).splits["test"].ids == data.splits["test"].ids
     overwrite(source / "cat" / "0.bmp", source / "dog" / "0.bmp")
-    with pytest.raises(InputError, match=r"was made from other images"):
+    with pytest.raises(InputError, match=r"was made from other examples"):
         reread(source, path)
     write_image(source / "cat" / "0.bmp", 0).write_bytes(b"BM" + bytes(20))
     with pytest.raises(InputError):

@@ -32,8 +32,8 @@ def list_a_training_image_for_test(text: str) -> str:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (truncate, "labeled images, and the run had|test images, and the run had"),
-        (move_test_into_training, "it lists 14 labeled images, and the run had 8"),
+        (truncate, "labeled examples, and the run had|test examples, and the run had"),
+        (move_test_into_training, "it lists 14 labeled examples, and the run had 8"),
         (list_a_training_image_for_test, "it lists '.*' twice"),
     ],
 )
@@ -56,7 +56,7 @@ def test_supervised_run_resumes_without_its_unlabeled_images(source: Path, run: 
     for name in unlabeled:
         (source / name).unlink()
     assert len(make_data(source, run, "fit").splits["labeled"]) == 8
-    assert f"{len(unlabeled)} images are gone or unreadable" in join_messages(make_data(source, run, "fit"))
+    assert f"{len(unlabeled)} examples are gone or unreadable" in join_messages(make_data(source, run, "fit"))
 
 
 def test_data_of_a_run_is_recognized_among_new_images(source: Path, run: Path) -> None:
@@ -80,6 +80,6 @@ def test_run_is_evaluated_without_its_second_unlabeled_source(source: Path, tmp_
     shutil.rmtree(tmp_path / "unlabeled_only")
     now = make_data(source, run, "test", **settings)
     assert now.splits["test"].ids == read_recorded_ids(run)["test"]
-    assert "3 images are gone or unreadable (3 unlabeled)" in join_messages(now)
+    assert "3 examples are gone or unreadable (3 unlabeled)" in join_messages(now)
     with pytest.raises(InputError, match="unlabeled_only' is neither a folder or manifest that exists"):
         make_data(source, run, "fit", **settings)

@@ -13,10 +13,10 @@ from sft_lightning.utils.errors import InputError
 
 def test_finding_reads_as_its_sentence_and_keeps_the_first_20_examples() -> None:
     names = [f"{i}.png" for i in range(30)]
-    finding = Finding("leak", "30 images were dropped", names)
-    assert f"Data: {finding}." == "Data: 30 images were dropped."
+    finding = Finding("leak", "30 examples were dropped", names)
+    assert f"Data: {finding}." == "Data: 30 examples were dropped."
     assert finding.examples == tuple(names[:20])
-    assert finding == Finding("leak", "30 images were dropped", tuple(names))
+    assert finding == Finding("leak", "30 examples were dropped", tuple(names))
 
 
 def test_unknown_kind_is_refused() -> None:

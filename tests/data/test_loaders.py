@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.source import Examples
@@ -249,7 +249,7 @@ def test_file_that_fails_during_training_stops_the_run_by_name(files: Split, wor
 @pytest.mark.parametrize("workers", [0, 2])
 def test_file_that_fails_during_training_is_skipped_and_listed(files: Split, workers: int) -> None:
     names = spoil(files, 6, 1)
-    bad = BadImages("skip")
+    bad = BadFiles("skip")
     loaded = Stream(files, BatchPlan(12, 5, shuffle=False), Geometry(8), workers=workers, bad=bad)
     batches = list(EvalLoader(loaded))
     assert [batch.indices.tolist() for batch in batches] == [[0, 2, 3, 4], [5, 7, 8, 9], [10, 11]]
@@ -263,10 +263,10 @@ def test_file_that_fails_during_training_is_skipped_and_listed(files: Split, wor
 
 def test_batch_of_failing_files_is_skipped_in_evaluation_and_refused_in_training(files: Split) -> None:
     names = spoil(files, 3)
-    evaluated = Stream(files, BatchPlan(12, 1), Geometry(8), bad=BadImages("skip"))
+    evaluated = Stream(files, BatchPlan(12, 1), Geometry(8), bad=BadFiles("skip"))
     assert [batch.indices.item() for batch in EvalLoader(evaluated)] == [i for i in range(12) if i != 3]
-    trained = Stream(files, BatchPlan(12, 1, shuffle=True), CROPS, bad=BadImages("skip"))
-    with pytest.raises(InputError, match="no image of a whole batch could be read") as caught:
+    trained = Stream(files, BatchPlan(12, 1, shuffle=True), CROPS, bad=BadFiles("skip"))
+    with pytest.raises(InputError, match="no example of a whole batch could be read") as caught:
         list(trained.batches(0, 12))
     assert names[0] in str(caught.value)
 

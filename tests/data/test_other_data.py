@@ -33,8 +33,8 @@ def test_different_images_with_the_same_names_are_other_data(source: Path, run: 
     other = write_new_images(tmp_path / "other", 20)
     now = make_data(other, run)
     assert len(collect_ids(now)["test"]) == 40
-    assert "all of its labeled images are evaluated" in join_messages(now)
-    with pytest.raises(InputError, match="holds other images: continue with the same data"):
+    assert "all of its labeled examples are evaluated" in join_messages(now)
+    with pytest.raises(InputError, match="holds other examples: continue with the same data"):
         make_data(other, run, "fit")
 
 
@@ -88,7 +88,7 @@ def test_images_that_a_start_of_the_run_learned_are_left_out_of_other_data(
     data.followed_run, data.starts = run, [start / "split.csv"]
     data.setup("test")
     assert collect_ids(data)["test"] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in (50, 51, 52)]
-    assert f"1 of 7 test images are labeled training images of {start} ('cat/learned.png')" in join_messages(data)
+    assert f"1 of 7 test examples are labeled training examples of {start} ('cat/learned.png')" in join_messages(data)
 
 
 def test_unlabeled_images_of_other_data_are_not_evaluated(source: Path, run: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_test_split_that_a_start_learned_completely_is_refused(source: Path, run
     (run / "split.csv").write_text(text)
     data = ImageDataModule(**{"source": str(source), **SETTINGS})
     data.starts = [run / "split.csv"]
-    with pytest.raises(InputError, match=r"6 of 6 test images are labeled training images of .* and none is left"):
+    with pytest.raises(InputError, match=r"6 of 6 test examples are labeled training examples of .* and none is left"):
         data.setup("fit")
 
 

@@ -38,7 +38,7 @@ def test_removed_images_are_reported_and_not_replaced(source: Path, run: Path) -
     now = make_data(source, run)
     assert collect_ids(now) == {**then, "test": then["test"][2:], "labeled": then["labeled"][1:]}
     assert (
-        f"3 images are gone or unreadable (1 labeled, 2 test): {then['labeled'][0]}, {then['test'][0]}"
+        f"3 examples are gone or unreadable (1 labeled, 2 test): {then['labeled'][0]}, {then['test'][0]}"
         in join_messages(now)
     )
 
@@ -55,7 +55,7 @@ def test_new_images_are_reported_and_left_out(source: Path, run: Path) -> None:
     for stage in ("fit", "test"):
         now = make_data(source, run, stage)
         assert collect_ids(now) == read_recorded_ids(run)
-        assert "1 image is not in the run's split and left out: cat/new.png" in join_messages(now)
+        assert "1 example is not in the run's split and left out: cat/new.png" in join_messages(now)
 
 
 @pytest.mark.parametrize("settings", [{"seed": 5}, {"num_labels": 10}, {"val_size": 8, "test_size": 2}])
@@ -76,10 +76,10 @@ def test_test_file_that_now_holds_a_training_image_is_left_out(source: Path, run
     now = make_data(source, run)
     assert collect_ids(now)["test"] == then["test"][1:]
     assert (
-        f"1 image is left out, as the run was trained on what the file now holds: {then['test'][0]}"
+        f"1 example is left out, as the run was trained on what the file now holds: {then['test'][0]}"
         in join_messages(now)
     )
-    assert f"1 image has other content than in the run: {then['test'][1]}" in join_messages(now)
+    assert f"1 example has other content than in the run: {then['test'][1]}" in join_messages(now)
 
 
 @pytest.mark.parametrize("is_copy", [True, False])
@@ -91,7 +91,7 @@ def test_test_file_with_changed_content_is_reported(source: Path, run: Path, is_
         write_image(source / first, 779)
     now = make_data(source, run)
     assert collect_ids(now) == read_recorded_ids(run)
-    assert f"1 image has other content than in the run: {first}" in join_messages(now)
+    assert f"1 example has other content than in the run: {first}" in join_messages(now)
     assert "trained on" not in join_messages(now)
 
 
@@ -106,7 +106,7 @@ def test_images_of_a_second_source_stay_unlabeled_when_others_are_gone(source: P
     write_image(tmp_path / "second" / "new.png", 700)
     now = make_data(source, run, "fit", **settings)
     assert collect_ids(now) == {**then, "test": then["test"][1:]}
-    assert f"1 image is not in the run's split and left out: {tmp_path / 'second'}:new.png" in join_messages(now)
+    assert f"1 example is not in the run's split and left out: {tmp_path / 'second'}:new.png" in join_messages(now)
 
 
 def test_training_image_that_became_a_test_image_is_left_out_of_training(source: Path, run: Path) -> None:
@@ -114,7 +114,7 @@ def test_training_image_that_became_a_test_image_is_left_out_of_training(source:
     shutil.copy(source / then["test"][0], source / then["labeled"][0])
     now = make_data(source, run, "fit")
     assert collect_ids(now) == {**then, "labeled": then["labeled"][1:]}
-    assert "1 image has other content than in the run" in join_messages(now)
+    assert "1 example has other content than in the run" in join_messages(now)
 
 
 def test_changed_labels_are_reported(source: Path, tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_changed_labels_are_reported(source: Path, tmp_path: Path) -> None:
     other = {"cat": "dog", "dog": "cat"}
     now = make_data(write([(p, other[c] if p == first else "" if p == second else c) for p, c in rows]), run)
     assert second not in collect_ids(now)["test"]
-    assert f"1 image is left out without the former label: {second}" in join_messages(now)
+    assert f"1 example is left out without the former label: {second}" in join_messages(now)
     label = dict(rows)[first]
-    assert f"1 image has another label than in the run: {first} ({label} then, {other[label]} now)" in join_messages(
+    assert f"1 example has another label than in the run: {first} ({label} then, {other[label]} now)" in join_messages(
         now
     )
 
@@ -157,7 +157,7 @@ def test_changed_label_is_reported_for_a_table_with_splits(source: Path, tmp_pat
     assert join_messages(open_source("", run)) == ""
     now = open_source("cat/19.png", run)
     assert collect_ids(now) == read_recorded_ids(run)
-    assert "1 image has another label than in the run: cat/19.png (cat then, dog now)" in join_messages(now)
+    assert "1 example has another label than in the run: cat/19.png (cat then, dog now)" in join_messages(now)
 
 
 def test_moved_copy_is_recognized_as_the_data_of_the_run(source: Path, run: Path, tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_other_data_is_evaluated_without_training_images_of_the_run(source: Path
     for stage, name in (("test", "test"), ("predict", "test"), ("validate", "val")):
         now = make_data(other, run, stage)
         assert collect_ids(now)[name] == [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3)]
-        assert "all of its labeled images are evaluated" in join_messages(now)
-        assert f"1 of 7 {name} images are labeled training images of" in join_messages(now)
+        assert "all of its labeled examples are evaluated" in join_messages(now)
+        assert f"1 of 7 {name} examples are labeled training examples of" in join_messages(now)
         assert "training has no label" not in join_messages(now)  # other data needs no training labels
-    with pytest.raises(InputError, match="holds other images: continue with the same data"):
+    with pytest.raises(InputError, match="holds other examples: continue with the same data"):
         make_data(other, run, "fit", num_labels=None)
     for c, name in enumerate(("cat", "dog")):
         write_image(other / "train" / name / "0.png", 950 + c)
@@ -202,8 +202,8 @@ def test_test_images_that_the_starting_run_learned_are_left_out(source: Path, ru
     now = started()
     held_out = {*collect_ids(now)["test"], *collect_ids(now)["val"]}
     assert held_out == {*collect_ids(plain)["test"], *collect_ids(plain)["val"]} - seen
-    assert "labeled training images of" in join_messages(now)
-    with pytest.raises(InputError, match=r"labeled training images of .*split_file=.*or set on_leak: drop"):
+    assert "labeled training examples of" in join_messages(now)
+    with pytest.raises(InputError, match=r"labeled training examples of .*split_file=.*or set on_leak: drop"):
         started(on_leak="raise")
     same = started(seed=0)
     assert collect_ids(same) == read_recorded_ids(run)
@@ -243,13 +243,13 @@ def test_test_on_all_evaluates_all_labeled_images_of_other_data(source: Path, ru
         )
         now = make_data(other, run, stage, test_on="all")
         assert set(collect_ids(now)[name]) == everything
-        assert "all of its labeled images are evaluated (19)" in join_messages(now)
-        assert f"1 of 19 {name} images are labeled training images of {run}" in join_messages(now)
+        assert "all of its labeled examples are evaluated (19)" in join_messages(now)
+        assert f"1 of 19 {name} examples are labeled training examples of {run}" in join_messages(now)
         assert now.predict_name == f"all of {other}"
         alone = make_data(other, None, stage, test_on="all")
         assert set(collect_ids(alone)[name]) == {*everything, "train/cat/trained.png"}
         assert "test_on is 'all' for" in join_messages(alone)
-        with pytest.raises(InputError, match=r"is the data of the run: .* of its images were trained on"):
+        with pytest.raises(InputError, match=r"is the data of the run: .* of its examples were trained on"):
             make_data(source, run, stage, test_on="all")
         with pytest.raises(InputError, match="give one of them"):
             make_data(other, None, stage, test_on="all", split_file=str(run / "split.csv"))

@@ -70,14 +70,14 @@ def counts(splits: Splits, classes: int) -> Counts:
             [2, 2],
             SplitConfig(val_size=0, test_size=3),  # who asks for a number gets it
             [[0, 1], [0, 0], [2, 1]],
-            ["training has no label of class 'ant', so it cannot be learned: all of its labeled images are in "
+            ["training has no label of class 'ant', so it cannot be learned: all of its labeled examples are in "
              "validation or test"],
         ),
         (
             [5, 0, 5],
             SplitConfig(val_size=0, test_size=0),
             [[5, 0, 5], [0] * 3, [0] * 3],
-            ["training has no label of class 'bee', so it cannot be learned: the source has no labeled image of it "
+            ["training has no label of class 'bee', so it cannot be learned: the source has no labeled example of it "
              "that can be read and is in no other split"],
         ),
     ],
@@ -155,7 +155,7 @@ def test_unlabeled_members_of_held_out_groups_are_counted() -> None:
     splits = split([0, 1, -1] * 4, request, [f"patient {i // 3}" for i in range(12)])
     assert len(splits["test"]) == 4
     (finding,) = request.findings
-    assert str(finding) == "2 unlabeled images were left out: their group is in validation or test"
+    assert str(finding) == "2 unlabeled examples were left out: their group is in validation or test"
     assert finding.kind == "held_out_group"
     assert set(finding.examples) | set(splits["unlabeled"].ids) == {f"train/{i}" for i in range(2, 12, 3)}
 
@@ -183,11 +183,11 @@ def test_class_without_readable_or_clean_images_is_named(folder: MakeFolder) -> 
     data.setup("fit")
     said = "; ".join(map(str, data.request.findings))
     for words in (
-        "training has no label of class 'leaks', so it cannot be learned: all of its labeled images are in validation",
-        "training has no label of class 'gone', so it cannot be learned: the source has no labeled image of it that",
-        "validation is empty, because each of its images is held out for evaluation elsewhere",
+        "training has no label of class 'leaks', so it cannot be learned: all of its labeled examples are in",
+        "training has no label of class 'gone', so it cannot be learned: the source has no labeled example of it that",
+        "validation is empty, because each of its examples is held out for evaluation elsewhere",
         "test has no example of class 'b', 'gone'",
-        "4 unreadable images are skipped",
+        "4 unreadable files are skipped",
     ):
         assert words in said, said
     kinds = {(finding.kind, *finding.examples[:2]) for finding in data.request.findings}
@@ -202,7 +202,7 @@ def test_split_without_readable_images_is_named(folder: MakeFolder) -> None:
         (path / "val" / "a" / f"{i}.png").write_bytes(b"")
     data = ImageDataModule(str(path), on_bad_image="skip")
     data.setup("fit")
-    assert f"none of the val images of {path} can be read" in map(str, data.request.findings)
+    assert f"none of the val examples of {path} can be read" in map(str, data.request.findings)
 
 
 def test_fit_and_audit_report_missing_classes(

@@ -157,7 +157,7 @@ def test_unlabeled_examples_of_held_out_groups_are_left_out() -> None:
     assert len(splits["test"]) == 10
     assert kept == {"p0", "x"}
     assert held >= {"p4", "p5"}
-    assert re.match(r"\d unlabeled images were left out: their group", str(request.findings[0]))
+    assert re.match(r"\d unlabeled examples were left out: their group", str(request.findings[0]))
 
 
 def test_split_of_a_fixed_seed_never_changes() -> None:
@@ -241,7 +241,7 @@ def test_all_labels_are_used_unless_fewer_are_requested() -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (SplitConfig(num_labels=28, val_size=1, test_size=2), "num_labels is 28, but only 27 labeled training images"),
+        (SplitConfig(num_labels=28, val_size=1, test_size=2), "num_labels is 28, but only 27 labeled training"),
         (SplitConfig(labels_per_class=10), "labels_per_class is 10, but class 'ant' has only 7 labeled"),
         (SplitConfig(num_labels=1, labels_per_class=1), "are both set"),
         (SplitConfig(num_labels=-1), "give zero or more"),
@@ -287,8 +287,8 @@ def test_held_out_images_are_dropped_from_training_and_reported(leaky: dict[str,
     assert contrary.kind == "label_conflict"
     assert contrary.examples == ("test1.png", "val0.png", "train5.png", "train6.png")
     assert (dropped.kind, dropped.examples) == ("leak", ("train3.png", "val0.png", "train2.png"))
-    assert str(contrary).startswith("2 images have copies with another label, such as 'test1.png' and 'val0.png': ")
-    assert dropped.message.startswith("3 images were dropped")
+    assert str(contrary).startswith("2 examples have copies with another label, such as 'test1.png' and 'val0.png': ")
+    assert dropped.message.startswith("3 examples were dropped")
     for pair in (
         "'val0.png' (val) equals 'test1.png' (test)",
         "'train3.png' (train) equals 'test0.png' (test)",
@@ -317,7 +317,7 @@ def test_leaks_from_unlabeled_images_are_dropped() -> None:
     splits = make_splits({"train": train}, second, request, CLASSES)
     held = {i for name in ("val", "test") for i in splits[name].indices}
     assert set(splits["unlabeled"].indices) == set(range(12)) - held
-    assert str(request.findings[0]).startswith("6 images were dropped")
+    assert str(request.findings[0]).startswith("6 examples were dropped")
     assert str(request.findings[0]).endswith("and 1 more")
 
 
@@ -375,7 +375,7 @@ def test_manifest_of_changed_images_is_refused(written: tuple[Path, Splits, list
     path, _, parts = written
     assert isinstance(parts[0].images, TensorStorage)
     parts[0].images.data[4, 0, 0, 0] ^= 1
-    with pytest.raises(InputError, match="was made from other images"):
+    with pytest.raises(InputError, match="was made from other examples"):
         read_split_file(path, parts, CLASSES)
 
 
@@ -400,7 +400,7 @@ def test_manifest_of_changed_labels_is_refused(written: tuple[Path, Splits, list
         ("# {", "# ", "is not a readable split"),
         ('# {"seed"', '# 1\n# {"seed"', "its first line is not a JSON object"),
         ("id,split,label", "name,split,label", "is not a readable split ('id')"),
-        ('"sha256": "', '"sha256": "0', "was made from other images"),
+        ('"sha256": "', '"sha256": "0', "was made from other examples"),
     ],
 )
 def test_damaged_manifest_is_refused(

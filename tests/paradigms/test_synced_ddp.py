@@ -29,7 +29,7 @@ def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], name: 
 
 
 def test_fewer_examples_than_processes_are_refused(ranks: list[dict[str, Any]]) -> None:
-    sentence = "there are 1 unlabeled images for 2 processes: use fewer devices"
+    sentence = "there are 1 unlabeled examples for 2 processes: use fewer devices"
     assert [rank["refused"] for rank in ranks] == [sentence, sentence]
 
 

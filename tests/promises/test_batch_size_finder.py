@@ -75,7 +75,7 @@ def test_it_leaves_nothing_where_nothing_fits(
     monkeypatch.setattr(Bounded, "most", 3)
     assert main([*WORDS, *FINDER, "--run_name=run"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "sft-lightning: batch_size is 0: give a number of at least 1; if not even one image fits into memory, lower "
+        "sft-lightning: batch_size is 0: give a number of at least 1; if not even one example fits into memory, lower "
         "image_size or unlabeled_ratio"
     )
     assert left(RUN) == ["fit.yaml", "split.csv"]

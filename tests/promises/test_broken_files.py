@@ -215,8 +215,8 @@ def test_they_are_counted(corpus: Corpus, run: Path, caplog: pytest.LogCaptureFi
     count, first = len(corpus.reasons), 'pictures/test/boot/"quoted", twice.gif, pictures/test/boot/1_tenths.jpg, '
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         assert main(["test", str(run), SKIP]) == 0
-    assert f"Data: {count - 4} unreadable images are skipped: {first}" in caplog.text
-    assert f"Data: {count - 3} unreadable images are skipped: {first}" in caplog.text  # test/boot/middle.png
+    assert f"Data: {count - 4} unreadable files are skipped: {first}" in caplog.text
+    assert f"Data: {count - 3} unreadable files are skipped: {first}" in caplog.text  # test/boot/middle.png
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -231,7 +231,7 @@ def test_the_first_one_stops_a_training_before_it_begins(
     monkeypatch.chdir(tmp_path)
     assert main(["fit", *SHORT]) == 2
     assert capsys.readouterr().err == (
-        f"sft-lightning: image 'pictures/{place}/zero\\n.png' cannot be read: it has zero bytes; replace or remove it, "
+        f"sft-lightning: file 'pictures/{place}/zero\\n.png' cannot be read: it has zero bytes; replace or remove it, "
         "or set on_bad_image: skip\n"
     )
     assert not Path(RUN, "metrics.csv").exists()
@@ -246,7 +246,7 @@ def test_predictions_are_of_all_that_can_be_read(
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         assert main([*words, SKIP]) == 0
     agree(listed(run / "skipped_images.txt"), reasons, "pictures/", one_line=True)
-    assert f"Data: {len(reasons)} unreadable images are skipped: " in caplog.text
+    assert f"Data: {len(reasons)} unreadable files are skipped: " in caplog.text
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
         names = [row["path"] for row in csv.DictReader(file)]
     odd = ["really_png.jpg", "good\nlines.png", r"good \xfe.png", 'good, "quoted".png', "animation.gif", "print.jpg"]
@@ -255,7 +255,7 @@ def test_predictions_are_of_all_that_can_be_read(
     capsys.readouterr()
     assert main([*words, "--data.init_args.on_bad_image=raise"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("sft-lightning: image 'pictures/unlabeled/")
+    assert said.startswith("sft-lightning: file 'pictures/unlabeled/")
     assert said.count("\n") == 1
     assert not (run / "predictions.csv").exists()
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_cache import ImageCache
@@ -82,7 +82,7 @@ class ImageCaches:
         paths = [path for images in self._sets for path in images.paths]
         return FileImages(paths, [name for images in self._sets for name in images.ids])
 
-    def cached(self, split: Split, geometry: Geometry, workers: int, bad: BadImages) -> Split:
+    def cached(self, split: Split, geometry: Geometry, workers: int, bad: BadFiles) -> Split:
         """Return the split with images from a cache, after adding those that it lacks.
 
         Args:

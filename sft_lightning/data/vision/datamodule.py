@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import PIL
 from lightning.pytorch.utilities import rank_zero_info
@@ -43,11 +43,9 @@ _UNCHANGED, _STRONG, _PRETRAIN = WeakView(), StrongView(), PretrainView()
 
 
 class ImageDataModule(FewLabelDataModule):
-    """Labeled and unlabeled images.
+    """Labeled and unlabeled images, in batches of the parts that the paradigm requests, as in `FewLabelDataModule`."""
 
-    A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both, as the paradigm
-    requests, and only that is loaded. Validation, test and prediction batches are `Labeled`.
-    """
+    bad_setting: ClassVar[str] = "on_bad_image"
 
     def __init__(
         self,
@@ -172,7 +170,7 @@ class ImageDataModule(FewLabelDataModule):
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
         pretraining = make_pretrain_views(pretrain_view, pretrain_view_2, pretrain_view_local)
         self.pretrain_views, self.local_view = pretraining
-        self.is_converted = image_size is not None or channels is not None
+        self.shape_remedy = "image_size and channels" if image_size is None and channels is None else None
         is_known = class_names is not None and image_size is not None and channels is not None
         shape = (3, 224, 224) if is_known else find_image_shape(self.opened_source) or (3, 224, 224)
         side = image_size or shape[1]

@@ -34,7 +34,7 @@ from PIL import features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error
+from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error
 from sft_lightning.data.digests import combine_digests, digest_files
 from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, cut_out, open_image
 from sft_lightning.utils.atomic import hold_lock, write_json
@@ -169,7 +169,7 @@ class ImageCache:
 
     # --- filling
 
-    def fill(self, rows: NDArray[np.int64], workers: int, bad: BadImages) -> None:
+    def fill(self, rows: NDArray[np.int64], workers: int, bad: BadFiles) -> None:
         """Decode the files that are not stored yet, or wait for another process that does.
 
         The lock is that of the file system (`flock`): processes of one machine wait for each other, and so do machines
@@ -240,7 +240,7 @@ class ImageCache:
             f"({_gigabytes(free)} are free there)."
         )
 
-    def _store(self, missing: NDArray[np.int64], rows: FileIO, workers: int, bad: BadImages) -> None:
+    def _store(self, missing: NDArray[np.int64], rows: FileIO, workers: int, bad: BadFiles) -> None:
         loader: DataLoader[Any] = DataLoader(
             _Storing(self, missing),
             batch_size=_BATCH,

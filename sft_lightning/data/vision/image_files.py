@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error, show_path
 from sft_lightning.data.vision.file_checks import check_file
@@ -71,6 +71,8 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
             if image.mode not in READABLE_MODES | DEEP_MODES:
                 raise OSError(f"its pixels are of the mode {image.mode!r}, which cannot be converted to RGB")
             yield image
+    except UnidentifiedImageError as error:
+        raise OSError("it is not an image of a known format") from error
     except (OSError, Warning):  # a Warning is raised where the user turns warnings into errors
         raise
     except Image.DecompressionBombError as error:

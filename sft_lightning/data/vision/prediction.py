@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error
+from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.storage import collate
 from sft_lightning.data.vision.images import Geometry, decode
@@ -67,7 +67,7 @@ class FileLoader:
     """
 
     def __init__(
-        self, listing: Listing, geometry: Geometry, batch_size: int, workers: int, bad: BadImages,
+        self, listing: Listing, geometry: Geometry, batch_size: int, workers: int, bad: BadFiles,
         rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
         """Prepare the loader; nothing is read.

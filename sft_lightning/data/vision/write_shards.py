@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning.data.bad_examples import UNREADABLE, BadImages, describe_read_error
+from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error
 from sft_lightning.data.mmap_columns import write_texts
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.source import Examples, Source
@@ -37,7 +37,7 @@ def write_shards(
     shard_size: int = 1000,
     image_size: int | None = None,
     split_file: Path | None = None,
-    bad: BadImages | None = None,
+    bad: BadFiles | None = None,
     seed: int = 0,
 ) -> dict[str, int]:
     """Write a folder of shards, completely or not at all.
@@ -64,7 +64,7 @@ def write_shards(
     check_min(1, shard_size=shard_size, **({} if image_size is None else {"image_size": image_size}))
     if out.exists():
         raise InputError(f"{str(out)!r} already exists: give the path of a new folder, or remove it")
-    bad = bad or BadImages()
+    bad = bad or BadFiles(setting="on_bad_image")
     parts = {name: readable(part, bad, measures=True) for name, part in source.load().items()}
     facts = [part.storage.facts for part in parts.values() if isinstance(part.storage, EncodedImages)]
     measured = choose_ranges(value for one in facts if one is not None for value in one.values)
@@ -94,7 +94,7 @@ class _PartWriter:
     """Writer of the shards of one split."""
 
     def __init__(
-        self, folder: Path, shard_size: int, image_size: int | None, bad: BadImages, ranges: ValueRanges
+        self, folder: Path, shard_size: int, image_size: int | None, bad: BadFiles, ranges: ValueRanges
     ) -> None:
         self.folder, self.shard_size, self.image_size = folder, shard_size, image_size
         self.bad, self.ranges = bad, ranges

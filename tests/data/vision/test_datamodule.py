@@ -210,7 +210,7 @@ def small_idx(tmp_path: Path) -> Path:
 
 
 def test_unlabeled_source_of_another_shape_is_refused(small_idx: Path) -> None:
-    with pytest.raises(InputError, match=re.escape("images of shape (1, 6, 6), source 'sample' of (1, 28, 28)")):
+    with pytest.raises(InputError, match=re.escape("examples of shape (1, 6, 6), source 'sample' of (1, 28, 28)")):
         make_data(unlabeled_source="MNIST", root=str(small_idx))
     data = make_data(unlabeled_source="MNIST", root=str(small_idx), image_size=14, num_labels=10)
     assert len(data.splits["unlabeled"]) == 4
@@ -256,7 +256,7 @@ def test_impossible_split_sizes_are_refused_by_setup(options: dict[str, Any], wo
     [
         ({"num_labels": 0}, "labeled", "source 'sample' gives no label to train on (num_labels is 0)"),
         ({"source": "sample-digits"}, "labeled", "source 'sample-digits' gives no label to train on"),
-        ({}, "unlabeled", "source 'sample' gives no unlabeled image"),
+        ({}, "unlabeled", "source 'sample' gives no unlabeled example"),
     ],
 )
 def test_missing_split_that_is_needed_is_named(tmp_path: Path, options: dict[str, Any], part: str, words: str) -> None:
@@ -274,7 +274,7 @@ def test_unlabeled_images_may_be_missing_if_they_are_not_needed(tmp_path: Path) 
 
 def test_test_stage_without_test_images_is_refused(folder: MakeFolder, tmp_path: Path) -> None:
     data = ImageDataModule(str(folder("a", "b")), test_size=0, image_size=8, num_workers=0)
-    with pytest.raises(InputError, match="has no test image"):
+    with pytest.raises(InputError, match="has no test example"):
         trainer(tmp_path).test(Recorder(), data)
 
 
@@ -379,7 +379,7 @@ def damaged(folder: MakeFolder) -> Path:
 
 
 def test_unreadable_images_stop_the_run_before_the_first_step(damaged: Path) -> None:
-    with pytest.raises(InputError, match=re.escape(f"image '{damaged}/train/a/0.png' cannot be read: it has zero")):
+    with pytest.raises(InputError, match=re.escape(f"file '{damaged}/train/a/0.png' cannot be read: it has zero")):
         make_data(source=str(damaged))
 
 
@@ -396,7 +396,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(
         f"train/{i}.png" for i in ("b/0", "b/1", "b/3", "b/4", "b/5")
     ]
     assert [len(batch["labeled"].x) for batch in model.seen] == [8]
-    assert "3 unreadable images are skipped: " in caplog.text
+    assert "3 unreadable files are skipped: " in caplog.text
     assert run.log_dir is not None
     listed = dict(line.split("\t") for line in (Path(run.log_dir) / SKIPPED).read_text().splitlines())
     assert list(listed) == sorted(

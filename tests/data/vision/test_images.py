@@ -8,7 +8,7 @@ import sklearn.datasets
 import torch
 from PIL import Image
 
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.equal_examples import find_duplicates
 from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.file_checks import find_damage
@@ -243,9 +243,9 @@ def test_image_damaged_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_are_refused_or_listed() -> None:
-    with pytest.raises(InputError, match=r"image 'a.png' cannot be read: zero bytes; .* on_bad_image: skip"):
-        BadImages().report("a.png", "zero bytes")
-    bad = BadImages("skip")
+    with pytest.raises(InputError, match=r"file 'a.png' cannot be read: zero bytes; .* on_bad_image: skip"):
+        BadFiles().report("a.png", "zero bytes")
+    bad = BadFiles("skip")
     bad.report("a.png", "zero bytes")
     assert bad.reasons == {"a.png": "zero bytes"}
 

@@ -65,7 +65,7 @@ def test_link_to_a_class_folder_is_a_copy_with_another_label(folder: MakeFolder)
     (source / "feline").symlink_to("cat")
     data = ImageDataModule(str(source), image_size=8)
     data.setup("fit")
-    assert [one for one in data.request.findings if re.match(r"8 images have copies with another .*'cat/", str(one))]
+    assert [one for one in data.request.findings if re.match(r"8 examples have copies with another .*'cat/", str(one))]
 
 
 @pytest.mark.parametrize(

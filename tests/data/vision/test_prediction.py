@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.prediction import FileLoader
 from sft_lightning.data.vision.prediction_files import FolderListing
@@ -21,9 +21,9 @@ GEOMETRY = Geometry(6, 1)
 
 
 def loader(
-    path: Path, bad: BadImages | None = None, workers: int = 0, size: int = 3, rank: tuple[int, int] = (0, 1)
+    path: Path, bad: BadFiles | None = None, workers: int = 0, size: int = 3, rank: tuple[int, int] = (0, 1)
 ) -> FileLoader:
-    return FileLoader(FolderListing(path), GEOMETRY, size, workers, bad or BadImages(), *rank)
+    return FileLoader(FolderListing(path), GEOMETRY, size, workers, bad or BadFiles(), *rank)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -65,7 +65,7 @@ def test_unreadable_files_are_left_out_or_refused(folder: MakeFolder) -> None:
     for i in (1, 3, 4, 5):
         (path / "a" / f"{i}.png").write_bytes(b"not an image")
     (path / "a" / "7.png").symlink_to("gone")
-    bad = BadImages("skip")
+    bad = BadFiles("skip")
     batches = list(loader(path, bad, workers=2))
     assert [batch.names for batch in batches] == [["a/0.png", "a/2.png"], ["a/6.png"]]  # a batch of none is none
     assert sorted(bad.reasons) == [str(path / "a" / f"{i}.png") for i in (1, 3, 4, 5, 7)]
@@ -86,7 +86,7 @@ def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
     (batch,) = loader(tmp_path)
     assert batch.names == [r"caf\xe9.png"]
     Path(path).write_bytes(b"")
-    bad = BadImages("skip")
+    bad = BadFiles("skip")
     assert not list(loader(tmp_path, bad))
     bad.write(tmp_path, 0)
     assert "caf\\xe9.png" in (tmp_path / "skipped_images.txt").read_text()
@@ -107,7 +107,7 @@ class Counted(FolderListing):
 def test_files_are_listed_as_they_are_read(workers: int, most: int, folder: MakeFolder) -> None:
     found = Counted(folder("a", count=40))
     found.asked = 0
-    own = iter(FileLoader(found, GEOMETRY, 2, workers, BadImages()))
+    own = iter(FileLoader(found, GEOMETRY, 2, workers, BadFiles()))
     next(own)
     assert 2 <= found.asked <= most
     assert len(list(own)) == 19

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.audit.image_checks import summarize_files
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.cached_images import ImageCaches
@@ -68,7 +68,7 @@ def test_a_cache_has_the_same_padded_images(tmp_path: Path) -> None:
     green = (10, 200, 30)
     for scale in (None, (0.3, 1.0)):
         geometry = Geometry(16, background=green, resize="pad", scale=scale)
-        split = ImageCaches(tmp_path / "cache", [part]).cached(Split(part, [0, 1, 2, 3]), geometry, 0, BadImages())
+        split = ImageCaches(tmp_path / "cache", [part]).cached(Split(part, [0, 1, 2, 3]), geometry, 0, BadFiles())
         for i, path in enumerate(paths):
             seed = None if geometry.scale is None else i
             found = split.part.storage.read(i, geometry, seed)  # type: ignore[attr-defined]

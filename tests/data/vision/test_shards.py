@@ -19,7 +19,7 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.bad_examples import BadImages
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import Stream, TrainLoader
 from sft_lightning.data.sample_orders import Windowed
@@ -193,7 +193,7 @@ def test_unreadable_images_stop_sharding_or_are_skipped(
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.part").exists()
     assert shard(*words, "--on_bad_image", "skip") == 0
-    assert "2 unreadable images are skipped" in capsys.readouterr().err
+    assert "2 unreadable files are skipped" in capsys.readouterr().err
     part = open_source(str(tmp_path / "out")).load()["train"]
     assert set(part.ids) == {"x/0.png", "x/3.png"}
     assert set(content(part)) == {"x/0.png", "x/3.png"}
@@ -287,7 +287,7 @@ def test_damaged_image_in_a_shard_is_an_unreadable_image(copied: Path) -> None:
     broken = next(iter(open_source(str(copied)).load()["train"].ids))
     assert sum(len(batch.indices) for batch in data.batches_of("labeled", torch.device("cpu"))) == 41
     assert list(data.bad.reasons) == [str(copied / "train" / broken)]
-    data.bad = BadImages()
+    data.bad = BadFiles()
     with pytest.raises(InputError, match="cannot be read: it is not an image of a known format"):
         list(data.batches_of("labeled", torch.device("cpu")))
 
@@ -329,7 +329,7 @@ def test_equal_images_are_found_across_shards_and_files(files: Path, shards: Pat
     request = SplitConfig()
     splits = make_splits({"train": open_source(str(shards)).load()["test"], "test": only_test}, None, request, "abc")
     assert not len(splits["labeled"])
-    assert "12 images were dropped" in str(request.findings[0])
+    assert "12 examples were dropped" in str(request.findings[0])
 
 
 def test_images_of_shards_are_not_kept_in_memory(shards: Path) -> None:

@@ -216,7 +216,7 @@ def test_class_order_holds_with_a_class_named_nan(images: Path, first: int) -> N
             [HEADER, ("a.png", "", "", "p"), ("b.png", "x", "val", "p")],
             "group 'p' is in train (line 2) and val (line 3)",
         ),
-        ([HEADER, ("a.png", "cat"), ("b.png", "cta", "val")], "line 3: no training image has the class 'cta'"),
+        ([HEADER, ("a.png", "cat"), ("b.png", "cta", "val")], "line 3: no training example has the class 'cta'"),
     ],
 )
 def test_manifest_errors_name_the_line(images: Path, rows: list[tuple[str, ...]], words: str) -> None:
@@ -259,5 +259,5 @@ def test_unlabeled_source_gives_training_and_unlabeled_pictures_without_labels(f
 
 def test_unlabeled_source_with_nothing_to_train_on_is_refused(images: Path) -> None:
     path = write_table(images / "m.csv", filled(HEADER, ("a.png", "x", "test")))
-    with pytest.raises(InputError, match="has no training or unlabeled image"):
+    with pytest.raises(InputError, match="has no training or unlabeled example"):
         open_unlabeled(str(path))
