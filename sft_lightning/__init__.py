@@ -1,4 +1,4 @@
-"""sft-lightning: learning from few labels and many unlabeled images, on PyTorch Lightning."""
+"""sft-lightning: learning from few labels and many unlabeled examples, on PyTorch Lightning."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -74,7 +74,7 @@ class WhitenedPCA(FittedModule):
             if batch.shape[1] > MAX_FEATURES:
                 raise InputError(
                     f"principal components of {batch.shape[1]} values take too much memory: give at most "
-                    f"{MAX_FEATURES}, such as smaller images"
+                    f"{MAX_FEATURES}, such as smaller inputs or the features of a network"
                 )
             x = batch.detach().cpu().double()
             if not count:  # sums are taken from near the mean, so that they do not cancel

@@ -63,14 +63,14 @@ COMMANDS = {
     ),
     "predict": Command(
         "train and use",
-        "Writes the class and probabilities of each image to predictions.csv.",
+        "Writes the class and probabilities of each example to predictions.csv.",
         (f"predict {RUN} my_images/", f"predict {RUN}"),
         takes_fit=True,
-        words={"RUN": "ckpt_path", "IMAGES": "data.init_args.predict_source"},
+        words={"RUN": "ckpt_path", "DATA": "data.init_args.predict_source"},
     ),
     "solve": Command(
         "train and use",
-        "Compares methods on your labels, trains the best, and says whether unlabeled images helped and what to label.",
+        "Compares methods on your labels, trains the best, says whether unlabeled examples helped and what to label.",
         ("solve sample --num_labels 40 --minutes 1", "solve my_images/ --minutes 30 --name mine"),
         "sft_lightning.solver.solve:solve",
         words={"SOURCE": "source"},
@@ -84,7 +84,7 @@ COMMANDS = {
     ),
     "preview": Command(
         "before training",
-        "Draws training images beside their weak and strong views.",
+        "Draws training examples beside their weak and strong views.",
         ("preview --config configs/semi_supervised/shared.yaml --config configs/semi_supervised/fixmatch.yaml",),
         "sft_lightning.report.preview:preview",
         takes_fit=True,
@@ -98,14 +98,14 @@ COMMANDS = {
     ),
     "select": Command(
         "before training",
-        "Chooses which unlabeled images to label first, typical and diverse ones, and shows them on a page.",
+        "Chooses which unlabeled examples to label first, typical and diverse ones, and shows them on a page.",
         ("select sample --num_labels 20 --hide_labels true", f"select my_images/ --start {RUN} --hide_labels true"),
         "sft_lightning.selection.select:select",
         words={"SOURCE": "source"},
     ),
     "label": Command(
         "before training",
-        "Shows images one by one on a page of this machine, and writes the label of each key to labels.csv.",
+        "Shows examples one by one on a page of this machine, and writes the label of each key to labels.csv.",
         ("label sample --num_labels 20 --hide_labels true --static label.html",),
         "sft_lightning.selection.label:label",
         words={"SOURCE": "source"},
@@ -119,7 +119,7 @@ COMMANDS = {
     ),
     "find-batch-size": Command(
         "before training",
-        "Measures images per second by batch size until memory runs out, and suggests a batch size.",
+        "Measures examples per second by batch size until memory runs out, and suggests a batch size.",
         (f"find-batch-size --config {FINE_TUNE}", f"find-batch-size --config {FINE_TUNE} --max 64 --seconds 3"),
         "sft_lightning.tuning.find_batch_size:find_batch_size",
         takes_fit=True,
@@ -133,7 +133,7 @@ COMMANDS = {
     ),
     "study": Command(
         "compare",
-        "Compares methods over label budgets and seeds: did the unlabeled images help?",
+        "Compares methods over label budgets and seeds: did the unlabeled examples help?",
         ("study --config configs/study/quickstart.yaml --jobs 2",),
         "sft_lightning.study.study:study",
     ),
@@ -265,7 +265,7 @@ def suggest_command(folder: Path) -> str:
 def format_help() -> str:
     """Return the general help."""
     lines = ["usage: sft-lightning COMMAND [options]", ""]
-    lines += [f"Learn from few labels and many unlabeled images (version {__version__}).", ""]
+    lines += [f"Learn from few labels and many unlabeled examples (version {__version__}).", ""]
     for group, names in groupby(COMMANDS, lambda name: COMMANDS[name].group):
         lines += [f"{group}:", *(f"  {name:<17}{COMMANDS[name].does}" for name in names), ""]
     shown = [COMMANDS[name].examples[0] for name in ("fit", "test", "predict", "report")]

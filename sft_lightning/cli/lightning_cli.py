@@ -153,7 +153,7 @@ class SFTCLI(LightningCLI):
         """Keep the config. Lightning would replace it with the checkpoint's, even the model's class (pl#21116)."""
 
     def before_instantiate_classes(self) -> None:
-        """Apply what the checkpoint determines: classes, image size and the settings of the optimizer."""
+        """Apply what the checkpoint determines: classes, input size and the settings of the optimizer."""
         config = self.config[self.config.subcommand]
         if config.get("model") is None or config.get("data") is None:
             raise InputError(NO_MODEL_OR_DATA)

@@ -36,9 +36,10 @@ def set_splits(data: FewLabelDataModule, config: Any, run: Path | None) -> None:
     elif data.split_file is None and data.predict_source is None:
         what = "the split is chosen anew from the present data, and may hold out"
         if data.test_on == "all":
-            what = "all labeled images are measured, and may include"
+            what = "all labeled examples are measured, and may include"
         rank_zero_info(
-            f"Data: checkpoint {checkpoint!r} has no {MANIFEST} of its run: {what} images that the run was trained on."
+            f"Data: checkpoint {checkpoint!r} has no {MANIFEST} of its run: {what} examples that the run was trained "
+            "on."
         )
 
 
@@ -108,14 +109,14 @@ def _find_starts(config: Any) -> tuple[list[Path], list[Finding]]:
         starts += [split for split in found if split not in starts]
         if path.suffix == ".ckpt" and find_run(path) is None:
             message = (
-                f"{name} {given!r} is a checkpoint outside of its run: whether it has learned labels of test images is "
-                "not known"
+                f"{name} {given!r} is a checkpoint outside of its run: whether it has learned labels of test "
+                "examples is not known"
             )
             unknown.append(Finding("leak", message, [str(path)]))
         if missing:
             message = (
                 f"{name} {given!r} has learned labels in {', '.join(missing)}, which has no {MANIFEST} any more: "
-                "whether they are labels of test images is not known"
+                "whether they are labels of test examples is not known"
             )
             unknown.append(Finding("leak", message, missing))
     return starts, unknown

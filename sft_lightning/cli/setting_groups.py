@@ -40,7 +40,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
     "SemiSupervisedModule": {
-        "Unlabeled images": ("strategy", "lambda_u", "lambda_ramp", "ramp_steps", "ema_decay", "control"),
+        "Unlabeled examples": ("strategy", "lambda_u", "lambda_ramp", "ramp_steps", "ema_decay", "control"),
         "Schedule": ("schedule", "warmup_steps", "supervised_steps", "unsupervised_steps"),
     },
 }  # fmt: skip

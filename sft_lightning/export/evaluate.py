@@ -1,4 +1,4 @@
-"""Evaluation of a trained network at export: metrics on its own run's images, and images to check a program on."""
+"""Evaluation of a trained network at export: metrics on its own run's examples, and inputs to check a program on."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,27 +17,27 @@ from sft_lightning.runs.trained_network import TrainedNetwork
 from sft_lightning.tasks.classification_metrics import ClassifierMetrics
 from sft_lightning.utils.errors import InputError, find_input_error
 
-PARITY_IMAGES = 128  # images that a program is compared on; of more, it would only repeat more of the same
+NUM_COMPARED = 128  # examples that a program is compared on; of more, it would only repeat more of the same
 _SPLITS = {"test": "test", "val": "validation", "labeled": "labeled training", "unlabeled": "unlabeled training"}
 
 
 @dataclass
 class ExportEvaluation:
-    """Metrics of a network, and images for a comparison.
+    """Metrics of a network, and inputs for a comparison.
 
     Attributes:
-        kind: Kind of the images: `test`, `validation`, `labeled training`, `unlabeled training` or `random`.
-        images: Images for a comparison, uint8, (N, C, H, W), at most `PARITY_IMAGES`; none where no program is written.
-        metrics: Metrics of the classifier by name, on `count` images of `total`; empty if not measured.
-        count: Number of images with a label.
-        total: Number of images of the split.
+        kind: Kind of the examples: `test`, `validation`, `labeled training`, `unlabeled training` or `random`.
+        inputs: Inputs for a comparison, uint8, (N, C, H, W), at most `NUM_COMPARED`; none where no program is written.
+        metrics: Metrics of the classifier by name, on `count` examples of `total`; empty if not measured.
+        count: Number of examples with a label.
+        total: Number of examples of the split.
         temperature: Divisor of the logits before the softmax, as in `predict`; 1 if unknown.
-        calibrated_on: Number of validation images that the temperature was fitted on.
-        random_reason: Why the images are random ones.
+        calibrated_on: Number of validation examples that the temperature was fitted on.
+        random_reason: Why the inputs are random ones.
     """
 
     kind: str
-    images: Tensor
+    inputs: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
     count: int = 0
     total: int = 0
@@ -47,20 +47,20 @@ class ExportEvaluation:
 
 
 def evaluate_export(
-    run: str, trained: TrainedNetwork, folder: Path | None, most: int, compared: int = PARITY_IMAGES
+    run: str, trained: TrainedNetwork, folder: Path | None, most: int, compared: int = NUM_COMPARED
 ) -> ExportEvaluation:
-    """Evaluate a network on the test split, else on validation, else on training images; on random ones without data.
+    """Evaluate a network on the test split, else on validation, else on training examples; on random ones without data.
 
     The splits are those of the run's own `split.csv`: splits made anew from data that grew or shrank since could put
-    training images into the test split.
+    training examples into the test split.
 
     Args:
         run: Folder of a run, or a checkpoint.
         trained: Network of the run, possibly changed since.
         folder: Folder of the run, if there is one.
-        most: Largest number of held-out images for metrics, and of validation images for the temperature, sampled with
+        most: Largest number of held-out examples for metrics, and of validation ones for the temperature, sampled with
             the data's seed; 0 for neither.
-        compared: Number of images to return for a comparison.
+        compared: Number of inputs to return for a comparison.
     """
     manifest = None if folder is None else folder / MANIFEST
     options = [f"--data.init_args.split_file={manifest}"] if manifest is not None and manifest.is_file() else []
@@ -72,24 +72,23 @@ def evaluate_export(
         if reason is None:
             raise
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(
-            0, 256, (compared, *trained.metadata["image_shape"]), dtype=torch.uint8, generator=generator
-        )
-        return ExportEvaluation("random", images, random_reason=str(reason))
+        shape = (compared, *trained.metadata["image_shape"]) if compared else (0,)
+        inputs = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return ExportEvaluation("random", inputs, random_reason=str(reason))
 
 
 def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compared: int) -> ExportEvaluation:
     data = opened.data
     name = next((n for n in _SPLITS if len(data.splits[n])), None)
     if name is None:
-        raise InputError(f"run {opened.name!r} has no image")
-    images = torch.empty(0, *data.input_spec.shape, dtype=torch.uint8)
+        raise InputError(f"run {opened.name!r} has no example")
+    inputs = torch.empty(0, *data.input_spec.shape, dtype=torch.uint8)
     if compared and data.input_spec.modality == "image":
         batches = list(data.batches_of(add_subset(data, name, compared), torch.device("cpu")))
         if not batches:
-            raise InputError(f"no {_SPLITS[name]} image of run {opened.name!r} can be read")
-        images = torch.cat([(batch.x * 255).round().to(torch.uint8) for batch in batches])
-    evaluation = ExportEvaluation(_SPLITS[name], images, total=len(data.splits[name]))
+            raise InputError(f"no {_SPLITS[name]} example of run {opened.name!r} can be read")
+        inputs = torch.cat([(batch.x * 255).round().to(torch.uint8) for batch in batches])
+    evaluation = ExportEvaluation(_SPLITS[name], inputs, total=len(data.splits[name]))
     if not most or not trained.head:
         return evaluation
     logits, y = _predict_split(trained, data, "val", most)
@@ -113,7 +112,7 @@ def _predict_split(trained: TrainedNetwork, data: FewLabelDataModule, name: str,
     chosen = add_subset(data, name, most)
     x = features(trained.network(), data, chosen)
     if x is None:
-        raise InputError(f"some {_SPLITS[name]} images cannot be read")
+        raise InputError(f"some {_SPLITS[name]} examples cannot be read")
     y = data.splits[chosen].labels
     return F.linear(x, trained.head["weight"], trained.head["bias"])[y >= 0], y[y >= 0]
 

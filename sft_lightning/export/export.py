@@ -15,7 +15,7 @@ from sft_lightning.classifiers import Classifier
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
-from sft_lightning.export.evaluate import PARITY_IMAGES, evaluate_export
+from sft_lightning.export.evaluate import NUM_COMPARED, evaluate_export
 from sft_lightning.export.model_card import CardData, format_model_card
 from sft_lightning.export.programs import check_format, describe_parity, write_program
 from sft_lightning.export.usage_snippet import describe_preprocessing, metadata_path
@@ -46,7 +46,7 @@ def export(
     """Write a part of a trained model, with a JSON of the same name and a model card beside it.
 
     A program (`onnx`, `pt2`) takes uint8 images and returns logits, or features for a backbone. It is read back and
-    compared with PyTorch on images of the run; a program that differs is not written.
+    compared with PyTorch on examples of the run; a program that differs is not written.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
@@ -55,7 +55,7 @@ def export(
         out: Path of the file; null for PART.FORMAT in the run's folder.
         wise: alpha of WiSE-FT: weights (1 - alpha) * start + alpha * tuned, where the start is what the run started
             from.
-        measure_on: Number of images of the test split (else of validation) for the card's metrics, sampled with the
+        measure_on: Number of examples of the test split (else of validation) for the card's metrics, sampled with the
             data's seed; 0 for a card without metrics.
 
     Returns:
@@ -91,15 +91,13 @@ def export(
     config = {} if folder is None else _read_config(folder / "fit.yaml")
     data = config.get("data") or {}
     known = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
-    metadata: dict[str, Any] = {
-        "part": part,
-        **trained.metadata,
-        "preprocessing": describe_preprocessing(trained.metadata, known),
-    }
+    metadata: dict[str, Any] = {"part": part, **trained.metadata}
+    if "image_shape" in metadata:
+        metadata["preprocessing"] = describe_preprocessing(metadata, known)
     most = measure_on if trained.head and folder is not None else 0
     if most:
-        rank_zero_info(f"Measuring on at most {most:,} images (--measure_on 0 leaves it out).")
-    compared = 0 if format == "safetensors" else PARITY_IMAGES
+        rank_zero_info(f"Measuring on at most {most:,} examples (--measure_on 0 leaves it out).")
+    compared = 0 if format == "safetensors" else NUM_COMPARED
     evaluation = evaluate_export(run, trained, folder, most, compared) if most or compared else None
     if evaluation is not None and evaluation.metrics:
         metadata["metrics"] = {"split": evaluation.kind, "images": evaluation.count, **evaluation.metrics}

@@ -23,6 +23,7 @@ from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.environment import format_machine as machine_in_words
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 
 BLANK = "**To be filled in by you:** ____"
 _MAX_CLASSES = 100  # classes that a table can hold
@@ -32,6 +33,12 @@ _METRICS = {
     "calibration_error": "expected calibration error (15 bins)",
     "calibrated_error": "the same with the temperature",
     "loss": "cross-entropy",
+}
+# Names that hubs have for what a classifier and a network without a head do.
+_HUB_TASKS = {
+    "image": ("image-classification", "image-feature-extraction"),
+    "text": ("text-classification", "feature-extraction"),
+    "audio": ("audio-classification", "feature-extraction"),
 }
 _SPLIT_TITLES = {"labeled": "labeled", "val": "validation", "test": "test"}
 
@@ -49,6 +56,7 @@ class CardData:
         config: Config of `fit`; empty where it is unknown.
         evaluation: Evaluation at export; None if there was none.
         name: Name of the run.
+        spec: Inputs of the network.
         counts: Number of examples by split and class; empty where they are unknown.
     """
 
@@ -60,11 +68,13 @@ class CardData:
     config: dict[str, Any]
     evaluation: ExportEvaluation | None
     name: str = field(init=False)
+    spec: InputSpec = field(init=False)
     counts: dict[str, Counter[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read how the data was split."""
         self.name = self.checkpoint.name if self.folder is None else "/".join(self.folder.resolve().parts[-2:])
+        self.spec = InputSpec.from_settings(self.metadata) or InputSpec("unknown", ())
         self.counts = {}
         if self.folder is not None:
             with suppress(InputError):  # the card says that they are unknown
@@ -126,7 +136,10 @@ def escape_markdown(value: object) -> str:
 
 def _format_front_matter(card: CardData) -> str:
     metadata, evaluation = card.metadata, card.evaluation
-    task = "image-classification" if metadata["part"] == "model" else "image-feature-extraction"
+    classifier, network = _HUB_TASKS.get(
+        card.spec.modality, (f"{card.spec.modality}-classification", "feature-extraction")
+    )
+    task = classifier if metadata["part"] == "model" else network
     front: dict[str, Any] = {
         "library_name": {"onnx": "onnx", "pt2": "pytorch"}.get(metadata.get("format", ""), "sft-lightning"),
         "pipeline_tag": task,
@@ -166,13 +179,13 @@ def _write_use(card: CardData) -> str:
 
 def _write_intended(card: CardData) -> str:
     metadata, source = card.metadata, escape_markdown(card.get_setting("data", "source") or "the training data")
-    names = metadata["class_names"]
+    names, like = metadata["class_names"], f"{card.spec.plural} like those of {source}"
     if not names:
-        what = f"Features of images like those of {source}, for another network to learn from."
+        what = f"Features of {like}, for another network to learn from."
     elif metadata["part"] == "backbone":
-        what = f"Features of images like those of {source}; they were learned to tell {len(names)} classes apart."
+        what = f"Features of {like}; they were learned to tell {len(names)} classes apart."
     else:
-        what = f"To tell {len(names)} classes apart in images like those of {source}."
+        what = f"To tell {len(names)} classes apart in {like}."
     return f"{what}\n\n{BLANK} who is to use it for what, and what must not depend on it."
 
 
@@ -181,7 +194,8 @@ def _write_data(card: CardData) -> str:
     lines = [f"- source: {escape_markdown(source) if source else 'unknown'}"]
     if card.get_setting("data", "unlabeled_source"):
         lines.append(
-            f"- source of the unlabeled images: {escape_markdown(card.get_setting('data', 'unlabeled_source'))}"
+            f"- source of the unlabeled {card.spec.plural}: "
+            f"{escape_markdown(card.get_setting('data', 'unlabeled_source'))}"
         )
     if card.get_setting("data", "labels"):
         lines.append(f"- labels beside the source: {escape_markdown(card.get_setting('data', 'labels'))}")
@@ -209,34 +223,35 @@ def _write_labels(card: CardData) -> str:
     if not card.counts:
         return "Unknown, since there is no `split.csv` that can be read."
     if made_by == "AutoencoderModule":
-        return f"None was used: it learned to redraw {others:,} images."
+        return f"None was used: it learned to reconstruct {card.spec.count(others)}."
     if made_by == "SelfSupervisedModule":
         objective = card.get_setting("model", "objective")
-        return f"None was used: it learned from random views of {others:,} examples by {objective}."
+        return f"None was used: it learned from random views of {card.spec.count(others)} by {objective}."
+    plural = card.spec.plural
     budget = [f"{n}: {v}" for n in ("num_labels", "labels_per_class") if (v := card.get_setting("data", n)) is not None]
     sentences = [f"{labeled:,} labels were used ({budget[0] if budget else 'all that there were'})."]
     if made_by == "SemiSupervisedModule":
         weight = f"`{card.get_setting('model', 'schedule')}`, lambda {card.get_setting('model', 'lambda_u')}"
         sentences.append(
-            f"From {others:,} unlabeled images it learned by {card.get_setting('model', 'strategy')} ({weight})."
+            f"From {others:,} unlabeled {plural} it learned by {card.get_setting('model', 'strategy')} ({weight})."
         )
     elif made_by == "FrozenFeatureClassifier":
         classifier = card.get_setting("model", "classifier") or "LogisticRegression"
         sentences.append(f"{classifier} was fitted to their features without gradient steps.")
         if components := card.get_setting("model", "whiten"):
             sentences.append(
-                f"It takes at most {components} whitened principal components of all training images, of which "
+                f"It takes at most {components} whitened principal components of all training {plural}, of which "
                 f"{others:,} have no label."
             )
     else:
         sentences.append(
-            f"The {others:,} unlabeled images were not looked at." if others else "There were no other images."
+            f"The {others:,} unlabeled {plural} were not looked at." if others else f"There were no other {plural}."
         )
     if made_by == "DecoupledFeatureClassifier":
         head = f"the classifier is `{card.get_setting('model', 'head')}`"
         sentences.append(f"The features were learned by {card.get_setting('model', 'feature_loss')}, {head}.")
     if card.count_examples("val"):
-        sentences.append(f"The labels of {card.count_examples('val'):,} validation images were measured against.")
+        sentences.append(f"The labels of {card.count_examples('val'):,} validation {plural} were measured against.")
     return " ".join([*sentences, "What it started from may have learned from others: see the lineage below."])
 
 
@@ -246,7 +261,8 @@ def _write_metrics(card: CardData) -> str:
         m, count = evaluation.metrics, evaluation.count
         which = f"all {count:,}" if count == evaluation.total else f"{count:,} of the {evaluation.total:,}"
         sentences = [
-            f"Measured at export, with PyTorch, on {which} images of the {evaluation.kind} split: {card.iterate}."
+            f"Measured at export, with PyTorch, on {which} {card.spec.plural} of the {evaluation.kind} split: "
+            f"{card.iterate}."
         ]
         low, high = wilson(m["accuracy"], count)
         rows = [f"| {words} | {m[name]:.4f} |" for name, words in _METRICS.items() if name in m]
@@ -271,7 +287,7 @@ def _write_temperature(card: CardData) -> list[str]:
     labels = (
         f"{temperature['held_out_labels']:,} labels, held out in turn,"
         if "held_out_labels" in temperature
-        else (f"the labels of {temperature['validation_images']:,} validation images")
+        else (f"the labels of {temperature['validation_images']:,} validation {card.spec.plural}")
     )
     value = f"{temperature['value']:.3f}"
     return [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
@@ -284,7 +300,7 @@ def _write_recorded(card: CardData) -> str:
         return ""
     values = {n: v for n in _METRICS for at, v in curves.get(f"val/{n}", []) if at == step - 1}
     listed = ", ".join(f"{_METRICS[n]} {v:.4f}" for n, v in values.items())
-    count = f"{card.count_examples('val'):,} images of the " if card.count_examples("val") else ""
+    count = f"{card.spec.count(card.count_examples('val'))} of the " if card.count_examples("val") else ""
     return f"By the run's own record, on {count}validation split: {listed} ({card.iterate})." if values else ""
 
 
@@ -304,13 +320,15 @@ def _write_training(card: CardData) -> str:
 
 def _write_limits(card: CardData) -> str:
     metadata = card.metadata
-    channels, height, width = metadata["image_shape"]
-    color = "gray" if channels == 1 else "color"
-    limits = [f"It sees {width} x {height} {color} pixels of the central square: nothing smaller, nothing outside it."]
+    limits = []
+    if card.spec.modality == "image":
+        channels, height, width = card.spec.shape
+        pixels = f"{width} x {height} {'gray' if channels == 1 else 'color'} pixels"
+        limits.append(f"It sees {pixels} of the central square: nothing smaller, nothing outside it.")
     if metadata["class_names"] and metadata["part"] != "backbone":
         limits.append(
-            f"It knows {len(metadata['class_names'])} classes and no other: an image of none of them is given one all "
-            "the same, and its probability can be high. It does not say that something is unknown."
+            f"It knows {len(metadata['class_names'])} classes and no other: what belongs to none of them is given one "
+            "all the same, and its probability can be high. It does not say that something is unknown."
         )
         by_class = {c: card.counts["labeled"][c] for c in metadata["class_names"]} if card.counts else {}
         if by_class:
@@ -322,11 +340,11 @@ def _write_limits(card: CardData) -> str:
             )
         unseen = [c for c in by_class if not card.counts["test"][c]]
         if unseen and card.count_examples("test"):
-            limits.append(f"Without an image in the test split: {', '.join(map(escape_markdown, unseen))}.")
+            limits.append(f"Without an example in the test split: {', '.join(map(escape_markdown, unseen))}.")
     source = escape_markdown(card.get_setting("data", "source") or "its data")
     limits.append(
-        f"It was not evaluated on images from elsewhere than {source}, such as other cameras, places or times, nor by "
-        "groups of people or things in them, nor on images made to mislead it. On what is unlike the training data it "
-        "can be wrong and sure of it."
+        f"It was not evaluated on {card.spec.plural} from elsewhere than {source}, such as other devices, places or "
+        f"times, nor by groups of people or things in them, nor on {card.spec.plural} made to mislead it. On what is "
+        "unlike the training data it can be wrong and sure of it."
     )
     return "\n".join(f"- {limit}" for limit in limits)

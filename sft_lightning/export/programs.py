@@ -115,7 +115,7 @@ def write_program(
         )
     layer = None if classifier is None else classifier.make_layer()
     program = Program(network, (layer or _make_linear(trained.head)) if with_head else None)
-    expected = _run_pytorch(trained, measured.images, with_head, classifier)
+    expected = _run_pytorch(trained, measured.inputs, with_head, classifier)
     contract = {**metadata, "format": language, **_describe_interface(metadata, with_head, expected.shape[1])}
     if language == "onnx":
         contract["opset"] = OPSET
@@ -241,8 +241,8 @@ def _check_parity(
     """
     if not bool(expected.isfinite().all()):
         raise InputError("the network gives NaN or infinity: its training diverged, give another run or checkpoint")
-    enough = -(-8 // len(measured.images))  # few images are taken more than once
-    images, expected = measured.images.repeat(enough, 1, 1, 1), expected.repeat(enough, 1)
+    enough = -(-8 // len(measured.inputs))  # few images are taken more than once
+    images, expected = measured.inputs.repeat(enough, 1, 1, 1), expected.repeat(enough, 1)
     # One image alone would fail where an example's batch size became a constant; so would several where 1 became one.
     batches = [images[:1], images[1:4], *images[4:].split(32)]
     with torch.no_grad():
@@ -252,7 +252,7 @@ def _check_parity(
     parity = {
         "largest_difference": float(apart.max()),
         "equal_classes": equal,
-        "images": len(measured.images),
+        "images": len(measured.inputs),
         "of": measured.kind,
         "why_random": measured.random_reason if measured.kind == "random" else None,
         "batch_sizes": sorted({len(batch) for batch in batches}),

@@ -36,7 +36,7 @@ class Adapter(ABC):
 
         Args:
             targets: Names of layers or ends of names (`attn.qkv`, `fc1`); null for all layers except those that cut the
-                image into patches.
+                input into patches.
         """
         self.targets = targets
 
@@ -136,7 +136,7 @@ class LoRA(Adapter):
             alpha: Scale of B A before the division by the rank.
             dropout: Probability that an input of A is set to zero in training.
             targets: Names of layers or ends of names (`attn.qkv`, `fc1`); null for all layers except those that cut the
-                image into patches.
+                input into patches.
 
         Raises:
             InputError: A setting is out of its range.

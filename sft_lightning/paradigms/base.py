@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sft_lightning.data.contract import BatchRequest
+from sft_lightning.data.contract import BatchRequest, few_label_data
 from sft_lightning.data.loaders import Schedule
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.encoder import Encoder
@@ -191,10 +191,12 @@ class Paradigm(LightningModule, ABC):
         except (ValueError, RuntimeError) as error:  # RuntimeError where the network is compiled
             if "Expected more than 1 value per channel" not in str(error):
                 raise
+            data = few_label_data(self.trainer)
+            larger = [f"set a larger {name}" for name in ([] if data is None else data.size_settings)]
             raise InputError(
                 "a training batch has one example, of which the network's batch normalization gets one value per "
-                "channel, which has no variance: set batch_size to 2 or more, use 2 or more labels for each process, "
-                "or set a larger image_size"
+                "channel, which has no variance: set batch_size to 2 or more, "
+                f"{' or '.join(['use 2 or more labels for each process', *larger])}"
             ) from error
         if self.regularizer is not None:
             penalty: Tensor = self.regularizer(self)

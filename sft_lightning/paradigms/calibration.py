@@ -100,8 +100,8 @@ class Calibration:
         Returns:
             `probabilities` (B, C); where training examples are known also `distance_percentile` (B,), the share of
             ordinary examples that are no farther from the training data, and `unlike_training` (B,), bool: it is above
-            0.99. So about 1 in 100 ordinary images is marked, too; with V < 100 validation images about 1 in V + 1.
-            Where the bank itself stands in for a validation split more are: it lies closer than new images do.
+            0.99. So about 1 in 100 ordinary examples is marked, too; with V < 100 validation examples about 1 in V + 1.
+            Where the bank itself stands in for a validation split more are: it lies closer than new examples do.
         """
         outputs = {"probabilities": (logits / self.temperature).softmax(1)}
         if len(self.reference_distances):
@@ -139,12 +139,12 @@ class Calibration:
     def __str__(self) -> str:
         said = f"Not calibrated: {self.uncalibrated_reason}."
         if self.calibrated_on:
-            kind = "labels that were held out in turn" if self.cross_fitted else "validation images"
+            kind = "labels that were held out in turn" if self.cross_fitted else "validation examples"
             said = f"Calibrated on {self.calibrated_on:,} {kind}: temperature {self.temperature:.2f}."
         if not len(self.reference_distances):
             return said
-        than = f"{len(self.reference_distances):,} validation images" if self.held_out else "these from each other"
-        return f"{said} Marked: farther from {len(self.bank):,} training images than 99 % of {than}."
+        than = f"{len(self.reference_distances):,} validation examples" if self.held_out else "these from each other"
+        return f"{said} Marked: farther from {len(self.bank):,} training examples than 99 % of {than}."
 
 
 @torch.no_grad()
@@ -182,10 +182,10 @@ def fit_calibration(module: Any, training: Iterable[Any], held_out: Iterable[Any
         ordinary = features if trust.held_out else known
         trust.reference_distances = neighbor_distance(ordinary, bank, among_themselves=not trust.held_out).sort().values
     if not len(labels):
-        trust.uncalibrated_reason = "the run has no validation image"
+        trust.uncalibrated_reason = "the run has no validation example"
     elif bool((logits.argmax(1) == labels).all()):
         trust.uncalibrated_reason = (
-            f"all of its {len(labels):,} validation images are right, which no temperature fits best"
+            f"all of its {len(labels):,} validation examples are right, which no temperature fits best"
         )
     else:
         trust.temperature, trust.calibrated_on = fit_temperature(logits, labels), len(labels)

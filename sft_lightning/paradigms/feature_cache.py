@@ -23,7 +23,7 @@ MOST = 4_000_000_000  # bytes of features per split; larger splits are computed 
 
 
 def use_cache(trainer: Any, data: FewLabelData, backbone: Encoder) -> None:
-    """Give the data module features in place of images, if training uses each example at least once.
+    """Give the data module features in place of inputs, if training uses each example at least once.
 
     Args:
         trainer: Trainer that is about to fit.
@@ -63,10 +63,10 @@ def give_features(trainer: Any, data: FewLabelData, backbone: Encoder, names: Se
 
 
 def key(backbone: Encoder, data: FewLabelData, split: str, precision: str = "32-true") -> str:
-    """Hash everything that features depend on: weights, normalization, images, their order and size, precision.
+    """Hash everything that features depend on: weights, normalization, examples, their order and size, precision.
 
     Args:
-        backbone: Network that maps images to features.
+        backbone: Network that maps inputs to features.
         data: Data module after its setup.
         split: Name of the split.
         precision: Precision of the computation.
@@ -91,7 +91,7 @@ def features(
     """Return the features of a split in its order, from the cache or computed and added to it.
 
     Args:
-        backbone: Network that maps images to features; put into eval mode while it computes.
+        backbone: Network that maps inputs to features; put into eval mode while it computes.
         data: Data module after its setup.
         split: Name of the split.
         folder: Folder of the cached features.

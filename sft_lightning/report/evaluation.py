@@ -56,7 +56,7 @@ class Evaluation:
             opened: Run of a classifier.
 
         Raises:
-            InputError: The run has no held-out split, or images that cannot be read.
+            InputError: The run has no held-out split, or examples that cannot be read.
         """
         trained = opened.trained
         self.folder, self.data, self.metadata = opened.folder, opened.data, trained.metadata
@@ -73,7 +73,7 @@ class Evaluation:
         split = self.data.splits[name]
         x = features(self.backbone, self.data, name)
         if x is None:
-            raise InputError(f"source {self.data.source.name!r} has {name} images that cannot be read: remove them")
+            raise InputError(f"source {self.data.source.name!r} has {name} examples that cannot be read: remove them")
         x = x.float()
         return Predictions(name, split.ids, x, self.classify(x), split.labels)
 

@@ -1,4 +1,4 @@
-"""Render the sections of a report that show images."""
+"""Render the sections of a report that show examples."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ from sft_lightning.report.attention import compute_grad_cam, find_last_map
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.metrics import choose_to_label
 from sft_lightning.utils.atomic import write_text
-from sft_lightning.utils.html import render_heading, render_images, render_note, render_tiles
+from sft_lightning.utils.html import render_examples, render_heading, render_note, render_tiles
 from sft_lightning.utils.spreadsheet import format_csv
 
 _NUM_SHOWN, _NUM_NEIGHBORS, _NUM_HEATMAPS = 6, 3, 6
@@ -35,7 +35,7 @@ def format_split(name: str) -> str:
 
 
 def render_mistakes(evaluation: Evaluation) -> Markup:
-    """Return the mistakes of the largest loss and the most confident ones, each with its nearest labeled images.
+    """Return the mistakes of the largest loss and the most confident ones, each with its nearest labeled examples.
 
     Args:
         evaluation: Evaluation of a classifier.
@@ -48,7 +48,8 @@ def render_mistakes(evaluation: Evaluation) -> Markup:
     largest = wrong[judged.losses[wrong].argsort(descending=True, stable=True)][:_NUM_SHOWN].tolist()
     most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_NUM_SHOWN].tolist()
     others = [i for i in most_confident if i not in largest]
-    rendered = render_note("Below each image: the three labeled images with the nearest features, and their classes.")
+    one, more = evaluation.data.input_spec.noun, evaluation.data.input_spec.plural
+    rendered = render_note(f"Below each {one}: the three labeled {more} with the nearest features, and their classes.")
     rendered += render_heading("Largest loss") + render_tiles(_make_mistake_tiles(evaluation, largest))
     if others:
         rendered += render_heading("Most confident of the others")
@@ -73,7 +74,7 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
     tiles = []
     for i, x, near_x, near in zip(positions, examples, neighbors, nearest.tolist(), strict=True):
         classes = [names[int(labeled.labels[j])] for j in near]
-        near_images = [
+        drawn = [
             figures.embed_example(example, f"{name}: {labeled.ids[j]}", 48)
             for example, name, j in zip(near_x, classes, near, strict=True)
         ]
@@ -84,7 +85,7 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
             f"near: {', '.join(f'{n} x {name}' if n > 1 else name for name, n in Counter(classes).items())}",
             judged.ids[i],
         ]
-        tiles.append((figures.embed_example(x, judged.ids[i]) + render_images(near_images, "near"), lines))
+        tiles.append((figures.embed_example(x, judged.ids[i]) + render_examples(drawn, "near"), lines))
     return tiles
 
 
@@ -98,7 +99,7 @@ def render_attention(evaluation: Evaluation) -> Markup:
     if module is None:
         return render_note(f"{evaluation.metadata['backbone']} has no feature maps, which Grad-CAM needs.")
     if not evaluation.head:
-        return render_note("Grad-CAM needs a linear classifier, and this one compares images with each other.")
+        return render_note("Grad-CAM needs a linear classifier, and this one compares examples with each other.")
     judged, names = evaluation.judged, evaluation.class_names
     confidence = judged.logits.softmax(1).max(1).values
     is_right = judged.predicted == judged.labels
@@ -118,19 +119,19 @@ def render_attention(evaluation: Evaluation) -> Markup:
             figures.embed_image(image, judged.ids[i]),
             figures.embed_image(figures.overlay_heat(image, image_heat), "Grad-CAM"),
         ]
-        tiles.append((render_images(pair, "pair"), [f"{names[int(judged.predicted[i])]}: {truth}", judged.ids[i]]))
+        tiles.append((render_examples(pair, "pair"), [f"{names[int(judged.predicted[i])]}: {truth}", judged.ids[i]]))
     note = "The most confident right and wrong predictions. Red and yellow support the predicted class (Grad-CAM)."
     return render_note(note) + render_tiles(tiles)
 
 
 def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, path: Path, count: int) -> Markup:
-    """Return the unlabeled images to label next, and write them to a CSV file.
+    """Return the unlabeled examples to label next, and write them to a CSV file.
 
     Args:
         evaluation: Evaluation of a classifier.
         unlabeled: Predictions of the candidates; None where there are no unlabeled examples.
         path: Path of the CSV file.
-        count: Number of images to choose.
+        count: Number of examples to choose.
     """
     if unlabeled is None or not count:
         return Markup()
@@ -148,15 +149,16 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
         (figures.embed_example(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
         for x, (order, name, predicted, value) in zip(examples, rows, strict=True)
     ]
+    more = evaluation.data.input_spec.plural
     note = (
-        f"Chosen from {len(unlabeled.ids):,} unlabeled images: uncertain, and unlike labeled images and each other. "
+        f"Chosen from {len(unlabeled.ids):,} unlabeled {more}: uncertain, and unlike labeled {more} and each other. "
         f"Uncertainty is the entropy of the prediction, 1 where all classes are equally likely. Also in {path.name}."
     )
     return render_note(note) + render_tiles(tiles)
 
 
 def render_reconstructions(opened: LoadedRun) -> Markup:
-    """Return held-out images, each beside its reconstruction by an autoencoder.
+    """Return held-out examples, each beside its reconstruction by an autoencoder.
 
     Args:
         opened: Run of an autoencoder.
@@ -174,8 +176,9 @@ def render_reconstructions(opened: LoadedRun) -> Markup:
         views.show(x), views.show(reconstructed), errors.tolist(), ids, strict=True
     ):
         pair = [figures.embed_example(shown, identifier), figures.embed_example(other, "reconstruction")]
-        tiles.append((render_images(pair, "pair"), [f"error {error:.4f}", identifier]))
+        tiles.append((render_examples(pair, "pair"), [f"error {error:.4f}", identifier]))
     note = (
-        f"The first {len(ids)} {format_split(name)} images beside their reconstructions, with the mean squared error."
+        f"The first {len(ids)} {format_split(name)} {opened.data.input_spec.plural} beside their reconstructions, with "
+        "the mean squared error."
     )
     return render_note(note) + render_tiles(tiles)

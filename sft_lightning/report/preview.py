@@ -1,4 +1,4 @@
-"""`sft-lightning preview`: show the views of training images before training."""
+"""`sft-lightning preview`: show the views of training examples before training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,16 +25,16 @@ class PreviewCLI(DryRunCLI):
 
 
 def preview(argv: Sequence[str]) -> str:
-    """Draw ten training images with two weak views of each, and two strong views where these are used.
+    """Draw ten training examples with two weak views of each, and two strong views where these are used.
 
     Args:
         argv: Arguments of `fit`.
 
     Returns:
-        Titles of the rows and path of the image, which TensorBoard shows, too.
+        Titles of the rows and path of the figure, which TensorBoard shows, too.
 
     Raises:
-        InputError: The arguments are wrong, or there are no training images.
+        InputError: The arguments are wrong, or there are no training examples.
     """
     cli = run(["fit", *argv], PreviewCLI)
     data = cli.datamodule
@@ -45,7 +45,7 @@ def preview(argv: Sequence[str]) -> str:
     data.setup("fit")
     name = "labeled" if len(data.splits["labeled"]) else "unlabeled"
     if not len(data.splits[name]):
-        raise InputError(f"source {data.source.name!r} has no training images to show")
+        raise InputError(f"source {data.source.name!r} has no training examples to show")
     order = torch.randperm(len(data.splits[name]), generator=torch.Generator().manual_seed(data.request.seed))
     x = data.inputs_of(name, order[:_COUNT].tolist())
     views = [x] + [data.views.weak(x, seed) for seed in range(_VIEWS)]
@@ -53,17 +53,17 @@ def preview(argv: Sequence[str]) -> str:
         views += [data.views.strong(x, seed) for seed in range(_VIEWS)]
     shown = [data.views.show(view) for view in views]
     titles = ROW_TITLES[: len(views)]
-    images = [row for row in shown if isinstance(row, torch.Tensor)]
-    if not images:
+    drawn = [row for row in shown if isinstance(row, torch.Tensor)]
+    if not drawn:
         return "\n".join(
             f"{title}: {text}" for texts in zip(*shown, strict=True) for title, text in zip(titles, texts, strict=True)
         )
-    image = draw_image_rows(torch.stack(images))
+    figure = draw_image_rows(torch.stack(drawn))
     folder = Path(LOGS) / f"{cli.config.fit.run_name}_preview"
     path = folder / "preview.png"
     with open_atomic(path) as staged:
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(staged, format="PNG")
+        Image.fromarray(figure.permute(1, 2, 0).numpy()).save(staged, format="PNG")
     with SummaryWriter(str(folder)) as writer:
-        writer.add_image("preview", image)
+        writer.add_image("preview", figure)
     rows = "\n".join(f"row {k}  {title}" for k, title in enumerate(titles, 1))
-    return f"{len(x)} {name} images of shape {tuple(x.shape[1:])}\n{rows}\nWritten: {path}"
+    return f"{len(x)} {name} {data.input_spec.plural} of shape {tuple(x.shape[1:])}\n{rows}\nWritten: {path}"

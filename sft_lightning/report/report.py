@@ -140,19 +140,19 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
 
 def _format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], list[str]]:
     """Return sentences with the results, and sentences with what limits them."""
-    judged, names = evaluation.judged, evaluation.class_names
+    judged, names, plural = evaluation.judged, evaluation.class_names, evaluation.data.input_spec.plural
     low, high = wilson(judged.accuracy, len(judged.ids))
     is_right = judged.predicted == judged.labels
     recall = {c: float(is_right[judged.labels == c].double().mean()) for c in judged.labels.unique().tolist()}
     worst = min(recall, key=lambda c: recall[c])
     constant = float(judged.labels.bincount().max()) / len(judged.labels)
     results = [
-        f"{format_split(judged.name).capitalize()} accuracy: {judged.accuracy:.1%} of {len(judged.ids):,} images "
+        f"{format_split(judged.name).capitalize()} accuracy: {judged.accuracy:.1%} of {len(judged.ids):,} {plural} "
         f"(95% interval {low:.1%} to {high:.1%}). Always predicting the most frequent class would give {constant:.1%}.",
         f"This is the {iterate}. The recall is lowest for class {names[worst]}: {recall[worst]:.1%}.",
     ]
     caveats = ["There is no test split: if the validation split chose anything, this result is too optimistic."]
-    one_run = "One run cannot show whether unlabeled images helped: run a study over several seeds."
+    one_run = f"One run cannot show whether unlabeled {plural} helped: run a study over several seeds."
     return results, [*caveats[: judged.name == "val"], one_run]
 
 
@@ -187,7 +187,7 @@ def _render_classes(evaluation: Evaluation) -> Markup:
     pairs = [(int(n), *divmod(int(k), len(names))) for n, k in zip(*errors.topk(_MAX_MATRIX), strict=True) if n]
     confused = [(names[true], names[predicted], n) for n, true, predicted in pairs]
     heading = render_heading("Most frequent confusions")
-    return table + heading + render_table(("true", "predicted", "images"), confused)
+    return table + heading + render_table(("true", "predicted", evaluation.data.input_spec.plural), confused)
 
 
 def _render_calibration(evaluation: Evaluation, known: CrossFittedTemperature | None) -> tuple[str, Markup]:
@@ -222,10 +222,11 @@ def _render_map(evaluation: Evaluation, unlabeled: Predictions | None) -> Markup
     x = torch.cat([labeled.features[first], others.features[second]])
     # The data may know labels of unlabeled examples, which are hidden from training and from the reader of this page.
     classes = (others.labels if unlabeled is None else others.predicted)[second]
-    small = (
-        f"{format_split(others.name)} images by class" if unlabeled is None else "unlabeled images by predicted class"
+    plural = evaluation.data.input_spec.plural
+    kind, by = (format_split(others.name), "class") if unlabeled is None else ("unlabeled", "predicted class")
+    note = (
+        f"Large and ringed: {len(first):,} labeled {plural} by class. Small: {len(second):,} {kind} {plural} by {by}."
     )
-    note = f"Large and ringed: {len(first):,} labeled images by class. Small: {len(second):,} {small}."
 
     def render_map(coordinates: Tensor, title: str) -> Markup:
         known, rest = coordinates[: len(first)], coordinates[len(first) :]

@@ -1,8 +1,8 @@
 """What a run or an exported part started from, back to the first source: `lineage.json` in the run's folder.
 
 The file is a chain of links, the source first. A link is a mapping: `run` (the folder), `model`, `backbone`, `data`,
-`data_sha256` (of the images), `labels` and `labels_sha256` (of the file beside the source), `weights` and
-`weights_sha256` (of the file it started from), `leaks` (findings about held-out images whose labels that file has
+`data_sha256` (of the examples), `labels` and `labels_sha256` (of the file beside the source), `weights` and
+`weights_sha256` (of the file it started from), `leaks` (findings about held-out examples whose labels that file has
 learned), `date`, `version`, `machine`. Each run holds its whole chain, so that nothing is lost when a folder is moved
 or removed.
 """

@@ -1,7 +1,7 @@
 """Circumstances of a training, for `sft-lightning repeat`: `run.json` in the run's folder.
 
 The file holds `command` (the arguments after `sft-lightning`), `folder` (where the command was given), `seed`,
-`data_sha256` (of the images) and `split_sha256` (of `split.csv`), `code` (commit of the Git repository around the
+`data_sha256` (of the examples) and `split_sha256` (of `split.csv`), `code` (commit of the Git repository around the
 folder, and whether its tracked files differ), `package_sha256` (of this package's code), `versions`, `machine`,
 `device`, `processes` and `threads`. Uncommitted changes are kept as `uncommitted.patch`, if they are small.
 """

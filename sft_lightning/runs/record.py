@@ -78,7 +78,7 @@ class RunRecord:
 
     @property
     def data_digest(self) -> str | None:
-        """SHA-256 of the images, or None.
+        """SHA-256 of the examples, or None.
 
         Raises:
             InputError: `split.csv` is damaged.

@@ -1,4 +1,4 @@
-"""`sft-lightning label`: a page to label images with one key each, served to this machine or written as one file."""
+"""`sft-lightning label`: a page to label examples with one key each, served to this machine or written as one file."""
 
 import base64
 import hashlib
@@ -41,16 +41,17 @@ def label(
     port: int = 0,
     static: str | None = None,
 ) -> Path | str:
-    """Show images one by one on a page, and write their labels to a CSV that `data.init_args.labels` takes.
+    """Show examples one by one on a page, and write their labels to a CSV that `data.init_args.labels` takes.
 
     Args:
-        source: Source of the images, as `data.init_args.source` takes it: a folder, a table, or the name of a data set.
-        ids: CSV with the images to label in its column `id`, such as `select.csv`; a column `suggestion` holds labels
-            to confirm. Null for the images that `select` chooses.
-        out: CSV of the labels. Each answer is written at once, and images that are in it are not asked again.
+        source: Source of the examples, as `data.init_args.source` takes it: a folder, a table, or the name of a data
+            set.
+        ids: CSV with the examples to label in its column `id`, such as `select.csv`; a column `suggestion` holds labels
+            to confirm. Null for the examples that `select` chooses.
+        out: CSV of the labels. Each answer is written at once, and examples that are in it are not asked again.
         class_names: Classes to choose from; null for those of the source.
-        num_labels: Number of images that are chosen without `ids`.
-        hide_labels: Whether they are chosen among all training images, as if none had a label.
+        num_labels: Number of examples that are chosen without `ids`.
+        hide_labels: Whether they are chosen among all training examples, as if none had a label.
         port: Port of 127.0.0.1 that the page is served on; 0 for a free one.
         static: Path of an HTML file to write instead, which keeps the labels in the browser until they are downloaded.
 
@@ -58,7 +59,7 @@ def label(
         Path of the static page, or a summary after Ctrl-C.
 
     Raises:
-        InputError: The images, labels or classes cannot be used.
+        InputError: The examples, labels or classes cannot be used.
     """
     check_min(0, port=port)
     check_min(1, num_labels=num_labels)
@@ -93,7 +94,7 @@ class LabelSession:
         """Find the examples, and read earlier answers.
 
         Args:
-            source: Source of the images.
+            source: Source of the examples.
             suggestions: Suggested class by name of the example; empty for none.
             out: CSV of the labels.
             class_names: Classes to choose from, or None.
@@ -125,7 +126,7 @@ class LabelSession:
         for name in self.ids:
             if name not in places:
                 raise InputError(
-                    f"source {source!r} has no readable training image {name!r}{did_you_mean(name, [*places])}: give "
+                    f"source {source!r} has no readable training example {name!r}{did_you_mean(name, [*places])}: give "
                     "names as in select.csv"
                 )
         pieces = [(places[name][0].part, [places[name][1]]) for name in self.ids]
@@ -162,7 +163,7 @@ class LabelSession:
         """
         number, given = (message.get("number"), message.get("answer")) if isinstance(message, dict) else (None, None)
         if type(number) is not int or not 0 <= number < len(self.ids):
-            raise ValueError("the page shows other images than the command")
+            raise ValueError("the page shows other examples than the command")
         name = self.ids[number]
         with self._lock:
             rows = self._read_rows()  # another process, or a spreadsheet, may have written it, too
@@ -182,7 +183,7 @@ class LabelSession:
         """Return the page.
 
         Args:
-            embeds: Whether the page holds the images and keeps the answers itself, without a server.
+            embeds: Whether the page holds the examples and keeps the answers itself, without a server.
         """
         items: list[dict[str, str]] = []
         for k, name in enumerate(self.ids):
@@ -206,11 +207,11 @@ class LabelSession:
         labeled = sum(not row.status for row in rows)
         left = len(self.ids) - len(rows)
         more = f"; {left:,} are left, start the command again to go on" if left else ""
-        return f"{labeled:,} of {len(self.ids):,} images have a label in {self.out}{more}"
+        return f"{labeled:,} of {len(self.ids):,} {self._data.input_spec.plural} have a label in {self.out}{more}"
 
 
 def _open(source: str, labels: Path | None, class_names: Sequence[str] | None, side: int) -> FewLabelDataModule:
-    """Open the data with all of its images, image files whole and large."""
+    """Open the data with all of its examples, image files whole and large."""
     settings: dict[str, Any] = {
         "labels": None if labels is None else str(labels), "val_size": 0, "test_size": 0, "num_workers": 0,
         "on_bad_image": "skip", "class_names": None if class_names is None else list(class_names),
@@ -227,7 +228,7 @@ def _read_ids(path: Path) -> dict[str, str]:
     where = f"ids {str(path)!r}"
     suggestions = {cells["id"]: cells.get("suggestion", "") for _, cells in read_table(path, where, ("id",))}
     if not suggestions:
-        raise InputError(f"{where} has no line below its header: list one image per line")
+        raise InputError(f"{where} has no line below its header: list one example per line")
     return suggestions
 
 

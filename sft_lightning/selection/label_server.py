@@ -30,7 +30,7 @@ class LabelServer(ThreadingHTTPServer):
         Args:
             port: Number of the port; 0 for a free one.
             page: HTML of the page.
-            read: Function that returns the content and type of the image of an example; an `IndexError` is a 404.
+            read: Function that returns the content and type of the file of an example; an `IndexError` is a 404.
             answer: Function that takes an answer as JSON values; a `ValueError` or `InputError` refuses it.
 
         Raises:

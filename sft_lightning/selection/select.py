@@ -30,10 +30,10 @@ METHODS: dict[str, Callable[[Tensor, int, int, Tensor], Tensor]] = {
     "random": random_choice,
 }
 _DESCRIPTIONS = {
-    "kmeans": "the image nearest to each center of k-means",
-    "typiclust": "the most typical image of each cluster (TypiClust)",
-    "k_center": "the image farthest from all chosen ones, again and again (k-center)",
-    "random": "random images",
+    "kmeans": "the example nearest to each center of k-means",
+    "typiclust": "the most typical example of each cluster (TypiClust)",
+    "k_center": "the example farthest from all chosen ones, again and again (k-center)",
+    "random": "random examples",
 }
 _MAX_SHOWN = 200  # thumbnails of a page
 
@@ -70,17 +70,18 @@ def select(
     seed: int = 0,
     out: str = f"{LOGS}/select",
 ) -> str:
-    """Choose which unlabeled images to label first, and write `select.csv` and `select.html`.
+    """Choose which unlabeled examples to label first, and write `select.csv` and `select.html`.
 
     Args:
-        source: Source of the images, as `data.init_args.source` takes it: a folder, a table, or the name of a data set.
-        num_labels: Number of images to choose.
+        source: Source of the examples, as `data.init_args.source` takes it: a folder, a table, or the name of a data
+            set.
+        num_labels: Number of examples to choose.
         by: Method: `kmeans` (nearest to each center), `typiclust`, `k_center` or `random`.
         start: Network whose features to compare: a name (with published weights), a weights file or a run; null for
             whitened principal components of the pixels.
         image_size: Side of the images in pixels; null for that of the source or of the start.
-        hide_labels: Whether to choose among all training images as if none had a label. Otherwise, images are chosen
-            among those without a label, beside those that have one.
+        hide_labels: Whether to choose among all training examples as if none had a label. Otherwise, examples are
+            chosen among those without a label, beside those that have one.
         labels: A CSV of labels beside the source, as `data.init_args.labels` takes it, or null.
         seed: Seed of the clusters and the random choice.
         out: Folder of both files.
@@ -89,7 +90,7 @@ def select(
         Summary with the paths.
 
     Raises:
-        InputError: No image is unlabeled, or the start cannot be loaded.
+        InputError: No example is unlabeled, or the start cannot be loaded.
     """
     chosen = select_examples(source, num_labels, by, start, image_size, hide_labels, labels, seed)
     folder = Path(out)
@@ -97,8 +98,9 @@ def select(
     rows = list(enumerate(chosen.ids, 1))
     write_text(folder / "select.csv", format_csv([("order", "id"), *rows]))
     beside = f", beside {chosen.num_labeled:,} labeled ones" if chosen.num_labeled else ""
+    plural = chosen.data.input_spec.plural
     summary = (
-        f"{len(chosen.ids):,} of {chosen.num_candidates:,} unlabeled images{beside}: {_DESCRIPTIONS[by]}, by "
+        f"{len(chosen.ids):,} of {chosen.num_candidates:,} unlabeled {plural}{beside}: {_DESCRIPTIONS[by]}, by "
         f"{chosen.space}."
     )
     write_text(folder / "select.html", _render(chosen, summary))
@@ -115,20 +117,20 @@ def select_examples(
     labels: str | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Choose which unlabeled images to label first.
+    """Choose which unlabeled examples to label first.
 
     Args:
-        source: Source of the images.
-        num_labels: Number of images to choose.
+        source: Source of the examples.
+        num_labels: Number of examples to choose.
         by: Method.
         start: Network whose features to compare; None for whitened principal components of the pixels.
         image_size: Side of the images in pixels; None for that of the source or of the start.
-        hide_labels: Whether to choose among all training images.
+        hide_labels: Whether to choose among all training examples.
         labels: A CSV of labels beside the source, or None.
         seed: Seed of the clusters and the random choice.
 
     Raises:
-        InputError: No image is unlabeled, or the start cannot be loaded.
+        InputError: No example is unlabeled, or the start cannot be loaded.
     """
     check_min(1, num_labels=num_labels)
     settings: dict[str, Any] = {"num_labels": 0} if hide_labels else {}
@@ -137,8 +139,8 @@ def select_examples(
     unlabeled = data.splits["unlabeled"]
     if not len(unlabeled):
         raise InputError(
-            f"source {source!r} has no images without a label: add some, or set hide_labels: true to choose among all "
-            "training images"
+            f"source {source!r} has no examples without a label: add some, or set hide_labels: true to choose among "
+            "all training examples"
         )
     backbone = None
     if start is not None:
@@ -175,11 +177,14 @@ def _set_up(source: str, settings: dict[str, Any]) -> FewLabelDataModule:
 def _render(chosen: Selection, summary: str) -> str:
     """Return the page with a thumbnail of each example."""
     shown = chosen.positions[:_MAX_SHOWN]
-    images = chosen.data.views.show(chosen.data.inputs_of("unlabeled", shown))
+    examples = chosen.data.views.show(chosen.data.inputs_of("unlabeled", shown))
     tiles = [
-        (embed_example(image, name), [f"{order}.", name])
-        for order, (image, name) in enumerate(zip(images, chosen.ids, strict=False), 1)
+        (embed_example(example, name), [f"{order}.", name])
+        for order, (example, name) in enumerate(zip(examples, chosen.ids, strict=False), 1)
     ]
-    title = "Images to label" if len(shown) == len(chosen.ids) else f"The first {len(shown)} images to label"
+    plural = chosen.data.input_spec.plural
+    title = f"{plural.capitalize()} to label"
+    if len(shown) < len(chosen.ids):
+        title = f"The first {len(shown)} {plural} to label"
     subtitle = f"{chosen.data.source.name}; all in select.csv"
     return render_page("What to label first", subtitle, [summary], [Section(title, render_tiles(tiles))])

@@ -285,7 +285,7 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
     Returns:
         `folder` and `seconds`. For a final run also `test_last` (accuracy of the last iterate), `test_best` and
         `val_best` (accuracies of the checkpoint that the validation split chose, if there is one), `network`, `steps`,
-        `tested` (number of test images), `test_set` (digest of their names and content), `logistic` and
+        `tested` (number of test examples), `test_set` (digest of their names and content), `logistic` and
         `graph` (test accuracies of logistic regression and label spreading on the same split by their input), and with
         folds `correct` (whether the last iterate has each example of the fold right, by its name).
     """

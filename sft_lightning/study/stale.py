@@ -72,8 +72,9 @@ def _compare_data(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> 
     if not old or not new:
         return [f"{name} is {'new' if new else 'no longer used'}"]
     if old.get("count") != new.get("count"):
-        return [f"{name} has {new.get('count')} images, {old.get('count')} before"]
-    changed = [part for part in ("images", "labels", "groups") if old.get(part) != new.get(part)]
+        return [f"{name} has {new.get('count')} examples, {old.get('count')} before"]
+    parts = {"images": "examples", "labels": "labels", "groups": "groups"}  # `images` in the files of all versions
+    changed = [shown for part, shown in parts.items() if old.get(part) != new.get(part)]
     if not changed and old.get("order") != new.get("order"):
         changed = ["order"]
     return [f"The {' and '.join(changed)} of {name} changed" if changed else f"{name} changed"]

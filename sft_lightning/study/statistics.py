@@ -27,7 +27,7 @@ No method keeps to 5 % for every distribution. This one does not where one seed 
 (12 % with 3 seeds, 3 % with 5). The price: of true effects twice as large as the deviation over the seeds, it finds
 32 % with 3 seeds, 70 % with 5, 97 % with 10.
 
-**Limits.** An interval is about other seeds on the same test images, not about other images.
+**Limits.** An interval is about other seeds on the same test examples, not about other examples.
 """
 
 import math
@@ -44,7 +44,7 @@ from sft_lightning.utils.errors import InputError
 LEVEL = 0.05
 MIN_SEEDS = 3
 MAX_MORE_SEEDS = 1000
-_SAME = 1e-6  # accuracies are float32; one image in a test split of 100,000 makes ten times this difference
+_SAME = 1e-6  # accuracies are float32; one example in a test split of 100,000 makes ten times this difference
 
 Verdict = Literal["helped", "hurt", "no evidence yet"]
 

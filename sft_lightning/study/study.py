@@ -57,7 +57,7 @@ def study(
     slurm: dict[str, Any] | None = None,
     folds: int | None = None,
 ) -> str:
-    """Train the missing runs of a study, and report whether the unlabeled images helped.
+    """Train the missing runs of a study, and report whether the unlabeled examples helped.
 
     Args:
         name: Name of the study, whose folder is `lightning_logs/study/NAME`.

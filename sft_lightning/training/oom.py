@@ -64,7 +64,7 @@ def _format_message(error: BaseException, trainer: Trainer) -> str:
     if str(trainer.precision).startswith("32"):
         advice += ", or set trainer.precision: bf16-mixed"
     if trainer.training:
-        advice += "; with half the batch_size trainer.accumulate_grad_batches: 2 keeps the images of an update"
+        advice += "; with half the batch_size trainer.accumulate_grad_batches: 2 keeps the examples of an update"
     return f"{kind} ran out in {where}{more} ({', '.join(sizes)}): {advice}{_kept(trainer) if fits else ''}"
 
 
@@ -77,7 +77,7 @@ def _batch(trainer: Trainer, data: FewLabelData | None) -> tuple[list[str], list
     size, ratio = data.batch_size, data.unlabeled_ratio
     if len(batch_request(trainer.lightning_module).parts) < 2:
         return [f"batch_size {size}"], ["batch_size"]
-    told = f"batch_size {size} with unlabeled_ratio {ratio}: {size} labeled and {size * ratio} unlabeled images"
+    told = f"batch_size {size} with unlabeled_ratio {ratio}: {size} labeled and {size * ratio} unlabeled examples"
     return [told], ["batch_size", *(["unlabeled_ratio"] if ratio > 1 else [])]
 
 

@@ -42,7 +42,7 @@ def plan_folds(data: FewLabelDataModule, labeled: Split, folds: int, others: Spl
         others: Further examples to learn from, such as unlabeled ones; they may be copies of labeled ones.
 
     Raises:
-        InputError: All labeled images of a class are copies of each other.
+        InputError: All labeled examples of a class are copies of each other.
     """
     splits = [labeled] if others is None or not len(others) else [labeled, others]
     copies, all_copies = data.find_copies(labeled, others)
@@ -55,20 +55,20 @@ def plan_folds(data: FewLabelDataModule, labeled: Split, folds: int, others: Spl
     groups = labeled_groups if has_groups else None
     notes = []
     if copies.count:
-        notes.append(f"{copies} among {len(labeled)} labeled images; copies stay in one fold")
+        notes.append(f"{copies} among {len(labeled)} labeled examples; copies stay in one fold")
     before = None if given is None else given[: len(labeled)]
     if groups != before:
         fewest, possible = find_fewest_groups(labeled.labels, groups), find_fewest_groups(labeled.labels, before).groups
         name = repr(data.class_names[fewest.label])
         if fewest.groups == 1 < possible:
             raise InputError(
-                f"the labeled images of class {name} are copies of each other or in groups that share copies, and "
-                "cross-validation needs 2 groups of different images: add labels"
+                f"the labeled examples of class {name} are copies of each other or in groups that share copies, and "
+                "cross-validation needs 2 groups of different examples: add labels"
             )
         if fewest.groups < folds <= possible:
             notes.append(
                 f"{fewest.groups} folds in place of {folds}, since class {name} has only {fewest.groups} groups of "
-                "different images"
+                "different examples"
             )
             folds = fewest.groups
     return FoldPlan(

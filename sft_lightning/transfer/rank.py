@@ -49,7 +49,7 @@ class CandidateScores:
         input_spec: Inputs it was compared on; None where it failed.
         size_note: Why their size is not that of the data's; empty if it is.
         labels: Number of labels it was scored on.
-        distinct: Number of labels without repeated copies of an image, on which scores without cross-validation rest.
+        distinct: Number of labels without repeated copies of an example, on which scores without cross-validation rest.
         fold_notes: Phrases about copies and folds.
         scores: Scores by criterion; higher is better. Criteria that need the source's classes are missing without them.
         errors: Standard errors of the cross-validated scores.

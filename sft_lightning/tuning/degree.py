@@ -123,7 +123,7 @@ def compare_degrees(argv: Sequence[str]) -> str:
 def make_folds(data: FewLabelDataModule, number: int, use_unlabeled: bool) -> list[Splits]:
     """Divide the labeled examples into stratified folds, each held out once as `val`.
 
-    Copies of an image and groups of the source stay together.
+    Copies of an example and groups of the source stay together.
 
     Args:
         data: Data module that is set up.
@@ -206,8 +206,8 @@ def _plan_runs(cli: DegreeCLI, settings: list[DegreeSetting], held_out: list[Spl
         "trainer.limit_val_batches": 0,
     }
     start = _digest([__version__, *(hash_file(path) for path in _find_start_files(config.model.init_args))])
-    image_digests = _digest_images([cli.datamodule.splits[name] for name in {"labeled", *cli.model.batch_parts}])
-    contents = [_digest_fold(splits, image_digests) for splits in held_out]
+    example_digests = _digest_examples([cli.datamodule.splits[name] for name in {"labeled", *cli.model.batch_parts}])
+    contents = [_digest_fold(splits, example_digests) for splits in held_out]
     runs = []
     for setting in settings:
         name = str(setting).replace(", ", "-").replace(" ", "_")
@@ -288,8 +288,8 @@ def _find_start_files(model: Any) -> list[Path]:
     return files if model.head_weights == "none" else [*files, find_weights(Path(model.head_weights), "head")]
 
 
-def _digest_images(splits: list[Split]) -> dict[str, str]:
-    """Return the digest of each image by its name."""
+def _digest_examples(splits: list[Split]) -> dict[str, str]:
+    """Return the digest of each example by its name."""
     return {
         name: digest.hex()
         for split in splits
@@ -297,10 +297,10 @@ def _digest_images(splits: list[Split]) -> dict[str, str]:
     }
 
 
-def _digest_fold(splits: Splits, image_digests: dict[str, str]) -> str:
-    """Digest a fold: its images by split, and all labels that are not hidden."""
+def _digest_fold(splits: Splits, example_digests: dict[str, str]) -> str:
+    """Digest a fold: its examples by split, and all labels that are not hidden."""
     listed = {
-        name: [[image_digests[i] for i in split.ids], split.ids, [] if name == "unlabeled" else split.labels.tolist()]
+        name: [[example_digests[i] for i in split.ids], split.ids, [] if name == "unlabeled" else split.labels.tolist()]
         for name, split in splits.items()
     }
     return _digest(listed)

@@ -20,7 +20,7 @@ from sft_lightning.tuning.throughput import ThroughputMeter, measure_throughput,
 from sft_lightning.utils.errors import InputError, check_min, check_positive
 from sft_lightning.utils.tables import align_columns
 
-FIRST = 2  # batch normalization has nothing to normalize in one image
+FIRST = 2  # batch normalization has nothing to normalize in one example
 MIN_GAIN = 1.05  # speedup from which a larger size counts as better
 PATIENCE = 2  # doublings without that gain before the search ends
 
@@ -53,21 +53,21 @@ class SizeResult(NamedTuple):
 
     Attributes:
         size: Value of `batch_size`.
-        images: Mean number of images per step, labeled and unlabeled together; fewer where the data has no more.
-        rate: Throughput in images per second.
+        examples: Mean number of examples per step, labeled and unlabeled together; fewer where the data has no more.
+        rate: Throughput in examples per second.
     """
 
     size: int
-    images: float
+    examples: float
     rate: float
 
 
 def find_batch_size(argv: Sequence[str]) -> str:
     """Train for some steps with batch sizes of 2, 4, 8, ... and suggest one.
 
-    Each step is real: forward, backward and optimizer, on labeled and unlabeled images in the config's own ratio, with
-    its views, precision and accumulation. The learning rate is 0, and a backbone that is unfrozen later is trained from
-    the first step.
+    Each step is real: forward, backward and optimizer, on labeled and unlabeled examples in the config's own ratio,
+    with its views, precision and accumulation. The learning rate is 0, and a backbone that is unfrozen later is trained
+    from the first step.
 
     Args:
         argv: Arguments of `fit`, and `--max` and `--seconds`.
@@ -122,10 +122,10 @@ def _try_size(cli: SFTCLI, size: int, pace: ThroughputMeter, rows: list[SizeResu
         end = f"memory ran out at {size}"
     cli.model.zero_grad()
     garbage_collection_cuda()  # outside of the exception, whose traceback holds the step's tensors
-    if not end and rows and pace.images <= rows[-1].images:
-        end = "the data has no more images for a batch"
+    if not end and rows and pace.examples <= rows[-1].examples:
+        end = "the data has no more examples for a batch"
     if not end:
-        rows.append(SizeResult(size, pace.images, pace.rate))
+        rows.append(SizeResult(size, pace.examples, pace.rate))
     return end
 
 
@@ -137,8 +137,8 @@ def format_sizes(rows: Sequence[SizeResult], best: int, end: str) -> str:
         best: Position of the suggested size.
         end: Reason why no larger size was tried.
     """
-    cells = [[str(row.size), f"{row.images:,.0f}", f"{row.rate:,.0f}"] for row in rows]
-    lines = align_columns([["batch_size", "images a step", "images/s"], *cells], ">")
+    cells = [[str(row.size), f"{row.examples:,.0f}", f"{row.rate:,.0f}"] for row in rows]
+    lines = align_columns([["batch_size", "examples a step", "examples/s"], *cells], ">")
     lines += [
         f"ended      {end}",
         f"suggested  {rows[best].size}: no larger one that was tried is {MIN_GAIN - 1:.0%} faster",

@@ -83,9 +83,9 @@ def format_precisions(rates: dict[str, list[float]]) -> str:
     """Format the measurements and the suggestion as text.
 
     Args:
-        rates: Images per second of each precision, by round.
+        rates: Examples per second of each precision, by round.
     """
-    cells = [["precision", "images/s", "against 32-true"]]
+    cells = [["precision", "examples/s", "against 32-true"]]
     best = FULL_PRECISION
     for name, measured in rates.items():
         ratios = sorted(rate / plain for rate, plain in zip(measured, rates[FULL_PRECISION], strict=True))

@@ -1,4 +1,4 @@
-"""Measure the training throughput of a config in images per second, with real steps and no files."""
+"""Measure the training throughput of a config in examples per second, with real steps and no files."""
 
 import time
 from typing import Any
@@ -22,8 +22,8 @@ class ThroughputMeter(Callback):
     Learning rates are 0, so that nothing is learned.
 
     Attributes:
-        images: Mean number of images per step.
-        rate: Throughput in images per second.
+        examples: Mean number of examples per step.
+        rate: Throughput in examples per second.
     """
 
     def __init__(self, turn: int, seconds: float) -> None:
@@ -33,7 +33,7 @@ class ThroughputMeter(Callback):
             turn: Number of batches in one cycle of steps.
             seconds: Minimum duration of the timed steps.
         """
-        self.images, self.rate = 0.0, 0.0
+        self.examples, self.rate = 0.0, 0.0
         self._cycle, self._seconds = turn, seconds
         self._batches, self._count, self._begin = 0, 0, 0.0
 
@@ -51,7 +51,7 @@ class ThroughputMeter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the images, and read the clock after each cycle, once the device has finished it.
+        """Count the examples, and read the clock after each cycle, once the device has finished it.
 
         Args:
             trainer: Trainer in training.
@@ -73,7 +73,7 @@ class ThroughputMeter(Callback):
         if turns == _WARMUP_CYCLES:
             self._begin, self._count = now, 0
         elif turns >= _WARMUP_CYCLES + _MIN_CYCLES and now - self._begin >= self._seconds:
-            self.images, self.rate = (
+            self.examples, self.rate = (
                 self._count / (turns - _WARMUP_CYCLES) / self._cycle,
                 self._count / (now - self._begin),
             )

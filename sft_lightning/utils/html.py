@@ -109,17 +109,17 @@ def render_columns(parts: Sequence[Markup], kind: str = "columns") -> Markup:
 
 
 def render_image(png: bytes, description: str) -> Markup:
-    """Return an image that is part of the page.
+    """Return a PNG that is part of the page.
 
     Args:
         png: Content of a PNG file.
-        description: Plain text for readers who cannot see the image; also shown under the pointer.
+        description: Plain text for readers who cannot see it; also shown under the pointer.
     """
     return _render("image", base64.b64encode(png).decode(), description)
 
 
 def render_excerpt(text: str, description: str) -> Markup:
-    """Return a text that stands for an example, in the place of an image.
+    """Return a text that stands for an example, as a PNG does elsewhere.
 
     Args:
         text: Plain text.
@@ -128,21 +128,21 @@ def render_excerpt(text: str, description: str) -> Markup:
     return _render("excerpt", text, description)
 
 
-def render_images(parts: Sequence[Markup], kind: str) -> Markup:
-    """Return images in one line.
+def render_examples(parts: Sequence[Markup], kind: str) -> Markup:
+    """Return examples in one line.
 
     Args:
-        parts: Images from `render_image`.
+        parts: Examples from `render_image` or `render_excerpt`.
         kind: `pair`, or `near` for small ones.
     """
-    return _render("images", parts, kind)
+    return _render("examples", parts, kind)
 
 
 def render_figure(content: Markup, title: str = "", legend: Sequence[tuple[str, str, str]] = ()) -> Markup:
     """Return a figure with its title and legend.
 
     Args:
-        content: SVG or image.
+        content: SVG or PNG.
         title: Plain text above the figure.
         legend: Name, color, and shape (`square`, or empty for a disk) of each entry.
     """
@@ -171,10 +171,10 @@ def render_matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Mark
 
 
 def render_tiles(items: Sequence[tuple[Markup, Sequence[str]]]) -> Markup:
-    """Return images with lines of text below each.
+    """Return examples with lines of text below each.
 
     Args:
-        items: HTML of the image, and lines of plain text.
+        items: HTML of the example, and lines of plain text.
     """
     return _render("tiles", items)
 

@@ -14,6 +14,9 @@ from sft_lightning.utils.errors import InputError
 Inputs = Any
 
 
+_NOUNS = {"image": "image", "text": "text", "audio": "recording"}
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """What goes into a network, known before any example is read.
@@ -27,6 +30,24 @@ class InputSpec:
     modality: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+
+    @property
+    def noun(self) -> str:
+        """Word for one example, such as `image`; `example` for modalities that this package does not know."""
+        return _NOUNS.get(self.modality, "example")
+
+    @property
+    def plural(self) -> str:
+        """Word for several examples, such as `images`."""
+        return f"{self.noun}s"
+
+    def count(self, number: int) -> str:
+        """Return a number of examples in words, such as `1 image` or `2,000 images`.
+
+        Args:
+            number: Number of examples.
+        """
+        return f"{number:,} {self.noun if number == 1 else self.plural}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, for checkpoints."""

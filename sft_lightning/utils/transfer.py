@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-MAX_MEMORY_SHARE = 0.25  # share of a GPU's free memory for the images of one source or split
+MAX_MEMORY_SHARE = 0.25  # share of a GPU's free memory for the examples of one source or split
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -24,10 +24,10 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def fits_in_memory(size: int, device: torch.device) -> bool:
-    """Return whether images may stay on a device from the start: on a GPU with four times as much free memory.
+    """Return whether examples may stay on a device from the start: on a GPU with four times as much free memory.
 
     Args:
-        size: Size of the images in bytes.
+        size: Size of the examples in bytes.
         device: Device of the network.
     """
     return device.type == "cuda" and size <= MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]

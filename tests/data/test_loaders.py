@@ -240,7 +240,7 @@ def spoil(split: Split, *positions: int) -> list[str]:
 def test_file_that_fails_during_training_stops_the_run_by_name(files: Split, workers: int, shuffle: bool) -> None:
     (name,) = spoil(files, 6)
     loaded = make_stream(files, shuffle=shuffle, workers=workers)
-    with pytest.raises(InputError, match="on_bad_image: skip") as caught:
+    with pytest.raises(InputError, match="on_bad: skip") as caught:
         list(loaded.batches(0, 3))
     loaded.close()
     assert repr(name) in str(caught.value)

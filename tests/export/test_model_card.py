@@ -154,7 +154,7 @@ def test_user_text_is_escaped(workdir: Path, write_folder: Callable[..., Path]) 
     assert f"| {escaped} | 5 | 2 | 2 |" in card
     assert not re.search(r"(?<!\\)<i>", card)
     assert "15 labels were used (labels_per_class: 5). The 21 unlabeled images" in card
-    assert "Without an image in the test split: class\\_1." in card
+    assert "Without an example in the test split: class\\_1." in card
     assert "color pixels" in card
 
 
@@ -193,13 +193,13 @@ def test_a_checkpoint_without_its_run_has_a_card(workdir: Path) -> None:
 
 def test_many_classes_have_no_table() -> None:
     names = [f"c{k}" for k in range(101)]
-    about: dict[str, Any] = {"class_names": names, "data_sha256": "0"}
+    about: dict[str, Any] = {"class_names": names, "data_sha256": "0", "image_shape": [3, 5, 4]}
     told = CardData(Path("a.onnx"), about, Path("last.ckpt"), None, "last iterate", {}, None)
     told.counts = {n: Counter(dict.fromkeys(names, 3)) for n in ("labeled", "val", "test")}
     told.counts["labeled"].update({"c7": 4})
     assert "- classes: 101, with 3 to 7 labels each" in _write_data(told)
     assert "|" not in _write_data(told)
-    about.update({"part": "model", "image_shape": [3, 5, 4]})
+    about["part"] = "model"
     told.counts["labeled"]["c9"] = 1
     assert "from 305 labels, 1 of class c9:" in _write_limits(told)
     assert "It sees 4 x 5 color pixels" in _write_limits(told)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import sft_lightning
 from sft_lightning.__main__ import main
 from sft_lightning.export import evaluate, programs
-from sft_lightning.export.evaluate import PARITY_IMAGES, ExportEvaluation
+from sft_lightning.export.evaluate import NUM_COMPARED, ExportEvaluation
 from sft_lightning.export.export import export
 from sft_lightning.export.programs import Program
 from sft_lightning.utils.errors import InputError
@@ -131,7 +131,7 @@ def test_an_onnx_file_says_what_it_is(workdir: Path, caplog: pytest.LogCaptureFi
     assert told["preprocessing"]["color"] == "gray"
     assert told["preprocessing"]["resize"]["size"] == [28, 28]
     assert str(Path(sft_lightning.__file__).parent).encode() not in (run / "model.onnx").read_bytes()
-    assert (parity["images"], parity["of"], parity["equal_classes"]) == (PARITY_IMAGES, "test", 1.0)
+    assert (parity["images"], parity["of"], parity["equal_classes"]) == (NUM_COMPARED, "test", 1.0)
     assert parity["batch_sizes"] == [1, 3, 28, 32]
     assert 0 < parity["largest_difference"] < 1e-5
     said = (
@@ -203,7 +203,7 @@ def test_a_backbone_gives_features(workdir: Path, language: str) -> None:
         assert "class_names" not in [entry.key for entry in onnx.load(file).metadata_props]
     card = (run / "model_card.md").read_text(encoding="utf-8")
     assert "pipeline_tag: image-feature-extraction" in card
-    assert "None was used: it learned to redraw" in card
+    assert "None was used: it learned to reconstruct" in card
     assert "Not measured at export." in card
     assert "classes" not in card.split("## Limits")[1]
 
@@ -321,7 +321,7 @@ def test_where_the_data_is_gone_or_has_changed_images_are_random(
         assert main(["export", str(run), "--format=pt2"]) == 0
     assert "on 128 random images in batches of 1, 3, 28 and 32" in caplog.text
     assert "which are random since split_file" in caplog.text
-    assert "was made from other images" in caplog.text
+    assert "was made from other examples" in caplog.text
     told = json.loads((run / "model.pt2.json").read_text())
     assert told["parity"]["of"] == "random"
     assert "metrics" not in told

@@ -1,6 +1,7 @@
 """A modality that the package does not know, through the real command line without a change in any of its files."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -71,7 +72,15 @@ PARADIGMS = {
 }
 
 
-def test_all_paradigms_train_resume_test_predict_and_report(table: Path, workdir: Path) -> None:
+def check_neutral(text: str) -> None:
+    """Check that a log, page or card about vectors does not take them for images."""
+    shown = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert re.findall(r".*\b(?:image|picture|pixel)s?\b.*", shown, re.IGNORECASE) == []
+
+
+def test_all_paradigms_train_resume_test_predict_report_and_export(
+    table: Path, workdir: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, (model, *others) in PARADIGMS.items():
         run("fit", f"--run_name={name}", *arguments(table, model, *others))
         folder = f"lightning_logs/{name}/version_0"
@@ -80,9 +89,16 @@ def test_all_paradigms_train_resume_test_predict_and_report(table: Path, workdir
         run("report", folder)
         page = Path(folder, "report.html").read_text()
         assert "row " in page  # examples of the modality stand on the page as text
+        check_neutral(page)
+        run("export", folder, f"--part={'backbone' if name == 'autoencoder' else 'model'}")
+        card = Path(folder, "model_card.md").read_text()
+        assert "examples like those of" in card
+        check_neutral(card)
     assert len(read_rows("lightning_logs/fixmatch/version_0/predictions.csv")) == 120
     metrics = Path("lightning_logs/fixmatch/version_0/metrics.csv").read_text()
     assert ",test/accuracy," in metrics
+    assert "predictions.csv: 120 examples" in caplog.text
+    check_neutral(caplog.text + capsys.readouterr().out)
 
 
 def test_objectives_compare_strong_views_and_leave_a_start(table: Path, workdir: Path) -> None:

@@ -113,8 +113,8 @@ def test_what_is_found_of_a_validation_split() -> None:
     torch.testing.assert_close(trust.reference_distances, neighbor_distance(features, bank).sort().values)
     assert trust.temperature == pytest.approx(fit_temperature(logits, y), rel=1e-4)
     assert (trust.calibrated_on, trust.held_out, trust.uncalibrated_reason) == (90, True, "")
-    assert f"Calibrated on 90 validation images: temperature {trust.temperature:.2f}." in str(trust)
-    assert "farther from 130 training images than 99 % of 90 validation images" in str(trust)
+    assert f"Calibrated on 90 validation examples: temperature {trust.temperature:.2f}." in str(trust)
+    assert "farther from 130 training examples than 99 % of 90 validation examples" in str(trust)
 
 
 def test_without_a_validation_split_the_bank_is_compared_with_itself() -> None:
@@ -123,7 +123,7 @@ def test_without_a_validation_split_the_bank_is_compared_with_itself() -> None:
     expected = neighbor_distance(trust.bank, trust.bank, among_themselves=True).sort().values
     torch.testing.assert_close(trust.reference_distances, expected, atol=1e-3, rtol=1e-3)
     assert (trust.temperature, trust.calibrated_on, trust.held_out) == (1.0, 0, False)
-    assert str(trust).startswith("Not calibrated: the run has no validation image. Marked: farther from 130 ")
+    assert str(trust).startswith("Not calibrated: the run has no validation example. Marked: farther from 130 ")
     assert str(trust).endswith("than 99 % of these from each other.")
 
 
@@ -134,7 +134,7 @@ def test_where_all_are_right_no_temperature_is_best() -> None:
         model.head.bias.copy_(torch.arange(10.0))
     trust = fit_calibration(model, some(30), some(30, labels=9), Plain())
     assert (trust.temperature, trust.calibrated_on) == (1.0, 0)
-    assert "Not calibrated: all of its 30 validation images are right" in str(trust)
+    assert "Not calibrated: all of its 30 validation examples are right" in str(trust)
     assert len(trust.reference_distances) == 30
 
 

@@ -77,9 +77,9 @@ def test_of_the_machine_in_a_step_that_learns_from_both(workdir: Path, capsys: p
     assert main(words) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "sft-lightning: Memory ran out in training at step 3, for 3,725,290.30 GiB more (batch_size 8 with "
-        "unlabeled_ratio 7: 8 labeled and 56 unlabeled images, image_size 28, precision 32-true): lower batch_size, "
+        "unlabeled_ratio 7: 8 labeled and 56 unlabeled examples, image_size 28, precision 32-true): lower batch_size, "
         "unlabeled_ratio or image_size, or set trainer.precision: bf16-mixed; with half the batch_size "
-        f"trainer.accumulate_grad_batches: 2 keeps the images of an update; {LAST} is kept"
+        f"trainer.accumulate_grad_batches: 2 keeps the examples of an update; {LAST} is kept"
     )
     assert torch.load(LAST, weights_only=True)["global_step"] == 2
     smaller = ["--ckpt_path=last", "--data.init_args.batch_size=4", "--trainer.precision=bf16-mixed"]
@@ -93,7 +93,7 @@ def test_before_the_first_checkpoint(workdir: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.splitlines()[-1] == (
         "sft-lightning: Memory ran out in training at step 0, for 3,725,290.30 GiB more (batch_size 8, image_size 28, "
         "precision bf16-mixed): lower batch_size or image_size; with half the batch_size "
-        "trainer.accumulate_grad_batches: 2 keeps the images of an update; no checkpoint was saved yet"
+        "trainer.accumulate_grad_batches: 2 keeps the examples of an update; no checkpoint was saved yet"
     )
     assert main(["find-lr", *words[1:]]) == 2
     assert "Memory ran out in training at step 0, " in capsys.readouterr().err.splitlines()[-1]
@@ -117,7 +117,7 @@ def test_in_other_stages(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ("train", fit, torch.OutOfMemoryError(CUDA),
          "GPU memory ran out in training at step 0, for 20.50 GiB more (batch_size 8, image_size 28, precision "
          "32-true): lower batch_size or image_size, or set trainer.precision: bf16-mixed; with half the batch_size "
-         "trainer.accumulate_grad_batches: 2 keeps the images of an update; no checkpoint was saved yet"),
+         "trainer.accumulate_grad_batches: 2 keeps the examples of an update; no checkpoint was saved yet"),
         ("validate", ["validate", str(run)], RuntimeError("CUDA error: out of memory"),
          f"GPU memory ran out in validation ({sizes}): {advice}"),
         ("test", ["test", str(run)], MemoryError(), f"Memory ran out in testing ({sizes}): {advice}"),

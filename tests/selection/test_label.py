@@ -213,7 +213,7 @@ def test_rows_of_other_images_stay_in_the_file(session: LabelSession) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("id\nunlabeled/x.png\n", "has no readable training image 'unlabeled/x.png'"),
+        ("id\nunlabeled/x.png\n", "has no readable training example 'unlabeled/x.png'"),
         ("id,suggestion\nx,clas_1\n", r"ids suggests the class 'clas_1' for 'x', which is unknown \(did you mean"),
         ("name\nx\n", "ids 'ids.csv' lacks the column 'id'"),
         ("id\n", "ids 'ids.csv' has no line below its header"),

@@ -80,5 +80,5 @@ def test_features_of_many_examples_are_whitened(workdir: Path) -> None:
 
 def test_a_source_without_unlabeled_images_is_refused(workdir: Path, write_folder: Callable[..., Path]) -> None:
     source = str(write_folder(workdir / "labeled", {"train": 12}))
-    with pytest.raises(InputError, match="has no images without a label: add some, or set hide_labels: true"):
+    with pytest.raises(InputError, match="has no examples without a label: add some, or set hide_labels: true"):
         select(source, 3)

@@ -130,9 +130,9 @@ CHANGES = {
     "labels": Change("plain", lambda: write_table(Path(), 1), "The labels of t.csv changed"),
     "groups": Change("plain", lambda: write_table(Path(), group=1), "The groups of t.csv changed"),
     "order": Change("plain", lambda: write_table(Path(), order=-1), "The order of t.csv changed"),
-    "an image": Change("plain", lambda: exchange("d/0.bmp", "d/1.bmp"), "The images of t.csv changed"),
-    "more images": Change("plain", lambda: write_table(Path(), 0, 12), "t.csv has 12 images, 10 before"),
-    "unlabeled": Change("unlabeled", lambda: exchange("u/0.bmp", "u/1.bmp"), "The images of u changed"),
+    "an image": Change("plain", lambda: exchange("d/0.bmp", "d/1.bmp"), "The examples of t.csv changed"),
+    "more images": Change("plain", lambda: write_table(Path(), 0, 12), "t.csv has 12 examples, 10 before"),
+    "unlabeled": Change("unlabeled", lambda: exchange("u/0.bmp", "u/1.bmp"), "The examples of u changed"),
     "more unlabeled": Change("unlabeled", lambda: draw(Path("u/x.bmp"), 5), "u has 13 images, 12 before"),
     "labels beside": Change(
         "labels", lambda: replace_text("labels.csv", "cat", "dog"), "labels.csv changed"

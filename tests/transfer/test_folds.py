@@ -79,7 +79,7 @@ def test_rank_says_how_many_copies_there_are(workdir: Path, capsys: pytest.Captu
     words += ["--data.init_args.val_size=0", "--data.init_args.test_size=0", "--data.init_args.num_workers=0"]
     assert main(["rank", *words, "--candidates=[{backbone: conv, weights: none}]", "--out=found"]) == 0
     shown = capsys.readouterr().out
-    assert "12 exact and 12 near copies of others among 36 labeled images; copies stay in one fold" in shown
+    assert "12 exact and 12 near copies of others among 36 labeled examples; copies stay in one fold" in shown
     assert "all scores but linear probe and k-NN count each set of copies once" in shown
     with Path("found/rank.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -93,7 +93,7 @@ def test_fewer_groups_than_folds_make_for_fewer_folds(workdir: Path) -> None:
     split = module.splits["labeled"]
     plan = plan_folds(module, split, 5)
     assert plan.folds == 3
-    assert plan.notes[1] == "3 folds in place of 5, since class 'class_0' has only 3 groups of different images"
+    assert plan.notes[1] == "3 folds in place of 5, since class 'class_0' has only 3 groups of different examples"
 
 
 def test_groups_of_the_source_stay_together_and_copies_join_them(workdir: Path) -> None:
@@ -119,7 +119,7 @@ def test_groups_of_the_source_stay_together_and_copies_join_them(workdir: Path) 
 
 def test_a_class_of_copies_of_one_image_is_refused(workdir: Path) -> None:
     write_copies(Path("images"), 2, 5)
-    with pytest.raises(InputError, match="the labeled images of class 'class_0' are copies of each other"):
+    with pytest.raises(InputError, match="the labeled examples of class 'class_0' are copies of each other"):
         score_candidates(data("images"), [Candidate("mlp", "none")], 5)
 
 

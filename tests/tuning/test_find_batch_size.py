@@ -32,7 +32,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def rows(shown: str) -> dict[int, tuple[int, int]]:
-    """Size to images a step and images a second."""
+    """Size to examples a step and examples a second."""
     lines = shown.split("ended      ")[0].replace(",", "").splitlines()[1:]
     return {int(size): (int(images), int(rate)) for size, images, rate in map(str.split, lines)}
 
@@ -118,13 +118,13 @@ def test_it_ends_where_two_doublings_gain_less_than_5_percent(
     clock.takes = {2: 0.02, 4: 0.01, 8: 0.0099, 16: 0.0095, 32: 0.00945, 64: 0.00944, 128: 0.001}
     assert main(["find-batch-size", *FINE_TUNE, *SMALL, f"--model.class_path={ME}.Timed"]) == 0
     assert capsys.readouterr().out == (
-        "batch_size  images a step  images/s\n"
-        "         2              2        50\n"
-        "         4              4       100\n"
-        "         8              8       101\n"
-        "        16             16       105\n"
-        "        32             32       106\n"
-        "        64             64       106\n"
+        "batch_size  examples a step  examples/s\n"
+        "         2                2          50\n"
+        "         4                4         100\n"
+        "         8                8         101\n"
+        "        16               16         105\n"
+        "        32               32         106\n"
+        "        64               64         106\n"
         "ended      2 doublings gained less than 5%\n"
         "suggested  16: no larger one that was tried is 5% faster\n"
         "for fit    --data.init_args.batch_size 16\n"
@@ -192,7 +192,7 @@ def test_it_ends_where_the_data_has_no_more(
     assert main(["find-batch-size", *words]) == 0
     shown = capsys.readouterr().out
     assert rows(shown)[32][0] == 20
-    assert "ended      the data has no more images for a batch\n" in shown
+    assert "ended      the data has no more examples for a batch\n" in shown
     assert files(workdir) == []  # nor the features of the frozen backbone
 
 

@@ -53,9 +53,9 @@ def test_half_the_time_is_suggested_and_nothing_is_learned(
     monkeypatch.setattr(throughput, "time", CLOCK)
     assert main([*WORDS, f"--model.class_path={ME}.Timed"]) == 0
     assert capsys.readouterr().out == (
-        "precision   images/s  against 32-true\n"
-        "32-true           10\n"
-        "bf16-mixed        20  2.00 (2.00 to 2.00)\n"
+        "precision   examples/s  against 32-true\n"
+        "32-true             10\n"
+        "bf16-mixed          20  2.00 (2.00 to 2.00)\n"
         "suggested  bf16-mixed: at least 5% faster than 32-true in every round\n"
         "for fit    --trainer.precision bf16-mixed\n"
         "Whether the accuracy stays, a study of both says: sft-lightning study.\n"

@@ -46,6 +46,21 @@ def test_a_spec_survives_its_record_and_reads_that_of_earlier_versions() -> None
 
 
 @pytest.mark.parametrize(
+    ("modality", "one", "many"),
+    [
+        ("image", "1 image", "2,000 images"),
+        ("text", "1 text", "2,000 texts"),
+        ("audio", "1 recording", "2,000 recordings"),
+        ("vector", "1 example", "2,000 examples"),
+    ],
+)
+def test_examples_are_counted_by_the_noun_of_their_modality(modality: str, one: str, many: str) -> None:
+    spec = InputSpec(modality, (8,))
+    assert (spec.count(1), spec.count(2000)) == (one, many)
+    assert (spec.noun, spec.plural) == (one.removeprefix("1 "), many.removeprefix("2,000 "))
+
+
+@pytest.mark.parametrize(
     "given", [(1, 28), "abc", {"modality": "image"}, {"modality": "a", "shape": [0]}, {"shape": [3]}]
 )
 def test_what_is_no_spec_is_one_sentence(given: Any) -> None:

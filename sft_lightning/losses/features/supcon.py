@@ -12,7 +12,7 @@ from sft_lightning.utils.errors import check_min, check_positive
 class SupCon(FeatureLoss):
     """Supervised contrastive loss L_out (eq. 2, with the sum outside the logarithm).
 
-    Each example is pulled toward all others of its class and pushed away from the rest. Two views of each image
+    Each example is pulled toward all others of its class and pushed away from the rest. Two views of each example
     (`labeled_view: both`) are two examples of a class, as in the paper. An example without another of its class in the
     batch is left out of the mean.
 

@@ -14,7 +14,7 @@ from sft_lightning.utils.errors import check_fraction, check_min, check_positive
 
 
 class CoMatch(Consistency):
-    """Consistency with smoothed pseudo-labels, and a contrast that makes images of like pseudo-labels similar.
+    """Consistency with smoothed pseudo-labels, and a contrast that makes examples of like pseudo-labels similar.
 
     A memory holds projected features and predictions of recent weak views, labels in place of predictions for labeled
     examples. The pseudo-label q is alpha times the prediction, aligned with the uniform distribution, plus 1 - alpha
@@ -25,7 +25,7 @@ class CoMatch(Consistency):
 
     As in the authors' code, smoothing starts once the memory is full.
 
-    Reference setting (CIFAR-10): tau .95, alpha .9, temperature .2, T .8, a memory of 5 batches of 64 + 448 images,
+    Reference setting (CIFAR-10): tau .95, alpha .9, temperature .2, T .8, a memory of 5 batches of 64 + 448 examples,
     mean of 32 batches, 64 projected features, `lambda_u` 1 and contrast 1; all else as in FixMatch.
     """
 

@@ -11,7 +11,7 @@ from sft_lightning.utils.errors import check_fraction
 class FixMatch(Consistency):
     """Cross-entropy of the strong view with the class of a confident weak view (eq. 4).
 
-    Reference setting (CIFAR-10, WRN-28-2): tau .95, lambda_u 1, 64 labeled and 448 unlabeled images in a batch, SGD
+    Reference setting (CIFAR-10, WRN-28-2): tau .95, lambda_u 1, 64 labeled and 448 unlabeled examples in a batch, SGD
     with rate .03 and momentum .9, average of the weights with decay .999.
     """
 

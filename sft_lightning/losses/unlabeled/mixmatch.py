@@ -20,9 +20,9 @@ from sft_lightning.utils.transfer import to_device
 
 
 class MixMatch(Strategy):
-    """MixUp of labeled and unlabeled images, with sharpened guesses for the labels of the latter.
+    """MixUp of labeled and unlabeled examples, with sharpened guesses for the labels of the latter.
 
-    The guess is the sharpened mean prediction of two weak views. L_s is cross-entropy on the mixed labeled images
+    The guess is the sharpened mean prediction of two weak views. L_s is cross-entropy on the mixed labeled examples
     (eq. 3), L_u squared error on the mixed unlabeled ones (eq. 4). Mixing works on pixels.
 
     Reference setting: T .5, alpha .75, `lambda_u` 75 (CIFAR-10) to 100 with a linear ramp-up.
@@ -56,7 +56,7 @@ class MixMatch(Strategy):
         self._classes = context.num_classes
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Return the squared error on mixed unlabeled images, and cross-entropy on mixed labeled ones as L_s."""
+        """Return the squared error on mixed unlabeled examples, and cross-entropy on mixed labeled ones as L_s."""
         with torch.no_grad():
             views = (step.unlabeled.weak, step.unlabeled.weak_2)
             guesses = [at_least_float32(step.network.outputs(x).logits).softmax(1) for x in views]
@@ -77,11 +77,11 @@ class MixMatch(Strategy):
         """Sample mixing weights and partners.
 
         Args:
-            count: Number of images.
+            count: Number of examples.
             seed: Seed of the batch.
 
         Returns:
-            Weights of each image itself, at least one half, and positions of the partners, both (count,).
+            Weights of each example itself, at least one half, and positions of the partners, both (count,).
         """
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)

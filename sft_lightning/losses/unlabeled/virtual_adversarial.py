@@ -19,10 +19,10 @@ from sft_lightning.utils.transfer import to_device
 
 
 class VirtualAdversarial(Strategy):
-    """KL divergence between the predictions of an image and of its most harmful small perturbation (eq. 5 to 8).
+    """KL divergence between the predictions of an example and of its most harmful small perturbation (eq. 5 to 8).
 
     The clean prediction has a pass of its own: under batch normalization, only predictions that share the statistics of
-    the same images differ by the perturbation alone. The perturbation works on pixels.
+    the same examples differ by the perturbation alone. The perturbation works on the numbers of the inputs.
     """
 
     student: ClassVar[str | None] = None
@@ -47,7 +47,7 @@ class VirtualAdversarial(Strategy):
         self.epsilon, self.xi, self.steps, self.entropy = epsilon, xi, steps, entropy
 
     def loss(self, step: StrategyInputs) -> StrategyOutput:
-        """Return the KL divergence from the clean prediction to that of the perturbed image."""
+        """Return the KL divergence from the clean prediction to that of the perturbed example."""
         x = step.unlabeled.weak
         with torch.set_grad_enabled(self.entropy > 0):
             log_p = at_least_float32(step.network.outputs(x).logits).log_softmax(1)
@@ -67,11 +67,11 @@ class VirtualAdversarial(Strategy):
 
         Args:
             network: Network to attack.
-            x: Images, (B, C, H, W).
+            x: Inputs, (B, ...).
             seed: Seed of the batch.
 
         Returns:
-            Directions of norm 1 for each image, (B, C, H, W).
+            Directions of norm 1 for each example, (B, ...).
         """
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         direction = to_device(direction, x.device).to(x.dtype)

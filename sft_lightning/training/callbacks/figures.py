@@ -1,4 +1,4 @@
-"""Evaluations in TensorBoard: images, precision-recall curves, and examples in the projector."""
+"""Evaluations in TensorBoard: figures, precision-recall curves, and examples in the projector."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ from sft_lightning.utils.lightning_patches import get_logged_step
 class TensorBoardFigures(Callback):
     """Writes the figures of a paradigm after each validation and test.
 
-    Precision-recall curves and the examples of the projector take longer, so they are has_text once, at the end of a
+    Precision-recall curves and the examples of the projector take longer, so they are written once, at the end of a
     training, of `validate` and (the curves) of `test`. The curves use the counts of the last evaluation, the examples
-    some hundred images.
+    some hundred inputs.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class TensorBoardFigures(Callback):
         self._validated: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the images of a validation."""
+        """Write the figures of a validation."""
         if trainer.sanity_checking:
             return
         self._validated = get_logged_step(trainer)
@@ -49,7 +49,7 @@ class TensorBoardFigures(Callback):
             self._write_once(trainer, pl_module, "val", self._validated)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the images and curves of the test."""
+        """Write the figures and curves of the test."""
         self._write(trainer, pl_module, "test")
         self._write_once(trainer, pl_module, "test")
 

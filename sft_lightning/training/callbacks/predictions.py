@@ -59,7 +59,7 @@ class PredictionWriter(BasePredictionWriter):
             raise _write_error(self._path, error) from error
         self._writer = csv.writer(self._file)
         self._header: list[str] | None = None
-        self._counts = [0, 0]  # images, and those marked as unlike the training data
+        self._counts = [0, 0]  # examples, and those marked as unlike the training data
 
     def _take_lock(self, trainer: Trainer, path: Path) -> None:
         """Lock the folder on behalf of all processes, before any of them empties a file there."""
@@ -130,13 +130,14 @@ class PredictionWriter(BasePredictionWriter):
             )
         if trainer.is_global_zero:
             _join(self._path, trainer.world_size, _describe_predictions(trainer))
-            images, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in summaries), strict=True))
+            count, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in summaries), strict=True))
             note = (
-                f", {marked:,} ({marked / images:.1%}) unlike the training data"
+                f", {marked:,} ({marked / count:.1%}) unlike the training data"
                 if any(summary[2] for summary in summaries)
                 else ""
             )
-            rank_zero_info(f"Predictions: {self._path}: {images:,} {'image' if images == 1 else 'images'}{note}")
+            counted = f"{count:,}" if data is None else data.input_spec.count(count)
+            rank_zero_info(f"Predictions: {self._path}: {counted}{note}")
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -211,7 +212,7 @@ def _join(path: Path, world_size: int, description: dict[str, str | None]) -> No
             _interleave(parts, staged)
             for part in parts:
                 part.unlink()
-        if not staged.stat().st_size:  # no image could be read
+        if not staged.stat().st_size:  # no example could be read
             staged.write_text("path\n", encoding="utf-8")
         _keep_earlier(path, staged, description)
         path.with_suffix(".json").unlink(missing_ok=True)  # it must never describe other predictions

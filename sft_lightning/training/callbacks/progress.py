@@ -44,16 +44,17 @@ class Progress(TQDMProgressBar):
         rank_zero_info(f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {metrics}")
 
     def init_predict_tqdm(self) -> Tqdm:
-        """Return a bar that counts images, since the number of batches may be unknown."""
+        """Return a bar that counts examples, since the number of batches may be unknown."""
         bar = super().init_predict_tqdm()
-        bar.unit = "image"
+        bar.unit = self._noun
         return bar
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
+        data = few_label_data(trainer)
+        self._noun = "example" if data is None else data.input_spec.noun
         super().on_predict_start(trainer, pl_module)
         self._last_line, self._done = time.monotonic(), 0
-        data = few_label_data(trainer)
         self._count = None if data is None else data.predict_count
 
     def on_predict_batch_start(
@@ -77,7 +78,8 @@ class Progress(TQDMProgressBar):
             self.predict_progress_bar.total = None if self._count is None else max(self._count, self._done)
             self.predict_progress_bar.update(self._done - self.predict_progress_bar.n)
         elif self._due():
-            rank_zero_info(f"Predicted {self._done:,} of {'?' if self._count is None else f'{self._count:,}'} images.")
+            count = "?" if self._count is None else f"{self._count:,}"
+            rank_zero_info(f"Predicted {self._done:,} of {count} {self._noun}s.")
 
     def _due(self) -> bool:
         """Return whether it is time for another line, and restart the interval if so."""

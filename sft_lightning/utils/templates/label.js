@@ -103,7 +103,7 @@ function show() {
       example.textContent = item.text;
     } else {
       example = document.createElement("img");
-      example.alt = `Image ${current + 1} of ${items.length}: ${item.id}`;
+      example.alt = `Example ${current + 1} of ${items.length}: ${item.id}`;
       example.onload = () => example.classList.toggle("small", example.naturalWidth <= SMALL);
       example.src = item.image;
     }

@@ -244,7 +244,7 @@ def test_image_damaged_in_the_middle_fails_when_decoded(tmp_path: Path) -> None:
 
 def test_unreadable_images_are_refused_or_listed() -> None:
     with pytest.raises(InputError, match=r"file 'a.png' cannot be read: zero bytes; .* on_bad_image: skip"):
-        BadFiles().report("a.png", "zero bytes")
+        BadFiles("raise", "on_bad_image").report("a.png", "zero bytes")
     bad = BadFiles("skip")
     bad.report("a.png", "zero bytes")
     assert bad.reasons == {"a.png": "zero bytes"}

@@ -70,7 +70,7 @@ def test_unreadable_files_are_left_out_or_refused(folder: MakeFolder) -> None:
     assert [batch.names for batch in batches] == [["a/0.png", "a/2.png"], ["a/6.png"]]  # a batch of none is none
     assert sorted(bad.reasons) == [str(path / "a" / f"{i}.png") for i in (1, 3, 4, 5, 7)]
     assert bad.reasons[str(path / "a" / "7.png")] == "it is a broken link"
-    with pytest.raises(InputError, match=r"a/1.png' cannot be read: .* set on_bad_image: skip"):
+    with pytest.raises(InputError, match=r"a/1.png' cannot be read: .* set on_bad: skip"):
         list(loader(path))
 
 

@@ -22,6 +22,7 @@ from sft_lightning.data.batches import Labeled
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 from tests.conftest import CONFIGS
 from tests.doubles import FakeData
 from tests.forks import both_ranks
@@ -224,7 +225,7 @@ def test_unreadable_image_is_refused_or_skipped(place: Path, cli_error: Callable
     bad = sorted(Path("new").rglob("*.png"))[5]
     bad.write_bytes(b"not an image")
     few = "--data.init_args.eval_batch_size=2"
-    assert f"image '{bad}' cannot be read" in cli_error("predict", RUN, "new", few)
+    assert f"file '{bad}' cannot be read" in cli_error("predict", RUN, "new", few)
     assert main(["predict", RUN, "new", few, "--data.init_args.on_bad_image=skip"]) == 0
     assert len(read_predictions()) == 11
     assert bad.relative_to("new").as_posix() not in {row["path"] for row in read_predictions()}
@@ -288,7 +289,7 @@ def test_probabilities_are_calibrated_on_the_validation_split(place: Path, caplo
     assert not 0.9 < t < 1.1
     caplog.clear()
     assert main(["predict", RUN]) == 0
-    assert f"Calibrated on 60 validation images: temperature {t:.2f}." in caplog.text
+    assert f"Calibrated on 60 validation examples: temperature {t:.2f}." in caplog.text
     test, _ = compute_logits(RUN, "test")
     torch.testing.assert_close(get_probabilities(read_predictions()), (test / t).softmax(1), atol=1e-3, rtol=0)
     assert [row["predicted"] for row in read_predictions()] == [NAMES[k] for k in test.argmax(1).tolist()]
@@ -303,7 +304,7 @@ def test_calibration_is_stored_for_its_checkpoint_only(place: Path, caplog: pyte
     Path("images").rename("elsewhere")  # what is kept needs no data
     caplog.clear()
     assert main(["predict", RUN, "new"]) == 0
-    assert "Calibrated on 60 validation images" in caplog.text
+    assert "Calibrated on 60 validation examples" in caplog.text
     assert "Data:" not in caplog.text
     assert read_predictions() == rows
     assert Path(RUN, CALIBRATION).read_bytes() == kept
@@ -345,7 +346,7 @@ def test_calibration_finds_moved_data_and_reports_changes(place: Path, caplog: p
     shutil.copy(added, added.with_name("new.png"))
     caplog.clear()
     assert main(["predict", RUN, "new", "--data.init_args.source=elsewhere"]) == 0
-    assert "1 image is not in the run's split and left out: train/class_0/new.png" in caplog.text
+    assert "1 example is not in the run's split and left out: train/class_0/new.png" in caplog.text
     assert "Calibrated on 60" in caplog.text
     Path(RUN, CALIBRATION).unlink()
     Path("elsewhere", "train", "class_3").mkdir()
@@ -375,7 +376,7 @@ def test_run_without_a_validation_split_is_not_calibrated(place: Path, caplog: p
     assert main(["fit", "--config", FINE_TUNE, *words]) == 0
     caplog.clear()
     assert main(["predict", "lightning_logs/b/version_0", "new"]) == 0
-    assert "Not calibrated: the run has no validation image. Marked: farther from 90 training images" in caplog.text
+    assert "Not calibrated: the run has no validation example. Marked: farther from 90 training examples" in caplog.text
     assert {row["unlike_training"] for row in read_predictions("lightning_logs/b/version_0")} <= {"yes", "no"}
 
 
@@ -476,7 +477,7 @@ def test_processes_that_list_different_files_write_nothing(
         outputs[1] = (1, 1, True, theirs)
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
-    data = FakeData(predict_listed=(3, 5), predict_name=None)
+    data = FakeData(predict_listed=(3, 5), predict_name=None, input_spec=InputSpec("image", (3, 8, 8)))
     two: Any = SimpleNamespace(global_rank=0, world_size=2, is_global_zero=True, datamodule=data, ckpt_path=None)
     two.strategy = SimpleNamespace(broadcast=lambda said: said)
     model: Any = SimpleNamespace(class_names=["a", "b"])

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from sft_lightning import ImageDataModule
 from sft_lightning.training.callbacks.progress import Progress
+from sft_lightning.utils.inputs import InputSpec
 from tests.data.conftest import write_image
 from tests.doubles import FakeData
 from tests.paradigms.helpers import classifier, trainer
@@ -39,7 +40,7 @@ def test_progress_is_printed_as_lines_without_a_terminal(
     assert "Predicted" not in caplog.text
 
 
-def test_progress_bar_counts_images(
+def test_progress_bar_counts_examples_by_their_name(
     data: ImageDataModule,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -50,15 +51,17 @@ def test_progress_bar_counts_images(
     predict(data, bar)
     shown = capsys.readouterr().out
     assert "7/7 " in shown
+    assert bar.predict_progress_bar.unit == "image"
     assert (bar.predict_progress_bar.n, bar.predict_progress_bar.total) == (7, 7)
     assert "Predicted" not in caplog.text
 
 
-def test_progress_counts_the_images_of_all_processes(caplog: pytest.LogCaptureFixture) -> None:
-    two: Any = SimpleNamespace(world_size=2, datamodule=FakeData(predict_count=1000))
+def test_progress_counts_the_examples_of_all_processes(caplog: pytest.LogCaptureFixture) -> None:
+    data = FakeData(predict_count=1000, input_spec=InputSpec("text", (16,), "int64"))
+    two: Any = SimpleNamespace(world_size=2, datamodule=data)
     progress = Progress(seconds=0)
     progress.on_predict_start(two, classifier())
     for k in range(2):
         progress.on_predict_batch_end(two, classifier(), {"indices": torch.zeros(3)}, None, k)
     said = [record.getMessage() for record in caplog.records if "Predicted" in record.getMessage()]
-    assert said == ["Predicted 6 of 1,000 images.", "Predicted 12 of 1,000 images."]
+    assert said == ["Predicted 6 of 1,000 texts.", "Predicted 12 of 1,000 texts."]
