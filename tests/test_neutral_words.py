@@ -61,6 +61,16 @@ KEPT: dict[str, tuple[str, ...]] = {
     ),
     "selection/label_server.py": ("an image.", '!= "image"', '"image/"'),
     "selection/select.py": ("image_size", "Side of the images in pixels"),
+    "solver/find_starts.py": ('modality != "image"',),
+    "solver/labels.py": (
+        "image_size", "on_bad_image", "larger images", "the images that the user", "Side of the images",
+    ),
+    "solver/look.py": ("compute_image_stats",),
+    "solver/solve.py": ("image_size", "Side of the images in pixels", "image files square", "in images of more than 8"),
+    "solver/starts.py": (
+        "image_size", "a source's images", "takes images of other sizes", "take images of any size", "that of images",
+    ),
+    "solver/trials.py": ("image_size",),
     "study/inputs.py": ('"images": contents',),
     "study/stale.py": ('"images": "examples"', "`images` in the files"),
     "transfer/candidates.py": (

@@ -192,11 +192,11 @@ class Paradigm(LightningModule, ABC):
             if "Expected more than 1 value per channel" not in str(error):
                 raise
             data = few_label_data(self.trainer)
-            larger = [f"set a larger {name}" for name in ([] if data is None else data.size_settings)]
+            remedies = ["set batch_size to 2 or more", "use 2 or more labels for each process"]
+            remedies += [f"set a larger {name}" for name in ([] if data is None else data.size_settings)]
             raise InputError(
                 "a training batch has one example, of which the network's batch normalization gets one value per "
-                "channel, which has no variance: set batch_size to 2 or more, "
-                f"{' or '.join(['use 2 or more labels for each process', *larger])}"
+                f"channel, which has no variance: {', '.join(remedies[:-1])}, or {remedies[-1]}"
             ) from error
         if self.regularizer is not None:
             penalty: Tensor = self.regularizer(self)

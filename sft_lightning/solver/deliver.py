@@ -176,7 +176,7 @@ def _advise(held_out: Tensor, judged: Tensor, source: LabeledSource, delivery: D
         )
     if delivery.next_labels:
         sentences.append(
-            f"Label the {len(delivery.next_labels)} images of label_next.csv first, then call solve again."
+            f"Label the {len(delivery.next_labels)} examples of label_next.csv first, then call solve again."
         )
     if delivery.doubtful:
         sentences.append(f"Check {len(delivery.doubtful)} label(s) that look wrong; the report shows them.")

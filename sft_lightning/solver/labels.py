@@ -98,8 +98,8 @@ class LabeledSource:
         return digest.hexdigest()
 
     @cached_property
-    def images_key(self) -> str:
-        """Hash of the images to learn from without labels, whichever of them are labeled, and of how they are read."""
+    def content_key(self) -> str:
+        """Hash of the examples to learn from without labels, whichever have some, and of how they are read."""
         settings = {name: value for name, value in self.settings.items() if name != "labels"}
         digest = hashlib.sha256(repr((settings, self.data.reading_key)).encode())
         splits = [self.data.splits[name] for name in ("labeled", "unlabeled")]
@@ -204,7 +204,7 @@ def read_source(
     named = int((counts > 0).sum())
     if named < 2:
         raise InputError(
-            f"source {name!r} has labels of {named} class(es){_describe_unreadable(data)}: label some images of at "
+            f"source {name!r} has labels of {named} class(es){_describe_unreadable(data)}: label some examples of at "
             f"least two, by class folders, the column 'label', or `sft-lightning label {name} --class_names "
             "[NAME,NAME]` and --labels labels.csv"
         )
@@ -221,7 +221,7 @@ def read_source(
 def _open_at_size(
     reopen: Callable[..., FewLabelDataModule], size: int | None
 ) -> tuple[FewLabelDataModule, dict[str, int]]:
-    """Open data as its images are if all are squares of one size of at most 64 pixels, else at 64.
+    """Open data as its examples are if all are squares of one size of at most 64 pixels, else at 64.
 
     Args:
         reopen: Function that opens the data with further settings.
@@ -248,11 +248,11 @@ def _open_at_size(
 
 
 def _describe_unreadable(data: FewLabelDataModule) -> str:
-    """Return how many images cannot be read and why the first cannot; empty where all can."""
+    """Return how many files cannot be read and why the first cannot; empty where all can."""
     if not data.bad.reasons:
         return ""
     path, reason = min(data.bad.reasons.items())
-    return f", and {len(data.bad.reasons):,} image(s) cannot be read, such as {path!r} ({reason})"
+    return f", and {len(data.bad.reasons):,} file(s) cannot be read, such as {path!r} ({reason})"
 
 
 def describe_counts(names: Sequence[str], counts: Tensor) -> str:

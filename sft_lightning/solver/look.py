@@ -28,7 +28,7 @@ def describe_source(source: LabeledSource) -> list[str]:
     held = f", {len(data.splits['test']):,} for a test" if source.has_test else ""
     counts = describe_counts(data.class_names, data.labeled_counts())
     lines = [
-        f"{data.source.name}: {data.input_spec.modality}s, {_describe_files(source)}",
+        f"{data.source.name}: {data.input_spec.plural}, {_describe_files(source)}",
         f"labels:   {counts}, {source.pool_size:,} unlabeled{held}",
     ]
     if source.groups is not None:

@@ -24,12 +24,12 @@ def render_solution(
     Args:
         name: Name of the solution.
         verdict: Sentences, the most important one first.
-        recipes: Name, use of unlabeled images and accuracy of each recipe.
+        recipes: Name, use of unlabeled examples and accuracy of each recipe.
         left_out: Sentences about what was not tried, or failed.
         delivery: What was made of the chosen recipe.
         data: Data module of the source.
     """
-    head = ["recipe", "uses unlabeled images", "accuracy on held-out labels"]
+    head = ["recipe", f"uses unlabeled {data.input_spec.plural}", "accuracy on held-out labels"]
     sections = [
         Section("Recipes", render_table(head, recipes)),
         Section("Use it", render_paragraphs(_describe_use(name, delivery))),
@@ -37,34 +37,34 @@ def render_solution(
     ]
     if delivery.next_labels:
         ids = [data.splits["unlabeled"].ids[i] for i in delivery.next_labels]
-        images = data.views.show(data.inputs_of("unlabeled", delivery.next_labels))
+        examples = data.views.show(data.inputs_of("unlabeled", delivery.next_labels))
         tiles = [
-            (embed_example(image, one), [f"{order}.", one])
-            for order, (image, one) in enumerate(zip(images, ids, strict=True), 1)
+            (embed_example(example, one), [f"{order}.", one])
+            for order, (example, one) in enumerate(zip(examples, ids, strict=True), 1)
         ]
         sections.append(Section("Label these next", render_tiles(tiles)))
     if delivery.doubtful:
         shown = delivery.doubtful[:_MAX_DOUBTFUL]
         split = data.splits["labeled"]
-        images = data.views.show(data.inputs_of("labeled", shown))
+        examples = data.views.show(data.inputs_of("labeled", shown))
         labels = split.labels.tolist()
         tiles = [
             (
-                embed_example(image, split.ids[i]),
+                embed_example(example, split.ids[i]),
                 [f"labeled {data.class_names[labels[i]]}", f"looks like {data.class_names[k]}", split.ids[i]],
             )
-            for image, i, k in zip(images, shown, delivery.predicted, strict=False)
+            for example, i, k in zip(examples, shown, delivery.predicted, strict=False)
         ]
         sections.append(Section("Labels to check", render_tiles(tiles)))
     return render_page(f"Solution {name}", data.source.name, verdict, sections)
 
 
 def _describe_use(name: str, delivery: Delivery) -> list[str]:
-    sentences = [f"sft-lightning predict {LOGS}/solve/{name} NEW_IMAGES/ writes their calibrated probabilities."]
+    sentences = [f"sft-lightning predict {LOGS}/solve/{name} NEW_DATA writes their calibrated probabilities."]
     if ONNX not in delivery.not_exported:
         sentences.append(f"{ONNX} runs without this package; model_card.md shows how, with the temperature.")
         if delivery.not_exported:
-            sentences.append("It holds vectors of the images that it classifies by: share it as you would share them.")
+            sentences.append("It holds vectors of examples that it classifies by: share it as you would share them.")
     for file, reason in delivery.not_exported.items():
         sentences.append(f"{file} was not written: {reason}.")
     return sentences

@@ -1,4 +1,4 @@
-"""Self-supervised pre-training on the images of a source, from scratch or from a start."""
+"""Self-supervised pre-training on the examples of a source, from scratch or from a start."""
 
 import hashlib
 from pathlib import Path
@@ -14,20 +14,20 @@ _VIEW = {"crop_scale": "[0.3,1.0]", "flip": "false", "brightness": "0.4", "contr
 
 
 def count_batch(source: LabeledSource, is_large: bool) -> int:
-    """Return the number of images of a step, each of which gives two views.
+    """Return the number of examples of a step, each of which gives two views.
 
     Args:
-        source: Source of the images.
+        source: Source of the examples.
         is_large: Whether the network is one of a library.
     """
     return min(LARGE_BATCH if is_large else SMALL_BATCH, max(2, source.pool_size))
 
 
 def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: Space | None = None) -> Path:
-    """Train SimCLR (Chen et al. 2020) on the pool and the images of the labels, without their labels.
+    """Train SimCLR (Chen et al. 2020) on the pool and the examples of the labels, without their labels.
 
-    A run of an earlier call is returned where it has seen the same images for as many steps. Further labels of these
-    images change nothing.
+    A run of an earlier call is returned where it has seen the same examples for as many steps. Further labels of these
+    examples change nothing.
 
     Args:
         source: Source as the network sees it.
@@ -40,7 +40,7 @@ def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: 
         Folder of the run.
     """
     argv, digest, is_large = ((), "", False) if start is None else (start.argv, start.digest, start.is_large)
-    key = hashlib.sha256(repr((source.images_key, argv, digest)).encode()).hexdigest()
+    key = hashlib.sha256(repr((source.content_key, argv, digest)).encode()).hexdigest()
     if marker.is_file():
         known = read_json_object(marker, "remove it")
         if known.get("key") == key and known.get("steps", 0) >= steps and Path(known["run"]).is_dir():

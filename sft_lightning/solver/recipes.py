@@ -30,8 +30,7 @@ _QUIET = (
 )
 _OPTIMIZER = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=WarmupCosine")
 BATCH = 32
-PRETRAINED = "features learned from your images"
-# The same for networks of this package, which are trained on small images, and for larger ones of a library.
+# The same for networks of this package, which are trained on small inputs, and for larger ones of a library.
 _SMALL_RATIO, _LARGE_RATIO = 7, 3
 _SMALL_VIEW = ("--data.weak_view.crop_padding=2",)
 _LARGE_VIEW = ("--data.weak_view.crop_scale=[0.3,1.0]", "--model.layer_decay=0.75")

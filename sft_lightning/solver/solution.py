@@ -26,7 +26,7 @@ class Solution:
     Attributes:
         folder: Folder with `report.html`, `predictions.csv`, `label_next.csv`, `summary.json` and the model.
         verdict: Sentences, the most important one first.
-        recipes: Name, use of unlabeled images and accuracy of each recipe, the best first.
+        recipes: Name, use of unlabeled examples and accuracy of each recipe, the best first.
         run: Folder of the run of the model.
         summary: Content of `summary.json`.
     """
@@ -45,23 +45,23 @@ class Solution:
         model: LightningModule = loaded.cli.model
         return model.eval()
 
-    def predict(self, images: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
-        """Classify images.
+    def predict(self, inputs: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
+        """Classify further examples.
 
         Args:
-            images: Folder, manifest or file, or paths of files.
+            inputs: Folder, manifest or file, or paths of files.
 
         Returns:
-            One mapping for each image, as `predictions.csv` of `sft-lightning predict` has them.
+            One mapping for each example, as `predictions.csv` of `sft-lightning predict` has them.
 
         Raises:
-            InputError: An image cannot be read.
+            InputError: A file cannot be read.
         """
         with tempfile.TemporaryDirectory() as folder:
-            given = [] if isinstance(images, str | Path) else [Path(path) for path in images]
+            given = [] if isinstance(inputs, str | Path) else [Path(path) for path in inputs]
             for k, path in enumerate(given):  # links, since a manifest must not lead out of its folder
                 (Path(folder) / f"{k:09d}{path.suffix}").symlink_to(path.resolve())
-            source = folder if given else images
+            source = folder if given else inputs
             words = ["predict", "--ckpt_path", str(self.run), f"--data.init_args.predict_source={source}"]
             with preserve_process(), silence_logs():
                 command([*words, "--trainer.enable_progress_bar=false"])
@@ -72,11 +72,11 @@ class Solution:
 
     def __str__(self) -> str:
         table = "\n".join(
-            align_columns([["recipe", "uses unlabeled images", "accuracy on held-out labels"], *self.recipes])
+            align_columns([["recipe", "uses unlabeled examples", "accuracy on held-out labels"], *self.recipes])
         )
         names = ("report.html", "predictions.csv", "label_next.csv", *EXPORTS)
         files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).is_file())})"
-        use = f"sft-lightning predict {self.folder} NEW_IMAGES/"
+        use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():
             use += (
                 f"\nLabel:    sft-lightning label SOURCE --ids {self.folder}/label_next.csv, then solve with --labels"

@@ -57,7 +57,8 @@ def solve(
     again.
 
     Args:
-        source: Source of the images, as `data.init_args.source` takes it: a folder, a table, or the name of a data set.
+        source: Source of the examples, as `data.init_args.source` takes it: a folder, a table, or the name of a data
+            set.
         minutes: Time for the comparison, about; the final training comes on top, which takes less than a fold's share.
         name: Name of the solution, whose folder is `lightning_logs/solve/NAME`; null for that of the source.
         num_labels: Number of labels to use, to see what fewer would give; null for all.
@@ -91,7 +92,7 @@ def solve(
     arguments = {key: value for key, value in locals().items() if key not in ("launcher", "slurm")}
     check_positive(minutes=minutes)
     check_min(2, num_labels=num_labels)
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "images"
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "data"
     check_run_name("name", name)
     named = _resolve(candidates)
     folder = Path(LOGS) / "solve" / name
@@ -206,7 +207,7 @@ class _Solver:
         correct = {best.recipe.name: delivery.test_correct}
         for result in (with_pool, reference):
             if result.recipe.name not in correct:
-                self.report(f"Training {result.recipe.name} on all labels, to compare on the test images.")
+                self.report(f"Training {result.recipe.name} on all labels, to compare on the test examples.")
                 cli = train(result.recipe, result.source, None, f"solve/{self.name}/compared")
                 correct[result.recipe.name] = test(cli.model, result.source)
         ours, theirs = (correct[result.recipe.name] for result in (with_pool, reference))

@@ -1,4 +1,4 @@
-"""How long a network takes for an image, measured."""
+"""How long a network takes for an example, measured."""
 
 import time
 
@@ -8,11 +8,11 @@ from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.transfer.vectors import choose_device
 
-_PIXELS = 32 * 64 * 64  # of the images of a measurement, as far as there are at least 8
+_PIXELS = 32 * 64 * 64  # of the inputs of a measurement, as far as there are at least 8
 
 
 def measure_seconds(network: Encoder, learns: bool) -> float:
-    """Measure the seconds of a pass for one image on the device that would be used, the faster of two.
+    """Measure the seconds of a pass for one example on the device that would be used, the faster of two.
 
     Args:
         network: Network, which stays in its mode and keeps its statistics.

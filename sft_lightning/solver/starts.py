@@ -1,4 +1,4 @@
-"""Starts of `solve`, each at the size at which it sees the images."""
+"""Starts of `solve`, each at the size at which it sees the examples."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ class Start:
         candidate: Start as the user or a search named it, with its size.
         backbone: Network with its weights.
         seconds: Measured seconds of the features of all examples.
-        saw_pool: Whether a run behind it has learned from the images of the source.
+        saw_pool: Whether a run behind it has learned from the examples of the source.
         digest: SHA-256 of the file of weights; empty for published ones.
     """
 
@@ -86,7 +86,7 @@ def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_
 
 
 def has_seen(weights: str, source: LabeledSource) -> bool:
-    """Return whether a run behind weights has learned from the images of a source, with or without labels.
+    """Return whether a run behind weights has learned from the examples of a source, with or without labels.
 
     Args:
         weights: `none`, `default`, or the path of a file or run.
@@ -100,7 +100,7 @@ def list_sizes(source: LabeledSource) -> list[int]:
     """List the sides at which networks of a library are tried: at most four times that of images of one small size.
 
     Args:
-        source: Source of the images.
+        source: Source of the examples.
     """
     own = None if "image_size" in source.settings else source.data.input_spec.shape[-1]
     return [size for size in SIZES if own is None or size <= max(SIZES[0], _MAX_ENLARGED * own)]

@@ -37,7 +37,6 @@ from sft_lightning.solver.plan import (
 from sft_lightning.solver.pretraining import BACKBONE, count_batch, pretrain
 from sft_lightning.solver.recipes import (
     MAX_GRAPH,
-    PRETRAINED,
     OutOfTimeError,
     Recipe,
     Space,
@@ -88,7 +87,7 @@ class Trials:
         results: Results so far.
         failed: Sentences about recipes that failed or took too long.
         count: Number of examples of a graph.
-        read_seconds: Measured seconds to read an image.
+        read_seconds: Measured seconds to read an example.
         graph_seconds: Measured seconds of the features and the classifiers of each space, by name.
     """
 
@@ -105,7 +104,7 @@ class Trials:
             report: Function that gets lines of progress.
         """
         self.source, self.plan, self.name, self.folder, self.report = source, plan, name, folder, report
-        self.judged = source.folds >= 0
+        self.spec, self.judged = source.data.input_spec, source.folds >= 0
         self.results: list[Result] = []
         self.failed: list[str] = []
         self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
@@ -148,7 +147,7 @@ class Trials:
     # --- stages, in the order in which they run
 
     def judge_pixels(self) -> None:
-        """Judge the classifiers on pixels, and measure how long it takes to read an image."""
+        """Judge the classifiers on pixels, and measure how long it takes to read an example."""
         space = Space(self.source.data.views.inputs_name, ("--model.backbone=pixels",), 64)
         begin = time.monotonic()
         space.read(self.source)
@@ -196,7 +195,7 @@ class Trials:
             nonlocal loaded
             loaded = load_start(candidate, self.source, limit - reading)
             seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
-            what = f"features of {self.count:,} images at {side} px from {candidate}"
+            what = f"features of {self.spec.count(self.count)} at {side} px from {candidate}"
             sentence = f"{what} take {format_seconds(seconds)}, --minutes {count_minutes(seconds, share)}"
             settings = {"image_size": loaded.candidate.image_size or 0}
             return Stage(str(candidate), what, seconds, settings, sentence if seconds > PATIENCE * limit else "")
@@ -217,7 +216,7 @@ class Trials:
 
         def decide() -> Stage:
             if pool < MIN_POOL:
-                few = f"{pool:,} unlabeled images are too few (at least {MIN_POOL})"
+                few = f"{pool:,} unlabeled {self.spec.plural} are too few (at least {MIN_POOL})"
                 return Stage(name, dropped=f"{name}: {few}")
             network, _ = build_encoder(BACKBONE, self.source.data.input_spec)
             share = CONTINUED_SHARE if num_starts else PRETRAINING_SHARE
@@ -235,7 +234,7 @@ class Trials:
             needed = count_minutes(PRETRAINING_STEPS[0] * step + decoding, share)
             return Stage(name, dropped=f"{name}: it takes --minutes {max(needed, math.ceil(self.plan.minutes) + 1)}")
         side = network.input_spec.shape[-1]
-        what = f"{name} for {steps} steps of {batch} images at {side} px"
+        what = f"{name} for {steps} steps of {self.spec.count(batch)} at {side} px"
         return Stage(name, what, steps * step + decoding, {"steps": steps})
 
     def judge_start(self, start: Start) -> None:
@@ -259,7 +258,7 @@ class Trials:
         """
         if not stage.dropped:
             run = self._pretrain(self.source, stage, "pretraining", None)
-            self._judge_run(run, BACKBONE, PRETRAINED, is_large=False)
+            self._judge_run(run, BACKBONE, f"features learned from your {self.spec.plural}", is_large=False)
 
     def judge_continued(self) -> None:
         """Go on with the self-supervision of the best start from a library, and judge what it gives."""
@@ -273,13 +272,13 @@ class Trials:
         stage = self.plan.decide(name, lambda: self._decide_pretraining(name, network, True, CONTINUED_SHARE))
         if self.announce(stage):
             run = self._pretrain(best.source, stage, "continued", best)
-            self._judge_run(run, network.name, f"{best.name}, continued on your images", is_large=True)
+            self._judge_run(run, network.name, f"{best.name}, continued on your {self.spec.plural}", is_large=True)
 
     def _pretrain(self, source: LabeledSource, stage: Stage, kind: str, start: Space | None) -> Path:
         begin = time.monotonic()
         marker = self.folder / f"{kind}.json"
         run = pretrain(source, stage.settings["steps"], f"solve/{self.name}/{kind}", marker, start)
-        self.report(f"Pre-trained on {source.pool_size:,} images in {time.monotonic() - begin:.0f} s.")
+        self.report(f"Pre-trained on {self.spec.count(source.pool_size)} in {time.monotonic() - begin:.0f} s.")
         return run
 
     def _judge_run(self, run: Path, backbone: str, name: str, is_large: bool) -> None:

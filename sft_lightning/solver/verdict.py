@@ -41,10 +41,11 @@ def format_verdict(
         reference: Name of the best recipe without unlabeled examples.
         delivery: What was made of the chosen recipe.
     """
+    spec = source.data.input_spec
     which = f"The best of {num_recipes} recipes" if num_recipes > 1 else "The only recipe"
     sentences = [
         f"{which} is {best}. A model chosen and trained this way is "
-        f"right on {format_estimate(chosen)} of images like the {len(source.labels)} labeled ones."
+        f"right on {format_estimate(chosen)} of {spec.plural} like the {len(source.labels)} labeled ones."
     ]
     if source.unjudged:
         sentences.append(
@@ -57,16 +58,16 @@ def format_verdict(
         )
     if delivery.test_correct is not None:
         held, right = len(delivery.test_correct), float(delivery.test_correct.double().mean())
-        sentences.append(f"On the {held:,} images that the source holds out, it is right on {right:.1%}.")
+        sentences.append(f"On the {spec.count(held)} that the source holds out, it is right on {right:.1%}.")
     if comparison is None:
         sentences.append("There was nothing unlabeled to learn from.")
     else:
         points = f"{100 * comparison.difference:+.1f} points"
         interval = f"95% interval {100 * comparison.low:+.1f} to {100 * comparison.high:+.1f}"
         what = {
-            "helped": "The unlabeled images helped",
-            "hurt": "The unlabeled images hurt",
-            "no evidence yet": "Whether the unlabeled images help is not settled",
+            "helped": f"The unlabeled {spec.plural} helped",
+            "hurt": f"The unlabeled {spec.plural} hurt",
+            "no evidence yet": f"Whether the unlabeled {spec.plural} help is not settled",
         }[comparison.verdict]
         sentences.append(f"{what}: {points} against {reference} ({interval}).")
         if comparison.verdict == "no evidence yet" and (needed := count_needed_labels(comparison)):

@@ -124,7 +124,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert shown.startswith(f"usage: {usage}\n\n{command.does}\n")
     assert command.examples
     assert all(f"\n  sft-lightning {example}\n" in shown for example in command.examples)
-    assert all(f"--{option}" in shown for what, option in command.words.items() if what != "IMAGES")
+    assert all(f"--{option}" in shown for what, option in command.words.items() if what != "DATA")
     assert shown.count("usage:") == 1
     assert ("--run_name" in shown) == command.takes_fit
     assert ("also takes the settings of fit" in shown) == (command.takes_fit and name != "fit")

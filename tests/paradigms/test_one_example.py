@@ -34,7 +34,7 @@ def test_it_is_one_sentence(kind: str) -> None:
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         limit_val_batches=0, enable_model_summary=False,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"a training batch has one example.*set batch_size to 2 or more"):
+    with pytest.raises(InputError, match=r"a training batch has one example.*, or set a larger image_size$"):
         trainer.fit(KINDS[kind](), datamodule=data)
 
 

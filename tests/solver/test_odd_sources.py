@@ -68,7 +68,7 @@ def test_a_data_set_is_fetched_where_asked(workdir: Path, monkeypatch: pytest.Mo
 def test_images_that_cannot_be_read_are_named(images: Path) -> None:
     for path in images.rglob("*.png"):
         path.write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"of 0 class\(es\), and 24 image\(s\) cannot be read, such as 'images/train"):
+    with pytest.raises(InputError, match=r"of 0 class\(es\), and 24 file\(s\) cannot be read, such as 'images/train"):
         solve("images", image_size=16)
     Path("gone.csv").write_text("path,label\nx/1.png,a\nx/2.png,b\n")
     with pytest.raises(InputError, match=r"such as 'x/1\.png' "):

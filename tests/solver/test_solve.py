@@ -186,7 +186,7 @@ def test_bad_input_is_one_sentence(workdir: Path, write_folder: Callable[..., Pa
         for file in other.iterdir():
             file.unlink()
         other.rmdir()
-    with pytest.raises(InputError, match="label some images of at least two"):
+    with pytest.raises(InputError, match="label some examples of at least two"):
         solve(str(folder), minutes=0.1, image_size=16)
 
 

@@ -133,7 +133,7 @@ CHANGES = {
     "an image": Change("plain", lambda: exchange("d/0.bmp", "d/1.bmp"), "The examples of t.csv changed"),
     "more images": Change("plain", lambda: write_table(Path(), 0, 12), "t.csv has 12 examples, 10 before"),
     "unlabeled": Change("unlabeled", lambda: exchange("u/0.bmp", "u/1.bmp"), "The examples of u changed"),
-    "more unlabeled": Change("unlabeled", lambda: draw(Path("u/x.bmp"), 5), "u has 13 images, 12 before"),
+    "more unlabeled": Change("unlabeled", lambda: draw(Path("u/x.bmp"), 5), "u has 13 examples, 12 before"),
     "labels beside": Change(
         "labels", lambda: replace_text("labels.csv", "cat", "dog"), "labels.csv changed"
     ),
