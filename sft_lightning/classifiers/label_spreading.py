@@ -20,6 +20,10 @@ _VALUES = 20_000_000  # scores that are solved for at a time
 class LabelSpreading(Classifier):
     """Spread labels over the graph of nearest neighbors of all examples, labeled and unlabeled.
 
+    Each class starts with a total of one, divided among its labels (`class_weight`), as in Wang et al. 2008, "Graph
+    Transduction via Alternating Minimization". Otherwise a class with more labels takes in examples of the others,
+    which costs 4 to 25 points (`scripts/bench/class_weight.py`).
+
     W joins each example with its k nearest neighbors in both directions, with weight 1 where one is a neighbor of the
     other. With S = D^-1/2 W D^-1/2 and one-hot labels Y, the scores F = (1 - alpha) (I - alpha S)^-1 Y are the limit of
     the paper's iteration F <- alpha S F + (1 - alpha) Y. Conjugate gradients solve for them, as in Iscen et al. 2019,
@@ -44,6 +48,7 @@ class LabelSpreading(Classifier):
         neighbors: int | None = None,
         alpha: float = 0.99,
         balance: Literal["none", "uniform", "labeled"] = "none",
+        class_weight: Literal["none", "balanced"] = "balanced",
         metric: Literal["euclidean", "cosine"] = "cosine",
         approximate: bool = False,
     ) -> None:
@@ -53,7 +58,8 @@ class LabelSpreading(Classifier):
             neighbors: Number k of neighbors of each example; null for 15, or less where classes are small.
             alpha: Share of an example's scores that comes from its neighbors.
             balance: Shares of the classes that the probabilities of all unlabeled examples are scaled to: `uniform`,
-                those of the labels (`labeled`), or `none`.
+                those of the labels (`labeled`), or `none`. Few labels do not tell the shares well enough for `labeled`.
+            class_weight: `balanced` gives each class the same total weight, `none` each label.
             metric: Distance: `cosine`, which suits features of networks and whitened components, or `euclidean`.
             approximate: Whether to search neighbors approximately with faiss (extra `graph`), for more than some
                 200,000 examples.
@@ -65,13 +71,14 @@ class LabelSpreading(Classifier):
         check_min(1, neighbors=neighbors)
         check_decay(alpha=alpha)
         self.neighbors, self.alpha, self.balance, self.metric = neighbors, alpha, balance, metric
-        self.approximate = approximate
+        self.class_weight, self.approximate = class_weight, approximate
 
     def _fit(self, x: Tensor, y: Tensor, unlabeled: Tensor) -> None:
         self.features = self._scale(torch.cat([x.float(), unlabeled.float()]))
         nearest = find_neighbors(self.features, self.features, self._k, exclude_self=True, approximate=self.approximate)
         count = len(x)
-        shares = spread_labels(normalize_graph(nearest), torch.arange(count), y, self.num_classes, self.alpha)
+        graph, weighs = normalize_graph(nearest), self.class_weight == "balanced"
+        shares = spread_labels(graph, torch.arange(count), y, self.num_classes, self.alpha, weighs)
         if self.balance != "none" and len(unlabeled):
             present = F.one_hot(y, self.num_classes).double().mean(0)
             uniform = (present > 0).double() / (present > 0).sum()
@@ -132,7 +139,9 @@ class _NearestMean(nn.Module):
         return self.probabilities[nearest].mean(1).clamp_min(LEAST).log()
 
 
-def spread_labels(graph: Any, positions: Tensor, labels: Tensor, num_classes: int, alpha: float = 0.99) -> Tensor:
+def spread_labels(
+    graph: Any, positions: Tensor, labels: Tensor, num_classes: int, alpha: float = 0.99, weighs_classes: bool = True
+) -> Tensor:
     """Return the class probabilities of all examples of a graph, float32, (N, C), solving for some classes at a time.
 
     Args:
@@ -141,15 +150,17 @@ def spread_labels(graph: Any, positions: Tensor, labels: Tensor, num_classes: in
         labels: Classes of the labeled examples, int64, (L,).
         num_classes: Number of classes C.
         alpha: Share of an example's scores that comes from its neighbors.
+        weighs_classes: Whether all classes have the same total weight, instead of all labels.
     """
     count, rows, classes = graph.shape[0], positions.numpy(), labels.numpy()
+    weights = (1 - alpha) / (np.bincount(classes)[classes] if weighs_classes else np.ones(len(classes)))
     scores = torch.zeros(count, num_classes)
     size = max(1, _VALUES // count)
     for start in range(0, num_classes, size):
         stop = min(start + size, num_classes)
         hot = np.zeros((count, stop - start))
         here = (classes >= start) & (classes < stop)
-        hot[rows[here], classes[here] - start] = 1 - alpha
+        hot[rows[here], classes[here] - start] = weights[here]
         solved = solve_spreading(graph, hot, alpha)
         solved[solved <= _TOLERANCE / (1 - alpha) * np.linalg.norm(hot, axis=0)] = 0  # within the error
         scores[:, start:stop] = torch.from_numpy(solved)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.classifiers import Classifier, LogisticRegression
-from sft_lightning.classifiers.label_spreading import balance_classes, choose_neighbors, normalize_graph, spread_labels
+from sft_lightning.classifiers.label_spreading import choose_neighbors, normalize_graph, spread_labels
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.lightning_cli import SFTCLI, run as command
@@ -123,8 +123,8 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
         )
     ]  # fmt: skip
     if source.pool_size:
-        graph = ("--model.classifier=LabelSpreading", "--model.classifier.balance=labeled")
-        argv = (*base, f"--model.whiten={space.components}", f"--model.max_examples={MAX_GRAPH}", *graph)
+        graph = ("--model.classifier=LabelSpreading", f"--model.whiten={space.components}")
+        argv = (*base, *graph, f"--model.max_examples={MAX_GRAPH}")
         recipes.append(
             Recipe(f"label spreading on {space.name}", True, argv, cross_fit=lambda source: _spread(space, source))
         )
@@ -254,9 +254,5 @@ def _spread(space: Space, source: LabeledSource) -> Tensor:
     for fold in range(source.num_folds):
         known = (folds != fold).nonzero()[:, 0]
         spread = spread_labels(graph, known, source.labels[known], classes)
-        shares = source.labels[known].bincount(minlength=classes) / len(known)
-        others = torch.ones(len(z), dtype=torch.bool)
-        others[known] = False
-        spread[others] = balance_classes(spread[others], shares)
         probabilities[folds == fold] = spread[:count][folds == fold]
     return probabilities

@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,19 +13,20 @@ from sft_lightning.classifiers.label_spreading import (
     choose_neighbors,
     normalize_graph,
     solve_spreading,
+    spread_labels,
 )
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.classifiers.whitening import Whitened
 from sft_lightning.utils.errors import InputError
 
 
-def rings(count: int = 150, seed: int = 0) -> tuple[Tensor, Tensor]:
+def rings(count: int = 150, seed: int = 0, noise: float = 0.05) -> tuple[Tensor, Tensor]:
     """Two circles, which no linear classifier separates: features (2 count, 2) and classes, the first two of each."""
     generator = torch.Generator().manual_seed(seed)
     angle = torch.rand(2 * count, generator=generator) * 2 * torch.pi
     y = torch.arange(2 * count) % 2
     x = torch.stack([angle.cos(), angle.sin()], 1) * (1 + y)[:, None]
-    return x + 0.05 * torch.randn(x.shape, generator=generator), y
+    return x + noise * torch.randn(x.shape, generator=generator), y
 
 
 @pytest.mark.parametrize("alpha", [0.8, 0.99])
@@ -35,7 +36,8 @@ def test_scores_equal_those_of_scikit_learn_on_the_same_graph(alpha: float) -> N
     y = torch.cat([y, torch.full((3,), 2)])
     labeled = torch.tensor([0, 1, 2, 3, 300])
     others = torch.tensor([i for i in range(len(y)) if i not in labeled])
-    ours = LabelSpreading(neighbors=7, alpha=alpha, metric="euclidean").fit(x[labeled], y[labeled], x[others])
+    settings: dict[str, Any] = {"neighbors": 7, "alpha": alpha, "metric": "euclidean", "class_weight": "none"}
+    ours = LabelSpreading(**settings).fit(x[labeled], y[labeled], x[others])
     order = torch.cat([labeled, others])
     adjacent = np.zeros((len(y), len(y)))
     nearest = find_neighbors(x[order], x[order], 7, exclude_self=True).numpy()
@@ -46,6 +48,29 @@ def test_scores_equal_those_of_scikit_learn_on_the_same_graph(alpha: float) -> N
     probabilities = torch.cat([ours.probabilities[: len(labeled)], ours.unlabeled_proba])
     difference = (probabilities - torch.from_numpy(theirs.label_distributions_)).abs().max()
     assert difference < 1e-6
+
+
+def test_a_class_with_more_labels_takes_in_no_examples_of_others() -> None:
+    x, y = rings(noise=0.25)
+    labeled = torch.cat([(y == 0).nonzero()[:20, 0], (y == 1).nonzero()[:2, 0]])
+    others = torch.tensor([i for i in range(len(y)) if i not in labeled])
+
+    def count_right(weight: Literal["none", "balanced"]) -> float:
+        fitted = LabelSpreading(7, metric="euclidean", class_weight=weight).fit(x[labeled], y[labeled], x[others])
+        return float((fitted.unlabeled_proba.argmax(1) == y[others]).float().mean())
+
+    assert count_right("balanced") > count_right("none") + 0.1
+
+
+def test_class_weights_equal_scores_scaled_by_class() -> None:
+    x, y = rings(noise=0.25)
+    graph = normalize_graph(find_neighbors(x, x, 5, exclude_self=True))
+    positions = torch.tensor([0, 1, 2, 4, 6])  # one of class 1
+    plain, weighted = (spread_labels(graph, positions, y[positions], 2, 0.9, weighs) for weighs in (False, True))
+    both = (plain > 1e-6).all(1) & (plain != 0.5).all(1)  # reached by both classes
+    scaled = plain[both] / torch.tensor([4.0, 1.0])
+    assert both.sum() > 100
+    assert torch.allclose(weighted[both], scaled / scaled.sum(1, keepdim=True), rtol=1e-4)
 
 
 def test_labels_follow_the_rings_that_the_unlabeled_examples_show() -> None:

@@ -115,7 +115,7 @@ def test_a_requeued_job_goes_on_and_a_canceled_one_is_reported(
     number = wait_for(find_number)
     wait_for(lambda: list((FOLDER / "units").glob("*")))
     subprocess.run(["scancel", "--signal=USR2", number], check=True)  # as Slurm does ahead of the limit
-    said = waiting.communicate(timeout=300)[1]
+    said = waiting.communicate(timeout=600)[1]
     assert waiting.returncode == 0, said
     log = FOLDER / "slurm" / f"{number}_0_log.out"
     assert log.read_text().count("Starting with JobEnvironment") == 2
@@ -124,7 +124,7 @@ def test_a_requeued_job_goes_on_and_a_canceled_one_is_reported(
     number = wait_for(find_number)
     wait_for(lambda: (FOLDER / "slurm" / f"{number}_0_log.err").is_file())
     subprocess.run(["scancel", number], check=True)
-    said = waiting.communicate(timeout=300)[1]
+    said = waiting.communicate(timeout=600)[1]
     assert waiting.returncode == 2
     assert f"Slurm job {number} ended without a result (" in said
 

@@ -23,7 +23,7 @@ class LabelPropagation(PoolTargets):
     themselves (docs/benchmarks.md).
 
     Reference setting: 50 neighbors, alpha .99, new targets before each epoch. The paper takes hard targets, weighed by
-    their certainty and the size of their class; here they are soft, sharpened, and balanced.
+    their certainty and the size of their class; here they are soft and sharpened, and classes weigh the same.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class LabelPropagation(PoolTargets):
         refresh_epochs: int = 0,
         temperature: float = 0.5,
         alpha: float = 0.99,
-        balance: Literal["none", "uniform", "labeled"] = "labeled",
+        balance: Literal["none", "uniform", "labeled"] = "none",
         components: int = 128,
         max_examples: int = 60_000,
     ) -> None:

@@ -56,7 +56,7 @@ def test_labels_spread_over_the_features_of_the_start(most: int) -> None:
     components = WhitenedPCA(8).fit([torch.cat([x, pool])])
     x, pool = components.transform(x), components.transform(pool)
     step = 1 if most > 180 else 2
-    graph = LabelSpreading(min(15, max(3, (20 + len(pool[::step])) // 40)), balance="labeled", metric="cosine")
+    graph = LabelSpreading(min(15, max(3, (20 + len(pool[::step])) // 40)), metric="cosine")
     graph.fit(x, y, pool[::step], 10)
     expected = graph.predict_proba(pool)
     expected[::step] = graph.unlabeled_proba
