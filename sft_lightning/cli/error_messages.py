@@ -19,6 +19,7 @@ _KEY = re.compile(r"(?:Parser key|Key) \"([\w.]+)\"")
 _OWNER_AFTER = re.compile(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
 _OWNER = re.compile(r"class_path '([\w.]+)'")
 _UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([\w.\-]+)'(?: is not (?:accepted|expected)|$)")
+_GROUP = re.compile(r"Group '(\w+)' does not accept")  # the option follows without the name of the group
 _WORD = re.compile(r"unrecognized arguments: -+([\w.\-+]+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Unexpected import path format: (\S+)")
 _NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
@@ -146,7 +147,8 @@ def _explain_unknown_argument(message: str, command: str, known: list[str]) -> s
         return explain_unknown_option(f"--{name}", _suggest_option(name, known), command)
     if not unknown:
         return None
-    path = unknown[1]
+    group = _GROUP.search(message)
+    path = f"{group[1]}.{unknown[1]}" if group else unknown[1]
     head, _, rest = path.partition(".")
     if head == "trainer" and not owner:
         owner, head = "lightning.pytorch.Trainer", rest

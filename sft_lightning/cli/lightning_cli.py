@@ -7,6 +7,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -85,6 +86,7 @@ class SFTCLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Run a command, with the arguments of LightningCLI, of which `args` is required."""
         self._command: str = kwargs["args"][0]
+        self._options: list[str] = list(kwargs["args"][1:])
         self._lock = RunLock()
         try:
             super().__init__(*args, **kwargs)
@@ -122,9 +124,12 @@ class SFTCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Replace a run folder or `last` with the checkpoint that it means."""
-        super().parse_arguments(parser, args)
-        command = self.config.subcommand
+        """Parse the command, and replace a run folder or `last` with the checkpoint that it means."""
+        command = self._command
+        if any(option.partition("=")[0] == "--print_config" for option in self._options):
+            parser.parse_args([command, *self._options])  # prints and exits, which the parser of the command does not
+        # By the parser of the command alone: the one above it would go through every setting a second time.
+        self.config = Namespace(subcommand=command, **{command: self._parser(command).parse_args(self._options)})
         config = self.config[command]
         check_run_name("run_name", config.run_name)
         if config.get("weights_only") is False:

@@ -27,8 +27,6 @@ _WARNINGS = (
     r"Couldn't infer the batch indices fetched from your dataloader.*",
     # torchmetrics has synchronized the metrics: they are equal on all ranks.
     r"It is recommended to use `self.log\(.*sync_dist=True\)`.*",
-    # Our entry point passes the arguments of the process.
-    r"LightningCLI's args parameter is intended to run from within Python.*",
     # A batch is a slice of a tensor, which workers would not speed up.
     r"The '.*_dataloader' does not have many workers",
     # An epoch of a few labels is short; averages are logged by step number.

@@ -1,11 +1,10 @@
 """The parser of the command line: its errors are one sentence instead of a page of usage."""
 
 import argparse
-import re
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, get_loader, set_loader
-from yaml import YAMLError  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_dumper, set_loader
 
 from sft_lightning.cli.error_messages import condense_error
 from sft_lightning.cli.setting_groups import list_setting_groups
@@ -22,7 +21,17 @@ def _load_strictly(text: str) -> Any:
 
 
 # Also for values and for configs inside of configs: jsonargparse silently takes a repeated key.
-set_loader("yaml", _load_strictly, (YAMLError,))
+set_loader("yaml", _load_strictly, (yaml.YAMLError,))
+
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the same in C; a run writes each of its classes several times
+
+
+def _dump_yaml(values: Any) -> str:
+    text: str = yaml.dump(values, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return text
+
+
+set_dumper("yaml", _dump_yaml)
 
 
 class Parser(ArgumentParser):
@@ -32,6 +41,18 @@ class Parser(ArgumentParser):
         """Take the arguments of argparse's parser."""
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self._classes: list[tuple[type, str]] = []
+        self._class_defaults: Namespace | None = None
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Return the default values, with the arguments of jsonargparse's method.
+
+        Those of a class are computed once: its parser never changes, and one run asks for them dozens of times.
+        """
+        if self.exit_on_error:  # the parser of a command, not one inside of it
+            return super().get_defaults(*args, **kwargs)
+        if self._class_defaults is None:
+            self._class_defaults = super().get_defaults(*args, **kwargs)
+        return self._class_defaults.clone()
 
     def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> list[str]:
         """Add the settings of a class, and remember them for the groups of the help.
@@ -83,10 +104,8 @@ class Parser(ArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        asked = re.search(r"Subcommand '(\w+)'", message)  # raised by the parser above that of the command
-        parser = _subparsers(self)[asked[1]] if asked else self
-        flags = [flag for action in list_actions(parser) for flag in action.option_strings]
-        raise InputError(condense_error(message, parser.prog.split()[-1], flags)) from ex
+        flags = [flag for action in list_actions(self) for flag in action.option_strings]
+        raise InputError(condense_error(message, self.prog.split()[-1], flags)) from ex
 
 
 def list_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -96,8 +115,3 @@ def list_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         parser: Parser of argparse or jsonargparse.
     """
     return parser._actions
-
-
-def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    (action,) = [action for action in list_actions(parser) if isinstance(action, argparse._SubParsersAction)]
-    return action.choices

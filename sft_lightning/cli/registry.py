@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -96,6 +97,7 @@ def find_models_with(name: str) -> list[str]:
     return [cls for cls in OURS["model"] if name in list_parameters(f"sft_lightning.{cls}")]
 
 
+@cache
 def describe_settings() -> dict[str, str]:
     """Return the help of each setting that `fit` takes below `--model` and `--data`, by its full name."""
     found: dict[str, str] = {}

@@ -24,6 +24,7 @@ TINY = {
     "find-batch-size": "--max 4 --seconds 0.001",
     "find-precision": "--rounds 1 --seconds 0.001",
     "rank": "--data.init_args.num_labels 20 --folds 2",
+    "solve": "--minutes 0.1",
     "study": None,
     "degree": None,
 }

@@ -21,6 +21,7 @@ MESSAGES = {
     "_OWNER_AFTER": ([*FIT, f"{ADAM}.lrr=1"], "torch.optim.Adam"),
     "_OWNER": ([*FIT, "--data.init_args.sorce=x"], "sft_lightning.ImageDataModule"),
     "_UNKNOWN": ([*FIT, "--data.init_args.sorce=x"], "sorce"),
+    "_GROUP": ([*FIT, "--config", "trainer.yaml"], "Group 'trainer'"),
     "_WORD": ([*FIT, "--ckpt_pth=x"], "ckpt_pth"),
     "_NO_CLASS": ([*FIT, "--model=FineTuneClasifier"], "FineTuneClasifier"),
     "_NO_ATTRIBUTE": ([*FIT, "--model.init_args.optimizer=torch.optim.Adamm"], "torch.optim"),
@@ -41,6 +42,7 @@ def messages(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> Callable[[list[s
 
     def run(argv: list[str]) -> list[str]:
         Path("study.yaml").write_text(STUDY)
+        Path("trainer.yaml").write_text("trainer: {max_epoch: 1}\n")
         texts: list[str] = []
 
         def keep(message: str, *args: object) -> str:
