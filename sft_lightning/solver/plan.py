@@ -19,7 +19,9 @@ MIN_STEPS_OF_MANY = 180  # of a training, for which more than two are compared
 RUNG = 3  # trainings of the first rung take a third of the steps
 # Shares of the time: of the graph on pixels, the features of all starts, pre-training alone or beside other starts.
 PIXELS_SHARE, STARTS_SHARE, PRETRAINING_SHARE, CONTINUED_SHARE = 0.15, 0.25, 0.4, 0.2
-PRETRAINING_END, TRAININGS_END = 0.65, 0.85  # shares of the time after which none is to run; predictions come last
+# Shares of the time before delivery, after which none is to run.
+PRETRAINING_END, TRAININGS_END = 0.65, 0.9
+DELIVERY_SECONDS = 8.0  # of exported files and the page, on one core
 MIN_SECONDS = 20.0  # that a cheap stage may always take
 PATIENCE = 1.3  # times the planned seconds, after which a stage is given up
 STEP_OVERHEAD = 1.3  # a step with views, loss and optimizer, relative to forward and backward pass
@@ -51,21 +53,23 @@ class Plan:
     Attributes:
         minutes: Time that was given.
         stages: Stages in the order of their decision.
+        reserved: Seconds that delivery takes, which no stage before it may use.
     """
 
-    def __init__(self, path: Path, key: str, minutes: float) -> None:
+    def __init__(self, path: Path, key: str, minutes: float, begin: float | None = None) -> None:
         """Take up the decisions of an earlier call on the same data with as many minutes or more.
 
         Args:
             path: Path of `plan.json`.
             key: Hash of the data.
             minutes: Time in minutes.
+            begin: Time of `time.monotonic` at which the call began; None for now.
 
         Raises:
             InputError: The file is damaged.
         """
-        self._path, self._key, self._begin = path, key, time.monotonic()
-        self.minutes, self.stages = minutes, list[Stage]()
+        self._path, self._key, self._begin = path, key, time.monotonic() if begin is None else begin
+        self.minutes, self.stages, self.reserved = minutes, list[Stage](), DELIVERY_SECONDS
         self._known: dict[str, Stage] = {}
         known = read_json_object(path, "remove it") if path.is_file() else {}
         try:
@@ -84,6 +88,23 @@ class Plan:
     def seconds(self) -> float:
         """All seconds of a call."""
         return 60 * self.minutes
+
+    def count_left(self, share: float) -> float:
+        """Return the seconds until a share of the time before delivery has passed.
+
+        Args:
+            share: Share of the time, from 0 to 1.
+        """
+        return share * (self.seconds - self.reserved) - self.elapsed
+
+    def count_minutes(self, seconds: float, share: float) -> int:
+        """Return the `--minutes` with which a share of the time before delivery is enough.
+
+        Args:
+            seconds: Time that is needed.
+            share: Share of the time that it may take.
+        """
+        return max(math.ceil(self.minutes) + 1, math.ceil((seconds / share + self.reserved) / 60))
 
     @property
     def dropped(self) -> list[str]:
@@ -183,13 +204,3 @@ def format_seconds(seconds: float) -> str:
         seconds: Duration.
     """
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def count_minutes(seconds: float, share: float) -> int:
-    """Return the `--minutes` with which a share of the time would be enough.
-
-    Args:
-        seconds: Time that is needed.
-        share: Share of the time that it may take.
-    """
-    return max(1, math.ceil(seconds / share / 60))

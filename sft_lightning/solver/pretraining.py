@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from sft_lightning.runs.checkpoints import find_newest_checkpoint
+from sft_lightning.runs.paths import LOGS, list_versions
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.recipes import Space, fit, get_run
 from sft_lightning.utils.atomic import write_json
@@ -26,8 +28,8 @@ def count_batch(source: LabeledSource, is_large: bool) -> int:
 def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: Space | None = None) -> Path:
     """Train SimCLR (Chen et al. 2020) on the pool and the examples of the labels, without their labels.
 
-    A run of an earlier call is returned where it has seen the same examples for as many steps. Further labels of these
-    examples change nothing.
+    A run of an earlier call is returned where it has seen the same examples for as many steps, and goes on from its
+    last checkpoint where it was stopped. Further labels of these examples change nothing.
 
     Args:
         source: Source as the network sees it.
@@ -41,10 +43,15 @@ def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: 
     """
     argv, digest, is_large = ((), "", False) if start is None else (start.argv, start.digest, start.is_large)
     key = hashlib.sha256(repr((source.content_key, argv, digest)).encode()).hexdigest()
-    if marker.is_file():
-        known = read_json_object(marker, "remove it")
-        if known.get("key") == key and known.get("steps", 0) >= steps and Path(known["run"]).is_dir():
-            return Path(known["run"])
+    known = read_json_object(marker, "remove it") if marker.is_file() else {}
+    if known.get("key") == key and known.get("run") and known.get("steps", 0) >= steps and Path(known["run"]).is_dir():
+        return Path(known["run"])
+    runs = [str(path) for path in list_versions(Path(LOGS) / name)]
+    earlier, stopped = known.get("earlier"), list[str]()
+    if known.get("key") == key and known.get("steps") == steps and isinstance(earlier, list):
+        stopped = [run for run in runs if run not in earlier and find_newest_checkpoint(Path(run))][-1:]
+        runs = earlier
+    write_json(marker, {"key": key, "steps": steps, "earlier": runs})  # so that a run that is killed is known as this
     options = [*source.data_argv(None), "--model=SelfSupervisedModule", "--model.objective=SimCLR"]
     options += ["--model.objective.hidden=512", "--model.objective.projection=128"]
     options += argv or [f"--model.backbone={BACKBONE}"]
@@ -52,6 +59,7 @@ def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: 
     options += ["--model.lr_scheduler=WarmupCosine", f"--model.lr_scheduler.warmup_steps={min(50, steps // 4)}"]
     options += [f"--data.batch_size={count_batch(source, is_large)}", f"--data.steps_per_epoch={steps}"]
     options += ["--trainer.max_epochs=1", *(f"--data.pretrain_view.{field}={value}" for field, value in _VIEW.items())]
+    options += [f"--ckpt_path={run}" for run in stopped]
     run = get_run(fit(options, name))
     write_json(marker, {"key": key, "steps": steps, "run": str(run)})
     return run

@@ -59,7 +59,7 @@ def solve(
     Args:
         source: Source of the examples, as `data.init_args.source` takes it: a folder, a table, or the name of a data
             set.
-        minutes: Time for the comparison, about; the final training comes on top, which takes less than a fold's share.
+        minutes: Time for the whole call, about: the cheapest recipes and the delivery of the best are always made.
         name: Name of the solution, whose folder is `lightning_logs/solve/NAME`; null for that of the source.
         num_labels: Number of labels to use, to see what fewer would give; null for all.
         candidates: Start or starts to compare: names of backbones with published weights, weights files or runs, or a
@@ -90,6 +90,7 @@ def solve(
         StoppedBySignal: A signal stopped the work; the same call goes on.
     """
     arguments = {key: value for key, value in locals().items() if key not in ("launcher", "slurm")}
+    begin = time.monotonic()
     check_positive(minutes=minutes)
     check_min(2, num_labels=num_labels)
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "data"
@@ -110,7 +111,7 @@ def solve(
                 source, folder, num_labels, image_size, seed, root, labels, download,
                 resize=None if resize == "crop" else resize, value_range=value_range, class_names=class_names,
             )  # fmt: skip
-            return _Solver(opened, minutes, name, folder).run(named, download)
+            return _Solver(opened, minutes, name, folder, begin).run(named, download)
         except (StoppedBySignal, KeyboardInterrupt) as error:
             number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
             stopped = signal.Signals(number).name
@@ -148,10 +149,9 @@ def _stop_on_sigterm() -> Iterator[None]:
 class _Solver:
     """The steps of one call."""
 
-    def __init__(self, source: LabeledSource, minutes: float, name: str, folder: Path) -> None:
-        self.begin, self.minutes, self.name, self.folder = time.monotonic(), minutes, name, folder
-        self.source = source
-        self.plan = Plan(folder / "plan.json", source.key, minutes)
+    def __init__(self, source: LabeledSource, minutes: float, name: str, folder: Path, begin: float) -> None:
+        self.source, self.begin, self.name, self.folder = source, begin, name, folder
+        self.plan = Plan(folder / "plan.json", source.key, minutes, begin)
         self.trials = Trials(source, self.plan, name, folder, self.report)
 
     def report(self, text: str) -> None:
@@ -167,6 +167,7 @@ class _Solver:
         trials.judge_pixels()
         starts = trials.plan_starts(found)
         pretraining = trials.plan_pretraining(len(starts))
+        trials.plan_delivery()
         self.show_plan()
         for start in starts:
             trials.judge_start(start)

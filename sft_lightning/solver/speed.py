@@ -1,13 +1,17 @@
-"""How long a network takes for an example, measured."""
+"""How long a network takes for an example, and label spreading for all, measured."""
 
 import time
 
 import torch
+from torch import Tensor
 
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.transfer.vectors import choose_device
 
+# Of label spreading: a search for principal components takes as long as adding up this many examples, and a search for
+# neighbors this many seconds for each pair.
+_PROBED, _COMPONENTS, _NEIGHBORS = 1000, 6000, 20 / 60_000**2
 _PIXELS = 32 * 64 * 64  # of the inputs of a measurement, as far as there are at least 8
 
 
@@ -33,3 +37,16 @@ def measure_seconds(network: Encoder, learns: bool) -> float:
             seconds.append(time.perf_counter() - begin)
     network.zero_grad(set_to_none=True)
     return min(seconds[1:]) / len(x)
+
+
+def predict_graph(x: Tensor) -> float:
+    """Predict the seconds of label spreading on whitened components, from a measured part of the work.
+
+    Args:
+        x: Vectors of all examples, (N, F).
+    """
+    some = torch.rand(_PROBED, x.shape[1], dtype=torch.float64)
+    begin = time.perf_counter()
+    some.T @ some
+    product = (time.perf_counter() - begin) / _PROBED
+    return product * (len(x) + _COMPONENTS) + _NEIGHBORS * len(x) ** 2

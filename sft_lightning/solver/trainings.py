@@ -67,7 +67,9 @@ def judge_trainings(trials: Trials) -> None:
     stage = plan.decide(NAME, lambda: _decide(trials, trainings))
     if not trials.announce(stage):
         return
-    end, steps = time.monotonic() + PATIENCE * stage.seconds, stage.settings["steps"]
+    final, steps = stage.settings.get("final", 0), stage.settings["steps"]
+    seconds = max(stage.seconds - final, min(PATIENCE * stage.seconds, plan.count_left(1.0)) - final)
+    end = time.monotonic() + seconds
     trainings = trainings[: stage.settings["count"]]
     if len(trainings) > 1:
         judged = [(_judge(trials, one, steps // RUNG, end), one) for one in trainings]
@@ -100,12 +102,12 @@ def _decide(trials: Trials, trainings: list[Training]) -> Stage:
         graph = trials.graph_seconds[one.space.name] if one.kind else 0.0  # of the targets
         costs.append(Cost(START_SECONDS + graph, step))
     decoding = trials.count * trials.read_seconds  # once
-    count, steps = plan_halving(TRAININGS_END * plan.seconds - plan.elapsed - decoding, costs, folds, final)
+    count, steps = plan_halving(plan.count_left(TRAININGS_END) - decoding, costs, folds, final)
     if not count:
         needed = predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + decoding
-        total = (needed + plan.elapsed) / TRAININGS_END
-        best = trainings[0].space.name
-        return Stage(NAME, dropped=f"fine-tuning from {best}: it takes --minutes {math.ceil(total / 60)}")
-    what = f"{count} training(s) of up to {steps} steps in {folds} folds"
-    predicted = predict_halving(costs[:count], steps, folds, final) + decoding
-    return Stage(NAME, what, predicted, {"count": count, "steps": steps})
+        best, minutes = trainings[0].space.name, plan.count_minutes(needed + plan.elapsed, TRAININGS_END)
+        return Stage(NAME, dropped=f"fine-tuning from {best}: it takes --minutes {minutes}")
+    what = f"{count} training(s) of up to {steps} steps in {folds} folds, and on all labels"
+    predicted = predict_halving(costs[:count], steps, folds, final)
+    last = predicted - predict_halving(costs[:count], steps, folds, 0)
+    return Stage(NAME, what, predicted + decoding, {"count": count, "steps": steps, "final": round(last)})

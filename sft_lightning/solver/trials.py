@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
-from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.solver.find_starts import FoundStart
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.plan import (
     CONTINUED_SHARE,
+    DELIVERY_SECONDS,
     MIN_POOL,
     MIN_SECONDS,
     PATIENCE,
@@ -31,7 +31,6 @@ from sft_lightning.solver.plan import (
     Plan,
     Stage,
     choose_steps,
-    count_minutes,
     format_seconds,
 )
 from sft_lightning.solver.pretraining import BACKBONE, count_batch, pretrain
@@ -43,16 +42,16 @@ from sft_lightning.solver.recipes import (
     cross_fit,
     make_classifiers,
 )
-from sft_lightning.solver.speed import measure_seconds
+from sft_lightning.solver.speed import measure_seconds, predict_graph
 from sft_lightning.solver.starts import Start, load_start
+from sft_lightning.solver.units import read_unit, write_unit
 from sft_lightning.solver.verdict import format_estimate
 from sft_lightning.study.judge import Estimate, choose, estimate_accuracy
 from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.utils.errors import InputError, describe_failure
 
-# Of label spreading: a search for principal components takes as long as adding up this many examples, and a search for
-# neighbors this many seconds for each pair.
-_PROBED, _COMPONENTS, _NEIGHBORS = 1000, 6000, 20 / 60_000**2
+_RULES = 2  # of how held-out labels are predicted: another number makes results of earlier versions invalid
+_MIN_WORK = 0.2  # seconds that are enough to measure how busy the machine is
 
 
 @dataclass
@@ -110,6 +109,24 @@ class Trials:
         self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
         self.read_seconds = 0.0
         self.graph_seconds: dict[str, float] = {}
+        held = len(source.data.splits["test"])
+        self.busyness = 1.0  # seconds for a second of work, on a machine that others use, too
+        # Passes of delivery over the examples of a graph: to train, with a test also what is compared, and to predict.
+        self.num_passes = (2 if held else 1) + (source.pool_size + held) / self.count
+
+    def plan_delivery(self) -> Stage:
+        """Decide the time of what comes after the choice, as if it were a classifier on the dearest space so far."""
+
+        def decide() -> Stage:
+            what = f"model on all labels, {self.source.pool_size:,} predictions, files and report"
+            return Stage("delivery", what, self.plan.reserved)
+
+        return self.plan.decide("delivery", decide)
+
+    def _add_space(self, name: str, seconds: float) -> None:
+        """Keep how long a space takes, and reserve the time to deliver a model on it."""
+        self.graph_seconds[name] = seconds
+        self.plan.reserved = self.busyness * DELIVERY_SECONDS + self.num_passes * max(self.graph_seconds.values())
 
     @property
     def folds(self) -> np.ndarray:
@@ -151,16 +168,26 @@ class Trials:
         space = Space(self.source.data.views.inputs_name, ("--model.backbone=pixels",), 64)
         begin = time.monotonic()
         space.read(self.source)
-        self.read_seconds = (time.monotonic() - begin) / (len(space.labeled) + self.count)
+        seconds = time.monotonic() - begin
+        self.read_seconds = seconds / (len(space.labeled) + self.count)
         simple, *graphs = make_classifiers(space, self.source)
+        begin, work = time.monotonic(), time.process_time()
         self.judge(simple, space)
-        if graphs and not self._decide_graph(graphs[0].name, space).dropped:
-            self.judge(graphs[0], space)
+        if graphs:
+            stage = self._decide_graph(graphs[0].name, space)
+            if not stage.dropped:
+                seconds += stage.seconds
+                self.judge(graphs[0], space)
+        work = time.process_time() - work
+        if work > _MIN_WORK:  # nothing was computed where the results are those of an earlier call
+            self.busyness = max(1.0, (time.monotonic() - begin) / work)
+        self._add_space(space.name, seconds)
 
     def _decide_graph(self, name: str, space: Space) -> Stage:
         def decide() -> Stage:
             seconds = predict_graph(torch.cat([space.labeled, space.pool]))
-            needed = f"{name}: it takes {format_seconds(seconds)}, --minutes {count_minutes(seconds, PIXELS_SHARE)}"
+            minutes = self.plan.count_minutes(seconds, PIXELS_SHARE)
+            needed = f"{name}: it takes {format_seconds(seconds)}, --minutes {minutes}"
             fits = seconds <= max(MIN_SECONDS, PIXELS_SHARE * self.plan.seconds)
             return Stage(name, seconds=seconds, dropped="" if fits else needed)
 
@@ -175,10 +202,10 @@ class Trials:
         Raises:
             InputError: A start that the user named cannot be loaded.
         """
-        share, starts = STARTS_SHARE / max(1, len(found)), list[Start]()
+        starts = list[Start]()
         for one in found:
             try:
-                start = self._plan_start(one.candidate, share)
+                start = self._plan_start(one.candidate, len(found))
             except InputError as error:
                 if one.is_given:
                     raise
@@ -187,8 +214,11 @@ class Trials:
             starts += [] if start is None else [start]
         return starts
 
-    def _plan_start(self, candidate: Candidate, share: float) -> Start | None:
-        limit, reading = max(MIN_SECONDS, share * self.plan.seconds), self.count * self.read_seconds
+    def _plan_start(self, candidate: Candidate, num_starts: int) -> Start | None:
+        share, reading = STARTS_SHARE / num_starts, self.count * self.read_seconds
+        # All starts, and delivery with one of them, must fit in.
+        fitting = PRETRAINING_END / (num_starts + self.num_passes)
+        limit = min(max(MIN_SECONDS, share * self.plan.seconds), fitting * (self.plan.seconds - self.plan.elapsed))
         loaded: Start | None = None
 
         def decide() -> Stage:
@@ -196,7 +226,8 @@ class Trials:
             loaded = load_start(candidate, self.source, limit - reading)
             seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
             what = f"features of {self.spec.count(self.count)} at {side} px from {candidate}"
-            sentence = f"{what} take {format_seconds(seconds)}, --minutes {count_minutes(seconds, share)}"
+            minutes = self.plan.count_minutes(seconds, min(share, fitting))
+            sentence = f"{what} take {format_seconds(seconds)}, --minutes {minutes}"
             settings = {"image_size": loaded.candidate.image_size or 0}
             return Stage(str(candidate), what, seconds, settings, sentence if seconds > PATIENCE * limit else "")
 
@@ -204,6 +235,7 @@ class Trials:
         if stage.dropped:
             return None
         sized = replace(candidate, image_size=stage.settings["image_size"] or None)
+        self._add_space(str(sized), stage.seconds)
         return loaded or load_start(sized, self.source, math.inf)
 
     def plan_pretraining(self, num_starts: int) -> Stage:
@@ -220,19 +252,19 @@ class Trials:
                 return Stage(name, dropped=f"{name}: {few}")
             network, _ = build_encoder(BACKBONE, self.source.data.input_spec)
             share = CONTINUED_SHARE if num_starts else PRETRAINING_SHARE
-            return self._decide_pretraining(name, network, False, share)
+            return self._decide_pretraining(name, network, False, share, sum(self.graph_seconds.values()))
 
         return self.plan.decide(name, decide)
 
-    def _decide_pretraining(self, name: str, network: Encoder, is_large: bool, share: float) -> Stage:
+    def _decide_pretraining(self, name: str, network: Encoder, is_large: bool, share: float, judging: float) -> Stage:
         batch = count_batch(self.source, is_large)
         step = batch * 2 * measure_seconds(network, learns=True) * STEP_OVERHEAD
         decoding = self.count * self.read_seconds  # once
-        left = PRETRAINING_END * self.plan.seconds - self.plan.elapsed
+        left = self.plan.count_left(PRETRAINING_END) - judging
         steps = choose_steps(PRETRAINING_STEPS, min(left, share * self.plan.seconds) - decoding, step)
         if not steps:
-            needed = count_minutes(PRETRAINING_STEPS[0] * step + decoding, share)
-            return Stage(name, dropped=f"{name}: it takes --minutes {max(needed, math.ceil(self.plan.minutes) + 1)}")
+            minutes = self.plan.count_minutes(PRETRAINING_STEPS[0] * step + decoding, share)
+            return Stage(name, dropped=f"{name}: it takes --minutes {minutes}")
         side = network.input_spec.shape[-1]
         what = f"{name} for {steps} steps of {self.spec.count(batch)} at {side} px"
         return Stage(name, what, steps * step + decoding, {"steps": steps})
@@ -269,7 +301,8 @@ class Trials:
         assert best.backbone is not None
         assert best.source is not None
         name, network = f"continued pre-training of {best.name}", best.backbone
-        stage = self.plan.decide(name, lambda: self._decide_pretraining(name, network, True, CONTINUED_SHARE))
+        judging = self.graph_seconds[best.name]
+        stage = self.plan.decide(name, lambda: self._decide_pretraining(name, network, True, CONTINUED_SHARE, judging))
         if self.announce(stage):
             run = self._pretrain(best.source, stage, "continued", best)
             self._judge_run(run, network.name, f"{best.name}, continued on your {self.spec.plural}", is_large=True)
@@ -293,7 +326,7 @@ class Trials:
         space.read(self.source.view(space.backbone.input_spec))
         for recipe in make_classifiers(space, self.source):
             self.judge(recipe, space)
-        self.graph_seconds[space.name] = time.monotonic() - begin
+        self._add_space(space.name, time.monotonic() - begin)
 
     def rank_spaces(self) -> list[Space]:
         """Return the spaces of networks, that of the best classifier first."""
@@ -319,16 +352,16 @@ class Trials:
         """
         assert space.source is not None
         source = space.source
-        key = repr((source.key, recipe.name, recipe.argv, recipe.steps, space.digest))
+        key = repr((_RULES, source.key, recipe.name, recipe.argv, recipe.steps, space.digest))
         unit = hashlib.sha256(key.encode()).hexdigest()
         path = self.folder / "units" / f"{unit[:32]}.safetensors"
-        probabilities, is_complete = _read_unit(path, len(source.labels), source.data.num_classes)
+        probabilities, is_complete = read_unit(path, len(source.labels), source.data.num_classes)
         if not is_complete:
             try:
                 if seconds <= 0:
                     raise OutOfTimeError("the time was used up")
                 name = f"solve/{self.name}/trainings/{unit[:8]}"
-                keep = partial(_write_unit, path, recipe.name, False)
+                keep = partial(write_unit, path, recipe.name, False)
                 probabilities = cross_fit(recipe, source, name, self.report, probabilities, keep, seconds)
             except (InputError, OutOfTimeError) as error:
                 why = str(error) if isinstance(error, OutOfTimeError) else describe_failure(error)
@@ -337,7 +370,7 @@ class Trials:
                 if not self.results and not recipe.uses_unlabeled:
                     raise
                 return None
-            _write_unit(path, recipe.name, True, probabilities)
+            write_unit(path, recipe.name, True, probabilities)
         assert probabilities is not None
         judged = torch.from_numpy(self.judged)
         right = probabilities[judged].argmax(1) == source.labels[judged]
@@ -346,35 +379,3 @@ class Trials:
         self.results.append(result)
         self.report(f"{recipe.name}: {format_estimate(result.accuracy)}")
         return result
-
-
-def predict_graph(x: Tensor) -> float:
-    """Predict the seconds of label spreading on whitened components, from a measured part of the work.
-
-    Args:
-        x: Vectors of all examples, (N, F).
-    """
-    some = torch.rand(_PROBED, x.shape[1], dtype=torch.float64)
-    begin = time.perf_counter()
-    some.T @ some
-    product = (time.perf_counter() - begin) / _PROBED
-    return product * (len(x) + _COMPONENTS) + _NEIGHBORS * len(x) ** 2
-
-
-def _read_unit(path: Path, count: int, num_classes: int) -> tuple[Tensor | None, bool]:
-    """Return the probabilities of an earlier call, and whether they are those of all folds."""
-    if not path.is_file():
-        return None, False
-    try:
-        tensors, metadata = read_weights(path)
-    except InputError:  # damaged: computed again
-        return None, False
-    probabilities = tensors.get("probabilities")
-    if probabilities is None or probabilities.shape != (count, num_classes):
-        return None, False
-    return probabilities, metadata.get("complete") is True
-
-
-def _write_unit(path: Path, recipe: str, is_complete: bool, probabilities: Tensor) -> None:
-    tensors = {"probabilities": probabilities.contiguous()}
-    write_weights(path, tensors, {"recipe": recipe, "complete": is_complete})

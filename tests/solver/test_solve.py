@@ -14,6 +14,8 @@ import torch
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
+from sft_lightning.classifiers import LabelSpreading
+from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver import plan, recipes, trainings, trials
 from sft_lightning.solver.deliver import EXPORTS, ONNX
@@ -105,6 +107,20 @@ def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
         labels[positions] = kept
         assert torch.equal(before[fold], after[fold])
         assert not torch.equal(before[~fold], after[~fold])
+
+
+def test_label_spreading_is_judged_by_the_rule_for_new_images(tmp_path: Path) -> None:
+    """A held-out label is predicted as the delivered model predicts an image that is not in its graph."""
+    source = read_source("sample", tmp_path, 40, None, 0, "data")
+    space = recipes.Space("pixels", ("--model.backbone=pixels",), 64)
+    space.read(source)
+    judged = recipes.cross_fit(recipes.make_classifiers(space, source)[1], source, "x", print)
+    known, held = (torch.from_numpy(rows) for rows in (source.folds != 0, source.folds == 0))
+    whitening = WhitenedPCA(64).fit(torch.cat([space.labeled, space.pool]).split(4096))
+    labeled, new, pool = (whitening.transform(x) for x in (space.labeled[known], space.labeled[held], space.pool))
+    spreading = LabelSpreading().fit(labeled, source.labels[known], pool, num_classes=10)
+    # The graph of all folds also holds the held-out images, without labels, so that the two are close but not equal.
+    assert (judged[held] - spreading.predict_proba(new)).abs().mean() < 0.01
 
 
 def test_a_second_call_computes_only_what_changed(

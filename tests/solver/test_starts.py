@@ -87,7 +87,7 @@ def test_a_view_has_the_same_examples_labels_and_folds(source: LabeledSource) ->
 def test_a_start_of_another_size_is_judged_trained_and_delivered(source: LabeledSource) -> None:
     """The folder is read at 64 pixels, the weights at 48: recipes on them say so in their options."""
     lines: list[str] = []
-    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "sizes", Path("out"), lines.append)
+    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 9.0), "sizes", Path("out"), lines.append)
     tried.judge_pixels()
     given = FoundStart(Candidate(LIBRARY, str(write_start(Path("weights.safetensors"))), 48), "as you asked")
     (start,) = tried.plan_starts([given])
@@ -112,7 +112,7 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     monkeypatch.setattr(trials, "choose_steps", lambda *rest: 1)
     monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (1, 3))
     lines: list[str] = []
-    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "more", Path("out"), lines.append)
+    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 9.0), "more", Path("out"), lines.append)
     weights = str(write_start(Path("weights.safetensors")).absolute())
     tried.judge_start(starts.load_start(Candidate(weights=weights, image_size=48), source, 0))
     tried.judge_continued()
@@ -130,7 +130,7 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     assert f"cache: {source.folder}/decoded" in config.read_text()  # where files are decoded once for all trainings
     assert [*Path("out/decoded").iterdir()]
     # Called again, it finds the run and the results.
-    again = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 1.0), "more", Path("out"), lines.append)
+    again = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 9.0), "more", Path("out"), lines.append)
     again.judge_start(starts.load_start(Candidate(weights=weights, image_size=48), source, 0))
     again.judge_continued()
     trainings.judge_trainings(again)
@@ -253,7 +253,7 @@ def test_a_start_may_name_its_network_and_size(workdir: Path, write_folder: Call
     """As messages about weights files advise."""
     write_folder(workdir / "images", {"train": 4}, classes=2)
     write_weights(Path("weights.safetensors"), build_encoder(LIBRARY, (3, 224, 224))[0].net.state_dict(), {})
-    argv = ["solve", "images", "--minutes", "0.1", "--candidates"]
+    argv = ["solve", "images", "--minutes", "2", "--candidates"]
     assert main([*argv, f"{{backbone: {LIBRARY}, weights: weights.safetensors, image_size: 48}}"]) == 0
     assert "weights.safetensors, 48 px" in Path("lightning_logs/solve/images/summary.json").read_text()
 

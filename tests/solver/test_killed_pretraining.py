@@ -1,0 +1,45 @@
+"""A pre-training that was killed goes on from its last checkpoint at the next call."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sft_lightning.networks.weights import read_weights
+from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.pretraining import pretrain
+
+STEPS = 100
+SCRIPT = f"""
+from pathlib import Path
+from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.pretraining import pretrain
+source = read_source("images", Path("out"), None, 16, 0, "data")
+pretrain(source, {STEPS}, "killed", Path("out/pretraining.json"))
+"""
+
+
+def test_a_killed_pretraining_goes_on(workdir: Path, write_folder: Callable[..., Path]) -> None:
+    write_folder(workdir / "images", {"train": 4, "unlabeled": 8}, classes=2)
+    runs = Path("lightning_logs/killed")
+    (runs / "version_0/checkpoints").mkdir(parents=True)  # an earlier run, of other images
+    last = runs / "version_1/checkpoints/last.ckpt"
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=subprocess.PIPE) as process:
+        while not last.is_file():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        process.kill()
+    step = read_weights(last)[1]["global_step"]
+    assert 0 < step < STEPS
+    source = read_source("images", Path("out"), None, 16, 0, "data")
+    arguments = "killed", Path("out/pretraining.json")
+    assert pretrain(source, STEPS, *arguments).samefile(runs / "version_1")
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
+    assert (runs / "version_1/fit-resumed.yaml").is_file()
+    assert read_weights(last)[1]["global_step"] == STEPS
+    # Complete, it is returned as it is; with more steps, another run begins.
+    before = last.stat().st_mtime_ns
+    pretrain(source, STEPS, *arguments)
+    assert last.stat().st_mtime_ns == before
+    assert pretrain(source, STEPS + 1, *arguments).name == "version_2"
