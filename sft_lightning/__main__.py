@@ -1,5 +1,6 @@
 """The command `sft-lightning`, also `python -m sft_lightning`. Help and misspelled commands need no torch."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except StoppedBySignal as stopped:
         sys.stderr.write(f"sft-lightning: {stopped}\n")
         return 128 + stopped.signal
+    except KeyboardInterrupt:  # where no command has anything to save, such as while it imports PyTorch
+        sys.stderr.write("sft-lightning: stopped by Ctrl-C\n")
+        return 128 + signal.SIGINT
     except IssuesFound as found:
         sys.stdout.write(f"{found}\n")
         return 1

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from sft_lightning.utils.inputs import InputSpec
 
 MAX_SIDE = 64  # pixels: networks from scratch learn from larger images no faster, and take longer
 MAX_FOLDS = 5
+DECODED = "decoded"
 _MAX_CACHED = 2_000_000_000  # bytes
 
 
@@ -131,10 +133,14 @@ class LabeledSource:
 
     @property
     def is_cached(self) -> bool:
-        """Whether trainings share decoded files on the disk: where there are files, and they take at most 2 GB."""
+        """Whether trainings share decoded files on the disk: of at most 2 GB, and half of what is free there."""
         splits = self.data.splits.values()
         count = sum(len(split) for split in splits if isinstance(split.part.storage, FileImages))
-        return 0 < count * math.prod(self.data.input_spec.shape) <= _MAX_CACHED
+        size = count * math.prod(self.data.input_spec.shape)
+        if (self.folder / DECODED).is_dir():  # which takes the space already
+            return 0 < size <= _MAX_CACHED
+        free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.is_dir())).free
+        return 0 < size <= min(_MAX_CACHED, free // 2)
 
     def write_split(self, fold: int | None) -> Path:
         """Write the `split.csv` of a fold, whose examples are those to test on, and return its path.
@@ -154,7 +160,7 @@ class LabeledSource:
         """
         given = {"source": self.name, **self.settings, "split_file": str(self.write_split(fold))}
         if self.is_cached:
-            given["cache"] = str(self.folder / "decoded")
+            given["cache"] = str(self.folder / DECODED)
         return ["--data=ImageDataModule", *(f"--data.{name}={value}" for name, value in given.items())]
 
 

@@ -100,7 +100,7 @@ def _decide(trials: Trials, trainings: list[Training]) -> Stage:
         recipe = one.make(TRAINING_STEPS[0])
         step = recipe.batch * STEP_OVERHEAD * seconds[one.space.name]
         graph = trials.graph_seconds[one.space.name] if one.kind else 0.0  # of the targets
-        costs.append(Cost(START_SECONDS + graph, step))
+        costs.append(Cost(trials.busyness * START_SECONDS + graph, step))
     decoding = trials.count * trials.read_seconds  # once
     count, steps = plan_halving(plan.count_left(TRAININGS_END) - decoding, costs, folds, final)
     if not count:

@@ -155,6 +155,7 @@ def test_networks_are_pretrained_and_trained_where_the_time_allows(
     monkeypatch.setattr(trials, "MIN_POOL", 10)
     monkeypatch.setattr(trials, "choose_steps", lambda *rest: 3)
     monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (2, 6))
+    monkeypatch.setattr(trainings, "PATIENCE", 100.0)  # on a busy machine, too
     folder = write_folder(workdir / "images", {"train": 4, "unlabeled": 30}, classes=2)
     solution = solve(str(folder), name="trained", image_size=16)
     learned, kinds = "features learned from your images", ("fine-tuning", "label propagation")

@@ -111,6 +111,7 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     monkeypatch.setattr(trials, "MIN_POOL", 10)
     monkeypatch.setattr(trials, "choose_steps", lambda *rest: 1)
     monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (1, 3))
+    monkeypatch.setattr(trainings, "PATIENCE", 100.0)  # on a busy machine, too
     lines: list[str] = []
     tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 9.0), "more", Path("out"), lines.append)
     weights = str(write_start(Path("weights.safetensors")).absolute())
