@@ -1,5 +1,7 @@
 """Logistic regression on frozen features, the linear probe of most papers (scikit-learn's L-BFGS)."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,9 @@ class LogisticRegression(LinearClassifier):
 
         scaled, mean, deviation = standardize(x)
         strength = _STRENGTH / x.shape[1] if self.strength is None else self.strength
-        model = Model(C=strength, max_iter=self.max_iter).fit(scaled.numpy(), y.numpy())
+        with warnings.catch_warnings():  # which takes few labels of many classes for a regression
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
+            model = Model(C=strength, max_iter=self.max_iter).fit(scaled.numpy(), y.numpy())
         weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
         if len(weight) == 1:  # of two classes, scikit-learn keeps the difference
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2

@@ -168,3 +168,9 @@ def test_what_cannot_be_fitted_is_refused(
 def test_settings_out_of_range_are_refused(make: type[Classifier]) -> None:
     with pytest.raises(InputError, match="is 0"):
         make()
+
+
+def test_few_labels_of_many_classes_are_learned_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    x = torch.randn(40, 4)
+    LogisticRegression().fit(x, torch.arange(40) % 30, num_classes=30)
+    assert not recwarn.list
