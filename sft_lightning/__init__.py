@@ -17,12 +17,16 @@ __all__ = [
     "SelfSupervisedModule",
     "SemiSupervisedModule",
     "StrongView",
+    "TextDataModule",
+    "TextView",
     "WarmupCosine",
     "WeakView",
     "solve",
 ]
 
 if TYPE_CHECKING:
+    from sft_lightning.data.text.datamodule import TextDataModule
+    from sft_lightning.data.text.views import TextView
     from sft_lightning.data.vision.datamodule import ImageDataModule
     from sft_lightning.data.vision.pretrain_views import PretrainView
     from sft_lightning.data.vision.views import StrongView, WeakView
@@ -45,6 +49,8 @@ _HOMES = {
     "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
     "StrongView": "sft_lightning.data.vision.views",
+    "TextDataModule": "sft_lightning.data.text.datamodule",
+    "TextView": "sft_lightning.data.text.views",
     "WarmupCosine": "sft_lightning.training.lr_schedulers",
     "WeakView": "sft_lightning.data.vision.views",
     "solve": "sft_lightning.solver.solve",

@@ -24,6 +24,7 @@ from sft_lightning import (  # noqa: F401
     ImageDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
+    TextDataModule,
     WarmupCosine,
 )
 from sft_lightning.cli.argv import add_run_config, normalize_argv
@@ -165,6 +166,7 @@ class SFTCLI(LightningCLI):
         for section in ("model", "data"):
             _refuse_null(section, config[section])
         settings = config.model.get("init_args") or {}
+        _choose_tokenizer(config.data, settings.get("backbone"))
         # The weights that a run started from need not be read again, or exist: the checkpoint holds their successors.
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:
@@ -289,6 +291,13 @@ class SFTCLI(LightningCLI):
         defaults = {"predict": {"return_predictions": False}, "fit": {}}.get(subcommand, {"verbose": False})
         # With Lightning's default, an environment variable would decide whether a checkpoint may run code.
         return {**kwargs, **defaults, "weights_only": True}
+
+
+def _choose_tokenizer(data: Any, backbone: object) -> None:
+    """Let a data module of texts take the tokenizer of a published encoder, unless the user named one."""
+    settings = data.get("init_args") or {}
+    if isinstance(backbone, str) and backbone.startswith("hf/") and "tokenizer" in settings:
+        settings["tokenizer"] = settings["tokenizer"] or backbone.partition(":")[0]
 
 
 def _refuse_null(section: str, config: Any) -> None:

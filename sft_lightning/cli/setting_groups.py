@@ -19,6 +19,19 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers", "cache", "shard_window"),
     },
+    "TextDataModule": {
+        "Source": (
+            "source", "text_column", "text_2_column", "label_column", "split_column", "group_column",
+            "unlabeled_source", "predict_source", "class_names",
+        ),
+        "Labels and splits": (
+            "num_labels", "labels_per_class", "labels", "seed", "val_size", "test_size", "split_file", "test_on",
+            "on_leak",
+        ),
+        "Texts": ("tokenizer", "max_length"),
+        "Views": ("weak_view", "strong_view", "labeled_view"),
+        "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
+    },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),
         "Start": ("weights", "head_weights", "head_start"),

@@ -13,7 +13,7 @@ from sft_lightning.data.bad_examples import format_path
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.mmap_columns import PrefixedTexts, SelectedTexts
 from sft_lightning.data.split_names import UNCLEAR, find_split
-from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
+from sft_lightning.data.storage import Storage
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.renamed import warn_renamed
 
@@ -90,11 +90,7 @@ def concatenated(*pieces: tuple[Examples, Sequence[int]]) -> Examples:
     grouped = any(part.groups is not None for part, _ in pieces)  # an example without a group forms its own
     groups = _some([(part.groups or part.ids, chosen) for part, chosen in pieces]) if grouped else None
     stored = [(part.storage, chosen) for part, chosen in pieces]
-    first = stored[0][0]
-    if isinstance(first, RecordStorage):
-        return Examples(first.joined(stored, ids), ids, labels, groups)
-    memory = [one.data[torch.as_tensor(chosen)] for one, chosen in stored if isinstance(one, TensorStorage)]
-    return Examples(TensorStorage(torch.cat(memory)), ids, labels, groups)
+    return Examples(stored[0][0].joined(stored, ids), ids, labels, groups)
 
 
 def take_unlabeled(source: Source) -> Examples:

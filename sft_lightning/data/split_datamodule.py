@@ -117,6 +117,10 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         """Whether the check of the files also decodes them for further measurements."""
         return False
 
+    def __str__(self) -> str:
+        """Return the class and the source; Lightning would make all loaders to count their batches."""
+        return f"{type(self).__name__} of {self._named}"
+
     # --- source and classes
 
     @cached_property

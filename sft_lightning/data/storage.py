@@ -35,6 +35,16 @@ class Storage(ABC):
     def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
         """Compute the SHA-256 of the content of each of some examples."""
 
+    @classmethod
+    @abstractmethod
+    def joined(cls, pieces: Sequence[tuple["Storage", Sequence[int]]], ids: Sequence[str]) -> Self:
+        """Return some examples of several collections of this kind as one.
+
+        Args:
+            pieces: Collections, and the positions to take from each.
+            ids: Names of all examples.
+        """
+
     def digest_sizes(self) -> str:
         """Compute the digest that earlier versions used in place of the content digest."""
         return self.digest()
@@ -77,6 +87,11 @@ class TensorStorage(Storage):
     def digest(self) -> str:
         """Compute the SHA-256 of all numbers."""
         return hashlib.sha256(self.data.contiguous().numpy().data).hexdigest()
+
+    @classmethod
+    def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> Self:
+        """Return some examples of several tensors as one tensor."""
+        return cls(torch.cat([one.data[torch.as_tensor(at)] for one, at in pieces if isinstance(one, TensorStorage)]))
 
     def sizes(self, indices: Sequence[int]) -> list[int]:
         """Return the bytes of each example, which are equal."""
@@ -140,16 +155,6 @@ class RecordStorage(Storage):
 
         Returns:
             Reason by position.
-        """
-
-    @classmethod
-    @abstractmethod
-    def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> Self:
-        """Return some examples of several collections of this kind as one.
-
-        Args:
-            pieces: Collections, and the positions to take from each.
-            ids: Names of all examples.
         """
 
     @abstractmethod

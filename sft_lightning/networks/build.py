@@ -12,14 +12,17 @@ from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import InputSpec
 
 Numbers = float | Sequence[float]
-# Modules with the networks of a modality, which `build_backbone` of each builds by name.
-BUILDERS = {"image": "sft_lightning.networks.vision.backbones"}
+# Modules with the networks of a modality, which `build_from_spec` of each builds by name.
+BUILDERS = {
+    "image": "sft_lightning.networks.vision.backbones",
+    "text": "sft_lightning.networks.text.backbones",
+}
 _CLASS_PATH = re.compile(r"(?:\w+\.)+[A-Z]\w*")  # timm's names have dots, too, and small letters
 
 
 class _Builder(Protocol):
     def __call__(
-        self, name: str, shape: Sequence[int], weights: str, mean: Numbers | None, std: Numbers | None
+        self, name: str, spec: InputSpec, weights: str, mean: Numbers | None, std: Numbers | None
     ) -> tuple[Encoder, Tensors]: ...
 
 
@@ -54,8 +57,8 @@ def build_encoder(
                 f"backbone {name!r} is not known for {spec.modality} inputs: give the class path of an Encoder, such "
                 "as my_networks.MyEncoder"
             )
-        build: _Builder = importlib.import_module(BUILDERS[spec.modality]).build_backbone
-        return build(name, spec.shape, weights, mean, std)
+        build: _Builder = importlib.import_module(BUILDERS[spec.modality]).build_from_spec
+        return build(name, spec, weights, mean, std)
     if mean is not None or std is not None:
         raise InputError(f"mean or std is set, which backbone {name!r} does not take: leave it out")
     kind = _find_class(name, imports)

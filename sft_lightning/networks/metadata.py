@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _MAX_SIDE = 65_536  # pixels, numbers or tokens
+_SPEC_FIELDS = {"modality", "shape", "dtype", "encoding"}
 _DTYPES = ("float32", "int64", "uint8")
 
 
@@ -28,12 +29,13 @@ def _is_shape(value: Any) -> bool:
 
 def _is_spec(value: Any) -> bool:
     """Return whether a value is a modality with a shape; of texts the shape is (length,), for example."""
-    if not isinstance(value, Mapping) or not {"modality", "shape"} <= value.keys() <= {"modality", "shape", "dtype"}:
+    if not isinstance(value, Mapping) or not {"modality", "shape"} <= value.keys() <= _SPEC_FIELDS:
         return False
     shape = value["shape"]
     sides = isinstance(shape, list | tuple) and 0 < len(shape) <= 4 and all(_is_count(n) and n > 0 for n in shape)
     fits = sides and (value["modality"] != "image" or _is_shape(shape)) and max(shape) <= _MAX_SIDE
-    return fits and value.get("dtype", "float32") in _DTYPES and _is_text(value["modality"])
+    texts = _is_text(value["modality"]) and _is_text(value.get("encoding", ""))
+    return fits and value.get("dtype", "float32") in _DTYPES and texts
 
 
 def _are_names(value: Any) -> bool:

@@ -247,7 +247,7 @@ def _spread(space: Space, source: LabeledSource) -> Tensor:
     """Spread the labels of the other folds over one graph, whose search for neighbors is most of the work.
 
     A held-out example gets the mean of its neighbors, without its own value in the graph: as the delivered model
-    classifies new images. Values in the graph would be right about a point more often.
+    classifies new examples. Values in the graph would be right about a point more often.
     """
     every = torch.cat([space.labeled, space.pool])
     z = torch.nn.functional.normalize(WhitenedPCA(space.components).fit(every.split(4096)).transform(every), dim=1)

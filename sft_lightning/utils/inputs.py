@@ -25,11 +25,13 @@ class InputSpec:
         modality: Kind of the inputs, such as `image`.
         shape: Shape of one example, such as (C, H, W).
         dtype: Name of the type of its numbers in torch, such as `float32`.
+        encoding: Name of what gives the numbers their meaning, such as a tokenizer; empty for measured values.
     """
 
     modality: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    encoding: str = ""
 
     @property
     def noun(self) -> str:
@@ -51,7 +53,8 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, for checkpoints."""
-        return {**asdict(self), "shape": list(self.shape)}
+        fields = {**asdict(self), "shape": list(self.shape)}
+        return fields if self.encoding else {key: value for key, value in fields.items() if key != "encoding"}
 
     @classmethod
     def parse(cls, given: "InputSpec | Mapping[str, Any] | Sequence[int]") -> "InputSpec":
@@ -147,9 +150,17 @@ def concatenate_inputs(batches: Sequence[Inputs]) -> Inputs:
     """Concatenate batches of one form.
 
     Args:
-        batches: At least one batch; batches of several tensors have the same names and shapes but for the first side.
+        batches: At least one batch; batches of several tensors have the same names and shapes but for the first side
+            and that of sequences, (B, L), of which shorter ones are padded with zeros.
     """
     first = batches[0]
     if isinstance(first, Tensor):
         return torch.cat([*batches])
-    return {name: torch.cat([x[name] for x in batches]) for name in first}
+    return {name: torch.cat(_pad_sequences([x[name] for x in batches])) for name in first}
+
+
+def _pad_sequences(tensors: list[Tensor]) -> list[Tensor]:
+    lengths = {t.shape[1] for t in tensors if t.ndim == 2}
+    if len(lengths) < 2:
+        return tensors
+    return [torch.nn.functional.pad(t, (0, max(lengths) - t.shape[1])) for t in tensors]

@@ -220,6 +220,13 @@ def build_backbone(
     return backbone, tensors
 
 
+def build_from_spec(
+    name: str, spec: InputSpec, weights: str, mean: Stats | None, std: Stats | None
+) -> tuple[Backbone, Tensors]:
+    """Build a backbone for images, with the arguments of `build_backbone`."""
+    return build_backbone(name, spec.shape, weights, mean, std)
+
+
 def find_source_head(backbone: Encoder, tensors: Tensors) -> Tensors:
     """Find the classifier that belongs to the weights of a backbone.
 

@@ -1,0 +1,1 @@
+"""Texts: where they come from, how they become tokens, and their views."""

@@ -1,0 +1,256 @@
+"""`TextDataModule`: labeled, unlabeled, validation and test batches of the texts of a source."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.loaders import RawBatch
+from sft_lightning.data.run_splits import TestOn
+from sft_lightning.data.source import SPLITS, Examples, Source, concatenated, take_unlabeled
+from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
+from sft_lightning.data.text.source import TextSource
+from sft_lightning.data.text.storage import Encoding, TextStorage
+from sft_lightning.data.text.tables import Columns
+from sft_lightning.data.text.views import TextView, TextViews
+from sft_lightning.networks.text.tokenizers import make_tokenizer
+from sft_lightning.utils.errors import InputError, check_min
+from sft_lightning.utils.inputs import InputSpec
+
+_WEAK, _STRONG = TextView(delete=0.05), TextView(delete=0.1, hide=0.1, swap=0.1, span=0.1)
+_SAMPLED = 1000  # texts whose lengths are counted before the first batch
+
+
+class TextDataModule(FewLabelDataModule):
+    """Labeled and unlabeled texts, in batches of the parts that the paradigm requests, as in `FewLabelDataModule`."""
+
+    views: TextViews
+
+    def __init__(
+        self,
+        source: str,
+        text_column: str = "text",
+        text_2_column: str | None = None,
+        label_column: str = "label",
+        split_column: str = "split",
+        group_column: str = "group",
+        tokenizer: str | None = None,
+        max_length: int = 128,
+        num_labels: int | None = None,
+        labels_per_class: int | None = None,
+        unlabeled_source: str | None = None,
+        seed: int = 0,
+        val_size: int | float = 0.1,
+        test_size: int | float = 0.2,
+        split_file: str | None = None,
+        test_on: TestOn = "split",
+        on_leak: LeakPolicy = "drop",
+        weak_view: TextView = _WEAK,
+        strong_view: TextView = _STRONG,
+        labeled_view: Literal["weak", "strong", "both"] = "weak",
+        batch_size: int = 64,
+        unlabeled_ratio: int = 7,
+        balanced_labels: bool = False,
+        eval_batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        predict_source: str | None = None,
+        class_names: list[str] | None = None,
+        labels: str | None = None,
+    ) -> None:
+        """Keep the settings, and read the source for its classes.
+
+        Args:
+            source: Table of texts (`.csv`, `.tsv`, `.jsonl` or `.parquet`) with the columns text and label, and perhaps
+                split (train, val, test or unlabeled), group and id; a blank label means unlabeled. Or a folder with a
+                folder of `.txt` files for each class, and one called `unlabeled`.
+            text_column: Name of the column of texts.
+            text_2_column: Name of the column of second texts, such as answers to questions; null for none.
+            label_column: Name of the column of labels.
+            split_column: Name of the column of splits, which may be missing.
+            group_column: Name of the column of groups, such as authors, which may be missing; a group stays together.
+            tokenizer: `words` for hashed words (`words:N` with N different ids), or `hf/` and the folder or the name of
+                a published encoder. Null for that of a backbone `hf/...`, and otherwise `words`.
+            max_length: Number of tokens of a text that are read; the rest is cut off.
+            num_labels: Total number of labels to use; null for all.
+            labels_per_class: Number of labels of each class to use; null for all.
+            unlabeled_source: Another source, whose training texts are the unlabeled ones.
+            seed: Seed of the splits and of the batches.
+            val_size: Share (below 1) or number of training texts held out if the source has no validation split.
+            test_size: Share or number of training texts held out if the source has no test split.
+            split_file: A `split.csv` of an earlier run to reuse instead of making new splits.
+            test_on: `split` to test on the held-out part, `all` to test on all labels the run has not learned.
+            on_leak: `drop` to remove a training text that equals a held-out one, `raise` to stop.
+            weak_view: Random changes of training texts.
+            strong_view: Random changes of strong views, for paradigms that use one.
+            labeled_view: View of labeled training texts; `both` doubles the size of their batches (as in AdaMatch).
+            batch_size: Training texts of each batch and process.
+            unlabeled_ratio: Unlabeled texts for each labeled one if a paradigm trains on both (mu in FixMatch).
+            balanced_labels: Whether classes take turns in labeled batches if unlabeled texts are trained on, too.
+            eval_batch_size: Texts per batch in validation, test and prediction; null for `batch_size`.
+            steps_per_epoch: Batches of an epoch; null for one pass over the unlabeled texts if the paradigm uses them,
+                else over the labeled ones.
+            predict_source: Table or folder of texts that `predict` reads; null for the test split.
+            class_names: Names of the classes in the order of their numbers, matched with the source by name.
+            labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
+
+        Raises:
+            InputError: A setting has an invalid value, or the source cannot be read.
+        """
+        check_min(1, max_length=max_length)
+        super().__init__(
+            source,
+            SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak),
+            unlabeled_source,
+            split_file,
+            test_on,
+            class_names=class_names,
+            labeled_views=("weak", "strong") if labeled_view == "both" else (labeled_view,),
+            batch_size=batch_size,
+            unlabeled_ratio=unlabeled_ratio,
+            balanced_labels=balanced_labels,
+            eval_batch_size=eval_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            num_workers=0,
+            labels=labels,
+        )
+        self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column)
+        self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length)
+        self.weak_view, self.strong_view = weak_view, strong_view
+        self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
+        self.predict_source = predict_source
+        self._predicted: Split | None = None
+
+    # --- sources
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """Ids of up to `max_length` tokens."""
+        return InputSpec("text", (self.encoding.max_length,), "int64", self.encoding.tokenizer.name)
+
+    @classmethod
+    def settings_for(cls, input_spec: InputSpec) -> dict[str, Any]:
+        """Return the tokenizer and the length of networks that take texts."""
+        if input_spec.modality != "text":
+            return {}
+        return {"tokenizer": input_spec.encoding, "max_length": input_spec.shape[0]}
+
+    @property
+    def source_key(self) -> str:
+        """Text of all settings that decide what the source holds, the names of its columns included."""
+        return repr((super().source_key, self.columns))
+
+    @property
+    def reading_key(self) -> str:
+        """Tokenizer and length."""
+        return repr((self.encoding.tokenizer.digest, self.encoding.max_length))
+
+    @property
+    def size_settings(self) -> dict[str, Any]:
+        """Length of the texts."""
+        return {"max_length": self.encoding.max_length}
+
+    @property
+    def fixed_views(self) -> bool:
+        """Whether labeled training texts are the same in every epoch."""
+        return not self.weak_view and self.labeled_views == ("weak",)
+
+    def open_source(self, name: str, needs_labels: bool = True) -> TextSource:
+        """Open the source of labeled and unlabeled texts."""
+        listed, needed = self._class_names or (), needs_labels and self.labels is None
+        return TextSource(name, self.columns, self.encoding, listed, needed)
+
+    def open_unlabeled(self, name: str) -> Examples:
+        """Open another source and return its training texts, without labels."""
+        return take_unlabeled(self.open_source(name, needs_labels=False))
+
+    def on_splits_read(self, source: Source) -> None:
+        """Weigh words by their rarity in the training texts, and say how many texts are cut off."""
+        trained = [self.splits[name] for name in ("labeled", "unlabeled") if len(self.splits[name])]
+        rows = [split.part.storage.data[split.indices[:_SAMPLED]] for split in trained]  # type: ignore[attr-defined]
+        self.views.set_frequencies(rows)
+        longer, count = self.encoding.truncated
+        if longer:
+            rank_zero_info(
+                f"Data: {longer / count:.0%} of the texts are longer than {self.encoding.max_length} tokens and are "
+                "cut off there (max_length)."
+            )
+
+    def fingerprint(self, name: str) -> str:
+        """Compute the SHA-256 of a split's texts and of how they become tokens."""
+        split = self.splits[name]
+        digest = hashlib.sha256(self.reading_key.encode())
+        for content in split.part.storage.fingerprints(split.indices):
+            digest.update(content)
+        return digest.hexdigest()
+
+    # --- training and prediction
+
+    def train_dataloader(self) -> Any:
+        """Return the parts that the paradigm requests, side by side.
+
+        Raises:
+            InputError: A part has no text, or strong views are requested that change nothing.
+        """
+        if {"strong", "strong_2", "pretrain"} & {*self._request.views, *self.labeled_views} and not self.strong_view:
+            raise InputError(
+                "strong_view changes nothing (all of its shares are 0), but strong views are to be learned from: set "
+                "one of them"
+            )
+        return super().train_dataloader()
+
+    def setup(self, stage: str) -> None:
+        """Read the source and make the splits, once; for `predict`, read the texts to predict.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if stage != "predict" or self.predict_source is None:
+            super().setup(stage)
+        if stage == "predict":
+            self.open_predicted()
+
+    def open_predicted(self) -> Split:
+        """Read the texts to predict, once.
+
+        Raises:
+            InputError: They cannot be read.
+        """
+        if self._predicted is None:
+            if self.predict_source is None:
+                self._predicted = self.splits["test"]
+            else:
+                parts = self.open_source(self.predict_source, needs_labels=False).load()
+                part = concatenated(*((parts[name], range(len(parts[name]))) for name in SPLITS if name in parts))
+                self._predicted = Split(part, range(len(part)))
+        return self._predicted
+
+    @property
+    def predict_name(self) -> str:
+        """Name of the texts to predict."""
+        return super().predict_name if self.predict_source is None else self.predict_source
+
+    @property
+    def predict_count(self) -> int:
+        """Number of texts to predict."""
+        return len(self.open_predicted())
+
+    def predict_dataloader(self) -> Iterable[RawBatch]:
+        """Return batches of the texts to predict.
+
+        Raises:
+            InputError: There are none.
+        """
+        return self.named_batches(self.open_predicted())
+
+
+def get_texts(split: Split) -> list[str]:
+    """Return the texts of a split, of pairs both on lines of their own.
+
+    Args:
+        split: Split of a `TextDataModule`.
+    """
+    storage = split.part.storage
+    assert isinstance(storage, TextStorage)
+    return ["\n".join(storage.texts[i]) for i in split.indices]

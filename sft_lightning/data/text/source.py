@@ -1,0 +1,167 @@
+"""Sources of texts: tables with columns by name, and folders of `.txt` files by class."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sft_lightning.data.class_names import sort_classes
+from sft_lightning.data.issues import STRADDLING, UNTRAINED, Finding, report_fault
+from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
+from sft_lightning.data.source import SPLITS, Examples, Source, relative, split_of_name
+from sft_lightning.data.text.storage import Encoding, Text, TextStorage
+from sft_lightning.data.text.tables import SUFFIXES, Columns, Row, TextTable
+from sft_lightning.utils.errors import InputError, did_you_mean
+
+
+class TextSource(Source):
+    """Texts with their labels, splits and groups, all in memory.
+
+    Texts that are blank are left out and reported.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        columns: Columns,
+        encoding: Encoding,
+        listed_classes: Sequence[str] = (),
+        needs_labels: bool = True,
+    ) -> None:
+        """Read a table or a folder.
+
+        Args:
+            name: Path of a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or of a folder with a folder of `.txt` files
+                for each class, which may lie in folders of splits, and texts without a label in `unlabeled`.
+            columns: Names of the columns of a table.
+            encoding: How texts become tokens.
+            listed_classes: Class names that the user listed, which are not checked.
+            needs_labels: Whether to refuse a source without labels.
+
+        Raises:
+            InputError: The source cannot be read, or what it says is contradictory.
+        """
+        self.name, self._encoding = name, encoding
+        path = Path(name)
+        self._findings: list[Finding] = []
+        if path.is_dir():
+            self._kind, rows = "folder", self._read_folder(path)
+        elif path.suffix.lower() in SUFFIXES:
+            if not path.is_file():
+                raise InputError(f"table {name!r} does not exist: give the path of a table or a folder of texts")
+            self._kind, table = "table", TextTable(path, columns, needs_labels)
+            rows, self._findings = [*table], table.findings
+        else:
+            raise InputError(
+                f"source is {name!r}: give a folder of texts, or a table that ends with {', '.join(SUFFIXES)}"
+            )
+        self._rows = [self._place(row) for row in self._leave_out_blank(rows)]
+        if not self._rows:
+            raise InputError(f"{self._kind} {name!r} has no text: check its columns or files")
+        self._check(listed_classes)
+        self.class_names = sort_classes({row.label for row in self._rows if row.label})
+        if not self.class_names and needs_labels:
+            raise InputError(f"{self._kind} {name!r} has no labels: fill the column {columns.label!r} of some lines")
+        self.messages = self._findings
+
+    # --- reading
+
+    def _read_folder(self, root: Path) -> list[Row]:
+        rows: list[Row] = []
+        for path in sorted(root.rglob("*.txt")):
+            folders = path.relative_to(root).parts[:-1]
+            split = split_of_name(folders[0]) if folders else None
+            classes = folders if split is None else folders[1:]
+            label = classes[0] if classes and split != "unlabeled" else ""
+            try:
+                text = path.read_text(encoding="utf-8-sig")
+            except UnicodeDecodeError:
+                text = path.read_text(encoding="cp1252", errors="replace")
+                message = f"{path.name!r} is not UTF-8, and is read as Windows-1252: save it as UTF-8 if that is wrong"
+                self._findings.append(Finding("file_format", message, [relative(path, root)]))
+            except OSError as error:
+                raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): fix its permissions") from error
+            rows.append(Row(len(rows) + 1, (text,), label, split or "", "", relative(path, root)))
+        if not rows:
+            raise InputError(f"folder {str(root)!r} has no .txt file: give a folder of texts, or a table")
+        return rows
+
+    def _leave_out_blank(self, rows: Sequence[Row]) -> list[Row]:
+        blank = [row for row in rows if not any(text.strip() for text in row.texts)]
+        if blank:
+            where = ", ".join(self._locate(row) for row in blank[:3])
+            count = "1 text is" if len(blank) == 1 else f"{len(blank):,} texts are"
+            message = f"{self._kind} {self.name!r}: {count} blank and left out ({where})"
+            self._findings.append(Finding("unreadable", message, [self._locate(row) for row in blank]))
+        return [row for row in rows if any(text.strip() for text in row.texts)]
+
+    def _locate(self, row: Row) -> str:
+        return row.id if self._kind == "folder" else f"line {row.line}"
+
+    def _place(self, row: Row) -> Row:
+        """Return a row with a name and one of the four splits."""
+        split = split_of_name(row.split) if row.split else "train" if row.label else "unlabeled"
+        where = f"{self._kind} {self.name!r}, {self._locate(row)}"
+        if split is None:
+            raise InputError(
+                f"{where}: split {row.split!r} is none of {', '.join(SPLITS)} or blank{did_you_mean(row.split, SPLITS)}"
+            )
+        if not row.label and split in ("val", "test"):
+            raise InputError(f"{where}: split {row.split!r} needs a label; leave the split blank for unlabeled")
+        return row._replace(split=split, id=row.id or f"line {row.line}")
+
+    # --- checks
+
+    def _check(self, listed_classes: Sequence[str]) -> None:
+        where, rows = f"{self._kind} {self.name!r}", self._rows
+        for name, count in Counter(row.id for row in rows).items():
+            if count > 1:
+                raise InputError(f"{where}: the id {name!r} is on {count} lines: give each line its own")
+        places = {row.label: self._locate(row) for row in reversed(rows)}
+        labels = Counter(row.label for row in rows if row.label)
+        self._findings += check_missing_labels(where, labels, listed_classes, places)
+        self._findings += check_class_names(where, labels, listed_classes, places)
+        places = {row.group: self._locate(row) for row in reversed(rows)}
+        self._findings += check_groups(where, Counter(row.group for row in rows if row.group), places)
+        self._refuse_straddling(where)
+        self._refuse_untrained(where)
+
+    def _refuse_straddling(self, where: str) -> None:
+        places: dict[str, dict[str, str]] = {}
+        for row in self._rows:
+            if row.group:
+                split = "train" if row.split == "unlabeled" else row.split
+                places.setdefault(row.group, {}).setdefault(split, self._locate(row))
+        for group, found in places.items():
+            if len(found) > 1:
+                listed = " and ".join(f"{split} ({line})" for split, line in found.items())
+                sentence = f"{where}: group {group!r} is in {listed}; keep it in one split"
+                report_fault(STRADDLING, " and ".join(found), group, f"in {listed}", sentence)
+
+    def _refuse_untrained(self, where: str) -> None:
+        trained = sorted({row.label for row in self._rows if row.label and row.split == "train"})
+        for row in self._rows if trained else []:
+            if row.split in ("val", "test") and row.label not in trained:
+                sentence = (
+                    f"{where}, {self._locate(row)}: no training text has the class {row.label!r} of this {row.split} "
+                    f"text{did_you_mean(row.label, trained)}; correct it or add training texts"
+                )
+                report_fault(UNTRAINED, row.split, row.id, f"class {row.label!r}", sentence)
+
+    # --- examples
+
+    def load(self) -> dict[str, Examples]:
+        """Return the texts of each split; tokens are made when they are needed."""
+        number = {name: i for i, name in enumerate(self.class_names)}
+        is_grouped = any(row.group for row in self._rows)
+        parts = {}
+        for split in SPLITS:
+            rows = [row for row in self._rows if row.split == split]
+            if rows:
+                texts: list[Text] = [row.texts for row in rows]
+                ids = [row.id for row in rows]
+                labels = torch.tensor([number.get(row.label, -1) for row in rows])
+                groups = [row.group or row.id for row in rows] if is_grouped else None
+                parts[split] = Examples(TextStorage(texts, self._encoding), ids, labels, groups)
+        return parts

@@ -1,0 +1,93 @@
+"""Storage of texts: equal texts are found by their letters, and tokens are made when they are first needed."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.storage import Storage, TensorStorage
+from sft_lightning.networks.text.tokenizers import Tokenizer
+
+Text = tuple[str, ...]  # a text, or a text and a second one that belongs to it
+
+
+@dataclass
+class Encoding:
+    """How the texts of a data module become tokens.
+
+    Attributes:
+        tokenizer: Tokenizer.
+        max_length: Number of tokens of a text that are kept.
+        truncated: Number of texts that were longer, and of all that were encoded.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    truncated: tuple[int, int] = field(default=(0, 0))
+
+    def encode(self, texts: Sequence[Text]) -> Tensor:
+        """Return token ids, int32 (N, max_length), padded with -1.
+
+        Args:
+            texts: Texts.
+        """
+        made = torch.full((len(texts), self.max_length), -1, dtype=torch.int32)
+        for start in range(0, len(texts), 4096):
+            ids, longer = self.tokenizer.encode(texts[start : start + 4096], self.max_length)
+            made[start : start + len(ids), : ids.shape[1]] = torch.from_numpy(ids)
+            self.truncated = self.truncated[0] + longer, self.truncated[1] + len(ids)
+        return made
+
+
+class TextStorage(TensorStorage):
+    """Texts, and their tokens as one tensor, int32 (N, max_length), made when it is first read."""
+
+    def __init__(self, texts: Sequence[Text], encoding: Encoding) -> None:
+        """Keep the texts.
+
+        Args:
+            texts: Texts.
+            encoding: How they become tokens.
+        """
+        self.texts, self.encoding = texts, encoding
+        self._there: dict[torch.device, Tensor] = {}
+        self._tokens: Tensor | None = None
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override] # of the attribute
+        """Token ids, int32 (N, max_length), padded with -1."""
+        if self._tokens is None:
+            self._tokens = self.encoding.encode(self.texts)
+        return self._tokens
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def digest(self) -> str:
+        """Compute the SHA-256 of all texts."""
+        digest = hashlib.sha256()
+        for content in self.fingerprints(range(len(self))):
+            digest.update(content)
+        return digest.hexdigest()
+
+    def sizes(self, indices: Sequence[int]) -> list[int]:
+        """Return the number of letters of each text."""
+        return [sum(map(len, self.texts[i])) for i in indices]
+
+    def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
+        """Compute the SHA-256 of each text."""
+        return [hashlib.sha256("\0".join(self.texts[i]).encode(errors="surrogatepass")).digest() for i in indices]
+
+    @classmethod
+    def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> Self:
+        """Return some texts of several collections as one.
+
+        Args:
+            pieces: Collections, and the positions to take from each.
+            ids: Names of all texts.
+        """
+        stored = [(one, chosen) for one, chosen in pieces if isinstance(one, TextStorage)]
+        return cls([one.texts[i] for one, chosen in stored for i in chosen], stored[0][0].encoding)

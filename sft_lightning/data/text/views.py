@@ -1,0 +1,155 @@
+"""Views of token ids for whole batches: words that are left out, hidden or swapped.
+
+The changes are those of Wei & Zou 2019, "EDA: Easy Data Augmentation Techniques", without synonyms, and the hidden
+spans of Joshi et al. 2020, "SpanBERT". Each text of a batch has its own randomness, from the seed of the batch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.modality import Views, seed_view
+from sft_lightning.networks.text.tokenizers import PADDING, Tokenizer
+from sft_lightning.utils.errors import InputError, check_fraction
+from sft_lightning.utils.inputs import Inputs
+
+Tokens = dict[str, Tensor]
+_BINS = 4096  # numbers of a bag of tokens
+
+
+@dataclass(frozen=True)
+class TextView:
+    """Shares of the tokens of a text that a view changes.
+
+    Attributes:
+        delete: Share that is left out.
+        hide: Share that a token for hidden words replaces.
+        swap: Share that changes places with the next token.
+        span: Share of the text that is hidden in one piece.
+    """
+
+    delete: float = 0.0
+    hide: float = 0.0
+    swap: float = 0.0
+    span: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fraction(delete=self.delete, hide=self.hide, swap=self.swap, span=self.span)
+
+    def __bool__(self) -> bool:
+        return bool(self.delete or self.hide or self.swap or self.span)
+
+
+class TextViews(Views):
+    """Token ids and which of them are given: `input_ids` and `attention_mask`, int64 (B, L).
+
+    L is the length of the longest text of the batch.
+    """
+
+    inputs_name: ClassVar[str] = "words"
+
+    def __init__(self, tokenizer: Tokenizer, weak: TextView, strong: TextView) -> None:
+        """Keep the settings.
+
+        Args:
+            tokenizer: Tokenizer of the ids.
+            weak: Changes of weak views.
+            strong: Changes of strong views.
+        """
+        self._tokenizer, self._weak, self._strong = tokenizer, weak, strong
+        self._rarity: Tensor | None = None
+
+    @property
+    def has_strong(self) -> bool:
+        """Whether the strong view changes anything."""
+        return bool(self._strong)
+
+    def prepare(self, raw: Tensor) -> Tokens:
+        """Return the tokens of a batch, without columns that are padding alone."""
+        given = raw != PADDING
+        longest = max(1, int(given.sum(1).max()))
+        ids, given = raw[:, :longest].long(), given[:, :longest]
+        return {"input_ids": ids.clamp_min(0), "attention_mask": given.long()}
+
+    def weak(self, x: Tokens, seed: int | None, number: int = 0) -> Tokens:
+        """Change texts slightly."""
+        return x if seed is None else self._change(x, self._weak, seed_view(seed, 2 * number))
+
+    def strong(self, x: Tokens, seed: int) -> Tokens:
+        """Change texts strongly."""
+        return self._change(x, self._strong, seed_view(seed, 1))
+
+    def _change(self, x: Tokens, view: TextView, seed: int) -> Tokens:
+        if not view:
+            return x
+        ids, given = x["input_ids"], x["attention_mask"].bool()
+        generator = torch.Generator().manual_seed(seed)
+        chance = torch.rand((4, *ids.shape), generator=generator).to(ids.device)
+        free = given.clone()
+        place = torch.arange(ids.shape[1], device=ids.device)
+        count = given.sum(1, keepdim=True)
+        if self._tokenizer.has_frame:
+            free &= (place > 0) & (place < count - 1)
+        swapped = free[:, :-1] & free[:, 1:] & (chance[0, :, :-1] < view.swap)
+        swapped[:, 1:] &= ~swapped[:, :-1]  # each token changes places once
+        order = place.repeat(len(ids), 1)
+        order[:, :-1] += swapped.long()
+        order[:, 1:] -= swapped.long()
+        ids = ids.gather(1, order)
+        hidden = free & (chance[1] < view.hide)
+        length = (view.span * free.sum(1, keepdim=True)).round()
+        begin = (chance[2, :, :1] * (count - length + 1)).floor()
+        hidden |= free & (place >= begin) & (place < begin + length)
+        ids = torch.where(hidden, self._tokenizer.mask_id, ids)
+        kept = given & ~(free & (chance[3] < view.delete))
+        kept |= given & ~kept.any(1, keepdim=True)  # a text keeps at least one token
+        return self._compact(ids, kept)
+
+    def _compact(self, ids: Tensor, kept: Tensor) -> Tokens:
+        """Move the tokens that are kept together, in their order."""
+        order = (~kept).long().argsort(dim=1, stable=True)
+        kept = kept.gather(1, order)
+        return {"input_ids": ids.gather(1, order) * kept, "attention_mask": kept.long()}
+
+    def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
+        """Refuse: the mean of two token ids is the id of a third token.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "texts cannot be mixed word by word: choose a strategy that mixes no inputs, such as SoftMatch or AdaMatch"
+        )
+
+    def set_frequencies(self, batches: Iterable[Tensor]) -> None:
+        """Weigh the tokens of `flatten` by how few texts have them (inverse document frequency).
+
+        Args:
+            batches: Stored token ids of training texts, (B, L) each.
+        """
+        texts, having = 0, torch.zeros(_BINS)
+        for raw in batches:
+            texts += len(raw)
+            having += (self._count(self.prepare(raw)) > 0).sum(0)
+        self._rarity = ((1 + texts) / (1 + having)).log() + 1  # as scikit-learn's TfidfVectorizer smooths it
+
+    def flatten(self, x: Inputs) -> Tensor:
+        """Return bags of tokens, (B, 4096): 1 + log of the counts, weighed by rarity, of length 1."""
+        counts = self._count(x)
+        weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
+        if self._rarity is not None:
+            weights = weights * self._rarity.to(weights.device)
+        return torch.nn.functional.normalize(weights, dim=1)
+
+    def _count(self, x: Tokens) -> Tensor:
+        ids = x["input_ids"] % _BINS
+        counts = torch.zeros(len(ids), _BINS, device=ids.device)
+        return counts.scatter_add_(1, ids, x["attention_mask"].float())
+
+    def show(self, x: Inputs) -> list[str]:
+        """Return the texts."""
+        rows = zip(x["input_ids"].tolist(), x["attention_mask"].sum(1).tolist(), strict=True)
+        return [self._tokenizer.decode(ids[:count]) for ids, count in rows]

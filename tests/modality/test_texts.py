@@ -1,0 +1,122 @@
+"""Texts through the real command line: all paradigms, exact resume, and what is refused."""
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from sft_lightning.__main__ import main
+
+WORDS = {
+    "food": ["bread", "cheese", "soup", "apple", "dinner", "salt", "taste", "kitchen", "cook", "rice", "butter"],
+    "sky": ["star", "moon", "planet", "orbit", "telescope", "galaxy", "light", "comet", "sun", "night", "cloud"],
+    "sport": ["ball", "goal", "team", "run", "match", "score", "player", "coach", "league", "win", "race"],
+}
+COMMON = ["the", "a", "of", "and", "in", "to", "it", "was", "very", "with", "for", "on", "my", "his"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 texts of three classes, a quarter of whose words say which."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label", "split"])
+        for i in range(600):
+            label = [*WORDS][i % 3]
+            text = [rng.choice(WORDS[label] if rng.random() < 0.25 else COMMON) for _ in range(rng.randint(5, 30))]
+            rows.writerow([" ".join(text), label, ("train", "train", "train", "val", "test")[(i // 3) % 5]])
+    return path
+
+
+def arguments(table: Path, model: str, *others: str) -> list[str]:
+    return [
+        f"--model={model}", "--model.backbone=fasttext", "--model.optimizer=Adam", "--model.optimizer.lr=0.01",
+        "--data=TextDataModule", f"--data.source={table}", "--data.num_labels=30", "--data.batch_size=15",
+        "--data.unlabeled_ratio=2", "--data.steps_per_epoch=15", "--trainer.max_epochs=2", "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false", *others,
+    ]  # fmt: skip
+
+
+def run(*words: str) -> None:
+    assert main([*words]) in (0, None)
+
+
+def read_rows(path: str) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+PARADIGMS = {
+    "fine_tune": ("FineTuneClassifier",),
+    "softmatch": ("SemiSupervisedModule", "--model.strategy=SoftMatch"),
+    "decoupled": ("DecoupledFeatureClassifier", "--model.feature_loss=SupCon"),
+}
+
+
+@pytest.mark.parametrize("name", PARADIGMS)
+def test_a_paradigm_trains_tests_predicts_and_reports(name: str, table: Path, workdir: Path) -> None:
+    run("fit", f"--run_name={name}", *arguments(table, *PARADIGMS[name]))
+    folder = f"lightning_logs/{name}/version_0"
+    run("test", "--ckpt_path", folder)
+    metrics = {row["metric"]: float(row["value"]) for row in read_rows(f"{folder}/metrics.csv")}
+    assert metrics["test/accuracy"] > 0.6
+    Path("new.csv").write_text('text\n"the soup, with bread and ""cheese"""\nthe moon and a star\n')
+    run("predict", "--ckpt_path", folder, "--data.predict_source=new.csv")
+    rows = read_rows(f"{folder}/predictions.csv")
+    assert [(row["path"], row["predicted"]) for row in rows] == [("line 2", "food"), ("line 3", "sky")]
+    run("report", folder)
+    page = Path(folder, "report.html").read_text()
+    assert any(word in page for word in WORDS["sport"])
+    assert "image" not in page.split("</style>")[-1].replace("data:image", "").lower()
+
+
+class StopAfterAnEpoch(Callback):
+    """Ends a training as a signal would, in the middle of what it was planned for."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(table: Path, workdir: Path) -> None:
+    words = arguments(table, *PARADIGMS["softmatch"])
+    run("fit", "--run_name=whole", *words)
+    run("fit", "--run_name=part", *words, f"--trainer.callbacks+={__name__}.StopAfterAnEpoch")
+    run("fit", "--run_name=part", *words, "--ckpt_path=last")
+    whole, part = (
+        torch.load(f"lightning_logs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "part")
+    )
+    assert all(torch.equal(tensor, part[name]) for name, tensor in whole.items())
+
+
+def test_pretraining_and_classifiers_without_training(table: Path, workdir: Path) -> None:
+    objective = ["--model.objective=VICReg", "--model.objective.hidden=32", "--model.objective.projection=16"]
+    run("fit", "--run_name=pretrained", *arguments(table, "SelfSupervisedModule", *objective))
+    start = "--model.weights=lightning_logs/pretrained/version_0"
+    frozen = [word for word in arguments(table, "FrozenFeatureClassifier") if "optimizer" not in word]
+    run("fit", "--run_name=linear", *frozen, start)
+    graph = ["--model.classifier=LabelSpreading", "--model.whiten=32"]
+    run("fit", "--run_name=graph", *frozen, "--model.backbone=bag_of_words", *graph)
+    for name in ("linear", "graph"):
+        metrics = {row["metric"]: row["value"] for row in read_rows(f"lightning_logs/{name}/version_0/metrics.csv")}
+        assert float(metrics["val/accuracy"]) > 0.6
+
+
+def test_what_texts_cannot_do_is_one_sentence(table: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*words: str) -> str:
+        assert main(["fit", *words]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    mixing = arguments(table, "SemiSupervisedModule", "--model.strategy=MixMatch", "--model.warmup_steps=0")
+    assert "texts cannot be mixed word by word: choose a strategy" in refuse(*mixing)
+    unchanged = [f"--data.strong_view.{name}=0" for name in ("delete", "hide", "swap", "span")]
+    assert "strong_view changes nothing" in refuse(*arguments(table, *PARADIGMS["softmatch"], *unchanged))
+    assert "is not known for texts" in refuse(*arguments(table, "FineTuneClassifier", "--model.backbone=conv"))
+    assert "has no decoder" in refuse(
+        *[word.replace("--model.backbone", "--model.network") for word in arguments(table, "AutoencoderModule")]
+    )

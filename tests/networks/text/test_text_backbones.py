@@ -1,0 +1,141 @@
+"""Encoders of texts: padding has no effect, and published ones give what transformers gives."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from sft_lightning.data.text.storage import Encoding
+from sft_lightning.data.text.views import TextView, TextViews
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.text.tokenizers import make_tokenizer
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec, concatenate_inputs, select_inputs
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran"]]
+TEXTS = ["the cat sat on the mat", "a dog ran", "the dog and the cat ran and sat on a mat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT in the form of Hugging Face, with random weights."""
+    made = tmp_path_factory.mktemp("models") / "bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=40,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(made)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(made / "tokenizer.json"))
+    return made
+
+
+def read(tokenizer: str, length: int = 16) -> tuple[InputSpec, dict[str, Tensor]]:
+    encoding = Encoding(make_tokenizer(tokenizer), length)
+    views = TextViews(encoding.tokenizer, TextView(), TextView())
+    spec = InputSpec("text", (length,), "int64", encoding.tokenizer.name)
+    return spec, views.prepare(encoding.encode([(text,) for text in TEXTS]))
+
+
+@pytest.mark.parametrize("name", ["bag_of_words", "fasttext", "small_transformer", "hf", "hf:cls"])
+def test_features_do_not_depend_on_the_other_texts_of_a_batch(name: str, folder: Path) -> None:
+    tokenizer = f"hf/{folder}" if name.startswith("hf") else "words:500"
+    spec, x = read(tokenizer)
+    encoder, _ = build_encoder(name.replace("hf", tokenizer), spec)
+    encoder.eval()
+    features = encoder(x)
+    assert features.shape == (3, encoder.num_features)
+    alone = encoder({key: t[1:2, : int(x["attention_mask"][1].sum())] for key, t in x.items()})
+    assert torch.allclose(features[1:2], alone, atol=1e-6)
+    longer = concatenate_inputs([x, {key: torch.ones(1, 16, dtype=torch.int64) for key in x}])
+    assert torch.allclose(encoder(longer)[:3], features, atol=1e-6)
+    assert not torch.allclose(features[0], features[2])
+    assert encoder(encoder.make_example()).shape == (1, encoder.num_features)
+
+
+def test_published_encoders_give_what_their_library_gives(folder: Path) -> None:
+    spec, x = read(f"hf/{folder}")
+    theirs = BertModel.from_pretrained(folder).eval()
+    assert x["input_ids"][1].tolist()[:5] == [2, 9, 12, 13, 3]
+    with torch.no_grad():
+        hidden = theirs(**x).last_hidden_state
+        mean, _ = build_encoder(f"hf/{folder}", spec, "default")
+        first, _ = build_encoder(f"hf/{folder}:cls", spec, "default")
+        assert torch.allclose(first.eval()(x), hidden[:, 0], atol=1e-6)
+        ours = mean.eval()(x)
+    for i, count in enumerate(x["attention_mask"].sum(1).tolist()):
+        assert torch.allclose(ours[i], hidden[i, :count].mean(0), atol=1e-6)
+    drawn, _ = build_encoder(f"hf/{folder}", spec)
+    assert not torch.allclose(drawn.eval()(x), ours)
+
+
+def test_pairs_of_texts_are_joined_as_the_tokenizer_joins_them(folder: Path) -> None:
+    raw = Encoding(make_tokenizer(f"hf/{folder}"), 8).encode([("a cat", "the dog")])
+    assert raw.tolist() == [[2, 9, 6, 3, 5, 12, 3, -1]]
+
+
+def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    spec, _ = read("words")
+    name = f"hf/{folder}"
+    with pytest.raises(InputError, match=f"data has those of 'words': set data.tokenizer to {name}"):
+        build_encoder(name, spec)
+    own = InputSpec("text", (64,), "int64", name)
+    with pytest.raises(InputError, match=r"max_length is 64, and backbone .* takes 40 tokens"):
+        build_encoder(name, own)
+    with pytest.raises(InputError, match=r"ends with 'csl' \(did you mean 'cls'\?\)"):
+        build_encoder(f"{name}:csl", own)
+    with pytest.raises(InputError, match=r"'fastext' is not known for texts \(did you mean 'fasttext'\?\)"):
+        build_encoder("fastext", spec)
+    with pytest.raises(InputError, match="nobody publishes weights of 'fasttext'"):
+        build_encoder("fasttext", spec, "default")
+    with pytest.raises(InputError, match="mean or std is set"):
+        build_encoder("fasttext", spec, mean=0.5)
+    with pytest.raises(InputError, match="neither a folder nor in the cache of Hugging Face: fetch it with"):
+        make_tokenizer("hf/nobody/nothing")
+    with pytest.raises(InputError, match=r"has no tokenizer\.json"):
+        make_tokenizer(f"hf/{tmp_path}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot be read"):
+        make_tokenizer(f"hf/{tmp_path}")
+
+
+def test_code_and_pickles_of_a_folder_are_never_run(folder: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile"
+    shutil.copytree(folder, hostile)
+    flag = tmp_path / "ran"
+    (hostile / "model.py").write_text(f"open({str(flag)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    config = json.loads((hostile / "config.json").read_text())
+    config |= {"model_type": "unheard", "auto_map": {"AutoConfig": "model.Config", "AutoModel": "model.Model"}}
+    (hostile / "config.json").write_text(json.dumps(config))
+    spec = InputSpec("text", (16,), "int64", f"hf/{hostile}")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        build_encoder(f"hf/{hostile}", spec, "default")
+    assert not flag.exists()
+    pickled = tmp_path / "pickled"
+    shutil.copytree(folder, pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+        build_encoder(f"hf/{pickled}", InputSpec("text", (16,), "int64", f"hf/{pickled}"), "default")
+
+
+def test_weights_of_a_run_are_those_of_the_encoder(folder: Path, tmp_path: Path) -> None:
+    from sft_lightning.networks.encoder import Encoder
+    from sft_lightning.networks.weights import write_weights
+
+    spec, x = read("words:500")
+    made: Encoder = build_encoder("small_transformer", spec)[0].eval()
+    tensors = {name: t.contiguous() for name, t in made.net.state_dict().items()}
+    write_weights(tmp_path / "encoder.safetensors", tensors, {"part": "encoder", **made.describe()})
+    again = build_encoder("small_transformer", spec, str(tmp_path))[0].eval()
+    assert torch.equal(made(x), again(x))
+    assert torch.allclose(again(select_inputs(x, slice(0, 1))), again(x)[:1], atol=1e-6)
