@@ -13,7 +13,7 @@ WORDS = re.compile(
 # Files about images alone: commands that look at pixels, programs that take them, and what draws with PIL.
 OF_IMAGES = {
     "_moved.py", "export/programs.py", "export/usage_snippet.py", "losses/pretraining/mae.py", "report/attention.py",
-    "report/figures.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
+    "report/figures.py", "solver/open_data.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
     *(path.relative_to(HOME).as_posix() for path in (HOME / "audit").glob("*.py")),
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.

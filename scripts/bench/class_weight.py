@@ -38,7 +38,7 @@ def choose(y: Tensor, count: int, each: int, seed: int) -> Tensor:
 
 def compare(x: Tensor, y: Tensor, labels: list[int], seeds: list[int], each: int) -> dict[int, dict[str, float]]:
     """Return the accuracy of each way by the number of labels."""
-    z = torch.nn.functional.normalize(WhitenedPCA(64).fit(x.split(256)).transform(x), dim=1)
+    z = torch.nn.functional.normalize(WhitenedPCA(64).fit([*torch.split(x, 256)]).transform(x), dim=1)
     graph = normalize_graph(find_neighbors(z, z, 15, exclude_self=True))
     means = {}
     for count in labels:

@@ -234,6 +234,8 @@ def _explain_required(message: str, command: str) -> str | None:
     found = _REQUIRED.search(message)
     if found and _OWNER.search(message):
         return f"{_find_key(message)}.{found[1] or found[2]} is missing: set it"
+    if found and {found[1], found[2]} & {"model", "data"}:
+        return NO_MODEL_OR_DATA
     if not found or command not in COMMANDS:
         return None
     words = {option: what for what, option in COMMANDS[command].words.items()}

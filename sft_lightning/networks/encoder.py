@@ -97,6 +97,14 @@ class Encoder(nn.Module, ABC):
         dtype = getattr(torch, self.input_spec.dtype)
         return torch.zeros(1, *self.input_spec.shape, dtype=dtype, device=self.device)
 
+    def make_batch(self, count: int) -> Inputs:
+        """Return random inputs of some examples, to measure how long a pass takes, (count, ...).
+
+        Args:
+            count: Number of examples.
+        """
+        return torch.rand(count, *self.input_spec.shape, device=self.device)
+
     @property
     def architecture(self) -> str:
         """Name without its pooling, which has no weights: `resnet8` of `resnet8:flatten`."""

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sft_lightning import ImageDataModule
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.data.vision.images import FileImages
+from sft_lightning.solver.open_data import VISION, Modality, find_modality
 from sft_lightning.study.folds import write_fold
 from sft_lightning.study.judge import find_unjudged, make_folds
 from sft_lightning.utils.errors import InputError
@@ -42,6 +42,7 @@ class LabeledSource:
         groups: Group of each labeled example, such as a patient; None where each stands alone.
         folder: Folder of the split files.
         reopen: Function that opens the same source again with other settings of the data module.
+        modality: What `solve` does with examples of this kind.
         given_size: Side of the images that the user asked for, or None.
         origin: Source that this is a view of, or None.
     """
@@ -53,6 +54,7 @@ class LabeledSource:
     groups: list[str] | None
     folder: Path
     reopen: Callable[..., FewLabelDataModule] = field(repr=False)
+    modality: Modality = VISION
     given_size: int | None = None
     origin: "LabeledSource | None" = field(default=None, repr=False)
 
@@ -161,7 +163,7 @@ class LabeledSource:
         given = {"source": self.name, **self.settings, "split_file": str(self.write_split(fold))}
         if self.is_cached:
             given["cache"] = str(self.folder / DECODED)
-        return ["--data=ImageDataModule", *(f"--data.{name}={value}" for name, value in given.items())]
+        return [f"--data={type(self.data).__name__}", *(f"--data.{name}={value}" for name, value in given.items())]
 
 
 def read_source(
@@ -191,20 +193,22 @@ def read_source(
     Raises:
         InputError: The source cannot be opened, or has labels of fewer than two classes.
     """
+    modality = find_modality(name, {"image_size": image_size, **given})
     given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
-    settings = {"root": root, "on_bad_image": "skip", "seed": str(seed)}
+    own: dict[str, Any] = {"root": root, "on_bad_image": "skip"} if modality is VISION else {}
+    settings = {**own, "seed": str(seed)}
+    if modality is VISION:
+        own["download"] = download
     settings |= {setting: one if isinstance(one, str) else json.dumps(one) for setting, one in given.items()}
 
     def reopen(**changed: Any) -> FewLabelDataModule:
-        data = ImageDataModule(
-            name, root=root, num_labels=num_labels, seed=seed, val_size=0, test_size=0, on_bad_image="skip",
-            eval_batch_size=256, download=download, **{**given, **changed},
-        )  # fmt: skip
+        how = {"num_labels": num_labels, "seed": seed, "val_size": 0, "test_size": 0, "eval_batch_size": 256}
+        data = modality.make(name, **how, **own, **{**given, **changed})
         with silence_logs():  # what it says is on the first screen
             data.setup("fit")
         return data
 
-    data, sizes = _open_at_size(reopen, image_size)
+    data, sizes = _open_at_size(reopen, image_size) if modality is VISION else (reopen(), {})
     settings |= {setting: str(value) for setting, value in sizes.items()}
     counts = data.labeled_counts()
     named = int((counts > 0).sum())
@@ -221,7 +225,7 @@ def read_source(
     except InputError as error:
         copies = find_exact_copies([labeled]).count
         raise InputError(f"{error} ({copies:,} labeled examples copy others)" if copies else str(error)) from error
-    return LabeledSource(name, data, settings, folds, groups, folder, reopen, image_size)
+    return LabeledSource(name, data, settings, folds, groups, folder, reopen, modality, image_size)
 
 
 def _open_at_size(

@@ -12,6 +12,7 @@ from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.solver.find_starts import DEFAULT, FoundStart
 from sft_lightning.solver.labels import LabeledSource, describe_counts
+from sft_lightning.solver.open_data import TEXT, Modality
 from sft_lightning.utils.cpu import count_cores
 
 _SAMPLED = 48  # files whose sizes are looked at
@@ -52,6 +53,8 @@ def _describe_files(source: LabeledSource) -> str:
     """Return the sizes of some files, and the shape of what networks get."""
     data = source.data
     shape = " x ".join(map(str, data.input_spec.shape))
+    if source.modality is TEXT:
+        return f"read up to {shape} tokens"
     if not isinstance(data, ImageDataModule):
         return shape
     labeled = data.splits["labeled"]
@@ -75,20 +78,23 @@ def _describe_checks(source: LabeledSource) -> str:
     leaks = sum(finding.kind == "leak" for finding in data.request.findings)
     broken = len(data.bad.reasons)
     return (
-        f"{broken:,} unreadable, {copies:,} exact copies, {leaks:,} finding(s) of leaks into the test; "
-        "`sft-lightning audit` says more"
+        f"{broken:,} unreadable, {copies:,} exact copies, {leaks:,} finding(s) of leaks into the test"
+        f"{'' if source.modality is TEXT else '; `sft-lightning audit` says more'}"
     )
 
 
-def describe_starts(starts: Sequence[FoundStart], is_searched: bool) -> list[str]:
+def describe_starts(starts: Sequence[FoundStart], is_searched: bool, modality: Modality) -> list[str]:
     """Describe the starts at hand.
 
     Args:
         starts: Starts.
         is_searched: Whether they were searched for; the user may have named them or none.
+        modality: Kind of the examples.
     """
     if starts:
         return [f"start:    {start.candidate}: {start.reason}" for start in starts]
     if not is_searched:
         return ["starts:   none, as you asked"]
+    if modality is TEXT:
+        return ["starts:   none at hand; name one with --candidates, such as hf/ and the folder of a sentence encoder"]
     return [f"starts:   none at hand; name one with --candidates, or fetch {DEFAULT} with --download true"]

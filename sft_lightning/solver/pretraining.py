@@ -10,7 +10,6 @@ from sft_lightning.solver.recipes import Space, fit, get_run
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.json_files import read_json_object
 
-BACKBONE = "resnet8:flatten"
 SMALL_BATCH, LARGE_BATCH = 256, 64  # for this network, and for one of a library
 _VIEW = {"crop_scale": "[0.3,1.0]", "flip": "false", "brightness": "0.4", "contrast": "0.4", "blur": "0"}
 
@@ -54,7 +53,7 @@ def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: 
     write_json(marker, {"key": key, "steps": steps, "earlier": runs})  # so that a run that is killed is known as this
     options = [*source.data_argv(None), "--model=SelfSupervisedModule", "--model.objective=SimCLR"]
     options += ["--model.objective.hidden=512", "--model.objective.projection=128"]
-    options += argv or [f"--model.backbone={BACKBONE}"]
+    options += argv or [f"--model.backbone={source.modality.pretrained}"]
     options += ["--model.optimizer=torch.optim.AdamW", f"--model.optimizer.lr={0.0003 if argv else 0.002}"]
     options += ["--model.lr_scheduler=WarmupCosine", f"--model.lr_scheduler.warmup_steps={min(50, steps // 4)}"]
     options += [f"--data.batch_size={count_batch(source, is_large)}", f"--data.steps_per_epoch={steps}"]

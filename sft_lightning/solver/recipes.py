@@ -32,8 +32,6 @@ _OPTIMIZER = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=Warmu
 BATCH = 32
 # The same for networks of this package, which are trained on small inputs, and for larger ones of a library.
 _SMALL_RATIO, _LARGE_RATIO = 7, 3
-_SMALL_VIEW = ("--data.weak_view.crop_padding=2",)
-_LARGE_VIEW = ("--data.weak_view.crop_scale=[0.3,1.0]", "--model.layer_decay=0.75")
 
 
 @dataclass
@@ -143,7 +141,7 @@ def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Reci
     """
     shared = (*space.argv, "--model.head_start=logistic_regression", *_OPTIMIZER, "--model.optimizer.lr=0.0003")
     shared += (f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}", "--trainer.max_epochs=1")
-    shared += _LARGE_VIEW if space.is_large else _SMALL_VIEW
+    shared += source.modality.large_view if space.is_large else source.modality.small_view
     lp_ft = ("--model=FineTuneClassifier", *shared)
     recipes = [Recipe(f"fine-tuning from {space.name} ({steps} steps)", space.saw_pool, lp_ft, steps, BATCH)]
     if source.pool_size:

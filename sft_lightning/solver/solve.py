@@ -19,6 +19,7 @@ from sft_lightning.solver.deliver import Delivery, deliver, test
 from sft_lightning.solver.find_starts import NONE, FoundStart, check_knowledge, fetch_default, find_starts
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.look import describe_source, describe_starts
+from sft_lightning.solver.open_data import VISION
 from sft_lightning.solver.page import render_solution
 from sft_lightning.solver.plan import Plan
 from sft_lightning.solver.recipes import train
@@ -184,7 +185,7 @@ class _Solver:
         """Return the starts that the user named, or those at hand, and print them."""
         if candidates is None:
             found = find_starts(self.source, self.folder)
-            if download and not found:
+            if download and not found and self.source.modality is VISION:
                 found = [fetch_default()]
         else:
             found = [FoundStart(one, "as you asked", is_given=True) for one in candidates]
@@ -192,7 +193,7 @@ class _Solver:
                 self.report(f"note:     {note}")
             for one in candidates:  # fetched and built once, so that none is refused after minutes
                 load_candidate(one, self.source.data.input_spec, self.source.given_size)
-        for line in describe_starts(found, is_searched=candidates is None):
+        for line in describe_starts(found, candidates is None, self.source.modality):
             self.report(line)
         return found
 
@@ -250,6 +251,7 @@ class _Solver:
             "left_out": [*self.plan.dropped],
             "failed": trials.failed,
             "run": str(delivery.run),
+            "modality": self.source.modality.name,
             "temperature": delivery.temperature,
             "not_exported": delivery.not_exported,
             "seconds": round(time.monotonic() - self.begin, 1),

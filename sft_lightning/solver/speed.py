@@ -1,5 +1,6 @@
 """How long a network takes for an example, and label spreading for all, measured."""
 
+import math
 import time
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.transfer.vectors import choose_device
+from sft_lightning.utils.inputs import count_inputs
 
 # Of label spreading: a search for principal components takes as long as adding up this many examples, and a search for
 # neighbors this many seconds for each pair.
 _PROBED, _COMPONENTS, _NEIGHBORS = 1000, 6000, 20 / 60_000**2
-_PIXELS = 32 * 64 * 64  # of the inputs of a measurement, as far as there are at least 8
+_NUMBERS = 3 * 32 * 64 * 64  # of the inputs of a measurement, as far as there are at least 8 examples
 
 
 def measure_seconds(network: Encoder, learns: bool) -> float:
@@ -24,8 +26,7 @@ def measure_seconds(network: Encoder, learns: bool) -> float:
     """
     device = choose_device()
     network.to(device)
-    side = network.input_spec.shape[-1]
-    x = torch.rand(max(8, _PIXELS // side**2), *network.input_spec.shape, device=device)
+    x = network.make_batch(max(8, _NUMBERS // math.prod(network.input_spec.shape)))
     seconds = []
     with eval_mode(network), torch.set_grad_enabled(learns):
         for _ in range(3):
@@ -36,7 +37,7 @@ def measure_seconds(network: Encoder, learns: bool) -> float:
             total.item()  # waits for the device
             seconds.append(time.perf_counter() - begin)
     network.zero_grad(set_to_none=True)
-    return min(seconds[1:]) / len(x)
+    return min(seconds[1:]) / count_inputs(x)
 
 
 def predict_graph(x: Tensor) -> float:

@@ -9,6 +9,7 @@ from sft_lightning.networks.vision.backbones import BUILT_IN, Backbone
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.solver.open_data import VISION
 from sft_lightning.solver.recipes import MAX_GRAPH
 from sft_lightning.solver.speed import measure_seconds
 from sft_lightning.transfer.candidates import Candidate, load_candidate, read_chain
@@ -39,7 +40,9 @@ class Start:
     @property
     def is_large(self) -> bool:
         """Whether the network is one of a library, which takes images of other sizes than those of its training."""
-        return isinstance(self.backbone, Backbone) and self.backbone.architecture not in BUILT_IN
+        if isinstance(self.backbone, Backbone):
+            return self.backbone.architecture not in BUILT_IN
+        return self.backbone.name.startswith("hf/")
 
 
 def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_size: bool = False) -> Start:
@@ -71,7 +74,7 @@ def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_
         return replace(start, seconds=count * measure_seconds(start.backbone, learns=False))
 
     start = load(candidate)
-    if own_size or given is not None or not start.is_large:
+    if own_size or given is not None or not start.is_large or source.modality is not VISION:
         return measure(start)
     best: Start | None = None
     for size in list_sizes(source):

@@ -33,7 +33,7 @@ from sft_lightning.solver.plan import (
     choose_steps,
     format_seconds,
 )
-from sft_lightning.solver.pretraining import BACKBONE, count_batch, pretrain
+from sft_lightning.solver.pretraining import count_batch, pretrain
 from sft_lightning.solver.recipes import (
     MAX_GRAPH,
     OutOfTimeError,
@@ -165,7 +165,7 @@ class Trials:
 
     def judge_pixels(self) -> None:
         """Judge the classifiers on pixels, and measure how long it takes to read an example."""
-        space = Space(self.source.data.views.inputs_name, ("--model.backbone=pixels",), 64)
+        space = Space(self.source.data.views.inputs_name, (f"--model.backbone={self.source.modality.plain}",), 64)
         begin = time.monotonic()
         space.read(self.source)
         seconds = time.monotonic() - begin
@@ -225,7 +225,7 @@ class Trials:
             nonlocal loaded
             loaded = load_start(candidate, self.source, limit - reading)
             seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
-            what = f"features of {self.spec.count(self.count)} at {side} px from {candidate}"
+            what = f"features of {self.spec.count(self.count)} at {side} {self.source.modality.unit} from {candidate}"
             minutes = self.plan.count_minutes(seconds, min(share, fitting))
             sentence = f"{what} take {format_seconds(seconds)}, --minutes {minutes}"
             settings = {"image_size": loaded.candidate.image_size or 0}
@@ -250,7 +250,9 @@ class Trials:
             if pool < MIN_POOL:
                 few = f"{pool:,} unlabeled {self.spec.plural} are too few (at least {MIN_POOL})"
                 return Stage(name, dropped=f"{name}: {few}")
-            network, _ = build_encoder(BACKBONE, self.source.data.input_spec)
+            if not self.source.modality.pretrained:
+                return Stage(name, dropped=f"{name}: not for {self.spec.plural} yet")
+            network, _ = build_encoder(self.source.modality.pretrained, self.source.data.input_spec)
             share = CONTINUED_SHARE if num_starts else PRETRAINING_SHARE
             return self._decide_pretraining(name, network, False, share, sum(self.graph_seconds.values()))
 
@@ -266,7 +268,7 @@ class Trials:
             minutes = self.plan.count_minutes(PRETRAINING_STEPS[0] * step + decoding, share)
             return Stage(name, dropped=f"{name}: it takes --minutes {minutes}")
         side = network.input_spec.shape[-1]
-        what = f"{name} for {steps} steps of {self.spec.count(batch)} at {side} px"
+        what = f"{name} for {steps} steps of {self.spec.count(batch)} at {side} {self.source.modality.unit}"
         return Stage(name, what, steps * step + decoding, {"steps": steps})
 
     def judge_start(self, start: Start) -> None:
@@ -290,12 +292,14 @@ class Trials:
         """
         if not stage.dropped:
             run = self._pretrain(self.source, stage, "pretraining", None)
-            self._judge_run(run, BACKBONE, f"features learned from your {self.spec.plural}", is_large=False)
+            self._judge_run(
+                run, self.source.modality.pretrained, f"features learned from your {self.spec.plural}", is_large=False
+            )
 
     def judge_continued(self) -> None:
         """Go on with the self-supervision of the best start from a library, and judge what it gives."""
         spaces = [space for space in self.rank_spaces() if space.is_large]
-        if not spaces or self.source.pool_size < MIN_POOL:
+        if not spaces or self.source.pool_size < MIN_POOL or not self.source.modality.pretrained:
             return
         best = spaces[0]
         assert best.backbone is not None

@@ -59,7 +59,12 @@ def format_verdict(
     if delivery.test_correct is not None:
         held, right = len(delivery.test_correct), float(delivery.test_correct.double().mean())
         sentences.append(f"On the {spec.count(held)} that the source holds out, it is right on {right:.1%}.")
-    if comparison is None:
+    if comparison is None and source.pool_size:
+        sentences.append(
+            f"Whether the unlabeled {spec.plural} help was not judged: what is left out above says why, and how many "
+            "minutes it takes."
+        )
+    elif comparison is None:
         sentences.append("There was nothing unlabeled to learn from.")
     else:
         points = f"{100 * comparison.difference:+.1f} points"

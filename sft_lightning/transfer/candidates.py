@@ -9,6 +9,8 @@ from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_labeled_ids
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.text.backbones import adapt_spec
+from sft_lightning.networks.text.tokenizers import find_file
 from sft_lightning.networks.vision.backbones import find_source_head
 from sft_lightning.networks.vision.pretrained import fetch_published_weights, is_published, list_published_names
 from sft_lightning.networks.weights import Tensors, find_weights, read_metadata, read_weights
@@ -84,6 +86,9 @@ def check_candidate(start: Candidate, others: Sequence[str] = ()) -> None:
         find_weights_file(start.weights)
         return
     name = start.backbone or ""
+    if name.startswith("hf/"):
+        find_file(name, "model.safetensors")
+        return
     if not is_published(name):
         files = [str(path) for kind in _SUFFIXES for path in sorted(Path().glob(f"*{kind}"))]
         hint = did_you_mean(name, [*others, *files, *list_published_names(name)])
@@ -118,9 +123,10 @@ def load_candidate(start: Candidate, input_spec: InputSpec, given_size: int | No
 
     if start.weights in ("none", "default"):
         assert start.backbone is not None
-        backbone, _ = build_encoder(start.backbone, sized(input_spec), start.weights)
-        given = {} if start.weights == "none" else fetch_published_weights(start.backbone)
-        return backbone, find_source_head(backbone, given)
+        backbone, _ = build_encoder(start.backbone, adapt_spec(start.backbone, sized(input_spec)), start.weights)
+        if start.weights == "none" or not is_published(start.backbone):
+            return backbone, {}
+        return backbone, find_source_head(backbone, fetch_published_weights(start.backbone))
     path = find_weights_file(start.weights)
     metadata = read_weights(path)[1]
     ours = start.backbone is None and "hyper_parameters" in metadata

@@ -46,7 +46,7 @@ def test_removed_images_are_reported_and_not_replaced(source: Path, run: Path) -
 def test_run_without_any_of_its_test_images_is_not_tested(source: Path, run: Path) -> None:
     for name in read_recorded_ids(run)["test"]:
         (source / name).unlink()
-    with pytest.raises(InputError, match="no longer has any of the 6 test images of the run"):
+    with pytest.raises(InputError, match="no longer has any of the 6 test examples of the run"):
         make_data(source, run)
 
 

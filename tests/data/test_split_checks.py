@@ -243,7 +243,7 @@ def test_other_data_is_evaluated_on_its_test_split_with_a_message(folder: MakeFo
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(1, "has only 1 image, fewer than the 8 labeled"), (7, "0.875 of its weight"), (8, None)]
+    ("count", "said"), [(1, "has only 1 example, fewer than the 8 labeled"), (7, "0.875 of its weight"), (8, None)]
 )
 def test_few_unlabeled_images_give_a_warning(count: int, said: str | None) -> None:
     sentence = check_unlabeled_batch(count, 8)
@@ -260,4 +260,4 @@ def test_fit_warns_of_few_unlabeled_images(tmp_path: Path, caplog: pytest.LogCap
     words += ["--data.init_args.batch_size=8", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     with caplog.at_level("INFO"):
         assert main(["fit", *words]) == 0
-    assert "Data: each unlabeled batch has only 1 image, fewer than the 8 labeled" in caplog.text
+    assert "Data: each unlabeled batch has only 1 example, fewer than the 8 labeled" in caplog.text

@@ -29,7 +29,7 @@ import plot_study
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"bash", "csv", "python", "text", "yaml"}
 EXTENDING = ROOT / "docs" / "extending.md"
-SHOWN_RUNS = ("cats", "mine", "solve/my_images/model")
+SHOWN_RUNS = ("reviews", "cats", "mine", "solve/my_images/model")
 TINY = "--trainer.max_epochs 1 --trainer.limit_val_batches 1 --data.init_args.steps_per_epoch 2"
 OTHER_PROGRAMS = ("pip", "source", "taskset")
 
@@ -78,6 +78,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..
     write_folder(folder / "new_images", {"train": 2})
     (folder / "scans.csv").write_text("path,label\nmy_images/a.png,cat\nmy_images/b.png,dog\n")
     spectra = [f"{'' if i > 60 else 'ab'[i % 2]},{i % 2},{i % 7},{i / 120}" for i in range(120)]
+    (folder / "new.csv").write_text("text\nGreat\n")
     (folder / "spectra.csv").write_text("\n".join(spectra))
     for file in examples():
         (folder / file).write_text(examples()[file])

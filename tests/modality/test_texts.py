@@ -18,18 +18,25 @@ WORDS = {
 COMMON = ["the", "a", "of", "and", "in", "to", "it", "was", "very", "with", "for", "on", "my", "his"]
 
 
+def make_texts(count: int) -> list[tuple[str, str]]:
+    """Return texts of three classes, a quarter of whose words say which, and their labels."""
+    rng, made = random.Random(0), []
+    for i in range(count):
+        label = [*WORDS][i % 3]
+        words = [rng.choice(WORDS[label] if rng.random() < 0.25 else COMMON) for _ in range(rng.randint(5, 30))]
+        made.append((" ".join(words), label))
+    return made
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 texts of three classes, a quarter of whose words say which."""
-    rng = random.Random(0)
+    """A table of 600 texts with splits."""
     path = tmp_path_factory.mktemp("texts") / "texts.csv"
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["text", "label", "split"])
-        for i in range(600):
-            label = [*WORDS][i % 3]
-            text = [rng.choice(WORDS[label] if rng.random() < 0.25 else COMMON) for _ in range(rng.randint(5, 30))]
-            rows.writerow([" ".join(text), label, ("train", "train", "train", "val", "test")[(i // 3) % 5]])
+        for i, (text, label) in enumerate(make_texts(600)):
+            rows.writerow([text, label, ("train", "train", "train", "val", "test")[(i // 3) % 5]])
     return path
 
 

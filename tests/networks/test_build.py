@@ -73,5 +73,5 @@ def test_settings_of_library_networks_are_refused_for_an_own_one(settings: dict[
 def test_an_encoder_of_another_modality_is_refused() -> None:
     with pytest.raises(InputError, match="takes image inputs, and the data has text"):
         build_encoder(NAME, InputSpec("text", (6,), "int64"))
-    with pytest.raises(InputError, match="backbone 'mlp' is not known for text inputs"):
-        build_encoder("mlp", InputSpec("text", (6,), "int64"))
+    with pytest.raises(InputError, match="backbone 'mlp' is not known for spectrum inputs"):
+        build_encoder("mlp", InputSpec("spectrum", (6,), "int64"))

@@ -94,7 +94,7 @@ def test_keys_label_and_a_killed_command_goes_on(folder: Path, workdir: Path) ->
             assert browser.evaluate("[...document.querySelectorAll('#classes button')].every(b => b.disabled)")
         finally:
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=60)[0]
+            said = process.communicate(timeout=180)[0]
         assert "5 of 6 images have a label in labels.csv" in said
         assert process.returncode == 0
 

@@ -15,9 +15,13 @@ from sft_lightning.utils.errors import StoppedBySignal
 def test_a_signal_outside_a_training_is_one_sentence(
     number: signal.Signals, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    heeds = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets background processes ignore
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(_Solver, "run", lambda *args: os.kill(os.getpid(), number))
-    with pytest.raises(StoppedBySignal, match=f"{number.name}: start solve again to go on") as stopped:
-        solve("sample", num_labels=20)
+    try:
+        with pytest.raises(StoppedBySignal, match=f"{number.name}: start solve again to go on") as stopped:
+            solve("sample", num_labels=20)
+    finally:
+        signal.signal(signal.SIGINT, heeds)
     assert stopped.value.signal == number
     assert signal.getsignal(signal.SIGTERM) is before

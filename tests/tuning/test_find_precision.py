@@ -73,9 +73,9 @@ def test_what_is_faster_in_one_round_alone_is_not_suggested() -> None:
         {"32-true": [100.0, 100.0, 100.0], "bf16-mixed": [130.0, 104.0, 140.0], "16-mixed": [90.0] * 3}
     )
     assert lines.splitlines()[1:] == [
-        "32-true          100",
-        "bf16-mixed       130  1.30 (1.04 to 1.40)",
-        "16-mixed          90  0.90 (0.90 to 0.90)",
+        "32-true            100",
+        "bf16-mixed         130  1.30 (1.04 to 1.40)",
+        "16-mixed            90  0.90 (0.90 to 0.90)",
         "suggested  32-true: no other is at least 5% faster than 32-true in every round",
         "for fit    --trainer.precision 32-true",
     ]

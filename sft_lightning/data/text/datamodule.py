@@ -20,7 +20,6 @@ from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
 
 _WEAK, _STRONG = TextView(delete=0.05), TextView(delete=0.1, hide=0.1, swap=0.1, span=0.1)
-_SAMPLED = 1000  # texts whose lengths are counted before the first batch
 
 
 class TextDataModule(FewLabelDataModule):
@@ -166,15 +165,16 @@ class TextDataModule(FewLabelDataModule):
         return take_unlabeled(self.open_source(name, needs_labels=False))
 
     def on_splits_read(self, source: Source) -> None:
-        """Weigh words by their rarity in the training texts, and say how many texts are cut off."""
-        trained = [self.splits[name] for name in ("labeled", "unlabeled") if len(self.splits[name])]
-        rows = [split.part.storage.data[split.indices[:_SAMPLED]] for split in trained]  # type: ignore[attr-defined]
-        self.views.set_frequencies(rows)
+        """Say how many texts are cut off."""
+        for name in ("labeled", "unlabeled"):
+            storage = self.splits[name].part.storage
+            if isinstance(storage, TextStorage):
+                storage.encode()
         longer, count = self.encoding.truncated
         if longer:
             rank_zero_info(
-                f"Data: {longer / count:.0%} of the texts are longer than {self.encoding.max_length} tokens and are "
-                "cut off there (max_length)."
+                f"Data: {longer:,} of {count:,} texts are longer than {self.encoding.max_length} tokens and are cut "
+                "off there (max_length)."
             )
 
     def fingerprint(self, name: str) -> str:

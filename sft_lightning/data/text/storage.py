@@ -59,6 +59,10 @@ class TextStorage(TensorStorage):
     @property
     def data(self) -> Tensor:  # type: ignore[override] # of the attribute
         """Token ids, int32 (N, max_length), padded with -1."""
+        return self.encode()
+
+    def encode(self) -> Tensor:
+        """Return the tokens, made once."""
         if self._tokens is None:
             self._tokens = self.encoding.encode(self.texts)
         return self._tokens

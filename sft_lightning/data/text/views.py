@@ -4,7 +4,6 @@ The changes are those of Wei & Zou 2019, "EDA: Easy Data Augmentation Techniques
 spans of Joshi et al. 2020, "SpanBERT". Each text of a batch has its own randomness, from the seed of the batch.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.modality import Views, seed_view
+from sft_lightning.networks.text.backbones import count_words
 from sft_lightning.networks.text.tokenizers import PADDING, Tokenizer
 from sft_lightning.utils.errors import InputError, check_fraction
 from sft_lightning.utils.inputs import Inputs
 
 Tokens = dict[str, Tensor]
-_BINS = 4096  # numbers of a bag of tokens
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class TextViews(Views):
             strong: Changes of strong views.
         """
         self._tokenizer, self._weak, self._strong = tokenizer, weak, strong
-        self._rarity: Tensor | None = None
 
     @property
     def has_strong(self) -> bool:
@@ -124,30 +122,9 @@ class TextViews(Views):
             "texts cannot be mixed word by word: choose a strategy that mixes no inputs, such as SoftMatch or AdaMatch"
         )
 
-    def set_frequencies(self, batches: Iterable[Tensor]) -> None:
-        """Weigh the tokens of `flatten` by how few texts have them (inverse document frequency).
-
-        Args:
-            batches: Stored token ids of training texts, (B, L) each.
-        """
-        texts, having = 0, torch.zeros(_BINS)
-        for raw in batches:
-            texts += len(raw)
-            having += (self._count(self.prepare(raw)) > 0).sum(0)
-        self._rarity = ((1 + texts) / (1 + having)).log() + 1  # as scikit-learn's TfidfVectorizer smooths it
-
     def flatten(self, x: Inputs) -> Tensor:
-        """Return bags of tokens, (B, 4096): 1 + log of the counts, weighed by rarity, of length 1."""
-        counts = self._count(x)
-        weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
-        if self._rarity is not None:
-            weights = weights * self._rarity.to(weights.device)
-        return torch.nn.functional.normalize(weights, dim=1)
-
-    def _count(self, x: Tokens) -> Tensor:
-        ids = x["input_ids"] % _BINS
-        counts = torch.zeros(len(ids), _BINS, device=ids.device)
-        return counts.scatter_add_(1, ids, x["attention_mask"].float())
+        """Return bags of words, (B, 4096), as the backbone `bag_of_words`."""
+        return count_words(x)
 
     def show(self, x: Inputs) -> list[str]:
         """Return the texts."""

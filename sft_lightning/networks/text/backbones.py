@@ -1,6 +1,7 @@
 """Encoders of texts by name: bags of words, a small transformer, or a published one of Hugging Face."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from sft_lightning.utils.inputs import Inputs, InputSpec
 
 Numbers = float | Sequence[float]
 POOLS = ("mean", "cls")
+_BINS = 4096  # numbers of a bag of words
 _PAIR = 1_000_003  # a prime: the hash of a pair of words
 
 
@@ -28,8 +30,28 @@ class TextEncoder(Encoder):
 
     def make_example(self) -> Inputs:
         """Return two tokens of one text."""
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        return self._make(1, 2)
+
+    def make_batch(self, count: int) -> Inputs:
+        """Return texts of half the longest length, at most 64 of them."""
+        return self._make(min(count, 64), max(1, self.input_spec.shape[0] // 2))
+
+    def _make(self, count: int, length: int) -> Inputs:
+        ids = torch.zeros(count, length, dtype=torch.int64, device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def count_words(x: Inputs) -> Tensor:
+    """Return bags of hashed words, 1 + log of each count at length 1, (B, 4096).
+
+    Args:
+        x: `input_ids` and `attention_mask`, (B, L) each.
+    """
+    ids = x["input_ids"] % _BINS
+    counts = torch.zeros(len(ids), _BINS, device=ids.device)
+    counts.scatter_add_(1, ids, x["attention_mask"].float())
+    weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
+    return nn.functional.normalize(weights, dim=1)
 
 
 def average_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -46,7 +68,7 @@ def average_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
 class BagOfWords(TextEncoder):
     """Counts of hashed words without any weights: 1 + log of each count, at length 1."""
 
-    num_features = 4096
+    num_features = _BINS
 
     def __init__(self, spec: InputSpec) -> None:
         """Build nothing.
@@ -59,11 +81,7 @@ class BagOfWords(TextEncoder):
 
     def forward(self, x: Inputs) -> Tensor:
         """Count the words, (B, 4096)."""
-        ids = x["input_ids"] % self.num_features
-        counts = torch.zeros(len(ids), self.num_features, device=ids.device)
-        counts.scatter_add_(1, ids, x["attention_mask"].float())
-        weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
-        return nn.functional.normalize(weights, dim=1)
+        return count_words(x)
 
 
 class _Average(nn.Module):
@@ -233,6 +251,18 @@ BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {
     "fasttext": FastText,
     "small_transformer": SmallTransformer,
 }
+
+
+def adapt_spec(name: str | None, spec: InputSpec) -> InputSpec:
+    """Return the inputs that an encoder of texts takes in place of others: those of its own tokenizer.
+
+    Args:
+        name: Name of the encoder, or None.
+        spec: Inputs of the data; those of other modalities are returned as they are.
+    """
+    if spec.modality != "text" or name is None or not name.startswith("hf/"):
+        return spec
+    return replace(spec, encoding=name.partition(":")[0])
 
 
 def count_tokens(spec: InputSpec) -> int:

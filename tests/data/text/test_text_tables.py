@@ -113,7 +113,7 @@ def test_long_texts_are_cut_off_and_counted(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "a.csv").write_text("text,label\na b c d e f,x\na b,y\nc d,x\ne f,y\n")
     with caplog.at_level("INFO"):
         data = read(tmp_path / "a.csv", max_length=4)
-    assert "25% of the texts are longer than 4 tokens and are cut off there (max_length)" in caplog.text
+    assert "1 of 4 texts are longer than 4 tokens and are cut off there (max_length)" in caplog.text
     assert data.input_spec.shape == (4,)
 
 

@@ -17,26 +17,33 @@ from sft_lightning.networks.text.tokenizers import make_tokenizer
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec, concatenate_inputs, select_inputs
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran"]]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran"]
 TEXTS = ["the cat sat on the mat", "a dog ran", "the dog and the cat ran and sat on a mat"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT in the form of Hugging Face, with random weights."""
-    made = tmp_path_factory.mktemp("models") / "bert"
+def write_bert(made: Path, words: list[str], positions: int = 128) -> None:
+    """Write a small BERT in the form of Hugging Face, with random weights and its tokenizer."""
     torch.manual_seed(0)
+    known = [*SPECIAL, *words]
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=40,
+        vocab_size=len(known), hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=positions,
     )  # fmt: skip
     BertModel(config).save_pretrained(made)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.save(str(made / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT."""
+    made = tmp_path_factory.mktemp("models") / "bert"
+    write_bert(made, WORDS, 40)
     return made
 
 

@@ -1,0 +1,101 @@
+"""`solve` on texts: a table with few labels becomes a model, predictions and texts to label next."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sft_lightning import solve
+from sft_lightning.__main__ import main
+from sft_lightning.solver.deliver import EXPORTS, ONNX
+from sft_lightning.solver.open_data import TEXT, VISION, find_modality
+from sft_lightning.utils.errors import InputError
+from tests.modality.test_texts import COMMON, WORDS, make_texts
+from tests.networks.text.test_text_backbones import write_bert
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_program() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(EXPORTS, ONNX)
+        yield
+
+
+def write_table(path: Path, each: int) -> Path:
+    """Write 600 texts, of which `each` of each class have a label."""
+    seen: dict[str, int] = {}
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "text", "label"])
+        for i, (text, label) in enumerate(make_texts(600)):
+            seen[label] = seen.get(label, 0) + 1
+            rows.writerow([f"t{i}", text, label if seen[label] <= each else ""])
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_of_texts_is_solved(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(workdir / "texts.csv", 8)
+    assert main(["solve", "texts.csv", "--minutes=0.2", "--name=mine"]) == 0
+    shown = capsys.readouterr()
+    assert "texts.csv: texts, read up to 128 tokens" in shown.err
+    assert "name one with --candidates, such as hf/ and the folder of a sentence encoder" in shown.err
+    assert "of texts like the 24 labeled ones" in shown.out
+    assert "then solve with --labels" in shown.out
+    assert "sft-lightning label" not in shown.out
+    folder = Path("lightning_logs/solve/mine")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["recipes"]) == {"logistic regression on words", "label spreading on words"}
+    truth = {f"t{i}": label for i, (_, label) in enumerate(make_texts(600))}
+    predictions = read_rows(folder / "predictions.csv")
+    assert len(predictions) == 600 - 24
+    assert sum(row["predicted"] == truth[row["id"]] for row in predictions) > 0.7 * len(predictions)
+    following = read_rows(folder / "label_next.csv")
+    texts = {f"t{i}": text for i, (text, _) in enumerate(make_texts(600))}
+    assert len(following) == 20
+    assert all(row["text"] == texts[row["id"]] for row in following)
+    (workdir / "new.csv").write_text("text\nsoup and bread with cheese for dinner\n")
+    assert main(["predict", str(folder), "new.csv"]) == 0
+    rows = read_rows(Path(summary["run"]) / "predictions.csv")
+    assert [row["predicted"] for row in rows] == ["food"]
+    labels = workdir / "labels.csv"
+    labels.write_text("id,label\n" + "\n".join(f"{row['id']},{truth[row['id']]}" for row in following))
+    again = solve("texts.csv", minutes=0.2, name="mine", labels="labels.csv")
+    assert "of texts like the 44 labeled ones" in again.verdict[0]
+
+
+def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
+    def holds_texts(name: str, head: str) -> bool:
+        (tmp_path / name).write_text(head)
+        return find_modality(str(tmp_path / name), {}) is TEXT
+
+    assert holds_texts("a.csv", "Text;label\n")
+    assert holds_texts("a.tsv", "id\ttext\tlabel\n")
+    assert holds_texts("a.jsonl", "{}\n")
+    assert not holds_texts("b.csv", "path,label\n")
+    assert not holds_texts("c.csv", "path,text,label\n")
+    assert not holds_texts("d.csv", "")
+    assert find_modality("sample", {}) is VISION
+    for name in ("a.txt", "b.txt", "c.png"):
+        (tmp_path / "folder" / "x").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / "x" / name).write_text("")
+    assert find_modality(str(tmp_path / "folder"), {}) is TEXT
+    with pytest.raises(InputError, match=r"image_size is 32, and source .* holds texts: leave it out"):
+        find_modality(str(tmp_path / "folder"), {"image_size": 32})
+
+
+def test_a_sentence_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(workdir / "texts.csv", 4)
+    write_bert(workdir / "bert", [*{word for words in WORDS.values() for word in words}, *COMMON])
+    with pytest.raises(InputError, match=r"'hf/brt' is neither a folder nor in the cache of Hugging Face"):
+        solve("texts.csv", candidates=["hf/brt"])
+    result = solve("texts.csv", minutes=2, name="mine", candidates=["hf/bert"])
+    assert "logistic regression on hf/bert (published)" in result.summary["recipes"]
+    assert any(name.startswith("fine-tuning from hf/bert") for name in result.summary["recipes"]), result.summary
+    assert "features of 600 texts at 128 tokens from hf/bert" in capsys.readouterr().err
