@@ -225,7 +225,7 @@ def test_runs_without_labels_are_starts_and_others_are_not(source: LabeledSource
         ("torchvision/tf_efficientnet_lite0", "is not a network with published weights"),
         ("resnet8", r"give .* or \{backbone: resnet8, weights: PATH\}"),
         ("nine", "did you mean 'none'"),
-        ("wheights.safetensors", "'wheights.safetensors' does not exist"),
+        ("weigts.safetensors", "'weigts.safetensors' does not exist"),
         ("weights", r"did you mean 'weights.safetensors'"),
         ("runs/", "'runs/'"),
         ("weights.safetensors", "do not say which backbone they are of"),
