@@ -95,10 +95,11 @@ class TableColumns:
                 )
         self.positions = {name: plain.index(name) for name in KNOWN if name in plain}
         if missing := [name for name in needed if name not in self.positions]:
+            texts = ": of texts, use TextDataModule; `solve` takes them, too" if "text" in plain else ""
             raise InputError(
                 f"{self._where} lacks the column {' and '.join(map(repr, missing))}; its columns are "
                 f"{', '.join(map(repr, self._names)) or 'none'}, needed are path,label[,split][,group]"
-                f"{self._suggest_names(missing)}"
+                f"{self._suggest_names(missing) or texts}"
             )
         rest = [i for i in range(len(names)) if i not in self.positions.values()] if "label" in needed else []
         self._others = [i for i in rest if self._names[i]]

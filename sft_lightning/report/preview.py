@@ -34,7 +34,7 @@ def preview(argv: Sequence[str]) -> str:
         Titles of the rows and path of the figure, which TensorBoard shows, too.
 
     Raises:
-        InputError: The arguments are wrong, or there are no training examples.
+        InputError: The arguments are wrong, or no example is for training.
     """
     cli = run(["fit", *argv], PreviewCLI)
     data = cli.datamodule

@@ -5,6 +5,8 @@ already, beside which it chooses. Each returns positions, int64, (count,), the m
 has an order.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -105,9 +107,12 @@ def _is_free(count: int, labeled: Tensor | None) -> Tensor:
 def _cluster(x: Tensor, clusters: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the centers of k-means, (K, F), and the cluster of each example, int64, (N,)."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: max(_CLUSTERED, 40 * clusters)]
-    model = KMeans(clusters, n_init=1, random_state=seed).fit(x[sample].numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different examples than clusters
+        model = KMeans(clusters, n_init=1, random_state=seed).fit(x[sample].numpy())
     return torch.from_numpy(model.cluster_centers_), torch.from_numpy(model.predict(x.numpy())).long()
 
 

@@ -77,8 +77,8 @@ def _batch(trainer: Trainer, data: FewLabelData | None) -> tuple[list[str], list
     size, ratio = data.batch_size, data.unlabeled_ratio
     if len(batch_request(trainer.lightning_module).parts) < 2:
         return [f"batch_size {size}"], ["batch_size"]
-    told = f"batch_size {size} with unlabeled_ratio {ratio}: {size} labeled and {size * ratio} unlabeled examples"
-    return [told], ["batch_size", *(["unlabeled_ratio"] if ratio > 1 else [])]
+    described = f"batch_size {size} with unlabeled_ratio {ratio}: {size} labeled and {size * ratio} unlabeled examples"
+    return [described], ["batch_size", *(["unlabeled_ratio"] if ratio > 1 else [])]
 
 
 def _size(number: str, unit: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn import functional as F
 
-from sft_lightning import ImageDataModule as ImageDataModule  # so that a config can name it without its module
+# So that a config can name them without their module.
+from sft_lightning import ImageDataModule as ImageDataModule, TextDataModule as TextDataModule
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.paths import LOGS

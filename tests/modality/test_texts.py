@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
+from sft_lightning.utils.errors import InputError
 
 WORDS = {
     "food": ["bread", "cheese", "soup", "apple", "dinner", "salt", "taste", "kitchen", "cook", "rice", "butter"],
@@ -127,3 +130,19 @@ def test_what_texts_cannot_do_is_one_sentence(table: Path, workdir: Path, capsys
     assert "has no decoder" in refuse(
         *[word.replace("--model.backbone", "--model.network") for word in arguments(table, "AutoencoderModule")]
     )
+
+
+def test_starts_are_ranked(table: Path, workdir: Path) -> None:
+    data = {"class_path": "TextDataModule", "init_args": {"source": str(table), "num_labels": 60}}
+    candidates = [{"backbone": name, "weights": "none"} for name in ("bag_of_words", "small_transformer")]
+    Path("rank.yaml").write_text(yaml.safe_dump({"data": data, "candidates": candidates}))
+    run("rank", "--config=rank.yaml")
+    scores = {row["start"]: float(row["linear"]) for row in read_rows("lightning_logs/rank/rank.csv")}
+    assert scores["bag_of_words (random)"] > max(0.6, scores["small_transformer (random)"])
+
+
+def test_commands_for_tables_of_files_name_the_one_for_texts(table: Path, workdir: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"lacks the column 'path'.*: of texts, use TextDataModule; `solve` takes them"
+    ):
+        ImageDataModule(str(table))
