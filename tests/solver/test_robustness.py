@@ -41,7 +41,7 @@ def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     ("options", "said"),
     [
         ("size=8k", "plan.json' cannot be written (No space left on device): free space"),
-        ("size=76k", "cannot be written (No space left on device): free space"),
+        ("size=60k", "cannot be written (No space left on device): free space"),
         ("ro", "'lightning_logs/solve/x' cannot be written (Read-only file system): correct its permissions"),
     ],
 )
