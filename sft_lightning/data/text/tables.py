@@ -83,6 +83,8 @@ class TextTable:
             yield from read.get(suffix, self._read_csv)()
         except OSError as error:
             raise InputError(f"{self._where} cannot be read ({error.strerror or error}): check the file") from error
+        except UnicodeError as error:
+            raise InputError(f"{self._where} is not text ({error}): save it as UTF-8") from error
 
     # --- columns
 
@@ -150,7 +152,7 @@ class TextTable:
                 ) from error
 
     def _read_json(self) -> Iterator[Row]:
-        found: dict[str, str] | None = None
+        rows: list[tuple[int, dict[str, Any]]] = []
         with self._path.open(encoding=self._find_encoding()) as file:
             for line, text in enumerate(file, 1):
                 if not text.strip():
@@ -161,8 +163,10 @@ class TextTable:
                     raise InputError(f"{self._where}, line {line}: it is not JSON ({error}): correct it") from error
                 if not isinstance(row, dict):
                     raise InputError(f"{self._where}, line {line}: it is not an object in braces: write one per line")
-                found = self._find([*row]) if found is None else found
-                yield self._make(line, {role: self._convert(row.get(name), line, name) for role, name in found.items()})
+                rows.append((line, row))
+        found = self._find([*dict.fromkeys(name for _, row in rows for name in row)])  # each row may lack some
+        for line, row in rows:
+            yield self._make(line, {role: self._convert(row.get(name), line, name) for role, name in found.items()})
 
     def _read_parquet(self) -> Iterator[Row]:
         try:

@@ -146,6 +146,23 @@ def test_mistakes_are_one_sentence(tmp_path: Path, content: str, message: str) -
         read(path)
 
 
+def test_json_lines_may_lack_keys_that_others_have(tmp_path: Path) -> None:
+    rows = [{"text": "red"}, {"text": "blue", "label": "x"}, {"text": "green", "label": "y", "split": "test"}]
+    rows += [{"text": "gray", "label": "y"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = read(tmp_path / "a.jsonl")
+    counts = {name: data.splits[name].ids for name in ("labeled", "unlabeled", "test")}
+    assert counts == {"labeled": ["line 2", "line 4"], "unlabeled": ["line 1"], "test": ["line 3"]}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("content", [bytes(range(128, 256)) * 9, b"\xff\xfea", b""])
+def test_files_that_are_no_text_are_one_sentence(tmp_path: Path, suffix: str, content: bytes) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with pytest.raises(InputError):
+        read(tmp_path / f"a{suffix}")
+
+
 def test_other_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "x"}\n["b"]\n')
     with pytest.raises(InputError, match="line 2: it is not an object in braces"):
