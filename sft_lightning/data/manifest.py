@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from sft_lightning.data.class_names import sort_classes
-from sft_lightning.data.issues import STRADDLING, UNTRAINED, Finding, report_fault
+from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
+from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
 from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.storage import Storage
 from sft_lightning.data.table_paths import TableFolders, is_same_spelling
@@ -53,8 +54,8 @@ class ManifestSource(Source):
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")
         self.messages = [*rows.messages, *self._describe_links(), *self._check_names(listed_classes)]
-        self._refuse_untrained()
-        self._refuse_straddling()
+        refuse_untrained(f"manifest {self.name!r}", self._placed())
+        refuse_straddling(f"manifest {self.name!r}", self._placed())
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
         if not labels and needs_labels:
             raise InputError(
@@ -137,29 +138,9 @@ class ManifestSource(Source):
         places = {row["group"]: f"line {row['line']}" for row in reversed(self._rows)}
         return [*findings, *check_groups(where, Counter(row["group"] for row in self._rows if row["group"]), places)]
 
-    def _refuse_straddling(self) -> None:
-        """Refuse groups that are in more than one of training, validation and test."""
-        places: dict[str, dict[str, str]] = {}
-        for row in self._rows:
-            if row["group"]:
-                split = "train" if row["split"] == "unlabeled" else row["split"]
-                places.setdefault(row["group"], {}).setdefault(split, row["line"])
-        for group, lines in places.items():
-            if len(lines) > 1:
-                listed = " and ".join(f"{split} (line {line})" for split, line in lines.items())
-                sentence = f"manifest {self.name!r}: group {group!r} is in {listed}; keep it in one split"
-                report_fault(STRADDLING, " and ".join(lines), group, f"in {listed}", sentence)
-
-    def _refuse_untrained(self) -> None:
-        trained = sorted({row["label"] for row in self._rows if row["label"] and row["split"] == "train"})
-        for row in self._rows if trained else []:
-            if row["split"] in ("val", "test") and row["label"] not in trained:
-                sentence = (
-                    f"manifest {self.name!r}, line {row['line']}: no training example has the class {row['label']!r} "
-                    f"of this {row['split']} example{did_you_mean(row['label'], trained)}; correct it or add training "
-                    "examples"
-                )
-                report_fault(UNTRAINED, row["split"], row["path"], f"class {row['label']!r}", sentence)
+    def _placed(self) -> list[Placed]:
+        rows = self._rows
+        return [Placed(f"line {row['line']}", row["path"], row["label"], row["split"], row["group"]) for row in rows]
 
     @abstractmethod
     def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> Storage:

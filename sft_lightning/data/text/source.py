@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from sft_lightning.data.class_names import sort_classes
-from sft_lightning.data.issues import STRADDLING, UNTRAINED, Finding, report_fault
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
+from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
 from sft_lightning.data.source import SPLITS, Examples, Source, relative, split_of_name
 from sft_lightning.data.text.storage import Encoding, Text, TextStorage
 from sft_lightning.data.text.tables import SUFFIXES, Columns, Row, TextTable
@@ -124,30 +125,9 @@ class TextSource(Source):
         self._findings += check_class_names(where, labels, listed_classes, places)
         places = {row.group: self._locate(row) for row in reversed(rows)}
         self._findings += check_groups(where, Counter(row.group for row in rows if row.group), places)
-        self._refuse_straddling(where)
-        self._refuse_untrained(where)
-
-    def _refuse_straddling(self, where: str) -> None:
-        places: dict[str, dict[str, str]] = {}
-        for row in self._rows:
-            if row.group:
-                split = "train" if row.split == "unlabeled" else row.split
-                places.setdefault(row.group, {}).setdefault(split, self._locate(row))
-        for group, found in places.items():
-            if len(found) > 1:
-                listed = " and ".join(f"{split} ({line})" for split, line in found.items())
-                sentence = f"{where}: group {group!r} is in {listed}; keep it in one split"
-                report_fault(STRADDLING, " and ".join(found), group, f"in {listed}", sentence)
-
-    def _refuse_untrained(self, where: str) -> None:
-        trained = sorted({row.label for row in self._rows if row.label and row.split == "train"})
-        for row in self._rows if trained else []:
-            if row.split in ("val", "test") and row.label not in trained:
-                sentence = (
-                    f"{where}, {self._locate(row)}: no training text has the class {row.label!r} of this {row.split} "
-                    f"text{did_you_mean(row.label, trained)}; correct it or add training texts"
-                )
-                report_fault(UNTRAINED, row.split, row.id, f"class {row.label!r}", sentence)
+        placed = [Placed(self._locate(row), row.id, row.label, row.split, row.group) for row in rows]
+        refuse_straddling(where, placed)
+        refuse_untrained(where, placed)
 
     # --- examples
 

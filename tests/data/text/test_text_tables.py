@@ -131,7 +131,7 @@ def test_long_texts_are_cut_off_and_counted(tmp_path: Path, caplog: pytest.LogCa
         ("text,label\na\0,x\n", "line 2: it has a NUL byte"),
         ("text,label,split\na,x,trainn\nb,y,train\n", r"line 2: split 'trainn' is none of .*did you mean 'train'"),
         ("text,label,split\na,x,train\nb,,test\n", "line 3: split 'test' needs a label"),
-        ("text,label,split\na,x,train\nb,y,train\nc,z,test\n", "line 4: no training text has the class 'z'"),
+        ("text,label,split\na,x,train\nb,y,train\nc,z,test\n", "line 4: no training example has the class 'z'"),
         ("text,label,split,group\na,x,train,g\nb,y,train,h\nc,y,test,g\n", "group 'g' is in train .line 2. and test"),
         ("text,label,id\na,x,1\nb,y,1\n", "the id '1' is on 2 lines"),
         ("text,label\na,cat\nb,Cat\n", "look alike"),
