@@ -9,6 +9,7 @@ rest is the pool. Recipes, from the weights and again after continued self-super
 labeled images without labels, configs/pretraining/simclr_continued.yaml, once for all splits):
 logistic regression and label spreading on frozen features, LP-FT (configs/reference/lp_ft_folder.yaml), and label
 propagation with that configuration's settings. All of them have the steps of `--steps`, and the last iterate counts.
+`--recipes` names those to run.
 
 Hypotheses, written down before the first run: continued self-supervision helps where images are unlike ImageNet's;
 LP-FT is above logistic regression on frozen features; label propagation is above LP-FT.
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of LP-FT and label propagation")
     parser.add_argument("--pretraining_steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipes", nargs="+", help="names of those to run; all by default")
     parser.add_argument("--folder", type=Path, help="of runs and links, to go on with")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -120,7 +122,7 @@ def main() -> None:
             }
             for recipe, words in recipes.items():
                 row = f"{stage}{recipe}"
-                if str(seed) in accuracy.get(row, {}):
+                if str(seed) in accuracy.get(row, {}) or (args.recipes and recipe not in args.recipes):
                     continue
                 began = time.process_time()
                 name = row.replace(", ", "_").replace(" ", "_")
