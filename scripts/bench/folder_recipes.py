@@ -104,7 +104,7 @@ def main() -> None:
         if stage and not (pretrained / "encoder.safetensors").exists():
             began = time.process_time()
             epoch = [f"--data.init_args.steps_per_epoch={args.pretraining_steps}", "--trainer.max_epochs=1"]
-            own = [*data, *given, f"--model.init_args.weights={weights}", *epoch]
+            own = [*data, *given, f"--model.init_args.weights={weights}", "--data.init_args.labels_per_class=1", *epoch]
             fit(["pretraining/simclr_continued.yaml"], "pretraining/simclr_continued", 0, *own)
             add("CPU seconds of continued self-supervision", 0, time.process_time() - began)
         for seed in args.seeds:

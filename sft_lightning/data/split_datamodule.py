@@ -177,6 +177,19 @@ class SplitDataModule(FewLabelData, LightningDataModule):
                 self.write_splits(folder / MANIFEST, self.splits)
             self._list_skipped(folder)
 
+    def share_splits(self, other: Self) -> None:
+        """Take over the source and the splits of a data module that differs only in how examples are read.
+
+        Args:
+            other: Data module after its setup.
+        """
+        self.opened_source, self.labeled_source = other.opened_source, other.labeled_source
+        self.splits, self._parts, self.bad = other.splits, other._parts, other.bad
+        self.request.findings[:] = []
+        self.on_splits_read(self.source)
+        shared = other.request.findings
+        self.request.findings[:] = [*shared, *(new for new in self.request.findings if new not in shared)]
+
     def write_splits(self, path: Path, splits: Splits) -> None:
         """Write splits of the source's examples, for `split_file`.
 

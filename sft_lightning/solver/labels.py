@@ -16,6 +16,9 @@ from torch import Tensor
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.issues import Finding
+from sft_lightning.data.source import concatenated
+from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.solver.open_data import VISION, Modality, find_modality
@@ -126,10 +129,6 @@ class LabeledSource:
         if not changed:
             raise InputError(f"it takes {spec}, and the source gives {self.data.input_spec}: leave it out")
         data = self.reopen(**changed)
-        for name in ("labeled", "unlabeled", "test"):
-            ours, theirs = self.data.splits[name], data.splits[name]
-            if ours.ids != theirs.ids or not bool((ours.labels == theirs.labels).all()):
-                raise InputError(f"source {self.name!r} has changed since it was opened: start solve again")
         settings = {**self.settings, **{setting: str(value) for setting, value in changed.items()}}
         return replace(self, data=data, settings=settings, origin=self)
 
@@ -201,11 +200,18 @@ def read_source(
         own["download"] = download
     settings |= {setting: one if isinstance(one, str) else json.dumps(one) for setting, one in given.items()}
 
+    opened: list[FewLabelDataModule] = []  # the first one, whose splits the others share
+
     def reopen(**changed: Any) -> FewLabelDataModule:
         how = {"num_labels": num_labels, "seed": seed, "val_size": 0, "test_size": 0, "eval_batch_size": 256}
         data = modality.make(name, **how, **own, **{**given, **changed})
         with silence_logs():  # what it says is on the first screen
-            data.setup("fit")
+            if opened:
+                data.share_splits(opened[0])
+            else:
+                data.setup("fit")
+                _join_validation(data, num_labels)
+                opened.append(data)
         return data
 
     data, sizes = _open_at_size(reopen, image_size) if modality is VISION else (reopen(), {})
@@ -226,6 +232,25 @@ def read_source(
         copies = find_exact_copies([labeled]).count
         raise InputError(f"{error} ({copies:,} labeled examples copy others)" if copies else str(error)) from error
     return LabeledSource(name, data, settings, folds, groups, folder, reopen, modality, image_size)
+
+
+def _join_validation(data: FewLabelDataModule, num_labels: int | None) -> None:
+    """Add the labels of a source's own validation split to the others, since folds judge in its place.
+
+    Args:
+        data: Data module after its setup.
+        num_labels: Number of labels that the user chose, to which none is added, or None.
+    """
+    labeled, val = data.splits["labeled"], data.splits["val"]
+    if not len(val):
+        return
+    use = "are used like the others"
+    if num_labels is None:
+        everything = concatenated((labeled.part, labeled.indices), (val.part, val.indices))
+        data.splits |= {"labeled": Split(everything, range(len(everything))), "val": Split(val.part, [])}
+    else:
+        use = f"are not used, since num_labels is {num_labels}"
+    data.request.findings.append(Finding("note", f"the {len(val):,} labels of the validation split {use}"))
 
 
 def _open_at_size(

@@ -94,7 +94,8 @@ def solve(
     begin = time.monotonic()
     check_positive(minutes=minutes)
     check_min(2, num_labels=num_labels)
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name).strip("._-") or "data"
+    named_after = Path(source).stem if Path(source).is_file() else Path(source).name
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "_", named_after).strip("._-") or "data"
     check_run_name("name", name)
     named = _resolve(candidates)
     folder = Path(LOGS) / "solve" / name
@@ -108,6 +109,7 @@ def solve(
         )
     with lock_folder(folder, f"solution {name!r}"), _stop_on_sigterm():
         try:
+            sys.stderr.write(f"[   0 s] Looking at {source}\n")  # many files take minutes
             opened = read_source(
                 source, folder, num_labels, image_size, seed, root, labels, download,
                 resize=None if resize == "crop" else resize, value_range=value_range, class_names=class_names,

@@ -1,18 +1,22 @@
 """Odd folders and tables: what `solve` says, and that what it advises can be done."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
+from sft_lightning.data.vision.image_files import FileFacts, inspect_images
 from sft_lightning.solver.deliver import EXPORTS
 from sft_lightning.solver.labels import read_source
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
+from tests.solver.test_solve import read_table_below_header
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +125,45 @@ def test_classes_that_cannot_be_judged_are_named(images: Path) -> None:
     page = (solution.folder / "report.html").read_text()
     assert single.replace("'", "&#39;") in page
     assert "the class &#39;&lt;lost&gt;&#39;, for lack of labels" in page
+
+
+@pytest.mark.parametrize(("num_labels", "used", "said"), [(None, 15, "are used"), (6, 6, "are not used, since")])
+def test_labels_of_a_validation_split_are_used(
+    images: Path, write_folder: Callable[..., Path], capfd: pytest.CaptureFixture[str],
+    num_labels: int | None, used: int, said: str,
+) -> None:  # fmt: skip
+    shutil.rmtree(images)
+    write_folder(images, {"train": 2, "val": 3, "unlabeled": 4})
+    solution = solve("images", minutes=0.1, image_size=16, candidates="none", num_labels=num_labels)
+    rows = read_table_below_header(Path(str(solution.run)) / "split.csv")
+    assert [row["split"] for row in rows].count("labeled") == used
+    assert f"the 9 labels of the validation split {said}" in capfd.readouterr().err
+
+
+def test_a_solution_is_named_after_its_table_without_the_suffix(images: Path) -> None:
+    names = sorted(str(path.relative_to(Path.cwd())) for path in images.resolve().glob("train/*/*.png"))
+    Path("few.csv").write_text("path,label\n" + "".join(f"{name},{Path(name).parent.name}\n" for name in names))
+    assert solve("few.csv", minutes=0.1, image_size=16, candidates="none").folder.name == "few"
+
+
+def test_the_files_of_a_source_are_read_once(
+    images: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is opened at another size; findings are those of the first time."""
+    write_folder(images, {"val": 1})
+    checked: list[int] = []
+
+    def inspect(paths: Sequence[Path], measures: bool) -> tuple[FileFacts, dict[int, str]]:
+        checked.append(len(paths))
+        return inspect_images(paths, measures)
+
+    monkeypatch.setattr("sft_lightning.data.vision.images.inspect_images", inspect)
+    source = read_source("images", Path("out"), None, None, 0, "data")
+    assert source.data.input_spec.shape == (1, 28, 28)
+    view = source.view(InputSpec("image", (3, 32, 32), "float32"))
+    assert sum(checked) == 27
+    assert next(view.data.batches_of("labeled", torch.device("cpu"))).x.shape[1:] == (3, 32, 32)
+    assert view.data.request.findings == source.data.request.findings
+    assert [*map(str, view.data.request.findings)].count(
+        "the 3 labels of the validation split are used like the others"
+    ) == 1

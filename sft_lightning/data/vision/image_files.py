@@ -24,6 +24,7 @@ from sft_lightning.utils.progress_lines import LoggedProgress
 
 LARGE = 2**25  # pixels; larger images are converted in strips, and one at a time per machine
 LONG = 1.5  # aspect ratio above which a central square loses more than a third of the area
+_PER_TASK = 32  # files that a thread takes at a time: handing them over one by one takes as long as looking at them
 DARK = 64  # of 255; data of at most 14 of 16 bits stays below
 _COLOR = ("RGB", "RGBA")
 # Color images of other modes are refused: Pillow converts them to neither gray nor RGB.
@@ -281,13 +282,16 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
         return facts
 
     total, unreadable = FileFacts(), {}
+    chunks = [range(start, min(start + _PER_TASK, len(paths))) for start in range(0, len(paths), _PER_TASK)]
     with ThreadPoolExecutor(max_workers=8) as pool, LoggedProgress(len(paths), "Checking files", "file") as bar:
-        for position, facts in enumerate(pool.map(look, paths)):
-            bar.update()
-            if isinstance(facts, str):
-                unreadable[position] = facts
-            else:
-                total.add(paths[position], facts)
+        looked = pool.map(lambda chunk: [look(paths[i]) for i in chunk], chunks)
+        for chunk, found in zip(chunks, looked, strict=True):
+            bar.update(len(chunk))
+            for position, facts in zip(chunk, found, strict=True):
+                if isinstance(facts, str):
+                    unreadable[position] = facts
+                else:
+                    total.add(paths[position], facts)
     return total, unreadable
 
 
