@@ -99,13 +99,16 @@ def main() -> None:
         accuracy.setdefault(row, {})[str(seed)] = round(value, 4)
         stored.write_text(json.dumps(accuracy))
 
-    pretrained = Path("lightning_logs/pretraining/simclr_continued/version_0")
-    for stage, start in (("", weights), ("continued, ", pretrained)):
-        if stage and not (pretrained / "encoder.safetensors").exists():
+    for stage in ("", "continued, "):
+        start = weights
+        done = [path.parent for path in Path("lightning_logs").glob("pretraining/*/version_*/encoder.safetensors")]
+        if stage and done:
+            start = done[0]
+        elif stage:
             began = time.process_time()
             epoch = [f"--data.init_args.steps_per_epoch={args.pretraining_steps}", "--trainer.max_epochs=1"]
             own = [*data, *given, f"--model.init_args.weights={weights}", "--data.init_args.labels_per_class=1", *epoch]
-            fit(["pretraining/simclr_continued.yaml"], "pretraining/simclr_continued", 0, *own)
+            start, _ = fit(["pretraining/simclr_continued.yaml"], "pretraining/simclr_continued", 0, *own)
             add("CPU seconds of continued self-supervision", 0, time.process_time() - began)
         for seed in args.seeds:
             own = [*data, f"--data.init_args.labels_per_class={args.labels_per_class}", *given]

@@ -1,23 +1,31 @@
 """A pre-training that was killed goes on from its last checkpoint at the next call."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import tests
 from sft_lightning.networks.weights import read_weights
-from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.pretraining import pretrain
 
-STEPS = 100
+STEPS = 200
 SCRIPT = f"""
 from pathlib import Path
-from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.pretraining import pretrain
-source = read_source("images", Path("out"), None, 16, 0, "data")
-pretrain(source, {STEPS}, "killed", Path("out/pretraining.json"))
+from tests.solver.test_killed_pretraining import open_source
+pretrain(open_source(), {STEPS}, "killed", Path("out/pretraining.json"))
 """
+
+
+def open_source() -> LabeledSource:
+    """Open the images, with a network whose steps take milliseconds."""
+    source = read_source("images", Path("out"), None, 16, 0, "data")
+    return replace(source, modality=replace(source.modality, pretrained="mlp"))
 
 
 def test_a_killed_pretraining_goes_on(workdir: Path, write_folder: Callable[..., Path]) -> None:
@@ -25,14 +33,16 @@ def test_a_killed_pretraining_goes_on(workdir: Path, write_folder: Callable[...,
     runs = Path("lightning_logs/killed")
     (runs / "version_0/checkpoints").mkdir(parents=True)  # an earlier run, of other images
     last = runs / "version_1/checkpoints/last.ckpt"
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=subprocess.PIPE) as process:
+    found = os.pathsep.join([str(Path(tests.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": found}
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=subprocess.PIPE, env=environment) as process:
         while not last.is_file():
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
         process.kill()
     step = read_weights(last)[1]["global_step"]
     assert 0 < step < STEPS
-    source = read_source("images", Path("out"), None, 16, 0, "data")
+    source = open_source()
     arguments = "killed", Path("out/pretraining.json")
     assert pretrain(source, STEPS, *arguments).samefile(runs / "version_1")
     assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]

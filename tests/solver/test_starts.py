@@ -254,7 +254,7 @@ def test_a_start_may_name_its_network_and_size(workdir: Path, write_folder: Call
     """As messages about weights files advise."""
     write_folder(workdir / "images", {"train": 4}, classes=2)
     write_weights(Path("weights.safetensors"), build_encoder(LIBRARY, (3, 224, 224))[0].net.state_dict(), {})
-    argv = ["solve", "images", "--minutes", "2", "--candidates"]
+    argv = ["solve", "images", "--minutes", "0.4", "--candidates"]
     assert main([*argv, f"{{backbone: {LIBRARY}, weights: weights.safetensors, image_size: 48}}"]) == 0
     assert "weights.safetensors, 48 px" in Path("lightning_logs/solve/images/summary.json").read_text()
 
