@@ -15,8 +15,9 @@ mean accuracy of such models. `helped_wrongly` is how often "helped" was said wh
 most half a point; `helped_rightly` where it is better by at least five points. `bias` is an estimate minus the truth,
 for each candidate, for the winner by its own score and for `estimate_chosen`. `lost` is how much worse the choice by a
 rule is than the best candidate: the best score, the first within one standard error of it, or the first that is not
-significantly worse. `nadeau_bengio` is their interval over the accuracies of folds, `no_factor` ours without the factor
-for overlap.
+significantly worse. `mixed` is the same where the last two candidates were judged in the first division alone, as
+`solve` judges trainings. `nadeau_bengio` is their interval over the accuracies of folds, `no_factor` ours without the
+factor for overlap.
 """
 
 import argparse
@@ -220,6 +221,11 @@ def judge_run(correct: Array, fold: Array, truth: Array, rates: Rates) -> None:
     rates["covered_chosen"].append(chosen.low <= truth[winner] <= chosen.high)
     rates["bias_chosen"].append(chosen.mean - truth[winner])
     rates["bias_winner"].append(float(scores[winner]) - truth[winner])
+    mixed = correct.copy()
+    mixed[-2:] = mixed[-2:, :1]
+    winner_of_mixed, estimate = choose(mixed.mean((1, 2))), estimate_chosen(mixed, fold)
+    rates["covered_chosen_mixed"].append(estimate.low <= truth[winner_of_mixed] <= estimate.high)
+    rates["lost_by_best_mixed"].append(truth.max() - truth[winner_of_mixed])
     error = float(correct[winner].mean(0).std(ddof=1)) / math.sqrt(correct.shape[2])
     by_error = int(np.argmax(scores >= scores[winner] - error))
     verdicts = [m == winner or compare(c, correct[winner], fold).verdict != "hurt" for m, c in enumerate(correct)]

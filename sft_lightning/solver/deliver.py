@@ -58,12 +58,13 @@ class Delivery:
     not_exported: dict[str, str] = field(default_factory=dict)
 
 
-def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Space, name: str, folder: Path) -> Delivery:
+def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Space, name: str, folder: Path) -> Delivery:
     """Train a recipe on all labels and write predictions, next labels and the exported model.
 
     Args:
         recipe: Chosen recipe.
-        held_out: Probabilities of the labeled examples without their fold, (N, C); NaN for those in no fold.
+        repeated: Probabilities of the labeled examples without their fold in R divisions, (R, N, C); NaN for those
+            in no fold.
         source: Source.
         space: Vectors by which the next labels are spread.
         name: Name of the run below `lightning_logs`.
@@ -73,8 +74,9 @@ def deliver(recipe: Recipe, held_out: Tensor, source: LabeledSource, space: Spac
     cli = train(recipe, source, None, name)
     model = cli.model
     _remove_earlier(folder)
+    held_out = repeated.mean(0)
     judged = ~held_out.isnan().any(1)
-    delivery = Delivery(get_run(cli), _calibrate(held_out[judged], source.labels[judged], get_run(cli)))
+    delivery = Delivery(get_run(cli), _calibrate(repeated[:, judged], source.labels[judged], get_run(cli)))
     if source.has_test:
         delivery.test_correct = test(model, source)
     if source.pool_size:
@@ -125,10 +127,13 @@ def test(model: nn.Module, source: LabeledSource) -> Tensor:
 
 
 def _calibrate(held_out: Tensor, labels: Tensor, run: Path) -> float:
-    """Fit the temperature to held-out predictions and write it into the run, so that every command uses it."""
-    if bool((held_out.argmax(1) == labels).all()):
+    """Fit the temperature to held-out predictions and write it into the run, so that every command uses it.
+
+    Predictions of each division count by themselves: their mean would be more certain than those of one model.
+    """
+    if bool((held_out.argmax(2) == labels).all()):
         return 1.0
-    temperature = fit_temperature(held_out.clamp_min(_LEAST).log(), labels)
+    temperature = fit_temperature(held_out.flatten(0, 1).clamp_min(_LEAST).log(), labels.repeat(len(held_out)))
     write_temperature(run, find_run_checkpoint(str(run)), CrossFittedTemperature(temperature, len(labels)))
     return temperature
 

@@ -29,6 +29,8 @@ from sft_lightning.utils.inputs import InputSpec
 
 MAX_SIDE = 64  # pixels: networks from scratch learn from larger images no faster, and take longer
 MAX_FOLDS = 5
+MAX_REPEATS = 5  # divisions into folds: with one, intervals of the choice hold 90% instead of 95% (crossfit_rates.py)
+_REPEATED = 2000  # labels that are judged in all, so that fewer labels have more repeats, which they need
 DECODED = "decoded"
 _MAX_CACHED = 2_000_000_000  # bytes
 
@@ -41,7 +43,8 @@ class LabeledSource:
         name: Name of the source, as the user gave it.
         data: Data module: `labeled` has all labels, `unlabeled` the pool, `test` what the source itself holds out.
         settings: Settings of the data module that trainings repeat.
-        folds: Fold of each labeled example, int64, (N,); -1 for one that is never held out.
+        divisions: Fold of each labeled example in each of R divisions into folds, int64, (R, N); -1 for one that is
+            never held out. Trainings use the first division alone.
         groups: Group of each labeled example, such as a patient; None where each stands alone.
         folder: Folder of the split files.
         reopen: Function that opens the same source again with other settings of the data module.
@@ -53,7 +56,7 @@ class LabeledSource:
     name: str
     data: FewLabelDataModule
     settings: dict[str, str]
-    folds: np.ndarray
+    divisions: np.ndarray
     groups: list[str] | None
     folder: Path
     reopen: Callable[..., FewLabelDataModule] = field(repr=False)
@@ -65,6 +68,12 @@ class LabeledSource:
     def labels(self) -> Tensor:
         """Classes of the labeled examples, int64, (N,)."""
         return self.data.splits["labeled"].labels
+
+    @property
+    def folds(self) -> np.ndarray:
+        """Fold of each labeled example in the first division, int64, (N,)."""
+        first: np.ndarray = self.divisions[0]
+        return first
 
     @property
     def num_folds(self) -> int:
@@ -101,7 +110,7 @@ class LabeledSource:
             return digest.hexdigest()
         for name in ("labeled", "unlabeled", "test"):
             digest.update(self.data.fingerprint(name).encode())
-        digest.update(repr((self.labels.tolist(), self.folds.tolist())).encode())
+        digest.update(repr((self.labels.tolist(), self.divisions.tolist())).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -227,11 +236,12 @@ def read_source(
     labeled = data.splits["labeled"]
     groups = group_copies(labeled)
     try:
-        folds = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, 1, seed, data.class_names)[0]
+        repeats = max(1, min(MAX_REPEATS, _REPEATED // max(1, len(labeled))))
+        divisions = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, repeats, seed, data.class_names)
     except InputError as error:
         copies = find_exact_copies([labeled]).count
         raise InputError(f"{error} ({copies:,} labeled examples copy others)" if copies else str(error)) from error
-    return LabeledSource(name, data, settings, folds, groups, folder, reopen, modality, image_size)
+    return LabeledSource(name, data, settings, divisions, groups, folder, reopen, modality, image_size)
 
 
 def _join_validation(data: FewLabelDataModule, num_labels: int | None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,8 +94,8 @@ class Recipe:
         argv: Options of `fit`.
         steps: Number of optimizer steps of a training; 0 for classifiers that take none.
         batch: Number of examples of a step.
-        cross_fit: Function from the source to the probabilities of the labeled examples, each by a classifier that has
-            not seen its fold; None where `fit` is run for each fold.
+        cross_fit: Function from the source to the probabilities of the labeled examples, (R, N, C), each by a
+            classifier that has not seen its fold, in each division; None where `fit` is run for each fold of the first.
     """
 
     name: str
@@ -166,7 +166,9 @@ def cross_fit(
     keep: Callable[[Tensor], None] | None = None,
     seconds: float = math.inf,
 ) -> Tensor:
-    """Return the probabilities of all labeled examples by classifiers that have not seen their fold, (N, C).
+    """Return the probabilities of all labeled examples by classifiers that have not seen their fold, (R, N, C).
+
+    R is the number of divisions into folds, or 1 for trainings.
 
     Args:
         recipe: Recipe to judge.
@@ -182,16 +184,16 @@ def cross_fit(
     """
     if recipe.cross_fit is not None:
         return recipe.cross_fit(source)
-    nothing = torch.full((len(source.labels), source.data.num_classes), float("nan"))
+    nothing = torch.full((1, len(source.labels), source.data.num_classes), float("nan"))
     probabilities = nothing if known is None else known.clone()
     begin, trained = time.monotonic(), 0
     for fold in range(source.num_folds):
         held = torch.from_numpy(source.folds == fold)
-        if not bool(probabilities[held].isnan().any()):
+        if not bool(probabilities[0, held].isnan().any()):
             continue
         started = time.monotonic()
         cli = train(recipe, source, fold, f"{name}/fold_{fold}")
-        probabilities[held] = predict_split(cli.model, cli.datamodule, "test")
+        probabilities[0, held] = predict_split(cli.model, cli.datamodule, "test")
         trained += 1
         report(f"  {recipe.name}: fold {fold + 1} of {source.num_folds} in {time.monotonic() - started:.0f} s")
         if keep is not None:
@@ -231,13 +233,18 @@ def get_run(cli: SFTCLI) -> Path:
     return Path(str(cli.trainer.log_dir))
 
 
+def _list_folds(source: LabeledSource) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of each division, and which labeled examples each of its folds holds out, bool, (N,)."""
+    for number, division in enumerate(source.divisions):
+        for fold in range(int(division.max()) + 1):
+            yield number, torch.from_numpy(division == fold)
+
+
 def _cross_fit_classifier(x: Tensor, source: LabeledSource, make: Callable[[], Classifier]) -> Tensor:
-    probabilities = torch.full((len(x), source.data.num_classes), float("nan"))
-    folds = torch.from_numpy(source.folds)
-    for fold in range(source.num_folds):
-        known, held = folds != fold, folds == fold
-        classifier = make().fit(x[known], source.labels[known], num_classes=source.data.num_classes)
-        probabilities[held] = classifier.predict_proba(x[held])
+    probabilities = torch.full((len(source.divisions), len(x), source.data.num_classes), float("nan"))
+    for number, held in _list_folds(source):
+        classifier = make().fit(x[~held], source.labels[~held], num_classes=source.data.num_classes)
+        probabilities[number, held] = classifier.predict_proba(x[held])
     return probabilities
 
 
@@ -253,9 +260,9 @@ def _spread(space: Space, source: LabeledSource) -> Tensor:
     nearest = find_neighbors(z, z, neighbors, exclude_self=True)
     graph = normalize_graph(nearest)
     count, classes = len(space.labeled), source.data.num_classes
-    probabilities, folds = torch.full((count, classes), float("nan")), torch.from_numpy(source.folds)
-    for fold in range(source.num_folds):
-        known = (folds != fold).nonzero()[:, 0]
+    probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
+    for number, held in _list_folds(source):
+        known = (~held).nonzero()[:, 0]
         spread = spread_labels(graph, known, source.labels[known], classes)
-        probabilities[folds == fold] = spread[nearest[:count][folds == fold]].mean(1)
+        probabilities[number, held] = spread[nearest[:count][held]].mean(1)
     return probabilities

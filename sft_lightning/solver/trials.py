@@ -50,7 +50,7 @@ from sft_lightning.study.judge import Estimate, choose, estimate_accuracy
 from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.utils.errors import InputError, describe_failure
 
-_RULES = 2  # of how held-out labels are predicted: another number makes results of earlier versions invalid
+_RULES = 3  # of how held-out labels are predicted: another number makes results of earlier versions invalid
 _MIN_WORK = 0.2  # seconds that are enough to measure how busy the machine is
 
 
@@ -61,8 +61,9 @@ class Result:
     Attributes:
         recipe: Recipe.
         space: Vectors of the start that it learns from.
-        probabilities: Probabilities of each labeled example without its fold, (N, C); NaN for one in no fold.
-        correct: Whether each judged example is classified correctly, (1, J).
+        probabilities: Probabilities of each labeled example without its fold, (R, N, C), or (1, N, C) of trainings; NaN
+            for one in no fold.
+        correct: Whether each judged example is classified correctly in each division, (R, J).
         accuracy: Accuracy with its interval.
     """
 
@@ -130,8 +131,8 @@ class Trials:
 
     @property
     def folds(self) -> np.ndarray:
-        """Fold of each judged example, (1, J)."""
-        folds: np.ndarray = self.source.folds[self.judged][None]
+        """Fold of each judged example in each division, (R, J)."""
+        folds: np.ndarray = self.source.divisions[:, self.judged]
         return folds
 
     @property
@@ -377,8 +378,9 @@ class Trials:
             write_unit(path, recipe.name, True, probabilities)
         assert probabilities is not None
         judged = torch.from_numpy(self.judged)
-        right = probabilities[judged].argmax(1) == source.labels[judged]
-        correct = right.numpy()[None].astype(np.float64)
+        right = (probabilities[:, judged].argmax(2) == source.labels[judged]).numpy().astype(np.float64)
+        # Predictions of a training, in one division, stand for all of them: the label is held out in each.
+        correct = np.broadcast_to(right, self.folds.shape)
         result = Result(recipe, space, probabilities, correct, estimate_accuracy(correct, self.folds, self.groups))
         self.results.append(result)
         self.report(f"{recipe.name}: {format_estimate(result.accuracy)}")

@@ -9,7 +9,7 @@ from sft_lightning.utils.errors import InputError
 
 
 def read_unit(path: Path, count: int, num_classes: int) -> tuple[Tensor | None, bool]:
-    """Return the probabilities of an earlier call, (N, C), or None, and whether they are those of all folds.
+    """Return the probabilities of an earlier call, (R, N, C), or None, and whether they are those of all folds.
 
     Args:
         path: Path of the file; a damaged one counts as missing, so that its content is computed again.
@@ -23,7 +23,7 @@ def read_unit(path: Path, count: int, num_classes: int) -> tuple[Tensor | None, 
     except InputError:
         return None, False
     probabilities = tensors.get("probabilities")
-    if probabilities is None or probabilities.shape != (count, num_classes):
+    if probabilities is None or probabilities.shape[1:] != (count, num_classes):
         return None, False
     return probabilities, metadata.get("complete") is True
 
@@ -35,7 +35,7 @@ def write_unit(path: Path, recipe: str, is_complete: bool, probabilities: Tensor
         path: Path of the file.
         recipe: Name of the recipe.
         is_complete: Whether all folds were predicted.
-        probabilities: Probabilities of the labeled examples, (N, C); NaN where not predicted.
+        probabilities: Probabilities of the labeled examples, (R, N, C); NaN where not predicted.
     """
     tensors = {"probabilities": probabilities.contiguous()}
     write_weights(path, tensors, {"recipe": recipe, "complete": is_complete})

@@ -98,15 +98,16 @@ def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
     for recipe in recipes.make_classifiers(space, source):
         before = recipes.cross_fit(recipe, source, "x", print)
         assert not bool(before.isnan().any())
-        fold = source.folds == source.folds[0]
+        assert len(before) == len(source.divisions) == 5
+        fold = source.divisions[1] == source.divisions[1, 0]
         labels = source.data.splits["labeled"].part.labels
         positions = [source.data.splits["labeled"].indices[i] for i in np.flatnonzero(fold).tolist()]
         kept = labels[positions].clone()
         labels[positions] = (kept + 1) % 10
         after = recipes.cross_fit(recipe, source, "x", print)
         labels[positions] = kept
-        assert torch.equal(before[fold], after[fold])
-        assert not torch.equal(before[~fold], after[~fold])
+        assert torch.equal(before[1, fold], after[1, fold])
+        assert not torch.equal(before[1, ~fold], after[1, ~fold])
 
 
 def test_label_spreading_is_judged_by_the_rule_for_new_images(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_label_spreading_is_judged_by_the_rule_for_new_images(tmp_path: Path) ->
     labeled, new, pool = (whitening.transform(x) for x in (space.labeled[known], space.labeled[held], space.pool))
     spreading = LabelSpreading().fit(labeled, source.labels[known], pool, num_classes=10)
     # The graph of all folds also holds the held-out images, without labels, so that the two are close but not equal.
-    assert (judged[held] - spreading.predict_proba(new)).abs().mean() < 0.01
+    assert (judged[0, held] - spreading.predict_proba(new)).abs().mean() < 0.01
 
 
 def test_a_second_call_computes_only_what_changed(

@@ -73,7 +73,7 @@ def test_a_view_has_the_same_examples_labels_and_folds(source: LabeledSource) ->
     for name in ("labeled", "unlabeled", "test"):
         assert view.data.splits[name].ids == source.data.splits[name].ids
     assert view.labels.equal(source.labels)
-    assert view.folds is source.folds
+    assert view.divisions is source.divisions
     assert view.key != source.key
     assert source.view(source.data.input_spec) is source
     argv = view.data_argv(0)
