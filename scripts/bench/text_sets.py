@@ -47,7 +47,7 @@ def read_descriptions() -> list[Row]:
         section = fields.get("Section", "").rpartition("/")[2]
         if text and section and "lib" not in section:
             text = " ".join(line.strip() for line in text.splitlines() if line.strip() != ".")
-            rows.append((text, section, "", fields.get("Source", fields["Package"]).split()[0]))
+            rows.append((text, section, "", str(fields.get("Source", fields["Package"])).split()[0]))
     largest = {name for name, _ in Counter(row[1] for row in rows).most_common(12)}
     return [row for row in rows if row[1] in largest]
 
