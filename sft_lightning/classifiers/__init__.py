@@ -6,5 +6,13 @@ from sft_lightning.classifiers.label_spreading import LabelSpreading
 from sft_lightning.classifiers.logistic_regression import LogisticRegression
 from sft_lightning.classifiers.nearest_class_mean import NearestClassMean
 from sft_lightning.classifiers.ridge import Ridge
+from sft_lightning.classifiers.smoothed_regression import SmoothedLogisticRegression
 
-__all__ = ["KNearestNeighbors", "LabelSpreading", "LogisticRegression", "NearestClassMean", "Ridge"]
+__all__ = [
+    "KNearestNeighbors",
+    "LabelSpreading",
+    "LogisticRegression",
+    "NearestClassMean",
+    "Ridge",
+    "SmoothedLogisticRegression",
+]

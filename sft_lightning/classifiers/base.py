@@ -62,7 +62,7 @@ class Classifier(FittedModule, ABC):
         Args:
             x: Features of the labeled examples, floating point, (N, F).
             y: Classes of the labeled examples, int64, (N,), from 0 to C - 1.
-            unlabeled: Features of unlabeled examples, (M, F); only `LabelSpreading` learns from them.
+            unlabeled: Features of unlabeled examples, (M, F), for classifiers that learn from them.
             num_classes: Number of classes C; None for the largest label + 1. A class without a label is never
                 predicted.
 

@@ -1,23 +1,22 @@
 """Label spreading: Zhou et al. 2004, "Learning with Local and Global Consistency"."""
 
-import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.classifiers.base import LEAST, Classifier
+from sft_lightning.classifiers.neighbor_average import AverageLayer, Metric, NeighborAverage
 from sft_lightning.classifiers.neighbors import find_neighbors
-from sft_lightning.utils.errors import InputError, check_decay, check_min
+from sft_lightning.utils.errors import InputError, check_decay
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _TOLERANCE, _MAX_ITERATIONS = 1e-12, 2000
 _VALUES = 20_000_000  # scores that are solved for at a time
 
 
-class LabelSpreading(Classifier):
+class LabelSpreading(NeighborAverage):
     """Spread labels over the graph of nearest neighbors of all examples, labeled and unlabeled.
 
     Each class starts with a total of one, divided among its labels (`class_weight`), as in Wang et al. 2008, "Graph
@@ -38,18 +37,13 @@ class LabelSpreading(Classifier):
     1.5 hours for 10^6, where `approximate` takes 18 minutes (`scripts/bench/results/graph_memory.json`).
     """
 
-    fitted_buffers: ClassVar[tuple[str, ...]] = (*Classifier.fitted_buffers, "features", "probabilities")
-    learns_from_unlabeled: ClassVar[bool] = True
-    features: Tensor
-    probabilities: Tensor
-
     def __init__(
         self,
         neighbors: int | None = None,
         alpha: float = 0.99,
         balance: Literal["none", "uniform", "labeled"] = "none",
         class_weight: Literal["none", "balanced"] = "balanced",
-        metric: Literal["euclidean", "cosine"] = "cosine",
+        metric: Metric = "cosine",
         approximate: bool = False,
     ) -> None:
         """Check and store the settings.
@@ -67,15 +61,15 @@ class LabelSpreading(Classifier):
         Raises:
             InputError: A setting is out of range.
         """
-        super().__init__()
-        check_min(1, neighbors=neighbors)
+        super().__init__(neighbors, metric, approximate)
         check_decay(alpha=alpha)
-        self.neighbors, self.alpha, self.balance, self.metric = neighbors, alpha, balance, metric
-        self.class_weight, self.approximate = class_weight, approximate
+        self.alpha, self.balance, self.class_weight = alpha, balance, class_weight
 
     def _fit(self, x: Tensor, y: Tensor, unlabeled: Tensor) -> None:
         self.features = self._scale(torch.cat([x.float(), unlabeled.float()]))
-        nearest = find_neighbors(self.features, self.features, self._k, exclude_self=True, approximate=self.approximate)
+        nearest = find_neighbors(
+            self.features, self.features, self.num_neighbors, exclude_self=True, approximate=self.approximate
+        )
         count = len(x)
         graph, weighs = normalize_graph(nearest), self.class_weight == "balanced"
         shares = spread_labels(graph, torch.arange(count), y, self.num_classes, self.alpha, weighs)
@@ -85,58 +79,17 @@ class LabelSpreading(Classifier):
             shares[count:] = balance_classes(shares[count:], uniform if self.balance == "uniform" else present)
         self.probabilities = shares
 
-    @property
-    def unlabeled_proba(self) -> Tensor:
-        """Class probabilities of the unlabeled examples that were given to `fit`, float32, (M, C)."""
-        return self.probabilities[int(self.class_counts.sum()) :]
-
     def predict_proba(self, x: Tensor) -> Tensor:
         """Return the mean probabilities of the k nearest examples of the graph, float32, (N, C)."""
-        x = self._scale(x.detach().to(self.features))
-        # An index, which is made anew, pays for more queries than it has lists.
-        approximate = self.approximate and len(x) > 4 * math.sqrt(len(self.features))
-        nearest = find_neighbors(x, self.features, self._k, approximate=approximate)
-        total = x.new_zeros(len(x), self.num_classes)
-        for column in nearest.T:  # one after the other: (N, k, C) might not fit
-            total += self.probabilities[column]
-        return total / self._k
+        return self.average_neighbors(x)
 
     def make_layer(self) -> nn.Module:
-        """Return the same as one product with all examples of the graph, which holds (N, M) numbers at a time."""
-        return _NearestMean(self)
+        """Return the same as one product with all examples of the graph."""
+        return AverageLayer(self)
 
-    @property
-    def _k(self) -> int:
-        return self.neighbors or choose_neighbors(len(self.features), self.num_classes)
-
-    def _scale(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) if self.metric == "cosine" else x
-
-
-class _NearestMean(nn.Module):
-    """The exact `predict_proba` as a layer, as logits."""
-
-    center: Tensor
-    examples: Tensor
-    squares: Tensor
-    probabilities: Tensor
-
-    def __init__(self, spreading: LabelSpreading) -> None:
-        super().__init__()
-        self.metric, self.k = spreading.metric, spreading._k
-        center = spreading.features.mean(0)  # as `find_neighbors` does
-        examples = spreading.features - center
-        for name, tensor in {
-            "center": center, "examples": examples, "squares": examples.square().sum(1),
-            "probabilities": spreading.probabilities,
-        }.items():  # fmt: skip
-            self.register_buffer(name, tensor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.normalize(x, dim=1) if self.metric == "cosine" else x
-        distances = self.squares - 2 * (x - self.center) @ self.examples.T
-        nearest = distances.topk(self.k, 1, largest=False).indices
-        return self.probabilities[nearest].mean(1).clamp_min(LEAST).log()
+    def choose_neighbors(self) -> int:
+        """Return 15, or less where classes are small."""
+        return choose_neighbors(len(self.features), self.num_classes)
 
 
 def spread_labels(

@@ -12,6 +12,7 @@ from torch import Tensor
 from sft_lightning.classifiers import Classifier, LogisticRegression
 from sft_lightning.classifiers.label_spreading import choose_neighbors, normalize_graph, spread_labels
 from sft_lightning.classifiers.neighbors import find_neighbors
+from sft_lightning.classifiers.smoothed_regression import NEIGHBORS as SMOOTHING_NEIGHBORS, multiply
 from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.lightning_cli import SFTCLI, run as command
 from sft_lightning.cli.logging import silence_logs, silence_third_party
@@ -107,7 +108,7 @@ class Recipe:
 
 
 def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
-    """Return logistic regression, and label spreading if there are unlabeled examples.
+    """Return logistic regression, and what also learns from unlabeled examples if there are some.
 
     Args:
         space: Vectors that were read.
@@ -126,6 +127,10 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
         recipes.append(
             Recipe(f"label spreading on {space.name}", True, argv, cross_fit=lambda source: _spread(space, source))
         )
+    if source.pool_size and space.backbone is not None:  # pixels have no neighbors worth their time
+        argv = (*base, "--model.classifier=SmoothedLogisticRegression", f"--model.max_examples={MAX_GRAPH}")
+        name = f"smoothed logistic regression on {space.name}"
+        recipes.append(Recipe(name, True, argv, cross_fit=lambda source: _smooth(space, source)))
     return recipes
 
 
@@ -265,4 +270,23 @@ def _spread(space: Space, source: LabeledSource) -> Tensor:
         known = (~held).nonzero()[:, 0]
         spread = spread_labels(graph, known, source.labels[known], classes)
         probabilities[number, held] = spread[nearest[:count][held]].mean(1)
+    return probabilities
+
+
+def _smooth(space: Space, source: LabeledSource) -> Tensor:
+    """Smooth logistic regression over neighbors, among which a held-out example has no label and is not its own."""
+    every = torch.cat([space.labeled, space.pool])
+    z, count = torch.nn.functional.normalize(every, dim=1), len(space.labeled)
+    k = max(1, min(SMOOTHING_NEIGHBORS, len(every) // 2))
+    nearest = find_neighbors(z[:count], z, min(k + 1, len(every)))
+    is_other = nearest != torch.arange(count)[:, None]
+    nearest = nearest.gather(1, is_other.long().argsort(dim=1, descending=True, stable=True)[:, :k])
+    classes = source.data.num_classes
+    probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
+    for number, held in _list_folds(source):
+        linear = LogisticRegression().fit(space.labeled[~held], source.labels[~held], num_classes=classes)
+        votes = linear.predict_proba(every)
+        votes[:count][~held] = torch.nn.functional.one_hot(source.labels[~held], classes).float()
+        own, neighbors = linear.predict_proba(space.labeled[held]), votes[nearest[held]].mean(1)
+        probabilities[number, held] = multiply(own, neighbors)
     return probabilities

@@ -16,12 +16,13 @@ from sft_lightning.classifiers import (
     LogisticRegression,
     NearestClassMean,
     Ridge,
+    SmoothedLogisticRegression,
 )
 from sft_lightning.classifiers.base import choose_temperature
 from sft_lightning.utils.errors import InputError
 
 LINEAR = [LogisticRegression(), NearestClassMean(), Ridge()]
-ALL = [*LINEAR, KNearestNeighbors(), LabelSpreading(neighbors=10)]
+ALL = [*LINEAR, KNearestNeighbors(), LabelSpreading(neighbors=10), SmoothedLogisticRegression(neighbors=10)]
 
 
 def blobs(count: int = 60, classes: int = 3, seed: int = 0, distance: float = 4.0) -> tuple[Tensor, Tensor]:
