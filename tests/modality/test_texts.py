@@ -64,6 +64,7 @@ def read_rows(path: str) -> list[dict[str, str]]:
 PARADIGMS = {
     "fine_tune": ("FineTuneClassifier",),
     "softmatch": ("SemiSupervisedModule", "--model.strategy=SoftMatch"),
+    "mixmatch": ("SemiSupervisedModule", "--model.strategy=MixMatch"),
     "decoupled": ("DecoupledFeatureClassifier", "--model.feature_loss=SupCon"),
 }
 
@@ -122,8 +123,10 @@ def test_what_texts_cannot_do_is_one_sentence(table: Path, workdir: Path, capsys
         assert main(["fit", *words]) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    mixing = arguments(table, "SemiSupervisedModule", "--model.strategy=MixMatch", "--model.warmup_steps=0")
-    assert "texts cannot be mixed word by word: choose a strategy" in refuse(*mixing)
+    attack = arguments(table, "SemiSupervisedModule", "--model.strategy=VirtualAdversarial")
+    assert "VirtualAdversarial changes the numbers of inputs a little, and those of a text are entries" in refuse(
+        *attack
+    )
     unchanged = [f"--data.strong_view.{name}=0" for name in ("delete", "hide", "swap", "span")]
     assert "strong_view changes nothing" in refuse(*arguments(table, *PARADIGMS["softmatch"], *unchanged))
     assert "is not known for texts" in refuse(*arguments(table, "FineTuneClassifier", "--model.backbone=conv"))
