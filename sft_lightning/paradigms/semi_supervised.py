@@ -136,10 +136,9 @@ class SemiSupervisedModule(FineTuneClassifier):
         Args:
             x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W), or what `mix` gives.
         """
+        features: Tensor = self.backbone(x.x if isinstance(x, MixedFeatures) else x)
         if isinstance(x, MixedFeatures):
-            features = mix_inputs(self.backbone(x.x), x.order, x.share)
-        else:
-            features = self.backbone(x)
+            features = cast(Tensor, mix_inputs(features, x.order, x.share))
         return Outputs(features, self.head(features))
 
     def teacher_logits(self, x: Inputs) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.loaders import RawBatch
@@ -193,10 +194,14 @@ class TextDataModule(FewLabelDataModule):
         Raises:
             InputError: A part has no text, or strong views are requested that change nothing.
         """
-        if {"strong", "strong_2", "pretrain"} & {*self._request.views, *self.labeled_views} and not self.strong_view:
+        wanted = {"strong", "strong_2", "pretrain"} & {*self._request.views, *self.labeled_views}
+        # Dropout alone makes two views of a text differ: Gao et al. 2021, "SimCSE".
+        is_simcse = wanted == {"pretrain"} and self.trainer is not None and _has_dropout(self.trainer.lightning_module)
+        if wanted and not self.strong_view and not is_simcse:
+            other = ", or a backbone with dropout" if wanted == {"pretrain"} else ""
             raise InputError(
                 "strong_view changes nothing (all of its shares are 0), but strong views are to be learned from: set "
-                "one of them"
+                f"one of them{other}"
             )
         return super().train_dataloader()
 
@@ -243,6 +248,10 @@ class TextDataModule(FewLabelDataModule):
             InputError: There are none.
         """
         return self.named_batches(self.open_predicted())
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
 
 
 def get_texts(split: Split) -> list[str]:

@@ -123,8 +123,8 @@ class Strategy(nn.Module, ABC):
         needs_teacher: Whether the averaged network is used.
         computes_supervised_loss: Whether the strategy computes L_s, too.
         modalities: Kinds of inputs that the strategy supports, such as `image`; None for all.
-        needs_measured_inputs: Whether the strategy changes the numbers of inputs a little, which numbers of a list,
-            such as those of words, do not allow.
+        needs_measured_inputs: Whether the strategy computes with the numbers of inputs themselves, which numbers of a
+            list, such as those of words, do not allow.
         tasks: Tasks that the strategy supports.
     """
 
@@ -160,7 +160,7 @@ class Strategy(nn.Module, ABC):
             )
         if self.needs_measured_inputs and not backbone.input_spec.dtype.startswith("float"):
             raise InputError(
-                f"strategy {name} changes the numbers of inputs a little, and those of a {backbone.input_spec.noun} "
+                f"strategy {name} computes with the numbers of inputs, and those of a {backbone.input_spec.noun} "
                 "are entries of a list: choose another strategy, such as SoftMatch"
             )
         if task not in self.tasks:

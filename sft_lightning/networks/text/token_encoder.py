@@ -1,0 +1,114 @@
+"""What encoders of texts share: their inputs, their pooling, and learning to fill hidden tokens."""
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sft_lightning.networks.encoder import Encoder, FilledEntries
+from sft_lightning.networks.text.masked_language import fill_tokens, hide_tokens
+from sft_lightning.networks.text.tokenizers import Tokenizer, make_tokenizer
+from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import Inputs
+from sft_lightning.utils.transfer import to_device
+
+
+class TextEncoder(Encoder):
+    """An encoder of token ids with their mask, `input_ids` and `attention_mask`, int64 (B, L) each.
+
+    Features do not depend on the padding.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    def make_example(self) -> Inputs:
+        """Return two tokens of one text."""
+        return self._make(1, 2)
+
+    def make_batch(self, count: int) -> Inputs:
+        """Return texts of half the longest length, at most 64 of them."""
+        return self._make(min(count, 64), max(1, self.input_spec.shape[0] // 2))
+
+    def _make(self, count: int, length: int) -> Inputs:
+        ids = torch.zeros(count, length, dtype=torch.int64, device=self.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def average_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of the given tokens of each text, (B, F).
+
+    Args:
+        tokens: Features of tokens, (B, L, F).
+        mask: Which tokens are given, (B, L).
+    """
+    weights = mask.to(tokens.dtype).unsqueeze(-1)
+    return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+class TokenEncoder(TextEncoder):
+    """An encoder with features of each token, which are averaged; it can learn to fill hidden tokens."""
+
+    @abstractmethod
+    def encode_tokens(self, x: Inputs) -> Tensor:
+        """Compute features of tokens, (B, L, F).
+
+        Args:
+            x: `input_ids` and `attention_mask`, (B, L) each.
+        """
+
+    def pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Compute features of texts from those of their tokens, (B, F).
+
+        Args:
+            tokens: Features of tokens, (B, L, F).
+            mask: Which tokens are given, (B, L).
+        """
+        return average_tokens(tokens, mask)
+
+    def forward(self, x: Inputs, is_pooled: bool = True) -> Tensor:
+        """Compute features, (B, F), or those of tokens, (B, L, F).
+
+        Args:
+            x: `input_ids` and `attention_mask`, (B, L) each.
+            is_pooled: Whether to compute one vector for each text.
+        """
+        tokens = self.encode_tokens(x)
+        return self.pool(tokens, x["attention_mask"]) if is_pooled else tokens
+
+    # --- masked language modeling
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the inputs."""
+        return make_tokenizer(self.input_spec.encoding)
+
+    def check_corruption(self, noise: float, hidden: float, patch: int | None) -> None:
+        """Refuse anything but hidden tokens."""
+        if noise:
+            raise InputError(f"noise is {noise}, which texts cannot have: leave it out and set hidden to 0.15, say")
+        if patch is not None:
+            raise InputError(f"patch is {patch}, but tokens of texts are hidden one by one: leave it out")
+        if not hidden:
+            raise InputError(
+                "hidden is 0, but an autoencoder of texts learns to fill hidden tokens: set hidden to their share, "
+                "such as 0.15"
+            )
+
+    def corrupt(self, x: Inputs, noise: float, hidden: float, patch: int, generator: torch.Generator) -> Inputs:
+        """Hide tokens."""
+        chance = torch.rand((3, *x["input_ids"].shape), generator=generator)
+        return hide_tokens(x, hidden, to_device(chance, x["input_ids"].device), self.tokenizer)
+
+    def corrupt_evaluated(self, x: Inputs, hidden: float, indices: Tensor) -> Inputs:
+        """Hide tokens of each text by its position, whatever its batch and padding."""
+        size, length = (3, self.input_spec.shape[0]), x["input_ids"].shape[1]
+        rows = [torch.rand(size, generator=torch.Generator().manual_seed(i)) for i in indices.tolist()]
+        chance = torch.stack([row[:, :length] for row in rows], 1)
+        return hide_tokens(x, hidden, to_device(chance, x["input_ids"].device), self.tokenizer)
+
+    def reconstruct(self, decoder: nn.Module, x: Inputs) -> FilledEntries:
+        """Fill the hidden tokens."""
+        texts = {name: x[name] for name in ("input_ids", "attention_mask")}
+        return fill_tokens(decoder, self(texts, is_pooled=False), x)
