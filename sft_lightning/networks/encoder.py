@@ -1,7 +1,7 @@
 """What a network without its head looks like to paradigms, losses and adapters, whatever goes in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
@@ -103,6 +103,13 @@ class Encoder(nn.Module, ABC):
 
         Args:
             x: Inputs as the modality's views give them, (B, ...) each.
+        """
+
+    def fit_inputs(self, batches: Iterable[Inputs]) -> None:
+        """Learn from the inputs of training examples what takes no gradient steps; by default nothing, unread.
+
+        Args:
+            batches: Inputs of labeled and unlabeled training examples, without random changes.
         """
 
     def describe(self) -> dict[str, Any]:

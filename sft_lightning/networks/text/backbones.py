@@ -1,6 +1,6 @@
 """Encoders of texts by name: bags of words, a small transformer, or a published one of Hugging Face."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +29,11 @@ def count_words(x: Inputs) -> Tensor:
     ids = x["input_ids"] % _BINS
     counts = torch.zeros(len(ids), _BINS, device=ids.device)
     counts.scatter_add_(1, ids, x["attention_mask"].float())
-    weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
-    return nn.functional.normalize(weights, dim=1)
+    return nn.functional.normalize(_dampen(counts), dim=1)
+
+
+def _dampen(counts: Tensor) -> Tensor:
+    return torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
 
 
 class BagOfWords(TextEncoder):
@@ -50,6 +53,63 @@ class BagOfWords(TextEncoder):
     def forward(self, x: Inputs) -> Tensor:
         """Count the words, (B, 4096)."""
         return count_words(x)
+
+
+class TfIdf(TextEncoder):
+    """Weights of the 4,096 words that most training texts have: 1 + log of each count, times idf, at length 1.
+
+    idf is 1 + log((1 + N) / (1 + n)) of a word in n of N texts, as in scikit-learn, so that rare words count more.
+    `FrozenFeatureClassifier` takes the words from its training examples. Few words share an id if the data's
+    `tokenizer` is `words:1048576`.
+    """
+
+    num_features = _BINS
+    words: Tensor
+    weights: Tensor
+
+    def __init__(self, spec: InputSpec) -> None:
+        """Start without words.
+
+        Args:
+            spec: Inputs.
+        """
+        super().__init__()
+        self.net = nn.Identity()
+        self._num_tokens = count_tokens(spec)
+        self.register_buffer("words", torch.full((_BINS,), -1))
+        self.register_buffer("weights", torch.zeros(_BINS))
+
+    def fit_inputs(self, batches: Iterable[Inputs]) -> None:
+        """Choose the words, and weigh them."""
+        count, frequencies = 0, torch.zeros(self._num_tokens, dtype=torch.int64)
+        for x in batches:
+            ids, given = x["input_ids"].cpu(), x["attention_mask"].cpu().bool()
+            texts = torch.arange(len(ids))[:, None] * self._num_tokens + ids
+            present = texts[given].unique() % self._num_tokens  # once for each text
+            frequencies += present.bincount(minlength=self._num_tokens)
+            count += len(ids)
+        most = frequencies.argsort(descending=True, stable=True)[:_BINS]
+        most = most[frequencies[most] > 0].sort().values
+        unused = torch.arange(_BINS - len(most)) + self._num_tokens
+        self.words.copy_(torch.cat([most, unused]))
+        self.weights.zero_()
+        self.weights[: len(most)] = 1 + ((1 + count) / (1 + frequencies[most].double())).log().to(self.weights)
+
+    def forward(self, x: Inputs) -> Tensor:
+        """Weigh the words, (B, 4096).
+
+        Raises:
+            InputError: The words have not been chosen.
+        """
+        if int(self.words[-1]) < 0:
+            raise InputError(
+                f"backbone {self.name!r} knows no words yet: use it with FrozenFeatureClassifier, which fits it"
+            )
+        ids = x["input_ids"]
+        at = torch.searchsorted(self.words, ids).clamp_max(_BINS - 1)
+        known = (self.words[at] == ids) & x["attention_mask"].bool()
+        counts = torch.zeros(len(ids), _BINS, device=ids.device).scatter_add_(1, at, known.float())
+        return nn.functional.normalize(_dampen(counts) * self.weights, dim=1)
 
 
 class _Average(nn.Module):
@@ -154,6 +214,7 @@ class SmallTransformer(TokenEncoder):
 
 BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {
     "bag_of_words": BagOfWords,
+    "tfidf": TfIdf,
     "fasttext": FastText,
     "small_transformer": SmallTransformer,
 }
@@ -186,8 +247,8 @@ def build_from_spec(
     """Build an encoder of texts and load its weights.
 
     Args:
-        name: `bag_of_words`, `fasttext`, `small_transformer`, or `hf/` and the folder of a model or its name in the
-            cache of Hugging Face.
+        name: `bag_of_words`, `tfidf`, `fasttext`, `small_transformer`, or `hf/` and the folder of a model or its name
+            in the cache of Hugging Face.
         spec: Inputs.
         weights: `none`, `default` (those of the folder), or the path of a file or run.
         mean: None: texts are not normalized.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sft_lightning.utils.errors import InputError
 
 PADDING = -1
-_WORD = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+|[^\w\s]")
 _DEFAULT_ROWS = 16_384
 
 
@@ -87,7 +87,7 @@ class HashTokenizer(Tokenizer):
 
     def encode(self, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[npt.NDArray[np.int32], int]:
         """Return the ids of the words, (N, L)."""
-        rows = [[self._number(word) for text in pair for word in _WORD.findall(text.lower())] for pair in texts]
+        rows = [[self._number(word) for text in pair for word in WORD.findall(text.lower())] for pair in texts]
         return pad([row[:max_length] for row in rows]), sum(len(row) > max_length for row in rows)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import BertConfig, BertModel
@@ -68,6 +69,23 @@ def test_features_do_not_depend_on_the_other_texts_of_a_batch(name: str, folder:
     assert torch.allclose(encoder(longer)[:3], features, atol=1e-6)
     assert not torch.allclose(features[0], features[2])
     assert encoder(encoder.make_example()).shape == (1, encoder.num_features)
+
+
+def test_weights_of_words_are_those_of_scikit_learn() -> None:
+    spec, x = read("words:1048576")
+    encoder, _ = build_encoder("tfidf", spec)
+    with pytest.raises(InputError, match="backbone 'tfidf' knows no words yet: use it with FrozenFeatureClassifier"):
+        encoder(x)
+    encoder.fit_inputs(iter([select_inputs(x, slice(2)), select_inputs(x, slice(2, 3))]))
+    model = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
+    expected = torch.from_numpy(model.fit_transform(TEXTS).toarray()).float()
+    torch.testing.assert_close(encoder(x).sort(1).values[:, -9:], expected.sort(1).values)
+    torch.testing.assert_close(encoder(x) @ encoder(x).T, expected @ expected.T)
+    again, _ = build_encoder("tfidf", spec)
+    again.load_state_dict(encoder.state_dict())
+    other = {"input_ids": x["input_ids"] + 1, "attention_mask": x["attention_mask"]}  # words of no training text
+    assert torch.equal(again(x), encoder(x))
+    assert not bool(again(other).any())
 
 
 def test_published_encoders_give_what_their_library_gives(folder: Path) -> None:
