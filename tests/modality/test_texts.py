@@ -95,7 +95,7 @@ class StopAfterAnEpoch(Callback):
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(table: Path, workdir: Path) -> None:
-    words = arguments(table, *PARADIGMS["softmatch"])
+    words = arguments(table, *PARADIGMS["softmatch"], "--data.group_by_length=15")
     run("fit", "--run_name=whole", *words)
     run("fit", "--run_name=part", *words, f"--trainer.callbacks+={__name__}.StopAfterAnEpoch")
     run("fit", "--run_name=part", *words, "--ckpt_path=last")

@@ -58,6 +58,7 @@ class TextDataModule(FewLabelDataModule):
         predict_source: str | None = None,
         class_names: list[str] | None = None,
         labels: str | None = None,
+        group_by_length: int = 0,
     ) -> None:
         """Keep the settings, and read the source for its classes.
 
@@ -94,11 +95,14 @@ class TextDataModule(FewLabelDataModule):
             predict_source: Table or folder of texts that `predict` reads; null for the test split.
             class_names: Names of the classes in the order of their numbers, matched with the source by name.
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
+            group_by_length: Number of training texts of similar length that come together, such as the batch size of
+                all processes, so that batches have less padding; 0 for batches of any lengths.
 
         Raises:
             InputError: A setting has an invalid value, or the source cannot be read.
         """
         check_min(1, max_length=max_length)
+        check_min(0, group_by_length=group_by_length)
         super().__init__(
             source,
             SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak),
@@ -116,7 +120,7 @@ class TextDataModule(FewLabelDataModule):
             labels=labels,
         )
         self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column)
-        self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length)
+        self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length, group_by_length)
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
         self.predict_source = predict_source

@@ -8,8 +8,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sft_lightning.data.sample_orders import group_by_size
 from sft_lightning.data.storage import Storage, TensorStorage
-from sft_lightning.networks.text.tokenizers import WORD, Tokenizer
+from sft_lightning.networks.text.tokenizers import PADDING, WORD, Tokenizer
 
 Text = tuple[str, ...]  # a text, or a text and a second one that belongs to it
 
@@ -21,11 +22,13 @@ class Encoding:
     Attributes:
         tokenizer: Tokenizer.
         max_length: Number of tokens of a text that are kept.
+        group: Number of training texts of similar length that follow one another; 0 for none.
         truncated: Number of texts that were longer, and of all that were encoded.
     """
 
     tokenizer: Tokenizer
     max_length: int
+    group: int = 0
     truncated: tuple[int, int] = field(default=(0, 0))
 
     def encode(self, texts: Sequence[Text]) -> Tensor:
@@ -84,6 +87,13 @@ class TextStorage(TensorStorage):
     def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
         """Compute the SHA-256 of each text."""
         return [hashlib.sha256("\0".join(self.texts[i]).encode(errors="surrogatepass")).digest() for i in indices]
+
+    def pass_order(self, indices: Sequence[int], window: int) -> Callable[[int], Tensor] | None:
+        """Return how passes keep texts of similar length together, or None if they do not."""
+        if not self.encoding.group:
+            return None
+        lengths = (self.encode() != PADDING).sum(1)[torch.as_tensor(indices)]
+        return lambda seed: group_by_size(lengths, self.encoding.group, seed)
 
     def fit_vectorizer(
         self, pieces: Sequence[tuple[Storage, Sequence[int]]]

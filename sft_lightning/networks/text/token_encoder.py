@@ -14,6 +14,8 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.transfer import to_device
 
+_ON_CPU, _ON_GPU = 16, 128  # texts of similar length that are evaluated together
+
 
 class TextEncoder(Encoder):
     """An encoder of token ids with their mask, `input_ids` and `attention_mask`, int64 (B, L) each.
@@ -74,8 +76,23 @@ class TokenEncoder(TextEncoder):
             x: `input_ids` and `attention_mask`, (B, L) each.
             is_pooled: Whether to compute one vector for each text.
         """
-        tokens = self.encode_tokens(x)
-        return self.pool(tokens, x["attention_mask"]) if is_pooled else tokens
+        if not is_pooled:
+            return self.encode_tokens(x)
+        group = _ON_CPU if x["input_ids"].device.type == "cpu" else _ON_GPU
+        is_whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if is_whole or len(x["input_ids"]) <= group:
+            return self.pool(self.encode_tokens(x), x["attention_mask"])
+        return self._encode_by_length(x, group)
+
+    def _encode_by_length(self, x: Inputs, group: int) -> Tensor:
+        """Compute features, (B, F), of some texts of similar length at a time, which takes less padding."""
+        lengths, order = x["attention_mask"].sum(1).sort(stable=True)
+        longest = [max(1, int(some[-1])) for some in lengths.cpu().split(group)]
+        pieces = []
+        for at, length in zip(order.split(group), longest, strict=True):
+            piece = {name: x[name][at, :length] for name in ("input_ids", "attention_mask")}
+            pieces.append(self.pool(self.encode_tokens(piece), piece["attention_mask"]))
+        return torch.cat(pieces)[order.argsort()]
 
     # --- masked language modeling
 

@@ -71,6 +71,32 @@ def test_features_do_not_depend_on_the_other_texts_of_a_batch(name: str, folder:
     assert encoder(encoder.make_example()).shape == (1, encoder.num_features)
 
 
+@pytest.mark.parametrize("name", ["small_transformer", "hf:cls"])
+def test_an_evaluation_encodes_texts_of_similar_length_together(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = f"hf/{folder}" if name.startswith("hf") else "words:500"
+    encoding = Encoding(make_tokenizer(tokenizer), 32)
+    texts = [(" ".join(WORDS[(i + k) % 9] for k in range(1 + 7 * i % 27)),) for i in range(41)]
+    x = TextViews(encoding.tokenizer, TextView(), TextView()).prepare(encoding.encode(texts))
+    encoder = build_encoder(name.replace("hf", tokenizer), InputSpec("text", (32,), "int64", tokenizer))[0].eval()
+    whole = encoder(x)  # with gradients
+    seen: list[tuple[int, ...]] = []
+    own = encoder.encode_tokens  # type: ignore[operator]
+
+    def encode(piece: dict[str, Tensor]) -> Tensor:
+        seen.append(tuple(piece["input_ids"].shape))
+        tokens: Tensor = own(piece)
+        return tokens
+
+    monkeypatch.setattr(encoder, "encode_tokens", encode)
+    with torch.no_grad():
+        features = encoder(x)
+    torch.testing.assert_close(features, whole, rtol=1e-4, atol=1e-5)
+    lengths = sorted(x["attention_mask"].sum(1).tolist())
+    assert seen == [(16, lengths[15]), (16, lengths[31]), (9, lengths[40])]
+
+
 def test_weights_of_words_are_those_of_scikit_learn() -> None:
     spec, x = read("words:1048576")
     encoder, _ = build_encoder("tfidf", spec)
