@@ -89,6 +89,7 @@ class TextViews(Views):
         free = given.clone()
         place = torch.arange(ids.shape[1], device=ids.device)
         count = given.sum(1, keepdim=True)
+        free &= ~torch.isin(ids, torch.tensor(self._tokenizer.special_ids, dtype=ids.dtype, device=ids.device))
         if self._tokenizer.has_frame:
             free &= (place > 0) & (place < count - 1)
         swapped = free[:, :-1] & free[:, 1:] & (chance[0, :, :-1] < view.swap)

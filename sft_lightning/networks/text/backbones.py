@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sft_lightning.networks.encoder import get_architecture
 from sft_lightning.networks.text.masked_language import TokenDecoder
 from sft_lightning.networks.text.published import PublishedEncoder
 from sft_lightning.networks.text.token_encoder import TextEncoder, TokenEncoder, average_tokens
@@ -265,10 +266,14 @@ def build_from_spec(
     encoder: TextEncoder
     if name.startswith("hf/"):
         encoder = PublishedEncoder(name, spec, weights == "default")
-    elif name in BUILT_IN:
+    elif (kind := get_architecture(name)) in BUILT_IN:
         if weights == "default":
             raise InputError(f"weights is 'default', but nobody publishes weights of {name!r}: give none or a path")
-        encoder = BUILT_IN[name](spec)
+        encoder = BUILT_IN[kind](spec)
+        if isinstance(encoder, TokenEncoder):
+            encoder.choose_pool(name)
+        elif kind != name:
+            raise InputError(f"backbone {name!r} has features of whole texts alone, which are not pooled: give {kind}")
     else:
         known = ", ".join(BUILT_IN)
         raise InputError(

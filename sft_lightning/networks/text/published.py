@@ -3,17 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from sft_lightning.networks.text.masked_language import PublishedDecoder
-from sft_lightning.networks.text.token_encoder import TokenEncoder, average_tokens
-from sft_lightning.networks.text.tokenizers import find_file
-from sft_lightning.utils.errors import InputError, did_you_mean
+from sft_lightning.networks.text.token_encoder import TokenEncoder
+from sft_lightning.networks.text.tokenizers import find_file, make_tokenizer
+from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs, InputSpec
-
-POOLS = ("mean", "cls")
 
 
 class PublishedEncoder(TokenEncoder):
@@ -22,11 +20,13 @@ class PublishedEncoder(TokenEncoder):
     No code of the model's folder is run, and weights are read from safetensors alone.
     """
 
+    pools: ClassVar[tuple[str, ...]] = ("mean", "cls", "attention")
+
     def __init__(self, name: str, spec: InputSpec, has_weights: bool) -> None:
         """Load the model.
 
         Args:
-            name: Name `hf/FOLDER` or `hf/NAME`, with `:mean` (the default) or `:cls` for its pooling.
+            name: Name `hf/FOLDER` or `hf/NAME`, with `:mean` (the default), `:cls` or `:attention` for its pooling.
             spec: Inputs.
             has_weights: Whether to load the published weights, or to draw them.
 
@@ -34,10 +34,7 @@ class PublishedEncoder(TokenEncoder):
             InputError: The model is missing, is not an encoder, or does not read these tokens.
         """
         super().__init__()
-        where, _, pool = name.partition(":")
-        self._pool = pool or POOLS[0]
-        if self._pool not in POOLS:
-            raise InputError(f"backbone {name!r} ends with {pool!r}{did_you_mean(pool, POOLS)}: give :mean or :cls")
+        where = name.partition(":")[0]
         if spec.encoding != where:
             raise InputError(
                 f"backbone {name!r} reads the tokens of its own tokenizer, and the data has those of "
@@ -48,20 +45,27 @@ class PublishedEncoder(TokenEncoder):
         config: Any = self.net.config
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"backbone {name!r} has an encoder and a decoder: give a model that is an encoder alone")
+        self.num_features = int(config.hidden_size)
+        self.choose_pool(name)
         most = getattr(config, "max_position_embeddings", None)
+        places: Any = getattr(getattr(self.net, "embeddings", None), "position_embeddings", None)
+        if most is not None and getattr(places, "padding_idx", None) is not None:
+            most -= places.padding_idx + 1  # RoBERTa's places begin after that of padding
         if most is not None and spec.shape[0] > most:
             raise InputError(f"max_length is {spec.shape[0]}, and backbone {name!r} takes {most} tokens: lower it")
-        self.num_features = int(config.hidden_size)
+        tokenizer = make_tokenizer(spec.encoding)
+        self._mark = tokenizer.pair_mark if (getattr(config, "type_vocab_size", 0) or 0) > 1 else None
         self._folder, self._has_weights = folder, has_weights
 
     def encode_tokens(self, x: Inputs) -> Tensor:
         """Compute features of tokens, (B, L, F)."""
-        tokens: Tensor = self.net(input_ids=x["input_ids"], attention_mask=x["attention_mask"]).last_hidden_state
+        more = {}
+        if self._mark is not None:  # 1 after the first mark, where the second text of a pair is
+            marks = (x["input_ids"] == self._mark).long()
+            more["token_type_ids"] = (marks.cumsum(1) - marks).clamp_max(1)
+        outputs = self.net(input_ids=x["input_ids"], attention_mask=x["attention_mask"], **more)
+        tokens: Tensor = outputs.last_hidden_state
         return tokens
-
-    def pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Average the tokens, or take the first one."""
-        return average_tokens(tokens, mask) if self._pool == "mean" else tokens[:, 0]
 
     def build_decoder(self) -> nn.Module:
         """Take the model's own head for hidden tokens, with its published weights if the encoder has its own.

@@ -1,5 +1,6 @@
 """What encoders of texts share: their inputs, their pooling, and learning to fill hidden tokens."""
 
+import math
 from abc import abstractmethod
 from functools import cached_property
 from typing import ClassVar
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from sft_lightning.networks.encoder import Encoder, FilledEntries
 from sft_lightning.networks.text.masked_language import fill_tokens, hide_tokens
 from sft_lightning.networks.text.tokenizers import Tokenizer, make_tokenizer
-from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.transfer import to_device
 
@@ -49,8 +50,62 @@ def average_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
+class AttentionPool(nn.Module):
+    """Mean of tokens weighed by their similarity to a learned query, as in Yang et al. 2016; at first, the plain mean.
+
+    Attributes:
+        is_pooling: Whether the block before it, with which it is tuned, takes it in.
+    """
+
+    is_pooling: ClassVar[bool] = True
+
+    def __init__(self, width: int) -> None:
+        """Start with a query of zeros.
+
+        Args:
+            width: Number of features of a token.
+        """
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Compute features of texts, (B, F).
+
+        Args:
+            tokens: Features of tokens, (B, L, F).
+            mask: Which tokens are given, (B, L).
+        """
+        scores = tokens @ self.query / math.sqrt(len(self.query))
+        weights = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min).softmax(1)
+        return (tokens * weights.unsqueeze(-1)).sum(1)
+
+
 class TokenEncoder(TextEncoder):
-    """An encoder with features of each token, which are averaged; it can learn to fill hidden tokens."""
+    """An encoder with features of each token, which are pooled; it can learn to fill hidden tokens.
+
+    Attributes:
+        pools: Names of the poolings that it takes after a colon, the default first.
+    """
+
+    pools: ClassVar[tuple[str, ...]] = ("mean", "attention")
+    _pool = "mean"
+
+    def choose_pool(self, name: str) -> None:
+        """Choose how the features of tokens become those of texts.
+
+        Args:
+            name: Name of the encoder, perhaps with a pooling after a colon.
+
+        Raises:
+            InputError: The encoder does not take this pooling.
+        """
+        pool = name.partition(":")[2] or self.pools[0]
+        if pool not in self.pools:
+            known = " or ".join(f":{one}" for one in self.pools)
+            raise InputError(f"backbone {name!r} ends with {pool!r}{did_you_mean(pool, self.pools)}: give {known}")
+        self._pool = pool
+        if pool == "attention":
+            self.net.attention = AttentionPool(self.num_features)
 
     @abstractmethod
     def encode_tokens(self, x: Inputs) -> Tensor:
@@ -67,7 +122,10 @@ class TokenEncoder(TextEncoder):
             tokens: Features of tokens, (B, L, F).
             mask: Which tokens are given, (B, L).
         """
-        return average_tokens(tokens, mask)
+        if self._pool == "attention":
+            pooled: Tensor = self.net.attention(tokens, mask)  # type: ignore[operator] # a module
+            return pooled
+        return average_tokens(tokens, mask) if self._pool == "mean" else tokens[:, 0]
 
     def forward(self, x: Inputs, is_pooled: bool = True) -> Tensor:
         """Compute features, (B, F), or those of tokens, (B, L, F).
@@ -128,4 +186,7 @@ class TokenEncoder(TextEncoder):
     def reconstruct(self, decoder: nn.Module, x: Inputs) -> FilledEntries:
         """Fill the hidden tokens."""
         texts = {name: x[name] for name in ("input_ids", "attention_mask")}
-        return fill_tokens(decoder, self(texts, is_pooled=False), x)
+        tokens = self(texts, is_pooled=False)
+        if self._pool == "attention":  # which is not trained here, and DDP waits for a gradient of each parameter
+            tokens = tokens + 0 * self.pool(tokens, x["attention_mask"]).sum()
+        return fill_tokens(decoder, tokens, x)

@@ -27,6 +27,7 @@ class Tokenizer(ABC):
         mask_id: Id that stands for a hidden token.
         has_frame: Whether the first and the last token of each text mark its beginning and end.
         special_ids: Ids that stand for no piece of a text, such as such marks.
+        pair_mark: Id after which the second text of a pair begins, where networks get the number of the text, too.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Tokenizer(ABC):
     mask_id: int
     has_frame: bool = False
     special_ids: tuple[int, ...] = ()
+    pair_mark: int | None = None
 
     @property
     def digest(self) -> str:
@@ -135,6 +137,8 @@ class PublishedTokenizer(Tokenizer):
         marks = {i for i, is_mark in zip(pair.ids, pair.special_tokens_mask, strict=True) if is_mark}
         marks |= {i for i, token in self._rust.get_added_tokens_decoder().items() if token.special}
         self.special_ids = (*sorted(marks),)
+        if 1 in pair.type_ids and (first := pair.ids[pair.type_ids.index(1) - 1]) in marks:
+            self.pair_mark = first
 
     def encode(self, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[npt.NDArray[np.int32], int]:
         """Return the ids with those that mark beginning and end, (N, L)."""
