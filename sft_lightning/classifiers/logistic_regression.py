@@ -19,24 +19,26 @@ class LogisticRegression(LinearClassifier):
     labels and 2,048 features it gains one point over a strength of 1 (`scripts/bench/penalties.py`).
     """
 
-    def __init__(self, strength: float | None = None, max_iter: int = 1000) -> None:
+    def __init__(self, strength: float | None = None, max_iter: int = 1000, standardize: bool = True) -> None:
         """Check and store the settings.
 
         Args:
             strength: Inverse of the L2 penalty (scikit-learn's C); null for 30 divided by the number of features.
             max_iter: Number of iterations of L-BFGS, at most.
+            standardize: Whether to standardize the features; false for weights of words, whose scale has a meaning.
 
         Raises:
             InputError: A setting is out of range.
         """
         super().__init__()
         check_positive(strength=strength, max_iter=max_iter)
-        self.strength, self.max_iter = strength, max_iter
+        self.strength, self.max_iter, self.standardize = strength, max_iter, standardize
 
     def _fit_linear(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         from sklearn.linear_model import LogisticRegression as Model
 
-        scaled, mean, deviation = standardize(x)
+        unchanged = x, torch.zeros_like(x[0]), torch.ones_like(x[0])
+        scaled, mean, deviation = standardize(x) if self.standardize else unchanged
         strength = _STRENGTH / x.shape[1] if self.strength is None else self.strength
         with warnings.catch_warnings():  # which takes few labels of many classes for a regression
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)

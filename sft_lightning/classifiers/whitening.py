@@ -32,7 +32,8 @@ class WhitenedPCA(FittedModule):
 
     There is at most one component for each 10 examples: whitening few examples makes all their distances equal.
 
-    The covariance is added up batch by batch in float64, so that memory depends on the number of features alone.
+    The covariance is added up batch by batch in float64, so that memory depends on the number of features alone. Of
+    fewer examples than features, the products of the examples with each other are decomposed instead.
 
     Attributes:
         mean: Mean of the vectors, float32, (F,).
@@ -69,6 +70,7 @@ class WhitenedPCA(FittedModule):
             InputError: There are too few examples or too many features, all are equal, or one is not finite.
         """
         count, origin, total, product = 0, torch.empty(0), torch.empty(0), torch.empty(0)
+        waiting: list[Tensor] = []  # as long as there are fewer examples than features
         for batch in batches:
             check_finite(batch)
             if batch.shape[1] > MAX_FEATURES:
@@ -79,15 +81,23 @@ class WhitenedPCA(FittedModule):
             x = batch.detach().cpu().double()
             if not count:  # sums are taken from near the mean, so that they do not cancel
                 origin = x.mean(0)
-                total, product = torch.zeros_like(origin), x.new_zeros(x.shape[1], x.shape[1])
+                total = torch.zeros_like(origin)
             x = x - origin
             count, total = count + len(x), total + x.sum(0)
-            product.addmm_(x.T, x)
+            waiting.append(x)
+            if count >= x.shape[1]:
+                product = x.new_zeros(x.shape[1], x.shape[1]) if not len(product) else product
+                for one in waiting:
+                    product.addmm_(one.T, one)
+                waiting.clear()
         if count < 2:
             raise InputError(f"principal components need at least 2 examples, not {count}: add examples")
         offset = total / count
         most = min(self.components, max(2, count // 10))
-        variances, vectors = _decompose(product / count - offset[:, None] * offset, most)
+        if len(product):
+            variances, vectors = _decompose(product / count - offset[:, None] * offset, most)
+        else:
+            variances, vectors = _decompose_few(torch.cat(waiting) - offset, most)
         mean = origin + offset
         kept = variances > torch.maximum(_RELATIVE * variances[0], _ROUNDING * mean.square().sum())
         if not bool(kept.any()):
@@ -121,6 +131,18 @@ def _decompose(covariance: Tensor, most: int) -> tuple[Tensor, Tensor]:
             pass
     values, vectors = torch.linalg.eigh(covariance)
     return values.flip(0)[:most], vectors.flip(1)[:, :most]
+
+
+def _decompose_few(centered: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the variances and vectors of `_decompose`, by way of the examples' products with each other.
+
+    Args:
+        centered: Vectors of mean 0, (N, F).
+        most: Number of components.
+    """
+    values, examples = _decompose(centered @ centered.T / len(centered), most)
+    scale = (values * len(centered)).clamp_min(torch.finfo(values.dtype).tiny).rsqrt()
+    return values, centered.T @ examples * scale
 
 
 class Whitened(Classifier):

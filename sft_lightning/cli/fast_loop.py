@@ -32,6 +32,7 @@ from torch import Tensor, optim
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from sft_lightning.data.text.datamodule import TextDataModule
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.paradigms.autoencoder import AutoencoderModule
 from sft_lightning.paradigms.base import Paradigm
@@ -55,7 +56,7 @@ TRAINERS: set[type] = {Trainer}
 MODULES: set[type] = {
     AutoencoderModule, DecoupledFeatureClassifier, FineTuneClassifier, SelfSupervisedModule, SemiSupervisedModule,
 }  # fmt: skip
-DATA_MODULES: set[type] = {ImageDataModule}
+DATA_MODULES: set[type] = {ImageDataModule, TextDataModule}
 STRATEGIES: set[type] = {SingleDeviceStrategy, DDPStrategy}
 PRECISIONS: set[type] = {Precision, MixedPrecision}
 PROFILERS: set[type] = {PassThroughProfiler}

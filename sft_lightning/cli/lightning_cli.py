@@ -166,7 +166,7 @@ class SFTCLI(LightningCLI):
         for section in ("model", "data"):
             _refuse_null(section, config[section])
         settings = config.model.get("init_args") or {}
-        _choose_tokenizer(config.data, settings.get("backbone"))
+        _choose_tokenizer(config.data, settings.get("backbone") or settings.get("network"))
         # The weights that a run started from need not be read again, or exist: the checkpoint holds their successors.
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:

@@ -30,7 +30,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "Texts": ("tokenizer", "max_length"),
         "Views": ("weak_view", "strong_view", "labeled_view"),
-        "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
+        "Batches": (
+            "batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch", "group_by_length",
+        ),
     },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),

@@ -24,7 +24,7 @@ class BatchPlan:
 
     def __init__(
         self, count: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1,
-        endless: bool = False, balance: Tensor | None = None, order: Callable[[int], Windowed] | None = None,
+        endless: bool = False, balance: Tensor | None = None, order: Callable[[int], Windowed | Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Plan the passes.
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error, show_path
 from sft_lightning.data.batch_sampling import PRIME, BatchPlan
+from sft_lightning.data.source import is_whole
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import FeatureStorage, HasShape, RecordStorage, TensorStorage, collate
 from sft_lightning.utils.errors import InputError
@@ -126,8 +127,7 @@ class Stream:
         storage = split.part.storage
         self._is_features = isinstance(storage, FeatureStorage)
         if isinstance(storage, TensorStorage):
-            is_whole = len(split.indices) == len(storage)
-            self._indices = None if is_whole else torch.tensor(split.indices)
+            self._indices = None if is_whole(split.indices, len(storage)) else torch.tensor(split.indices)
         else:
             assert isinstance(storage, RecordStorage)
             self._requests, self._records = _Requests(plan), _Records(storage, split.indices, settings)

@@ -1,7 +1,7 @@
 """Interface of the views of a modality: unaugmented, weak, strong and mixed network inputs."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,17 +12,36 @@ _APART = 0x632BE59B  # distance between the seeds of further strong views of a b
 _MOST_SHOWN = 8  # numbers of an example that stand in for it where a modality shows nothing better
 
 
-def mix_inputs(x: Inputs, order: Tensor, share: Tensor) -> Inputs:
+class MixedFeatures(NamedTuple):
+    """Inputs whose features a network mixes, as in the senMixup of Guo et al. 2019 (arXiv 1905.08941).
+
+    Attributes:
+        x: Network inputs, (B, ...) each.
+        order: Positions of the partners, int64 (B,).
+        share: Shares of the examples themselves, (B,) in [0, 1].
+    """
+
+    x: Inputs
+    order: Tensor
+    share: Tensor
+
+
+def mix_inputs(x: Inputs, order: Tensor, share: Tensor) -> Inputs | MixedFeatures:
     """Mix each example with a partner, number by number.
 
+    The mean of two numbers of a list, such as those of words, stands for a third entry: such examples are mixed where
+    they are measured on a scale, which their features are.
+
     Args:
-        x: Floating-point inputs, (B, ...) each.
+        x: Inputs, (B, ...) each.
         order: Positions of the partners, int64 (B,).
         share: Shares of the examples themselves, (B,) in [0, 1].
 
     Returns:
-        Inputs of the form of `x`.
+        Floating-point inputs of the form of `x`, or `MixedFeatures` of others.
     """
+    if not all(part.is_floating_point() for part in ([x] if isinstance(x, Tensor) else x.values())):
+        return MixedFeatures(x, order, share)
     return map_inputs(lambda t: torch.lerp(t[order], t, share.to(t.dtype).view(-1, *[1] * (t.ndim - 1))), x)
 
 
@@ -97,7 +116,7 @@ class Views(ABC):
         """
         return self.pretrain(x, seed, number)
 
-    def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
+    def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs | MixedFeatures:
         """Mix each example with a partner, as `mix_inputs` does.
 
         Args:

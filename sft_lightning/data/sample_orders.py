@@ -1,6 +1,6 @@
-"""Order of a pass over shards that is close to random and keeps consecutive examples close on disk.
+"""Orders of a pass that are close to random and keep examples together that are cheaper so: near on disk, or as long.
 
-The seed gives the order of the shards. As many of them as the window holds are read at a time, and their examples are
+The seed gives the order of shards. As many of them as the window holds are read at a time, and their examples are
 shuffled together before the next group follows. If the window covers all shards, this is an ordinary shuffle.
 """
 
@@ -11,7 +11,31 @@ import torch
 from torch import Tensor
 
 _PRIME = 2_147_483_647
+_POOLED = 50  # groups among which examples are sorted by size
 _KEPT = 2  # groups of shards whose order is in memory: a batch may reach into the next
+
+
+def group_by_size(sizes: Tensor, group: int, seed: int) -> Tensor:
+    """Return an order in which groups of examples have similar sizes, and groups follow one another at random.
+
+    As many examples as 50 groups have are drawn at random, sorted by size and cut into groups, whose order is random.
+    Each example comes once; those that fill no group come last.
+
+    Args:
+        sizes: Size of each example, such as its length, (N,).
+        group: Number of examples of a group.
+        seed: Seed of this pass.
+
+    Returns:
+        Positions, int64, (N,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(sizes), generator=generator)
+    full = len(sizes) // group * group
+    pools = [pool[sizes[pool].argsort(stable=True)] for pool in order[:full].split(_POOLED * group)]
+    groups = torch.cat(pools).view(-1, group) if pools and full else order[:0].view(0, group)
+    shuffled = groups[torch.randperm(len(groups), generator=generator)]
+    return torch.cat([shuffled.flatten(), order[full:]])
 
 
 class Windowed:

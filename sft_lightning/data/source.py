@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,6 +119,18 @@ def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:
     if all(isinstance(texts, list) for texts, _ in pieces):
         return [texts[i] for texts, chosen in pieces for i in chosen]
     return SelectedTexts(*pieces)
+
+
+def is_whole(indices: Sequence[int], count: int) -> bool:
+    """Return whether positions are all of a collection in its own order.
+
+    Args:
+        indices: Positions.
+        count: Number of examples of the collection.
+    """
+    if len(indices) != count or isinstance(indices, range):
+        return indices == range(count)
+    return bool((np.asarray(indices) == np.arange(count)).all())
 
 
 def relative(path: Path, root: Path) -> str:

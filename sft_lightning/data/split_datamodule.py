@@ -40,6 +40,8 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     """
 
     trainer: Any
+    # Whether splits hold examples as they lie in the source, so that data modules of other sizes can share them.
+    shares_splits: ClassVar[bool] = False
     bad_setting: ClassVar[str] = "on_bad"  # name of the setting for unreadable files
     # Settings that convert examples to one shape; None where they are set, or examples have one shape anyway.
     shape_remedy: str | None = None
@@ -178,11 +180,16 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             self._list_skipped(folder)
 
     def share_splits(self, other: Self) -> None:
-        """Take over the source and the splits of a data module that differs only in how examples are read.
+        """Take over the source and the splits of a data module that differs only in the size of its inputs.
 
         Args:
             other: Data module after its setup.
+
+        Raises:
+            ValueError: Examples of this modality are kept as they are read, such as token ids.
         """
+        if not self.shares_splits:
+            raise ValueError(f"{type(self).__name__} keeps examples as its settings read them: open the source again")
         self.opened_source, self.labeled_source = other.opened_source, other.labeled_source
         self.splits, self._parts, self.bad = other.splits, other._parts, other.bad
         self.request.findings[:] = []

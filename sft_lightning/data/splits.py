@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sft_lightning.data.equal_examples import find_equal_examples
 from sft_lightning.data.issues import MAX_EXAMPLES, Finding
-from sft_lightning.data.source import Examples, concatenated
+from sft_lightning.data.source import Examples, concatenated, is_whole
 from sft_lightning.utils.errors import InputError
 
 LeakPolicy = Literal["drop", "raise"]
@@ -48,7 +48,7 @@ class Split:
     @property
     def labels(self) -> Tensor:
         """Labels, int64 of shape (N,); -1 where unknown."""
-        if isinstance(self.indices, range) and len(self) == len(self.part):
+        if isinstance(self.indices, range) and is_whole(self.indices, len(self.part)):
             return self.part.labels
         return self.part.labels[torch.as_tensor(self.indices, dtype=torch.long)]
 

@@ -45,6 +45,18 @@ class Storage(ABC):
             ids: Names of all examples.
         """
 
+    def fit_vectorizer(
+        self, pieces: Sequence[tuple["Storage", Sequence[int]]]
+    ) -> Callable[["Storage", Sequence[int]], Any] | None:
+        """Return a function from examples to a sparse matrix of non-negative numbers, (N, D), for plain classifiers.
+
+        None, the default, where the numbers of the inputs serve them as well.
+
+        Args:
+            pieces: Training examples, whose labels are not used: collections, and the positions to take from each.
+        """
+        return None
+
     def digest_sizes(self) -> str:
         """Compute the digest that earlier versions used in place of the content digest."""
         return self.digest()

@@ -26,7 +26,7 @@ def split_blocks(network: nn.Module) -> list[Block]:
     timm's networks define the order of their parameters by `group_matcher`, since some families register modules in
     another order. In all other networks, a `Sequential` or `ModuleList` is a row of blocks, and so is any module with
     at least half of all parameters (`encoder` of torchvision's ViT). Everything else, such as a residual block, is one
-    block. A separate normalization belongs to the block before it.
+    block. A separate normalization, or a module that says `is_pooling`, belongs to the block before it.
 
     Args:
         network: Any module with parameters.
@@ -45,7 +45,7 @@ def split_blocks(network: nn.Module) -> list[Block]:
     result: list[Block] = []
     block_of_layer: dict[int, int] = {}  # index of the block by timm's layer number
     for layer, units in rows:
-        if result and all(map(_has_only_norms, units)):
+        if result and all(map(_ends_a_block, units)):
             result[-1].modules.extend(units)
         else:
             result.append(Block(units, []))
@@ -112,8 +112,9 @@ def _split_units(module: nn.Module, total: int) -> list[nn.Module]:
     return units
 
 
-def _has_only_norms(module: nn.Module) -> bool:
-    return all(isinstance(m, _Norm) for m in module.modules() if any(True for _ in m.parameters(recurse=False)))
+def _ends_a_block(module: nn.Module) -> bool:
+    owners = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    return all(isinstance(m, _Norm) or getattr(m, "is_pooling", False) for m in owners)
 
 
 def _is_layer(module: nn.Module) -> bool:

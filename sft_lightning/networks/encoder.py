@@ -1,8 +1,9 @@
 """What a network without its head looks like to paradigms, losses and adapters, whatever goes in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,22 @@ class MaskedDecoder(nn.Module, ABC):
         """
 
 
+class FilledEntries(NamedTuple):
+    """Answers for hidden entries of inputs that are entries of a list, such as tokens.
+
+    Attributes:
+        logits: Logits of all V entries of the list for each hidden one, (M, V).
+        entries: Entries that were hidden, int64, (M,).
+        examples: Example of the batch that each of them belongs to, int64, (M,).
+        make_rows: Function to rows of some examples for people: whole, as the encoder sees them, and filled.
+    """
+
+    logits: Tensor
+    entries: Tensor
+    examples: Tensor
+    make_rows: Callable[[], tuple[Inputs, ...]]
+
+
 class Encoder(nn.Module, ABC):
     """A network from the inputs of one modality to features.
 
@@ -86,6 +103,13 @@ class Encoder(nn.Module, ABC):
 
         Args:
             x: Inputs as the modality's views give them, (B, ...) each.
+        """
+
+    def fit_inputs(self, batches: Iterable[Inputs]) -> None:
+        """Learn from the inputs of training examples what takes no gradient steps; by default nothing, unread.
+
+        Args:
+            batches: Inputs of labeled and unlabeled training examples, without random changes.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -137,6 +161,37 @@ class Encoder(nn.Module, ABC):
             InputError: The encoder has no patches or map to decode.
         """
         raise InputError(f"backbone {self.name!r} has no masked decoder, so MAE cannot train it: choose another one")
+
+    def reconstruct(self, decoder: nn.Module, x: Inputs) -> Inputs | FilledEntries:
+        """Reconstruct inputs from their features, or fill what `corrupt` hides of inputs that are entries of a list.
+
+        Args:
+            decoder: Decoder that `build_decoder` has built.
+            x: Inputs of a batch, perhaps corrupted, (B, ...) each.
+        """
+        return decoder(self(x))
+
+    def check_corruption(self, noise: float, hidden: float, patch: int | None) -> None:
+        """Refuse a corruption that inputs of this modality do not have; by default, none is refused.
+
+        Args:
+            noise: Standard deviation of Gaussian noise.
+            hidden: Share of the input that is hidden, from 0 to 1.
+            patch: Side of the pieces that are hidden; None where it is not set.
+
+        Raises:
+            InputError: The modality has no such corruption.
+        """
+
+    def corrupt_evaluated(self, x: Inputs, hidden: float, indices: Tensor) -> Inputs:
+        """Corrupt the inputs of an evaluation, where only what was hidden can be judged; by default, not at all.
+
+        Args:
+            x: Inputs of a batch, (B, ...) each.
+            hidden: Share of the input that is hidden, from 0 to 1.
+            indices: Positions of the examples, which decide what is hidden, int64, (B,).
+        """
+        return x
 
     def corrupt(self, x: Inputs, noise: float, hidden: float, patch: int, generator: torch.Generator) -> Inputs:
         """Corrupt the inputs of a denoising or masked autoencoder.

@@ -1,7 +1,8 @@
 """Pre-training without labels: an autoencoder whose encoder any other paradigm can start from.
 
 L_rec = ||x - dec(enc(x))||^2, mean over all numbers and the batch (Hinton & Salakhutdinov 2006). The denoising and the
-masked variant corrupt the input of the encoder, never the target of the decoder.
+masked variant corrupt the input of the encoder, never the target of the decoder. Of inputs that are entries of a list,
+such as tokens, L_rec is the cross-entropy of the hidden ones (Devlin et al. 2019).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from sft_lightning.losses.reconstruction import compute_reconstruction_errors, reconstruction_loss
+from sft_lightning.losses.reconstruction import (
+    compute_fill_accuracy,
+    compute_reconstruction_errors,
+    reconstruction_loss,
+)
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import FilledEntries
 from sft_lightning.paradigms.base import StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.paradigms.encoder_pretraining import EncoderPretraining
 from sft_lightning.training.figures import ExampleRows, Figure
@@ -23,6 +29,7 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs, InputSpec, count_inputs, select_inputs
 
 _SHOWN = 8
+_PATCH = 4
 
 
 class AutoencoderModule(EncoderPretraining):
@@ -37,7 +44,7 @@ class AutoencoderModule(EncoderPretraining):
         input_spec: InputSpec | Mapping[str, Any] | Sequence[int] | None = None,
         noise: float = 0.0,
         hidden: float = 0.0,
-        patch: int = 4,
+        patch: int | None = None,
         compile: bool | str = False,
         weights: str = "none",
         regularizer: Regularizer | None = None,
@@ -50,15 +57,16 @@ class AutoencoderModule(EncoderPretraining):
         """Build encoder and decoder.
 
         Args:
-            network: `mlp` (784-128-64-32 and back at 28x28), `conv` (any image size), or another backbone, such as the
-                class path of an `Encoder` that builds a decoder.
+            network: `mlp` (784-128-64-32 and back at 28x28), `conv` (any image size), of texts `small_transformer` or
+                `hf/...`, or another backbone, such as the class path of an `Encoder` that builds a decoder.
             input_spec: Specification of the inputs: `input_spec` of the data, or (C, H, W) of images, by default
                 (1, 28, 28). The command line takes it from the data.
             noise: Standard deviation of the noise added to the encoder's input (denoising), for pixels in [0, 1].
-            hidden: Share of the patches that the encoder does not see (masking).
-            patch: Side of a patch in pixels.
+            hidden: Share of the patches, or of the tokens of texts, that the encoder does not see (masking).
+            patch: Side of a patch in pixels; null for 4.
             compile: Compile the encoder: true, or a mode of `torch.compile`.
-            weights: Weights of the encoder: `none`, or the path of a `.safetensors` file, checkpoint or run.
+            weights: Weights of the encoder: `none`, `default` (published), or the path of a `.safetensors` file,
+                checkpoint or run.
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: Function that makes an optimizer from parameter groups; needed for training only.
             lr_scheduler: Function that makes a schedule from the optimizer, or None for a constant rate.
@@ -71,32 +79,35 @@ class AutoencoderModule(EncoderPretraining):
             InputError: A setting is out of its range.
         """
         super().__init__(optimizer, lr_scheduler, regularizer, on_nonfinite, nonfinite_limit)
-        if noise < 0 or not 0 <= hidden < 1 or patch < 1:
+        if noise < 0 or not 0 <= hidden < 1 or (patch is not None and patch < 1):
             raise InputError(
                 f"noise is {noise}, hidden {hidden}, patch {patch}: give noise >= 0, 0 <= hidden < 1 and patch >= 1"
             )
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "regularizer", "image_shape"])
         spec = resolve_input_spec(input_spec, image_shape, (1, 28, 28))
         self.hparams["input_spec"] = spec.to_dict()
-        self.noise, self.hidden, self.patch = noise, hidden, patch
+        self.noise, self.hidden, self.patch = noise, hidden, _PATCH if patch is None else patch
         self.encoder, _ = build_encoder(network, spec, weights)
         self.decoder = self.encoder.build_decoder()
+        self.encoder.check_corruption(noise, hidden, patch)
         self.regularize(self.encoder, compile)
         compile_in_place(self.encoder, compile)
-        self._held_out = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
-        self._example: tuple[Inputs, Inputs] | None = None
+        metrics = "loss", "masked_accuracy"
+        self._held_out = nn.ModuleDict(
+            {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in metrics}
+        )
+        self._example: tuple[Inputs, ...] | None = None
 
-    def forward(self, x: Inputs) -> Inputs:
-        """Reconstruct inputs.
+    def forward(self, x: Inputs) -> Inputs | FilledEntries:
+        """Reconstruct inputs, or fill what is hidden of them.
 
         Args:
             x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
 
         Returns:
-            Reconstructions, of the form of `x`.
+            Reconstructions, of the form of `x`, or answers for its hidden entries.
         """
-        reconstruction: Inputs = self.decoder(self.encoder(x))
-        return reconstruction
+        return self.encoder.reconstruct(self.decoder, x)
 
     def features(self, x: Inputs) -> Tensor:
         """Compute features.
@@ -119,36 +130,49 @@ class AutoencoderModule(EncoderPretraining):
             corrupted = self.encoder.corrupt(x, self.noise, self.hidden, self.patch, generator)
         with self.watched():
             reconstruction = self(corrupted)
-        return StepResult(reconstruction_loss(reconstruction, x), {})
+        is_filled = isinstance(reconstruction, FilledEntries)
+        logs = {"masked_accuracy": compute_fill_accuracy(reconstruction)} if is_filled else {}
+        return StepResult(reconstruction_loss(reconstruction, x), logs)
+
+    def _reconstruct_evaluated(self, batch: Any) -> Inputs | FilledEntries:
+        return self(self.encoder.corrupt_evaluated(batch.x, self.hidden, batch.indices))
 
     def _evaluation_step(self, stage: str, batch: Any, batch_idx: int) -> None:
-        reconstruction = self(batch.x)
-        metric: Any = self._held_out[f"{stage}_loss"]
-        metric.update(reconstruction_loss(reconstruction, batch.x), weight=count_inputs(batch.x))
+        made = self._reconstruct_evaluated(batch)
+        is_filled = isinstance(made, FilledEntries)
+        values = {"loss": reconstruction_loss(made, batch.x)}
+        if is_filled:
+            values["masked_accuracy"] = compute_fill_accuracy(made)
+        for name, value in values.items():
+            metric: Any = self._held_out[f"{stage}_{name}"]
+            metric.update(value, weight=len(made.entries) if is_filled else count_inputs(batch.x))
         if batch_idx == 0:
             few = slice(_SHOWN)
-            self._example = select_inputs(batch.x, few), select_inputs(reconstruction, few)
+            self._example = made.make_rows() if is_filled else (select_inputs(batch.x, few), select_inputs(made, few))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch of uncorrupted examples to the validation loss."""
+        """Add a batch to the validation loss: of uncorrupted examples, or of what an entry hides in each."""
         self._evaluation_step("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch of uncorrupted examples to the test loss."""
+        """Add a batch to the test loss, as `validation_step` does."""
         self._evaluation_step("test", batch, batch_idx)
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """Return the mean loss over all examples."""
-        metric: Any = self._held_out[f"{stage}_loss"]
-        loss: Tensor = metric.compute()
-        metric.reset()
-        return {"loss": loss}
+        """Return the mean loss over all examples and, where entries are hidden, the share of right answers."""
+        values = {}
+        for name in ("loss", "masked_accuracy"):
+            metric: Any = self._held_out[f"{stage}_{name}"]
+            if name == "loss" or metric.update_called:
+                values[name] = metric.compute()
+            metric.reset()
+        return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Compute the reconstruction error of each example, which is high for examples unlike those of training."""
-        error = compute_reconstruction_errors(self(batch.x), batch.x)
+        error = compute_reconstruction_errors(self._reconstruct_evaluated(batch), batch.x)
         return {"indices": batch.indices, "reconstruction_error": error}
 
     def figures(self, stage: str) -> dict[str, Figure]:
-        """Return inputs in the upper row, reconstructions in the lower."""
+        """Return inputs in the first row and reconstructions in the last; between them, what is visible of a part."""
         return {} if self._example is None else {"reconstructions": ExampleRows(self._example)}

@@ -154,6 +154,7 @@ class FrozenFeatureClassifier(BackboneClassifier):
         if not len(data.splits["labeled"]):
             raise InputError(f"the data gives no label to fit {self.classifier_name} to: set num_labels, or add labels")
         seed, unlabeled = data.request.seed, data.splits["unlabeled"]
+        self.backbone.fit_inputs(batch.x for batch in data.training_batches(self.max_examples, self.device))
         x, y = self._compute_features(data, choose_by_class(data.splits["labeled"], self.max_examples, seed))
         others, left = None, self.max_examples - len(x)
         if self.head.learns_from_unlabeled and len(unlabeled) and left > 0:

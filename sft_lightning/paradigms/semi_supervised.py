@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.contract import few_label_data
-from sft_lightning.data.modality import mix_inputs
+from sft_lightning.data.modality import MixedFeatures, mix_inputs
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.losses.unlabeled.pool_targets import PoolTargets
 from sft_lightning.paradigms.base import StepResult, compile_in_place
@@ -96,7 +96,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self._wants_control = control
         self.control: Control | None = None
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
-        self._mix: Callable[[Inputs, Tensor, Tensor], Inputs] = mix_inputs
+        self._mix: Callable[[Inputs, Tensor, Tensor], Inputs | MixedFeatures] = mix_inputs
         self._pool_share = 1.0
         self._followed = 0
         self._followed_there: int | None = None
@@ -130,13 +130,15 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     # --- interface for the strategy
 
-    def outputs(self, x: Inputs) -> Outputs:
+    def outputs(self, x: Inputs | MixedFeatures) -> Outputs:
         """Compute features and logits.
 
         Args:
-            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W), or what `mix` gives.
         """
-        features = self.backbone(x)
+        features: Tensor = self.backbone(x.x if isinstance(x, MixedFeatures) else x)
+        if isinstance(x, MixedFeatures):
+            features = cast(Tensor, mix_inputs(features, x.order, x.share))
         return Outputs(features, self.head(features))
 
     def teacher_logits(self, x: Inputs) -> Tensor:

@@ -138,6 +138,8 @@ class LabeledSource:
         if not changed:
             raise InputError(f"it takes {spec}, and the source gives {self.data.input_spec}: leave it out")
         data = self.reopen(**changed)
+        if any(data.splits[name].ids != self.data.splits[name].ids for name in ("labeled", "unlabeled", "test")):
+            raise InputError(f"source {self.name!r} has changed since it was opened: start solve again")
         settings = {**self.settings, **{setting: str(value) for setting, value in changed.items()}}
         return replace(self, data=data, settings=settings, origin=self)
 
@@ -215,7 +217,7 @@ def read_source(
         how = {"num_labels": num_labels, "seed": seed, "val_size": 0, "test_size": 0, "eval_batch_size": 256}
         data = modality.make(name, **how, **own, **{**given, **changed})
         with silence_logs():  # what it says is on the first screen
-            if opened:
+            if opened and data.shares_splits:
                 data.share_splits(opened[0])
             else:
                 data.setup("fit")

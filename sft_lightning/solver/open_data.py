@@ -24,7 +24,8 @@ class Modality:
         name: Kind of the inputs.
         make: Data module from the name of the source and settings.
         unit: Unit of the size of an example.
-        plain: Backbone without weights, whose features are the inputs themselves.
+        plain: Backbone without weights, whose features are the inputs themselves, or weights of what they consist of.
+        plain_encoding: Encoding of the inputs of that backbone where it is another one than that of networks.
         small_view: Options of trainings of networks of this package.
         large_view: Options of trainings of published networks.
         pretrained: Backbone that is pre-trained from scratch; empty where none is.
@@ -37,13 +38,14 @@ class Modality:
     small_view: tuple[str, ...] = ()
     large_view: tuple[str, ...] = ("--model.layer_decay=0.75",)
     pretrained: str = ""
+    plain_encoding: str = ""
 
 
 VISION = Modality(
     "image", ImageDataModule, "px", "pixels", ("--data.weak_view.crop_padding=2",),
     ("--data.weak_view.crop_scale=[0.3,1.0]", "--model.layer_decay=0.75"), "resnet8:flatten",
 )  # fmt: skip
-TEXT = Modality("text", TextDataModule, "tokens", "bag_of_words")
+TEXT = Modality("text", TextDataModule, "tokens", "tfidf", plain_encoding="words:1048576")
 
 
 def find_modality(source: str, given: dict[str, Any]) -> Modality:

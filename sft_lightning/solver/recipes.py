@@ -4,12 +4,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sft_lightning.classifiers import Classifier, LogisticRegression
+from sft_lightning.classifiers import Classifier, ComplementNaiveBayes, LogisticRegression
 from sft_lightning.classifiers.label_spreading import choose_neighbors, normalize_graph, spread_labels
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.classifiers.smoothed_regression import NEIGHBORS as SMOOTHING_NEIGHBORS, multiply
@@ -47,6 +48,7 @@ class Space:
         saw_pool: Whether the network has learned from the unlabeled examples.
         is_large: Whether the network is one of a library.
         digest: SHA-256 of the file of weights; empty for published ones and pixels.
+        has_counts: Whether the vectors are counts or weights of what the inputs consist of, such as words.
         source: Source as the network sees it, after `read`.
         labeled: Vectors of the labeled examples, (N, F).
         pool: Vectors of unlabeled examples, (M, F).
@@ -60,10 +62,16 @@ class Space:
     saw_pool: bool = False
     is_large: bool = False
     digest: str = ""
+    has_counts: bool = False
     source: LabeledSource | None = None
     labeled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     pool: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     pool_positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    @property
+    def is_network(self) -> bool:
+        """Whether a network gives the vectors, which can be trained further."""
+        return self.backbone is not None and not self.has_counts
 
     def read(self, source: LabeledSource) -> None:
         """Compute the vectors, of at most 20,000 examples.
@@ -72,10 +80,11 @@ class Space:
             source: Source whose examples to read, as the network sees them.
         """
         self.source = source
+        count, most = len(source.labels), max(MAX_GRAPH, len(source.labels))
         device = torch.device("cpu") if self.backbone is None else choose_device()
         if self.backbone is not None:
             self.backbone.to(device)
-        count, most = len(source.labels), max(MAX_GRAPH, len(source.labels))
+            self.backbone.fit_inputs(batch.x for batch in source.data.training_batches(most, device))
         x, _, at = stack_vectors(source.data.training_batches(most, device), source.data, self.backbone)
         unlabeled = source.data.splits["unlabeled"]
         position = {index: i for i, index in enumerate(unlabeled.indices)}
@@ -108,26 +117,34 @@ class Recipe:
 
 
 def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
-    """Return logistic regression, and what also learns from unlabeled examples if there are some.
+    """Return logistic regression, naive Bayes on counts, and what also learns from unlabeled examples, if any.
 
     Args:
         space: Vectors that were read.
         source: Source.
     """
     base = ("--model=FrozenFeatureClassifier", *space.argv)
-    recipes = [  # features of a start that saw the pool without labels depend on it, too
-        Recipe(
-            f"logistic regression on {space.name}", space.saw_pool, (*base, "--model.classifier=LogisticRegression"),
-            cross_fit=lambda source: _cross_fit_classifier(space.labeled, source, LogisticRegression),
-        )
-    ]  # fmt: skip
+
+    def recipe(name: str, make: Callable[[], Classifier], *settings: str) -> Recipe:
+        argv = (*base, f"--model.classifier={make().__class__.__name__}", *settings)
+        # Features of a start that saw the pool without labels depend on it, too.
+        return Recipe(
+            f"{name} on {space.name}", space.saw_pool, argv,
+            cross_fit=lambda source: _cross_fit_classifier(space.labeled, source, make),
+        )  # fmt: skip
+
+    recipes = [recipe("logistic regression", LogisticRegression)]
+    if space.has_counts:
+        settings = "--model.classifier.strength=10", "--model.classifier.standardize=false"
+        plain = partial(LogisticRegression, strength=10, standardize=False)
+        recipes = [recipe("logistic regression", plain, *settings), recipe("naive Bayes", ComplementNaiveBayes)]
     if source.pool_size:
         graph = ("--model.classifier=LabelSpreading", f"--model.whiten={space.components}")
         argv = (*base, *graph, f"--model.max_examples={MAX_GRAPH}")
         recipes.append(
             Recipe(f"label spreading on {space.name}", True, argv, cross_fit=lambda source: _spread(space, source))
         )
-    if source.pool_size and space.backbone is not None:  # pixels have no neighbors worth their time
+    if source.pool_size and space.backbone is not None and not space.has_counts:  # pixels and words lie too far apart
         argv = (*base, "--model.classifier=SmoothedLogisticRegression", f"--model.max_examples={MAX_GRAPH}")
         name = f"smoothed logistic regression on {space.name}"
         recipes.append(Recipe(name, True, argv, cross_fit=lambda source: _smooth(space, source)))

@@ -50,4 +50,5 @@ def predict_graph(x: Tensor) -> float:
     begin = time.perf_counter()
     some.T @ some
     product = (time.perf_counter() - begin) / _PROBED
-    return product * (len(x) + _COMPONENTS) + _NEIGHBORS * len(x) ** 2
+    few = min(1.0, len(x) / x.shape[1])  # of fewer examples than features, their products are decomposed
+    return product * few * (len(x) + few * _COMPONENTS) + _NEIGHBORS * len(x) ** 2

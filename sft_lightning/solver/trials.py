@@ -166,19 +166,24 @@ class Trials:
 
     def judge_pixels(self) -> None:
         """Judge the classifiers on pixels, and measure how long it takes to read an example."""
-        space = Space(self.source.data.views.inputs_name, (f"--model.backbone={self.source.modality.plain}",), 64)
+        modality, source = self.source.modality, self.source
+        space = Space(source.data.views.inputs_name, (f"--model.backbone={modality.plain}",), 64)
+        if modality.plain_encoding:
+            source = source.view(replace(self.spec, encoding=modality.plain_encoding))
+            space.backbone, space.has_counts = build_encoder(modality.plain, source.data.input_spec)[0], True
         begin = time.monotonic()
-        space.read(self.source)
+        space.read(source)
         seconds = time.monotonic() - begin
         self.read_seconds = seconds / (len(space.labeled) + self.count)
-        simple, *graphs = make_classifiers(space, self.source)
         begin, work = time.monotonic(), time.process_time()
-        self.judge(simple, space)
-        if graphs:
-            stage = self._decide_graph(graphs[0].name, space)
+        for recipe in make_classifiers(space, source):
+            if not recipe.name.startswith("label spreading"):
+                self.judge(recipe, space)
+                continue
+            stage = self._decide_graph(recipe.name, space)
             if not stage.dropped:
                 seconds += stage.seconds
-                self.judge(graphs[0], space)
+                self.judge(recipe, space)
         work = time.process_time() - work
         if work > _MIN_WORK:  # nothing was computed where the results are those of an earlier call
             self.busyness = max(1.0, (time.monotonic() - begin) / work)
@@ -338,7 +343,7 @@ class Trials:
         best: dict[str, tuple[float, Space]] = {}
         for result in self.results:
             accuracy = float(result.correct.mean())
-            if result.space.backbone is not None and accuracy > best.get(result.space.name, (-1.0, result.space))[0]:
+            if result.space.is_network and accuracy > best.get(result.space.name, (-1.0, result.space))[0]:
                 best[result.space.name] = accuracy, result.space
         return [space for _, space in sorted(best.values(), key=lambda pair: -pair[0])]
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from sft_lightning.losses import unlabeled
 
-BASELINES = {"logistic": "logistic regression", "graph": "label spreading"}  # by their keys in a run's result
+# By their keys in a run's result.
+BASELINES = {"logistic": "logistic regression", "graph": "label spreading", "bayes": "naive Bayes"}
 _ON_START = " on the start of "
 
 # Class names that are also the names in the literature: FixMatch and UDA, but not MeanTeacher.

@@ -25,7 +25,7 @@ from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.runs.paths import LOGS, is_below_logs
 from sft_lightning.runs.record import RunRecord
-from sft_lightning.study.baselines import STARTS, fit_label_spreading, fit_logistic_regression
+from sft_lightning.study.baselines import STARTS, fit_label_spreading, fit_logistic_regression, fit_naive_bayes
 from sft_lightning.study.folders import assign_folders
 from sft_lightning.study.folds import predict_split
 from sft_lightning.study.method_names import BASELINES
@@ -358,4 +358,6 @@ def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, dict[str, float]]:
             accuracies["logistic"][name] = fit_logistic_regression(data, backbone=backbone)
         with suppress(InputError):
             accuracies["graph"][name] = fit_label_spreading(data, backbone)
+    with suppress(InputError):  # which takes counts, such as those of words
+        accuracies["bayes"][data.views.inputs_name] = fit_naive_bayes(data)
     return accuracies

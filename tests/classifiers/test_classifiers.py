@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression as Reference, Ridge as ReferenceRidge
+from sklearn.naive_bayes import ComplementNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from sft_lightning import classifiers
 from sft_lightning.classifiers import (
     Classifier,
+    ComplementNaiveBayes,
     KNearestNeighbors,
     LabelSpreading,
     LinearClassifier,
@@ -35,7 +37,28 @@ def blobs(count: int = 60, classes: int = 3, seed: int = 0, distance: float = 4.
 
 
 def test_all_classifiers_are_tested() -> None:
-    assert {type(classifier).__name__ for classifier in ALL} == set(classifiers.__all__)
+    named = {type(classifier).__name__ for classifier in [*ALL, ComplementNaiveBayes()]}  # which takes counts alone
+    assert named == set(classifiers.__all__)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_naive_bayes_is_that_of_scikit_learn_and_takes_counts_alone(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(80) % classes
+    x = torch.poisson(torch.rand(classes, 12, generator=generator)[y] * 3, generator=generator)
+    expected = ComplementNB(alpha=0.5).fit(x.numpy(), y.numpy())
+    ours = ComplementNaiveBayes(smoothing=0.5).fit(x, y * 2, num_classes=2 * classes)
+    assert np.allclose(ours.predict_proba(x)[:, ::2].numpy(), expected.predict_proba(x.numpy()), atol=1e-4)
+    assert torch.equal(ours.predict(x), torch.from_numpy(expected.predict(x.numpy())) * 2)
+    with pytest.raises(InputError, match="ComplementNaiveBayes needs counts, and some features are negative"):
+        ComplementNaiveBayes().fit(x - 1, y)
+
+
+def test_logistic_regression_leaves_the_scale_of_features_if_it_is_to() -> None:
+    x, y = blobs(60, distance=1.0)
+    expected = Reference(C=10, max_iter=1000).fit(x.double().numpy(), y.numpy())
+    ours = LogisticRegression(strength=10, standardize=False).fit(x, y).predict_proba(x)
+    assert np.allclose(ours.numpy(), expected.predict_proba(x.double().numpy()), atol=1e-3)
 
 
 @pytest.mark.parametrize("classifier", ALL, ids=lambda c: type(c).__name__)

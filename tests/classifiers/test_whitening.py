@@ -17,6 +17,14 @@ def test_components_are_those_of_scikit_learn_whatever_the_batches() -> None:
         assert torch.allclose(components.var(0, correction=0), torch.full((4,), 299 / 300).double(), atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [7, 40, 80])
+def test_fewer_examples_than_features_have_the_same_components(size: int) -> None:
+    x = torch.randn(80, 6) @ torch.randn(6, 90) + torch.randn(80, 90) / 10 + 100
+    expected = torch.from_numpy(PCA(6, whiten=True).fit_transform(x.double().numpy()))
+    components = WhitenedPCA(6).fit(x.split(size)).transform(x).double() * (80 / 79) ** -0.5
+    assert torch.allclose(components * (components * expected).sum(0).sign(), expected, atol=1e-2)
+
+
 def test_few_examples_get_few_components() -> None:
     assert WhitenedPCA(64).fit([torch.randn(40, 100)]).projection.shape == (100, 4)
 

@@ -82,6 +82,19 @@ HALF = "--trainer.precision=bf16-mixed"
     ],
 )
 def test_equals_lightnings_step(words: tuple[str, ...], workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_equal(words, monkeypatch)
+
+
+def test_equals_lightnings_step_on_texts(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"{'word ' * (1 + i % 9)}number {i},{i % 2},{('train', 'train', 'val')[i // 2 % 3]}" for i in range(90)]
+    Path("texts.csv").write_text("text,label,split\n" + "\n".join(rows))
+    small = ("--model.init_args.network=small_transformer", "--model.init_args.weights=none")
+    given = ("--data.init_args.source=texts.csv", "--data.init_args.max_length=12", "--data.init_args.batch_size=4")
+    config = "../pretraining/masked_language"
+    check_equal((config, *small, *given, "--data.init_args.tokenizer=words:99"), monkeypatch)
+
+
+def check_equal(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     (a, seen_a), (b, seen_b) = (trained(monkeypatch, words[0], is_lean, *words[1:]) for is_lean in (True, False))
     assert len(seen_a.losses) == 12
     assert seen_a.losses == seen_b.losses

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
+from sft_lightning.data.sample_orders import group_by_size
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.images import FileImages, Geometry
@@ -345,3 +346,21 @@ def test_resumed_alternating_epoch_continues_with_the_remaining_batches(needs_la
     resumed.set_epoch(2)
     seen += list(resumed)
     assert summarize(seen) == expected[10:]
+
+
+@given(count=st.integers(1, 200), group=st.integers(1, 30), seed=st.integers(0, 99))
+def test_groups_of_similar_size_hold_each_example_once(count: int, group: int, seed: int) -> None:
+    sizes = torch.randint(1, 9, (count,), generator=torch.Generator().manual_seed(seed))
+    order = group_by_size(sizes, group, seed)
+    assert sorted(order.tolist()) == list(range(count))
+    assert torch.equal(order, group_by_size(sizes, group, seed))
+
+
+def test_groups_of_similar_size_come_in_a_random_order() -> None:
+    sizes = torch.randint(1, 101, (1000,), generator=torch.Generator().manual_seed(0))
+    groups = sizes[group_by_size(sizes, 10, 3)].view(100, 10)
+    spread = groups.max(1).values - groups.min(1).values
+    assert float(spread.double().mean()) < 5  # of 82 where groups are drawn at random
+    means = groups.double().mean(1)
+    assert abs(float(torch.corrcoef(torch.stack([means[:-1], means[1:]]))[0, 1])) < 0.3
+    assert not torch.equal(group_by_size(sizes, 10, 3), group_by_size(sizes, 10, 4))

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sft_lightning import FineTuneClassifier, ImageDataModule, SemiSupervisedModule
 from sft_lightning.data.batches import Labeled
-from sft_lightning.data.modality import mix_inputs
+from sft_lightning.data.modality import MixedFeatures, mix_inputs
 from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.storage import TensorStorage
-from sft_lightning.losses.unlabeled import FixMatch, Reconstruction
+from sft_lightning.losses.unlabeled import FixMatch, MixMatch, Reconstruction
 from sft_lightning.losses.unlabeled.base import StrategyContext
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import InputError
@@ -26,6 +26,20 @@ def test_mix_inputs_weighs_each_example_against_its_partner(shape: tuple[int, ..
     mixed = mix_inputs(x, order, share)
     for i, (partner, weight) in enumerate(zip(order.tolist(), share.tolist(), strict=True)):
         torch.testing.assert_close(mixed[i], weight * x[i] + (1 - weight) * x[partner])
+
+
+def test_entries_of_a_list_are_mixed_as_features() -> None:
+    spec = InputSpec("text", (6,), "int64", "words:50")
+    model = SemiSupervisedModule(MixMatch(), backbone="fasttext", num_classes=3, input_spec=spec)
+    ids = torch.randint(0, 50, (4, 6))
+    x = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    order, share = torch.tensor([1, 2, 3, 0]), torch.tensor([1.0, 0.75, 0.5, 0.6])
+    mixed = mix_inputs(x, order, share)
+    assert isinstance(mixed, MixedFeatures)
+    plain, outputs = model.outputs(x), model.outputs(mixed)
+    expected = share[:, None] * plain.features + (1 - share[:, None]) * plain.features[order]
+    torch.testing.assert_close(outputs.features, expected)
+    torch.testing.assert_close(outputs.logits, model.head(expected))
 
 
 def test_inputs_of_two_dimensions_are_not_taken_for_features() -> None:

@@ -9,9 +9,10 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sft_lightning import ImageDataModule
+from sft_lightning import FineTuneClassifier, ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec
 
 WORDS = {
     "food": ["bread", "cheese", "soup", "apple", "dinner", "salt", "taste", "kitchen", "cook", "rice", "butter"],
@@ -64,6 +65,7 @@ def read_rows(path: str) -> list[dict[str, str]]:
 PARADIGMS = {
     "fine_tune": ("FineTuneClassifier",),
     "softmatch": ("SemiSupervisedModule", "--model.strategy=SoftMatch"),
+    "mixmatch": ("SemiSupervisedModule", "--model.strategy=MixMatch"),
     "decoupled": ("DecoupledFeatureClassifier", "--model.feature_loss=SupCon"),
 }
 
@@ -93,7 +95,7 @@ class StopAfterAnEpoch(Callback):
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(table: Path, workdir: Path) -> None:
-    words = arguments(table, *PARADIGMS["softmatch"])
+    words = arguments(table, *PARADIGMS["softmatch"], "--data.group_by_length=15")
     run("fit", "--run_name=whole", *words)
     run("fit", "--run_name=part", *words, f"--trainer.callbacks+={__name__}.StopAfterAnEpoch")
     run("fit", "--run_name=part", *words, "--ckpt_path=last")
@@ -108,13 +110,43 @@ def test_pretraining_and_classifiers_without_training(table: Path, workdir: Path
     objective = ["--model.objective=VICReg", "--model.objective.hidden=32", "--model.objective.projection=16"]
     run("fit", "--run_name=pretrained", *arguments(table, "SelfSupervisedModule", *objective))
     start = "--model.weights=lightning_logs/pretrained/version_0"
+    # Dropout alone makes two views differ, as in SimCSE.
+    same = [f"--data.strong_view.{name}=0" for name in ("delete", "hide", "swap", "span")]
+    simcse = ["--model.objective=SimCLR", "--model.objective.temperature=0.05", "--model.backbone=small_transformer"]
+    run("fit", "--run_name=simcse", *arguments(table, "SelfSupervisedModule", *simcse, *same), "--trainer.max_steps=1")
     frozen = [word for word in arguments(table, "FrozenFeatureClassifier") if "optimizer" not in word]
     run("fit", "--run_name=linear", *frozen, start)
     graph = ["--model.classifier=LabelSpreading", "--model.whiten=32"]
     run("fit", "--run_name=graph", *frozen, "--model.backbone=bag_of_words", *graph)
-    for name in ("linear", "graph"):
+    run("fit", "--run_name=bayes", *frozen, "--model.backbone=tfidf", "--model.classifier=ComplementNaiveBayes")
+    for name in ("linear", "graph", "bayes"):
         metrics = {row["metric"]: row["value"] for row in read_rows(f"lightning_logs/{name}/version_0/metrics.csv")}
         assert float(metrics["val/accuracy"]) > 0.6
+
+
+def test_hidden_words_are_learned_before_labels(table: Path, workdir: Path) -> None:
+    words = [
+        "--config=pretraining/masked_language.yaml", "--model.network=small_transformer", "--model.weights=none",
+        f"--data.source={table}", "--data.max_length=32", "--data.batch_size=32", "--data.steps_per_epoch=6",
+        "--data.num_labels=30",
+        "--trainer.max_epochs=2", "--model.optimizer.lr=0.003", "--model.lr_scheduler.warmup_steps=0",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    run("fit", "--run_name=whole", *words)
+    run("fit", "--run_name=part", *words, f"--trainer.callbacks+={__name__}.StopAfterAnEpoch")
+    run("fit", "--run_name=part", *words, "--ckpt_path=last")
+    whole, part = (
+        torch.load(f"lightning_logs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "part")
+    )
+    assert all(torch.equal(tensor, part[name]) for name, tensor in whole.items())
+    run("test", "--ckpt_path=lightning_logs/whole/version_0")
+    metrics = {row["metric"]: float(row["value"]) for row in read_rows("lightning_logs/whole/version_0/metrics.csv")}
+    assert metrics["test/loss"] < 7  # 9.7 at first
+    assert metrics["val/masked_accuracy"] > 0.03
+    spec = InputSpec("text", (32,), "int64", "words")
+    classifier = FineTuneClassifier("small_transformer", 3, spec, weights="lightning_logs/whole/version_0")
+    assert all(torch.equal(t, whole[f"encoder.{name}"]) for name, t in classifier.backbone.state_dict().items())
 
 
 def test_what_texts_cannot_do_is_one_sentence(table: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,10 +154,12 @@ def test_what_texts_cannot_do_is_one_sentence(table: Path, workdir: Path, capsys
         assert main(["fit", *words]) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    mixing = arguments(table, "SemiSupervisedModule", "--model.strategy=MixMatch", "--model.warmup_steps=0")
-    assert "texts cannot be mixed word by word: choose a strategy" in refuse(*mixing)
+    attack = arguments(table, "SemiSupervisedModule", "--model.strategy=VirtualAdversarial")
+    assert "VirtualAdversarial computes with the numbers of inputs, and those of a text are" in refuse(*attack)
     unchanged = [f"--data.strong_view.{name}=0" for name in ("delete", "hide", "swap", "span")]
     assert "strong_view changes nothing" in refuse(*arguments(table, *PARADIGMS["softmatch"], *unchanged))
+    same = arguments(table, "SelfSupervisedModule", "--model.objective=SimCLR", *unchanged)
+    assert "or a backbone with dropout" in refuse(*same)
     assert "is not known for texts" in refuse(*arguments(table, "FineTuneClassifier", "--model.backbone=conv"))
     assert "has no decoder" in refuse(
         *[word.replace("--model.backbone", "--model.network") for word in arguments(table, "AutoencoderModule")]

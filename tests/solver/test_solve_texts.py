@@ -51,7 +51,8 @@ def test_a_table_of_texts_is_solved(workdir: Path, capsys: pytest.CaptureFixture
     assert "sft-lightning label" not in shown.out
     folder = Path("lightning_logs/solve/mine")
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["recipes"]) == {"logistic regression on words", "label spreading on words"}
+    names = {f"{kind} on words" for kind in ("logistic regression", "naive Bayes", "label spreading")}
+    assert set(summary["recipes"]) == names
     truth = {f"t{i}": label for i, (_, label) in enumerate(make_texts(600))}
     predictions = read_rows(folder / "predictions.csv")
     assert len(predictions) == 600 - 24

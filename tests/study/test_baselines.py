@@ -1,17 +1,23 @@
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import ComplementNB
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from sft_lightning import ImageDataModule
+from sft_lightning import ImageDataModule, TextDataModule
 from sft_lightning.classifiers import LabelSpreading
+from sft_lightning.data.text.datamodule import get_texts
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.study.baselines import fit_label_spreading, fit_logistic_regression
+from sft_lightning.study.baselines import fit_label_spreading, fit_logistic_regression, fit_naive_bayes
+from sft_lightning.utils.errors import InputError
+from tests.modality.test_texts import make_texts
 
 
 def test_the_baseline_is_scikit_learn_on_labeled_pixels(fashion: tuple[Tensor, Tensor]) -> None:
@@ -81,3 +87,41 @@ def test_label_spreading_takes_large_images_and_features(workdir: Path, write_fo
     backbone, _ = build_backbone("conv", data.image_shape)
     assert fit_label_spreading(data, backbone) > 0.4
     assert len([*Path("lightning_logs/features/label_spreading").iterdir()]) == 2
+
+
+def test_texts_are_compared_by_tf_idf_of_all_training_texts(tmp_path: Path) -> None:
+    rows = [
+        f"{text},{label},{('train', 'train', 'test')[i // 3 % 3]}" for i, (text, label) in enumerate(make_texts(300))
+    ]
+    (tmp_path / "texts.csv").write_text("text,label,split\n" + "\n".join(rows))
+    data = TextDataModule(str(tmp_path / "texts.csv"), num_labels=30, val_size=0, max_length=4)  # of networks alone
+    data.setup("fit")
+    labeled, unlabeled, test = (get_texts(data.splits[name]) for name in ("labeled", "unlabeled", "test"))
+    theirs = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]").fit([*labeled, *unlabeled])
+    x, x_test = theirs.transform(labeled), theirs.transform(test)
+    y, y_test = (data.splits[name].labels.numpy() for name in ("labeled", "test"))
+    linear = LogisticRegression(C=10, max_iter=1000).fit(x, y).score(x_test, y_test)
+    assert fit_logistic_regression(data) == pytest.approx(linear)
+    assert fit_naive_bayes(data) == pytest.approx(ComplementNB().fit(x, y).score(x_test, y_test))
+    assert linear > 0.6
+
+
+def test_naive_bayes_refuses_measured_values() -> None:
+    data = ImageDataModule("sample", num_labels=50)
+    data.setup("fit")
+    with pytest.raises(InputError, match="naive Bayes needs counts, such as those of words, and the data has images"):
+        fit_naive_bayes(data)
+
+
+def test_many_words_are_never_made_dense(tmp_path: Path) -> None:
+    rows = [
+        f"{' '.join(f'w{i * 40 + k}' for k in range(40))} c{i % 2},k{i % 2},{'test' if i % 9 == 0 else 'train'}"
+        for i in range(2500)
+    ]
+    (tmp_path / "texts.csv").write_text("text,label,split\n" + "\n".join(rows))
+    data = TextDataModule(str(tmp_path / "texts.csv"), val_size=0)
+    data.setup("fit")
+    tracemalloc.start()
+    assert fit_naive_bayes(data) == 1.0  # 2,222 texts of 88,890 words: 1.6 GB as a dense matrix
+    assert tracemalloc.get_traced_memory()[1] < 2e8
+    tracemalloc.stop()

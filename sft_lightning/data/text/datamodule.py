@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.loaders import RawBatch
@@ -57,6 +58,7 @@ class TextDataModule(FewLabelDataModule):
         predict_source: str | None = None,
         class_names: list[str] | None = None,
         labels: str | None = None,
+        group_by_length: int = 0,
     ) -> None:
         """Keep the settings, and read the source for its classes.
 
@@ -93,11 +95,14 @@ class TextDataModule(FewLabelDataModule):
             predict_source: Table or folder of texts that `predict` reads; null for the test split.
             class_names: Names of the classes in the order of their numbers, matched with the source by name.
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
+            group_by_length: Number of training texts of similar length that come together, such as the batch size of
+                all processes, so that batches have less padding; 0 for batches of any lengths.
 
         Raises:
             InputError: A setting has an invalid value, or the source cannot be read.
         """
         check_min(1, max_length=max_length)
+        check_min(0, group_by_length=group_by_length)
         super().__init__(
             source,
             SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak),
@@ -115,7 +120,7 @@ class TextDataModule(FewLabelDataModule):
             labels=labels,
         )
         self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column)
-        self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length)
+        self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length, group_by_length)
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
         self.predict_source = predict_source
@@ -193,10 +198,14 @@ class TextDataModule(FewLabelDataModule):
         Raises:
             InputError: A part has no text, or strong views are requested that change nothing.
         """
-        if {"strong", "strong_2", "pretrain"} & {*self._request.views, *self.labeled_views} and not self.strong_view:
+        wanted = {"strong", "strong_2", "pretrain"} & {*self._request.views, *self.labeled_views}
+        # Dropout alone makes two views of a text differ: Gao et al. 2021, "SimCSE".
+        is_simcse = wanted == {"pretrain"} and self.trainer is not None and _has_dropout(self.trainer.lightning_module)
+        if wanted and not self.strong_view and not is_simcse:
+            other = ", or a backbone with dropout" if wanted == {"pretrain"} else ""
             raise InputError(
                 "strong_view changes nothing (all of its shares are 0), but strong views are to be learned from: set "
-                "one of them"
+                f"one of them{other}"
             )
         return super().train_dataloader()
 
@@ -243,6 +252,10 @@ class TextDataModule(FewLabelDataModule):
             InputError: There are none.
         """
         return self.named_batches(self.open_predicted())
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
 
 
 def get_texts(split: Split) -> list[str]:

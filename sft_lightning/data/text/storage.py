@@ -1,15 +1,16 @@
 """Storage of texts: equal texts are found by their letters, and tokens are made when they are first needed."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from sft_lightning.data.sample_orders import group_by_size
 from sft_lightning.data.storage import Storage, TensorStorage
-from sft_lightning.networks.text.tokenizers import Tokenizer
+from sft_lightning.networks.text.tokenizers import PADDING, WORD, Tokenizer
 
 Text = tuple[str, ...]  # a text, or a text and a second one that belongs to it
 
@@ -21,11 +22,13 @@ class Encoding:
     Attributes:
         tokenizer: Tokenizer.
         max_length: Number of tokens of a text that are kept.
+        group: Number of training texts of similar length that follow one another; 0 for none.
         truncated: Number of texts that were longer, and of all that were encoded.
     """
 
     tokenizer: Tokenizer
     max_length: int
+    group: int = 0
     truncated: tuple[int, int] = field(default=(0, 0))
 
     def encode(self, texts: Sequence[Text]) -> Tensor:
@@ -84,6 +87,30 @@ class TextStorage(TensorStorage):
     def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
         """Compute the SHA-256 of each text."""
         return [hashlib.sha256("\0".join(self.texts[i]).encode(errors="surrogatepass")).digest() for i in indices]
+
+    def pass_order(self, indices: Sequence[int], window: int) -> Callable[[int], Tensor] | None:
+        """Return how passes keep texts of similar length together, or None if they do not."""
+        if not self.encoding.group:
+            return None
+        lengths = (self.encode() != PADDING).sum(1)[torch.as_tensor(indices)]
+        return lambda seed: group_by_size(lengths, self.encoding.group, seed)
+
+    def fit_vectorizer(
+        self, pieces: Sequence[tuple[Storage, Sequence[int]]]
+    ) -> Callable[[Storage, Sequence[int]], Any]:
+        """Return TF-IDF of the words of whole texts, whatever the tokenizer and the length that networks read.
+
+        Each count is damped to 1 + its logarithm and weighed by how few training texts have the word, at length 1.
+        """
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        def read(storage: Storage, indices: Sequence[int]) -> list[str]:
+            assert isinstance(storage, TextStorage)
+            return ["\n".join(storage.texts[i]) for i in indices]
+
+        model = TfidfVectorizer(sublinear_tf=True, token_pattern=WORD.pattern)
+        model.fit([text for piece in pieces for text in read(*piece)])
+        return lambda storage, indices: model.transform(read(storage, indices))
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> Self:

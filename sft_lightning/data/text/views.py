@@ -13,7 +13,7 @@ from torch import Tensor
 from sft_lightning.data.modality import Views, seed_view
 from sft_lightning.networks.text.backbones import count_words
 from sft_lightning.networks.text.tokenizers import PADDING, Tokenizer
-from sft_lightning.utils.errors import InputError, check_fraction
+from sft_lightning.utils.errors import check_fraction
 from sft_lightning.utils.inputs import Inputs
 
 Tokens = dict[str, Tensor]
@@ -89,6 +89,7 @@ class TextViews(Views):
         free = given.clone()
         place = torch.arange(ids.shape[1], device=ids.device)
         count = given.sum(1, keepdim=True)
+        free &= ~torch.isin(ids, torch.tensor(self._tokenizer.special_ids, dtype=ids.dtype, device=ids.device))
         if self._tokenizer.has_frame:
             free &= (place > 0) & (place < count - 1)
         swapped = free[:, :-1] & free[:, 1:] & (chance[0, :, :-1] < view.swap)
@@ -111,16 +112,6 @@ class TextViews(Views):
         order = (~kept).long().argsort(dim=1, stable=True)
         kept = kept.gather(1, order)
         return {"input_ids": ids.gather(1, order) * kept, "attention_mask": kept.long()}
-
-    def mix(self, x: Inputs, order: Tensor, share: Tensor) -> Inputs:
-        """Refuse: the mean of two token ids is the id of a third token.
-
-        Raises:
-            InputError: Always.
-        """
-        raise InputError(
-            "texts cannot be mixed word by word: choose a strategy that mixes no inputs, such as SoftMatch or AdaMatch"
-        )
 
     def flatten(self, x: Inputs) -> Tensor:
         """Return bags of words, (B, 4096), as the backbone `bag_of_words`."""

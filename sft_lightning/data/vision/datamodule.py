@@ -45,6 +45,7 @@ _UNCHANGED, _STRONG, _PRETRAIN = WeakView(), StrongView(), PretrainView()
 class ImageDataModule(FewLabelDataModule):
     """Labeled and unlabeled images, in batches of the parts that the paradigm requests, as in `FewLabelDataModule`."""
 
+    shares_splits: ClassVar[bool] = True
     bad_setting: ClassVar[str] = "on_bad_image"
 
     def __init__(

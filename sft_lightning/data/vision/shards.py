@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sft_lightning.data.mmap_columns import NumberColumn, TextColumn
 from sft_lightning.data.sample_orders import Windowed
-from sft_lightning.data.source import SPLITS, Examples
+from sft_lightning.data.source import SPLITS, Examples, is_whole
 from sft_lightning.data.storage import Storage
 from sft_lightning.data.vision.image_source import ImageSource
 from sft_lightning.data.vision.images import EncodedImages
@@ -243,7 +243,7 @@ class ShardImages(EncodedImages):
     def digest(self) -> str:
         """Return the SHA-256 of the names and bytes of all images, computed when the shards were made."""
         digests = [
-            shards.digest if len(chosen) == shards.count else f"{shards.digest} of {np.asarray(chosen).tolist()}"
+            shards.digest if is_whole(chosen, shards.count) else f"{shards.digest} of {np.asarray(chosen).tolist()}"
             for shards, chosen in self._pieces
         ]
         return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()

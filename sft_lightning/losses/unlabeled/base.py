@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.data.contract import FewLabelData
-from sft_lightning.data.modality import mix_inputs
+from sft_lightning.data.modality import MixedFeatures, mix_inputs
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
 class Network(Protocol):
     """Interface of the paradigm for strategies."""
 
-    def outputs(self, x: Inputs) -> Outputs:
+    def outputs(self, x: Inputs | MixedFeatures) -> Outputs:
         """Return features and logits of the trained network, with gradient where that is enabled."""
 
     def teacher_logits(self, x: Inputs) -> Tensor:
@@ -89,7 +89,7 @@ class StrategyInputs(NamedTuple):
     student: Outputs
     labeled: Any
     labeled_outputs: Outputs
-    mix: Callable[[Inputs, Tensor, Tensor], Inputs] = mix_inputs
+    mix: Callable[[Inputs, Tensor, Tensor], Inputs | MixedFeatures] = mix_inputs
     weak: Outputs | None = None
 
 
@@ -123,6 +123,8 @@ class Strategy(nn.Module, ABC):
         needs_teacher: Whether the averaged network is used.
         computes_supervised_loss: Whether the strategy computes L_s, too.
         modalities: Kinds of inputs that the strategy supports, such as `image`; None for all.
+        needs_measured_inputs: Whether the strategy computes with the numbers of inputs themselves, which numbers of a
+            list, such as those of words, do not allow.
         tasks: Tasks that the strategy supports.
     """
 
@@ -132,6 +134,7 @@ class Strategy(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = False
     computes_supervised_loss: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...] | None] = None
+    needs_measured_inputs: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -154,6 +157,11 @@ class Strategy(nn.Module, ABC):
             raise InputError(
                 f"strategy {name} supports {', '.join(self.modalities)} inputs, and backbone {backbone.name!r} takes "
                 f"{backbone.modality}: choose another strategy"
+            )
+        if self.needs_measured_inputs and not backbone.input_spec.dtype.startswith("float"):
+            raise InputError(
+                f"strategy {name} computes with the numbers of inputs, and those of a {backbone.input_spec.noun} "
+                "are entries of a list: choose another strategy, such as SoftMatch"
             )
         if task not in self.tasks:
             raise InputError(

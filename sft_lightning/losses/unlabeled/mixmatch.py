@@ -23,7 +23,7 @@ class MixMatch(Strategy):
     """MixUp of labeled and unlabeled examples, with sharpened guesses for the labels of the latter.
 
     The guess is the sharpened mean prediction of two weak views. L_s is cross-entropy on the mixed labeled examples
-    (eq. 3), L_u squared error on the mixed unlabeled ones (eq. 4). Mixing works on pixels.
+    (eq. 3), L_u squared error on the mixed unlabeled ones (eq. 4). Pixels are mixed, and features of tokens.
 
     Reference setting: T .5, alpha .75, `lambda_u` 75 (CIFAR-10) to 100 with a linear ramp-up.
     """

@@ -1,5 +1,7 @@
 """Reconstruction as L_u: a decoder rebuilds the inputs from the features."""
 
+from typing import ClassVar
+
 from sft_lightning.losses.reconstruction import reconstruction_loss
 from sft_lightning.losses.unlabeled.base import Strategy, StrategyContext, StrategyInputs, StrategyOutput
 
@@ -12,6 +14,8 @@ class Reconstruction(Strategy):
 
     Reference setting: ResNet-50 from published weights, Adam with rate 1e-4, `schedule: alternating`.
     """
+
+    needs_measured_inputs: ClassVar[bool] = True
 
     def build(self, context: StrategyContext) -> None:
         """Build the decoder.

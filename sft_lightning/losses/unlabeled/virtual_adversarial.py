@@ -26,6 +26,7 @@ class VirtualAdversarial(Strategy):
     """
 
     student: ClassVar[str | None] = None
+    needs_measured_inputs: ClassVar[bool] = True
 
     def __init__(self, epsilon: float = 2.5, xi: float = 0.01, steps: int = 1, entropy: float = 0.0) -> None:
         """Check and store the settings.

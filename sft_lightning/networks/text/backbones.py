@@ -1,44 +1,24 @@
 """Encoders of texts by name: bags of words, a small transformer, or a published one of Hugging Face."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.networks.encoder import Encoder
-from sft_lightning.networks.text.tokenizers import find_file, make_tokenizer
+from sft_lightning.networks.encoder import get_architecture
+from sft_lightning.networks.text.masked_language import TokenDecoder
+from sft_lightning.networks.text.published import PublishedEncoder
+from sft_lightning.networks.text.token_encoder import TextEncoder, TokenEncoder, average_tokens
+from sft_lightning.networks.text.tokenizers import make_tokenizer
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
 from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
 Numbers = float | Sequence[float]
-POOLS = ("mean", "cls")
 _BINS = 4096  # numbers of a bag of words
 _PAIR = 1_000_003  # a prime: the hash of a pair of words
-
-
-class TextEncoder(Encoder):
-    """An encoder of token ids with their mask, `input_ids` and `attention_mask`, int64 (B, L) each.
-
-    Features do not depend on the padding.
-    """
-
-    modality: ClassVar[str] = "text"
-
-    def make_example(self) -> Inputs:
-        """Return two tokens of one text."""
-        return self._make(1, 2)
-
-    def make_batch(self, count: int) -> Inputs:
-        """Return texts of half the longest length, at most 64 of them."""
-        return self._make(min(count, 64), max(1, self.input_spec.shape[0] // 2))
-
-    def _make(self, count: int, length: int) -> Inputs:
-        ids = torch.zeros(count, length, dtype=torch.int64, device=self.device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def count_words(x: Inputs) -> Tensor:
@@ -50,19 +30,11 @@ def count_words(x: Inputs) -> Tensor:
     ids = x["input_ids"] % _BINS
     counts = torch.zeros(len(ids), _BINS, device=ids.device)
     counts.scatter_add_(1, ids, x["attention_mask"].float())
-    weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
-    return nn.functional.normalize(weights, dim=1)
+    return nn.functional.normalize(_dampen(counts), dim=1)
 
 
-def average_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of the given tokens of each text, (B, F).
-
-    Args:
-        tokens: Features of tokens, (B, L, F).
-        mask: Which tokens are given, (B, L).
-    """
-    weights = mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
+def _dampen(counts: Tensor) -> Tensor:
+    return torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
 
 
 class BagOfWords(TextEncoder):
@@ -82,6 +54,63 @@ class BagOfWords(TextEncoder):
     def forward(self, x: Inputs) -> Tensor:
         """Count the words, (B, 4096)."""
         return count_words(x)
+
+
+class TfIdf(TextEncoder):
+    """Weights of the 4,096 words that most training texts have: 1 + log of each count, times idf, at length 1.
+
+    idf is 1 + log((1 + N) / (1 + n)) of a word in n of N texts, as in scikit-learn, so that rare words count more.
+    `FrozenFeatureClassifier` takes the words from its training examples. Few words share an id if the data's
+    `tokenizer` is `words:1048576`.
+    """
+
+    num_features = _BINS
+    words: Tensor
+    weights: Tensor
+
+    def __init__(self, spec: InputSpec) -> None:
+        """Start without words.
+
+        Args:
+            spec: Inputs.
+        """
+        super().__init__()
+        self.net = nn.Identity()
+        self._num_tokens = count_tokens(spec)
+        self.register_buffer("words", torch.full((_BINS,), -1))
+        self.register_buffer("weights", torch.zeros(_BINS))
+
+    def fit_inputs(self, batches: Iterable[Inputs]) -> None:
+        """Choose the words, and weigh them."""
+        count, frequencies = 0, torch.zeros(self._num_tokens, dtype=torch.int64)
+        for x in batches:
+            ids, given = x["input_ids"].cpu(), x["attention_mask"].cpu().bool()
+            texts = torch.arange(len(ids))[:, None] * self._num_tokens + ids
+            present = texts[given].unique() % self._num_tokens  # once for each text
+            frequencies += present.bincount(minlength=self._num_tokens)
+            count += len(ids)
+        most = frequencies.argsort(descending=True, stable=True)[:_BINS]
+        most = most[frequencies[most] > 0].sort().values
+        unused = torch.arange(_BINS - len(most)) + self._num_tokens
+        self.words.copy_(torch.cat([most, unused]))
+        self.weights.zero_()
+        self.weights[: len(most)] = 1 + ((1 + count) / (1 + frequencies[most].double())).log().to(self.weights)
+
+    def forward(self, x: Inputs) -> Tensor:
+        """Weigh the words, (B, 4096).
+
+        Raises:
+            InputError: The words have not been chosen.
+        """
+        if int(self.words[-1]) < 0:
+            raise InputError(
+                f"backbone {self.name!r} knows no words yet: use it with FrozenFeatureClassifier, which fits it"
+            )
+        ids = x["input_ids"]
+        at = torch.searchsorted(self.words, ids).clamp_max(_BINS - 1)
+        known = (self.words[at] == ids) & x["attention_mask"].bool()
+        counts = torch.zeros(len(ids), _BINS, device=ids.device).scatter_add_(1, at, known.float())
+        return nn.functional.normalize(_dampen(counts) * self.weights, dim=1)
 
 
 class _Average(nn.Module):
@@ -140,7 +169,7 @@ class _Embedding(nn.Module):
 
 
 class _Blocks(nn.Module):
-    """Transformer blocks, whose features are averaged over the given tokens."""
+    """Transformer blocks from tokens to features of tokens."""
 
     def __init__(self, num_tokens: int, length: int, width: int, depth: int) -> None:
         super().__init__()
@@ -156,11 +185,11 @@ class _Blocks(nn.Module):
         tokens = self.embedding(x["input_ids"])
         for block in self.blocks:
             tokens = block(tokens, src_key_padding_mask=mask == 0)
-        features: Tensor = self.norm(average_tokens(tokens, mask))
+        features: Tensor = self.norm(tokens)
         return features
 
 
-class SmallTransformer(TextEncoder):
+class SmallTransformer(TokenEncoder):
     """Four blocks of 128 numbers: Vaswani et al. 2017, "Attention Is All You Need", with normalization first."""
 
     num_features = 128
@@ -172,82 +201,21 @@ class SmallTransformer(TextEncoder):
             spec: Inputs.
         """
         super().__init__()
-        self.net = _Blocks(count_tokens(spec), spec.shape[0], self.num_features, 4)
+        self.net: _Blocks = _Blocks(count_tokens(spec), spec.shape[0], self.num_features, 4)
 
-    def forward(self, x: Inputs) -> Tensor:
-        """Compute features, (B, 128)."""
-        features: Tensor = self.net(x)
-        return features
+    def encode_tokens(self, x: Inputs) -> Tensor:
+        """Compute features of tokens, (B, L, 128)."""
+        tokens: Tensor = self.net(x)
+        return tokens
 
-
-class PublishedEncoder(TextEncoder):
-    """An encoder of transformers in the form of Hugging Face: BERT, DistilBERT, RoBERTa, DeBERTa, MiniLM and others.
-
-    No code of the model's folder is run, and weights are read from safetensors alone.
-    """
-
-    def __init__(self, name: str, spec: InputSpec, has_weights: bool) -> None:
-        """Load the model.
-
-        Args:
-            name: Name `hf/FOLDER` or `hf/NAME`, with `:mean` (the default) or `:cls` for its pooling.
-            spec: Inputs.
-            has_weights: Whether to load the published weights, or to draw them.
-
-        Raises:
-            InputError: The model is missing, is not an encoder, or does not read these tokens.
-        """
-        super().__init__()
-        where, _, pool = name.partition(":")
-        self._pool = pool or POOLS[0]
-        if self._pool not in POOLS:
-            raise InputError(f"backbone {name!r} ends with {pool!r}{did_you_mean(pool, POOLS)}: give :mean or :cls")
-        if spec.encoding != where:
-            raise InputError(
-                f"backbone {name!r} reads the tokens of its own tokenizer, and the data has those of "
-                f"{spec.encoding!r}: set data.tokenizer to {where}"
-            )
-        folder = find_file(name, "config.json").parent
-        self.net = _load(name, folder, has_weights)
-        config: Any = self.net.config
-        if getattr(config, "is_encoder_decoder", False):
-            raise InputError(f"backbone {name!r} has an encoder and a decoder: give a model that is an encoder alone")
-        most = getattr(config, "max_position_embeddings", None)
-        if most is not None and spec.shape[0] > most:
-            raise InputError(f"max_length is {spec.shape[0]}, and backbone {name!r} takes {most} tokens: lower it")
-        self.num_features = int(config.hidden_size)
-
-    def forward(self, x: Inputs) -> Tensor:
-        """Compute features, (B, F)."""
-        tokens: Tensor = self.net(input_ids=x["input_ids"], attention_mask=x["attention_mask"]).last_hidden_state
-        return average_tokens(tokens, x["attention_mask"]) if self._pool == "mean" else tokens[:, 0]
-
-
-def _load(name: str, folder: Path, has_weights: bool) -> Any:
-    try:
-        from transformers import AutoConfig, AutoModel
-        from transformers.utils import logging
-    except ImportError as error:
-        raise InputError(f"backbone {name!r} needs the extra 'text': pip install 'sft-lightning[text]'") from error
-    logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if has_weights:
-            find_file(name, "model.safetensors")
-            net = AutoModel.from_pretrained(
-                folder, config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-        else:
-            net = AutoModel.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"backbone {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if getattr(net, "pooler", None) is not None:
-        net.pooler = None  # its output is not used, and DDP would wait for its gradients
-    return net.float()
+    def build_decoder(self) -> nn.Module:
+        """Build a head on the tokens, tied to their embeddings."""
+        return TokenDecoder(self.net.embedding.tokens)
 
 
 BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {
     "bag_of_words": BagOfWords,
+    "tfidf": TfIdf,
     "fasttext": FastText,
     "small_transformer": SmallTransformer,
 }
@@ -280,8 +248,8 @@ def build_from_spec(
     """Build an encoder of texts and load its weights.
 
     Args:
-        name: `bag_of_words`, `fasttext`, `small_transformer`, or `hf/` and the folder of a model or its name in the
-            cache of Hugging Face.
+        name: `bag_of_words`, `tfidf`, `fasttext`, `small_transformer`, or `hf/` and the folder of a model or its name
+            in the cache of Hugging Face.
         spec: Inputs.
         weights: `none`, `default` (those of the folder), or the path of a file or run.
         mean: None: texts are not normalized.
@@ -298,10 +266,14 @@ def build_from_spec(
     encoder: TextEncoder
     if name.startswith("hf/"):
         encoder = PublishedEncoder(name, spec, weights == "default")
-    elif name in BUILT_IN:
+    elif (kind := get_architecture(name)) in BUILT_IN:
         if weights == "default":
             raise InputError(f"weights is 'default', but nobody publishes weights of {name!r}: give none or a path")
-        encoder = BUILT_IN[name](spec)
+        encoder = BUILT_IN[kind](spec)
+        if isinstance(encoder, TokenEncoder):
+            encoder.choose_pool(name)
+        elif kind != name:
+            raise InputError(f"backbone {name!r} has features of whole texts alone, which are not pooled: give {kind}")
     else:
         known = ", ".join(BUILT_IN)
         raise InputError(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sft_lightning.utils.errors import InputError
 
 PADDING = -1
-_WORD = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+|[^\w\s]")
 _DEFAULT_ROWS = 16_384
 
 
@@ -26,12 +26,16 @@ class Tokenizer(ABC):
         num_tokens: Number of different ids.
         mask_id: Id that stands for a hidden token.
         has_frame: Whether the first and the last token of each text mark its beginning and end.
+        special_ids: Ids that stand for no piece of a text, such as such marks.
+        pair_mark: Id after which the second text of a pair begins, where networks get the number of the text, too.
     """
 
     name: str
     num_tokens: int
     mask_id: int
     has_frame: bool = False
+    special_ids: tuple[int, ...] = ()
+    pair_mark: int | None = None
 
     @property
     def digest(self) -> str:
@@ -78,14 +82,14 @@ class HashTokenizer(Tokenizer):
         """
         if num_tokens < 2:
             raise InputError(f"tokenizer is 'words:{num_tokens}': give at least 2 different ids, such as words:16384")
-        self.num_tokens, self.mask_id = num_tokens, 0
+        self.num_tokens, self.mask_id, self.special_ids = num_tokens, 0, (0,)
         self.name = self.prefix if num_tokens == _DEFAULT_ROWS else f"{self.prefix}:{num_tokens}"
         self._ids: dict[str, int] = {}
         self._words: dict[int, str] = {}
 
     def encode(self, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[npt.NDArray[np.int32], int]:
         """Return the ids of the words, (N, L)."""
-        rows = [[self._number(word) for text in pair for word in _WORD.findall(text.lower())] for pair in texts]
+        rows = [[self._number(word) for text in pair for word in WORD.findall(text.lower())] for pair in texts]
         return pad([row[:max_length] for row in rows]), sum(len(row) > max_length for row in rows)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -129,6 +133,12 @@ class PublishedTokenizer(Tokenizer):
         self.mask_id = masks[0] if masks else 0
         framed = self._rust.encode("a").special_tokens_mask
         self.has_frame = len(framed) > 2 and bool(framed[0]) and bool(framed[-1])
+        pair = self._rust.encode("a", "a")
+        marks = {i for i, is_mark in zip(pair.ids, pair.special_tokens_mask, strict=True) if is_mark}
+        marks |= {i for i, token in self._rust.get_added_tokens_decoder().items() if token.special}
+        self.special_ids = (*sorted(marks),)
+        if 1 in pair.type_ids and (first := pair.ids[pair.type_ids.index(1) - 1]) in marks:
+            self.pair_mark = first
 
     def encode(self, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[npt.NDArray[np.int32], int]:
         """Return the ids with those that mark beginning and end, (N, L)."""
@@ -138,8 +148,14 @@ class PublishedTokenizer(Tokenizer):
         return pad([one.ids for one in encoded]), sum(bool(one.overflowing) for one in encoded)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text without marks of beginning and end."""
-        return str(self._rust.decode([*ids]))
+        """Return the text without marks of beginning and end, and dots for hidden tokens."""
+        pieces: list[list[int]] = [[]]
+        for i in ids:
+            if i == self.mask_id:
+                pieces.append([])
+            else:
+                pieces[-1].append(i)
+        return " … ".join(self._rust.decode(piece) for piece in pieces).strip()
 
     @cached_property
     def digest(self) -> str:

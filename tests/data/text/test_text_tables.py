@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from sft_lightning import TextDataModule
 from sft_lightning.data.text.datamodule import get_texts
@@ -115,6 +116,23 @@ def test_long_texts_are_cut_off_and_counted(tmp_path: Path, caplog: pytest.LogCa
         data = read(tmp_path / "a.csv", max_length=4)
     assert "1 of 4 texts are longer than 4 tokens and are cut off there (max_length)" in caplog.text
     assert data.input_spec.shape == (4,)
+
+
+def test_texts_of_similar_length_come_together_if_they_are_to(tmp_path: Path) -> None:
+    rows = [f"{' '.join(f'w{i}x{k}' for k in range(1 + 7 * i % 60))},{'xy'[i % 2]},train" for i in range(400)]
+    (tmp_path / "a.csv").write_text("text,label,split\n" + "\n".join(rows) + "\nnew words,x,test")
+
+    def count_padding(group: int) -> float:
+        data = read(tmp_path / "a.csv", batch_size=20, group_by_length=group)
+        batches = [data.on_after_batch_transfer(batch, 0)["labeled"] for batch in data.train_dataloader()]
+        assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == list(range(400))
+        mask = [batch.x["attention_mask"] for batch in batches]
+        return 1 - sum(int(m.sum()) for m in mask) / sum(m.numel() for m in mask)
+
+    assert count_padding(0) > 0.4
+    assert count_padding(20) < 0.1
+    with pytest.raises(InputError, match="group_by_length"):
+        read(tmp_path / "a.csv", group_by_length=-1)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,3 @@ def test_settings_out_of_range_are_refused() -> None:
     for name in ("word", "words:x", "words:1", "hf"):
         with pytest.raises(InputError, match="tokenizer is"):
             make_tokenizer(name)
-    views, x, _ = make_views(TextView())
-    with pytest.raises(InputError, match="texts cannot be mixed"):
-        views.mix(x, torch.arange(600), torch.ones(600))

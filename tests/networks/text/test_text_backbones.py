@@ -3,17 +3,22 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from sft_lightning.data.text.storage import Encoding
 from sft_lightning.data.text.views import TextView, TextViews
+from sft_lightning.networks.blocks import split_blocks
 from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.text.tokenizers import make_tokenizer
+from sft_lightning.networks.weights import write_weights
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec, concatenate_inputs, select_inputs
 
@@ -54,7 +59,18 @@ def read(tokenizer: str, length: int = 16) -> tuple[InputSpec, dict[str, Tensor]
     return spec, views.prepare(encoding.encode([(text,) for text in TEXTS]))
 
 
-@pytest.mark.parametrize("name", ["bag_of_words", "fasttext", "small_transformer", "hf", "hf:cls"])
+ENCODERS = [
+    "bag_of_words",
+    "fasttext",
+    "small_transformer",
+    "small_transformer:attention",
+    "hf",
+    "hf:cls",
+    "hf:attention",
+]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 def test_features_do_not_depend_on_the_other_texts_of_a_batch(name: str, folder: Path) -> None:
     tokenizer = f"hf/{folder}" if name.startswith("hf") else "words:500"
     spec, x = read(tokenizer)
@@ -68,6 +84,49 @@ def test_features_do_not_depend_on_the_other_texts_of_a_batch(name: str, folder:
     assert torch.allclose(encoder(longer)[:3], features, atol=1e-6)
     assert not torch.allclose(features[0], features[2])
     assert encoder(encoder.make_example()).shape == (1, encoder.num_features)
+
+
+@pytest.mark.parametrize("name", ["small_transformer", "hf:cls"])
+def test_an_evaluation_encodes_texts_of_similar_length_together(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = f"hf/{folder}" if name.startswith("hf") else "words:500"
+    encoding = Encoding(make_tokenizer(tokenizer), 32)
+    texts = [(" ".join(WORDS[(i + k) % 9] for k in range(1 + 7 * i % 27)),) for i in range(41)]
+    x = TextViews(encoding.tokenizer, TextView(), TextView()).prepare(encoding.encode(texts))
+    encoder = build_encoder(name.replace("hf", tokenizer), InputSpec("text", (32,), "int64", tokenizer))[0].eval()
+    whole = encoder(x)  # with gradients
+    seen: list[tuple[int, ...]] = []
+    own: Any = encoder.encode_tokens
+
+    def encode(piece: dict[str, Tensor]) -> Tensor:
+        seen.append(tuple(piece["input_ids"].shape))
+        tokens: Tensor = own(piece)
+        return tokens
+
+    monkeypatch.setattr(encoder, "encode_tokens", encode)
+    with torch.no_grad():
+        features = encoder(x)
+    torch.testing.assert_close(features, whole, rtol=1e-4, atol=1e-5)
+    lengths = sorted(x["attention_mask"].sum(1).tolist())
+    assert seen == [(16, lengths[15]), (16, lengths[31]), (9, lengths[40])]
+
+
+def test_weights_of_words_are_those_of_scikit_learn() -> None:
+    spec, x = read("words:1048576")
+    encoder, _ = build_encoder("tfidf", spec)
+    with pytest.raises(InputError, match="backbone 'tfidf' knows no words yet: use it with FrozenFeatureClassifier"):
+        encoder(x)
+    encoder.fit_inputs(iter([select_inputs(x, slice(2)), select_inputs(x, slice(2, 3))]))
+    model = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
+    expected = torch.from_numpy(model.fit_transform(TEXTS).toarray()).float()
+    torch.testing.assert_close(encoder(x).sort(1).values[:, -9:], expected.sort(1).values)
+    torch.testing.assert_close(encoder(x) @ encoder(x).T, expected @ expected.T)
+    again, _ = build_encoder("tfidf", spec)
+    again.load_state_dict(encoder.state_dict())
+    other = {"input_ids": x["input_ids"] + 1, "attention_mask": x["attention_mask"]}  # words of no training text
+    assert torch.equal(again(x), encoder(x))
+    assert not bool(again(other).any())
 
 
 def test_published_encoders_give_what_their_library_gives(folder: Path) -> None:
@@ -86,6 +145,48 @@ def test_published_encoders_give_what_their_library_gives(folder: Path) -> None:
     assert not torch.allclose(drawn.eval()(x), ours)
 
 
+@pytest.mark.parametrize("name", ["small_transformer", "hf"])
+def test_attention_starts_as_the_mean_and_weighs_tokens(name: str, folder: Path, tmp_path: Path) -> None:
+    tokenizer = f"hf/{folder}" if name == "hf" else "words:500"
+    spec, x = read(tokenizer)
+    torch.manual_seed(0)
+    mean = build_encoder(name.replace("hf", tokenizer), spec)[0].eval()
+    write_weights(tmp_path / "encoder.safetensors", mean.state_dict(), {"part": "backbone", **mean.describe()})
+    encoder = build_encoder(f"{name.replace('hf', tokenizer)}:attention", spec, str(tmp_path))[0].eval()
+    torch.testing.assert_close(encoder(x), mean(x))
+    query = encoder.net.get_parameter("attention.query")
+    assert split_blocks(encoder.net)[-1].parameters[-1] is query
+    assert len(split_blocks(encoder.net)) == len(split_blocks(mean.net))
+    tokens = encoder(x, is_pooled=False)
+    torch.nn.init.normal_(query, std=5.0)
+    pooled = encoder(x)
+    for i, count in enumerate(x["attention_mask"].sum(1).tolist()):
+        weights = (tokens[i, :count] @ query / encoder.num_features**0.5).softmax(0)
+        torch.testing.assert_close(pooled[i], weights @ tokens[i, :count], rtol=1e-4, atol=1e-5)
+
+
+def test_second_texts_get_a_number_of_their_own_where_the_model_has_one(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "pairs")
+    rust = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rust.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    rust.save(str(tmp_path / "pairs" / "tokenizer.json"))
+    name = f"hf/{tmp_path / 'pairs'}"
+    encoding = Encoding(make_tokenizer(name), 16)
+    raw = encoding.encode([("a cat", "the dog ran"), ("a mat",)])
+    x = TextViews(encoding.tokenizer, TextView(), TextView()).prepare(raw)
+    ours = build_encoder(name, InputSpec("text", (16,), "int64", name), "default")[0].eval()
+    theirs = BertModel.from_pretrained(folder).eval()
+    given = rust.encode("a cat", "the dog ran")
+    with torch.no_grad():
+        ids, types = (torch.tensor([values]) for values in (given.ids, given.type_ids))
+        expected = theirs(input_ids=ids, token_type_ids=types).last_hidden_state.mean(1)
+        assert torch.allclose(ours(x)[:1], expected, atol=1e-6)
+        without = theirs(input_ids=ids).last_hidden_state.mean(1)
+    assert not torch.allclose(expected, without, atol=1e-3)
+
+
 def test_pairs_of_texts_are_joined_as_the_tokenizer_joins_them(folder: Path) -> None:
     raw = Encoding(make_tokenizer(f"hf/{folder}"), 8).encode([("a cat", "the dog")])
     assert raw.tolist() == [[2, 9, 6, 3, 5, 12, 3, -1]]
@@ -101,6 +202,10 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
         build_encoder(name, own)
     with pytest.raises(InputError, match=r"ends with 'csl' \(did you mean 'cls'\?\)"):
         build_encoder(f"{name}:csl", own)
+    with pytest.raises(InputError, match=r"'small_transformer:cls' ends with 'cls': give :mean or :attention"):
+        build_encoder("small_transformer:cls", spec)
+    with pytest.raises(InputError, match="'fasttext:mean' has features of whole texts alone"):
+        build_encoder("fasttext:mean", spec)
     with pytest.raises(InputError, match=r"'fastext' is not known for texts \(did you mean 'fasttext'\?\)"):
         build_encoder("fastext", spec)
     with pytest.raises(InputError, match="nobody publishes weights of 'fasttext'"):
@@ -114,6 +219,22 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         make_tokenizer(f"hf/{tmp_path}")
+
+
+def test_places_of_roberta_begin_after_that_of_padding(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "roberta"
+    shutil.copytree(folder, made)
+    config = RobertaConfig(
+        vocab_size=14, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40,
+        max_position_embeddings=18, type_vocab_size=1, pad_token_id=1,
+    )  # fmt: skip
+    RobertaModel(config).save_pretrained(made)
+    spec, x = read(f"hf/{made}", 17)
+    with pytest.raises(InputError, match=r"max_length is 17, and backbone .* takes 16 tokens"):
+        build_encoder(f"hf/{made}", spec)
+    spec, x = read(f"hf/{made}", 16)
+    long = {name: torch.full((1, 16), 4 if name == "input_ids" else 1) for name in x}
+    assert build_encoder(f"hf/{made}", spec)[0](long).isfinite().all()
 
 
 def test_code_and_pickles_of_a_folder_are_never_run(folder: Path, tmp_path: Path) -> None:
@@ -136,9 +257,6 @@ def test_code_and_pickles_of_a_folder_are_never_run(folder: Path, tmp_path: Path
 
 
 def test_weights_of_a_run_are_those_of_the_encoder(folder: Path, tmp_path: Path) -> None:
-    from sft_lightning.networks.encoder import Encoder
-    from sft_lightning.networks.weights import write_weights
-
     spec, x = read("words:500")
     made: Encoder = build_encoder("small_transformer", spec)[0].eval()
     tensors = {name: t.contiguous() for name, t in made.net.state_dict().items()}
