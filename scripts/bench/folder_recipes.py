@@ -134,6 +134,7 @@ def main() -> None:
                 add(f"CPU seconds of {row}", seed, time.process_time() - began)
                 add(row, seed, test(Path(str(run))))
                 print(row, seed, accuracy[row], flush=True)
+    args.source, args.weights, args.folder = source.name, weights.name, None
     publish(args, {"classes": classes, "accuracy_and_seconds": accuracy})
 
 

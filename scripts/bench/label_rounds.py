@@ -121,6 +121,7 @@ def main() -> None:
     mean = {
         arm: [round(statistics.mean(turn), 4) for turn in zip(*rows, strict=True)] for arm, rows in accuracies.items()
     }
+    args.source, args.root = Path(args.source).name, Path(args.root).name
     publish(args, {"labels": [40 + args.step * r for r in range(args.rounds + 1)], "mean": mean, "by_seed": accuracies})
 
 

@@ -91,6 +91,7 @@ def main() -> None:
                 rows.append(row)
             results[f"{classifier}, {choice}"] = [round(statistics.mean(turn), 4) for turn in zip(*rows, strict=True)]
             print(classifier, choice, results[f"{classifier}, {choice}"], flush=True)
+    args.root = Path(args.root).name
     publish(args, {"labels": [40 + STEP * turn for turn in range(args.rounds + 1)], "test_accuracy": results})
 
 

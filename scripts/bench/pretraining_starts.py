@@ -240,6 +240,7 @@ def main() -> None:
         for row, own in accuracies.items()
     }
     args.out, args.weights, args.run = out, weights and weights.name, args.run and args.run.name
+    args.source, args.root = Path(args.source).name, Path(args.root).name
     publish(args, {**result, "seconds": seconds, "test_accuracy": mean, "by_split": accuracies})
 
 
