@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
 class Network(Protocol):
     """Interface of the paradigm for strategies."""
 
-    def outputs(self, x: Inputs | MixedFeatures) -> Outputs:
+    def outputs(self, x: Inputs) -> Outputs:
         """Return features and logits of the trained network, with gradient where that is enabled."""
 
     def teacher_logits(self, x: Inputs) -> Tensor:
