@@ -21,12 +21,12 @@ WORDS = {
 COMMON = ["the", "a", "of", "and", "in", "to", "it", "was", "very", "with", "for", "on", "my", "his"]
 
 
-def make_texts(count: int) -> list[tuple[str, str]]:
-    """Return texts of three classes, a quarter of whose words say which, and their labels."""
+def make_texts(count: int, share: float = 0.25) -> list[tuple[str, str]]:
+    """Return texts of three classes, a share of whose words say which, and their labels."""
     rng, made = random.Random(0), []
     for i in range(count):
         label = [*WORDS][i % 3]
-        words = [rng.choice(WORDS[label] if rng.random() < 0.25 else COMMON) for _ in range(rng.randint(5, 30))]
+        words = [rng.choice(WORDS[label] if rng.random() < share else COMMON) for _ in range(rng.randint(5, 30))]
         made.append((" ".join(words), label))
     return made
 

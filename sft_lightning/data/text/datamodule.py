@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from sft_lightning.data.copies import Copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import SPLITS, Examples, Source, concatenated, take_unlabeled
 from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
+from sft_lightning.data.text.near_duplicates import find_copies
 from sft_lightning.data.text.source import TextSource
 from sft_lightning.data.text.storage import Encoding, TextStorage
 from sft_lightning.data.text.tables import Columns
@@ -176,6 +178,12 @@ class TextDataModule(FewLabelDataModule):
                 f"Data: {longer:,} of {count:,} texts are longer than {self.encoding.max_length} tokens and are cut "
                 "off there (max_length)."
             )
+
+    def find_copies(self, labeled: Split, others: Split | None = None) -> tuple[Copies, Copies]:
+        """Find equal and nearly equal texts."""
+        texts = [get_texts(split) for split in (labeled, others) if split is not None and len(split)]
+        alone = find_copies(texts[0])
+        return alone, alone if len(texts) == 1 else find_copies([*texts[0], *texts[1]])
 
     def fingerprint(self, name: str) -> str:
         """Compute the SHA-256 of a split's texts and of how they become tokens."""

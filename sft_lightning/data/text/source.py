@@ -20,6 +20,9 @@ class TextSource(Source):
     """Texts with their labels, splits and groups, all in memory.
 
     Texts that are blank are left out and reported.
+
+    Attributes:
+        blank: Places of blank texts: lines of a table, or names of files.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class TextSource(Source):
         self.name, self._encoding = name, encoding
         path = Path(name)
         self._findings: list[Finding] = []
+        self.blank: list[str] = []
         if path.is_dir():
             self._kind, rows = "folder", self._read_folder(path)
         elif path.suffix.lower() in SUFFIXES:
@@ -89,12 +93,11 @@ class TextSource(Source):
         return rows
 
     def _leave_out_blank(self, rows: Sequence[Row]) -> list[Row]:
-        blank = [row for row in rows if not any(text.strip() for text in row.texts)]
-        if blank:
-            where = ", ".join(self._locate(row) for row in blank[:3])
-            count = "1 text is" if len(blank) == 1 else f"{len(blank):,} texts are"
-            message = f"{self._kind} {self.name!r}: {count} blank and left out ({where})"
-            self._findings.append(Finding("unreadable", message, [self._locate(row) for row in blank]))
+        self.blank = [self._locate(row) for row in rows if not any(text.strip() for text in row.texts)]
+        if self.blank:
+            count = "1 text is" if len(self.blank) == 1 else f"{len(self.blank):,} texts are"
+            message = f"{self._kind} {self.name!r}: {count} blank and left out ({', '.join(self.blank[:3])})"
+            self._findings.append(Finding("unreadable", message, self.blank))
         return [row for row in rows if any(text.strip() for text in row.texts)]
 
     def _locate(self, row: Row) -> str:

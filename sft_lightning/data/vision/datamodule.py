@@ -289,7 +289,7 @@ class ImageDataModule(FewLabelDataModule):
     def find_copies(self, labeled: Split, others: Split | None = None) -> tuple[Copies, Copies]:
         """Find exact and near copies, mirror images included."""
         splits = [labeled] if others is None or not len(others) else [labeled, others]
-        stats = [one for split in splits for one in compute_image_stats("labeled", split, self.geometry).images]
+        stats = [one for split in splits for one in compute_image_stats("labeled", split, self.geometry).examples]
         joint = find_copies(stats)
         return joint if len(splits) == 1 else find_copies(stats[: len(labeled)]), joint
 
