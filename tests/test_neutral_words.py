@@ -34,6 +34,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "data/bad_examples.py": ("skipped_images.txt",),
     "data/issues.py": ("# Content of images", "# images of one color", "# images that"),
     "data/modality.py": ("images in [0, 1], (B, C, H, W), or a text for each",),
+    "data/open_data.py": ('"image": "sft_lightning.data.vision', '_DEFAULT = "image"'),
     "data/source.py": ("def images(self)", '"Examples.images"'),
     "data/split_names.py": ("test_images", "images?|", "photos?|pictures?|"),
     "data/storage.py": ("such as uint8 (N, C, H, W) of images", "384 images of 3 x 224 x 224"),
@@ -57,8 +58,8 @@ KEPT: dict[str, tuple[str, ...]] = {
     "report/preview.py": ("draw_image_rows", "Image.fromarray", "add_image"),
     "runs/trained_network.py": ("of images also `mean` and `std`",),
     "selection/label.py": (
-        "pixels of an image", "Side of image files", "Return an image", '["image"]', 'f"image/', "image files whole",
-        "on_bad_image", "find_image_shape", "image_size=side", "image = Image.fromarray", "image.size", "image.save",
+        "pixels of an image", "Side of image files", "Return an image", '["image"]', 'f"image/',
+        "on_bad_image", "image = Image.fromarray", "image.size", "image.save",
     ),
     "selection/label_server.py": ("an image.", '!= "image"', '"image/"'),
     "selection/select.py": ("image_size", "Side of the images in pixels"),

@@ -2,16 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from markupsafe import Markup
-from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.cli.loaded_run import LoadedRun
-from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.losses.reconstruction import compute_reconstruction_errors
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
@@ -57,19 +54,14 @@ def render_mistakes(evaluation: Evaluation) -> Markup:
     return rendered
 
 
-def _show(data: FewLabelDataModule, name: str, positions: list[int]) -> Sequence[Tensor | str]:
-    """Return some examples of a split as people look at them."""
-    return [*data.views.show(data.inputs_of(name, positions))] if positions else []
-
-
 def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tuple[Markup, list[str]]]:
     judged, labeled, names = evaluation.judged, evaluation.labeled, evaluation.class_names
     p = judged.logits.softmax(1)
     references = F.normalize(labeled.features, dim=1)
     k = min(_NUM_NEIGHBORS, len(references))
     nearest = (F.normalize(judged.features[positions], dim=1) @ references.T).topk(k, 1).indices
-    examples = _show(evaluation.data, judged.name, positions)
-    all_neighbors = _show(evaluation.data, "labeled", nearest.flatten().tolist())
+    examples = evaluation.data.show_examples(judged.name, positions)
+    all_neighbors = evaluation.data.show_examples("labeled", nearest.flatten().tolist())
     neighbors = [all_neighbors[k * j : k * (j + 1)] for j in range(len(positions))]
     tiles = []
     for i, x, near_x, near in zip(positions, examples, neighbors, nearest.tolist(), strict=True):
@@ -144,7 +136,7 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
         for order, i in enumerate(positions, 1)
     ]
     write_text(path, format_csv([("order", "id", "predicted", "uncertainty"), *rows]))
-    examples = _show(evaluation.data, unlabeled.name, positions)
+    examples = evaluation.data.show_examples(unlabeled.name, positions)
     tiles = [
         (figures.embed_example(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
         for x, (order, name, predicted, value) in zip(examples, rows, strict=True)

@@ -1,16 +1,14 @@
 """`TextDataModule`: labeled, unlabeled, validation and test batches of the texts of a source."""
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.data.copies import Copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
-from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.run_splits import TestOn
-from sft_lightning.data.source import SPLITS, Examples, Source, concatenated, take_unlabeled
+from sft_lightning.data.source import Examples, Source, take_unlabeled
 from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
 from sft_lightning.data.text.near_duplicates import find_copies
 from sft_lightning.data.text.source import TextSource
@@ -121,7 +119,6 @@ class TextDataModule(FewLabelDataModule):
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
         self.predict_source = predict_source
-        self._predicted: Split | None = None
 
     # --- sources
 
@@ -162,6 +159,10 @@ class TextDataModule(FewLabelDataModule):
         listed, needed = self._class_names or (), needs_labels and self.labels is None
         return TextSource(name, self.columns, self.encoding, listed, needed)
 
+    def open_to_predict(self, name: str) -> TextSource:
+        """Open a source of texts to predict, which needs no labels."""
+        return self.open_source(name, needs_labels=False)
+
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training texts, without labels."""
         return take_unlabeled(self.open_source(name, needs_labels=False))
@@ -193,7 +194,12 @@ class TextDataModule(FewLabelDataModule):
             digest.update(content)
         return digest.hexdigest()
 
-    # --- training and prediction
+    def show_examples(self, name: str, positions: list[int]) -> list[str]:
+        """Return texts as they were written, before anything is cut off."""
+        split = self.splits[name]
+        return get_texts(Split(split.part, [split.indices[i] for i in positions]))
+
+    # --- training
 
     def train_dataloader(self) -> Any:
         """Return the parts that the paradigm requests, side by side.
@@ -207,50 +213,6 @@ class TextDataModule(FewLabelDataModule):
                 "one of them"
             )
         return super().train_dataloader()
-
-    def setup(self, stage: str) -> None:
-        """Read the source and make the splits, once; for `predict`, read the texts to predict.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage != "predict" or self.predict_source is None:
-            super().setup(stage)
-        if stage == "predict":
-            self.open_predicted()
-
-    def open_predicted(self) -> Split:
-        """Read the texts to predict, once.
-
-        Raises:
-            InputError: They cannot be read.
-        """
-        if self._predicted is None:
-            if self.predict_source is None:
-                self._predicted = self.splits["test"]
-            else:
-                parts = self.open_source(self.predict_source, needs_labels=False).load()
-                part = concatenated(*((parts[name], range(len(parts[name]))) for name in SPLITS if name in parts))
-                self._predicted = Split(part, range(len(part)))
-        return self._predicted
-
-    @property
-    def predict_name(self) -> str:
-        """Name of the texts to predict."""
-        return super().predict_name if self.predict_source is None else self.predict_source
-
-    @property
-    def predict_count(self) -> int:
-        """Number of texts to predict."""
-        return len(self.open_predicted())
-
-    def predict_dataloader(self) -> Iterable[RawBatch]:
-        """Return batches of the texts to predict.
-
-        Raises:
-            InputError: There are none.
-        """
-        return self.named_batches(self.open_predicted())
 
 
 def get_texts(split: Split) -> list[str]:
