@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.text.kept_files import keep_files, use_kept_files
 from sft_lightning.networks.text.tokenizers import find_file, make_tokenizer
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
 from sft_lightning.utils.errors import InputError, did_you_mean
@@ -27,6 +28,10 @@ class TextEncoder(Encoder):
     """
 
     modality: ClassVar[str] = "text"
+
+    def keep_files(self, folder: Path) -> None:
+        """Copy the configuration and the tokenizer of a published model."""
+        keep_files(self.input_spec.encoding, folder)
 
     def make_example(self) -> Inputs:
         """Return two tokens of one text."""
@@ -295,6 +300,8 @@ def build_from_spec(
     """
     if mean is not None or std is not None:
         raise InputError("mean or std is set, which texts do not take: leave it out")
+    if weights not in ("none", "default"):
+        use_kept_files(spec.encoding, find_weights(Path(weights)))
     encoder: TextEncoder
     if name.startswith("hf/"):
         encoder = PublishedEncoder(name, spec, weights == "default")
