@@ -12,7 +12,7 @@ WORDS = re.compile(
 )
 # Files about images alone: commands that look at pixels, programs that take them, and what draws with PIL.
 OF_IMAGES = {
-    "_moved.py", "export/programs.py", "export/usage_snippet.py", "losses/pretraining/mae.py", "report/attention.py",
+    "_moved.py", "export/image_form.py", "losses/pretraining/mae.py", "report/attention.py",
     "report/figures.py", "solver/open_data.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
     "audit/image_checks.py",
 }  # fmt: skip
@@ -39,12 +39,9 @@ KEPT: dict[str, tuple[str, ...]] = {
     "data/split_names.py": ("test_images", "images?|", "photos?|pictures?|"),
     "data/storage.py": ("such as uint8 (N, C, H, W) of images", "384 images of 3 x 224 x 224"),
     "data/table_columns.py": ('"image",',),
-    "export/evaluate.py": ('modality == "image"',),
-    "export/export.py": ("takes uint8 images", '"images": evaluation.count', '"validation_images"'),
-    "export/model_card.py": (
-        '"image": ("image-classification", "image-feature-extraction")', "Input `images`", "['validation_images']",
-        'modality == "image"',
-    ),
+    "export/export.py": ("takes uint8 images",),
+    "export/forms.py": ('"image": ImageForm',),
+    "export/model_card.py": ('"image": ("image-classification", "image-feature-extraction")',),
     "losses/unlabeled/virtual_adversarial.py": ("an image with pixels in [0, 1]",),
     "networks/build.py": ('"image": "sft_lightning.networks.vision',),
     "networks/encoder.py": ("as local crops of an image are", "Of images, their shape", 'modality == "image"'),
@@ -52,9 +49,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "networks/resampling.py": ("net.image_size",),
     "paradigms/autoencoder.py": ("(any image size)",),
     "paradigms/base.py": ("Shape (C, H, W) of the images", 'modality == "image"'),
-    "report/examples.py": (
-        "i, image, image_heat in", "embed_image(image,", "embed_image(", "overlay_heat(image, image_heat)",
-    ),
+    "report/explainers.py": ('"image": GradCAM',),
     "report/preview.py": ("draw_image_rows", "Image.fromarray", "add_image"),
     "runs/trained_network.py": ("of images also `mean` and `std`",),
     "selection/label.py": (
