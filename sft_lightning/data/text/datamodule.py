@@ -63,7 +63,9 @@ class TextDataModule(FewLabelDataModule):
         Args:
             source: Table of texts (`.csv`, `.tsv`, `.jsonl` or `.parquet`) with the columns text and label, and perhaps
                 split (train, val, test or unlabeled), group and id; a blank label means unlabeled. Or a folder with a
-                folder of `.txt` files for each class, and one called `unlabeled`.
+                folder of `.txt` files for each class, and one called `unlabeled`. Or a data set of Hugging Face in a
+                folder, as `save_to_disk` writes it or of Parquet files. Or `sample-texts`, which needs no download:
+                glosses of WordNet in six classes.
             text_column: Name of the column of texts.
             text_2_column: Name of the column of second texts, such as answers to questions; null for none.
             label_column: Name of the column of labels.

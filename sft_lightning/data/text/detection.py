@@ -4,18 +4,26 @@ import csv
 from itertools import islice
 from pathlib import Path
 
+from sft_lightning.data.text.dataset_folder import holds_texts, is_dataset_folder
+from sft_lightning.data.text.source import SAMPLE_NAME
 from sft_lightning.data.text.tables import SUFFIXES
 
 _LISTED = 2000  # files of a folder that are looked at
 
 
 def holds(source: str) -> bool:
-    """Return whether a source is a table with a column `text` and none called `path`, or a folder of `.txt` files.
+    """Return whether a source is the sample, a table with a column `text` and none `path`, or a folder of texts.
+
+    Folders of texts hold `.txt` files, or a data set of Hugging Face.
 
     Args:
         source: Source as the user named it.
     """
+    if source == SAMPLE_NAME:
+        return True
     path = Path(source)
+    if path.is_dir() and is_dataset_folder(path):
+        return holds_texts(path)
     if path.is_dir():
         names = [file.suffix.lower() for file in islice(path.rglob("*.*"), _LISTED)]
         texts = names.count(".txt")
