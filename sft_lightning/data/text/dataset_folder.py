@@ -139,8 +139,9 @@ class DatasetFolder(TextTable):
                 f"{self._where} has an order of its rows beside them: call flatten_indices() and save again"
             )
         files = state.get("_data_files")
-        names = [file.get("filename") for file in files if isinstance(file, dict)] if isinstance(files, list) else []
-        if not names or not all(isinstance(one, str) and Path(one).name == one for one in names):
+        listed = [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+        names = [str(file.get("filename") or "/") for file in listed]
+        if not names or any(Path(one).name != one for one in names):
             raise InputError(f"{self._where}: {_STATE} lists no files: save it again")
         features = _read_json(folder / _INFO, self._where).get("features")
         split = name or str(state.get("_split") or "train")

@@ -56,8 +56,8 @@ class TextSource(Source):
         self._findings: list[Finding] = []
         self.blank: list[str] = []
         if path.is_dir() and is_dataset_folder(path):
-            self._kind, table = "data set", DatasetFolder(path, columns, needs_labels)
-            rows, self._findings = [*table], table.findings
+            self._kind, folder = "data set", DatasetFolder(path, columns, needs_labels)
+            rows, self._findings = [*folder], folder.findings
         elif path.is_dir():
             self._kind, rows = "folder", self._read_folder(path)
         elif path.suffix.lower() in SUFFIXES:
