@@ -180,7 +180,8 @@ class SFTCLI(LightningCLI):
             if self.subcommand == "predict":
                 set_checkpoint_shape(config.data, metadata, Path(checkpoint))
         run = None if checkpoint is None else get_run_folder(Path(checkpoint))
-        if checkpoint is not None and (spec := InputSpec.from_settings(metadata.get("hyper_parameters") or {})):
+        recorded = None if checkpoint is None else metadata.get("hyper_parameters")
+        if isinstance(recorded, dict) and (spec := InputSpec.from_settings(recorded)) is not None:
             use_files_of(Path(checkpoint), spec)
         if run is not None and self.subcommand == "fit":
             restore_settings(config.model, run)

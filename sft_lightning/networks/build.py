@@ -85,7 +85,7 @@ def use_files_of(run: Path, spec: InputSpec) -> None:
     Raises:
         InputError: Another run has other copies of the same name.
     """
-    if spec.modality in _KEEPERS:
+    if spec.modality in _KEEPERS and isinstance(spec.encoding, str):  # a file may say anything
         importlib.import_module(_KEEPERS[spec.modality]).use_kept_files(spec.encoding, run)
 
 
