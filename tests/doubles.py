@@ -2,7 +2,9 @@
 
 from types import SimpleNamespace
 
+from sft_lightning.audit.image_checks import ImageChecks
 from sft_lightning.data.contract import FewLabelData
+from sft_lightning.utils.inputs import InputSpec
 
 
 class FakeData(SimpleNamespace):
@@ -10,3 +12,10 @@ class FakeData(SimpleNamespace):
 
 
 FewLabelData.register(FakeData)
+
+
+def make_image_checks(num_classes: int) -> ImageChecks:
+    """Return the checks of images of so many classes, for statistics that are at hand."""
+    views = SimpleNamespace(inputs_name="pixels")
+    data = FakeData(num_classes=num_classes, input_spec=InputSpec("image", (1, 28, 28)), views=views)
+    return ImageChecks(data)  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ WORDS = re.compile(
 )
 # Files about images alone: commands that look at pixels, programs that take them, and what draws with PIL.
 OF_IMAGES = {
-    "_moved.py", "export/programs.py", "export/usage_snippet.py", "losses/pretraining/mae.py", "report/attention.py",
+    "_moved.py", "export/image_form.py", "losses/pretraining/mae.py", "report/attention.py",
     "report/figures.py", "solver/open_data.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
-    *(path.relative_to(HOME).as_posix() for path in (HOME / "audit").glob("*.py")),
+    "audit/image_checks.py",
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.
 EVERYWHERE = (
@@ -24,6 +24,7 @@ EVERYWHERE = (
 # What else stands in files for every modality: names of settings and of the parts of files of earlier versions, the
 # choice of what belongs to images, and sentences that only images get.
 KEPT: dict[str, tuple[str, ...]] = {
+    "audit/audit.py": ('"image": ImageChecks',),
     "classifiers/nearest_class_mean.py": ("Distance-Based Image Classification",),
     "cli/commands.py": (
         "my_images/", "image_size 64", "folder holds images", "its own images, those of class folders",
@@ -33,16 +34,14 @@ KEPT: dict[str, tuple[str, ...]] = {
     "data/bad_examples.py": ("skipped_images.txt",),
     "data/issues.py": ("# Content of images", "# images of one color", "# images that"),
     "data/modality.py": ("images in [0, 1], (B, C, H, W), or a text for each",),
+    "data/open_data.py": ('"image": "sft_lightning.data.vision', '_DEFAULT = "image"'),
     "data/source.py": ("def images(self)", '"Examples.images"'),
     "data/split_names.py": ("test_images", "images?|", "photos?|pictures?|"),
     "data/storage.py": ("such as uint8 (N, C, H, W) of images", "384 images of 3 x 224 x 224"),
     "data/table_columns.py": ('"image",',),
-    "export/evaluate.py": ('modality == "image"',),
-    "export/export.py": ("takes uint8 images", '"images": evaluation.count', '"validation_images"'),
-    "export/model_card.py": (
-        '"image": ("image-classification", "image-feature-extraction")', "Input `images`", "['validation_images']",
-        'modality == "image"',
-    ),
+    "export/export.py": ("takes uint8 images",),
+    "export/forms.py": ('"image": ImageForm',),
+    "export/model_card.py": ('"image": ("image-classification", "image-feature-extraction")',),
     "losses/unlabeled/virtual_adversarial.py": ("an image with pixels in [0, 1]",),
     "networks/build.py": ('"image": "sft_lightning.networks.vision',),
     "networks/encoder.py": ("as local crops of an image are", "Of images, their shape", 'modality == "image"'),
@@ -50,14 +49,12 @@ KEPT: dict[str, tuple[str, ...]] = {
     "networks/resampling.py": ("net.image_size",),
     "paradigms/autoencoder.py": ("(any image size)",),
     "paradigms/base.py": ("Shape (C, H, W) of the images", 'modality == "image"'),
-    "report/examples.py": (
-        "i, image, image_heat in", "embed_image(image,", "embed_image(", "overlay_heat(image, image_heat)",
-    ),
+    "report/explainers.py": ('"image": GradCAM',),
     "report/preview.py": ("draw_image_rows", "Image.fromarray", "add_image"),
     "runs/trained_network.py": ("of images also `mean` and `std`",),
     "selection/label.py": (
-        "pixels of an image", "Side of image files", "Return an image", '["image"]', 'f"image/', "image files whole",
-        "on_bad_image", "find_image_shape", "image_size=side", "image = Image.fromarray", "image.size", "image.save",
+        "pixels of an image", "Side of image files", "Return an image", '["image"]', 'f"image/',
+        "on_bad_image", "image = Image.fromarray", "image.size", "image.save",
     ),
     "selection/label_server.py": ("an image.", '!= "image"', '"image/"'),
     "selection/select.py": ("image_size", "Side of the images in pixels"),

@@ -28,14 +28,14 @@ from sft_lightning.audit import label_checks
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import NAMES, Split
 from sft_lightning.data.storage import TensorStorage
-from sft_lightning.data.vision.image_stats import Pixels, SplitStats, compute_image_stats, stack_thumbnails
+from sft_lightning.data.vision.image_stats import ImageSplitStats, Pixels, compute_image_stats, stack_thumbnails
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.near_duplicates import find_near_duplicates
 
 COPIED, FLIPPED = 2000, 0.05
 
 
-def load_stats(source: str) -> tuple[ImageDataModule, list[SplitStats]]:
+def load_stats(source: str) -> tuple[ImageDataModule, list[ImageSplitStats]]:
     """Return the data module of a source and the image statistics of its splits."""
     data = ImageDataModule(source)
     data.request = replace(data.request, on_leak="keep")
@@ -43,7 +43,7 @@ def load_stats(source: str) -> tuple[ImageDataModule, list[SplitStats]]:
     return data, [compute_image_stats(name, data.splits[name], Geometry(channels=1)) for name in NAMES]
 
 
-def make_stats(name: str, images: list[Pixels]) -> SplitStats:
+def make_stats(name: str, images: list[Pixels]) -> ImageSplitStats:
     """Return the image statistics of a split that holds the given images (H, W)."""
     storage = TensorStorage(torch.from_numpy(np.stack(images))[:, None])
     ids = [f"{name}/{i}" for i in range(len(images))]
@@ -109,9 +109,9 @@ def measure_copies(source: str) -> dict[str, float]:
     return recall
 
 
-def count_hash_pairs(stats: list[SplitStats], distance: int = 6) -> int:
+def count_hash_pairs(stats: list[ImageSplitStats], distance: int = 6) -> int:
     """Count the pairs of images whose 64-bit perceptual hashes differ in at most `distance` bits."""
-    images = np.concatenate([stack_thumbnails(split, range(len(split.images))) for split in stats if split.images])
+    images = np.concatenate([stack_thumbnails(split, range(len(split.examples))) for split in stats if split.examples])
     low = dctn(images[..., 0].astype(np.float32), axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(images), 64)
     hashes: NDArray[np.uint64] = np.packbits(low > np.median(low[:, 1:], axis=1, keepdims=True), 1).view(np.uint64)
     matches = 0
@@ -128,7 +128,7 @@ def measure_duplicates(source: str) -> dict[str, Any]:
     exact, near = find_near_duplicates(stats)
     end = time.perf_counter()
     return {
-        "pictures": sum(len(split.images) for split in stats),
+        "pictures": sum(len(split.examples) for split in stats),
         "seconds_of_looking": round(loaded - start, 1),
         "seconds_of_comparing": round(end - loaded, 1),
         "exact": len(exact),
@@ -145,7 +145,7 @@ def measure_wrong_labels(source: str) -> dict[str, Any]:
     wrong: set[tuple[str, int]] = set()
     for entry in stats:
         labels = entry.split.part.labels = entry.split.part.labels.clone()
-        for i in generator.permutation(len(entry.images))[: round(FLIPPED * len(entry.images))].tolist():
+        for i in generator.permutation(len(entry.examples))[: round(FLIPPED * len(entry.examples))].tolist():
             k = entry.split.indices[i]
             labels[k] = (labels[k] + 1 + int(generator.integers(data.num_classes - 1))) % data.num_classes
             wrong.add((entry.name, i))

@@ -19,8 +19,8 @@ CLASSES = (  # noqa: SIM905
 ).split()  # numbers 3 to 28 of lexicographer files, see lexnames(5WN)
 
 
-def main() -> None:
-    """Write the table that the first argument names."""
+def read_glosses() -> dict[str, str]:
+    """Return the class of each gloss."""
     texts: dict[str, str] = {}
     for line in NOUNS.read_text(encoding="utf-8").splitlines():
         if line.startswith(" "):  # the license
@@ -28,6 +28,12 @@ def main() -> None:
         head, _, gloss = line.partition(" | ")
         text = gloss.partition('; "')[0].strip()
         texts.setdefault(text, CLASSES[int(head.split()[1]) - 3])
+    return texts
+
+
+def main() -> None:
+    """Write the table that the first argument names."""
+    texts = read_glosses()
     largest = [name for name, _ in Counter(texts.values()).most_common(12)]
     with Path(sys.argv[1]).open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)

@@ -8,22 +8,23 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.audit import class_checks, image_checks, label_checks
+from sft_lightning.audit import class_checks, label_checks
 from sft_lightning.audit.findings import CheckResult, CheckRow, format_findings_csv
+from sft_lightning.audit.image_checks import ImageChecks
+from sft_lightning.audit.modality_checks import ModalityChecks
 from sft_lightning.audit.overlap import find_dropped, find_overlaps
+from sft_lightning.audit.text_checks import TextChecks
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
-from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import STRADDLING, Fault, collect_faults
 from sft_lightning.data.splits import SplitConfig
-from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.folder_source import FolderSource
-from sft_lightning.data.vision.image_stats import SplitStats, compute_image_stats
-from sft_lightning.data.vision.images import EncodedImages
-from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, find_near_duplicates
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, IssuesFound
+
+# What knows the examples of a modality; those of others are compared by their content alone.
+CHECKS: dict[str, type[ModalityChecks]] = {"image": ImageChecks, "text": TextChecks}
 
 
 @dataclass
@@ -36,7 +37,9 @@ class Audit:
         names: Class names.
         totals: Number of examples of each split.
         counts: Number of examples of each class, by split.
-        facts: Sizes and modes of the files.
+        facts: Sizes and kinds of the examples.
+        summary: The same as lines of text.
+        bounds: Differences up to which examples are near-duplicates.
         labels: Sentence on how labels were checked.
         topics: Results of the checks by topic, including those without rows.
         seconds: Duration of the audit in seconds.
@@ -48,6 +51,8 @@ class Audit:
     totals: dict[str, int]
     counts: class_checks.Counts
     facts: dict[str, object]
+    summary: list[str]
+    bounds: dict[str, float]
     labels: str
     topics: dict[str, list[CheckResult]]
     seconds: float
@@ -112,43 +117,46 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
     with collect_faults() as faults:
         cli = run(["fit", *argv], AuditCLI)
         data = cli.datamodule
-        if not isinstance(data, ImageDataModule):
-            raise InputError(f"data is {type(data).__name__}: audit looks at that of an ImageDataModule")
+        if not isinstance(data, FewLabelDataModule):
+            raise InputError(f"data is {type(data).__name__}: audit needs a FewLabelDataModule, such as TextDataModule")
         request, policy = data.request, data.bad.policy
         data.bad.policy = "skip"  # to find them all
         rank_zero_info(f"Audit: reading {data.source.name} ...")
         refused = _set_up_splits(data)
+    spec, checks = data.input_spec, CHECKS.get(data.input_spec.modality, ModalityChecks)(data)
     count = sum(len(split) for split in data.splits.values())
-    rank_zero_info(f"Audit: decoding {count:,} images ...")
-    stats = [
-        compute_image_stats(name, data.splits[name], data.geometry) for name in ("test", "val", "labeled", "unlabeled")
-    ]
+    rank_zero_info(f"Audit: {checks.action} {spec.count(count)} ...")
+    stats = [checks.measure(name) for name in ("test", "val", "labeled", "unlabeled")]
     rank_zero_info("Audit: looking for duplicates ...")
-    exact, near = find_near_duplicates(stats)
+    exact, near = checks.find_duplicates(stats)
     weights = getattr(cli.config.fit.model.get("init_args"), "weights", "none")
     backbone = getattr(cli.model, "backbone", None)
-    start = backbone if weights != "none" and isinstance(backbone, Backbone) else None
+    start = backbone if weights != "none" and isinstance(backbone, Encoder) else None
     rank_zero_info("Audit: judging labels ...")
-    judged = label_checks.check_labels(stats, data, start, request.seed)
+    judged = label_checks.check_labels(stats, checks, start, request.seed)
     counts = class_checks.count_classes(stats, data.num_classes)
+    names = data.class_names
     topics = {
         "refused settings": refused,
         "refused data": _list_faults(faults),
-        "unreadable images": [_find_unreadable(data, stats, policy, faults)],
-        **find_overlaps(exact, near, find_dropped(stats, request), request, data.class_names),
-        "missing or uneven classes": class_checks.find_uneven_classes(counts, data.class_names),
-        "odd images": image_checks.find_odd_images(stats, data.geometry),
-        "odd files": _find_strays(data, faults),
-        **({"wrong labels": [label_checks.make_result(judged, data.class_names)]} if judged.is_decided else {}),
+        f"unreadable {spec.plural}": [checks.find_unreadable(stats, policy, faults)],
+        **find_overlaps(exact, near, find_dropped(stats, request), request, names, spec.plural),
+        "missing or uneven classes": class_checks.find_uneven_classes(counts, names, spec.noun),
+        f"odd {spec.plural}": checks.find_odd(stats),
+        "odd files": checks.find_strays(faults),
+        **({"wrong labels": [label_checks.make_result(judged, names)]} if judged.is_decided else {}),
     }
     shown = {one.name: one for one in stats}
+    facts = checks.summarize(stats)
     done = Audit(
         data.source.name,
         request,
-        data.class_names,
-        {name: len(shown[name].images) for name in ("labeled", "unlabeled", "val", "test")},
+        names,
+        {name: len(shown[name]) for name in ("labeled", "unlabeled", "val", "test")},
         counts,
-        image_checks.summarize_files(stats, data.geometry),
+        facts,
+        checks.format_summary(facts),
+        checks.bounds,
         judged.summary,
         topics,
         time.perf_counter() - began,
@@ -156,7 +164,7 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
     return done, Path(LOGS) / f"{cli.config.fit.run_name}_audit", bool(cli.config.fit.strict)
 
 
-def _set_up_splits(data: ImageDataModule) -> list[CheckResult]:
+def _set_up_splits(data: FewLabelDataModule) -> list[CheckResult]:
     """Make the splits before leaks are dropped; where `fit` would refuse, report why and make smaller ones."""
     data.request = replace(data.request, on_leak="keep")
     refused = []
@@ -187,44 +195,6 @@ def _list_faults(faults: Sequence[Fault]) -> list[CheckResult]:
     ]
 
 
-def _find_unreadable(
-    data: ImageDataModule, stats: Sequence[SplitStats], policy: str, faults: Sequence[Fault]
-) -> CheckResult:
-    """Find files that were left out before splitting, and those that failed to decode."""
-    reported = {fault.name for fault in faults}
-    rows = []
-    for name, part in (data.source.load() if data.bad.reasons else {}).items():
-        images = part.storage
-        for i, known in enumerate(part.ids):
-            if not isinstance(images, EncodedImages):
-                break
-            path = images.path_of(i)
-            if known not in reported and (reason := data.bad.reasons.pop(show_path(path), None)) is not None:
-                rows.append(CheckRow(name, known, reason))
-            elif known in reported:
-                data.bad.reasons.pop(show_path(path), None)
-    rows += [CheckRow("unlabeled", name, reason) for name, reason in sorted(data.bad.reasons.items())]
-    rows += [
-        CheckRow(one.name, one.id(i), look)
-        for one in stats
-        for i, look in enumerate(one.images)
-        if isinstance(look, str)
-    ]
-    does = "stops at the first (on_bad_image: raise)" if policy == "raise" else "leaves them out (on_bad_image: skip)"
-    return CheckResult("unreadable", "images that cannot be read", f"fit {does}: replace or remove them", rows)
-
-
-def _find_strays(data: ImageDataModule, faults: Sequence[Fault]) -> list[CheckResult]:
-    """Find files in the source's folder that are not read."""
-    source = data.opened_source  # as it lies on the disk, whatever the order of its classes
-    if not isinstance(source, FolderSource):
-        return []
-    folder = source.path
-    known = {folder / fault.name for fault in faults}
-    read = {path for part in source.load().values() for path in part.storage.paths}  # type: ignore[attr-defined]
-    return image_checks.find_strays(folder, known | read)
-
-
 # --- what is shown
 
 
@@ -236,7 +206,7 @@ def format_audit(result: Audit) -> str:
     """
     lines = [f"Audit of {result.source}, splits of seed {result.request.seed}, before leaks are dropped", ""]
     lines += [*class_checks.format_class_counts(result.counts, result.totals, result.names), ""]
-    lines += [*image_checks.format_file_summary(result.facts), f"labels   {result.labels}", ""]
+    lines += [*result.summary, f"labels   {result.labels}", ""]
     if result.failed:
         lines += [f"{len(result.failed)} findings:", *(f"- {one.finding}." for one in result.failed)]
     else:
@@ -265,7 +235,7 @@ def _to_json(result: Audit) -> dict[str, object]:
         "classes": {name: dict(zip(result.names, own, strict=True)) for name, own in result.counts.items()},
         "files": result.facts,
         "labels": result.labels,
-        "near_duplicates": {"difference": WHOLE, "difference_of_a_field": FIELD},
+        "near_duplicates": result.bounds,
         "findings": [one.to_json() for one in result.failed],
         "not_found": [one.name for topic in result.topics.values() for one in topic if not one.rows],
         "seconds": round(result.seconds, 1),

@@ -1,9 +1,10 @@
 """Class counts of each split, and checks for missing and uneven classes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sft_lightning.audit.findings import CheckResult, CheckRow
-from sft_lightning.data.vision.image_stats import SplitStats
+from sft_lightning.data.split_stats import SplitStats
 from sft_lightning.utils.tables import align_columns
 
 IMBALANCE = 10  # times as many examples as the smallest class
@@ -12,7 +13,7 @@ _MAX_ROWS = 24
 Counts = dict[str, list[int]]
 
 
-def count_classes(stats: Sequence[SplitStats], num_classes: int) -> Counts:
+def count_classes(stats: Sequence[SplitStats[Any]], num_classes: int) -> Counts:
     """Count the examples of each class by split, without the unlabeled split, whose labels stay hidden.
 
     Args:
@@ -23,19 +24,20 @@ def count_classes(stats: Sequence[SplitStats], num_classes: int) -> Counts:
     for one in stats:
         if one.name != "unlabeled":
             counts = [0] * num_classes
-            for i in range(len(one.images)):
+            for i in range(len(one)):
                 if (label := one.label(i)) >= 0:
                     counts[label] += 1
             counted[one.name] = counts
     return counted
 
 
-def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[CheckResult]:
+def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str) -> list[CheckResult]:
     """Find classes that a split lacks, and splits dominated by one class.
 
     Args:
         counts: Counts from `count_classes`.
         names: Class names.
+        noun: Word for one example.
     """
     missing = {
         split: [CheckRow(split, name) for name, n in zip(names, own, strict=True) if not n]
@@ -51,19 +53,19 @@ def find_uneven_classes(counts: Counts, names: Sequence[str]) -> list[CheckResul
     return [
         CheckResult(
             "missing_class",
-            "classes without a labeled training image",
+            f"classes without a labeled training {noun}",
             "They cannot be learned: label some, ask for more labels, or remove the class",
             missing.get("labeled", []),
         ),
         CheckResult(
             "missing_class",
-            "classes without a validation image",
+            f"classes without a validation {noun}",
             "val/accuracy says nothing of them: hold out more (val_size)",
             missing.get("val", []),
         ),
         CheckResult(
             "missing_class",
-            "classes without a test image",
+            f"classes without a test {noun}",
             "test/accuracy says nothing of them: hold out more (test_size)",
             missing.get("test", []),
         ),

@@ -13,7 +13,7 @@ COLUMNS = ("split", "id", "finding", "detail")
 
 
 class CheckRow(NamedTuple):
-    """One image, class, group or file that a check reports.
+    """One example, class, group or file that a check reports.
 
     Attributes:
         split: Name of the split it is in.

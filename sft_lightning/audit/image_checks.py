@@ -4,25 +4,43 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sft_lightning.audit.findings import CheckResult, CheckRow
-from sft_lightning.data.bad_examples import UNREADABLE
-from sft_lightning.data.issues import FindingKind
+from sft_lightning.audit.modality_checks import ModalityChecks, Places
+from sft_lightning.data.bad_examples import UNREADABLE, show_path
+from sft_lightning.data.copies import Copies
+from sft_lightning.data.issues import Fault, FindingKind
 from sft_lightning.data.source import relative
+from sft_lightning.data.split_stats import Pair
+from sft_lightning.data.vision.copies import find_copies
+from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.file_kinds import is_named_image, is_system_folder
+from sft_lightning.data.vision.folder_source import FolderSource
 from sft_lightning.data.vision.image_files import LONG, open_image_file
-from sft_lightning.data.vision.image_stats import Header, ImageStats, SplitStats
-from sft_lightning.data.vision.images import FileImages, Geometry
+from sft_lightning.data.vision.image_stats import (
+    SIDE,
+    Header,
+    ImageSplitStats,
+    ImageStats,
+    compute_image_stats,
+    stack_thumbnails,
+)
+from sft_lightning.data.vision.images import EncodedImages, FileImages, Geometry
+from sft_lightning.data.vision.near_duplicates import FIELD, WHOLE, find_near_duplicates
 from sft_lightning.data.vision.value_ranges import serialize_ranges
 
 # Standard deviation in gray levels; a JPEG of one color reaches 1, the darkest of Fashion-MNIST's 70,000 images has 7.
 CONSTANT = 2.0
 _MAX_SIZES = 5
+_POOLED = 16  # side of the pixels that stand in for features: as telling as 32, and four times as fast
 
 
-def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[CheckResult]:
+def find_odd_images(stats: Sequence[ImageSplitStats], geometry: Geometry) -> list[CheckResult]:
     """Find readable images that may not be what they seem.
 
     Args:
@@ -34,7 +52,7 @@ def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Che
     few = geometry.channels == 3 and 0 < gray < colored
 
     def of(
-        kind: FindingKind, test: Callable[[SplitStats, int, ImageStats], str | None], name: str, advice: str
+        kind: FindingKind, test: Callable[[ImageSplitStats, int, ImageStats], str | None], name: str, advice: str
     ) -> CheckResult:
         rows = []
         for one in stats:
@@ -44,17 +62,17 @@ def find_odd_images(stats: Sequence[SplitStats], geometry: Geometry) -> list[Che
                     rows.append(CheckRow(one.name, one.id(i), detail))
         return CheckResult(kind, name, advice, rows)
 
-    def header(test: Callable[[Header], str | None]) -> Callable[[SplitStats, int, ImageStats], str | None]:
+    def header(test: Callable[[Header], str | None]) -> Callable[[ImageSplitStats, int, ImageStats], str | None]:
         return lambda one, i, look: None if look.header is None else test(look.header)
 
-    def misnamed(one: SplitStats, i: int, look: ImageStats) -> str | None:
+    def misnamed(one: ImageSplitStats, i: int, look: ImageStats) -> str | None:
         if look.header is None or not isinstance(one.split.part.storage, FileImages):  # in shards names are only names
             return None
         promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
         # An MPO of a camera is a JPEG that is followed by others.
         return None if promised == look.header.format.replace("MPO", "JPEG") else f"is {look.header.format}"
 
-    def constant(one: SplitStats, i: int, look: ImageStats) -> str | None:
+    def constant(one: ImageSplitStats, i: int, look: ImageStats) -> str | None:
         is_constant = look.gray_std is not None and look.gray_std < CONSTANT
         return f"deviation {look.gray_std:.1f} of 255 gray levels" if is_constant else None
 
@@ -183,7 +201,7 @@ def _read_format(path: Path) -> str | None:
         return None
 
 
-def summarize_files(stats: Sequence[SplitStats], geometry: Geometry) -> dict[str, object]:
+def summarize_files(stats: Sequence[ImageSplitStats], geometry: Geometry) -> dict[str, object]:
     """Summarize sizes and modes of the files in JSON types; return nothing for images in memory.
 
     Args:
@@ -237,3 +255,78 @@ def format_file_summary(facts: dict[str, object]) -> list[str]:
         f"cut off  {facts['cut_off_on_average']:.0%} of an image's area on average; {listed('cut_off')} of images",
         f"scale    {facts['enlarged']:,} of {facts['files']:,} are enlarged to {facts['image_size']} pixels a side",
     ]
+
+
+class ImageChecks(ModalityChecks):
+    """Checks of images, each of which is decoded once."""
+
+    data: ImageDataModule
+    action: ClassVar[str] = "decoding"
+    bounds: ClassVar[dict[str, float]] = {"difference": WHOLE, "difference_of_a_field": FIELD}
+
+    def measure(self, name: str) -> ImageSplitStats:
+        """Decode the images of a split."""
+        return compute_image_stats(name, self.data.splits[name], self.data.geometry)
+
+    def find_duplicates(self, stats: Sequence[ImageSplitStats]) -> tuple[list[Pair], list[Pair]]:
+        """Compare pixels, and thumbnails for near-duplicates."""
+        return find_near_duplicates(stats)
+
+    def find_copies(self, places: Places) -> Copies:
+        """Find exact and near copies, mirror images included."""
+        return find_copies([one.examples[i] for one, i in places])
+
+    def make_features(self, places: Places) -> NDArray[np.float32]:
+        """Return pixels of small thumbnails."""
+        pieces = []
+        for start, end in _find_runs(places):
+            images = stack_thumbnails(places[start][0], [i for _, i in places[start:end]])
+            n, step = len(images), SIDE // _POOLED
+            pooled = images.reshape(n, _POOLED, step, _POOLED, step, -1).mean((2, 4), dtype=np.float32)
+            pieces.append(pooled.reshape(n, -1) / 255)
+        return np.concatenate(pieces)
+
+    def find_unreadable(self, stats: Sequence[ImageSplitStats], policy: str, faults: Sequence[Fault]) -> CheckResult:
+        """Find files that were left out before splitting, and those that failed to decode."""
+        reported, bad = {fault.name for fault in faults}, self.data.bad
+        rows = []
+        for name, part in (self.data.source.load() if bad.reasons else {}).items():
+            images = part.storage
+            for i, known in enumerate(part.ids):
+                if not isinstance(images, EncodedImages):
+                    break
+                path = images.path_of(i)
+                if known not in reported and (reason := bad.reasons.pop(show_path(path), None)) is not None:
+                    rows.append(CheckRow(name, known, reason))
+                elif known in reported:
+                    bad.reasons.pop(show_path(path), None)
+        rows += [CheckRow("unlabeled", name, reason) for name, reason in sorted(bad.reasons.items())]
+        rows += super().find_unreadable(stats, policy, faults).rows
+        return self.report_unreadable(rows, policy)
+
+    def find_odd(self, stats: Sequence[ImageSplitStats]) -> list[CheckResult]:
+        """Find odd formats, colors, sizes and orientations."""
+        return find_odd_images(stats, self.data.geometry)
+
+    def find_strays(self, faults: Sequence[Fault]) -> list[CheckResult]:
+        """Find files in the source's folder that are not read."""
+        source = self.data.opened_source  # as it lies on the disk, whatever the order of its classes
+        if not isinstance(source, FolderSource):
+            return []
+        known = {source.path / fault.name for fault in faults}
+        read = {path for part in source.load().values() for path in part.storage.paths}  # type: ignore[attr-defined]
+        return find_strays(source.path, known | read)
+
+    def summarize(self, stats: Sequence[ImageSplitStats]) -> dict[str, object]:
+        """Summarize sizes and modes of the files."""
+        return summarize_files(stats, self.data.geometry)
+
+    def format_summary(self, facts: dict[str, Any]) -> list[str]:
+        """Format sizes and modes."""
+        return format_file_summary(facts)
+
+
+def _find_runs(places: Places) -> list[tuple[int, int]]:
+    """Return the begin and end of each run of examples of one split."""
+    begins = [k for k in range(len(places)) if not k or places[k][0] is not places[k - 1][0]]
+    return list(zip(begins, [*begins[1:], len(places)], strict=True))

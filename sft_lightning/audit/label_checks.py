@@ -13,6 +13,7 @@ that guess by more than chance.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sft_lightning.audit.findings import CheckResult, CheckRow
+from sft_lightning.audit.modality_checks import ModalityChecks, Places
 from sft_lightning.data.copies import get_groups
-from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.copies import find_copies
-from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.image_stats import SIDE, SplitStats, stack_thumbnails
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.data.split_stats import SplitStats
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.transfer.scores import find_fewest_groups, split_into_folds
 from sft_lightning.utils.errors import InputError
@@ -33,7 +32,6 @@ from sft_lightning.utils.errors import InputError
 FOLDS = 5
 MAX_EXAMPLES = 100_000  # the regression takes a minute or two for this number
 CHANCE = 0.05  # highest probability that guessing the most frequent class is right as often
-_POOLED = 16  # side of the pixels that stand in for features: as telling as 32, and four times as fast
 
 Matrix = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -52,7 +50,7 @@ class LabelCheck:
         is_decided: Whether labels were judged; if so, no suspects means that none was found.
     """
 
-    examples: list[tuple[SplitStats, int]]
+    examples: list[tuple[SplitStats[Any], int]]
     labels: IntArray
     probabilities: Matrix
     suspects: list[int]
@@ -61,16 +59,17 @@ class LabelCheck:
 
 
 def check_labels(
-    stats: Sequence[SplitStats], data: ImageDataModule, backbone: Backbone | None, seed: int
+    stats: Sequence[SplitStats[Any]], checks: ModalityChecks, backbone: Encoder | None, seed: int
 ) -> LabelCheck:
     """Check the labels of all labeled splits together.
 
     Args:
         stats: Statistics of the splits.
-        data: Data module of the splits.
-        backbone: Pre-trained backbone whose features are classified; None to classify pixels.
+        checks: What knows the modality of the examples.
+        backbone: Pre-trained backbone whose features are classified; None for features without a network.
         seed: Seed of the folds, and of the choice among more than 100,000 examples.
     """
+    num_classes = checks.data.num_classes
     examples = [(one, i) for one in stats for i, _ in one.readable if one.label(i) >= 0]
     if len(examples) > MAX_EXAMPLES:
         chosen = (
@@ -78,15 +77,15 @@ def check_labels(
         )
         examples = [examples[k] for k in chosen.tolist()]
     y = np.array([one.label(i) for one, i in examples], dtype=np.int64)
-    copies = find_copies([one.images[i] for one, i in examples])
+    copies = checks.find_copies(examples)
     groups = copies.join_groups(get_groups([(one.split.part, one.split.indices[i]) for one, i in examples]))
     classes, counts = np.unique(y, return_counts=True)
     # A class in one group is never both learned from and held out.
     kept = classes[(counts >= FOLDS) & (_count_groups(y, groups) > 1)]
     required = f"{FOLDS} labels"
     if len(kept) < (counts >= FOLDS).sum():
-        required += " in 2 groups of different images"
-    nothing = np.zeros((0, data.num_classes))
+        required += f" in 2 groups of different {checks.data.input_spec.plural}"
+    nothing = np.zeros((0, num_classes))
     if len(kept) < 2:
         summary = f"not looked at: fewer than 2 classes have {required} or more"
         return LabelCheck([], y[:0], nothing, [], summary, is_decided=False)
@@ -94,14 +93,14 @@ def check_labels(
     positions = np.flatnonzero(np.isin(y, kept)).tolist()
     examples, y = [examples[k] for k in positions], y[positions]
     groups = None if groups is None else [groups[k] for k in positions]
-    x = _pool_pixels(examples) if backbone is None else _compute_features(examples, data, backbone)
-    p = np.zeros((len(y), data.num_classes))
+    x = checks.make_features(examples) if backbone is None else _compute_features(examples, checks, backbone)
+    p = np.zeros((len(y), num_classes))
     try:
         p[:, kept] = predict_out_of_fold(x, np.searchsorted(kept, y), groups, seed)
     except InputError as error:  # groups of several classes can leave a fold with one class
         return LabelCheck([], y[:0], nothing, [], f"not looked at: {error}", is_decided=False)
     right = p.argmax(1) == y
-    on = "pixels" if backbone is None else f"features of {backbone.name}"
+    on = checks.data.views.inputs_name if backbone is None else f"features of {backbone.name}"
     left = f"; {copies} among them stay in one fold of the cross-validation" if copies.count else ""
     if len(kept) < len(classes):
         left += f"; left out for fewer than {required}: {len(classes) - len(kept)} of {len(classes)} classes"
@@ -109,7 +108,11 @@ def check_labels(
     guess = float(counts.max() / len(y))
     once = right[[position in distinct for position in positions]]  # copies add no evidence
     if not is_skilled(int(once.sum()), len(once), guess):
-        other = "a pre-trained backbone" if backbone is None else "a backbone that was pre-trained on images like these"
+        other = (
+            "a pre-trained backbone"
+            if backbone is None
+            else f"a backbone that was pre-trained on {checks.data.input_spec.plural} like these"
+        )
         summary = (
             f"none is judged: {skill} of {len(y):,}, where the most frequent class alone is {guess:.1%}: too weak to "
             f"doubt a label; set model.init_args.weights to those of {other}"
@@ -141,11 +144,11 @@ def _count_groups(y: IntArray, groups: Sequence[str] | None) -> IntArray:
     return np.unique(np.array([c for c, _ in pairs], np.int64), return_counts=True)[1]
 
 
-def predict_out_of_fold(x: NDArray[np.float32], y: IntArray, groups: Sequence[str] | None, seed: int) -> Matrix:
+def predict_out_of_fold(x: Any, y: IntArray, groups: Sequence[str] | None, seed: int) -> Matrix:
     """Predict the class of each example with classifiers that saw neither it nor others of its group.
 
     Args:
-        x: Features, (N, F).
+        x: Features, (N, F): an array, whose columns are standardized, or a sparse matrix, which is taken as it is.
         y: Classes from 0, (N,), each at least five times.
         groups: Group of each example, or None. A class with fewer groups than folds lowers the number of folds.
         seed: Seed of the folds.
@@ -158,7 +161,8 @@ def predict_out_of_fold(x: NDArray[np.float32], y: IntArray, groups: Sequence[st
     """
     from sklearn.linear_model import LogisticRegression
 
-    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
+    if isinstance(x, np.ndarray):
+        x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
     labels = torch.from_numpy(y)
     folds = min(FOLDS, find_fewest_groups(labels, groups).groups)
     probabilities = np.zeros((len(y), y.max() + 1))
@@ -228,34 +232,12 @@ def make_result(check: LabelCheck, names: Sequence[str]) -> CheckResult:
     )
 
 
-def _pool_pixels(examples: Sequence[tuple[SplitStats, int]]) -> NDArray[np.float32]:
-    pieces = []
-    for one, positions in _group_by_split(examples):
-        images = stack_thumbnails(one, positions)
-        n, step = len(images), SIDE // _POOLED
-        pooled = images.reshape(n, _POOLED, step, _POOLED, step, -1).mean((2, 4), dtype=np.float32)
-        pieces.append(pooled.reshape(n, -1) / 255)
-    return np.concatenate(pieces)
-
-
-def _compute_features(
-    examples: Sequence[tuple[SplitStats, int]], data: ImageDataModule, backbone: Backbone
-) -> NDArray[np.float32]:
+def _compute_features(places: Places, checks: ModalityChecks, backbone: Encoder) -> NDArray[np.float32]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pieces: list[Tensor] = []
-    for one, positions in _group_by_split(examples):
-        name = f"{one.name} with labels"
-        data.splits[name] = Split(one.split.part, [one.split.indices[i] for i in positions])
-        computed = features(backbone.to(device), data, name, write=False)
+    for name in checks.add_splits(places):
+        computed = features(backbone.to(device), checks.data, name, write=False)
         assert computed is not None  # those that cannot be read are not among the places
         pieces.append(computed.float())
     x: NDArray[np.float32] = torch.cat(pieces).numpy()
     return x
-
-
-def _group_by_split(examples: Sequence[tuple[SplitStats, int]]) -> list[tuple[SplitStats, list[int]]]:
-    """Group positions by split, in order; examples of one split are contiguous."""
-    by_split: dict[str, tuple[SplitStats, list[int]]] = {}
-    for one, i in examples:
-        by_split.setdefault(one.name, (one, []))[1].append(i)
-    return list(by_split.values())

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sft_lightning.audit.findings import CheckResult, CheckRow
+from sft_lightning.data.split_stats import Pair, SplitStats
 from sft_lightning.data.splits import Split, SplitConfig, without_leaks
-from sft_lightning.data.vision.image_stats import SplitStats
-from sft_lightning.data.vision.near_duplicates import Pair
 
 _SPLIT_NAMES = {"test": "test", "val": "validation", "labeled": "labeled", "unlabeled": "unlabeled"}
 _HELD_OUT = ("test", "val")
@@ -14,15 +14,15 @@ _LEAKS = (("test", "labeled"), ("test", "unlabeled"), ("test", "val"), ("val", "
 _COPIES = (("labeled",) * 2, ("labeled", "unlabeled"), ("unlabeled",) * 2, ("test",) * 2, ("val",) * 2)
 
 
-def find_dropped(stats: Sequence[SplitStats], request: SplitConfig) -> set[tuple[str, int]]:
-    """Find the images that `fit` drops because their files are byte-for-byte copies.
+def find_dropped(stats: Sequence[SplitStats[Any]], request: SplitConfig) -> set[tuple[str, int]]:
+    """Find the examples that `fit` drops because their content equals, of files byte for byte, that of others.
 
     Args:
         stats: Statistics of all splits, before anything is dropped.
         request: Split settings of the run.
 
     Returns:
-        Name of the split and position of each dropped image.
+        Name of the split and position of each dropped example.
     """
     # Files that cannot be read are not asked for: they may be gone.
     readable = {one.name: [i for i, _ in one.readable] for one in stats}
@@ -38,15 +38,17 @@ def find_overlaps(
     dropped: set[tuple[str, int]],
     request: SplitConfig,
     names: Sequence[str],
+    plural: str,
 ) -> dict[str, list[CheckResult]]:
     """Sort duplicates into results by topic: leaks, harmless duplicates and label conflicts.
 
     Args:
-        exact: Pairs of equal images, from `find_near_duplicates`.
-        near: Pairs of nearly equal images, from `find_near_duplicates`.
-        dropped: Dropped images from `find_dropped`.
+        exact: Pairs of equal examples.
+        near: Pairs of nearly equal examples.
+        dropped: Dropped examples from `find_dropped`.
         request: Split settings of the run.
         names: Class names.
+        plural: Word for several examples.
     """
     leaks, copies = [], []
     kinds = (("", exact), ("nearly ", near))
@@ -58,22 +60,24 @@ def find_overlaps(
                 leaks.append(
                     CheckResult(
                         "leak",
-                        _name_finding(a, b, kind),
+                        _name_finding(a, b, kind, plural),
                         _advise_on_leak(matching, dropped, request, b),
                         rows,
                         contaminates=True,
                     )
                 )
             else:
-                copies.append(CheckResult("duplicate", _name_finding(a, b, kind), _advise_on_copies(a, b), rows))
-    conflicts = [_find_conflicts(kind, pairs, names) for kind, pairs in kinds]
+                copies.append(
+                    CheckResult("duplicate", _name_finding(a, b, kind, plural), _advise_on_copies(a, b), rows)
+                )
+    conflicts = [_find_conflicts(kind, pairs, names, plural) for kind, pairs in kinds]
     return {"leaks into test or validation": leaks, "duplicates": copies, "label conflicts": conflicts}
 
 
-def _name_finding(a: str, b: str, kind: str) -> str:
+def _name_finding(a: str, b: str, kind: str, plural: str) -> str:
     if a == b:
-        return f"{_SPLIT_NAMES[a]} images that {kind}equal an earlier one of their split"
-    return f"{_SPLIT_NAMES[a]} images that {kind}equal {'an' if b == 'unlabeled' else 'a'} {_SPLIT_NAMES[b]} one"
+        return f"{_SPLIT_NAMES[a]} {plural} that {kind}equal an earlier one of their split"
+    return f"{_SPLIT_NAMES[a]} {plural} that {kind}equal {'an' if b == 'unlabeled' else 'a'} {_SPLIT_NAMES[b]} one"
 
 
 def _make_row(pair: Pair, kind: str) -> CheckRow:
@@ -108,7 +112,7 @@ def _advise_on_copies(a: str, b: str) -> str:
     return f"They weigh twice in training{also}: remove one of each two"
 
 
-def _find_conflicts(kind: str, pairs: Sequence[Pair], names: Sequence[str]) -> CheckResult:
+def _find_conflicts(kind: str, pairs: Sequence[Pair], names: Sequence[str], plural: str) -> CheckResult:
     rows = []
     for pair in pairs:
         labels = [one.label(i) for one, i in (pair.first, pair.second)]
@@ -116,5 +120,5 @@ def _find_conflicts(kind: str, pairs: Sequence[Pair], names: Sequence[str]) -> C
             one, i = pair.first
             detail = f"{names[labels[0]]!r}; {pair.second[0].id(pair.second[1])} is {names[labels[1]]!r}"
             rows.append(CheckRow(one.name, one.id(i), detail))
-    name = f"images that {kind}equal one of another class"
+    name = f"{plural} that {kind}equal one of another class"
     return CheckResult("label_conflict", name, "One of the two labels is wrong: correct it, or remove both", rows)

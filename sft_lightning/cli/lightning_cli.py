@@ -39,6 +39,7 @@ from sft_lightning.cli.resumed_settings import restore_settings
 from sft_lightning.cli.run_config import explain_missing_data, set_splits
 from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.networks.build import use_files_of
 from sft_lightning.runs.checkpoints import check_checkpoint, find_checkpoint, find_newest_checkpoint, read_checkpoint
 from sft_lightning.runs.lock import RunLock, is_training
 from sft_lightning.runs.paths import LOGS, check_run_name, get_run_folder, list_versions
@@ -57,6 +58,7 @@ from sft_lightning.training.run_logger import build_run_logger
 from sft_lightning.training.sync_batchnorm import SyncBatchNormsOnCPU
 from sft_lightning.utils.cpu import prepare_cpu
 from sft_lightning.utils.errors import InputError, did_you_mean, find_input_error
+from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.lightning_patches import get_launch_rank, order_int_before_float
 
 
@@ -178,6 +180,9 @@ class SFTCLI(LightningCLI):
             if self.subcommand == "predict":
                 set_checkpoint_shape(config.data, metadata, Path(checkpoint))
         run = None if checkpoint is None else get_run_folder(Path(checkpoint))
+        recorded = None if checkpoint is None else metadata.get("hyper_parameters")
+        if isinstance(recorded, dict) and (spec := InputSpec.from_settings(recorded)) is not None:
+            use_files_of(Path(checkpoint), spec)
         if run is not None and self.subcommand == "fit":
             restore_settings(config.model, run)
         elif run is not None and is_training(run):

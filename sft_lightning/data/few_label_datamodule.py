@@ -2,8 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +13,13 @@ from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.batches import BatchViews, Labeled, Unlabeled, moved
 from sft_lightning.data.contract import BatchRequest, RequestsBatches, batch_request
 from sft_lightning.data.copies import Copies, find_exact_copies
-from sft_lightning.data.eval_batches import NamedBatches, choose_at_random, choose_by_class
+from sft_lightning.data.eval_batches import choose_at_random, choose_by_class
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
 from sft_lightning.data.modality import Views
+from sft_lightning.data.predict_datamodule import PredictDataModule
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import Examples
 from sft_lightning.data.split_checks import check_unlabeled_batch
-from sft_lightning.data.split_datamodule import SplitDataModule
 from sft_lightning.data.splits import Split, SplitConfig
 from sft_lightning.data.storage import FeatureStorage, HasShape, ReadSettings
 from sft_lightning.utils.cpu import count_cores
@@ -29,7 +28,7 @@ from sft_lightning.utils.inputs import Inputs, InputSpec, concatenate_inputs
 from sft_lightning.utils.lightning_patches import reset_train_loader
 
 
-class FewLabelDataModule(SplitDataModule):
+class FewLabelDataModule(PredictDataModule):
     """Few labeled and many unlabeled examples of one modality.
 
     A training batch is a mapping with `labeled` (`Labeled`), `unlabeled` (`Unlabeled`) or both, as the paradigm
@@ -38,7 +37,6 @@ class FewLabelDataModule(SplitDataModule):
     """
 
     views: Views
-    predict_source: str | None = None  # what `predict` reads in place of the test split, where a modality can
 
     def __init__(
         self,
@@ -130,6 +128,14 @@ class FewLabelDataModule(SplitDataModule):
     def given_size(self) -> int | None:
         """Side of the inputs where the user set one that networks of another size should meet; None where not."""
         return None
+
+    def settings_to_show(self, side: int) -> dict[str, Any]:
+        """Return settings with which examples are shown to people whole and at a size that they can read, if any.
+
+        Args:
+            side: Length of the longer side in pixels, of what has one.
+        """
+        return {}
 
     @classmethod
     def settings_for(cls, input_spec: InputSpec) -> dict[str, Any]:
@@ -329,6 +335,15 @@ class FewLabelDataModule(SplitDataModule):
         few = Split(split.part, [split.indices[i] for i in positions])
         return concatenate_inputs([batch.x for batch in self._unaugmented(few, torch.device("cpu"))])
 
+    def show_examples(self, name: str, positions: list[int]) -> Sequence[Tensor | str]:
+        """Return some examples of a split as people look at them, as `Views.show` gives them.
+
+        Args:
+            name: Name of the split.
+            positions: Positions in the split.
+        """
+        return [*self.views.show(self.inputs_of(name, positions))] if positions else []
+
     def _unaugmented(self, split: Split, device: torch.device, workers: int | None = None) -> Iterator[Labeled]:
         plan, workers = BatchPlan(len(split), self.eval_batch_size), self.num_workers if workers is None else workers
         stream = Stream(split, plan, self.read_settings, workers=workers, bad=self.bad, device=device)
@@ -343,45 +358,3 @@ class FewLabelDataModule(SplitDataModule):
             )
             for name, made in features.items()
         }
-
-    # --- prediction
-
-    @property
-    def predict_name(self) -> str:
-        """Name of the data to predict, the test split unless a modality takes other files."""
-        full = str(Path(self._named).resolve()) if Path(self._named).exists() else self._named
-        return f"{'all' if self.test_on == 'all' else 'test split'} of {full}"
-
-    @property
-    def predict_count(self) -> int:
-        """Number of examples to predict."""
-        return len(self.splits["test"])
-
-    @property
-    def predict_listed(self) -> tuple[int, int]:
-        """Zeros, because a split is predicted, which is the same in all processes."""
-        return 0, 0
-
-    def predict_dataloader(self) -> Iterable[RawBatch]:
-        """Return the test split with the names of its examples.
-
-        Raises:
-            InputError: The split is empty.
-        """
-        return self.named_batches(self.splits["test"])
-
-    def named_batches(self, split: Split) -> NamedBatches:
-        """Return batches of a split with the names of its examples.
-
-        Args:
-            split: Examples to predict.
-
-        Raises:
-            InputError: There are none.
-        """
-        batches = self._eval("predict", split)
-        if isinstance(batches, list):
-            raise InputError(
-                "the source has no test example to predict: set predict_source to a folder, a manifest or a file"
-            )
-        return NamedBatches(batches, split.ids)

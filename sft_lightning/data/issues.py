@@ -37,11 +37,15 @@ FindingKind = Literal[
     # Content of images
     "value_range",  # scale of values of more than 8 bits
     "not_finite",  # values that are NaN or infinite
-    "constant",  # images of one color
+    "constant",  # images of one color, texts without a letter or digit
     "color",  # color modes that change or differ
     "cropped",  # images that lose much of their area
     "extra_frames",  # animations and pages of which only the first is read
     "orientation",  # images that are turned upright
+    # Content of texts
+    "truncated",  # texts of which only the beginning is read
+    "script",  # texts in another writing system than most
+    "encoding",  # texts with characters that were read in a wrong encoding
 ]
 KINDS: tuple[FindingKind, ...] = get_args(FindingKind)
 MAX_EXAMPLES = 20  # names that a finding keeps

@@ -11,11 +11,14 @@ from sft_lightning.cli.loaded_run import LoadedRun, add_subset
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.split_datamodule import MANIFEST
+from sft_lightning.export.forms import find_form
+from sft_lightning.export.program_form import Given
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.trained_network import TrainedNetwork
 from sft_lightning.tasks.classification_metrics import ClassifierMetrics
 from sft_lightning.utils.errors import InputError, find_input_error
+from sft_lightning.utils.inputs import concatenate_inputs
 
 NUM_COMPARED = 128  # examples that a program is compared on; of more, it would only repeat more of the same
 _SPLITS = {"test": "test", "val": "validation", "labeled": "labeled training", "unlabeled": "unlabeled training"}
@@ -27,7 +30,7 @@ class ExportEvaluation:
 
     Attributes:
         kind: Kind of the examples: `test`, `validation`, `labeled training`, `unlabeled training` or `random`.
-        inputs: Inputs for a comparison, uint8, (N, C, H, W), at most `NUM_COMPARED`; none where no program is written.
+        inputs: Inputs of a program for a comparison, at most `NUM_COMPARED`; empty where no program is written.
         metrics: Metrics of the classifier by name, on `count` examples of `total`; empty if not measured.
         count: Number of examples with a label.
         total: Number of examples of the split.
@@ -37,7 +40,7 @@ class ExportEvaluation:
     """
 
     kind: str
-    inputs: Tensor
+    inputs: Given
     metrics: dict[str, float] = field(default_factory=dict)
     count: int = 0
     total: int = 0
@@ -71,9 +74,8 @@ def evaluate_export(
         reason = find_input_error(error)  # the data was moved, changed or damaged since
         if reason is None:
             raise
-        generator = torch.Generator().manual_seed(0)
-        shape = (compared, *trained.metadata["image_shape"]) if compared else (0,)
-        inputs = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        form = find_form(trained.metadata)
+        inputs = form.draw(compared, torch.Generator().manual_seed(0)) if compared and form is not None else {}
         return ExportEvaluation("random", inputs, random_reason=str(reason))
 
 
@@ -82,12 +84,12 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
     name = next((n for n in _SPLITS if len(data.splits[n])), None)
     if name is None:
         raise InputError(f"run {opened.name!r} has no example")
-    inputs = torch.empty(0, *data.input_spec.shape, dtype=torch.uint8)
-    if compared and data.input_spec.modality == "image":
+    form, inputs = find_form(trained.metadata), Given()
+    if compared and form is not None:
         batches = list(data.batches_of(add_subset(data, name, compared), torch.device("cpu")))
         if not batches:
             raise InputError(f"no {_SPLITS[name]} example of run {opened.name!r} can be read")
-        inputs = torch.cat([(batch.x * 255).round().to(torch.uint8) for batch in batches])
+        inputs = concatenate_inputs([form.encode(batch.x) for batch in batches])
     evaluation = ExportEvaluation(_SPLITS[name], inputs, total=len(data.splits[name]))
     if not most or not trained.head:
         return evaluation

@@ -15,10 +15,12 @@ from sft_lightning.classifiers import Classifier
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
+from sft_lightning.data.open_data import get_data_class
 from sft_lightning.export.evaluate import NUM_COMPARED, evaluate_export
+from sft_lightning.export.forms import find_form
 from sft_lightning.export.model_card import CardData, format_model_card
 from sft_lightning.export.programs import check_format, describe_parity, write_program
-from sft_lightning.export.usage_snippet import describe_preprocessing, metadata_path
+from sft_lightning.export.usage_snippet import metadata_path
 from sft_lightning.networks.heads import extract_linear_head
 from sft_lightning.networks.weights import Tensors, find_weights, read_weights, select_evaluated_weights, write_weights
 from sft_lightning.runs.checkpoints import find_run_checkpoint
@@ -28,6 +30,7 @@ from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.runs.trained_network import TrainedNetwork, load_trained_network
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
+from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.yaml_files import read_yaml
 
 ExportPart = Literal["backbone", "head", "model"]
@@ -45,8 +48,8 @@ def export(
 ) -> Path:
     """Write a part of a trained model, with a JSON of the same name and a model card beside it.
 
-    A program (`onnx`, `pt2`) takes uint8 images and returns logits, or features for a backbone. It is read back and
-    compared with PyTorch on examples of the run; a program that differs is not written.
+    A program (`onnx`, `pt2`) takes uint8 images or tokens of texts and returns logits, or features for a backbone. It
+    is read back and compared with PyTorch on examples of the run; a program that differs is not written.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
@@ -84,34 +87,39 @@ def export(
     file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
+    spec = InputSpec.parse(trained.metadata["input_spec"])
     if format != "safetensors":
-        check_format(part, format)
+        check_format(part, format, spec.plural)
     if wise < 1:
         _interpolate(trained, wise, run)
     config = {} if folder is None else _read_config(folder / "fit.yaml")
     data = config.get("data") or {}
-    known = (data.get("init_args") or {}) if str(data.get("class_path")).endswith("ImageDataModule") else {}
     metadata: dict[str, Any] = {"part": part, **trained.metadata}
-    if "image_shape" in metadata:
-        metadata["preprocessing"] = describe_preprocessing(metadata, known)
+    if (form := find_form(metadata)) is not None:
+        ours = str(data.get("class_path")).rpartition(".")[2] == get_data_class(spec.modality).__name__
+        metadata["preprocessing"] = form.describe_preprocessing((data.get("init_args") or {}) if ours else {})
     most = measure_on if trained.head and folder is not None else 0
     if most:
         rank_zero_info(f"Measuring on at most {most:,} examples (--measure_on 0 leaves it out).")
     compared = 0 if format == "safetensors" else NUM_COMPARED
     evaluation = evaluate_export(run, trained, folder, most, compared) if most or compared else None
     if evaluation is not None and evaluation.metrics:
-        metadata["metrics"] = {"split": evaluation.kind, "images": evaluation.count, **evaluation.metrics}
+        metadata["metrics"] = {"split": evaluation.kind, spec.plural: evaluation.count, **evaluation.metrics}
     known = read_temperature(checkpoint) if wise == 1 else None
     if evaluation is not None and evaluation.calibrated_on:
-        metadata["temperature"] = {"value": evaluation.temperature, "validation_images": evaluation.calibrated_on}
+        metadata["temperature"] = {
+            "value": evaluation.temperature,
+            f"validation_{spec.plural}": evaluation.calibrated_on,
+        }
     elif known is not None and part != "backbone":
         metadata["temperature"] = {"value": known.value, "held_out_labels": known.labels}
     if format == "safetensors" or evaluation is None:
         write_weights(file, _select_tensors(trained, part), metadata)
     else:
         metadata = write_program(file, format, trained, evaluation, metadata, classifier)
-        rank_zero_info(f"Parity: {file.name} {describe_parity(metadata['parity'])}.")
+        rank_zero_info(f"Parity: {file.name} {describe_parity(metadata['parity'], spec.plural)}.")
     write_json(metadata_path(file), metadata)
+    trained.network().keep_files(file.parent)
     state = describe_checkpoint(checkpoint, metadata["step"]) + (
         f", {wise:.0%} of the way from its start" if wise < 1 else ""
     )

@@ -16,6 +16,7 @@ from sft_lightning._version import __version__
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_split_counts
 from sft_lightning.export.evaluate import ExportEvaluation
+from sft_lightning.export.forms import find_form
 from sft_lightning.export.programs import describe_parity
 from sft_lightning.export.usage_snippet import format_snippet, metadata_path
 from sft_lightning.runs.lineage import format_lineage as chain_in_words
@@ -161,17 +162,16 @@ def _write_use(card: CardData) -> str:
     metadata = card.metadata
     sentences = [f"```python\n{format_snippet(card.file, metadata)}\n```"]
     if "format" in metadata:
-        shape, size = (", ".join(map(str, metadata[end]["shape"])) for end in ("input", "output"))
+        form, size = find_form(metadata), ", ".join(map(str, metadata["output"]["shape"]))
+        assert form is not None  # of a program
+        inside = f" Inside the program: {', '.join(metadata['inside'])}." if metadata["inside"] else ""
         sentences.insert(
             0,
-            f"Input `images`: uint8, 0 to 255, ({shape}). Output `{metadata['output']['name']}`: float32, ({size}). "
-            f"Inside the program: {', '.join(metadata['inside'])}. Before it, as below: what "
-            f"`{metadata_path(card.file).name}` "
-            "lists under `preprocessing`. Another way to resize or crop gives other outputs.",
+            f"{form.explain()} Output `{metadata['output']['name']}`: float32, ({size}).{inside} Before it, as below: "
+            f"what `{metadata_path(card.file).name}` lists under `preprocessing`.",
         )
-        if not metadata["preprocessing"]["known"]:
-            sentences.append("The data of the run is unknown: crop and background below are guesses.")
-        sentences.append(f"The written file, read back, {escape_markdown(describe_parity(metadata['parity']))}.")
+        parity = escape_markdown(describe_parity(metadata["parity"], card.spec.plural))
+        sentences.append(f"The written file, read back, {parity}.")
         if metadata["format"] == "pt2":
             sentences.append("PyTorch reads `.pt2` files of its own version; of another one it may refuse them.")
     return "\n\n".join(sentences)
@@ -287,7 +287,7 @@ def _write_temperature(card: CardData) -> list[str]:
     labels = (
         f"{temperature['held_out_labels']:,} labels, held out in turn,"
         if "held_out_labels" in temperature
-        else (f"the labels of {temperature['validation_images']:,} validation {card.spec.plural}")
+        else (f"the labels of {temperature[f'validation_{card.spec.plural}']:,} validation {card.spec.plural}")
     )
     value = f"{temperature['value']:.3f}"
     return [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
@@ -320,11 +320,8 @@ def _write_training(card: CardData) -> str:
 
 def _write_limits(card: CardData) -> str:
     metadata = card.metadata
-    limits = []
-    if card.spec.modality == "image":
-        channels, height, width = card.spec.shape
-        pixels = f"{width} x {height} {'gray' if channels == 1 else 'color'} pixels"
-        limits.append(f"It sees {pixels} of the central square: nothing smaller, nothing outside it.")
+    form = find_form(metadata)
+    limits = [] if form is None else form.explain_limits()
     if metadata["class_names"] and metadata["part"] != "backbone":
         limits.append(
             f"It knows {len(metadata['class_names'])} classes and no other: what belongs to none of them is given one "

@@ -1,14 +1,12 @@
 """Export of a trained network as one program: ONNX, or PyTorch's own `.pt2`.
 
-The input is uint8 images, as every decoder returns them: a program that divides by 255 and normalizes cannot be fed
-pixels in another range, and a float is refused by its type. The output is logits, not probabilities: a temperature
-divides logits, and they show a difference between two programs that probabilities hide near 0 and 1. The number of
-images of a batch is free, their size is not.
+What a program takes is up to the modality (`ProgramForm`). The output is logits, not probabilities: a temperature
+divides logits, and they show a difference between two programs that probabilities hide near 0 and 1.
 """
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,59 +18,36 @@ from torch.nn import functional as F
 
 from sft_lightning.classifiers import Classifier
 from sft_lightning.export.evaluate import ExportEvaluation
-from sft_lightning.networks.vision.backbones import Backbone
+from sft_lightning.export.forms import find_form
+from sft_lightning.export.program_form import Given, Program, ProgramForm
 from sft_lightning.networks.weights import Tensors
 from sft_lightning.runs.trained_network import TrainedNetwork
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.inputs import InputSpec, concatenate_inputs, count_inputs, select_inputs
 
 ProgramFormat = Literal["onnx", "pt2"]
+Run = Callable[[Given], Tensor]
 OPSET = 18  # of ONNX: the oldest that PyTorch writes without converting, which most runtimes read
 MAX_BYTES = 2_000_000_000  # bytes: one file of ONNX holds less than 2 GiB
 TOLERANCE = 1e-3  # of an output, and of the mean output where that is below 1
 
 
-class Program(nn.Module):
-    """Module from uint8 images to logits, or to features if it has no head."""
-
-    def __init__(self, backbone: Backbone, head: nn.Module | None) -> None:
-        """Join backbone and head.
-
-        Args:
-            backbone: Backbone with its normalization.
-            head: Module from features (N, F) to logits (N, K), or None.
-        """
-        super().__init__()
-        self.backbone, self.head = backbone, head
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute logits or features.
-
-        Args:
-            images: Images, uint8, (N, C, H, W).
-
-        Returns:
-            Logits (N, K) or features (N, F), float32.
-        """
-        x: Tensor = self.backbone(images.float() / 255)
-        return x if self.head is None else self.head(x)
-
-
-def check_format(part: str, language: ProgramFormat) -> None:
+def check_format(part: str, language: ProgramFormat, plural: str) -> None:
     """Check that a program can be written here.
 
     Args:
         part: Part to export: `backbone`, `head` or `model`.
         language: Format of the program.
+        plural: Word for several examples.
 
     Raises:
-        InputError: The part is a head, which takes no images, or a package is missing.
+        InputError: The part is a head, which takes no examples, or a package is missing.
     """
     if part == "head":
         raise InputError(
-            f"part is 'head' and format {language!r}: a program takes images, a head takes features; give --part model "
-            "or --format safetensors"
+            f"part is 'head' and format {language!r}: a program takes {plural}, a head takes features; give --part "
+            "model or --format safetensors"
         )
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if language == "onnx" and missing:
@@ -96,7 +71,7 @@ def write_program(
         file: Path of the file.
         language: Format of the program.
         trained: Network to export.
-        measured: Evaluation with the images to compare on.
+        measured: Evaluation with the inputs to compare on.
         metadata: Metadata of the export, with `part`.
         classifier: Classifier with a layer of its own, for a network without a head.
 
@@ -107,16 +82,19 @@ def write_program(
         InputError: The network cannot be written, or the program's outputs differ.
     """
     with_head = metadata["part"] == "model"
-    network = trained.network()
-    if not isinstance(network, Backbone):
+    network, form = trained.network(), find_form(metadata)
+    if form is None:
         raise InputError(
-            f"format is {language!r}, which is written for networks of images alone: export {network.name!r} as "
-            "safetensors"
+            f"format is {language!r}, in which networks of {InputSpec.parse(metadata['input_spec']).plural} are not "
+            f"written: export {network.name!r} as safetensors"
         )
     layer = None if classifier is None else classifier.make_layer()
-    program = Program(network, (layer or _make_linear(trained.head)) if with_head else None)
-    expected = _run_pytorch(trained, measured.inputs, with_head, classifier)
-    contract = {**metadata, "format": language, **_describe_interface(metadata, with_head, expected.shape[1])}
+    program = form.program(network, (layer or _make_linear(trained.head)) if with_head else None)
+    expected = _run_pytorch(trained, form, measured.inputs, with_head, classifier)
+    contract = {**metadata, "format": language, **form.describe()}
+    contract["output"] = {
+        "name": "logits" if with_head else "features", "type": "float32", "shape": ["batch", expected.shape[1]],
+    }  # fmt: skip
     if language == "onnx":
         contract["opset"] = OPSET
     with open_atomic(file) as staged:
@@ -124,9 +102,9 @@ def write_program(
             with warnings.catch_warnings(), torch.no_grad():
                 # The exporters warn of their own insides, and that channels-last weights are no plain block of memory.
                 warnings.simplefilter("ignore")
-                {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, staged, contract)
+                {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, form, staged, contract)
                 run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)
-                parity = _check_parity(run, measured, expected, language, with_head)
+                parity = _check_parity(run, form, measured, expected, language, with_head)
         except InputError:
             raise
         except Exception as error:  # the exporters name no types, and each network fails in its own way
@@ -138,18 +116,19 @@ def write_program(
     return {**contract, "parity": parity}
 
 
-def describe_parity(parity: dict[str, Any]) -> str:
+def describe_parity(parity: dict[str, Any], plural: str) -> str:
     """Describe in one line how closely the program's outputs match PyTorch's.
 
     Args:
         parity: Entry `parity` of the metadata from `write_program`.
+        plural: Word for several examples.
     """
     why = f", which are random since {parity['why_random']}" if parity["why_random"] else ""
     classes = "" if parity["equal_classes"] is None else f", {parity['equal_classes']:.1%} of the classes are equal"
     *sizes, last = map(str, parity["batch_sizes"])
     return (
-        f"differs from PyTorch by {parity['largest_difference']:.2g} at most{classes}, on {parity['images']} "
-        f"{parity['of']} images in batches of {', '.join(sizes)} and {last} ({parity['runtime']}){why}"
+        f"differs from PyTorch by {parity['largest_difference']:.2g} at most{classes}, on {parity[plural]} "
+        f"{parity['of']} {plural} in batches of {', '.join(sizes)} and {last} ({parity['runtime']}){why}"
     )
 
 
@@ -161,49 +140,50 @@ def _make_linear(head: Tensors) -> nn.Linear:
 
 
 @torch.no_grad()
-def _run_pytorch(trained: TrainedNetwork, images: Tensor, with_head: bool, classifier: Classifier | None) -> Tensor:
+def _run_pytorch(
+    trained: TrainedNetwork, form: ProgramForm, given: Given, with_head: bool, classifier: Classifier | None
+) -> Tensor:
     """Compute the expected outputs without a `Program`, so that a mistake in that class would show."""
     network = trained.network()
-    x = torch.cat([network(some.float() / 255) for some in images.split(32)])
+    x = torch.cat([network(form.decode(some)) for some in _split(given, [32])])
     if with_head and classifier is not None:
         logits: Tensor = classifier(x)
         return logits
     return F.linear(x, trained.head["weight"], trained.head["bias"]) if with_head else x
 
 
-def _describe_interface(metadata: dict[str, Any], with_head: bool, size: int) -> dict[str, Any]:
-    channels, height, width = metadata["image_shape"]
-    wide = ["repetition of one gray channel to three"] if len(metadata["mean"]) > channels else []
-    return {
-        "input": {"name": "images", "type": "uint8", "range": [0, 255], "shape": ["batch", channels, height, width]},
-        "output": {"name": "logits" if with_head else "features", "type": "float32", "shape": ["batch", size]},
-        "inside": ["division by 255", *wide, "normalization by mean and std"],
-    }
+def _split(given: Given, sizes: Sequence[int]) -> Iterator[Given]:
+    """Yield batches of some sizes, the last of which repeats."""
+    first, number = 0, 0
+    while first < count_inputs(given):
+        size = sizes[min(number, len(sizes) - 1)]
+        yield select_inputs(given, slice(first, first + size))
+        first, number = first + size, number + 1
 
 
-def _trace(program: Program, shape: list[int]) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
-    free = {"images": {0: torch.export.Dim("batch")}}
-    # An example of one image would make 1 a constant.
-    made = torch.export.export(program, (torch.zeros(2, *shape, dtype=torch.uint8),), dynamic_shapes=free)
+def _trace(program: Program, form: ProgramForm) -> torch.export.ExportedProgram:
+    # An example of one row would make 1 a constant.
+    example = form.draw(2, torch.Generator().manual_seed(0))
+    made = torch.export.export(program, tuple(example.values()), dynamic_shapes=form.free_sides)
     for module in made.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine
-    return made, free
+    return made
 
 
-def _write_pt2(program: Program, file: Path, metadata: dict[str, Any]) -> None:
-    made, _ = _trace(program, metadata["image_shape"])
+def _write_pt2(program: Program, form: ProgramForm, file: Path, metadata: dict[str, Any]) -> None:
+    made = _trace(program, form)
     with file.open("wb") as opened:
         torch.export.save(made, opened, extra_files={"sft_lightning.json": json.dumps(metadata)})
 
 
-def _write_onnx(program: Program, file: Path, metadata: dict[str, Any]) -> None:
+def _write_onnx(program: Program, form: ProgramForm, file: Path, metadata: dict[str, Any]) -> None:
     size = sum(tensor.nbytes for tensor in program.state_dict().values())
     if size > MAX_BYTES:
         raise InputError(f"the network has {size / 1e9:.1f} GB, one ONNX file holds 2: give --format pt2")
-    made, free = _trace(program, metadata["image_shape"])
+    made, free = _trace(program, form), form.free_sides
     written = torch.onnx.export(
-        made, input_names=["images"], output_names=[metadata["output"]["name"]], dynamic_shapes=free,
+        made, input_names=[*free], output_names=[metadata["output"]["name"]], dynamic_shapes=free,
         opset_version=OPSET, verbose=False,
     )  # fmt: skip
     assert written is not None
@@ -212,23 +192,24 @@ def _write_onnx(program: Program, file: Path, metadata: dict[str, Any]) -> None:
     written.save(file, external_data=False)
 
 
-def _read_pt2(file: Path) -> Callable[[Tensor], Tensor]:
+def _read_pt2(file: Path) -> Run:
     with file.open("rb") as opened:
-        run: Callable[[Tensor], Tensor] = torch.export.load(opened).module()
-    return run
+        run = torch.export.load(opened).module()
+    return lambda given: run(*given.values())
 
 
-def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+def _read_onnx(file: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return lambda given: torch.from_numpy(session.run(None, {name: x.numpy() for name, x in given.items()})[0])
 
 
 def _check_parity(
-    run: Callable[[Tensor], Tensor],
+    run: Run,
+    form: ProgramForm,
     measured: ExportEvaluation,
     expected: Tensor,
     language: ProgramFormat,
@@ -241,10 +222,11 @@ def _check_parity(
     """
     if not bool(expected.isfinite().all()):
         raise InputError("the network gives NaN or infinity: its training diverged, give another run or checkpoint")
-    enough = -(-8 // len(measured.inputs))  # few images are taken more than once
-    images, expected = measured.inputs.repeat(enough, 1, 1, 1), expected.repeat(enough, 1)
-    # One image alone would fail where an example's batch size became a constant; so would several where 1 became one.
-    batches = [images[:1], images[1:4], *images[4:].split(32)]
+    count, plural = count_inputs(measured.inputs), form.spec.plural
+    enough = -(-8 // count)  # a few are taken more than once
+    given, expected = concatenate_inputs([measured.inputs] * enough), expected.repeat(enough, 1)
+    # One alone would fail where an example's batch size became a constant; so would several where 1 became one.
+    batches = [form.cut(batch) for batch in _split(given, [1, 3, 32])]
     with torch.no_grad():
         outputs = torch.cat([run(batch) for batch in batches])
     apart = (outputs - expected).abs()
@@ -252,17 +234,17 @@ def _check_parity(
     parity = {
         "largest_difference": float(apart.max()),
         "equal_classes": equal,
-        "images": len(measured.inputs),
+        plural: count,
         "of": measured.kind,
         "why_random": measured.random_reason if measured.kind == "random" else None,
-        "batch_sizes": sorted({len(batch) for batch in batches}),
+        "batch_sizes": sorted({count_inputs(batch) for batch in batches}),
         "tolerance": f"{TOLERANCE} of each output and of the mean output, the latter not above 1",
         "runtime": f"onnxruntime {version('onnxruntime')}" if language == "onnx" else f"torch {torch.__version__}",
     }
     allowed = TOLERANCE * (expected.abs() + expected.abs().mean().clamp_max(1))
     if not bool((apart <= allowed).all()) or equal not in (None, 1.0):  # NaN is not less than anything
         raise InputError(
-            f"the {language} program {describe_parity(parity)}, more than is allowed ({parity['tolerance']}, "
+            f"the {language} program {describe_parity(parity, plural)}, more than is allowed ({parity['tolerance']}, "
             "no other class), "
             f"so nothing is written: give another --format"
         )

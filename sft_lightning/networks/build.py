@@ -17,6 +17,8 @@ BUILDERS = {
     "image": "sft_lightning.networks.vision.backbones",
     "text": "sft_lightning.networks.text.backbones",
 }
+# Modules that read copies of files in the folder of a run, of the modalities that have some.
+_KEEPERS = {"text": "sft_lightning.networks.text.kept_files"}
 _CLASS_PATH = re.compile(r"(?:\w+\.)+[A-Z]\w*")  # timm's names have dots, too, and small letters
 
 
@@ -71,6 +73,20 @@ def build_encoder(
     if weights == "none":
         return encoder, {}
     return encoder, load_encoder_weights(encoder, find_weights(Path(weights)))[1]
+
+
+def use_files_of(run: Path, spec: InputSpec) -> None:
+    """Read what encoders are built from, weights aside, from the copies of a run where the original is gone.
+
+    Args:
+        run: Folder of the run, or a file in it.
+        spec: Inputs of the encoder.
+
+    Raises:
+        InputError: Another run has other copies of the same name.
+    """
+    if spec.modality in _KEEPERS and isinstance(spec.encoding, str):  # a file may say anything
+        importlib.import_module(_KEEPERS[spec.modality]).use_kept_files(spec.encoding, run)
 
 
 def rebuild_encoder(path: str | Path) -> Encoder:

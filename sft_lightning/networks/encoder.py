@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -128,6 +129,13 @@ class Encoder(nn.Module, ABC):
             count: Number of examples.
         """
         return torch.rand(count, *self.input_spec.shape, device=self.device)
+
+    def keep_files(self, folder: Path) -> None:
+        """Copy the files from which the encoder is built again, weights aside, into the folder of a run; none here.
+
+        Args:
+            folder: Folder of the run.
+        """
 
     @property
     def architecture(self) -> str:

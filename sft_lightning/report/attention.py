@@ -1,13 +1,52 @@
 """Grad-CAM: the regions of an image that support a class, Selvaraju et al. 2017."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
+from markupsafe import Markup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.report.explainer import Explainer
+from sft_lightning.report.figures import embed_image, overlay_heat
+from sft_lightning.utils.html import render_examples
+
+
+class GradCAM(Explainer):
+    """Images beside themselves under a heatmap."""
+
+    title: ClassVar[str] = "Regions that support the prediction"
+    note: ClassVar[str] = (
+        "The most confident right and wrong predictions. Red and yellow support the predicted class (Grad-CAM)."
+    )
+
+    @cached_property
+    def _module(self) -> nn.Module | None:
+        return find_last_map(self.evaluation.backbone)
+
+    @property
+    def reason_against(self) -> str | None:
+        """Sentence that says why there are no heatmaps, or None."""
+        if self._module is None:
+            return f"{self.evaluation.metadata['backbone']} has no feature maps, which Grad-CAM needs."
+        if not self.evaluation.head:
+            return "Grad-CAM needs a linear classifier, and this one compares examples with each other."
+        return None
+
+    def draw(self, name: str, positions: Sequence[int], classes: Tensor) -> list[Markup]:
+        """Return each image beside its heatmap."""
+        data = self.evaluation.data
+        x, module = data.inputs_of(name, [*positions]), self._module
+        assert module is not None  # else there is a reason against it
+        heat = compute_grad_cam(self.evaluation.backbone, self.evaluation.head, module, x, classes)
+        ids = [data.splits[name].ids[i] for i in positions]
+        return [
+            render_examples([embed_image(image, i), embed_image(overlay_heat(image, own), "Grad-CAM")], "pair")
+            for image, own, i in zip(x, heat, ids, strict=True)
+        ]
 
 
 def find_last_map(backbone: Encoder) -> nn.Module | None:

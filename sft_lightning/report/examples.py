@@ -2,27 +2,25 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from markupsafe import Markup
-from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.cli.loaded_run import LoadedRun
-from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.losses.reconstruction import compute_reconstruction_errors
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
-from sft_lightning.report.attention import compute_grad_cam, find_last_map
 from sft_lightning.report.evaluation import Evaluation, Predictions
+from sft_lightning.report.explainer import Explainer
+from sft_lightning.report.explainers import find_explainer
 from sft_lightning.report.metrics import choose_to_label
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.html import render_examples, render_heading, render_note, render_tiles
 from sft_lightning.utils.spreadsheet import format_csv
 
-_NUM_SHOWN, _NUM_NEIGHBORS, _NUM_HEATMAPS = 6, 3, 6
+_NUM_SHOWN, _NUM_NEIGHBORS, _NUM_EXPLAINED = 6, 3, 6
 
 
 def format_split(name: str) -> str:
@@ -49,17 +47,15 @@ def render_mistakes(evaluation: Evaluation) -> Markup:
     most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_NUM_SHOWN].tolist()
     others = [i for i in most_confident if i not in largest]
     one, more = evaluation.data.input_spec.noun, evaluation.data.input_spec.plural
-    rendered = render_note(f"Below each {one}: the three labeled {more} with the nearest features, and their classes.")
+    note = f"Below each {one}: the three labeled {more} with the nearest features, and their classes."
+    if explains_tiles(find_explainer(evaluation)):
+        note += " What is marked supports the predicted class."
+    rendered = render_note(note)
     rendered += render_heading("Largest loss") + render_tiles(_make_mistake_tiles(evaluation, largest))
     if others:
         rendered += render_heading("Most confident of the others")
         rendered += render_tiles(_make_mistake_tiles(evaluation, others))
     return rendered
-
-
-def _show(data: FewLabelDataModule, name: str, positions: list[int]) -> Sequence[Tensor | str]:
-    """Return some examples of a split as people look at them."""
-    return [*data.views.show(data.inputs_of(name, positions))] if positions else []
 
 
 def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tuple[Markup, list[str]]]:
@@ -68,11 +64,16 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
     references = F.normalize(labeled.features, dim=1)
     k = min(_NUM_NEIGHBORS, len(references))
     nearest = (F.normalize(judged.features[positions], dim=1) @ references.T).topk(k, 1).indices
-    examples = _show(evaluation.data, judged.name, positions)
-    all_neighbors = _show(evaluation.data, "labeled", nearest.flatten().tolist())
+    explainer = find_explainer(evaluation)
+    if explainer is not None and explains_tiles(explainer):
+        drawings = explainer.draw(judged.name, positions, judged.predicted[positions])
+    else:
+        shown = evaluation.data.show_examples(judged.name, positions)
+        drawings = [figures.embed_example(x, judged.ids[i]) for x, i in zip(shown, positions, strict=True)]
+    all_neighbors = evaluation.data.show_examples("labeled", nearest.flatten().tolist())
     neighbors = [all_neighbors[k * j : k * (j + 1)] for j in range(len(positions))]
     tiles = []
-    for i, x, near_x, near in zip(positions, examples, neighbors, nearest.tolist(), strict=True):
+    for i, drawing, near_x, near in zip(positions, drawings, neighbors, nearest.tolist(), strict=True):
         classes = [names[int(labeled.labels[j])] for j in near]
         drawn = [
             figures.embed_example(example, f"{name}: {labeled.ids[j]}", 48)
@@ -85,43 +86,44 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
             f"near: {', '.join(f'{n} x {name}' if n > 1 else name for name, n in Counter(classes).items())}",
             judged.ids[i],
         ]
-        tiles.append((figures.embed_example(x, judged.ids[i]) + render_examples(drawn, "near"), lines))
+        tiles.append((drawing + render_examples(drawn, "near"), lines))
     return tiles
 
 
-def render_attention(evaluation: Evaluation) -> Markup:
-    """Return Grad-CAM heatmaps of the most confident right and wrong predictions.
+def explains_tiles(explainer: Explainer | None) -> bool:
+    """Return whether examples are shown with their evidence wherever they are shown.
+
+    Args:
+        explainer: What explains the predictions, or None.
+    """
+    return explainer is not None and explainer.suits_tiles and explainer.reason_against is None
+
+
+def render_explanations(evaluation: Evaluation) -> tuple[str, Markup]:
+    """Return the title and the body of a section: what supports the most confident right and wrong predictions.
 
     Args:
         evaluation: Evaluation of a classifier.
     """
-    module = find_last_map(evaluation.backbone)
-    if module is None:
-        return render_note(f"{evaluation.metadata['backbone']} has no feature maps, which Grad-CAM needs.")
-    if not evaluation.head:
-        return render_note("Grad-CAM needs a linear classifier, and this one compares examples with each other.")
+    explainer = find_explainer(evaluation)
+    if explainer is None:
+        return "", Markup()
+    if (reason := explainer.reason_against) is not None:
+        return explainer.title, render_note(reason)
     judged, names = evaluation.judged, evaluation.class_names
     confidence = judged.logits.softmax(1).max(1).values
     is_right = judged.predicted == judged.labels
     positions = [
         i
         for group in (is_right, ~is_right)
-        for i in torch.where(group, confidence, -1).topk(_NUM_HEATMAPS).indices.tolist()
+        for i in torch.where(group, confidence, -1).topk(min(_NUM_EXPLAINED, len(group))).indices.tolist()
+        if bool(group[i])  # a group with fewer examples than asked for is filled up with those of the other one
     ]
-    # A group with fewer examples than asked for is filled up with those of the other one: leave these out.
-    positions = [i for k, i in enumerate(positions) if bool(is_right[i]) == (k < _NUM_HEATMAPS)]
-    x = evaluation.data.inputs_of(judged.name, positions)
-    heat = compute_grad_cam(evaluation.backbone, evaluation.head, module, x, judged.predicted[positions])
     tiles = []
-    for i, image, image_heat in zip(positions, x, heat, strict=True):
+    for i, drawn in zip(positions, explainer.draw(judged.name, positions, judged.predicted[positions]), strict=True):
         truth = "right" if is_right[i] else f"is {names[int(judged.labels[i])]}"
-        pair = [
-            figures.embed_image(image, judged.ids[i]),
-            figures.embed_image(figures.overlay_heat(image, image_heat), "Grad-CAM"),
-        ]
-        tiles.append((render_examples(pair, "pair"), [f"{names[int(judged.predicted[i])]}: {truth}", judged.ids[i]]))
-    note = "The most confident right and wrong predictions. Red and yellow support the predicted class (Grad-CAM)."
-    return render_note(note) + render_tiles(tiles)
+        tiles.append((drawn, [f"{names[int(judged.predicted[i])]}: {truth}", judged.ids[i]]))
+    return explainer.title, render_note(explainer.note) + render_tiles(tiles)
 
 
 def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, path: Path, count: int) -> Markup:
@@ -143,8 +145,12 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
         (order, unlabeled.ids[i], names[int(unlabeled.predicted[i])], f"{float(entropy[i]):.4f}")
         for order, i in enumerate(positions, 1)
     ]
-    write_text(path, format_csv([("order", "id", "predicted", "uncertainty"), *rows]))
-    examples = _show(evaluation.data, unlabeled.name, positions)
+    examples = evaluation.data.show_examples(unlabeled.name, positions)
+    written: list[tuple[object, ...]] = [("order", "id", "predicted", "uncertainty"), *rows]
+    if examples and isinstance(examples[0], str):  # a column with the examples themselves
+        column = [evaluation.data.input_spec.noun, *examples]
+        written = [(*row, cell) for row, cell in zip(written, column, strict=True)]
+    write_text(path, format_csv(written))
     tiles = [
         (figures.embed_example(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
         for x, (order, name, predicted, value) in zip(examples, rows, strict=True)

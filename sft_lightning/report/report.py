@@ -14,7 +14,7 @@ from sft_lightning.report import figures
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import (
     format_split,
-    render_attention,
+    render_explanations,
     render_label_next,
     render_mistakes,
     render_reconstructions,
@@ -131,7 +131,7 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
         Section("Training curves", render_training(curves)),
         Section("Health of the pseudo-labels", render_health(curves)),
         Section("Worst mistakes", render_mistakes(evaluation)),
-        Section("Regions that support the prediction", render_attention(evaluation)),
+        Section(*render_explanations(evaluation)),
         Section("Map of the features", _render_map(evaluation, unlabeled)),
         Section("What to label next", render_label_next(evaluation, unlabeled, path, label_next)),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sft_lightning._version import __version__
-from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.build import build_encoder, use_files_of
 from sft_lightning.networks.encoder import Encoder, describe_spec
 from sft_lightning.networks.heads import extract_linear_head, normalize_tau
 from sft_lightning.networks.weights import Tensors, check_model_settings, read_weights, select_evaluated_weights
@@ -16,6 +16,11 @@ from sft_lightning.runs.record import RunRecord
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
+
+
+def _is_bare(name: str, spec: InputSpec) -> bool:
+    """Return whether an encoder has no weights at all, such as one that counts."""
+    return not build_encoder(name, spec, imports=False)[0].state_dict()
 
 
 @dataclass
@@ -65,11 +70,12 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     prefix = "encoder." if any(n.startswith("encoder.net.") for n in tensors) else "backbone."
     spec = InputSpec.from_settings(settings)
     needed = {"tau"} if settings.get("head") == "tau_normalized" else set()
-    is_complete = any(n.startswith(prefix) for n in tensors)  # pixels have no network, but a normalization
-    if name is None or spec is None or not needed <= settings.keys() or not is_complete:
+    is_complete = any(n.startswith(prefix) for n in tensors)
+    if name is None or spec is None or not needed <= settings.keys() or not (is_complete or _is_bare(name, spec)):
         raise InputError(
             f"checkpoint {str(path)!r} does not hold a paradigm of this package: give one that `fit` wrote"
         )
+    use_files_of(path, spec)
     tensors = select_evaluated_weights(tensors)
     backbone = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     head = extract_linear_head(tensors)

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning import ImageDataModule
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.label_files import STATUSES, LabelRow, read_label_rows, read_table, write_label_rows
+from sft_lightning.data.open_data import open_data
 from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
-from sft_lightning.data.vision.image_source import find_image_shape
 from sft_lightning.selection.label_server import LabelServer
 from sft_lightning.selection.select import select_examples
 from sft_lightning.utils.atomic import write_text
@@ -150,7 +149,7 @@ class LabelSession:
 
     def _show(self, number: int) -> Tensor | str:
         with self._lock:
-            return self._data.views.show(self._data.inputs_of(_SPLIT, [number]))[0]
+            return self._data.show_examples(_SPLIT, [number])[0]
 
     def answer(self, message: Any) -> None:
         """Take an answer and write the file.
@@ -211,14 +210,12 @@ class LabelSession:
 
 
 def _open(source: str, labels: Path | None, class_names: Sequence[str] | None, side: int) -> FewLabelDataModule:
-    """Open the data with all of its examples, image files whole and large."""
-    settings: dict[str, Any] = {
-        "labels": None if labels is None else str(labels), "val_size": 0, "test_size": 0, "num_workers": 0,
-        "on_bad_image": "skip", "class_names": None if class_names is None else list(class_names),
-    }  # fmt: skip
-    data = ImageDataModule(source, **settings)
-    if find_image_shape(data.opened_source) is None:
-        data = ImageDataModule(source, **settings, image_size=side, resize="pad")
+    """Open the data with all of its examples, whole and large."""
+    given = {"labels": None if labels is None else str(labels), "class_names": class_names and list(class_names)}
+    how: dict[str, Any] = {"val_size": 0, "test_size": 0, "num_workers": 0, "on_bad_image": "skip"}
+    data = open_data(source, given, how)
+    if large := data.settings_to_show(side):
+        data = open_data(source, given, how | large)
     data.setup("fit")
     return data
 

@@ -1,6 +1,6 @@
 """`sft-lightning select`: which unlabeled examples to label first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning import ImageDataModule
 from sft_lightning.classifiers.whitening import COMPONENTS, WhitenedPCA, suits_whitening
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.open_data import open_data
 from sft_lightning.report.figures import embed_example
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.selection.methods import k_center, kmeans_centers, random_choice, typiclust
@@ -35,7 +35,7 @@ _DESCRIPTIONS = {
     "k_center": "the example farthest from all chosen ones, again and again (k-center)",
     "random": "random examples",
 }
-_MAX_SHOWN = 200  # thumbnails of a page
+_MAX_SHOWN = 200  # examples of a page
 
 
 @dataclass
@@ -78,7 +78,7 @@ def select(
         num_labels: Number of examples to choose.
         by: Method: `kmeans` (nearest to each center), `typiclust`, `k_center` or `random`.
         start: Network whose features to compare: a name (with published weights), a weights file or a run; null for
-            whitened principal components of the pixels.
+            whitened principal components of the pixels, or of the counts of words.
         image_size: Side of the images in pixels; null for that of the source or of the start.
         hide_labels: Whether to choose among all training examples as if none had a label. Otherwise, examples are
             chosen among those without a label, beside those that have one.
@@ -95,15 +95,19 @@ def select(
     chosen = select_examples(source, num_labels, by, start, image_size, hide_labels, labels, seed)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(enumerate(chosen.ids, 1))
-    write_text(folder / "select.csv", format_csv([("order", "id"), *rows]))
+    shown = chosen.data.show_examples("unlabeled", chosen.positions[:_MAX_SHOWN])
+    rows: list[tuple[object, ...]] = [("order", "id"), *enumerate(chosen.ids, 1)]
+    if isinstance(shown[0], str):  # a column with the examples themselves
+        column = [chosen.data.input_spec.noun, *chosen.data.show_examples("unlabeled", chosen.positions)]
+        rows = [(*row, cell) for row, cell in zip(rows, column, strict=True)]
+    write_text(folder / "select.csv", format_csv(rows))
     beside = f", beside {chosen.num_labeled:,} labeled ones" if chosen.num_labeled else ""
     plural = chosen.data.input_spec.plural
     summary = (
         f"{len(chosen.ids):,} of {chosen.num_candidates:,} unlabeled {plural}{beside}: {_DESCRIPTIONS[by]}, by "
         f"{chosen.space}."
     )
-    write_text(folder / "select.html", _render(chosen, summary))
+    write_text(folder / "select.html", _render(chosen, shown, summary))
     return f"{summary}\nWritten: {folder / 'select.csv'} and {folder / 'select.html'}"
 
 
@@ -123,7 +127,7 @@ def select_examples(
         source: Source of the examples.
         num_labels: Number of examples to choose.
         by: Method.
-        start: Network whose features to compare; None for whitened principal components of the pixels.
+        start: Network whose features to compare; None for whitened principal components of the inputs.
         image_size: Side of the images in pixels; None for that of the source or of the start.
         hide_labels: Whether to choose among all training examples.
         labels: A CSV of labels beside the source, or None.
@@ -135,7 +139,7 @@ def select_examples(
     check_min(1, num_labels=num_labels)
     settings: dict[str, Any] = {"num_labels": 0} if hide_labels else {}
     settings |= {"labels": labels, "seed": seed}
-    data = _set_up(source, settings | ({} if image_size is None else {"image_size": image_size}))
+    data = _set_up(source, settings | {"image_size": image_size})
     unlabeled = data.splits["unlabeled"]
     if not len(unlabeled):
         raise InputError(
@@ -169,18 +173,16 @@ def select_examples(
 
 
 def _set_up(source: str, settings: dict[str, Any]) -> FewLabelDataModule:
-    data = ImageDataModule(source, **settings)
+    data = open_data(source, settings)
     data.setup("fit")
     return data
 
 
-def _render(chosen: Selection, summary: str) -> str:
-    """Return the page with a thumbnail of each example."""
-    shown = chosen.positions[:_MAX_SHOWN]
-    examples = chosen.data.views.show(chosen.data.inputs_of("unlabeled", shown))
+def _render(chosen: Selection, shown: Sequence[Tensor | str], summary: str) -> str:
+    """Return the page with the first examples."""
     tiles = [
         (embed_example(example, name), [f"{order}.", name])
-        for order, (example, name) in enumerate(zip(examples, chosen.ids, strict=False), 1)
+        for order, (example, name) in enumerate(zip(shown, chosen.ids, strict=False), 1)
     ]
     plural = chosen.data.input_spec.plural
     title = f"{plural.capitalize()} to label"

@@ -9,15 +9,12 @@ from torch.nn import functional as F
 
 from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.data.splits import Split
-from sft_lightning.data.text.datamodule import get_texts
 from sft_lightning.export.export import ExportFormat, export
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import CrossFittedTemperature, write_temperature
 from sft_lightning.selection import kmeans_centers
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.open_data import TEXT
 from sft_lightning.solver.recipes import Recipe, Space, get_run, train
 from sft_lightning.study.folds import predict_split
 from sft_lightning.utils.atomic import write_text
@@ -84,13 +81,14 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
         _write_predictions(folder / "predictions.csv", source, probabilities)
         delivery.next_labels = choose_next(probabilities, space)
         ids = data.splits["unlabeled"].ids
-        rows = [[ids[i], data.class_names[int(probabilities[i].argmax())]] for i in delivery.next_labels]
+        rows: list[list[object]] = [
+            [ids[i], data.class_names[int(probabilities[i].argmax())]] for i in delivery.next_labels
+        ]
         head = ["order", "id", "suggestion"]
-        if source.modality is TEXT:
-            head.append("text")
-            unlabeled = data.splits["unlabeled"]
-            chosen = Split(unlabeled.part, [unlabeled.indices[i] for i in delivery.next_labels])
-            rows = [[*row, text] for row, text in zip(rows, get_texts(chosen), strict=True)]
+        if any(isinstance(one, str) for one in data.show_examples("unlabeled", delivery.next_labels[:1])):
+            head.append(data.input_spec.noun)  # a column with the examples themselves
+            shown = data.show_examples("unlabeled", delivery.next_labels)
+            rows = [[*row, cell] for row, cell in zip(rows, shown, strict=True)]
         numbered = [[order, *row] for order, row in enumerate(rows, 1)]
         write_text(folder / "label_next.csv", format_csv([head, *numbered]))
     confident, other = held_out.nan_to_num(0).max(1)

@@ -21,7 +21,7 @@ from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.data.vision.images import FileImages
-from sft_lightning.solver.open_data import VISION, Modality, find_modality
+from sft_lightning.solver.open_data import VISION, Modality, choose_modality
 from sft_lightning.study.folds import write_fold
 from sft_lightning.study.judge import find_unjudged, make_folds
 from sft_lightning.utils.errors import InputError
@@ -203,7 +203,7 @@ def read_source(
     Raises:
         InputError: The source cannot be opened, or has labels of fewer than two classes.
     """
-    modality = find_modality(name, {"image_size": image_size, **given})
+    modality = choose_modality(name, {"image_size": image_size, **given})
     given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
     own: dict[str, Any] = {"root": root, "on_bad_image": "skip"} if modality is VISION else {}
     settings = {**own, "seed": str(seed)}

@@ -78,8 +78,8 @@ def _describe_checks(source: LabeledSource) -> str:
     leaks = sum(finding.kind == "leak" for finding in data.request.findings)
     broken = len(data.bad.reasons)
     return (
-        f"{broken:,} unreadable, {copies:,} exact copies, {leaks:,} finding(s) of leaks into the test"
-        f"{'' if source.modality is TEXT else '; `sft-lightning audit` says more'}"
+        f"{broken:,} unreadable, {copies:,} exact copies, {leaks:,} finding(s) of leaks into the test; `sft-lightning "
+        "audit` says more"
     )
 
 

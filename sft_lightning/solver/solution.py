@@ -79,7 +79,5 @@ class Solution:
         use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():
             first = f"sft-lightning label SOURCE --ids {self.folder}/label_next.csv"
-            if self.summary.get("modality") == "text":
-                first = f"write id,label of the texts of {self.folder}/label_next.csv into a CSV"
             use += f"\nLabel:    {first}, then solve with --labels"
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

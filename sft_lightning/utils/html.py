@@ -128,6 +128,16 @@ def render_excerpt(text: str, description: str) -> Markup:
     return _render("excerpt", text, description)
 
 
+def render_marked(parts: Sequence[tuple[str, float]], description: str) -> Markup:
+    """Return a text that stands for an example, with some of its parts marked.
+
+    Args:
+        parts: Plain text of each part, and how strongly it is marked, 0 to 1.
+        description: Plain text that is shown under the pointer.
+    """
+    return _render("marked", parts, description)
+
+
 def render_examples(parts: Sequence[Markup], kind: str) -> Markup:
     """Return examples in one line.
 

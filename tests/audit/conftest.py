@@ -42,16 +42,21 @@ def audited(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     def run(source: object, *words: str) -> Told:
         given = [f"--data.init_args.source={source}", "--data.init_args.num_labels=null", "--run_name=mine"]
         given += ["--data.init_args.image_size=32", "--data.init_args.num_workers=0", *words]
-        code = main(["audit", "--config", FINE_TUNE, *given])
-        folder = workdir / "lightning_logs" / "mine_audit"
-        with (folder / "findings.csv").open(newline="", encoding="utf-8") as file:
-            rows: dict[str, list[tuple[str, str, str]]] = {}
-            for row in csv.DictReader(file):
-                rows.setdefault(row["finding"], []).append((row["split"], row["id"], row["detail"]))
-        about = json.loads((folder / "audit.json").read_text())
-        assert {finding["finding"]: finding["count"] for finding in about["findings"]} == {
-            name: len(own) for name, own in rows.items()
-        }
-        return Told(code, capsys.readouterr().out, about, rows)
+        return read_audit(main(["audit", "--config", FINE_TUNE, *given]), capsys)
 
     return run
+
+
+def read_audit(code: int, capsys: pytest.CaptureFixture[str]) -> Told:
+    """Read what an audit of the run `mine` has printed and written."""
+    folder = Path("lightning_logs") / "mine_audit"
+    with (folder / "findings.csv").open(newline="", encoding="utf-8") as file:
+        rows: dict[str, list[tuple[str, str, str]]] = {}
+        for row in csv.DictReader(file):
+            rows.setdefault(row["finding"], []).append((row["split"], row["id"], row["detail"]))
+    about = json.loads((folder / "audit.json").read_text())
+    assert {finding["finding"]: finding["count"] for finding in about["findings"]} == {
+        name: len(own) for name, own in rows.items()
+    }
+    output = capsys.readouterr()
+    return Told(code, output.out + (output.err if code else ""), about, rows)

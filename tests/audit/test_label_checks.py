@@ -3,8 +3,7 @@
 import re
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ from sft_lightning.audit import label_checks
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import TensorStorage
-from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.image_stats import SplitStats, compute_image_stats
+from sft_lightning.data.vision.image_stats import ImageSplitStats, compute_image_stats
 from sft_lightning.data.vision.images import Geometry
+from tests.doubles import make_image_checks
 
 
 def test_confident_learning_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +50,7 @@ def test_a_wrong_label_among_real_images_is_found(
     names = ["boot", "trouser", "bag"]
     of = {name: (truth == c).nonzero()[:, 0] for name, c in zip(names, (9, 1, 8), strict=True)}
 
-    def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> SplitStats:
+    def seen(name: str, counts: dict[str, int], groups: list[str] | None = None, begin: int = 0) -> ImageSplitStats:
         rows = torch.cat([of[kind][begin : begin + count] for kind, count in counts.items()])
         y = torch.tensor([names.index(kind) for kind, count in counts.items() for _ in range(count)])
         part = Examples(TensorStorage(images[rows][:, None]), [f"{name} {k}" for k in range(len(rows))], y, groups)
@@ -69,7 +68,7 @@ def test_a_wrong_label_among_real_images_is_found(
         return own(x, y, groups, seed)
 
     monkeypatch.setattr(label_checks, "predict_out_of_fold", watched)
-    data: Any = SimpleNamespace(num_classes=3)
+    data = make_image_checks(3)
     judged = label_checks.check_labels([test, labeled, seen("unlabeled", {"bag": 9}, begin=30)], data, None, 0)
     assert [one.id(i) for one, i in judged.examples] == [
         *(f"test {k}" for k in range(4)), *(f"labeled {k}" for k in range(20) if k != 3),
@@ -119,7 +118,7 @@ def test_a_weak_classifier_says_so_and_doubts_no_label(fashion: tuple[Tensor, Te
     def judged(y: Tensor) -> label_checks.LabelCheck:
         part = Examples(TensorStorage(images[rows][:, None]), [str(k) for k in rows.tolist()], y)
         seen = compute_image_stats("labeled", Split(part, list(range(len(rows)))), Geometry(channels=1))
-        return label_checks.check_labels([seen], cast(ImageDataModule, SimpleNamespace(num_classes=3)), None, 0)
+        return label_checks.check_labels([seen], make_image_checks(3), None, 0)
 
     weak = judged(y)
     assert weak.suspects == []

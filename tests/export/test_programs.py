@@ -22,7 +22,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.export import evaluate, programs
 from sft_lightning.export.evaluate import NUM_COMPARED, ExportEvaluation
 from sft_lightning.export.export import export
-from sft_lightning.export.programs import Program
+from sft_lightning.export.image_form import ImageForm, ImageProgram
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, cli
 
@@ -222,9 +222,9 @@ def test_a_program_that_differs_is_not_written(
         (lambda y: y[:1], "cannot be written as pt2 (The size of tensor"),
     ):
 
-        def changed(file: Path, change: Callable[[Tensor], Tensor] = change) -> Callable[[Tensor], Tensor]:
+        def changed(file: Path, change: Callable[[Tensor], Tensor] = change) -> Callable[[dict[str, Tensor]], Tensor]:
             run = own(file)
-            return lambda images: change(run(images))
+            return lambda given: change(run(given))
 
         monkeypatch.setattr(programs, "_read_pt2", changed)
         assert main(["export", str(run), "--format=pt2", "--out=new/model.pt2", "--measure_on=0"]) == 2
@@ -234,14 +234,14 @@ def test_a_program_that_differs_is_not_written(
     assert {file.name: file.read_bytes() for file in run.glob("model*")} == before
 
 
-class Fixed(Program):
+class Fixed(ImageProgram):
     """A network that takes its batch size for a constant."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.reshape(2, *images.shape[1:]))
 
 
-class Unknown(Program):
+class Unknown(ImageProgram):
     """A network with an operation that ONNX does not have."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -262,11 +262,11 @@ def test_a_network_that_cannot_be_written_is_reported(
     workdir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    network: type[Program],
+    network: type[ImageProgram],
     language: str,
 ) -> None:
     run, _ = fitted("run")
-    monkeypatch.setattr(programs, "Program", network)
+    monkeypatch.setattr(ImageForm, "program", network)
     assert main(["export", str(run), f"--format={language}", "--measure_on=0"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"sft-lightning: backbone 'mlp' cannot be written as {language} (")
@@ -280,11 +280,15 @@ def test_the_comparison_by_hand() -> None:
     sizes: list[int] = []
 
     def compared(change: list[list[float]], with_head: bool = True, expected: Tensor = expected) -> dict[str, Any]:
-        def run(batch: Tensor) -> Tensor:
+        def run(given: dict[str, Tensor]) -> Tensor:
+            batch = given["images"]
             sizes.append(len(batch))
             return (expected + torch.tensor(change))[batch.flatten().long()]
 
-        return programs._check_parity(run, ExportEvaluation("test", images), expected, "pt2", with_head)
+        form = ImageForm({"input_spec": (1, 1, 1)})
+        return programs._check_parity(
+            run, form, ExportEvaluation("test", {"images": images}), expected, "pt2", with_head
+        )
 
     nothing = [[0.0] * 3] * 2
     told = compared(nothing)

@@ -22,12 +22,12 @@ WORDS = {
 COMMON = ["the", "a", "of", "and", "in", "to", "it", "was", "very", "with", "for", "on", "my", "his"]
 
 
-def make_texts(count: int) -> list[tuple[str, str]]:
-    """Return texts of three classes, a quarter of whose words say which, and their labels."""
+def make_texts(count: int, share: float = 0.25) -> list[tuple[str, str]]:
+    """Return texts of three classes, a share of whose words say which, and their labels."""
     rng, made = random.Random(0), []
     for i in range(count):
         label = [*WORDS][i % 3]
-        words = [rng.choice(WORDS[label] if rng.random() < 0.25 else COMMON) for _ in range(rng.randint(5, 30))]
+        words = [rng.choice(WORDS[label] if rng.random() < share else COMMON) for _ in range(rng.randint(5, 30))]
         made.append((" ".join(words), label))
     return made
 
@@ -173,6 +173,51 @@ def test_starts_are_ranked(table: Path, workdir: Path) -> None:
     run("rank", "--config=rank.yaml")
     scores = {row["start"]: float(row["linear"]) for row in read_rows("lightning_logs/rank/rank.csv")}
     assert scores["bag_of_words (random)"] > max(0.6, scores["small_transformer (random)"])
+
+
+def test_views_are_previewed(table: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("preview", *arguments(table, *PARADIGMS["softmatch"]))
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in shown[:5]] == ["original", *["weak view"] * 2, *["strong view"] * 2]
+    original, *weak = (line.partition(": ")[2].split() for line in shown[:3])
+    assert set(original) <= {*COMMON, *(word for own in WORDS.values() for word in own)}
+    assert all(set(view) <= set(original) for view in weak)
+    assert "…" in "".join(shown)  # hidden words of strong views
+
+
+def test_degrees_of_tuning_are_compared(table: Path, workdir: Path) -> None:
+    words = arguments(table, *PARADIGMS["fine_tune"], "--data.steps_per_epoch=2", "--trainer.max_epochs=1")
+    grid = ["--degree.depth=[head,all]", "--degree.backbone_lr_scale=[1.0]", "--degree.folds=2"]
+    run("degree", "--run_name=mine", *words, *grid)
+    rows = Path("lightning_logs/mine_degree/degree.csv").read_text().splitlines()
+    assert len(rows) == 3
+
+
+@pytest.mark.slow
+def test_studies_compare_by_folds(workdir: Path) -> None:
+    with Path("texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *make_texts(60, 0.6)])
+    adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
+    model = {"class_path": "FineTuneClassifier", "init_args": {"backbone": "fasttext", "optimizer": adam}}
+    Path("labels.yaml").write_text(yaml.safe_dump({"model": model}))
+    settings = {"source": "texts.csv", "batch_size": 12, "steps_per_epoch": 10}
+    still = {"model.init_args.optimizer.init_args.lr": 1e-9}
+    plan = {
+        "name": "texts", "budgets": [48], "seeds": [0], "folds": 2, "baseline": "labels",
+        "data": {"class_path": "TextDataModule", "init_args": settings},
+        "options": {"trainer.max_epochs": 1, "trainer.accelerator": "cpu"},
+        "methods": {
+            "labels": [{"config": ["labels.yaml"]}], "still": [{"config": ["labels.yaml"], "options": still}],
+        },
+    }  # fmt: skip
+    Path("study.yaml").write_text(yaml.safe_dump(plan))
+    run("study", "--config=study.yaml")
+    rows = [row for row in read_rows("lightning_logs/study/texts/results.csv") if row["run"]]
+    assert len(rows) == 4
+    held = [{row["id"] for row in csv.DictReader(Path(one["run"], "split.csv").read_text().splitlines()[1:])
+             if row["split"] == "test"} for one in rows if one["method"] == "labels"]  # fmt: skip
+    assert not held[0] & held[1]
+    assert len(held[0] | held[1]) == 48
 
 
 def test_commands_for_tables_of_files_name_the_one_for_texts(table: Path, workdir: Path) -> None:

@@ -25,12 +25,14 @@ from sft_lightning import (
     PretrainView,
     SelfSupervisedModule,
     SemiSupervisedModule,
+    TextDataModule,
+    TextView,
 )
 from sft_lightning.cli import fast_loop
 from sft_lightning.cli.lightning_cli import SFTCLI
 from sft_lightning.losses import pretraining, unlabeled as strategies
 from sft_lightning.losses.features import Center, CosinePrototype, SupCon
-from sft_lightning.losses.unlabeled import FreeMatch, Reconstruction
+from sft_lightning.losses.unlabeled import FreeMatch, Reconstruction, SoftMatch
 from sft_lightning.networks.adapters import LoRA
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
@@ -48,6 +50,8 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
     "lora": {"backbone": "conv", "adapter": LoRA(rank=2), "head_only_epochs": 1},
     "cached": {"backbone": "conv", "tune": "head"},
 }
+
+TEXTS = ("fine-tuning", "semi-supervised")
 
 TWO_STAGE: dict[str, Any] = {"coupling": "two_stage", "feature_epochs": 1}
 DECOUPLED: dict[str, Any] = {
@@ -115,6 +119,20 @@ class DoublePrecision(ImageDataModule):
         return apply_to_collection(views, Tensor, lambda t: t.double() if t.is_floating_point() else t)
 
 
+class FixedTexts(TextDataModule):
+    """Texts whose strong views are functions of the text: random views differ by process."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        views = super().on_after_batch_transfer(batch, dataloader_idx)
+        if isinstance(views, dict) and "unlabeled" in views:
+            weak = views["unlabeled"].weak
+            hidden = torch.arange(weak["input_ids"].shape[1]) % 3 > 0
+            views["unlabeled"] = views["unlabeled"]._replace(
+                strong={**weak, "input_ids": weak["input_ids"] * hidden, "attention_mask": weak["attention_mask"]}
+            )
+        return views
+
+
 def ddp(devices: int, **settings: Any) -> dict[str, Any]:
     """Settings of the trainer; those that one process has no use for are left out there."""
     return {"devices": devices, **({"strategy": "ddp", **settings} if devices > 1 else {})}
@@ -145,6 +163,28 @@ def run_classifiers(out: Path) -> dict[str, Any]:
             one = sample(predict_source=str(out / "one.png"))  # fewer files than processes
             trainer([PredictionWriter(out / "one")], **ddp(2)).predict(model, one, return_predictions=False)
     return results
+
+
+def train_texts(name: str, devices: int) -> dict[str, Any]:
+    """Train 10 steps; the batch of all processes together has 8 labeled texts, and 24 unlabeled ones."""
+    torch.manual_seed(0)
+    data = FixedTexts("sample-texts", num_labels=60, batch_size=8 // devices, unlabeled_ratio=3, steps_per_epoch=5,
+                      eval_batch_size=50, max_length=24, weak_view=TextView())  # fmt: skip
+    settings: dict[str, Any] = {"backbone": "fasttext", "num_classes": 6, "input_spec": data.input_spec}
+    settings["optimizer"] = lambda p: torch.optim.SGD(p, 0.5, momentum=0.9)
+    model: LightningModule = FineTuneClassifier(**settings)
+    if name == "semi-supervised":
+        model = SemiSupervisedModule(SoftMatch(momentum=0.9), **settings, warmup_steps=0, ramp_steps=0)
+    recorder = Recorder()
+    run = trainer([recorder], max_epochs=2, **ddp(devices))
+    run.fit(model.double(), data)
+    metrics = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("val/")}
+    return {"state": state(model), "losses": recorder.losses, "metrics": metrics}
+
+
+def run_texts(out: Path) -> dict[str, Any]:
+    """Train on texts."""
+    return {name: train_texts(name, 2) for name in TEXTS}
 
 
 def train_decoupled(name: str, devices: int) -> dict[str, Any]:
@@ -298,6 +338,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "semi_supervised": run_semi_supervised,
     "synced": run_synced,
     "fast_loop": run_fast_loop,
+    "texts": run_texts,
 }
 
 

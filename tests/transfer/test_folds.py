@@ -4,7 +4,6 @@ import csv
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from sft_lightning.transfer.rank import score_candidates
 from sft_lightning.transfer.scores import cross_validate, logme
 from sft_lightning.tuning.degree import make_folds
 from sft_lightning.utils.errors import InputError
+from tests.doubles import make_image_checks
 
 
 def write_copies(folder: Path, originals: int = 12, copies: int = 2, kind: str = "both") -> Path:
@@ -146,7 +146,7 @@ def test_audit_keeps_copies_together(workdir: Path) -> None:
     module = prepare(write_copies(Path("images"), 40, 2))
     split = module.splits["labeled"]
     seen = compute_image_stats("labeled", split, Geometry())
-    known: Any = SimpleNamespace(num_classes=2)
+    known = make_image_checks(2)
     judged = label_checks.check_labels([seen], known, None, 0)
     right = float((judged.probabilities.argmax(1) == judged.labels).mean())
     assert right < 0.7
@@ -158,7 +158,7 @@ def test_audit_with_fewer_groups_than_folds(workdir: Path, originals: int, judge
     seen = compute_image_stats(
         "labeled", prepare(write_copies(Path("images"), originals, 5)).splits["labeled"], Geometry()
     )
-    known: Any = SimpleNamespace(num_classes=2)
+    known = make_image_checks(2)
     found = label_checks.check_labels([seen], known, None, 0)
     assert len(found.labels) == judged
     assert found.summary.startswith("not looked at: fewer than 2 classes have 5 labels in 2 groups") == (judged == 0)
@@ -167,7 +167,7 @@ def test_audit_with_fewer_groups_than_folds(workdir: Path, originals: int, judge
 def test_audit_of_a_few_groups_of_several_classes(workdir: Path) -> None:
     module = prepare(write_copies(Path("images"), 12, 0))
     split = module.splits["labeled"]
-    known: Any = SimpleNamespace(num_classes=2)
+    known = make_image_checks(2)
     for groups, judged in ((["a", "b", "c"] * 4, 12), (["a"] * 12, 0), (["a"] * 6 + ["b"] * 6, 0)):
         split.part.groups = groups
         assert (

@@ -1,17 +1,17 @@
 """`TextDataModule`: labeled, unlabeled, validation and test batches of the texts of a source."""
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from sft_lightning.data.copies import Copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
-from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.run_splits import TestOn
-from sft_lightning.data.source import SPLITS, Examples, Source, concatenated, take_unlabeled
+from sft_lightning.data.source import Examples, Source, take_unlabeled
 from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
+from sft_lightning.data.text.near_duplicates import find_copies
 from sft_lightning.data.text.source import TextSource
 from sft_lightning.data.text.storage import Encoding, TextStorage
 from sft_lightning.data.text.tables import Columns
@@ -65,7 +65,9 @@ class TextDataModule(FewLabelDataModule):
         Args:
             source: Table of texts (`.csv`, `.tsv`, `.jsonl` or `.parquet`) with the columns text and label, and perhaps
                 split (train, val, test or unlabeled), group and id; a blank label means unlabeled. Or a folder with a
-                folder of `.txt` files for each class, and one called `unlabeled`.
+                folder of `.txt` files for each class, and one called `unlabeled`. Or a data set of Hugging Face in a
+                folder, as `save_to_disk` writes it or of Parquet files. Or `sample-texts`, which needs no download:
+                glosses of WordNet in six classes.
             text_column: Name of the column of texts.
             text_2_column: Name of the column of second texts, such as answers to questions; null for none.
             label_column: Name of the column of labels.
@@ -124,7 +126,6 @@ class TextDataModule(FewLabelDataModule):
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
         self.predict_source = predict_source
-        self._predicted: Split | None = None
 
     # --- sources
 
@@ -165,6 +166,10 @@ class TextDataModule(FewLabelDataModule):
         listed, needed = self._class_names or (), needs_labels and self.labels is None
         return TextSource(name, self.columns, self.encoding, listed, needed)
 
+    def open_to_predict(self, name: str) -> TextSource:
+        """Open a source of texts to predict, which needs no labels."""
+        return self.open_source(name, needs_labels=False)
+
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training texts, without labels."""
         return take_unlabeled(self.open_source(name, needs_labels=False))
@@ -182,6 +187,12 @@ class TextDataModule(FewLabelDataModule):
                 "off there (max_length)."
             )
 
+    def find_copies(self, labeled: Split, others: Split | None = None) -> tuple[Copies, Copies]:
+        """Find equal and nearly equal texts."""
+        texts = [get_texts(split) for split in (labeled, others) if split is not None and len(split)]
+        alone = find_copies(texts[0])
+        return alone, alone if len(texts) == 1 else find_copies([*texts[0], *texts[1]])
+
     def fingerprint(self, name: str) -> str:
         """Compute the SHA-256 of a split's texts and of how they become tokens."""
         split = self.splits[name]
@@ -190,7 +201,12 @@ class TextDataModule(FewLabelDataModule):
             digest.update(content)
         return digest.hexdigest()
 
-    # --- training and prediction
+    def show_examples(self, name: str, positions: list[int]) -> list[str]:
+        """Return texts as they were written, before anything is cut off."""
+        split = self.splits[name]
+        return get_texts(Split(split.part, [split.indices[i] for i in positions]))
+
+    # --- training
 
     def train_dataloader(self) -> Any:
         """Return the parts that the paradigm requests, side by side.
@@ -208,50 +224,6 @@ class TextDataModule(FewLabelDataModule):
                 f"one of them{other}"
             )
         return super().train_dataloader()
-
-    def setup(self, stage: str) -> None:
-        """Read the source and make the splits, once; for `predict`, read the texts to predict.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage != "predict" or self.predict_source is None:
-            super().setup(stage)
-        if stage == "predict":
-            self.open_predicted()
-
-    def open_predicted(self) -> Split:
-        """Read the texts to predict, once.
-
-        Raises:
-            InputError: They cannot be read.
-        """
-        if self._predicted is None:
-            if self.predict_source is None:
-                self._predicted = self.splits["test"]
-            else:
-                parts = self.open_source(self.predict_source, needs_labels=False).load()
-                part = concatenated(*((parts[name], range(len(parts[name]))) for name in SPLITS if name in parts))
-                self._predicted = Split(part, range(len(part)))
-        return self._predicted
-
-    @property
-    def predict_name(self) -> str:
-        """Name of the texts to predict."""
-        return super().predict_name if self.predict_source is None else self.predict_source
-
-    @property
-    def predict_count(self) -> int:
-        """Number of texts to predict."""
-        return len(self.open_predicted())
-
-    def predict_dataloader(self) -> Iterable[RawBatch]:
-        """Return batches of the texts to predict.
-
-        Raises:
-            InputError: There are none.
-        """
-        return self.named_batches(self.open_predicted())
 
 
 def _has_dropout(module: nn.Module) -> bool:

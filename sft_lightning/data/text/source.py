@@ -11,15 +11,22 @@ from sft_lightning.data.issues import Finding
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
 from sft_lightning.data.source import SPLITS, Examples, Source, relative, split_of_name
+from sft_lightning.data.text.dataset_folder import DatasetFolder, is_dataset_folder
 from sft_lightning.data.text.storage import Encoding, Text, TextStorage
 from sft_lightning.data.text.tables import SUFFIXES, Columns, Row, TextTable
 from sft_lightning.utils.errors import InputError, did_you_mean
+
+SAMPLE_NAME = "sample-texts"
+SAMPLE = Path(__file__).parents[1] / "sample" / "glosses.csv"  # of WordNet, see LICENSES.md beside it
 
 
 class TextSource(Source):
     """Texts with their labels, splits and groups, all in memory.
 
     Texts that are blank are left out and reported.
+
+    Attributes:
+        blank: Places of blank texts: lines of a table, or names of files.
     """
 
     def __init__(
@@ -33,9 +40,10 @@ class TextSource(Source):
         """Read a table or a folder.
 
         Args:
-            name: Path of a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or of a folder with a folder of `.txt` files
-                for each class, which may lie in folders of splits, and texts without a label in `unlabeled`.
-            columns: Names of the columns of a table.
+            name: `sample-texts`, or the path of a `.csv`, `.tsv`, `.jsonl` or `.parquet` file. Or the path of a folder:
+                with a folder of `.txt` files for each class, which may lie in folders of splits, and texts without a
+                label in `unlabeled`; or with a data set of Hugging Face, of `save_to_disk` or Parquet files.
+            columns: Names of the columns of a table; those of the sample are known.
             encoding: How texts become tokens.
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a source without labels.
@@ -44,18 +52,24 @@ class TextSource(Source):
             InputError: The source cannot be read, or what it says is contradictory.
         """
         self.name, self._encoding = name, encoding
-        path = Path(name)
+        path = SAMPLE if name == SAMPLE_NAME else Path(name)
         self._findings: list[Finding] = []
-        if path.is_dir():
+        self.blank: list[str] = []
+        if path.is_dir() and is_dataset_folder(path):
+            self._kind, folder = "data set", DatasetFolder(path, columns, needs_labels)
+            rows, self._findings = [*folder], folder.findings
+        elif path.is_dir():
             self._kind, rows = "folder", self._read_folder(path)
         elif path.suffix.lower() in SUFFIXES:
             if not path.is_file():
                 raise InputError(f"table {name!r} does not exist: give the path of a table or a folder of texts")
+            columns = Columns() if path == SAMPLE else columns
             self._kind, table = "table", TextTable(path, columns, needs_labels)
             rows, self._findings = [*table], table.findings
         else:
             raise InputError(
-                f"source is {name!r}: give a folder of texts, or a table that ends with {', '.join(SUFFIXES)}"
+                f"source is {name!r}: give a folder of texts, a table that ends with {', '.join(SUFFIXES)}, or "
+                f"{SAMPLE_NAME}{did_you_mean(name, [SAMPLE_NAME])}"
             )
         self._rows = [self._place(row) for row in self._leave_out_blank(rows)]
         if not self._rows:
@@ -89,16 +103,15 @@ class TextSource(Source):
         return rows
 
     def _leave_out_blank(self, rows: Sequence[Row]) -> list[Row]:
-        blank = [row for row in rows if not any(text.strip() for text in row.texts)]
-        if blank:
-            where = ", ".join(self._locate(row) for row in blank[:3])
-            count = "1 text is" if len(blank) == 1 else f"{len(blank):,} texts are"
-            message = f"{self._kind} {self.name!r}: {count} blank and left out ({where})"
-            self._findings.append(Finding("unreadable", message, [self._locate(row) for row in blank]))
+        self.blank = [self._locate(row) for row in rows if not any(text.strip() for text in row.texts)]
+        if self.blank:
+            count = "1 text is" if len(self.blank) == 1 else f"{len(self.blank):,} texts are"
+            message = f"{self._kind} {self.name!r}: {count} blank and left out ({', '.join(self.blank[:3])})"
+            self._findings.append(Finding("unreadable", message, self.blank))
         return [row for row in rows if any(text.strip() for text in row.texts)]
 
     def _locate(self, row: Row) -> str:
-        return row.id if self._kind == "folder" else f"line {row.line}"
+        return row.id if self._kind != "table" else f"line {row.line}"
 
     def _place(self, row: Row) -> Row:
         """Return a row with a name and one of the four splits."""

@@ -181,7 +181,6 @@ class ImageDataModule(FewLabelDataModule):
         self.geometry = Geometry(side, self._image_shape[0], background, center_crop, resize=resize, ranges=ranges)
         self._cache = None if cache is None else Path(cache)
         self._caches: ImageCaches | None = None
-        self._predicted: Listing | Split | None = None
         self._predict_loader: FileLoader | None = None
 
     # --- sources
@@ -200,6 +199,10 @@ class ImageDataModule(FewLabelDataModule):
     def given_size(self) -> int | None:
         """Side of the images that the user set, or None."""
         return self.given_image_size
+
+    def settings_to_show(self, side: int) -> dict[str, Any]:
+        """Return settings for whole images, large ones of files."""
+        return {"image_size": side, "resize": "pad"} if find_image_shape(self.opened_source) is None else {}
 
     @classmethod
     def settings_for(cls, input_spec: InputSpec) -> dict[str, Any]:
@@ -290,7 +293,7 @@ class ImageDataModule(FewLabelDataModule):
     def find_copies(self, labeled: Split, others: Split | None = None) -> tuple[Copies, Copies]:
         """Find exact and near copies, mirror images included."""
         splits = [labeled] if others is None or not len(others) else [labeled, others]
-        stats = [one for split in splits for one in compute_image_stats("labeled", split, self.geometry).images]
+        stats = [one for split in splits for one in compute_image_stats("labeled", split, self.geometry).examples]
         joint = find_copies(stats)
         return joint if len(splits) == 1 else find_copies(stats[: len(labeled)]), joint
 
@@ -333,44 +336,19 @@ class ImageDataModule(FewLabelDataModule):
 
     # --- prediction
 
-    def setup(self, stage: str) -> None:
-        """Read the source and make the splits, once; for `predict`, open the data to predict.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage != "predict" or self.predict_source is None:
-            super().setup(stage)
-        if stage == "predict":
-            self.open_predicted()
-
-    def open_predicted(self) -> Listing | Split:
-        """Open the data to predict, once.
+    def read_predicted(self, name: str) -> Listing | Split:
+        """Return the files of a listing, or the images of a source.
 
         Raises:
             InputError: The data does not exist or is empty.
         """
-        if self._predicted is None:
-            if self.predict_source is None:
-                self._predicted = self.splits["test"]
-            else:
-                opened = open_prediction_source(self.predict_source, self.root, self.bad.policy == "raise")
-                if isinstance(opened, Examples):
-                    part = readable(opened, self.bad)
-                    self._predicted = Split(part, list(range(len(part))))
-                else:
-                    self._predicted = opened
-                    for message in opened.messages:
-                        rank_zero_info(f"Data: {message}.")
-        return self._predicted
-
-    @property
-    def predict_name(self) -> str:
-        """Name of the data to predict: the name of a source, or the absolute path of a file or folder."""
-        if self.predict_source is None:
-            return super().predict_name
-        path = Path(self.predict_source)
-        return str(path.resolve()) if path.exists() else self.predict_source
+        opened = open_prediction_source(name, self.root, self.bad.policy == "raise")
+        if isinstance(opened, Examples):
+            part = readable(opened, self.bad)
+            return Split(part, list(range(len(part))))
+        for message in opened.messages:
+            rank_zero_info(f"Data: {message}.")
+        return opened
 
     @property
     def predict_count(self) -> int:

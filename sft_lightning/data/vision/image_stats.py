@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sft_lightning.data.bad_examples import describe_read_error
+from sft_lightning.data.split_stats import SplitStats
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import Storage, TensorStorage
 from sft_lightning.data.vision.decoding import convert_image, open_image
@@ -90,43 +91,10 @@ class ImageStats:
         return self.size, self.thumbnail_digest
 
 
-@dataclass
-class SplitStats:
-    """Statistics of the images of a split.
-
-    Attributes:
-        name: Name of the split.
-        split: Examples of the split.
-        images: Statistics of the image at each position, or the reason why it cannot be read.
-    """
-
-    name: str
-    split: Split
-    images: list[ImageStats | str]
-
-    @property
-    def readable(self) -> Iterator[tuple[int, ImageStats]]:
-        """Positions and statistics of the readable images."""
-        return ((i, look) for i, look in enumerate(self.images) if isinstance(look, ImageStats))
-
-    def label(self, position: int) -> int:
-        """Return the label that a run can train or evaluate with, or -1.
-
-        Args:
-            position: Position of the example in the split.
-        """
-        return -1 if self.name == "unlabeled" else int(self.split.part.labels[self.split.indices[position]])
-
-    def id(self, position: int) -> str:
-        """Return the name of an example.
-
-        Args:
-            position: Position of the example in the split.
-        """
-        return self.split.part.ids[self.split.indices[position]]
+ImageSplitStats = SplitStats[ImageStats]
 
 
-def compute_image_stats(name: str, split: Split, geometry: Geometry) -> SplitStats:
+def compute_image_stats(name: str, split: Split, geometry: Geometry) -> ImageSplitStats:
     """Decode every image of a split and compute its statistics.
 
     Args:
@@ -149,7 +117,7 @@ def compute_image_stats(name: str, split: Split, geometry: Geometry) -> SplitSta
             for one in pool.map(compute, split.indices[first : first + _BATCH]):
                 stats.append(one)
                 bar.update()
-    return SplitStats(name, split, stats)
+    return ImageSplitStats(name, split, stats)
 
 
 @contextmanager
@@ -285,7 +253,7 @@ def _is_transparent(file: Image.Image) -> bool:
     return file.has_transparency_data
 
 
-def stack_thumbnails(split: SplitStats, positions: Sequence[int]) -> Pixels:
+def stack_thumbnails(split: ImageSplitStats, positions: Sequence[int]) -> Pixels:
     """Stack the thumbnails of readable images.
 
     Args:
@@ -295,5 +263,5 @@ def stack_thumbnails(split: SplitStats, positions: Sequence[int]) -> Pixels:
     Returns:
         Thumbnails of shape (N, 32, 32, C).
     """
-    images = [split.images[i] for i in positions]
+    images = [split.examples[i] for i in positions]
     return np.stack([image.thumbnail for image in images if isinstance(image, ImageStats)])

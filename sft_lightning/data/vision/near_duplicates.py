@@ -14,7 +14,6 @@ images and images with almost no contrast are not found.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations_with_replacement, islice
 
 import numpy as np
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
-from sft_lightning.data.vision.image_stats import SIDE, Pixels, SplitStats, identify_contents, stack_thumbnails
+from sft_lightning.data.split_stats import Pair, find_equal
+from sft_lightning.data.vision.image_stats import SIDE, ImageSplitStats, Pixels, identify_contents, stack_thumbnails
 from sft_lightning.utils.progress_lines import LoggedProgress
 
 WHOLE, FIELD = 0.15, 0.25
@@ -34,22 +34,7 @@ Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Pair of exact or near-duplicates.
-
-    Attributes:
-        first: Split and position of one image.
-        second: Split and position of the other image.
-        difference: Difference of the field that differs most; 0 for exact duplicates.
-    """
-
-    first: tuple[SplitStats, int]
-    second: tuple[SplitStats, int]
-    difference: float = 0.0
-
-
-def find_near_duplicates(splits: Sequence[SplitStats]) -> tuple[list[Pair], list[Pair]]:
+def find_near_duplicates(splits: Sequence[ImageSplitStats]) -> tuple[list[Pair], list[Pair]]:
     """Find exact and near-duplicates within each split and between any two splits.
 
     Each image with a duplicate in another split, or an earlier one in its own, is in one pair for that split.
@@ -60,27 +45,23 @@ def find_near_duplicates(splits: Sequence[SplitStats]) -> tuple[list[Pair], list
     Returns:
         Exact duplicates, and near-duplicates sorted by their difference.
     """
-    contents = iter(identify_contents([look for one in splits for look in one.images]))
-    tables = [_SplitIndex(one, list(islice(contents, len(one.images)))) for one in splits]
-    exact: list[Pair] = []
+    contents = iter(identify_contents([look for one in splits for look in one.examples]))
+    tables = [_SplitIndex(one, list(islice(contents, len(one.examples)))) for one in splits]
+    exact = find_equal(splits, [table.digests for table in tables])
     near: list[Pair] = []
     for a, b in combinations_with_replacement(range(len(splits)), 2):
-        same = list(_find_equal(tables[a], tables[b]))
-        exact += [Pair((splits[a], i), (splits[b], j)) for i, j in same]
-        matches = _find_nearly_equal(tables[a], tables[b], {i for i, _ in same})
+        equal = {pair.first[1] for pair in exact if pair.first[0] is splits[a] and pair.second[0] is splits[b]}
+        matches = _find_nearly_equal(tables[a], tables[b], equal)
         near += [Pair((splits[a], i), (splits[b], j), difference) for i, j, difference in matches]
     return exact, sorted(near, key=lambda pair: pair.difference)
 
 
 class _SplitIndex:
-    """Index of a split: the first image of each content, and the coefficients of all images with contrast."""
+    """Index of a split: the content of its images, and the coefficients of all images with contrast."""
 
-    def __init__(self, split: SplitStats, contents: Sequence[object]) -> None:
+    def __init__(self, split: ImageSplitStats, contents: Sequence[object]) -> None:
         self.split = split
         self.digests = {i: content for i, content in enumerate(contents) if content is not None}
-        self.first: dict[object, int] = {}
-        for i, digest in self.digests.items():
-            self.first.setdefault(digest, i)
         clear = {i: look.thumbnail_digest for i, look in split.readable if look.thumbnail.std() >= FLAT}
         positions = list(clear)
         # With thousands of equal thumbnails, a tree of all images would compare each pair of them.
@@ -92,13 +73,6 @@ class _SplitIndex:
         chunks = [positions[k : k + CHUNK] for k in range(0, len(positions), CHUNK)]
         made = [compute_coefficients(stack_thumbnails(split, chunk)) for chunk in chunks]
         self.coefficients = np.concatenate(made) if made else np.zeros((0, _COEFFICIENTS), np.float32)
-
-
-def _find_equal(a: _SplitIndex, b: _SplitIndex) -> Iterator[tuple[int, int]]:
-    for i, digest in a.digests.items():
-        j = b.first.get(digest)
-        if j is not None and (a is not b or j < i):
-            yield i, j
 
 
 def _find_nearly_equal(a: _SplitIndex, b: _SplitIndex, known: set[int]) -> Iterator[tuple[int, int, float]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.networks.encoder import get_architecture
+from sft_lightning.networks.text.kept_files import use_kept_files
 from sft_lightning.networks.text.masked_language import TokenDecoder
 from sft_lightning.networks.text.published import PublishedEncoder
 from sft_lightning.networks.text.token_encoder import TextEncoder, TokenEncoder, average_tokens
@@ -263,6 +264,8 @@ def build_from_spec(
     """
     if mean is not None or std is not None:
         raise InputError("mean or std is set, which texts do not take: leave it out")
+    if weights not in ("none", "default"):
+        use_kept_files(spec.encoding, find_weights(Path(weights)))
     encoder: TextEncoder
     if name.startswith("hf/"):
         encoder = PublishedEncoder(name, spec, weights == "default")

@@ -3,12 +3,14 @@
 import math
 from abc import abstractmethod
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sft_lightning.networks.encoder import Encoder, FilledEntries
+from sft_lightning.networks.text.kept_files import keep_files
 from sft_lightning.networks.text.masked_language import fill_tokens, hide_tokens
 from sft_lightning.networks.text.tokenizers import Tokenizer, make_tokenizer
 from sft_lightning.utils.errors import InputError, did_you_mean
@@ -25,6 +27,10 @@ class TextEncoder(Encoder):
     """
 
     modality: ClassVar[str] = "text"
+
+    def keep_files(self, folder: Path) -> None:
+        """Copy the configuration and the tokenizer of a published model."""
+        keep_files(self.input_spec.encoding, folder)
 
     def make_example(self) -> Inputs:
         """Return two tokens of one text."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sft_lightning.utils.errors import InputError
 
 PADDING = -1
+KEPT: dict[str, Path] = {}  # copies of models by `make_key`, read in place of what is gone or has changed since a run
 WORD = re.compile(r"\w+|[^\w\s]")
 _DEFAULT_ROWS = 16_384
 
@@ -62,6 +63,18 @@ class Tokenizer(ABC):
             ids: Token ids without padding.
         """
 
+    def locate(self, texts: tuple[str, ...], max_length: int) -> list[tuple[int, int]]:
+        """Return where each token stands in a text, as begin and end; both are 0 for marks of beginning and end.
+
+        Args:
+            texts: Text, and perhaps a second one, which stand on lines of their own.
+            max_length: Number of tokens that are kept.
+
+        Returns:
+            Begin and end of each token; nothing if the tokenizer does not know them.
+        """
+        return []
+
 
 class HashTokenizer(Tokenizer):
     """Words and punctuation, lower case, each numbered by a hash: Weinberger et al. 2009, "Feature Hashing".
@@ -95,6 +108,17 @@ class HashTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         """Return words that this object has encoded to these ids."""
         return " ".join(self._words.get(i, "…") for i in ids)
+
+    def locate(self, texts: tuple[str, ...], max_length: int) -> list[tuple[int, int]]:
+        """Return where each word stands."""
+        found, offset = [], 0
+        for text in texts:
+            # A few letters become two in lower case.
+            origin = [i for i, letter in enumerate(text) for _ in letter.lower()]
+            for match in WORD.finditer(text.lower()):
+                found.append((offset + origin[match.start()], offset + origin[match.end() - 1] + 1))
+            offset += len(text) + 1
+        return found[:max_length]
 
     def _number(self, word: str) -> int:
         number = self._ids.get(word)
@@ -147,6 +171,16 @@ class PublishedTokenizer(Tokenizer):
         encoded = self._rust.encode_batch(given)
         return pad([one.ids for one in encoded]), sum(bool(one.overflowing) for one in encoded)
 
+    def locate(self, texts: tuple[str, ...], max_length: int) -> list[tuple[int, int]]:
+        """Return where each token stands."""
+        self._rust.enable_truncation(max_length)
+        encoded = self._rust.encode(*texts)
+        offsets = [0, len(texts[0]) + 1]
+        return [
+            (0, 0) if number is None else (offsets[number] + start, offsets[number] + end)
+            for number, (start, end) in zip(encoded.sequence_ids, encoded.offsets, strict=True)
+        ]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text without marks of beginning and end, and dots for hidden tokens."""
         pieces: list[list[int]] = [[]]
@@ -175,6 +209,15 @@ def pad(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     return made
 
 
+def make_key(name: str) -> str:
+    """Return the path of a model's folder, or its name in the cache of Hugging Face where there is no such folder.
+
+    Args:
+        name: Name `hf/FOLDER` or `hf/NAME`, with or without a pooling such as `:cls`.
+    """
+    return str(Path(name.removeprefix("hf/").partition(":")[0]).expanduser().absolute())
+
+
 def find_file(name: str, file: str) -> Path:
     """Return the path of a file of a published model: in a folder, or in the cache of Hugging Face.
 
@@ -186,7 +229,15 @@ def find_file(name: str, file: str) -> Path:
         InputError: It is at neither place.
     """
     where = name.removeprefix("hf/").partition(":")[0]
+    kept = KEPT.get(make_key(name))
+    if kept is not None and (kept / file).is_file():
+        return kept / file
     folder = Path(where).expanduser()
+    if kept is not None and folder.is_dir():
+        raise InputError(
+            f"folder {where!r} of {name!r} has changed since the run {str(kept.parent)!r}: use its weights in a "
+            "command that does not load the run"
+        )
     if folder.is_dir():
         if (folder / file).is_file():
             return folder / file

@@ -13,6 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sft_lightning.data.contract import batch_request, few_label_data
 from sft_lightning.data.issues import Finding
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.weights import find_weights, read_metadata
 from sft_lightning.runs.lineage import build_source_chain, hash_file, list_starts, write_lineage
 from sft_lightning.runs.provenance import write_provenance
@@ -70,6 +71,8 @@ class RunFolder(SaveConfigCallback):
         if trainer.is_global_zero and folder is not None:
             log_settings(trainer.loggers, flatten_settings(self.config), Path(folder))
             record_external_runs(trainer.loggers, Path(folder))
+            for encoder in (module for module in pl_module.modules() if isinstance(module, Encoder)):
+                encoder.keep_files(Path(folder))
         count = sum(p.numel() for p in pl_module.parameters())
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         share = "all trained" if trained == count else f"{trained:,} trained at first"

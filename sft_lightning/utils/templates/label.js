@@ -100,6 +100,7 @@ function show() {
     let example;
     if (item.text !== undefined) {
       example = document.createElement("blockquote");
+      example.dir = "auto"; // right to left where the text begins so
       example.textContent = item.text;
     } else {
       example = document.createElement("img");

@@ -37,7 +37,7 @@ def compute_stats(images: list[Image.Image]) -> list[ImageStats | str]:
     part = Examples(
         TensorStorage(data), [str(i) for i in range(len(images))], torch.zeros(len(images), dtype=torch.long)
     )
-    return compute_image_stats("labeled", Split(part, list(range(len(images)))), Geometry()).images
+    return compute_image_stats("labeled", Split(part, list(range(len(images)))), Geometry()).examples
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {

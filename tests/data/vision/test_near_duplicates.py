@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule
 from sft_lightning.data.source import Examples
+from sft_lightning.data.split_stats import Pair
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import TensorStorage
-from sft_lightning.data.vision.image_stats import ImageStats, SplitStats, compute_image_stats, identify_contents
+from sft_lightning.data.vision.image_stats import ImageSplitStats, ImageStats, compute_image_stats, identify_contents
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.near_duplicates import (
-    Pair,
     _SplitIndex,
     compute_coefficients,
     compute_differences,
@@ -26,7 +26,7 @@ from sft_lightning.data.vision.near_duplicates import (
 from tests.conftest import Crop
 
 
-def split(name: str, originals: Sequence[Any], channels: int = 3) -> SplitStats:
+def split(name: str, originals: Sequence[Any], channels: int = 3) -> ImageSplitStats:
     data = np.stack([np.asarray(image.convert("RGB")) for image in originals])
     images = TensorStorage(torch.from_numpy(data).permute(0, 3, 1, 2))
     part = Examples(images, [f"{name}/{i}" for i in range(len(data))], torch.zeros(len(data), dtype=torch.long))
@@ -173,16 +173,16 @@ def test_many_duplicates_within_a_split_do_not_hide_a_leak(crop: Crop) -> None:
 
 
 def test_many_equal_thumbnails_leave_none_out(crop: Crop) -> None:
-    (look,) = split("labeled", [crop(2)]).images
+    (look,) = split("labeled", [crop(2)]).examples
     assert isinstance(look, ImageStats)
     part = Examples(
         TensorStorage(torch.zeros(400, 3, 1, 1, dtype=torch.uint8)), [str(i) for i in range(400)], torch.zeros(400)
     )
     crowd = [replace(look, size=(96, 97 + i)) for i in range(400)]  # of other sizes, so that they are not equal
-    seen = SplitStats("labeled", Split(part, list(range(400))), [*crowd])
+    seen = ImageSplitStats("labeled", Split(part, list(range(400))), [*crowd])
     exact, near = find_near_duplicates([split("test", [crop(2), crop(3)]), seen])
     assert list_positions(exact) == []
-    assert _SplitIndex(seen, identify_contents(seen.images)).offered.tolist() == [
+    assert _SplitIndex(seen, identify_contents(seen.examples)).offered.tolist() == [
         0
     ]  # or each would be compared with each
     assert [place for place in list_positions(near) if place[0] == "test"] == [("test", 0, "labeled", 0)]
