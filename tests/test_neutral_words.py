@@ -31,6 +31,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "cli/dispatch.py": ("settings of data mean those of images",),
     "cli/setting_groups.py": ("on_bad_image", '"Images": ("image_size"'),
     "data/bad_examples.py": ("skipped_images.txt",),
+    "data/class_folders.py": ("archive|images",),
     "data/issues.py": ("# Content of images", "# images of one color", "# images that"),
     "data/modality.py": ("images in [0, 1], (B, C, H, W), or a text for each",),
     "data/source.py": ("def images(self)", '"Examples.images"'),
