@@ -17,7 +17,7 @@ from sft_lightning.networks import adapters
 # Classes of ours by the setting that names them.
 OURS = {
     "model": [name for name in sft_lightning.__all__ if name.endswith(("Module", "Classifier")) and "Data" not in name],
-    "data": ["ImageDataModule", "TextDataModule"],
+    "data": ["ImageDataModule", "TextDataModule", "AudioDataModule"],
     "objective": pretraining.__all__,
     "strategy": strategies.__all__,
     "feature_loss": feature_losses.__all__,

@@ -79,11 +79,13 @@ class BadFiles:
         policy: `raise` to stop at the first unreadable file, `skip` to leave them out, count and list them.
         setting: Name of the setting that holds the policy.
         reasons: Reason of each unreadable file, by its path from `show_path`.
+        listing: Name of the file in a run's folder that lists them.
     """
 
     policy: str = "raise"
     setting: str = "on_bad"
     reasons: dict[str, str] = field(default_factory=dict)
+    listing: str = SKIPPED
     _num_reported: int = 0
 
     def report(self, path: str | Path, reason: str) -> None:
@@ -117,7 +119,7 @@ class BadFiles:
         return f"{self._num_reported:,} unreadable {what} skipped: {first}{more}"
 
     def write(self, folder: Path, rank: int) -> None:
-        """Write the files and their reasons to `skipped_images.txt`, if there are any.
+        """Write the files and their reasons to `listing` in a folder, if there are any.
 
         Args:
             folder: Folder of the run.
@@ -125,5 +127,5 @@ class BadFiles:
         """
         if self.reasons:
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items())]
-            path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
+            path = folder / (self.listing if rank == 0 else f"{self.listing.removesuffix('.txt')}.rank{rank}.txt")
             write_text(path, "".join(lines))

@@ -16,6 +16,7 @@ Numbers = float | Sequence[float]
 BUILDERS = {
     "image": "sft_lightning.networks.vision.backbones",
     "text": "sft_lightning.networks.text.backbones",
+    "audio": "sft_lightning.networks.audio.backbones",
 }
 _CLASS_PATH = re.compile(r"(?:\w+\.)+[A-Z]\w*")  # timm's names have dots, too, and small letters
 
@@ -71,6 +72,20 @@ def build_encoder(
     if weights == "none":
         return encoder, {}
     return encoder, load_encoder_weights(encoder, find_weights(Path(weights)))[1]
+
+
+def adapt_spec(name: str | None, spec: InputSpec) -> InputSpec:
+    """Return the inputs that an encoder takes in place of those of the data, where it takes others of the modality.
+
+    Args:
+        name: Name of the encoder, or None.
+        spec: Inputs of the data.
+    """
+    if name is None or spec.modality not in BUILDERS:
+        return spec
+    adapt = getattr(importlib.import_module(BUILDERS[spec.modality]), "adapt_spec", None)
+    adapted: InputSpec = spec if adapt is None else adapt(name, spec)
+    return adapted
 
 
 def rebuild_encoder(path: str | Path) -> Encoder:

@@ -118,6 +118,19 @@ class Encoder(nn.Module, ABC):
         """
         raise InputError(f"backbone {self.name!r} has no decoder, so it cannot be an autoencoder: choose another one")
 
+    def reconstruct(self, x: Inputs, decoder: nn.Module) -> Inputs:
+        """Encode inputs and decode their features.
+
+        Args:
+            x: Inputs as the modality's views give them, (B, ...) each.
+            decoder: Decoder from `build_decoder`.
+
+        Returns:
+            Reconstructions, of the form of `x`.
+        """
+        decoded: Inputs = decoder(self(x))
+        return decoded
+
     def accept_smaller_inputs(self) -> None:
         """Let the encoder take smaller inputs, too, as local crops of an image are.
 

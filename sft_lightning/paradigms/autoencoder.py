@@ -95,8 +95,7 @@ class AutoencoderModule(EncoderPretraining):
         Returns:
             Reconstructions, of the form of `x`.
         """
-        reconstruction: Inputs = self.decoder(self.encoder(x))
-        return reconstruction
+        return self.encoder.reconstruct(x, self.decoder)
 
     def features(self, x: Inputs) -> Tensor:
         """Compute features.

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.networks.encoder import Encoder
-from sft_lightning.networks.text.tokenizers import find_file, make_tokenizer
+from sft_lightning.networks.hugging_face import load_model, split_pool
+from sft_lightning.networks.text.tokenizers import make_tokenizer
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
 from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
 Numbers = float | Sequence[float]
-POOLS = ("mean", "cls")
 _BINS = 4096  # numbers of a bag of words
 _PAIR = 1_000_003  # a prime: the hash of a pair of words
 
@@ -198,17 +198,13 @@ class PublishedEncoder(TextEncoder):
             InputError: The model is missing, is not an encoder, or does not read these tokens.
         """
         super().__init__()
-        where, _, pool = name.partition(":")
-        self._pool = pool or POOLS[0]
-        if self._pool not in POOLS:
-            raise InputError(f"backbone {name!r} ends with {pool!r}{did_you_mean(pool, POOLS)}: give :mean or :cls")
+        where, self._pool = split_pool(name)
         if spec.encoding != where:
             raise InputError(
                 f"backbone {name!r} reads the tokens of its own tokenizer, and the data has those of "
                 f"{spec.encoding!r}: set data.tokenizer to {where}"
             )
-        folder = find_file(name, "config.json").parent
-        self.net = _load(name, folder, has_weights)
+        self.net = load_model(name, has_weights)
         config: Any = self.net.config
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"backbone {name!r} has an encoder and a decoder: give a model that is an encoder alone")
@@ -223,29 +219,6 @@ class PublishedEncoder(TextEncoder):
         return average_tokens(tokens, x["attention_mask"]) if self._pool == "mean" else tokens[:, 0]
 
 
-def _load(name: str, folder: Path, has_weights: bool) -> Any:
-    try:
-        from transformers import AutoConfig, AutoModel
-        from transformers.utils import logging
-    except ImportError as error:
-        raise InputError(f"backbone {name!r} needs the extra 'text': pip install 'sft-lightning[text]'") from error
-    logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if has_weights:
-            find_file(name, "model.safetensors")
-            net = AutoModel.from_pretrained(
-                folder, config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-        else:
-            net = AutoModel.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"backbone {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if getattr(net, "pooler", None) is not None:
-        net.pooler = None  # its output is not used, and DDP would wait for its gradients
-    return net.float()
-
-
 BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {
     "bag_of_words": BagOfWords,
     "fasttext": FastText,
@@ -253,14 +226,14 @@ BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {
 }
 
 
-def adapt_spec(name: str | None, spec: InputSpec) -> InputSpec:
+def adapt_spec(name: str, spec: InputSpec) -> InputSpec:
     """Return the inputs that an encoder of texts takes in place of others: those of its own tokenizer.
 
     Args:
-        name: Name of the encoder, or None.
-        spec: Inputs of the data; those of other modalities are returned as they are.
+        name: Name of the encoder.
+        spec: Inputs of the data.
     """
-    if spec.modality != "text" or name is None or not name.startswith("hf/"):
+    if not name.startswith("hf/"):
         return spec
     return replace(spec, encoding=name.partition(":")[0])
 

@@ -5,12 +5,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from sft_lightning.networks.hugging_face import find_file
 from sft_lightning.utils.errors import InputError
 
 PADDING = -1
@@ -157,38 +157,6 @@ def pad(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     for row, filled in zip(rows, made, strict=True):
         filled[: len(row)] = row
     return made
-
-
-def find_file(name: str, file: str) -> Path:
-    """Return the path of a file of a published model: in a folder, or in the cache of Hugging Face.
-
-    Args:
-        name: Name `hf/FOLDER` or `hf/NAME`, with or without a pooling such as `:cls`.
-        file: Name of the file.
-
-    Raises:
-        InputError: It is at neither place.
-    """
-    where = name.removeprefix("hf/").partition(":")[0]
-    folder = Path(where).expanduser()
-    if folder.is_dir():
-        if (folder / file).is_file():
-            return folder / file
-        raise InputError(f"folder {where!r} of {name!r} has no {file}: give a folder of a model with it")
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError as error:
-        raise InputError(f"{name!r} needs the extra 'text': pip install 'sft-lightning[text]'") from error
-    try:
-        found = try_to_load_from_cache(where, file)
-    except ValueError:  # not a name that the hub could have
-        found = None
-    if not isinstance(found, str):
-        raise InputError(
-            f"{name!r} is neither a folder nor in the cache of Hugging Face: fetch it with `hf download {where}`, or "
-            "give the path of its folder"
-        )
-    return Path(found)
 
 
 def make_tokenizer(name: str) -> Tokenizer:
