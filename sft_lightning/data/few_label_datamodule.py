@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sft_lightning.data.contract import BatchRequest, RequestsBatches, batch_req
 from sft_lightning.data.copies import Copies, find_exact_copies
 from sft_lightning.data.eval_batches import NamedBatches, choose_at_random, choose_by_class
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
-from sft_lightning.data.modality import Views
+from sft_lightning.data.modality import Clip, Views
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import Examples
 from sft_lightning.data.split_checks import check_unlabeled_batch
@@ -328,6 +328,15 @@ class FewLabelDataModule(SplitDataModule):
         split = self.splits[name]
         few = Split(split.part, [split.indices[i] for i in positions])
         return concatenate_inputs([batch.x for batch in self._unaugmented(few, torch.device("cpu"))])
+
+    def clips_of(self, name: str, positions: list[int]) -> Sequence[Clip | None]:
+        """Return what pages play beside some examples of a split; nothing unless a modality has something.
+
+        Args:
+            name: Name of the split.
+            positions: Positions of the examples in the split.
+        """
+        return [None] * len(positions)
 
     def _unaugmented(self, split: Split, device: torch.device, workers: int | None = None) -> Iterator[Labeled]:
         plan, workers = BatchPlan(len(split), self.eval_batch_size), self.num_workers if workers is None else workers

@@ -1,7 +1,7 @@
 """Interface of the views of a modality: unaugmented, weak, strong and mixed network inputs."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,18 @@ def seed_view(seed: int, number: int) -> int:
         number: Number of the view in the batch; that of number 0 is the seed itself.
     """
     return (seed + number * _APART) % 2**32
+
+
+class Clip(NamedTuple):
+    """A short file that a page plays beside an example.
+
+    Attributes:
+        content: Bytes of the file.
+        media_type: What it is, such as `audio/flac`.
+    """
+
+    content: bytes
+    media_type: str
 
 
 class Views(ABC):

@@ -68,7 +68,7 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
     references = F.normalize(labeled.features, dim=1)
     k = min(_NUM_NEIGHBORS, len(references))
     nearest = (F.normalize(judged.features[positions], dim=1) @ references.T).topk(k, 1).indices
-    examples = _show(evaluation.data, judged.name, positions)
+    examples = figures.embed_examples(evaluation.data, judged.name, positions, [judged.ids[i] for i in positions])
     all_neighbors = _show(evaluation.data, "labeled", nearest.flatten().tolist())
     neighbors = [all_neighbors[k * j : k * (j + 1)] for j in range(len(positions))]
     tiles = []
@@ -85,7 +85,7 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
             f"near: {', '.join(f'{n} x {name}' if n > 1 else name for name, n in Counter(classes).items())}",
             judged.ids[i],
         ]
-        tiles.append((figures.embed_example(x, judged.ids[i]) + render_examples(drawn, "near"), lines))
+        tiles.append((x + render_examples(drawn, "near"), lines))
     return tiles
 
 
@@ -144,9 +144,9 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
         for order, i in enumerate(positions, 1)
     ]
     write_text(path, format_csv([("order", "id", "predicted", "uncertainty"), *rows]))
-    examples = _show(evaluation.data, unlabeled.name, positions)
+    examples = figures.embed_examples(evaluation.data, unlabeled.name, positions, [unlabeled.ids[i] for i in positions])
     tiles = [
-        (figures.embed_example(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
+        (x, [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
         for x, (order, name, predicted, value) in zip(examples, rows, strict=True)
     ]
     more = evaluation.data.input_spec.plural

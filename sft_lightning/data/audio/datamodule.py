@@ -7,13 +7,15 @@ from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.data.audio.decoding import get_versions
+from sft_lightning.data.audio.decoding import encode_clip, get_versions
 from sft_lightning.data.audio.findings import describe_recordings
 from sft_lightning.data.audio.sources import list_predicted, open_recordings
 from sft_lightning.data.audio.storage import Recordings, Windows
 from sft_lightning.data.audio.views import AudioView, AudioViews, make_views
+from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.loaders import RawBatch
+from sft_lightning.data.modality import Clip
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import Examples, Source, take_unlabeled
@@ -24,6 +26,7 @@ from sft_lightning.utils.inputs import Inputs, InputSpec
 
 _WEAK = AudioView(gain=6.0, noise=0.05, shift=0.1)
 _STRONG = AudioView(gain=6.0, noise=0.3, shift=0.2, time_masks=2, frequency_masks=2)
+_PLAYED = 3.0  # seconds of a recording that a page plays, of some 80 kB
 _MOST_WINDOWS = 4  # of a recording in evaluation, unless the user sets a number
 
 
@@ -229,14 +232,28 @@ class AudioDataModule(FewLabelDataModule):
             self._windows = Windows(self.sound.samples, max(1, min(count, _MOST_WINDOWS)))
 
     def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, Windows, int]:
-        """Return the split, how it is read, and the number of workers: none where recordings come from a cache."""
-        storage = split.part.storage
-        assert isinstance(storage, Recordings)
-        return split, self._windows, 0 if storage.is_cached(split.indices) else self.num_workers
+        """Return the split, how it is read, and the number of workers: none where nothing is decoded."""
+        storage = split.part.storage  # or features in place of the recordings
+        decodes = isinstance(storage, Recordings) and not storage.is_cached(split.indices)
+        return split, self._windows, self.num_workers if decodes else 0
 
     def inputs_of(self, name: str, positions: list[int]) -> Inputs:
         """Return one window of some recordings, for people to look at, (N, 1, ...)."""
         return super().inputs_of(name, positions)[:, :1]
+
+    def clips_of(self, name: str, positions: list[int]) -> list[Clip | None]:
+        """Return the beginnings of some recordings, at most 3 s, as FLAC."""
+        split = self.splits[name]
+        storage = split.part.storage
+        assert isinstance(storage, Recordings)
+        most = min(self.sound.samples, round(_PLAYED * self.sound.rate))
+        clips: list[Clip | None] = []
+        for i in positions:
+            try:
+                clips.append(encode_clip(storage.read_samples(split.indices[i])[:most], self.sound.rate))
+            except UNREADABLE:  # the page goes without it
+                clips.append(None)
+        return clips
 
     # --- training and prediction
 

@@ -1,6 +1,7 @@
 """Decode recordings to one channel of one sample rate: any defect is an OSError with a reason."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_lightning.data.bad_examples import check_file
+from sft_lightning.data.modality import Clip
 from sft_lightning.utils.errors import InputError
 
 _FULL_SCALE = 0.9995  # of the largest sample: half a step of 10 bits below it
@@ -139,6 +141,24 @@ def resample(x: Samples, rate: int, wanted: int) -> Samples:
     common = math.gcd(rate, wanted)
     made: Samples = resample_poly(x, wanted // common, rate // common).astype(np.float32, copy=False)
     return made
+
+
+def encode_clip(x: Samples, rate: int) -> Clip:
+    """Return samples as a FLAC file of 16 bits, which browsers play.
+
+    Args:
+        x: Samples, (N,).
+        rate: Sample rate in Hz.
+
+    Raises:
+        OSError: They cannot be encoded.
+    """
+    soundfile, file = import_soundfile(), BytesIO()
+    try:
+        soundfile.write(file, np.clip(x, -1, 1), rate, format="FLAC")
+    except soundfile.SoundFileError as error:
+        raise OSError(_explain(error)) from error
+    return Clip(file.getvalue(), "audio/flac")
 
 
 def _explain(error: Exception) -> str:
