@@ -65,7 +65,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "selection/select.py": ("image_size", "Side of the images in pixels"),
     "solver/find_starts.py": ('modality != "image"',),
     "solver/labels.py": (
-        "image_size", "on_bad_image", "larger images", "the images that the user", "Side of the images",
+        "image_size", "larger images", "the images that the user", "Side of the images",
     ),
     "solver/look.py": ("compute_image_stats",),
     "solver/solve.py": ("image_size", "Side of the images in pixels", "image files square", "in images of more than 8"),

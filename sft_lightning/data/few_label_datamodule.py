@@ -127,6 +127,12 @@ class FewLabelDataModule(SplitDataModule):
         return digest.hexdigest()
 
     @property
+    def decoded_bytes(self) -> int:
+        """Bytes of a cache of all decoded files of the splits; 0 where nothing is decoded."""
+        how = self.read_settings
+        return sum(split.part.storage.count_decoded(split.indices, how) for split in self.splits.values())
+
+    @property
     def given_size(self) -> int | None:
         """Side of the inputs where the user set one that networks of another size should meet; None where not."""
         return None
@@ -330,12 +336,7 @@ class FewLabelDataModule(SplitDataModule):
         return concatenate_inputs([batch.x for batch in self._unaugmented(few, torch.device("cpu"))])
 
     def clips_of(self, name: str, positions: list[int]) -> Sequence[Clip | None]:
-        """Return what pages play beside some examples of a split; nothing unless a modality has something.
-
-        Args:
-            name: Name of the split.
-            positions: Positions of the examples in the split.
-        """
+        """Return what pages play beside some examples of a split; nothing unless a modality has something."""
         return [None] * len(positions)
 
     def _unaugmented(self, split: Split, device: torch.device, workers: int | None = None) -> Iterator[Labeled]:

@@ -116,6 +116,10 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             source: Source of the examples.
         """
 
+    def suggest_settings(self) -> dict[str, Any]:
+        """Return settings that suit the examples of the splits, for who sets none; none unless a modality has some."""
+        return {}
+
     @property
     def measures_values(self) -> bool:
         """Whether the check of the files also decodes them for further measurements."""

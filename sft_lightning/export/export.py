@@ -28,6 +28,7 @@ from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.runs.trained_network import TrainedNetwork, load_trained_network
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
+from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.yaml_files import read_yaml
 
 ExportPart = Literal["backbone", "head", "model"]
@@ -86,6 +87,7 @@ def export(
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
     if format != "safetensors":
         check_format(part, format)
+        _check_modality(trained, format)
     if wise < 1:
         _interpolate(trained, wise, run)
     config = {} if folder is None else _read_config(folder / "fit.yaml")
@@ -119,6 +121,15 @@ def export(
         file.with_name(CARD), format_model_card(CardData(file, metadata, checkpoint, folder, state, config, evaluation))
     )
     return file
+
+
+def _check_modality(trained: TrainedNetwork, format: str) -> None:
+    """Refuse networks whose inputs no program prepares."""
+    spec = InputSpec.from_settings(trained.metadata)
+    if spec is not None and spec.modality == "audio":
+        raise InputError(
+            f"format is {format!r}, which is not written for networks of {spec.plural} yet: give --format safetensors"
+        )
 
 
 def _load_classifier(run: str) -> Classifier | None:

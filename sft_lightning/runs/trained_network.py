@@ -65,7 +65,8 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     prefix = "encoder." if any(n.startswith("encoder.net.") for n in tensors) else "backbone."
     spec = InputSpec.from_settings(settings)
     needed = {"tau"} if settings.get("head") == "tau_normalized" else set()
-    is_complete = any(n.startswith(prefix) for n in tensors)  # pixels have no network, but a normalization
+    # Statistics and counts of words have no tensor but those of the classifier on them.
+    is_complete = any(n.startswith((prefix, "head.")) for n in tensors)
     if name is None or spec is None or not needed <= settings.keys() or not is_complete:
         raise InputError(
             f"checkpoint {str(path)!r} does not hold a paradigm of this package: give one that `fit` wrote"

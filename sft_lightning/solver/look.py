@@ -6,13 +6,14 @@ import torch
 
 from sft_lightning.audit.image_checks import summarize_files
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.data.audio.datamodule import AudioDataModule
 from sft_lightning.data.copies import find_exact_copies
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.solver.find_starts import DEFAULT, FoundStart
 from sft_lightning.solver.labels import LabeledSource, describe_counts
-from sft_lightning.solver.open_data import TEXT, Modality
+from sft_lightning.solver.open_data import TEXT, VISION, Modality
 from sft_lightning.utils.cpu import count_cores
 
 _SAMPLED = 48  # files whose sizes are looked at
@@ -55,6 +56,9 @@ def _describe_files(source: LabeledSource) -> str:
     shape = " x ".join(map(str, data.input_spec.shape))
     if source.modality is TEXT:
         return f"read up to {shape} tokens"
+    if isinstance(data, AudioDataModule):
+        sound = data.sound
+        return f"windows of {sound.samples / sound.rate:g} s at {sound.rate:,} Hz, read as {shape}"
     if not isinstance(data, ImageDataModule):
         return shape
     labeled = data.splits["labeled"]
@@ -79,7 +83,7 @@ def _describe_checks(source: LabeledSource) -> str:
     broken = len(data.bad.reasons)
     return (
         f"{broken:,} unreadable, {copies:,} exact copies, {leaks:,} finding(s) of leaks into the test"
-        f"{'' if source.modality is TEXT else '; `sft-lightning audit` says more'}"
+        f"{'; `sft-lightning audit` says more' if source.modality is VISION else ''}"
     )
 
 
@@ -95,6 +99,7 @@ def describe_starts(starts: Sequence[FoundStart], is_searched: bool, modality: M
         return [f"start:    {start.candidate}: {start.reason}" for start in starts]
     if not is_searched:
         return ["starts:   none, as you asked"]
-    if modality is TEXT:
-        return ["starts:   none at hand; name one with --candidates, such as hf/ and the folder of a sentence encoder"]
+    if modality.candidate:
+        named = f"hf/ and the folder of {modality.candidate}"
+        return [f"starts:   none at hand; name one with --candidates, such as {named}"]
     return [f"starts:   none at hand; name one with --candidates, or fetch {DEFAULT} with --download true"]

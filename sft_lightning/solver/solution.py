@@ -16,6 +16,8 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver.deliver import EXPORTS
+from sft_lightning.solver.open_data import VISION
+from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.tables import align_columns
 
 
@@ -79,7 +81,8 @@ class Solution:
         use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():
             first = f"sft-lightning label SOURCE --ids {self.folder}/label_next.csv"
-            if self.summary.get("modality") == "text":
-                first = f"write id,label of the texts of {self.folder}/label_next.csv into a CSV"
+            if (modality := self.summary.get("modality")) not in (None, VISION.name):
+                plural = InputSpec(modality, (1,)).plural
+                first = f"write id,label of the {plural} of {self.folder}/label_next.csv into a CSV"
             use += f"\nLabel:    {first}, then solve with --labels"
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

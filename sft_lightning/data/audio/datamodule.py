@@ -26,6 +26,7 @@ from sft_lightning.utils.inputs import Inputs, InputSpec
 
 _WEAK = AudioView(gain=6.0, noise=0.05, shift=0.1)
 _STRONG = AudioView(gain=6.0, noise=0.3, shift=0.2, time_masks=2, frequency_masks=2)
+_RATE, _LONGEST = 16_000, 5.0  # what suggested settings do not exceed, in Hz and seconds
 _PLAYED = 3.0  # seconds of a recording that a page plays, of some 80 kB
 _MOST_WINDOWS = 4  # of a recording in evaluation, unless the user sets a number
 
@@ -203,6 +204,15 @@ class AudioDataModule(FewLabelDataModule):
     def size_settings(self) -> dict[str, Any]:
         """Length of the windows."""
         return {"seconds": self.sound.samples / self.sound.rate}
+
+    def suggest_settings(self) -> dict[str, Any]:
+        """Return a sample rate and a window for the recordings: what most of them have, up to 16 kHz and 5 s."""
+        stored = [part.storage for part in self._parts if isinstance(part.storage, Recordings)]
+        facts = [one for storage in stored for one in storage.facts or ()]
+        rates, lengths = [one.rate for one in facts], sorted(one.samples / self.sound.rate for one in facts)
+        common = lengths[int(0.9 * (len(lengths) - 1))]
+        seconds = max(0.5, min(_LONGEST, math.ceil(common / 0.25) * 0.25))
+        return {"sample_rate": min(_RATE, max(rates)), "seconds": seconds}
 
     @property
     def measures_values(self) -> bool:

@@ -203,6 +203,10 @@ class FileImages(FileStorage, EncodedImages):
         files = [(images.paths, chosen) for images, chosen in pieces if isinstance(images, FileImages)]
         return cls([paths[i] for paths, chosen in files for i in chosen], ids)
 
+    def count_decoded(self, indices: Sequence[int], geometry: Geometry) -> int:
+        """Return the bytes of the pixels of some images."""
+        return len(indices) * math.prod(geometry.shape)
+
     def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
         """Inspect each file as far as needed, and keep the properties they have in common in `facts`."""
         order = list(indices)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lightning.networks.audio.log_mel import Sound
-from sft_lightning.networks.audio.published import PublishedModel, load_published
+from sft_lightning.networks.audio.published import PublishedModel, load_published, read_settings
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.hugging_face import split_pool
 from sft_lightning.networks.vision.backbones import Backbone, build_backbone
@@ -129,13 +129,17 @@ class WaveformEncoder(Encoder):
 
 
 def adapt_spec(name: str, spec: InputSpec) -> InputSpec:
-    """Return the inputs that an encoder of recordings takes: waveforms for published ones.
+    """Return the inputs that an encoder of recordings takes: waveforms of their sample rate for published ones.
 
     Args:
         name: Name of the encoder.
         spec: Inputs of the data.
     """
-    return Sound.parse(spec).as_waveform().spec if name.startswith("hf/") else spec
+    if not name.startswith("hf/"):
+        return spec
+    sound = Sound.parse(spec)
+    rate = read_settings(split_pool(name)[0]).get("sampling_rate", sound.rate)
+    return Sound(rate, round(sound.samples * rate / sound.rate), mels=0).spec
 
 
 def build_from_spec(

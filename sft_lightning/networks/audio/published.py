@@ -196,13 +196,26 @@ def load_published(name: str, where: str, sound: Sound, pool: str, has_weights: 
         raise InputError(
             f"backbone {name!r} is a model of type {net.config.model_type!r}: give one of {', '.join(_KINDS)}"
         )
-    settings: dict[str, Any] = {}
-    try:
-        settings = read_json_object(find_file(where, "preprocessor_config.json"), "fetch it again")
-    except InputError:
-        if has_weights:  # which were trained with these settings
-            raise
+    settings = read_settings(where, is_needed=has_weights)
     return kind(name, net.get_encoder() if kind is Whisper else net, sound, pool, settings)
+
+
+def read_settings(where: str, is_needed: bool = False) -> dict[str, Any]:
+    """Return the settings of the feature extractor of a published encoder.
+
+    Args:
+        where: Name `hf/FOLDER` or `hf/NAME`.
+        is_needed: Whether to refuse an encoder without them, such as one whose weights were trained with them.
+
+    Raises:
+        InputError: They are missing or damaged.
+    """
+    try:
+        return read_json_object(find_file(where, "preprocessor_config.json"), "fetch it again")
+    except InputError:
+        if is_needed:
+            raise
+        return {}
 
 
 def make_kaldi_filters(rate: int, fft: int, mels: int) -> Tensor:
