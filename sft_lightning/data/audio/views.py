@@ -205,7 +205,8 @@ def _roll(x: Tensor, places: Tensor) -> Tensor:
     """Shift each example along its last side in a circle, by its own number of places, int64 (B,)."""
     length = x.shape[-1]
     index = (torch.arange(length, device=x.device) - places[:, None]) % length
-    return x.gather(-1, index.view(len(x), *[1] * (x.ndim - 2), length).expand_as(x))
+    rolled: Tensor = x.gather(-1, index.view(len(x), *[1] * (x.ndim - 2), length).expand_as(x))
+    return rolled
 
 
 def _draw_bands(shape: torch.Size, side: int, count: int, most: float, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import soundfile
 import torch
@@ -20,7 +21,7 @@ from sft_lightning.utils.errors import InputError
 from tests.data.audio.recordings import KINDS, RATE, make_sound, write_folder
 
 
-def make_tone(frequency: float, rate: int, seconds: float = 1.0) -> np.ndarray:  # type: ignore[type-arg]
+def make_tone(frequency: float, rate: int, seconds: float = 1.0) -> npt.NDArray[np.float64]:
     return 0.5 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
 
 
@@ -251,7 +252,7 @@ def test_a_damaged_cache_is_not_believed(workdir: Path) -> None:
 def test_a_cache_without_room_or_permission_is_refused(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(Path("sounds"), 2)
     free: Callable[[object], object] = lambda folder: type("Usage", (), {"free": 1000})  # noqa: E731
-    monkeypatch.setattr(recording_cache.shutil, "disk_usage", free)
+    monkeypatch.setattr("shutil.disk_usage", free)
     with pytest.raises(InputError, match=r"needs 0\.000 GB for 6 recordings, and 0\.000 GB are free there"):
         open_data(Path("sounds"), cache="kept")
     Path("file").write_text("")

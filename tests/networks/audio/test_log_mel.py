@@ -38,7 +38,8 @@ def compute_by_definition(x: Array, rate: int, fft: int, hop: int, mels: int) ->
             frequency = k * rate / fft
             height = min((frequency - low) / (middle - low), (high - frequency) / (high - middle))
             filters[m, k] = max(0.0, height) * 2 / (high - low)
-    return filters @ power.T
+    mel: Array = filters @ power.T
+    return mel
 
 
 @pytest.mark.parametrize(("rate", "fft", "hop", "mels"), SETTINGS)
