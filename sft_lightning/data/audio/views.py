@@ -219,4 +219,5 @@ def _draw_bands(shape: torch.Size, side: int, count: int, most: float, generator
     inside = ((places >= begin) & (places < begin + size)).any(1)
     sides = [1] * len(shape)
     sides[0], sides[side] = shape[0], length
-    return inside.view(sides)
+    placed: Tensor = inside.view(sides)
+    return placed
