@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sft_lightning.__main__ import main
 from tests.data.audio.recordings import RATE, make_sound, write_folder
+from tests.forks import both_ranks
 from tests.networks.audio.test_audio_backbones import write_model
 
 
@@ -162,3 +163,23 @@ def test_what_does_not_fit_is_one_sentence(source: Path, workdir: Path, capsys: 
     waveform = arguments(source, "FineTuneClassifier", "--data.encoding=waveform")
     assert "reads spectrograms, and the data has waveforms: set data.encoding to log_mel" in refuse(*waveform)
     assert "has no decoder" in refuse(*arguments(source, "AutoencoderModule", backbone="log_mel"))
+
+
+def test_two_processes_decode_once_and_predict_as_one(
+    source: Path, workdir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.num_workers=0"]
+    words = [*arguments(source, *PARADIGMS["softmatch"]), *two, "--data.cache=kept", "--data.steps_per_epoch=2"]
+    done = both_ranks(main, ["fit", "--run_name=two", *words], folder=Path.cwd(), files=tmp_path_factory.mktemp("fit"))
+    assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
+    (index,) = Path("kept").glob("*.json")
+    assert index.with_suffix(".f32").is_file()
+    predict = ["predict", "--ckpt_path", "lightning_logs/two/version_0", f"--data.predict_source={source}/rising"]
+    files = tmp_path_factory.mktemp("predict")
+    done = both_ranks(main, [*predict, *two], folder=Path.cwd(), files=files)
+    assert [rank.code for rank in done] == [0, 0], done[0].stderr[-3000:]
+    both = {row["path"]: row for row in read_rows("lightning_logs/two/version_0/predictions.csv")}
+    run(*predict)
+    alone = {row["path"]: row for row in read_rows("lightning_logs/two/version_0/predictions.csv")}
+    assert len(both) == 60
+    assert {name: row["predicted"] for name, row in both.items()} == {n: row["predicted"] for n, row in alone.items()}
