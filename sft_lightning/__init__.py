@@ -8,6 +8,8 @@ from sft_lightning._version import __version__ as __version__
 _moved.install()
 
 __all__ = [
+    "AudioDataModule",
+    "AudioView",
     "AutoencoderModule",
     "DecoupledFeatureClassifier",
     "FineTuneClassifier",
@@ -25,6 +27,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from sft_lightning.data.audio.datamodule import AudioDataModule
+    from sft_lightning.data.audio.views import AudioView
     from sft_lightning.data.text.datamodule import TextDataModule
     from sft_lightning.data.text.views import TextView
     from sft_lightning.data.vision.datamodule import ImageDataModule
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from sft_lightning.training.lr_schedulers import WarmupCosine
 
 _HOMES = {
+    "AudioDataModule": "sft_lightning.data.audio.datamodule",
+    "AudioView": "sft_lightning.data.audio.views",
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",

@@ -17,6 +17,7 @@ from torch import distributed
 
 # Imported so that a config can name them without their module.
 from sft_lightning import (  # noqa: F401
+    AudioDataModule,
     AutoencoderModule,
     DecoupledFeatureClassifier,
     FineTuneClassifier,
@@ -168,7 +169,7 @@ class SFTCLI(LightningCLI):
         for section in ("model", "data"):
             _refuse_null(section, config[section])
         settings = config.model.get("init_args") or {}
-        _choose_tokenizer(config.data, settings.get("backbone") or settings.get("network"))
+        _choose_encoding(config.data, settings.get("backbone") or settings.get("network"))
         # The weights that a run started from need not be read again, or exist: the checkpoint holds their successors.
         for name in ("weights", "head_weights") if config.get("ckpt_path") is not None else ():
             if name in settings:
@@ -298,11 +299,13 @@ class SFTCLI(LightningCLI):
         return {**kwargs, **defaults, "weights_only": True}
 
 
-def _choose_tokenizer(data: Any, backbone: object) -> None:
-    """Let a data module of texts take the tokenizer of a published encoder, unless the user named one."""
+def _choose_encoding(data: Any, backbone: object) -> None:
+    """Let data take the inputs of a published encoder, its tokens or waveforms, unless the user named others."""
     settings = data.get("init_args") or {}
-    if isinstance(backbone, str) and backbone.startswith("hf/") and "tokenizer" in settings:
-        settings["tokenizer"] = settings["tokenizer"] or backbone.partition(":")[0]
+    if isinstance(backbone, str) and backbone.startswith("hf/"):
+        for name, value in (("tokenizer", backbone.partition(":")[0]), ("encoding", "waveform")):
+            if name in settings:
+                settings[name] = settings[name] or value
 
 
 def _refuse_null(section: str, config: Any) -> None:

@@ -34,6 +34,18 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch", "group_by_length",
         ),
     },
+    "AudioDataModule": {
+        "Source": ("source", "root", "unlabeled_source", "predict_source", "class_names", "on_bad_recording"),
+        "Labels and splits": (
+            "num_labels", "labels_per_class", "labels", "seed", "val_size", "test_size", "split_file", "test_on",
+            "on_leak",
+        ),
+        "Windows": ("sample_rate", "seconds", "eval_windows"),
+        "Network inputs": ("encoding", "mels", "frame_ms", "hop_ms"),
+        "Views": ("weak_view", "strong_view", "labeled_view"),
+        "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
+        "Loading": ("num_workers", "cache"),
+    },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),
         "Start": ("weights", "head_weights", "head_start"),

@@ -1,6 +1,8 @@
 """Files that cannot be read: named, counted, and refused or left out."""
 
+import errno
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +44,30 @@ def describe_read_error(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def check_file(path: str | Path) -> None:
+    """Refuse a path that is not a regular file with content: decoders hang on pipes and raise obscure errors.
+
+    Args:
+        path: Path to check.
+
+    Raises:
+        OSError: The path is not a regular file, or the file is empty; the message says which.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if not os.path.islink(path):
+            raise
+        raise OSError("it is a broken link" if error.errno == errno.ENOENT else "it is a link to itself") from error
+    if stat.S_ISDIR(status.st_mode):
+        with os.scandir(path):  # raises the reason itself where the folder cannot be read
+            raise OSError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is a pipe, socket or device")
+    if not status.st_size:
+        raise OSError("it has zero bytes")
+
+
 SKIPPED = "skipped_images.txt"
 
 
@@ -53,11 +79,13 @@ class BadFiles:
         policy: `raise` to stop at the first unreadable file, `skip` to leave them out, count and list them.
         setting: Name of the setting that holds the policy.
         reasons: Reason of each unreadable file, by its path from `show_path`.
+        listing: Name of the file in a run's folder that lists them.
     """
 
     policy: str = "raise"
     setting: str = "on_bad"
     reasons: dict[str, str] = field(default_factory=dict)
+    listing: str = SKIPPED
     _num_reported: int = 0
 
     def report(self, path: str | Path, reason: str) -> None:
@@ -91,7 +119,7 @@ class BadFiles:
         return f"{self._num_reported:,} unreadable {what} skipped: {first}{more}"
 
     def write(self, folder: Path, rank: int) -> None:
-        """Write the files and their reasons to `skipped_images.txt`, if there are any.
+        """Write the files and their reasons to `listing` in a folder, if there are any.
 
         Args:
             folder: Folder of the run.
@@ -99,5 +127,5 @@ class BadFiles:
         """
         if self.reasons:
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items())]
-            path = folder / (SKIPPED if rank == 0 else f"{SKIPPED.removesuffix('.txt')}.rank{rank}.txt")
+            path = folder / (self.listing if rank == 0 else f"{self.listing.removesuffix('.txt')}.rank{rank}.txt")
             write_text(path, "".join(lines))

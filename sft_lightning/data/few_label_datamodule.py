@@ -15,7 +15,7 @@ from sft_lightning.data.contract import BatchRequest, RequestsBatches, batch_req
 from sft_lightning.data.copies import Copies, find_exact_copies
 from sft_lightning.data.eval_batches import choose_at_random, choose_by_class
 from sft_lightning.data.loaders import EvalLoader, RawBatch, Stream, TrainLoader
-from sft_lightning.data.modality import Views
+from sft_lightning.data.modality import Clip, Views
 from sft_lightning.data.predict_datamodule import PredictDataModule
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import Examples
@@ -123,6 +123,12 @@ class FewLabelDataModule(PredictDataModule):
         for content in split.part.storage.fingerprints(split.indices):
             digest.update(content)
         return digest.hexdigest()
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of a cache of all decoded files of the splits; 0 where nothing is decoded."""
+        how = self.read_settings
+        return sum(split.part.storage.count_decoded(split.indices, how) for split in self.splits.values())
 
     @property
     def given_size(self) -> int | None:
@@ -343,6 +349,10 @@ class FewLabelDataModule(PredictDataModule):
             positions: Positions in the split.
         """
         return [*self.views.show(self.inputs_of(name, positions))] if positions else []
+
+    def clips_of(self, name: str, positions: list[int]) -> Sequence[Clip | None]:
+        """Return what pages play beside some examples of a split; nothing unless a modality has something."""
+        return [None] * len(positions)
 
     def _unaugmented(self, split: Split, device: torch.device, workers: int | None = None) -> Iterator[Labeled]:
         plan, workers = BatchPlan(len(split), self.eval_batch_size), self.num_workers if workers is None else workers

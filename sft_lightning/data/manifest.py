@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -14,6 +15,7 @@ from sft_lightning.data.label_checks import check_class_names, check_groups, che
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
 from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.storage import Storage
+from sft_lightning.data.table_columns import KNOWN
 from sft_lightning.data.table_paths import TableFolders, is_same_spelling
 from sft_lightning.data.table_rows import TableRows
 from sft_lightning.utils.errors import InputError, did_you_mean
@@ -24,7 +26,12 @@ class ManifestSource(Source):
 
     Paths are relative to the table's folder or to `root` and must stay inside one of them. `split` is train, val, test,
     unlabeled, a synonym of one of these, or blank (train).
+
+    Attributes:
+        known: Names of columns that are read; with `id` among them, examples have its names in place of their paths.
     """
+
+    known: ClassVar[tuple[str, ...]] = KNOWN
 
     def __init__(
         self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = (),
@@ -49,11 +56,12 @@ class ManifestSource(Source):
         self._links: list[str] = []
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
-        rows = TableRows(path)
+        rows = TableRows(path, known=self.known)
         self._rows = self._deduplicate([self._check_row(line, row) for line, row in rows])
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")
         self.messages = [*rows.messages, *self._describe_links(), *self._check_names(listed_classes)]
+        self._refuse_repeated_ids()
         refuse_untrained(f"manifest {self.name!r}", self._placed())
         refuse_straddling(f"manifest {self.name!r}", self._placed())
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
@@ -126,6 +134,15 @@ class ManifestSource(Source):
             )
             yield Finding("duplicate", message, self._links)
 
+    def _refuse_repeated_ids(self) -> None:
+        first: dict[str, str] = {}
+        for row in self._rows if "id" in self.known else ():
+            if (before := first.setdefault(_get_id(row), row["line"])) != row["line"]:
+                raise InputError(
+                    f"manifest {self.name!r}, line {row['line']}: the id {_get_id(row)!r} is on line {before}, too: "
+                    "give each line its own"
+                )
+
     def _check_names(self, listed_classes: Sequence[str]) -> list[Finding]:
         """Check for labels and groups that look alike, or that stand for a missing value."""
         where = f"manifest {self.name!r}"
@@ -159,10 +176,14 @@ class ManifestSource(Source):
         for split in SPLITS:
             rows = [row for row in self._rows if row["split"] == split]
             if rows:
-                ids = [row["path"] for row in rows]
+                ids = [_get_id(row) for row in rows]
                 paths = [Path(row["file"]) for row in rows]
                 # Labels of lines marked `unlabeled` are kept for evaluation; training never sees them.
                 labels = torch.tensor([number.get(row["label"], -1) for row in rows])
-                groups = [row["group"] or row["path"] for row in rows] if grouped else None
+                groups = [row["group"] or _get_id(row) for row in rows] if grouped else None
                 parts[split] = Examples(self.open_files(paths, ids), ids, labels, groups)
         return parts
+
+
+def _get_id(row: dict[str, str]) -> str:
+    return row.get("id") or row["path"]

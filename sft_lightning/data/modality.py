@@ -55,6 +55,18 @@ def seed_view(seed: int, number: int) -> int:
     return (seed + number * _APART) % 2**32
 
 
+class Clip(NamedTuple):
+    """A short file that a page plays beside an example.
+
+    Attributes:
+        content: Bytes of the file.
+        media_type: What it is, such as `audio/flac`.
+    """
+
+    content: bytes
+    media_type: str
+
+
 class Views(ABC):
     """Views of a modality, made for a batch at once, on its device.
 

@@ -11,11 +11,12 @@ from sft_lightning.utils.inputs import InputSpec
 
 # Data modules by modality. They are named by text, as in `networks/build.py`: this file knows no modality.
 DATA_MODULES = {
+    "audio": "sft_lightning.data.audio.datamodule:AudioDataModule",
     "text": "sft_lightning.data.text.datamodule:TextDataModule",
     "image": "sft_lightning.data.vision.datamodule:ImageDataModule",
 }
 # Modules with a function `holds`, which are asked in this order; a source that none knows is of the default.
-_DETECTORS = {"text": "sft_lightning.data.text.detection"}
+_DETECTORS = {"audio": "sft_lightning.data.audio.detection", "text": "sft_lightning.data.text.detection"}
 _DEFAULT = "image"
 
 

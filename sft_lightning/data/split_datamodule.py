@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.data.added_labels import LabeledSource
-from sft_lightning.data.bad_examples import BadFiles
+from sft_lightning.data.bad_examples import SKIPPED, BadFiles
 from sft_lightning.data.class_names import find_missing_classes
 from sft_lightning.data.class_order import RenumberedSource
 from sft_lightning.data.contract import FewLabelData
@@ -43,6 +43,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     # Whether splits hold examples as they lie in the source, so that data modules of other sizes can share them.
     shares_splits: ClassVar[bool] = False
     bad_setting: ClassVar[str] = "on_bad"  # name of the setting for unreadable files
+    bad_listing: ClassVar[str] = SKIPPED  # name of the file in a run's folder that lists those
     # Settings that convert examples to one shape; None where they are set, or examples have one shape anyway.
     shape_remedy: str | None = None
 
@@ -77,7 +78,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             raise InputError(f"seed is {request.seed}: give a whole number from 0 to 4294967295")
         self._named, self._class_names, self.labels = source, class_names, labels
         self.unlabeled_source, self.split_file, self.test_on = unlabeled_source, split_file, test_on
-        self.request, self.bad = request, BadFiles(on_bad, self.bad_setting)
+        self.request, self.bad = request, self._make_record(on_bad)
         self.followed_run: Path | None = None
         self.starts: Sequence[Path] = ()
         self.unlogged_folder: Path | None = None
@@ -85,6 +86,9 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         self._parts: list[Examples] = []
         self._features: Splits = {}
         self._streams: list[Stream] = []
+
+    def _make_record(self, policy: str) -> BadFiles:
+        return BadFiles(policy, self.bad_setting, listing=self.bad_listing)
 
     # --- what a modality adds
 
@@ -113,6 +117,10 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         Args:
             source: Source of the examples.
         """
+
+    def suggest_settings(self) -> dict[str, Any]:
+        """Return settings that suit the examples of the splits, for who sets none; none unless a modality has some."""
+        return {}
 
     @property
     def measures_values(self) -> bool:
@@ -239,7 +247,11 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         other = copy(self)
         other.split_file, other.request = None, replace(self.request, findings=[])
         other.followed_run, other.starts, other.test_on = run, (), "split"
-        other.bad, other._features, other._streams = BadFiles(self.bad.policy, self.bad_setting), {}, []
+        other.bad, other._features, other._streams = (
+            BadFiles(self.bad.policy, self.bad_setting, listing=self.bad_listing),
+            {},
+            [],
+        )
         other._class_names = class_names or self._class_names
         other._make_splits("calibrate")
         return other

@@ -61,6 +61,15 @@ class Storage(ABC):
         """Compute the digest that earlier versions used in place of the content digest."""
         return self.digest()
 
+    def count_decoded(self, indices: Sequence[int], settings: Any) -> int:
+        """Return the bytes of some examples in a cache of decoded files; 0 for examples that are not files.
+
+        Args:
+            indices: Positions of the examples.
+            settings: `ReadSettings` of the modality.
+        """
+        return 0
+
     def pass_order(self, indices: Sequence[int], window: int) -> Callable[[int], Any] | None:
         """Return how passes over some examples are ordered; None where any order reads equally fast.
 

@@ -73,19 +73,20 @@ class TableColumns:
         watched: Positions of the other columns whose values `watch` takes.
     """
 
-    def __init__(self, table: str, names: Sequence[str], needed: Sequence[str]) -> None:
+    def __init__(self, table: str, names: Sequence[str], needed: Sequence[str], known: Sequence[str] = KNOWN) -> None:
         """Find the known columns; case, spaces and quotes make no difference.
 
         Args:
             table: Path of the table, for messages.
             names: Names of the columns, in their order.
             needed: Names of required columns; unknown columns are examined only if `label` is one of them.
+            known: Names of columns that are read.
 
         Raises:
             InputError: A required column is missing, or a name is repeated.
         """
         self._where = f"manifest {table!r}"
-        self._names = [name.strip() for name in names]
+        self._names, self._known = [name.strip() for name in names], known
         plain = [_normalize(name) for name in names]
         for i, name in enumerate(plain):
             if name and name in plain[:i]:
@@ -93,7 +94,7 @@ class TableColumns:
                     f"{self._where} has the column {name!r} twice (columns {plain.index(name) + 1} and {i + 1}): "
                     "keep one, or rename one"
                 )
-        self.positions = {name: plain.index(name) for name in KNOWN if name in plain}
+        self.positions = {name: plain.index(name) for name in known if name in plain}
         if missing := [name for name in needed if name not in self.positions]:
             texts = ": of texts, use TextDataModule; `solve` takes them, too" if "text" in plain else ""
             raise InputError(
@@ -165,7 +166,7 @@ class TableColumns:
         if ignored:
             listed = ", ".join(map(repr, ignored[:_FEW])) + (", ..." if len(ignored) > _FEW else "")
             what = "column is" if len(ignored) == 1 else "columns are"
-            message = f"{self._where}: the {what} ignored: {listed} (known are {', '.join(KNOWN)})"
+            message = f"{self._where}: the {what} ignored: {listed} (known are {', '.join(self._known)})"
             findings.append(Finding("ignored", message, ignored))
         return findings
 

@@ -1,8 +1,9 @@
-"""Read the rows of CSV and Parquet files strictly: a malformed row is an error that names its line."""
+"""Read the rows of CSV, JSON lines and Parquet files strictly: a malformed row is an error that names its line."""
 
 import codecs
 import csv
 import datetime
+import json
 import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -16,26 +17,28 @@ from sft_lightning.utils.spreadsheet import restore_cell
 _ROWS = 4096  # rows of a Parquet file in memory at once
 _DELIMITERS = ",;\t|"
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+JSON_LINES = (".jsonl", ".ndjson")
 _KINDS = {"path": (str,), "group": (str, bool, int, float, Decimal, datetime.date)}
 _FILE_NAME = re.compile(r"[^\s].*\.\w{1,5}")
 
 
 class TableRows:
-    """Rows of a `.csv` or `.parquet` file: line number and known columns, blank where missing.
+    """Rows of a `.csv`, `.jsonl` or `.parquet` file: line number and known columns, blank where missing.
 
     Attributes:
         messages: Findings about unused columns, complete after all rows were read.
     """
 
-    def __init__(self, path: Path, needed: Sequence[str] = ("path", "label")) -> None:
+    def __init__(self, path: Path, needed: Sequence[str] = ("path", "label"), known: Sequence[str] = KNOWN) -> None:
         """Remember what to read.
 
         Args:
             path: Path of the file.
             needed: Names of required columns.
+            known: Names of columns that are read.
         """
         self.messages: list[Finding] = []
-        self._path, self._needed = path, needed
+        self._path, self._needed, self._known = path, needed, known
         self._where = f"manifest {str(path)!r}"
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
@@ -45,16 +48,18 @@ class TableRows:
             InputError: The file cannot be read, a column is missing or holds splits or groups under another name, or a
                 row does not fit the header.
         """
-        is_parquet = self._path.suffix.lower() == ".parquet"
-        yield from self._read_parquet() if is_parquet else self._read_csv()
+        suffix = self._path.suffix.lower()
+        yield from self._read_parquet() if suffix == ".parquet" else self._read_text()
 
-    def _read_csv(self) -> Iterator[tuple[int, dict[str, str]]]:
+    def _read_text(self) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             with self._path.open("rb") as raw:
                 mark = raw.read(3)
             encoding = next((name for bom, name in _ENCODINGS.items() if mark.startswith(bom)), "utf-8")
             with self._path.open(newline="", encoding=encoding) as file:
-                yield from self._read_csv_rows(_Lines(self._where, file))
+                lines = _Lines(self._where, file)
+                is_json = self._path.suffix.lower() in JSON_LINES
+                yield from self._read_json_rows(lines) if is_json else self._read_csv_rows(lines)
         except UnicodeError as error:
             if encoding == "utf-16":
                 raise InputError(f"{self._where} begins as UTF-16 text and is damaged: save it as UTF-8") from error
@@ -82,7 +87,7 @@ class TableRows:
 
     def _read_csv_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
         delimiter, names = self._read_header(lines)
-        columns = TableColumns(str(self._path), names, self._needed)
+        columns = TableColumns(str(self._path), names, self._needed, self._known)
         reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         while True:
             line = lines.begin_row()
@@ -95,8 +100,31 @@ class TableRows:
             if not any(cells):
                 continue
             self._check_row(line, cells, names, columns, delimiter)
-            yield line, {name: cells[columns.positions[name]] if name in columns.positions else "" for name in KNOWN}
+            yield line, {n: cells[columns.positions[n]] if n in columns.positions else "" for n in self._known}
             columns.watch([cells[i] for i in columns.watched])
+        self.messages = columns.describe_unused()
+
+    def _read_json_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
+        rows: list[tuple[int, dict[str, object]]] = []
+        for text in lines:
+            if not text.strip():
+                continue
+            where = f"{self._where}, line {lines.number}"
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise InputError(f"{where}: it is not JSON ({error}): correct it") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: it is not an object in braces: write one per line")
+            rows.append((lines.number, row))
+        names = [*dict.fromkeys(name for _, row in rows for name in row)]  # each row may lack some
+        columns = TableColumns(str(self._path), names, self._needed, self._known)
+        found = {name: names[i] for name, i in columns.positions.items()}
+        for line, row in rows:
+            where = f"{self._where}, line {line}"
+            cells = {name: _convert_cell(row.get(key), where, key, name) for name, key in found.items()}
+            yield line, {name: cells.get(name, "") for name in self._known}
+            columns.watch([_convert_cell(row.get(names[i]), where, names[i], "") for i in columns.watched])
         self.messages = columns.describe_unused()
 
     def _read_header(self, lines: "_Lines") -> tuple[str, list[str]]:
@@ -158,7 +186,7 @@ class TableRows:
         try:
             with parquet.ParquetFile(self._path) as file:
                 schema = file.schema_arrow
-                columns = TableColumns(str(self._path), schema.names, self._needed)
+                columns = TableColumns(str(self._path), schema.names, self._needed, self._known)
                 types = [t.value_type if pyarrow.types.is_dictionary(t) else t for t in schema.types]
                 texts = [i for i, t in enumerate(types) if str(t) in ("string", "large_string", "string_view")]
                 columns.watch_only(texts, [i for i, t in enumerate(types) if pyarrow.types.is_primitive(t)])
@@ -171,7 +199,7 @@ class TableRows:
                         cells = {
                             name: _convert_cell(row[column], where, column, name) for column, name in known.items()
                         }
-                        yield number, {name: cells.get(name, "") for name in KNOWN}
+                        yield number, {name: cells.get(name, "") for name in self._known}
                         names = [schema.names[i] for i in columns.watched]
                         columns.watch([_convert_cell(row[name], where, name, "") for name in names])
         except (OSError, ValueError) as error:

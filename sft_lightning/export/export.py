@@ -90,6 +90,7 @@ def export(
     spec = InputSpec.parse(trained.metadata["input_spec"])
     if format != "safetensors":
         check_format(part, format, spec.plural)
+        _check_modality(trained, format)
     if wise < 1:
         _interpolate(trained, wise, run)
     config = {} if folder is None else _read_config(folder / "fit.yaml")
@@ -127,6 +128,15 @@ def export(
         file.with_name(CARD), format_model_card(CardData(file, metadata, checkpoint, folder, state, config, evaluation))
     )
     return file
+
+
+def _check_modality(trained: TrainedNetwork, format: str) -> None:
+    """Refuse networks whose inputs no program prepares."""
+    spec = InputSpec.from_settings(trained.metadata)
+    if spec is not None and spec.modality == "audio":
+        raise InputError(
+            f"format is {format!r}, which is not written for networks of {spec.plural} yet: give --format safetensors"
+        )
 
 
 def _load_classifier(run: str) -> Classifier | None:

@@ -16,6 +16,7 @@ Numbers = float | Sequence[float]
 BUILDERS = {
     "image": "sft_lightning.networks.vision.backbones",
     "text": "sft_lightning.networks.text.backbones",
+    "audio": "sft_lightning.networks.audio.backbones",
 }
 # Modules that read copies of files in the folder of a run, of the modalities that have some.
 _KEEPERS = {"text": "sft_lightning.networks.text.kept_files"}
@@ -87,6 +88,20 @@ def use_files_of(run: Path, spec: InputSpec) -> None:
     """
     if spec.modality in _KEEPERS and isinstance(spec.encoding, str):  # a file may say anything
         importlib.import_module(_KEEPERS[spec.modality]).use_kept_files(spec.encoding, run)
+
+
+def adapt_spec(name: str | None, spec: InputSpec) -> InputSpec:
+    """Return the inputs that an encoder takes in place of those of the data, where it takes others of the modality.
+
+    Args:
+        name: Name of the encoder, or None.
+        spec: Inputs of the data.
+    """
+    if name is None or spec.modality not in BUILDERS:
+        return spec
+    adapt = getattr(importlib.import_module(BUILDERS[spec.modality]), "adapt_spec", None)
+    adapted: InputSpec = spec if adapt is None else adapt(name, spec)
+    return adapted
 
 
 def rebuild_encoder(path: str | Path) -> Encoder:

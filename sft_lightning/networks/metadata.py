@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_MAX_SIDE = 65_536  # pixels, numbers or tokens
+_MAX_SIDE = 65_536  # pixels
+_MAX_LENGTH = 2**26  # numbers, tokens or samples
 _SPEC_FIELDS = {"modality", "shape", "dtype", "encoding"}
 _DTYPES = ("float32", "int64", "uint8")
 
@@ -33,7 +34,7 @@ def _is_spec(value: Any) -> bool:
         return False
     shape = value["shape"]
     sides = isinstance(shape, list | tuple) and 0 < len(shape) <= 4 and all(_is_count(n) and n > 0 for n in shape)
-    fits = sides and (value["modality"] != "image" or _is_shape(shape)) and max(shape) <= _MAX_SIDE
+    fits = sides and (value["modality"] != "image" or _is_shape(shape)) and max(shape) <= _MAX_LENGTH
     texts = _is_text(value["modality"]) and _is_text(value.get("encoding", ""))
     return fits and value.get("dtype", "float32") in _DTYPES and texts
 

@@ -68,8 +68,8 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
     if explainer is not None and explains_tiles(explainer):
         drawings = explainer.draw(judged.name, positions, judged.predicted[positions])
     else:
-        shown = evaluation.data.show_examples(judged.name, positions)
-        drawings = [figures.embed_example(x, judged.ids[i]) for x, i in zip(shown, positions, strict=True)]
+        ids = [judged.ids[i] for i in positions]
+        drawings = figures.embed_examples(evaluation.data, judged.name, positions, ids)
     all_neighbors = evaluation.data.show_examples("labeled", nearest.flatten().tolist())
     neighbors = [all_neighbors[k * j : k * (j + 1)] for j in range(len(positions))]
     tiles = []
@@ -145,14 +145,15 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
         (order, unlabeled.ids[i], names[int(unlabeled.predicted[i])], f"{float(entropy[i]):.4f}")
         for order, i in enumerate(positions, 1)
     ]
-    examples = evaluation.data.show_examples(unlabeled.name, positions)
+    shown = evaluation.data.show_examples(unlabeled.name, positions)
     written: list[tuple[object, ...]] = [("order", "id", "predicted", "uncertainty"), *rows]
-    if examples and isinstance(examples[0], str):  # a column with the examples themselves
-        column = [evaluation.data.input_spec.noun, *examples]
+    if shown and isinstance(shown[0], str):  # a column with the examples themselves
+        column = [evaluation.data.input_spec.noun, *shown]
         written = [(*row, cell) for row, cell in zip(written, column, strict=True)]
     write_text(path, format_csv(written))
+    examples = figures.embed_examples(evaluation.data, unlabeled.name, positions, [unlabeled.ids[i] for i in positions])
     tiles = [
-        (figures.embed_example(x, name), [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
+        (x, [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
         for x, (order, name, predicted, value) in zip(examples, rows, strict=True)
     ]
     more = evaluation.data.input_spec.plural

@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning.utils.html import render_columns, render_excerpt, render_figure, render_image
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.utils.html import render_columns, render_excerpt, render_figure, render_image, render_player
 
 # Okabe and Ito's palette, which color-blind readers can distinguish, without black.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7a00", "#7f7f7f", "#8a6fd8", "#a0522d")
@@ -197,6 +198,27 @@ def embed_example(shown: Tensor | str, description: str, max_side: int = 96) -> 
     if isinstance(shown, str):
         return render_excerpt(shown, description)
     return embed_image(shown, description, max_side)
+
+
+def embed_examples(
+    data: FewLabelDataModule, name: str, positions: list[int], descriptions: Sequence[str], max_side: int = 96
+) -> list[Markup]:
+    """Return some examples of a split without random changes, with a player of each that can be played.
+
+    Args:
+        data: Data module after its setup.
+        name: Name of the split.
+        positions: Positions of the examples in the split.
+        descriptions: Plain text about each example.
+        max_side: Length of the longest side of an image in pixels, at most.
+    """
+    if not positions:
+        return []
+    shown, clips = data.views.show(data.inputs_of(name, positions)), data.clips_of(name, positions)
+    return [
+        embed_example(one, text, max_side) + (Markup() if clip is None else render_player(*clip, text))
+        for one, clip, text in zip(shown, clips, descriptions, strict=True)
+    ]
 
 
 def overlay_heat(x: Tensor, heat: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,6 @@ from sft_lightning.data.issues import Finding
 from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
-from sft_lightning.data.vision.images import FileImages
 from sft_lightning.solver.open_data import VISION, Modality, choose_modality
 from sft_lightning.study.folds import write_fold
 from sft_lightning.study.judge import find_unjudged, make_folds
@@ -146,9 +144,7 @@ class LabeledSource:
     @property
     def is_cached(self) -> bool:
         """Whether trainings share decoded files on the disk: of at most 2 GB, and half of what is free there."""
-        splits = self.data.splits.values()
-        count = sum(len(split) for split in splits if isinstance(split.part.storage, FileImages))
-        size = count * math.prod(self.data.input_spec.shape)
+        size = self.data.decoded_bytes
         if (self.folder / DECODED).is_dir():  # which takes the space already
             return 0 < size <= _MAX_CACHED
         free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.is_dir())).free
@@ -205,7 +201,7 @@ def read_source(
     """
     modality = choose_modality(name, {"image_size": image_size, **given})
     given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
-    own: dict[str, Any] = {"root": root, "on_bad_image": "skip"} if modality is VISION else {}
+    own: dict[str, Any] = {"root": root, modality.skipping: "skip"} if modality.skipping else {}
     settings = {**own, "seed": str(seed)}
     if modality is VISION:
         own["download"] = download
@@ -225,7 +221,7 @@ def read_source(
                 opened.append(data)
         return data
 
-    data, sizes = _open_at_size(reopen, image_size) if modality is VISION else (reopen(), {})
+    data, sizes = _open_at_size(reopen, image_size) if modality is VISION else _open_as_suggested(reopen)
     settings |= {setting: str(value) for setting, value in sizes.items()}
     counts = data.labeled_counts()
     named = int((counts > 0).sum())
@@ -292,6 +288,20 @@ def _open_at_size(
         return data, {"image_size": MAX_SIDE}
     given = {"channels": shape[0], "image_size": shape[1]}
     return reopen(**given), given
+
+
+def _open_as_suggested(reopen: Callable[..., FewLabelDataModule]) -> tuple[FewLabelDataModule, dict[str, Any]]:
+    """Open data with the settings that it suggests for its examples.
+
+    Args:
+        reopen: Function that opens the data with further settings.
+
+    Returns:
+        The data and these settings.
+    """
+    data = reopen()
+    suggested = data.suggest_settings()
+    return (reopen(**suggested), suggested) if suggested else (data, {})
 
 
 def _describe_unreadable(data: FewLabelDataModule) -> str:

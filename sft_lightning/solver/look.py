@@ -6,6 +6,7 @@ import torch
 
 from sft_lightning.audit.image_checks import summarize_files
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.data.audio.datamodule import AudioDataModule
 from sft_lightning.data.copies import find_exact_copies
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
@@ -55,6 +56,9 @@ def _describe_files(source: LabeledSource) -> str:
     shape = " x ".join(map(str, data.input_spec.shape))
     if source.modality is TEXT:
         return f"read up to {shape} tokens"
+    if isinstance(data, AudioDataModule):
+        sound = data.sound
+        return f"windows of {sound.samples / sound.rate:g} s at {sound.rate:,} Hz, read as {shape}"
     if not isinstance(data, ImageDataModule):
         return shape
     labeled = data.splits["labeled"]
@@ -95,6 +99,7 @@ def describe_starts(starts: Sequence[FoundStart], is_searched: bool, modality: M
         return [f"start:    {start.candidate}: {start.reason}" for start in starts]
     if not is_searched:
         return ["starts:   none, as you asked"]
-    if modality is TEXT:
-        return ["starts:   none at hand; name one with --candidates, such as hf/ and the folder of a sentence encoder"]
+    if modality.candidate:
+        named = f"hf/ and the folder of {modality.candidate}"
+        return [f"starts:   none at hand; name one with --candidates, such as {named}"]
     return [f"starts:   none at hand; name one with --candidates, or fetch {DEFAULT} with --download true"]

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sft_lightning import ImageDataModule, TextDataModule
+from sft_lightning import AudioDataModule, ImageDataModule, TextDataModule
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.open_data import check_settings, find_modality
+
+_PRETRAIN_VIEW = ("crop_scale=[0.3,1.0]", "flip=false", "brightness=0.4", "contrast=0.4", "blur=0")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Modality:
         small_view: Options of trainings of networks of this package.
         large_view: Options of trainings of published networks.
         pretrained: Backbone that is pre-trained from scratch; empty where none is.
+        pretrain_view: Options of that pre-training.
+        skipping: Setting that leaves out unreadable files; empty where examples are not files.
+        candidate: Published network that the user may name; empty where some are found or fetched.
     """
 
     name: str
@@ -32,13 +37,23 @@ class Modality:
     large_view: tuple[str, ...] = ("--model.layer_decay=0.75",)
     pretrained: str = ""
     plain_encoding: str = ""
+    pretrain_view: tuple[str, ...] = ()
+    skipping: str = ""
+    candidate: str = ""
 
 
 VISION = Modality(
     "image", ImageDataModule, "px", "pixels", ("--data.weak_view.crop_padding=2",),
     ("--data.weak_view.crop_scale=[0.3,1.0]", "--model.layer_decay=0.75"), "resnet8:flatten",
+    tuple(f"--data.pretrain_view.{change}" for change in _PRETRAIN_VIEW), "on_bad_image",
 )  # fmt: skip
-TEXT = Modality("text", TextDataModule, "tokens", "tfidf", plain_encoding="words:1048576")
+TEXT = Modality(
+    "text", TextDataModule, "tokens", "tfidf", plain_encoding="words:1048576", candidate="a sentence encoder"
+)
+AUDIO = Modality(
+    "audio", AudioDataModule, "frames", "log_mel", pretrained="resnet8", skipping="on_bad_recording",
+    candidate="a wav2vec 2.0",
+)  # fmt: skip
 
 
 def choose_modality(source: str, given: dict[str, Any]) -> Modality:
@@ -53,4 +68,4 @@ def choose_modality(source: str, given: dict[str, Any]) -> Modality:
     """
     name = find_modality(source)
     check_settings(source, name, given)
-    return {one.name: one for one in (VISION, TEXT)}[name]
+    return {one.name: one for one in (VISION, TEXT, AUDIO)}[name]

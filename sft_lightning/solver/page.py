@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
-from sft_lightning.report.figures import embed_example
+from sft_lightning.report.figures import embed_examples
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.solver.deliver import ONNX, Delivery
 from sft_lightning.utils.html import Section, render_page, render_paragraphs, render_table, render_tiles
@@ -37,20 +37,19 @@ def render_solution(
     ]
     if delivery.next_labels:
         ids = [data.splits["unlabeled"].ids[i] for i in delivery.next_labels]
-        examples = data.views.show(data.inputs_of("unlabeled", delivery.next_labels))
+        examples = embed_examples(data, "unlabeled", delivery.next_labels, ids)
         tiles = [
-            (embed_example(example, one), [f"{order}.", one])
-            for order, (example, one) in enumerate(zip(examples, ids, strict=True), 1)
+            (example, [f"{order}.", one]) for order, (example, one) in enumerate(zip(examples, ids, strict=True), 1)
         ]
         sections.append(Section("Label these next", render_tiles(tiles)))
     if delivery.doubtful:
         shown = delivery.doubtful[:_MAX_DOUBTFUL]
         split = data.splits["labeled"]
-        examples = data.views.show(data.inputs_of("labeled", shown))
+        examples = embed_examples(data, "labeled", shown, [split.ids[i] for i in shown])
         labels = split.labels.tolist()
         tiles = [
             (
-                embed_example(example, split.ids[i]),
+                example,
                 [f"labeled {data.class_names[labels[i]]}", f"looks like {data.class_names[k]}", split.ids[i]],
             )
             for example, i, k in zip(examples, shown, delivery.predicted, strict=False)

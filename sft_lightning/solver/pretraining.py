@@ -11,7 +11,6 @@ from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.json_files import read_json_object
 
 SMALL_BATCH, LARGE_BATCH = 256, 64  # for this network, and for one of a library
-_VIEW = {"crop_scale": "[0.3,1.0]", "flip": "false", "brightness": "0.4", "contrast": "0.4", "blur": "0"}
 
 
 def count_batch(source: LabeledSource, is_large: bool) -> int:
@@ -57,7 +56,7 @@ def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: 
     options += ["--model.optimizer=torch.optim.AdamW", f"--model.optimizer.lr={0.0003 if argv else 0.002}"]
     options += ["--model.lr_scheduler=WarmupCosine", f"--model.lr_scheduler.warmup_steps={min(50, steps // 4)}"]
     options += [f"--data.batch_size={count_batch(source, is_large)}", f"--data.steps_per_epoch={steps}"]
-    options += ["--trainer.max_epochs=1", *(f"--data.pretrain_view.{field}={value}" for field, value in _VIEW.items())]
+    options += ["--trainer.max_epochs=1", *source.modality.pretrain_view]
     options += [f"--ckpt_path={run}" for run in stopped]
     run = get_run(fit(options, name))
     write_json(marker, {"key": key, "steps": steps, "run": str(run)})

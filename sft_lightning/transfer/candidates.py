@@ -7,10 +7,9 @@ from pathlib import Path
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_labeled_ids
-from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.build import adapt_spec, build_encoder
 from sft_lightning.networks.encoder import Encoder
-from sft_lightning.networks.text.backbones import adapt_spec
-from sft_lightning.networks.text.tokenizers import find_file
+from sft_lightning.networks.hugging_face import find_file
 from sft_lightning.networks.vision.backbones import find_source_head
 from sft_lightning.networks.vision.pretrained import fetch_published_weights, is_published, list_published_names
 from sft_lightning.networks.weights import Tensors, find_weights, read_metadata, read_weights

@@ -118,6 +118,17 @@ def render_image(png: bytes, description: str) -> Markup:
     return _render("image", base64.b64encode(png).decode(), description)
 
 
+def render_player(content: bytes, media_type: str, description: str) -> Markup:
+    """Return a player of sound that is part of the page.
+
+    Args:
+        content: Content of the file.
+        media_type: What it is, such as `audio/flac`.
+        description: Plain text that is shown under the pointer.
+    """
+    return _render("player", base64.b64encode(content).decode(), media_type, description)
+
+
 def render_excerpt(text: str, description: str) -> Markup:
     """Return a text that stands for an example, as a PNG does elsewhere.
 

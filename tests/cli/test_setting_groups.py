@@ -5,23 +5,26 @@ import re
 import pytest
 
 from sft_lightning import (
+    AudioDataModule,
     FineTuneClassifier,
     FrozenFeatureClassifier,
     ImageDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
+    TextDataModule,
 )
 from sft_lightning.__main__ import main
 from sft_lightning.cli.registry import LINKED, list_parameters
 from sft_lightning.cli.setting_groups import GROUPS, list_setting_groups
 
-CLASSES = (ImageDataModule, FineTuneClassifier, FrozenFeatureClassifier, SelfSupervisedModule, SemiSupervisedModule)
+DATA = (ImageDataModule, TextDataModule, AudioDataModule)
+CLASSES = (*DATA, FineTuneClassifier, FrozenFeatureClassifier, SelfSupervisedModule, SemiSupervisedModule)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_setting_is_in_one_group(cls: type) -> None:
     names = [name for group in list_setting_groups(cls).values() for name in group]
-    linked = () if cls is ImageDataModule else LINKED  # taken from the data
+    linked = () if cls in DATA else LINKED  # taken from the data
     assert sorted(names) == sorted({*list_parameters(f"sft_lightning.{cls.__name__}")} - {*linked})
 
 

@@ -29,7 +29,7 @@ import plot_study
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"bash", "csv", "python", "text", "yaml"}
 EXTENDING = ROOT / "docs" / "extending.md"
-SHOWN_RUNS = ("reviews", "cats", "mine", "solve/my_images/model")
+SHOWN_RUNS = ("reviews", "barks", "cats", "mine", "solve/my_images/model")
 TINY = "--trainer.max_epochs 1 --trainer.limit_val_batches 1 --data.init_args.steps_per_epoch 2"
 OTHER_PROGRAMS = ("pip", "source", "taskset")
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from sft_lightning.__main__ import main
 from sft_lightning.data.text.storage import Encoding
 from sft_lightning.networks.build import build_encoder
-from sft_lightning.networks.text.tokenizers import KEPT, make_tokenizer
+from sft_lightning.networks.hugging_face import KEPT
+from sft_lightning.networks.text.tokenizers import make_tokenizer
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.runs.trained_network import load_trained_network
 from sft_lightning.utils.inputs import InputSpec

@@ -1,35 +1,8 @@
-"""Find unreadable image files, and refuse, count or leave them out."""
+"""Find out why an image file cannot be read."""
 
-import errno
-import os
-import stat
 from pathlib import Path
 
 from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error
-
-
-def check_file(path: str | Path) -> None:
-    """Refuse a path that is not a regular file with content: decoders hang on pipes and raise obscure errors.
-
-    Args:
-        path: Path to check.
-
-    Raises:
-        OSError: The path is not a regular file, or the file is empty; the message says which.
-    """
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        if not os.path.islink(path):
-            raise
-        raise OSError("it is a broken link" if error.errno == errno.ENOENT else "it is a link to itself") from error
-    if stat.S_ISDIR(status.st_mode):
-        with os.scandir(path):  # raises the reason itself where the folder cannot be read
-            raise OSError("it is a folder")
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("it is a pipe, socket or device")
-    if not status.st_size:
-        raise OSError("it has zero bytes")
 
 
 def find_damage(path: Path) -> str | None:

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from PIL import Image, UnidentifiedImageError
 
-from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error, show_path
-from sft_lightning.data.vision.file_checks import check_file
+from sft_lightning.data.bad_examples import UNREADABLE, check_file, describe_read_error, show_path
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import hold_lock
 from sft_lightning.utils.progress_lines import LoggedProgress

@@ -1,6 +1,5 @@
 """Storage of encoded images, and the geometry by which they are decoded to one shape."""
 
-import hashlib
 import math
 import random
 from abc import abstractmethod
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sft_lightning.data.digests import combine_digests, digest_files
+from sft_lightning.data.file_storage import FileStorage
 from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
 from sft_lightning.data.vision.decoding import DECODING as DECODING, open_image as open_image
 from sft_lightning.data.vision.image_files import FileFacts, inspect_images
@@ -191,27 +190,10 @@ class EncodedImages(RecordStorage):
         return decode(self.file(index), geometry, seed)
 
 
-class FileImages(EncodedImages):
+class FileImages(FileStorage, EncodedImages):
     """Storage of images as files."""
 
-    def __init__(self, paths: Sequence[Path], ids: Sequence[str]) -> None:
-        """Keep the list; nothing is read.
-
-        Args:
-            paths: Paths of the files.
-            ids: Name of each file in manifests and messages, the same on every machine.
-        """
-        self.paths = list(paths)
-        self.ids = list(ids)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def file(self, index: int) -> Path:
-        """Return the path of a file."""
-        return self.paths[index]
-
-    def path_of(self, index: int) -> Path:
         """Return the path of a file."""
         return self.paths[index]
 
@@ -221,27 +203,9 @@ class FileImages(EncodedImages):
         files = [(images.paths, chosen) for images, chosen in pieces if isinstance(images, FileImages)]
         return cls([paths[i] for paths, chosen in files for i in chosen], ids)
 
-    def sizes(self, indices: Sequence[int]) -> list[int]:
-        """Return the size of each file in bytes; 0 for a missing file."""
-        return [self.paths[i].stat().st_size if self.paths[i].is_file() else 0 for i in indices]
-
-    def digest(self) -> str:
-        """Compute the SHA-256 of names and contents, in the order of the names."""
-        return combine_digests(sorted(zip(self.ids, digest_files(self.paths), strict=True), key=lambda row: row[0]))
-
-    def digest_sizes(self) -> str:
-        """Compute the SHA-256 of names and sizes, which earlier versions used in place of the content digest."""
-        rows = sorted(zip(self.ids, self.sizes(range(len(self))), strict=True))
-        return hashlib.sha256("".join(f"{name}\t{size}\n" for name, size in rows).encode()).hexdigest()
-
-    def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
-        """Compute the SHA-256 of the bytes of each file."""
-        paths = [self.paths[i] for i in indices]
-        digests = digest_files(paths)
-        for path, digest in zip(paths, digests, strict=True):
-            if digest is None:
-                raise OSError(f"image {str(path)!r} cannot be read")
-        return [digest for digest in digests if digest is not None]
+    def count_decoded(self, indices: Sequence[int], geometry: Geometry) -> int:
+        """Return the bytes of the pixels of some images."""
+        return len(indices) * math.prod(geometry.shape)
 
     def unreadable(self, indices: Iterable[int], measures: bool = True) -> dict[int, str]:
         """Inspect each file as far as needed, and keep the properties they have in common in `facts`."""

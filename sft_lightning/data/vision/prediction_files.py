@@ -6,11 +6,12 @@ from pathlib import Path
 
 from sft_lightning.data.bad_examples import format_path, show_path
 from sft_lightning.data.issues import Finding
+from sft_lightning.data.listed_files import IgnoredFiles
 from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
 from sft_lightning.data.vision.file_checks import find_damage
-from sft_lightning.data.vision.file_kinds import IgnoredFiles
+from sft_lightning.data.vision.file_kinds import IMAGES
 from sft_lightning.data.vision.folders import find_images
 from sft_lightning.data.vision.shards import INDEX, ShardSource
 from sft_lightning.data.vision.sources import open_source
@@ -51,7 +52,7 @@ class FolderListing(Listing):
             path: Path of the folder.
         """
         self.name, self.path = str(path), path
-        passed = IgnoredFiles()
+        passed = IgnoredFiles(IMAGES)
         self.count = sum(1 for _ in find_images(str(path), _MAX_SORTED, passed))
         self.messages = passed.describe(self.name)
 

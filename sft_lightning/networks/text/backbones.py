@@ -222,14 +222,14 @@ BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {
 }
 
 
-def adapt_spec(name: str | None, spec: InputSpec) -> InputSpec:
+def adapt_spec(name: str, spec: InputSpec) -> InputSpec:
     """Return the inputs that an encoder of texts takes in place of others: those of its own tokenizer.
 
     Args:
-        name: Name of the encoder, or None.
-        spec: Inputs of the data; those of other modalities are returned as they are.
+        name: Name of the encoder.
+        spec: Inputs of the data.
     """
-    if spec.modality != "text" or name is None or not name.startswith("hf/"):
+    if not name.startswith("hf/"):
         return spec
     return replace(spec, encoding=name.partition(":")[0])
 

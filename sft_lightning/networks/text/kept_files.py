@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from sft_lightning.networks.text.tokenizers import KEPT, find_file, make_key
+from sft_lightning.networks.hugging_face import KEPT, find_file, make_key
 from sft_lightning.utils.errors import InputError
 
 FOLDER = "encoder"  # of a run

@@ -1,15 +1,13 @@
 """Encoders of texts in the form of Hugging Face, from a folder or its cache."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sft_lightning.networks.hugging_face import load_model
 from sft_lightning.networks.text.masked_language import PublishedDecoder
 from sft_lightning.networks.text.token_encoder import TokenEncoder
-from sft_lightning.networks.text.tokenizers import find_file, make_tokenizer
+from sft_lightning.networks.text.tokenizers import make_tokenizer
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
@@ -40,8 +38,7 @@ class PublishedEncoder(TokenEncoder):
                 f"backbone {name!r} reads the tokens of its own tokenizer, and the data has those of "
                 f"{spec.encoding!r}: set data.tokenizer to {where}"
             )
-        folder = find_file(name, "config.json").parent
-        self.net = _load(name, folder, has_weights)
+        self.net = load_model(name, has_weights)
         config: Any = self.net.config
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"backbone {name!r} has an encoder and a decoder: give a model that is an encoder alone")
@@ -55,7 +52,7 @@ class PublishedEncoder(TokenEncoder):
             raise InputError(f"max_length is {spec.shape[0]}, and backbone {name!r} takes {most} tokens: lower it")
         tokenizer = make_tokenizer(spec.encoding)
         self._mark = tokenizer.pair_mark if (getattr(config, "type_vocab_size", 0) or 0) > 1 else None
-        self._folder, self._has_weights = folder, has_weights
+        self._has_weights = has_weights
 
     def encode_tokens(self, x: Inputs) -> Tensor:
         """Compute features of tokens, (B, L, F)."""
@@ -73,41 +70,4 @@ class PublishedEncoder(TokenEncoder):
         Raises:
             InputError: The architecture has no such head.
         """
-        return PublishedDecoder(_load(self.name, self._folder, self._has_weights, "AutoModelForMaskedLM"), self.net)
-
-
-def _load(name: str, folder: Path, has_weights: bool, kind: str = "AutoModel") -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(f"backbone {name!r} needs the extra 'text': pip install 'sft-lightning[text]'") from error
-    try:
-        with _silence_transformers():
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            made: Any = getattr(transformers, kind)
-            if has_weights:
-                find_file(name, "model.safetensors")
-                net = made.from_pretrained(
-                    folder, config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True
-                )
-            else:
-                net = made.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"backbone {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if getattr(net, "pooler", None) is not None:
-        net.pooler = None  # its output is not used, and DDP would wait for its gradients
-    return net.float()
-
-
-@contextmanager
-def _silence_transformers() -> Iterator[None]:
-    """Hide progress bars, and the table of tensors that a file lacks or has beside, such as those of a head."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
+        return PublishedDecoder(load_model(self.name, self._has_weights, "AutoModelForMaskedLM"), self.net)

@@ -5,16 +5,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from sft_lightning.networks.hugging_face import find_file
 from sft_lightning.utils.errors import InputError
 
 PADDING = -1
-KEPT: dict[str, Path] = {}  # copies of models by `make_key`, read in place of what is gone or has changed since a run
 WORD = re.compile(r"\w+|[^\w\s]")
 _DEFAULT_ROWS = 16_384
 
@@ -207,55 +206,6 @@ def pad(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
     for row, filled in zip(rows, made, strict=True):
         filled[: len(row)] = row
     return made
-
-
-def make_key(name: str) -> str:
-    """Return the path of a model's folder, or its name in the cache of Hugging Face where there is no such folder.
-
-    Args:
-        name: Name `hf/FOLDER` or `hf/NAME`, with or without a pooling such as `:cls`.
-    """
-    return str(Path(name.removeprefix("hf/").partition(":")[0]).expanduser().absolute())
-
-
-def find_file(name: str, file: str) -> Path:
-    """Return the path of a file of a published model: in a folder, or in the cache of Hugging Face.
-
-    Args:
-        name: Name `hf/FOLDER` or `hf/NAME`, with or without a pooling such as `:cls`.
-        file: Name of the file.
-
-    Raises:
-        InputError: It is at neither place.
-    """
-    where = name.removeprefix("hf/").partition(":")[0]
-    kept = KEPT.get(make_key(name))
-    if kept is not None and (kept / file).is_file():
-        return kept / file
-    folder = Path(where).expanduser()
-    if kept is not None and folder.is_dir():
-        raise InputError(
-            f"folder {where!r} of {name!r} has changed since the run {str(kept.parent)!r}: use its weights in a "
-            "command that does not load the run"
-        )
-    if folder.is_dir():
-        if (folder / file).is_file():
-            return folder / file
-        raise InputError(f"folder {where!r} of {name!r} has no {file}: give a folder of a model with it")
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError as error:
-        raise InputError(f"{name!r} needs the extra 'text': pip install 'sft-lightning[text]'") from error
-    try:
-        found = try_to_load_from_cache(where, file)
-    except ValueError:  # not a name that the hub could have
-        found = None
-    if not isinstance(found, str):
-        raise InputError(
-            f"{name!r} is neither a folder nor in the cache of Hugging Face: fetch it with `hf download {where}`, or "
-            "give the path of its folder"
-        )
-    return Path(found)
 
 
 def make_tokenizer(name: str) -> Tokenizer:

@@ -171,6 +171,7 @@ def build_backbone(
     weights: str = "none",
     mean: Stats | None = None,
     std: Stats | None = None,
+    kind: "type[Backbone]" = Backbone,
 ) -> tuple[Backbone, Tensors]:
     """Build a backbone and load its weights.
 
@@ -182,6 +183,7 @@ def build_backbone(
         weights: `none`, `default` (the published weights, which are downloaded), or the path of a file or run.
         mean: Mean of the normalization; null for that of the weights, if any.
         std: Standard deviation of the normalization; null for that of the weights, if any.
+        kind: Class of the backbone.
 
     Returns:
         The backbone, and all tensors of the file, which may contain a head.
@@ -198,14 +200,14 @@ def build_backbone(
         if architecture == "pixels" and weights != "none":
             raise InputError(f"weights is {weights!r}, but backbone 'pixels' has none: leave it out")
         net = BUILT_IN[architecture](image_shape)
-        backbone = Backbone(name, net, int(net.num_features), image_shape)  # type: ignore[arg-type]
+        backbone = kind(name, net, int(net.num_features), image_shape)  # type: ignore[arg-type]
         library_filter = None
     else:
         if image_shape[0] not in (1, 3):
             raise InputError(f"backbone {name!r} takes 1 or 3 channels, the images have {image_shape[0]}")
         made = build_library_net(architecture, image_shape, published, [*BUILT_IN])._asdict()
         library_filter = made.pop("library_filter")
-        backbone = Backbone(name, image_shape=image_shape, **made)
+        backbone = kind(name, image_shape=image_shape, **made)
         backbone.net.to(memory_format=torch.channels_last)  # halves the time of convolutions on a CPU
     if pool != "average":
         backbone.num_features = replace_pool(backbone.net, pool, name, (backbone._channels, *image_shape[1:]))

@@ -12,8 +12,9 @@ from PIL import Image
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.data.issues import Finding
+from sft_lightning.data.listed_files import IgnoredFiles
 from sft_lightning.data.vision.file_checks import find_damage
-from sft_lightning.data.vision.file_kinds import EXTENSIONS, IgnoredFiles
+from sft_lightning.data.vision.file_kinds import EXTENSIONS, IMAGES
 from sft_lightning.data.vision.folders import find_images
 from sft_lightning.data.vision.images import open_image
 from sft_lightning.data.vision.prediction_files import open_prediction_source
@@ -49,7 +50,7 @@ def encoded(kind: str, mode: str = "RGB") -> bytes:
 
 
 def names(folder: Path) -> tuple[list[str], list[str]]:
-    passed = IgnoredFiles()
+    passed = IgnoredFiles(IMAGES)
     return [name for name, _ in find_images(str(folder), ignored=passed)], [*map(str, passed.describe("here"))]
 
 

@@ -1,0 +1,86 @@
+"""`solve` on recordings: a folder with few labels becomes a model, predictions and recordings to label next."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from sft_lightning import solve
+from sft_lightning.__main__ import main
+from sft_lightning.export.export import export
+from sft_lightning.solver.open_data import AUDIO, TEXT, VISION, find_modality
+from sft_lightning.utils.errors import InputError
+from tests.data.audio.recordings import KINDS, RATE, make_sound
+from tests.networks.audio.test_audio_backbones import write_model
+
+
+def write_source(folder: Path, each: int, count: int = 150) -> dict[str, str]:
+    """Write recordings, of which `each` of each class have a label, and return the classes of the others."""
+    (folder / "unlabeled").mkdir(parents=True)
+    truth = {}
+    for i in range(count):
+        kind = KINDS[i % 3]
+        is_labeled = i // 3 < each
+        inner = Path("train", kind) if is_labeled else Path("unlabeled")
+        (folder / inner).mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / inner / f"{i:03}.wav", make_sound(kind, 0.4, i), RATE)
+        if not is_labeled:
+            truth[f"unlabeled/{i:03}.wav"] = kind
+    return truth
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_of_recordings_is_solved(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = write_source(workdir / "sounds", 6)
+    (workdir / "sounds" / "unlabeled" / "broken.wav").write_text("no sound")
+    assert main(["solve", "sounds", "--minutes=0.3", "--name=mine"]) == 0
+    shown = capsys.readouterr()
+    assert "sounds: recordings, windows of 0.5 s at 8,000 Hz, read as 1 x 64 x 32" in shown.err
+    assert "checked:  1 unreadable" in shown.err
+    assert "name one with --candidates, such as hf/ and the folder of a wav2vec 2.0" in shown.err
+    assert "write id,label of the recordings of" in shown.out
+    folder = Path("lightning_logs/solve/mine")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {"logistic regression on log-mel statistics"} <= {*summary["recipes"]}
+    predictions = read_rows(folder / "predictions.csv")
+    assert {row["id"] for row in predictions} == {*truth}
+    assert sum(row["predicted"] == truth[row["id"]] for row in predictions) > 0.7 * len(predictions)
+    assert (folder / "report.html").read_text().count("<audio controls") >= 20
+    soundfile.write("new.flac", make_sound("warble", 0.4, 999), RATE)
+    assert main(["predict", str(folder), "new.flac"]) == 0
+    assert [row["predicted"] for row in read_rows(Path(summary["run"]) / "predictions.csv")] == ["warble"]
+    assert [*summary["not_exported"]] == ["model.onnx"]
+    assert (folder / "model.safetensors").is_file()
+    with pytest.raises(InputError, match="is not written for networks of recordings yet"):
+        export(summary["run"], format="onnx")
+
+
+def test_a_published_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_source(workdir / "sounds", 5, 45)
+    write_model(workdir / "wav", "wav2vec2")
+    result = solve("sounds", minutes=0.3, name="mine", candidates=["hf/wav"])
+    assert "logistic regression on hf/wav (published)" in result.summary["recipes"]
+    assert "features of 45 recordings at 8000 frames from hf/wav" in capsys.readouterr().err
+
+
+def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
+    for name, path in (("a.csv", "x.wav"), ("a.tsv", "x.MP3"), ("b.csv", "x.png")):
+        mark = "\t" if name.endswith("tsv") else ","
+        (tmp_path / name).write_text(f"path{mark}label\n{path}{mark}a\n")
+    (tmp_path / "a.jsonl").write_text('{"path": "x.flac", "label": "a"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "x.flac", "label": "a"}\n')
+    tables = sorted(path.name for path in tmp_path.iterdir())
+    kinds = {name: find_modality(str(tmp_path / name), {}) for name in tables}
+    assert kinds == {"a.csv": AUDIO, "a.tsv": AUDIO, "b.csv": VISION, "a.jsonl": AUDIO, "b.jsonl": TEXT}
+    (tmp_path / "folder").mkdir()
+    for name in ("a.wav", "b.ogg", "c.txt"):
+        (tmp_path / "folder" / name).write_text("")
+    assert find_modality(str(tmp_path / "folder"), {}) is AUDIO
+    with pytest.raises(InputError, match=r"image_size is 32, and source .* holds recordings: leave it out"):
+        find_modality(str(tmp_path / "folder"), {"image_size": 32})
