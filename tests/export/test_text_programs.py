@@ -37,20 +37,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, words in RUNS.items():
-            assert main(["fit", f"--run_name={name}", *ARGUMENTS, *words]) == 0
+            assert main(["fit", f"--run_name={name}", *words, *ARGUMENTS]) == 0
         shutil.move("bert", "gone")  # and no command needs it from here on
     return folder
 
 
 ARGUMENTS = [
-    "--model=FineTuneClassifier", "--model.optimizer=Adam", "--model.optimizer.lr=0.01", "--data=TextDataModule",
-    "--data.source=texts.csv", "--data.max_length=24", "--data.batch_size=15", "--data.steps_per_epoch=3",
+    "--data=TextDataModule", "--data.source=texts.csv", "--data.max_length=24", "--data.batch_size=15",
+    "--data.steps_per_epoch=3",
     "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
 ]  # fmt: skip
+TUNED = ["--model=FineTuneClassifier", "--model.optimizer=Adam", "--model.optimizer.lr=0.01"]
 RUNS = {
-    "fasttext": ["--model.backbone=fasttext"],
-    "small_transformer": ["--model.backbone=small_transformer"],
-    "bert": ["--model.backbone=hf/bert", "--model.weights=default"],
+    "fasttext": [*TUNED, "--model.backbone=fasttext"],
+    "small_transformer": [*TUNED, "--model.backbone=small_transformer"],
+    "bag": ["--model=FrozenFeatureClassifier", "--model.backbone=bag_of_words"],
+    "bert": [*TUNED, "--model.backbone=hf/bert", "--model.weights=default"],
 }
 
 
@@ -70,7 +72,8 @@ def export_once(name: str, language: str) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "language"),
-    [("fasttext", "onnx"), ("bert", "onnx"), ("fasttext", "pt2"), pytest.param("bert", "pt2", marks=pytest.mark.slow),
+    [("fasttext", "onnx"), ("bert", "onnx"), ("bag", "pt2"), pytest.param("bag", "onnx", marks=pytest.mark.slow),
+     pytest.param("bert", "pt2", marks=pytest.mark.slow),
      pytest.param("small_transformer", "onnx", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_the_code_of_the_card_says_what_predict_says(
@@ -125,7 +128,7 @@ def test_a_run_needs_no_folder_of_its_model(here: Path, caplog: pytest.LogCaptur
     spec = InputSpec.parse(metadata["input_spec"])
     encoder, _ = build_encoder("hf/bert", spec, str(run / "model.safetensors"))
     assert encoder.num_features == 32
-    again = ["--run_name=again", *ARGUMENTS, f"--model.backbone=hf/{run}/encoder", f"--model.weights={run}"]
+    again = ["--run_name=again", *ARGUMENTS, *TUNED, f"--model.backbone=hf/{run}/encoder", f"--model.weights={run}"]
     assert main(["fit", *again]) == 0
 
 
@@ -140,7 +143,7 @@ def test_a_model_that_changed_since_is_not_read(here: Path, caplog: pytest.LogCa
         x: Any = Encoding(make_tokenizer("hf/bert"), 8).encode([("the soup",)])
         assert int((x > 1).sum()) == 4  # all of them known
         assert trained.network().num_features == 32
-        assert main(["fit", "--run_name=new", *ARGUMENTS, *RUNS["bert"]]) == 2
+        assert main(["fit", "--run_name=new", *RUNS["bert"], *ARGUMENTS]) == 2
     finally:
         shutil.rmtree(here / "bert")
         KEPT.clear()

@@ -29,7 +29,9 @@ def count_words(x: Inputs) -> Tensor:
         x: `input_ids` and `attention_mask`, (B, L) each.
     """
     ids = x["input_ids"] % _BINS
-    counts = torch.zeros(len(ids), _BINS, device=ids.device)
+    counts = torch.zeros(
+        ids.shape[0], _BINS, device=ids.device
+    )  # `len` would make the batch size a constant of programs
     counts.scatter_add_(1, ids, x["attention_mask"].float())
     return nn.functional.normalize(_dampen(counts), dim=1)
 
