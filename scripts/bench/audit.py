@@ -25,6 +25,7 @@ from scipy.fft import dctn
 
 from sft_lightning import ImageDataModule
 from sft_lightning.audit import label_checks
+from sft_lightning.audit.image_checks import ImageChecks
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import NAMES, Split
 from sft_lightning.data.storage import TensorStorage
@@ -150,7 +151,7 @@ def measure_wrong_labels(source: str) -> dict[str, Any]:
             labels[k] = (labels[k] + 1 + int(generator.integers(data.num_classes - 1))) % data.num_classes
             wrong.add((entry.name, i))
     start = time.perf_counter()
-    check = label_checks.check_labels(stats, data, None, 0)
+    check = label_checks.check_labels(stats, ImageChecks(data), None, 0)
     seconds = time.perf_counter() - start
     is_wrong = np.array([(entry.name, i) in wrong for entry, i in check.examples])
     results = {"labels": len(is_wrong), "flipped": len(wrong), "seconds": round(seconds, 1), "told": check.summary}

@@ -45,7 +45,7 @@ class Modality:
 VISION = Modality(
     "image", ImageDataModule, "px", "pixels", ("--data.weak_view.crop_padding=2",),
     ("--data.weak_view.crop_scale=[0.3,1.0]", "--model.layer_decay=0.75"), "resnet8:flatten",
-    tuple(f"--data.pretrain_view.{change}" for change in _PRETRAIN_VIEW), "on_bad_image",
+    pretrain_view=tuple(f"--data.pretrain_view.{change}" for change in _PRETRAIN_VIEW), skipping="on_bad_image",
 )  # fmt: skip
 TEXT = Modality(
     "text", TextDataModule, "tokens", "tfidf", plain_encoding="words:1048576", candidate="a sentence encoder"
