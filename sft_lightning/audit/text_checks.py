@@ -171,7 +171,8 @@ class TextChecks(ModalityChecks):
             f"tokens   {show('tokens')}; {facts['cut_off']:.0%} are longer than {facts['max_length']}, where they are "
             "cut off",
             f"letters  {show('letters')}",
-            f"scripts  {', '.join(f'{name} ({count:,})' for name, count in shown)}{more}; languages are not told apart",
+            f"scripts  {', '.join(f'{name} ({count:,})' for name, count in shown)}{more}; "
+            "languages of one script count together",
         ]
 
 

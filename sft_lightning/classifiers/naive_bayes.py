@@ -11,7 +11,7 @@ class ComplementNaiveBayes(LinearClassifier):
     """Naive Bayes whose weights of a class come from all other classes, on counts or weights of words.
 
     Classes of different size do less harm than with the multinomial variant. Probabilities are too modest, since
-    weights of words are no counts; the order of the classes is what it is for.
+    weights of words are not counts; use it for the order of the classes.
     """
 
     def __init__(self, smoothing: float = 1.0) -> None:

@@ -1,6 +1,6 @@
 """Programs of texts: token ids with their mask, and the code from a text to them.
 
-A tokenizer is no part of a program: that of a published encoder lies beside it in its own format, hashed words take a
+A program holds no tokenizer: that of a published encoder lies beside it in its own format, hashed words take a
 few lines of code. The number of texts and their length are free.
 """
 

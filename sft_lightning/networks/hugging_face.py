@@ -27,7 +27,7 @@ def split_pool(name: str) -> tuple[str, str]:
 
 
 def make_key(name: str) -> str:
-    """Return the path of a model's folder, or its name in the cache of Hugging Face where there is no such folder.
+    """Return the path of a model's folder, or, without such a folder, its name in the cache of Hugging Face.
 
     Args:
         name: Name `hf/FOLDER` or `hf/NAME`, with or without a pooling such as `:cls`.

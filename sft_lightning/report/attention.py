@@ -29,7 +29,7 @@ class GradCAM(Explainer):
 
     @property
     def reason_against(self) -> str | None:
-        """Sentence that says why there are no heatmaps, or None."""
+        """Sentence that says why heatmaps are missing, or None."""
         if self._module is None:
             return f"{self.evaluation.metadata['backbone']} has no feature maps, which Grad-CAM needs."
         if not self.evaluation.head:

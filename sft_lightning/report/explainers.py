@@ -5,7 +5,7 @@ from sft_lightning.report.evaluation import Evaluation
 from sft_lightning.report.explainer import Explainer
 from sft_lightning.report.word_relevance import WordRelevance
 
-EXPLAINERS: dict[str, type[Explainer]] = {"image": GradCAM, "text": WordRelevance}
+EXPLAINERS: dict[str, type[Explainer]] = {"audio": GradCAM, "image": GradCAM, "text": WordRelevance}
 
 
 def find_explainer(evaluation: Evaluation) -> Explainer | None:

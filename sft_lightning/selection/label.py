@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.label_files import STATUSES, LabelRow, read_label_rows, read_table, write_label_rows
+from sft_lightning.data.modality import Clip
 from sft_lightning.data.open_data import open_data
 from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
@@ -131,21 +132,26 @@ class LabelSession:
         pieces = [(places[name][0].part, [places[name][1]]) for name in self.ids]
         self._data.splits[_SPLIT] = Split(concatenated(*pieces), range(len(pieces)))
 
-    def read(self, number: int) -> tuple[bytes, str]:
-        """Return an image as a file, and its media type.
+    def read(self, kind: str, number: int) -> tuple[bytes, str]:
+        """Return a file of an example, and its media type.
 
         Args:
+            kind: Kind of the file: `image`, or `clip` for what the page plays.
             number: Number of the example.
 
         Raises:
-            IndexError: The number is too large.
+            IndexError: There is none.
         """
-        if number >= len(self.ids):
-            raise IndexError(number)
-        shown = self._show(number)
-        if isinstance(shown, str):
-            raise IndexError(number)
-        return _encode(shown)
+        if kind not in ("image", "clip") or number >= len(self.ids):
+            raise IndexError(f"{kind}/{number}")
+        shown = self._show(number) if kind == "image" else self._clip(number)
+        if shown is None or isinstance(shown, str):
+            raise IndexError(f"{kind}/{number}")
+        return _encode(shown) if isinstance(shown, Tensor) else shown
+
+    def _clip(self, number: int) -> Clip | None:
+        with self._lock:
+            return self._data.clips_of(_SPLIT, [number])[0]
 
     def _show(self, number: int) -> Tensor | str:
         with self._lock:
@@ -191,7 +197,10 @@ class LabelSession:
             if isinstance(shown, str):
                 item["text"] = shown
             else:
-                item["image"] = _embed(shown) if embeds and shown is not None else f"image/{k}"
+                item["image"] = _embed(*_encode(shown)) if embeds and shown is not None else f"image/{k}"
+                clip = self._clip(k) if embeds or k == 0 or "clip" in items[0] else None
+                if clip is not None:
+                    item["clip"] = _embed(*clip) if embeds else f"clip/{k}"
             items.append(item)
         answers = {k: self._rows[name][1:3] for k, name in enumerate(self.ids) if name in self._rows}
         source = self._data.source.name
@@ -239,6 +248,5 @@ def _encode(x: Tensor) -> tuple[bytes, str]:
     return file.getvalue(), f"image/{kind.lower()}"
 
 
-def _embed(x: Tensor) -> str:
-    content, kind = _encode(x)
+def _embed(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -23,14 +23,15 @@ class LabelServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, port: int, page: str, read: Callable[[int], tuple[bytes, str]], answer: Callable[[Any], None]
+        self, port: int, page: str, read: Callable[[str, int], tuple[bytes, str]], answer: Callable[[Any], None]
     ) -> None:
         """Listen on a port.
 
         Args:
             port: Number of the port; 0 for a free one.
             page: HTML of the page.
-            read: Function that returns the content and type of the file of an example; an `IndexError` is a 404.
+            read: Function that returns the content and type of a file of an example, from the kind of the file (`image`
+                or `clip`) and the number of the example; an `IndexError` is a 404.
             answer: Function that takes an answer as JSON values; a `ValueError` or `InputError` refuses it.
 
         Raises:
@@ -59,16 +60,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: the address holds the token."""
 
     def do_GET(self) -> None:
-        """Send the page or an image."""
+        """Send the page, or a file of an example."""
         path = self._check()
         if path == "":
             self._send(200, self.server.page.encode(), "text/html; charset=utf-8")
         elif path is not None:
             kind, _, number = path.partition("/")
             try:
-                if kind != "image" or not number.isdecimal():
+                if not number.isdecimal():
                     raise IndexError(path)
-                content, media_type = self.server.read(int(number))
+                content, media_type = self.server.read(kind, int(number))
             except IndexError:
                 self._send(404, b"There is nothing at this address")
             except Exception as error:  # a file that broke since: the page goes on with the others
@@ -109,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {
             "Content-Type": media_type,
             "Content-Length": str(len(content)),
-            "Cache-Control": "private, max-age=3600" if media_type.startswith("image/") else "no-store",
+            "Cache-Control": "private, max-age=3600" if media_type.startswith(("image/", "audio/")) else "no-store",
             "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY",
             "Referrer-Policy": "no-referrer",

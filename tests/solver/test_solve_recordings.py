@@ -44,7 +44,7 @@ def test_a_folder_of_recordings_is_solved(workdir: Path, capsys: pytest.CaptureF
     assert "sounds: recordings, windows of 0.5 s at 8,000 Hz, read as 1 x 64 x 32" in shown.err
     assert "checked:  1 unreadable" in shown.err
     assert "name one with --candidates, such as hf/ and the folder of a wav2vec 2.0" in shown.err
-    assert "write id,label of the recordings of" in shown.out
+    assert "sft-lightning label SOURCE --ids" in shown.out
     folder = Path("lightning_logs/solve/mine")
     summary = json.loads((folder / "summary.json").read_text())
     assert {"logistic regression on log-mel statistics"} <= {*summary["recipes"]}

@@ -1,7 +1,6 @@
 """`AudioDataModule`: labeled, unlabeled, validation and test batches of the recordings of a source."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,6 @@ from sft_lightning.data.audio.storage import Recordings, Windows
 from sft_lightning.data.audio.views import AudioView, AudioViews, make_views
 from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
-from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.modality import Clip
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.run_splits import TestOn
@@ -149,7 +147,6 @@ class AudioDataModule(FewLabelDataModule):
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = make_views(self.sound, weak_view, strong_view)
         self._given_windows, self._windows = eval_windows, Windows(self.sound.samples, eval_windows or 1)
-        self._predicted: Split | None = None
 
     # --- sources
 
@@ -280,54 +277,19 @@ class AudioDataModule(FewLabelDataModule):
             )
         return super().train_dataloader()
 
-    def setup(self, stage: str) -> None:
-        """Read the source and make the splits, once; for `predict`, open the recordings to predict.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if stage != "predict" or self.predict_source is None:
-            super().setup(stage)
-        if stage == "predict":
-            self.open_predicted()
-
-    def open_predicted(self) -> Split:
-        """Open the recordings to predict, once.
+    def read_predicted(self, name: str) -> Split:
+        """Return the recordings to predict, with as many windows as cover the longest one.
 
         Raises:
             InputError: There are none, or one cannot be read.
         """
-        if self._predicted is None:
-            if self.predict_source is None:
-                self._predicted = self.splits["test"]
-            else:
-                rate, skip = self.sound.rate, self.bad.policy == "skip"
-                part, messages = list_predicted(self.predict_source, rate, self.root, skip)
-                for message in messages:
-                    rank_zero_info(f"Data: {message}.")
-                part = readable(part, self.bad)
-                assert isinstance(part.storage, Recordings)
-                self._choose_windows([one.samples for one in part.storage.facts or ()])
-                self._predicted = Split(part, list(range(len(part))))
-        return self._predicted
-
-    @property
-    def predict_name(self) -> str:
-        """Name of the recordings to predict."""
-        return super().predict_name if self.predict_source is None else str(Path(self.predict_source).resolve())
-
-    @property
-    def predict_count(self) -> int:
-        """Number of recordings to predict."""
-        return len(self.open_predicted())
-
-    def predict_dataloader(self) -> Iterable[RawBatch]:
-        """Return batches of the recordings to predict.
-
-        Raises:
-            InputError: There are none.
-        """
-        return self.named_batches(self.open_predicted())
+        part, messages = list_predicted(name, self.sound.rate, self.root, self.bad.policy == "skip")
+        for message in messages:
+            rank_zero_info(f"Data: {message}.")
+        part = readable(part, self.bad)
+        assert isinstance(part.storage, Recordings)
+        self._choose_windows([one.samples for one in part.storage.facts or ()])
+        return Split(part, list(range(len(part))))
 
 
 def make_sound(rate: int, seconds: float, mels: int, frame_ms: float, hop_ms: float) -> Sound:

@@ -117,7 +117,7 @@ class TextIndex:
         return sorted(j for j in found if other is not self or j < i)
 
     def measure_difference(self, i: int, other: "TextIndex", j: int) -> float | None:
-        """Return 1 - the Jaccard similarity of two texts, or None if they are no near-duplicates.
+        """Return 1 - the Jaccard similarity of two texts, or None if they differ more.
 
         Args:
             i: Position of the text.

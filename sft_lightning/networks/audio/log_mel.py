@@ -14,7 +14,7 @@ from torch import Tensor
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
-FLOOR = 1e-10  # smallest power that is told from silence
+FLOOR = 1e-10  # smallest power that differs from silence
 # Logarithms that become 0 and 1: silence, and slightly above a tone at full scale in a window of 512 samples.
 _LOW, _HIGH = math.log(FLOOR), 6.0
 _LINEAR, _BEND = 200 / 3, 1000.0  # Hz of a mel below the bend, and the bend itself

@@ -108,7 +108,15 @@ function show() {
       example.onload = () => example.classList.toggle("small", example.naturalWidth <= SMALL);
       example.src = item.image;
     }
-    figure.replaceChildren(example, caption);
+    const parts = [example, caption];
+    if (item.clip) {
+      const player = document.createElement("audio");
+      player.controls = player.autoplay = true;
+      player.src = item.clip;
+      player.setAttribute("aria-label", `Play ${item.id}`);
+      parts.splice(1, 0, player);
+    }
+    figure.replaceChildren(...parts);
     for (const later of items.slice(current + 1, current + 1 + AHEAD)) if (later.image) new Image().src = later.image;
   }
   list();
