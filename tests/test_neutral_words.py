@@ -55,10 +55,10 @@ KEPT: dict[str, tuple[str, ...]] = {
     "report/preview.py": ("draw_image_rows", "Image.fromarray", "add_image"),
     "runs/trained_network.py": ("of images also `mean` and `std`",),
     "selection/label.py": (
-        "pixels of an image", "Side of image files", "Return an image", '["image"]', 'f"image/',
+        "pixels of an image", "Side of image files", "Return an image", '["image"]', 'f"image/', "`image`", '"image"',
         "on_bad_image", "image = Image.fromarray", "image.size", "image.save",
     ),
-    "selection/label_server.py": ("an image.", '!= "image"', '"image/"'),
+    "selection/label_server.py": ("(`image`", '"image/"'),
     "selection/select.py": ("image_size", "Side of the images in pixels"),
     "solver/find_starts.py": ('modality != "image"',),
     "solver/labels.py": (

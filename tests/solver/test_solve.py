@@ -14,8 +14,9 @@ import torch
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
-from sft_lightning.classifiers import LabelSpreading
+from sft_lightning.classifiers import LabelSpreading, SmoothedLogisticRegression
 from sft_lightning.classifiers.whitening import WhitenedPCA
+from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver import plan, recipes, trainings, trials
 from sft_lightning.solver.deliver import EXPORTS, ONNX
@@ -124,6 +125,21 @@ def test_label_spreading_is_judged_by_the_rule_for_new_images(tmp_path: Path) ->
     assert (judged[0, held] - spreading.predict_proba(new)).abs().mean() < 0.01
 
 
+def test_smoothing_is_judged_by_the_rule_for_new_images(tmp_path: Path) -> None:
+    """A held-out example has no vote, and neighbors of the other folds vote with their labels."""
+    source = read_source("sample", tmp_path, 40, None, 0, "data")
+    backbone, _ = build_encoder("conv", source.data.input_spec)
+    space = recipes.Space("conv", ("--model.backbone=conv",), 64, backbone)
+    space.read(source)
+    judged = recipes.cross_fit(recipes.make_classifiers(space, source)[2], source, "x", print)
+    held = torch.from_numpy(source.folds == 0)
+    others = torch.cat([space.labeled[held], space.pool])
+    for i in held.nonzero()[:3, 0].tolist():
+        alone = torch.cat([others[: int(held[:i].sum())], others[int(held[:i].sum()) + 1 :]])  # without the example
+        smoothed = SmoothedLogisticRegression().fit(space.labeled[~held], source.labels[~held], alone, num_classes=10)
+        assert torch.allclose(judged[0, i], smoothed.predict_proba(space.labeled[i : i + 1])[0], atol=1e-4)
+
+
 def test_a_second_call_computes_only_what_changed(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
 ) -> None:
@@ -166,6 +182,7 @@ def test_networks_are_pretrained_and_trained_where_the_time_allows(
     assert set(solution.summary["recipes"]) == {
         "logistic regression on pixels", "label spreading on pixels",
         f"logistic regression on {learned}", f"label spreading on {learned}",
+        f"smoothed logistic regression on {learned}",
         f"fine-tuning from {learned} (2 steps)", f"label propagation from {learned} (2 steps)",
         f"{better} from {learned} (6 steps)",
     }  # fmt: skip

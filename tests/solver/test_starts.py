@@ -92,7 +92,8 @@ def test_a_start_of_another_size_is_judged_trained_and_delivered(source: Labeled
     given = FoundStart(Candidate(LIBRARY, str(write_start(Path("weights.safetensors"))), 48), "as you asked")
     (start,) = tried.plan_starts([given])
     tried.judge_start(start)
-    *_, result, graph = tried.results
+    *_, result, graph, smoothed = tried.results
+    assert smoothed.recipe.name == "smoothed logistic regression on weights.safetensors, 48 px"
     assert result.recipe.name == "logistic regression on weights.safetensors, 48 px"
     assert graph.recipe.name == "label spreading on weights.safetensors, 48 px"
     assert result.source.data.input_spec.shape == (3, 48, 48)
@@ -101,7 +102,7 @@ def test_a_start_of_another_size_is_judged_trained_and_delivered(source: Labeled
     before = {path.name for path in Path("out/units").iterdir()}
     write_start(Path("weights.safetensors"))
     tried.judge_start(tried.plan_starts([given])[0])
-    assert len({path.name for path in Path("out/units").iterdir()} - before) == 2
+    assert len({path.name for path in Path("out/units").iterdir()} - before) == 3
 
 
 def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
@@ -119,10 +120,10 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     tried.judge_continued()
     pretrained = Path("lightning_logs/solve/more/continued/version_0")
     assert [link.get("file") or link["run"] for link in read_chain(str(pretrained))] == [weights, str(pretrained)]
-    continued = tried.results[-1]
+    continued = tried.results[-2]
     assert continued.recipe.name == f"label spreading on {weights}, 48 px, continued on your images"
     assert continued.source.data.input_spec.shape == (3, 48, 48)
-    assert tried.results[-2].recipe.uses_unlabeled  # logistic regression on features that saw the pool
+    assert tried.results[-3].recipe.uses_unlabeled  # logistic regression on features that saw the pool
     trainings.judge_trainings(tried)
     assert tried.results[-1].recipe.name.startswith("fine-tuning from ")
     (config,) = Path("lightning_logs/solve/more/trainings").glob("*/fold_0/version_0/fit.yaml")

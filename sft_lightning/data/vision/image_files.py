@@ -285,8 +285,8 @@ def inspect_images(paths: Sequence[Path], measures: bool = True) -> tuple[FileFa
     with ThreadPoolExecutor(max_workers=8) as pool, LoggedProgress(len(paths), "Checking files", "file") as bar:
         looked = pool.map(lambda chunk: [look(paths[i]) for i in chunk], chunks)
         for chunk, found in zip(chunks, looked, strict=True):
-            bar.update(len(chunk))
             for position, facts in zip(chunk, found, strict=True):
+                bar.update()
                 if isinstance(facts, str):
                     unreadable[position] = facts
                 else:
