@@ -15,6 +15,7 @@ OF_IMAGES = {
     "_moved.py", "export/image_form.py", "losses/pretraining/mae.py", "report/attention.py",
     "report/figures.py", "solver/open_data.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
     "audit/image_checks.py",
+    "audit/recording_checks.py",
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.
 EVERYWHERE = (

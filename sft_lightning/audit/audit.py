@@ -13,6 +13,7 @@ from sft_lightning.audit.findings import CheckResult, CheckRow, format_findings_
 from sft_lightning.audit.image_checks import ImageChecks
 from sft_lightning.audit.modality_checks import ModalityChecks
 from sft_lightning.audit.overlap import find_dropped, find_overlaps
+from sft_lightning.audit.recording_checks import RecordingChecks
 from sft_lightning.audit.text_checks import TextChecks
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
@@ -24,7 +25,11 @@ from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, IssuesFound
 
 # What knows the examples of a modality; those of others are compared by their content alone.
-CHECKS: dict[str, type[ModalityChecks]] = {"image": ImageChecks, "text": TextChecks}
+CHECKS: dict[str, type[ModalityChecks]] = {
+    "audio": RecordingChecks,
+    "image": ImageChecks,
+    "text": TextChecks,
+}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from sft_lightning.data.issues import Finding
 
 SILENT = 1e-3  # peak below which a recording is called silent, 60 dB below full scale
 CLIPPED = 1e-3  # share of samples at full scale above which a recording is called clipped
-_SHORT = 0.05  # seconds below which a recording is hardly one
+SHORT = 0.05  # seconds below which a recording is hardly one
 _FEW = 5  # rates that a message lists
 
 
@@ -41,9 +41,9 @@ def describe_recordings(
     if clipped:
         message = f"{_count(len(clipped), 'is', 'are')} clipped (0.1% of the samples or more): {_list(clipped)}"
         findings.append(Finding("value_range", message, clipped))
-    short = [name for name, one in zip(names, facts, strict=True) if one.samples < _SHORT * rate]
+    short = [name for name, one in zip(names, facts, strict=True) if one.samples < SHORT * rate]
     if short:
-        message = f"{_count(len(short), 'is', 'are')} shorter than {_SHORT} s: {_list(short)}"
+        message = f"{_count(len(short), 'is', 'are')} shorter than {SHORT} s: {_list(short)}"
         findings.append(Finding("note", message, short))
     return findings
 
