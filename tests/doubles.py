@@ -15,7 +15,7 @@ FewLabelData.register(FakeData)
 
 
 def make_image_checks(num_classes: int) -> ImageChecks:
-    """Return the checks of images of so many classes, for statistics that are at hand."""
+    """Return the checks of images of this many classes, for statistics made by the test."""
     views = SimpleNamespace(inputs_name="pixels")
     data = FakeData(num_classes=num_classes, input_spec=InputSpec("image", (1, 28, 28)), views=views)
     return ImageChecks(data)  # type: ignore[arg-type]

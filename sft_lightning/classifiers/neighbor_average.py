@@ -1,6 +1,7 @@
 """What classifiers that average over nearest neighbors share: kept examples with their class probabilities."""
 
 import math
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -68,9 +69,9 @@ class NeighborAverage(Classifier):
         """Number k of neighbors."""
         return self.neighbors or self.choose_neighbors()
 
+    @abstractmethod
     def choose_neighbors(self) -> int:
         """Return the number of neighbors where the user gives none."""
-        raise NotImplementedError
 
     def _scale(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) if self.metric == "cosine" else x

@@ -263,20 +263,20 @@ def test_a_cache_without_room_or_permission_is_refused(workdir: Path, monkeypatc
 # --- findings
 
 
-def test_silence_clipping_channels_rates_and_lengths_are_told(workdir: Path) -> None:
+def test_silence_clipping_channels_rates_and_lengths_are_described(workdir: Path) -> None:
     write_folder(Path("sounds"), 4)
     folder = Path("sounds/rising")
     soundfile.write(folder / "still.wav", np.zeros(RATE), RATE)
     soundfile.write(folder / "loud.wav", np.clip(4 * make_tone(440, RATE), -1, 1), RATE)
     soundfile.write(folder / "stereo.wav", np.stack([make_tone(440, 16_000)] * 2, 1), 16_000)
     soundfile.write(folder / "tick.wav", make_tone(440, RATE, 0.01), RATE)
-    told = describe(open_data(Path("sounds")))
-    assert "recordings are converted to 8,000 Hz: 15 at 8,000 Hz, 1 at 16,000 Hz" in told
-    assert "recordings last 0.01 to 1.00 s, 0.50 s in the middle, in windows of 0.5 s" in told
-    assert "1 recording has more than one channel; their mean is taken" in told
-    assert "1 recording is silent (60 dB below full scale): rising/still.wav" in told
-    assert "1 recording is clipped (0.1% of the samples or more): rising/loud.wav" in told
-    assert "1 recording is shorter than 0.05 s: rising/tick.wav" in told
+    described = describe(open_data(Path("sounds")))
+    assert "recordings are converted to 8,000 Hz: 15 at 8,000 Hz, 1 at 16,000 Hz" in described
+    assert "recordings last 0.01 to 1.00 s, 0.50 s in the middle, in windows of 0.5 s" in described
+    assert "1 recording has more than one channel; their mean is taken" in described
+    assert "1 recording is silent (60 dB below full scale): rising/still.wav" in described
+    assert "1 recording is clipped (0.1% of the samples or more): rising/loud.wav" in described
+    assert "1 recording is shorter than 0.05 s: rising/tick.wav" in described
     low = describe(open_data(Path("sounds"), sample_rate=16_000))
     assert "15 recordings have nothing above half their own rate" in low
 
