@@ -57,10 +57,10 @@ KEPT: dict[str, tuple[str, ...]] = {
     "runs/trained_network.py": ("of images also `mean` and `std`",),
     "selection/label.py": (
         "pixels of an image", "Side of image files", "Return an image", '["image"]', 'f"image/', "`image`", '"image"',
-        "on_bad_image", "image = Image.fromarray", "image.size", "image.save",
+        "on_bad_image", "on_bad_recording", "image = Image.fromarray", "image.size", "image.save",
     ),
     "selection/label_server.py": ("(`image`", '"image/"'),
-    "selection/select.py": ("image_size", "Side of the images in pixels"),
+    "selection/select.py": ("on_bad_image", "on_bad_recording", "image_size", "Side of the images in pixels"),
     "solver/find_starts.py": ('modality != "image"',),
     "solver/labels.py": (
         "image_size", "larger images", "the images that the user", "Side of the images",

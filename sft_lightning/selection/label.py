@@ -221,7 +221,13 @@ class LabelSession:
 def _open(source: str, labels: Path | None, class_names: Sequence[str] | None, side: int) -> FewLabelDataModule:
     """Open the data with all of its examples, whole and large."""
     given = {"labels": None if labels is None else str(labels), "class_names": class_names and list(class_names)}
-    how: dict[str, Any] = {"val_size": 0, "test_size": 0, "num_workers": 0, "on_bad_image": "skip"}
+    how: dict[str, Any] = {
+        "val_size": 0,
+        "test_size": 0,
+        "num_workers": 0,
+        "on_bad_image": "skip",
+        "on_bad_recording": "skip",
+    }
     data = open_data(source, given, how)
     if large := data.settings_to_show(side):
         data = open_data(source, given, how | large)

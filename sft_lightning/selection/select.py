@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -173,8 +174,10 @@ def select_examples(
 
 
 def _set_up(source: str, settings: dict[str, Any]) -> FewLabelDataModule:
-    data = open_data(source, settings)
+    data = open_data(source, settings, {"on_bad_image": "skip", "on_bad_recording": "skip"})
     data.setup("fit")
+    if data.bad.num_unreported:
+        rank_zero_info(f"Data: {data.bad.summarize()}.")
     return data
 
 

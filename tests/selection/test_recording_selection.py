@@ -22,6 +22,7 @@ def sounds(workdir: Path) -> Path:
 
 
 def test_a_recording_can_be_played_before_it_is_labeled(sounds: Path, workdir: Path) -> None:
+    (sounds / "unlabeled" / "broken.wav").write_text("no sound")  # is left out
     chosen = select_examples("sounds", 2)
     assert len(chosen.ids) == 2
     session = LabelSession("sounds", dict.fromkeys(chosen.ids, ""), Path("labels.csv"), None, 64)
