@@ -6,7 +6,7 @@ follows Kumar et al. 2022; layer-wise decay of the learning rate Howard & Ruder 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,7 +21,7 @@ from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
 from sft_lightning.paradigms.base import StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.fitted_head import HeadStart, start_head
-from sft_lightning.paradigms.freezing import Tune, TuningDepth, has_finetuning, rewrap
+from sft_lightning.paradigms.freezing import NormStats, Tune, TuningDepth, has_finetuning, rewrap
 from sft_lightning.paradigms.head_weights import attach_head, take_head
 from sft_lightning.tasks.class_weights import order_weights
 from sft_lightning.training.nonfinite import OnNonfinite
@@ -55,6 +55,7 @@ class FineTuneClassifier(BackboneClassifier):
         head_only_epochs: int = 0,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
+        norm_stats: NormStats = "auto",
         cache_features: bool = True,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | dict[str, float] | None = None,
@@ -87,6 +88,9 @@ class FineTuneClassifier(BackboneClassifier):
             head_only_epochs: Epochs in which only the head is trained before the rest is released.
             backbone_lr_scale: Learning rate of the backbone as a share of the head's.
             layer_decay: Factor of the learning rate from each block to the one before it.
+            norm_stats: Statistics by which batch normalization of the backbone normalizes in training: those of each
+                `batch`, which also move its running statistics, or those of the `weights`, which stay. By default
+                (`auto`) those of published weights stay.
             cache_features: Whether to compute the features once and keep them in `lightning_logs/features` where the
                 backbone never learns and views are fixed.
             label_smoothing: Share of the target spread over all classes.
@@ -140,7 +144,12 @@ class FineTuneClassifier(BackboneClassifier):
         if names:
             self.name_classes(names)
         self.regularize(self.backbone, compile)  # before the adapter: the start is a plain network
-        self.depth = TuningDepth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay)
+        if norm_stats not in get_args(NormStats):
+            raise InputError(f"norm_stats is {norm_stats!r}: give {', '.join(get_args(NormStats))}")
+        keep = norm_stats == "weights" or (norm_stats == "auto" and weights != "none")
+        self._norm_stats_given = norm_stats
+        self.hparams["norm_stats"] = "weights" if keep else "batch"  # a resumed run takes it from there
+        self.depth = TuningDepth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay, keep)
         self.depth.release(head_only_epochs == 0)
         compile_in_place(self.backbone, compile)
         self.head_only_epochs, self.head_start = head_only_epochs, head_start
@@ -157,6 +166,15 @@ class FineTuneClassifier(BackboneClassifier):
         if mode:
             self.depth.hold()
         return self
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the names of the classes, and what batch normalization normalized by."""
+        super().on_load_checkpoint(checkpoint)
+        if self._norm_stats_given == "auto":  # `weights` is none in a resumed run; version 0.2 had no such setting
+            settings = checkpoint.get("hyper_parameters", {})
+            self.hparams["norm_stats"] = settings.get("norm_stats", "batch")
+            self.depth.keep_norm_stats(self.hparams["norm_stats"] == "weights")
+            self.train(self.training)
 
     def on_fit_start(self) -> None:
         """Fit the head's start, compute balanced class weights, and use cached features of a frozen backbone."""

@@ -20,6 +20,7 @@ from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, check_positive
 
 Tune = Literal["head", "last_k_blocks", "all"]
+NormStats = Literal["auto", "batch", "weights"]
 
 
 class TuningDepth:
@@ -41,6 +42,7 @@ class TuningDepth:
         adapter: Adapter | None = None,
         lr_scale: float = 1.0,
         layer_decay: float = 1.0,
+        keep_norm_stats: bool = False,
     ) -> None:
         """Insert the adapter, which leaves the outputs as they are, and freeze parameters that never learn.
 
@@ -51,6 +53,7 @@ class TuningDepth:
             adapter: Adapter that is trained instead of the backbone's own weights, or None.
             lr_scale: Learning rate as a share of the head's.
             layer_decay: Factor of the learning rate from each block to the one before it.
+            keep_norm_stats: Whether batch normalization always normalizes by its running statistics, which stay.
 
         Raises:
             InputError: A setting is out of its range, or does not go with an adapter.
@@ -64,7 +67,7 @@ class TuningDepth:
         self.released = True
         self._backbone, self._adapter = backbone, adapter
         self._tuned = {"head": 0, "last_k_blocks": last_k_blocks, "all": len(self.blocks)}[tune]
-        self._lr_scale, self._layer_decay = lr_scale, layer_decay
+        self._lr_scale, self._layer_decay, self._keeps_norm_stats = lr_scale, layer_decay, keep_norm_stats
         if adapter is not None:
             name = type(adapter).__name__
             if tune != "all":
@@ -117,6 +120,14 @@ class TuningDepth:
         self.hold()
         return True
 
+    def keep_norm_stats(self, keep: bool) -> None:
+        """Choose whether batch normalization normalizes by its running statistics, which then stay.
+
+        Args:
+            keep: Whether it does, from the next call of `hold` on.
+        """
+        self._keeps_norm_stats = keep
+
     def hold(self) -> None:
         """Put parts that the settings freeze into eval mode; call it again after `Module.train()`."""
         if self._adapter is not None:
@@ -128,6 +139,9 @@ class TuningDepth:
             for block in self.blocks[: len(self.blocks) - self._tuned]:
                 for module in block.modules:
                     module.eval()
+        for module in self._backbone.modules() if self._keeps_norm_stats else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
     def find_changes(self) -> str:
         """Return a phrase about what a callback has frozen or released beside the settings, or an empty string.

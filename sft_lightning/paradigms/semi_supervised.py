@@ -189,6 +189,13 @@ class SemiSupervisedModule(FineTuneClassifier):
 
     # --- steps
 
+    def train(self, mode: bool = True) -> "SemiSupervisedModule":
+        """Set the mode, but keep frozen blocks in eval mode, those of the control, too."""
+        super().train(mode)
+        if self.control is not None:
+            self.control.follow(self)
+        return self
+
     def setup(self, stage: str) -> None:
         """Choose the lengths of warm-up and ramp that are left open, and build the control.
 

@@ -1,6 +1,7 @@
 """What `solve` returns."""
 
 import csv
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver.deliver import EXPORTS
+from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.tables import align_columns
 
 
@@ -49,26 +51,49 @@ class Solution:
         """Classify further examples.
 
         Args:
-            inputs: Folder, manifest or file, or paths of files.
+            inputs: Folder, manifest or file, or paths of files; a solution of texts also takes texts in a list, where
+                strings are texts and `Path` objects are files.
 
         Returns:
-            One mapping for each example, as `predictions.csv` of `sft-lightning predict` has them.
+            One mapping for each example in the order given, as `predictions.csv` of `sft-lightning predict` has them.
+            Texts of a list stand under `text` in place of `path`.
 
         Raises:
-            InputError: A file cannot be read.
+            InputError: A file cannot be read, or a text is blank.
         """
+        takes_texts = self.summary.get("modality") == "text"
+        if not isinstance(inputs, str | Path) and takes_texts and any(isinstance(each, str) for each in inputs):
+            return self._predict_texts(inputs)
+        if isinstance(inputs, str) and takes_texts and not Path(inputs).exists():
+            raise InputError(f"inputs is {inputs!r:.60}, which is not a folder or table: give texts in a list")
         with tempfile.TemporaryDirectory() as folder:
             given = [] if isinstance(inputs, str | Path) else [Path(path) for path in inputs]
             for k, path in enumerate(given):  # links, since a manifest must not lead out of its folder
                 (Path(folder) / f"{k:09d}{path.suffix}").symlink_to(path.resolve())
-            source = folder if given else inputs
-            words = ["predict", "--ckpt_path", str(self.run), f"--data.init_args.predict_source={source}"]
-            with preserve_process(), silence_logs():
-                command([*words, "--trainer.enable_progress_bar=false"])
-            with (self.run / "predictions.csv").open(encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            rows = self._predict_source(folder if given else inputs)
         names = {f"{k:09d}{path.suffix}": str(path) for k, path in enumerate(given)}
         return [{**row, "path": names.get(Path(row["path"]).name, row["path"])} for row in rows]
+
+    def _predict_texts(self, texts: Sequence[str | Path]) -> list[dict[str, str]]:
+        """Classify texts that are given themselves."""
+        for k, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                what = "is blank" if isinstance(text, str) else f"is {text!r:.60}"
+                raise InputError(f"inputs[{k}] {what}: give texts alone, each with words")
+        with tempfile.TemporaryDirectory() as folder:
+            table = Path(folder, "texts.jsonl")
+            table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+            rows = self._predict_source(table)
+        answers = [{name: value for name, value in row.items() if name != "path"} for row in rows]
+        return [{"text": str(text), **answer} for text, answer in zip(texts, answers, strict=True)]
+
+    def _predict_source(self, source: str | Path) -> list[dict[str, str]]:
+        """Return the rows of `predictions.csv` of a source."""
+        words = ["predict", "--ckpt_path", str(self.run), f"--data.init_args.predict_source={source}"]
+        with preserve_process(), silence_logs():
+            command([*words, "--trainer.enable_progress_bar=false"])
+        with (self.run / "predictions.csv").open(encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     def __str__(self) -> str:
         table = "\n".join(

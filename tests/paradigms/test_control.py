@@ -215,3 +215,20 @@ def test_a_checkpoint_is_tested_without_it_and_resumes_without_one(
         trainer(max_epochs=2).fit(resumed, data(), ckpt_path=str(tmp_path / "without.ckpt"), weights_only=True)
     assert resumed.control is None
     assert "Control: not trained, because the checkpoint has none to go on with." in caplog.text
+
+
+def test_its_batch_normalization_is_in_the_mode_of_the_other_after_validation_too() -> None:
+    seen: list[tuple[list[bool], list[bool]]] = []
+
+    class Modes(Recorder):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            networks = pl_module.backbone, pl_module.control.backbone
+            ours, theirs = ([m.training for m in network.modules()] for network in networks)
+            seen.append((ours, theirs))
+
+    learner = module(backbone="resnet8", norm_stats="weights")
+    trainer([Modes()], max_epochs=2, val_check_interval=2).fit(learner, data(val_size=20))
+    assert len(seen) == 12
+    for ours, theirs in seen:
+        assert ours == theirs
+        assert not all(ours)

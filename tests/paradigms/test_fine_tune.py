@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sft_lightning import FineTuneClassifier
 from sft_lightning.losses.regularizers import L2
+from sft_lightning.networks.weights import write_weights
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.figures import ConfusionMatrix
 from sft_lightning.utils.errors import InputError
@@ -319,3 +320,52 @@ def test_a_fused_sgd_takes_parameters_that_are_released_later() -> None:
     for name, tensor in plain.items():
         if tensor.is_floating_point():
             torch.testing.assert_close(fused[name], tensor, msg=name)
+
+
+def _write_start(path: Path) -> str:
+    """Write an encoder with batch normalization, as a file of weights."""
+    made = classifier("resnet8").backbone
+    write_weights(path, made.state_dict(), {"part": "encoder", **made.describe()})
+    return str(path)
+
+
+def _find_norms(module: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
+    return [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize(("given", "has_weights", "stays"), [
+    ("auto", True, True), ("auto", False, False), ("batch", True, False), ("weights", False, True),
+])  # fmt: skip
+def test_statistics_of_batch_normalization_stay_as_the_setting_says(
+    given: str, has_weights: bool, stays: bool, tmp_path: Path
+) -> None:
+    weights = _write_start(tmp_path / "start.safetensors") if has_weights else "none"
+    model = classifier("resnet8", weights=weights, norm_stats=given)
+    before = state(model)
+    trainer(max_epochs=2, val_check_interval=1).fit(model, sample())
+    changed = {n for n in moved(before, state(model)) if "norm" in n or ".1." in n}
+    assert any(name.endswith("running_mean") for name in changed) is not stays
+    assert any(name.endswith("weight") for name in changed), "scales and shifts learn in either case"
+    model.train()
+    assert {m.training for m in _find_norms(model.backbone)} == {not stays}
+
+
+def test_a_resumed_run_keeps_its_statistics_although_its_weights_are_not_read_again(tmp_path: Path) -> None:
+    weights = _write_start(tmp_path / "start.safetensors")
+    whole = classifier("resnet8", weights=weights)
+    trainer([SaveAt(2, tmp_path / "a.ckpt")], max_epochs=2).fit(whole, sample())
+    resumed = classifier("resnet8", weights="none")
+    trainer(max_epochs=2).fit(resumed, sample(), ckpt_path=tmp_path / "a.ckpt")
+    assert not moved(state(whole), state(resumed))
+    assert resumed.hparams["norm_stats"] == "weights"
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del saved["hyper_parameters"]["norm_stats"]  # as version 0.2 wrote it
+    torch.save(saved, tmp_path / "b.ckpt")
+    older = classifier("resnet8", weights="none")
+    trainer(max_epochs=3).fit(older, sample(), ckpt_path=tmp_path / "b.ckpt")
+    assert any(name.endswith("running_mean") for name in moved(state(whole), state(older)))
+
+
+def test_other_values_of_norm_stats_are_refused() -> None:
+    with pytest.raises(InputError, match="norm_stats is 'frozen': give auto, batch, weights"):
+        classifier("resnet8", norm_stats="frozen")

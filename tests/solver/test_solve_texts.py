@@ -69,6 +69,19 @@ def test_a_table_of_texts_is_solved(workdir: Path, capsys: pytest.CaptureFixture
     labels.write_text("id,label\n" + "\n".join(f"{row['id']},{truth[row['id']]}" for row in following))
     again = solve("texts.csv", minutes=0.2, name="mine", labels="labels.csv")
     assert "of texts like the 44 labeled ones" in again.verdict[0]
+    given = [
+        "soup and bread with cheese for dinner",
+        'a "quoted"\nline, with 🥖 soup',
+        "soup and bread with cheese for dinner",
+    ]
+    answers = again.predict(given)
+    assert [answer["text"] for answer in answers] == given
+    assert answers[0]["predicted"] == answers[2]["predicted"] == "food"
+    assert {"text", "predicted", "p(food)"} <= {*answers[0]}
+    with pytest.raises(InputError, match=r"inputs\[1\] is blank: give texts alone"):
+        again.predict(["soup", " "])
+    with pytest.raises(InputError, match=r"inputs is 'soup', which is not a folder or table: give texts in a list"):
+        again.predict("soup")
 
 
 def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
