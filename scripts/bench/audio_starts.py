@@ -14,7 +14,9 @@ the language. That makes the task easier than languages are; it is one of tellin
 Methods: logistic regression and label spreading on mean and deviation of each mel band, with 5 and 10 labels of each
 class; a small residual network from scratch by fine-tuning, SoftMatch and FixMatch; SimCLR on the pool without labels,
 then logistic regression and label spreading on its features, and LP-FT from it. Test accuracy of the last iterate, mean
-over three draws of the labels. SimCLR is trained once, since it sees no labels.
+over three draws of the labels. SimCLR is trained once, since it sees no labels. `ceiling` is the accuracy of the first
+and of the SimCLR methods with all labels of the training split. No setting was chosen by the test of these data: they are
+those of `solve` and of the documentation.
 
 Hypotheses, written down before the first run: label spreading and LP-FT after SimCLR are at least 5 points above
 logistic regression on the statistics; the network from scratch is below it without the pool.
@@ -36,6 +38,7 @@ from provenance import publish
 from sft_lightning.__main__ import main as command
 
 FEWEST = 40  # recordings of a class
+WITH_ALL = ("statistics: logistic regression", "SimCLR: logistic regression", "SimCLR: LP-FT")  # methods of the ceiling
 
 
 def write_table(source: Path, path: Path) -> dict[str, int]:
@@ -119,6 +122,7 @@ def main() -> None:
     seconds = {"SimCLR": round(time.process_time() - begin, 1)}
     accuracies: dict[str, dict[int, list[float]]] = {}
     mean: dict[str, dict[int, float]] = {}
+    ceiling: dict[str, float] = {}
     args.source, args.out = args.source.name, out
     for name, words in list_methods(args.steps, args.batch, args.ratio, pretrained.resolve()).items():
         if args.methods and not name.startswith(tuple(args.methods)):
@@ -131,7 +135,10 @@ def main() -> None:
                 accuracies.setdefault(name, {}).setdefault(each, []).append(round(right, 4))
         seconds[name] = round(time.process_time() - begin, 1)
         mean[name] = {each: round(statistics.mean(values), 3) for each, values in accuracies[name].items()}
-        publish(args, {"classes": classes, "mean": mean, "accuracy": accuracies, "cpu_seconds": seconds})
+        if name in WITH_ALL:
+            ceiling[name] = round(test(fit("run", [*data, *words])), 4)
+        results = {"mean": mean, "ceiling": ceiling, "accuracy": accuracies}
+        publish(args, {"classes": classes, **results, "cpu_seconds": seconds})
 
 
 if __name__ == "__main__":
