@@ -1,18 +1,24 @@
 """Which package may import which: floors from the ground up, as CONTRIBUTING.md draws them."""
 
 import ast
+import sys
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import sft_lightning
+from sft_lightning import modalities
+from sft_lightning.data.open_data import find_modality, get_data_class
+from sft_lightning.modalities import list_modalities, load
+from sft_lightning.utils.inputs import InputSpec
 
 HOME = Path(sft_lightning.__file__).parent
 # Each imports what stands in an earlier line only; the names of one line do not import each other, but for a later one
 # in it an earlier one.
 FLOORS = [
-    ["_version", "_moved", "utils"],
+    ["_version", "_moved", "modalities", "utils"],
     ["networks", "data", "runs"],
     ["classifiers", "losses", "training"],
     ["tasks", "paradigms"],
@@ -72,6 +78,48 @@ def test_modules_for_every_modality_import_nothing_of_one() -> None:
         if {"vision", "text", "audio"} & {*(node.module or "").split(".")}
     }
     assert not importing
+
+
+def test_only_the_modalities_themselves_hold_tables_by_modality() -> None:
+    names = {one.name for one in list_modalities()}
+    tables = {
+        f"{path.relative_to(HOME)}:{node.lineno}"
+        for path in HOME.rglob("*.py")
+        if path.parent.name != "modalities"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Dict)
+        if len({key.value for key in node.keys if isinstance(key, ast.Constant)} & names) > 1
+    }
+    assert not tables
+
+
+def test_what_a_modality_names_is_there() -> None:
+    assert [one.name for one in list_modalities()] == ["audio", "text", "image"]  # the default is the last
+    for one in list_modalities():
+        for path in (getattr(one, field.name) for field in fields(one)):
+            if isinstance(path, str) and path.startswith("sft_lightning."):
+                assert load(path) is not None
+        assert load(one.networks).build_from_spec
+        assert one.solve.skipping in ("", load(one.data_module).bad_setting)
+
+
+def test_a_file_adds_a_modality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "touch.py").write_text(
+        "from sft_lightning.modalities import Modality\n"
+        "MODALITY = Modality('touch', noun='print', detector='builtins:len', data_module='builtins:dict')\n"
+    )
+    monkeypatch.setattr(modalities, "__path__", [*modalities.__path__, str(tmp_path)])
+    list_modalities.cache_clear()
+    try:
+        assert find_modality("sample-texts") == "text"
+        assert find_modality("any source") == "touch"
+        assert get_data_class("touch").__name__ == "dict"
+        assert InputSpec("touch", (3,)).count(2) == "2 prints"
+    finally:
+        list_modalities.cache_clear()
+        sys.modules.pop("sft_lightning.modalities.touch", None)
+    monkeypatch.undo()
+    assert InputSpec("touch", (3,)).count(2) == "2 examples"
 
 
 def test_no_module_is_above_400_lines() -> None:

@@ -13,7 +13,7 @@ WORDS = re.compile(
 # Files about images alone: commands that look at pixels, programs that take them, and what draws with PIL.
 OF_IMAGES = {
     "_moved.py", "export/image_form.py", "losses/pretraining/mae.py", "report/attention.py",
-    "report/figures.py", "solver/open_data.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
+    "report/figures.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
     "audit/image_checks.py",
     "audit/recording_checks.py",
 }  # fmt: skip
@@ -25,7 +25,6 @@ EVERYWHERE = (
 # What else stands in files for every modality: names of settings and of the parts of files of earlier versions, the
 # choice of what belongs to images, and sentences that only images get.
 KEPT: dict[str, tuple[str, ...]] = {
-    "audit/audit.py": ('"image": ImageChecks',),
     "classifiers/nearest_class_mean.py": ("Distance-Based Image Classification",),
     "cli/commands.py": (
         "my_images/", "image_size 64", "folder holds images", "its own images, those of class folders",
@@ -37,22 +36,17 @@ KEPT: dict[str, tuple[str, ...]] = {
     "data/class_folders.py": ("archive|images",),
     "data/issues.py": ("# Content of images", "# images of one color", "# images that"),
     "data/modality.py": ("images in [0, 1], (B, C, H, W), or a text for each",),
-    "data/open_data.py": ('"image": "sft_lightning.data.vision', '_DEFAULT = "image"'),
     "data/source.py": ("def images(self)", '"Examples.images"'),
     "data/split_names.py": ("test_images", "images?|", "photos?|pictures?|"),
     "data/storage.py": ("such as uint8 (N, C, H, W) of images", "384 images of 3 x 224 x 224"),
     "data/table_columns.py": ('"image",',),
     "export/export.py": ("takes uint8 images",),
-    "export/forms.py": ('"image": ImageForm',),
-    "export/model_card.py": ('"image": ("image-classification", "image-feature-extraction")',),
     "losses/unlabeled/virtual_adversarial.py": ("an image with pixels in [0, 1]",),
-    "networks/build.py": ('"image": "sft_lightning.networks.vision',),
     "networks/encoder.py": ("as local crops of an image are", "Of images, their shape", 'modality == "image"'),
     "networks/metadata.py": ('["modality"] != "image"',),
     "networks/resampling.py": ("net.image_size",),
     "paradigms/autoencoder.py": ("(any image size)",),
     "paradigms/base.py": ("Shape (C, H, W) of the images", 'modality == "image"'),
-    "report/explainers.py": ('"image": GradCAM',),
     "report/preview.py": ("draw_image_rows", "Image.fromarray", "add_image"),
     "runs/trained_network.py": ("of images also `mean` and `std`",),
     "selection/label.py": (
@@ -61,7 +55,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     ),
     "selection/label_server.py": ("(`image`", '"image/"'),
     "selection/select.py": ("on_bad_image", "on_bad_recording", "image_size", "Side of the images in pixels"),
-    "solver/find_starts.py": ('modality != "image"',),
     "solver/labels.py": (
         "image_size", "larger images", "the images that the user", "Side of the images",
     ),
@@ -82,14 +75,15 @@ KEPT: dict[str, tuple[str, ...]] = {
     "transfer/vectors.py": ("images are shrunk to 32 pixels", 'modality == "image"', "shrink_images"),
     "utils/html.py": ("render_image", '"image"'),
     "utils/inputs.py": (
-        "such as images (B, C, H, W)", '"image": "image"', '"audio": "recording"', "such as `images`",
+        "such as images (B, C, H, W)", "such as `images`",
         "`1 image` or `2,000 images`", "of an image", '"image", shape', "(channels, height, width) of images",
     ),
 }  # fmt: skip
 NEUTRAL = sorted(
     path.relative_to(HOME).as_posix()
     for path in HOME.rglob("*.py")
-    if not MODALITIES & {*path.relative_to(HOME).parts} and path.relative_to(HOME).as_posix() not in OF_IMAGES
+    if not MODALITIES & {*path.relative_to(HOME).with_suffix("").parts}
+    and path.relative_to(HOME).as_posix() not in OF_IMAGES
 )
 
 

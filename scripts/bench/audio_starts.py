@@ -15,8 +15,8 @@ Methods: logistic regression and label spreading on mean and deviation of each m
 class; a small residual network from scratch by fine-tuning, SoftMatch and FixMatch; SimCLR on the pool without labels,
 then logistic regression and label spreading on its features, and LP-FT from it. Test accuracy of the last iterate, mean
 over three draws of the labels. SimCLR is trained once, since it sees no labels. `ceiling` is the accuracy of the first
-and of the SimCLR methods with all labels of the training split. No setting was chosen by the test of these data: they are
-those of `solve` and of the documentation.
+and of two SimCLR methods with all labels of the training split. No setting was chosen by the test of these data: they
+are those of `solve` and of the documentation.
 
 Hypotheses, written down before the first run: label spreading and LP-FT after SimCLR are at least 5 points above
 logistic regression on the statistics; the network from scratch is below it without the pool.

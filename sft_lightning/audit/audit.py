@@ -10,26 +10,17 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.audit import class_checks, label_checks
 from sft_lightning.audit.findings import CheckResult, CheckRow, format_findings_csv
-from sft_lightning.audit.image_checks import ImageChecks
 from sft_lightning.audit.modality_checks import ModalityChecks
 from sft_lightning.audit.overlap import find_dropped, find_overlaps
-from sft_lightning.audit.recording_checks import RecordingChecks
-from sft_lightning.audit.text_checks import TextChecks
 from sft_lightning.cli.lightning_cli import DryRunCLI, run
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import STRADDLING, Fault, collect_faults
 from sft_lightning.data.splits import SplitConfig
+from sft_lightning.modalities import get_modality, load
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, IssuesFound
-
-# What knows the examples of a modality; those of others are compared by their content alone.
-CHECKS: dict[str, type[ModalityChecks]] = {
-    "audio": RecordingChecks,
-    "image": ImageChecks,
-    "text": TextChecks,
-}
 
 
 @dataclass
@@ -128,7 +119,8 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         data.bad.policy = "skip"  # to find them all
         rank_zero_info(f"Audit: reading {data.source.name} ...")
         refused = _set_up_splits(data)
-    spec, checks = data.input_spec, CHECKS.get(data.input_spec.modality, ModalityChecks)(data)
+    spec = data.input_spec
+    checks: ModalityChecks = load(get_modality(spec.modality).checks)(data)
     count = sum(len(split) for split in data.splits.values())
     rank_zero_info(f"Audit: {checks.action} {spec.count(count)} ...")
     stats = [checks.measure(name) for name in ("test", "val", "labeled", "unlabeled")]

@@ -7,6 +7,7 @@ In any other case, and as soon as one of them changes within an epoch, Lightning
 switches the plain loop off.
 """
 
+import sys
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -32,8 +33,7 @@ from torch import Tensor, optim
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sft_lightning.data.text.datamodule import TextDataModule
-from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.modalities import list_modalities
 from sft_lightning.paradigms.autoencoder import AutoencoderModule
 from sft_lightning.paradigms.base import Paradigm
 from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
@@ -56,7 +56,6 @@ TRAINERS: set[type] = {Trainer}
 MODULES: set[type] = {
     AutoencoderModule, DecoupledFeatureClassifier, FineTuneClassifier, SelfSupervisedModule, SemiSupervisedModule,
 }  # fmt: skip
-DATA_MODULES: set[type] = {ImageDataModule, TextDataModule}
 STRATEGIES: set[type] = {SingleDeviceStrategy, DDPStrategy}
 PRECISIONS: set[type] = {Precision, MixedPrecision}
 PROFILERS: set[type] = {PassThroughProfiler}
@@ -230,7 +229,7 @@ def is_proven(trainer: Trainer) -> bool:
             for things, proven in (
                 ([trainer], TRAINERS),
                 ([module], MODULES),
-                ([trainer.datamodule], DATA_MODULES),  # type: ignore[attr-defined]
+                ([trainer.datamodule], _list_data_modules()),  # type: ignore[attr-defined]
                 ([strategy], STRATEGIES),
                 ([strategy.precision_plugin], PRECISIONS),
                 ([getattr(trainer, "profiler", None)], PROFILERS),
@@ -255,6 +254,12 @@ def is_proven(trainer: Trainer) -> bool:
         and not any(_is_overridden(module, Paradigm, hook) for hook in _OF_THE_MODULE)
         and not any(_is_overridden(c, Callback, hook) for c in callbacks for hook in _INSIDE_A_STEP)
     )
+
+
+def _list_data_modules() -> set[type]:
+    paths = (one.data_module.split(":") for one in list_modalities() if one.is_fast)
+    # A class whose module was never imported is that of no trainer.
+    return {getattr(sys.modules[module], name) for module, name in paths if module in sys.modules}
 
 
 def _steps_plainly(optimizer: Optimizer) -> bool:

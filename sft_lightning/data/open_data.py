@@ -2,22 +2,12 @@
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.modalities import get_modality, list_modalities, load
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
-
-# Data modules by modality. They are named by text, as in `networks/build.py`: this file knows no modality.
-DATA_MODULES = {
-    "audio": "sft_lightning.data.audio.datamodule:AudioDataModule",
-    "text": "sft_lightning.data.text.datamodule:TextDataModule",
-    "image": "sft_lightning.data.vision.datamodule:ImageDataModule",
-}
-# Modules with a function `holds`, which are asked in this order; a source that none knows is of the default.
-_DETECTORS = {"audio": "sft_lightning.data.audio.detection", "text": "sft_lightning.data.text.detection"}
-_DEFAULT = "image"
 
 
 def find_modality(source: str) -> str:
@@ -26,17 +16,16 @@ def find_modality(source: str) -> str:
     Args:
         source: Source as the user named it.
     """
-    return next((name for name, module in _DETECTORS.items() if import_module(module).holds(source)), _DEFAULT)
+    return next(one.name for one in list_modalities() if not one.detector or load(one.detector)(source))
 
 
 def get_data_class(modality: str) -> type[FewLabelDataModule]:
     """Return the data module of a modality.
 
     Args:
-        modality: Key of `DATA_MODULES`.
+        modality: Name of a modality of this package.
     """
-    module, _, name = DATA_MODULES[modality].partition(":")
-    found: type[FewLabelDataModule] = getattr(import_module(module), name)
+    found: type[FewLabelDataModule] = load(get_modality(modality).data_module)
     return found
 
 

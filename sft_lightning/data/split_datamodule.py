@@ -118,6 +118,10 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             source: Source of the examples.
         """
 
+    def describe_inputs(self) -> str:
+        """Return what networks get of an example, in a few words."""
+        return " x ".join(map(str, self.input_spec.shape))
+
     def suggest_settings(self) -> dict[str, Any]:
         """Return settings that suit the examples of the splits, for who sets none; none unless a modality has some."""
         return {}

@@ -11,8 +11,7 @@ from sft_lightning.cli.loaded_run import LoadedRun, add_subset
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.split_datamodule import MANIFEST
-from sft_lightning.export.forms import find_form
-from sft_lightning.export.program_form import Given
+from sft_lightning.export.program_form import Given, find_form
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.trained_network import TrainedNetwork

@@ -17,8 +17,8 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.data.open_data import get_data_class
 from sft_lightning.export.evaluate import NUM_COMPARED, evaluate_export
-from sft_lightning.export.forms import find_form
 from sft_lightning.export.model_card import CardData, format_model_card
+from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import check_format, describe_parity, write_program
 from sft_lightning.export.usage_snippet import metadata_path
 from sft_lightning.networks.heads import extract_linear_head
@@ -89,8 +89,7 @@ def export(
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
     spec = InputSpec.parse(trained.metadata["input_spec"])
     if format != "safetensors":
-        check_format(part, format, spec.plural)
-        _check_modality(trained, format)
+        check_format(part, format, spec)
     if wise < 1:
         _interpolate(trained, wise, run)
     config = {} if folder is None else _read_config(folder / "fit.yaml")
@@ -128,15 +127,6 @@ def export(
         file.with_name(CARD), format_model_card(CardData(file, metadata, checkpoint, folder, state, config, evaluation))
     )
     return file
-
-
-def _check_modality(trained: TrainedNetwork, format: str) -> None:
-    """Refuse networks whose inputs no program prepares."""
-    spec = InputSpec.from_settings(trained.metadata)
-    if spec is not None and spec.modality == "audio":
-        raise InputError(
-            f"format is {format!r}, which is not written for networks of {spec.plural} yet: give --format safetensors"
-        )
 
 
 def _load_classifier(run: str) -> Classifier | None:

@@ -16,9 +16,10 @@ from sft_lightning._version import __version__
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_split_counts
 from sft_lightning.export.evaluate import ExportEvaluation
-from sft_lightning.export.forms import find_form
+from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import describe_parity
 from sft_lightning.export.usage_snippet import format_snippet, metadata_path
+from sft_lightning.modalities import get_modality
 from sft_lightning.runs.lineage import format_lineage as chain_in_words
 from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.training.callbacks.metrics_csv import read_curves
@@ -34,12 +35,6 @@ _METRICS = {
     "calibration_error": "expected calibration error (15 bins)",
     "calibrated_error": "the same with the temperature",
     "loss": "cross-entropy",
-}
-# Names that hubs have for what a classifier and a network without a head do.
-_HUB_TASKS = {
-    "image": ("image-classification", "image-feature-extraction"),
-    "text": ("text-classification", "feature-extraction"),
-    "audio": ("audio-classification", "feature-extraction"),
 }
 _SPLIT_TITLES = {"labeled": "labeled", "val": "validation", "test": "test"}
 
@@ -137,9 +132,8 @@ def escape_markdown(value: object) -> str:
 
 def _format_front_matter(card: CardData) -> str:
     metadata, evaluation = card.metadata, card.evaluation
-    classifier, network = _HUB_TASKS.get(
-        card.spec.modality, (f"{card.spec.modality}-classification", "feature-extraction")
-    )
+    name = card.spec.modality
+    classifier, network = get_modality(name).hub_tasks or (f"{name}-classification", "feature-extraction")
     task = classifier if metadata["part"] == "model" else network
     front: dict[str, Any] = {
         "library_name": {"onnx": "onnx", "pt2": "pytorch"}.get(metadata.get("format", ""), "sft-lightning"),

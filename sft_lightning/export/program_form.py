@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from sft_lightning.modalities import get_modality, load
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
@@ -98,6 +99,18 @@ class ProgramForm(ABC):
             given: Inputs of a program, (B, ...) each.
         """
         return given
+
+
+def find_form(metadata: dict[str, Any]) -> ProgramForm | None:
+    """Return how examples go into the programs of a network, or None if its modality has none.
+
+    Args:
+        metadata: Metadata of the export.
+    """
+    spec = InputSpec.from_settings(metadata)
+    path = "" if spec is None else get_modality(spec.modality).program_form
+    found: ProgramForm | None = load(path)({**metadata, "input_spec": spec}) if path else None
+    return found
 
 
 class Program(nn.Module):

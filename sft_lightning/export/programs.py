@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from sft_lightning.classifiers import Classifier
 from sft_lightning.export.evaluate import ExportEvaluation
-from sft_lightning.export.forms import find_form
-from sft_lightning.export.program_form import Given, Program, ProgramForm
+from sft_lightning.export.program_form import Given, Program, ProgramForm, find_form
+from sft_lightning.modalities import get_modality
 from sft_lightning.networks.weights import Tensors
 from sft_lightning.runs.trained_network import TrainedNetwork
 from sft_lightning.utils.atomic import open_atomic
@@ -33,17 +33,23 @@ MAX_BYTES = 2_000_000_000  # bytes: one file of ONNX holds less than 2 GiB
 TOLERANCE = 1e-3  # of an output, and of the mean output where that is below 1
 
 
-def check_format(part: str, language: ProgramFormat, plural: str) -> None:
+def check_format(part: str, language: ProgramFormat, spec: InputSpec) -> None:
     """Check that a program can be written here.
 
     Args:
         part: Part to export: `backbone`, `head` or `model`.
         language: Format of the program.
-        plural: Word for several examples.
+        spec: Inputs of the network.
 
     Raises:
-        InputError: The part is a head, which takes no examples, or a package is missing.
+        InputError: The part is a head, which takes no examples, programs do not take the inputs, or a package is
+            missing.
     """
+    plural = spec.plural
+    if not get_modality(spec.modality).program_form:
+        raise InputError(
+            f"format is {language!r}, which is not written for networks of {plural}: give --format safetensors"
+        )
     if part == "head":
         raise InputError(
             f"part is 'head' and format {language!r}: a program takes {plural}, a head takes features; give --part "
@@ -83,11 +89,7 @@ def write_program(
     """
     with_head = metadata["part"] == "model"
     network, form = trained.network(), find_form(metadata)
-    if form is None:
-        raise InputError(
-            f"format is {language!r}, in which networks of {InputSpec.parse(metadata['input_spec']).plural} are not "
-            f"written: export {network.name!r} as safetensors"
-        )
+    assert form is not None  # as `check_format` found
     layer = None if classifier is None else classifier.make_layer()
     program = form.program(network, (layer or _make_linear(trained.head)) if with_head else None)
     expected = _run_pytorch(trained, form, measured.inputs, with_head, classifier)

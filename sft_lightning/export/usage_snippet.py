@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.export.forms import find_form
+from sft_lightning.export.program_form import find_form
 
 
 def format_snippet(file: Path, metadata: dict[str, Any]) -> str:

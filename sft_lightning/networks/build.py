@@ -6,20 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sft_lightning.modalities import get_modality, load
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights, read_weights
 from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import InputSpec
 
 Numbers = float | Sequence[float]
-# Modules with the networks of a modality, which `build_from_spec` of each builds by name.
-BUILDERS = {
-    "image": "sft_lightning.networks.vision.backbones",
-    "text": "sft_lightning.networks.text.backbones",
-    "audio": "sft_lightning.networks.audio.backbones",
-}
-# Modules that read copies of files in the folder of a run, of the modalities that have some.
-_KEEPERS = {"text": "sft_lightning.networks.text.kept_files"}
 _CLASS_PATH = re.compile(r"(?:\w+\.)+[A-Z]\w*")  # timm's names have dots, too, and small letters
 
 
@@ -55,12 +48,13 @@ def build_encoder(
     """
     spec = InputSpec.parse(input_spec)
     if not _CLASS_PATH.fullmatch(name):
-        if spec.modality not in BUILDERS:
+        networks = get_modality(spec.modality).networks
+        if not networks:
             raise InputError(
                 f"backbone {name!r} is not known for {spec.modality} inputs: give the class path of an Encoder, such "
                 "as my_networks.MyEncoder"
             )
-        build: _Builder = importlib.import_module(BUILDERS[spec.modality]).build_from_spec
+        build: _Builder = load(networks).build_from_spec
         return build(name, spec, weights, mean, std)
     if mean is not None or std is not None:
         raise InputError(f"mean or std is set, which backbone {name!r} does not take: leave it out")
@@ -86,8 +80,9 @@ def use_files_of(run: Path, spec: InputSpec) -> None:
     Raises:
         InputError: Another run has other copies of the same name.
     """
-    if spec.modality in _KEEPERS and isinstance(spec.encoding, str):  # a file may say anything
-        importlib.import_module(_KEEPERS[spec.modality]).use_kept_files(spec.encoding, run)
+    kept_files = get_modality(spec.modality).kept_files
+    if kept_files and isinstance(spec.encoding, str):  # a file may say anything
+        load(kept_files)(spec.encoding, run)
 
 
 def adapt_spec(name: str | None, spec: InputSpec) -> InputSpec:
@@ -97,9 +92,10 @@ def adapt_spec(name: str | None, spec: InputSpec) -> InputSpec:
         name: Name of the encoder, or None.
         spec: Inputs of the data.
     """
-    if name is None or spec.modality not in BUILDERS:
+    networks = get_modality(spec.modality).networks
+    if name is None or not networks:
         return spec
-    adapt = getattr(importlib.import_module(BUILDERS[spec.modality]), "adapt_spec", None)
+    adapt = getattr(load(networks), "adapt_spec", None)
     adapted: InputSpec = spec if adapt is None else adapt(name, spec)
     return adapted
 

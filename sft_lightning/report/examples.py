@@ -13,8 +13,7 @@ from sft_lightning.losses.reconstruction import compute_reconstruction_errors
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
 from sft_lightning.report.evaluation import Evaluation, Predictions
-from sft_lightning.report.explainer import Explainer
-from sft_lightning.report.explainers import find_explainer
+from sft_lightning.report.explainer import Explainer, find_explainer
 from sft_lightning.report.metrics import choose_to_label
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.html import render_examples, render_heading, render_note, render_tiles

@@ -7,6 +7,7 @@ from typing import ClassVar
 from markupsafe import Markup
 from torch import Tensor
 
+from sft_lightning.modalities import get_modality, load
 from sft_lightning.report.evaluation import Evaluation
 
 
@@ -45,3 +46,14 @@ class Explainer(ABC):
             positions: Positions in the split.
             classes: Class whose evidence to show for each, int64, (N,).
         """
+
+
+def find_explainer(evaluation: Evaluation) -> Explainer | None:
+    """Return what explains the predictions of a classifier, or None if its modality has nothing.
+
+    Args:
+        evaluation: Evaluation of a classifier.
+    """
+    path = get_modality(evaluation.data.input_spec.modality).explainer
+    found: Explainer | None = load(path)(evaluation) if path else None
+    return found

@@ -48,7 +48,7 @@ def find_starts(source: LabeledSource, own_folder: Path) -> list[FoundStart]:
         source: Source.
         own_folder: Folder of the solution, whose runs are not starts of itself.
     """
-    if source.data.input_spec.modality != "image":
+    if source.modality.solve.candidate:
         return []
     found = [*_list_torch_cache(), *_list_hugging_face_cache(), *_list_files(source), *_list_runs(source, own_folder)]
     return found[:_MOST]

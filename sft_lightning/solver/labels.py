@@ -16,10 +16,11 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import Finding
+from sft_lightning.data.open_data import check_settings, find_modality, get_data_class
 from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
-from sft_lightning.solver.open_data import VISION, Modality, choose_modality
+from sft_lightning.modalities import Modality, get_modality
 from sft_lightning.study.folds import write_fold
 from sft_lightning.study.judge import find_unjudged, make_folds
 from sft_lightning.utils.errors import InputError
@@ -46,7 +47,7 @@ class LabeledSource:
         groups: Group of each labeled example, such as a patient; None where each stands alone.
         folder: Folder of the split files.
         reopen: Function that opens the same source again with other settings of the data module.
-        modality: What `solve` does with examples of this kind.
+        modality: Kind of the examples.
         given_size: Side of the images that the user asked for, or None.
         origin: Source that this is a view of, or None.
     """
@@ -58,7 +59,7 @@ class LabeledSource:
     groups: list[str] | None
     folder: Path
     reopen: Callable[..., FewLabelDataModule] = field(repr=False)
-    modality: Modality = VISION
+    modality: Modality
     given_size: int | None = None
     origin: "LabeledSource | None" = field(default=None, repr=False)
 
@@ -199,11 +200,14 @@ def read_source(
     Raises:
         InputError: The source cannot be opened, or has labels of fewer than two classes.
     """
-    modality = choose_modality(name, {"image_size": image_size, **given})
+    modality = get_modality(find_modality(name))
+    check_settings(name, modality.name, {"image_size": image_size, **given})
     given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
-    own: dict[str, Any] = {"root": root, modality.skipping: "skip"} if modality.skipping else {}
+    make: Callable[..., FewLabelDataModule] = get_data_class(modality.name)
+    skipping, has_sides = modality.solve.skipping, modality.solve.has_sides
+    own: dict[str, Any] = {"root": root, skipping: "skip"} if skipping else {}
     settings = {**own, "seed": str(seed)}
-    if modality is VISION:
+    if has_sides:
         own["download"] = download
     settings |= {setting: one if isinstance(one, str) else json.dumps(one) for setting, one in given.items()}
 
@@ -211,7 +215,7 @@ def read_source(
 
     def reopen(**changed: Any) -> FewLabelDataModule:
         how = {"num_labels": num_labels, "seed": seed, "val_size": 0, "test_size": 0, "eval_batch_size": 256}
-        data = modality.make(name, **how, **own, **{**given, **changed})
+        data = make(name, **how, **own, **{**given, **changed})
         with silence_logs():  # what it says is on the first screen
             if opened and data.shares_splits:
                 data.share_splits(opened[0])
@@ -221,7 +225,7 @@ def read_source(
                 opened.append(data)
         return data
 
-    data, sizes = _open_at_size(reopen, image_size) if modality is VISION else _open_as_suggested(reopen)
+    data, sizes = _open_at_size(reopen, image_size) if has_sides else _open_as_suggested(reopen)
     settings |= {setting: str(value) for setting, value in sizes.items()}
     counts = data.labeled_counts()
     named = int((counts > 0).sum())

@@ -6,14 +6,13 @@ import torch
 
 from sft_lightning.audit.image_checks import summarize_files
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.data.audio.datamodule import AudioDataModule
 from sft_lightning.data.copies import find_exact_copies
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.image_stats import compute_image_stats
+from sft_lightning.modalities import Modality
 from sft_lightning.solver.find_starts import DEFAULT, FoundStart
 from sft_lightning.solver.labels import LabeledSource, describe_counts
-from sft_lightning.solver.open_data import TEXT, Modality
 from sft_lightning.utils.cpu import count_cores
 
 _SAMPLED = 48  # files whose sizes are looked at
@@ -53,27 +52,21 @@ def describe_source(source: LabeledSource) -> list[str]:
 def _describe_files(source: LabeledSource) -> str:
     """Return the sizes of some files, and the shape of what networks get."""
     data = source.data
-    shape = " x ".join(map(str, data.input_spec.shape))
-    if source.modality is TEXT:
-        return f"read up to {shape} tokens"
-    if isinstance(data, AudioDataModule):
-        sound = data.sound
-        return f"windows of {sound.samples / sound.rate:g} s at {sound.rate:,} Hz, read as {shape}"
     if not isinstance(data, ImageDataModule):
-        return shape
+        return data.describe_inputs()
     labeled = data.splits["labeled"]
     some = Split(labeled.part, list(labeled.indices[:: max(1, len(labeled) // _SAMPLED)])[:_SAMPLED])
     with silence_logs():
         facts = summarize_files([compute_image_stats("labeled", some, data.geometry)], data.geometry)
     if not facts:
-        return f"{shape} in memory"
+        return f"{data.describe_inputs()} in memory"
     formats, modes = facts["formats"], facts["modes"]
     assert isinstance(formats, dict)
     assert isinstance(modes, dict)
     sizes = str(facts["smallest"])
     if facts["different_sizes"] != 1:
         sizes += f" to {facts['largest']} pixels"
-    return f"{', '.join(formats)} files ({', '.join(modes)}) of {sizes}, read as {shape}"
+    return f"{', '.join(formats)} files ({', '.join(modes)}) of {sizes}, read as {data.describe_inputs()}"
 
 
 def _describe_checks(source: LabeledSource) -> str:
@@ -99,7 +92,7 @@ def describe_starts(starts: Sequence[FoundStart], is_searched: bool, modality: M
         return [f"start:    {start.candidate}: {start.reason}" for start in starts]
     if not is_searched:
         return ["starts:   none, as you asked"]
-    if modality.candidate:
-        named = f"hf/ and the folder of {modality.candidate}"
+    if modality.solve.candidate:
+        named = f"hf/ and the folder of {modality.solve.candidate}"
         return [f"starts:   none at hand; name one with --candidates, such as {named}"]
     return [f"starts:   none at hand; name one with --candidates, or fetch {DEFAULT} with --download true"]

@@ -52,11 +52,11 @@ def pretrain(source: LabeledSource, steps: int, name: str, marker: Path, start: 
     write_json(marker, {"key": key, "steps": steps, "earlier": runs})  # so that a run that is killed is known as this
     options = [*source.data_argv(None), "--model=SelfSupervisedModule", "--model.objective=SimCLR"]
     options += ["--model.objective.hidden=512", "--model.objective.projection=128"]
-    options += argv or [f"--model.backbone={source.modality.pretrained}"]
+    options += argv or [f"--model.backbone={source.modality.solve.pretrained}"]
     options += ["--model.optimizer=torch.optim.AdamW", f"--model.optimizer.lr={0.0003 if argv else 0.002}"]
     options += ["--model.lr_scheduler=WarmupCosine", f"--model.lr_scheduler.warmup_steps={min(50, steps // 4)}"]
     options += [f"--data.batch_size={count_batch(source, is_large)}", f"--data.steps_per_epoch={steps}"]
-    options += ["--trainer.max_epochs=1", *source.modality.pretrain_view]
+    options += ["--trainer.max_epochs=1", *source.modality.solve.pretrain_view]
     options += [f"--ckpt_path={run}" for run in stopped]
     run = get_run(fit(options, name))
     write_json(marker, {"key": key, "steps": steps, "run": str(run)})

@@ -163,7 +163,7 @@ def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Reci
     """
     shared = (*space.argv, "--model.head_start=logistic_regression", *_OPTIMIZER, "--model.optimizer.lr=0.0003")
     shared += (f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}", "--trainer.max_epochs=1")
-    shared += source.modality.large_view if space.is_large else source.modality.small_view
+    shared += source.modality.solve.large_view if space.is_large else source.modality.solve.small_view
     lp_ft = ("--model=FineTuneClassifier", *shared)
     recipes = [Recipe(f"fine-tuning from {space.name} ({steps} steps)", space.saw_pool, lp_ft, steps, BATCH)]
     if source.pool_size:

@@ -19,7 +19,6 @@ from sft_lightning.solver.deliver import Delivery, deliver, test
 from sft_lightning.solver.find_starts import NONE, FoundStart, check_knowledge, fetch_default, find_starts
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.look import describe_source, describe_starts
-from sft_lightning.solver.open_data import VISION
 from sft_lightning.solver.page import render_solution
 from sft_lightning.solver.plan import Plan
 from sft_lightning.solver.recipes import train
@@ -187,7 +186,7 @@ class _Solver:
         """Return the starts that the user named, or those at hand, and print them."""
         if candidates is None:
             found = find_starts(self.source, self.folder)
-            if download and not found and self.source.modality is VISION:
+            if download and not found and self.source.modality.solve.has_sides:
                 found = [fetch_default()]
         else:
             found = [FoundStart(one, "as you asked", is_given=True) for one in candidates]

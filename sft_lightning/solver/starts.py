@@ -9,7 +9,6 @@ from sft_lightning.networks.vision.backbones import BUILT_IN, Backbone
 from sft_lightning.networks.weights import find_weights
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.open_data import VISION
 from sft_lightning.solver.recipes import MAX_GRAPH
 from sft_lightning.solver.speed import measure_seconds
 from sft_lightning.transfer.candidates import Candidate, load_candidate, read_chain
@@ -74,7 +73,7 @@ def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_
         return replace(start, seconds=count * measure_seconds(start.backbone, learns=False))
 
     start = load(candidate)
-    if own_size or given is not None or not start.is_large or source.modality is not VISION:
+    if own_size or given is not None or not start.is_large or not source.modality.solve.has_sides:
         return measure(start)
     best: Start | None = None
     for size in list_sizes(source):

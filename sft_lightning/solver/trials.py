@@ -166,11 +166,11 @@ class Trials:
 
     def judge_pixels(self) -> None:
         """Judge the classifiers on pixels, and measure how long it takes to read an example."""
-        modality, source = self.source.modality, self.source
-        space = Space(source.data.views.inputs_name, (f"--model.backbone={modality.plain}",), 64)
-        if modality.plain_encoding:
-            source = source.view(replace(self.spec, encoding=modality.plain_encoding))
-            space.backbone, space.has_counts = build_encoder(modality.plain, source.data.input_spec)[0], True
+        choices, source = self.source.modality.solve, self.source
+        space = Space(source.data.views.inputs_name, (f"--model.backbone={choices.plain}",), 64)
+        if choices.plain_encoding:
+            source = source.view(replace(self.spec, encoding=choices.plain_encoding))
+            space.backbone, space.has_counts = build_encoder(choices.plain, source.data.input_spec)[0], True
         begin = time.monotonic()
         space.read(source)
         seconds = time.monotonic() - begin
@@ -231,7 +231,8 @@ class Trials:
             nonlocal loaded
             loaded = load_start(candidate, self.source, limit - reading)
             seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
-            what = f"features of {self.spec.count(self.count)} at {side} {self.source.modality.unit} from {candidate}"
+            unit = self.source.modality.solve.unit
+            what = f"features of {self.spec.count(self.count)} at {side} {unit} from {candidate}"
             minutes = self.plan.count_minutes(seconds, min(share, fitting))
             sentence = f"{what} take {format_seconds(seconds)}, --minutes {minutes}"
             settings = {"image_size": loaded.candidate.image_size or 0}
@@ -256,9 +257,9 @@ class Trials:
             if pool < MIN_POOL:
                 few = f"{pool:,} unlabeled {self.spec.plural} are too few (at least {MIN_POOL})"
                 return Stage(name, dropped=f"{name}: {few}")
-            if not self.source.modality.pretrained:
+            if not self.source.modality.solve.pretrained:
                 return Stage(name, dropped=f"{name}: not for {self.spec.plural} yet")
-            network, _ = build_encoder(self.source.modality.pretrained, self.source.data.input_spec)
+            network, _ = build_encoder(self.source.modality.solve.pretrained, self.source.data.input_spec)
             share = CONTINUED_SHARE if num_starts else PRETRAINING_SHARE
             return self._decide_pretraining(name, network, False, share, sum(self.graph_seconds.values()))
 
@@ -274,7 +275,7 @@ class Trials:
             minutes = self.plan.count_minutes(PRETRAINING_STEPS[0] * step + decoding, share)
             return Stage(name, dropped=f"{name}: it takes --minutes {minutes}")
         side = network.input_spec.shape[-1]
-        what = f"{name} for {steps} steps of {self.spec.count(batch)} at {side} {self.source.modality.unit}"
+        what = f"{name} for {steps} steps of {self.spec.count(batch)} at {side} {self.source.modality.solve.unit}"
         return Stage(name, what, steps * step + decoding, {"steps": steps})
 
     def judge_start(self, start: Start) -> None:
@@ -298,14 +299,13 @@ class Trials:
         """
         if not stage.dropped:
             run = self._pretrain(self.source, stage, "pretraining", None)
-            self._judge_run(
-                run, self.source.modality.pretrained, f"features learned from your {self.spec.plural}", is_large=False
-            )
+            name = f"features learned from your {self.spec.plural}"
+            self._judge_run(run, self.source.modality.solve.pretrained, name, is_large=False)
 
     def judge_continued(self) -> None:
         """Go on with the self-supervision of the best start from a library, and judge what it gives."""
         spaces = [space for space in self.rank_spaces() if space.is_large]
-        if not spaces or self.source.pool_size < MIN_POOL or not self.source.modality.pretrained:
+        if not spaces or self.source.pool_size < MIN_POOL or not self.source.modality.solve.pretrained:
             return
         best = spaces[0]
         assert best.backbone is not None

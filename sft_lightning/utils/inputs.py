@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sft_lightning.modalities import get_modality
 from sft_lightning.utils.errors import InputError
 
 # A tensor, such as images (B, C, H, W), or a mapping of tensors, such as the `input_ids` and `attention_mask` (B, L) of
 # texts. `Any`, so that the classes of one modality can say which of the two they take.
 Inputs = Any
-
-
-_NOUNS = {"image": "image", "text": "text", "audio": "recording"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class InputSpec:
     @property
     def noun(self) -> str:
         """Word for one example, such as `image`; `example` for modalities that this package does not know."""
-        return _NOUNS.get(self.modality, "example")
+        return get_modality(self.modality).noun
 
     @property
     def plural(self) -> str:

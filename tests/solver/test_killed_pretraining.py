@@ -25,7 +25,8 @@ pretrain(open_source(), {STEPS}, "killed", Path("out/pretraining.json"))
 def open_source() -> LabeledSource:
     """Open the images, with a network whose steps take milliseconds."""
     source = read_source("images", Path("out"), None, 16, 0, "data")
-    return replace(source, modality=replace(source.modality, pretrained="mlp"))
+    choices = replace(source.modality.solve, pretrained="mlp")
+    return replace(source, modality=replace(source.modality, solve=choices))
 
 
 def test_a_killed_pretraining_goes_on(workdir: Path, write_folder: Callable[..., Path]) -> None:

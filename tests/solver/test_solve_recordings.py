@@ -9,8 +9,8 @@ import soundfile
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
+from sft_lightning.data.open_data import find_modality, open_data
 from sft_lightning.export.export import export
-from sft_lightning.solver.open_data import AUDIO, TEXT, VISION, choose_modality
 from sft_lightning.utils.errors import InputError
 from tests.data.audio.recordings import KINDS, RATE, make_sound
 from tests.networks.audio.test_audio_backbones import write_model
@@ -57,7 +57,7 @@ def test_a_folder_of_recordings_is_solved(workdir: Path, capsys: pytest.CaptureF
     assert [row["predicted"] for row in read_rows(Path(summary["run"]) / "predictions.csv")] == ["warble"]
     assert [*summary["not_exported"]] == ["model.onnx"]
     assert (folder / "model.safetensors").is_file()
-    with pytest.raises(InputError, match="is not written for networks of recordings yet"):
+    with pytest.raises(InputError, match="is not written for networks of recordings"):
         export(summary["run"], format="onnx")
 
 
@@ -76,11 +76,11 @@ def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"path": "x.flac", "label": "a"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "x.flac", "label": "a"}\n')
     tables = sorted(path.name for path in tmp_path.iterdir())
-    kinds = {name: choose_modality(str(tmp_path / name), {}) for name in tables}
-    assert kinds == {"a.csv": AUDIO, "a.tsv": AUDIO, "b.csv": VISION, "a.jsonl": AUDIO, "b.jsonl": TEXT}
+    kinds = {name: find_modality(str(tmp_path / name)) for name in tables}
+    assert kinds == {"a.csv": "audio", "a.tsv": "audio", "b.csv": "image", "a.jsonl": "audio", "b.jsonl": "text"}
     (tmp_path / "folder").mkdir()
     for name in ("a.wav", "b.ogg", "c.txt"):
         (tmp_path / "folder" / name).write_text("")
-    assert choose_modality(str(tmp_path / "folder"), {}) is AUDIO
+    assert find_modality(str(tmp_path / "folder")) == "audio"
     with pytest.raises(InputError, match=r"image_size is 32, and source .* holds recordings: leave it out"):
-        choose_modality(str(tmp_path / "folder"), {"image_size": 32})
+        open_data(str(tmp_path / "folder"), {"image_size": 32})

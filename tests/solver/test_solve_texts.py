@@ -9,8 +9,8 @@ import pytest
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
+from sft_lightning.data.open_data import find_modality, open_data
 from sft_lightning.solver.deliver import EXPORTS, ONNX
-from sft_lightning.solver.open_data import TEXT, VISION, choose_modality
 from sft_lightning.utils.errors import InputError
 from tests.modality.test_texts import COMMON, WORDS, make_texts
 from tests.networks.text.test_text_backbones import write_bert
@@ -87,7 +87,7 @@ def test_a_table_of_texts_is_solved(workdir: Path, capsys: pytest.CaptureFixture
 def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
     def holds_texts(name: str, head: str) -> bool:
         (tmp_path / name).write_text(head)
-        return choose_modality(str(tmp_path / name), {}) is TEXT
+        return find_modality(str(tmp_path / name)) == "text"
 
     assert holds_texts("a.csv", "Text;label\n")
     assert holds_texts("a.tsv", "id\ttext\tlabel\n")
@@ -95,13 +95,13 @@ def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
     assert not holds_texts("b.csv", "path,label\n")
     assert not holds_texts("c.csv", "path,text,label\n")
     assert not holds_texts("d.csv", "")
-    assert choose_modality("sample", {}) is VISION
+    assert find_modality("sample") == "image"
     for name in ("a.txt", "b.txt", "c.png"):
         (tmp_path / "folder" / "x").mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / "x" / name).write_text("")
-    assert choose_modality(str(tmp_path / "folder"), {}) is TEXT
+    assert find_modality(str(tmp_path / "folder")) == "text"
     with pytest.raises(InputError, match=r"image_size is 32, and source .* holds texts: leave it out"):
-        choose_modality(str(tmp_path / "folder"), {"image_size": 32})
+        open_data(str(tmp_path / "folder"), {"image_size": 32})
 
 
 def test_a_sentence_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

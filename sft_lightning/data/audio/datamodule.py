@@ -202,6 +202,12 @@ class AudioDataModule(FewLabelDataModule):
         """Length of the windows."""
         return {"seconds": self.sound.samples / self.sound.rate}
 
+    def describe_inputs(self) -> str:
+        """Return the windows, and what networks get of one."""
+        sound = self.sound
+        windows = f"windows of {sound.samples / sound.rate:g} s at {sound.rate:,} Hz"
+        return f"{windows}, read as {super().describe_inputs()}"
+
     def suggest_settings(self) -> dict[str, Any]:
         """Return a sample rate and a window for the recordings: what most of them have, up to 16 kHz and 5 s."""
         stored = [part.storage for part in self._parts if isinstance(part.storage, Recordings)]

@@ -161,6 +161,10 @@ class TextDataModule(FewLabelDataModule):
         """Whether labeled training texts are the same in every epoch."""
         return not self.weak_view and self.labeled_views == ("weak",)
 
+    def describe_inputs(self) -> str:
+        """Return how many tokens of a text are read."""
+        return f"read up to {self.input_spec.shape[0]} tokens"
+
     def open_source(self, name: str, needs_labels: bool = True) -> TextSource:
         """Open the source of labeled and unlabeled texts."""
         listed, needed = self._class_names or (), needs_labels and self.labels is None
