@@ -90,7 +90,7 @@ def judge_others(known: Path, encoder: str, max_length: int) -> dict[str, Tensor
         cpu = torch.device("cpu")
         network.fit_inputs(batch.x for name in ("labeled", "val") for batch in data.batches_of(name, cpu))
         x, y, _ = stack_vectors(data.batches_of("labeled", cpu), data, network)
-        test, y_test, positions = stack_vectors(data.batches_of("test", cpu), data, network)
+        test, y_test, _ = stack_vectors(data.batches_of("test", cpu), data, network)
         if backbone == "tfidf":
             models = {
                 "logistic regression on TF-IDF": LogisticRegression(strength=10, standardize=False),

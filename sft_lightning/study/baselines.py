@@ -1,6 +1,7 @@
 """Baselines that every method must beat: logistic regression and label spreading, on the inputs or on features.
 
-Inputs that are entries of a list, such as words, count as their TF-IDF, on which naive Bayes is a baseline, too.
+On features, logistic regression that is smoothed over unlabeled neighbors is one, too. Inputs that are entries of a
+list, such as words, count as their TF-IDF, on which naive Bayes is another.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sft_lightning.classifiers import Classifier, LabelSpreading, LogisticRegression
+from sft_lightning.classifiers import Classifier, LabelSpreading, LogisticRegression, SmoothedLogisticRegression
 from sft_lightning.classifiers.whitening import COMPONENTS, MAX_UNWHITENED, MAX_WHITENED, Whitened, suits_whitening
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.encoder import Encoder
@@ -25,7 +26,7 @@ STARTS = "its start"  # stands for the features of the weights that a method sta
 _MAX_VALUES = 500_000_000  # numbers of all examples; more would not fit into the memory of a small machine
 _ALL = ("labeled", "unlabeled", "test")
 _STRENGTH = 10.0  # scikit-learn's C for TF-IDF, whose vectors have length 1
-_GRAPH_VERSION = 2  # part of the key of stored results: raise it when label spreading gives other results
+_GRAPH_VERSION = 2  # part of the key of stored results: raise it when one of both gives other results
 
 
 def fit_logistic_regression(data: FewLabelDataModule, backbone: Encoder | None = None) -> float:
@@ -113,11 +114,41 @@ def fit_label_spreading(data: FewLabelDataModule, backbone: Encoder | None = Non
     Raises:
         InputError: The inputs have too many values for principal components, or labels of one class alone.
     """
-    stored = feature_cache.FOLDER / "label_spreading" / f"{_hash_graph(data, backbone)}.json"
+    return _learn_from_pool("label_spreading", data, backbone)
+
+
+def fit_smoothed_regression(data: FewLabelDataModule, backbone: Encoder) -> float:
+    """Fit `SmoothedLogisticRegression` to the labeled and unlabeled examples and return the test accuracy.
+
+    It learns from as many examples as label spreading on features does; the result is kept in
+    `lightning_logs/features/smoothed_regression`.
+
+    Args:
+        data: Data module after `setup`, whose labels and splits are used unchanged.
+        backbone: Frozen network whose features to use.
+
+    Returns:
+        Test accuracy, 0 to 1.
+
+    Raises:
+        InputError: The labels are of one class alone.
+    """
+    return _learn_from_pool("smoothed_regression", data, backbone)
+
+
+def _learn_from_pool(name: str, data: FewLabelDataModule, backbone: Encoder | None) -> float:
+    """Return the test accuracy of a classifier of labeled and unlabeled examples, and keep it in a folder of its name.
+
+    Args:
+        name: `label_spreading` or `smoothed_regression`.
+        data: Data module after `setup`.
+        backbone: Frozen network whose features to use; None for the inputs themselves.
+    """
+    stored = feature_cache.FOLDER / name / f"{_hash_graph(data, backbone)}.json"
     try:
         return float(read_json(stored, "remove it")["accuracy"])
     except (InputError, OSError, ValueError, TypeError, KeyError):  # none yet, or a damaged one, which is replaced
-        accuracy = _spread_labels(data, backbone)
+        accuracy = _fit_on_pool(name, data, backbone)
     write_json(stored, {"accuracy": accuracy})
     return accuracy
 
@@ -130,14 +161,18 @@ def _hash_graph(data: FewLabelDataModule, backbone: Encoder | None) -> str:
     return hashlib.sha256(repr((_GRAPH_VERSION, splits, labels, data.request.seed)).encode()).hexdigest()
 
 
-def _spread_labels(data: FewLabelDataModule, backbone: Encoder | None) -> float:
+def _fit_on_pool(name: str, data: FewLabelDataModule, backbone: Encoder | None) -> float:
     most = MAX_WHITENED if backbone is None else MAX_UNWHITENED
     device = torch.device("cpu") if backbone is None else backbone.device
     _, y, _ = stack_vectors(data.labeled_batches(most, device), data, backbone)
     x, _, _ = stack_vectors(data.training_batches(most, device), data, backbone)
     x_test, y_test, _ = stack_vectors(data.batches_of("test", device), data, backbone)
-    model: Classifier = Whitened(LabelSpreading(metric="euclidean"))
-    if backbone is not None:
+    model: Classifier
+    if name == "smoothed_regression":
+        model = SmoothedLogisticRegression()
+    elif backbone is None:
+        model = Whitened(LabelSpreading(metric="euclidean"))
+    else:
         model = Whitened(LabelSpreading(), COMPONENTS) if suits_whitening(x) else LabelSpreading()
     model.fit(x[: len(y)], y, x[len(y) :], data.num_classes)
     return float((model.predict(x_test) == y_test).double().mean())

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from sft_lightning.losses import unlabeled
 
 # By their keys in a run's result.
-BASELINES = {"logistic": "logistic regression", "graph": "label spreading", "bayes": "naive Bayes"}
+BASELINES = {
+    "logistic": "logistic regression",
+    "smoothed": "smoothed logistic regression",
+    "graph": "label spreading",
+    "bayes": "naive Bayes",
+}
 _ON_START = " on the start of "
 
 # Class names that are also the names in the literature: FixMatch and UDA, but not MeanTeacher.

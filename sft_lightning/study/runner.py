@@ -25,7 +25,13 @@ from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.runs.paths import LOGS, is_below_logs
 from sft_lightning.runs.record import RunRecord
-from sft_lightning.study.baselines import STARTS, fit_label_spreading, fit_logistic_regression, fit_naive_bayes
+from sft_lightning.study.baselines import (
+    STARTS,
+    fit_label_spreading,
+    fit_logistic_regression,
+    fit_naive_bayes,
+    fit_smoothed_regression,
+)
 from sft_lightning.study.folders import assign_folders
 from sft_lightning.study.folds import predict_split
 from sft_lightning.study.method_names import BASELINES
@@ -285,8 +291,8 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
     Returns:
         `folder` and `seconds`. For a final run also `test_last` (accuracy of the last iterate), `test_best` and
         `val_best` (accuracies of the checkpoint that the validation split chose, if there is one), `network`, `steps`,
-        `tested` (number of test examples), `test_set` (digest of their names and content), `logistic` and
-        `graph` (test accuracies of logistic regression and label spreading on the same split by their input), and with
+        `tested` (number of test examples), `test_set` (digest of their names and content), the keys of
+        `BASELINES` (test accuracies of each baseline on the same split by its input), and with
         folds `correct` (whether the last iterate has each example of the fold right, by its name).
     """
     begin = time.monotonic()
@@ -358,6 +364,9 @@ def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, dict[str, float]]:
             accuracies["logistic"][name] = fit_logistic_regression(data, backbone=backbone)
         with suppress(InputError):
             accuracies["graph"][name] = fit_label_spreading(data, backbone)
+        with suppress(InputError):
+            if backbone is not None:
+                accuracies["smoothed"][name] = fit_smoothed_regression(data, backbone)
     with suppress(InputError):  # which takes counts, such as those of words
         accuracies["bayes"][data.views.inputs_name] = fit_naive_bayes(data)
     return accuracies

@@ -12,10 +12,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sft_lightning import ImageDataModule, TextDataModule
-from sft_lightning.classifiers import LabelSpreading
+from sft_lightning.classifiers import LabelSpreading, SmoothedLogisticRegression
 from sft_lightning.data.text.datamodule import get_texts
 from sft_lightning.networks.vision.backbones import build_backbone
-from sft_lightning.study.baselines import fit_label_spreading, fit_logistic_regression, fit_naive_bayes
+from sft_lightning.study.baselines import (
+    fit_label_spreading,
+    fit_logistic_regression,
+    fit_naive_bayes,
+    fit_smoothed_regression,
+)
 from sft_lightning.utils.errors import InputError
 from tests.modality.test_texts import make_texts
 
@@ -70,7 +75,7 @@ def test_label_spreading_learns_from_the_unlabeled_pixels_and_keeps_its_result(
     assert accuracy == pytest.approx(expected, abs=5e-3)
     assert accuracy > fit_logistic_regression(data)
     (stored,) = (workdir / "lightning_logs" / "features" / "label_spreading").iterdir()
-    monkeypatch.setattr("sft_lightning.study.baselines._spread_labels", lambda *_: 0.123)
+    monkeypatch.setattr("sft_lightning.study.baselines._fit_on_pool", lambda *_: 0.123)
     assert fit_label_spreading(data) == accuracy
     other = ImageDataModule("sample", num_labels=50, seed=1)
     other.setup("fit")
@@ -86,6 +91,16 @@ def test_label_spreading_takes_large_images_and_features(workdir: Path, write_fo
     assert fit_label_spreading(data) > 0.4
     backbone, _ = build_backbone("conv", data.image_shape)
     assert fit_label_spreading(data, backbone) > 0.4
+    x, x_test = (
+        torch.cat(
+            [backbone(batch.x).detach() for name in names for batch in data.batches_of(name, torch.device("cpu"))]
+        )
+        for names in (("labeled", "unlabeled"), ("test",))
+    )
+    model = SmoothedLogisticRegression().fit(x[:10], data.splits["labeled"].labels, x[10:])
+    expected = float((model.predict(x_test) == data.splits["test"].labels).double().mean())
+    assert fit_smoothed_regression(data, backbone) == pytest.approx(expected, abs=0.051)
+    assert len([*Path("lightning_logs/features/smoothed_regression").iterdir()]) == 1
     assert len([*Path("lightning_logs/features/label_spreading").iterdir()]) == 2
 
 

@@ -25,7 +25,7 @@ from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.study import runner, study
-from sft_lightning.study.baselines import fit_label_spreading, fit_logistic_regression
+from sft_lightning.study.baselines import fit_label_spreading, fit_logistic_regression, fit_smoothed_regression
 from sft_lightning.study.plan import Stage, StudyRun, plan
 from sft_lightning.study.runner import Ledger, list_pending, perform
 from tests.conftest import CONFIGS, ROOT
@@ -146,6 +146,7 @@ def test_a_study_trains_tests_and_compares_its_methods(
         "logistic regression on the start of autoencoder": 4,
         "label spreading on pixels": 4,
         "label spreading on the start of autoencoder": 4,
+        "smoothed logistic regression on the start of autoencoder": 4,
     }
     assert {(row["budget"], row["seed"]) for row in by_method["autoencoder"]} == {
         (budget, seed) for budget in ("20", "40") for seed in ("0", "1")
@@ -182,6 +183,7 @@ def test_a_study_trains_tests_and_compares_its_methods(
     expected = {
         "logistic regression": fit_logistic_regression(data, backbone=backbone),
         "label spreading": fit_label_spreading(data, backbone),
+        "smoothed logistic regression": fit_smoothed_regression(data, backbone),
     }
     for name, accuracy in expected.items():
         (row,) = (
