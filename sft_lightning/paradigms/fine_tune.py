@@ -17,17 +17,23 @@ from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.losses.regularizers.l2sp import L2SP
 from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.weights import find_weights
 from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
 from sft_lightning.paradigms.base import StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.fitted_head import HeadStart, start_head
 from sft_lightning.paradigms.freezing import NormStats, Tune, TuningDepth, has_finetuning, rewrap
 from sft_lightning.paradigms.head_weights import attach_head, take_head
+from sft_lightning.runs.lineage import find_run
+from sft_lightning.runs.record import RunRecord
 from sft_lightning.tasks.class_weights import order_weights
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
+
+# Paradigms that keep the statistics of published weights by default.
+_KEEPING = ("FineTuneClassifier", "SemiSupervisedModule", "DecoupledFeatureClassifier")
 
 
 class FineTuneClassifier(BackboneClassifier):
@@ -90,7 +96,7 @@ class FineTuneClassifier(BackboneClassifier):
             layer_decay: Factor of the learning rate from each block to the one before it.
             norm_stats: Statistics by which batch normalization of the backbone normalizes in training: those of each
                 `batch`, which also move its running statistics, or those of the `weights`, which stay. By default
-                (`auto`) those of published weights stay.
+                (`auto`) they stay, unless a run from scratch or without labels has learned them.
             cache_features: Whether to compute the features once and keep them in `lightning_logs/features` where the
                 backbone never learns and views are fixed.
             label_smoothing: Share of the target spread over all classes.
@@ -146,7 +152,9 @@ class FineTuneClassifier(BackboneClassifier):
         self.regularize(self.backbone, compile)  # before the adapter: the start is a plain network
         if norm_stats not in get_args(NormStats):
             raise InputError(f"norm_stats is {norm_stats!r}: give {', '.join(get_args(NormStats))}")
-        keep = norm_stats == "weights" or (norm_stats == "auto" and weights != "none")
+        keep = norm_stats == "weights" or (
+            norm_stats == "auto" and weights != "none" and not _has_learned_statistics(weights)
+        )
         self._norm_stats_given = norm_stats
         self.hparams["norm_stats"] = "weights" if keep else "batch"  # a resumed run takes it from there
         self.depth = TuningDepth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay, keep)
@@ -280,3 +288,10 @@ class FineTuneClassifier(BackboneClassifier):
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
         return self.task.loss(logits, y, self.class_weight if self._weighted else None)
+
+
+def _has_learned_statistics(weights: str) -> bool:
+    """Return whether the statistics of weights come from a run, from scratch or without labels; others were kept."""
+    run = None if weights == "default" else find_run(find_weights(Path(weights)))
+    links = [] if run is None else RunRecord(run).chain
+    return any(link.get("weights") in (None, "none") or link.get("model") not in _KEEPING for link in links)

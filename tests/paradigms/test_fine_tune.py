@@ -1,4 +1,5 @@
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,3 +370,20 @@ def test_a_resumed_run_keeps_its_statistics_although_its_weights_are_not_read_ag
 def test_other_values_of_norm_stats_are_refused() -> None:
     with pytest.raises(InputError, match="norm_stats is 'frozen': give auto, batch, weights"):
         classifier("resnet8", norm_stats="frozen")
+
+
+@pytest.mark.parametrize(("links", "stays"), [
+    ([{"model": "SelfSupervisedModule"}], False), ([{"model": "AutoencoderModule", "weights": "default"}], False),
+    ([{"model": "FineTuneClassifier", "weights": "none"}], False),
+    ([{"model": "FineTuneClassifier", "weights": "default"}], True),
+    ([{"model": "FineTuneClassifier", "weights": "a"}, {"model": "SemiSupervisedModule", "weights": "b"}], True),
+])  # fmt: skip
+def test_statistics_that_a_run_has_learned_go_on_learning(
+    links: list[dict[str, str]], stays: bool, tmp_path: Path
+) -> None:
+    weights = _write_start(tmp_path / "encoder.safetensors")
+    (tmp_path / "fit.yaml").write_text("{}")
+    (tmp_path / "lineage.json").write_text(json.dumps([{"run": "x", **link} for link in links]))
+    model = classifier("resnet8", weights=weights)
+    assert model.hparams["norm_stats"] == ("weights" if stays else "batch")
+    assert {m.training for m in _find_norms(model.backbone)} == {not stays}
