@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from sft_lightning.data.contract import few_label_data
+from sft_lightning.data.contract import few_label_data, known_splits
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.training.epochs import is_last_epoch
 from sft_lightning.training.module_interfaces import HasControl, LearnsFromUnlabeled
@@ -86,6 +86,12 @@ class RollBack(Callback):
         self._displaced = []
         data = few_label_data(trainer)
         self._is_judged = bool(getattr(trainer, "fast_dev_run", False))
+        learns = isinstance(pl_module, LearnsFromUnlabeled) and data is not None and not self._is_judged
+        if learns and trainer.global_step == 0 and not len(known_splits(trainer).get("val", ())):
+            rank_zero_info(
+                "Unlabeled examples: no label is held out (val_size), so this run cannot notice if they do harm; "
+                "`solve` and a study with `folds` hold out each label in turn."
+            )
         self._is_waiting = (
             self._reference is None
             and isinstance(pl_module, LearnsFromUnlabeled)

@@ -158,6 +158,14 @@ def test_a_new_head_without_a_warm_up_has_no_reference(caplog: pytest.LogCapture
     assert "emi-supervised training" not in caplog.text
 
 
+def test_a_run_that_holds_nothing_out_says_that_it_cannot_notice_harm(caplog: pytest.LogCaptureFixture) -> None:
+    for size, times in ((0, 1), (30, 0)):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            trainer([RollBack()]).fit(module(Wrong()), sample(val_size=size))
+        assert caplog.text.count("no label is held out (val_size), so this run cannot notice") == times
+
+
 @pytest.mark.parametrize("settings", [{"limit_val_batches": 0}, {"fast_dev_run": True}])
 def test_a_run_without_validation_is_not_compared(
     start: str, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
