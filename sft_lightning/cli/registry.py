@@ -33,7 +33,7 @@ _OTHERS = {
     "callbacks": "lightning.pytorch.callbacks",
     "logger": "lightning.pytorch.loggers",
 }
-LINKED = ("num_classes", "class_names", "input_spec", "image_shape")  # taken from the data
+LINKED = ("num_classes", "class_names", "target", "input_spec", "image_shape")  # taken from the data
 
 
 def list_class_paths(setting: str) -> list[str]:

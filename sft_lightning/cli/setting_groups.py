@@ -9,8 +9,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "ImageDataModule": {
         "Source": ("source", "root", "download", "unlabeled_source", "predict_source", "class_names", "on_bad_image"),
         "Labels and splits": (
-            "num_labels", "labels_per_class", "labels", "seed", "val_size", "test_size", "split_file", "test_on",
-            "on_leak",
+            "num_labels", "labels_per_class", "labels", "label_separator", "seed", "val_size", "test_size",
+            "split_file", "test_on", "on_leak",
         ),
         "Images": ("image_size", "channels", "background", "center_crop", "resize", "value_range"),
         "Views": (
@@ -25,8 +25,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "unlabeled_source", "predict_source", "class_names",
         ),
         "Labels and splits": (
-            "num_labels", "labels_per_class", "labels", "seed", "val_size", "test_size", "split_file", "test_on",
-            "on_leak",
+            "num_labels", "labels_per_class", "labels", "label_separator", "seed", "val_size", "test_size",
+            "split_file", "test_on", "on_leak",
         ),
         "Texts": ("tokenizer", "max_length"),
         "Views": ("weak_view", "strong_view", "labeled_view"),
@@ -37,8 +37,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "AudioDataModule": {
         "Source": ("source", "root", "unlabeled_source", "predict_source", "class_names", "on_bad_recording"),
         "Labels and splits": (
-            "num_labels", "labels_per_class", "labels", "seed", "val_size", "test_size", "split_file", "test_on",
-            "on_leak",
+            "num_labels", "labels_per_class", "labels", "label_separator", "seed", "val_size", "test_size",
+            "split_file", "test_on", "on_leak",
         ),
         "Windows": ("sample_rate", "seconds", "eval_windows"),
         "Network inputs": ("encoding", "mels", "frame_ms", "hop_ms"),

@@ -18,7 +18,8 @@ class Labeled(NamedTuple):
 
     Attributes:
         x: Inputs, such as float32 images in [0, 1], (B, C, H, W); features, (B, F), after `use_features`.
-        y: Labels, int64 of shape (B,); -1 where unknown.
+        y: Labels, int64 of shape (B,), or (B, C) with 1 for each class of an example and 0 for the others where
+            examples have several; -1 where unknown.
         indices: Positions in the split, int64 of shape (B,).
         num_weak: Number of weak views, which come first and are followed by strong ones; None if all are of one kind.
         names: Names of the examples, in prediction only.
@@ -99,7 +100,7 @@ class BatchViews:
         views += [self._views.strong(x, raw.seed)] if "strong" in self._labeled else []
         if len(views) == 1:
             return Labeled(views[0], raw.labels, raw.indices)
-        return Labeled(concatenate_inputs(views), raw.labels.repeat(2), raw.indices.repeat(2), len(raw.labels))
+        return Labeled(concatenate_inputs(views), torch.cat([raw.labels] * 2), raw.indices.repeat(2), len(raw.labels))
 
     def unlabeled(self, raw: RawBatch, wanted: Sequence[str]) -> Unlabeled:
         """Make the views of unlabeled examples, each with its own randomness.

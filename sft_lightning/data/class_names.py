@@ -21,6 +21,18 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=_natural_key))
 
 
+def list_classes(label: str, separator: str | None) -> list[str]:
+    """Return the classes that a label names, each once, without blanks around them; none of a blank label.
+
+    Args:
+        label: Label, such as `dog; outdoors`; a separator alone is the label of an example of no class.
+        separator: Separator of the classes; None where a label is one class.
+    """
+    if separator is None:
+        return [label] if label else []
+    return [*dict.fromkeys(name for part in label.split(separator) if (name := part.strip()))]
+
+
 def _natural_key(name: str) -> Any:
     try:
         value = float(name)

@@ -110,6 +110,19 @@ class FewLabelData(ABC):
     def size_settings(self) -> dict[str, Any]:
         """Settings of the data other than the batch size that memory depends on, and their values."""
 
+    @property
+    def target(self) -> str:
+        """What networks learn of an example: `class`, or `class_set` where examples have several classes."""
+        return "class"
+
+    @abstractmethod
+    def name_targets(self, targets: Tensor) -> list[str]:
+        """Return the label of each target; an empty text where it is unknown.
+
+        Args:
+            targets: Targets of a batch, (N,) or (N, C).
+        """
+
     @abstractmethod
     def labeled_counts(self) -> Tensor:
         """Return the number of training labels of each class, int64 of shape (num_classes,)."""

@@ -56,6 +56,7 @@ class FewLabelDataModule(PredictDataModule):
         num_workers: int | None = None,
         shard_window: int = 16,
         labels: str | None = None,
+        label_separator: str | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -76,6 +77,7 @@ class FewLabelDataModule(PredictDataModule):
             num_workers: Processes that read examples; None for one per available core, at most 8.
             shard_window: Number of shards whose examples are shuffled at a time.
             labels: A CSV with the columns `id,label`, whose labels are added to those of the source and replace them.
+            label_separator: Separator of several classes in a label; None for one class each.
 
         Raises:
             InputError: A number is out of its range.
@@ -83,7 +85,9 @@ class FewLabelDataModule(PredictDataModule):
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch}
         check_min(1, **sizes, unlabeled_ratio=unlabeled_ratio, shard_window=shard_window)
         check_min(0, num_workers=num_workers)
-        super().__init__(source, request, unlabeled_source, split_file, test_on, on_bad, class_names, labels)
+        super().__init__(
+            source, request, unlabeled_source, split_file, test_on, on_bad, class_names, labels, label_separator
+        )
         self.labeled_views, self.unlabeled_ratio, self.balanced_labels = labeled_views, unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch, self.shard_window = steps_per_epoch, shard_window
@@ -308,14 +312,19 @@ class FewLabelDataModule(PredictDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make the views on the device."""
         if isinstance(batch, RawBatch):
-            return BatchViews(self.views).labeled(batch)
+            return BatchViews(self.views).labeled(self._with_targets(batch))
         made: dict[str, Labeled | Unlabeled] = {}
         if "labeled" in batch:
-            made["labeled"] = BatchViews(self.views_of("labeled"), self.labeled_views).labeled(batch["labeled"])
+            views = BatchViews(self.views_of("labeled"), self.labeled_views)
+            made["labeled"] = views.labeled(self._with_targets(batch["labeled"]))
         if "unlabeled" in batch:
             views = BatchViews(self.views_of("unlabeled"))
             made["unlabeled"] = views.unlabeled(batch["unlabeled"], self._request.views)
         return made
+
+    def _with_targets(self, raw: RawBatch) -> RawBatch:
+        """Return a batch with what networks learn in place of the numbers of its labels."""
+        return raw if raw.labels is None else raw._replace(labels=self.make_targets(raw.labels))
 
     # --- examples without random changes
 

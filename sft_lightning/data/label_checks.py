@@ -122,7 +122,8 @@ def check_missing_labels(
     for label in counts:
         pieces = re.split(r"\s*[|;,/&+]\s*", label)
         if len(pieces) > 1 and label not in listed and all(piece in counts for piece in pieces):
-            message = f"{where}: the label {label!r} is read as one class, not as {len(pieces)} labels"
+            message = f"{where}: the label {label!r} is read as one class, not as {len(pieces)} labels: "
+            message += "if examples have several classes, set label_separator"
             findings.append(Finding("unclear_label", message, [label]))
             break
     for label, count in counts.items():

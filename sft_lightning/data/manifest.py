@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from sft_lightning.data.class_names import sort_classes
+from sft_lightning.data.class_names import list_classes, sort_classes
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
@@ -35,7 +35,7 @@ class ManifestSource(Source):
 
     def __init__(
         self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = (),
-        needs_labels: bool = True,
+        needs_labels: bool = True, separator: str | None = None,
     ) -> None:  # fmt: skip
         """Read the table and check every line.
 
@@ -45,12 +45,13 @@ class ManifestSource(Source):
             skip: Whether to keep lines whose file is missing, which are left out when the examples are read.
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a table without any label.
+            separator: Separator of several classes in a label, which `LabelSetSource` splits; None for one class each.
 
         Raises:
             InputError: A path leads out of both folders, a column, file or label is missing, or two lines contradict
                 each other; the message names the line.
         """
-        self.path, self._skip = path, skip
+        self.path, self._skip, self._separator = path, skip, separator
         self.name = str(path)
         self._folders = TableFolders(path, root)
         self._links: list[str] = []
@@ -146,8 +147,9 @@ class ManifestSource(Source):
     def _check_names(self, listed_classes: Sequence[str]) -> list[Finding]:
         """Check for labels and groups that look alike, or that stand for a missing value."""
         where = f"manifest {self.name!r}"
-        places = {row["label"]: f"line {row['line']}" for row in reversed(self._rows)}
-        labels = Counter(row["label"] for row in self._rows if row["label"])
+        listed = [(name, row["line"]) for row in self._rows for name in list_classes(row["label"], self._separator)]
+        places = {name: f"line {line}" for name, line in reversed(listed)}
+        labels = Counter(name for name, _ in listed)
         findings = [
             *check_missing_labels(where, labels, listed_classes, places),
             *check_class_names(where, labels, listed_classes, places),

@@ -60,11 +60,11 @@ def read_splits(
 
     def choose(request: SplitConfig) -> Splits:
         if split_file is not None:
-            return without_leaks(read_split_file(Path(split_file), listed, source.class_names), request)
+            return without_leaks(read_split_file(Path(split_file), listed, source.label_names), request)
         return make_splits(parts, other, request, source.class_names)
 
     if run is not None:
-        splits = run.apply(source.name, source.class_names, parts, other, request, choose)
+        splits = run.apply(source.name, source.label_names, parts, other, request, choose)
     else:
         splits = leave_out_trained(choose(request), starts, request, source.name)
     if run is not None or split_file is not None:  # whose labels may be fewer than requested

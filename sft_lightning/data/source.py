@@ -71,6 +71,11 @@ class Source(ABC):
     messages: Sequence[str | Finding] = ()
 
     @property
+    def label_names(self) -> Sequence[str]:
+        """Name of each label, in the order of their numbers: the classes, unless a label is a set of them."""
+        return self.class_names
+
+    @property
     def original(self) -> "Source":
         """Underlying source if this one only changes labels or their numbers, and otherwise this source."""
         return self

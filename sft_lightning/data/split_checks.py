@@ -26,8 +26,14 @@ def check_splits(
     Raises:
         InputError: The request asks for fewer labels than there are classes.
     """
-    counts = {name: _count_labels(split.labels, len(class_names)) for name, split in splits.items()}
-    trained = _count_labels(parts["train"].labels, len(class_names)) if "train" in parts else counts["labeled"]
+
+    def count(labels: Tensor) -> Tensor:
+        known = labels[labels >= 0]
+        sets = request.label_sets
+        return torch.bincount(known, minlength=len(class_names)) if sets is None else sets.count(known)
+
+    counts = {name: count(split.labels) for name, split in splits.items()}
+    trained = count(parts["train"].labels) if "train" in parts else counts["labeled"]
     without = [c for c in range(len(class_names)) if not counts["labeled"][c]] if len(splits["labeled"]) else []
     if request.num_labels and (refused := [c for c in without if trained[c]]):
         present = int((trained > 0).sum())
@@ -81,7 +87,3 @@ def check_unlabeled_batch(count: int, batch_size: int) -> str | None:
         f"much as a labeled example, so the unlabeled loss has {count / batch_size:.3g} of its weight; give more "
         "unlabeled examples"
     )
-
-
-def _count_labels(labels: Tensor, num_classes: int) -> Tensor:
-    return torch.bincount(labels[labels >= 0], minlength=num_classes)

@@ -19,6 +19,8 @@ from sft_lightning.data.class_names import find_missing_classes
 from sft_lightning.data.class_order import RenumberedSource
 from sft_lightning.data.contract import FewLabelData
 from sft_lightning.data.issues import as_finding
+from sft_lightning.data.label_files import read_label_rows
+from sft_lightning.data.label_sets import LabelSets, LabelSetSource
 from sft_lightning.data.loaders import Stream, close
 from sft_lightning.data.prepare_splits import read_splits
 from sft_lightning.data.run_splits import TestOn, choose_run_split, get_split_settings
@@ -57,6 +59,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         on_bad: str,
         class_names: list[str] | None,
         labels: str | None = None,
+        label_separator: str | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -69,6 +72,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             on_bad: `raise` to stop at an unreadable example, `skip` to leave it out, count and list it.
             class_names: Classes in the order of their numbers; those of the source are matched by name.
             labels: A CSV with the columns `id,label`, whose labels are added to those of the source and replace them.
+            label_separator: Separator of several classes in a label; None for one class each.
 
         Raises:
             InputError: The seed is out of its range.
@@ -76,7 +80,10 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         super().__init__()
         if not 0 <= request.seed < 2**32:
             raise InputError(f"seed is {request.seed}: give a whole number from 0 to 4294967295")
+        if label_separator is not None and not label_separator.strip():
+            raise InputError(f"label_separator is {label_separator!r}: give a character such as ';', or leave it out")
         self._named, self._class_names, self.labels = source, class_names, labels
+        self.label_separator = label_separator
         self.unlabeled_source, self.split_file, self.test_on = unlabeled_source, split_file, test_on
         self.request, self.bad = request, self._make_record(on_bad)
         self.followed_run: Path | None = None
@@ -145,9 +152,50 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     @cached_property
     def labeled_source(self) -> Source:
         """Source of the examples with the labels of the setting `labels`, in its own order of classes."""
-        if self.labels is None:
-            return self.opened_source
-        return LabeledSource(self.opened_source, Path(self.labels), self._class_names)
+        separator = self.label_separator
+        source, listed = self.opened_source, self._class_names
+        if self.labels is not None and separator is not None:  # any set of classes; `LabelSetSource` checks these
+            listed = [row.label for row in read_label_rows(Path(self.labels)) if row.label and not row.status]
+        if self.labels is not None:
+            source = LabeledSource(source, Path(self.labels), listed)
+        return source if separator is None else LabelSetSource(source, separator, self._class_names)
+
+    @property
+    def label_sets(self) -> LabelSets | None:
+        """Sets of classes that labels are numbers of; None where each label is one class."""
+        return self.labeled_source.label_sets if isinstance(self.labeled_source, LabelSetSource) else None
+
+    @property
+    def target(self) -> str:
+        """What networks learn of an example: `class`, or `class_set` where examples have several classes."""
+        return "class" if self.label_separator is None else "class_set"
+
+    def require_one_class(self, what: str) -> None:
+        """Refuse data whose examples have several classes.
+
+        Args:
+            what: Command or class that cannot take them, as the subject of a sentence.
+
+        Raises:
+            InputError: The data has a `label_separator`.
+        """
+        if self.target != "class":
+            raise InputError(
+                f"{what} takes examples of one class each, and label_separator {self.label_separator!r} gives them "
+                "several: use FineTuneClassifier or SemiSupervisedModule with fit, test and predict"
+            )
+
+    def make_targets(self, labels: Tensor) -> Tensor:
+        """Return what networks learn of labels: the labels, or 1 for each class of their sets and 0 for the others.
+
+        Args:
+            labels: Labels, int64, (N,); -1 where unknown.
+
+        Returns:
+            int64, (N,) or (N, C); -1 where unknown.
+        """
+        sets = self.label_sets
+        return labels if sets is None else sets.rows.to(labels.device)[labels]
 
     @property
     def source(self) -> Source:
@@ -159,7 +207,8 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     @property
     def source_key(self) -> str:
         """Text of all settings that decide what the source holds, and how its classes are numbered."""
-        return repr((type(self).__qualname__, self._named, self.bad.policy, self._class_names, self.labels))
+        separator = () if self.label_separator is None else (self.label_separator,)
+        return repr((type(self).__qualname__, self._named, self.bad.policy, self._class_names, self.labels, *separator))
 
     @property
     def num_classes(self) -> int:
@@ -171,9 +220,22 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         """Names of the classes, in the order of the labels."""
         return list(self.labeled_source.class_names if self._class_names is None else self._class_names)
 
+    def name_targets(self, targets: Tensor) -> list[str]:
+        """Return the label of each target; an empty text where it is unknown.
+
+        Args:
+            targets: What `make_targets` gives, (N,) or (N, C).
+        """
+        names, sets = self.class_names, self.label_sets
+        if sets is None:
+            return [names[k] if k >= 0 else "" for k in targets.tolist()]
+        named = ([name for name, is_in in zip(names, row, strict=True) if is_in] for row in targets.tolist())
+        return ["" if -1 in row else sets.format(one) for row, one in zip(targets.tolist(), named, strict=True)]
+
     def labeled_counts(self) -> Tensor:
         """Return the number of training labels of each class, int64 of shape (num_classes,)."""
-        return torch.bincount(self.splits["labeled"].labels, minlength=self.num_classes)
+        labels, sets = self.splits["labeled"].labels, self.label_sets
+        return torch.bincount(labels, minlength=self.num_classes) if sets is None else sets.count(labels)
 
     # --- splits
 
@@ -218,12 +280,13 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         """
         about: dict[str, Any] = {"source": self.opened_source.name, "class_names": self.class_names}
         about |= get_split_settings(self.request, self.unlabeled_source)
-        write_split_file(path, splits, self._parts, self.class_names, about)
+        write_split_file(path, splits, self._parts, self.source.label_names, about)
 
     def _make_splits(self, stage: str) -> None:
         # Predicting needs no labels, so the source may have other classes than the model.
         strange = stage == "predict" and find_missing_classes(self.labeled_source.class_names, self.class_names)
         source, second = self.labeled_source if strange else self.source, self._open_second(stage)
+        self.request.label_sets = self.label_sets
         self.request.findings[:] = map(as_finding, source.messages)  # drops those of a refused attempt
         followed = None if self.followed_run is None else self.followed_run / MANIFEST
         run = choose_run_split(followed, stage, self.starts, self.test_on, self.split_file)

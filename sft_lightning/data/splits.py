@@ -20,6 +20,8 @@ from torch import Tensor
 
 from sft_lightning.data.equal_examples import find_equal_examples
 from sft_lightning.data.issues import MAX_EXAMPLES, Finding
+from sft_lightning.data.label_sets import LabelSets
+from sft_lightning.data.set_splits import choose_by_share, choose_of_each, join_units
 from sft_lightning.data.source import Examples, concatenated, is_whole
 from sft_lightning.utils.errors import InputError
 
@@ -74,6 +76,7 @@ class SplitConfig:
         on_leak: Policy for an example in two splits; `keep` changes nothing, for audits of the data.
         findings: Findings about the data and its splits, which a run logs.
         leaks: Findings about held-out examples whose labels an earlier run has learned, which the lineage keeps.
+        label_sets: Sets of classes that labels are numbers of; None where each label is one class.
     """
 
     seed: int = 0
@@ -84,6 +87,7 @@ class SplitConfig:
     on_leak: LeakPolicy | Literal["keep"] = "drop"
     findings: list[Finding] = field(default_factory=list)
     leaks: list[Finding] = field(default_factory=list)
+    label_sets: LabelSets | None = None
 
 
 def _hash_key(seed: int, purpose: str, name: str) -> bytes:
@@ -158,6 +162,40 @@ def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], see
         elif entry > own[0]:
             heapq.heapreplace(own, entry)
     return {position for own in best.values() for _, position in own}
+
+
+def choose_sets(
+    ids: Iterable[str],
+    labels: npt.NDArray[np.int64],
+    groups: Sequence[str] | None,
+    sets: LabelSets,
+    request: SplitConfig,
+    purpose: str,
+    total: int | None,
+) -> set[int]:
+    """Choose examples that have several classes each, so that every class keeps its share; groups stay together.
+
+    Args:
+        ids: Names of the candidates.
+        labels: Number of the set of classes of each candidate.
+        groups: Group of each candidate, or None.
+        sets: Sets of classes.
+        request: Settings of the splits.
+        purpose: Name of the choice, which keeps different choices independent.
+        total: Number of examples; None for `labels_per_class` of each class.
+
+    Returns:
+        Positions in `ids`.
+    """
+    names = [*ids]
+    owners = names if groups is None else groups
+    order = sorted(range(len(names)), key=lambda i: (_hash_key(request.seed, purpose, owners[i]), i))
+    counts = sets.rows.numpy()[labels[order]]
+    if total is None:
+        return {order[k] for k in choose_of_each(counts, request.labels_per_class or 0)}
+    units, sizes, members = join_units(counts, [owners[i] for i in order])
+    chosen = choose_by_share(units, sizes, total, at_least_one=purpose == "labeled")
+    return {order[k] for unit in chosen for k in members[unit]}
 
 
 def quotas(counts: dict[int, int], total: int, keep: int = 0) -> dict[int, int]:
@@ -268,17 +306,14 @@ def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> t
         raise InputError(
             f"{purpose}_size asks for {total} of the {len(candidates)} training examples: leave some to train on"
         )
-    if size < 1:  # only shares are capped, to keep an example of each class
-        total = min(total, sum(n - 1 for n in counts.values()))
-    chosen = choose(
-        _ids(part, candidates),
-        labels.tolist(),
-        None if part.groups is None else [part.groups[i] for i in candidates.tolist()],
-        quotas(counts, total, keep=1),
-        request.seed,
-        purpose,
-        keep=True,
-    )
+    groups = None if part.groups is None else [part.groups[i] for i in candidates.tolist()]
+    if request.label_sets is not None and labels[0] >= 0:
+        chosen = choose_sets(_ids(part, candidates), labels, groups, request.label_sets, request, purpose, total)
+    else:
+        if size < 1:  # only shares are capped, to keep an example of each class
+            total = min(total, sum(n - 1 for n in counts.values()))
+        quota = quotas(counts, total, keep=1)
+        chosen = choose(_ids(part, candidates), labels.tolist(), groups, quota, request.seed, purpose, keep=True)
     held, rest = _divided(pool, candidates[sorted(chosen)])
     if not len(held):
         last = "groups stay together, and each one holds the last examples of a class"
@@ -306,6 +341,8 @@ def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> t
         )
     if request.num_labels is not None and request.labels_per_class is not None:
         raise InputError("num_labels and labels_per_class are both set: give one of them")
+    if (sets := request.label_sets) is not None:
+        counts = dict(enumerate(sets.count(torch.from_numpy(labels)).tolist()))
     if request.labels_per_class is not None:
         for c, name in enumerate(class_names):
             if counts.get(c, 0) < request.labels_per_class:
@@ -324,6 +361,10 @@ def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> t
     else:
         return _divided(pool, candidates)
     # Groups separate training from evaluation; within training, the label budget is met exactly.
+    if sets is not None:
+        ids = _ids(pool.part, candidates)
+        chosen = choose_sets(ids, labels, None, sets, request, "labeled", request.num_labels)
+        return _divided(pool, candidates[sorted(chosen)])
     chosen = choose(_ids(pool.part, candidates), labels.tolist(), None, quota, request.seed, "labeled")
     return _divided(pool, candidates[sorted(chosen)])
 

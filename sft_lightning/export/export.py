@@ -69,6 +69,14 @@ def export(
     """
     checkpoint = find_run_checkpoint(run)
     trained = load_trained_network(checkpoint)
+    folder = find_run(checkpoint)
+    config = {} if folder is None else _read_config(folder / "fit.yaml")
+    separator = ((config.get("data") or {}).get("init_args") or {}).get("label_separator")
+    if format != "safetensors" and separator is not None:
+        raise InputError(
+            f"format is {format!r}, and the model card shows how to use programs that take examples of one class each, "
+            f"while label_separator {separator!r} gives those of run {run!r} several: leave it at safetensors"
+        )
     classifier = None
     if part != "backbone" and not trained.head:
         made_by = trained.metadata["made_by"]
@@ -83,7 +91,6 @@ def export(
             )
     check_fraction(wise=wise)
     check_min(0, measure_on=measure_on)
-    folder = find_run(checkpoint)
     file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
@@ -92,7 +99,6 @@ def export(
         check_format(part, format, spec)
     if wise < 1:
         _interpolate(trained, wise, run)
-    config = {} if folder is None else _read_config(folder / "fit.yaml")
     data = config.get("data") or {}
     metadata: dict[str, Any] = {"part": part, **trained.metadata}
     if (form := find_form(metadata)) is not None:

@@ -11,7 +11,7 @@ from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.paradigms.base import Paradigm
 from sft_lightning.paradigms.calibration import Calibration, use_calibration
-from sft_lightning.tasks.classification import Classification
+from sft_lightning.tasks.base import Task
 from sft_lightning.training.figures import ConfusionMatrix, Figure
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
@@ -25,7 +25,7 @@ class BackboneClassifier(Paradigm):
         head: Module from features to logits.
         num_classes: Number of classes.
         class_names: Names of the outputs, which checkpoints record.
-        task: Classification, with its loss and metrics.
+        task: Kind of target, with its loss and metrics.
         trust: Calibration of predictions.
     """
 
@@ -34,20 +34,20 @@ class BackboneClassifier(Paradigm):
     backbone: Encoder
     head: Any
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0, **training: Any) -> None:
-        """Build the task and its metrics; a subclass builds backbone and head.
+    def __init__(self, task: Task, **training: Any) -> None:
+        """Keep the task and build its metrics; a subclass builds backbone and head.
 
         Args:
-            num_classes: Number of classes.
-            label_smoothing: Share of the target spread over all classes.
+            task: Kind of target.
             training: Settings of `Paradigm`, by name.
 
         Raises:
             InputError: A setting is out of its range.
         """
         super().__init__(**training)
-        self.task = Classification(num_classes, label_smoothing)
-        self.num_classes = num_classes
+        self.task = task
+        self.monitor = task.monitor  # type: ignore[misc] # of the instance, as the task decides
+        self.num_classes = num_classes = task.num_classes
         self.class_names = [str(i) for i in range(num_classes)]
         self.trust = Calibration()
         self._metrics = nn.ModuleDict({f"{stage}_metrics": self.task.build_metrics() for stage in ("val", "test")})
@@ -76,6 +76,12 @@ class BackboneClassifier(Paradigm):
             InputError: The data has other classes, or the same ones in another order.
         """
         data = few_label_data(self.trainer)
+        if data is not None and (data.target == "class_set") != (self.task.name == "multi_label"):
+            several = "several classes (label_separator)" if data.target == "class_set" else "one class each"
+            raise InputError(
+                f"{type(self).__name__} is for {self.task.name.replace('_', '-')}, and the examples have {several}: "
+                f"give FineTuneClassifier or SemiSupervisedModule target {data.target!r}, or other data"
+            )
         if data is None or list(names := data.class_names) == self.class_names:
             return
         if self.hparams.get("class_names") is None:
@@ -180,10 +186,10 @@ class BackboneClassifier(Paradigm):
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return class probabilities, float32, (B, num_classes), and the distances of `Calibration`."""
         features, logits = self.evaluated(batch.x)
-        return {"indices": batch.indices, **self.trust.of(features.float(), logits.float())}
+        return {"indices": batch.indices, **self.trust.of(features.float(), logits.float(), self.task)}
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """Return loss, accuracy, macro-F1 and calibration error."""
+        """Return the metrics of the task, such as loss, accuracy, macro-F1 and calibration error."""
         values: dict[str, Tensor] = self._metrics[f"{stage}_metrics"].compute()  # type: ignore[operator]
         return values
 

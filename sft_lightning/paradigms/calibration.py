@@ -20,6 +20,7 @@ from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.runs.lineage import find_run, hash_file
 from sft_lightning.runs.temperature import read_temperature
+from sft_lightning.tasks.base import Task
 from sft_lightning.utils.errors import InputError
 
 FILE = "calibration.safetensors"
@@ -28,24 +29,53 @@ NEIGHBOR = 10  # k; one hundredth of the remembered examples where that is fewer
 UNLIKE = 0.99  # percentile above which an input is marked
 _ROUNDED = 1e-3  # tolerance for rounding errors of lengths and distances
 _NONE = torch.empty(0)
+_FEWEST = 5  # examples of a class for a threshold of its own
 _PAIRS = 2**17  # pairs of an input and a remembered example that are compared at a time
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Fit the temperature T that maximizes the likelihood of softmax(logits / T) (Guo et al. 2017).
+    """Fit the temperature T that maximizes the likelihood of the probabilities of logits / T (Guo et al. 2017).
 
     Args:
         logits: Logits of a validation split, (N, C).
-        labels: Labels, int64, (N,).
+        labels: Labels, int64, (N,), or 1 for each class of an example and 0 for the others, (N, C).
     """
     from scipy.optimize import minimize_scalar
 
     x = logits.double()
 
     def loss(log_t: float) -> float:
-        return float(F.cross_entropy(x / math.exp(log_t), labels))
+        scaled = x / math.exp(log_t)
+        if labels.ndim == 2:
+            return float(F.binary_cross_entropy_with_logits(scaled, labels.double()))
+        return float(F.cross_entropy(scaled, labels))
 
     return math.exp(float(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
+
+
+def fit_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Choose the probability of each class from which it is predicted, by the best F1 of validation examples.
+
+    Classes of fewer than 5 such examples keep 0.5, since the best threshold of a few is one of chance.
+
+    Args:
+        probabilities: Probabilities, (N, C).
+        targets: 1 for each class of an example and 0 for the others, (N, C).
+
+    Returns:
+        float32, (C,).
+    """
+    thresholds = torch.full((targets.shape[1],), 0.5)
+    for k in range(targets.shape[1]):
+        p, order = probabilities[:, k].float().sort(descending=True)
+        right = targets[order, k].cumsum(0)
+        if int(targets[:, k].sum()) >= _FEWEST:
+            f1 = 2 * right / (torch.arange(1, len(p) + 1) + targets[:, k].sum())
+            ends = torch.cat([p[1:] < p[:-1], torch.tensor([True])])  # equal probabilities are predicted together
+            best = int(torch.where(ends, f1, -torch.ones(())).argmax())
+            below = p[best + 1] if best + 1 < len(p) else torch.zeros(())
+            thresholds[k] = (p[best] + below) / 2
+    return thresholds
 
 
 def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = False) -> Tensor:
@@ -80,6 +110,8 @@ class Calibration:
         held_out: Whether these are validation examples; otherwise those of the bank, each without itself.
         uncalibrated_reason: Reason for the lack of a temperature; empty where there is one.
         cross_fitted: Whether the temperature is that of labels that were held out in turn.
+        thresholds: Probability of each class from which it is predicted where examples have several, float32, (C,);
+            (0,) for 0.5.
     """
 
     temperature: float = 1.0
@@ -89,21 +121,27 @@ class Calibration:
     held_out: bool = False
     uncalibrated_reason: str = ""
     cross_fitted: bool = False
+    thresholds: Tensor = _NONE
 
-    def of(self, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    def of(self, features: Tensor, logits: Tensor, task: Task) -> dict[str, Tensor]:
         """Compute calibrated probabilities and distances for a batch.
 
         Args:
             features: Features, float32, (B, F).
             logits: Logits, float32, (B, C).
+            task: Kind of target.
 
         Returns:
-            `probabilities` (B, C); where training examples are known also `distance_percentile` (B,), the share of
-            ordinary examples that are no farther from the training data, and `unlike_training` (B,), bool: it is above
-            0.99. So about 1 in 100 ordinary examples is marked, too; with V < 100 validation examples about 1 in V + 1.
-            Where the bank itself stands in for a validation split more are: it lies closer than new examples do.
+            `probabilities` (B, C); where examples have several classes also `predicted` (B, C), bool; where training
+            examples are known also `distance_percentile` (B,), the share of ordinary examples that are no farther from
+            the training data, and `unlike_training` (B,), bool: it is above 0.99. So about 1 in 100 ordinary examples
+            is marked, too; with V < 100 validation examples about 1 in V + 1. Where the bank itself stands in for a
+            validation split more are: it lies closer than new examples do.
         """
-        outputs = {"probabilities": (logits / self.temperature).softmax(1)}
+        probabilities = task.probabilities(logits / self.temperature)
+        outputs = {"probabilities": probabilities}
+        if task.name == "multi_label":
+            outputs["predicted"] = probabilities >= (self.thresholds.to(logits) if len(self.thresholds) else 0.5)
         if len(self.reference_distances):
             distance = neighbor_distance(features, self.bank)
             share = torch.searchsorted(self.reference_distances, distance, right=True) / len(self.reference_distances)
@@ -133,6 +171,9 @@ class Calibration:
         shaped = ordinary.ndim == 1 and ordinary.dtype == torch.float32
         if not shaped or not bool(((ordinary >= 0) & (ordinary < 2 + _ROUNDED)).all() and (ordinary.diff() >= 0).all()):
             wrong.append("reference_distances")
+        limits = self.thresholds
+        if limits.ndim != 1 or limits.dtype != torch.float32 or not bool(((limits >= 0) & (limits <= 1)).all()):
+            wrong.append("thresholds")
         if wrong:
             raise ValueError(f"invalid values of {', '.join(wrong)}")
 
@@ -176,19 +217,22 @@ def fit_calibration(module: Any, training: Iterable[Any], held_out: Iterable[Any
     known = collect(training)[0]
     bank = F.normalize(known, dim=1) if len(known) else known
     features, logits, labels = collect(held_out)
-    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    is_known = module.task.is_known(labels) if len(labels) else labels >= 0
+    logits, labels = logits[is_known], labels[is_known]
     trust = Calibration(bank=bank, held_out=len(features) > 0)
     if len(bank) > 1:
         ordinary = features if trust.held_out else known
         trust.reference_distances = neighbor_distance(ordinary, bank, among_themselves=not trust.held_out).sort().values
     if not len(labels):
         trust.uncalibrated_reason = "the run has no validation example"
-    elif bool((logits.argmax(1) == labels).all()):
+    elif bool(module.task.is_right(logits, labels).all()):
         trust.uncalibrated_reason = (
             f"all of its {len(labels):,} validation examples are right, which no temperature fits best"
         )
     else:
         trust.temperature, trust.calibrated_on = fit_temperature(logits, labels), len(labels)
+        if labels.ndim == 2:
+            trust.thresholds = fit_thresholds((logits / trust.temperature).sigmoid(), labels)
     return trust
 
 
@@ -250,7 +294,8 @@ def _fit(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
 def _write(path: Path, key: dict[str, Any], trust: Calibration) -> None:
     values = {name: getattr(trust, name) for name in ("temperature", "calibrated_on", "held_out", "cross_fitted")}
     values["because"] = trust.uncalibrated_reason  # the name of earlier versions
-    write_weights(path, {"bank": trust.bank, "ordinary": trust.reference_distances}, {**key, **values})
+    tensors = {"bank": trust.bank, "ordinary": trust.reference_distances, "thresholds": trust.thresholds}
+    write_weights(path, tensors, {**key, **values})
 
 
 def _read(path: Path, key: dict[str, Any], num_features: int) -> Calibration | None:
@@ -262,7 +307,10 @@ def _read(path: Path, key: dict[str, Any], num_features: int) -> Calibration | N
         if {name: values.pop(name) for name in key} != key:
             return None
         values["uncalibrated_reason"] = values.pop("because")
-        trust = Calibration(bank=tensors["bank"], reference_distances=tensors["ordinary"], **values)
+        thresholds = tensors.get("thresholds", _NONE)  # files of version 0.2 have none
+        trust = Calibration(
+            bank=tensors["bank"], reference_distances=tensors["ordinary"], thresholds=thresholds, **values
+        )
         trust.check(num_features)
     except InputError as error:
         rank_zero_warn(f"The saved calibration is not used and is fitted again: {error}")

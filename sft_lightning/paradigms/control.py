@@ -7,9 +7,10 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
 from sft_lightning.data.contract import known_splits
+from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.classification_metrics import restart
 from sft_lightning.training.ema import EMA
 from sft_lightning.training.optimizers import Group
@@ -30,18 +31,19 @@ class Control(nn.Module):
         average: Average of both, with the decay of the original's average, or None.
     """
 
-    def __init__(self, network: nn.Module, num_classes: int, ema_decay: float) -> None:
+    def __init__(self, network: nn.Module, task: Task, ema_decay: float) -> None:
         """Copy the network as it is.
 
         Args:
             network: Module with the submodules `backbone` and `head`.
-            num_classes: Number of classes.
+            task: Kind of target.
             ema_decay: Decay of the average; 0 for none.
         """
         super().__init__()
         self.backbone, self.head = (deepcopy(network.get_submodule(part)) for part in _PARTS)
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
-        self._accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self._task = task
+        self._accuracy = MeanMetric()
 
     def follow(self, network: nn.Module) -> None:
         """Freeze and release what is frozen and released in the original.
@@ -99,9 +101,9 @@ class Control(nn.Module):
 
         Args:
             x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
-            y: Labels, int64, (B,).
+            y: Targets, (B, ...).
         """
-        self._accuracy.update(self.evaluated(x)[1], y)
+        self._accuracy.update(self._task.is_right(self.evaluated(x)[1], y).float())
 
     def compute_accuracy(self) -> Tensor:
         """Return the accuracy over all batches and processes, and reset it."""

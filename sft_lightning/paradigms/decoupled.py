@@ -89,6 +89,11 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
         self._set_trained(1)
 
     def _check(self) -> None:
+        if self.task.name != "classification":
+            raise InputError(
+                "DecoupledFeatureClassifier learns features from examples of one class each, and these have several "
+                "(label_separator): use FineTuneClassifier"
+            )
         two = self.coupling == "two_stage"
         if two and self.feature_epochs < 1:
             raise InputError(f"feature_epochs is {self.feature_epochs}: two_stage needs at least 1 for its first stage")

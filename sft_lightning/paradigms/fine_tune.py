@@ -27,6 +27,8 @@ from sft_lightning.paradigms.head_weights import attach_head, take_head
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.record import RunRecord
 from sft_lightning.tasks.class_weights import order_weights
+from sft_lightning.tasks.make_task import make_task
+from sft_lightning.tasks.multi_label import MultiLabelLoss
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_min
@@ -64,6 +66,8 @@ class FineTuneClassifier(BackboneClassifier):
         norm_stats: NormStats = "auto",
         cache_features: bool = True,
         label_smoothing: float = 0.0,
+        target: str = "class",
+        multi_label_loss: MultiLabelLoss = "binary_cross_entropy",
         class_weights: Literal["balanced"] | list[float] | dict[str, float] | None = None,
         compile: bool | str = False,
         regularizer: Regularizer | None = None,
@@ -100,6 +104,10 @@ class FineTuneClassifier(BackboneClassifier):
             cache_features: Whether to compute the features once and keep them in `lightning_logs/features` where the
                 backbone never learns and views are fixed.
             label_smoothing: Share of the target spread over all classes.
+            target: What the data gives networks to learn: `class`, or `class_set` where examples have several classes;
+                the command line takes it from the data.
+            multi_label_loss: Loss of examples with several classes: `binary_cross_entropy`, or `asymmetric` (Ridnik et
+                al. 2021), under which classes that an example obviously lacks count for less.
             class_weights: Weight of each example in the loss by its class, by name or in the order of the classes;
                 `balanced` for the inverse of the class's number of labels.
             compile: Compile the backbone: true, or a mode of `torch.compile`.
@@ -115,8 +123,7 @@ class FineTuneClassifier(BackboneClassifier):
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
         super().__init__(
-            num_classes,
-            label_smoothing,
+            make_task(target, num_classes, label_smoothing, multi_label_loss),
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             regularizer=regularizer,

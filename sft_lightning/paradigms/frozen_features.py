@@ -18,6 +18,7 @@ from sft_lightning.networks.modes import eval_mode
 from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
 from sft_lightning.paradigms.base import StepResult, resolve_input_spec
 from sft_lightning.paradigms.feature_cache import MOST, features, give_features
+from sft_lightning.tasks.classification import Classification
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
 
@@ -69,7 +70,7 @@ class FrozenFeatureClassifier(BackboneClassifier):
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
-        super().__init__(num_classes, optimizer=None, lr_scheduler=None)
+        super().__init__(Classification(num_classes), optimizer=None, lr_scheduler=None)
         if not isinstance(classifier, Classifier | None):
             raise InputError(
                 f"classifier is {classifier!r:.60}: give an object such as LabelSpreading() (in YAML, a class_path)"

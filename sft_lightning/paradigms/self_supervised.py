@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from sft_lightning.data.contract import BatchRequest
+from sft_lightning.data.contract import BatchRequest, few_label_data
 from sft_lightning.losses.pretraining.base import Objective
 from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.networks.build import build_encoder
@@ -193,6 +193,16 @@ class SelfSupervisedModule(EncoderPretraining):
             )
 
     # --- evaluation
+
+    def setup(self, stage: str) -> None:
+        """Measure no features by class where examples have several.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        data = few_label_data(self.trainer)
+        if data is not None and data.target != "class":
+            self._feature_metrics = nn.ModuleDict()
 
     def _begin_evaluation(self, stage: str) -> None:
         self._evaluated = []

@@ -88,7 +88,7 @@ class SemiSupervisedModule(FineTuneClassifier):
             )
         strategy.check_support(self.backbone, self.task.name)
         self.strategy, self.schedule = strategy, schedule
-        strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, self.backbone))
+        strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, self.backbone, self.task.name))
         self._given_lengths = warmup_steps, ramp_steps
         self.warmup_steps, self.ramp_steps = warmup_steps or 0, ramp_steps or 0  # `setup` chooses those left open
         self.supervised_steps, self.unsupervised_steps = supervised_steps, unsupervised_steps
@@ -213,7 +213,7 @@ class SemiSupervisedModule(FineTuneClassifier):
         self.control = None
         if self._wants_control and not (reason := find_obstacle(self)):
             decay = 0.0 if self.average is None else self.average.decay
-            self.control = Control(self, self.num_classes, decay)
+            self.control = Control(self, self.task, decay)
             compile_in_place(self.control.backbone, self.hparams.get("compile", False))
         elif self._wants_control:
             rank_zero_info(f"Control: not trained, because {reason}.")

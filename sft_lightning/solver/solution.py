@@ -70,7 +70,7 @@ class Solution:
             given = [] if isinstance(inputs, str | Path) else [Path(path) for path in inputs]
             for k, path in enumerate(given):  # links, since a manifest must not lead out of its folder
                 (Path(folder) / f"{k:09d}{path.suffix}").symlink_to(path.resolve())
-            rows = self._predict_source(folder if given else inputs)
+            rows = self._predict_source(inputs if isinstance(inputs, str | Path) else folder)
         names = {f"{k:09d}{path.suffix}": str(path) for k, path in enumerate(given)}
         return [{**row, "path": names.get(Path(row["path"]).name, row["path"])} for row in rows]
 

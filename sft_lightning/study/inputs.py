@@ -130,6 +130,7 @@ class InputReader:
 
 
 def _describe_data(data: FewLabelDataModule) -> Inputs:
+    data.require_one_class("study")
     source = data.source if data.labels is None else data.opened_source
     digests: Inputs = {"source": _describe_examples(source.load(), source.class_names)}
     if data.unlabeled_source is not None:

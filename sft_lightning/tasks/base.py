@@ -21,12 +21,18 @@ class Task(ABC):
 
     Attributes:
         name: Name of the task, as strategies list it, such as `classification`.
+        monitor: Validation metric that chooses the best checkpoint, and `min` or `max`.
+        num_classes: Number of classes C.
+        label_smoothing: Share of the target that is spread over other classes.
     """
 
     name: ClassVar[str]
+    monitor: ClassVar[tuple[str, str]]
+    num_classes: int
+    label_smoothing: float
 
     @abstractmethod
-    def build_head(self, num_features: int) -> nn.Module:
+    def build_head(self, num_features: int) -> nn.Linear:
         """Build the layer from features to outputs.
 
         Args:
@@ -46,3 +52,28 @@ class Task(ABC):
     @abstractmethod
     def build_metrics(self) -> nn.Module:
         """Build the metrics of one stage, a `StageMetrics`."""
+
+    @abstractmethod
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return probabilities, of the shape of the outputs.
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+        """
+
+    @abstractmethod
+    def is_right(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return whether each example is predicted correctly, boolean, (B,).
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+            target: Targets, (B, ...).
+        """
+
+    @abstractmethod
+    def is_known(self, target: Tensor) -> Tensor:
+        """Return which examples have labels, boolean, (B,).
+
+        Args:
+            target: Targets, (B, ...); -1 where unknown.
+        """

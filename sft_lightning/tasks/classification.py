@@ -17,6 +17,7 @@ class Classification(Task):
     """
 
     name: ClassVar[str] = "classification"
+    monitor: ClassVar[tuple[str, str]] = ("val/accuracy", "max")
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
         """Keep the settings.
@@ -52,3 +53,15 @@ class Classification(Task):
     def build_metrics(self) -> ClassifierMetrics:
         """Build loss, accuracy, macro-F1, calibration error and the confusion matrix."""
         return ClassifierMetrics(self.num_classes)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each class, (B, C)."""
+        return outputs.softmax(1)
+
+    def is_right(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return whether the most probable class of each example is its own."""
+        return outputs.argmax(1) == target
+
+    def is_known(self, target: Tensor) -> Tensor:
+        """Return which examples have labels."""
+        return target >= 0

@@ -165,6 +165,7 @@ class _DataBySpec:
 
     def _set_up(self, **changed: Any) -> FewLabelDataModule:
         made = self._make(**changed)
+        made.require_one_class("rank")
         made.setup("validate")
         return made
 

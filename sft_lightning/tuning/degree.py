@@ -136,6 +136,7 @@ def make_folds(data: FewLabelDataModule, number: int, use_unlabeled: bool) -> li
     Raises:
         InputError: A class has too few examples or groups.
     """
+    data.require_one_class("degree")
     labeled, unlabeled = data.splits["labeled"], data.splits["unlabeled"]
     further = Split(unlabeled.part, unlabeled.indices if use_unlabeled else [])
     plan = plan_folds(data, labeled, number, further)

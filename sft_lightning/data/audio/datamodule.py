@@ -74,6 +74,7 @@ class AudioDataModule(FewLabelDataModule):
         predict_source: str | None = None,
         class_names: list[str] | None = None,
         labels: str | None = None,
+        label_separator: str | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -118,6 +119,8 @@ class AudioDataModule(FewLabelDataModule):
             predict_source: Recording, table or folder of recordings that `predict` reads; null for the test split.
             class_names: Names of the classes in the order of their numbers, matched with the source by name.
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
+            label_separator: Separator of several classes in a label of a table, such as `;` in `dog;outdoors`; the
+                separator alone labels an example of no class. null where each example has one class.
 
         Raises:
             InputError: A setting has an invalid value, or the extra `audio` is missing.
@@ -143,6 +146,7 @@ class AudioDataModule(FewLabelDataModule):
             steps_per_epoch,
             num_workers,
             labels=labels,
+            label_separator=label_separator,
         )
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = make_views(self.sound, weak_view, strong_view)
@@ -176,7 +180,8 @@ class AudioDataModule(FewLabelDataModule):
         """Open the source of labeled and unlabeled recordings."""
         skip, listed = self.bad.policy == "skip", self._class_names or ()
         needed = needs_labels and self.labels is None
-        return open_recordings(name, self.sound.rate, self._cache, self.root, skip, listed, needed)
+        how = self.root, skip, listed, needed, "source", self.label_separator
+        return open_recordings(name, self.sound.rate, self._cache, *how)
 
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training recordings, without labels."""

@@ -85,6 +85,7 @@ class RecordingTable(ManifestSource):
         skip: bool = False,
         listed_classes: Sequence[str] = (),
         needs_labels: bool = True,
+        separator: str | None = None,
     ) -> None:
         """Read the table and check every line.
 
@@ -96,12 +97,13 @@ class RecordingTable(ManifestSource):
             skip: Whether to keep lines whose file is missing.
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a table without any label.
+            separator: Separator of several classes in a label; None for one class each.
 
         Raises:
             InputError: The table cannot be read, or what it says is contradictory.
         """
         self._rate, self._cache = rate, cache
-        super().__init__(path, root, skip, listed_classes, needs_labels)
+        super().__init__(path, root, skip, listed_classes, needs_labels, separator)
 
     def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> Recordings:
         """Return the files of one split."""
@@ -117,6 +119,7 @@ def open_recordings(
     listed_classes: Sequence[str] = (),
     needs_labels: bool = True,
     setting: str = "source",
+    separator: str | None = None,
 ) -> Source:
     """Open a source of recordings, whose kind follows from its name.
 
@@ -129,6 +132,7 @@ def open_recordings(
         listed_classes: Class names that the user listed, which are not checked.
         needs_labels: Whether to refuse a table without any label.
         setting: Name of the setting, for messages.
+        separator: Separator of several classes in a label of a table; None for one class each.
 
     Raises:
         InputError: The source does not exist, or cannot be read.
@@ -137,7 +141,7 @@ def open_recordings(
     if path.is_dir():
         return RecordingFolders(path, rate, cache, listed_classes)
     if path.suffix.lower() in TABLES:
-        return RecordingTable(path, rate, cache, root, skip, listed_classes, needs_labels)
+        return RecordingTable(path, rate, cache, root, skip, listed_classes, needs_labels, separator)
     what = "is a single file" if path.is_file() else "does not exist"
     raise InputError(
         f"{setting} {name!r} {what}: give a folder of recordings, or a table of them that ends with {', '.join(TABLES)}"

@@ -58,6 +58,7 @@ class TextDataModule(FewLabelDataModule):
         predict_source: str | None = None,
         class_names: list[str] | None = None,
         labels: str | None = None,
+        label_separator: str | None = None,
         group_by_length: int = 0,
     ) -> None:
         """Keep the settings, and read the source for its classes.
@@ -97,6 +98,8 @@ class TextDataModule(FewLabelDataModule):
             predict_source: Table or folder of texts that `predict` reads; null for the test split.
             class_names: Names of the classes in the order of their numbers, matched with the source by name.
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
+            label_separator: Separator of several classes in a label of a table, such as `;` in `dog;outdoors`; the
+                separator alone labels an example of no class. null where each example has one class.
             group_by_length: Number of training texts of similar length that come together, such as the batch size of
                 all processes, so that batches have less padding; 0 for batches of any lengths.
 
@@ -120,6 +123,7 @@ class TextDataModule(FewLabelDataModule):
             steps_per_epoch=steps_per_epoch,
             num_workers=0,
             labels=labels,
+            label_separator=label_separator,
         )
         self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column)
         self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length, group_by_length)
@@ -168,7 +172,7 @@ class TextDataModule(FewLabelDataModule):
     def open_source(self, name: str, needs_labels: bool = True) -> TextSource:
         """Open the source of labeled and unlabeled texts."""
         listed, needed = self._class_names or (), needs_labels and self.labels is None
-        return TextSource(name, self.columns, self.encoding, listed, needed)
+        return TextSource(name, self.columns, self.encoding, listed, needed, self.label_separator)
 
     def open_to_predict(self, name: str) -> TextSource:
         """Open a source of texts to predict, which needs no labels."""

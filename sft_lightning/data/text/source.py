@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sft_lightning.data.class_names import sort_classes
+from sft_lightning.data.class_names import list_classes, sort_classes
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
@@ -36,6 +36,7 @@ class TextSource(Source):
         encoding: Encoding,
         listed_classes: Sequence[str] = (),
         needs_labels: bool = True,
+        separator: str | None = None,
     ) -> None:
         """Read a table or a folder.
 
@@ -47,11 +48,12 @@ class TextSource(Source):
             encoding: How texts become tokens.
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a source without labels.
+            separator: Separator of several classes in a label, which `LabelSetSource` splits; None for one class each.
 
         Raises:
             InputError: The source cannot be read, or what it says is contradictory.
         """
-        self.name, self._encoding = name, encoding
+        self.name, self._encoding, self._separator = name, encoding, separator
         path = SAMPLE if name == SAMPLE_NAME else Path(name)
         self._findings: list[Finding] = []
         self.blank: list[str] = []
@@ -132,8 +134,9 @@ class TextSource(Source):
         for name, count in Counter(row.id for row in rows).items():
             if count > 1:
                 raise InputError(f"{where}: the id {name!r} is on {count} lines: give each line its own")
-        places = {row.label: self._locate(row) for row in reversed(rows)}
-        labels = Counter(row.label for row in rows if row.label)
+        listed = [(name, row) for row in rows for name in list_classes(row.label, self._separator)]
+        places = {name: self._locate(row) for name, row in reversed(listed)}
+        labels = Counter(name for name, _ in listed)
         self._findings += check_missing_labels(where, labels, listed_classes, places)
         self._findings += check_class_names(where, labels, listed_classes, places)
         places = {row.group: self._locate(row) for row in reversed(rows)}

@@ -86,6 +86,7 @@ class ImageDataModule(FewLabelDataModule):
         predict_source: str | None = None,
         class_names: list[str] | None = None,
         labels: str | None = None,
+        label_separator: str | None = None,
     ) -> None:
         """Open the source; `setup` reads the images.
 
@@ -141,6 +142,8 @@ class ImageDataModule(FewLabelDataModule):
                 `image_size` and `channels` are given, the source is opened only when its images are needed.
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them. Ids
                 are those of split.csv. A source without labels takes the classes of the CSV.
+            label_separator: Separator of several classes in a label of a table, such as `;` in `dog;outdoors`; the
+                separator alone labels an example of no class. null where each example has one class.
 
         Raises:
             InputError: A setting has an invalid value.
@@ -166,6 +169,7 @@ class ImageDataModule(FewLabelDataModule):
             num_workers,
             shard_window,
             labels,
+            label_separator,
         )
         self.weak_view = make_view(WeakView, weak_view, "weak_view")
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
@@ -220,7 +224,7 @@ class ImageDataModule(FewLabelDataModule):
         """Open the source of labeled and unlabeled images."""
         skip = self.bad.policy == "skip"
         listed, needs_labels = self._class_names or (), self.labels is None
-        return open_source(name, self.root, self.download, "source", skip, listed, needs_labels)
+        return open_source(name, self.root, self.download, "source", skip, listed, needs_labels, self.label_separator)
 
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training images, without labels."""

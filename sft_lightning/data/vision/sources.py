@@ -27,7 +27,7 @@ SAMPLE = Path(__file__).parents[1] / "sample"
 
 def open_source(
     name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False,
-    listed_classes: Sequence[str] = (), needs_labels: bool = True,
+    listed_classes: Sequence[str] = (), needs_labels: bool = True, separator: str | None = None,
 ) -> ImageSource:  # fmt: skip
     """Open a source, whose kind follows from its name.
 
@@ -40,6 +40,7 @@ def open_source(
         skip: Whether files that a manifest lists may be missing.
         listed_classes: Class names that the user listed, which are not checked.
         needs_labels: Whether to refuse a manifest without any label.
+        separator: Separator of several classes in a label of a manifest; None for one class each.
 
     Raises:
         InputError: The source does not exist, or holds no usable image.
@@ -51,7 +52,7 @@ def open_source(
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ImageManifest(path, root, skip, listed_classes, needs_labels)
+        return ImageManifest(path, root, skip, listed_classes, needs_labels, separator)
     if (path / INDEX).is_file():
         return ShardSource(path)
     if path.is_dir():

@@ -19,6 +19,7 @@ from sft_lightning.losses.unlabeled.base import (
     masked_cross_entropy as masked_cross_entropy,
     sharpen as sharpen,
 )
+from sft_lightning.losses.unlabeled.class_aware import ClassAwarePseudoLabels
 from sft_lightning.losses.unlabeled.comatch import CoMatch
 from sft_lightning.losses.unlabeled.debiasmatch import DebiasMatch
 from sft_lightning.losses.unlabeled.dst import DST
@@ -42,6 +43,7 @@ __all__ = [
     "DST",
     "UDA",
     "AdaMatch",
+    "ClassAwarePseudoLabels",
     "CoMatch",
     "DebiasMatch",
     "EntropyMinimization",

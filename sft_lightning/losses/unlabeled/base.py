@@ -57,11 +57,13 @@ class StrategyContext(NamedTuple):
         num_classes: Number of classes, C.
         num_features: Number of features, F.
         backbone: Network from inputs to features, with its `input_spec`.
+        task: Name of the task.
     """
 
     num_classes: int
     num_features: int
     backbone: Encoder
+    task: str = "classification"
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -163,10 +165,14 @@ class Strategy(nn.Module, ABC):
                 f"strategy {name} computes with the numbers of inputs, and those of a {backbone.input_spec.noun} "
                 "are entries of a list: choose another strategy, such as SoftMatch"
             )
-        if task not in self.tasks:
+        if task == "multi_label" and task not in self.tasks:
             raise InputError(
-                f"strategy {name} supports {', '.join(self.tasks)}, and the task is {task}: choose another strategy"
+                f"strategy {name} learns from examples of one class each, and these have several (label_separator): "
+                "set ClassAwarePseudoLabels or MeanTeacher"
             )
+        if task not in self.tasks:
+            why = ", and each example has one class" if self.tasks == ("multi_label",) else f", and the task is {task}"
+            raise InputError(f"strategy {name} supports {', '.join(self.tasks)}{why}: choose another strategy")
 
     def build(self, context: StrategyContext) -> None:
         """Create buffers and parameters, once, before training.

@@ -13,7 +13,7 @@ from sft_lightning.utils.lightning_patches import get_event_writer
 
 Settings = dict[str, int | float | str]
 # Linked from the data when the model is built, so the config does not have their values.
-_LINKED = ("class_path", "init_args", "class_names", "num_classes", "input_spec", "image_shape")
+_LINKED = ("class_path", "init_args", "class_names", "num_classes", "target", "input_spec", "image_shape")
 # TensorBoard takes the columns of all runs from whichever run it finds first, and shows the first five settings and
 # metrics. So every run names the same first ones, including those that it lacks.
 _FIRST = ("model", "model.backbone", "model.strategy", "model.optimizer.lr", "data.num_labels")

@@ -90,11 +90,17 @@ class PredictionWriter(BasePredictionWriter):
         probabilities = prediction.get("probabilities")
         if probabilities is not None:
             names: list[str] = pl_module.class_names  # type: ignore[assignment]
-            columns["predicted"] = [names[i] for i in probabilities.argmax(1).tolist()]
+            if (chosen := prediction.get("predicted")) is None:
+                columns["predicted"] = [names[i] for i in probabilities.argmax(1).tolist()]
+            else:  # examples that have several classes
+                data = few_label_data(trainer)
+                separator = getattr(data, "label_separator", None) or ";"
+                rows = ([name for name, is_in in zip(names, row, strict=True) if is_in] for row in chosen.tolist())
+                columns["predicted"] = [separator.join(row) or separator for row in rows]
             for name, column in zip(names, probabilities.T.tolist(), strict=True):
                 columns[f"p({name})"] = [f"{p:.6f}" for p in column]
         for name, value in prediction.items():
-            if name not in ("indices", "probabilities"):
+            if name not in ("indices", "probabilities", "predicted"):
                 columns[name] = _format_cells(value)
         self._counts[0] += len(indices)
         self._counts[1] += columns.get("unlike_training", []).count("yes")

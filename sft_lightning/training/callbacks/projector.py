@@ -54,7 +54,7 @@ def collect_examples(trainer: Trainer, module: Any) -> Examples | None:
     with eval_mode(module), trainer.precision_plugin.forward_context():
         for batch in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
             features.append(module.features(batch.x).flatten(1).float().cpu())
-            classes = [data.class_names[k] if k >= 0 else "unlabeled" for k in batch.y.tolist()]
+            classes = [name or "unlabeled" for name in data.name_targets(batch.y)]
             shown = data.views.show(batch.x)
             if isinstance(shown, Tensor):
                 thumbnails.append(shrink(shown.float()).cpu())

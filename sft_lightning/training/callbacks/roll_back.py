@@ -250,7 +250,7 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _classify(trainer: Trainer, module: LightningModule, network: Any) -> Tensor:
+def _classify(trainer: Trainer, module: Any, network: Any) -> Tensor:
     """Return for each validation example whether a network, the module or a part of it, classifies it correctly.
 
     Boolean, (N,); equal on all processes.
@@ -261,5 +261,5 @@ def _classify(trainer: Trainer, module: LightningModule, network: Any) -> Tensor
     with isolate_rng(), eval_mode(module), plugin.forward_context():
         for batch in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
             logits = network.evaluated(plugin.convert_input(batch.x))[1]
-            correct.append((logits.argmax(1) == batch.y).cpu())
+            correct.append(module.task.is_right(logits, batch.y).cpu())
     return torch.cat(correct)

@@ -1,0 +1,39 @@
+"""The task of a kind of target."""
+
+from typing import get_args
+
+from sft_lightning.tasks.base import Task
+from sft_lightning.tasks.classification import Classification
+from sft_lightning.tasks.multi_label import MultiLabel, MultiLabelLoss
+from sft_lightning.utils.errors import InputError
+
+
+def make_task(
+    target: str,
+    num_classes: int,
+    label_smoothing: float = 0.0,
+    multi_label_loss: MultiLabelLoss = "binary_cross_entropy",
+) -> Task:
+    """Make the task of a kind of target.
+
+    Args:
+        target: `class` for one class of several, or `class_set` for any of them.
+        num_classes: Number of classes.
+        label_smoothing: Share of the target spread over other classes.
+        multi_label_loss: Loss of examples with several classes.
+
+    Raises:
+        InputError: A setting is out of its range, or does not go with the target.
+    """
+    if multi_label_loss not in get_args(MultiLabelLoss):
+        raise InputError(f"multi_label_loss is {multi_label_loss!r}: give {' or '.join(get_args(MultiLabelLoss))}")
+    if target == "class_set":
+        return MultiLabel(num_classes, label_smoothing, multi_label_loss)
+    if target != "class":
+        raise InputError(f"target is {target!r}: give class, or class_set where examples have several classes")
+    if multi_label_loss != "binary_cross_entropy":
+        raise InputError(
+            f"multi_label_loss is {multi_label_loss!r}, and each example has one class: leave it out, or give the data "
+            "a label_separator"
+        )
+    return Classification(num_classes, label_smoothing)
