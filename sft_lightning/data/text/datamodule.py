@@ -1,6 +1,7 @@
 """`TextDataModule`: labeled, unlabeled, validation and test batches of the texts of a source."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,7 +17,8 @@ from sft_lightning.data.text.source import TextSource
 from sft_lightning.data.text.storage import Encoding, TextStorage
 from sft_lightning.data.text.tables import Columns
 from sft_lightning.data.text.views import TextView, TextViews
-from sft_lightning.networks.text.tokenizers import make_tokenizer
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.text.tokenizers import PieceTokenizer, make_tokenizer
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
 
@@ -73,8 +75,9 @@ class TextDataModule(FewLabelDataModule):
             label_column: Name of the column of labels.
             split_column: Name of the column of splits, which may be missing.
             group_column: Name of the column of groups, such as authors, which may be missing; a group stays together.
-            tokenizer: `words` for hashed words (`words:N` with N different ids), or `hf/` and the folder or the name of
-                a published encoder. Null for that of a backbone `hf/...`, and otherwise `words`.
+            tokenizer: `words` for hashed words (`words:N` with N different ids), `bpe:N` for at most N pieces of words
+                that are learned from the training texts, or `hf/` and the folder or the name of a published encoder.
+                Null for that of a backbone `hf/...`, and otherwise `words`.
             max_length: Number of tokens of a text that are read; the rest is cut off.
             num_labels: Total number of labels to use; null for all.
             labels_per_class: Number of labels of each class to use; null for all.
@@ -178,8 +181,43 @@ class TextDataModule(FewLabelDataModule):
         """Open another source and return its training texts, without labels."""
         return take_unlabeled(self.open_source(name, needs_labels=False))
 
+    def use_recorded(self, input_spec: InputSpec) -> None:
+        """Take the tokenizer that a run has learned, where the settings ask for one to be learned.
+
+        Raises:
+            InputError: Its file is missing, or the splits were read with another one.
+        """
+        own, name = self.encoding.tokenizer, input_spec.encoding
+        if not isinstance(own, PieceTokenizer) or not name.startswith(f"{own.name}:"):
+            return
+        own.use(name)
+
+    def setup(self, stage: str) -> None:
+        """Read the source and make the splits; learn a tokenizer, unless the weights of a network came with one.
+
+        Raises:
+            InputError: Two networks, or a network and the splits, have different tokenizers.
+        """
+        module = None if self.trainer is None else self.trainer.lightning_module
+        encoders = [] if module is None else [one for one in module.modules() if isinstance(one, Encoder)]
+        for encoder in encoders:
+            self.use_recorded(encoder.input_spec)
+        super().setup(stage)
+        name = self.encoding.tokenizer.name
+        for encoder in encoders if isinstance(self.encoding.tokenizer, PieceTokenizer) else ():
+            if encoder.input_spec.encoding not in (name, name.rpartition(":")[0]):
+                raise InputError(
+                    f"backbone {encoder.name!r} reads the tokens of {encoder.input_spec.encoding}, and the texts were "
+                    f"read with {name}: make a new data module for it"
+                )
+            encoder.input_spec = replace(encoder.input_spec, encoding=name)
+            module.hparams["input_spec"] = encoder.input_spec.to_dict()  # checkpoints record what was learned
+
     def on_splits_read(self, source: Source) -> None:
-        """Say how many texts are cut off."""
+        """Learn the tokenizer from the training texts if need be, and say how many texts are cut off."""
+        tokenizer = self.encoding.tokenizer
+        if isinstance(tokenizer, PieceTokenizer) and not tokenizer.is_trained:
+            tokenizer.train(text for name in ("labeled", "unlabeled") for text in get_texts(self.splits[name]))
         for name in ("labeled", "unlabeled"):
             storage = self.splits[name].part.storage
             if isinstance(storage, TextStorage):

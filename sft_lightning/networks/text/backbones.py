@@ -13,7 +13,7 @@ from sft_lightning.networks.text.masked_language import TokenDecoder
 from sft_lightning.networks.text.published import PublishedEncoder
 from sft_lightning.networks.text.token_encoder import TextEncoder, TokenEncoder, average_tokens
 from sft_lightning.networks.text.tokenizers import make_tokenizer
-from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
+from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights, read_weights
 from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
@@ -267,7 +267,7 @@ def build_from_spec(
     if mean is not None or std is not None:
         raise InputError("mean or std is set, which texts do not take: leave it out")
     if weights not in ("none", "default"):
-        use_kept_files(spec.encoding, find_weights(Path(weights)))
+        spec = _choose_tokenizer(spec, find_weights(Path(weights)))
     encoder: TextEncoder
     if name.startswith("hf/"):
         encoder = PublishedEncoder(name, spec, weights == "default")
@@ -289,3 +289,21 @@ def build_from_spec(
     if weights in ("none", "default"):
         return encoder, {}
     return encoder, load_encoder_weights(encoder, find_weights(Path(weights)))[1]
+
+
+def _choose_tokenizer(spec: InputSpec, file: Path) -> InputSpec:
+    """Return the inputs with the tokenizer with which the weights of a file were learned, and read it."""
+    if spec.encoding.startswith("hf/"):
+        use_kept_files(spec.encoding, file)
+        return spec
+    metadata = read_weights(file)[1]
+    recorded = InputSpec.from_settings(metadata.get("hyper_parameters", metadata))
+    learned = spec.encoding if recorded is None or recorded.modality != "text" else recorded.encoding
+    plain, given = (name.split(":") for name in (learned, spec.encoding))
+    if plain[:2] != given[:2]:
+        raise InputError(
+            f"weights {str(file)!r} read the tokens of {':'.join(plain[:2])}, and the data has those of "
+            f"{':'.join(given[:2])}: set data.tokenizer to {':'.join(plain[:2])}"
+        )
+    use_kept_files(learned, file)
+    return replace(spec, encoding=make_tokenizer(learned).name)
