@@ -171,6 +171,16 @@ class _Embedding(nn.Module):
         return embedded
 
 
+class _Block(nn.TransformerEncoderLayer):
+    """A block that calls layers with an adapter, where torch's fused kernel would read their weights and ignore it."""
+
+    def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:  # type: ignore[override] # without causal masks
+        if type(self.linear1) is nn.Linear and type(self.linear2) is nn.Linear:
+            return super().forward(tokens, src_key_padding_mask=padding)
+        tokens = tokens + self._sa_block(self.norm1(tokens), None, padding)
+        return tokens + self._ff_block(self.norm2(tokens))
+
+
 class _Blocks(nn.Module):
     """Transformer blocks from tokens to features of tokens."""
 
@@ -178,7 +188,7 @@ class _Blocks(nn.Module):
         super().__init__()
         self.embedding = _Embedding(num_tokens, length, width)
         self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, width // 32, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True)
+            _Block(width, width // 32, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True)
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
@@ -187,7 +197,7 @@ class _Blocks(nn.Module):
         mask = x["attention_mask"]
         tokens = self.embedding(x["input_ids"])
         for block in self.blocks:
-            tokens = block(tokens, src_key_padding_mask=mask == 0)
+            tokens = block(tokens, mask == 0)
         features: Tensor = self.norm(tokens)
         return features
 

@@ -183,6 +183,7 @@ def test_attention_is_learned_beside_an_adapter(name: str, folder: Path) -> None
     encoder.eval()(x).square().sum().backward()
     assert query.grad is not None
     assert bool(query.grad.any())
+    assert all(p.grad is not None for p in learned)
     with torch.no_grad():
         for p in learned:
             p.add_(torch.randn_like(p))
