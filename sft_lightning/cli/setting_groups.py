@@ -32,6 +32,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Views": ("weak_view", "strong_view", "labeled_view"),
         "Batches": (
             "batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch", "group_by_length",
+            "max_tokens",
         ),
     },
     "AudioDataModule": {

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from sft_lightning.data.batch_sampling import BatchPlan
+from sft_lightning.data.budget_batches import BudgetPlan
 from sft_lightning.data.copies import Copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.run_splits import TestOn
@@ -61,6 +63,7 @@ class TextDataModule(FewLabelDataModule):
         class_names: list[str] | None = None,
         labels: str | None = None,
         group_by_length: int = 0,
+        max_tokens: int | None = None,
     ) -> None:
         """Keep the settings, and read the source for its classes.
 
@@ -102,12 +105,16 @@ class TextDataModule(FewLabelDataModule):
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
             group_by_length: Number of training texts of similar length that come together, such as the batch size of
                 all processes, so that batches have less padding; 0 for batches of any lengths.
+            max_tokens: Tokens of a training batch of each process, padding included, in place of `batch_size`: texts of
+                similar length come together, many short ones or few long ones. Null for `batch_size` texts, which
+                batches of cached features have anyway.
 
         Raises:
             InputError: A setting has an invalid value, or the source cannot be read.
         """
         check_min(1, max_length=max_length)
         check_min(0, group_by_length=group_by_length)
+        _check_budget(max_tokens, max_length, group_by_length)
         super().__init__(
             source,
             SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak),
@@ -128,7 +135,8 @@ class TextDataModule(FewLabelDataModule):
         self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length, group_by_length)
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
-        self.predict_source = predict_source
+        self.predict_source, self.max_tokens = predict_source, max_tokens
+        self.batch_budget = None if max_tokens is None else "max_tokens"
 
     # --- sources
 
@@ -156,8 +164,9 @@ class TextDataModule(FewLabelDataModule):
 
     @property
     def size_settings(self) -> dict[str, Any]:
-        """Length of the texts."""
-        return {"max_length": self.encoding.max_length}
+        """Length of the texts, and the tokens of a batch if they are limited."""
+        budget = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return {**budget, "max_length": self.encoding.max_length}
 
     @property
     def fixed_views(self) -> bool:
@@ -250,6 +259,23 @@ class TextDataModule(FewLabelDataModule):
 
     # --- training
 
+    def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:
+        """Return the batches of a split, of training texts with at most `max_tokens` tokens if that is set."""
+        plan, storage = super()._plan(name, split, train), split.part.storage
+        if self.max_tokens is None or not train or not isinstance(storage, TextStorage):
+            return plan
+        if len(self._request.parts) > 1:
+            raise InputError(
+                f"max_tokens is {self.max_tokens}, but each batch is to hold labeled texts and unlabeled_ratio times as "
+                "many unlabeled ones: use group_by_length in its place"
+            )
+        if self._request.balanced_from_epoch is not None:
+            raise InputError(
+                f"max_tokens is {self.max_tokens}, but batches are to hold all classes equally often: leave it out"
+            )
+        lengths = storage.count_tokens(split.indices)
+        return BudgetPlan(lengths, self.max_tokens, plan.seed, plan.rank, plan.world_size)
+
     def train_dataloader(self) -> Any:
         """Return the parts that the paradigm requests, side by side.
 
@@ -266,6 +292,21 @@ class TextDataModule(FewLabelDataModule):
                 f"one of them{other}"
             )
         return super().train_dataloader()
+
+
+def _check_budget(max_tokens: int | None, max_length: int, group_by_length: int) -> None:
+    """Refuse a budget that a single text exceeds, or that comes with another rule for the lengths of a batch."""
+    if max_tokens is None:
+        return
+    if max_tokens < max_length:
+        raise InputError(
+            f"max_tokens is {max_tokens}, and one text may have {max_length} (max_length): give at least as many"
+        )
+    if group_by_length:
+        raise InputError(
+            f"group_by_length is {group_by_length}, but batches of max_tokens hold texts of similar length anyway: "
+            "leave one of them out"
+        )
 
 
 def _has_dropout(module: nn.Module) -> bool:

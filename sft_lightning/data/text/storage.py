@@ -92,8 +92,16 @@ class TextStorage(TensorStorage):
         """Return how passes keep texts of similar length together, or None if they do not."""
         if not self.encoding.group:
             return None
-        lengths = (self.encode() != PADDING).sum(1)[torch.as_tensor(indices)]
+        lengths = self.count_tokens(indices)
         return lambda seed: group_by_size(lengths, self.encoding.group, seed)
+
+    def count_tokens(self, indices: Sequence[int]) -> Tensor:
+        """Return the number of tokens of each text, int64, (N,).
+
+        Args:
+            indices: Positions of the texts.
+        """
+        return (self.encode() != PADDING).sum(1)[torch.as_tensor(indices)]
 
     def fit_vectorizer(
         self, pieces: Sequence[tuple[Storage, Sequence[int]]]
