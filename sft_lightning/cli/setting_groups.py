@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "TextDataModule": {
         "Source": (
             "source", "text_column", "text_2_column", "label_column", "split_column", "group_column",
+            "augmented_columns",
             "unlabeled_source", "predict_source", "class_names",
         ),
         "Labels and splits": (

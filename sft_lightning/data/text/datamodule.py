@@ -40,6 +40,7 @@ class TextDataModule(FewLabelDataModule):
         label_column: str = "label",
         split_column: str = "split",
         group_column: str = "group",
+        augmented_columns: list[str] | None = None,
         tokenizer: str | None = None,
         max_length: int = 128,
         num_labels: int | None = None,
@@ -78,6 +79,8 @@ class TextDataModule(FewLabelDataModule):
             label_column: Name of the column of labels.
             split_column: Name of the column of splits, which may be missing.
             group_column: Name of the column of groups, such as authors, which may be missing; a group stays together.
+            augmented_columns: Names of columns with other wordings of the text, such as back-translations, one of which
+                a strong view begins with; blank where a text has none. Null for none.
             tokenizer: `words` for hashed words (`words:N` with N different ids), `bpe:N` for at most N pieces of words
                 that are learned from the training texts, or `hf/` and the folder or the name of a published encoder.
                 Null for that of a backbone `hf/...`, and otherwise `words`.
@@ -131,10 +134,11 @@ class TextDataModule(FewLabelDataModule):
             num_workers=0,
             labels=labels,
         )
-        self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column)
+        augmented = tuple(augmented_columns or ())
+        self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column, augmented)
         self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length, group_by_length)
         self.weak_view, self.strong_view = weak_view, strong_view
-        self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
+        self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view, max_length if augmented else None)
         self.predict_source, self.max_tokens = predict_source, max_tokens
         self.batch_budget = None if max_tokens is None else "max_tokens"
 
@@ -183,8 +187,8 @@ class TextDataModule(FewLabelDataModule):
         return TextSource(name, self.columns, self.encoding, listed, needed)
 
     def open_to_predict(self, name: str) -> TextSource:
-        """Open a source of texts to predict, which needs no labels."""
-        return self.open_source(name, needs_labels=False)
+        """Open a source of texts to predict, which needs no labels and no other wordings."""
+        return TextSource(name, self.columns._replace(augmented=()), self.encoding, self._class_names or (), False)
 
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training texts, without labels."""
@@ -285,11 +289,11 @@ class TextDataModule(FewLabelDataModule):
         wanted = {"strong", "strong_2", "pretrain"} & {*self._request.views, *self.labeled_views}
         # Dropout alone makes two views of a text differ: Gao et al. 2021, "SimCSE".
         is_simcse = wanted == {"pretrain"} and self.trainer is not None and _has_dropout(self.trainer.lightning_module)
-        if wanted and not self.strong_view and not is_simcse:
+        if wanted and not self.views.has_strong and not is_simcse:
             other = ", or a backbone with dropout" if wanted == {"pretrain"} else ""
             raise InputError(
                 "strong_view changes nothing (all of its shares are 0), but strong views are to be learned from: set "
-                f"one of them{other}"
+                f"one of them or augmented_columns{other}"
             )
         return super().train_dataloader()
 
