@@ -189,8 +189,6 @@ def test_what_texts_cannot_do_is_one_sentence(table: Path, workdir: Path, capsys
         assert main(["fit", *words]) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    attack = arguments(table, "SemiSupervisedModule", "--model.strategy=VirtualAdversarial")
-    assert "VirtualAdversarial computes with the numbers of inputs, and those of a text are" in refuse(*attack)
     unchanged = [f"--data.strong_view.{name}=0" for name in ("delete", "hide", "swap", "span")]
     assert "strong_view changes nothing" in refuse(*arguments(table, *PARADIGMS["softmatch"], *unchanged))
     same = arguments(table, "SelfSupervisedModule", "--model.objective=SimCLR", *unchanged)

@@ -11,7 +11,7 @@ from sft_lightning.networks.encoder import get_architecture
 from sft_lightning.networks.text.kept_files import use_kept_files
 from sft_lightning.networks.text.masked_language import TokenDecoder
 from sft_lightning.networks.text.published import PublishedEncoder
-from sft_lightning.networks.text.token_encoder import TextEncoder, TokenEncoder, average_tokens
+from sft_lightning.networks.text.token_encoder import CHANGE, TextEncoder, TokenEncoder, average_tokens
 from sft_lightning.networks.text.tokenizers import make_tokenizer
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights, read_weights
 from sft_lightning.utils.errors import InputError, did_you_mean
@@ -116,6 +116,12 @@ class TfIdf(TextEncoder):
         return nn.functional.normalize(_dampen(counts) * self.weights, dim=1)
 
 
+def _embed(table: nn.Embedding, x: Inputs) -> Tensor:
+    """Return the embeddings of tokens, (B, L, E), with the change that the inputs hold, if any."""
+    embedded: Tensor = table(x["input_ids"])
+    return embedded + x[CHANGE] if CHANGE in x else embedded
+
+
 class _Average(nn.Module):
     """Mean of the embeddings of words and of pairs of neighbors."""
 
@@ -129,7 +135,7 @@ class _Average(nn.Module):
     def forward(self, x: Inputs) -> Tensor:
         ids, mask = x["input_ids"], x["attention_mask"]
         both = (ids[:, :-1] * _PAIR + ids[:, 1:]) % self.num_tokens
-        embedded = torch.cat([self.words(ids), self.pairs(both)], 1)
+        embedded = torch.cat([_embed(self.words, x), self.pairs(both)], 1)
         return average_tokens(embedded, torch.cat([mask, mask[:, 1:]], 1))
 
 
@@ -150,6 +156,12 @@ class FastText(TextEncoder):
         super().__init__()
         self.net = nn.Sequential(_Average(count_tokens(spec), self.num_features), nn.LayerNorm(self.num_features))
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Embedding of the words; that of pairs is left alone."""
+        words: nn.Embedding = self.net[0].words  # type: ignore[index, assignment, union-attr]
+        return words
+
     def forward(self, x: Inputs) -> Tensor:
         """Compute features, (B, 128)."""
         features: Tensor = self.net(x)
@@ -166,8 +178,9 @@ class _Embedding(nn.Module):
         for table in (self.tokens, self.places):
             nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        embedded: Tensor = self.norm(self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device)))
+    def forward(self, x: Inputs) -> Tensor:
+        tokens = _embed(self.tokens, x)
+        embedded: Tensor = self.norm(tokens + self.places(torch.arange(tokens.shape[1], device=tokens.device)))
         return embedded
 
 
@@ -195,7 +208,7 @@ class _Blocks(nn.Module):
 
     def forward(self, x: Inputs) -> Tensor:
         mask = x["attention_mask"]
-        tokens = self.embedding(x["input_ids"])
+        tokens = self.embedding(x)
         for block in self.blocks:
             tokens = block(tokens, mask == 0)
         features: Tensor = self.norm(tokens)
@@ -221,9 +234,14 @@ class SmallTransformer(TokenEncoder):
         tokens: Tensor = self.net(x)
         return tokens
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Embedding of the tokens."""
+        return self.net.embedding.tokens
+
     def build_decoder(self) -> nn.Module:
         """Build a head on the tokens, tied to their embeddings."""
-        return TokenDecoder(self.net.embedding.tokens)
+        return TokenDecoder(self.embedding)
 
 
 BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {

@@ -100,7 +100,7 @@ def test_a_run_learns_from_them_and_predicts_without_them(workdir: Path, cli_err
         "--data.num_labels=12", "--data.batch_size=6", "--data.unlabeled_ratio=2", "--data.labeled_view=both",
         "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *same,
     ]  # fmt: skip
-    assert "set one of them or augmented_columns" in cli_error("fit", *words)
+    assert "set one of them or augmented_columns" in cli_error("fit", "--run_name=other", *words)
     run("fit", "--run_name=run", *words, "--data.augmented_columns=[text_aug]")
     run("test", "--ckpt_path=lightning_logs/run/version_0")
     Path("new.csv").write_text("text\nthe moon and a star\n")
