@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,10 +84,11 @@ def test_the_worst_change_of_embeddings_is_found(backbone: str) -> None:
     worst = measure(direction)
     assert all(bool((worst > measure(other / other.flatten(1).norm(dim=1)[:, None, None])).all()) for other in others)
     torch.testing.assert_close(measure(0 * direction), torch.zeros(2, dtype=torch.float64))
-    table = module.backbone.embedding
+    encoder: Any = module.backbone
+    table = encoder.embedding
     with torch.no_grad():  # larger embeddings do not make a change smaller
         table.weight.mul_(10)
-    change = module.backbone.perturb(TEXTS, direction)["change"]
+    change = encoder.perturb(TEXTS, direction)["change"]
     torch.testing.assert_close(change / table.weight.std().float(), direction)
 
 

@@ -135,7 +135,7 @@ def test_batches_of_a_budget_resume_in_the_middle_of_an_epoch(
     assert whole["global_step"] == part["global_step"] > 20
     assert all(torch.equal(tensor, part["state_dict"][name]) for name, tensor in whole["state_dict"].items())
     both = arguments(table, *PARADIGMS["softmatch"], "--data.max_tokens=500")
-    assert "max_tokens is 500, but each batch is to hold labeled texts and unlabeled_ratio" in cli_error("fit", *both)
+    assert "max_tokens is 500, but batches are to hold labeled texts and unlabeled_ratio" in cli_error("fit", *both)
     assert "one text may have 128 (max_length)" in cli_error("fit", *both, "--data.max_tokens=100")
     assert "leave one of them out" in cli_error("fit", *both, "--data.group_by_length=10")
     assert "max_tokens limits the batches" in cli_error("find-batch-size", *words)

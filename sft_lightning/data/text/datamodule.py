@@ -211,7 +211,7 @@ class TextDataModule(FewLabelDataModule):
         Raises:
             InputError: Two networks, or a network and the splits, have different tokenizers.
         """
-        module = None if self.trainer is None else self.trainer.lightning_module
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
         encoders = [] if module is None else [one for one in module.modules() if isinstance(one, Encoder)]
         for encoder in encoders:
             self.use_recorded(encoder.input_spec)
@@ -270,7 +270,7 @@ class TextDataModule(FewLabelDataModule):
             return plan
         if len(self._request.parts) > 1:
             raise InputError(
-                f"max_tokens is {self.max_tokens}, but each batch is to hold labeled texts and unlabeled_ratio times as "
+                f"max_tokens is {self.max_tokens}, but batches are to hold labeled texts and unlabeled_ratio times as "
                 "many unlabeled ones: use group_by_length in its place"
             )
         if self._request.balanced_from_epoch is not None:

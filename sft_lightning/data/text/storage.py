@@ -77,7 +77,9 @@ class TextStorage(TensorStorage):
             truncated = self.encoding.truncated
             for others in zip(*self.augmented, strict=True):
                 pairs = zip(self.texts, others, strict=True)
-                tokens.append(self.encoding.encode([(new if new.strip() else text[0], *text[1:]) for text, new in pairs]))
+                tokens.append(
+                    self.encoding.encode([(new if new.strip() else text[0], *text[1:]) for text, new in pairs])
+                )
             self.encoding.truncated = truncated  # of the texts themselves
             self._tokens = torch.cat(tokens, 1)
         return self._tokens

@@ -126,9 +126,9 @@ class TextTable:
 
     def _make(self, line: int, cells: dict[str, str]) -> Row:
         texts = (cells["text"],) if self._columns.text_2 is None else (cells["text"], cells["text_2"])
-        rest = (cells.get(role, "").strip() for role in ("label", "split", "group", "id"))
+        label, split, group, name = (cells.get(role, "").strip() for role in ("label", "split", "group", "id"))
         augmented = tuple(cells[f"augmented {i}"] for i in range(len(self._columns.augmented)))
-        return Row(line, texts, *rest, augmented)
+        return Row(line, texts, label, split, group, name, augmented)
 
     # --- formats
 

@@ -159,7 +159,7 @@ class FastText(TextEncoder):
     @property
     def embedding(self) -> nn.Embedding:
         """Embedding of the words; that of pairs is left alone."""
-        words: nn.Embedding = self.net[0].words  # type: ignore[index, assignment, union-attr]
+        words: nn.Embedding = self.net[0].words  # type: ignore[index]
         return words
 
     def forward(self, x: Inputs) -> Tensor:
@@ -201,8 +201,7 @@ class _Blocks(nn.Module):
         super().__init__()
         self.embedding = _Embedding(num_tokens, length, width)
         self.blocks = nn.ModuleList(
-            _Block(width, width // 32, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True)
-            for _ in range(depth)
+            _Block(width, width // 32, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
 

@@ -1,4 +1,4 @@
-"""Tokenizers by name: hashed words, pieces of words learned from the training texts, or those of a published encoder."""
+"""Tokenizers by name: hashed words, pieces of words learned from training texts, or those of a published encoder."""
 
 import hashlib
 import re
@@ -370,6 +370,4 @@ def make_tokenizer(name: str) -> Tokenizer:
         return PieceTokenizer(int(size), digest) if size else PieceTokenizer()
     if name.startswith("hf/"):
         return PublishedTokenizer(name.partition(":")[0])
-    raise InputError(
-        f"tokenizer is {name!r}: give words, words:16384, bpe:8192, or hf/ and the folder of a model"
-    )
+    raise InputError(f"tokenizer is {name!r}: give words, words:16384, bpe:8192, or hf/ and the folder of a model")

@@ -49,7 +49,9 @@ def test_strong_views_are_the_other_wordings(table: Path) -> None:
         for seed in range(8):
             raw = RawBatch(rows, None, torch.arange(len(rows)), seed)
             views = BatchViews(data.views).unlabeled(raw, ("strong", "strong_2"))
-            for text, *strong in zip(*(data.views.show(x) for x in (views.weak, views.strong, views.strong_2))):
+            for text, *strong in zip(
+                *(data.views.show(x) for x in (views.weak, views.strong, views.strong_2)), strict=True
+            ):
                 met.setdefault(text, set()).update(strong)
     assert met["text 7"] == {"text 7"}
     assert met["text 8"] == {"first 8", "text 8"}
