@@ -86,6 +86,7 @@ class SFTCLI(LightningCLI):
 
     command: str | None = None
     trains: bool = True
+    _recorded_spec: InputSpec | None = None  # inputs that the checkpoint records
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Run a command, with the arguments of LightningCLI, of which `args` is required."""
@@ -184,6 +185,7 @@ class SFTCLI(LightningCLI):
         recorded = None if checkpoint is None else metadata.get("hyper_parameters")
         if isinstance(recorded, dict) and (spec := InputSpec.from_settings(recorded)) is not None:
             use_files_of(Path(checkpoint), spec)
+            self._recorded_spec = spec
         if run is not None and self.subcommand == "fit":
             restore_settings(config.model, run)
         elif run is not None and is_training(run):
@@ -212,6 +214,8 @@ class SFTCLI(LightningCLI):
         if isinstance(self.datamodule, FewLabelDataModule):
             config = self.config[self.subcommand]
             set_splits(self.datamodule, config, None if checkpoint is None else get_run_folder(Path(checkpoint)))
+            if self._recorded_spec is not None:
+                self.datamodule.use_recorded(self._recorded_spec)
         if self.subcommand == "fit" and isinstance(self.model, FrozenFeatureClassifier):
             self.model.check_processes(self.trainer.world_size)  # before any is started
         if checkpoint is None:

@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "TextDataModule": {
         "Source": (
             "source", "text_column", "text_2_column", "label_column", "split_column", "group_column",
+            "augmented_columns",
             "unlabeled_source", "predict_source", "class_names",
         ),
         "Labels and splits": (
@@ -32,6 +33,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Views": ("weak_view", "strong_view", "labeled_view"),
         "Batches": (
             "batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch", "group_by_length",
+            "max_tokens",
         ),
     },
     "AudioDataModule": {

@@ -75,6 +75,7 @@ class FewLabelData(ABC):
         unlabeled_ratio: Unlabeled examples for each labeled one.
         balanced_labels: Whether classes take turns in labeled batches if unlabeled examples are trained on, too.
         labeled_views: Views of a labeled training example, one after the other in its batch.
+        batch_budget: Name of the setting that limits training batches in place of `batch_size`, if one does.
     """
 
     splits: Splits
@@ -84,6 +85,7 @@ class FewLabelData(ABC):
     unlabeled_ratio: int
     balanced_labels: bool
     labeled_views: tuple[str, ...]
+    batch_budget: str | None = None
 
     @property
     @abstractmethod

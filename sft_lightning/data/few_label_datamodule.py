@@ -156,6 +156,13 @@ class FewLabelDataModule(PredictDataModule):
         """
         return {}
 
+    def use_recorded(self, input_spec: InputSpec) -> None:
+        """Take over what a run has learned about its inputs, such as a tokenizer; nothing unless a modality has some.
+
+        Args:
+            input_spec: Inputs that the checkpoint of the run records.
+        """
+
     def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, HasShape, int]:
         """Return the split to read from, the settings for reading, and the number of reading processes.
 

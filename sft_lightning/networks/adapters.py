@@ -110,12 +110,13 @@ class Adapter(ABC):
                 module.train(trainable)
 
     def list_parameters(self, net: nn.Module) -> list[nn.Parameter]:
-        """List the parameters of the adapter.
+        """List the parameters that are trained: those of the adapter, and of a pooling, which is new as well.
 
         Args:
             net: Adapted network, or a module that contains it.
         """
-        return [p for name, p in net.named_parameters() if self._is_part(name)]
+        pooling = [name for name, m in net.named_modules() if getattr(m, "is_pooling", False)]
+        return [p for name, p in net.named_parameters() if self._is_part(name) or name.rpartition(".")[0] in pooling]
 
     def _is_part(self, name: str) -> bool:
         return f".{self.marker}" in f".{name}"

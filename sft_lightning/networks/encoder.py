@@ -106,6 +106,32 @@ class Encoder(nn.Module, ABC):
             x: Inputs as the modality's views give them, (B, ...) each.
         """
 
+    def find_perturbation_shape(self, x: Inputs) -> torch.Size:
+        """Return the shape of a small change of inputs: by default theirs, (B, ...), if they are measured numbers.
+
+        Args:
+            x: Inputs as the modality's views give them, (B, ...) each.
+
+        Raises:
+            InputError: The encoder has nothing that changes by degrees, since inputs are entries of a list.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise InputError(
+                f"backbone {self.name!r} has no embeddings, and entries of a list cannot be changed a little: choose "
+                "another backbone, or another strategy, such as SoftMatch"
+            )
+        return x.shape
+
+    def perturb(self, x: Inputs, change: Tensor) -> Inputs:
+        """Return inputs with a small change, which `forward` takes; the gradient reaches the change.
+
+        Args:
+            x: Inputs as the modality's views give them, (B, ...) each.
+            change: Change of the shape of `find_perturbation_shape`; of embeddings, in units of the standard deviation
+                of all of them.
+        """
+        return x + change
+
     def fit_inputs(self, batches: Iterable[Inputs]) -> None:
         """Learn from the inputs of training examples what takes no gradient steps; by default nothing, unread.
 

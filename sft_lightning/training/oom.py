@@ -63,7 +63,7 @@ def _format_message(error: BaseException, trainer: Trainer) -> str:
     advice = f"lower {choice or 'the size of the batches'}"
     if str(trainer.precision).startswith("32"):
         advice += ", or set trainer.precision: bf16-mixed"
-    if trainer.training:
+    if trainer.training and "batch_size" in lower:
         advice += "; with half the batch_size trainer.accumulate_grad_batches: 2 keeps the examples of an update"
     return f"{kind} ran out in {where}{more} ({', '.join(sizes)}): {advice}{_kept(trainer) if fits else ''}"
 
@@ -75,6 +75,8 @@ def _batch(trainer: Trainer, data: FewLabelData | None) -> tuple[list[str], list
     if not trainer.training:
         return [f"eval_batch_size {data.eval_batch_size}"], ["eval_batch_size"]
     size, ratio = data.batch_size, data.unlabeled_ratio
+    if data.batch_budget is not None:  # which is among the `size_settings`
+        return [], []
     if len(batch_request(trainer.lightning_module).parts) < 2:
         return [f"batch_size {size}"], ["batch_size"]
     described = f"batch_size {size} with unlabeled_ratio {ratio}: {size} labeled and {size * ratio} unlabeled examples"

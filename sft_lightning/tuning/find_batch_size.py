@@ -87,6 +87,10 @@ def find_batch_size(argv: Sequence[str]) -> str:
         )
     if not isinstance(data, HasBatchSize) or not isinstance(data.batch_size, int):
         raise InputError(f"data {type(data).__name__} has no whole number batch_size, which find-batch-size is to set")
+    if budget := getattr(data, "batch_budget", None):
+        raise InputError(
+            f"{budget} limits the batches in place of batch_size, which find-batch-size is to set: unset it"
+        )
     turn = skip_to_full_training(cli)
     rows: list[SizeResult] = []
     best, size, memory = 0, FIRST, read_peak_memory()

@@ -2,7 +2,10 @@
 
 import csv
 import random
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +109,38 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(table: Path, workdir
     assert all(torch.equal(tensor, part[name]) for name, tensor in whole.items())
 
 
+class StopInTheMiddle(Callback):
+    """Sends the signal of a cluster in the middle of an epoch."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_batches_of_a_budget_resume_in_the_middle_of_an_epoch(
+    table: Path, workdir: Path, cli_error: Callable[..., str]
+) -> None:
+    words = arguments(table, *PARADIGMS["fine_tune"], "--data.max_length=24", "--data.max_tokens=96")
+    words = [word for word in words if "steps_per_epoch" not in word and "num_labels" not in word]
+    words.append("--data.num_labels=60")
+    run("fit", "--run_name=whole", *words)
+    main(["fit", "--run_name=part", *words, f"--trainer.callbacks+={__name__}.StopInTheMiddle"])
+    stopped = torch.load("lightning_logs/part/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert (stopped["epoch"], stopped["global_step"]) == (0, 3)
+    run("fit", "--run_name=part", *words, "--ckpt_path=last")
+    whole, part = (
+        torch.load(f"lightning_logs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)
+        for name in ("whole", "part")
+    )
+    assert whole["global_step"] == part["global_step"] > 20
+    assert all(torch.equal(tensor, part["state_dict"][name]) for name, tensor in whole["state_dict"].items())
+    both = arguments(table, *PARADIGMS["softmatch"], "--data.max_tokens=500")
+    assert "max_tokens is 500, but batches are to hold labeled texts and unlabeled_ratio" in cli_error("fit", *both)
+    assert "one text may have 128 (max_length)" in cli_error("fit", *both, "--data.max_tokens=100")
+    assert "leave one of them out" in cli_error("fit", *both, "--data.group_by_length=10")
+    assert "max_tokens limits the batches" in cli_error("find-batch-size", *words)
+
+
 def test_pretraining_and_classifiers_without_training(table: Path, workdir: Path) -> None:
     objective = ["--model.objective=VICReg", "--model.objective.hidden=32", "--model.objective.projection=16"]
     run("fit", "--run_name=pretrained", *arguments(table, "SelfSupervisedModule", *objective))
@@ -154,8 +189,6 @@ def test_what_texts_cannot_do_is_one_sentence(table: Path, workdir: Path, capsys
         assert main(["fit", *words]) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    attack = arguments(table, "SemiSupervisedModule", "--model.strategy=VirtualAdversarial")
-    assert "VirtualAdversarial computes with the numbers of inputs, and those of a text are" in refuse(*attack)
     unchanged = [f"--data.strong_view.{name}=0" for name in ("delete", "hide", "swap", "span")]
     assert "strong_view changes nothing" in refuse(*arguments(table, *PARADIGMS["softmatch"], *unchanged))
     same = arguments(table, "SelfSupervisedModule", "--model.objective=SimCLR", *unchanged)

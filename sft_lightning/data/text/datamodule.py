@@ -1,11 +1,14 @@
 """`TextDataModule`: labeled, unlabeled, validation and test batches of the texts of a source."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from sft_lightning.data.batch_sampling import BatchPlan
+from sft_lightning.data.budget_batches import BudgetPlan
 from sft_lightning.data.copies import Copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.run_splits import TestOn
@@ -16,7 +19,8 @@ from sft_lightning.data.text.source import TextSource
 from sft_lightning.data.text.storage import Encoding, TextStorage
 from sft_lightning.data.text.tables import Columns
 from sft_lightning.data.text.views import TextView, TextViews
-from sft_lightning.networks.text.tokenizers import make_tokenizer
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.networks.text.tokenizers import PieceTokenizer, make_tokenizer
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
 
@@ -36,6 +40,7 @@ class TextDataModule(FewLabelDataModule):
         label_column: str = "label",
         split_column: str = "split",
         group_column: str = "group",
+        augmented_columns: list[str] | None = None,
         tokenizer: str | None = None,
         max_length: int = 128,
         num_labels: int | None = None,
@@ -60,6 +65,7 @@ class TextDataModule(FewLabelDataModule):
         labels: str | None = None,
         label_separator: str | None = None,
         group_by_length: int = 0,
+        max_tokens: int | None = None,
     ) -> None:
         """Keep the settings, and read the source for its classes.
 
@@ -74,8 +80,11 @@ class TextDataModule(FewLabelDataModule):
             label_column: Name of the column of labels.
             split_column: Name of the column of splits, which may be missing.
             group_column: Name of the column of groups, such as authors, which may be missing; a group stays together.
-            tokenizer: `words` for hashed words (`words:N` with N different ids), or `hf/` and the folder or the name of
-                a published encoder. Null for that of a backbone `hf/...`, and otherwise `words`.
+            augmented_columns: Names of columns with other wordings of the text, such as back-translations, one of which
+                a strong view begins with; blank where a text has none. Null for none.
+            tokenizer: `words` for hashed words (`words:N` with N different ids), `bpe:N` for at most N pieces of words
+                that are learned from the training texts, or `hf/` and the folder or the name of a published encoder.
+                Null for that of a backbone `hf/...`, and otherwise `words`.
             max_length: Number of tokens of a text that are read; the rest is cut off.
             num_labels: Total number of labels to use; null for all.
             labels_per_class: Number of labels of each class to use; null for all.
@@ -102,12 +111,16 @@ class TextDataModule(FewLabelDataModule):
                 separator alone labels an example of no class. null where each example has one class.
             group_by_length: Number of training texts of similar length that come together, such as the batch size of
                 all processes, so that batches have less padding; 0 for batches of any lengths.
+            max_tokens: Tokens of a training batch of each process, padding included, in place of `batch_size`: texts of
+                similar length come together, many short ones or few long ones. Null for `batch_size` texts, which
+                batches of cached features have anyway.
 
         Raises:
             InputError: A setting has an invalid value, or the source cannot be read.
         """
         check_min(1, max_length=max_length)
         check_min(0, group_by_length=group_by_length)
+        _check_budget(max_tokens, max_length, group_by_length)
         super().__init__(
             source,
             SplitConfig(seed, num_labels, labels_per_class, float(val_size), float(test_size), on_leak),
@@ -125,11 +138,13 @@ class TextDataModule(FewLabelDataModule):
             labels=labels,
             label_separator=label_separator,
         )
-        self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column)
+        augmented = tuple(augmented_columns or ())
+        self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column, augmented)
         self.encoding = Encoding(make_tokenizer(tokenizer or "words"), max_length, group_by_length)
         self.weak_view, self.strong_view = weak_view, strong_view
-        self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view)
-        self.predict_source = predict_source
+        self.views = TextViews(self.encoding.tokenizer, weak_view, strong_view, max_length if augmented else None)
+        self.predict_source, self.max_tokens = predict_source, max_tokens
+        self.batch_budget = None if max_tokens is None else "max_tokens"
 
     # --- sources
 
@@ -157,8 +172,9 @@ class TextDataModule(FewLabelDataModule):
 
     @property
     def size_settings(self) -> dict[str, Any]:
-        """Length of the texts."""
-        return {"max_length": self.encoding.max_length}
+        """Length of the texts, and the tokens of a batch if they are limited."""
+        budget = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return {**budget, "max_length": self.encoding.max_length}
 
     @property
     def fixed_views(self) -> bool:
@@ -175,15 +191,50 @@ class TextDataModule(FewLabelDataModule):
         return TextSource(name, self.columns, self.encoding, listed, needed, self.label_separator)
 
     def open_to_predict(self, name: str) -> TextSource:
-        """Open a source of texts to predict, which needs no labels."""
-        return self.open_source(name, needs_labels=False)
+        """Open a source of texts to predict, which needs no labels and no other wordings."""
+        return TextSource(name, self.columns._replace(augmented=()), self.encoding, self._class_names or (), False)
 
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training texts, without labels."""
         return take_unlabeled(self.open_source(name, needs_labels=False))
 
+    def use_recorded(self, input_spec: InputSpec) -> None:
+        """Take the tokenizer that a run has learned, where the settings ask for one to be learned.
+
+        Raises:
+            InputError: Its file is missing, or the splits were read with another one.
+        """
+        own, name = self.encoding.tokenizer, input_spec.encoding
+        if not isinstance(own, PieceTokenizer) or not name.startswith(f"{own.name}:"):
+            return
+        own.use(name)
+
+    def setup(self, stage: str) -> None:
+        """Read the source and make the splits; learn a tokenizer, unless the weights of a network came with one.
+
+        Raises:
+            InputError: Two networks, or a network and the splits, have different tokenizers.
+        """
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        encoders = [] if module is None else [one for one in module.modules() if isinstance(one, Encoder)]
+        for encoder in encoders:
+            self.use_recorded(encoder.input_spec)
+        super().setup(stage)
+        name = self.encoding.tokenizer.name
+        for encoder in encoders if isinstance(self.encoding.tokenizer, PieceTokenizer) else ():
+            if encoder.input_spec.encoding not in (name, name.rpartition(":")[0]):
+                raise InputError(
+                    f"backbone {encoder.name!r} reads the tokens of {encoder.input_spec.encoding}, and the texts were "
+                    f"read with {name}: make a new data module for it"
+                )
+            encoder.input_spec = replace(encoder.input_spec, encoding=name)
+            module.hparams["input_spec"] = encoder.input_spec.to_dict()  # checkpoints record what was learned
+
     def on_splits_read(self, source: Source) -> None:
-        """Say how many texts are cut off."""
+        """Learn the tokenizer from the training texts if need be, and say how many texts are cut off."""
+        tokenizer = self.encoding.tokenizer
+        if isinstance(tokenizer, PieceTokenizer) and not tokenizer.is_trained:
+            tokenizer.train(text for name in ("labeled", "unlabeled") for text in get_texts(self.splits[name]))
         for name in ("labeled", "unlabeled"):
             storage = self.splits[name].part.storage
             if isinstance(storage, TextStorage):
@@ -216,6 +267,23 @@ class TextDataModule(FewLabelDataModule):
 
     # --- training
 
+    def _plan(self, name: str, split: Split, train: bool) -> BatchPlan:
+        """Return the batches of a split, of training texts with at most `max_tokens` tokens if that is set."""
+        plan, storage = super()._plan(name, split, train), split.part.storage
+        if self.max_tokens is None or not train or not isinstance(storage, TextStorage):
+            return plan
+        if len(self._request.parts) > 1:
+            raise InputError(
+                f"max_tokens is {self.max_tokens}, but batches are to hold labeled texts and unlabeled_ratio times as "
+                "many unlabeled ones: use group_by_length in its place"
+            )
+        if self._request.balanced_from_epoch is not None:
+            raise InputError(
+                f"max_tokens is {self.max_tokens}, but batches are to hold all classes equally often: leave it out"
+            )
+        lengths = storage.count_tokens(split.indices)
+        return BudgetPlan(lengths, self.max_tokens, plan.seed, plan.rank, plan.world_size)
+
     def train_dataloader(self) -> Any:
         """Return the parts that the paradigm requests, side by side.
 
@@ -225,13 +293,28 @@ class TextDataModule(FewLabelDataModule):
         wanted = {"strong", "strong_2", "pretrain"} & {*self._request.views, *self.labeled_views}
         # Dropout alone makes two views of a text differ: Gao et al. 2021, "SimCSE".
         is_simcse = wanted == {"pretrain"} and self.trainer is not None and _has_dropout(self.trainer.lightning_module)
-        if wanted and not self.strong_view and not is_simcse:
+        if wanted and not self.views.has_strong and not is_simcse:
             other = ", or a backbone with dropout" if wanted == {"pretrain"} else ""
             raise InputError(
                 "strong_view changes nothing (all of its shares are 0), but strong views are to be learned from: set "
-                f"one of them{other}"
+                f"one of them or augmented_columns{other}"
             )
         return super().train_dataloader()
+
+
+def _check_budget(max_tokens: int | None, max_length: int, group_by_length: int) -> None:
+    """Refuse a budget that a single text exceeds, or that comes with another rule for the lengths of a batch."""
+    if max_tokens is None:
+        return
+    if max_tokens < max_length:
+        raise InputError(
+            f"max_tokens is {max_tokens}, and one text may have {max_length} (max_length): give at least as many"
+        )
+    if group_by_length:
+        raise InputError(
+            f"group_by_length is {group_by_length}, but batches of max_tokens hold texts of similar length anyway: "
+            "leave one of them out"
+        )
 
 
 def _has_dropout(module: nn.Module) -> bool:

@@ -60,12 +60,14 @@ class TextSource(Source):
         if path.is_dir() and is_dataset_folder(path):
             self._kind, folder = "data set", DatasetFolder(path, columns, needs_labels)
             rows, self._findings = [*folder], folder.findings
+        elif path.is_dir() and columns.augmented:
+            raise InputError(f"folder {name!r} has no columns, and augmented_columns names some: give a table")
         elif path.is_dir():
             self._kind, rows = "folder", self._read_folder(path)
         elif path.suffix.lower() in SUFFIXES:
             if not path.is_file():
                 raise InputError(f"table {name!r} does not exist: give the path of a table or a folder of texts")
-            columns = Columns() if path == SAMPLE else columns
+            columns = Columns(augmented=columns.augmented) if path == SAMPLE else columns
             self._kind, table = "table", TextTable(path, columns, needs_labels)
             rows, self._findings = [*table], table.findings
         else:
@@ -159,5 +161,6 @@ class TextSource(Source):
                 ids = [row.id for row in rows]
                 labels = torch.tensor([number.get(row.label, -1) for row in rows])
                 groups = [row.group or row.id for row in rows] if is_grouped else None
-                parts[split] = Examples(TextStorage(texts, self._encoding), ids, labels, groups)
+                augmented = [row.augmented for row in rows]
+                parts[split] = Examples(TextStorage(texts, self._encoding, augmented), ids, labels, groups)
         return parts

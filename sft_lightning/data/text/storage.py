@@ -11,6 +11,7 @@ from torch import Tensor
 from sft_lightning.data.sample_orders import group_by_size
 from sft_lightning.data.storage import Storage, TensorStorage
 from sft_lightning.networks.text.tokenizers import PADDING, WORD, Tokenizer
+from sft_lightning.utils.errors import InputError
 
 Text = tuple[str, ...]  # a text, or a text and a second one that belongs to it
 
@@ -46,36 +47,49 @@ class Encoding:
 
 
 class TextStorage(TensorStorage):
-    """Texts, and their tokens as one tensor, int32 (N, max_length), made when it is first read."""
+    """Texts, and their tokens as one tensor, int32 (N, max_length), made when it is first read.
 
-    def __init__(self, texts: Sequence[Text], encoding: Encoding) -> None:
+    Where texts have W other wordings, which were made beforehand, rows are 1 + W times as long: the text comes first.
+    """
+
+    def __init__(self, texts: Sequence[Text], encoding: Encoding, augmented: Sequence[Text] = ()) -> None:
         """Keep the texts.
 
         Args:
             texts: Texts.
             encoding: How they become tokens.
+            augmented: Other wordings of each first text, equally many; blank ones stand for the text itself.
         """
         self.texts, self.encoding = texts, encoding
+        self.augmented = augmented if any(augmented) else ()
         self._there: dict[torch.device, Tensor] = {}
         self._tokens: Tensor | None = None
 
     @property
     def data(self) -> Tensor:  # type: ignore[override] # of the attribute
-        """Token ids, int32 (N, max_length), padded with -1."""
+        """Token ids, int32 (N, (1 + W) max_length), padded with -1."""
         return self.encode()
 
     def encode(self) -> Tensor:
         """Return the tokens, made once."""
         if self._tokens is None:
-            self._tokens = self.encoding.encode(self.texts)
+            tokens = [self.encoding.encode(self.texts)]
+            truncated = self.encoding.truncated
+            for others in zip(*self.augmented, strict=True):
+                pairs = zip(self.texts, others, strict=True)
+                tokens.append(
+                    self.encoding.encode([(new if new.strip() else text[0], *text[1:]) for text, new in pairs])
+                )
+            self.encoding.truncated = truncated  # of the texts themselves
+            self._tokens = torch.cat(tokens, 1)
         return self._tokens
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def digest(self) -> str:
-        """Compute the SHA-256 of all texts."""
-        digest = hashlib.sha256()
+        """Compute the SHA-256 of all texts and their other wordings."""
+        digest = hashlib.sha256(repr(self.augmented).encode(errors="surrogatepass") if self.augmented else b"")
         for content in self.fingerprints(range(len(self))):
             digest.update(content)
         return digest.hexdigest()
@@ -92,8 +106,17 @@ class TextStorage(TensorStorage):
         """Return how passes keep texts of similar length together, or None if they do not."""
         if not self.encoding.group:
             return None
-        lengths = (self.encode() != PADDING).sum(1)[torch.as_tensor(indices)]
+        lengths = self.count_tokens(indices)
         return lambda seed: group_by_size(lengths, self.encoding.group, seed)
+
+    def count_tokens(self, indices: Sequence[int]) -> Tensor:
+        """Return the number of tokens of each text, or of its longest wording, int64, (N,).
+
+        Args:
+            indices: Positions of the texts.
+        """
+        given = self.encode()[torch.as_tensor(indices)] != PADDING
+        return given.view(len(given), -1, self.encoding.max_length).sum(2).amax(1)
 
     def fit_vectorizer(
         self, pieces: Sequence[tuple[Storage, Sequence[int]]]
@@ -121,4 +144,8 @@ class TextStorage(TensorStorage):
             ids: Names of all texts.
         """
         stored = [(one, chosen) for one, chosen in pieces if isinstance(one, TextStorage)]
-        return cls([one.texts[i] for one, chosen in stored for i in chosen], stored[0][0].encoding)
+        texts = [one.texts[i] for one, chosen in stored for i in chosen]
+        augmented = [one.augmented[i] for one, chosen in stored for i in chosen if one.augmented]
+        if len(augmented) not in (0, len(texts)):
+            raise InputError("only some of the texts have augmented_columns: give them to all sources, or to none")
+        return cls(texts, stored[0][0].encoding, augmented)

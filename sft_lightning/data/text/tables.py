@@ -23,6 +23,7 @@ class Columns(NamedTuple):
         label: Label; blank for unlabeled texts.
         split: Split; the table may lack it.
         group: Group; the table may lack it.
+        augmented: Other wordings of the text, made beforehand.
     """
 
     text: str = "text"
@@ -30,6 +31,13 @@ class Columns(NamedTuple):
     label: str = "label"
     split: str = "split"
     group: str = "group"
+    augmented: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Name of each column by its role, those that are null left out."""
+        single = {role: name for role, name in self._asdict().items() if isinstance(name, str)}
+        return {**single, "id": "id", **{f"augmented {i}": name for i, name in enumerate(self.augmented)}}
 
 
 class Row(NamedTuple):
@@ -42,6 +50,7 @@ class Row(NamedTuple):
         split: Split.
         group: Group.
         id: Name from a column `id`.
+        augmented: Other wordings of the text; empty strings where it has none.
     """
 
     line: int
@@ -50,6 +59,7 @@ class Row(NamedTuple):
     split: str
     group: str
     id: str
+    augmented: tuple[str, ...] = ()
 
 
 class TextTable:
@@ -92,21 +102,21 @@ class TextTable:
         """Return the name of each column that the table has, as it is written there, by its role."""
         plain: dict[str, str] = {}
         for name in names:
-            if (key := name.strip().casefold()) in plain and key in self._columns:
+            if (key := name.strip().casefold()) in plain and key in self._columns.roles.values():
                 raise InputError(f"{self._where} has the column {name!r} twice: keep one, or rename one")
             plain.setdefault(key, name)
         found = {
             role: plain[wanted.strip().casefold()]
-            for role, wanted in {**self._columns._asdict(), "id": "id"}.items()
-            if wanted is not None and wanted.strip().casefold() in plain
+            for role, wanted in self._columns.roles.items()
+            if wanted.strip().casefold() in plain
         }
-        needed = ["text", *(["text_2"] if self._columns.text_2 else []), *(["label"] if self._needs_labels else [])]
-        for role in needed:
-            if role not in found:
-                wanted = getattr(self._columns, role)
+        optional = {"split", "group", "id", *([] if self._needs_labels else ["label"])}
+        for role, wanted in self._columns.roles.items():
+            if role not in found and role not in optional:
+                setting = "augmented_columns" if role.startswith("augmented") else f"{role}_column"
                 raise InputError(
                     f"{self._where} lacks the column {wanted!r}{did_you_mean(wanted, [*names])}; its columns are "
-                    f"{', '.join(map(repr, names)) or 'none'}: name the right one with {role}_column, or rename it"
+                    f"{', '.join(map(repr, names)) or 'none'}: name the right one with {setting}, or rename it"
                 )
         ignored = [name for name in names if name.strip() and name not in found.values()]
         if ignored:
@@ -116,8 +126,9 @@ class TextTable:
 
     def _make(self, line: int, cells: dict[str, str]) -> Row:
         texts = (cells["text"],) if self._columns.text_2 is None else (cells["text"], cells["text_2"])
-        rest = (cells.get(role, "").strip() for role in ("label", "split", "group", "id"))
-        return Row(line, texts, *rest)
+        label, split, group, name = (cells.get(role, "").strip() for role in ("label", "split", "group", "id"))
+        augmented = tuple(cells[f"augmented {i}"] for i in range(len(self._columns.augmented)))
+        return Row(line, texts, label, split, group, name, augmented)
 
     # --- formats
 

@@ -42,31 +42,47 @@ class TextView:
         return bool(self.delete or self.hide or self.swap or self.span)
 
 
+class _Prepared(dict[str, Tensor]):
+    """Tokens of a batch, and stored tokens of other wordings of its texts, (B, W, max_length), for strong views."""
+
+    augmented: Tensor | None = None
+
+
 class TextViews(Views):
     """Token ids and which of them are given: `input_ids` and `attention_mask`, int64 (B, L).
 
-    L is the length of the longest text of the batch.
+    L is the length of the longest text of the batch. Strong views of texts with other wordings that were made
+    beforehand, such as back-translations, begin with one of these at random (Xie et al. 2020, "UDA").
     """
 
     inputs_name: ClassVar[str] = "words"
 
-    def __init__(self, tokenizer: Tokenizer, weak: TextView, strong: TextView) -> None:
+    def __init__(self, tokenizer: Tokenizer, weak: TextView, strong: TextView, text_length: int | None = None) -> None:
         """Keep the settings.
 
         Args:
             tokenizer: Tokenizer of the ids.
             weak: Changes of weak views.
             strong: Changes of strong views.
+            text_length: Length of stored texts if other wordings of training texts follow them; None if none do.
         """
-        self._tokenizer, self._weak, self._strong = tokenizer, weak, strong
+        self._tokenizer, self._weak, self._strong, self._text_length = tokenizer, weak, strong, text_length
 
     @property
     def has_strong(self) -> bool:
         """Whether the strong view changes anything."""
-        return bool(self._strong)
+        return bool(self._strong) or self._text_length is not None
 
     def prepare(self, raw: Tensor) -> Tokens:
         """Return the tokens of a batch, without columns that are padding alone."""
+        text, *others = raw.split(self._text_length or raw.shape[1], 1)
+        if not others:
+            return self._cut(raw)
+        made = _Prepared(self._cut(text))
+        made.augmented = torch.stack(others, 1)
+        return made
+
+    def _cut(self, raw: Tensor) -> Tokens:
         given = raw != PADDING
         longest = max(1, int(given.sum(1).max()))
         ids, given = raw[:, :longest].long(), given[:, :longest]
@@ -77,7 +93,12 @@ class TextViews(Views):
         return x if seed is None else self._change(x, self._weak, seed_view(seed, 2 * number))
 
     def strong(self, x: Tokens, seed: int) -> Tokens:
-        """Change texts strongly."""
+        """Change texts strongly, beginning with another wording if they have some."""
+        others = getattr(x, "augmented", None)
+        if others is not None:
+            generator = torch.Generator().manual_seed(seed_view(seed, 3))
+            chosen = torch.randint(others.shape[1], (len(others),), generator=generator)
+            x = self._cut(others[torch.arange(len(others)), chosen.to(others.device)])
         return self._change(x, self._strong, seed_view(seed, 1))
 
     def _change(self, x: Tokens, view: TextView, seed: int) -> Tokens:

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-import torch
 from torch.nn import functional as F
 
 from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, StrategyOutput
+from sft_lightning.utils.inputs import concatenate_inputs
 
 
 class PiModel(Strategy):
@@ -19,6 +19,6 @@ class PiModel(Strategy):
 
         Both views go through one pass, so that batch normalization uses the same statistics for both.
         """
-        both = step.network.outputs(torch.cat([step.unlabeled.weak, step.unlabeled.weak_2])).logits
+        both = step.network.outputs(concatenate_inputs([step.unlabeled.weak, step.unlabeled.weak_2])).logits
         one, two = both.softmax(1).chunk(2)
         return StrategyOutput(F.mse_loss(one, two), one.detach().argmax(1))

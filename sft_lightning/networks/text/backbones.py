@@ -11,9 +11,9 @@ from sft_lightning.networks.encoder import get_architecture
 from sft_lightning.networks.text.kept_files import use_kept_files
 from sft_lightning.networks.text.masked_language import TokenDecoder
 from sft_lightning.networks.text.published import PublishedEncoder
-from sft_lightning.networks.text.token_encoder import TextEncoder, TokenEncoder, average_tokens
+from sft_lightning.networks.text.token_encoder import CHANGE, TextEncoder, TokenEncoder, average_tokens
 from sft_lightning.networks.text.tokenizers import make_tokenizer
-from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
+from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights, read_weights
 from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
@@ -116,6 +116,12 @@ class TfIdf(TextEncoder):
         return nn.functional.normalize(_dampen(counts) * self.weights, dim=1)
 
 
+def _embed(table: nn.Embedding, x: Inputs) -> Tensor:
+    """Return the embeddings of tokens, (B, L, E), with the change that the inputs hold, if any."""
+    embedded: Tensor = table(x["input_ids"])
+    return embedded + x[CHANGE] if CHANGE in x else embedded
+
+
 class _Average(nn.Module):
     """Mean of the embeddings of words and of pairs of neighbors."""
 
@@ -129,7 +135,7 @@ class _Average(nn.Module):
     def forward(self, x: Inputs) -> Tensor:
         ids, mask = x["input_ids"], x["attention_mask"]
         both = (ids[:, :-1] * _PAIR + ids[:, 1:]) % self.num_tokens
-        embedded = torch.cat([self.words(ids), self.pairs(both)], 1)
+        embedded = torch.cat([_embed(self.words, x), self.pairs(both)], 1)
         return average_tokens(embedded, torch.cat([mask, mask[:, 1:]], 1))
 
 
@@ -150,6 +156,12 @@ class FastText(TextEncoder):
         super().__init__()
         self.net = nn.Sequential(_Average(count_tokens(spec), self.num_features), nn.LayerNorm(self.num_features))
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Embedding of the words; that of pairs is left alone."""
+        words: nn.Embedding = self.net[0].words  # type: ignore[index]
+        return words
+
     def forward(self, x: Inputs) -> Tensor:
         """Compute features, (B, 128)."""
         features: Tensor = self.net(x)
@@ -166,9 +178,20 @@ class _Embedding(nn.Module):
         for table in (self.tokens, self.places):
             nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        embedded: Tensor = self.norm(self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device)))
+    def forward(self, x: Inputs) -> Tensor:
+        tokens = _embed(self.tokens, x)
+        embedded: Tensor = self.norm(tokens + self.places(torch.arange(tokens.shape[1], device=tokens.device)))
         return embedded
+
+
+class _Block(nn.TransformerEncoderLayer):
+    """A block that calls layers with an adapter, where torch's fused kernel would read their weights and ignore it."""
+
+    def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:  # type: ignore[override] # without causal masks
+        if type(self.linear1) is nn.Linear and type(self.linear2) is nn.Linear:
+            return super().forward(tokens, src_key_padding_mask=padding)
+        tokens = tokens + self._sa_block(self.norm1(tokens), None, padding)
+        return tokens + self._ff_block(self.norm2(tokens))
 
 
 class _Blocks(nn.Module):
@@ -178,16 +201,15 @@ class _Blocks(nn.Module):
         super().__init__()
         self.embedding = _Embedding(num_tokens, length, width)
         self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, width // 32, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True)
-            for _ in range(depth)
+            _Block(width, width // 32, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Inputs) -> Tensor:
         mask = x["attention_mask"]
-        tokens = self.embedding(x["input_ids"])
+        tokens = self.embedding(x)
         for block in self.blocks:
-            tokens = block(tokens, src_key_padding_mask=mask == 0)
+            tokens = block(tokens, mask == 0)
         features: Tensor = self.norm(tokens)
         return features
 
@@ -211,9 +233,14 @@ class SmallTransformer(TokenEncoder):
         tokens: Tensor = self.net(x)
         return tokens
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Embedding of the tokens."""
+        return self.net.embedding.tokens
+
     def build_decoder(self) -> nn.Module:
         """Build a head on the tokens, tied to their embeddings."""
-        return TokenDecoder(self.net.embedding.tokens)
+        return TokenDecoder(self.embedding)
 
 
 BUILT_IN: dict[str, Callable[[InputSpec], TextEncoder]] = {
@@ -267,7 +294,7 @@ def build_from_spec(
     if mean is not None or std is not None:
         raise InputError("mean or std is set, which texts do not take: leave it out")
     if weights not in ("none", "default"):
-        use_kept_files(spec.encoding, find_weights(Path(weights)))
+        spec = _choose_tokenizer(spec, find_weights(Path(weights)))
     encoder: TextEncoder
     if name.startswith("hf/"):
         encoder = PublishedEncoder(name, spec, weights == "default")
@@ -289,3 +316,21 @@ def build_from_spec(
     if weights in ("none", "default"):
         return encoder, {}
     return encoder, load_encoder_weights(encoder, find_weights(Path(weights)))[1]
+
+
+def _choose_tokenizer(spec: InputSpec, file: Path) -> InputSpec:
+    """Return the inputs with the tokenizer with which the weights of a file were learned, and read it."""
+    if spec.encoding.startswith("hf/"):
+        use_kept_files(spec.encoding, file)
+        return spec
+    metadata = read_weights(file)[1]
+    recorded = InputSpec.from_settings(metadata.get("hyper_parameters", metadata))
+    learned = spec.encoding if recorded is None or recorded.modality != "text" else recorded.encoding
+    plain, given = (name.split(":") for name in (learned, spec.encoding))
+    if plain[:2] != given[:2]:
+        raise InputError(
+            f"weights {str(file)!r} read the tokens of {':'.join(plain[:2])}, and the data has those of "
+            f"{':'.join(given[:2])}: set data.tokenizer to {':'.join(plain[:2])}"
+        )
+    use_kept_files(learned, file)
+    return replace(spec, encoding=make_tokenizer(learned).name)

@@ -1,7 +1,7 @@
-"""Copies of the files that describe a published encoder, kept in the folder of a run or beside an export.
+"""Files from which an encoder of texts is built again, kept in the folder of a run or beside an export.
 
-A run then needs the folder of the model no more: its weights are in the checkpoint, and its configuration and tokenizer
-in the copies. Code and weights are never copied.
+A run then needs the folder of a published model no more: its weights are in the checkpoint, and its configuration and
+tokenizer in the copies. Code and weights are never copied. A tokenizer that was learned lies at the same place.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.networks.hugging_face import KEPT, find_file, make_key
+from sft_lightning.networks.text.tokenizers import read_pieces, write_pieces
 from sft_lightning.utils.errors import InputError
 
 FOLDER = "encoder"  # of a run
@@ -20,12 +21,13 @@ FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def keep_files(name: str, folder: Path) -> None:
-    """Copy the configuration and the tokenizer of a published model, if the name is one of those.
+    """Copy the configuration and the tokenizer of a published model, or write a tokenizer that was learned.
 
     Args:
-        name: Name of a tokenizer, such as `hf/FOLDER`; others have no files.
+        name: Name of a tokenizer, such as `hf/FOLDER`; hashed words have no files.
         folder: Folder of the run, below which they are kept.
     """
+    write_pieces(name, folder / FOLDER / FILES[1])
     if not name.startswith("hf/"):
         return
     for file in FILES:
@@ -44,6 +46,8 @@ def keep_files(name: str, folder: Path) -> None:
 def use_kept_files(name: str, path: Path) -> None:
     """Read a published model from the copies of a run from now on, if its folder is gone or has changed since.
 
+    The tokenizer that a run has learned is always read from its folder.
+
     Args:
         name: Name of a tokenizer, such as `hf/FOLDER`.
         path: Folder of the run, or a file in it.
@@ -53,6 +57,7 @@ def use_kept_files(name: str, path: Path) -> None:
     """
     run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
     kept = (run / FOLDER).resolve()
+    read_pieces(name, kept / FILES[1])
     if not name.startswith("hf/") or not (kept / "tokenizer.json").is_file():
         return
     key = make_key(name)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sft_lightning.networks.hugging_face import load_model
 from sft_lightning.networks.text.masked_language import PublishedDecoder
-from sft_lightning.networks.text.token_encoder import TokenEncoder
+from sft_lightning.networks.text.token_encoder import CHANGE, TokenEncoder
 from sft_lightning.networks.text.tokenizers import make_tokenizer
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs, InputSpec
@@ -60,9 +60,19 @@ class PublishedEncoder(TokenEncoder):
         if self._mark is not None:  # 1 after the first mark, where the second text of a pair is
             marks = (x["input_ids"] == self._mark).long()
             more["token_type_ids"] = (marks.cumsum(1) - marks).clamp_max(1)
-        outputs = self.net(input_ids=x["input_ids"], attention_mask=x["attention_mask"], **more)
+        if CHANGE in x:
+            more["inputs_embeds"] = self.embedding(x["input_ids"]) + x[CHANGE]
+        else:
+            more["input_ids"] = x["input_ids"]
+        outputs = self.net(attention_mask=x["attention_mask"], **more)
         tokens: Tensor = outputs.last_hidden_state
         return tokens
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Embedding of the tokens."""
+        table: nn.Embedding = self.net.get_input_embeddings()  # type: ignore[operator] # of transformers
+        return table
 
     def build_decoder(self) -> nn.Module:
         """Take the model's own head for hidden tokens, with its published weights if the encoder has its own.

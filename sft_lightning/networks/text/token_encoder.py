@@ -17,6 +17,7 @@ from sft_lightning.utils.errors import InputError, did_you_mean
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.transfer import to_device
 
+CHANGE = "change"  # key of a change of the embeddings, (B, L, E), beside the token ids
 _ON_CPU, _ON_GPU = 16, 128  # texts of similar length that are evaluated together
 
 
@@ -27,6 +28,25 @@ class TextEncoder(Encoder):
     """
 
     modality: ClassVar[str] = "text"
+
+    @property
+    def embedding(self) -> nn.Embedding | None:
+        """Embedding of the tokens; None where tokens are counted."""
+        return None
+
+    def find_perturbation_shape(self, x: Inputs) -> torch.Size:
+        """Return the shape of the embeddings of the tokens, (B, L, E)."""
+        if self.embedding is None:
+            return super().find_perturbation_shape(x)
+        return torch.Size([*x["input_ids"].shape, self.embedding.embedding_dim])
+
+    def perturb(self, x: Inputs, change: Tensor) -> Inputs:
+        """Add a change of the embeddings, which is in units of their standard deviation, as in Miyato et al. 2017.
+
+        Their standard deviation is that of the table, so that larger embeddings do not make a change smaller.
+        """
+        assert self.embedding is not None
+        return {**x, CHANGE: change * self.embedding.weight.detach().std()}
 
     def keep_files(self, folder: Path) -> None:
         """Copy the configuration and the tokenizer of a published model."""

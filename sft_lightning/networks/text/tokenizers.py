@@ -1,21 +1,24 @@
-"""Tokenizers by name: hashed words, which need no training, or the tokenizer of a published encoder."""
+"""Tokenizers by name: hashed words, pieces of words learned from training texts, or those of a published encoder."""
 
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sft_lightning.networks.hugging_face import find_file
+from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 
 PADDING = -1
 WORD = re.compile(r"\w+|[^\w\s]")
-_DEFAULT_ROWS = 16_384
+_DEFAULT_ROWS, _DEFAULT_PIECES = 16_384, 8192
+_LEAST_PIECES = 258  # a hidden token, the bytes and one piece
+_LEARNED: dict[str, str] = {}  # content of the tokenizers that this process has learned or read, by its digest
 
 
 class Tokenizer(ABC):
@@ -128,43 +131,18 @@ class HashTokenizer(Tokenizer):
         return number
 
 
-class PublishedTokenizer(Tokenizer):
-    """Tokenizer of a folder in the form of Hugging Face, with its `tokenizer.json` (extra `text`)."""
+class FileTokenizer(Tokenizer):
+    """Tokenizer in the form of `tokenizer.json` (extra `text`)."""
 
-    def __init__(self, name: str) -> None:
-        """Load the file; no code of the folder is run.
+    _rust: Any
 
-        Args:
-            name: Name `hf/FOLDER`, or `hf/NAME` of a model in the cache of Hugging Face.
-
-        Raises:
-            InputError: The library or the file is missing, or the file is damaged.
-        """
-        self.name, file = name, find_file(name, "tokenizer.json")
-        try:
-            from tokenizers import Tokenizer as Rust
-        except ImportError as error:
-            raise InputError(f"{name!r} needs the extra 'text': pip install 'sft-lightning[text]'") from error
-        try:
-            self._rust: Any = Rust.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"tokenizer {str(file)!r} cannot be read ({error}): fetch it again") from error
-        self._rust.no_padding()
-        self.num_tokens = self._rust.get_vocab_size()
-        known = self._rust.get_vocab()
-        masks = [known[word] for word in ("[MASK]", "<mask>", "[UNK]", "<unk>") if word in known]
-        self.mask_id = masks[0] if masks else 0
-        framed = self._rust.encode("a").special_tokens_mask
-        self.has_frame = len(framed) > 2 and bool(framed[0]) and bool(framed[-1])
-        pair = self._rust.encode("a", "a")
-        marks = {i for i, is_mark in zip(pair.ids, pair.special_tokens_mask, strict=True) if is_mark}
-        marks |= {i for i, token in self._rust.get_added_tokens_decoder().items() if token.special}
-        self.special_ids = (*sorted(marks),)
-        if 1 in pair.type_ids and (first := pair.ids[pair.type_ids.index(1) - 1]) in marks:
-            self.pair_mark = first
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tokenizer."""
+        return hashlib.sha256(self._rust.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[npt.NDArray[np.int32], int]:
-        """Return the ids with those that mark beginning and end, (N, L)."""
+        """Return the ids with those that mark beginning and end, if it has some, (N, L)."""
         self._rust.enable_truncation(max_length)
         given: list[Any] = [pair[0] if len(pair) == 1 else pair for pair in texts]
         encoded = self._rust.encode_batch(given)
@@ -190,10 +168,176 @@ class PublishedTokenizer(Tokenizer):
                 pieces[-1].append(i)
         return " … ".join(self._rust.decode(piece) for piece in pieces).strip()
 
-    @cached_property
+
+class PublishedTokenizer(FileTokenizer):
+    """Tokenizer of a folder in the form of Hugging Face."""
+
+    def __init__(self, name: str) -> None:
+        """Load the file; no code of the folder is run.
+
+        Args:
+            name: Name `hf/FOLDER`, or `hf/NAME` of a model in the cache of Hugging Face.
+
+        Raises:
+            InputError: The library or the file is missing, or the file is damaged.
+        """
+        self.name = name
+        self._rust = _parse(find_file(name, "tokenizer.json"), name)
+        self._rust.no_padding()
+        self.num_tokens = self._rust.get_vocab_size()
+        known = self._rust.get_vocab()
+        masks = [known[word] for word in ("[MASK]", "<mask>", "[UNK]", "<unk>") if word in known]
+        self.mask_id = masks[0] if masks else 0
+        framed = self._rust.encode("a").special_tokens_mask
+        self.has_frame = len(framed) > 2 and bool(framed[0]) and bool(framed[-1])
+        pair = self._rust.encode("a", "a")
+        marks = {i for i, is_mark in zip(pair.ids, pair.special_tokens_mask, strict=True) if is_mark}
+        marks |= {i for i, token in self._rust.get_added_tokens_decoder().items() if token.special}
+        self.special_ids = (*sorted(marks),)
+        if 1 in pair.type_ids and (first := pair.ids[pair.type_ids.index(1) - 1]) in marks:
+            self.pair_mark = first
+
+
+class PieceTokenizer(FileTokenizer):
+    """Pieces of words that are frequent in the training texts, lower case: byte-pair encoding (extra `text`).
+
+    Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", from bytes as in Radford et al.
+    2019 (GPT-2), so that no text has unknown letters. The same texts always give the same pieces, on every process,
+    which the trainers of WordPiece and unigram pieces in the library do not promise.
+
+    Its name is `bpe:N` before it has learned, and `bpe:N:DIGEST` afterwards, so that whoever records the name records
+    the content.
+    """
+
+    prefix: ClassVar[str] = "bpe"
+    mask_id = 0
+    special_ids = (0,)
+
+    def __init__(self, num_tokens: int = _DEFAULT_PIECES, digest: str = "") -> None:
+        """Start without pieces, or with those that were learned before.
+
+        Args:
+            num_tokens: Largest number of ids: the 256 bytes, a hidden token, and pieces. Few texts give fewer.
+            digest: Digest of pieces that this process has learned or read (`read_pieces`); empty to learn them.
+
+        Raises:
+            InputError: The number is too small, or the pieces are unknown.
+        """
+        if num_tokens < _LEAST_PIECES:
+            raise InputError(f"tokenizer is 'bpe:{num_tokens}': give at least {_LEAST_PIECES} ids, such as bpe:8192")
+        self.num_tokens, self.name = num_tokens, f"{self.prefix}:{num_tokens}"
+        if digest:
+            self.use(f"{self.name}:{digest}")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether pieces have been learned."""
+        return self.name.count(":") > 1
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the tokenizer."""
-        return hashlib.sha256(self._rust.to_str().encode()).hexdigest()
+        """SHA-256 of the pieces; the name as long as none were learned."""
+        return super().digest if self.is_trained else self.name
+
+    def train(self, texts: Iterable[str]) -> None:
+        """Learn the pieces.
+
+        Args:
+            texts: Training texts.
+
+        Raises:
+            InputError: The library is missing.
+        """
+        rust = _import_tokenizers(self.name)
+        made = rust.Tokenizer(rust.models.BPE())
+        made.normalizer = rust.normalizers.Sequence([rust.normalizers.NFC(), rust.normalizers.Lowercase()])
+        made.pre_tokenizer = rust.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        made.post_processor = rust.processors.ByteLevel(trim_offsets=True)
+        made.decoder = rust.decoders.ByteLevel()
+        trainer = rust.trainers.BpeTrainer(
+            vocab_size=self.num_tokens, min_frequency=2, special_tokens=["[MASK]"], show_progress=False,
+            initial_alphabet=sorted(rust.pre_tokenizers.ByteLevel.alphabet()),
+        )  # fmt: skip
+        made.train_from_iterator(texts, trainer)
+        self.use(f"{self.name}:{_remember(made.to_str())}")
+
+    def use(self, name: str) -> None:
+        """Take pieces that were learned before.
+
+        Args:
+            name: Name `bpe:N:DIGEST`, with the same N.
+
+        Raises:
+            InputError: This process has not read them, or their number is another.
+        """
+        kind, digest = name.rpartition(":")[::2]
+        if kind != f"{self.prefix}:{self.num_tokens}" or digest not in _LEARNED:
+            raise InputError(
+                f"tokenizer {name!r} was learned by a run, and its file encoder/tokenizer.json was not read: give the "
+                f"folder of that run or export as weights or checkpoint, or {self.prefix}:{self.num_tokens} to learn "
+                "another"
+            )
+        self._rust, self.name = _import_tokenizers(name).Tokenizer.from_str(_LEARNED[digest]), name
+
+    def encode(self, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[npt.NDArray[np.int32], int]:
+        """Return the ids of the pieces, (N, L)."""
+        if not self.is_trained:
+            raise InputError(f"tokenizer {self.name!r} has not learned from the training texts yet: call setup() first")
+        return super().encode(texts, max_length)
+
+
+def _import_tokenizers(name: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError(f"tokenizer {name!r} needs the extra 'text': pip install 'sft-lightning[text]'") from error
+    return tokenizers
+
+
+def _parse(file: Path, name: str) -> Any:
+    """Return the tokenizer of a file."""
+    rust = _import_tokenizers(name)
+    try:
+        return rust.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"tokenizer {str(file)!r} cannot be read ({error}): fetch it again") from error
+
+
+def _remember(content: str) -> str:
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    _LEARNED[digest] = content
+    return digest
+
+
+def read_pieces(name: str, file: Path) -> None:
+    """Read the pieces that a run has learned, so that `make_tokenizer` knows their name.
+
+    Args:
+        name: Name `bpe:N:DIGEST`; others are ignored.
+        file: File that `write_pieces` wrote; nothing is read if it does not exist.
+
+    Raises:
+        InputError: The file is damaged, or holds other pieces.
+    """
+    kind, _, digest = name.partition(":")[2].partition(":")
+    if not name.startswith(f"{PieceTokenizer.prefix}:") or not digest or digest in _LEARNED or not file.is_file():
+        return
+    made = _parse(file, name)
+    if _remember(made.to_str()) != digest or made.get_vocab_size() > int(kind):
+        raise InputError(f"tokenizer {str(file)!r} is not the one of the run, {name!r}: restore the file of the run")
+
+
+def write_pieces(name: str, file: Path) -> None:
+    """Write learned pieces; nothing for other tokenizers.
+
+    Args:
+        name: Name `bpe:N:DIGEST`.
+        file: Path of the file.
+    """
+    content = _LEARNED.get(name.rpartition(":")[2])
+    if name.startswith(f"{PieceTokenizer.prefix}:") and content is not None:
+        with open_atomic(file) as staged:
+            staged.write_text(content, encoding="utf-8")
 
 
 def pad(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
@@ -212,14 +356,18 @@ def make_tokenizer(name: str) -> Tokenizer:
     """Return the tokenizer of a name.
 
     Args:
-        name: `words`, `words:N` with N different ids, or `hf/FOLDER`.
+        name: `words` or `words:N` with N different ids, `bpe` or `bpe:N`, perhaps with the digest of what was learned,
+            or `hf/FOLDER`.
 
     Raises:
         InputError: The name is unknown.
     """
-    kind, _, size = name.partition(":")
-    if kind == HashTokenizer.prefix and (not size or size.isdecimal()):
+    kind, _, rest = name.partition(":")
+    size, _, digest = rest.partition(":")
+    if kind == HashTokenizer.prefix and not digest and (not rest or size.isdecimal()):
         return HashTokenizer(int(size)) if size else HashTokenizer()
+    if kind == PieceTokenizer.prefix and (not rest or size.isdecimal()):
+        return PieceTokenizer(int(size), digest) if size else PieceTokenizer()
     if name.startswith("hf/"):
         return PublishedTokenizer(name.partition(":")[0])
-    raise InputError(f"tokenizer is {name!r}: give words, words:16384, or hf/ and the folder of a model")
+    raise InputError(f"tokenizer is {name!r}: give words, words:16384, bpe:8192, or hf/ and the folder of a model")

@@ -1,5 +1,6 @@
 """Encoders of texts: padding has no effect, and published ones give what transformers gives."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from sft_lightning.data.text.storage import Encoding
 from sft_lightning.data.text.views import TextView, TextViews
+from sft_lightning.networks.adapters import LoRA, merge_weights
 from sft_lightning.networks.blocks import split_blocks
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
@@ -163,6 +165,32 @@ def test_attention_starts_as_the_mean_and_weighs_tokens(name: str, folder: Path,
     for i, count in enumerate(x["attention_mask"].sum(1).tolist()):
         weights = (tokens[i, :count] @ query / encoder.num_features**0.5).softmax(0)
         torch.testing.assert_close(pooled[i], weights @ tokens[i, :count], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small_transformer", "hf"])
+def test_attention_is_learned_beside_an_adapter(name: str, folder: Path) -> None:
+    tokenizer = f"hf/{folder}" if name == "hf" else "words:500"
+    spec, x = read(tokenizer)
+    torch.manual_seed(0)
+    encoder = build_encoder(f"{name.replace('hf', tokenizer)}:attention", spec)[0]
+    plain = copy.deepcopy(encoder).eval()
+    adapter = LoRA(rank=2)
+    adapter.apply(encoder)
+    learned = adapter.list_parameters(encoder.net)
+    query = encoder.net.get_parameter("attention.query")
+    assert any(p is query for p in learned)
+    assert {id(p) for p in encoder.parameters() if p.requires_grad} == {id(p) for p in learned}
+    encoder.eval()(x).square().sum().backward()
+    assert query.grad is not None
+    assert bool(query.grad.any())
+    assert all(p.grad is not None for p in learned)
+    with torch.no_grad():
+        for p in learned:
+            p.add_(torch.randn_like(p))
+        plain.load_state_dict(merge_weights(encoder.state_dict()))
+        torch.testing.assert_close(plain(x), encoder(x), rtol=1e-3, atol=1e-4)
+    adapter.set_trainable(encoder.net, False)
+    assert not query.requires_grad
 
 
 def test_second_texts_get_a_number_of_their_own_where_the_model_has_one(folder: Path, tmp_path: Path) -> None:
