@@ -31,8 +31,7 @@ def average_windows(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         encode: Function from windows, (N, ...), to features, (N, F).
         x: Windows, (B, W, ...).
     """
-    features = encode(x.flatten(0, 1))
-    return features.unflatten(0, x.shape[:2]).mean(1) if x.shape[1] > 1 else features
+    return encode(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
 def summarize_frames(x: Tensor) -> Tensor:
