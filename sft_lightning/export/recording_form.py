@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from sft_lightning.data.audio.storage import MOST_WINDOWS
+from sft_lightning.data.audio.storage import MOST_WINDOWS, Recordings, Windows
 from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.export.program_form import Given, Program, ProgramForm, format_call, format_imports
@@ -59,9 +59,12 @@ class RecordingForm(ProgramForm):
     def collect(self, data: FewLabelDataModule, name: str) -> list[Given]:
         """Return the windows that an evaluation sees."""
         split, windows = data.splits[name], []
+        storage, settings = split.part.storage, data.read_settings
+        assert isinstance(storage, Recordings)
+        assert isinstance(settings, Windows)
         for index in split.indices:
             try:
-                windows.append(split.part.storage.read(index, data.read_settings, None))
+                windows.append(storage.read(index, settings, None))
             except UNREADABLE:  # as an evaluation leaves it out
                 continue
         return [{"waveforms": torch.stack(windows)}] if windows else []

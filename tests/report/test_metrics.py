@@ -61,7 +61,7 @@ def test_evidence_lies_over_a_spectrogram_as_it_is_shown(monkeypatch: pytest.Mon
     head = {"weight": torch.ones(2, 1), "bias": torch.zeros(2)}
     evaluation: Any = SimpleNamespace(data=data, backbone=backbone, head=head, metadata={"backbone": "conv"})
     drawn: list[torch.Tensor] = []
-    monkeypatch.setattr("sft_lightning.report.attention.embed_image", lambda image, _: drawn.append(image) or "")
+    monkeypatch.setattr("sft_lightning.report.attention.embed_image", lambda image, _: drawn.append(image))
     assert GradCAM(evaluation).reason_against is None
     GradCAM(evaluation).draw("test", [0], torch.tensor([0]))
     shown, evidence = drawn
