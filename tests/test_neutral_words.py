@@ -12,7 +12,7 @@ WORDS = re.compile(
 )
 # Files about images alone: commands that look at pixels, programs that take them, and what draws with PIL.
 OF_IMAGES = {
-    "_moved.py", "export/image_form.py", "losses/pretraining/mae.py", "report/attention.py",
+    "_moved.py", "export/image_form.py", "export/recording_form.py", "losses/pretraining/mae.py", "report/attention.py",
     "report/figures.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
     "audit/image_checks.py",
     "audit/recording_checks.py",
@@ -40,7 +40,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "data/split_names.py": ("test_images", "images?|", "photos?|pictures?|"),
     "data/storage.py": ("such as uint8 (N, C, H, W) of images", "384 images of 3 x 224 x 224"),
     "data/table_columns.py": ('"image",',),
-    "export/export.py": ("takes uint8 images",),
+    "export/export.py": ("takes uint8 images", "tokens of texts or waveforms"),
     "losses/unlabeled/virtual_adversarial.py": ("an image with pixels in [0, 1]",),
     "networks/encoder.py": ("as local crops of an image are", "Of images, their shape", 'modality == "image"'),
     "networks/metadata.py": ('["modality"] != "image"',),

@@ -1,34 +1,75 @@
-"""Checks of recordings: sample rates, channels, silence, clipping and lengths."""
+"""Checks of recordings: copies, sample rates, channels, silence, clipping and lengths."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from sft_lightning.audit.findings import CheckResult, CheckRow
-from sft_lightning.audit.modality_checks import ModalityChecks
+from sft_lightning.audit.modality_checks import ModalityChecks, Places
 from sft_lightning.data.audio.datamodule import AudioDataModule
 from sft_lightning.data.audio.decoding import SoundFacts
 from sft_lightning.data.audio.findings import CLIPPED, SHORT, SILENT
+from sft_lightning.data.audio.near_duplicates import (
+    DIFFERENCE,
+    LENGTHS,
+    RecordingSplitStats,
+    RecordingStats,
+    find_copies,
+    find_near_duplicates,
+    make_thumbnail,
+)
 from sft_lightning.data.audio.storage import Recordings
-from sft_lightning.data.issues import FindingKind
-from sft_lightning.data.split_stats import SplitStats
+from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error
+from sft_lightning.data.copies import Copies
+from sft_lightning.data.issues import Fault, FindingKind, as_finding
+from sft_lightning.data.split_stats import Pair
+from sft_lightning.utils.progress_lines import LoggedProgress
 
 
 class RecordingChecks(ModalityChecks):
-    """Checks by the facts that the data module has measured when it decoded each file."""
+    """Checks of decoded recordings, and of the facts that the data module has measured of each file."""
 
     action: ClassVar[str] = "decoding"
+    bounds: ClassVar[dict[str, float]] = {"difference": DIFFERENCE, "difference_of_lengths": LENGTHS}
     data: AudioDataModule
 
-    def find_odd(self, stats: Sequence[SplitStats[Any]]) -> list[CheckResult]:
-        """Find recordings that are silent, clipped, short, or of a lower sample rate than the one they are read at."""
+    def measure(self, name: str) -> RecordingSplitStats:
+        """Decode each recording, for a digest of its samples and a thumbnail of its sound."""
+        split, rate = self.data.splits[name], self.data.sound.rate
+        storage, found = split.part.storage, list[RecordingStats | str]()
+        assert isinstance(storage, Recordings)
+        with LoggedProgress(len(split), f"Decoding ({name})", "recording") as bar:
+            for index in split.indices:
+                try:
+                    samples, facts = storage.read_samples(index), (storage.facts or [])[index]
+                    digest = hashlib.blake2b(samples.tobytes(), digest_size=16).digest()
+                    found.append(RecordingStats(facts, digest, *make_thumbnail(samples, rate)))
+                except UNREADABLE as error:
+                    found.append(describe_read_error(error))
+                bar.update()
+        return RecordingSplitStats(name, split, found)
+
+    def find_duplicates(self, stats: Sequence[RecordingSplitStats]) -> tuple[list[Pair], list[Pair]]:
+        """Compare samples, and spectrograms for near-duplicates."""
+        return find_near_duplicates(stats)
+
+    def find_copies(self, places: Places) -> Copies:
+        """Find equal and nearly equal recordings."""
+        return find_copies([one.examples[i] for one, i in places])
+
+    def find_odd(self, stats: Sequence[RecordingSplitStats]) -> list[CheckResult]:
+        """Find recordings that are silent, clipped, short, stereo, or of a lower sample rate than they are read at."""
         rate = self.data.sound.rate
 
         def of(kind: FindingKind, test: Callable[[SoundFacts], str | None], name: str, advice: str) -> CheckResult:
             rows = [
-                CheckRow(split.name, split.id(i), said) for split, i, one in _list_facts(stats) if (said := test(one))
+                CheckRow(split.name, split.id(i), said)
+                for split in stats
+                for i, one in split.readable
+                if (said := test(one.facts))
             ]
             return CheckResult(kind, name, advice, rows)
 
@@ -57,11 +98,24 @@ class RecordingChecks(ModalityChecks):
                 f"recordings with a sample rate below {rate:,} Hz",
                 "Classes may differ by the missing high frequencies: set sample_rate to the lowest one if they do",
             ),
+            of(
+                "file_format",
+                lambda one: f"{one.channels} channels" if one.channels > 1 else None,
+                "recordings with more than one channel",
+                "The mean of the channels is read: keep the one with the sound in the file if the others have none",
+            ),
         ]
 
-    def summarize(self, stats: Sequence[SplitStats[Any]]) -> dict[str, object]:
+    def find_strays(self, faults: Sequence[Fault]) -> list[CheckResult]:
+        """Find files and folders of the source that are not read."""
+        findings = [as_finding(message) for message in self.data.opened_source.messages]
+        rows = [CheckRow("", name, one.message) for one in findings if one.kind == "ignored" for name in one.examples]
+        advice = "Rename them as recordings of a class if they should be read"
+        return [CheckResult("ignored", "files and folders that are not read", advice, rows)]
+
+    def summarize(self, stats: Sequence[RecordingSplitStats]) -> dict[str, object]:
         """Summarize sample rates, channels and lengths."""
-        facts = [one for _, _, one in _list_facts(stats)]
+        facts = [one.facts for split in stats for _, one in split.readable]
         if not facts:
             return {}
         seconds = np.array([one.samples for one in facts]) / self.data.sound.rate
@@ -84,12 +138,3 @@ class RecordingChecks(ModalityChecks):
             f"rates    {rates}; channels {channels}",
             f"seconds  {middle:g} (median), {low:g} to {high:g}, in windows of {facts['window']:g}",
         ]
-
-
-def _list_facts(stats: Sequence[SplitStats[Any]]) -> Iterator[tuple[SplitStats[Any], int, SoundFacts]]:
-    """Yield the facts about the readable recordings with their split and position."""
-    for split in stats:
-        storage = split.split.part.storage
-        if isinstance(storage, Recordings) and storage.facts is not None:
-            for i, _ in split.readable:
-                yield split, i, storage.facts[split.split.indices[i]]

@@ -85,10 +85,10 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
         raise InputError(f"run {opened.name!r} has no example")
     form, inputs = find_form(trained.metadata), Given()
     if compared and form is not None:
-        batches = list(data.batches_of(add_subset(data, name, compared), torch.device("cpu")))
+        batches = form.collect(data, add_subset(data, name, compared))
         if not batches:
             raise InputError(f"no {_SPLITS[name]} example of run {opened.name!r} can be read")
-        inputs = concatenate_inputs([form.encode(batch.x) for batch in batches])
+        inputs = concatenate_inputs(batches)
     evaluation = ExportEvaluation(_SPLITS[name], inputs, total=len(data.splits[name]))
     if not most or not trained.head:
         return evaluation

@@ -48,8 +48,8 @@ def export(
 ) -> Path:
     """Write a part of a trained model, with a JSON of the same name and a model card beside it.
 
-    A program (`onnx`, `pt2`) takes uint8 images or tokens of texts and returns logits, or features for a backbone. It
-    is read back and compared with PyTorch on examples of the run; a program that differs is not written.
+    A program (`onnx`, `pt2`) takes uint8 images, tokens of texts or waveforms and returns logits, or features for a
+    backbone. It is read back and compared with PyTorch on examples of the run; a program that differs is not written.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.vision.images import Geometry
-from sft_lightning.export.program_form import Given, Program, ProgramForm, format_call, format_imports
+from sft_lightning.export.program_form import Given, Program, ProgramForm, format_call, format_imports, list_inputs
 
 
 class ImageProgram(Program):
@@ -35,9 +36,9 @@ class ImageForm(ProgramForm):
 
     program = ImageProgram
 
-    def encode(self, x: Tensor) -> Given:
+    def collect(self, data: FewLabelDataModule, name: str) -> list[Given]:
         """Return pixels from 0 to 255."""
-        return {"images": (x * 255).round().to(torch.uint8)}
+        return [{"images": (x * 255).round().to(torch.uint8)} for x in list_inputs(data, name)]
 
     def decode(self, given: Given) -> Tensor:
         """Return pixels in [0, 1]."""

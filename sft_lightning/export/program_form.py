@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.modalities import get_modality, load
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.inputs import Inputs, InputSpec
@@ -35,11 +36,12 @@ class ProgramForm(ABC):
         self.spec = InputSpec.parse(metadata["input_spec"])
 
     @abstractmethod
-    def encode(self, x: Inputs) -> Given:
-        """Return what a program takes in place of network inputs.
+    def collect(self, data: FewLabelDataModule, name: str) -> list[Given]:
+        """Return the readable examples of a split as a program takes them, in batches.
 
         Args:
-            x: Network inputs as the views give them, (B, ...) each.
+            data: Data module after its setup.
+            name: Name of the split.
         """
 
     @abstractmethod
@@ -99,6 +101,16 @@ class ProgramForm(ABC):
             given: Inputs of a program, (B, ...) each.
         """
         return given
+
+
+def list_inputs(data: FewLabelDataModule, name: str) -> list[Inputs]:
+    """Return the network inputs of a split without random changes, in batches on the CPU.
+
+    Args:
+        data: Data module after its setup.
+        name: Name of the split.
+    """
+    return [batch.x for batch in data.batches_of(name, torch.device("cpu"))]
 
 
 def find_form(metadata: dict[str, Any]) -> ProgramForm | None:

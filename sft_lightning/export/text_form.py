@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from sft_lightning.export.program_form import Given, Program, ProgramForm, format_call, format_imports
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.export.program_form import Given, Program, ProgramForm, format_call, format_imports, list_inputs
 from sft_lightning.networks.text.kept_files import FOLDER
 from sft_lightning.networks.text.tokenizers import HashTokenizer, make_tokenizer
 from sft_lightning.utils.inputs import Inputs
@@ -40,10 +41,14 @@ class TextForm(ProgramForm):
 
     program = TextProgram
 
-    def encode(self, x: Inputs) -> Given:
+    def collect(self, data: FewLabelDataModule, name: str) -> list[Given]:
         """Return the ids and the mask, of at least three tokens."""
-        missing = max(0, _LEAST - x["input_ids"].shape[1])
-        return {name: torch.nn.functional.pad(x[name], (0, missing)) for name in ("input_ids", "attention_mask")}
+
+        def pad(x: Inputs) -> Given:
+            missing = max(0, _LEAST - x["input_ids"].shape[1])
+            return {name: torch.nn.functional.pad(x[name], (0, missing)) for name in ("input_ids", "attention_mask")}
+
+        return [pad(x) for x in list_inputs(data, name)]
 
     def decode(self, given: Given) -> Inputs:
         """Return the ids and the mask."""

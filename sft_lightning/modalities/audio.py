@@ -9,6 +9,7 @@ MODALITY = Modality(
     detector="sft_lightning.data.audio.detection:holds",
     networks="sft_lightning.networks.audio.backbones",
     checks="sft_lightning.audit.recording_checks:RecordingChecks",
+    program_form="sft_lightning.export.recording_form:RecordingForm",
     explainer="sft_lightning.report.attention:GradCAM",
     hub_tasks=("audio-classification", "feature-extraction"),
     solve=SolveChoices(

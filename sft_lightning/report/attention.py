@@ -25,7 +25,9 @@ class GradCAM(Explainer):
 
     @cached_property
     def _module(self) -> nn.Module | None:
-        return find_last_map(self.evaluation.backbone)
+        # A network of inputs without height and width, such as waveforms, may have maps that lie elsewhere.
+        has_sides = len(self.evaluation.data.input_spec.shape) == 3
+        return find_last_map(self.evaluation.backbone) if has_sides else None
 
     @property
     def reason_against(self) -> str | None:
@@ -37,15 +39,19 @@ class GradCAM(Explainer):
         return None
 
     def draw(self, name: str, positions: Sequence[int], classes: Tensor) -> list[Markup]:
-        """Return each image beside its heatmap."""
+        """Return each image, as people look at it, beside its heatmap."""
         data = self.evaluation.data
         x, module = data.inputs_of(name, [*positions]), self._module
         assert module is not None  # else there is a reason against it
         heat = compute_grad_cam(self.evaluation.backbone, self.evaluation.head, module, x, classes)
+        # Evidence lies over an example as people see it, such as with low frequencies below.
+        shown, over = data.views.show(x), data.views.show(heat.unsqueeze(1))
+        assert isinstance(shown, Tensor)
+        assert isinstance(over, Tensor)
         ids = [data.splits[name].ids[i] for i in positions]
         return [
             render_examples([embed_image(image, i), embed_image(overlay_heat(image, own), "Grad-CAM")], "pair")
-            for image, own, i in zip(x, heat, ids, strict=True)
+            for image, own, i in zip(shown, over[:, 0], ids, strict=True)
         ]
 
 

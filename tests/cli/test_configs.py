@@ -16,16 +16,18 @@ from sft_lightning.cli.reproduce import compare_runs, read_outcome
 from sft_lightning.losses import unlabeled as strategies
 from sft_lightning.networks.weights import read_weights
 from tests.conftest import CONFIGS
+from tests.data.audio.recordings import write_folder as write_recordings
 from tests.paradigms.helpers import teacher
 
 SHARED = CONFIGS / "semi_supervised" / "shared.yaml"
 STRATEGIES = sorted({*(CONFIGS / "semi_supervised").glob("*.yaml")} - {SHARED})
 PRETRAINING = sorted((CONFIGS / "pretraining").glob("*.yaml"))
 TEXTS = sorted((CONFIGS / "text").glob("*.yaml"))
+RECORDINGS = sorted((CONFIGS / "audio").glob("*.yaml"))
 SHIPPED = sorted(
     [
         *(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml"), *STRATEGIES, *PRETRAINING,
-        *TEXTS,
+        *TEXTS, *RECORDINGS,
     ]
 )  # fmt: skip
 DATA = sorted((CONFIGS / "data").glob("*semi_supervised.yaml"))
@@ -37,6 +39,10 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
     text = config.read_text()
     if "source: sample-texts" in text:
         return []
+    if config in RECORDINGS:
+        source = write_recordings(folder / "sounds", 30, seconds=0.3)
+        weights = ["--model.init_args.weights=none"] if "weights: lightning_logs" in text else []
+        return [f"--data.init_args.source={source}", "--data.init_args.labels_per_class=5", *weights]
     given = ["--data.init_args.root", str(root), "--data.init_args.num_workers", "0"]
     if "source: CIFAR10" in text:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "32", *given[2:]]
@@ -63,7 +69,7 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled", "self_supervised")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
 LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
-LONG |= {*PRETRAINING}
+LONG |= {*PRETRAINING, *(set(RECORDINGS) - {CONFIGS / "audio" / "audio_softmatch.yaml"})}
 LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml"), *(CONFIGS / "reference").glob("*fashion_mnist.yaml")}
 SHORT = ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=2", "--trainer.log_every_n_steps=1"]
 SHORT += ["--data.init_args.batch_size=8", "--data.init_args.val_size=40"]

@@ -2,13 +2,18 @@
 
 import math
 from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from sft_lightning.cli.loaded_run import sample_positions
+from sft_lightning.data.audio.views import AudioView, SpectrogramViews
+from sft_lightning.networks.audio.backbones import SpectrogramEncoder
+from sft_lightning.networks.audio.log_mel import Sound
 from sft_lightning.networks.vision.backbones import Backbone
-from sft_lightning.report.attention import compute_grad_cam, find_last_map
+from sft_lightning.report.attention import GradCAM, compute_grad_cam, find_last_map
 from sft_lightning.report.evaluation import Predictions
 from sft_lightning.report.metrics import bin_reliability, choose_to_label, compute_calibration_error, project_pca
 from sft_lightning.tasks.classification_metrics import wilson
@@ -39,6 +44,32 @@ def test_grad_cam_matches_a_network_by_hand() -> None:
     head = {"weight": torch.tensor([[3.0, 1.0], [-1.0, 0.0]]), "bias": torch.zeros(2)}
     assert torch.equal(compute_grad_cam(backbone, head, module, x, torch.tensor([0]))[0], x[0, 0])
     assert torch.equal(compute_grad_cam(backbone, head, module, x, torch.tensor([1]))[0], torch.zeros(4, 4))
+
+
+def test_evidence_lies_over_a_spectrogram_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    sound = Sound(8000, 1024, 256, 256, 4)
+    backbone = SpectrogramEncoder("conv", net, 1, sound.spec.shape).requires_grad_(False).eval()
+    x = torch.zeros(1, *sound.spec.shape)
+    x[:, :, 0] = 0.8  # the lowest frequencies
+    data = SimpleNamespace(
+        inputs_of=lambda name, positions: x,
+        views=SpectrogramViews(sound, AudioView(), AudioView()),
+        splits={"test": SimpleNamespace(ids=["a.wav"])},
+        input_spec=sound.spec,
+    )
+    head = {"weight": torch.ones(2, 1), "bias": torch.zeros(2)}
+    evaluation: Any = SimpleNamespace(data=data, backbone=backbone, head=head, metadata={"backbone": "conv"})
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr("sft_lightning.report.attention.embed_image", lambda image, _: drawn.append(image))
+    assert GradCAM(evaluation).reason_against is None
+    GradCAM(evaluation).draw("test", [0], torch.tensor([0]))
+    shown, evidence = drawn
+    assert shown[0].sum(1).nonzero().flatten().tolist() == [3]  # the lowest row
+    red = evidence[0] - evidence[2]
+    assert red.sum(1).nonzero().flatten().tolist() == [3]
+    data.input_spec = sound.as_waveform().spec
+    assert "has no feature maps" in str(GradCAM(evaluation).reason_against)
 
 
 @pytest.mark.parametrize(("correct", "count"), [(50, 100), (0, 10), (10, 10), (1, 3), (1379, 2000), (9999, 10000)])

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from sft_lightning.data.audio.decoding import encode_clip, get_versions
 from sft_lightning.data.audio.findings import describe_recordings
 from sft_lightning.data.audio.sources import list_predicted, open_recordings
-from sft_lightning.data.audio.storage import Recordings, Windows
+from sft_lightning.data.audio.storage import MOST_WINDOWS, Recordings, Windows
 from sft_lightning.data.audio.views import AudioView, AudioViews, make_views
 from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
@@ -26,7 +26,6 @@ _WEAK = AudioView(gain=6.0, noise=0.05, shift=0.1)
 _STRONG = AudioView(gain=6.0, noise=0.3, shift=0.2, time_masks=2, frequency_masks=2)
 _RATE, _LONGEST = 16_000, 5.0  # what suggested settings do not exceed, in Hz and seconds
 _PLAYED = 3.0  # seconds of a recording that a page plays, of some 80 kB
-_MOST_WINDOWS = 4  # of a recording in evaluation, unless the user sets a number
 
 
 class AudioDataModule(FewLabelDataModule):
@@ -247,7 +246,7 @@ class AudioDataModule(FewLabelDataModule):
     def _choose_windows(self, samples: list[int]) -> None:
         if self._given_windows is None:
             count = math.ceil(max(samples, default=1) / self.sound.samples)
-            self._windows = Windows(self.sound.samples, max(1, min(count, _MOST_WINDOWS)))
+            self._windows = Windows(self.sound.samples, max(1, min(count, MOST_WINDOWS)))
 
     def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, Windows, int]:
         """Return the split, how it is read, and the number of workers: none where nothing is decoded."""

@@ -6,9 +6,6 @@ read. The second is written after the first is complete and on disk, so that a k
 Each recording is compared with its checksum when a process first reads it; a damaged one is decoded from its file.
 """
 
-import hashlib
-import shutil
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.data.audio.decoding import Samples, SoundFacts, decode, get_versions, inspect_header
 from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error
-from sft_lightning.data.digests import combine_digests, digest_files
+from sft_lightning.data.decoded_cache import make_key, refuse_folder, report_damage, report_wait, reserve_room
 from sft_lightning.utils.atomic import hold_lock, open_atomic, write_json
-from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.json_files import read_json_object
 from sft_lightning.utils.progress_lines import LoggedProgress
 
@@ -50,22 +45,17 @@ class RecordingCache:
         Raises:
             InputError: The disk is too full, or the folder cannot be written to.
         """
-        key = hashlib.sha256(repr((get_versions(), rate)).encode())
-        key.update(combine_digests(zip(ids, digest_files(paths), strict=True)).encode())
-        name = key.hexdigest()
+        name = make_key((get_versions(), rate), paths, ids)
         self._data, self._index = folder / f"{name}.f32", folder / f"{name}.json"
         self._map: Any = None
         if not self._load():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with (folder / f"{name}.lock").open("ab") as lock, hold_lock(lock, _wait):
+                with (folder / f"{name}.lock").open("ab") as lock, hold_lock(lock, report_wait):
                     if not self._load():
                         self._make(paths, rate)
             except OSError as error:
-                raise InputError(
-                    f"cache {str(folder)!r} cannot be written ({error.strerror or error}): free space or change its "
-                    "permissions, or name another folder"
-                ) from error
+                raise refuse_folder(folder, error) from error
 
     def _load(self) -> bool:
         """Read the index, and return whether it and the samples are there."""
@@ -80,7 +70,7 @@ class RecordingCache:
 
     def _make(self, paths: Sequence[Path], rate: int) -> None:
         headers = inspect_all(paths, rate)
-        self._check_room(4 * sum(map(_count, headers)), len(paths))
+        reserve_room(self._data.parent, 4 * sum(map(_count, headers)), len(paths), "", "recordings")
         rows: list[Any] = []
         with open_atomic(self._data) as path, path.open("wb") as file:
             for found in decode_all(paths, rate, headers):
@@ -94,18 +84,6 @@ class RecordingCache:
         what = "decoded recordings, made by sft-lightning; may be removed when no run uses them"
         write_json(self._index, {"what": what, "rate": rate, "recordings": rows})
         self._load()
-
-    def _check_room(self, need: int, count: int) -> None:
-        free = shutil.disk_usage(self._data.parent).free
-        if need > free:
-            raise InputError(
-                f"cache {str(self._data.parent)!r} needs {need / 1e9:,.3f} GB for {count:,} recordings, and "
-                f"{free / 1e9:,.3f} GB are free there: free space, name another folder, or set cache: null"
-            )
-        rank_zero_info(
-            f"Data: {count:,} recordings are decoded once and kept in {str(self._data.parent)!r}: "
-            f"{need / 1e9:,.3f} GB ({free / 1e9:,.3f} GB are free there)."
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the memory map, which each worker opens itself."""
@@ -122,7 +100,7 @@ class RecordingCache:
         samples: Samples = self._map[self._starts[number] : self._starts[number + 1]]
         if not self._checked[number]:
             if zlib.crc32(samples.data) != self._sums[number]:
-                warnings.warn(f"{str(self._data)!r} is damaged: its files are decoded again", stacklevel=2)
+                report_damage(self._data)
                 return None
             self._checked[number] = True
         return samples
@@ -177,7 +155,3 @@ def inspect_all(paths: Sequence[Path], rate: int) -> list[_Inspected]:
 
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(look, paths))
-
-
-def _wait() -> None:
-    rank_zero_info("Data: another process decodes these files; waiting for it.")

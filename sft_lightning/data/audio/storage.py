@@ -15,6 +15,8 @@ from sft_lightning.data.audio.recording_cache import RecordingCache, decode_all,
 from sft_lightning.data.file_storage import FileStorage
 from sft_lightning.data.storage import Storage
 
+MOST_WINDOWS = 4  # of a recording in evaluation, unless the user sets a number
+
 
 @dataclass(frozen=True)
 class Windows:

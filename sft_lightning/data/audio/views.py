@@ -16,8 +16,8 @@ from sft_lightning.data.modality import Views, seed_view
 from sft_lightning.networks.audio.backbones import summarize_frames
 from sft_lightning.networks.audio.log_mel import (
     Sound,
-    compute_mel,
     make_mel_filters,
+    prepare_windows,
     scale_decibel,
     scale_log,
     unscale_log,
@@ -77,6 +77,10 @@ class AudioViews(Views):
     def has_strong(self) -> bool:
         """Whether the strong view changes anything."""
         return bool(self._strong)
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """Return the network inputs of windows, (B, W, S)."""
+        return prepare_windows(raw, self.sound)
 
     def weak(self, x: Tensor, seed: int | None, number: int = 0) -> Tensor:
         """Change recordings slightly."""
@@ -139,12 +143,6 @@ class SpectrogramViews(AudioViews):
 
     inputs_name: ClassVar[str] = "log-mel statistics"
 
-    def prepare(self, raw: Tensor) -> Tensor:
-        """Return the spectrograms of windows, (B, W, S)."""
-        mel = compute_mel(raw.flatten(0, 1), self.sound)
-        prepared: Tensor = scale_log(mel).unflatten(0, raw.shape[:2])
-        return prepared
-
     def _add_noise(self, x: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
         areas = make_mel_filters(self.sound.rate, self.sound.fft, self.sound.mels).sum(1).to(x.device)[:, None]
         power = torch.where(x > 0, unscale_log(x), 0)  # silence stays silence
@@ -169,10 +167,6 @@ class WaveformViews(AudioViews):
 
     inputs_name: ClassVar[str] = "log-mel statistics"
 
-    def prepare(self, raw: Tensor) -> Tensor:
-        """Return the windows."""
-        return raw
-
     def _add_noise(self, x: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
         amplitude = x.square().mean((1, 2), keepdim=True).sqrt()
         return x + share * amplitude * to_device(torch.randn(x.shape, generator=generator), x.device)
@@ -185,9 +179,7 @@ class WaveformViews(AudioViews):
 
     def draw(self, x: Tensor) -> Tensor:
         """Return spectrograms with the usual settings."""
-        shown = Sound(self.sound.rate, self.sound.samples)
-        drawn: Tensor = scale_log(compute_mel(x.flatten(0, 1), shown)).unflatten(0, x.shape[:2])
-        return drawn
+        return prepare_windows(x, Sound(self.sound.rate, self.sound.samples))
 
 
 def make_views(sound: Sound, weak: AudioView, strong: AudioView) -> AudioViews:

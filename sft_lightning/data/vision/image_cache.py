@@ -9,10 +9,8 @@ while it fills a cache, no incomplete row is used, no temporary file remains, an
 is compared with its checksum when a process first reads it; a damaged row is decoded from its file again.
 """
 
-import hashlib
 import math
 import os
-import shutil
 import time
 import warnings
 import zlib
@@ -28,18 +26,16 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from PIL import features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error
-from sft_lightning.data.digests import combine_digests, digest_files
+from sft_lightning.data.decoded_cache import make_key, refuse_folder, report_damage, report_wait, reserve_room
 from sft_lightning.data.vision.images import DECODING, FileImages, Geometry, cut_out, open_image
 from sft_lightning.utils.atomic import hold_lock, write_json
 from sft_lightning.utils.cpu import count_cores
-from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.progress_lines import LoggedProgress
 
 _ROW = np.dtype([("sum", "<u4"), ("width", "<u4"), ("height", "<u4")])  # of the decoded file; 0: not stored
@@ -75,12 +71,8 @@ class ImageCache:
         self._pixels_path, self._rows_path = folder / f"{self.key}.u8", folder / f"{self.key}.rows"
 
     def _key(self) -> str:
-        found = hashlib.sha256()
         versions = DECODING, PIL.__version__, features.version("jpg")
-        found.update(repr((versions, self.geometry, self.whole, self.shape)).encode())
-        rows = zip(self.files.ids, digest_files(self.files.paths), strict=True)
-        found.update(combine_digests(rows).encode())  # not sorted: rows are in this order
-        return found.hexdigest()
+        return make_key((versions, self.geometry, self.whole, self.shape), self.files.paths, self.files.ids)
 
     @property
     def _row_bytes(self) -> int:
@@ -163,7 +155,7 @@ class ImageCache:
             return made if all(threads.map(copied, parts)) else None
 
     def _forget(self, number: int) -> None:
-        warnings.warn(f"{str(self._pixels_path)!r} is damaged: its files are decoded again", stacklevel=2)
+        report_damage(self._pixels_path)
         with suppress(OSError), self._rows_path.open("r+b", buffering=0) as file:  # so that the next run stores it
             _write(file, number, bytes(_ROW.itemsize))
 
@@ -191,17 +183,15 @@ class ImageCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._rows_path.open("ab"):  # creates it
                 pass
-            with self._rows_path.open("r+b", buffering=0) as file, hold_lock(file, _waits):
+            with self._rows_path.open("r+b", buffering=0) as file, hold_lock(file, report_wait):
                 self._prepare(file)
                 missing = self._missing(rows)
                 if len(missing):
-                    self._check_room(len(missing))
+                    need, size = len(missing) * self._row_bytes, " x ".join(map(str, self.shape))
+                    reserve_room(self.folder, need, len(missing), f" of {size} bytes", "images")
                     self._store(missing, file, workers if len(missing) > _BATCH else 0, bad)
         except OSError as error:
-            raise InputError(
-                f"cache {str(self.folder)!r} cannot be written ({error.strerror}): free space or change "
-                "its permissions, or name another folder"
-            ) from error
+            raise refuse_folder(self.folder, error) from error
 
     def _missing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         stored: NDArray[np.bool_] = self._rows["width"][rows] > 0
@@ -226,19 +216,6 @@ class ImageCache:
         write_json(self.folder / f"{self.key}.json", {**purpose, **shape, "first": self.files.ids[:1]})
         for name in ("_rows", "_pixels", "_checked"):
             vars(self).pop(name, None)
-
-    def _check_room(self, count: int) -> None:
-        need, free = count * self._row_bytes, shutil.disk_usage(self.folder).free
-        size = " x ".join(map(str, self.shape))
-        if need > free:
-            raise InputError(
-                f"cache {str(self.folder)!r} needs {_gigabytes(need)} for {count:,} images of {size} bytes, and "
-                f"{_gigabytes(free)} are free there: free space, name another folder, or set cache: null"
-            )
-        rank_zero_info(
-            f"Data: {count:,} files are decoded once and kept in {str(self.folder)!r}: {_gigabytes(need)} "
-            f"({_gigabytes(free)} are free there)."
-        )
 
     def _store(self, missing: NDArray[np.int64], rows: FileIO, workers: int, bad: BadFiles) -> None:
         loader: DataLoader[Any] = DataLoader(
@@ -326,11 +303,3 @@ def _write(file: FileIO, row: int, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[file.write(left) :]
-
-
-def _waits() -> None:
-    rank_zero_info("Data: another process decodes these files; waiting for it.")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.{1 if count >= 1e9 else 3}f} GB"

@@ -31,8 +31,8 @@ def average_windows(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         encode: Function from windows, (N, ...), to features, (N, F).
         x: Windows, (B, W, ...).
     """
-    features = encode(x.flatten(0, 1))
-    return features.unflatten(0, x.shape[:2]).mean(1) if x.shape[1] > 1 else features
+    averaged: Tensor = encode(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+    return averaged
 
 
 def summarize_frames(x: Tensor) -> Tensor:

@@ -141,6 +141,19 @@ def scale_log(power: Tensor) -> Tensor:
     return (power.clamp_min(FLOOR).log() - _LOW) / (_HIGH - _LOW)
 
 
+def prepare_windows(windows: Tensor, sound: Sound) -> Tensor:
+    """Return network inputs: scaled log-mel spectrograms, (B, W, mels, frames), or the waveforms themselves.
+
+    Args:
+        windows: Waveforms of windows of recordings, float32, (B, W, S).
+        sound: Network inputs.
+    """
+    if not sound.mels:
+        return windows
+    prepared: Tensor = scale_log(compute_mel(windows.flatten(0, 1), sound)).unflatten(0, windows.shape[:2])
+    return prepared
+
+
 def unscale_log(x: Tensor) -> Tensor:
     """Return the mel powers of scaled logarithms, the inverse of `scale_log`.
 

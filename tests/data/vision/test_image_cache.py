@@ -326,7 +326,7 @@ def test_one_of_two_processes_decodes_while_the_other_waits(
         return real(path, *rest)
 
     monkeypatch.setattr(image_cache, "open_image", slow)
-    monkeypatch.setattr(image_cache, "_waits", waiting.set)
+    monkeypatch.setattr(image_cache, "report_wait", waiting.set)
     first, second = (FORK.Process(target=fill, args=(photos, tmp_path, queue)) for _ in range(2))
     first.start()
     assert inside.wait(60)
