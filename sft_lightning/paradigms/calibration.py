@@ -123,13 +123,13 @@ class Calibration:
     cross_fitted: bool = False
     thresholds: Tensor = _NONE
 
-    def of(self, features: Tensor, logits: Tensor, task: Task) -> dict[str, Tensor]:
+    def of(self, features: Tensor, logits: Tensor, task: Task | None = None) -> dict[str, Tensor]:
         """Compute calibrated probabilities and distances for a batch.
 
         Args:
             features: Features, float32, (B, F).
             logits: Logits, float32, (B, C).
-            task: Kind of target.
+            task: Kind of target; None for one class of several.
 
         Returns:
             `probabilities` (B, C); where examples have several classes also `predicted` (B, C), bool; where training
@@ -138,9 +138,10 @@ class Calibration:
             is marked, too; with V < 100 validation examples about 1 in V + 1. Where the bank itself stands in for a
             validation split more are: it lies closer than new examples do.
         """
-        probabilities = task.probabilities(logits / self.temperature)
+        logits = logits / self.temperature
+        probabilities = logits.softmax(1) if task is None else task.probabilities(logits)
         outputs = {"probabilities": probabilities}
-        if task.name == "multi_label":
+        if task is not None and task.name == "multi_label":
             outputs["predicted"] = probabilities >= (self.thresholds.to(logits) if len(self.thresholds) else 0.5)
         if len(self.reference_distances):
             distance = neighbor_distance(features, self.bank)
