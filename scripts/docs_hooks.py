@@ -21,7 +21,7 @@ API = {
     "losses": ("Losses and strategies", ("losses",)),
     "classifiers": ("Classifiers without steps", ("classifiers",)),
     "networks": ("Networks", ("networks",)),
-    "data": ("Data", ("data",)),
+    "data": ("Data", ("data", "modalities")),
     "training": ("Training", ("training", "runs")),
     "tools": ("Tools", ("audit", "tuning", "transfer", "selection", "export", "report", "solver", "study", "utils")),
 }

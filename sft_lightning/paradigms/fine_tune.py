@@ -100,7 +100,8 @@ class FineTuneClassifier(BackboneClassifier):
             layer_decay: Factor of the learning rate from each block to the one before it.
             norm_stats: Statistics by which batch normalization of the backbone normalizes in training: those of each
                 `batch`, which also move its running statistics, or those of the `weights`, which stay. By default
-                (`auto`) they stay, unless a run from scratch or without labels has learned them.
+                (`auto`) they stay where the head was fitted or trained on features that they gave, unless a run from
+                scratch or without labels has learned them.
             cache_features: Whether to compute the features once and keep them in `lightning_logs/features` where the
                 backbone never learns and views are fixed.
             label_smoothing: Share of the target spread over all classes.
@@ -159,9 +160,9 @@ class FineTuneClassifier(BackboneClassifier):
         self.regularize(self.backbone, compile)  # before the adapter: the start is a plain network
         if norm_stats not in get_args(NormStats):
             raise InputError(f"norm_stats is {norm_stats!r}: give {', '.join(get_args(NormStats))}")
-        keep = norm_stats == "weights" or (
-            norm_stats == "auto" and weights != "none" and not _has_learned_statistics(weights)
-        )
+        keep = norm_stats == "weights"
+        if norm_stats == "auto" and weights != "none" and (head_start != "random" or self.has_trained_head):
+            keep = not _has_learned_statistics(weights)
         self._norm_stats_given = norm_stats
         self.hparams["norm_stats"] = "weights" if keep else "batch"  # a resumed run takes it from there
         self.depth = TuningDepth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay, keep)

@@ -334,14 +334,15 @@ def _find_norms(module: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
     return [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
-@pytest.mark.parametrize(("given", "has_weights", "stays"), [
-    ("auto", True, True), ("auto", False, False), ("batch", True, False), ("weights", False, True),
+@pytest.mark.parametrize(("given", "has_weights", "head_start", "stays"), [
+    ("auto", True, "ridge", True), ("auto", True, "random", False), ("auto", False, "ridge", False),
+    ("batch", True, "ridge", False), ("weights", False, "random", True),
 ])  # fmt: skip
 def test_statistics_of_batch_normalization_stay_as_the_setting_says(
-    given: str, has_weights: bool, stays: bool, tmp_path: Path
+    given: str, has_weights: bool, head_start: str, stays: bool, tmp_path: Path
 ) -> None:
     weights = _write_start(tmp_path / "start.safetensors") if has_weights else "none"
-    model = classifier("resnet8", weights=weights, norm_stats=given)
+    model = classifier("resnet8", 0.001, weights=weights, norm_stats=given, head_start=head_start)
     before = state(model)
     trainer(max_epochs=2, val_check_interval=1).fit(model, sample())
     changed = {n for n in moved(before, state(model)) if "norm" in n or ".1." in n}
@@ -353,16 +354,16 @@ def test_statistics_of_batch_normalization_stay_as_the_setting_says(
 
 def test_a_resumed_run_keeps_its_statistics_although_its_weights_are_not_read_again(tmp_path: Path) -> None:
     weights = _write_start(tmp_path / "start.safetensors")
-    whole = classifier("resnet8", weights=weights)
+    whole = classifier("resnet8", 0.001, weights=weights, head_start="ridge")
     trainer([SaveAt(2, tmp_path / "a.ckpt")], max_epochs=2).fit(whole, sample())
-    resumed = classifier("resnet8", weights="none")
+    resumed = classifier("resnet8", 0.001, weights="none")
     trainer(max_epochs=2).fit(resumed, sample(), ckpt_path=tmp_path / "a.ckpt")
     assert not moved(state(whole), state(resumed))
     assert resumed.hparams["norm_stats"] == "weights"
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
     del saved["hyper_parameters"]["norm_stats"]  # as version 0.2 wrote it
     torch.save(saved, tmp_path / "b.ckpt")
-    older = classifier("resnet8", weights="none")
+    older = classifier("resnet8", 0.001, weights="none")
     trainer(max_epochs=3).fit(older, sample(), ckpt_path=tmp_path / "b.ckpt")
     assert any(name.endswith("running_mean") for name in moved(state(whole), state(older)))
 
@@ -384,6 +385,6 @@ def test_statistics_that_a_run_has_learned_go_on_learning(
     weights = _write_start(tmp_path / "encoder.safetensors")
     (tmp_path / "fit.yaml").write_text("{}")
     (tmp_path / "lineage.json").write_text(json.dumps([{"run": "x", **link} for link in links]))
-    model = classifier("resnet8", weights=weights)
+    model = classifier("resnet8", 0.001, weights=weights, head_start="ridge")
     assert model.hparams["norm_stats"] == ("weights" if stays else "batch")
     assert {m.training for m in _find_norms(model.backbone)} == {not stays}
