@@ -53,9 +53,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Start": ("weights", "head_weights", "head_start"),
         "How much is tuned": (
             "tune", "last_k_blocks", "adapter", "head_only_epochs", "backbone_lr_scale", "layer_decay",
-            "cache_features",
+            "norm_stats", "cache_features",
         ),
-        "Loss": ("label_smoothing", "class_weights", "regularizer"),
+        "Loss": ("label_smoothing", "multi_label_loss", "class_weights", "regularizer"),
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
     "FrozenFeatureClassifier": {

@@ -139,6 +139,11 @@ class FewLabelDataModule(PredictDataModule):
         """Side of the inputs where the user set one that networks of another size should meet; None where not."""
         return None
 
+    @property
+    def mean_share(self) -> float:
+        """Share of the largest input that a training example fills on average; 1 where inputs have one size."""
+        return 1.0
+
     def settings_to_show(self, side: int) -> dict[str, Any]:
         """Return settings with which examples are shown to people whole and at a size that they can read, if any.
 

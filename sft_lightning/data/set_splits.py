@@ -1,6 +1,6 @@
 """Splits of examples with several classes each, in which every class keeps its share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -84,3 +84,34 @@ def join_units(counts: Counts, groups: Sequence[str]) -> tuple[Counts, Counts, l
     listed = [*members.values()]
     joined = np.array([counts[own].sum(0) for own in listed]).reshape(len(listed), counts.shape[1])
     return joined, np.array([len(own) for own in listed]), listed
+
+
+def choose_sets(
+    names: Sequence[str],
+    counts: Counts,
+    groups: Sequence[str] | None,
+    key: Callable[[str], bytes],
+    total: int | None,
+    of_each: int | None = None,
+    at_least_one: bool = False,
+) -> set[int]:
+    """Choose examples in the order of their keys, so that every class keeps its share; groups stay together.
+
+    Args:
+        names: Names of the candidates.
+        counts: 1 where a candidate has a class, (N, C).
+        groups: Group of each candidate, or None.
+        key: Sorting key of a name or group, which replaces a random number.
+        total: Number of examples; None for `of_each`.
+        of_each: Number of examples of each class, at least.
+        at_least_one: Whether to choose an example of every class, however rare.
+
+    Returns:
+        Positions in `names`.
+    """
+    owners = names if groups is None else groups
+    order = sorted(range(len(names)), key=lambda i: (key(owners[i]), i))
+    if total is None:
+        return {order[k] for k in choose_of_each(counts[order], of_each or 0)}
+    units, sizes, members = join_units(counts[order], [owners[i] for i in order])
+    return {order[k] for unit in choose_by_share(units, sizes, total, at_least_one) for k in members[unit]}

@@ -163,7 +163,11 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     @property
     def label_sets(self) -> LabelSets | None:
         """Sets of classes that labels are numbers of; None where each label is one class."""
-        return self.labeled_source.label_sets if isinstance(self.labeled_source, LabelSetSource) else None
+        if self.label_separator is None:  # without opening the source, which may be gone when others are predicted
+            return None
+        source = self.labeled_source
+        assert isinstance(source, LabelSetSource)
+        return source.label_sets
 
     @property
     def target(self) -> str:

@@ -7,10 +7,10 @@ library versions. A budget of 40 labels is therefore a subset of the budget of 1
 import hashlib
 import heapq
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,8 @@ from torch import Tensor
 from sft_lightning.data.equal_examples import find_equal_examples
 from sft_lightning.data.issues import MAX_EXAMPLES, Finding
 from sft_lightning.data.label_sets import LabelSets
-from sft_lightning.data.set_splits import choose_by_share, choose_of_each, join_units
+from sft_lightning.data.quotas import quotas
+from sft_lightning.data.set_splits import choose_sets
 from sft_lightning.data.source import Examples, concatenated, is_whole
 from sft_lightning.utils.errors import InputError
 
@@ -164,65 +165,6 @@ def _first(ids: Iterable[str], labels: Sequence[int], quota: dict[int, int], see
     return {position for own in best.values() for _, position in own}
 
 
-def choose_sets(
-    ids: Iterable[str],
-    labels: npt.NDArray[np.int64],
-    groups: Sequence[str] | None,
-    sets: LabelSets,
-    request: SplitConfig,
-    purpose: str,
-    total: int | None,
-) -> set[int]:
-    """Choose examples that have several classes each, so that every class keeps its share; groups stay together.
-
-    Args:
-        ids: Names of the candidates.
-        labels: Number of the set of classes of each candidate.
-        groups: Group of each candidate, or None.
-        sets: Sets of classes.
-        request: Settings of the splits.
-        purpose: Name of the choice, which keeps different choices independent.
-        total: Number of examples; None for `labels_per_class` of each class.
-
-    Returns:
-        Positions in `ids`.
-    """
-    names = [*ids]
-    owners = names if groups is None else groups
-    order = sorted(range(len(names)), key=lambda i: (_hash_key(request.seed, purpose, owners[i]), i))
-    counts = sets.rows.numpy()[labels[order]]
-    if total is None:
-        return {order[k] for k in choose_of_each(counts, request.labels_per_class or 0)}
-    units, sizes, members = join_units(counts, [owners[i] for i in order])
-    chosen = choose_by_share(units, sizes, total, at_least_one=purpose == "labeled")
-    return {order[k] for unit in chosen for k in members[unit]}
-
-
-def quotas(counts: dict[int, int], total: int, keep: int = 0) -> dict[int, int]:
-    """Divide a total among classes in proportion to their counts, with at least one each if the total allows it.
-
-    Labels are assigned one by one: the first for every class, and the rest by the Sainte-Laguë method. Unlike the
-    largest-remainder method, this never gives a class fewer labels when the total grows.
-
-    Args:
-        counts: Number of available examples, by class.
-        total: Number to divide, at most the sum of the counts.
-        keep: Minimum number of examples to leave in each class, if the total allows it for all of them.
-    """
-    if total > sum(max(0, n - keep) for n in counts.values()):
-        keep = 0
-    shares = dict.fromkeys(counts, 0)
-    # Ties go to the larger class, then to the smaller class number: the result depends on the counts alone.
-    queue = [(-math.inf, -n, c) for c, n in counts.items() if n > keep]
-    heapq.heapify(queue)
-    for _ in range(total):
-        _, n, c = heapq.heappop(queue)
-        shares[c] += 1
-        if shares[c] < -n - keep:
-            heapq.heappush(queue, (n / (2 * shares[c] + 1), n, c))
-    return shares
-
-
 def make_splits(
     parts: dict[str, Examples], second: Examples | None, request: SplitConfig, class_names: Sequence[str]
 ) -> Splits:
@@ -308,7 +250,9 @@ def _held_out(pool: Split, size: float, request: SplitConfig, purpose: str) -> t
         )
     groups = None if part.groups is None else [part.groups[i] for i in candidates.tolist()]
     if request.label_sets is not None and labels[0] >= 0:
-        chosen = choose_sets(_ids(part, candidates), labels, groups, request.label_sets, request, purpose, total)
+        names, key = [*_ids(part, candidates)], partial(_hash_key, request.seed, purpose)
+        counts_of = request.label_sets.rows.numpy()[labels]
+        chosen = choose_sets(names, counts_of, groups, key, total)
     else:
         if size < 1:  # only shares are capped, to keep an example of each class
             total = min(total, sum(n - 1 for n in counts.values()))
@@ -362,8 +306,10 @@ def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> t
         return _divided(pool, candidates)
     # Groups separate training from evaluation; within training, the label budget is met exactly.
     if sets is not None:
-        ids = _ids(pool.part, candidates)
-        chosen = choose_sets(ids, labels, None, sets, request, "labeled", request.num_labels)
+        names, key = [*_ids(pool.part, candidates)], partial(_hash_key, request.seed, "labeled")
+        chosen = choose_sets(
+            names, sets.rows.numpy()[labels], None, key, request.num_labels, request.labels_per_class, at_least_one=True
+        )
         return _divided(pool, candidates[sorted(chosen)])
     chosen = choose(_ids(pool.part, candidates), labels.tolist(), None, quota, request.seed, "labeled")
     return _divided(pool, candidates[sorted(chosen)])

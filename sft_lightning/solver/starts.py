@@ -15,6 +15,7 @@ from sft_lightning.transfer.candidates import Candidate, load_candidate, read_ch
 from sft_lightning.utils.errors import InputError
 
 SIZES = (64, 96, 128, 224)  # pixels: sides at which networks of a library are tried
+_PIECES = 1.4  # tokens of a published encoder for each word, about
 _MAX_ENLARGED = 4  # times the side of a source's images, above which they are only blurred
 
 
@@ -70,7 +71,7 @@ def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_
             return Start(one, load_candidate(one, source.data.input_spec, given)[0], 0.0, saw_pool, digest)
 
     def measure(start: Start) -> Start:
-        return replace(start, seconds=count * measure_seconds(start.backbone, learns=False))
+        return replace(start, seconds=count * estimate_fill(source) * measure_seconds(start.backbone, learns=False))
 
     start = load(candidate)
     if own_size or given is not None or not start.is_large or not source.modality.solve.has_sides:
@@ -85,6 +86,17 @@ def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_
             break
         best = larger
     return best or measure(start)
+
+
+def estimate_fill(source: LabeledSource, longest: float = 1.0) -> float:
+    """Return the share of the largest input that networks of the modality compute with, at most 1.
+
+    Args:
+        source: Source of the examples.
+        longest: Length of the longest example of a batch, in means: 1 where examples of similar length come together.
+    """
+    share = source.data.mean_share
+    return 1.0 if share == 1 else min(1.0, _PIECES * longest * share)
 
 
 def has_seen(weights: str, source: LabeledSource) -> bool:

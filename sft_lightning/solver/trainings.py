@@ -21,6 +21,7 @@ from sft_lightning.solver.plan import (
 )
 from sft_lightning.solver.recipes import Recipe, Space, make_trainings
 from sft_lightning.solver.speed import measure_seconds
+from sft_lightning.solver.starts import estimate_fill
 from sft_lightning.solver.trials import Result, Trials
 
 NAME = "trainings"
@@ -94,7 +95,8 @@ def _decide(trials: Trials, trainings: list[Training]) -> Stage:
     seconds = {one.space.name: 0.0 for one in trainings}
     for one in trainings:
         assert one.space.backbone is not None
-        seconds[one.space.name] = seconds[one.space.name] or measure_seconds(one.space.backbone, learns=True)
+        fill = estimate_fill(trials.source, longest=2.0)
+        seconds[one.space.name] = seconds[one.space.name] or fill * measure_seconds(one.space.backbone, learns=True)
     costs = []
     for one in trainings:
         recipe = one.make(TRAINING_STEPS[0])

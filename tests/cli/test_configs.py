@@ -18,16 +18,18 @@ from sft_lightning.networks.weights import read_weights
 from tests.conftest import CONFIGS
 from tests.data.audio.recordings import write_folder as write_recordings
 from tests.paradigms.helpers import teacher
+from tests.tasks.helpers import write_texts as write_topics
 
 SHARED = CONFIGS / "semi_supervised" / "shared.yaml"
 STRATEGIES = sorted({*(CONFIGS / "semi_supervised").glob("*.yaml")} - {SHARED})
 PRETRAINING = sorted((CONFIGS / "pretraining").glob("*.yaml"))
 TEXTS = sorted((CONFIGS / "text").glob("*.yaml"))
 RECORDINGS = sorted((CONFIGS / "audio").glob("*.yaml"))
+MULTI_LABEL = sorted((CONFIGS / "multi_label").glob("*.yaml"))
 SHIPPED = sorted(
     [
         *(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml"), *STRATEGIES, *PRETRAINING,
-        *TEXTS, *RECORDINGS,
+        *TEXTS, *RECORDINGS, *MULTI_LABEL,
     ]
 )  # fmt: skip
 DATA = sorted((CONFIGS / "data").glob("*semi_supervised.yaml"))
@@ -43,6 +45,9 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
         source = write_recordings(folder / "sounds", 30, seconds=0.3)
         weights = ["--model.init_args.weights=none"] if "weights: lightning_logs" in text else []
         return [f"--data.init_args.source={source}", "--data.init_args.labels_per_class=5", *weights]
+    if config in MULTI_LABEL:
+        write_topics(folder / "topics.csv", 120)
+        return [f"--data.init_args.source={folder / 'topics.csv'}"]
     given = ["--data.init_args.root", str(root), "--data.init_args.num_workers", "0"]
     if "source: CIFAR10" in text:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "32", *given[2:]]
@@ -199,7 +204,7 @@ def test_data_config_takes_the_place_of_another(
 
 @pytest.mark.parametrize("name", strategies.__all__)
 def test_every_strategy_has_a_config(name: str) -> None:
-    own = [config for config in STRATEGIES if f"class_path: {name}" in config.read_text()]
+    own = [config for config in (*STRATEGIES, *MULTI_LABEL) if f"class_path: {name}" in config.read_text()]
     assert own
 
 

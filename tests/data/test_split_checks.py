@@ -8,8 +8,9 @@ import pytest
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
+from sft_lightning.data.quotas import quotas
 from sft_lightning.data.split_checks import check_splits, check_unlabeled_batch
-from sft_lightning.data.splits import SplitConfig, Splits, choose, make_splits, quotas
+from sft_lightning.data.splits import SplitConfig, Splits, choose, make_splits
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
 from tests.data.conftest import MakeFolder, make_examples, write_image, write_table

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from sft_lightning.data.quotas import quotas
 from sft_lightning.data.source import Examples
 from sft_lightning.data.split_files import digest_examples, read_split_file, write_split_file
 from sft_lightning.data.splits import (
@@ -16,7 +17,6 @@ from sft_lightning.data.splits import (
     Splits,
     choose,
     make_splits,
-    quotas,
 )
 from sft_lightning.data.storage import TensorStorage
 from sft_lightning.data.vision.images import FileImages

@@ -24,7 +24,8 @@ from sft_lightning.training.ema import EMA
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, Recorder, batches, make_strategy, moved, sample, state, trainer
 
-ALL = sorted(strategies.__all__)
+# Those of examples with several classes are tested in tests/tasks/test_multi_label.py.
+ALL = sorted(name for name in strategies.__all__ if "classification" in getattr(strategies, name).tasks)
 
 
 def module(strategy: str | Strategy = "FixMatch", lr: float = 0.05, **settings: Any) -> SemiSupervisedModule:

@@ -11,6 +11,8 @@ from sft_lightning import solve
 from sft_lightning.__main__ import main
 from sft_lightning.data.open_data import find_modality, open_data
 from sft_lightning.solver.deliver import EXPORTS, ONNX
+from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.starts import estimate_fill
 from sft_lightning.utils.errors import InputError
 from tests.modality.test_texts import COMMON, WORDS, make_texts
 from tests.networks.text.test_text_backbones import write_bert
@@ -113,3 +115,12 @@ def test_a_sentence_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFixt
     assert "logistic regression on hf/bert (published)" in result.summary["recipes"]
     assert any(name.startswith("fine-tuning from hf/bert") for name in result.summary["recipes"]), result.summary
     assert "features of 600 texts at 128 tokens from hf/bert" in capsys.readouterr().err
+
+
+def test_short_texts_take_less_time_than_the_longest_that_could_come(workdir: Path) -> None:
+    write_table(workdir / "texts.csv", 4)
+    source = read_source("texts.csv", Path("out"), None, None, 0, "data", None, False)
+    words = [len(text.split()) for text, _ in make_texts(600)]
+    assert source.data.mean_share == pytest.approx(sum(words) / len(words) / 128, rel=0.1)
+    assert estimate_fill(source) == pytest.approx(1.4 * source.data.mean_share)
+    assert estimate_fill(source, longest=1000) == 1

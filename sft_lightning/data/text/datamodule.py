@@ -4,8 +4,9 @@ import hashlib
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from sft_lightning.data.batch_sampling import BatchPlan
 from sft_lightning.data.budget_batches import BudgetPlan
@@ -177,6 +178,12 @@ class TextDataModule(FewLabelDataModule):
         return {**budget, "max_length": self.encoding.max_length}
 
     @property
+    def mean_share(self) -> float:
+        """Share of `max_length` that a text takes on average, since texts of similar length are encoded together."""
+        lengths = torch.cat([count_tokens(self.splits[name]) for name in ("labeled", "unlabeled")])
+        return float(lengths.double().mean()) / self.encoding.max_length if len(lengths) else 1.0
+
+    @property
     def fixed_views(self) -> bool:
         """Whether labeled training texts are the same in every epoch."""
         return not self.weak_view and self.labeled_views == ("weak",)
@@ -319,6 +326,17 @@ def _check_budget(max_tokens: int | None, max_length: int, group_by_length: int)
 
 def _has_dropout(module: nn.Module) -> bool:
     return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
+
+
+def count_tokens(split: Split) -> Tensor:
+    """Return the number of tokens of each text of a split, int64, (N,).
+
+    Args:
+        split: Split of a `TextDataModule`.
+    """
+    storage = split.part.storage
+    assert isinstance(storage, TextStorage)
+    return storage.count_tokens(list(split.indices))
 
 
 def get_texts(split: Split) -> list[str]:

@@ -115,7 +115,7 @@ class TextStorage(TensorStorage):
         Args:
             indices: Positions of the texts.
         """
-        given = self.encode()[torch.as_tensor(indices)] != PADDING
+        given = self.encode()[torch.as_tensor(indices, dtype=torch.long)] != PADDING
         return given.view(len(given), -1, self.encoding.max_length).sum(2).amax(1)
 
     def fit_vectorizer(
