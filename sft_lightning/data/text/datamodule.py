@@ -180,8 +180,9 @@ class TextDataModule(FewLabelDataModule):
     @property
     def mean_share(self) -> float:
         """Share of `max_length` that a text takes on average, since texts of similar length are encoded together."""
-        lengths = torch.cat([count_tokens(self.splits[name]) for name in ("labeled", "unlabeled")])
-        return float(lengths.double().mean()) / self.encoding.max_length if len(lengths) else 1.0
+        splits = [split for name in ("labeled", "unlabeled") if len(split := self.splits[name])]
+        lengths = [count_tokens(split) for split in splits]
+        return float(torch.cat(lengths).double().mean()) / self.encoding.max_length if lengths else 1.0
 
     @property
     def fixed_views(self) -> bool:
