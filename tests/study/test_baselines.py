@@ -91,6 +91,7 @@ def test_label_spreading_takes_large_images_and_features(workdir: Path, write_fo
     assert fit_label_spreading(data) > 0.4
     backbone, _ = build_backbone("conv", data.image_shape)
     assert fit_label_spreading(data, backbone) > 0.4
+    backbone.eval()
     x, x_test = (
         torch.cat(
             [backbone(batch.x).detach() for name in names for batch in data.batches_of(name, torch.device("cpu"))]
@@ -99,7 +100,7 @@ def test_label_spreading_takes_large_images_and_features(workdir: Path, write_fo
     )
     model = SmoothedLogisticRegression().fit(x[:10], data.splits["labeled"].labels, x[10:])
     expected = float((model.predict(x_test) == data.splits["test"].labels).double().mean())
-    assert fit_smoothed_regression(data, backbone) == pytest.approx(expected, abs=0.051)
+    assert fit_smoothed_regression(data, backbone) == pytest.approx(expected, abs=0.02)
     assert len([*Path("lightning_logs/features/smoothed_regression").iterdir()]) == 1
     assert len([*Path("lightning_logs/features/label_spreading").iterdir()]) == 2
 
