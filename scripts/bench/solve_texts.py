@@ -126,10 +126,11 @@ def run_table(table: Path, each: int, seed: int, encoder: str, minutes: float, m
     accuracy = {"solve": correct} | others
     shown = {way: round(float(right.mean()), 4) for way, right in accuracy.items()}
     _, low, high = result.summary["accuracy"]
+    short = f"hf/{Path(encoder).name}"  # without the folder of this machine
     return {
         "accuracy": shown,
-        "recipe": result.summary["recipe"],
-        "recipes": {recipe: round(value, 4) for recipe, value in result.summary["recipes"].items()},
+        "recipe": result.summary["recipe"].replace(encoder, short),
+        "recipes": {k.replace(encoder, short): round(v, 4) for k, v in result.summary["recipes"].items()},
         "unlabeled": result.summary["unlabeled"],
         "reported": [round(value, 4) for value in result.summary["accuracy"]],
         "interval_holds": bool(low <= shown["solve"] <= high),
