@@ -28,7 +28,7 @@ LENGTHS = 0.1  # difference of lengths, as a share
 _SIDE = 32  # mel bands and stretches of time
 _HIGHEST = 4000.0  # Hz: what also recordings of telephones have
 _FRAME = 0.032  # s
-_RANGE, _QUIET = 50.0, 35.0  # dB below the loudest point: what is told apart, and what counts as silence at the ends
+_RANGE, _QUIET = 50.0, 35.0  # dB below the loudest point: what is compared, and what counts as silence at the ends
 _LOW = 8  # cosine coefficients of each side, by whose distances pairs are looked for
 _CHUNK = 1024
 
