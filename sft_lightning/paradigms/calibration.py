@@ -133,10 +133,10 @@ class Calibration:
 
         Returns:
             `probabilities` (B, C); where examples have several classes also `predicted` (B, C), bool; where training
-            examples are known also `distance_percentile` (B,), the share of ordinary examples that are no farther from
-            the training data, and `unlike_training` (B,), bool: it is above 0.99. So about 1 in 100 ordinary examples
-            is marked, too; with V < 100 validation examples about 1 in V + 1. Where the bank itself stands in for a
-            validation split more are: it lies closer than new examples do.
+            examples are known also `distance_percentile` (B,), the share of ordinary examples that lie as near to the
+            training data or nearer, and `unlike_training` (B,), bool: it is above 0.99. So about 1 in 100 ordinary
+            examples is marked, too; with V < 100 validation examples about 1 in V + 1. Where the bank itself stands in
+            for a validation split more are: it lies closer than new examples do.
         """
         logits = logits / self.temperature
         probabilities = logits.softmax(1) if task is None else task.probabilities(logits)

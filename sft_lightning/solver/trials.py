@@ -50,7 +50,7 @@ from sft_lightning.study.judge import Estimate, choose, estimate_accuracy
 from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.utils.errors import InputError, describe_failure
 
-_RULES = 3  # of how held-out labels are predicted: another number makes results of earlier versions invalid
+_RULES = 4  # of how held-out labels are predicted: another number makes results of earlier versions invalid
 _MIN_WORK = 0.2  # seconds that are enough to measure how busy the machine is
 
 
