@@ -258,6 +258,8 @@ def _explain_wrong_value(message: str) -> str | None:
         return f"{_find_key(message)} is {given!r}{did_you_mean(given, choices)}: give {listed}"
     if all(kind in _TYPES for kind in types):
         expectation = " or ".join(_TYPES[kind] for kind in dict.fromkeys(types))
+        if re.fullmatch(r"[\w./-]+", given):  # one item was meant
+            expectation = expectation.replace("[1, 2]", f"[{given}]")
         return f"{_find_key(message)} is {given!r}: give {expectation}"
     return None
 

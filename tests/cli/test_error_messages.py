@@ -179,7 +179,8 @@ def test_keys_of_a_config(old: str, new: str, expected: str, checkout: Path, cli
         ("labels_only:", "label_only:", "baseline 'labels_only' is not among the methods (did you mean 'label_only'?)"),
         ("budgets:", "budget:", "there is no option 'budget' (did you mean 'budgets'?)"),
         ("methods:", "method:", "there is no option 'method' (did you mean 'methods'?)"),
-        ("[40]", "forty", "budgets is 'forty': give a list such as [1, 2]"),
+        ("[40]", "forty", "budgets is 'forty': give a list such as [forty]"),
+        ("[40]", "{forty: 40}", "give a list such as [1, 2]"),
         (
             "autoencoder.yaml",
             "autoencder.yaml",
