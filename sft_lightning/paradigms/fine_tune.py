@@ -203,6 +203,7 @@ class FineTuneClassifier(BackboneClassifier):
                     "features such a head fits by chance; training from there mostly fails: give weights, or set "
                     "head_start to random."
                 )
+        self._check_norm_stats()
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
         stays = not learns and self.batch_parts == ("labeled",)
@@ -222,6 +223,20 @@ class FineTuneClassifier(BackboneClassifier):
                     "Warning: class_weights is 'balanced', and batches hold all classes equally often, too: rare "
                     "classes are made up for twice. Use one of the two."
                 )
+
+    def _check_norm_stats(self) -> None:
+        if self._norm_stats_given == "auto":
+            return
+        if not self.depth.has_norm_stats:
+            rank_zero_info(
+                f"norm_stats is {self._norm_stats_given!r}, and backbone {self.backbone.name!r} has no batch "
+                "normalization: leave it out."
+            )
+        elif (self._norm_stats_given, self.hparams["weights"]) == ("weights", "none") and not self.trainer.ckpt_path:
+            rank_zero_info(
+                "Warning: norm_stats is 'weights', and the backbone starts from random weights, whose statistics come "
+                "from no images: give weights, or set norm_stats to auto."
+            )
 
     def refuse_loss_settings(self, reason: str) -> None:
         """Refuse settings of the supervised cross-entropy where training does not use it.

@@ -139,9 +139,16 @@ class TuningDepth:
             for block in self.blocks[: len(self.blocks) - self._tuned]:
                 for module in block.modules:
                     module.eval()
-        for module in self._backbone.modules() if self._keeps_norm_stats else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for module in self._find_norms() if self._keeps_norm_stats else ():
+            module.eval()
+
+    @property
+    def has_norm_stats(self) -> bool:
+        """Whether the backbone has batch normalization, which normalizes by statistics."""
+        return bool(self._find_norms())
+
+    def _find_norms(self) -> list[nn.Module]:
+        return [m for m in self._backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def find_changes(self) -> str:
         """Return a phrase about what a callback has frozen or released beside the settings, or an empty string.

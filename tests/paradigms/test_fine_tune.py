@@ -373,6 +373,22 @@ def test_other_values_of_norm_stats_are_refused() -> None:
         classifier("resnet8", norm_stats="frozen")
 
 
+@pytest.mark.parametrize(("backbone", "given", "expected"), [
+    ("mlp", "weights", "norm_stats is 'weights', and backbone 'mlp' has no batch normalization: leave it out"),
+    ("mlp", "batch", "norm_stats is 'batch', and backbone 'mlp' has no batch normalization"),
+    ("resnet8", "weights", "norm_stats is 'weights', and the backbone starts from random weights"),
+    ("mlp", "auto", ""), ("resnet8", "batch", ""),
+])  # fmt: skip
+def test_a_choice_of_statistics_without_effect_is_named(
+    backbone: str, given: str, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    trainer(max_epochs=1, limit_train_batches=1).fit(classifier(backbone, 0.001, norm_stats=given), sample())
+    lines = [record.message for record in caplog.records if "norm_stats" in record.message]
+    assert len(lines) == bool(expected)
+    assert all(expected in line for line in lines)
+
+
 @pytest.mark.parametrize(("links", "stays"), [
     ([{"model": "SelfSupervisedModule"}], False), ([{"model": "AutoencoderModule", "weights": "default"}], False),
     ([{"model": "FineTuneClassifier", "weights": "none"}], False),
