@@ -22,6 +22,7 @@ from sft_lightning.data.eval_batches import choose_at_random
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.study.folds import predict_split
+from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.transfer.vectors import choose_device, stack_vectors
 
 MAX_GRAPH = 20_000  # examples of a graph, labeled ones first
@@ -48,6 +49,7 @@ class Space:
         saw_pool: Whether the network has learned from the unlabeled examples.
         is_large: Whether the network is one of a library.
         digest: SHA-256 of the file of weights; empty for published ones and pixels.
+        shrinks: Start with its size where trainings may see smaller images; None where they may not.
         has_counts: Whether the vectors are counts or weights of what the inputs consist of, such as words.
         source: Source as the network sees it, after `read`.
         labeled: Vectors of the labeled examples, (N, F).
@@ -62,6 +64,7 @@ class Space:
     saw_pool: bool = False
     is_large: bool = False
     digest: str = ""
+    shrinks: Candidate | None = None
     has_counts: bool = False
     source: LabeledSource | None = None
     labeled: Tensor = field(default_factory=lambda: torch.empty(0, 0))

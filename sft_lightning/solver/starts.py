@@ -29,6 +29,7 @@ class Start:
         seconds: Measured seconds of the features of all examples.
         saw_pool: Whether a run behind it has learned from the examples of the source.
         digest: SHA-256 of the file of weights; empty for published ones.
+        takes_smaller: Whether trainings may see smaller images, because the user gave no size.
     """
 
     candidate: Candidate
@@ -36,6 +37,7 @@ class Start:
     seconds: float
     saw_pool: bool = False
     digest: str = ""
+    takes_smaller: bool = False
 
     @property
     def is_large(self) -> bool:

@@ -5,8 +5,11 @@ Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperpara
 
 import math
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+from sft_lightning.cli.logging import silence_logs
+from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.plan import (
     PATIENCE,
     RUNG,
@@ -21,8 +24,10 @@ from sft_lightning.solver.plan import (
 )
 from sft_lightning.solver.recipes import Recipe, Space, make_trainings
 from sft_lightning.solver.speed import measure_seconds
-from sft_lightning.solver.starts import estimate_fill
+from sft_lightning.solver.starts import SIZES, estimate_fill
 from sft_lightning.solver.trials import Result, Trials
+from sft_lightning.transfer.candidates import load_candidate
+from sft_lightning.utils.errors import InputError
 
 NAME = "trainings"
 _STARTS = 2  # best starts that trainings go on from
@@ -64,10 +69,10 @@ def judge_trainings(trials: Trials) -> None:
     for space in others:
         ahead = " and ".join(one.name for one in chosen)
         plan.drop(f"trainings from {space.name}", f"trainings from {space.name}: {ahead} give better features")
-    trainings = [Training(space, kind) for space in chosen for kind in range(2 if trials.source.pool_size else 1)]
-    stage = plan.decide(NAME, lambda: _decide(trials, trainings))
+    stage = plan.decide(NAME, lambda: _decide(trials, chosen))
     if not trials.announce(stage):
         return
+    trainings = _list_trainings(chosen, stage.settings.get("image_size", 0), trials.source)
     final, steps = stage.settings.get("final", 0), stage.settings["steps"]
     seconds = max(stage.seconds - final, min(PATIENCE * stage.seconds, plan.count_left(1.0)) - final)
     end = time.monotonic() + seconds
@@ -89,8 +94,47 @@ def _judge(trials: Trials, training: Training, steps: int, end: float) -> Result
     return trials.judge(training.make(steps), training.space, end - time.monotonic())
 
 
-def _decide(trials: Trials, trainings: list[Training]) -> Stage:
-    """Decide how many trainings of how many steps fit into the time that is left."""
+def _list_trainings(spaces: list[Space], side: int, source: LabeledSource) -> list[Training]:
+    """List the trainings from some starts, those from the best one first.
+
+    Args:
+        spaces: Spaces of the starts.
+        side: Side of the images, where larger ones take too long; 0 for that of each space.
+        source: Source as the user gave it.
+
+    Raises:
+        InputError: The images are too small for a network.
+    """
+    sized = [_shrink(space, side, source) for space in spaces]
+    return [Training(space, kind) for space in sized for kind in range(2 if source.pool_size else 1)]
+
+
+def _shrink(space: Space, side: int, source: LabeledSource) -> Space:
+    if not side or space.shrinks is None or space.backbone is None or space.backbone.input_spec.shape[-1] <= side:
+        return space
+    smaller = replace(space.shrinks, image_size=side)
+    with silence_logs():
+        backbone, _ = load_candidate(smaller, source.data.input_spec)
+    if backbone.misfits:
+        raise InputError(f"{smaller} lacks weights of the shape of {backbone.misfits[0]}: choose a larger size")
+    return replace(space, name=str(smaller), backbone=backbone, source=source.view(backbone.input_spec))
+
+
+def _decide(trials: Trials, spaces: list[Space]) -> Stage:
+    """Decide how many trainings of how many steps fit into the time that is left, with smaller images if they must."""
+    own = max(space.backbone.input_spec.shape[-1] for space in spaces if space.backbone is not None)
+    smaller = [side for side in sorted(SIZES, reverse=True) if side < own and any(one.shrinks for one in spaces)]
+    stage = _decide_at(trials, spaces, 0)
+    for side in smaller:
+        if not stage.dropped:
+            break
+        with suppress(InputError):  # too small for a network
+            stage = _decide_at(trials, spaces, side)
+    return stage
+
+
+def _decide_at(trials: Trials, spaces: list[Space], side: int) -> Stage:
+    trainings = _list_trainings(spaces, side, trials.source)
     plan, folds, final = trials.plan, trials.source.num_folds, 2 if trials.source.has_test else 1
     seconds = {one.space.name: 0.0 for one in trainings}
     for one in trainings:
@@ -98,10 +142,11 @@ def _decide(trials: Trials, trainings: list[Training]) -> Stage:
         fill = estimate_fill(trials.source, longest=2.0)
         seconds[one.space.name] = seconds[one.space.name] or fill * measure_seconds(one.space.backbone, learns=True)
     costs = []
-    for one in trainings:
+    per_space = len(trainings) // len(spaces)
+    for i, one in enumerate(trainings):
         recipe = one.make(TRAINING_STEPS[0])
         step = recipe.batch * STEP_OVERHEAD * seconds[one.space.name]
-        graph = trials.graph_seconds[one.space.name] if one.kind else 0.0  # of the targets
+        graph = trials.graph_seconds[spaces[i // per_space].name] if one.kind else 0.0  # of the targets, at most
         costs.append(Cost(trials.busyness * START_SECONDS + graph, step))
     decoding = trials.count * trials.read_seconds  # once
     count, steps = plan_halving(plan.count_left(TRAININGS_END) - decoding, costs, folds, final)
@@ -109,7 +154,9 @@ def _decide(trials: Trials, trainings: list[Training]) -> Stage:
         needed = predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + decoding
         best, minutes = trainings[0].space.name, plan.count_minutes(needed + plan.elapsed, TRAININGS_END)
         return Stage(NAME, dropped=f"fine-tuning from {best}: it takes --minutes {minutes}")
-    what = f"{count} training(s) of up to {steps} steps in {folds} folds, and on all labels"
+    at = f" at {side} {trials.source.modality.solve.unit}" if side else ""
+    what = f"{count} training(s){at} of up to {steps} steps in {folds} folds, and on all labels"
     predicted = predict_halving(costs[:count], steps, folds, final)
     last = predicted - predict_halving(costs[:count], steps, folds, 0)
-    return Stage(NAME, what, predicted + decoding, {"count": count, "steps": steps, "final": round(last)})
+    settings = {"count": count, "steps": steps, "final": round(last), "image_size": side}
+    return Stage(NAME, what, predicted + decoding, settings)

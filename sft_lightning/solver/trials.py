@@ -243,7 +243,8 @@ class Trials:
             return None
         sized = replace(candidate, image_size=stage.settings["image_size"] or None)
         self._add_space(str(sized), stage.seconds)
-        return loaded or load_start(sized, self.source, math.inf)
+        start = loaded or load_start(sized, self.source, math.inf)
+        return replace(start, takes_smaller=start.is_large and candidate.image_size is self.source.given_size is None)
 
     def plan_pretraining(self, num_starts: int) -> Stage:
         """Choose the steps of pre-training from scratch.
@@ -286,8 +287,9 @@ class Trials:
         """
         weights = start.candidate.weights
         argv = (f"--model.backbone={start.backbone.name}", f"--model.weights={weights}")
-        space = Space(str(start.candidate), argv, 128, start.backbone, start.saw_pool, start.is_large, start.digest)
-        self._judge_space(space)
+        shrinks = start.candidate if start.takes_smaller and self.source.modality.solve.has_sides else None
+        known = start.saw_pool, start.is_large, start.digest, shrinks
+        self._judge_space(Space(str(start.candidate), argv, 128, start.backbone, *known))
         if start.backbone.misfits:
             self.report(f"  {start.candidate}: of another shape, so randomly initialized: {start.backbone.misfits[0]}")
 

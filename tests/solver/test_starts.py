@@ -15,7 +15,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.export.export import export
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.weights import write_weights
-from sft_lightning.solver import starts, trainings, trials
+from sft_lightning.solver import plan, starts, trainings, trials
 from sft_lightning.solver.find_starts import FoundStart, check_knowledge, find_starts
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.plan import Plan
@@ -138,6 +138,40 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     trainings.judge_trainings(again)
     assert [result.recipe.name for result in again.results] == [result.recipe.name for result in tried.results]
     assert len([*Path("lightning_logs/solve/more").glob("**/version_*")]) == 1 + source.num_folds
+
+
+@pytest.mark.parametrize("given", [None, 128])
+def test_trainings_see_smaller_images_where_larger_ones_take_too_long(
+    given: int | None, source: LabeledSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainings, "measure_seconds", lambda net, learns: 1e-6 if net.input_spec.shape[-1] < 100 else 9)
+    monkeypatch.setattr(plan, "TRAINING_STEPS", (3,))
+    monkeypatch.setattr(trainings, "START_SECONDS", 0.1)
+    monkeypatch.setattr(trainings, "PATIENCE", 1000.0)  # on a busy machine, too
+    lines: list[str] = []
+    tried = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 9.0), "small", Path("out"), lines.append)
+    candidate = Candidate(weights=str(write_start(Path("weights.safetensors")).absolute()), image_size=given)
+    tried.judge_start(tried.plan_starts([FoundStart(candidate, "as you asked", is_given=given is not None)])[0])
+    before = len(tried.results)
+    trainings.judge_trainings(tried)
+    if given is not None:  # which the user wants
+        assert len(tried.results) == before
+        assert f"fine-tuning from {candidate}: it takes --minutes" in lines[-1]
+        return
+    result = tried.results[-1]
+    assert "weights.safetensors, 96 px (3 steps)" in result.recipe.name
+    assert result.source.data.input_spec.shape == (3, 96, 96)
+    assert len(result.space.pool) == len(source.data.splits["unlabeled"])  # for the next labels
+    assert any("training(s) at 96 px of up to 3 steps" in line for line in lines)
+    configs = [*Path("lightning_logs/solve/small/trainings").glob("*/fold_0/version_0/fit.yaml")]
+    assert configs
+    assert all("image_size: 96" in config.read_text() for config in configs)
+    units = {*Path("out/units").iterdir()}
+    again = trials.Trials(source, Plan(Path("out/plan.json"), source.key, 9.0), "small", Path("out"), lines.append)
+    again.judge_start(again.plan_starts([FoundStart(candidate, "at hand")])[0])
+    trainings.judge_trainings(again)
+    assert [one.recipe.name for one in again.results] == [one.recipe.name for one in tried.results]
+    assert {*Path("out/units").iterdir()} == units
 
 
 def test_folds_that_take_too_long_are_given_up_and_taken_up_again(source: LabeledSource) -> None:

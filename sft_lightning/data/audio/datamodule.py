@@ -1,6 +1,7 @@
 """`AudioDataModule`: labeled, unlabeled, validation and test batches of the recordings of a source."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -252,7 +253,11 @@ class AudioDataModule(FewLabelDataModule):
         """Return the split, how it is read, and the number of workers: none where nothing is decoded."""
         storage = split.part.storage  # or features in place of the recordings
         decodes = isinstance(storage, Recordings) and not storage.is_cached(split.indices)
-        return split, self._windows, self.num_workers if decodes else 0
+        windows = self._windows
+        views = self._request.views
+        if train and name == "unlabeled" and set(views) <= {"pretrain", "pretrain_local"}:
+            windows = replace(windows, drawn=len(views))
+        return split, windows, self.num_workers if decodes else 0
 
     def inputs_of(self, name: str, positions: list[int]) -> Inputs:
         """Return one window of some recordings, for people to look at, (N, 1, ...)."""

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -27,10 +27,12 @@ class Windows:
     Attributes:
         samples: Length S of a window in samples.
         count: Number W of windows in evaluation, at equal distances from the first to the last possible one.
+        drawn: Number W of windows in training, at random places.
     """
 
     samples: int
     count: int = 1
+    drawn: int = field(default=1, repr=False)  # decides nothing about what an example is
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,15 +40,16 @@ class Windows:
         return self.count, self.samples
 
     def cut(self, x: Samples, seed: int | None) -> Tensor:
-        """Return windows of a recording, float32: in training a random one, (1, S), in evaluation W of them, (W, S).
+        """Return windows of a recording, float32, (W, S).
 
         Args:
             x: Samples of the recording, (N,).
-            seed: Seed of the random window; None for those of evaluation.
+            seed: Seed of the random windows of training; None for those of evaluation.
         """
         last = max(0, len(x) - self.samples)  # start of the last window
         if seed is not None:
-            starts = [random.Random(seed).randint(0, last)]
+            draw = random.Random(seed)
+            starts = [draw.randint(0, last) for _ in range(self.drawn)]
         else:
             starts = [round(last * k / max(1, self.count - 1)) for k in range(self.count)]
         made = np.zeros((len(starts), self.samples), np.float32)

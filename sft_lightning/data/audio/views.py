@@ -90,6 +90,15 @@ class AudioViews(Views):
         """Change recordings strongly."""
         return self._change(x, self._strong, seed_view(seed, 1))
 
+    def pretrain(self, x: Tensor, seed: int, number: int) -> Tensor:
+        """Change a window for self-supervised pre-training: each view has its own, where the recording is longer.
+
+        So two views of a recording are alike in what all of it has in common, as in Saeed et al. 2021, "Contrastive
+        learning of general-purpose audio representations".
+        """
+        place = number % x.shape[1]
+        return super().pretrain(x[:, place : place + 1], seed, number)
+
     def _change(self, x: Tensor, view: AudioView, seed: int) -> Tensor:
         if not view:
             return x

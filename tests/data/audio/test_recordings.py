@@ -5,18 +5,23 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import SGD
 
-from sft_lightning import AudioDataModule
+from sft_lightning import AudioDataModule, SelfSupervisedModule
 from sft_lightning.data.audio import recording_cache, storage
 from sft_lightning.data.audio.decoding import decode
 from sft_lightning.data.audio.storage import Recordings, Windows
+from sft_lightning.data.audio.views import AudioView
 from sft_lightning.data.source import Examples
+from sft_lightning.losses.pretraining.simclr import SimCLR
 from sft_lightning.utils.errors import InputError
 from tests.data.audio.recordings import KINDS, RATE, make_sound, write_folder
 
@@ -202,6 +207,32 @@ def test_long_recordings_are_seen_whole_in_evaluation(workdir: Path) -> None:
     assert not data.fixed_views
     few = open_data(Path("sounds"), val_size=0, test_size=3, eval_windows=1)
     assert next(iter(few.batches_of("test", torch.device("cpu")))).x.shape[1] == 1
+
+
+@pytest.mark.parametrize(("seconds", "differ"), [(1.2, True), (0.4, False)])
+def test_each_view_of_pre_training_has_its_own_window(seconds: float, differ: bool, workdir: Path) -> None:
+    write_folder(Path("sounds"), 3, seconds=seconds)
+    same = AudioView(gain=0.0, noise=1e-6)
+    data = open_data(
+        Path("sounds"), val_size=0, test_size=3, num_labels=0, batch_size=6, weak_view=same, strong_view=same
+    )
+    crops: list[tuple[torch.Tensor, ...]] = []
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Any, batch_idx: int) -> None:
+            crops.append(batch["unlabeled"].crops)
+
+    model = SelfSupervisedModule(
+        SimCLR(hidden=8, projection=4), backbone="resnet8", input_spec=data.input_spec, optimizer=SGD
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    Trainer(accelerator="cpu", max_epochs=1, callbacks=[Seen()], **quiet).fit(model, datamodule=data)
+    first, second = crops[0]
+    assert first.shape == second.shape == (6, 1, 32, 32)
+    distance = (first - second).abs().mean((1, 2, 3))
+    assert (distance > 0.01).all() if differ else (distance < 0.01).all()
+    spectrograms = next(iter(data.batches_of("unlabeled", torch.device("cpu")))).x  # as evaluation sees them
+    assert spectrograms.shape[1] == (3 if differ else 1)
 
 
 # --- cache
